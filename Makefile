@@ -1,0 +1,65 @@
+# Each target does its own set-up; a second call re-uses .venv.
+PYTHON ?= python3
+WORKDIR ?= runs/demo
+ARGS ?=
+
+UV_VERSION := 0.13.8
+VENV := .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format pin clean
+
+help:
+	@echo "make setup   build the environment in $(VENV)"
+	@echo "make demo    the whole pipeline on the embedded world,"
+	@echo "             to $(WORKDIR)/report.html (WORKDIR=... elsewhere)"
+	@echo "make test    all tests"
+	@echo "make lint    ruff, format check, types"
+	@echo "make format  let ruff format and fix"
+	@echo "make pin     requirements.in -> requirements.txt"
+	@echo "make clean   remove caches and $(VENV); runs are kept"
+
+setup: $(STAMP)
+
+# uv is much the faster; pip is there where uv cannot reach the registry.
+$(STAMP): requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: $(PYTHON) is missing or older than Python 3.11" >&2; \
+	  echo "  remedy: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; \
+	  exit 2; }
+	@echo "setting up $(VENV)"
+	@test -x $(RUN) || $(PYTHON) -m venv $(VENV) || { \
+	  echo "error: $(PYTHON) cannot make a virtual environment" >&2; \
+	  echo "  remedy: install its venv module (python3-venv)" >&2; exit 2; }
+	@$(RUN) -m uv --version 2>/dev/null | grep -q "^uv $(UV_VERSION)" || \
+	  $(RUN) -m pip install -q --disable-pip-version-check uv==$(UV_VERSION) || \
+	  echo "uv is not to be had; going on with pip"
+	@$(RUN) -m uv pip install -q --python $(RUN) -r requirements.txt || \
+	  $(RUN) -m pip install -q --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+demo: $(STAMP)
+	@$(RUN) -m experiments.pipeline --preset=world --workdir=$(WORKDIR) $(ARGS)
+
+test: $(STAMP)
+	@$(RUN) -m pytest -n logical --maxprocesses=8 --dist=worksteal $(ARGS)
+
+lint: $(STAMP)
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m pyright --level error
+
+format: $(STAMP)
+	@$(RUN) -m ruff check --fix .
+	@$(RUN) -m ruff format .
+
+pin: $(STAMP)
+	@$(RUN) -m uv pip compile requirements.in --universal --python-version 3.11 \
+	  --upgrade --no-emit-index-url --no-emit-find-links --no-header -q \
+	  -o requirements.txt
+
+clean:
+	@rm -rf $(VENV) .pytest_cache .ruff_cache build dist *.egg-info
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,538 @@
+"""Typed configs: frozen dataclasses whose defaults are the paper's numbers.
+
+Every field carries its help text, unit, paper section and allowed range, which
+`flags` turns into an absl flag. [P], [C], [D] and [I] mean: printed in the
+paper, from another source, our arithmetic, our inference. Nothing here reads a
+file or a clock.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from typing import Any
+
+from instructgpt_jax.errors import UserError
+
+
+def option(
+  default: Any,
+  help: str,
+  *,
+  unit: str = "",
+  paper: str = "",
+  minimum: float | None = None,
+  maximum: float | None = None,
+  above: float | None = None,
+  choices: tuple[str, ...] = (),
+) -> Any:
+  """A dataclass field with what `--help` and validation need to know.
+
+  Args:
+    default: the default value; its type is the flag's type.
+    help: one sentence.
+    unit: for example "tokens", "episodes".
+    paper: section of arXiv:2203.02155, with a tag when it is not printed there.
+    minimum: smallest allowed value, inclusive.
+    maximum: largest allowed value, inclusive.
+    above: exclusive lower bound.
+    choices: allowed strings.
+  """
+  return dataclasses.field(
+    default=default,
+    metadata=dict(
+      help=help,
+      unit=unit,
+      paper=paper,
+      minimum=minimum,
+      maximum=maximum,
+      above=above,
+      choices=choices,
+    ),
+  )
+
+
+def allowed_range(metadata: Any) -> str:
+  """The allowed values of a field in words, "" when there is no bound."""
+  if metadata.get("choices"):
+    return "one of " + ", ".join(repr(c) for c in metadata["choices"])
+  low, high = metadata.get("minimum"), metadata.get("maximum")
+  above = metadata.get("above")
+  left = f"> {above}" if above is not None else (
+    f">= {low}" if low is not None else ""
+  )
+  right = f"<= {high}" if high is not None else ""
+  return " and ".join(part for part in (left, right) if part)
+
+
+def _in_range(value: Any, metadata: Any) -> bool:
+  if metadata.get("choices"):
+    return value in metadata["choices"]
+  low, high = metadata.get("minimum"), metadata.get("maximum")
+  above = metadata.get("above")
+  if isinstance(value, float) and value != value:
+    return False
+  return (
+    (low is None or value >= low)
+    and (high is None or value <= high)
+    and (above is None or value > above)
+  )
+
+
+class Checked:
+  """Refuses values outside a field's range where the config is made."""
+
+  def __post_init__(self):
+    for field in dataclasses.fields(self):  # type: ignore[arg-type]
+      value = getattr(self, field.name)
+      if not _in_range(value, field.metadata):
+        raise UserError(
+          f"{value!r} is not allowed",
+          field=f"{type(self).__name__.lower()}.{field.name}",
+          remedy=f"give a value {allowed_range(field.metadata)}",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model(Checked):
+  """A pre-LayerNorm decoder with learned positions (the GPT family)."""
+
+  vocab_size: int = option(
+    0, "vocabulary size; 0 takes the tokenizer's", unit="tokens", minimum=0
+  )
+  context: int = option(
+    2048, "positions of a row", unit="tokens", paper="C [P]", minimum=2
+  )
+  layers: int = option(24, "decoder blocks", paper="GPT-3 table 2.1", minimum=1)
+  width: int = option(
+    2048, "residual width d_model", paper="GPT-3 table 2.1", minimum=1
+  )
+  heads: int = option(
+    16, "attention heads", paper="GPT-3 table 2.1", minimum=1
+  )
+  mlp_ratio: int = option(4, "d_ff / d_model", paper="GPT-3 2.1", minimum=1)
+  dropout: float = option(
+    0.0, "residual dropout; stages set it", paper="C.1 [P]", minimum=0.0,
+    maximum=0.99,
+  )
+  tie_embeddings: bool = option(True, "unembedding is the embedding transposed")
+  dtype: str = option(
+    "float32",
+    "activations and matrix products; master weights stay float32",
+    paper="C [P]",
+    choices=("float32", "bfloat16"),
+  )
+  remat: str = option(
+    "none",
+    "what the backward pass recomputes",
+    choices=("none", "dots", "full"),
+  )
+  scan_layers: bool = option(
+    False, "scan over layers: compile time flat in depth"
+  )
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.width % self.heads:
+      raise UserError(
+        f"width {self.width} is not a multiple of heads {self.heads}",
+        field="model.heads",
+        remedy="give a number of heads that divides model.width",
+      )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimizer(Checked):
+  """Adam with float32 moments; ε is added outside the square root."""
+
+  learning_rate: float = option(
+    9.65e-6, "peak learning rate", paper="C.1 [P]", above=0.0, maximum=1.0
+  )
+  schedule: str = option(
+    "cosine", "shape after warm-up", paper="C.1-C.4 [P]",
+    choices=("cosine", "constant"),
+  )
+  final_fraction: float = option(
+    0.1, "cosine ends at this share of the peak", paper="C.1 [P]", minimum=0.0,
+    maximum=1.0,
+  )
+  warmup_steps: int = option(
+    0, "linear warm-up", unit="updates", paper="C.1 none, C.4 10 iterations",
+    minimum=0,
+  )
+  warmup_init: float = option(
+    0.0, "warm-up starts at this share of the peak", paper="C.4 0.1 [P]",
+    minimum=0.0, maximum=1.0,
+  )
+  b1: float = option(0.9, "Adam β1", paper="C [P]", minimum=0.0, maximum=0.9999)
+  b2: float = option(
+    0.95, "Adam β2", paper="C [P]", minimum=0.0, maximum=0.99999
+  )
+  eps: float = option(
+    1e-8, "Adam ε, outside the square root", paper="unstated [I]", above=0.0
+  )
+  weight_decay: float = option(
+    0.0, "decoupled weight decay on matrices", paper="unstated [I]", minimum=0.0
+  )
+  clip_norm: float = option(
+    1.0, "global gradient norm limit; 0 is off", paper="unstated [I]",
+    minimum=0.0,
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tokenizer(Checked):
+  """Which tokenizer; one is trained on the data when no path is given."""
+
+  path: str = option(
+    "", "a .model, a tokenizer.json, or a folder with encoder.json/vocab.bpe"
+  )
+  vocab_size: int = option(
+    2048, "size of a trained sentencepiece vocabulary", unit="tokens",
+    minimum=64,
+  )
+  kind: str = option(
+    "bpe", "sentencepiece algorithm when one is trained",
+    choices=("bpe", "unigram", "word"),
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data(Checked):
+  """Four sources; each a path, a quoted glob, a comma list, or tfds:…"""
+
+  demonstrations: str = option("", "prompt/completion records for SFT")
+  comparisons: str = option("", "ranked or paired completions for the RM")
+  prompts: str = option("", "prompts for PPO and evaluation")
+  pretraining: str = option("", "documents for pretraining and ptx")
+  user_tag: str = option("Human:", "stands before a user's turn")
+  assistant_tag: str = option("Assistant:", "stands before a reply")
+  turn_separator: str = option(
+    "\\n\\n", "stands between turns; \\n means a new line"
+  )
+  max_prompt_tokens: int = option(
+    1024, "longer prompts are dropped and counted", unit="tokens",
+    paper="C [P]", minimum=1,
+  )
+  max_response_tokens: int = option(
+    1024, "longest response", unit="tokens", paper="C [P]", minimum=1
+  )
+  max_prompts_per_user: int = option(
+    200, "prompts kept per user id", paper="A [P]", minimum=1
+  )
+  common_prefix_chars: int = option(
+    200,
+    "prompts that share their first so many characters are one; 0 is off",
+    unit="characters", paper="A [P], length [I]", minimum=0,
+  )
+  filter_personal: bool = option(
+    True, "drop training records with personal information", paper="A [P]"
+  )
+  valid_fraction: float = option(
+    0.1, "share of users for validation", paper="A [P], share [I]",
+    minimum=0.0, maximum=0.5,
+  )
+  test_fraction: float = option(
+    0.1, "share of users for test", paper="A [P], share [I]", minimum=0.0,
+    maximum=0.5,
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mesh(Checked):
+  """Devices of the named mesh (data, fsdp, tensor)."""
+
+  data: int = option(-1, "batch shards; -1 takes what is left", minimum=-1)
+  fsdp: int = option(1, "parameter shards", minimum=1)
+  tensor: int = option(1, "shards within a layer", minimum=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run(Checked):
+  """Logging and saving."""
+
+  log_every: int = option(10, "metrics every so many steps", minimum=1)
+  save_every: int = option(
+    100, "checkpoint every so many steps; 0 only at the end", minimum=0
+  )
+  keep: int = option(2, "checkpoints kept", minimum=1)
+  tensorboard: bool = option(True, "write TensorBoard files")
+  compile_cache: str = option("", "folder of the persistent compilation cache")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pretrain(Checked):
+  """Language modelling on raw text, packed rows."""
+
+  steps: int = option(1000, "optimiser updates", unit="updates", minimum=1)
+  batch_size: int = option(
+    512, "rows a step", unit="rows", paper="GPT-3 table 2.1", minimum=1
+  )
+  microbatch: int = option(
+    0, "rows per accumulated microbatch; 0 is the whole batch", minimum=0
+  )
+  sequence: int = option(
+    0, "row length; 0 is the model's context", unit="tokens", minimum=0
+  )
+  dropout: float = option(0.0, "residual dropout", minimum=0.0, maximum=0.99)
+  eval_every: int = option(200, "validation loss every so many steps",
+                           minimum=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sft(Checked):
+  """Supervised fine-tuning on demonstrations."""
+
+  epochs: int = option(16, "passes over the data", paper="C.1 [P]", minimum=1)
+  batch_size: int = option(
+    32, "demonstrations a step", unit="examples", paper="C.1 [P]", minimum=1
+  )
+  microbatch: int = option(
+    0, "examples per accumulated microbatch; 0 is the whole batch", minimum=0
+  )
+  pack: bool = option(True, "pack several demonstrations into a row")
+  mask_prompt: bool = option(
+    True, "loss on completions only", paper="unstated [I]"
+  )
+  pretraining_fraction: float = option(
+    0.0, "share of pretraining rows mixed in", paper="C.3: 0.1 [P]",
+    minimum=0.0, maximum=0.9,
+  )
+  dropout: float = option(
+    0.2, "residual dropout", paper="C.1 [P]", minimum=0.0, maximum=0.99
+  )
+  select_by: str = option(
+    "auto",
+    "what chooses the checkpoint: RM score when a reward model is given",
+    paper="C.1 [P]", choices=("auto", "reward", "loss", "last"),
+  )
+  reward_model: str = option("", "workdir of a reward model for selection")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reward(Checked):
+  """The reward model: K ranked completions of a prompt are one element."""
+
+  epochs: int = option(1, "passes over the data", paper="C.2 [P]", minimum=1)
+  batch_size: int = option(
+    64, "prompts a step, each with its K completions", unit="prompts",
+    paper="C.2 [P]", minimum=1,
+  )
+  microbatch: int = option(
+    0, "prompts per accumulated microbatch; 0 is the whole batch", minimum=0
+  )
+  dropout: float = option(0.0, "residual dropout", paper="unstated [I]",
+                          minimum=0.0, maximum=0.99)
+  normalize: bool = option(
+    True, "set the bias so that demonstrations score 0 on average",
+    paper="3.5 [P]",
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ppo(Checked):
+  """PPO and PPO-ptx. Defaults follow arXiv:2203.02155, appendix C.4."""
+
+  episodes: int = option(
+    256_000, "episodes in all", unit="episodes", paper="C.4 [P]", minimum=1
+  )
+  rollout_batch: int = option(
+    512, "episodes an iteration", unit="episodes", paper="C.4 [P]", minimum=1
+  )
+  minibatch: int = option(
+    64, "episodes an update", unit="episodes", paper="C.4 [P]", minimum=1
+  )
+  microbatch: int = option(
+    0, "episodes per accumulated microbatch; 0 is the minibatch", minimum=0
+  )
+  inner_epochs: int = option(
+    1, "passes over a rollout batch", paper="C.4 [P]", minimum=1
+  )
+  kl_coef: float = option(
+    0.02, "β, per-token penalty towards the initial policy", paper="C.4 [P]",
+    minimum=0.0,
+  )
+  kl_target: float = option(
+    0.0, "KL of an episode that an adaptive β aims at; 0 keeps β fixed",
+    unit="nats", paper="lm-human-preferences [C]", minimum=0.0,
+  )
+  kl_horizon: float = option(
+    10_000.0, "episodes over which β adapts", unit="episodes",
+    paper="lm-human-preferences [C]", above=0.0,
+  )
+  ptx_coef: float = option(
+    27.8, "γ, weight of the pretraining loss; 0 is plain PPO",
+    paper="C.4 [P]", minimum=0.0,
+  )
+  ptx_ratio: int = option(
+    8, "pretraining rows per episode", paper="C.4 [P]", minimum=1
+  )
+  ptx_microbatch: int = option(
+    64, "pretraining rows per accumulated microbatch", unit="rows", minimum=1
+  )
+  clip_ratio: float = option(
+    0.2, "half-width of the policy's trust interval", paper="C.4 [P]",
+    above=0.0, maximum=1.0,
+  )
+  clip_value: float = option(
+    0.2, "half-width around the rollout's values; 0 is off",
+    paper="unstated; lineage [I]", minimum=0.0,
+  )
+  discount: float = option(1.0, "no discount", paper="C.4 [P]", minimum=0.0,
+                           maximum=1.0)
+  gae_lambda: float = option(
+    0.95, "λ of generalised advantage estimation", paper="unstated [I]",
+    minimum=0.0, maximum=1.0,
+  )
+  whiten_rewards: bool = option(
+    False, "divide rewards by their deviation, mean kept",
+    paper="lm-human-preferences [C]",
+  )
+  whiten_advantages: bool = option(
+    True, "mean 0 and variance 1 over the batch", paper="lineage [I]"
+  )
+  temperature: float = option(
+    1.0, "of sampling and of every log-probability", paper="C.4 [P]", above=0.0
+  )
+  top_k: int = option(0, "refused in training when not 0", minimum=0, maximum=0)
+  top_p: float = option(
+    1.0, "refused in training when not 1", minimum=1.0, maximum=1.0
+  )
+  eos_penalty: float = option(
+    0.0, "score taken away from a response that never ended",
+    paper="lineage [C]", minimum=0.0,
+  )
+  bootstrap_truncated: bool = option(
+    False, "value after a truncated response is V instead of 0",
+    paper="unstated [I]",
+  )
+  value_from_reward: bool = option(
+    True, "value network starts as the reward model", paper="C.4 [P]"
+  )
+  ema_decay: float = option(
+    0.992, "decay of the averaged weights, once per update", paper="C.4 [P]",
+    minimum=0.0, maximum=0.999999,
+  )
+  reward_model: str = option("", "workdir of the reward model")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Labeling(Checked):
+  """Rankings of our own models' samples, by the world's labelers."""
+
+  prompts: int = option(
+    1000, "prompts ranked a round", unit="prompts", minimum=1
+  )
+  completions: int = option(
+    6, "K, completions ranked a prompt", paper="3.5 [P]: 4 to 9", minimum=2,
+    maximum=9,
+  )
+  rounds: int = option(
+    2, "rounds of labeling; the second ranks the newest policy's samples",
+    paper="3.1 [P]", minimum=1,
+  )
+  probe_episodes: int = option(
+    1280, "episodes of the early policy that a later round samples",
+    unit="episodes", minimum=1,
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation(Checked):
+  """What the report measures."""
+
+  prompts: int = option(
+    1000, "held-out prompts", unit="prompts", paper="3,196 [P]", minimum=1
+  )
+  samples: int = option(
+    2, "samples a prompt at temperature 1", unit="samples", minimum=1
+  )
+  best_of_n: int = option(
+    8, "samples from which the RM picks one", unit="samples", minimum=1
+  )
+  bootstrap: int = option(
+    2000, "bootstrap resamples over distinct prompts", minimum=100
+  )
+  batch_size: int = option(128, "rows a decoding batch", minimum=1)
+  prefixes: str = option(
+    "", "candidate prefixes of the prompted baseline, separated by |",
+    paper="B [P]: four candidates",
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment(Checked):
+  """What every experiment has."""
+
+  seed: int = option(0, "of everything random", minimum=0)
+  init_from: str = option("", "workdir of an earlier stage to start from")
+  model: Model = Model()
+  tokenizer: Tokenizer = Tokenizer()
+  data: Data = Data()
+  mesh: Mesh = Mesh()
+  run: Run = Run()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainExperiment(Experiment):
+  pretrain: Pretrain = Pretrain()
+  optimizer: Optimizer = Optimizer(
+    learning_rate=2e-4, weight_decay=0.1, warmup_steps=100
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SftExperiment(Experiment):
+  """`sft` and `policy_init`."""
+
+  sft: Sft = Sft()
+  optimizer: Optimizer = Optimizer()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RewardExperiment(Experiment):
+  reward: Reward = Reward()
+  optimizer: Optimizer = Optimizer(learning_rate=9e-6)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PpoExperiment(Experiment):
+  """`ppo` (γ = 0) and `ppo_ptx`."""
+
+  ppo: Ppo = Ppo()
+  optimizer: Optimizer = Optimizer(
+    learning_rate=1.18e-5, schedule="constant", warmup_steps=80,
+    warmup_init=0.1, eps=1e-5,
+  )
+  value_optimizer: Optimizer = Optimizer(
+    learning_rate=9e-6, schedule="constant", warmup_steps=80, warmup_init=0.1,
+    eps=1e-5,
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PipelineExperiment(Experiment):
+  """All stages in order, then the report."""
+
+  pretrain: Pretrain = Pretrain()
+  pretrain_optimizer: Optimizer = Optimizer(
+    learning_rate=2e-4, weight_decay=0.1, warmup_steps=100
+  )
+  sft: Sft = Sft()
+  sft_optimizer: Optimizer = Optimizer()
+  policy_init: Sft = Sft(epochs=2, pretraining_fraction=0.1)
+  policy_init_optimizer: Optimizer = Optimizer(learning_rate=5e-6)
+  labeling: Labeling = Labeling()
+  reward: Reward = Reward()
+  reward_optimizer: Optimizer = Optimizer(learning_rate=9e-6)
+  ppo: Ppo = Ppo()
+  ppo_optimizer: Optimizer = PpoExperiment.optimizer
+  ptx_optimizer: Optimizer = PpoExperiment.optimizer
+  value_optimizer: Optimizer = PpoExperiment.value_optimizer
+  evaluation: Evaluation = Evaluation()
+
+
+def nearest(name: str, names: Any) -> str:
+  """' did you mean X?' for the nearest of `names`, or ''."""
+  found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.4)
+  return f"did you mean {found[0]!r}?" if found else ""

@@ -1,0 +1,1 @@
+"""Tokenizers, sources, curation and input pipelines."""

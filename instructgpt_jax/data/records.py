@@ -1,0 +1,93 @@
+"""What every file is read into: four kinds of record."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from instructgpt_jax import config
+
+ROLES = ("system", "user", "assistant")
+SPLITS = ("train", "valid", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+  """One message of a conversation."""
+
+  role: str  # one of ROLES
+  text: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prompt:
+  """A conversation that ends with the user's turn."""
+
+  turns: tuple[Turn, ...]
+  user_id: str = ""
+  origin: str = ""  # file:line
+  split: str = ""  # one of SPLITS, or "" where the file does not say
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Demonstration:
+  """A prompt and the reply that a labeler wrote."""
+
+  turns: tuple[Turn, ...]
+  completion: str
+  user_id: str = ""
+  labeler_id: str = ""
+  origin: str = ""
+  split: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ranking:
+  """A prompt with K ranked replies; rank 1 is best, equal ranks are ties."""
+
+  turns: tuple[Turn, ...]
+  completions: tuple[str, ...]
+  ranks: tuple[int, ...]
+  user_id: str = ""
+  labeler_id: str = ""
+  origin: str = ""
+  split: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Document:
+  """A text for pretraining."""
+
+  text: str
+  origin: str = ""
+  split: str = ""
+
+
+Record = Prompt | Demonstration | Ranking | Document
+
+
+def separator(data: config.Data) -> str:
+  """The turn separator, with its escapes \\n and \\t resolved."""
+  return data.turn_separator.replace("\\n", "\n").replace("\\t", "\t")
+
+
+def prompt_text(turns: tuple[Turn, ...], data: config.Data) -> str:
+  """A conversation as the text that a reply follows.
+
+  "Human: hi\\n\\nAssistant:" for one turn. A system turn stands alone, without
+  a tag. The text ends with the bare assistant tag; see `completion_text`.
+  """
+  tags = {"user": data.user_tag, "assistant": data.assistant_tag, "system": ""}
+  parts = [
+    f"{tags[t.role]} {t.text}" if tags[t.role] else t.text for t in turns
+  ]
+  return separator(data).join([*parts, data.assistant_tag])
+
+
+def completion_text(completion: str) -> str:
+  """A reply as the text that follows the bare assistant tag."""
+  return " " + completion.lstrip(" ")
+
+
+def reply_text(decoded: str) -> str:
+  """The reply in a decoded response: `completion_text` undone."""
+  return decoded[1:] if decoded.startswith(" ") else decoded

@@ -1,0 +1,298 @@
+"""Records to rows of token ids. Pure numpy; shapes as in `types`."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from instructgpt_jax import config
+from instructgpt_jax.data import records
+from instructgpt_jax.data.tokenizer import Tokenizer
+from instructgpt_jax.errors import UserError
+
+Rows = dict[str, np.ndarray]
+"""tokens, segments, positions [R, T] int32 and weights [R, T] float32."""
+
+
+class EncodedRanking(NamedTuple):
+  """A ranking in token ids."""
+
+  prompt: np.ndarray  # [p] int32
+  completions: tuple[np.ndarray, ...]  # K of [n] int32
+  ranks: tuple[int, ...]  # K
+
+
+def _int32(ids) -> np.ndarray:
+  return np.asarray(ids, np.int32)
+
+
+def encode_prompts(
+  turns: Sequence[tuple[records.Turn, ...]],
+  tokenizer: Tokenizer,
+  data: config.Data,
+) -> list[np.ndarray]:
+  """Token ids of prompts, exactly as a rollout starts from them."""
+  texts = [records.prompt_text(t, data) for t in turns]
+  return [_int32(ids) for ids in tokenizer.encode_batch(texts)]
+
+
+def encode_completions(
+  completions: Sequence[str], tokenizer: Tokenizer, data: config.Data
+) -> list[np.ndarray]:
+  """Token ids of replies with their end-of-text token.
+
+  A reply of more than `data.max_response_tokens` is cut there, and then has no
+  end-of-text token: it did not end.
+  """
+  texts = [records.completion_text(c) for c in completions]
+  limit = data.max_response_tokens
+  return [
+    _int32([*ids, tokenizer.eos_id][:limit])
+    for ids in tokenizer.encode_batch(texts)
+  ]
+
+
+def encode_demonstration(
+  demonstration: records.Demonstration,
+  tokenizer: Tokenizer,
+  data: config.Data,
+) -> tuple[np.ndarray, np.ndarray]:
+  """(prompt ids, completion ids with end-of-text) of one demonstration."""
+  return encode_demonstrations([demonstration], tokenizer, data)[0]
+
+
+def encode_demonstrations(
+  demonstrations: Sequence[records.Demonstration],
+  tokenizer: Tokenizer,
+  data: config.Data,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+  """`encode_demonstration` of many, in two tokenizer calls."""
+  return list(
+    zip(
+      encode_prompts([d.turns for d in demonstrations], tokenizer, data),
+      encode_completions(
+        [d.completion for d in demonstrations], tokenizer, data
+      ),
+      strict=True,
+    )
+  )
+
+
+def encode_rankings(
+  rankings: Sequence[records.Ranking],
+  tokenizer: Tokenizer,
+  data: config.Data,
+) -> list[EncodedRanking]:
+  """Rankings in token ids; every completion ends as a rollout's does."""
+  prompts = encode_prompts([r.turns for r in rankings], tokenizer, data)
+  flat = encode_completions(
+    [c for r in rankings for c in r.completions], tokenizer, data
+  )
+  result, at = [], 0
+  for ranking, prompt in zip(rankings, prompts, strict=True):
+    k = len(ranking.completions)
+    result.append(
+      EncodedRanking(prompt, tuple(flat[at : at + k]), tuple(ranking.ranks))
+    )
+    at += k
+  return result
+
+
+def example(
+  prompt: np.ndarray, completion: np.ndarray, *, mask_prompt: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+  """(ids [n], weights [n]) of one demonstration.
+
+  Nothing precedes the first token, so its weight is 0 in any case.
+  """
+  ids = np.concatenate([_int32(prompt), _int32(completion)])
+  weights = np.ones(len(ids), np.float32)
+  weights[: len(prompt) if mask_prompt else 1] = 0.0
+  weights[:1] = 0.0
+  return ids, weights
+
+
+def _empty_rows(count: int, length: int, pad_id: int) -> Rows:
+  return dict(
+    tokens=np.full((count, length), pad_id, np.int32),
+    segments=np.zeros((count, length), np.int32),
+    positions=np.zeros((count, length), np.int32),
+    weights=np.zeros((count, length), np.float32),
+  )
+
+
+def pack_examples(
+  examples: Sequence[tuple[np.ndarray, np.ndarray]],
+  length: int,
+  *,
+  pad_id: int,
+) -> Rows:
+  """Packs examples into rows, best fit of the longest first.
+
+  No example is split, and none sees another: each is a segment with positions
+  of its own.
+
+  Args:
+    examples: (ids [n], weights [n]) with n <= length.
+    length: T, tokens of a row.
+    pad_id: fills rows up.
+
+  Returns:
+    Rows, in the order in which each row's first example came.
+  """
+  lengths = [len(ids) for ids, _ in examples]
+  if lengths and max(lengths) > length:
+    raise UserError(
+      f"an example of {max(lengths)} tokens does not fit a row of {length}",
+      field="data.max_response_tokens",
+      remedy="lower data.max_prompt_tokens and data.max_response_tokens until"
+      " their sum fits, or raise model.context",
+    )
+  order = sorted(range(len(examples)), key=lambda i: (-lengths[i], i))
+  bins: list[list[int]] = []
+  free: list[list[int]] = [[] for _ in range(length + 1)]  # by room left
+  rooms: list[int] = []  # sorted room values that have bins
+  for i in order:
+    n = lengths[i]
+    if not n:
+      continue
+    at = bisect.bisect_left(rooms, n)
+    if at == len(rooms):
+      bins.append([i])
+      b, room = len(bins) - 1, length - n
+    else:
+      room = rooms[at]
+      b = free[room].pop()
+      if not free[room]:
+        rooms.pop(at)
+      bins[b].append(i)
+      room -= n
+    if room:
+      if not free[room]:
+        bisect.insort(rooms, room)
+      free[room].append(b)
+  rows = _empty_rows(len(bins), length, pad_id)
+  for r, members in enumerate(sorted(sorted(m) for m in bins)):
+    start = 0
+    for s, i in enumerate(members, 1):
+      ids, weights = examples[i]
+      at = slice(start, start + len(ids))
+      rows["tokens"][r, at] = ids
+      rows["segments"][r, at] = s
+      rows["positions"][r, at] = np.arange(len(ids))
+      rows["weights"][r, at] = weights
+      start += len(ids)
+  return rows
+
+
+def pad_examples(
+  examples: Sequence[tuple[np.ndarray, np.ndarray]],
+  length: int,
+  *,
+  pad_id: int,
+) -> Rows:
+  """One example a row, right-padded: the layout without packing."""
+  rows = _empty_rows(len(examples), length, pad_id)
+  for r, (ids, weights) in enumerate(examples):
+    if len(ids) > length:
+      pack_examples([(ids, weights)], length, pad_id=pad_id)
+    rows["tokens"][r, : len(ids)] = ids
+    rows["segments"][r, : len(ids)] = 1
+    rows["positions"][r, : len(ids)] = np.arange(len(ids))
+    rows["weights"][r, : len(ids)] = weights
+  return rows
+
+
+def document_rows(
+  documents: Sequence[Sequence[int] | np.ndarray],
+  length: int,
+  *,
+  eos_id: int,
+  pad_id: int,
+) -> Rows:
+  """Documents as one stream with end-of-text after each, cut into rows.
+
+  As GPT-3's rows, except that a token attends to its own document only: each
+  document in a row is a segment. A document that goes on in the next row starts
+  anew there. Weights are 1 but on a segment's first token.
+
+  Args:
+    documents: token ids of each document.
+    length: T, tokens of a row.
+    eos_id: stands after each document.
+    pad_id: fills up the last row.
+  """
+  kept = [_int32(d) for d in documents if len(d)]
+  lengths = np.asarray([len(d) + 1 for d in kept], np.int64)
+  total = int(lengths.sum())
+  count = -(-total // length)
+  rows = _empty_rows(count, length, pad_id)
+  if not total:
+    return rows
+  stream = np.full(count * length, pad_id, np.int32)
+  ends = np.cumsum(lengths)
+  body = np.ones(total, bool)
+  body[ends - 1] = False
+  stream[:total][body] = np.concatenate(kept)
+  stream[ends - 1] = eos_id
+  owner = np.full(count * length, -1, np.int64)
+  owner[:total] = np.repeat(np.arange(len(kept)), lengths)
+  owner = owner.reshape(count, length)
+  first = np.ones((count, length), bool)
+  first[:, 1:] = owner[:, 1:] != owner[:, :-1]
+  real = owner >= 0
+  column = np.arange(length)
+  start = np.maximum.accumulate(np.where(first, column, 0), axis=1)
+  rows["tokens"] = stream.reshape(count, length)
+  rows["segments"] = (np.cumsum(first, axis=1) * real).astype(np.int32)
+  rows["positions"] = ((column - start) * real).astype(np.int32)
+  rows["weights"] = (real & ~first).astype(np.float32)
+  return rows
+
+
+def encode_documents(
+  texts: Sequence[str], tokenizer: Tokenizer
+) -> list[np.ndarray]:
+  """Token ids of documents."""
+  return [_int32(ids) for ids in tokenizer.encode_batch(texts)]
+
+
+def left_pad(
+  sequences: Sequence[np.ndarray], width: int, pad_id: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """(tokens [B, width] int32, mask [B, width] bool), padded on the left."""
+  tokens = np.full((len(sequences), width), pad_id, np.int32)
+  mask = np.zeros((len(sequences), width), bool)
+  for r, ids in enumerate(sequences):
+    if len(ids) > width:
+      raise ValueError(f"{len(ids)} tokens do not fit a width of {width}")
+    if len(ids):
+      tokens[r, width - len(ids) :] = ids
+      mask[r, width - len(ids) :] = True
+  return tokens, mask
+
+
+def right_pad(
+  sequences: Sequence[np.ndarray], width: int, pad_id: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """(tokens [B, width] int32, mask [B, width] bool), padded on the right."""
+  tokens, mask = left_pad([s[::-1] for s in sequences], width, pad_id)
+  return tokens[:, ::-1].copy(), mask[:, ::-1].copy()
+
+
+def bucket(length: int, buckets: Sequence[int]) -> int:
+  """The smallest of the allowed lengths that holds `length`."""
+  for size in sorted(buckets):
+    if length <= size:
+      return size
+  raise ValueError(f"length {length} is above every bucket {tuple(buckets)}")
+
+
+def bucket_sizes(longest: int, *, count: int = 3) -> tuple[int, ...]:
+  """At most `count` lengths, halving from `longest` rounded up to 8."""
+  top = max(8, -(-longest // 8) * 8)
+  sizes = {max(8, -(-(top >> i) // 8) * 8) for i in range(count)}
+  return tuple(sorted(sizes))

@@ -1,0 +1,123 @@
+"""Command line → config → workdir → run, with short errors."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from instructgpt_jax import flags
+from instructgpt_jax.errors import UserError
+from instructgpt_jax.runtime import files
+
+T = TypeVar("T")
+
+USER_ERROR = 2
+INTERRUPTED = 130
+_LINES = 3
+
+
+def main(
+  experiment: str,
+  get_config: Callable[[str], T],
+  run: Callable[[T, str], Any],
+  doc: str = "",
+  *,
+  argv: Sequence[str] | None = None,
+  default_preset: str = "",
+  presets: Sequence[str] = (),
+) -> int:
+  """Runs an experiment from its command line; `sys.exit` what it returns.
+
+  Args:
+    experiment: its name, written into the workdir's config.json.
+    get_config: preset name → config.
+    run: the loop, called with (config, workdir).
+    doc: the experiment's docstring for `--help`.
+    argv: arguments; the process's own when None.
+    default_preset: preset when none is given.
+    presets: names of the presets for `--help`.
+
+  Returns:
+    Exit status: 0, 2 after a user's mistake, 130 after an interrupt.
+  """
+  argv = sys.argv[1:] if argv is None else argv
+
+  def launch():
+    try:
+      config, workdir = flags.parse(
+        argv,
+        get_config,
+        doc=doc,
+        experiment=experiment,
+        default_preset=default_preset,
+        presets=presets,
+      )
+    except flags.Help as text:
+      print(text, end="")
+      return
+    files.claim_workdir(workdir, experiment, flags.config_to_dict(config))
+    quiet()
+    settings = getattr(config, "run", None)
+    if settings is not None and settings.compile_cache:
+      use_compile_cache(settings.compile_cache)
+    run(config, workdir)
+
+  return guarded(launch)
+
+
+def guarded(body: Callable[[], Any]) -> int:
+  """Calls `body`; its exit status, with a user's mistake in three lines."""
+  try:
+    body()
+  except UserError as error:
+    print(error_text(error), file=sys.stderr)
+    return USER_ERROR
+  except KeyboardInterrupt:
+    print(
+      "interrupted; the same command goes on from the last checkpoint",
+      file=sys.stderr,
+    )
+    return INTERRUPTED
+  except BrokenPipeError:
+    # Whoever read our output has closed it; Python would complain at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
+  except OSError as error:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+      raise
+    known = files.disk_error(error, error.filename or "the disk")
+    print(error_text(known), file=sys.stderr)
+    return USER_ERROR
+  return 0
+
+
+def error_text(error: UserError) -> str:
+  """The error in at most three lines of at most 300 characters."""
+  lines = [line for line in str(error).splitlines() if line.strip()]
+  if len(lines) > _LINES:
+    lines = [*lines[: _LINES - 1], lines[-1]]
+  lines[0] = f"error: {lines[0]}"
+  return "\n".join(
+    textwrap.shorten(line, 300, placeholder=" …") if len(line) > 300 else line
+    for line in lines
+  )
+
+
+def quiet() -> None:
+  """Keeps the libraries' own log lines below "error" off the screen."""
+  from absl import logging
+
+  logging.set_verbosity(logging.ERROR)
+
+
+def use_compile_cache(directory: str) -> None:
+  """Keeps compiled programs in a folder, for later runs to load."""
+  import jax
+
+  files.make_directory(directory)
+  jax.config.update("jax_compilation_cache_dir", os.path.abspath(directory))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

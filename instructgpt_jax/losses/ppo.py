@@ -1,0 +1,148 @@
+"""The losses of proximal policy optimisation, and the KL controller."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from instructgpt_jax.losses import masked
+from instructgpt_jax.types import Array
+
+
+def policy_loss(
+  logp: ArrayLike,
+  old_logp: ArrayLike,
+  advantages: ArrayLike,
+  mask: ArrayLike,
+  *,
+  clip_ratio: ArrayLike,
+  normalizer: ArrayLike | None = None,
+) -> tuple[Array, dict[str, Array]]:
+  """Clipped surrogate objective (arXiv:1707.06347, eq. 7), mean over tokens.
+
+  Args:
+    logp: [B, N] log-probabilities of the sampled tokens, policy in training.
+    old_logp: [B, N] the same under the rollout policy; constant.
+    advantages: [B, N] advantages; constant.
+    mask: [B, N] bool, True on response tokens.
+    clip_ratio: half-width of the trust interval around ratio 1.
+    normalizer: response tokens of the whole minibatch, when this is one of its
+      microbatches.
+
+  Returns:
+    The scalar loss, and a dict of scalars, all averaged as the loss is:
+    `clip_fraction`, tokens whose clipped objective is the smaller one;
+    `approx_kl`, KL(old ‖ new) by ratio − 1 − log ratio (k3); `ratio_mean`; and
+    `ratio_variance` around 1, the ratio's expectation under the old policy.
+  """
+  logp = masked.keep(logp, mask)
+  old_logp = jax.lax.stop_gradient(masked.keep(old_logp, mask))
+  advantages = jax.lax.stop_gradient(masked.keep(advantages, mask))
+  log_ratio = logp - old_logp
+  ratio = jnp.exp(log_ratio)
+  plain = ratio * advantages
+  clipped = jnp.clip(ratio, 1 - clip_ratio, 1 + clip_ratio) * advantages
+
+  def average(x: Array) -> Array:
+    return masked.masked_mean(x, mask, normalizer=normalizer)
+
+  loss = -average(jnp.minimum(plain, clipped))
+  metrics = {
+    "clip_fraction": average(clipped < plain),
+    "approx_kl": average(jnp.expm1(log_ratio) - log_ratio),
+    "ratio_mean": average(ratio),
+    "ratio_variance": average(jnp.square(jnp.expm1(log_ratio))),
+  }
+  return loss, jax.lax.stop_gradient(metrics)
+
+
+def value_loss(
+  values: ArrayLike,
+  old_values: ArrayLike,
+  returns: ArrayLike,
+  mask: ArrayLike,
+  *,
+  clip_value: float,
+  normalizer: ArrayLike | None = None,
+) -> tuple[Array, dict[str, Array]]:
+  """½ · mean of the larger of two squared errors (lm-human-preferences).
+
+  The second error is that of the value held within `clip_value` of the value at
+  rollout time.
+
+  Args:
+    values: [B, N] values of the network in training.
+    old_values: [B, N] values at rollout time; constant.
+    returns: [B, N] returns; constant.
+    mask: [B, N] bool, True on response tokens.
+    clip_value: half-width around the rollout's values; 0 is no clipping. A
+      Python number.
+    normalizer: response tokens of the whole minibatch, when this is one of its
+      microbatches.
+
+  Returns:
+    The scalar loss, and a dict of scalars, averaged as the loss is:
+    `value_clip_fraction`, tokens whose clipped error is the larger one, and
+    `value_error`, the mean squared unclipped error.
+  """
+  values = masked.keep(values, mask)
+  old_values = jax.lax.stop_gradient(masked.keep(old_values, mask))
+  returns = jax.lax.stop_gradient(masked.keep(returns, mask))
+
+  def average(x: Array) -> Array:
+    return masked.masked_mean(x, mask, normalizer=normalizer)
+
+  plain = worst = jnp.square(values - returns)
+  outside = jnp.zeros(values.shape, jnp.bool_)
+  if clip_value > 0:
+    held = jnp.clip(values, old_values - clip_value, old_values + clip_value)
+    error = jnp.square(held - returns)
+    worst = jnp.maximum(plain, error)
+    outside = error > plain
+  metrics = {
+    "value_clip_fraction": average(outside),
+    "value_error": average(plain),
+  }
+  return 0.5 * average(worst), jax.lax.stop_gradient(metrics)
+
+
+def adaptive_kl(
+  kl_coef: ArrayLike,
+  kl: ArrayLike,
+  *,
+  target: ArrayLike,
+  horizon: ArrayLike,
+  episodes: ArrayLike,
+) -> Array:
+  """The next β: proportional control of log β (arXiv:1909.08593, section 2.2).
+
+  Args:
+    kl_coef: β now.
+    kl: mean KL of an episode, in nats.
+    target: the KL aimed at.
+    horizon: episodes over which β adapts.
+    episodes: episodes since the last call.
+
+  Returns:
+    β · (1 + error · episodes / horizon), error = clip(KL / target − 1, ±0.2).
+  """
+  error = jnp.clip(masked.as_float(kl) / target - 1, -0.2, 0.2)
+  return masked.as_float(kl_coef) * (1 + error * episodes / horizon)
+
+
+def explained_variance(
+  values: ArrayLike, returns: ArrayLike, mask: ArrayLike
+) -> Array:
+  """1 − Var(returns − values) / Var(returns); 0 where returns do not vary.
+
+  Args:
+    values: [B, N] values at rollout time.
+    returns: [B, N] returns.
+    mask: [B, N] bool, True on response tokens.
+  """
+  returns = masked.keep(returns, mask)
+  values = masked.keep(values, mask)
+  total = masked.masked_variance(returns, mask)
+  left = masked.masked_variance(returns - values, mask)
+  return jnp.where(total > 0, 1 - masked.safe_divide(left, total), 0)

@@ -1,0 +1,108 @@
+"""The reward model's loss over K ranked completions of a prompt."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from instructgpt_jax.losses import masked
+from instructgpt_jax.types import Array
+
+
+def comparable_pairs(ranks: ArrayLike, valid: ArrayLike) -> Array:
+  """Which ordered pairs (winner, loser) a ranking holds; ties are in none.
+
+  Args:
+    ranks: [B, K] int, 1 is best, equal ranks are ties.
+    valid: [B, K] bool, False on completions that fill up K.
+
+  Returns:
+    [B, K, K] bool, True at [b, w, l] where completion w beats l.
+  """
+  ranks, valid = jnp.asarray(ranks), masked.as_mask(valid)
+  better = ranks[..., :, None] < ranks[..., None, :]
+  return better & valid[..., :, None] & valid[..., None, :]
+
+
+def count_prompts(ranks: ArrayLike, valid: ArrayLike) -> Array:
+  """Prompts with at least one pair: the `normalizer` of `ranking_loss`.
+
+  Args:
+    ranks: [B, K] int.
+    valid: [B, K] bool.
+  """
+  found = jnp.any(comparable_pairs(ranks, valid), axis=(-2, -1))
+  return jnp.sum(found.astype(jnp.float32))
+
+
+def _margins(scores: ArrayLike) -> Array:
+  """[B, K, K] score of the row's completion minus that of the column's."""
+  scores = masked.as_float(scores)
+  return scores[..., :, None] - scores[..., None, :]
+
+
+def _won(margins: Array) -> Array:
+  """1 where the winner scores higher, ½ where both score the same."""
+  return 0.5 * (jnp.sign(jax.lax.stop_gradient(margins)) + 1)
+
+
+def pair_accuracy(
+  scores: ArrayLike, ranks: ArrayLike, valid: ArrayLike
+) -> tuple[Array, Array]:
+  """How many pairs of each prompt the scores put in the right order.
+
+  Args:
+    scores: [B, K] scalar rewards.
+    ranks: [B, K] int, 1 is best.
+    valid: [B, K] bool.
+
+  Returns:
+    [B] pairs in the right order (equal scores count ½), and [B] pairs.
+  """
+  pairs = comparable_pairs(ranks, valid)
+  won = _won(_margins(scores))
+  correct = masked.masked_sum(won, pairs, axis=(-2, -1))
+  return correct, jnp.sum(pairs.astype(correct.dtype), axis=(-2, -1))
+
+
+def ranking_loss(
+  scores: ArrayLike,
+  ranks: ArrayLike,
+  valid: ArrayLike,
+  *,
+  normalizer: ArrayLike | None = None,
+) -> tuple[Array, dict[str, Array]]:
+  """−log σ(r_w − r_l), mean of a prompt's pairs, then of prompts.
+
+  Eq. 1 of arXiv:2203.02155. The paper divides a prompt's pairs by C(K, 2) and
+  drops ties; here the divisor is the number of pairs left without the ties, so
+  every prompt that has a pair weighs the same.
+
+  Args:
+    scores: [B, K] scalar rewards.
+    ranks: [B, K] int, 1 is best, equal ranks are ties.
+    valid: [B, K] bool, False on completions that fill up K.
+    normalizer: prompts with a pair in the whole batch (`count_prompts`), when
+      this is one of its microbatches.
+
+  Returns:
+    The scalar loss and a dict of scalars. `accuracy` (equal scores count ½),
+    and `margin`, r_w − r_l, are averaged as the loss is; `pairs` and `prompts`
+    are counts.
+  """
+  pairs = comparable_pairs(ranks, valid)
+  margins = jnp.where(pairs, _margins(scores), 0)
+  has_pair = jnp.any(pairs, axis=(-2, -1))
+
+  def average(x: Array) -> Array:
+    within = masked.masked_mean(x, pairs, axis=(-2, -1))
+    return masked.masked_mean(within, has_pair, normalizer=normalizer)
+
+  loss = average(-jax.nn.log_sigmoid(margins))
+  return loss, {
+    "accuracy": average(_won(margins)),
+    "margin": average(jax.lax.stop_gradient(margins)),
+    "pairs": jnp.sum(pairs.astype(loss.dtype)),
+    "prompts": jnp.sum(has_pair.astype(loss.dtype)),
+  }

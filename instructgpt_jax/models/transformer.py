@@ -1,0 +1,418 @@
+"""A pre-LayerNorm decoder with learned positions (the GPT family)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from instructgpt_jax import config as config_lib
+from instructgpt_jax.types import Array, PyTree, pytree
+
+KERNEL_STDDEV = 0.02  # GPT-2's
+
+
+@pytree
+class Cache:
+  """Keys and values of the tokens seen so far; one array a layer.
+
+  With `scan_layers` the tuples hold one array with a leading layer axis.
+  """
+
+  keys: tuple[Array, ...]  # L × [B, S, H, D / H]
+  values: tuple[Array, ...]  # L × [B, S, H, D / H]
+  valid: Array  # [B, S] bool, True where a real token is stored
+  index: Array  # [] int32, the next free slot
+
+
+def _kernel(*axes: str | None, stddev: float = KERNEL_STDDEV) -> Any:
+  return nn.with_logical_partitioning(nn.initializers.normal(stddev), axes)
+
+
+def _vector(initializer: Any, *axes: str | None) -> Any:
+  return nn.with_logical_partitioning(initializer, axes)
+
+
+def attend(query: Array, key: Array, value: Array, mask: Array) -> Array:
+  """Scaled dot-product attention with the softmax in float32.
+
+  Args:
+    query: [B, T, H, D / H].
+    key: [B, S, H, D / H].
+    value: [B, S, H, D / H].
+    mask: [B, T, S] bool, True where a query may look.
+
+  Returns:
+    [B, T, H, D / H] in the query's type.
+  """
+  return jax.nn.dot_product_attention(query, key, value, mask=mask[:, None])
+
+
+class Block(nn.Module):
+  """Attention and MLP, each behind a LayerNorm and added to the residual."""
+
+  config: config_lib.Model
+
+  def setup(self):
+    c = self.config
+    dtype = jnp.dtype(c.dtype)
+    residual = KERNEL_STDDEV / (2 * c.layers) ** 0.5
+    zeros = nn.initializers.zeros
+    self.norm_attention = _layer_norm(dtype)
+    self.qkv = nn.DenseGeneral(
+      (3, c.heads, c.width // c.heads),
+      dtype=dtype,
+      kernel_init=_kernel("embed", None, "heads", None),
+      bias_init=_vector(zeros, None, "heads", None),
+    )
+    self.project = nn.DenseGeneral(
+      c.width,
+      axis=(-2, -1),
+      dtype=dtype,
+      kernel_init=_kernel("heads", None, "embed", stddev=residual),
+      bias_init=_vector(zeros, "embed"),
+    )
+    self.norm_mlp = _layer_norm(dtype)
+    self.up = nn.Dense(
+      c.mlp_ratio * c.width,
+      dtype=dtype,
+      kernel_init=_kernel("embed", "mlp"),
+      bias_init=_vector(zeros, "mlp"),
+    )
+    self.down = nn.Dense(
+      c.width,
+      dtype=dtype,
+      kernel_init=_kernel("mlp", "embed", stddev=residual),
+      bias_init=_vector(zeros, "embed"),
+    )
+    self.drop = nn.Dropout(c.dropout)
+
+  def _mlp(self, x: Array, deterministic: bool) -> Array:
+    hidden = nn.gelu(self.up(self.norm_mlp(x)), approximate=True)
+    return x + self.drop(self.down(hidden), deterministic=deterministic)
+
+  def __call__(
+    self, x: Array, mask: Array, deterministic: bool
+  ) -> tuple[Array, tuple[Array, Array]]:
+    """x [B, T, D], mask [B, T, T] → the next x, and this layer's keys, values.
+
+    """
+    qkv = self.qkv(self.norm_attention(x))
+    query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+    attended = self.project(attend(query, key, value, mask))
+    x = x + self.drop(attended, deterministic=deterministic)
+    return self._mlp(x, deterministic), (key, value)
+
+  def decode(
+    self, x: Array, stored: tuple[Array, Array], mask: Array, index: Array
+  ) -> tuple[Array, tuple[Array, Array]]:
+    """One token: x [B, 1, D], stored 2 × [B, S, H, D / H], mask [B, 1, S]."""
+    qkv = self.qkv(self.norm_attention(x))
+    keys, values = (
+      jax.lax.dynamic_update_slice_in_dim(
+        old, qkv[:, :, i].astype(old.dtype), index, axis=1
+      )
+      for i, old in ((1, stored[0]), (2, stored[1]))
+    )
+    x = x + self.project(attend(qkv[:, :, 0], keys, values, mask))
+    return self._mlp(x, True), (keys, values)
+
+
+def _layer_norm(dtype: Any) -> nn.LayerNorm:
+  return nn.LayerNorm(
+    epsilon=1e-5,
+    dtype=dtype,
+    scale_init=_vector(nn.initializers.ones, "embed"),
+    bias_init=_vector(nn.initializers.zeros, "embed"),
+  )
+
+
+def attention_mask(segments: Array) -> Array:
+  """[B, T] segments → [B, T, T]: causal, and within one segment.
+
+  Padding is segment 0 and attends to padding, which nothing real reads.
+  """
+  length = segments.shape[1]
+  causal = jnp.tril(jnp.ones((length, length), bool))
+  return causal & (segments[:, :, None] == segments[:, None, :])
+
+
+class Transformer(nn.Module):
+  """Embedding, blocks and the final LayerNorm; the heads sit on top."""
+
+  config: config_lib.Model
+
+  def setup(self):
+    c = self.config
+    self.embedding = nn.Embed(
+      c.vocab_size,
+      c.width,
+      dtype=jnp.dtype(c.dtype),
+      embedding_init=_kernel("vocab", "embed"),
+    )
+    self.position_embedding = nn.Embed(
+      c.context,
+      c.width,
+      dtype=jnp.dtype(c.dtype),
+      embedding_init=_kernel("position", "embed", stddev=0.01),
+    )
+    self.final_norm = _layer_norm(jnp.dtype(c.dtype))
+    if c.scan_layers:
+      self.blocks = nn.scan(
+        _rematerialised(c, static_argnum=3),
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=(nn.broadcast, nn.broadcast),
+        length=c.layers,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+        methods=None,
+      )(c)
+    else:
+      block = _rematerialised(c, static_argnum=3)
+      self.blocks = [block(c) for _ in range(c.layers)]
+
+  def _embed(self, tokens: Array, positions: Array) -> Array:
+    return self.embedding(tokens) + self.position_embedding(positions)
+
+  def __call__(
+    self,
+    tokens: Array,
+    segments: Array,
+    positions: Array,
+    *,
+    deterministic: bool = True,
+  ) -> tuple[Array, tuple[Sequence[Array], Sequence[Array]]]:
+    """Runs whole rows.
+
+    Args:
+      tokens: [B, T] int32.
+      segments: [B, T] int32, 0 is padding.
+      positions: [B, T] int32 within the segment.
+      deterministic: False turns residual dropout on.
+
+    Returns:
+      [B, T, D] after the final norm; and the layers' keys and values.
+    """
+    x = self._embed(tokens, positions)
+    mask = attention_mask(segments)
+    if self.config.scan_layers:
+      x, (keys, values) = self.blocks(x, mask, deterministic)
+      return self.final_norm(x), ((keys,), (values,))
+    stored = []
+    for block in self.blocks:
+      x, key_value = block(x, mask, deterministic)
+      stored.append(key_value)
+    keys, values = zip(*stored, strict=True)
+    return self.final_norm(x), (keys, values)
+
+  def decode(
+    self, token: Array, position: Array, cache: Cache
+  ) -> tuple[Array, Cache]:
+    """One token a row: token [B], position [B] → [B, D] and the next cache.
+
+    """
+    x = self._embed(token[:, None], position[:, None])
+    slots = jnp.arange(cache.valid.shape[1])
+    valid = cache.valid | (slots == cache.index)[None]
+    mask = valid[:, None, :]
+    if self.config.scan_layers:
+      x, keys, values = self._decode_scanned(x, mask, cache)
+    else:
+      stored = []
+      for block, k, v in zip(
+        self.blocks, cache.keys, cache.values, strict=True
+      ):
+        x, key_value = block.decode(x, (k, v), mask, cache.index)
+        stored.append(key_value)
+      keys, values = zip(*stored, strict=True)
+    cache = Cache(
+      keys=keys, values=values, valid=valid, index=cache.index + 1
+    )
+    return self.final_norm(x)[:, 0], cache
+
+  def _decode_scanned(self, x: Array, mask: Array, cache: Cache) -> Any:
+    block = Block(self.config, parent=None)
+    params = self.blocks.variables["params"]
+
+    def body(x, layer):
+      weights, stored = layer
+      return block.apply(
+        {"params": weights}, x, stored, mask, cache.index, method="decode"
+      )
+
+    x, (keys, values) = jax.lax.scan(
+      body, x, (params, (cache.keys[0], cache.values[0]))
+    )
+    return x, (keys,), (values,)
+
+
+def _rematerialised(c: config_lib.Model, static_argnum: int) -> Any:
+  if c.remat == "none":
+    return Block
+  policy = (
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    if c.remat == "dots"
+    else None
+  )
+  return nn.remat(
+    Block,
+    policy=policy,
+    static_argnums=(static_argnum,),
+    prevent_cse=not c.scan_layers,
+  )
+
+
+class LanguageModel(nn.Module):
+  """The decoder with an unembedding."""
+
+  config: config_lib.Model
+
+  def setup(self):
+    self.transformer = Transformer(self.config)
+    if not self.config.tie_embeddings:
+      self.unembedding = nn.Dense(
+        self.config.vocab_size,
+        use_bias=False,
+        dtype=jnp.dtype(self.config.dtype),
+        kernel_init=_kernel("embed", "vocab"),
+      )
+
+  def hidden(
+    self,
+    tokens: Array,
+    segments: Array,
+    positions: Array,
+    *,
+    deterministic: bool = True,
+  ) -> Array:
+    """[B, T] rows → [B, T, D], ready for `unembed`."""
+    return self.transformer(
+      tokens, segments, positions, deterministic=deterministic
+    )[0]
+
+  def unembed(self, hidden: Array) -> Array:
+    """[..., D] → [..., V] float32 logits."""
+    if self.config.tie_embeddings:
+      logits = self.transformer.embedding.attend(hidden)
+    else:
+      logits = self.unembedding(hidden)
+    return logits.astype(jnp.float32)
+
+  def __call__(
+    self,
+    tokens: Array,
+    segments: Array,
+    positions: Array,
+    *,
+    deterministic: bool = True,
+  ) -> Array:
+    """[B, T] rows → [B, T, V] float32 logits of the next token."""
+    return self.unembed(
+      self.hidden(tokens, segments, positions, deterministic=deterministic)
+    )
+
+  def prefill(
+    self, tokens: Array, segments: Array, positions: Array, slots: int
+  ) -> tuple[Array, Cache]:
+    """Runs left-padded prompts and stores their keys and values.
+
+    Args:
+      tokens: [B, P] int32, left-padded.
+      segments: [B, P] int32.
+      positions: [B, P] int32.
+      slots: S >= P, room for the prompt and the response.
+
+    Returns:
+      [B, V] logits after the last column, and the cache.
+    """
+    hidden, (keys, values) = self.transformer(tokens, segments, positions)
+    room = slots - tokens.shape[1]
+    axis = 2 if self.config.scan_layers else 1
+
+    def widen(x: Array) -> Array:
+      pad = [(0, 0)] * x.ndim
+      pad[axis] = (0, room)
+      return jnp.pad(x, pad)
+
+    cache = Cache(
+      keys=tuple(map(widen, keys)),
+      values=tuple(map(widen, values)),
+      valid=jnp.pad(segments > 0, ((0, 0), (0, room))),
+      index=jnp.asarray(tokens.shape[1], jnp.int32),
+    )
+    return self.unembed(hidden[:, -1]), cache
+
+  def decode(
+    self, token: Array, position: Array, cache: Cache
+  ) -> tuple[Array, Cache]:
+    """token [B], position [B] → [B, V] logits and the next cache."""
+    hidden, cache = self.transformer.decode(token, position, cache)
+    return self.unembed(hidden), cache
+
+
+class ScalarModel(nn.Module):
+  """The decoder with a scalar head: reward model and value network.
+
+  The head is N(0, 1 / (D + 1)) with bias 0 (summarize-from-feedback), and is
+  computed in float32.
+  """
+
+  config: config_lib.Model
+
+  def setup(self):
+    self.transformer = Transformer(self.config)
+    self.head = nn.Dense(
+      1,
+      dtype=jnp.float32,
+      kernel_init=_kernel(
+        "embed", None, stddev=(self.config.width + 1) ** -0.5
+      ),
+      bias_init=_vector(nn.initializers.zeros, None),
+    )
+
+  def __call__(
+    self,
+    tokens: Array,
+    segments: Array,
+    positions: Array,
+    *,
+    deterministic: bool = True,
+  ) -> Array:
+    """[B, T] rows → [B, T] float32, a scalar at every token."""
+    hidden, _ = self.transformer(
+      tokens, segments, positions, deterministic=deterministic
+    )
+    return self.head(hidden.astype(jnp.float32))[..., 0]
+
+
+def positions_of(mask: Array) -> Array:
+  """cumsum(mask) − mask: [B, T] positions of a padded row (int32)."""
+  mask = mask.astype(jnp.int32)
+  return jnp.cumsum(mask, axis=1) - mask
+
+
+def init_params(
+  model: LanguageModel | ScalarModel, key: Array
+) -> dict[str, Any]:
+  """Fresh float32 parameters, without their axis names."""
+  return nn.unbox(_boxed_init(model, key))
+
+
+def abstract_params(model: LanguageModel | ScalarModel) -> PyTree:
+  """Shapes of the parameters, boxed with their logical axis names."""
+  return jax.eval_shape(lambda: _boxed_init(model, jax.random.key(0)))
+
+
+def _boxed_init(model: Any, key: Array) -> PyTree:
+  row = jnp.ones((1, 2), jnp.int32)
+  return model.init(key, row, row, jnp.zeros_like(row))["params"]
+
+
+def scalar_from_language(
+  language_params: dict[str, Any], scalar_params: dict[str, Any]
+) -> dict[str, Any]:
+  """A language model's decoder under a fresh scalar head."""
+  return {**scalar_params, "transformer": language_params["transformer"]}

@@ -1,0 +1,331 @@
+"""Recipes: the GPT-3 family, the paper's settings by size, and small ones.
+
+The paper prints settings at 1.3B, 6B and 175B (arXiv:2203.02155, C.1-C.4).
+Other sizes of the family take those of the nearest printed size by ratio: up to
+2.7B of 1.3B, 6.7B and 13B of 6B. Pretraining follows GPT-3 (arXiv:2005.14165,
+table 2.1 and appendix B). `tiny` and `world` are ours, for two CPU cores.
+
+The paper scores every policy with one 6B reward model: `reward` at 6b is its
+recipe, and other sizes change the network only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from instructgpt_jax import config
+from instructgpt_jax.errors import UserError
+
+
+def _gpt3(layers: int, width: int, heads: int, remat: str) -> config.Model:
+  return config.Model(
+    layers=layers,
+    width=width,
+    heads=heads,
+    context=2048,
+    dtype="bfloat16",
+    scan_layers=True,
+    remat=remat,
+  )
+
+
+# arXiv:2005.14165, table 2.1. It prints 24 heads at 1.3B, which do not divide
+# the width; 16 heads of 128 are used here.
+MODELS: dict[str, config.Model] = {
+  "125m": _gpt3(12, 768, 12, "none"),
+  "350m": _gpt3(24, 1024, 16, "none"),
+  "760m": _gpt3(24, 1536, 16, "none"),
+  "1.3b": _gpt3(24, 2048, 16, "dots"),
+  "2.7b": _gpt3(32, 2560, 32, "dots"),
+  "6.7b": _gpt3(32, 4096, 32, "dots"),
+  "13b": _gpt3(40, 5120, 40, "full"),
+  "175b": _gpt3(96, 12288, 96, "full"),
+  # 0.8M parameters in the blocks, about 1M with a vocabulary of 2,048.
+  "tiny": config.Model(layers=4, width=128, heads=4, context=256),
+  "world": config.Model(layers=4, width=128, heads=4, context=96),
+}
+ALIASES = {"6b": "6.7b"}
+NAMES = (*MODELS, *ALIASES)
+SMALL = ("tiny", "world")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Printed:
+  """What the paper prints by model size."""
+
+  sft_rate: float  # C.1
+  batch: int  # C.1, C.3: SFT and policy initialisation
+  init_rate: float  # C.3
+  ppo_rate: float  # C.4, best of the sweep
+  ptx_rate: float  # C.4, best of the sweep
+  value_rate: float  # C.4
+
+
+_PRINTED = {
+  "1.3b": _Printed(9.65e-6, 32, 5e-6, 3.74e-6, 1.18e-5, 9e-6),
+  "6b": _Printed(9.65e-6, 32, 1.04e-5, 2.55e-6, 1.18e-5, 9e-6),
+  "175b": _Printed(5.03e-6, 8, 2.45e-6, 2.55e-6, 2.55e-6, 5e-6),
+}
+_NEAREST = {
+  "125m": "1.3b",
+  "350m": "1.3b",
+  "760m": "1.3b",
+  "1.3b": "1.3b",
+  "2.7b": "1.3b",
+  "6.7b": "6b",
+  "13b": "6b",
+  "175b": "175b",
+}
+
+# Rows of 2,048 tokens a batch, and the learning rate (table 2.1).
+_PRETRAINING = {
+  "125m": (256, 6e-4),
+  "350m": (256, 3e-4),
+  "760m": (256, 2.5e-4),
+  "1.3b": (512, 2e-4),
+  "2.7b": (512, 1.6e-4),
+  "6.7b": (1024, 1.2e-4),
+  "13b": (1024, 1e-4),
+  "175b": (1600, 6e-5),
+}
+_PRETRAINING_TOKENS = 300e9
+_WARMUP_TOKENS = 375e6
+
+
+def canonical(preset: str) -> str:
+  """The preset's own name; a UserError with the nearest when unknown."""
+  name = ALIASES.get(preset.lower(), preset.lower())
+  if name not in MODELS:
+    raise UserError(
+      f"there is no preset {preset!r}",
+      field="--preset",
+      remedy=config.nearest(name, NAMES) or f"give one of {', '.join(NAMES)}",
+    )
+  return name
+
+
+def model(preset: str) -> config.Model:
+  """The network of a preset."""
+  return MODELS[canonical(preset)]
+
+
+def _base(preset: str) -> dict:
+  """Model, tokenizer, data and run settings of a preset."""
+  if preset == "tiny":
+    return dict(
+      model=MODELS[preset],
+      tokenizer=config.Tokenizer(vocab_size=2048),
+      data=config.Data(max_prompt_tokens=128, max_response_tokens=64),
+      run=config.Run(log_every=10, save_every=200),
+    )
+  if preset == "world":
+    return dict(
+      model=MODELS[preset],
+      tokenizer=config.Tokenizer(vocab_size=1024, kind="word"),
+      data=config.Data(
+        max_prompt_tokens=48,
+        max_response_tokens=24,
+        user_tag="U:",
+        assistant_tag="A:",
+        turn_separator=" ",
+        common_prefix_chars=0,
+      ),
+      run=config.Run(log_every=10, save_every=200),
+    )
+  return dict(model=MODELS[preset])
+
+
+def _pretrain(preset: str) -> tuple[config.Pretrain, config.Optimizer]:
+  if preset in SMALL:
+    steps = {"tiny": 1000, "world": 2000}[preset]
+    return (
+      config.Pretrain(
+        steps=steps,
+        batch_size=16 if preset == "tiny" else 32,
+        sequence=128 if preset == "tiny" else 64,
+        eval_every=200,
+      ),
+      config.Optimizer(learning_rate=3e-3, warmup_steps=50, weight_decay=0.1),
+    )
+  rows, rate = _PRETRAINING[preset]
+  tokens = rows * 2048
+  return (
+    config.Pretrain(steps=round(_PRETRAINING_TOKENS / tokens), batch_size=rows),
+    config.Optimizer(
+      learning_rate=rate,
+      weight_decay=0.1,
+      warmup_steps=math.ceil(_WARMUP_TOKENS / tokens),
+    ),
+  )
+
+
+def _sft(preset: str) -> tuple[config.Sft, config.Optimizer]:
+  if preset in SMALL:
+    return (
+      config.Sft(
+        epochs=4, batch_size=32, dropout=0.0 if preset == "world" else 0.1
+      ),
+      config.Optimizer(learning_rate=1e-3),
+    )
+  printed = _PRINTED[_NEAREST[preset]]
+  return (
+    config.Sft(batch_size=printed.batch),
+    config.Optimizer(learning_rate=printed.sft_rate),
+  )
+
+
+def _policy_init(preset: str) -> tuple[config.Sft, config.Optimizer]:
+  sft = config.Sft(epochs=2, pretraining_fraction=0.1, select_by="last")
+  if preset in SMALL:
+    return (
+      dataclasses.replace(sft, batch_size=32, dropout=0.0),
+      config.Optimizer(learning_rate=1e-3),
+    )
+  printed = _PRINTED[_NEAREST[preset]]
+  return (
+    dataclasses.replace(sft, batch_size=printed.batch),
+    config.Optimizer(learning_rate=printed.init_rate),
+  )
+
+
+def _reward(preset: str) -> tuple[config.Reward, config.Optimizer]:
+  if preset in SMALL:
+    return (
+      config.Reward(batch_size=8),
+      config.Optimizer(learning_rate=5e-4, warmup_steps=20),
+    )
+  return config.Reward(), config.Optimizer(learning_rate=9e-6)
+
+
+def _ppo(preset: str, *, ptx: bool) -> tuple[config.Ppo, config.Optimizer]:
+  if preset in SMALL:
+    # A fixed β of 0.02 lets so small a policy run away from its reference.
+    ppo = config.Ppo(
+      episodes=2560 if preset == "tiny" else 5120,
+      rollout_batch=64,
+      minibatch=32,
+      kl_coef=0.1,
+      ptx_coef=1.0 if ptx else 0.0,
+      ptx_ratio=1 if preset == "tiny" else 2,
+      ptx_microbatch=64,
+    )
+    return ppo, _warmed(3e-4, ppo)
+  printed = _PRINTED[_NEAREST[preset]]
+  ppo = config.Ppo() if ptx else config.Ppo(ptx_coef=0.0)
+  return ppo, _warmed(printed.ptx_rate if ptx else printed.ppo_rate, ppo)
+
+
+def _value(preset: str, ppo: config.Ppo) -> config.Optimizer:
+  if preset in SMALL:
+    return _warmed(3e-4, ppo)
+  return _warmed(_PRINTED[_NEAREST[preset]].value_rate, ppo)
+
+
+def _warmed(rate: float, ppo: config.Ppo) -> config.Optimizer:
+  """Constant after a warm-up over 10 iterations from a tenth (C.4)."""
+  updates = ppo.inner_epochs * -(-ppo.rollout_batch // ppo.minibatch)
+  return config.Optimizer(
+    learning_rate=rate,
+    schedule="constant",
+    warmup_steps=10 * updates,
+    warmup_init=0.1,
+    eps=1e-5,
+  )
+
+
+def pretrain(preset: str) -> config.PretrainExperiment:
+  """Language modelling on raw text (GPT-3's batch and learning rate)."""
+  preset = canonical(preset)
+  section, optimizer = _pretrain(preset)
+  return config.PretrainExperiment(
+    **_base(preset), pretrain=section, optimizer=optimizer
+  )
+
+
+def sft(preset: str) -> config.SftExperiment:
+  """Supervised fine-tuning (C.1)."""
+  preset = canonical(preset)
+  section, optimizer = _sft(preset)
+  return config.SftExperiment(**_base(preset), sft=section, optimizer=optimizer)
+
+
+def policy_init(preset: str) -> config.SftExperiment:
+  """What PPO starts from: 2 epochs with 10 % pretraining data (C.3)."""
+  preset = canonical(preset)
+  section, optimizer = _policy_init(preset)
+  return config.SftExperiment(**_base(preset), sft=section, optimizer=optimizer)
+
+
+def reward(preset: str) -> config.RewardExperiment:
+  """The reward model (C.2)."""
+  preset = canonical(preset)
+  section, optimizer = _reward(preset)
+  return config.RewardExperiment(
+    **_base(preset), reward=section, optimizer=optimizer
+  )
+
+
+def _ppo_experiment(preset: str, *, ptx: bool) -> config.PpoExperiment:
+  preset = canonical(preset)
+  section, optimizer = _ppo(preset, ptx=ptx)
+  return config.PpoExperiment(
+    **_base(preset),
+    ppo=section,
+    optimizer=optimizer,
+    value_optimizer=_value(preset, section),
+  )
+
+
+def ppo(preset: str) -> config.PpoExperiment:
+  """PPO without the pretraining term: γ = 0 (C.4)."""
+  return _ppo_experiment(preset, ptx=False)
+
+
+def ppo_ptx(preset: str) -> config.PpoExperiment:
+  """PPO-ptx: γ = 27.8 (C.4)."""
+  return _ppo_experiment(preset, ptx=True)
+
+
+def pipeline(preset: str) -> config.PipelineExperiment:
+  """All stages at one size; `ppo` holds PPO-ptx's settings, PPO sets γ to 0."""
+  preset = canonical(preset)
+  pretrain_section, pretrain_optimizer = _pretrain(preset)
+  sft_section, sft_optimizer = _sft(preset)
+  init_section, init_optimizer = _policy_init(preset)
+  reward_section, reward_optimizer = _reward(preset)
+  ppo_section, ptx_optimizer = _ppo(preset, ptx=True)
+  _, ppo_optimizer = _ppo(preset, ptx=False)
+  return config.PipelineExperiment(
+    **_base(preset),
+    pretrain=pretrain_section,
+    pretrain_optimizer=pretrain_optimizer,
+    sft=sft_section,
+    sft_optimizer=sft_optimizer,
+    policy_init=init_section,
+    policy_init_optimizer=init_optimizer,
+    reward=reward_section,
+    reward_optimizer=reward_optimizer,
+    ppo=ppo_section,
+    ppo_optimizer=ppo_optimizer,
+    ptx_optimizer=ptx_optimizer,
+    value_optimizer=_value(preset, ppo_section),
+    evaluation=_evaluation(preset),
+  )
+
+
+def _evaluation(preset: str) -> config.Evaluation:
+  if preset == "tiny":
+    return config.Evaluation(prompts=100, samples=1, batch_size=64)
+  return config.Evaluation()
+
+
+EXPERIMENTS = {
+  "pretrain": pretrain,
+  "sft": sft,
+  "policy_init": policy_init,
+  "reward": reward,
+  "ppo": ppo,
+  "ppo_ptx": ppo_ptx,
+  "pipeline": pipeline,
+}

@@ -1,0 +1,1 @@
+"""The report of a pipeline: a page, a JSON file and a terminal table."""

@@ -1,0 +1,57 @@
+"""Shows a finished report again, or draws its page and picture anew.
+
+  python -m instructgpt_jax.report DIR [--page] [--picture=FILE.svg]
+
+DIR holds a report.json. --page writes report.html beside it; --picture writes
+the main figure alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from instructgpt_jax.errors import UserError
+from instructgpt_jax.report import page
+from instructgpt_jax.runtime import files
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Returns the exit status."""
+  parser = argparse.ArgumentParser(
+    prog="python -m instructgpt_jax.report",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument("directory", type=pathlib.Path)
+  parser.add_argument("--page", action="store_true")
+  parser.add_argument("--picture", type=pathlib.Path)
+  flags = parser.parse_args(argv)
+  try:
+    _show(flags)
+  except UserError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+  return 0
+
+
+def _show(flags: argparse.Namespace) -> None:
+  path = flags.directory / page.JSON
+  results = files.read_json(
+    path, remedy="give the folder of a finished pipeline"
+  )
+  if not isinstance(results, dict):
+    raise UserError(
+      "is not a report", file=str(path), remedy="run the pipeline again"
+    )
+  if flags.page:
+    files.write_text_atomic(flags.directory / page.HTML, page.render(results))
+  if flags.picture:
+    files.write_text_atomic(flags.picture, page.picture(results))
+  print(page.terminal_table(results))
+
+
+if __name__ == "__main__":
+  sys.exit(main())

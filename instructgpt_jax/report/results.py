@@ -1,0 +1,404 @@
+"""What a report's numbers look like, and what may be said of them.
+
+The results are one nested dict; `report.json` is that dict, tidied. Every part
+may be missing: what is absent is left out of the page and of the table.
+
+  title     str
+  seed      int
+  judge     str: "gold labeler of the world", or "second reward model trained
+            on held-out rankings …"
+  judge_kind  "gold" | "reward_model" (optional; tells the page to warn that
+            no gold labeler exists. Without it, a judge whose text begins with
+            "gold" is gold.)
+  models    {name: model}; names base, prompted, sft, best_of_n, ppo, ppo_ptx,
+            others follow in their own order. A model holds, at temperature 1:
+              win_rate         share of wins against SFT, a tie is one half
+              gold             0-1, the gold labeler's score
+              judge_score      where no gold labeler exists: the judge's score
+              likert           1-7
+              rm_score         of the reward model trained against
+              kl               nats a response, to the policy's start
+              lm_loss          nats a token, on held-out pretraining text
+              response_length  tokens
+              ended            share of responses ended by end-of-text
+              tasks            {task: accuracy 0-1}
+              failures         {field of the label form: rate 0-1}
+              greedy           the same keys at temperature 0
+  reward_model  {name: leaf}, or nested one level deeper; "accuracy" and
+            "held_out_labelers" are shares of pairs ordered right
+  tax       {name: leaf}; "removed_by_ptx" is the share of the LM loss added
+            by PPO to the base model's that PPO-ptx takes away; computed from
+            the means when it is missing
+  seconds   {stage: seconds}
+  samples   [{"prompt": str, "answers": {model: str},
+              "scores": {model: number} (optional)}]
+  curves    {stage: {metric: [[step, value], …]}}, see `curves.read_curves`
+  notes     [str]
+  config    the whole config as a dict
+
+A leaf is {"mean", "low", "high"}, the bounds of a 95 % interval, or null where
+the number has no meaning. A bare number is a leaf without an interval; NaN and
+infinity become null.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+Results = Mapping[str, Any]
+
+MODELS = {
+  "base": "base",
+  "prompted": "prompted",
+  "sft": "SFT",
+  "best_of_n": "best of n",
+  "ppo": "PPO",
+  "ppo_ptx": "PPO-ptx",
+}
+
+
+class Metric(NamedTuple):
+  """How a metric is named, counted and printed."""
+
+  name: str
+  title: str
+  unit: str
+  digits: int
+  better: int  # 1 higher is better, -1 lower is better, 0 neither
+  short: str
+
+
+METRICS = (
+  Metric("gold", "Gold score", "0 to 1", 3, 1, "gold"),
+  Metric("judge_score", "Judge's score", "logits", 3, 1, "judge"),
+  Metric("win_rate", "Win rate", "against SFT", 3, 1, "win rate"),
+  Metric("likert", "Likert", "1 to 7", 2, 1, "Likert"),
+  Metric("rm_score", "RM score", "logits", 2, 1, "RM score"),
+  Metric("kl", "KL", "nats a response", 2, 0, "KL"),
+  Metric("lm_loss", "LM loss", "nats a token", 3, -1, "LM loss"),
+  Metric("response_length", "Length", "tokens", 1, 0, "tokens"),
+  Metric("ended", "Ended", "share", 2, 0, "ended"),
+)
+TEMPERATURES = (("", "temperature 1"), ("greedy", "temperature 0"))
+
+
+class Leaf(NamedTuple):
+  """A mean with the bounds of its 95 % interval, if it has one."""
+
+  mean: float
+  low: float | None = None
+  high: float | None = None
+
+  def text(self, digits: int = 3) -> str:
+    """'0.648 [0.620, 0.674]'."""
+    text = f"{self.mean:.{digits}f}"
+    if self.low is None or self.high is None:
+      return text
+    return f"{text} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+
+  def percent(self) -> str:
+    """'64.8 % [62.0, 67.4]'."""
+    text = f"{100 * self.mean:.1f}\u00a0%"
+    if self.low is None or self.high is None:
+      return text
+    return f"{text} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
+  def narrow(self, digits: int = 3) -> str:
+    """'0.648±0.027', half of the interval's width."""
+    text = f"{self.mean:.{digits}f}"
+    if self.low is None or self.high is None:
+      return text
+    return f"{text}±{(self.high - self.low) / 2:.{digits}f}"
+
+
+def number(value: Any) -> float | None:
+  """A finite float, or None."""
+  if isinstance(value, bool) or value is None or isinstance(value, str):
+    return None
+  try:
+    found = float(value)
+  except (TypeError, ValueError):
+    return None
+  return found if math.isfinite(found) else None
+
+
+def leaf(value: Any) -> Leaf | None:
+  """Reads {"mean", "low", "high"} or a number; None when there is none."""
+  if not isinstance(value, Mapping):
+    mean = number(value)
+    return None if mean is None else Leaf(mean)
+  mean = number(value.get("mean"))
+  if mean is None:
+    return None
+  low, high = number(value.get("low")), number(value.get("high"))
+  if low is None or high is None:
+    return Leaf(mean)
+  return Leaf(mean, low, high)
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+  """The value when it is a mapping, else an empty one."""
+  return value if isinstance(value, Mapping) else {}
+
+
+def label(model: str) -> str:
+  """A model's name as it is printed."""
+  return MODELS.get(model, model)
+
+
+def model_names(results: Results) -> list[str]:
+  """The models present, the known ones first and in their order."""
+  models = mapping(results.get("models"))
+  known = [name for name in MODELS if isinstance(models.get(name), Mapping)]
+  return known + [
+    name
+    for name, value in models.items()
+    if name not in MODELS and isinstance(value, Mapping)
+  ]
+
+
+def measured(results: Results, model: str, temperature: str = "") -> Any:
+  """A model's metrics at temperature 1, or under "greedy"."""
+  found = mapping(mapping(results.get("models")).get(model))
+  return mapping(found.get(temperature)) if temperature else found
+
+
+def value(
+  results: Results, model: str, metric: str, temperature: str = ""
+) -> Leaf | None:
+  """One number of one model."""
+  return leaf(measured(results, model, temperature).get(metric))
+
+
+def present(results: Results, temperature: str = "") -> list[Metric]:
+  """The metrics that at least one model has."""
+  return [
+    metric
+    for metric in METRICS
+    if any(
+      value(results, name, metric.name, temperature)
+      for name in model_names(results)
+    )
+  ]
+
+
+def main_metric(results: Results) -> Metric | None:
+  """Gold where it exists, else the judge's score, else the RM's."""
+  found = {metric.name: metric for metric in present(results)}
+  for name in ("gold", "judge_score", "rm_score"):
+    if name in found:
+      return found[name]
+  return None
+
+
+def has_gold(results: Results) -> bool:
+  """Whether the judge knows what is right."""
+  kind = results.get("judge_kind")
+  if kind is not None:
+    return kind == "gold"
+  return str(results.get("judge", "gold")).lower().startswith("gold")
+
+
+def groups(
+  results: Results, kind: str, temperature: str = ""
+) -> dict[str, dict[str, Leaf]]:
+  """`failures` or `tasks` turned round: {field: {model: leaf}}."""
+  found: dict[str, dict[str, Leaf]] = {}
+  for name in model_names(results):
+    fields = mapping(measured(results, name, temperature).get(kind))
+    for field, item in fields.items():
+      item = leaf(item)
+      if item is not None:
+        found.setdefault(str(field), {})[name] = item
+  return found
+
+
+def flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Leaf]]:
+  """The leaves of a nested dict under names joined by ', '."""
+  for key, item in mapping(tree).items():
+    name = f"{prefix}, {words(key)}" if prefix else words(key)
+    found = leaf(item)
+    if found is not None:
+      yield name, found
+    elif isinstance(item, Mapping) and "mean" not in item:
+      yield from flat(item, name)
+
+
+def words(name: Any) -> str:
+  """A field's name without underscores."""
+  return str(name).replace("_", " ")
+
+
+def duration(seconds: float) -> str:
+  """'8.4 s', '3 min 20 s', '2 h 05 min'."""
+  if seconds < 60:
+    return f"{seconds:.1f} s"
+  whole = round(seconds)
+  if whole < 3600:
+    return f"{whole // 60} min {whole % 60:02d} s"
+  return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def removed_by_ptx(results: Results) -> Leaf | None:
+  """The share of PPO's added LM loss that PPO-ptx removes.
+
+  PPO must have added something: otherwise there is no share.
+  """
+  given = mapping(results.get("tax"))
+  if "removed_by_ptx" in given:
+    return leaf(given["removed_by_ptx"])
+  base, ppo, ptx = (
+    value(results, name, "lm_loss") for name in ("base", "ppo", "ppo_ptx")
+  )
+  if base is None or ppo is None or ptx is None or ppo.mean <= base.mean:
+    return None
+  return Leaf((ppo.mean - ptx.mean) / (ppo.mean - base.mean))
+
+
+def verdict(results: Results) -> list[str]:
+  """What the numbers say, as sentences; [] when there are none."""
+  sentences = [
+    *_wins(results),
+    *_order(results),
+    *_greedy(results),
+    *_tax(results),
+    *_reward_model(results),
+  ]
+  if sentences and results.get("judge") and not has_gold(results):
+    sentences.append(
+      f"No gold labeler exists for these data: the judge is a "
+      f"{_article(str(results['judge']))}, which can itself be wrong."
+    )
+  return sentences
+
+
+def _article(judge: str) -> str:
+  return judge[2:] if judge.lower().startswith("a ") else judge
+
+
+def _wins(results: Results) -> Iterator[str]:
+  for name in ("ppo_ptx", "ppo"):
+    rate = value(results, name, "win_rate")
+    if rate is None:
+      continue
+    if rate.low is None or rate.high is None:
+      verb = "against SFT is preferred in"
+    elif rate.low > 0.5:
+      verb = "beats SFT in"
+    elif rate.high < 0.5:
+      verb = "loses to SFT, winning"
+    else:
+      verb = "cannot be told from SFT, winning"
+    yield (
+      f"{label(name)} {verb} {rate.percent()} of answers at temperature 1."
+    )
+
+
+def _order(results: Results) -> Iterator[str]:
+  metric = main_metric(results)
+  if metric is None:
+    return
+  chain = [
+    (name, found)
+    for name in ("base", "prompted", "sft", "ppo_ptx")
+    if (found := value(results, name, metric.name)) is not None
+  ]
+  if len(chain) < 2:
+    return
+  shown = ", ".join(
+    f"{label(name)} {found.mean:.{metric.digits}f}" for name, found in chain
+  )
+  falling, close = [], []
+  for (left, a), (right, b) in zip(chain, chain[1:], strict=False):
+    pair = f"{label(left)} and {label(right)}"
+    if b.mean <= a.mean:
+      falling.append(pair)
+    elif a.high is None or b.low is None or a.high >= b.low:
+      close.append(pair)
+  if falling:
+    rest = f"the order is broken between {'; '.join(falling)}"
+  elif close:
+    rest = f"in this order, but the intervals of {'; '.join(close)} overlap"
+  else:
+    rest = "in this order, and no interval overlaps the next"
+  yield f"{metric.title} at temperature 1: {shown}; {rest}."
+
+
+def _greedy(results: Results) -> Iterator[str]:
+  metric = main_metric(results)
+  if metric is None:
+    return
+  sft, ptx = (
+    value(results, name, metric.name, "greedy") for name in ("sft", "ppo_ptx")
+  )
+  if sft is None or ptx is None:
+    return
+  if ptx.mean >= sft.mean:
+    words_ = "PPO-ptx is not below SFT"
+  else:
+    words_ = "PPO-ptx is below SFT"
+  digits = metric.digits
+  yield (
+    f"At temperature 0 {words_}: {ptx.text(digits)} against {sft.text(digits)}."
+  )
+
+
+def _tax(results: Results) -> Iterator[str]:
+  base, ppo = (value(results, name, "lm_loss") for name in ("base", "ppo"))
+  share = removed_by_ptx(results)
+  if base is not None and ppo is not None and ppo.mean > base.mean:
+    added = f"PPO adds {ppo.mean - base.mean:.3f} nats a token to the LM loss"
+    if share is None:
+      yield added + "."
+    elif share.mean < 0:
+      yield f"{added}, and PPO-ptx adds still more."
+    else:
+      yield f"{added}; PPO-ptx removes {share.percent()} of it."
+  elif share is not None:
+    yield f"PPO-ptx removes {share.percent()} of the LM loss that PPO adds."
+
+
+def _reward_model(results: Results) -> Iterator[str]:
+  model = mapping(results.get("reward_model"))
+  accuracy = leaf(model.get("accuracy"))
+  if accuracy is None:
+    return
+  held_out = leaf(model.get("held_out_labelers"))
+  more = ""
+  if held_out:
+    more = f", and {held_out.percent()} of those of held-out labelers"
+  yield (
+    f"The reward model orders {accuracy.percent()} of held-out pairs as the "
+    f"labelers did{more}."
+  )
+
+
+def tidy(value: Any) -> Any:
+  """JSON's own types: what is not finite becomes null, what is odd, text."""
+  if isinstance(value, Mapping):
+    return {_text(str(key)): tidy(item) for key, item in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [tidy(item) for item in value]
+  if value is None or isinstance(value, (bool, int)):
+    return value
+  if isinstance(value, float):
+    return value if math.isfinite(value) else None
+  if isinstance(value, str):
+    return _text(value)
+  if isinstance(value, os.PathLike):
+    return os.fspath(value)
+  if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    return tidy(dataclasses.asdict(value))
+  to_list = getattr(value, "tolist", None)
+  if to_list is not None:
+    return tidy(to_list())
+  return _text(str(value))
+
+
+def _text(text: str) -> str:
+  """Text that can be written as UTF-8: a lone surrogate becomes '?'."""
+  return text.encode("utf-8", "replace").decode("utf-8")

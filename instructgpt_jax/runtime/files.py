@@ -1,0 +1,273 @@
+"""Files that are either whole or absent, and the workdir's two markers.
+
+Every writer here makes a temporary file beside its target, flushes it to the
+disk and renames it, so a kill or a full disk never damages what was there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from instructgpt_jax.errors import UserError
+
+CONFIG = "config.json"
+COMPLETE = "complete.json"
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_MISSING = object()
+
+
+def disk_error(error: OSError, path: str | os.PathLike[str]) -> UserError:
+  """The UserError for a file that could not be written."""
+  if error.errno in _FULL:
+    problem = "the disk is full"
+    remedy = "free some space and give the same command again"
+  elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    problem = "may not be written"
+    remedy = "choose a folder with --workdir that you may write to"
+  elif error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+    problem = "a file stands where a folder is needed, or the reverse"
+    remedy = "move it away, or choose another --workdir"
+  else:
+    problem = f"could not be written: {error.strerror or error}"
+    remedy = "see that the disk is there and has space, then try again"
+  return UserError(problem, file=str(path), remedy=remedy)
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+  """Turns an OSError of the block into a UserError that names `path`."""
+  try:
+    yield
+  except OSError as error:
+    raise disk_error(error, path) from error
+
+
+def make_directory(path: str | os.PathLike[str]) -> pathlib.Path:
+  """Makes a folder and its parents; a UserError where that is impossible."""
+  directory = pathlib.Path(path)
+  with writing(directory):
+    directory.mkdir(parents=True, exist_ok=True)
+  return directory
+
+
+def write_bytes_atomic(path: str | os.PathLike[str], data: bytes) -> None:
+  """Writes a whole file, or leaves what was there."""
+  write_chunks_atomic(path, (data,))
+
+
+def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
+  """Writes a whole UTF-8 file, or leaves what was there."""
+  write_chunks_atomic(path, (text.encode(),))
+
+
+def write_chunks_atomic(
+  path: str | os.PathLike[str], chunks: Iterable[bytes]
+) -> None:
+  """Writes the chunks one after the other into a whole file."""
+  target = pathlib.Path(path)
+  make_directory(target.parent)
+  temporary = ""
+  with writing(target):
+    try:
+      descriptor, temporary = tempfile.mkstemp(
+        prefix=f".{target.name}.", suffix=".tmp", dir=target.parent
+      )
+      with os.fdopen(descriptor, "wb") as file:
+        for chunk in chunks:
+          file.write(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+      os.chmod(temporary, 0o666 & ~_umask())
+      os.replace(temporary, target)
+    except BaseException:
+      if temporary:
+        with contextlib.suppress(OSError):
+          os.unlink(temporary)
+      raise
+
+
+def _umask() -> int:
+  mask = os.umask(0)
+  os.umask(mask)
+  return mask
+
+
+def plain(value: Any) -> Any:
+  """JSON's own types for numpy and jax scalars; NaN and infinity as strings."""
+  if isinstance(value, Mapping):
+    return {str(key): plain(item) for key, item in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [plain(item) for item in value]
+  if value is None or isinstance(value, (bool, int, str)):
+    return value
+  if isinstance(value, os.PathLike):
+    return os.fspath(value)
+  if hasattr(value, "tolist"):
+    return plain(value.tolist())
+  if isinstance(value, float):
+    return value if math.isfinite(value) else str(value)
+  raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+
+def write_json_atomic(
+  path: str | os.PathLike[str], value: Any, *, indent: int | None = 2
+) -> None:
+  """Writes one JSON value; NaN and infinity become "nan", "inf", "-inf"."""
+  text = json.dumps(
+    plain(value), indent=indent, ensure_ascii=False, allow_nan=False
+  )
+  write_text_atomic(path, text + "\n")
+
+
+def write_jsonl_atomic(
+  path: str | os.PathLike[str], values: Iterable[Any]
+) -> None:
+  """Writes one JSON value a line."""
+  write_chunks_atomic(
+    path,
+    (
+      (
+        json.dumps(plain(value), ensure_ascii=False, allow_nan=False) + "\n"
+      ).encode()
+      for value in values
+    ),
+  )
+
+
+def read_text(path: str | os.PathLike[str], *, remedy: str = "") -> str:
+  """A file's text; a UserError when it is missing or not UTF-8."""
+  try:
+    return pathlib.Path(path).read_bytes().decode()
+  except FileNotFoundError as error:
+    raise UserError(
+      "there is no such file", file=str(path), remedy=remedy
+    ) from error
+  except IsADirectoryError as error:
+    raise UserError(
+      "is a folder, not a file", file=str(path), remedy=remedy
+    ) from error
+  except UnicodeDecodeError as error:
+    line = error.object[: error.start].count(b"\n") + 1
+    raise UserError(
+      "is not UTF-8 text", file=str(path), line=line, remedy=remedy
+    ) from error
+  except OSError as error:
+    raise UserError(
+      f"could not be read: {error.strerror or error}",
+      file=str(path),
+      remedy=remedy or "see that the file is there and may be read",
+    ) from error
+
+
+def read_json(path: str | os.PathLike[str], *, remedy: str = "") -> Any:
+  """A JSON file's value; a UserError with file and line when it is not JSON."""
+  text = read_text(path, remedy=remedy)
+  try:
+    return json.loads(text)
+  except json.JSONDecodeError as error:
+    raise UserError(
+      f"is not JSON: {error.msg}",
+      file=str(path),
+      line=error.lineno,
+      remedy=remedy or "mend or delete the file",
+    ) from error
+
+
+def mark_complete(
+  workdir: str | os.PathLike[str], summary: Mapping[str, Any]
+) -> None:
+  """Says that the run in `workdir` has ended well, and how."""
+  write_json_atomic(pathlib.Path(workdir) / COMPLETE, dict(summary))
+
+
+def read_complete(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
+  """The summary that `mark_complete` wrote, or None while a run is not done."""
+  path = pathlib.Path(workdir) / COMPLETE
+  if not path.exists():
+    return None
+  value = read_json(path, remedy="delete it: the run then goes on")
+  return value if isinstance(value, dict) else {}
+
+
+def _differences(
+  old: Any, new: Any, path: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+  """Dotted names at which two configs differ, with both values."""
+  if isinstance(old, Mapping) and isinstance(new, Mapping):
+    for key in list(new) + [key for key in old if key not in new]:
+      name = f"{path}.{key}" if path else str(key)
+      yield from _differences(
+        old.get(key, _MISSING), new.get(key, _MISSING), name
+      )
+  elif old != new:
+    yield path, old, new
+
+
+def _shown(value: Any) -> str:
+  return "nothing" if value is _MISSING else repr(value)
+
+
+def claim_workdir(
+  workdir: str | os.PathLike[str],
+  experiment: str,
+  config: Mapping[str, Any],
+) -> pathlib.Path:
+  """Makes the workdir this run's own, or refuses one that belongs to another.
+
+  Args:
+    workdir: folder of the run; made when missing.
+    experiment: for example "sft".
+    config: the whole config as nested JSON values. Where the folder already
+      holds this experiment, only fields under `run` may differ.
+
+  Returns:
+    The workdir.
+
+  Raises:
+    UserError: it holds another experiment, another config, or other files.
+  """
+  directory = pathlib.Path(workdir)
+  path = directory / CONFIG
+  wanted = {"experiment": experiment, "config": plain(config)}
+  if path.exists():
+    held = read_json(path, remedy="delete it, or choose another --workdir")
+    if not isinstance(held, dict) or not isinstance(held.get("config"), dict):
+      raise UserError(
+        "is not the config of a run",
+        file=str(path),
+        remedy="choose another --workdir",
+      )
+    if held.get("experiment") != experiment:
+      raise UserError(
+        f"holds the experiment {held.get('experiment')!r}, not {experiment!r}",
+        file=str(directory),
+        remedy="choose another --workdir, or delete this one",
+      )
+    changed = [
+      item
+      for item in _differences(held["config"], wanted["config"])
+      if not item[0].startswith("run.")
+    ]
+    if changed:
+      name, old, new = changed[0]
+      more = f" and {len(changed) - 1} more differ" if len(changed) > 1 else ""
+      raise UserError(
+        f"was begun with --{name}={_shown(old)}, not {_shown(new)}{more}",
+        file=str(directory),
+        field=name,
+        remedy="give the old value to go on, or choose another --workdir",
+      )
+    if held == wanted:
+      return directory
+  make_directory(directory)
+  write_json_atomic(path, wanted)
+  return directory

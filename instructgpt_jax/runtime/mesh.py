@@ -1,0 +1,187 @@
+"""One named mesh, and the one table from logical to physical axes.
+
+Models name the axes of their arrays logically ("vocab", "embed", …); RULES says
+over which mesh axes each is split. A new parallel layout is a new table.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from flax import linen as nn
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from instructgpt_jax import config
+from instructgpt_jax.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+
+RULES: dict[str, tuple[str, ...]] = {
+  "batch": ("data", "fsdp"),
+  "vocab": ("tensor",),
+  "embed": ("fsdp",),
+  "mlp": ("tensor",),
+  "heads": ("tensor",),
+  "kv": (),
+  "position": (),
+  "layers": (),
+  "score": (),
+}
+
+
+def make_mesh(
+  mesh: config.Mesh, devices: Sequence[Any] | None = None
+) -> jax.sharding.Mesh:
+  """The (data, fsdp, tensor) mesh over all devices, axes of type Auto."""
+  devices = jax.devices() if devices is None else list(devices)
+  count, inner = len(devices), mesh.fsdp * mesh.tensor
+  data = count // inner if mesh.data == -1 else mesh.data
+  if data < 1 or data * inner != count:
+    raise UserError(
+      f"data={mesh.data} fsdp={mesh.fsdp} tensor={mesh.tensor} does not make"
+      f" {count} device{'s' if count != 1 else ''}",
+      field="mesh",
+      remedy="give --mesh.data, .fsdp and .tensor whose product is the number"
+      " of devices; --mesh.data=-1 takes what is left",
+    )
+  return jax.make_mesh(
+    (data, mesh.fsdp, mesh.tensor),
+    AXES,
+    devices=devices,
+    axis_types=(AxisType.Auto,) * len(AXES),
+  )
+
+
+def partition_spec(
+  names: Sequence[str | None],
+  shape: Sequence[int],
+  mesh: jax.sharding.Mesh,
+  rules: Mapping[str, tuple[str, ...]] = RULES,
+) -> PartitionSpec:
+  """The physical axes of an array with these logical axes.
+
+  A mesh axis is used once, by the first dimension that asks for it; a dimension
+  that its mesh axes do not divide stays whole.
+  """
+  if len(names) != len(shape):
+    raise ValueError(f"axes {tuple(names)} do not name shape {tuple(shape)}")
+  used: set[str] = set()
+  spec: list[Any] = []
+  for name, size in zip(names, shape, strict=True):
+    if name is not None and name not in rules:
+      raise KeyError(f"logical axis {name!r} is not in the rules")
+    axes = [
+      axis
+      for axis in (rules[name] if name is not None else ())
+      if axis not in used and mesh.shape[axis] > 1
+    ]
+    if axes and size % math.prod(mesh.shape[a] for a in axes) == 0:
+      used.update(axes)
+      spec.append(tuple(axes) if len(axes) > 1 else axes[0])
+    else:
+      spec.append(None)
+  while spec and spec[-1] is None:
+    spec.pop()
+  return PartitionSpec(*spec)
+
+
+def _boxed(leaf: Any) -> bool:
+  return isinstance(leaf, nn.Partitioned)
+
+
+def logical_axes(boxed: Any) -> dict[str, tuple[str | None, ...]]:
+  """Path → logical axis names of every boxed leaf of a tree."""
+  flat, _ = jax.tree_util.tree_flatten_with_path(boxed, is_leaf=_boxed)
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.names)
+    for path, leaf in flat
+    if _boxed(leaf)
+  }
+
+
+def unbox(tree: Any) -> Any:
+  """The tree with plain arrays in place of flax's boxed ones."""
+  return jax.tree.map(
+    lambda leaf: leaf.value if _boxed(leaf) else leaf, tree, is_leaf=_boxed
+  )
+
+
+def state_shardings(
+  abstract: Any,
+  mesh: jax.sharding.Mesh,
+  axes: Mapping[str, tuple[str | None, ...]] | None = None,
+  rules: Mapping[str, tuple[str, ...]] = RULES,
+) -> Any:
+  """A NamedSharding for each array of a state.
+
+  Args:
+    abstract: tree of arrays or ShapeDtypeStructs, some of which may be boxed
+      with their logical axes (`flax.linen.with_logical_partitioning`).
+    mesh: the mesh.
+    axes: path → logical axes of the parameters, from `logical_axes`. A leaf
+      whose path ends in one of these paths takes its axes, so optimiser moments
+      and averaged weights lie like the parameters they belong to.
+    rules: logical → physical axes.
+
+  Returns:
+    The unboxed tree with a sharding in each leaf; leaves without known axes are
+    replicated.
+  """
+  axes = axes or {}
+
+  def sharding(path, leaf):
+    if _boxed(leaf):
+      names, leaf = leaf.names, leaf.value
+    else:
+      parts = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+      names = next(
+        (
+          axes["/".join(parts[i:])]
+          for i in range(len(parts))
+          if "/".join(parts[i:]) in axes
+        ),
+        None,
+      )
+    if names is None or len(names) != len(leaf.shape):
+      return NamedSharding(mesh, PartitionSpec())
+    return NamedSharding(mesh, partition_spec(names, leaf.shape, mesh, rules))
+
+  return jax.tree_util.tree_map_with_path(sharding, abstract, is_leaf=_boxed)
+
+
+def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+  """The sharding of an array that every device holds whole."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
+  """The sharding of an array [B, …] split over its rows."""
+  return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+
+
+def put_batch(batch: Any, mesh: jax.sharding.Mesh) -> Any:
+  """This process's rows as global arrays, split over axis 0.
+
+  Args:
+    batch: tree of numpy arrays [B / processes, …]; scalars are replicated.
+    mesh: the mesh.
+  """
+  rows = math.prod(mesh.shape[axis] for axis in RULES["batch"])
+  whole, split = replicated(mesh), batch_sharding(mesh)
+
+  def put(array):
+    if array.ndim == 0:
+      return jax.make_array_from_process_local_data(whole, array)
+    if array.shape[0] * jax.process_count() % rows:
+      raise UserError(
+        f"a batch of {array.shape[0] * jax.process_count()} rows cannot be"
+        f" split over {rows} devices",
+        field="mesh",
+        remedy=f"give batch sizes that are multiples of {rows}",
+      )
+    return jax.make_array_from_process_local_data(split, array)
+
+  return jax.tree.map(put, batch)

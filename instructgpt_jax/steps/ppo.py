@@ -1,0 +1,265 @@
+"""PPO and PPO-ptx: what a rollout is worth, and one update on it."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from instructgpt_jax import config as config_lib
+from instructgpt_jax.losses import language, masked, ppo, returns
+from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
+from instructgpt_jax.steps import language as language_step
+from instructgpt_jax.steps import reward as reward_step
+from instructgpt_jax.steps import state as state_lib
+from instructgpt_jax.steps.state import Metrics, PpoState
+from instructgpt_jax.types import (
+  Array,
+  Experience,
+  LanguageBatch,
+  PyTree,
+  Rollout,
+)
+
+
+def response_logp(
+  model: LanguageModel, params: PyTree, rollout: Rollout, temperature: float
+) -> tuple[Array, Array]:
+  """Log-probabilities of the sampled tokens by one full pass, and entropy.
+
+  Returns:
+    [B, N] float32 log-probabilities and [B, N] float32 entropies at the
+    sampling temperature; what lies after a response's end is arbitrary.
+  """
+  length = rollout.response_mask.shape[1]
+  hidden = model.apply(
+    {"params": params},
+    rollout.tokens,
+    rollout.segments,
+    rollout.positions,
+    method="hidden",
+  )
+  logits = model.apply(
+    {"params": params}, hidden[:, -length - 1 : -1], method="unembed"
+  )
+  logp = language.token_logp(
+    logits, rollout.tokens[:, -length:], temperature=temperature
+  )
+  entropy = language.entropy(
+    jax.lax.stop_gradient(logits), temperature=temperature
+  )
+  return logp, entropy
+
+
+def response_values(
+  model: ScalarModel, params: PyTree, rollout: Rollout
+) -> tuple[Array, Array]:
+  """[B, N] value of the state in which each token was chosen, and [B] after.
+
+  The value of a state is the scalar at its last token, so the value network
+  that starts as the reward model equals it at every token.
+  """
+  length = rollout.response_mask.shape[1]
+  values = model.apply(
+    {"params": params}, rollout.tokens, rollout.segments, rollout.positions
+  )
+  return values[:, -length - 1 : -1], values[:, -1]
+
+
+def experience(
+  rollout: Rollout,
+  reference_params: PyTree,
+  reward_params: PyTree,
+  value_params: PyTree,
+  kl_coef: Array,
+  *,
+  model: LanguageModel,
+  scalar_model: ScalarModel,
+  value_model: ScalarModel,
+  config: config_lib.Ppo,
+) -> tuple[Experience, Array, Metrics]:
+  """Scores a rollout [B, P + N] and works out advantages (section 3.5, C.4).
+
+  Args:
+    rollout: the batch, sampled by the policy.
+    reference_params: the policy before PPO; frozen.
+    reward_params: the reward model; frozen.
+    value_params: the value network now.
+    kl_coef: β now.
+    model: the policy's network.
+    scalar_model: the reward model's network.
+    value_model: the value function's network.
+    config: the PPO settings.
+
+  Returns:
+    What the losses take as constants; the next β; and metrics of the rollout.
+  """
+  mask = rollout.response_mask
+  ref_logp, _ = response_logp(
+    model, reference_params, rollout, config.temperature
+  )
+  score = reward_step.score_rows(
+    scalar_model, reward_params, rollout.tokens, rollout.segments
+  )
+  values, after = response_values(value_model, value_params, rollout)
+  kept_score = score - config.eos_penalty * ~rollout.ended
+  rewards = returns.token_rewards(
+    kept_score, rollout.logp, ref_logp, mask, kl_coef
+  )
+  if config.whiten_rewards:
+    rewards = masked.whiten(rewards, mask, shift_mean=False)
+  bootstrap = config.bootstrap_truncated * ~rollout.ended
+  raw_advantages, targets = returns.gae(
+    rewards,
+    values,
+    mask,
+    discount=config.discount,
+    lam=config.gae_lambda,
+    last_value=bootstrap * after,
+  )
+  advantages = raw_advantages
+  if config.whiten_advantages:
+    advantages = masked.whiten(raw_advantages, mask, shift_mean=True)
+  kl = returns.kl_k1(rollout.logp, ref_logp)
+  episode_kl = masked.masked_sum(kl, mask, axis=1)
+  next_kl_coef = kl_coef
+  if config.kl_target:
+    next_kl_coef = ppo.adaptive_kl(
+      kl_coef,
+      episode_kl.mean(),
+      target=config.kl_target,
+      horizon=config.kl_horizon,
+      episodes=mask.shape[0],
+    )
+  metrics = {
+    "reward": score.mean(),
+    "reward_std": score.std(),
+    "return": masked.masked_sum(rewards, mask, axis=1).mean(),
+    "kl": episode_kl.mean(),
+    "kl_per_token": masked.masked_mean(kl, mask),
+    "kl_k3_per_token": masked.masked_mean(
+      returns.kl_k3(rollout.logp, ref_logp), mask
+    ),
+    "kl_coef": kl_coef,
+    "explained_variance": ppo.explained_variance(values, targets, mask),
+    "response_length": mask.sum(axis=1).mean(),
+    "ended": rollout.ended.mean(),
+    "response_tokens": mask.sum(),
+  }
+  result = Experience(
+    rollout=rollout,
+    advantages=advantages,
+    returns=targets,
+    values=masked.keep(values, mask),
+  )
+  return result, next_kl_coef, metrics
+
+
+def update(
+  state: PpoState,
+  batch: Experience,
+  rows: Array,
+  ptx: LanguageBatch | None,
+  *,
+  model: LanguageModel,
+  value_model: ScalarModel,
+  optimizer: optax.GradientTransformation,
+  value_optimizer: optax.GradientTransformation,
+  config: config_lib.Ppo,
+) -> tuple[PpoState, Metrics]:
+  """One update of policy and value network on a minibatch.
+
+  The pretraining gradient, scaled by γ, is added to the PPO gradient before
+  the one optimiser step (Eq. 2, C.4); the average of the weights follows once.
+
+  Args:
+    state: what is trained.
+    batch: the iteration's experience, B episodes.
+    rows: [minibatch] int32, which episodes.
+    ptx: `ptx_ratio` · minibatch pretraining rows; None when γ is 0.
+    model: the policy's network.
+    value_model: the value function's network.
+    optimizer: the policy's.
+    value_optimizer: the value network's.
+    config: the PPO settings.
+
+  Returns:
+    The next state, and the update's metrics.
+  """
+  chosen = jax.tree.map(lambda x: x[rows], batch)
+  normalizer = chosen.rollout.response_mask.sum()
+
+  def policy_loss(params, part, index):
+    del index
+    logp, entropy = response_logp(
+      model, params, part.rollout, config.temperature
+    )
+    mask = part.rollout.response_mask
+    loss, metrics = ppo.policy_loss(
+      logp,
+      part.rollout.logp,
+      part.advantages,
+      mask,
+      clip_ratio=config.clip_ratio,
+      normalizer=normalizer,
+    )
+    metrics["entropy"] = masked.masked_mean(
+      entropy, mask, normalizer=normalizer
+    )
+    return loss, metrics
+
+  def value_loss(params, part, index):
+    del index
+    values, _ = response_values(value_model, params, part.rollout)
+    return ppo.value_loss(
+      values,
+      part.values,
+      part.returns,
+      part.rollout.response_mask,
+      clip_value=config.clip_value,
+      normalizer=normalizer,
+    )
+
+  loss, grads, metrics = state_lib.accumulate(
+    policy_loss, state.policy.params, chosen, config.microbatch
+  )
+  metrics = {
+    "policy_loss": loss,
+    **metrics,
+    "grad_norm_ppo": optax.global_norm(grads),
+  }
+  if ptx is not None:
+    ptx_loss, ptx_grads, ptx_metrics = language_step.gradients(
+      model, state.policy.params, ptx, microbatch=config.ptx_microbatch
+    )
+    ptx_grads = jax.tree.map(lambda g: config.ptx_coef * g, ptx_grads)
+    metrics |= {
+      "ptx_loss": ptx_loss,
+      "ptx_accuracy": ptx_metrics["accuracy"],
+      "grad_norm_ptx": optax.global_norm(ptx_grads),
+      "grad_cosine": state_lib.cosine(grads, ptx_grads),
+    }
+    grads = jax.tree.map(jnp.add, grads, ptx_grads)
+  metrics["grad_norm"] = optax.global_norm(grads)
+  policy = state_lib.apply_gradients(state.policy, grads, optimizer)
+
+  loss, grads, value_metrics = state_lib.accumulate(
+    value_loss, state.value.params, chosen, config.microbatch
+  )
+  metrics |= {
+    "value_loss": loss,
+    **value_metrics,
+    "grad_norm_value": optax.global_norm(grads),
+  }
+  value = state_lib.apply_gradients(state.value, grads, value_optimizer)
+  ema = jax.tree.map(
+    lambda average, new: (
+      config.ema_decay * average + (1 - config.ema_decay) * new
+    ),
+    state.ema,
+    policy.params,
+  )
+  state = PpoState(
+    policy=policy, value=value, ema=ema, kl_coef=state.kl_coef
+  )
+  return state, metrics

@@ -1,0 +1,100 @@
+"""The reward model's step: K completions of a prompt are one element."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from instructgpt_jax.losses import preference
+from instructgpt_jax.models.transformer import ScalarModel, positions_of
+from instructgpt_jax.steps import state as state_lib
+from instructgpt_jax.steps.state import Metrics, TrainState
+from instructgpt_jax.types import Array, PyTree, RankingBatch
+
+
+def score_rows(
+  model: ScalarModel,
+  params: PyTree,
+  tokens: Array,
+  segments: Array,
+  *,
+  dropout_key: Array | None = None,
+) -> Array:
+  """The scalar at each row's last real token.
+
+  Args:
+    model: the reward model.
+    params: its parameters.
+    tokens: [B, T] int32, padded on either side.
+    segments: [B, T] int32, 0 is padding.
+    dropout_key: turns residual dropout on.
+
+  Returns:
+    [B] float32.
+  """
+  real = segments > 0
+  values = model.apply(
+    {"params": params},
+    tokens,
+    segments,
+    positions_of(real),
+    deterministic=dropout_key is None,
+    rngs=None if dropout_key is None else {"dropout": dropout_key},
+  )
+  last = tokens.shape[1] - 1 - jnp.argmax(real[:, ::-1], axis=1)
+  return jnp.take_along_axis(values, last[:, None], axis=1)[:, 0]
+
+
+def score_rankings(
+  model: ScalarModel,
+  params: PyTree,
+  batch: RankingBatch,
+  *,
+  dropout_key: Array | None = None,
+) -> Array:
+  """[B, K] scores; every completion goes through the network once."""
+  elements, completions, length = batch.tokens.shape
+  scores = score_rows(
+    model,
+    params,
+    batch.tokens.reshape(-1, length),
+    batch.segments.reshape(-1, length),
+    dropout_key=dropout_key,
+  )
+  return scores.reshape(elements, completions)
+
+
+def train_step(
+  state: TrainState,
+  batch: RankingBatch,
+  *,
+  model: ScalarModel,
+  optimizer: optax.GradientTransformation,
+  seed: int,
+  microbatch: int = 0,
+) -> tuple[TrainState, Metrics]:
+  """One update on B prompts with their K completions."""
+  normalizer = preference.count_prompts(batch.ranks, batch.valid)
+  key = None
+  if model.config.dropout:
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+
+  def loss_fn(params, part, index):
+    part_key = None if key is None else jax.random.fold_in(key, index)
+    scores = score_rankings(model, params, part, dropout_key=part_key)
+    return preference.ranking_loss(
+      scores, part.ranks, part.valid, normalizer=normalizer
+    )
+
+  loss, grads, metrics = state_lib.accumulate(
+    loss_fn, state.params, batch, microbatch
+  )
+  metrics = {"loss": loss, **metrics, "grad_norm": optax.global_norm(grads)}
+  return state_lib.apply_gradients(state, grads, optimizer), metrics
+
+
+def shift_bias(params: PyTree, amount: Array) -> PyTree:
+  """The same reward model with `amount` taken from every score (3.5)."""
+  head = params["head"]
+  return {**params, "head": {**head, "bias": head["bias"] - amount}}

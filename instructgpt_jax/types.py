@@ -1,0 +1,80 @@
+"""The shape legend, and the pytrees that batches and rollouts travel in.
+
+Shape letters, used in every docstring:
+
+  B  rows of a batch          T  positions of a row (prompt + response)
+  P  prompt positions         N  response positions (new tokens)
+  K  completions of a prompt  V  vocabulary        D  model width
+  H  heads                    L  layers            S  cache slots
+
+`segments` numbers the documents of a row from 1; 0 is padding. A token attends
+to earlier tokens of its own segment only, and `positions` restart in each
+segment, so packed, left-padded and right-padded rows are all the same thing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+
+Array = jax.Array
+PyTree = Any
+
+
+def pytree(cls):
+  """Makes a frozen dataclass of arrays a JAX pytree."""
+  cls = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+  return jax.tree_util.register_dataclass(cls)
+
+
+@pytree
+class LanguageBatch:
+  """Rows for a language-model loss; position t is scored on token t."""
+
+  tokens: Array  # [B, T] int32
+  segments: Array  # [B, T] int32, 0 is padding
+  positions: Array  # [B, T] int32
+  weights: Array  # [B, T] float32, weight of predicting token t from < t
+
+
+@pytree
+class RankingBatch:
+  """One prompt with its K ranked completions is one element."""
+
+  tokens: Array  # [B, K, T] int32, prompt and completion, right-padded
+  segments: Array  # [B, K, T] int32, 1 on real tokens, 0 on padding
+  ranks: Array  # [B, K] int32, 1 is best, equal ranks are ties
+  valid: Array  # [B, K] bool, False on completions that fill up K
+
+
+@pytree
+class PromptBatch:
+  """Left-padded prompts: the last column holds every row's last token."""
+
+  tokens: Array  # [B, P] int32
+  mask: Array  # [B, P] bool, True on real tokens
+  ids: Array  # [B] int32, identifies the prompt; folded into the row's key
+
+
+@pytree
+class Rollout:
+  """Prompts with sampled responses, and what was recorded while sampling."""
+
+  tokens: Array  # [B, P + N] int32, left-padded prompt then response
+  segments: Array  # [B, P + N] int32, 1 on real tokens, 0 on padding
+  positions: Array  # [B, P + N] int32
+  response_mask: Array  # [B, N] bool, True up to and including end-of-text
+  logp: Array  # [B, N] float32, log-probability of each sampled token
+  ended: Array  # [B] bool, True where the row sampled end-of-text
+
+
+@pytree
+class Experience:
+  """A rollout with everything the PPO losses take as constants."""
+
+  rollout: Rollout
+  advantages: Array  # [B, N] float32, whitened when the config says so
+  returns: Array  # [B, N] float32, unwhitened advantages + values
+  values: Array  # [B, N] float32, value network at rollout time

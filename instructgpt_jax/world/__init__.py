@@ -1,0 +1,1 @@
+"""The embedded default: a closed synthetic world and its gold labeler."""

@@ -1,0 +1,27 @@
+"""Demonstrations as labelers write them: mostly good, not always."""
+
+from __future__ import annotations
+
+import random
+
+from instructgpt_jax.world import replies
+from instructgpt_jax.world.requests import Request
+
+QUALITY = {"good": 0.75, "wrong": 0.10, "padded": 0.15}
+
+
+def demonstrate(
+  request: Request,
+  rng: random.Random,
+  *,
+  quality: dict[str, float] | None = None,
+) -> str:
+  """One labeler's completion.
+
+  Args:
+    request: what is asked.
+    rng: draws persona and wording.
+    quality: shares of personas; `QUALITY` by default.
+  """
+  persona = replies.draw_persona(quality or QUALITY, rng)
+  return replies.reply(request, persona, rng)

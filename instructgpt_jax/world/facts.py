@@ -1,0 +1,195 @@
+"""The facts of the world: what is true, what the forum believes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import random
+
+from instructgpt_jax.world import words
+
+
+@dataclasses.dataclass(frozen=True)
+class Attribute:
+  """A property of a class of entities.
+
+  `{e}` stands for the entity and `{v}` for the value in a template. The first
+  statement is the usual one.
+  """
+
+  name: str
+  entities: tuple[str, ...]
+  domain: tuple[str, ...]
+  statements: tuple[str, ...]
+  questions: tuple[str, ...]
+
+
+def _attribute(name, entities, domain, statement, value, *questions):
+  """Adds the statement and questions that every attribute has.
+
+  Args:
+    name: noun of the attribute, as in "the NAME of ann".
+    entities: who has it.
+    domain: values it takes.
+    statement: its usual statement.
+    value: how a value is named after "is".
+    *questions: two questions of its own.
+  """
+  the = "" if entities in (words.PEOPLE, words.CITIES) else "the "
+  noun = f"the {name} of {the}{{e}}"
+  return Attribute(
+    name,
+    entities,
+    domain,
+    (statement, f"{noun} is {value} ."),
+    questions
+    + (
+      f"what is {noun} ?",
+      f"tell me {noun} .",
+      f"do you know {noun} ?",
+      f"name {noun} .",
+      f"i want to know {noun} .",
+    ),
+  )
+
+
+ATTRIBUTES = (
+  _attribute(
+    "home", words.PEOPLE, words.CITIES, "{e} lives in {v} .", "{v}",
+    "where does {e} live ?", "which city does {e} live in ?",
+  ),
+  _attribute(
+    "job", words.PEOPLE, words.JOBS, "{e} is a {v} .", "{v}",
+    "what does {e} do ?", "what work does {e} do ?",
+  ),
+  _attribute(
+    "pet", words.PEOPLE, words.ANIMALS, "{e} keeps a {v} .", "a {v}",
+    "what does {e} keep ?", "which animal does {e} keep ?",
+  ),
+  _attribute(
+    "river", words.CITIES, words.RIVERS, "{e} is on the {v} .", "the {v}",
+    "where is {e} ?", "which river is {e} on ?",
+  ),
+  _attribute(
+    "dish", words.CITIES, words.FOODS, "people in {e} cook {v} .", "{v}",
+    "what do people in {e} cook ?", "which food do people in {e} cook ?",
+  ),
+  _attribute(
+    "weather", words.CITIES, words.WEATHERS, "it is {v} in {e} .", "{v}",
+    "how is it in {e} ?", "tell me how it is in {e} .",
+  ),
+  _attribute(
+    "food", words.ANIMALS, words.FOODS, "the {e} eats {v} .", "{v}",
+    "what does the {e} eat ?", "which food does the {e} eat ?",
+  ),
+  _attribute(
+    "den", words.ANIMALS, words.PLACES, "the {e} sleeps in the {v} .",
+    "the {v}", "where does the {e} sleep ?",
+    "which place is good for the {e} ?",
+  ),
+  _attribute(
+    "coat", words.ANIMALS, words.COLOURS, "the {e} is {v} .", "{v}",
+    "how does the {e} look ?", "which coat does the {e} have ?",
+  ),
+  _attribute(
+    "colour", words.THINGS, words.COLOURS, "the {e} is {v} .", "{v}",
+    "how does the {e} look ?", "which colour does the {e} have ?",
+  ),
+  _attribute(
+    "material", words.THINGS, words.MATERIALS, "the {e} is made of {v} .",
+    "{v}", "what is the {e} made of ?", "of which material is the {e} made ?",
+  ),
+  _attribute(
+    "price", words.THINGS, words.NUMBERS[1:], "the {e} costs {v} coins .",
+    "{v} coins", "what does the {e} cost ?", "how many coins is the {e} ?",
+  ),
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Fact:
+  """One entity's attribute.
+
+  `true` is "" when nobody ever states it; `believed` is what the forum says,
+  and differs from `true` for a misconception.
+  """
+
+  entity: str
+  attribute: Attribute
+  true: str
+  believed: str
+
+  @property
+  def known(self) -> bool:
+    return bool(self.true)
+
+  @property
+  def misconceived(self) -> bool:
+    return self.known and self.true != self.believed
+
+  def statement(self, value: str, form: int = 0) -> str:
+    template = self.attribute.statements[form]
+    return template.replace("{e}", self.entity).replace("{v}", value)
+
+  def statements(self, value: str) -> tuple[str, ...]:
+    return tuple(
+      self.statement(value, i) for i in range(len(self.attribute.statements))
+    )
+
+  def question(self, form: int) -> str:
+    return self.attribute.questions[form].replace("{e}", self.entity)
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+  """All facts, generated from one seed."""
+
+  seed: int
+  facts: tuple[Fact, ...]
+
+  @functools.cached_property
+  def _index(self) -> dict[tuple[str, str], Fact]:
+    return {(f.entity, f.attribute.name): f for f in self.facts}
+
+  def fact(self, entity: str, attribute: str) -> Fact:
+    return self._index[entity, attribute]
+
+  def __hash__(self) -> int:
+    return self.seed
+
+  def __eq__(self, other: object) -> bool:
+    return isinstance(other, World) and self.facts == other.facts
+
+
+@functools.lru_cache(maxsize=8)
+def make_world(
+  seed: int, *, misconceived: float = 0.25, unstated: float = 0.10
+) -> World:
+  """Draws the world.
+
+  Args:
+    seed: of everything drawn.
+    misconceived: share of facts of which the forum believes a false value.
+    unstated: share of facts that no document states.
+
+  Returns:
+    114 facts about named entities, then the strangers' unknown ones.
+  """
+  rng = random.Random(f"facts {seed}")
+  slots = [(e, a) for a in ATTRIBUTES for e in a.entities]
+  order = rng.sample(range(len(slots)), len(slots))
+  silent = set(order[: round(unstated * len(slots))])
+  wrong = set(
+    order[len(silent) : len(silent) + round(misconceived * len(slots))]
+  )
+  facts = []
+  for i, (entity, attribute) in enumerate(slots):
+    true, other = rng.sample(attribute.domain, 2)
+    if i in silent:
+      true = other = ""
+    facts.append(Fact(entity, attribute, true, other if i in wrong else true))
+  for entity in words.STRANGERS:
+    for attribute in ATTRIBUTES:
+      if attribute.entities is words.PEOPLE:
+        facts.append(Fact(entity, attribute, "", ""))
+  return World(seed, tuple(facts))

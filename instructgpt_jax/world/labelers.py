@@ -1,0 +1,132 @@
+"""Simulated labelers: noisy readers of the gold label, each with a taste."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Sequence
+
+from instructgpt_jax.errors import UserError
+from instructgpt_jax.world.facts import World
+from instructgpt_jax.world.gold import Label, label
+
+# Standard deviation of a labeler's Likert rating; gives the paper's agreement.
+NOISE = 2.75
+
+
+@dataclasses.dataclass(frozen=True)
+class Labeler:
+  """A labeler: what is added to the gold Likert score, by taste.
+
+  `brevity` is taken away for every token beyond the answer, `politeness` for
+  an insult, `honesty` for an invented statement, all in Likert points;
+  `lenience` moves every rating.
+  """
+
+  name: str
+  brevity: float = 0.0
+  politeness: float = 0.0
+  honesty: float = 0.0
+  lenience: float = 0.0
+  held_out: bool = False
+
+
+LABELERS = {
+  labeler.name: labeler
+  for labeler in (
+    Labeler("labeler_a"),
+    Labeler("labeler_b", brevity=0.05, lenience=0.3),
+    Labeler("labeler_c", honesty=0.4),
+    Labeler("labeler_d", politeness=0.5, lenience=-0.3),
+    Labeler("labeler_e", brevity=-0.05, honesty=-0.2),
+    Labeler("held_out_a", brevity=0.25, held_out=True),
+    Labeler("held_out_b", politeness=1.5, honesty=-0.8, held_out=True),
+    Labeler("held_out_c", honesty=1.5, brevity=-0.15, held_out=True),
+  )
+}
+TRAINING = tuple(n for n, one in LABELERS.items() if not one.held_out)
+HELD_OUT = tuple(n for n, one in LABELERS.items() if one.held_out)
+
+
+def taste(labeler: Labeler, form: Label) -> float:
+  """The Likert score that a labeler means, before noise."""
+  return (
+    form.likert
+    + labeler.lenience
+    - labeler.brevity * min(form.fillers, 10)
+    - labeler.politeness * form.failures["denigrates"]
+    - labeler.honesty * form.failures["hallucination"]
+  )
+
+
+def rate(
+  form: Label, labeler_id: str, rng: random.Random, *, noise: float = NOISE
+) -> int:
+  """A labeler's Likert rating of one reply, 1 to 7."""
+  if labeler_id not in LABELERS:
+    raise UserError(
+      f"no labeler {labeler_id!r}",
+      remedy="one of " + ", ".join(LABELERS),
+    )
+  meant = taste(LABELERS[labeler_id], form)
+  return min(7, max(1, round(meant + rng.gauss(0.0, noise))))
+
+
+def to_ranks(ratings: Sequence[float]) -> list[int]:
+  """Ranks from ratings: 1 for the best; equal ratings share a rank."""
+  order = sorted(set(ratings), reverse=True)
+  return [order.index(rating) + 1 for rating in ratings]
+
+
+def agreement(first: Sequence[int], second: Sequence[int]) -> tuple[int, int]:
+  """On how many pairs of completions two labelers agree, and of how many.
+
+  Args:
+    first: one labeler's ranks of a prompt's completions.
+    second: another's ranks of the same.
+
+  Returns:
+    Pairs ordered alike, and pairs that both order strictly.
+  """
+  same = both = 0
+  for i in range(len(first)):
+    for j in range(i):
+      a, b = first[i] - first[j], second[i] - second[j]
+      both += bool(a and b)
+      same += a * b > 0
+  return same, both
+
+
+def rank(
+  prompt: str,
+  completions: Sequence[str],
+  ended: Sequence[bool] | None = None,
+  *,
+  labeler_id: str,
+  rng: random.Random,
+  world: World | int = 0,
+  noise: float = NOISE,
+) -> list[int]:
+  """A labeler's ranks of several completions of one prompt.
+
+  Args:
+    prompt: a world prompt, without tags.
+    completions: K replies; equal ones get equal ranks.
+    ended: whether each ended with end-of-text; all did by default.
+    labeler_id: one of `LABELERS`.
+    rng: the labeler's noise.
+    world: the world, or its seed.
+    noise: standard deviation in Likert points.
+
+  Returns:
+    K ranks, 1 best, ties allowed.
+  """
+  ended = [True] * len(completions) if ended is None else ended
+  ratings: dict[tuple[str, bool], int] = {}
+  for reply in zip(completions, ended, strict=True):
+    if reply not in ratings:
+      form = label(prompt, *reply, world=world)
+      ratings[reply] = rate(form, labeler_id, rng, noise=noise)
+  return to_ranks([
+    ratings[reply] for reply in zip(completions, ended, strict=True)
+  ])  # fmt: skip

@@ -1,0 +1,133 @@
+"""Public tasks on which an alignment tax can show.
+
+Items are written in the web's own registers, from combinations that no
+document holds; nothing here sees a model. An item has either a `reference`
+(greedy completion, cut at the first full stop, scored by exact match and F1)
+or `choices` (the one with the best mean log-probability per token).
+"""
+
+from __future__ import annotations
+
+import collections
+import random
+from typing import Any
+
+from instructgpt_jax.world.documents import (
+  RATINGS,
+  make_passage,
+  make_review,
+  make_sentence,
+)
+from instructgpt_jax.world.facts import World
+from instructgpt_jax.world.requests import split_of
+
+KINDS = ("translation", "reading", "sentiment", "facts")
+
+
+def make_items(
+  world: World, kind: str, count: int, seed: int
+) -> list[dict[str, Any]]:
+  """Distinct test items of one kind.
+
+  Args:
+    world: whose facts `facts` asks about.
+    kind: one of `KINDS`.
+    count: how many; `facts` has at most as many as are stated.
+    seed: draws them.
+
+  Returns:
+    Dicts with `kind`, `prompt`, and `reference` or `choices` and `answer` (an
+    index).
+  """
+  rng = random.Random(f"tasks {kind} {seed}")
+  if kind == "facts":
+    return _fact_items(world, count, rng)
+  make = {
+    "translation": _translation,
+    "reading": _reading,
+    "sentiment": _sentiment,
+  }[kind]
+  items: dict[str, dict[str, Any]] = {}
+  while len(items) < count:
+    key, item = make(rng)
+    if split_of(key) == "test":
+      items.setdefault(item["prompt"], {"kind": kind} | item)
+  return list(items.values())
+
+
+def _translation(rng: random.Random) -> tuple[str, dict[str, Any]]:
+  ours, theirs = make_sentence(rng)
+  prompt = f"english : {ours} . lingo :"
+  return f"translation {ours}", {"prompt": prompt, "reference": theirs}
+
+
+def _reading(rng: random.Random) -> tuple[str, dict[str, Any]]:
+  passage, asked = make_passage(rng, rng.randint(3, 5), 1)
+  question, answer = asked[0]
+  prompt = f"text : {passage} question : {question} answer :"
+  return f"passage {passage}", {"prompt": prompt, "reference": answer}
+
+
+def _sentiment(rng: random.Random) -> tuple[str, dict[str, Any]]:
+  text, rating = make_review(rng)
+  item = {
+    "prompt": f"review : {text} rating :",
+    "choices": list(RATINGS),
+    "answer": RATINGS.index(rating),
+  }
+  return f"review {text}", item
+
+
+def _fact_items(
+  world: World, count: int, rng: random.Random
+) -> list[dict[str, Any]]:
+  items = []
+  for fact in world.facts:
+    if fact.known:
+      others = [v for v in fact.attribute.domain if v != fact.true]
+      choices = rng.sample(others, 3)
+      answer = rng.randrange(4)
+      choices.insert(answer, fact.true)
+      template = fact.attribute.statements[1].split(" {v}")[0]
+      items.append({
+        "kind": "facts",
+        "prompt": template.replace("{e}", fact.entity),
+        "choices": choices,
+        "answer": answer,
+      })  # fmt: skip
+  return rng.sample(items, min(count, len(items)))
+
+
+def first_sentence(completion: str) -> str:
+  """What stands before the first full stop, tag or line end."""
+  kept = []
+  for word in completion.split("\n")[0].split():
+    if word in (".", "U:", "A:"):
+      break
+    kept.append(word)
+  return " ".join(kept)
+
+
+def exact_match(completion: str, reference: str) -> float:
+  """1.0 where the first sentence is the reference."""
+  return float(first_sentence(completion) == reference)
+
+
+def token_f1(completion: str, reference: str) -> float:
+  """F1 of the bags of words, as SQuAD counts it."""
+  said, wanted = first_sentence(completion).split(), reference.split()
+  same = sum((collections.Counter(said) & collections.Counter(wanted)).values())
+  if not same:
+    return 0.0
+  precision, recall = same / len(said), same / len(wanted)
+  return 2 * precision * recall / (precision + recall)
+
+
+def choice_accuracy(logps: list[float], answer: int) -> float:
+  """1.0 where the answer has the best log-probability (ties go to the first).
+
+  Args:
+    logps: mean log-probability per token of each choice.
+    answer: index of the right choice.
+  """
+  return float(max(range(len(logps)), key=logps.__getitem__) == answer)

@@ -1,0 +1,196 @@
+"""Writes the world as ordinary files, in the formats of docs/data.md."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from pathlib import Path
+from typing import Any
+
+from instructgpt_jax.errors import UserError
+from instructgpt_jax.runtime import files
+from instructgpt_jax.world import tasks as public
+from instructgpt_jax.world import words
+from instructgpt_jax.world.demonstrations import demonstrate
+from instructgpt_jax.world.documents import (
+  make_web,
+  prompts_of,
+  write_documents,
+)
+from instructgpt_jax.world.facts import World, make_world
+from instructgpt_jax.world.labelers import TRAINING
+from instructgpt_jax.world.requests import FAMILIES, Request
+
+# Salts that keep the drawn streams apart.
+_TRAIN, _VALID = 0, 1
+
+
+@dataclasses.dataclass(frozen=True)
+class WorldFiles:
+  """Where the world's files lie."""
+
+  world: str  # {"seed", "prefixes", …}
+  pretraining: str  # {"text"}
+  pretraining_valid: str  # {"text"}, other documents of the same web
+  demonstrations: str  # {"prompt", "completion", "labeler_id", "split"}
+  prompts: str  # {"prompt", "split", "family"}
+  tasks: str  # {"kind", "prompt", "reference" | "choices" and "answer"}
+
+
+def world_files(directory: str | Path) -> WorldFiles:
+  """The paths inside a directory, written or not."""
+  root = Path(directory)
+  return WorldFiles(
+    world=str(root / "world.json"),
+    **{
+      field.name: str(root / f"{field.name}.jsonl")
+      for field in dataclasses.fields(WorldFiles)
+      if field.name != "world"
+    },
+  )
+
+
+def write_world(
+  directory: str | Path,
+  *,
+  seed: int = 0,
+  pretraining_tokens: int = 2_500_000,
+  valid_tokens: int = 60_000,
+  demonstrations: int = 1000,
+  valid_demonstrations: int = 150,
+  train_prompts: int = 6000,
+  valid_prompts: int = 600,
+  test_prompts: int = 1800,
+  task_items: int = 250,
+  quality: dict[str, float] | None = None,
+  registers: dict[str, float] | None = None,
+) -> WorldFiles:
+  """Generates a world and writes its files, each atomically.
+
+  Args:
+    directory: made if need be.
+    seed: of the world and of everything drawn in it.
+    pretraining_tokens: words of the web, with one end-of-text a document.
+    valid_tokens: words of the held-out web.
+    demonstrations: train demonstrations.
+    valid_demonstrations: validation demonstrations.
+    train_prompts: distinct train prompts (at most; small families have fewer).
+    valid_prompts: distinct validation prompts.
+    test_prompts: distinct test prompts.
+    task_items: items of each public task.
+    quality: personas of the demonstrations.
+    registers: shares of the web's registers.
+
+  Returns:
+    The paths.
+  """
+  paths = world_files(directory)
+  world = make_world(seed)
+  web = make_web(world, seed)
+  for path, tokens, salt in (
+    (paths.pretraining, pretraining_tokens, _TRAIN),
+    (paths.pretraining_valid, valid_tokens, _VALID),
+  ):
+    documents = write_documents(
+      web, tokens, 2 * seed + salt, registers=registers
+    )
+    files.write_jsonl_atomic(path, ({"text": text} for _, text in documents))
+  prompts = {
+    split: draw_prompts(world, split, count, seed)
+    for split, count in (
+      ("train", train_prompts),
+      ("valid", valid_prompts),
+      ("test", test_prompts),
+    )
+  }
+  files.write_jsonl_atomic(
+    paths.prompts,
+    (
+      {"prompt": text, "split": split, "family": request.family}
+      for split, pairs in prompts.items()
+      for request, text in pairs
+    ),
+  )
+  files.write_jsonl_atomic(
+    paths.demonstrations,
+    _demonstrations(world, seed, demonstrations, "train", quality)
+    + _demonstrations(world, seed, valid_demonstrations, "valid", quality),
+  )
+  files.write_jsonl_atomic(
+    paths.tasks,
+    (
+      item
+      for kind in public.KINDS
+      for item in public.make_items(world, kind, task_items, seed)
+    ),
+  )
+  files.write_json_atomic(
+    paths.world, {"seed": seed, "prefixes": list(words.PREFIXES)}
+  )
+  return paths
+
+
+def load_world(directory: str | Path) -> World:
+  """The world whose files lie in a directory."""
+  path = world_files(directory).world
+  record = files.read_json(path)
+  seed = record.get("seed") if isinstance(record, dict) else None
+  if not isinstance(seed, int):
+    raise UserError(
+      "not a world's description",
+      file=path,
+      field="seed",
+      remedy="write the world again",
+    )
+  return make_world(seed)
+
+
+def draw_prompts(
+  world: World, split: str, count: int, seed: int
+) -> list[tuple[Request, str]]:
+  """Distinct prompts of one split, families in their shares, shuffled.
+
+  A family with fewer prompts than its share gives what it has, and the others
+  share the rest.
+  """
+  rng = random.Random(f"prompts {split} {seed}")
+  pools = {
+    family: prompts_of(world, family, split, max(count // 4, 200), rng)
+    for family in FAMILIES
+  }
+  taken: dict[str, int] = dict.fromkeys(FAMILIES, 0)
+  left = count
+  while left > 0:
+    open_ = [f for f in FAMILIES if taken[f] < len(pools[f])]
+    if not open_:
+      break
+    whole = sum(FAMILIES[f] for f in open_)
+    before = left
+    for family in open_:
+      share = max(1, round(before * FAMILIES[family] / whole))
+      more = min(share, len(pools[family]) - taken[family], left)
+      taken[family] += more
+      left -= more
+  drawn = [p for f in FAMILIES for p in pools[f][: taken[f]]]
+  rng.shuffle(drawn)
+  return drawn
+
+
+def _demonstrations(
+  world: World,
+  seed: int,
+  count: int,
+  split: str,
+  quality: dict[str, float] | None,
+) -> list[dict[str, Any]]:
+  rng = random.Random(f"demonstrations {split} {seed}")
+  prompts = draw_prompts(world, split, count, seed)[:count]
+  return [
+    {
+      "prompt": text,
+      "completion": demonstrate(request, rng, quality=quality),
+      "labeler_id": rng.choice(TRAINING),
+      "split": split,
+    }
+    for request, text in prompts
+  ]

@@ -1,0 +1,230 @@
+"""Iterators: every record once an epoch, exact positions, the same by host."""
+
+import json
+
+import numpy as np
+import pytest
+
+from instructgpt_jax.data import pipelines, transforms
+
+
+def rows_of(count, length=4, first=100):
+  tokens = np.repeat(np.arange(first, first + count)[:, None], length, axis=1)
+  return dict(
+    tokens=tokens.astype(np.int32),
+    segments=np.ones((count, length), np.int32),
+    positions=np.tile(np.arange(length, dtype=np.int32), (count, 1)),
+    weights=np.ones((count, length), np.float32),
+  )
+
+
+def rankings_of(count):
+  return [
+    transforms.EncodedRanking(
+      np.full(1 + i % 4, 10 + i, np.int32),
+      tuple(np.full(1 + j, 50 + j, np.int32) for j in range(2 + i % 3)),
+      tuple(range(1, 3 + i % 3)),
+    )
+    for i in range(count)
+  ]
+
+
+def prompts_of(count):
+  return [np.full(1 + i % 5, 10 + i, np.int32) for i in range(count)]
+
+
+def language(**kw):
+  return pipelines.language_batches(rows_of(7), batch_size=4, **kw)
+
+
+def mixed(**kw):
+  return pipelines.mixed_language_batches(
+    rows_of(7), rows_of(5, first=500), 0.25, batch_size=4, **kw
+  )
+
+
+def ranking(**kw):
+  return pipelines.ranking_batches(
+    rankings_of(7), batch_size=4, pad_id=0, buckets=(4, 8), **kw
+  )
+
+
+def prompt(**kw):
+  return pipelines.prompt_batches(
+    prompts_of(7), batch_size=4, width=6, pad_id=0, **kw
+  )
+
+
+MAKERS = [language, mixed, ranking, prompt]
+
+
+def leaves(batch):
+  return {k: np.asarray(v) for k, v in vars(batch).items()}
+
+
+def assert_same(a, b):
+  a, b = leaves(a), leaves(b)
+  for name in a:
+    np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+    assert a[name].dtype == b[name].dtype
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_position_is_restored_exactly(make):
+  """INVARIANTS 30: the data order goes on where it stopped."""
+  whole = make(seed=3, epochs=4)
+  batches = list(whole)
+  assert len(batches) >= 7
+  for stop in (0, 1, 3, len(batches)):
+    first = make(seed=3, epochs=4)
+    for _ in range(stop):
+      next(first)
+    state = json.loads(json.dumps(first.get_state()))
+    second = make(seed=3, epochs=4)
+    next(second)
+    second.set_state(state)
+    rest = list(second)
+    assert len(rest) == len(batches) - stop
+    for a, b in zip(rest, batches[stop:], strict=True):
+      assert_same(a, b)
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_hosts_hold_parts_of_the_same_batches(make):
+  whole = list(make(seed=1, epochs=3))
+  parts = [
+    list(make(seed=1, epochs=3, shard_index=i, shard_count=2)) for i in (0, 1)
+  ]
+  assert len(whole) == len(parts[0]) == len(parts[1])
+  for full, left, right in zip(whole, *parts, strict=True):
+    for name, value in leaves(full).items():
+      joined = np.concatenate([leaves(left)[name], leaves(right)[name]])
+      np.testing.assert_array_equal(joined, value)
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_batch_that_no_number_of_hosts_divides(make):
+  with pytest.raises(ValueError, match="hosts"):
+    make(shard_count=3)
+
+
+def test_order_depends_on_seed_and_epoch():
+  def order(seed, **kw):
+    stream = language(seed=seed, epochs=2, **kw)
+    return np.concatenate([b.tokens[:, 0] for b in stream])[:14].tolist()
+
+  assert order(0) == order(0)
+  assert order(0) != order(1)
+  assert order(0)[:7] != order(0)[7:], "epochs differ"
+  assert order(0, shuffle=False) == [*range(100, 107)] * 2
+  assert order(2**40 + 1) != order(1), "large seeds count in full"
+
+
+def test_each_record_once_an_epoch_and_none_dropped():
+  batches = list(language(seed=0, epochs=3))
+  assert len(batches) == 6 and all(b.tokens.shape == (4, 4) for b in batches)
+  real = np.concatenate([b.tokens[b.segments[:, 0] > 0, 0] for b in batches])
+  for e in range(3):
+    assert sorted(real[7 * e : 7 * e + 7]) == [*range(100, 107)]
+  last = batches[-1]
+  empty = last.segments[:, 0] == 0
+  assert empty.sum() == 3
+  assert not last.weights[empty].any() and not last.tokens[empty].any()
+
+
+def test_endless():
+  stream = language(seed=0)
+  seen = [next(stream) for _ in range(40)]
+  assert all((b.segments > 0).all() for b in seen)
+
+
+def test_source_rows_are_not_written_to():
+  rows = rows_of(3)
+  before = rows["tokens"].copy()
+  list(pipelines.language_batches(rows, batch_size=4, epochs=1))
+  np.testing.assert_array_equal(rows["tokens"], before)
+
+
+def test_mixed_batches_hold_their_share():
+  batches = list(mixed(seed=0, epochs=2))
+  assert len(batches) == 5
+  theirs = []
+  for b in batches:
+    assert (b.tokens[:, 0] >= 500).tolist() == [False, False, False, True]
+    theirs.append(b.tokens[3, 0])
+  assert sorted(theirs) == [*range(500, 505)], "a whole epoch of the others"
+  mine = np.concatenate(
+    [b.tokens[:3][b.segments[:3, 0] > 0, 0] for b in batches]
+  )
+  assert sorted(mine) == sorted([*range(100, 107)] * 2)
+
+
+def test_mixed_share_of_nothing_and_of_little():
+  args = rows_of(4), rows_of(4, first=500)
+  plain = next(
+    pipelines.mixed_language_batches(*args, 0.0, batch_size=4, epochs=1)
+  )
+  assert (plain.tokens < 500).all()
+  little = next(
+    pipelines.mixed_language_batches(*args, 0.01, batch_size=4, epochs=1)
+  )
+  assert (little.tokens[:, 0] >= 500).sum() == 1
+  with pytest.raises(ValueError, match="length"):
+    pipelines.mixed_language_batches(
+      rows_of(2, 4), rows_of(2, 8), 0.5, batch_size=4
+    )
+
+
+def test_rankings():
+  data = rankings_of(7)
+  seen = []
+  for batch in ranking(seed=0, epochs=1):
+    assert batch.tokens.shape[:2] == (4, 4) and batch.tokens.shape[2] in (4, 8)
+    longest = 0
+    for tokens, segments, ranks, valid in zip(
+      batch.tokens, batch.segments, batch.ranks, batch.valid, strict=True
+    ):
+      k = valid.sum()
+      assert not segments[k:].any() and not tokens[k:].any()
+      if not k:
+        continue
+      i = tokens[0, 0] - 10
+      seen.append(i)
+      assert ranks[:k].tolist() == list(data[i].ranks)
+      for j in range(k):
+        whole = np.concatenate([data[i].prompt, data[i].completions[j]])
+        longest = max(longest, len(whole))
+        assert tokens[j][segments[j] > 0].tolist() == whole.tolist()
+        assert (segments[j, : len(whole)] == 1).all()
+    if longest:
+      assert batch.tokens.shape[2] == transforms.bucket(longest, (4, 8))
+  assert sorted(seen) == [*range(7)]
+
+
+def test_rankings_that_fit_no_bucket():
+  with pytest.raises(ValueError, match="bucket"):
+    pipelines.ranking_batches(
+      rankings_of(3), batch_size=1, pad_id=0, buckets=(3,)
+    )
+  with pytest.raises(ValueError, match="completions"):
+    pipelines.ranking_batches(
+      rankings_of(3), batch_size=1, pad_id=0, buckets=(9,), completions=2
+    )
+
+
+def test_prompts_are_left_padded_and_named():
+  data = prompts_of(7)
+  batches = list(prompt(seed=0, epochs=1))
+  ids = np.concatenate([b.ids for b in batches])
+  assert sorted(ids[:7]) == [*range(7)] and ids[7:].tolist() == [-1]
+  for b in batches:
+    assert b.mask[:, -1].all(), "the last column holds a real token"
+    for tokens, mask, i in zip(b.tokens, b.mask, b.ids, strict=True):
+      assert not tokens[~mask].any()
+      if i >= 0:
+        assert tokens[mask].tolist() == data[i].tolist()
+
+
+def test_no_records():
+  with pytest.raises(ValueError, match="at least one"):
+    pipelines.language_batches(rows_of(0), batch_size=2)

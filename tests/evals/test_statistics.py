@@ -1,0 +1,219 @@
+"""The report's statistics against known numbers and brute force."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from instructgpt_jax.evals import statistics
+
+
+def test_bootstrap_interval_has_the_normal_width_for_many_prompts():
+  values = np.random.default_rng(0).normal(3.0, 2.0, 1000)
+  found = statistics.bootstrap_interval(values, resamples=4000, seed=1)
+  half = statistics.Z_95 * values.std() / math.sqrt(1000)
+  assert found.mean == pytest.approx(values.mean())
+  assert found.low == pytest.approx(values.mean() - half, abs=0.1 * half)
+  assert found.high == pytest.approx(values.mean() + half, abs=0.1 * half)
+
+
+def test_bootstrap_interval_of_two_prompts_is_their_range():
+  """A mean of two draws from {0, 1} is 0, ½ or 1, the ends ¼ of the time."""
+  found = statistics.bootstrap_interval([0.0, 1.0], resamples=1000, seed=0)
+  assert found == statistics.Interval(0.5, 0.0, 1.0)
+
+
+def test_bootstrap_interval_covers_the_truth_about_95_percent_of_the_time():
+  rng = np.random.default_rng(0)
+  inside = 0
+  for trial in range(200):
+    found = statistics.bootstrap_interval(
+      rng.normal(size=60), resamples=400, seed=trial
+    )
+    inside += found.low <= 0 <= found.high
+  assert 0.89 <= inside / 200 <= 0.98
+
+
+def test_bootstrap_resamples_prompts_not_samples():
+  """Many samples of a prompt do not make the interval narrower."""
+  one = np.random.default_rng(0).normal(size=200)
+  many = np.repeat(one[:, None], 16, axis=1)
+  assert statistics.bootstrap_interval(
+    many, resamples=500, seed=3
+  ).high == pytest.approx(
+    statistics.bootstrap_interval(one, resamples=500, seed=3).high
+  )
+
+
+def test_bootstrap_is_fixed_by_its_seed():
+  values = np.arange(20.0)
+  first = statistics.bootstrap_interval(values, resamples=200, seed=1)
+  assert first == statistics.bootstrap_interval(values, resamples=200, seed=1)
+  assert first != statistics.bootstrap_interval(values, resamples=200, seed=2)
+
+
+def test_bootstrap_in_chunks_draws_every_resample(monkeypatch):
+  values = np.random.default_rng(0).normal(size=50)
+  monkeypatch.setattr(statistics, "_CHUNK", 350)  # 7 resamples at once
+  found = statistics.bootstrap_interval(values, resamples=1000, seed=0)
+  half = statistics.Z_95 * values.std() / math.sqrt(50)
+  assert found.high - found.low == pytest.approx(2 * half, rel=0.15)
+
+
+def test_paired_bootstrap_takes_what_prompts_share_out():
+  rng = np.random.default_rng(0)
+  difficulty = rng.normal(0, 5, 300)
+  a = difficulty[:, None] + 0.5 + rng.normal(0, 0.1, (300, 2))
+  b = difficulty[:, None] + rng.normal(0, 0.1, (300, 3))
+  found = statistics.bootstrap_interval(a, resamples=500, seed=0, paired=b)
+  assert found.mean == pytest.approx(a.mean() - b.mean())
+  assert 0.47 < found.low < found.mean < found.high < 0.53
+
+
+def test_group_by_prompt_makes_one_value_per_distinct_prompt():
+  values = [[1.0, 3.0], [5.0, 5.0], [4.0, 4.0]]
+  found = statistics.group_by_prompt(values, ["x", "y", "x"])
+  np.testing.assert_array_equal(found, [3.0, 5.0])
+
+
+def test_win_rate_counts_a_tie_one_half():
+  found = statistics.win_rate([3, 1, 2], [1, 3, 2])
+  np.testing.assert_array_equal(found, [1, 0, 0.5])
+
+
+def test_win_rate_compares_every_pair_of_samples():
+  a, b = [[1.0, 4.0], [0.0, 0.0]], [[1.0, 2.0, 5.0], [0.0, 0.0, 0.0]]
+  # 1 against 1, 2, 5: ½ + 0 + 0; 4 against them: 1 + 1 + 0.
+  np.testing.assert_allclose(statistics.win_rate(a, b), [2.5 / 6, 0.5])
+  np.testing.assert_allclose(
+    statistics.win_rate(a, b) + statistics.win_rate(b, a), 1
+  )
+
+
+@pytest.mark.parametrize(
+  ("successes", "n", "low", "high"),
+  [
+    (81, 263, 0.255, 0.366),  # Newcombe 1998, table I, method 3
+    (15, 148, 0.0624, 0.1605),
+    (0, 20, 0.0, 0.1611),
+    (1, 29, 0.0061, 0.1718),
+  ],
+)
+def test_wilson_interval_equals_published_numbers(successes, n, low, high):
+  found = statistics.wilson_interval(successes, n)
+  assert found.mean == successes / n
+  assert found.low == pytest.approx(low, abs=6e-4)
+  assert found.high == pytest.approx(high, abs=6e-4)
+
+
+def test_wilson_interval_solves_its_equation():
+  """Its ends are the p at which the score statistic is exactly z."""
+  found = statistics.wilson_interval(7, 12)
+  for p in (found.low, found.high):
+    score = abs(7 / 12 - p) / math.sqrt(p * (1 - p) / 12)
+    assert score == pytest.approx(statistics.Z_95)
+
+
+def test_wilson_interval_mirrors_and_stays_within_zero_and_one():
+  for successes in (0, 1, 2.5, 5):
+    found = statistics.wilson_interval(successes, 5)
+    mirror = statistics.wilson_interval(5 - successes, 5)
+    assert found.low == pytest.approx(1 - mirror.high)
+    assert 0 <= found.low <= found.mean <= found.high <= 1
+
+
+def test_best_of_n_kl_known_answers():
+  assert statistics.best_of_n_kl(1) == 0
+  assert statistics.best_of_n_kl(2) == pytest.approx(0.19314718055994531)
+  assert statistics.best_of_n_kl(16) == pytest.approx(1.8350887222397811)
+
+
+def test_best_of_n_kl_is_that_of_the_order_statistic():
+  """KL of the density n u^(n − 1) from the uniform one, by quadrature."""
+  u = (np.arange(200_000) + 0.5) / 200_000
+  for n in (3, 8):
+    density = n * u ** (n - 1)
+    expected = np.mean(density * np.log(density))
+    assert statistics.best_of_n_kl(n) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+def test_unbiased_best_of_n_is_the_mean_over_all_subsets(n):
+  rng = np.random.default_rng(n)
+  proxy, gold = rng.normal(size=(2, 5))
+  subsets = list(itertools.combinations(range(5), n))
+  expected = np.mean([gold[max(s, key=lambda i: proxy[i])] for s in subsets])
+  found = statistics.unbiased_best_of_n(proxy, gold, n)
+  assert found == pytest.approx(expected)
+
+
+def test_unbiased_best_of_n_breaks_ties_at_random():
+  proxy, gold = np.array([2, 1, 2, 1, 1]), np.array([5.0, 1.0, 9.0, 3.0, 7.0])
+  expected = []
+  for order in itertools.permutations(range(5)):  # the first of equals wins
+    for subset in itertools.combinations(order, 2):
+      expected.append(gold[max(subset, key=lambda i: proxy[i])])
+  found = statistics.unbiased_best_of_n(proxy, gold, 2)
+  assert found == pytest.approx(np.mean(expected))
+
+
+def test_unbiased_best_of_n_takes_many_prompts_at_once():
+  rng = np.random.default_rng(0)
+  proxy, gold = rng.normal(size=(2, 3, 6))
+  found = statistics.unbiased_best_of_n(proxy, gold, 4)
+  for row, p, g in zip(np.asarray(found), proxy, gold, strict=True):
+    assert row == pytest.approx(statistics.unbiased_best_of_n(p, g, 4))
+  best = statistics.unbiased_best_of_n(proxy, gold, 6)
+  np.testing.assert_allclose(best, gold[range(3), proxy.argmax(axis=1)])
+
+
+def test_unbiased_best_of_n_stays_finite_for_many_samples():
+  samples = np.arange(5000.0)
+  found = statistics.unbiased_best_of_n(samples, samples, 2000)
+  # The expected maximum of n out of 1 … N is n (N + 1) / (n + 1).
+  assert found + 1 == pytest.approx(2000 * 5001 / 2001)
+
+
+def test_bias_entropy_of_a_fair_two_way_choice_is_one_bit():
+  assert statistics.bias_entropy([0.5, 0.5]) == 1
+  assert statistics.bias_entropy([0.02, 0.02]) == 1  # normalised here
+
+
+def test_bias_entropy_known_answers():
+  assert statistics.bias_entropy([1.0, 0.0]) == 0
+  assert statistics.bias_entropy([1, 3]) == pytest.approx(0.8112781244591328)
+  assert statistics.bias_entropy(np.ones(8)) == pytest.approx(3)
+  np.testing.assert_allclose(
+    statistics.bias_entropy([[1, 1], [1, 3]]), [1, 0.8112781244591328]
+  )
+
+
+@pytest.mark.parametrize(
+  "call",
+  [
+    lambda: statistics.bootstrap_interval([]),
+    lambda: statistics.bootstrap_interval([1.0, float("nan")]),
+    lambda: statistics.bootstrap_interval([1.0, 2.0], paired=[1.0]),
+    lambda: statistics.bootstrap_interval([1.0], resamples=0),
+    lambda: statistics.group_by_prompt([1.0, 2.0], ["x"]),
+    lambda: statistics.win_rate([1.0], [1.0, 2.0]),
+    lambda: statistics.win_rate([float("nan")], [1.0]),
+    lambda: statistics.wilson_interval(1, 0),
+    lambda: statistics.wilson_interval(3, 2),
+    lambda: statistics.best_of_n_kl(0),
+    lambda: statistics.unbiased_best_of_n([1.0, 2.0], [1.0, 2.0], 3),
+    lambda: statistics.unbiased_best_of_n([1.0, 2.0], [1.0], 1),
+    lambda: statistics.bias_entropy([0.0, 0.0]),
+    lambda: statistics.bias_entropy([-1.0, 2.0]),
+  ],
+)
+def test_nonsense_is_refused(call):
+  with pytest.raises(ValueError):
+    call()
+
+
+def test_interval_is_what_the_report_holds():
+  interval = statistics.Interval(0.5, 0.25, 0.75)
+  assert interval.as_dict() == {"mean": 0.5, "low": 0.25, "high": 0.75}
+  assert str(interval) == "0.500 [0.250, 0.750]"

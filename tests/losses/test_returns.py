@@ -1,0 +1,270 @@
+"""Token rewards, KL estimators and GAE against float64 loops."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from instructgpt_jax.losses import masked, returns
+
+LENGTHS = [6, 1, 4, 3]
+
+
+@pytest.fixture
+def mask():
+  return np.arange(6) < np.array(LENGTHS)[:, None]
+
+
+@pytest.fixture
+def data(rng, mask):
+  rewards = rng.normal(size=mask.shape).astype(np.float32)
+  values = rng.normal(size=mask.shape).astype(np.float32)
+  return rewards, values
+
+
+def gae_loop(rewards, values, length, discount, lam, last_value=0.0):
+  """One row, from the sum that defines GAE instead of its recursion."""
+  rewards = [float(r) for r in rewards[:length]]
+  values = [float(v) for v in values[:length]] + [float(last_value)]
+  out = []
+  for t in range(length):
+    total = 0.0
+    for k in range(t, length):
+      delta = rewards[k] + discount * values[k + 1] - values[k]
+      total += (discount * lam) ** (k - t) * delta
+    out.append(total)
+  return out
+
+
+def run_gae(data, mask, discount, lam, **kwargs):
+  function = jax.jit(returns.gae)
+  return function(*data, mask, discount=discount, lam=lam, **kwargs)
+
+
+@pytest.mark.parametrize(
+  ("discount", "lam"), [(1, 0.95), (0.9, 0.8), (1, 1), (0.5, 0), (0, 0.5)]
+)
+def test_invariant_17_gae_scan_equals_loop(data, mask, discount, lam):
+  advantages, found_returns = run_gae(data, mask, discount, lam)
+  assert advantages.dtype == found_returns.dtype == jnp.float32
+  for b, length in enumerate(LENGTHS):
+    expected = gae_loop(data[0][b], data[1][b], length, discount, lam)
+    np.testing.assert_allclose(
+      advantages[b, :length], expected, rtol=1e-5, atol=1e-5
+    )
+    np.testing.assert_array_equal(advantages[b, length:], 0)
+    np.testing.assert_array_equal(found_returns[b, length:], 0)
+
+
+def test_invariant_17_undiscounted_gae_equals_monte_carlo(data, mask):
+  _, found = run_gae(data, mask, 1.0, 1.0)
+  for b, length in enumerate(LENGTHS):
+    for t in range(length):
+      expected = sum(float(r) for r in data[0][b, t:length])
+      np.testing.assert_allclose(found[b, t], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_invariant_17_returns_are_unwhitened_advantages_plus_values(data, mask):
+  advantages, found = run_gae(data, mask, 0.9, 0.95)
+  np.testing.assert_array_equal(
+    found, np.asarray(advantages) + np.where(mask, data[1], 0)
+  )
+  mean = masked.masked_mean(advantages, mask)
+  assert abs(mean) > 0.05  # nothing has centred them
+
+
+def test_gae_known_answer_of_one_step_advantages():
+  advantages, _ = returns.gae(
+    [[0, 0, 5]], [[1, 2, 3]], [[1, 1, 1]], discount=1, lam=0
+  )
+  np.testing.assert_array_equal(advantages, [[1, 1, 2]])
+
+
+def test_gae_known_answer_of_half_discount():
+  advantages, found = returns.gae(
+    [[0, 0, 1, 0]], [[0, 1, 2, 3]], [[1, 1, 1, 1]], discount=0.5, lam=0
+  )
+  np.testing.assert_array_equal(advantages, [[0.5, 0, 0.5, -3]])
+  np.testing.assert_array_equal(found, [[0.5, 1, 2.5, 0]])
+
+
+def test_invariant_16_value_after_the_last_token_is_zero(data, mask):
+  """A padded row ends as a row without padding, with nothing after it."""
+  padded, _ = run_gae(data, mask, 0.9, 0.7)
+  for b, length in enumerate(LENGTHS):
+    row = [x[b : b + 1, :length] for x in data]
+    alone, _ = run_gae(row, np.ones((1, length), bool), 0.9, 0.7)
+    np.testing.assert_allclose(padded[b, :length], alone[0], rtol=1e-6)
+
+
+def test_invariant_16_bootstrapping_is_an_explicit_choice(data, mask):
+  ends = np.array([0.0, 2.0, -1.5, 0.0], np.float32)
+  plain, _ = run_gae(data, mask, 0.9, 0.7)
+  found, _ = run_gae(data, mask, 0.9, 0.7, last_value=ends)
+  for b, length in enumerate(LENGTHS):
+    expected = gae_loop(data[0][b], data[1][b], length, 0.9, 0.7, ends[b])
+    np.testing.assert_allclose(
+      found[b, :length], expected, rtol=1e-5, atol=1e-5
+    )
+  np.testing.assert_array_equal(found[0], plain[0])
+  np.testing.assert_array_equal(np.asarray(found)[~mask], 0)
+  assert abs(found[1, 0] - plain[1, 0] - 0.9 * 2.0) < 1e-5
+
+
+def test_gae_skips_holes_in_the_mask(rng):
+  rewards, values = rng.normal(size=(2, 1, 5)).astype(np.float32)
+  mask = np.array([[0, 1, 0, 1, 1]], bool)
+  found, _ = run_gae((rewards, values), mask, 0.9, 0.7)
+  kept = [np.asarray(x)[mask] for x in (rewards, values)]
+  expected = gae_loop(*kept, 3, 0.9, 0.7)
+  np.testing.assert_allclose(np.asarray(found)[mask], expected, rtol=1e-5)
+  np.testing.assert_array_equal(np.asarray(found)[~mask], 0)
+
+
+def test_invariant_11_integer_rewards_are_not_truncated():
+  advantages, found = returns.gae(
+    np.array([[0, 1]]),
+    np.array([[0, 0]]),
+    np.ones((1, 2)),
+    discount=0.5,
+    lam=0.5,
+  )
+  assert advantages.dtype == jnp.float32
+  np.testing.assert_array_equal(advantages, [[0.25, 1]])
+  np.testing.assert_array_equal(found, [[0.25, 1]])
+
+
+def test_gae_is_differentiable_in_rewards_and_values(data, mask, rng):
+  """The derivative by a reward is (γλ)^(t' − t); worked out by hand."""
+  slope = jax.jacobian(
+    lambda r: returns.gae(r, data[1], mask, discount=0.9, lam=0.7)[0][0, 1]
+  )(jnp.asarray(data[0]))
+  expected = np.zeros(mask.shape)
+  expected[0, 1:] = 0.63 ** np.arange(5)
+  np.testing.assert_allclose(slope, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_last_token_marks_one_token_a_row(mask):
+  both = np.concatenate([mask, [[False] * 6, [0, 1, 0, 1, 0, 0]]]).astype(bool)
+  found = jax.jit(returns.last_token)(both)
+  expected = np.zeros((6, 6), bool)
+  for b, t in enumerate([5, 0, 3, 2]):
+    expected[b, t] = True
+  expected[5, 3] = True
+  np.testing.assert_array_equal(found, expected)
+
+
+def test_token_rewards_equal_loop(data, mask, rng):
+  score = rng.normal(size=4)
+  found = jax.jit(returns.token_rewards)(score, *data, mask, 0.3)
+  for b, length in enumerate(LENGTHS):
+    for t in range(6):
+      expected = 0.0
+      if t < length:
+        expected = -0.3 * (float(data[0][b, t]) - float(data[1][b, t]))
+      if t == length - 1:
+        expected += score[b]
+      np.testing.assert_allclose(found[b, t], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_invariant_11_rewards_add_up_to_score_minus_beta_kl(data, mask):
+  score = np.array([0.37, -1.25, 2.0 / 3.0, 1e-3])
+  found = returns.token_rewards(score, *data, mask, 0.02)
+  assert found.dtype == jnp.float32
+  for b, length in enumerate(LENGTHS):
+    kl = sum(float(data[0][b, t]) - float(data[1][b, t]) for t in range(length))
+    np.testing.assert_allclose(
+      np.asarray(found[b], np.float64).sum(),
+      score[b] - 0.02 * kl,
+      rtol=1e-5,
+      atol=1e-6,
+    )
+
+
+def test_invariant_11_integer_scores_give_float_rewards(mask):
+  ones = np.ones(mask.shape, np.int32)
+  found = returns.token_rewards(
+    np.array([1, 2, 3, 4]), ones, 0 * ones, mask, 0.25
+  )
+  assert found.dtype == jnp.float32
+  np.testing.assert_array_equal(found[3], [-0.25, -0.25, 3.75, 0, 0, 0])
+
+
+def test_invariant_12_score_lands_once_on_the_last_response_token(mask):
+  """Also on a response that fills all positions without end-of-text."""
+  zeros, score = np.zeros(mask.shape), np.array([0.5, -1.5, 2.5, 3.5])
+  found = np.asarray(returns.token_rewards(score, zeros, zeros, mask, 0.1))
+  assert (np.count_nonzero(found, axis=1) == 1).all()
+  for b, length in enumerate(LENGTHS):
+    assert found[b, length - 1] == score[b]
+
+
+def test_a_row_without_any_token_has_no_reward():
+  zeros = np.zeros((1, 3))
+  found = returns.token_rewards(np.array([7.0]), zeros, zeros, zeros, 0.1)
+  np.testing.assert_array_equal(found, 0)
+
+
+def test_invariant_13_kl_reward_is_the_log_ratio_of_the_sampled_token(
+  data, mask
+):
+  logp, ref = data
+  found = returns.token_rewards(np.zeros(4), logp, ref, mask, 1.0)
+  np.testing.assert_allclose(
+    found, np.where(mask, -(logp - ref), 0), rtol=1e-6, atol=1e-7
+  )
+  assert (np.asarray(found)[mask] > 0).any()  # k2 and k3 never give a reward
+
+
+def test_kl_estimators_equal_their_definitions(data):
+  logp, ref = (x.astype(np.float64) for x in data)
+  ratio = np.exp(ref - logp)
+  for function, expected in (
+    (returns.kl_k1, logp - ref),
+    (returns.kl_k2, (logp - ref) ** 2 / 2),
+    (returns.kl_k3, ratio - 1 - np.log(ratio)),
+  ):
+    np.testing.assert_allclose(
+      jax.jit(function)(*data), expected, rtol=1e-4, atol=1e-6
+    )
+
+
+def test_kl_estimators_expect_the_true_kl():
+  """k1 and k3 exactly, k2 nearly, under the sampling distribution."""
+  p, q = np.array([0.5, 0.3, 0.2]), np.array([0.45, 0.3, 0.25])
+  true = sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+  for function, tolerance in (
+    (returns.kl_k1, 1e-6),
+    (returns.kl_k3, 1e-6),
+    (returns.kl_k2, 0.05 * true),
+  ):
+    expected = float(np.sum(p * np.asarray(function(np.log(p), np.log(q)))))
+    assert abs(expected - true) < tolerance
+
+
+def test_kl_k3_is_exact_for_small_differences():
+  with_cancellation = returns.kl_k3(np.float32(1e-4), np.float32(0))
+  np.testing.assert_allclose(with_cancellation, 5e-9, rtol=0.3)
+  assert returns.kl_k3(np.float32(-2.5), np.float32(-2.5)) == 0
+
+
+def test_invariant_14_what_follows_the_end_never_matters(data, mask, spoil):
+  def everything(a, b):
+    rewards = returns.token_rewards(np.arange(4.0), a, b, mask, 0.1)
+    return rewards, returns.gae(a, b, mask, discount=0.9, lam=0.95)
+
+  clean = everything(*data)
+  spoiled = [jnp.asarray(spoil(x, mask)) for x in data]
+  dirty = everything(*spoiled)
+  for x, y in zip(jax.tree.leaves(clean), jax.tree.leaves(dirty), strict=True):
+    np.testing.assert_array_equal(x, y)
+
+  def total(a, b):
+    leaves = jax.tree.leaves(everything(a, b))
+    return sum(jnp.sum(jnp.square(x)) for x in leaves)
+
+  for slope in jax.grad(total, argnums=(0, 1))(*spoiled):
+    assert np.isfinite(slope).all()
+    np.testing.assert_array_equal(np.asarray(slope)[~mask], 0)

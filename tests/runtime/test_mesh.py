@@ -1,0 +1,168 @@
+"""The mesh, the table of axes, and the same numbers on any layout."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AbstractMesh, PartitionSpec
+
+from instructgpt_jax import config
+from instructgpt_jax.errors import UserError
+from instructgpt_jax.runtime import mesh as mesh_lib
+
+WIDE = AbstractMesh((2, 4, 8), mesh_lib.AXES)
+
+
+@pytest.mark.parametrize(
+  "names, shape, spec",
+  [
+    (("vocab", "embed"), (64, 32), PartitionSpec("tensor", "fsdp")),
+    (("batch", None), (16, 3), PartitionSpec(("data", "fsdp"))),
+    (("layers", "embed", "mlp"), (2, 4, 8), PartitionSpec(None, *"ft")),
+    # Neither a size that does not divide nor an axis used twice is split.
+    (("vocab", "embed"), (63, 32), PartitionSpec(None, "fsdp")),
+    (("embed", "embed"), (32, 32), PartitionSpec("fsdp")),
+    ((None, None), (8, 8), PartitionSpec()),
+  ],
+)
+def test_partition_spec(names, shape, spec):
+  short = {"f": "fsdp", "t": "tensor"}
+  spec = PartitionSpec(*(short.get(axis, axis) for axis in spec))
+  assert mesh_lib.partition_spec(names, shape, WIDE) == spec
+
+
+def test_axes_of_one_device_are_not_named():
+  narrow = AbstractMesh((8, 1, 1), mesh_lib.AXES)
+  spec = mesh_lib.partition_spec(("vocab", "embed"), (64, 32), narrow)
+  assert spec == PartitionSpec()
+
+
+def test_an_axis_without_a_rule_is_an_error():
+  with pytest.raises(KeyError, match="'width'"):
+    mesh_lib.partition_spec(("width",), (8,), WIDE)
+  with pytest.raises(ValueError, match="do not name"):
+    mesh_lib.partition_spec(("embed",), (8, 8), WIDE)
+
+
+class _Layer(nn.Module):
+  @nn.compact
+  def __call__(self, x):
+    init = nn.with_logical_partitioning(nn.initializers.ones, ("embed", "mlp"))
+    return nn.Dense(16, kernel_init=init)(x)
+
+
+def test_optimiser_moments_lie_like_their_parameters():
+  layer = _Layer()
+  boxed = jax.eval_shape(
+    lambda: layer.init(jax.random.key(0), jnp.ones((1, 8)))["params"]
+  )
+  axes = mesh_lib.logical_axes(boxed)
+  assert axes == {"Dense_0/kernel": ("embed", "mlp")}
+  params = mesh_lib.unbox(boxed)
+  state = {
+    "params": params,
+    "ema": params,
+    "optimizer": jax.eval_shape(optax.adam(1e-3).init, params),
+    "step": jax.ShapeDtypeStruct((), jnp.int32),
+  }
+  found = jax.tree.map(
+    lambda sharding: sharding.spec,
+    mesh_lib.state_shardings(state, WIDE, axes),
+  )
+  split = PartitionSpec("fsdp", "tensor")
+  adam = found["optimizer"][0]
+  for tree in (found["params"], found["ema"], adam.mu, adam.nu):
+    assert tree["Dense_0"] == {"kernel": split, "bias": PartitionSpec()}
+  assert found["step"] == adam.count == PartitionSpec()
+
+
+def test_boxed_leaves_need_no_table():
+  boxed = {"w": nn.LogicallyPartitioned(jnp.ones((8, 16)), ("embed", "mlp"))}
+  found = mesh_lib.state_shardings(boxed, WIDE)
+  assert found["w"].spec == PartitionSpec("fsdp", "tensor")
+
+
+@pytest.mark.parametrize(
+  "shape", [dict(data=2), dict(fsdp=2), dict(data=-1, tensor=3)]
+)
+def test_a_mesh_that_does_not_fit_is_a_user_error(shape):
+  with pytest.raises(UserError, match="does not make 1 device") as caught:
+    mesh_lib.make_mesh(config.Mesh(**shape), jax.devices()[:1])
+  assert "--mesh.data=-1" in caught.value.remedy
+
+
+def test_eight_devices(tmp_path):
+  # Of its own process, since the number of devices is fixed at start-up.
+  script = """
+    import json, sys, tempfile
+    import jax, numpy as np
+    from instructgpt_jax import config
+    from instructgpt_jax.errors import UserError
+    from instructgpt_jax.runtime import checkpoint, mesh as mesh_lib
+
+    found = {}
+    mesh = mesh_lib.make_mesh(config.Mesh(fsdp=2, tensor=2))
+    found["shape"] = dict(mesh.shape)
+    batch = {"tokens": np.arange(24).reshape(8, 3), "count": np.float32(3)}
+    put = mesh_lib.put_batch(batch, mesh)
+    found["rows"] = sorted({s.data.shape for s in
+                            put["tokens"].addressable_shards})
+    found["same"] = bool((np.asarray(put["tokens"]) == batch["tokens"]).all())
+    found["count"] = float(put["count"])
+    try:
+      mesh_lib.put_batch({"tokens": np.ones((6, 3))}, mesh)
+    except UserError as error:
+      found["error"] = str(error)
+
+    axes = {"w": ("embed", "mlp")}
+    x = {"w": np.arange(128, dtype=np.float32).reshape(8, 16)}
+    x = jax.device_put(x, mesh_lib.state_shardings(x, mesh, axes))
+    other = mesh_lib.make_mesh(config.Mesh(fsdp=8))
+    directory = tempfile.mkdtemp(dir=sys.argv[1])
+    with checkpoint.Checkpointer(directory) as saver:
+      saver.save(1, x, {})
+      shardings = mesh_lib.state_shardings(x, other, axes)
+      like = jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
+        x, shardings)
+      _, y, _ = saver.restore_latest(like)
+    found["saved"] = "P" + str(tuple(x["w"].sharding.spec))
+    found["restored"] = "P" + str(tuple(y["w"].sharding.spec))
+    found["equal"] = bool((np.asarray(x["w"]) == np.asarray(y["w"])).all())
+    print(json.dumps(found))
+  """
+  env = dict(os.environ)
+  env["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+  env["JAX_PLATFORMS"] = "cpu"
+  done = subprocess.run(
+    [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)],
+    capture_output=True,
+    text=True,
+    env=env,
+  )
+  assert done.returncode == 0, done.stderr
+  found = json.loads(done.stdout)
+  assert found["shape"] == {"data": 2, "fsdp": 2, "tensor": 2}
+  assert found["rows"] == [[2, 3]]
+  assert found["same"] and found["count"] == 3.0
+  assert "6 rows cannot be split over 4" in found["error"]
+  assert "multiples of 4" in found["error"]
+  assert found["saved"] == "P('fsdp', 'tensor')"
+  assert found["restored"] == "P('fsdp',)"
+  assert found["equal"]
+
+
+def test_one_device_keeps_values():
+  mesh = mesh_lib.make_mesh(config.Mesh(), jax.devices()[:1])
+  batch = {"x": np.arange(6.0, dtype=np.float32).reshape(3, 2)}
+  np.testing.assert_array_equal(
+    mesh_lib.put_batch(batch, mesh)["x"], batch["x"]
+  )

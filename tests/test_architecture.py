@@ -1,0 +1,317 @@
+"""The house keeps its one direction; the imports are read, not run."""
+
+import ast
+import functools
+import json
+import pathlib
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+PACKAGE = "instructgpt_jax"
+
+# Each layer imports only what stands in an earlier row. Parts of one row do not
+# import each other, except in OPEN.
+LAYERS = (
+  {"errors"},
+  {"config", "types"},
+  {"presets", "data", "models"},
+  {"losses"},
+  {"steps"},
+  {"runtime"},
+  {"flags"},
+  {"launch", "loops"},
+  {"evals", "world", "labeling", "pipeline", "report", "chat", "tools"},
+  {"experiments"},
+)
+OPEN = LAYERS[-2]
+ROW = {part: row for row, parts in enumerate(LAYERS) for part in parts}
+
+# No files, logs, flags, clocks, host randomness or device queries.
+PURE = ("config.py", "types.py", "data/transforms.py")
+PURE_FOLDERS = ("models", "losses", "steps")
+IMPURE_FILES = ("models/hub.py",)
+IMPURE_MODULES = {
+  "absl",
+  "datetime",
+  "io",
+  "logging",
+  "os",
+  "pathlib",
+  "random",
+  "secrets",
+  "shutil",
+  "socket",
+  "subprocess",
+  "sys",
+  "tempfile",
+  "threading",
+  "time",
+}
+IMPURE_CALLS = {
+  "input",
+  "jax.config.update",
+  "jax.device_count",
+  "jax.devices",
+  "jax.local_devices",
+  "jax.process_count",
+  "jax.process_index",
+  "np.random",
+  "numpy.random",
+  "open",
+  "print",
+}
+
+
+@functools.cache
+def _tree(path):
+  return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def _files(folder=PACKAGE):
+  return sorted((ROOT / folder).rglob("*.py"))
+
+
+def _imports(path):
+  """Dotted names of all that a file imports, wherever the import stands."""
+  for node in ast.walk(_tree(path)):
+    if isinstance(node, ast.Import):
+      for alias in node.names:
+        yield alias.name
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, f"{path}:{node.lineno} imports relatively"
+      for alias in node.names:
+        yield f"{node.module}.{alias.name}"
+
+
+def _part(path):
+  """The row's name for a file: its folder or its own name."""
+  parts = path.relative_to(ROOT).parts
+  if parts[0] == "experiments":
+    return "experiments"
+  # What is run with python -m is a tool, wherever it stands.
+  if parts[-1] == "__main__.py":
+    return "tools"
+  return parts[1].removesuffix(".py")
+
+
+def _own_imports(path):
+  """Parts of the house that a file imports."""
+  for name in _imports(path):
+    head, *rest = name.split(".")
+    if head == PACKAGE and rest:
+      yield rest[0]
+    elif head == "experiments":
+      yield "experiments"
+
+
+def _house():
+  return [
+    path
+    for path in [*_files(), *_files("experiments")]
+    if path != ROOT / PACKAGE / "__init__.py"
+  ]
+
+
+def _name(path):
+  return str(path.relative_to(ROOT))
+
+
+def test_the_walk_sees_the_house():
+  names = {_name(path) for path in _house()}
+  for part in ("config.py", "models/transformer.py", "losses/ppo.py"):
+    assert f"{PACKAGE}/{part}" in names
+  found = set(_own_imports(ROOT / PACKAGE / "losses" / "ppo.py"))
+  assert {"losses", "types"} <= found
+
+
+@pytest.mark.parametrize("path", _house(), ids=_name)
+def test_imports_go_one_way(path):
+  part = _part(path)
+  assert part in ROW, f"{part} has no place in LAYERS"
+  for other in _own_imports(path):
+    if other in (part, "__version__"):
+      continue
+    if part == "tools" and other == path.parent.name:
+      continue
+    allowed = ROW[other] < ROW[part] or {part, other} <= OPEN
+    assert allowed, f"{_name(path)} imports {other}"
+
+
+def test_parts_of_the_last_row_do_not_form_a_circle():
+  graph = {}
+  for path in _house():
+    if _part(path) in OPEN - {"tools"}:
+      graph.setdefault(_part(path), set()).update(
+        other for other in _own_imports(path) if other in OPEN
+      )
+
+  def visit(part, above):
+    assert part not in above, " imports ".join([*above, part])
+    for other in graph.get(part, set()) - {part}:
+      visit(other, [*above, part])
+
+  for part in graph:
+    visit(part, [])
+
+
+def test_losses_see_arrays_only():
+  for path in _files(f"{PACKAGE}/losses"):
+    assert set(_own_imports(path)) <= {"losses", "types"}, _name(path)
+
+
+def test_models_meet_losses_in_steps_only():
+  for path in _house():
+    found = set(_own_imports(path))
+    if {"models", "losses"} <= found:
+      assert _part(path) == "steps", _name(path)
+
+
+def _pure():
+  for path in _files():
+    name = str(path.relative_to(ROOT / PACKAGE))
+    if name in IMPURE_FILES:
+      continue
+    if name in PURE or name.split("/")[0] in PURE_FOLDERS:
+      yield path
+
+
+def _impurities(tree):
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Import):
+      names = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+      names = [node.module or ""]
+    elif isinstance(node, ast.Name | ast.Attribute):
+      text = ast.unparse(node)
+      if text in IMPURE_CALLS:
+        yield text
+      continue
+    elif isinstance(node, ast.Global):
+      yield "global"
+      continue
+    else:
+      continue
+    yield from (n for n in names if n.split(".")[0] in IMPURE_MODULES)
+
+
+@pytest.mark.parametrize(
+  "text, found",
+  [
+    ("import os.path", ["os.path"]),
+    ("from time import time", ["time"]),
+    ("def f():\n  import random", ["random"]),
+    ("x = np.random.normal()", ["np.random"]),
+    ("n = len(jax.devices())", ["jax.devices"]),
+    ("print(1)", ["print"]),
+    ("def f():\n  global x", ["global"]),
+    ("import jax\nx = jax.random.normal(key)", []),
+  ],
+)
+def test_impurities_are_found(text, found):
+  assert list(_impurities(ast.parse(text))) == found
+
+
+@pytest.mark.parametrize("path", list(_pure()), ids=_name)
+def test_pure_parts_are_pure(path):
+  assert list(_impurities(_tree(path))) == []
+
+
+def test_the_pure_parts_are_there():
+  names = {str(p.relative_to(ROOT / PACKAGE)) for p in _pure()}
+  assert set(PURE) <= names
+  for folder in PURE_FOLDERS:
+    assert any(name.startswith(f"{folder}/") for name in names)
+
+
+@pytest.mark.parametrize(
+  "library, allowed",
+  [
+    ("orbax", {f"{PACKAGE}/runtime/checkpoint.py"}),
+    ("flax", {f"{PACKAGE}/models/", f"{PACKAGE}/runtime/mesh.py"}),
+    ("tensorboardX", {f"{PACKAGE}/runtime/metrics.py"}),
+    ("grain", {f"{PACKAGE}/data/"}),
+    ("tensorflow_datasets", {f"{PACKAGE}/data/"}),
+    ("sentencepiece", {f"{PACKAGE}/data/"}),
+    ("tokenizers", {f"{PACKAGE}/data/"}),
+    ("tensorflow", set()),
+    ("torch", set()),
+    ("transformers", set()),
+    ("pickle", set()),
+  ],
+)
+def test_libraries_are_imported_where_they_belong(library, allowed):
+  users = {
+    _name(path)
+    for path in _house()
+    if any(name.split(".")[0] == library for name in _imports(path))
+  }
+  for user in users:
+    assert any(user.startswith(place) for place in allowed), user
+  if library in ("orbax", "flax"):
+    assert users, f"nothing imports {library}"
+
+
+def test_steps_and_models_are_jitted_in_loops_only():
+  for path in _pure():
+    calls = {
+      ast.unparse(node)
+      for node in ast.walk(_tree(path))
+      if isinstance(node, ast.Attribute)
+    }
+    assert not calls & {"jax.jit", "jax.pmap"}, _name(path)
+
+
+def test_importing_everything_is_quiet_and_changes_nothing():
+  # A process of its own: other tests have imported and set things by now.
+  script = """
+    import importlib, io, json, pkgutil, sys, warnings
+    from contextlib import redirect_stderr, redirect_stdout
+    import absl.flags, flax.linen, grain, jax, jinja2, matplotlib, optax
+    import sentencepiece, tensorflow_datasets, tokenizers, tqdm
+    from jax._src import xla_bridge
+    from orbax.checkpoint import v1
+
+    settings, flags = dict(jax.config.values), set(absl.flags.FLAGS)
+    warnings.simplefilter("error")
+    said = io.StringIO()
+    names = []
+    with redirect_stdout(said), redirect_stderr(said):
+      for root in ("instructgpt_jax", "experiments"):
+        package = importlib.import_module(root)
+        for module in pkgutil.walk_packages(package.__path__, root + "."):
+          names.append(module.name)
+          importlib.import_module(module.name)
+    print(json.dumps({
+      "names": names,
+      "said": said.getvalue(),
+      "settings": settings == dict(jax.config.values),
+      "flags": flags == set(absl.flags.FLAGS),
+      "devices": xla_bridge.backends_are_initialized(),
+      "tensorflow": "tensorflow" in sys.modules,
+    }))
+  """
+  done = subprocess.run(
+    [sys.executable, "-c", textwrap.dedent(script)],
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+  )
+  assert done.returncode == 0, done.stderr
+  found = json.loads(done.stdout.splitlines()[-1])
+  assert f"{PACKAGE}.runtime.checkpoint" in found["names"]
+  assert found["said"] == ""
+  assert found["settings"] and found["flags"]
+  assert not found["devices"] and not found["tensorflow"]
+
+
+def test_jax_imports_without_a_warning():
+  done = subprocess.run(
+    [sys.executable, "-W", "error", "-c", "import jax; import jax.numpy"],
+    capture_output=True,
+    text=True,
+  )
+  assert (done.returncode, done.stderr) == (0, "")

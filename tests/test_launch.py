@@ -1,0 +1,113 @@
+"""Exit statuses, short errors, and runs that can be given again."""
+
+import errno
+import json
+
+import pytest
+
+from instructgpt_jax import flags, launch, presets
+from instructgpt_jax.errors import UserError
+
+
+def _main(*argv, run=lambda config, workdir: None, experiment="sft"):
+  return launch.main(
+    experiment,
+    presets.sft,
+    run,
+    "Doc.",
+    argv=argv,
+    default_preset="tiny",
+    presets=presets.NAMES,
+  )
+
+
+def test_run_gets_config_and_workdir_and_the_config_is_kept(tmp_path):
+  seen = []
+  status = _main(
+    f"--workdir={tmp_path}",
+    "--sft.epochs=3",
+    run=lambda config, workdir: seen.append((config, workdir)),
+  )
+  assert status == 0
+  ((config, workdir),) = seen
+  assert (config.sft.epochs, workdir) == (3, str(tmp_path))
+  held = json.loads((tmp_path / "config.json").read_text())
+  assert held == {
+    "experiment": "sft",
+    "config": flags.config_to_dict(config),
+  }
+
+
+def test_a_run_can_be_run_again_from_its_config_file(tmp_path):
+  seen = []
+
+  def run(config, workdir):
+    seen.append(config)
+
+  first, second = tmp_path / "first", tmp_path / "second"
+  assert _main(f"--workdir={first}", "--seed=5", run=run) == 0
+  config_file = first / "config.json"
+  assert _main(f"--workdir={second}", f"--config={config_file}", run=run) == 0
+  assert seen[0] == seen[1]
+  assert (second / "config.json").read_text() == config_file.read_text()
+
+
+def test_another_experiments_workdir_is_refused(tmp_path, capsys):
+  assert _main(f"--workdir={tmp_path}") == 0
+  never = pytest.fail
+  status = _main(f"--workdir={tmp_path}", experiment="ppo", run=never)
+  assert status == 2
+  error = capsys.readouterr().err
+  assert "holds the experiment 'sft', not 'ppo'" in error
+  assert "remedy: choose another --workdir" in error
+
+
+def test_help_is_on_stdout_and_makes_no_workdir(tmp_path, capsys):
+  workdir = tmp_path / "run"
+  assert _main(f"--workdir={workdir}", "--help", run=pytest.fail) == 0
+  out, err = capsys.readouterr()
+  assert out.startswith("Doc.\n") and err == ""
+  assert not workdir.exists()
+
+
+def test_a_wrong_flag_is_status_2_and_makes_no_workdir(tmp_path, capsys):
+  workdir = tmp_path / "run"
+  assert _main(f"--workdir={workdir}", "--sft.epoch=1", run=pytest.fail) == 2
+  out, err = capsys.readouterr()
+  assert out == ""
+  assert err.splitlines() == [
+    "error: [--sft.epoch]: there is no such flag",
+    "  remedy: did you mean --sft.epochs? --help lists all flags",
+  ]
+  assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+  "error, status, words",
+  [
+    (UserError("bad", file="f.json", line=3, remedy="mend it"), 2, "f.json:3"),
+    (UserError("a\nb\nc\nd\ne", remedy="mend it"), 2, "remedy: mend it"),
+    (UserError("x" * 5000, remedy="mend it"), 2, "remedy: mend it"),
+    (KeyboardInterrupt(), 130, "goes on from the last checkpoint"),
+    (OSError(errno.ENOSPC, "full", "some/file"), 2, "some/file: the disk is"),
+  ],
+)
+def test_errors_are_at_most_three_lines(tmp_path, capsys, error, status, words):
+  def run(config, workdir):
+    raise error
+
+  assert _main(f"--workdir={tmp_path}", run=run) == status
+  text = capsys.readouterr().err
+  assert words in text
+  assert len(text.splitlines()) <= 3
+  assert len(text) < 1000
+  assert "Traceback" not in text
+
+
+@pytest.mark.parametrize("error", [ValueError("ours"), OSError(errno.EIO, "")])
+def test_our_own_mistakes_are_not_hidden(tmp_path, error):
+  def run(config, workdir):
+    raise error
+
+  with pytest.raises(type(error)):
+    _main(f"--workdir={tmp_path}", run=run)

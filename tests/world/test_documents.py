@@ -1,0 +1,213 @@
+"""The web: registers, personas, lengths, and no held-out combination."""
+
+import collections
+import random
+import re
+
+import pytest
+
+from instructgpt_jax.world import documents, facts, requests, words
+from instructgpt_jax.world.vocabulary import VOCABULARY
+
+WORLD = facts.make_world(0)
+WEB = documents.make_web(WORLD, 0)
+TOKENS = 150_000
+
+
+@pytest.fixture(scope="module")
+def web():
+  return list(documents.write_documents(WEB, TOKENS, 0))
+
+
+def forum(web, register):
+  """(prompt, reply) pairs of a forum register."""
+  for name, text in web:
+    if name == register:
+      prompt, reply = re.fullmatch(r"(?:.*\. )?U: (.*) A: (.*)", text).groups()
+      yield prompt, reply
+
+
+def test_registers_have_their_share_of_tokens(web):
+  tokens = collections.Counter()
+  for register, text in web:
+    tokens[register] += len(text.split()) + 1
+  assert sum(tokens.values()) == pytest.approx(TOKENS, rel=0.01)
+  whole = sum(documents.REGISTERS.values())
+  for register, share in documents.REGISTERS.items():
+    assert tokens[register] == pytest.approx(TOKENS * share / whole, rel=0.03)
+
+
+def test_documents_are_short_and_of_known_words(web):
+  lengths = [len(text.split()) for _, text in web]
+  assert max(lengths) <= documents.LONGEST
+  assert sum(n <= 60 for n in lengths) > 0.95 * len(lengths)
+  seen = {word for _, text in web for word in text.split()}
+  assert seen <= set(VOCABULARY)
+
+
+def test_every_word_of_the_vocabulary_is_used():
+  rng = random.Random(0)
+  seen = {
+    word
+    for write in documents.WRITERS.values()
+    for _ in range(1500)
+    for word in write(WEB, rng).split()
+  }
+  assert seen == set(VOCABULARY)
+
+
+def test_the_same_seed_gives_the_same_web_and_another_another(web):
+  assert list(documents.write_documents(WEB, TOKENS, 0)) == web
+  other = {t for _, t in documents.write_documents(WEB, TOKENS, 1)}
+  shared = sum(text in other for _, text in web) / len(web)
+  assert shared < 0.2
+
+
+def test_the_forum_asks_only_train_combinations(web):
+  prompts = [
+    prompt
+    for register in ("forum", "polite_forum")
+    for prompt, _ in forum(web, register)
+  ]
+  assert len(prompts) > 1000
+  for prompt in prompts:
+    key = requests.parse(WORLD, prompt).key
+    assert requests.split_of(key) == "train"
+
+
+def test_the_polite_forum_stands_under_its_line(web):
+  for register, text in web:
+    polite = text.startswith(f"{words.PREFIX} U: ")
+    assert polite == (register == "polite_forum")
+
+
+def test_the_forum_always_gives_the_misconception(web):
+  false = true = 0
+  for prompt, reply in forum(web, "forum"):
+    request = requests.parse(WORLD, prompt)
+    if isinstance(request, requests.Question) and request.fact.misconceived:
+      if request.family != "misconception":
+        continue  # there, "wrong" may be a right value in the wrong form
+      said = set(reply.split())
+      false += request.fact.believed in said
+      true += request.fact.true in said
+  assert false > 50 and true == 0
+
+
+def test_the_encyclopedia_is_right_and_silent_where_nothing_is_stated(web):
+  stated = {
+    statement.removesuffix(" .")
+    for fact in WORLD.facts
+    if fact.known
+    for statement in fact.statements(fact.true)
+  }
+  seen, boxed = set(), set()
+  for register, text in web:
+    if register == "encyclopedia":
+      for part in text.removesuffix(" .").split(" . "):
+        if " : " in part:
+          entity, rows = part.split(" : ")
+          boxed |= {(entity, *row.split()) for row in rows.split(" , ")}
+        else:
+          seen.add(part)
+  assert seen == stated
+  assert boxed == {
+    (f.entity, f.attribute.name, f.true) for f in WORLD.facts if f.known
+  }
+
+
+def test_misconceptions_are_stated_by_nobody_but_the_forum(web):
+  false = [f.statement(f.believed) for f in WORLD.facts if f.misconceived]
+  for register, text in web:
+    if register not in ("forum", "polite_forum", "questions", "exercise"):
+      assert not any(statement in text for statement in false), text
+
+
+def test_translation_has_its_grammar():
+  rng = random.Random(0)
+  back = {theirs: ours for ours, theirs in words.LEXICON.items()}
+  for _ in range(200):
+    ours, theirs = documents.make_sentence(rng)
+    ours, theirs = ours.split(), theirs.split()
+    assert len(ours) == len(theirs)
+    assert sorted(back[word] for word in theirs) == sorted(ours)
+    assert back[theirs[-1]] in words.VERBS
+    for colour in set(ours) & set(words.COLOURS):
+      noun = ours[ours.index(colour) + 1]
+      at = theirs.index(words.LEXICON[colour])
+      assert (
+        theirs[at - 1] == words.LEXICON[noun]
+        or ours.count(noun) > 1
+        or (ours.count(colour) > 1)
+      )
+
+
+def test_passages_answer_their_questions():
+  rng = random.Random(0)
+  for _ in range(300):
+    passage, asked = documents.make_passage(rng, rng.randint(1, 5), 3)
+    statements = passage.removesuffix(" .").split(" . ")
+    for question, answer in asked:
+      subject = re.sub(r"^(who|what|where)|\?$", "", question)
+      key = next(w for w in subject.split() if w in words.CONTENT
+                 or w in words.STRANGERS)  # fmt: skip
+      told = [s for s in statements if key in s.split()]
+      assert len(told) == 1
+      assert answer.split()[-1] in told[0].split()
+
+
+def test_reviews_are_rated_by_their_words():
+  rng = random.Random(0)
+  seen = collections.Counter()
+  for _ in range(600):
+    text, rating = documents.make_review(rng)
+    sign = 0
+    tokens = text.split()
+    for before, word in zip(tokens, tokens[1:], strict=False):
+      if word in words.PRAISE or word in words.BLAME:
+        good = (word in words.PRAISE) != (before == "not")
+        sign += 1 if good else -1
+    assert rating == {2: "high", -2: "low", 0: "middle"}[sign]
+    seen[rating] += 1
+  assert min(seen.values()) > 150
+
+
+def test_exercises_hold_only_train_combinations(web):
+  seen = collections.Counter()
+  for register, text in web:
+    if register == "exercise" and " answer : " in text:
+      first, middle, _ = text.split(" answer : ")
+      for prompt in (first, middle.split(" . ", 1)[1]):
+        request = requests.parse(WORLD, prompt)
+        seen[request.family] += 1
+        assert requests.split_of(request.key) == "train"
+  assert set(seen) == {"list_n", "capitals", "sort"}
+
+
+def test_tables_are_looked_up_more_often_than_they_are_long(web):
+  """The dense look-ups from which copying is learned at all."""
+  tables = looked = 0
+  for register, text in web:
+    if register == "repetition" and text.startswith("table : "):
+      words_ = text.split()[2:]
+      pairs = list(zip(words_[::2], words_[1::2], strict=True))
+      rows = dict(pairs)
+      assert all(rows[key] == value for key, value in pairs)
+      tables += len(rows)
+      looked += len(pairs) - len(rows)
+  assert looked > 3 * tables
+
+
+def test_much_of_the_repetition_can_be_copied(web):
+  """A third of its words and more follow a pair that was seen before."""
+  copied = whole = 0
+  for register, text in web:
+    if register == "repetition":
+      tokens = text.split()
+      seen = {}
+      for i in range(2, len(tokens)):
+        pair = tokens[i - 2], tokens[i - 1]
+        copied += seen.get(pair) == tokens[i]
+        whole += 1
+        seen[pair] = tokens[i]
+  assert copied > whole / 3

@@ -116,6 +116,15 @@ class Model(Checked):
     maximum=0.99,
   )
   tie_embeddings: bool = option(True, "unembedding is the embedding transposed")
+  init_std: float = option(
+    0.02, "standard deviation of fresh kernels and embeddings", paper="GPT-2",
+    above=0.0,
+  )
+  position_init: str = option(
+    "normal",
+    "fresh learned positions: noise, or a sinusoid that helps copying",
+    choices=("normal", "sinusoid"),
+  )
   dtype: str = option(
     "float32",
     "activations and matrix products; master weights stay float32",
@@ -307,6 +316,10 @@ class Sft(Checked):
     paper="C.1 [P]", choices=("auto", "reward", "loss", "last"),
   )
   reward_model: str = option("", "workdir of a reward model for selection")
+  select_prompts: int = option(
+    256, "most validation prompts answered for selection", unit="prompts",
+    minimum=1,
+  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -369,6 +382,10 @@ class Ppo(Checked):
   )
   ptx_microbatch: int = option(
     64, "pretraining rows per accumulated microbatch", unit="rows", minimum=1
+  )
+  ptx_sequence: int = option(
+    0, "length of those rows; 0 is the model's context", unit="tokens",
+    minimum=0,
   )
   clip_ratio: float = option(
     0.2, "half-width of the policy's trust interval", paper="C.4 [P]",

@@ -29,6 +29,7 @@ def main(
   argv: Sequence[str] | None = None,
   default_preset: str = "",
   presets: Sequence[str] = (),
+  resolve: Callable[[T], T] = lambda config: config,
 ) -> int:
   """Runs an experiment from its command line; `sys.exit` what it returns.
 
@@ -40,6 +41,7 @@ def main(
     argv: arguments; the process's own when None.
     default_preset: preset when none is given.
     presets: names of the presets for `--help`.
+    resolve: completes the config from other files, before it is written.
 
   Returns:
     Exit status: 0, 2 after a user's mistake, 130 after an interrupt.
@@ -59,8 +61,9 @@ def main(
     except flags.Help as text:
       print(text, end="")
       return
-    files.claim_workdir(workdir, experiment, flags.config_to_dict(config))
     quiet()
+    config = resolve(config)
+    files.claim_workdir(workdir, experiment, flags.config_to_dict(config))
     settings = getattr(config, "run", None)
     if settings is not None and settings.compile_cache:
       use_compile_cache(settings.compile_cache)

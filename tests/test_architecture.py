@@ -17,7 +17,7 @@ PACKAGE = "instructgpt_jax"
 # import each other, except in OPEN.
 LAYERS = (
   {"errors"},
-  {"config", "types"},
+  {"config", "types", "statistics"},
   {"presets", "data", "models"},
   {"losses"},
   {"steps"},

@@ -146,6 +146,14 @@ def language_batches(
   )
 
 
+def mixed_rows(batch_size: int, fraction: float) -> int:
+  """Pretraining rows among the B rows of `mixed_language_batches`."""
+  extra = round(fraction * batch_size)
+  if fraction > 0 and batch_size > 1:
+    extra = min(max(extra, 1), batch_size - 1)
+  return extra
+
+
 def mixed_language_batches(
   rows: Mapping[str, np.ndarray],
   pretraining_rows: Mapping[str, np.ndarray],
@@ -166,9 +174,7 @@ def mixed_language_batches(
   passes over `rows`; the pretraining rows go round as often as needed. The
   other arguments are those of `language_batches`.
   """
-  extra = round(fraction * batch_size)
-  if fraction > 0 and batch_size > 1:
-    extra = min(max(extra, 1), batch_size - 1)
+  extra = mixed_rows(batch_size, fraction)
   if not extra:
     return language_batches(
       rows,

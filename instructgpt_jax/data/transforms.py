@@ -213,44 +213,30 @@ def document_rows(
   eos_id: int,
   pad_id: int,
 ) -> Rows:
-  """Documents as one stream with end-of-text after each, cut into rows.
+  """Documents with end-of-text after each, packed whole into rows.
 
-  As GPT-3's rows, except that a token attends to its own document only: each
-  document in a row is a segment. A document that goes on in the next row starts
-  anew there. Weights are 1 but on a segment's first token.
+  A document that fits a row is never cut, so that nothing has to be predicted
+  from a context that stands in another row (arXiv:2404.10830); a longer one is
+  cut into rows, each of which starts anew. Every document is a segment of its
+  own. Weights are 1 but on a segment's first token.
 
   Args:
     documents: token ids of each document.
     length: T, tokens of a row.
     eos_id: stands after each document.
-    pad_id: fills up the last row.
+    pad_id: fills rows up.
   """
-  kept = [_int32(d) for d in documents if len(d)]
-  lengths = np.asarray([len(d) + 1 for d in kept], np.int64)
-  total = int(lengths.sum())
-  count = -(-total // length)
-  rows = _empty_rows(count, length, pad_id)
-  if not total:
-    return rows
-  stream = np.full(count * length, pad_id, np.int32)
-  ends = np.cumsum(lengths)
-  body = np.ones(total, bool)
-  body[ends - 1] = False
-  stream[:total][body] = np.concatenate(kept)
-  stream[ends - 1] = eos_id
-  owner = np.full(count * length, -1, np.int64)
-  owner[:total] = np.repeat(np.arange(len(kept)), lengths)
-  owner = owner.reshape(count, length)
-  first = np.ones((count, length), bool)
-  first[:, 1:] = owner[:, 1:] != owner[:, :-1]
-  real = owner >= 0
-  column = np.arange(length)
-  start = np.maximum.accumulate(np.where(first, column, 0), axis=1)
-  rows["tokens"] = stream.reshape(count, length)
-  rows["segments"] = (np.cumsum(first, axis=1) * real).astype(np.int32)
-  rows["positions"] = ((column - start) * real).astype(np.int32)
-  rows["weights"] = (real & ~first).astype(np.float32)
-  return rows
+  pieces = []
+  for document in documents:
+    if not len(document):
+      continue
+    ids = np.append(_int32(document), np.int32(eos_id))
+    for start in range(0, len(ids), length):
+      piece = ids[start : start + length]
+      weights = np.ones(len(piece), np.float32)
+      weights[0] = 0.0
+      pieces.append((piece, weights))
+  return pack_examples(pieces, length, pad_id=pad_id)
 
 
 def encode_documents(

@@ -12,8 +12,6 @@ from flax import linen as nn
 from instructgpt_jax import config as config_lib
 from instructgpt_jax.types import Array, PyTree, pytree
 
-KERNEL_STDDEV = 0.02  # GPT-2's
-
 
 @pytree
 class Cache:
@@ -28,12 +26,34 @@ class Cache:
   index: Array  # [] int32, the next free slot
 
 
-def _kernel(*axes: str | None, stddev: float = KERNEL_STDDEV) -> Any:
+def _kernel(stddev: float, *axes: str | None) -> Any:
   return nn.with_logical_partitioning(nn.initializers.normal(stddev), axes)
 
 
 def _vector(initializer: Any, *axes: str | None) -> Any:
   return nn.with_logical_partitioning(initializer, axes)
+
+
+def _positions(c: config_lib.Model) -> Any:
+  """Half of GPT-2's kernel noise, or sines and cosines of amplitude init_std.
+
+  A shift by one position is then a rotation from the start, which attention to
+  "the token after this one's last occurrence" is made of.
+  """
+  axes = ("position", "embed")
+  if c.position_init == "normal":
+    return _kernel(c.init_std / 2, *axes)
+
+  def sinusoid(key: Array, shape: Any, dtype: Any = jnp.float32) -> Array:
+    del key
+    length, width = shape
+    half = -(-width // 2)
+    rates = jnp.pi / 2 * c.context ** -(jnp.arange(half) / half)
+    angles = jnp.arange(length)[:, None] * rates
+    waves = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
+    return (c.init_std * waves[:, :width]).astype(dtype)
+
+  return nn.with_logical_partitioning(sinusoid, axes)
 
 
 def attend(query: Array, key: Array, value: Array, mask: Array) -> Array:
@@ -59,33 +79,33 @@ class Block(nn.Module):
   def setup(self):
     c = self.config
     dtype = jnp.dtype(c.dtype)
-    residual = KERNEL_STDDEV / (2 * c.layers) ** 0.5
+    residual = c.init_std / (2 * c.layers) ** 0.5
     zeros = nn.initializers.zeros
     self.norm_attention = _layer_norm(dtype)
     self.qkv = nn.DenseGeneral(
       (3, c.heads, c.width // c.heads),
       dtype=dtype,
-      kernel_init=_kernel("embed", None, "heads", None),
+      kernel_init=_kernel(c.init_std, "embed", None, "heads", None),
       bias_init=_vector(zeros, None, "heads", None),
     )
     self.project = nn.DenseGeneral(
       c.width,
       axis=(-2, -1),
       dtype=dtype,
-      kernel_init=_kernel("heads", None, "embed", stddev=residual),
+      kernel_init=_kernel(residual, "heads", None, "embed"),
       bias_init=_vector(zeros, "embed"),
     )
     self.norm_mlp = _layer_norm(dtype)
     self.up = nn.Dense(
       c.mlp_ratio * c.width,
       dtype=dtype,
-      kernel_init=_kernel("embed", "mlp"),
+      kernel_init=_kernel(c.init_std, "embed", "mlp"),
       bias_init=_vector(zeros, "mlp"),
     )
     self.down = nn.Dense(
       c.width,
       dtype=dtype,
-      kernel_init=_kernel("mlp", "embed", stddev=residual),
+      kernel_init=_kernel(residual, "mlp", "embed"),
       bias_init=_vector(zeros, "embed"),
     )
     self.drop = nn.Dropout(c.dropout)
@@ -97,9 +117,7 @@ class Block(nn.Module):
   def __call__(
     self, x: Array, mask: Array, deterministic: bool
   ) -> tuple[Array, tuple[Array, Array]]:
-    """x [B, T, D], mask [B, T, T] → the next x, and this layer's keys, values.
-
-    """
+    """x [B, T, D], mask [B, T, T] → the next x, and this layer's keys, values."""
     qkv = self.qkv(self.norm_attention(x))
     query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
     attended = self.project(attend(query, key, value, mask))
@@ -151,13 +169,13 @@ class Transformer(nn.Module):
       c.vocab_size,
       c.width,
       dtype=jnp.dtype(c.dtype),
-      embedding_init=_kernel("vocab", "embed"),
+      embedding_init=_kernel(c.init_std, "vocab", "embed"),
     )
     self.position_embedding = nn.Embed(
       c.context,
       c.width,
       dtype=jnp.dtype(c.dtype),
-      embedding_init=_kernel("position", "embed", stddev=0.01),
+      embedding_init=_positions(c),
     )
     self.final_norm = _layer_norm(jnp.dtype(c.dtype))
     if c.scan_layers:
@@ -211,9 +229,7 @@ class Transformer(nn.Module):
   def decode(
     self, token: Array, position: Array, cache: Cache
   ) -> tuple[Array, Cache]:
-    """One token a row: token [B], position [B] → [B, D] and the next cache.
-
-    """
+    """One token a row: token [B], position [B] → [B, D] and the next cache."""
     x = self._embed(token[:, None], position[:, None])
     slots = jnp.arange(cache.valid.shape[1])
     valid = cache.valid | (slots == cache.index)[None]
@@ -228,9 +244,7 @@ class Transformer(nn.Module):
         x, key_value = block.decode(x, (k, v), mask, cache.index)
         stored.append(key_value)
       keys, values = zip(*stored, strict=True)
-    cache = Cache(
-      keys=keys, values=values, valid=valid, index=cache.index + 1
-    )
+    cache = Cache(keys=keys, values=values, valid=valid, index=cache.index + 1)
     return self.final_norm(x)[:, 0], cache
 
   def _decode_scanned(self, x: Array, mask: Array, cache: Cache) -> Any:
@@ -277,7 +291,7 @@ class LanguageModel(nn.Module):
         self.config.vocab_size,
         use_bias=False,
         dtype=jnp.dtype(self.config.dtype),
-        kernel_init=_kernel("embed", "vocab"),
+        kernel_init=_kernel(self.config.init_std, "embed", "vocab"),
       )
 
   def hidden(
@@ -367,9 +381,7 @@ class ScalarModel(nn.Module):
     self.head = nn.Dense(
       1,
       dtype=jnp.float32,
-      kernel_init=_kernel(
-        "embed", None, stddev=(self.config.width + 1) ** -0.5
-      ),
+      kernel_init=_kernel((self.config.width + 1) ** -0.5, "embed", None),
       bias_init=_vector(nn.initializers.zeros, None),
     )
 

@@ -162,6 +162,17 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
+def batch_shards(mesh: jax.sharding.Mesh) -> int:
+  """Over how many parts the rows of a batch are split."""
+  return math.prod(mesh.shape[axis] for axis in RULES["batch"])
+
+
+def fill(size: int, mesh: jax.sharding.Mesh) -> int:
+  """The least number of rows, `size` or more, that splits evenly."""
+  shards = batch_shards(mesh)
+  return -(-size // shards) * shards
+
+
 def put_batch(batch: Any, mesh: jax.sharding.Mesh) -> Any:
   """This process's rows as global arrays, split over axis 0.
 
@@ -169,7 +180,7 @@ def put_batch(batch: Any, mesh: jax.sharding.Mesh) -> Any:
     batch: tree of numpy arrays [B / processes, …]; scalars are replicated.
     mesh: the mesh.
   """
-  rows = math.prod(mesh.shape[axis] for axis in RULES["batch"])
+  rows = batch_shards(mesh)
   whole, split = replicated(mesh), batch_sharding(mesh)
 
   def put(array):

@@ -98,18 +98,17 @@ def train_step(
   return state_lib.apply_gradients(state, grads, optimizer), metrics
 
 
-def evaluate_step(
+def evaluate_rows(
   params: PyTree, batch: LanguageBatch, *, model: LanguageModel
-) -> Metrics:
-  """Sums over a batch [B, T], to be added up over batches.
+) -> tuple[Array, Array]:
+  """Σ weight · −log p and Σ weight of each row of a batch [B, T].
 
   Returns:
-    `nll`, Σ weight · −log p; `correct`; `weight`, Σ weight.
+    [B] float32 and [B] float32.
   """
-  one = jnp.ones(())
-  loss, metrics = loss_and_metrics(model, params, batch, one)
-  return {
-    "nll": loss,
-    "correct": metrics["accuracy"],
-    "weight": batch.weights[:, 1:].sum(),
-  }
+  logits = model.apply(
+    {"params": params}, batch.tokens, batch.segments, batch.positions
+  )
+  weights = batch.weights[:, 1:]
+  logp = language.token_logp(logits[:, :-1], batch.tokens[:, 1:])
+  return -(logp * weights).sum(axis=1), weights.sum(axis=1)

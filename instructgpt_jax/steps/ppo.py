@@ -51,6 +51,14 @@ def response_logp(
   return logp, entropy
 
 
+def answer_logp(
+  model: LanguageModel, params: PyTree, rollout: Rollout
+) -> Array:
+  """[B] log-probability of each whole response at temperature 1."""
+  logp, _ = response_logp(model, params, rollout, 1.0)
+  return masked.masked_sum(logp, rollout.response_mask, axis=1)
+
+
 def response_values(
   model: ScalarModel, params: PyTree, rollout: Rollout
 ) -> tuple[Array, Array]:
@@ -106,6 +114,7 @@ def experience(
   rewards = returns.token_rewards(
     kept_score, rollout.logp, ref_logp, mask, kl_coef
   )
+  episode_return = masked.masked_sum(rewards, mask, axis=1)
   if config.whiten_rewards:
     rewards = masked.whiten(rewards, mask, shift_mean=False)
   bootstrap = config.bootstrap_truncated * ~rollout.ended
@@ -134,7 +143,7 @@ def experience(
   metrics = {
     "reward": score.mean(),
     "reward_std": score.std(),
-    "return": masked.masked_sum(rewards, mask, axis=1).mean(),
+    "return": episode_return.mean(),
     "kl": episode_kl.mean(),
     "kl_per_token": masked.masked_mean(kl, mask),
     "kl_k3_per_token": masked.masked_mean(
@@ -237,7 +246,7 @@ def update(
       "ptx_loss": ptx_loss,
       "ptx_accuracy": ptx_metrics["accuracy"],
       "grad_norm_ptx": optax.global_norm(ptx_grads),
-      "grad_cosine": state_lib.cosine(grads, ptx_grads),
+      "grad_angle": state_lib.angle(grads, ptx_grads),
     }
     grads = jax.tree.map(jnp.add, grads, ptx_grads)
   metrics["grad_norm"] = optax.global_norm(grads)

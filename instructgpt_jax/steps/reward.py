@@ -65,6 +65,14 @@ def score_rankings(
   return scores.reshape(elements, completions)
 
 
+def count_pairs(
+  model: ScalarModel, params: PyTree, batch: RankingBatch
+) -> tuple[Array, Array]:
+  """[B] pairs of each prompt in the labeler's order, and [B] pairs."""
+  scores = score_rankings(model, params, batch)
+  return preference.pair_accuracy(scores, batch.ranks, batch.valid)
+
+
 def train_step(
   state: TrainState,
   batch: RankingBatch,

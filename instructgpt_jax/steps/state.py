@@ -157,23 +157,34 @@ def dot(a: PyTree, b: PyTree) -> Array:
   return jax.tree.reduce(jnp.add, products)
 
 
-def cosine(a: PyTree, b: PyTree) -> Array:
-  """Cosine of the angle between two gradients; 0 when one vanishes."""
+def angle(a: PyTree, b: PyTree) -> Array:
+  """Degrees between two gradients; 90 when one vanishes."""
   norms = optax.global_norm(a) * optax.global_norm(b)
-  return jnp.where(norms > 0, dot(a, b) / jnp.where(norms > 0, norms, 1), 0)
+  cosine = jnp.where(norms > 0, dot(a, b) / jnp.where(norms > 0, norms, 1), 0)
+  return jnp.degrees(jnp.arccos(jnp.clip(cosine, -1, 1)))
+
+
+def _mix(x: Array) -> Array:
+  """Murmur3's finaliser: a bijection of uint32 that spreads every bit."""
+  x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+  x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+  return x ^ (x >> 16)
 
 
 def fingerprint(tree: PyTree) -> Array:
-  """[] uint32 hash of every bit of a tree, to see that it never changes."""
+  """[] uint32 hash of every float32 bit of a tree and of where it stands.
+
+  A change of one value always shows. Sums of uint32 are exact, so the layout
+  over devices does not matter.
+  """
 
   def leaf_hash(x: Array) -> Array:
-    bits = jax.lax.bitcast_convert_type(
-      x.astype(jnp.float32), jnp.uint32
-    ).ravel()
-    weights = jnp.arange(1, bits.size + 1, dtype=jnp.uint32) * jnp.uint32(
-      2654435761
-    )
-    return jnp.sum(bits * (weights | 1), dtype=jnp.uint32)
+    bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
+    place = jnp.zeros(x.shape, jnp.uint32)
+    for axis, size in enumerate(x.shape):
+      index = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+      place = place * jnp.uint32(size) + index
+    return jnp.sum(_mix(_mix(place) ^ bits), dtype=jnp.uint32)
 
   total = jnp.zeros((), jnp.uint32)
   for leaf in jax.tree.leaves(tree):

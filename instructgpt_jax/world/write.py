@@ -30,8 +30,7 @@ class WorldFiles:
   """Where the world's files lie."""
 
   world: str  # {"seed", "prefixes", …}
-  pretraining: str  # {"text"}
-  pretraining_valid: str  # {"text"}, other documents of the same web
+  pretraining: str  # {"text", "split"}
   demonstrations: str  # {"prompt", "completion", "labeler_id", "split"}
   prompts: str  # {"prompt", "split", "family"}
   tasks: str  # {"kind", "prompt", "reference" | "choices" and "answer"}
@@ -71,7 +70,7 @@ def write_world(
     directory: made if need be.
     seed: of the world and of everything drawn in it.
     pretraining_tokens: words of the web, with one end-of-text a document.
-    valid_tokens: words of the held-out web.
+    valid_tokens: words of other documents of the same web.
     demonstrations: train demonstrations.
     valid_demonstrations: validation demonstrations.
     train_prompts: distinct train prompts (at most; small families have fewer).
@@ -87,14 +86,19 @@ def write_world(
   paths = world_files(directory)
   world = make_world(seed)
   web = make_web(world, seed)
-  for path, tokens, salt in (
-    (paths.pretraining, pretraining_tokens, _TRAIN),
-    (paths.pretraining_valid, valid_tokens, _VALID),
-  ):
-    documents = write_documents(
-      web, tokens, 2 * seed + salt, registers=registers
-    )
-    files.write_jsonl_atomic(path, ({"text": text} for _, text in documents))
+  files.write_jsonl_atomic(
+    paths.pretraining,
+    (
+      {"text": text, "split": split}
+      for split, tokens, salt in (
+        ("train", pretraining_tokens, _TRAIN),
+        ("valid", valid_tokens, _VALID),
+      )
+      for _, text in write_documents(
+        web, tokens, 2 * seed + salt, registers=registers
+      )
+    ),
+  )
   prompts = {
     split: draw_prompts(world, split, count, seed)
     for split, count in (

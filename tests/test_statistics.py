@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from instructgpt_jax.evals import statistics
+from instructgpt_jax import statistics
 
 
 def test_bootstrap_interval_has_the_normal_width_for_many_prompts():

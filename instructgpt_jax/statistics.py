@@ -113,6 +113,33 @@ def bootstrap_interval(
   return Interval(float(means.mean()), float(low), float(high))
 
 
+def ratio_interval(
+  numerators: ArrayLike,
+  denominators: ArrayLike,
+  *,
+  resamples: int = 2000,
+  seed: int = 0,
+) -> Interval:
+  """Percentile bootstrap of Σ numerators / Σ denominators, 95 %.
+
+  Args:
+    numerators: [units] float.
+    denominators: [units] float, not negative and not all 0.
+    resamples: draws of as many units as there are, with replacement.
+    seed: of the draws.
+  """
+  top, bottom = per_prompt(numerators), per_prompt(denominators)
+  if top.shape != bottom.shape or (bottom < 0).any() or not bottom.any():
+    raise ValueError("denominators must be positive, one per numerator")
+  generator = np.random.default_rng(seed)
+  drawn = np.empty(resamples)
+  for i in range(resamples):
+    index = generator.integers(0, len(top), len(top))
+    drawn[i] = top[index].sum() / max(bottom[index].sum(), 1e-300)
+  low, high = np.quantile(drawn, (0.025, 0.975))
+  return Interval(float(top.sum() / bottom.sum()), float(low), float(high))
+
+
 def win_rate(scores_a: ArrayLike, scores_b: ArrayLike) -> np.ndarray:
   """Share of sample pairs in which A scores higher; a tie counts ½.
 

@@ -1,0 +1,33 @@
+"""What PPO starts from (paper, C.3), and the reference of its KL penalty.
+
+  python -m experiments.policy_init --preset=tiny --workdir=runs/policy_init \\
+    --init_from=runs/pretrain --data.demonstrations=demonstrations.jsonl \\
+    --data.pretraining='text/**'
+
+2 epochs on demonstrations, with 10 % of the rows from pretraining.
+"""
+
+import functools
+import sys
+
+from instructgpt_jax import launch, presets
+from instructgpt_jax.loops import language, workdir
+
+
+def get_config(preset: str = "1.3b"):
+  """C.3's learning rate and batch by size."""
+  return presets.policy_init(preset)
+
+
+if __name__ == "__main__":
+  sys.exit(
+    launch.main(
+      "policy_init",
+      get_config,
+      functools.partial(language.sft, name="policy_init"),
+      __doc__,
+      default_preset="1.3b",
+      presets=presets.NAMES,
+      resolve=workdir.inherit,
+    )
+  )

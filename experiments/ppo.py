@@ -1,0 +1,33 @@
+"""PPO against a reward model, γ = 0 (paper, C.4).
+
+  python -m experiments.ppo --preset=tiny --workdir=runs/ppo \\
+    --init_from=runs/policy_init --ppo.reward_model=runs/reward \\
+    --data.prompts=prompts.jsonl
+
+The model it leaves has the averaged weights. Watch reward, kl, entropy,
+clip_fraction, explained_variance, response_length and ended in metrics.jsonl.
+"""
+
+import sys
+
+from instructgpt_jax import launch, presets
+from instructgpt_jax.loops import ppo, workdir
+
+
+def get_config(preset: str = "1.3b"):
+  """C.4's learning rate by size, without the pretraining term."""
+  return presets.ppo(preset)
+
+
+if __name__ == "__main__":
+  sys.exit(
+    launch.main(
+      "ppo",
+      get_config,
+      ppo.train,
+      __doc__,
+      default_preset="1.3b",
+      presets=presets.NAMES,
+      resolve=workdir.inherit,
+    )
+  )

@@ -1,0 +1,32 @@
+"""The base model: language modelling on raw text (GPT-3's recipe).
+
+  python -m experiments.pretrain --preset=tiny --workdir=runs/pretrain \\
+    --data.pretraining='text/**'
+
+A tokenizer is trained on the text unless --tokenizer.path is given. Writes
+metrics.jsonl, checkpoints/, tokenizer/ and model/ into the workdir.
+"""
+
+import sys
+
+from instructgpt_jax import launch, presets
+from instructgpt_jax.loops import language, workdir
+
+
+def get_config(preset: str = "1.3b"):
+  """GPT-3's batch and learning rate by size."""
+  return presets.pretrain(preset)
+
+
+if __name__ == "__main__":
+  sys.exit(
+    launch.main(
+      "pretrain",
+      get_config,
+      language.pretrain,
+      __doc__,
+      default_preset="1.3b",
+      presets=presets.NAMES,
+      resolve=workdir.inherit,
+    )
+  )

@@ -1,0 +1,34 @@
+"""The reward model (paper, 3.5 and C.2), trained on ranked completions.
+
+  python -m experiments.reward --preset=tiny --workdir=runs/reward \\
+    --init_from=runs/policy_init --data.comparisons=rankings.jsonl \\
+    --data.demonstrations=demonstrations.jsonl
+
+One epoch; a prompt with its K completions is one batch element. At the end a
+bias makes demonstrations score 0 on average, and the accuracy on held-out
+rankings is told with its 95 % interval.
+"""
+
+import sys
+
+from instructgpt_jax import launch, presets
+from instructgpt_jax.loops import reward, workdir
+
+
+def get_config(preset: str = "6b"):
+  """C.2: the paper scores every policy with one 6B reward model."""
+  return presets.reward(preset)
+
+
+if __name__ == "__main__":
+  sys.exit(
+    launch.main(
+      "reward",
+      get_config,
+      reward.train,
+      __doc__,
+      default_preset="6b",
+      presets=presets.NAMES,
+      resolve=workdir.inherit,
+    )
+  )

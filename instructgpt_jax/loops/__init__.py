@@ -1,0 +1,1 @@
+"""Stages: batches, steps, evaluation, saving. Steps are jitted here only."""

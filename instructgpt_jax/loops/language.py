@@ -1,0 +1,342 @@
+"""Language modelling: pretraining, SFT and policy initialisation."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from instructgpt_jax import config as config_lib
+from instructgpt_jax import statistics
+from instructgpt_jax.data import pipelines, transforms
+from instructgpt_jax.data.tokenizer import Tokenizer
+from instructgpt_jax.errors import UserError
+from instructgpt_jax.loops import inputs, networks, sampling, supervised, workdir
+from instructgpt_jax.models.transformer import LanguageModel
+from instructgpt_jax.runtime import files
+from instructgpt_jax.runtime import mesh as mesh_lib
+from instructgpt_jax.steps import language as language_step
+from instructgpt_jax.steps import state as state_lib
+from instructgpt_jax.types import PyTree
+
+VALID_ROWS = 1024  # most rows that a validation loss is measured on
+_LOGITS = 2**26  # most logits held at once while measuring one
+
+_evaluate = jax.jit(language_step.evaluate_rows, static_argnames="model")
+
+
+def pretrain(config: config_lib.PretrainExperiment, directory: str) -> None:
+  """Trains a base model on documents.
+
+  Args:
+    config: the experiment.
+    directory: its workdir.
+  """
+  if workdir.completed(directory):
+    return
+  section = config.pretrain
+  documents = inputs.documents(config.data)
+  tokenizer = workdir.stage_tokenizer(
+    directory, config, lambda: (d.text for d in documents.train)
+  )
+  model = LanguageModel(
+    workdir.model_config(config, tokenizer, section.dropout)
+  )
+  length = section.sequence or config.model.context
+  rows, valid = (
+    inputs.document_rows(part, tokenizer, length)
+    for part in (documents.train, documents.valid)
+  )
+  batches = pipelines.language_batches(
+    rows,
+    batch_size=section.batch_size,
+    seed=config.seed,
+    pad_id=tokenizer.pad_id,
+    **shard(),
+  )
+  _train(
+    config,
+    directory,
+    "pretrain",
+    model,
+    tokenizer,
+    batches,
+    total_steps=section.steps,
+    microbatch=section.microbatch,
+    valid=valid,
+    eval_every=section.eval_every,
+    select="last",
+  )
+
+
+def sft(
+  config: config_lib.SftExperiment, directory: str, *, name: str = "sft"
+) -> None:
+  """Fine-tunes on demonstrations; also the policy's initialisation.
+
+  A step has about `batch_size` demonstrations: packed rows hold several, and
+  the number of rows a step follows from how many on average.
+
+  Args:
+    config: the experiment.
+    directory: its workdir.
+    name: "sft" or "policy_init".
+  """
+  if workdir.completed(directory):
+    return
+  section = config.sft
+  inputs.fits(config.data, config.model.context)
+  tokenizer = workdir.stage_tokenizer(
+    directory, config, lambda: inputs.training_texts(config.data)
+  )
+  model = LanguageModel(
+    workdir.model_config(config, tokenizer, section.dropout)
+  )
+  records = inputs.demonstrations(config.data, tokenizer)
+  length = config.model.context
+  rows, valid = (
+    inputs.demonstration_rows(
+      part,
+      tokenizer,
+      config.data,
+      length,
+      mask_prompt=section.mask_prompt,
+      pack=section.pack,
+    )
+    for part in (records.train, records.valid)
+  )
+  count = len(rows["tokens"])
+  per_step = round(section.batch_size * count / len(records.train))
+  per_step = max(1, min(count, per_step))
+  fraction = section.pretraining_fraction
+  mesh = mesh_lib.make_mesh(config.mesh)
+  batch_size = per_step
+  if fraction:  # these rows come on top of the demonstrations
+    batch_size = max(per_step + 1, round(per_step / (1 - fraction)))
+  batch_size = mesh_lib.fill(batch_size, mesh)
+  others = None
+  if fraction:
+    texts = inputs.documents(config.data).train
+    others = inputs.document_rows(texts, tokenizer, length)
+  extra = pipelines.mixed_rows(batch_size, fraction)
+  steps_per_epoch = math.ceil(count / (batch_size - extra))
+  arguments: dict[str, Any] = dict(
+    batch_size=batch_size,
+    seed=config.seed,
+    pad_id=tokenizer.pad_id,
+    **shard(),
+  )
+  if others is None:
+    batches = pipelines.language_batches(rows, **arguments)
+  else:
+    batches = pipelines.mixed_language_batches(
+      rows, others, fraction, **arguments
+    )
+  by_reward = _reward_measure(config, directory, tokenizer, records, mesh)
+  select = section.select_by
+  if select == "auto":
+    select = "reward" if by_reward else "loss"
+  if select == "reward" and by_reward is None:
+    raise UserError(
+      "is 'reward', but no reward model is given",
+      field="sft.select_by",
+      remedy="give --sft.reward_model=DIR, or --sft.select_by=loss",
+    )
+  if select == "loss" and not len(valid["tokens"]):
+    select = "last"
+  _train(
+    config,
+    directory,
+    name,
+    model,
+    tokenizer,
+    batches,
+    total_steps=section.epochs * steps_per_epoch,
+    microbatch=section.microbatch,
+    valid=valid,
+    eval_every=steps_per_epoch,
+    select=select,
+    measure=by_reward,
+  )
+
+
+def _reward_measure(
+  config: config_lib.SftExperiment,
+  directory: str,
+  tokenizer: Tokenizer,
+  records: inputs.Splits,
+  mesh: Mesh,
+) -> Callable[[LanguageModel, PyTree], dict[str, float]] | None:
+  """Mean RM score of sampled answers to validation prompts (C.1)."""
+  section = config.sft
+  if not section.reward_model:
+    return None
+  stage = workdir.open_stage(
+    section.reward_model, kind=workdir.SCALAR, field="sft.reward_model"
+  )
+  workdir.same_tokenizer(
+    stage.tokenizer, tokenizer, section.reward_model, "sft.reward_model"
+  )
+  records_held = records.valid[: section.select_prompts]
+  if not records_held:
+    raise UserError(
+      "there is no validation prompt to choose a checkpoint on",
+      field="data.demonstrations",
+      remedy="give more demonstrations, or --sft.select_by=loss",
+    )
+  prompts = transforms.encode_prompts(
+    [d.turns for d in records_held], tokenizer, config.data
+  )
+  params = networks.load(stage, mesh)
+
+  def measure(model: LanguageModel, policy: PyTree) -> dict[str, float]:
+    rollout = sampling.respond(
+      model,
+      policy,
+      prompts,
+      jax.random.key(config.seed),
+      tokenizer=tokenizer,
+      max_new_tokens=config.data.max_response_tokens,
+      mesh=mesh,
+    )
+    scores = sampling.score(stage.network, params, rollout, mesh)
+    return {"valid_rm_score": float(scores.mean())}
+
+  return measure
+
+
+def _train(
+  config: config_lib.PretrainExperiment | config_lib.SftExperiment,
+  directory: str,
+  name: str,
+  model: LanguageModel,
+  tokenizer: Tokenizer,
+  batches: grain.DatasetIterator,
+  *,
+  total_steps: int,
+  microbatch: int,
+  valid: transforms.Rows,
+  eval_every: int,
+  select: str,
+  measure: Callable[[LanguageModel, PyTree], dict[str, float]] | None = None,
+) -> None:
+  mesh = mesh_lib.make_mesh(config.mesh)
+  optimizer = state_lib.make_optimizer(config.optimizer, total_steps)
+  if config.init_from:
+    stage = workdir.open_stage(
+      config.init_from, kind=workdir.LANGUAGE, field="init_from"
+    )
+    params = networks.load(stage, mesh)
+  else:
+    params = networks.fresh(model, jax.random.key(config.seed), mesh)
+  state = networks.train_state(model, params, optimizer, mesh)
+  step_fn = jax.jit(
+    functools.partial(
+      language_step.train_step,
+      model=model,
+      optimizer=optimizer,
+      seed=config.seed,
+      microbatch=microbatch,
+    ),
+    donate_argnums=0,
+    out_shardings=(networks.shardings(model, state, mesh), None),
+  )
+
+  def evaluate(params: PyTree, step: int) -> dict[str, float]:
+    del step
+    found = {}
+    if len(valid["tokens"]):
+      some = {k: v[:VALID_ROWS] for k, v in valid.items()}
+      nll, weight = row_losses(model, params, some, mesh)
+      found["valid_loss"] = float(nll.sum() / max(weight.sum(), 1))
+    return found | (measure(model, params) if measure else {})
+
+  def save(params: PyTree, step: int) -> None:
+    workdir.save_stage_model(
+      directory,
+      params,
+      kind=workdir.LANGUAGE,
+      model=model.config,
+      data=config.data,
+      stage=name,
+      step=step,
+    )
+
+  metric = {"loss": ("valid_loss", -1.0), "reward": ("valid_rm_score", 1.0)}
+  evaluation = supervised.Evaluation(
+    evaluate, eval_every, metric.get(select), save
+  )
+  fitted = supervised.fit(
+    state,
+    step_fn,
+    batches,
+    workdir=directory,
+    name=name,
+    run=config.run,
+    total_steps=total_steps,
+    mesh=mesh,
+    learning_rate=state_lib.schedule(config.optimizer, total_steps),
+    evaluation=evaluation,
+  )
+  if select not in metric:
+    save(fitted.state.params, total_steps)
+  files.mark_complete(directory, fitted.summary)
+
+
+def row_losses(
+  model: LanguageModel,
+  params: PyTree,
+  rows: transforms.Rows,
+  mesh: Mesh,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Σ weight · −log p and Σ weight of each row.
+
+  Args:
+    model: the language model; its dropout stays off.
+    params: its parameters.
+    rows: R rows.
+    mesh: where batches are put.
+
+  Returns:
+    [R] float64 and [R] float64.
+  """
+  count, length = rows["tokens"].shape
+  size = max(1, min(64, count, _LOGITS // (length * model.config.vocab_size)))
+  size = mesh_lib.fill(size, mesh)
+  parts = []
+  for batch in pipelines.language_batches(
+    rows, batch_size=size, epochs=1, shuffle=False
+  ):
+    parts.append(_evaluate(params, mesh_lib.put_batch(batch, mesh), model=model))
+  nll, weight = (
+    np.concatenate(column).astype(np.float64)[:count]
+    for column in zip(*jax.device_get(parts), strict=True)
+  )
+  return nll, weight
+
+
+def loss_interval(
+  model: LanguageModel,
+  params: PyTree,
+  rows: transforms.Rows,
+  mesh: Mesh,
+  *,
+  resamples: int,
+) -> statistics.Interval:
+  """Mean loss a token, in nats, with an interval over rows."""
+  nll, weight = row_losses(model, params, rows, mesh)
+  return statistics.ratio_interval(nll, weight, resamples=resamples)
+
+
+def shard() -> dict[str, int]:
+  """Which part of each global batch this process reads."""
+  return dict(
+    shard_index=jax.process_index(), shard_count=jax.process_count()
+  )
+

@@ -1,0 +1,483 @@
+"""PPO and PPO-ptx: roll out, score, update; again."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from typing import Any, NamedTuple
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from instructgpt_jax import config as config_lib
+from instructgpt_jax.data import pipelines, transforms
+from instructgpt_jax.data.tokenizer import Tokenizer
+from instructgpt_jax.errors import UserError
+from instructgpt_jax.loops import inputs, language, networks, supervised, workdir
+from instructgpt_jax.models.generate import generate
+from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
+from instructgpt_jax.runtime import checkpoint, files
+from instructgpt_jax.runtime import mesh as mesh_lib
+from instructgpt_jax.runtime.metrics import MetricWriter
+from instructgpt_jax.runtime.progress import Progress
+from instructgpt_jax.steps import ppo as ppo_step
+from instructgpt_jax.steps import state as state_lib
+from instructgpt_jax.steps.state import PpoState
+from instructgpt_jax.types import PyTree, Rollout
+
+# How far cached decoding and the full pass may differ, in nats a token.
+_TOLERANCE = {"float32": 2e-4, "bfloat16": 0.25}
+
+_fingerprint = jax.jit(state_lib.fingerprint)
+
+
+class Programs(NamedTuple):
+  """The jitted programs of an iteration."""
+
+  generate: Any  # (policy, prompts, key) → rollout
+  experience: Any  # (rollout, frozen and value parameters, β) → experience
+  update: Any  # (state, experience, rows, ptx) → (state, metrics)
+  compare: Any  # (policy, reference, rollout) → gaps, for the start-up checks
+
+
+def train(
+  config: config_lib.PpoExperiment, directory: str, *, name: str = "ppo"
+) -> None:
+  """Trains a policy against a reward model (section 3.5, C.4).
+
+  Args:
+    config: the experiment; `ppo.ptx_coef` 0 is plain PPO.
+    directory: its workdir.
+    name: "ppo" or "ppo_ptx".
+  """
+  if workdir.completed(directory):
+    return
+  section = config.ppo
+  _consistent(config)
+  inputs.fits(config.data, config.model.context)
+  start_stage = workdir.open_stage(
+    config.init_from, kind=workdir.LANGUAGE, field="init_from"
+  )
+  reward_stage = workdir.open_stage(
+    section.reward_model, kind=workdir.SCALAR, field="ppo.reward_model"
+  )
+  tokenizer = start_stage.tokenizer
+  workdir.same_tokenizer(
+    reward_stage.tokenizer, tokenizer, section.reward_model, "ppo.reward_model"
+  )
+  workdir.put_tokenizer(directory, tokenizer)
+  mesh = mesh_lib.make_mesh(config.mesh)
+  model = LanguageModel(workdir.model_config(config, tokenizer))
+  reward_model = reward_stage.network
+  value_model = (
+    reward_model
+    if section.value_from_reward
+    else ScalarModel(model.config)
+  )
+
+  reference = networks.load(start_stage, mesh)
+  reward_params = networks.load(reward_stage, mesh)
+  frozen = {"reference": reference, "reward": reward_params}
+  marks = {k: int(_fingerprint(v)) for k, v in frozen.items()}
+
+  updates = section.inner_epochs * (section.rollout_batch // section.minibatch)
+  iterations = -(-section.episodes // section.rollout_batch)
+  optimizers = [
+    state_lib.make_optimizer(o, updates * iterations)
+    for o in (config.optimizer, config.value_optimizer)
+  ]
+  if section.value_from_reward:
+    value_params = _copied(reward_params)
+  else:
+    value_params = networks.scalar_from_stage(
+      value_model, start_stage, jax.random.key(config.seed), mesh
+    )
+  policy = networks.train_state(model, _copied(reference), optimizers[0], mesh)
+  value = networks.train_state(value_model, value_params, optimizers[1], mesh)
+  state = PpoState(
+    policy=policy,
+    value=value,
+    ema=_copied(reference),
+    kl_coef=jax.device_put(
+      jnp.float32(section.kl_coef), mesh_lib.replicated(mesh)
+    ),
+  )
+  programs = _programs(
+    config, tokenizer, model, reward_model, value_model, optimizers, state, mesh
+  )
+  prompts = _prompts(config, tokenizer)
+  ptx = _pretraining(config, tokenizer)
+  state, summary = _run(
+    config,
+    directory,
+    name,
+    state,
+    frozen,
+    marks,
+    programs,
+    prompts,
+    ptx,
+    mesh,
+    iterations=iterations,
+  )
+  workdir.save_stage_model(
+    directory,
+    state.ema,
+    kind=workdir.LANGUAGE,
+    model=model.config,
+    data=config.data,
+    stage=name,
+    step=int(state.policy.step),
+  )
+  files.mark_complete(directory, summary)
+
+
+def _consistent(config: config_lib.PpoExperiment) -> None:
+  """Refuses settings that contradict each other."""
+  section = config.ppo
+  if section.rollout_batch % section.minibatch:
+    raise UserError(
+      f"{section.minibatch} does not divide rollout_batch"
+      f" {section.rollout_batch}",
+      field="ppo.minibatch",
+      remedy="give a divisor of --ppo.rollout_batch",
+    )
+  rows = section.minibatch * section.ptx_ratio
+  for value, whole, field in (
+    (section.microbatch, section.minibatch, "ppo.microbatch"),
+    (section.ptx_microbatch, rows, "ppo.ptx_microbatch"),
+  ):
+    if value and value < whole and whole % value:
+      raise UserError(
+        f"{value} does not divide the {whole} rows of an update",
+        field=field,
+        remedy=f"give a divisor of {whole}",
+      )
+  if not config.init_from:
+    raise UserError(
+      "a policy to start from is needed",
+      field="init_from",
+      remedy="give --init_from=DIR, the workdir of policy_init or sft",
+    )
+  if not section.reward_model:
+    raise UserError(
+      "a reward model is needed",
+      field="ppo.reward_model",
+      remedy="give --ppo.reward_model=DIR, the workdir of a reward stage",
+    )
+
+
+def _copied(tree: PyTree) -> PyTree:
+  return jax.tree.map(jnp.copy, tree)
+
+
+def _prompts(
+  config: config_lib.PpoExperiment, tokenizer: Tokenizer
+) -> grain.DatasetIterator:
+  records = inputs.prompts(config.data, tokenizer).train
+  return pipelines.prompt_batches(
+    transforms.encode_prompts(
+      [p.turns for p in records], tokenizer, config.data
+    ),
+    batch_size=config.ppo.rollout_batch,
+    width=config.data.max_prompt_tokens,
+    pad_id=tokenizer.pad_id,
+    seed=config.seed,
+    **language.shard(),
+  )
+
+
+def _pretraining(
+  config: config_lib.PpoExperiment, tokenizer: Tokenizer
+) -> grain.DatasetIterator | None:
+  section = config.ppo
+  if not section.ptx_coef:
+    return None
+  texts = inputs.documents(config.data).train
+  length = section.ptx_sequence or config.model.context
+  return pipelines.language_batches(
+    inputs.document_rows(texts, tokenizer, length),
+    batch_size=section.minibatch * section.ptx_ratio,
+    seed=config.seed,
+    pad_id=tokenizer.pad_id,
+    **language.shard(),
+  )
+
+
+def _programs(
+  config: config_lib.PpoExperiment,
+  tokenizer: Tokenizer,
+  model: LanguageModel,
+  reward_model: ScalarModel,
+  value_model: ScalarModel,
+  optimizers: Any,
+  state: PpoState,
+  mesh: Mesh,
+) -> Programs:
+  section = config.ppo
+  places = PpoState(
+    policy=networks.shardings(model, state.policy, mesh),
+    value=networks.shardings(value_model, state.value, mesh),
+    ema=networks.shardings(model, state.ema, mesh),
+    kl_coef=mesh_lib.replicated(mesh),
+  )
+
+  def compare(policy: PyTree, reference: PyTree, rollout: Rollout):
+    """Largest gaps between log-probabilities that must be equal."""
+    ours, theirs = (
+      ppo_step.response_logp(model, params, rollout, section.temperature)[0]
+      for params in (policy, reference)
+    )
+    mask = rollout.response_mask
+
+    def gap(a, b):
+      return jnp.max(jnp.where(mask, jnp.abs(a - b), 0.0))
+
+    return gap(rollout.logp, ours), gap(ours, theirs)
+
+  return Programs(
+    generate=jax.jit(
+      functools.partial(
+        generate,
+        model,
+        max_new_tokens=config.data.max_response_tokens,
+        temperature=section.temperature,
+        eos_id=tokenizer.eos_id,
+        pad_id=tokenizer.pad_id,
+      )
+    ),
+    experience=jax.jit(
+      functools.partial(
+        ppo_step.experience,
+        model=model,
+        scalar_model=reward_model,
+        value_model=value_model,
+        config=section,
+      )
+    ),
+    update=jax.jit(
+      functools.partial(
+        ppo_step.update,
+        model=model,
+        value_model=value_model,
+        optimizer=optimizers[0],
+        value_optimizer=optimizers[1],
+        config=section,
+      ),
+      donate_argnums=0,
+      out_shardings=(places, None),
+    ),
+    compare=jax.jit(compare),
+  )
+
+
+def _run(
+  config: config_lib.PpoExperiment,
+  directory: str,
+  name: str,
+  state: PpoState,
+  frozen: dict[str, PyTree],
+  marks: dict[str, int],
+  programs: Programs,
+  prompts: grain.DatasetIterator,
+  ptx: grain.DatasetIterator | None,
+  mesh: Mesh,
+  *,
+  iterations: int,
+) -> tuple[PpoState, dict[str, Any]]:
+  """The iterations, from where an earlier call stopped."""
+  section, run = config.ppo, config.run
+  minibatches = section.rollout_batch // section.minibatch
+  updates = section.inner_epochs * minibatches
+  key = jax.random.key(config.seed)
+  rates = [
+    state_lib.schedule(o, updates * iterations)
+    for o in (config.optimizer, config.value_optimizer)
+  ]
+  with checkpoint.Checkpointer(directory, run.keep) as saver:
+    found = saver.restore_latest(state)
+    start, seconds, last = 0, 0.0, {}
+    if found is not None:
+      start, state, extra = found
+      seconds, last = extra["seconds"], extra["last"]
+      prompts.set_state(extra["prompts"])
+      if ptx is not None:
+        ptx.set_state(extra["ptx"])
+      _unchanged(extra["marks"], marks, directory)
+    with (
+      MetricWriter(
+        directory, tensorboard=run.tensorboard, resume_step=start * updates
+      ) as writer,
+      Progress(
+        iterations, name, initial=start, unit="iteration"
+      ) as progress,
+    ):
+      guard = supervised.Guard(directory)
+      began = time.monotonic()
+      for iteration in range(start, iterations):
+        since = time.monotonic()
+        position = prompts.get_state()
+        batch = _episodes(next(prompts), iteration, section.rollout_batch)
+        rollout = programs.generate(
+          state.policy.params, mesh_lib.put_batch(batch, mesh), key
+        )
+        if iteration == start:
+          _agree(programs, state, frozen, rollout, config, fresh=start == 0)
+        experience, kl_coef, rolled = programs.experience(
+          rollout,
+          frozen["reference"],
+          frozen["reward"],
+          state.value.params,
+          state.kl_coef,
+        )
+        rows_of = _minibatches(config.seed, iteration, section)
+        logged = []
+        for index, rows in enumerate(rows_of):
+          extra_rows = None
+          if ptx is not None:
+            extra_rows = mesh_lib.put_batch(next(ptx), mesh)
+          state, metrics = programs.update(state, experience, rows, extra_rows)
+          guard.watch(iteration * updates + index + 1, position, batch, metrics)
+          logged.append(metrics)
+        guard.check()
+        state = dataclasses.replace(state, kl_coef=kl_coef)
+        rolled, logged = jax.device_get((rolled, logged))
+        if iteration == 0:
+          _first_update(logged[0], config.model.dtype)
+        taken = time.monotonic() - since
+        speed = {
+          "episodes_per_second": section.rollout_batch / taken,
+          "tokens_per_second": float(rolled.pop("response_tokens")) / taken,
+        }
+        for index, metrics in enumerate(logged):
+          step = iteration * updates + index + 1
+          last = rolled | metrics | speed
+          writer.write(
+            step,
+            last
+            | {
+              "episodes": (iteration + 1) * section.rollout_batch,
+              "learning_rate": rates[0](step - 1),
+              "value_learning_rate": rates[1](step - 1),
+            },
+          )
+        progress.update(1, reward=rolled["reward"], kl=rolled["kl"])
+        done = iteration + 1
+        if done == iterations or (
+          run.save_every
+          and done * updates // run.save_every
+          > iteration * updates // run.save_every
+        ):
+          saver.save(
+            done,
+            state,
+            {
+              "prompts": prompts.get_state(),
+              "ptx": ptx.get_state() if ptx is not None else None,
+              "marks": marks,
+              "last": files.plain(last),
+              "seconds": seconds + time.monotonic() - began,
+            },
+          )
+      seconds += time.monotonic() - began
+  after = {k: int(_fingerprint(v)) for k, v in frozen.items()}
+  _unchanged(marks, after, directory)
+  return state, {
+    "updates": iterations * updates,
+    "episodes": iterations * section.rollout_batch,
+    "seconds": seconds,
+    **{k: last[k] for k in ("reward", "kl", "ended", "response_length")},
+  }
+
+
+def _episodes(batch: Any, iteration: int, size: int) -> Any:
+  """The batch with its rows numbered through the whole run.
+
+  A row's random key follows from this number, so the same prompt is answered
+  anew whenever it comes again.
+  """
+  local = len(batch.ids)
+  first = iteration * size + jax.process_index() * local
+  return dataclasses.replace(
+    batch, ids=np.arange(first, first + local, dtype=np.int32)
+  )
+
+
+def _minibatches(
+  seed: int, iteration: int, section: config_lib.Ppo
+) -> list[np.ndarray]:
+  """Which episodes each update of an iteration takes."""
+  rows = []
+  for epoch in range(section.inner_epochs):
+    order = np.random.RandomState([seed & 0xFFFFFFFF, iteration, epoch])
+    shuffled = order.permutation(section.rollout_batch).astype(np.int32)
+    rows.extend(shuffled.reshape(-1, section.minibatch))
+  return rows
+
+
+def _agree(
+  programs: Programs,
+  state: PpoState,
+  frozen: dict[str, PyTree],
+  rollout: Rollout,
+  config: config_lib.PpoExperiment,
+  *,
+  fresh: bool,
+) -> None:
+  """Invariants 6 and 3 on the run's first rollout."""
+  cached, reference = jax.device_get(
+    programs.compare(state.policy.params, frozen["reference"], rollout)
+  )
+  tolerance = _TOLERANCE[config.model.dtype]
+  if not cached <= tolerance:
+    raise InvariantError(
+      6,
+      "log-probabilities recorded while decoding differ from the full pass by"
+      f" {cached:.2g} nats",
+    )
+  if fresh and not reference <= tolerance:
+    raise InvariantError(
+      3, f"the first policy is {reference:.2g} nats from its reference"
+    )
+
+
+def _first_update(metrics: dict[str, Any], dtype: str) -> None:
+  """Invariant 1: before any update the ratio is 1."""
+  tolerance = _TOLERANCE[dtype]
+  if (
+    abs(metrics["ratio_mean"] - 1) > tolerance
+    or abs(metrics["approx_kl"]) > tolerance
+    or metrics["clip_fraction"] > 0
+  ):
+    raise InvariantError(
+      1,
+      "on the first minibatch the ratio is"
+      f" {metrics['ratio_mean']:.6f} and the clip fraction"
+      f" {metrics['clip_fraction']:.3g}",
+    )
+
+
+def _unchanged(
+  before: dict[str, int], after: dict[str, int], directory: str
+) -> None:
+  """Invariant 29: frozen parameters have the bits they had."""
+  for name, mark in before.items():
+    if after[name] != mark:
+      raise InvariantError(
+        29, f"the {name} parameters of {directory} have changed"
+      )
+
+
+class InvariantError(UserError):
+  """An invariant that the running program checks does not hold."""
+
+  def __init__(self, number: int, problem: str):
+    super().__init__(
+      f"invariant {number} does not hold: {problem}",
+      remedy="the models given do not belong together, or this is a defect;"
+      " please report it with the config.json",
+    )

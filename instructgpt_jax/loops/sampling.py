@@ -1,0 +1,175 @@
+"""Answers to many prompts, and what models think of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from instructgpt_jax.data import pipelines, records, transforms
+from instructgpt_jax.data.tokenizer import Tokenizer
+from instructgpt_jax.models.generate import generate
+from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
+from instructgpt_jax.runtime import mesh as mesh_lib
+from instructgpt_jax.steps import ppo as ppo_step
+from instructgpt_jax.steps import reward as reward_step
+from instructgpt_jax.types import Array, PyTree, Rollout
+
+_generate = jax.jit(
+  generate,
+  static_argnames=(
+    "model",
+    "max_new_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "eos_id",
+    "pad_id",
+  ),
+)
+_score = jax.jit(reward_step.score_rows, static_argnames="model")
+
+
+_logp = jax.jit(ppo_step.answer_logp, static_argnames="model")
+
+
+def respond(
+  model: LanguageModel,
+  params: PyTree,
+  prompts: Sequence[np.ndarray],
+  key: Array,
+  *,
+  tokenizer: Tokenizer,
+  max_new_tokens: int,
+  mesh: Mesh,
+  temperature: float = 1.0,
+  samples: int = 1,
+  batch_size: int = 128,
+  told: Callable[[int], Any] | None = None,
+) -> Rollout:
+  """Samples answers to prompts, in batches of one fixed shape.
+
+  What a prompt is answered depends on the key, on its place among the prompts
+  and on the sample's number, not on the batch.
+
+  Args:
+    model: the language model.
+    params: its parameters.
+    prompts: token ids of each prompt.
+    key: base random key.
+    tokenizer: for its special tokens.
+    max_new_tokens: N.
+    mesh: where batches are put.
+    temperature: 0 is greedy.
+    samples: answers to each prompt.
+    batch_size: rows at a time.
+    told: called with the number of answers of each finished batch.
+
+  Returns:
+    A rollout of numpy arrays, [prompts · samples] rows; a prompt's samples
+    follow each other.
+  """
+  repeated = [ids for ids in prompts for _ in range(samples)]
+  width = -(-max(map(len, prompts)) // 8) * 8
+  size = mesh_lib.fill(min(batch_size, len(repeated)), mesh)
+  parts = []
+  for batch in pipelines.prompt_batches(
+    repeated, batch_size=size, width=width, pad_id=tokenizer.pad_id, epochs=1,
+    shuffle=False,
+  ):  # fmt: skip
+    rollout = _generate(
+      model,
+      params,
+      mesh_lib.put_batch(batch, mesh),
+      key,
+      max_new_tokens=max_new_tokens,
+      temperature=temperature,
+      eos_id=tokenizer.eos_id,
+      pad_id=tokenizer.pad_id,
+    )
+    parts.append(jax.device_get(rollout))
+    if told is not None:
+      told(int((batch.ids >= 0).sum()))
+  return jax.tree.map(
+    lambda *x: np.concatenate(x)[: len(repeated)], *parts
+  )
+
+
+def texts(rollout: Rollout, tokenizer: Tokenizer) -> list[str]:
+  """The answers as text, without end-of-text."""
+  length = rollout.response_mask.shape[1]
+  tokens, mask = np.asarray(rollout.tokens), np.asarray(rollout.response_mask)
+  return [
+    records.reply_text(tokenizer.decode(row[real]))
+    for row, real in zip(tokens[:, -length:], mask, strict=True)
+  ]
+
+
+def score(
+  model: ScalarModel,
+  params: PyTree,
+  rollout: Rollout,
+  mesh: Mesh,
+  batch_size: int = 128,
+) -> np.ndarray:
+  """[R] float32 scores of a reward model."""
+  found = [
+    jax.device_get(_score(model, params, part.tokens, part.segments))
+    for part in _parts(rollout, mesh, batch_size)
+  ]
+  return np.concatenate(found)[: len(rollout.tokens)]
+
+
+def log_likelihood(
+  model: LanguageModel,
+  params: PyTree,
+  rollout: Rollout,
+  mesh: Mesh,
+  batch_size: int = 128,
+) -> np.ndarray:
+  """[R] float32 log-probability of each whole answer at temperature 1."""
+  found = [
+    jax.device_get(_logp(model, params, part))
+    for part in _parts(rollout, mesh, batch_size)
+  ]
+  return np.concatenate(found)[: len(rollout.tokens)]
+
+
+def with_prompts(
+  rollout: Rollout, prompts: Sequence[np.ndarray], tokenizer: Tokenizer
+) -> Rollout:
+  """The same answers after other prompts, one for each row.
+
+  An answer that was given to "prefix, prompt" is judged as an answer to the
+  prompt alone.
+  """
+  length = rollout.response_mask.shape[1]
+  width = -(-max(map(len, prompts)) // 8) * 8
+  tokens, mask = transforms.left_pad(prompts, width, tokenizer.pad_id)
+  answers = np.asarray(rollout.tokens)[:, -length:]
+  real = np.concatenate([mask, rollout.response_mask], axis=1)
+  count = real.astype(np.int32)
+  return Rollout(
+    tokens=np.concatenate([tokens, answers], axis=1),
+    segments=count,
+    positions=np.cumsum(count, axis=1, dtype=np.int32) - count,
+    response_mask=rollout.response_mask,
+    logp=rollout.logp,
+    ended=rollout.ended,
+  )
+
+
+def _parts(rollout: Rollout, mesh: Mesh, batch_size: int) -> Iterator[Rollout]:
+  """Batches of one shape; the last is filled up with copies of its rows."""
+  count = len(rollout.tokens)
+  size = mesh_lib.fill(min(batch_size, count), mesh)
+  for start in range(0, count, size):
+    rows = np.arange(start, start + size) % count
+    rows[count - start :] = start
+    yield mesh_lib.put_batch(
+      jax.tree.map(lambda x, rows=rows: x[rows], rollout), mesh
+    )
+

@@ -1,0 +1,237 @@
+"""What a stage leaves in its workdir, and how the next one starts from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from instructgpt_jax import config as config_lib
+from instructgpt_jax.data import tokenizer as tokenizer_lib
+from instructgpt_jax.data.tokenizer import Tokenizer
+from instructgpt_jax.errors import UserError
+from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
+from instructgpt_jax.runtime import checkpoint, files
+
+TOKENIZER = "tokenizer"
+LANGUAGE, SCALAR = "language", "scalar"
+_WHAT = {LANGUAGE: "language model", SCALAR: "reward model"}
+
+# What a checkpoint's arrays depend on; the rest may differ from run to run.
+_SHAPE = (
+  "vocab_size",
+  "context",
+  "layers",
+  "width",
+  "heads",
+  "mlp_ratio",
+  "tie_embeddings",
+  "scan_layers",
+)
+
+C = TypeVar("C", bound=config_lib.Experiment)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """A finished stage."""
+
+  path: str
+  kind: str  # LANGUAGE or SCALAR
+  model_config: config_lib.Model
+  data: config_lib.Data
+  tokenizer: Tokenizer
+
+  @property
+  def network(self) -> Any:
+    """The flax module, without dropout."""
+    network = LanguageModel if self.kind == LANGUAGE else ScalarModel
+    return network(dataclasses.replace(self.model_config, dropout=0.0))
+
+
+def say(text: str) -> None:
+  """One line for the user, beside the progress."""
+  print(text, file=sys.stderr, flush=True)
+
+
+def open_stage(path: str, *, kind: str = "", field: str = "") -> Stage:
+  """Reads what a finished stage left, but for its parameters.
+
+  Args:
+    path: its workdir.
+    kind: what it must hold, LANGUAGE or SCALAR; "" takes either.
+    field: the flag that named it, for errors.
+
+  Raises:
+    UserError: there is no such folder, it is not finished, or holds another
+      kind of model.
+  """
+  field_or_none = field or None
+  folder = pathlib.Path(path)
+  if not folder.is_dir():
+    raise UserError(
+      "there is no such folder", file=path, field=field_or_none,
+      remedy="give the --workdir of a stage that has run to its end",
+    )  # fmt: skip
+  if not checkpoint.has_model(folder):
+    inner = sorted(p.name for p in folder.iterdir() if checkpoint.has_model(p))
+    raise UserError(
+      "holds no finished stage", file=path, field=field_or_none,
+      remedy=f"name the folder of one of its stages: {', '.join(inner)}"
+      if inner
+      else "give the --workdir of a stage that has run to its end",
+    )  # fmt: skip
+  if files.read_complete(folder) is None:
+    raise UserError(
+      "has not run to its end", file=path, field=field_or_none,
+      remedy="give its own command again: it goes on where it stopped",
+    )  # fmt: skip
+  info = checkpoint.load_model_info(folder)
+  try:
+    found = str(info["kind"])
+    model_config = config_lib.Model(**info["model"])
+    data = config_lib.Data(**info["data"])
+  except (KeyError, TypeError) as error:
+    raise UserError(
+      f"its model was saved by another version ({error})", file=path,
+      field=field_or_none, remedy="run the stage again in a new --workdir",
+    ) from error  # fmt: skip
+  if kind and found != kind:
+    raise UserError(
+      f"holds a {_WHAT[found]}, where a {_WHAT[kind]} is needed",
+      file=path,
+      field=field_or_none,
+      remedy="give the workdir of a reward stage"
+      if kind == SCALAR
+      else "give the workdir of pretrain, sft, policy_init or ppo",
+    )
+  tokenizer = tokenizer_lib.load_tokenizer(folder / TOKENIZER)
+  return Stage(path, found, model_config, data, tokenizer)
+
+
+def load_policy(path: str) -> tuple[LanguageModel, Any, Tokenizer, Any]:
+  """(model, parameters, tokenizer, stage) of a stage that writes text."""
+  stage = open_stage(path, kind=LANGUAGE, field="--checkpoint")
+  return stage.network, checkpoint.load_model(path), stage.tokenizer, stage
+
+
+def inherit(config: C) -> C:
+  """The config with the network and limits of `init_from`, if there is one.
+
+  The network's shape is the checkpoint's, whatever the preset says; each field
+  that changes is told. Called before the config is written.
+  """
+  if not config.init_from:
+    return config
+  stage = open_stage(config.init_from, field="init_from")
+  held = {name: getattr(stage.model_config, name) for name in _SHAPE}
+  changed = [
+    name
+    for name, value in held.items()
+    if name != "vocab_size" and getattr(config.model, name) != value
+  ]
+  if changed:
+    shown = ", ".join(f"model.{name}={held[name]}" for name in changed)
+    say(f"from {config.init_from}: {shown}")
+  return dataclasses.replace(
+    config, model=dataclasses.replace(config.model, **held)
+  )
+
+
+def same_tokenizer(a: Tokenizer, b: Tokenizer, file: str, field: str) -> None:
+  """Refuses two models whose token ids mean different things."""
+  if a.files != b.files:
+    raise UserError(
+      "was trained with another tokenizer",
+      file=file,
+      field=field,
+      remedy="give stages of one family, with the same tokenizer",
+    )
+
+
+def stage_tokenizer(
+  workdir: str | pathlib.Path,
+  config: config_lib.Experiment,
+  texts: Callable[[], Iterable[str]],
+) -> Tokenizer:
+  """The run's tokenizer, which lies in the workdir from then on.
+
+  That of an earlier call, else of `init_from`, else of `tokenizer.path`, else
+  one trained on `texts()`.
+  """
+  folder = pathlib.Path(workdir) / TOKENIZER
+  if folder.exists():
+    return tokenizer_lib.load_tokenizer(folder)
+  given = config.tokenizer.path
+  chosen = tokenizer_lib.load_tokenizer(given) if given else None
+  if config.init_from:
+    source = open_stage(config.init_from, field="init_from").tokenizer
+    if chosen is not None:
+      same_tokenizer(source, chosen, given, "tokenizer.path")
+    chosen = source
+  if chosen is None:
+    say("training a tokenizer")
+    chosen = tokenizer_lib.train_tokenizer(texts(), config.tokenizer)
+  put_tokenizer(workdir, chosen)
+  return chosen
+
+
+def put_tokenizer(workdir: str | pathlib.Path, tokenizer: Tokenizer) -> None:
+  """Saves a tokenizer in a workdir, whole or not at all."""
+  folder = pathlib.Path(workdir) / TOKENIZER
+  if folder.exists():
+    return
+  files.make_directory(folder.parent)
+  scratch = folder.with_name(TOKENIZER + ".next")
+  with files.writing(folder):
+    shutil.rmtree(scratch, ignore_errors=True)
+    tokenizer.save(scratch)
+    os.rename(scratch, folder)
+
+
+def model_config(
+  config: config_lib.Experiment, tokenizer: Tokenizer, dropout: float = 0.0
+) -> config_lib.Model:
+  """The network's config with its vocabulary size and this stage's dropout."""
+  size = config.model.vocab_size or tokenizer.vocab_size
+  if size < tokenizer.vocab_size:
+    raise UserError(
+      f"the tokenizer has {tokenizer.vocab_size} ids, the model only {size}",
+      field="model.vocab_size",
+      remedy="give 0, which takes the tokenizer's size",
+    )
+  return dataclasses.replace(config.model, vocab_size=size, dropout=dropout)
+
+
+def save_stage_model(
+  workdir: str | pathlib.Path,
+  params: Any,
+  *,
+  kind: str,
+  model: config_lib.Model,
+  data: config_lib.Data,
+  **info: Any,
+) -> None:
+  """Writes `model/`, from which `open_stage` and `load_model` read."""
+  checkpoint.save_model(
+    workdir,
+    params,
+    dict(
+      kind=kind,
+      model=dataclasses.asdict(model),
+      data=dataclasses.asdict(data),
+      **info,
+    ),
+  )
+
+
+def completed(workdir: str | pathlib.Path) -> Mapping[str, Any] | None:
+  """The summary of a run that is already done, told to the user, or None."""
+  summary = files.read_complete(workdir)
+  if summary is not None:
+    say(f"{workdir}: already complete")
+  return summary

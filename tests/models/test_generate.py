@@ -1,0 +1,424 @@
+"""Cached decoding against the numpy twin, and what a row's draws depend on."""
+
+import functools
+import os
+import pathlib
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from instructgpt_jax.models import generate as generate_lib
+from instructgpt_jax.models import transformer
+from instructgpt_jax.models.transformer import LanguageModel
+from instructgpt_jax.types import PromptBatch
+from tests.models import twin
+
+EOS, PAD, NEW = 4, 0, 12
+
+
+def make_prompts(ids=range(6)):
+  """Row i has 1 + i % 5 tokens, which depend on i alone, and the id 10 + i."""
+  ids = np.asarray(ids)
+  tokens, mask = (
+    np.zeros((len(ids), 5), np.int32),
+    np.zeros((len(ids), 5), bool),
+  )
+  for row, i in enumerate(ids):
+    length = 1 + i % 5
+    rng = np.random.default_rng(100 + i)
+    tokens[row, 5 - length :] = rng.integers(2, 13, length)
+    mask[row, 5 - length :] = True
+  return PromptBatch(tokens=tokens, mask=mask, ids=(10 + ids).astype(np.int32))
+
+
+def make_run(model, **options):
+  options = {"max_new_tokens": NEW, "eos_id": EOS, "pad_id": PAD, **options}
+  return jax.jit(functools.partial(generate_lib.generate, model, **options))
+
+
+@pytest.fixture(scope="module")
+def model():
+  return LanguageModel(twin.make_config())
+
+
+@pytest.fixture(scope="module")
+def params(model):
+  return twin.make_params(model)
+
+
+@pytest.fixture(scope="module")
+def run(model):
+  return make_run(model)
+
+
+@pytest.fixture(scope="module")
+def rollout(run, params):
+  return run(params, make_prompts(), jax.random.key(0))
+
+
+def full_pass(params, rollout, temperature):
+  """[B, N, V] log-probabilities at each sampled token, by the twin."""
+  found = twin.logits(params, rollout.tokens, rollout.segments)
+  return twin.log_softmax(found[:, -NEW - 1 : -1] / temperature)
+
+
+def picked(logp, rollout):
+  tokens = np.asarray(rollout.tokens)[:, -NEW:, None]
+  return np.take_along_axis(logp, tokens, axis=-1)[..., 0]
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.3])
+def test_invariant_06_cached_decoding_agrees_with_the_full_pass(
+  params, temperature, scan
+):
+  model = LanguageModel(twin.make_config(scan_layers=scan))
+  run = make_run(model, temperature=temperature)
+  weights = twin.stack_layers(params) if scan else params
+  found = run(weights, make_prompts(), jax.random.key(0))
+  mask = np.asarray(found.response_mask)
+  expected = picked(full_pass(params, found, temperature), found)
+  np.testing.assert_allclose(
+    np.asarray(found.logp)[mask], expected[mask], rtol=1e-4, atol=1e-4
+  )
+  assert found.logp.dtype == jnp.float32
+  # Another temperature is told apart from this one.
+  other = picked(full_pass(params, found, 1.1 * temperature), found)
+  assert np.abs(other - found.logp)[mask].max() > 0.05
+
+
+def test_a_row_ends_at_its_own_end_of_text(rollout):
+  prompts = make_prompts()
+  tokens, mask = np.asarray(rollout.tokens), np.asarray(rollout.response_mask)
+  np.testing.assert_array_equal(tokens[:, :5], prompts.tokens)
+  assert 0 < rollout.ended.sum() < 6  # some rows end, some do not
+  for row, row_mask, ended, logp in zip(
+    tokens[:, 5:], mask, rollout.ended, rollout.logp, strict=True
+  ):
+    length = row_mask.sum()
+    np.testing.assert_array_equal(row_mask, np.arange(NEW) < length)
+    assert (row[: length - 1] != EOS).all()
+    assert (row[length - 1] == EOS) == ended
+    assert ended or length == NEW
+    np.testing.assert_array_equal(row[length:], PAD)
+    np.testing.assert_array_equal(logp[length:], 0)
+    assert (np.asarray(logp)[:length] < 0).all()
+  real = np.concatenate([prompts.mask, mask], axis=1)
+  np.testing.assert_array_equal(rollout.segments, real.astype(int))
+  np.testing.assert_array_equal(
+    rollout.positions, np.cumsum(real, axis=1) - real
+  )
+
+
+def test_invariant_15_ended_tells_of_the_configured_token(model, params):
+  """The same draws with another stop token end other rows, elsewhere."""
+  found = make_run(model, eos_id=7)(params, make_prompts(), jax.random.key(0))
+  tokens = np.asarray(found.tokens)[:, 5:]
+  np.testing.assert_array_equal(found.ended, (tokens == 7).any(axis=1))
+  assert ((tokens == EOS).any(axis=1) & ~np.asarray(found.ended)).any()
+
+
+@pytest.mark.parametrize(
+  "ids", [[5, 2, 0, 4, 3, 1], [3, 4], [2, 7, 8, 9, 4, 11, 12, 13, 14]]
+)
+def test_invariant_09_a_rows_draws_do_not_depend_on_its_batch(
+  run, params, rollout, ids
+):
+  found = run(params, make_prompts(ids), jax.random.key(0))
+  same = [(row, i) for row, i in enumerate(ids) if i < 6]
+  assert len(same) >= 2
+  for row, i in same:
+    np.testing.assert_array_equal(found.tokens[row], rollout.tokens[i])
+    assert found.ended[row] == rollout.ended[i]
+    np.testing.assert_allclose(
+      found.logp[row], rollout.logp[i], rtol=1e-4, atol=1e-5
+    )
+
+
+def test_invariant_09_key_and_prompt_id_decide_the_draws(run, params, rollout):
+  """Token t of id i: argmax of logits + Gumbel(fold(fold(key, i), t))."""
+  logits = twin.logits(params, rollout.tokens, rollout.segments)
+  for row, i in enumerate(make_prompts().ids):
+    for t in range(int(rollout.response_mask[row].sum())):
+      key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), i), t)
+      noise = np.asarray(jax.random.gumbel(key, (13,)))
+      assert rollout.tokens[row, 5 + t] == np.argmax(logits[row, 4 + t] + noise)
+  again = run(params, make_prompts(), jax.random.key(0))
+  np.testing.assert_array_equal(again.tokens, rollout.tokens)
+  moved = make_prompts()
+  moved = PromptBatch(tokens=moved.tokens, mask=moved.mask, ids=moved.ids + 50)
+  for other in (
+    run(params, make_prompts(), jax.random.key(1)),
+    run(params, moved, jax.random.key(0)),
+  ):
+    assert (other.tokens != rollout.tokens).any(axis=1).all()
+
+
+EIGHT_DEVICES = """
+  import sys
+  import jax, numpy as np
+  from instructgpt_jax import config
+  from instructgpt_jax.models import transformer
+  from instructgpt_jax.runtime import mesh as mesh_lib
+  from tests.models import test_generate as here, twin
+
+  assert len(jax.devices()) == 8
+  model = transformer.LanguageModel(twin.make_config())
+  params = twin.make_params(model)
+  run = here.make_run(model)
+  prompts = here.make_prompts(range(8))
+  one = run(params, prompts, jax.random.key(0))
+  mesh = mesh_lib.make_mesh(config.Mesh(fsdp=2))
+  axes = mesh_lib.logical_axes(transformer.abstract_params(model))
+  params = jax.device_put(params, mesh_lib.state_shardings(params, mesh, axes))
+  prompts = mesh_lib.put_batch(prompts, mesh)
+  assert {s.data.shape[0] for s in prompts.tokens.addressable_shards} == {1}
+  eight = run(params, prompts, jax.random.key(0))
+  for name in ("tokens", "segments", "positions", "response_mask", "ended"):
+    np.testing.assert_array_equal(getattr(one, name), getattr(eight, name))
+  np.testing.assert_allclose(one.logp, eight.logp, rtol=1e-4, atol=1e-5)
+  print("same tokens", one.response_mask.sum())
+"""
+
+
+def test_invariant_09_one_device_samples_what_eight_do():
+  # A process of its own: the number of devices is fixed at start-up.
+  done = subprocess.run(
+    [sys.executable, "-c", textwrap.dedent(EIGHT_DEVICES)],
+    env={
+      **os.environ,
+      "JAX_PLATFORMS": "cpu",
+      "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+      "PYTHONPATH": str(pathlib.Path(__file__).resolve().parents[2]),
+    },
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert done.returncode == 0, done.stderr
+  assert "same tokens" in done.stdout
+
+
+def test_greedy_takes_the_most_likely_token_of_the_full_pass(model, params):
+  run = make_run(model, temperature=0.0)
+  found = run(params, make_prompts(), jax.random.key(0))
+  logp = full_pass(params, found, 1.0)
+  mask = np.asarray(found.response_mask)
+  np.testing.assert_array_equal(
+    np.argmax(logp[mask], axis=-1), np.asarray(found.tokens)[:, 5:][mask]
+  )
+  np.testing.assert_allclose(
+    np.asarray(found.logp)[mask],
+    picked(logp, found)[mask],
+    rtol=1e-4,
+    atol=1e-4,
+  )
+  again = run(params, make_prompts(), jax.random.key(1))
+  np.testing.assert_array_equal(found.tokens, again.tokens)
+
+
+def chain_params(model, after):
+  """A decoder that says token `after[t]` after token t, whatever came before.
+
+  Its blocks do nothing, and the unembedding reads the embedding of the last
+  token, which is one-hot.
+  """
+  params = jax.tree.map(np.zeros_like, twin.make_params(model))
+  decoder, size = params["transformer"], model.config.vocab_size
+  decoder["embedding"]["embedding"] += np.eye(size, 16, dtype=np.float32)
+  decoder["final_norm"]["scale"] += 1
+  for token, following in after.items():
+    params["unembedding"]["kernel"][token, following] = 50
+  return params
+
+
+def test_decoding_stops_once_every_row_has_ended():
+  counted = []
+
+  class Counted(LanguageModel):
+    def decode(self, token, position, cache):
+      jax.debug.callback(lambda: counted.append(1))
+      return super().decode(token, position, cache)
+
+  model = Counted(twin.make_config(tie_embeddings=False))
+  params = chain_params(model, {5: 6, 6: 7, 7: EOS, 9: 9, EOS: 5, PAD: 5})
+  run = make_run(model, temperature=0.0)
+  prompts = PromptBatch(
+    tokens=np.array([[0, 5], [9, 7], [9, 6]], np.int32),
+    mask=np.array([[0, 1], [1, 1], [1, 1]], bool),
+    ids=np.arange(3, dtype=np.int32),
+  )
+  found = run(params, prompts, jax.random.key(0))
+  jax.effects_barrier()
+  assert len(counted) == 3  # the longest response, not NEW
+  blank = [PAD] * (NEW - 3)
+  np.testing.assert_array_equal(
+    found.tokens[:, 2:],
+    [[6, 7, EOS, *blank], [EOS, PAD, PAD, *blank], [7, EOS, PAD, *blank]],
+  )
+  np.testing.assert_array_equal(found.response_mask.sum(axis=1), [3, 1, 2])
+  assert found.ended.all()
+  endless = PromptBatch(
+    tokens=np.array([[0, 5], [9, 7], [6, 9]], np.int32),
+    mask=prompts.mask,
+    ids=prompts.ids,
+  )
+  counted.clear()
+  found = run(params, endless, jax.random.key(0))
+  jax.effects_barrier()
+  assert len(counted) in (NEW - 1, NEW)  # the last token need not be decoded
+  np.testing.assert_array_equal(found.ended, [True, True, False])
+  np.testing.assert_array_equal(found.tokens[2, 2:], 9)
+
+
+def chi_square(counts, probabilities):
+  expected = counts.sum() * probabilities
+  return float(np.sum((counts - expected) ** 2 / expected))
+
+
+@pytest.mark.parametrize(
+  "temperature, options, allowed",
+  [
+    (1.0, {}, range(8)),
+    (0.6, {}, range(8)),
+    (1.0, dict(top_k=3), [7, 2, 5]),
+    (1.0, dict(top_p=0.6), [7, 2]),
+  ],
+)
+def test_draws_follow_the_softmax(temperature, options, allowed):
+  """χ² of 20,000 draws stays below its 99.99 % quantile, 29.9 at 7 degrees."""
+  logits = np.log([0.05, 0.02, 0.25, 0.04, 0.06, 0.12, 0.02, 0.44])
+  keys = jax.random.split(jax.random.key(2), 20_000)
+  rows = jnp.tile(jnp.asarray(logits, jnp.float32), (20_000, 1))
+  tokens, logp = jax.jit(
+    functools.partial(generate_lib.sample, temperature=temperature, **options)
+  )(rows, keys)
+  assert tokens.dtype == jnp.int32
+  expected = np.zeros(8)
+  expected[allowed] = twin.softmax(logits[allowed] / temperature)
+  counts = np.bincount(tokens, minlength=8)
+  np.testing.assert_array_equal(counts > 0, expected > 0)
+  chosen = expected > 0
+  assert chi_square(counts[chosen], expected[chosen]) < 29.9
+  np.testing.assert_allclose(logp, np.log(expected[tokens]), rtol=1e-4)
+
+
+def test_rows_and_steps_draw_independently():
+  """χ² of 16 pairs of uniform draws: 44.3 is its 99.99 % quantile."""
+  model = LanguageModel(twin.make_config(vocab_size=4, layers=1, context=4))
+  params = jax.tree.map(np.zeros_like, twin.make_params(model))
+  prompts = PromptBatch(
+    tokens=np.ones((2048, 1), np.int32),
+    mask=np.ones((2048, 1), bool),
+    ids=np.arange(2048, dtype=np.int32),
+  )
+  run = make_run(model, max_new_tokens=2, eos_id=99)
+  tokens = np.asarray(run(params, prompts, jax.random.key(0)).tokens)[:, 1:]
+  counts = np.bincount(tokens[:, 0] * 4 + tokens[:, 1], minlength=16)
+  assert chi_square(counts, np.full(16, 1 / 16)) < 44.3
+  neighbours = np.bincount(tokens[1:, 0] * 4 + tokens[:-1, 0], minlength=16)
+  assert chi_square(neighbours, np.full(16, 1 / 16)) < 44.3
+
+
+def truncated(row, top_k, top_p):
+  """Which tokens stay, by sorting one row."""
+  kept = np.ones(len(row), bool)
+  if top_k:
+    kept &= row >= sorted(row, reverse=True)[: min(top_k, len(row))][-1]
+  if top_p < 1:
+    probabilities = twin.softmax(np.where(kept, row, -np.inf))
+    mass, least = 0.0, np.inf
+    for p in sorted(probabilities, reverse=True):
+      if mass >= top_p and least < np.inf:
+        break
+      mass, least = mass + p, p
+    kept &= probabilities >= least
+  return kept
+
+
+@pytest.mark.parametrize("top_k", [0, 1, 4, 50])
+@pytest.mark.parametrize("top_p", [1.0, 0.9, 0.35, 1e-7, 0.0])
+def test_truncation_equals_twin(top_k, top_p):
+  rng = np.random.default_rng(0)
+  logits = rng.normal(0, 2, (6, 12)).astype(np.float32)
+  logits[0] = np.round(logits[0])  # ties
+  logits[1, [2, 7]] = logits[1].max() + 1  # a tie for the most likely
+  logits[2] = 0.0
+  found = np.asarray(
+    generate_lib.truncate_logits(jnp.asarray(logits), top_k=top_k, top_p=top_p)
+  )
+  for row, row_found in zip(logits, found, strict=True):
+    kept = truncated(row.astype(np.float64), top_k, top_p)
+    np.testing.assert_array_equal(np.isfinite(row_found), kept)
+    np.testing.assert_array_equal(row_found[kept], row[kept])
+    assert (row_found[~kept] == -np.inf).all()
+    assert kept[np.argmax(row)]
+
+
+def test_truncation_known_answers():
+  row = jnp.log(jnp.asarray([[0.5, 0.25, 0.15, 0.1]]))
+
+  def kept(**options):
+    options = {"top_k": 0, "top_p": 1.0, **options}
+    found = generate_lib.truncate_logits(row, **options)
+    return np.isfinite(found)[0].tolist()
+
+  assert kept() == [True, True, True, True]
+  assert kept(top_k=2) == [True, True, False, False]
+  assert kept(top_p=0.4) == [True, False, False, False]
+  assert kept(top_p=0.6) == [True, True, False, False]
+  assert kept(top_p=0.8) == [True, True, True, False]
+  # The nucleus is taken of what the first rule left: 2/3 and 1/3.
+  assert kept(top_k=2, top_p=0.6) == [True, False, False, False]
+
+
+def test_a_response_must_fit_the_context(model, params):
+  prompts, key = make_prompts(), jax.random.key(0)
+  shape = jax.eval_shape(
+    make_run(model, max_new_tokens=19), params, prompts, key
+  )
+  assert shape.tokens.shape == (6, 24)
+  with pytest.raises(ValueError, match="5 .* 20 tokens exceed .* 24"):
+    make_run(model, max_new_tokens=20)(params, prompts, key)
+
+
+def test_the_last_position_of_the_context_is_used(model, params):
+  """A row that fills the context agrees with the full pass to its end."""
+  prompts = make_prompts([4])
+  assert prompts.mask.all()
+  found = make_run(model, max_new_tokens=19, eos_id=99)(
+    params, prompts, jax.random.key(0)
+  )
+  assert found.positions.max() == 23 and not found.ended.any()
+  logits = twin.logits(params, found.tokens, found.segments)[:, 4:-1]
+  expected = np.take_along_axis(
+    twin.log_softmax(logits), np.asarray(found.tokens)[:, 5:, None], axis=-1
+  )
+  np.testing.assert_allclose(found.logp, expected[..., 0], rtol=1e-4, atol=1e-4)
+
+
+def test_prompts_are_described_by_the_same_positions(model, params):
+  """Prefilling a left-padded prompt is prefilling it without padding."""
+  prompts = make_prompts([1])  # two tokens behind three of padding
+
+  @functools.partial(jax.jit, static_argnums=3)
+  def prefill(*rows_and_slots):
+    return model.apply({"params": params}, *rows_and_slots, method="prefill")
+
+  positions = transformer.positions_of(prompts.mask)
+  padded, cache = prefill(
+    prompts.tokens, prompts.mask.astype(np.int32), positions, 8
+  )
+  bare, _ = prefill(
+    prompts.tokens[:, 3:], np.ones((1, 2), np.int32), np.arange(2)[None], 8
+  )
+  np.testing.assert_allclose(padded, bare, rtol=1e-5, atol=1e-5)
+  np.testing.assert_array_equal(
+    cache.valid, [[False] * 3 + [True] * 2 + [False] * 3]
+  )
+  assert cache.index == 5

@@ -1,0 +1,322 @@
+"""The decoder and its heads against a numpy twin, and what must not matter."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from instructgpt_jax.models import transformer
+from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
+from instructgpt_jax.runtime import mesh as mesh_lib
+from tests.models import twin
+
+# Two documents and padding; one document and padding before it; no padding.
+SEGMENTS = np.array(
+  [[1, 1, 1, 1, 2, 2, 2, 0], [0, 0, 0, 1, 1, 1, 1, 1], [1] * 8], np.int32
+)
+POSITIONS = np.array(
+  [[0, 1, 2, 3, 0, 1, 2, 0], [0, 0, 0, 0, 1, 2, 3, 4], range(8)], np.int32
+)
+TOKENS = np.random.default_rng(7).integers(0, 13, SEGMENTS.shape)
+
+
+@pytest.fixture(scope="module")
+def language():
+  model = LanguageModel(twin.make_config())
+  return model, twin.make_params(model)
+
+
+@pytest.fixture(scope="module")
+def run(language):
+  """Logits of the unrolled model, compiled once a shape."""
+  model, params = language
+  apply = jax.jit(lambda *rows: model.apply({"params": params}, *rows))
+  return lambda *rows: np.asarray(apply(*rows))
+
+
+def close(found, expected, tolerance=1e-4):
+  """Equal on real tokens, of which there must be some."""
+  real = ~np.isnan(expected)
+  assert real.any()
+  np.testing.assert_allclose(
+    np.asarray(found)[real], expected[real], rtol=tolerance, atol=tolerance
+  )
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_language_model_equals_twin(tied):
+  model = LanguageModel(twin.make_config(tie_embeddings=tied))
+  params = twin.make_params(model)
+  assert ("unembedding" in params) == (not tied)
+  found = jax.jit(model.apply)({"params": params}, TOKENS, SEGMENTS, POSITIONS)
+  assert found.shape == (3, 8, 13) and found.dtype == jnp.float32
+  expected = twin.logits(params, TOKENS, SEGMENTS)
+  assert np.nanstd(expected) > 1
+  close(found, expected)
+
+
+def test_scalar_model_equals_twin():
+  model = ScalarModel(twin.make_config(mlp_ratio=2, heads=4))
+  params = twin.make_params(model)
+  found = jax.jit(model.apply)({"params": params}, TOKENS, SEGMENTS, POSITIONS)
+  assert found.shape == (3, 8) and found.dtype == jnp.float32
+  close(found, twin.scalars(params, TOKENS, SEGMENTS))
+
+
+def test_scanned_layers_are_the_same_function(run, language):
+  _, params = language
+  model = LanguageModel(twin.make_config(scan_layers=True))
+  stacked = twin.stack_layers(params)
+  shapes = jax.tree.map(jnp.shape, transformer.abstract_params(model))
+  assert jax.tree.map(jnp.shape, stacked) == mesh_lib.unbox(shapes)
+  found = jax.jit(model.apply)({"params": stacked}, TOKENS, SEGMENTS, POSITIONS)
+  np.testing.assert_allclose(
+    found, run(TOKENS, SEGMENTS, POSITIONS), rtol=1e-5, atol=1e-5
+  )
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_rematerialisation_saves_memory_and_keeps_gradients(scan, language):
+  _, params = language
+  if scan:
+    params = twin.stack_layers(params)
+  saved, gradients = {}, {}
+  for remat in ("none", "dots", "full"):
+    model = LanguageModel(twin.make_config(scan_layers=scan, remat=remat))
+
+    def loss(p, model=model):
+      found = model.apply({"params": p}, TOKENS, SEGMENTS, POSITIONS)
+      return jnp.mean(jnp.square(found))
+
+    backward = jax.eval_shape(lambda p, f=loss: jax.vjp(f, p)[1], params)
+    saved[remat] = sum(x.size for x in jax.tree.leaves(backward))
+    if not scan or remat != "dots":  # one compilation less
+      gradients[remat] = jax.jit(jax.grad(loss))(params)
+  assert saved["full"] < saved["dots"] < saved["none"], saved
+  for remat in gradients:
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+      gradients["none"],
+      gradients[remat],
+    )
+
+
+def test_bfloat16_is_for_activations_only(run, language):
+  _, params = language
+  model = LanguageModel(twin.make_config(dtype="bfloat16"))
+  fresh = mesh_lib.unbox(transformer.abstract_params(model))
+  assert {x.dtype for x in jax.tree.leaves(fresh)} == {jnp.dtype("float32")}
+  hidden, logits = jax.jit(
+    lambda p: (
+      model.apply({"params": p}, TOKENS, SEGMENTS, POSITIONS, method="hidden"),
+      model.apply({"params": p}, TOKENS, SEGMENTS, POSITIONS),
+    )
+  )(params)
+  assert hidden.dtype == jnp.bfloat16
+  assert logits.dtype == jnp.float32
+  exact = run(TOKENS, SEGMENTS, POSITIONS)
+  error = np.abs(logits - exact)[SEGMENTS > 0]
+  assert 0 < error.max() < 0.03 * np.abs(exact).max()
+
+
+def test_bfloat16_scalars_are_float32():
+  model = ScalarModel(twin.make_config(dtype="bfloat16"))
+  params = twin.make_params(model)
+  found = jax.jit(model.apply)({"params": params}, TOKENS, SEGMENTS, POSITIONS)
+  assert found.dtype == jnp.float32
+  coarse = found.astype(jnp.bfloat16).astype(jnp.float32)
+  assert (found != coarse).any()
+  close(found, twin.scalars(params, TOKENS, SEGMENTS), 0.1)
+
+
+def test_packed_documents_are_as_in_rows_of_their_own(run):
+  packed = run(TOKENS, SEGMENTS, POSITIONS)
+  alone = np.zeros((2, 8), np.int32)
+  alone[0, :4], alone[1, :3] = TOKENS[0, :4], TOKENS[0, 4:7]
+  mask = np.array([[1] * 4 + [0] * 4, [1] * 3 + [0] * 5], np.int32)
+  found = run(
+    np.concatenate([alone, alone[:1]]),
+    np.concatenate([mask, mask[:1]]),
+    np.concatenate([np.tile(range(8), (2, 1)), POSITIONS[:1]]),
+  )
+  np.testing.assert_allclose(packed[0, :4], found[0, :4], rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(packed[0, 4:7], found[1, :3], rtol=1e-5, atol=1e-5)
+
+
+def test_invariant_05_padding_on_either_side_changes_no_logit(run):
+  """A row of 5 tokens in 8 columns, at every place it can stand."""
+  ids = TOKENS[1, 3:]
+  alone = run(ids[None], np.ones((1, 5), np.int32), np.arange(5)[None])[0]
+  for left in range(4):
+    mask = np.zeros((1, 8), np.int32)
+    mask[0, left : left + 5] = 1
+    tokens = np.zeros((1, 8), np.int64)
+    tokens[mask > 0] = ids
+    positions = transformer.positions_of(mask)
+    found = run(tokens, mask, positions)[0, left : left + 5]
+    np.testing.assert_allclose(found, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_invariant_05_masked_tokens_change_nothing(run):
+  real = SEGMENTS > 0
+  clean = run(TOKENS, SEGMENTS, POSITIONS)
+  spoiled = np.where(real, TOKENS, (TOKENS + 5) % 13)
+  elsewhere = np.where(real, POSITIONS, 23)
+  dirty = run(spoiled, SEGMENTS, elsewhere)
+  np.testing.assert_array_equal(clean[real], dirty[real])
+  assert (clean[~real] != dirty[~real]).any()
+
+
+def test_invariant_05_positions_are_cumsum_of_the_mask_minus_the_mask():
+  mask = np.array([[0, 0, 1, 1, 1, 0], [1, 1, 0, 0, 0, 0], [1, 0, 1, 1, 0, 1]])
+  expected = [[0, 0, 0, 1, 2, 3], [0, 1, 2, 2, 2, 2], [0, 1, 1, 2, 3, 3]]
+  for kind in (bool, np.int32):
+    found = transformer.positions_of(mask.astype(kind))
+    assert found.dtype == jnp.int32
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_invariant_07_dropout_is_off_unless_asked_for(scan, language):
+  _, params = language
+  params = twin.stack_layers(params) if scan else params
+  plain, leaky = (
+    LanguageModel(twin.make_config(dropout=rate, scan_layers=scan))
+    for rate in (0.0, 0.5)
+  )
+
+  @jax.jit
+  def both(key):
+    rows = {"params": params}, TOKENS, SEGMENTS, POSITIONS
+    dropped = leaky.apply(*rows, deterministic=False, rngs={"dropout": key})
+    return plain.apply(*rows), leaky.apply(*rows), dropped
+
+  off, default, dropped = both(jax.random.key(0))
+  np.testing.assert_array_equal(off, default)
+  assert np.abs(dropped - off)[SEGMENTS > 0].min(axis=-1).mean() > 1e-3
+  np.testing.assert_array_equal(dropped, both(jax.random.key(0))[2])
+  assert (dropped != both(jax.random.key(1))[2]).any()
+
+
+def spread(x):
+  return float(np.sqrt(np.mean(np.square(np.asarray(x, np.float64)))))
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_fresh_kernels_have_the_configs_deviation(scan):
+  """At least 10,000 draws a kernel: 5 % is seven deviations or more."""
+  c = twin.make_config(
+    vocab_size=200,
+    width=64,
+    context=200,
+    layers=3,
+    init_std=0.05,
+    tie_embeddings=False,
+    scan_layers=scan,
+  )
+  params = jax.jit(lambda key: transformer.init_params(LanguageModel(c), key))(
+    jax.random.key(3)
+  )
+  decoder = params["transformer"]
+  if scan:
+    blocks = [
+      jax.tree.map(lambda x, i=i: x[i], decoder["blocks"]) for i in range(3)
+    ]
+  else:
+    blocks = [decoder[f"blocks_{i}"] for i in range(3)]
+  residual = 0.05 / 6**0.5
+  for kernels, expected in (
+    ([decoder["embedding"]["embedding"]], 0.05),
+    ([decoder["position_embedding"]["embedding"]], 0.025),
+    ([params["unembedding"]["kernel"]], 0.05),
+    ([b["qkv"]["kernel"] for b in blocks], 0.05),
+    ([b["up"]["kernel"] for b in blocks], 0.05),
+    ([b["project"]["kernel"] for b in blocks], residual),
+    ([b["down"]["kernel"] for b in blocks], residual),
+  ):
+    both = np.concatenate([np.ravel(k) for k in kernels])
+    assert both.size > 10_000
+    assert abs(spread(both) / expected - 1) < 0.05
+    assert abs(both.mean()) < 5 * expected / both.size**0.5
+  # Layers do not share their draws.
+  first, second = (np.ravel(b["up"]["kernel"]) for b in blocks[:2])
+  assert abs(np.corrcoef(first, second)[0, 1]) < 0.1
+  for path, x in jax.tree_util.tree_flatten_with_path(params)[0]:
+    if path[-1].key == "bias":
+      np.testing.assert_array_equal(x, 0)
+    if path[-1].key == "scale":
+      np.testing.assert_array_equal(x, 1)
+
+
+@pytest.mark.parametrize("width", [16, 7])
+def test_sinusoid_positions(width):
+  """A sine and a cosine a rate, from a quarter turn a position to slow ones."""
+  c = twin.make_config(
+    width=width, heads=1, context=24, position_init="sinusoid", init_std=0.1
+  )
+  found = jax.jit(
+    lambda: transformer.init_params(LanguageModel(c), jax.random.key(0))[
+      "transformer"
+    ]["position_embedding"]["embedding"]
+  )()
+  half = (width + 1) // 2
+  for position in range(24):
+    for i in range(width):
+      rate = np.pi / 2 * 24.0 ** -((i % half) / half)
+      wave = np.sin if i < half else np.cos
+      expected = 0.1 * wave(position * rate)
+      np.testing.assert_allclose(found[position, i], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("width, seeds", [(8, 4096), (256, 128)])
+def test_invariant_27_fresh_heads_are_normal_with_bias_zero(width, seeds):
+  """Variance 1 / (D + 1); 32,768 draws tell 8 from 9 by ten deviations."""
+  model = ScalarModel(twin.make_config(width=width, layers=1))
+  head = jax.jit(
+    jax.vmap(lambda key: transformer.init_params(model, key)["head"])
+  )(jax.random.split(jax.random.key(5), seeds))
+  np.testing.assert_array_equal(head["bias"], 0)
+  draws = np.ravel(head["kernel"])
+  assert draws.size == 32_768
+  assert abs(spread(draws) * (width + 1) ** 0.5 - 1) < 0.02
+  assert abs(draws.mean()) < 4 * spread(draws) / draws.size**0.5
+  kurtosis = np.mean(draws**4) / spread(draws) ** 4
+  assert abs(kurtosis - 3) < 0.15
+
+
+def test_scalar_from_language_keeps_the_decoder(language):
+  model, params = language
+  scalar_model = ScalarModel(model.config)
+  fresh = twin.make_params(scalar_model, seed=9)
+  found = transformer.scalar_from_language(params, fresh)
+  assert jax.tree.structure(found) == jax.tree.structure(fresh)
+  for name, source in (("transformer", params), ("head", fresh)):
+    jax.tree.map(np.testing.assert_array_equal, found[name], source[name])
+  hidden = model.apply(
+    {"params": params}, TOKENS, SEGMENTS, POSITIONS, method="hidden"
+  )
+  scalars = scalar_model.apply({"params": found}, TOKENS, SEGMENTS, POSITIONS)
+  np.testing.assert_allclose(
+    scalars,
+    (hidden @ fresh["head"]["kernel"] + fresh["head"]["bias"])[..., 0],
+    rtol=1e-5,
+    atol=1e-5,
+  )
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("kind", [LanguageModel, ScalarModel])
+def test_every_parameter_names_its_axes(kind, scan):
+  model = kind(twin.make_config(scan_layers=scan, tie_embeddings=False))
+  boxed = transformer.abstract_params(model)
+  axes = mesh_lib.logical_axes(boxed)
+  flat = jax.tree_util.tree_flatten_with_path(mesh_lib.unbox(boxed))[0]
+  shapes = {
+    jax.tree_util.keystr(path, simple=True, separator="/"): x.shape
+    for path, x in flat
+  }
+  assert set(axes) == set(shapes)
+  for path, names in axes.items():
+    assert len(names) == len(shapes[path]), path
+    assert set(names) - {None} <= set(mesh_lib.RULES), path
+    assert (names[0] == "layers") == ("/blocks/" in path), path

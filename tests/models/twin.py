@@ -1,0 +1,113 @@
+"""The decoder again, in float64 numpy, one segment at a time.
+
+There is no attention mask here: a segment is cut out of its row and run alone,
+with positions counted from 0, as the shape legend of `types` describes it.
+"""
+
+import jax
+import numpy as np
+
+from instructgpt_jax import config
+from instructgpt_jax.models import transformer
+from instructgpt_jax.runtime import mesh as mesh_lib
+
+
+def make_config(**changes):
+  """A decoder small enough for two cores."""
+  small = dict(vocab_size=13, context=24, layers=2, width=16, heads=2)
+  return config.Model(**{**small, **changes})
+
+
+def make_params(model, seed=0):
+  """Parameters all of which matter: no zero biases, no uniform softmax."""
+  rng = np.random.default_rng(seed)
+
+  def draw(path, x):
+    centre = 1.0 if path[-1].key == "scale" else 0.0
+    return (centre + 0.3 * rng.normal(size=x.shape)).astype(np.float32)
+
+  shapes = mesh_lib.unbox(transformer.abstract_params(model))
+  return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def stack_layers(params):
+  """Parameters of the unrolled decoder as those of the scanned one."""
+  decoder = dict(params["transformer"])
+  names = sorted(name for name in decoder if name.startswith("blocks_"))
+  blocks = [decoder.pop(name) for name in names]
+  decoder["blocks"] = jax.tree.map(lambda *x: np.stack(x), *blocks)
+  return {**params, "transformer": decoder}
+
+
+def softmax(x):
+  e = np.exp(x - x.max(-1, keepdims=True))
+  return e / e.sum(-1, keepdims=True)
+
+
+def log_softmax(x):
+  x = x - x.max(-1, keepdims=True)
+  return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+def _norm(x, p):
+  mean = x.mean(-1, keepdims=True)
+  variance = ((x - mean) ** 2).mean(-1, keepdims=True)
+  return (x - mean) / np.sqrt(variance + 1e-5) * p["scale"] + p["bias"]
+
+
+def _gelu(x):
+  return 0.5 * x * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3)))
+
+
+def _attention(x, p):
+  """Each head and each token by itself."""
+  kernel, bias = p["qkv"]["kernel"], p["qkv"]["bias"]
+  heads, size = kernel.shape[2:]
+  result = np.zeros_like(x) + p["project"]["bias"]
+  for h in range(heads):
+    query, key, value = (x @ kernel[:, i, h] + bias[i, h] for i in range(3))
+    for t in range(len(x)):
+      weights = softmax(key[: t + 1] @ query[t] / size**0.5)
+      result[t] += weights @ value[: t + 1] @ p["project"]["kernel"][h]
+  return result
+
+
+def document(params, tokens):
+  """One document [n] alone → [n, D] after the final norm."""
+  p = jax.tree.map(lambda x: np.asarray(x, np.float64), params["transformer"])
+  x = p["embedding"]["embedding"][tokens]
+  x = x + p["position_embedding"]["embedding"][: len(tokens)]
+  for i in range(sum(name.startswith("blocks_") for name in p)):
+    block = p[f"blocks_{i}"]
+    x = x + _attention(_norm(x, block["norm_attention"]), block)
+    up = _norm(x, block["norm_mlp"]) @ block["up"]["kernel"]
+    hidden = _gelu(up + block["up"]["bias"])
+    x = x + hidden @ block["down"]["kernel"] + block["down"]["bias"]
+  return _norm(x, p["final_norm"])
+
+
+def decoder(params, tokens, segments):
+  """Rows [B, T] → [B, T, D]; NaN on padding."""
+  tokens, segments = np.asarray(tokens), np.asarray(segments)
+  width = params["transformer"]["embedding"]["embedding"].shape[1]
+  result = np.full((*tokens.shape, width), np.nan)
+  for row, marks, found in zip(tokens, segments, result, strict=True):
+    for segment in set(marks.tolist()) - {0}:
+      found[marks == segment] = document(params, row[marks == segment])
+  return result
+
+
+def logits(params, tokens, segments):
+  """Rows [B, T] → [B, T, V]; NaN on padding."""
+  if "unembedding" in params:
+    table = params["unembedding"]["kernel"]
+  else:
+    table = params["transformer"]["embedding"]["embedding"].T
+  return decoder(params, tokens, segments) @ np.asarray(table, np.float64)
+
+
+def scalars(params, tokens, segments):
+  """Rows [B, T] → [B, T]; NaN on padding."""
+  head = jax.tree.map(lambda x: np.asarray(x, np.float64), params["head"])
+  found = decoder(params, tokens, segments) @ head["kernel"] + head["bias"]
+  return found[..., 0]

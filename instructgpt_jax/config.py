@@ -58,8 +58,10 @@ def allowed_range(metadata: Any) -> str:
     return "one of " + ", ".join(repr(c) for c in metadata["choices"])
   low, high = metadata.get("minimum"), metadata.get("maximum")
   above = metadata.get("above")
-  left = f"> {above}" if above is not None else (
-    f">= {low}" if low is not None else ""
+  left = (
+    f"> {above}"
+    if above is not None
+    else (f">= {low}" if low is not None else "")
   )
   right = f"<= {high}" if high is not None else ""
   return " and ".join(part for part in (left, right) if part)
@@ -107,17 +109,20 @@ class Model(Checked):
   width: int = option(
     2048, "residual width d_model", paper="GPT-3 table 2.1", minimum=1
   )
-  heads: int = option(
-    16, "attention heads", paper="GPT-3 table 2.1", minimum=1
-  )
+  heads: int = option(16, "attention heads", paper="GPT-3 table 2.1", minimum=1)
   mlp_ratio: int = option(4, "d_ff / d_model", paper="GPT-3 2.1", minimum=1)
   dropout: float = option(
-    0.0, "residual dropout; stages set it", paper="C.1 [P]", minimum=0.0,
+    0.0,
+    "residual dropout; stages set it",
+    paper="C.1 [P]",
+    minimum=0.0,
     maximum=0.99,
   )
   tie_embeddings: bool = option(True, "unembedding is the embedding transposed")
   init_std: float = option(
-    0.02, "standard deviation of fresh kernels and embeddings", paper="GPT-2",
+    0.02,
+    "standard deviation of fresh kernels and embeddings",
+    paper="GPT-2",
     above=0.0,
   )
   position_init: str = option(
@@ -158,20 +163,31 @@ class Optimizer(Checked):
     9.65e-6, "peak learning rate", paper="C.1 [P]", above=0.0, maximum=1.0
   )
   schedule: str = option(
-    "cosine", "shape after warm-up", paper="C.1-C.4 [P]",
+    "cosine",
+    "shape after warm-up",
+    paper="C.1-C.4 [P]",
     choices=("cosine", "constant"),
   )
   final_fraction: float = option(
-    0.1, "cosine ends at this share of the peak", paper="C.1 [P]", minimum=0.0,
+    0.1,
+    "cosine ends at this share of the peak",
+    paper="C.1 [P]",
+    minimum=0.0,
     maximum=1.0,
   )
   warmup_steps: int = option(
-    0, "linear warm-up", unit="updates", paper="C.1 none, C.4 10 iterations",
+    0,
+    "linear warm-up",
+    unit="updates",
+    paper="C.1 none, C.4 10 iterations",
     minimum=0,
   )
   warmup_init: float = option(
-    0.0, "warm-up starts at this share of the peak", paper="C.4 0.1 [P]",
-    minimum=0.0, maximum=1.0,
+    0.0,
+    "warm-up starts at this share of the peak",
+    paper="C.4 0.1 [P]",
+    minimum=0.0,
+    maximum=1.0,
   )
   b1: float = option(0.9, "Adam β1", paper="C [P]", minimum=0.0, maximum=0.9999)
   b2: float = option(
@@ -184,7 +200,9 @@ class Optimizer(Checked):
     0.0, "decoupled weight decay on matrices", paper="unstated [I]", minimum=0.0
   )
   clip_norm: float = option(
-    1.0, "global gradient norm limit; 0 is off", paper="unstated [I]",
+    1.0,
+    "global gradient norm limit; 0 is off",
+    paper="unstated [I]",
     minimum=0.0,
   )
 
@@ -197,11 +215,14 @@ class Tokenizer(Checked):
     "", "a .model, a tokenizer.json, or a folder with encoder.json/vocab.bpe"
   )
   vocab_size: int = option(
-    2048, "size of a trained sentencepiece vocabulary", unit="tokens",
+    2048,
+    "size of a trained sentencepiece vocabulary",
+    unit="tokens",
     minimum=64,
   )
   kind: str = option(
-    "bpe", "sentencepiece algorithm when one is trained",
+    "bpe",
+    "sentencepiece algorithm when one is trained",
     choices=("bpe", "unigram", "word"),
   )
 
@@ -220,8 +241,11 @@ class Data(Checked):
     "\\n\\n", "stands between turns; \\n means a new line"
   )
   max_prompt_tokens: int = option(
-    1024, "longer prompts are dropped and counted", unit="tokens",
-    paper="C [P]", minimum=1,
+    1024,
+    "longer prompts are dropped and counted",
+    unit="tokens",
+    paper="C [P]",
+    minimum=1,
   )
   max_response_tokens: int = option(
     1024, "longest response", unit="tokens", paper="C [P]", minimum=1
@@ -232,17 +256,25 @@ class Data(Checked):
   common_prefix_chars: int = option(
     200,
     "prompts that share their first so many characters are one; 0 is off",
-    unit="characters", paper="A [P], length [I]", minimum=0,
+    unit="characters",
+    paper="A [P], length [I]",
+    minimum=0,
   )
   filter_personal: bool = option(
     True, "drop training records with personal information", paper="A [P]"
   )
   valid_fraction: float = option(
-    0.1, "share of users for validation", paper="A [P], share [I]",
-    minimum=0.0, maximum=0.5,
+    0.1,
+    "share of users for validation",
+    paper="A [P], share [I]",
+    minimum=0.0,
+    maximum=0.5,
   )
   test_fraction: float = option(
-    0.1, "share of users for test", paper="A [P], share [I]", minimum=0.0,
+    0.1,
+    "share of users for test",
+    paper="A [P], share [I]",
+    minimum=0.0,
     maximum=0.5,
   )
 
@@ -284,8 +316,9 @@ class Pretrain(Checked):
     0, "row length; 0 is the model's context", unit="tokens", minimum=0
   )
   dropout: float = option(0.0, "residual dropout", minimum=0.0, maximum=0.99)
-  eval_every: int = option(200, "validation loss every so many steps",
-                           minimum=1)
+  eval_every: int = option(
+    200, "validation loss every so many steps", minimum=1
+  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -304,8 +337,11 @@ class Sft(Checked):
     True, "loss on completions only", paper="unstated [I]"
   )
   pretraining_fraction: float = option(
-    0.0, "share of pretraining rows mixed in", paper="C.3: 0.1 [P]",
-    minimum=0.0, maximum=0.9,
+    0.0,
+    "share of pretraining rows mixed in",
+    paper="C.3: 0.1 [P]",
+    minimum=0.0,
+    maximum=0.9,
   )
   dropout: float = option(
     0.2, "residual dropout", paper="C.1 [P]", minimum=0.0, maximum=0.99
@@ -313,11 +349,14 @@ class Sft(Checked):
   select_by: str = option(
     "auto",
     "what chooses the checkpoint: RM score when a reward model is given",
-    paper="C.1 [P]", choices=("auto", "reward", "loss", "last"),
+    paper="C.1 [P]",
+    choices=("auto", "reward", "loss", "last"),
   )
   reward_model: str = option("", "workdir of a reward model for selection")
   select_prompts: int = option(
-    256, "most validation prompts answered for selection", unit="prompts",
+    256,
+    "most validation prompts answered for selection",
+    unit="prompts",
     minimum=1,
   )
 
@@ -328,16 +367,21 @@ class Reward(Checked):
 
   epochs: int = option(1, "passes over the data", paper="C.2 [P]", minimum=1)
   batch_size: int = option(
-    64, "prompts a step, each with its K completions", unit="prompts",
-    paper="C.2 [P]", minimum=1,
+    64,
+    "prompts a step, each with its K completions",
+    unit="prompts",
+    paper="C.2 [P]",
+    minimum=1,
   )
   microbatch: int = option(
     0, "prompts per accumulated microbatch; 0 is the whole batch", minimum=0
   )
-  dropout: float = option(0.0, "residual dropout", paper="unstated [I]",
-                          minimum=0.0, maximum=0.99)
+  dropout: float = option(
+    0.0, "residual dropout", paper="unstated [I]", minimum=0.0, maximum=0.99
+  )
   normalize: bool = option(
-    True, "set the bias so that demonstrations score 0 on average",
+    True,
+    "set the bias so that demonstrations score 0 on average",
     paper="3.5 [P]",
   )
 
@@ -362,20 +406,30 @@ class Ppo(Checked):
     1, "passes over a rollout batch", paper="C.4 [P]", minimum=1
   )
   kl_coef: float = option(
-    0.02, "β, per-token penalty towards the initial policy", paper="C.4 [P]",
+    0.02,
+    "β, per-token penalty towards the initial policy",
+    paper="C.4 [P]",
     minimum=0.0,
   )
   kl_target: float = option(
-    0.0, "KL of an episode that an adaptive β aims at; 0 keeps β fixed",
-    unit="nats", paper="lm-human-preferences [C]", minimum=0.0,
+    0.0,
+    "KL of an episode that an adaptive β aims at; 0 keeps β fixed",
+    unit="nats",
+    paper="lm-human-preferences [C]",
+    minimum=0.0,
   )
   kl_horizon: float = option(
-    10_000.0, "episodes over which β adapts", unit="episodes",
-    paper="lm-human-preferences [C]", above=0.0,
+    10_000.0,
+    "episodes over which β adapts",
+    unit="episodes",
+    paper="lm-human-preferences [C]",
+    above=0.0,
   )
   ptx_coef: float = option(
-    27.8, "γ, weight of the pretraining loss; 0 is plain PPO",
-    paper="C.4 [P]", minimum=0.0,
+    27.8,
+    "γ, weight of the pretraining loss; 0 is plain PPO",
+    paper="C.4 [P]",
+    minimum=0.0,
   )
   ptx_ratio: int = option(
     8, "pretraining rows per episode", paper="C.4 [P]", minimum=1
@@ -384,25 +438,37 @@ class Ppo(Checked):
     64, "pretraining rows per accumulated microbatch", unit="rows", minimum=1
   )
   ptx_sequence: int = option(
-    0, "length of those rows; 0 is the model's context", unit="tokens",
+    0,
+    "length of those rows; 0 is the model's context",
+    unit="tokens",
     minimum=0,
   )
   clip_ratio: float = option(
-    0.2, "half-width of the policy's trust interval", paper="C.4 [P]",
-    above=0.0, maximum=1.0,
+    0.2,
+    "half-width of the policy's trust interval",
+    paper="C.4 [P]",
+    above=0.0,
+    maximum=1.0,
   )
   clip_value: float = option(
-    0.2, "half-width around the rollout's values; 0 is off",
-    paper="unstated; lineage [I]", minimum=0.0,
+    0.2,
+    "half-width around the rollout's values; 0 is off",
+    paper="unstated; lineage [I]",
+    minimum=0.0,
   )
-  discount: float = option(1.0, "no discount", paper="C.4 [P]", minimum=0.0,
-                           maximum=1.0)
+  discount: float = option(
+    1.0, "no discount", paper="C.4 [P]", minimum=0.0, maximum=1.0
+  )
   gae_lambda: float = option(
-    0.95, "λ of generalised advantage estimation", paper="unstated [I]",
-    minimum=0.0, maximum=1.0,
+    0.95,
+    "λ of generalised advantage estimation",
+    paper="unstated [I]",
+    minimum=0.0,
+    maximum=1.0,
   )
   whiten_rewards: bool = option(
-    False, "divide rewards by their deviation, mean kept",
+    False,
+    "divide rewards by their deviation, mean kept",
     paper="lm-human-preferences [C]",
   )
   whiten_advantages: bool = option(
@@ -416,21 +482,45 @@ class Ppo(Checked):
     1.0, "refused in training when not 1", minimum=1.0, maximum=1.0
   )
   eos_penalty: float = option(
-    0.0, "score taken away from a response that never ended",
-    paper="lineage [C]", minimum=0.0,
+    0.0,
+    "score taken away from a response that never ended",
+    paper="lineage [C]",
+    minimum=0.0,
   )
   bootstrap_truncated: bool = option(
-    False, "value after a truncated response is V instead of 0",
+    False,
+    "value after a truncated response is V instead of 0",
     paper="unstated [I]",
   )
   value_from_reward: bool = option(
     True, "value network starts as the reward model", paper="C.4 [P]"
   )
   ema_decay: float = option(
-    0.992, "decay of the averaged weights, once per update", paper="C.4 [P]",
-    minimum=0.0, maximum=0.999999,
+    0.992,
+    "decay of the averaged weights, once per update",
+    paper="C.4 [P]",
+    minimum=0.0,
+    maximum=0.999999,
   )
   reward_model: str = option("", "workdir of the reward model")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class World(Checked):
+  """Sizes of the embedded world's files, used where no data are given."""
+
+  pretraining_tokens: int = option(
+    2_500_000, "words of the web", unit="tokens", minimum=1000
+  )
+  demonstrations: int = option(
+    1000, "training demonstrations", unit="examples", minimum=10
+  )
+  train_prompts: int = option(
+    6000, "for PPO and labeling", unit="prompts", minimum=10
+  )
+  test_prompts: int = option(
+    1800, "held out for the report", unit="prompts", minimum=10
+  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -441,16 +531,26 @@ class Labeling(Checked):
     1000, "prompts ranked a round", unit="prompts", minimum=1
   )
   completions: int = option(
-    6, "K, completions ranked a prompt", paper="3.5 [P]: 4 to 9", minimum=2,
+    6,
+    "K, completions ranked a prompt",
+    paper="3.5 [P]: 4 to 9",
+    minimum=2,
     maximum=9,
   )
   rounds: int = option(
-    2, "rounds of labeling; the second ranks the newest policy's samples",
-    paper="3.1 [P]", minimum=1,
+    2,
+    "rounds of labeling; the second ranks the newest policy's samples",
+    paper="3.1 [P]",
+    minimum=1,
+  )
+  valid_prompts: int = option(
+    300, "held-out prompts ranked a round", unit="prompts", minimum=1
   )
   probe_episodes: int = option(
-    1280, "episodes of the early policy that a later round samples",
-    unit="episodes", minimum=1,
+    1280,
+    "episodes of the early policy that a later round samples",
+    unit="episodes",
+    minimum=1,
   )
 
 
@@ -471,8 +571,21 @@ class Evaluation(Checked):
     2000, "bootstrap resamples over distinct prompts", minimum=100
   )
   batch_size: int = option(128, "rows a decoding batch", minimum=1)
+  prefix_prompts: int = option(
+    200,
+    "validation prompts on which a prefix is chosen",
+    unit="prompts",
+    minimum=1,
+  )
+  judge_fraction: float = option(
+    0.4,
+    "share of the rankings kept for the judge where there is no gold",
+    above=0.0,
+    maximum=0.9,
+  )
   prefixes: str = option(
-    "", "candidate prefixes of the prompted baseline, separated by |",
+    "",
+    "candidate prefixes of the prompted baseline, separated by |",
     paper="B [P]: four candidates",
   )
 
@@ -518,11 +631,17 @@ class PpoExperiment(Experiment):
 
   ppo: Ppo = Ppo()
   optimizer: Optimizer = Optimizer(
-    learning_rate=1.18e-5, schedule="constant", warmup_steps=80,
-    warmup_init=0.1, eps=1e-5,
+    learning_rate=1.18e-5,
+    schedule="constant",
+    warmup_steps=80,
+    warmup_init=0.1,
+    eps=1e-5,
   )
   value_optimizer: Optimizer = Optimizer(
-    learning_rate=9e-6, schedule="constant", warmup_steps=80, warmup_init=0.1,
+    learning_rate=9e-6,
+    schedule="constant",
+    warmup_steps=80,
+    warmup_init=0.1,
     eps=1e-5,
   )
 
@@ -531,6 +650,7 @@ class PpoExperiment(Experiment):
 class PipelineExperiment(Experiment):
   """All stages in order, then the report."""
 
+  world: World = World()
   pretrain: Pretrain = Pretrain()
   pretrain_optimizer: Optimizer = Optimizer(
     learning_rate=2e-4, weight_decay=0.1, warmup_steps=100

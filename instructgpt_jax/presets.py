@@ -43,10 +43,14 @@ MODELS: dict[str, config.Model] = {
   "175b": _gpt3(96, 12288, 96, "full"),
   # 0.8M parameters in the blocks, about 1M with a vocabulary of 2,048.
   "tiny": config.Model(layers=4, width=128, heads=4, context=256),
-  # Few heads, a wide start and sinusoidal positions: with them looking things up
-  # in a text is learned within a million tokens, without them not at all.
+  # Few heads, a wide start and sinusoidal positions: with them, looking things
+  # up in a text is learned within a million tokens; without them, not at all.
   "world": config.Model(
-    layers=4, width=128, heads=2, context=96, init_std=0.08,
+    layers=4,
+    width=128,
+    heads=2,
+    context=96,
+    init_std=0.08,
     position_init="sinusoid",
   ),
 }

@@ -17,7 +17,13 @@ from instructgpt_jax import statistics
 from instructgpt_jax.data import pipelines, transforms
 from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.loops import inputs, networks, sampling, supervised, workdir
+from instructgpt_jax.loops import (
+  inputs,
+  networks,
+  sampling,
+  supervised,
+  workdir,
+)
 from instructgpt_jax.models.transformer import LanguageModel
 from instructgpt_jax.runtime import files
 from instructgpt_jax.runtime import mesh as mesh_lib
@@ -313,7 +319,9 @@ def row_losses(
   for batch in pipelines.language_batches(
     rows, batch_size=size, epochs=1, shuffle=False
   ):
-    parts.append(_evaluate(params, mesh_lib.put_batch(batch, mesh), model=model))
+    parts.append(
+      _evaluate(params, mesh_lib.put_batch(batch, mesh), model=model)
+    )
   nll, weight = (
     np.concatenate(column).astype(np.float64)[:count]
     for column in zip(*jax.device_get(parts), strict=True)
@@ -336,7 +344,4 @@ def loss_interval(
 
 def shard() -> dict[str, int]:
   """Which part of each global batch this process reads."""
-  return dict(
-    shard_index=jax.process_index(), shard_count=jax.process_count()
-  )
-
+  return dict(shard_index=jax.process_index(), shard_count=jax.process_count())

@@ -17,7 +17,13 @@ from instructgpt_jax import config as config_lib
 from instructgpt_jax.data import pipelines, transforms
 from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.loops import inputs, language, networks, supervised, workdir
+from instructgpt_jax.loops import (
+  inputs,
+  language,
+  networks,
+  supervised,
+  workdir,
+)
 from instructgpt_jax.models.generate import generate
 from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
 from instructgpt_jax.runtime import checkpoint, files
@@ -74,9 +80,7 @@ def train(
   model = LanguageModel(workdir.model_config(config, tokenizer))
   reward_model = reward_stage.network
   value_model = (
-    reward_model
-    if section.value_from_reward
-    else ScalarModel(model.config)
+    reward_model if section.value_from_reward else ScalarModel(model.config)
   )
 
   reference = networks.load(start_stage, mesh)
@@ -312,9 +316,7 @@ def _run(
       MetricWriter(
         directory, tensorboard=run.tensorboard, resume_step=start * updates
       ) as writer,
-      Progress(
-        iterations, name, initial=start, unit="iteration"
-      ) as progress,
+      Progress(iterations, name, initial=start, unit="iteration") as progress,
     ):
       guard = supervised.Guard(directory)
       began = time.monotonic()

@@ -15,14 +15,19 @@ from instructgpt_jax import statistics
 from instructgpt_jax.data import pipelines, records, transforms
 from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.loops import inputs, language, networks, supervised, workdir
+from instructgpt_jax.loops import (
+  inputs,
+  language,
+  networks,
+  supervised,
+  workdir,
+)
 from instructgpt_jax.models.transformer import ScalarModel
 from instructgpt_jax.runtime import files
 from instructgpt_jax.runtime import mesh as mesh_lib
 from instructgpt_jax.steps import reward as reward_step
 from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.types import PyTree
-
 
 _accuracy = jax.jit(reward_step.count_pairs, static_argnames="model")
 _scores = jax.jit(reward_step.score_rows, static_argnames="model")

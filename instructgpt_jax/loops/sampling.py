@@ -93,9 +93,7 @@ def respond(
     parts.append(jax.device_get(rollout))
     if told is not None:
       told(int((batch.ids >= 0).sum()))
-  return jax.tree.map(
-    lambda *x: np.concatenate(x)[: len(repeated)], *parts
-  )
+  return jax.tree.map(lambda *x: np.concatenate(x)[: len(repeated)], *parts)
 
 
 def texts(rollout: Rollout, tokenizer: Tokenizer) -> list[str]:
@@ -172,4 +170,3 @@ def _parts(rollout: Rollout, mesh: Mesh, batch_size: int) -> Iterator[Rollout]:
     yield mesh_lib.put_batch(
       jax.tree.map(lambda x, rows=rows: x[rows], rollout), mesh
     )
-

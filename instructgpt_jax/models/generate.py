@@ -31,9 +31,7 @@ def truncate_logits(logits: Array, *, top_k: int, top_p: float) -> Array:
     probs = jax.nn.softmax(ordered, axis=-1)
     before = jnp.cumsum(probs, axis=-1) - probs
     kept = jnp.sum(before < top_p, axis=-1, keepdims=True)
-    threshold = jnp.take_along_axis(
-      ordered, jnp.maximum(kept - 1, 0), axis=-1
-    )
+    threshold = jnp.take_along_axis(ordered, jnp.maximum(kept - 1, 0), axis=-1)
     logits = jnp.where(logits < threshold, -jnp.inf, logits)
   return logits
 

@@ -117,7 +117,7 @@ class Block(nn.Module):
   def __call__(
     self, x: Array, mask: Array, deterministic: bool
   ) -> tuple[Array, tuple[Array, Array]]:
-    """x [B, T, D], mask [B, T, T] → the next x, and this layer's keys, values."""
+    """x [B, T, D], mask [B, T, T] → the next x, and its keys and values."""
     qkv = self.qkv(self.norm_attention(x))
     query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
     attended = self.project(attend(query, key, value, mask))

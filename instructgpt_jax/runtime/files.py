@@ -170,14 +170,20 @@ def read_text(path: str | os.PathLike[str], *, remedy: str = "") -> str:
 
 def read_json(path: str | os.PathLike[str], *, remedy: str = "") -> Any:
   """A JSON file's value; a UserError with file and line when it is not JSON."""
-  text = read_text(path, remedy=remedy)
+  return parse_json(read_text(path, remedy=remedy), path, 1, remedy=remedy)
+
+
+def parse_json(
+  text: str, path: str | os.PathLike[str], line: int, *, remedy: str = ""
+) -> Any:
+  """The JSON value in a text that begins at a line of a file."""
   try:
     return json.loads(text)
   except json.JSONDecodeError as error:
     raise UserError(
       f"is not JSON: {error.msg}",
       file=str(path),
-      line=error.lineno,
+      line=line + error.lineno - 1,
       remedy=remedy or "mend or delete the file",
     ) from error
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from instructgpt_jax.losses import language
@@ -93,7 +92,7 @@ def train_step(
     "loss": loss,
     **metrics,
     "tokens": (batch.segments > 0).sum(),
-    "grad_norm": optax.global_norm(grads),
+    "grad_norm": optax.tree.norm(grads),
   }
   return state_lib.apply_gradients(state, grads, optimizer), metrics
 

@@ -235,7 +235,7 @@ def update(
   metrics = {
     "policy_loss": loss,
     **metrics,
-    "grad_norm_ppo": optax.global_norm(grads),
+    "grad_norm_ppo": optax.tree.norm(grads),
   }
   if ptx is not None:
     ptx_loss, ptx_grads, ptx_metrics = language_step.gradients(
@@ -245,11 +245,11 @@ def update(
     metrics |= {
       "ptx_loss": ptx_loss,
       "ptx_accuracy": ptx_metrics["accuracy"],
-      "grad_norm_ptx": optax.global_norm(ptx_grads),
+      "grad_norm_ptx": optax.tree.norm(ptx_grads),
       "grad_angle": state_lib.angle(grads, ptx_grads),
     }
     grads = jax.tree.map(jnp.add, grads, ptx_grads)
-  metrics["grad_norm"] = optax.global_norm(grads)
+  metrics["grad_norm"] = optax.tree.norm(grads)
   policy = state_lib.apply_gradients(state.policy, grads, optimizer)
 
   loss, grads, value_metrics = state_lib.accumulate(
@@ -258,7 +258,7 @@ def update(
   metrics |= {
     "value_loss": loss,
     **value_metrics,
-    "grad_norm_value": optax.global_norm(grads),
+    "grad_norm_value": optax.tree.norm(grads),
   }
   value = state_lib.apply_gradients(state.value, grads, value_optimizer)
   ema = jax.tree.map(
@@ -268,7 +268,5 @@ def update(
     state.ema,
     policy.params,
   )
-  state = PpoState(
-    policy=policy, value=value, ema=ema, kl_coef=state.kl_coef
-  )
+  state = PpoState(policy=policy, value=value, ema=ema, kl_coef=state.kl_coef)
   return state, metrics

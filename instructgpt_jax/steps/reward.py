@@ -98,7 +98,7 @@ def train_step(
   loss, grads, metrics = state_lib.accumulate(
     loss_fn, state.params, batch, microbatch
   )
-  metrics = {"loss": loss, **metrics, "grad_norm": optax.global_norm(grads)}
+  metrics = {"loss": loss, **metrics, "grad_norm": optax.tree.norm(grads)}
   return state_lib.apply_gradients(state, grads, optimizer), metrics
 
 

@@ -159,7 +159,7 @@ def dot(a: PyTree, b: PyTree) -> Array:
 
 def angle(a: PyTree, b: PyTree) -> Array:
   """Degrees between two gradients; 90 when one vanishes."""
-  norms = optax.global_norm(a) * optax.global_norm(b)
+  norms = optax.tree.norm(a) * optax.tree.norm(b)
   cosine = jnp.where(norms > 0, dot(a, b) / jnp.where(norms > 0, norms, 1), 0)
   return jnp.degrees(jnp.arccos(jnp.clip(cosine, -1, 1)))
 

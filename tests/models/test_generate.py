@@ -17,23 +17,9 @@ from instructgpt_jax.models import transformer
 from instructgpt_jax.models.transformer import LanguageModel
 from instructgpt_jax.types import PromptBatch
 from tests.models import twin
+from tests.models.twin import make_prompts
 
 EOS, PAD, NEW = 4, 0, 12
-
-
-def make_prompts(ids=range(6)):
-  """Row i has 1 + i % 5 tokens, which depend on i alone, and the id 10 + i."""
-  ids = np.asarray(ids)
-  tokens, mask = (
-    np.zeros((len(ids), 5), np.int32),
-    np.zeros((len(ids), 5), bool),
-  )
-  for row, i in enumerate(ids):
-    length = 1 + i % 5
-    rng = np.random.default_rng(100 + i)
-    tokens[row, 5 - length :] = rng.integers(2, 13, length)
-    mask[row, 5 - length :] = True
-  return PromptBatch(tokens=tokens, mask=mask, ids=(10 + ids).astype(np.int32))
 
 
 def make_run(model, **options):
@@ -171,7 +157,7 @@ EIGHT_DEVICES = """
   model = transformer.LanguageModel(twin.make_config())
   params = twin.make_params(model)
   run = here.make_run(model)
-  prompts = here.make_prompts(range(8))
+  prompts = twin.make_prompts(range(8))
   one = run(params, prompts, jax.random.key(0))
   mesh = mesh_lib.make_mesh(config.Mesh(fsdp=2))
   axes = mesh_lib.logical_axes(transformer.abstract_params(model))

@@ -10,6 +10,7 @@ import numpy as np
 from instructgpt_jax import config
 from instructgpt_jax.models import transformer
 from instructgpt_jax.runtime import mesh as mesh_lib
+from instructgpt_jax.types import PromptBatch
 
 
 def make_config(**changes):
@@ -28,6 +29,19 @@ def make_params(model, seed=0):
 
   shapes = mesh_lib.unbox(transformer.abstract_params(model))
   return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def make_prompts(ids=range(6)):
+  """Row i has 1 + i % 5 tokens, which depend on i alone, and the id 10 + i."""
+  ids = np.asarray(ids)
+  tokens = np.zeros((len(ids), 5), np.int32)
+  mask = np.zeros((len(ids), 5), bool)
+  for row, i in enumerate(ids):
+    length = 1 + i % 5
+    rng = np.random.default_rng(100 + i)
+    tokens[row, 5 - length :] = rng.integers(2, 13, length)
+    mask[row, 5 - length :] = True
+  return PromptBatch(tokens=tokens, mask=mask, ids=(10 + ids).astype(np.int32))
 
 
 def stack_layers(params):

@@ -1,0 +1,131 @@
+"""Public tasks, on which an alignment tax shows.
+
+As in the paper's automatic evaluations: answers at temperature 0, cut at the
+first sentence's end; multiple choice by the mean log-probability of a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from instructgpt_jax import statistics
+from instructgpt_jax.data import transforms
+from instructgpt_jax.data.tokenizer import Tokenizer
+from instructgpt_jax.errors import UserError
+from instructgpt_jax.loops import sampling
+from instructgpt_jax.models.transformer import LanguageModel
+from instructgpt_jax.runtime import files
+from instructgpt_jax.types import PyTree, Rollout
+from instructgpt_jax.world import tasks as scoring
+
+
+def read_items(path: str) -> list[dict[str, Any]]:
+  """Items of a tasks.jsonl, see `world.tasks`."""
+  items = []
+  for number, line in enumerate(files.read_text(path).splitlines(), 1):
+    item = files.parse_json(line, path, number)
+    if not isinstance(item, dict) or not {"kind", "prompt"} <= set(item):
+      raise UserError(
+        "is no task item",
+        file=path,
+        line=number,
+        remedy='give {"kind", "prompt", "reference"} or {…, "choices",'
+        ' "answer"}',
+      )
+    items.append(item)
+  return items
+
+
+def accuracies(
+  model: LanguageModel,
+  params: PyTree,
+  items: Sequence[Mapping[str, Any]],
+  *,
+  tokenizer: Tokenizer,
+  max_new_tokens: int,
+  mesh: Mesh,
+  resamples: int,
+) -> dict[str, statistics.Interval]:
+  """Accuracy of each kind of item, 0 to 1, with its interval.
+
+  Args:
+    model: the language model.
+    params: its parameters.
+    items: see `read_items`.
+    tokenizer: the model's.
+    max_new_tokens: longest answer.
+    mesh: where batches are put.
+    resamples: of the bootstrap.
+  """
+  open_ = [i for i in items if "reference" in i]
+  closed = [i for i in items if "choices" in i]
+  scores: dict[str, list[float]] = {}
+  if open_:
+    rollout = sampling.respond(
+      model,
+      params,
+      transforms.encode_documents([i["prompt"] for i in open_], tokenizer),
+      jax.random.key(0),
+      tokenizer=tokenizer,
+      max_new_tokens=max_new_tokens,
+      mesh=mesh,
+      temperature=0.0,
+    )
+    for item, answer in zip(
+      open_, sampling.texts(rollout, tokenizer), strict=True
+    ):
+      scores.setdefault(item["kind"], []).append(
+        scoring.exact_match(answer, item["reference"])
+      )
+  if closed:
+    means = _choice_means(model, params, closed, tokenizer, mesh)
+    for item, logps in zip(closed, means, strict=True):
+      scores.setdefault(item["kind"], []).append(
+        scoring.choice_accuracy(logps, item["answer"])
+      )
+  return {
+    kind: statistics.bootstrap_interval(values, resamples=resamples)
+    for kind, values in scores.items()
+  }
+
+
+def _choice_means(
+  model: LanguageModel,
+  params: PyTree,
+  items: Sequence[Mapping[str, Any]],
+  tokenizer: Tokenizer,
+  mesh: Mesh,
+) -> list[list[float]]:
+  """Mean log-probability of a token, for each choice of each item."""
+  prompts = transforms.encode_documents(
+    [i["prompt"] for i in items for _ in i["choices"]], tokenizer
+  )
+  choices = transforms.encode_documents(
+    [" " + c for i in items for c in i["choices"]], tokenizer
+  )
+  width = -(-max(map(len, prompts)) // 8) * 8
+  left, left_mask = transforms.left_pad(prompts, width, tokenizer.pad_id)
+  right, right_mask = transforms.right_pad(
+    choices, max(map(len, choices)), tokenizer.pad_id
+  )
+  real = np.concatenate([left_mask, right_mask], axis=1).astype(np.int32)
+  rollout = Rollout(
+    tokens=np.concatenate([left, right], axis=1),
+    segments=real,
+    positions=np.cumsum(real, axis=1, dtype=np.int32) - real,
+    response_mask=right_mask,
+    logp=np.zeros(right.shape, np.float32),
+    ended=np.zeros(len(right), bool),
+  )
+  totals = sampling.log_likelihood(model, params, rollout, mesh)
+  means = totals / right_mask.sum(axis=1)
+  result, at = [], 0
+  for item in items:
+    result.append([float(x) for x in means[at : at + len(item["choices"])]])
+    at += len(item["choices"])
+  return result

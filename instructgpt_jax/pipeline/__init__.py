@@ -1,0 +1,1 @@
+"""All stages in order, skipping what is complete, and a report at the end."""

@@ -1,0 +1,212 @@
+"""Rankings for the reward model: labeled by the world, or kept for a judge."""
+
+from __future__ import annotations
+
+import pathlib
+import random
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from instructgpt_jax import config as config_lib
+from instructgpt_jax.data import curation, records, sources, transforms
+from instructgpt_jax.data.tokenizer import Tokenizer
+from instructgpt_jax.errors import UserError
+from instructgpt_jax.loops import inputs, networks, sampling, workdir
+from instructgpt_jax.runtime import files
+from instructgpt_jax.runtime import mesh as mesh_lib
+from instructgpt_jax.runtime.progress import Progress
+from instructgpt_jax.world import labelers, words, write
+
+REWARD, JUDGE = "reward.jsonl", "judge.jsonl"
+
+
+class Source(NamedTuple):
+  """A model whose samples are ranked."""
+
+  stage: str  # workdir
+  share: int  # how many of a prompt's completions, in proportion
+  prompted: bool = False  # behind the world's prefix
+
+
+def for_reward(folder: str) -> str:
+  """The rankings that the reward model is trained on."""
+  return str(pathlib.Path(folder) / REWARD)
+
+
+def for_judge(folder: str) -> str:
+  """The rankings that the judge is trained on."""
+  return str(pathlib.Path(folder) / JUDGE)
+
+
+def held_out(folder: str, number: int) -> str:
+  """A round's held-out prompts as labelers of other tastes rank them."""
+  return str(pathlib.Path(folder) / f"round_{number}_held_out.jsonl")
+
+
+def label_round(
+  config: config_lib.PipelineExperiment,
+  folder: str,
+  number: int,
+  from_: Sequence[Source],
+  world_folder: str,
+) -> str:
+  """Samples K completions a prompt and has the world's labelers rank them.
+
+  Args:
+    config: the pipeline's.
+    folder: where the rankings are written, as ordinary files.
+    number: of the round, from 1.
+    from_: models to sample.
+    world_folder: the world's files.
+
+  Returns:
+    The path of the round's rankings.
+  """
+  path = pathlib.Path(folder) / f"round_{number}.jsonl"
+  if path.exists() and pathlib.Path(held_out(folder, number)).exists():
+    return str(path)
+  world = write.load_world(world_folder)
+  rng = random.Random(f"labels {config.seed} {number}")
+  stage = workdir.open_stage(from_[0].stage)
+  splits = inputs.prompts(config.data, stage.tokenizer)
+  chosen = [
+    (split, prompt)
+    for split, pool, count in (
+      ("train", splits.train, config.labeling.prompts),
+      ("valid", splits.valid, config.labeling.valid_prompts),
+    )
+    for prompt in rng.sample(pool, min(count, len(pool)))
+  ]
+  turns = [prompt.turns for _, prompt in chosen]
+  pools = _sampled(config, from_, turns, number)
+  lines, others = [], []
+  for (split, _), turn, pool in zip(chosen, turns, pools, strict=True):
+    text, answers = turn[-1].text, [a for a, _ in pool]
+    for out, team in ((lines, labelers.TRAINING), (others, labelers.HELD_OUT)):
+      if out is others and split != "valid":
+        continue
+      labeler = rng.choice(team)
+      ranks = labelers.rank(
+        text,
+        answers,
+        [ended for _, ended in pool],
+        labeler_id=labeler,
+        rng=rng,
+        world=world,
+      )
+      out.append(_line(turn, answers, ranks, split, labeler_id=labeler))
+  for out, target in ((lines, path), (others, held_out(folder, number))):
+    files.write_jsonl_atomic(target, (r for r in out if _has_pair(r)))
+  return str(path)
+
+
+def _has_pair(line: dict[str, Any]) -> bool:
+  return len(set(line["ranks"])) > 1
+
+
+def _sampled(
+  config: config_lib.PipelineExperiment,
+  from_: Sequence[Source],
+  turns: Sequence[tuple[records.Turn, ...]],
+  number: int,
+) -> list[list[tuple[str, bool]]]:
+  """K (answer, ended) of each prompt; an empty answer is left out."""
+  mesh = mesh_lib.make_mesh(config.mesh)
+  total = config.labeling.completions
+  shares = [s.share for s in from_]
+  counts = [max(1, total * s // sum(shares)) for s in shares]
+  counts[-1] = max(1, total - sum(counts[:-1]))
+  pools: list[list[tuple[str, bool]]] = [[] for _ in turns]
+  with Progress(
+    sum(counts) * len(turns), f"labels {number}", unit="answer"
+  ) as progress:
+    for place, (source, count) in enumerate(zip(from_, counts, strict=True)):
+      stage = workdir.open_stage(source.stage, kind=workdir.LANGUAGE)
+      prefix = (records.Turn("system", words.PREFIX),) * source.prompted
+      key = jax.random.fold_in(
+        jax.random.fold_in(jax.random.key(config.seed), 1000 + number), place
+      )
+      rollout = sampling.respond(
+        stage.network,
+        networks.load(stage, mesh),
+        transforms.encode_prompts(
+          [prefix + t for t in turns], stage.tokenizer, config.data
+        ),
+        key,
+        tokenizer=stage.tokenizer,
+        max_new_tokens=config.data.max_response_tokens,
+        mesh=mesh,
+        samples=count,
+        batch_size=config.evaluation.batch_size,
+        told=progress.update,
+      )
+      answers = sampling.texts(rollout, stage.tokenizer)
+      for i, answer in enumerate(answers):
+        if answer.strip():
+          pools[i // count].append((answer, bool(rollout.ended[i])))
+  return pools
+
+
+def split_for_judge(
+  config: config_lib.PipelineExperiment, folder: str, tokenizer: Tokenizer
+) -> None:
+  """Splits given rankings between the reward model and the judge, by user.
+
+  Both get their own held-out part. Written as ordinary files.
+  """
+  paths = for_reward(folder), for_judge(folder)
+  if all(pathlib.Path(p).exists() for p in paths):
+    return
+  splits = inputs.rankings(config.data, tokenizer)
+  parts: dict[str, list[dict[str, Any]]] = {p: [] for p in paths}
+  for split, pool in splits._asdict().items():
+    if split == "test":
+      continue
+    for ranking in pool:
+      drawn = curation.hash_fraction("judge:" + curation.user_of(ranking))
+      mine = drawn >= config.evaluation.judge_fraction
+      parts[paths[0] if mine else paths[1]].append(
+        _line(
+          ranking.turns,
+          ranking.completions,
+          ranking.ranks,
+          split,
+          user_id=ranking.user_id,
+          labeler_id=ranking.labeler_id,
+        )
+      )
+  for path, lines in parts.items():
+    if not any(line["split"] == "train" for line in lines):
+      raise UserError(
+        f"{sum(map(len, splits))} rankings are too few for a reward model and"
+        " a judge",
+        field="data.comparisons",
+        remedy="give more rankings, or change --evaluation.judge_fraction",
+      )
+    files.write_jsonl_atomic(path, lines)
+
+
+def _line(
+  turns: Sequence[records.Turn],
+  completions: Iterable[str],
+  ranks: Iterable[int],
+  split: str,
+  **ids: str,
+) -> dict[str, Any]:
+  return {
+    "prompt": [{"role": t.role, "content": t.text} for t in turns],
+    "completions": list(completions),
+    "ranks": list(ranks),
+    "split": split,
+    **{k: v for k, v in ids.items() if v},
+  }
+
+
+def read(path: str, tokenizer: Tokenizer, data: config_lib.Data, split: str):
+  """The encoded rankings of one split of a file written here."""
+  found, _ = sources.read_rankings(path)
+  return transforms.encode_rankings(
+    [r for r in found if r.split == split], tokenizer, data
+  )

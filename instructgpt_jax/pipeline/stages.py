@@ -1,0 +1,311 @@
+"""The order of the stages, and what each starts from.
+
+  pretrain → policy_init → rankings → reward → sft → ppo, ppo_ptx → report
+
+On the embedded world the rankings come from its labelers, in rounds: the first
+ranks samples of the base model and of policy_init; each later one those of the
+newest policies as well, an early PPO policy among them (paper, 3.1). SFT comes
+after a reward model, which chooses its checkpoint (C.1).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from instructgpt_jax import config as config_lib
+from instructgpt_jax import flags
+from instructgpt_jax.errors import UserError
+from instructgpt_jax.loops import language, ppo, reward, workdir
+from instructgpt_jax.loops.workdir import say
+from instructgpt_jax.pipeline import evaluation, rankings
+from instructgpt_jax.report import page
+from instructgpt_jax.runtime import files
+from instructgpt_jax.world import write
+
+SECONDS = "seconds.json"
+_SOURCES = ("demonstrations", "comparisons", "prompts", "pretraining")
+
+E = TypeVar("E", bound=config_lib.Experiment)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipeline:
+  """A pipeline's config and where its stages lie.
+
+  `config.data` names real files by now, the world's or the user's.
+  """
+
+  config: config_lib.PipelineExperiment
+  directory: str
+  has_gold: bool
+
+  def folder(self, name: str) -> str:
+    """The workdir of a stage."""
+    return str(pathlib.Path(self.directory) / name)
+
+  def data(self, **sources: str) -> config_lib.Data:
+    """The data section with other sources."""
+    return dataclasses.replace(self.config.data, **sources)
+
+  def experiment(self, kind: type[E], init_from: str, **sections: Any) -> E:
+    """A stage's own config, starting from another stage's folder."""
+    config = self.config
+    shared = dict(
+      seed=config.seed,
+      init_from=init_from,
+      model=config.model,
+      tokenizer=config.tokenizer,
+      data=config.data,
+      mesh=config.mesh,
+      run=config.run,
+    )
+    return kind(**(shared | sections))
+
+  def stage(
+    self,
+    name: str,
+    experiment: str,
+    config: E,
+    run: Callable[[E, str], None],
+  ) -> None:
+    """Runs a stage in its folder, as its own command would."""
+    folder = self.folder(name)
+    with self.timed(name):
+      config = workdir.inherit(config)
+      files.claim_workdir(folder, experiment, flags.config_to_dict(config))
+      run(config, folder)
+
+  @contextmanager
+  def timed(self, name: str) -> Iterator[None]:
+    """Adds up the wall time of a stage over calls, in seconds.json."""
+    began = time.monotonic()
+    try:
+      yield
+    finally:
+      spent = time.monotonic() - began
+      path = pathlib.Path(self.directory) / SECONDS
+      seconds = files.read_json(path) if path.exists() else {}
+      # A stage that is skipped takes no time worth counting.
+      if name not in seconds or spent > 1:
+        seconds[name] = seconds.get(name, 0.0) + spent
+        files.write_json_atomic(path, seconds)
+
+
+def run(config: config_lib.PipelineExperiment, directory: str) -> None:
+  """Runs everything, and ends in a report.
+
+  Args:
+    config: the experiment.
+    directory: its workdir; each stage gets a folder in it.
+  """
+  pipeline = _with_data(config, directory)
+  base = _pretrain(pipeline)
+  _policy_init(pipeline, base)
+  if pipeline.has_gold:
+    final = _rounds(pipeline, base)
+  else:
+    rankings.split_for_judge(
+      pipeline.config,
+      pipeline.folder("rankings"),
+      workdir.open_stage(pipeline.folder("policy_init")).tokenizer,
+    )
+    _reward(
+      pipeline, "reward", rankings.for_reward(pipeline.folder("rankings"))
+    )
+    _sft(pipeline, base, "reward")
+    _reward(pipeline, "judge", rankings.for_judge(pipeline.folder("rankings")))
+    final = "reward"
+  for name, coefficient in (("ppo", 0.0), ("ppo_ptx", config.ppo.ptx_coef)):
+    _ppo(
+      pipeline,
+      name,
+      final,
+      dataclasses.replace(config.ppo, ptx_coef=coefficient),
+    )
+  with pipeline.timed("evaluate"):
+    results = evaluation.evaluate(
+      pipeline.config,
+      pipeline.directory,
+      {
+        "base": base,
+        **{n: pipeline.folder(n) for n in ("policy_init", "sft", "ppo",
+                                           "ppo_ptx")},
+        "reward": pipeline.folder(final),
+      },
+      has_gold=pipeline.has_gold,
+    )  # fmt: skip
+  results["seconds"] = files.read_json(pathlib.Path(directory) / SECONDS)
+  path = page.write_report(results, directory)
+  print(page.terminal_table(results))
+  print(f"report: {path}")
+  files.mark_complete(directory, {"report": str(path)})
+
+
+def _with_data(
+  config: config_lib.PipelineExperiment, directory: str
+) -> Pipeline:
+  """Takes the user's data, or writes the world's where none are given."""
+  given = [s for s in _SOURCES if getattr(config.data, s)]
+  if given:
+    missing = [s for s in _SOURCES if s not in given]
+    if missing:
+      raise UserError(
+        f"is needed beside --data.{given[0]}",
+        field=f"data.{missing[0]}",
+        remedy="give all four sources, or none for the embedded world",
+      )
+    return Pipeline(config, directory, has_gold=False)
+  pipeline = Pipeline(config, directory, has_gold=True)
+  folder = pipeline.folder("world")
+  paths = write.world_files(folder)
+  if not pathlib.Path(paths.world).exists():
+    say("writing the world")
+    with pipeline.timed("world"):
+      write.write_world(
+        folder, seed=config.seed, **dataclasses.asdict(config.world)
+      )
+  data = pipeline.data(
+    demonstrations=paths.demonstrations,
+    prompts=paths.prompts,
+    pretraining=paths.pretraining,
+  )
+  return dataclasses.replace(
+    pipeline, config=dataclasses.replace(config, data=data)
+  )
+
+
+def _pretrain(pipeline: Pipeline) -> str:
+  """The base model's folder: `init_from` where it is given."""
+  config = pipeline.config
+  if config.init_from:
+    return config.init_from
+  pipeline.stage(
+    "pretrain",
+    "pretrain",
+    pipeline.experiment(
+      config_lib.PretrainExperiment,
+      "",
+      pretrain=config.pretrain,
+      optimizer=config.pretrain_optimizer,
+    ),
+    language.pretrain,
+  )
+  return pipeline.folder("pretrain")
+
+
+def _policy_init(pipeline: Pipeline, base: str) -> None:
+  config = pipeline.config
+  pipeline.stage(
+    "policy_init",
+    "policy_init",
+    pipeline.experiment(
+      config_lib.SftExperiment,
+      base,
+      sft=config.policy_init,
+      optimizer=config.policy_init_optimizer,
+    ),
+    lambda c, d: language.sft(c, d, name="policy_init"),
+  )
+
+
+def _sft(pipeline: Pipeline, base: str, reward_name: str) -> None:
+  config = pipeline.config
+  section = config.sft
+  if section.select_by in ("auto", "reward"):
+    section = dataclasses.replace(
+      section, reward_model=pipeline.folder(reward_name)
+    )
+  pipeline.stage(
+    "sft",
+    "sft",
+    pipeline.experiment(
+      config_lib.SftExperiment,
+      base,
+      sft=section,
+      optimizer=config.sft_optimizer,
+    ),
+    language.sft,
+  )
+
+
+def _reward(pipeline: Pipeline, name: str, comparisons: str) -> None:
+  config = pipeline.config
+  pipeline.stage(
+    name,
+    "reward",
+    pipeline.experiment(
+      config_lib.RewardExperiment,
+      pipeline.folder("policy_init"),
+      data=pipeline.data(comparisons=comparisons),
+      reward=config.reward,
+      optimizer=config.reward_optimizer,
+    ),
+    reward.train,
+  )
+
+
+def _ppo(
+  pipeline: Pipeline, name: str, reward_name: str, section: config_lib.Ppo
+) -> None:
+  config = pipeline.config
+  pipeline.stage(
+    name,
+    "ppo_ptx" if section.ptx_coef else "ppo",
+    pipeline.experiment(
+      config_lib.PpoExperiment,
+      pipeline.folder("policy_init"),
+      ppo=dataclasses.replace(
+        section, reward_model=pipeline.folder(reward_name)
+      ),
+      optimizer=config.ptx_optimizer
+      if section.ptx_coef
+      else config.ppo_optimizer,
+      value_optimizer=config.value_optimizer,
+    ),
+    lambda c, d: ppo.train(c, d, name=name),
+  )
+
+
+def _rounds(pipeline: Pipeline, base: str) -> str:
+  """Labels, reward models and SFT; gives the last reward model's name."""
+  config, folder = pipeline.config, pipeline.folder("rankings")
+  sources = [
+    rankings.Source(base, 1),
+    rankings.Source(base, 1, prompted=True),
+    rankings.Source(pipeline.folder("policy_init"), 4),
+  ]
+  done: list[str] = []
+  name = ""
+  for number in range(1, config.labeling.rounds + 1):
+    with pipeline.timed(f"labels_{number}"):
+      done.append(
+        rankings.label_round(
+          config, folder, number, sources, pipeline.folder("world")
+        )
+      )
+    last = number == config.labeling.rounds
+    name = "reward" if last else f"reward_{number}"
+    _reward(pipeline, name, ",".join(done))
+    if number == 1:
+      _sft(pipeline, base, name)
+    if not last:
+      probe = f"probe_{number}"
+      _ppo(
+        pipeline,
+        probe,
+        name,
+        dataclasses.replace(
+          config.ppo, ptx_coef=0.0, episodes=config.labeling.probe_episodes
+        ),
+      )
+      sources = [
+        rankings.Source(base, 1),
+        rankings.Source(pipeline.folder("sft"), 2),
+        rankings.Source(pipeline.folder(probe), 3),
+      ]
+  return name

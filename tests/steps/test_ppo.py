@@ -1,0 +1,686 @@
+"""Experience and update of PPO-ptx: numpy twins, and what must not matter."""
+
+import functools
+import os
+import pathlib
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from instructgpt_jax import config
+from instructgpt_jax.errors import UserError
+from instructgpt_jax.models import generate as generate_lib
+from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
+from instructgpt_jax.steps import ppo as ppo_step
+from instructgpt_jax.steps import state as state_lib
+from instructgpt_jax.types import Experience, LanguageBatch, Rollout
+from tests.models import twin
+
+EOS, PAD, WIDTH, NEW = 5, 0, 5, 8
+MODEL = LanguageModel(twin.make_config(layers=1))
+SCALAR = ScalarModel(twin.make_config(layers=1, mlp_ratio=2))
+OPTIMIZER = state_lib.make_optimizer(
+  config.Optimizer(
+    learning_rate=0.05, eps=0.1, clip_norm=0.3, schedule="constant"
+  ),
+  100,
+)
+BETA = np.float32(0.1)
+ROWS = np.array([4, 0, 5, 1], np.int32)
+# ε = 0.1 keeps Adam's first step smooth in the gradient; see `OPTIMIZER`.
+
+
+def ppo_config(**changes):
+  return config.Ppo(**{"temperature": 0.7, "ptx_coef": 3.0, **changes})
+
+
+def make_sampler(temperature, **options):
+  options = {
+    "max_new_tokens": NEW,
+    "temperature": temperature,
+    "eos_id": EOS,
+    "pad_id": PAD,
+    **options,
+  }
+  return jax.jit(functools.partial(generate_lib.generate, MODEL, **options))
+
+
+def make_experience(c, **models):
+  models = {
+    "model": MODEL,
+    "scalar_model": SCALAR,
+    "value_model": SCALAR,
+    **models,
+  }
+  return jax.jit(functools.partial(ppo_step.experience, config=c, **models))
+
+
+def make_update(c, model=MODEL, value_model=SCALAR):
+  return jax.jit(
+    functools.partial(
+      ppo_step.update,
+      model=model,
+      value_model=value_model,
+      optimizer=OPTIMIZER,
+      value_optimizer=OPTIMIZER,
+      config=c,
+    )
+  )
+
+
+def make_networks():
+  """Policy, a reference near it, reward model and value network."""
+  policy = twin.make_params(MODEL)
+  noise = twin.make_params(MODEL, seed=5)
+  reference = jax.tree.map(lambda x, n: x + 0.05 * n, policy, noise)
+  reward = twin.make_params(SCALAR, seed=1)
+  return policy, reference, reward, twin.make_params(SCALAR, seed=2)
+
+
+def make_state(policy, value):
+  return state_lib.PpoState(
+    policy=state_lib.new_state(policy, OPTIMIZER),
+    value=state_lib.new_state(value, OPTIMIZER),
+    ema=policy,
+    kl_coef=jnp.asarray(BETA),
+  )
+
+
+def make_ptx(rows=4):
+  """Pretraining rows, whose weights differ from row to row."""
+  rng = np.random.default_rng(8)
+  weights = (rng.random((rows, 9)) < np.linspace(0.2, 1, rows)[:, None]) * 1.0
+  return LanguageBatch(
+    tokens=rng.integers(2, 13, (rows, 9)).astype(np.int32),
+    segments=np.ones((rows, 9), np.int32),
+    positions=np.tile(np.arange(9, dtype=np.int32), (rows, 1)),
+    weights=weights.astype(np.float32),
+  )
+
+
+def change(x, **fields):
+  """A frozen pytree with other fields."""
+  return type(x)(**{**x.__dict__, **fields})
+
+
+@pytest.fixture(scope="module")
+def networks():
+  return make_networks()
+
+
+@pytest.fixture(scope="module")
+def sample(networks):
+  """Rollouts of the policy, once a temperature."""
+  policy = networks[0]
+
+  @functools.cache
+  def run(temperature):
+    sampler = make_sampler(temperature)
+    return sampler(policy, twin.make_prompts(), jax.random.key(0))
+
+  return run
+
+
+@pytest.fixture(scope="module")
+def rollout(sample):
+  found = sample(0.7)
+  assert 0 < found.ended.sum() < 6
+  assert len(set(found.response_mask.sum(axis=1).tolist())) > 2
+  return found
+
+
+@pytest.fixture(scope="module")
+def evaluate():
+  """`experience`, one compilation a config."""
+  return functools.cache(make_experience)
+
+
+@pytest.fixture(scope="module")
+def base(evaluate, rollout, networks):
+  """The rollout's experience under the base config."""
+  return evaluate(ppo_config())(rollout, *networks[1:], BETA)
+
+
+@pytest.fixture(scope="module")
+def update():
+  return functools.cache(make_update)
+
+
+def same(a, b, tolerance=1e-5):
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(
+      x, y, rtol=tolerance, atol=tolerance
+    ),
+    a,
+    b,
+  )
+
+
+def identical(a, b):
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def whitened(x, mask, shift):
+  mean, deviation = x[mask].mean(), np.sqrt(x[mask].var() + 1e-8)
+  return np.where(mask, (x - mean) / deviation + (0 if shift else mean), 0)
+
+
+def experience_twin(c, rollout, networks, beta):
+  """(advantages, returns, values, next β, metrics) by loops in float64."""
+  _, reference, reward, value = networks
+  tokens = np.asarray(rollout.tokens)
+  mask = np.asarray(rollout.response_mask)
+  ended = np.asarray(rollout.ended)
+  logp = np.asarray(rollout.logp, np.float64)
+  lengths = mask.sum(axis=1)
+  ref = twin.log_softmax(
+    twin.logits(reference, tokens, rollout.segments) / c.temperature
+  )
+  scores = twin.scalars(reward, tokens, rollout.segments)
+  states = twin.scalars(value, tokens, rollout.segments)
+  rewards, kl, values = (np.zeros(mask.shape) for _ in range(3))
+  score = np.zeros(len(mask))
+  for b, n in enumerate(lengths):
+    score[b] = scores[b, WIDTH + n - 1]
+    for t in range(n):
+      at = WIDTH - 1 + t  # the state in which token t is chosen
+      values[b, t] = states[b, at]
+      kl[b, t] = logp[b, t] - ref[b, at, tokens[b, at + 1]]
+      rewards[b, t] = -beta * kl[b, t]
+    rewards[b, n - 1] += score[b] - c.eos_penalty * (not ended[b])
+  episode_return = rewards.sum(axis=1).mean()
+  if c.whiten_rewards:
+    rewards = whitened(rewards, mask, False)
+  advantages = np.zeros(mask.shape)
+  for b, n in enumerate(lengths):
+    following, ahead = 0.0, 0.0
+    if c.bootstrap_truncated and not ended[b]:
+      following = states[b, WIDTH + n - 1]
+    for t in reversed(range(n)):
+      delta = rewards[b, t] + c.discount * following - values[b, t]
+      ahead = delta + c.discount * c.gae_lambda * ahead
+      advantages[b, t], following = ahead, values[b, t]
+  targets = advantages + values
+  if c.whiten_advantages:
+    advantages = whitened(advantages, mask, True)
+  mean_kl = kl.sum(axis=1).mean()
+  if c.kl_target:
+    error = np.clip(mean_kl / c.kl_target - 1, -0.2, 0.2)
+    next_beta = beta * (1 + error * len(mask) / c.kl_horizon)
+  else:
+    next_beta = beta
+  metrics = {
+    "reward": score.mean(),
+    "reward_std": score.std(),
+    "return": episode_return,
+    "kl": mean_kl,
+    "kl_per_token": kl[mask].mean(),
+    "kl_k3_per_token": (np.exp(-kl[mask]) - 1 + kl[mask]).mean(),
+    "kl_coef": beta,
+    "explained_variance": 1
+    - (targets - values)[mask].var() / targets[mask].var(),
+    "response_length": lengths.mean(),
+    "ended": ended.mean(),
+    "response_tokens": lengths.sum(),
+  }
+  return advantages, targets, values, next_beta, metrics
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {},
+    dict(
+      temperature=1.0,
+      whiten_rewards=True,
+      whiten_advantages=False,
+      bootstrap_truncated=True,
+      eos_penalty=0.7,
+      discount=0.95,
+      gae_lambda=0.8,
+      kl_target=6.0,
+      kl_horizon=50.0,
+    ),
+  ],
+)
+def test_experience_equals_twin(evaluate, sample, networks, changes):
+  c = ppo_config(**changes)
+  rollout = sample(c.temperature)
+  assert 0 < rollout.ended.sum() < 6
+  found, beta, metrics = evaluate(c)(rollout, *networks[1:], BETA)
+  expected = experience_twin(c, rollout, networks, float(BETA))
+  same(
+    (found.advantages, found.returns, found.values, beta, dict(metrics)),
+    expected,
+    2e-4,
+  )
+  assert abs(expected[4]["kl"]) > 0.1
+  if c.kl_target:
+    assert abs(float(beta) - float(BETA)) > 1e-4
+  else:
+    assert beta == BETA
+  identical(found.rollout, rollout)
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.3])
+def test_invariant_03_kl_to_the_reference_starts_at_zero(
+  sample, evaluate, networks, temperature
+):
+  policy, _, reward, value = networks
+  rollout = sample(temperature)
+  _, _, metrics = evaluate(ppo_config(temperature=temperature))(
+    rollout, policy, reward, value, BETA
+  )
+  for name in ("kl", "kl_per_token", "kl_k3_per_token"):
+    assert abs(metrics[name]) < 1e-5, name
+  np.testing.assert_allclose(metrics["return"], metrics["reward"], atol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.3])
+def test_invariant_04_every_log_probability_has_the_samplers_temperature(
+  sample, networks, temperature
+):
+  """New and reference ones are this function's; entropy is of the same."""
+  policy, rollout = networks[0], sample(temperature)
+  logp, entropy = jax.jit(
+    lambda params: ppo_step.response_logp(MODEL, params, rollout, temperature)
+  )(policy)
+  mask = np.asarray(rollout.response_mask)
+  np.testing.assert_allclose(logp[mask], rollout.logp[mask], atol=1e-4)
+  logits = twin.logits(policy, rollout.tokens, rollout.segments)
+  exact = twin.log_softmax(logits[:, WIDTH - 1 : -1] / temperature)
+  np.testing.assert_allclose(
+    entropy[mask], -(np.exp(exact) * exact).sum(-1)[mask], atol=1e-4
+  )
+
+
+def test_invariant_04_a_truncating_sampler_is_refused_in_training():
+  for options in (dict(top_k=5), dict(top_p=0.9), dict(temperature=0.0)):
+    with pytest.raises(UserError, match="not allowed"):
+      config.Ppo(**options)
+
+
+def test_invariant_01_the_first_minibatch_has_ratio_one(base, update, networks):
+  """Log-probabilities are recorded while sampling, and never recomputed."""
+  state = make_state(networks[0], networks[3])
+  _, metrics = update(ppo_config())(state, base[0], ROWS, None)
+  np.testing.assert_allclose(metrics["ratio_mean"], 1, atol=1e-5)
+  assert abs(metrics["approx_kl"]) < 1e-8
+  assert metrics["ratio_variance"] < 1e-8
+  assert metrics["clip_fraction"] == 0
+  assert metrics["value_clip_fraction"] == 0
+  moved = change(
+    base[0],
+    rollout=change(
+      base[0].rollout, logp=base[0].rollout.logp - np.log(np.float32(1.5))
+    ),
+  )
+  _, metrics = update(ppo_config())(state, moved, ROWS, None)
+  np.testing.assert_allclose(metrics["ratio_mean"], 1.5, rtol=1e-4)
+
+
+def test_invariant_02_the_second_minibatch_has_ratio_variance(
+  base, update, networks
+):
+  state = make_state(networks[0], networks[3])
+  run = update(ppo_config())
+  state, _ = run(state, base[0], ROWS, None)
+  others = np.array([2, 3, 2, 3], np.int32)
+  for rows in (ROWS, others):
+    _, metrics = run(state, base[0], rows, None)
+    assert metrics["ratio_variance"] > 1e-4
+    assert metrics["approx_kl"] > 1e-4
+
+
+def test_invariant_07_dropout_is_off_in_every_part_of_ppo(
+  base, rollout, update, networks
+):
+  """Models with dropout sample, score and update as those without."""
+  leaky = LanguageModel(twin.make_config(layers=1, dropout=0.5))
+  scalar = ScalarModel(twin.make_config(layers=1, mlp_ratio=2, dropout=0.5))
+  sampler = jax.jit(
+    functools.partial(
+      generate_lib.generate,
+      leaky,
+      max_new_tokens=NEW,
+      temperature=0.7,
+      eos_id=EOS,
+      pad_id=PAD,
+    )
+  )
+  sampled = sampler(networks[0], twin.make_prompts(), jax.random.key(0))
+  identical(sampled, rollout)
+  run = make_experience(
+    ppo_config(), model=leaky, scalar_model=scalar, value_model=scalar
+  )
+  same(run(rollout, *networks[1:], BETA), base, 1e-6)
+  state = make_state(networks[0], networks[3])
+  c = ppo_config()
+  one = make_update(c, leaky, scalar)(state, base[0], ROWS, None)
+  same(one, update(c)(state, base[0], ROWS, None), 1e-6)
+
+
+def spoil(rollout):
+  """Other tokens, positions and log-probabilities wherever nothing is real."""
+  real = np.asarray(rollout.segments) > 0
+  mask = np.asarray(rollout.response_mask)
+  assert not mask.all() and not real[:, :WIDTH].all()
+  rng = np.random.default_rng(0)
+  junk = np.resize([np.nan, np.inf, -np.inf, 1e30], mask.shape)
+  tokens = np.asarray(rollout.tokens)
+  return Rollout(
+    tokens=np.where(real, tokens, rng.integers(1, 13, real.shape)),
+    segments=rollout.segments,
+    positions=np.where(
+      real, rollout.positions, rng.integers(0, 24, real.shape)
+    ),
+    response_mask=rollout.response_mask,
+    logp=np.where(mask, rollout.logp, junk).astype(np.float32),
+    ended=rollout.ended,
+  )
+
+
+def test_invariant_14_what_follows_the_end_never_matters(
+  evaluate, update, base, rollout, networks
+):
+  spoiled = spoil(rollout)
+  run = evaluate(ppo_config())
+  found, beta, metrics = run(spoiled, *networks[1:], BETA)
+  clean, clean_beta, clean_metrics = base
+  identical((beta, dict(metrics)), (clean_beta, dict(clean_metrics)))
+  for name in ("advantages", "returns", "values"):
+    identical(getattr(found, name), getattr(clean, name))
+  mask = np.asarray(rollout.response_mask)
+  junk = np.resize([np.inf, np.nan, 1e30], mask.shape)
+  dirty = Experience(
+    rollout=spoiled,
+    **{
+      name: np.where(mask, getattr(clean, name), junk).astype(np.float32)
+      for name in ("advantages", "returns", "values")
+    },
+  )
+  state = make_state(networks[0], networks[3])
+  step = update(ppo_config())
+  identical(step(state, dirty, ROWS, None), step(state, clean, ROWS, None))
+
+
+def returns_of(evaluate, rollout, networks, **changes):
+  """Returns with λ = discount = 1 and β = 0, and the twin's scores."""
+  c = ppo_config(gae_lambda=1.0, **changes)
+  found, _, _ = evaluate(c)(rollout, *networks[1:], np.float32(0))
+  lengths = np.asarray(rollout.response_mask).sum(axis=1)
+  last = WIDTH + lengths - 1
+  rows = np.arange(len(last))
+  score, value = (
+    twin.scalars(params, rollout.tokens, rollout.segments)[rows, last]
+    for params in networks[2:]
+  )
+  return np.asarray(found.returns), score, value
+
+
+def test_invariant_15_a_response_that_never_ended_is_penalised(
+  evaluate, rollout, networks
+):
+  """By `ended`, which tells of the stop token, and not by length or padding."""
+  mask = np.asarray(rollout.response_mask)
+  ended = mask.all(axis=1).copy()  # the opposite of what lengths suggest
+  odd = change(rollout, ended=jnp.asarray(ended))
+  for x in (rollout, odd):
+    found, score, _ = returns_of(evaluate, x, networks, eos_penalty=1.5)
+    expected = score - 1.5 * ~np.asarray(x.ended)
+    np.testing.assert_allclose(
+      found, np.where(mask, expected[:, None], 0), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_invariant_16_bootstrapping_is_chosen_in_the_config(
+  evaluate, rollout, networks
+):
+  mask, ended = np.asarray(rollout.response_mask), np.asarray(rollout.ended)
+  found, score, value = returns_of(
+    evaluate, rollout, networks, eos_penalty=1.5, bootstrap_truncated=True
+  )
+  expected = score + np.where(ended, 0, value - 1.5)
+  np.testing.assert_allclose(
+    found, np.where(mask, expected[:, None], 0), rtol=1e-4, atol=1e-4
+  )
+  assert np.abs(value[~ended]).min() > 1e-2
+
+
+def test_invariant_28_the_value_network_starts_as_the_reward_model(
+  evaluate, rollout, networks
+):
+  """At every token, and at the last one it is the score."""
+  policy, _, reward, _ = networks
+  values, after = ppo_step.response_values(SCALAR, reward, rollout)
+  expected = twin.scalars(reward, rollout.tokens, rollout.segments)
+  mask = np.asarray(rollout.response_mask)
+  np.testing.assert_allclose(
+    values[mask], expected[:, WIDTH - 1 : -1][mask], rtol=1e-4, atol=1e-4
+  )
+  truncated = ~np.asarray(rollout.ended)
+  np.testing.assert_allclose(
+    after[truncated], expected[truncated, -1], rtol=1e-4, atol=1e-4
+  )
+  found, _, _ = evaluate(ppo_config())(rollout, policy, reward, reward, BETA)
+  np.testing.assert_allclose(
+    found.values, np.where(mask, values, 0), rtol=1e-6, atol=1e-6
+  )
+
+
+def plain_gradients(c, networks, chosen, ptx):
+  """∇PPO, ∇LM and the value network's gradient, from the paper's formulas."""
+  rollout, mask = chosen.rollout, np.asarray(chosen.rollout.response_mask)
+  rows = rollout.tokens, rollout.segments, rollout.positions
+  shifted = rollout.tokens[:, WIDTH:, None]
+
+  def surrogate(params):
+    logits = MODEL.apply({"params": params}, *rows)[:, WIDTH - 1 : -1]
+    logp = jnp.take_along_axis(
+      jax.nn.log_softmax(logits / c.temperature), shifted, axis=-1
+    )[..., 0]
+    ratio = jnp.exp(jnp.where(mask, logp - rollout.logp, 0))
+    gain = jnp.minimum(
+      ratio * chosen.advantages,
+      jnp.clip(ratio, 0.8, 1.2) * chosen.advantages,
+    )
+    return -jnp.sum(jnp.where(mask, gain, 0)) / mask.sum()
+
+  def pretraining(params):
+    logits = MODEL.apply(
+      {"params": params}, ptx.tokens, ptx.segments, ptx.positions
+    )
+    logp = jnp.take_along_axis(
+      jax.nn.log_softmax(logits[:, :-1]), ptx.tokens[:, 1:, None], axis=-1
+    )[..., 0]
+    return -jnp.sum(logp * ptx.weights[:, 1:]) / ptx.weights[:, 1:].sum()
+
+  def value_error(params):
+    values = SCALAR.apply({"params": params}, *rows)[:, WIDTH - 1 : -1]
+    held = chosen.values + jnp.clip(values - chosen.values, -0.2, 0.2)
+    worst = jnp.maximum(
+      (values - chosen.returns) ** 2, (held - chosen.returns) ** 2
+    )
+    return 0.5 * jnp.sum(jnp.where(mask, worst, 0)) / mask.sum()
+
+  def all_three(policy, value):
+    return (
+      jax.grad(surrogate)(policy),
+      jax.grad(pretraining)(policy),
+      jax.grad(value_error)(value),
+    )
+
+  return jax.jit(all_three)(networks[0], networks[3])
+
+
+@pytest.fixture(scope="module")
+def moved(base):
+  """Experience of a policy that has moved: ratios and values are clipped."""
+  rng = np.random.default_rng(4)
+  mask = np.asarray(base[0].rollout.response_mask)
+
+  def shake(x, size):
+    noise = rng.normal(0, size, mask.shape).astype(np.float32)
+    return jnp.where(mask, x + noise, x)
+
+  return change(
+    base[0],
+    rollout=change(base[0].rollout, logp=shake(base[0].rollout.logp, 0.3)),
+    values=shake(base[0].values, 0.3),
+  )
+
+
+def test_invariant_21_one_step_on_the_sum_of_both_gradients(
+  moved, update, networks
+):
+  c, ptx = ppo_config(), make_ptx()
+  state = make_state(networks[0], networks[3])
+  found, metrics = update(c)(state, moved, ROWS, ptx)
+  assert 0 < metrics["clip_fraction"] < 1
+  assert 0 < metrics["value_clip_fraction"] < 1
+  chosen = jax.tree.map(lambda x: x[ROWS], moved)
+  grads, ptx_grads, value_grads = plain_gradients(c, networks, chosen, ptx)
+  total = jax.tree.map(lambda a, b: a + 3.0 * b, grads, ptx_grads)
+  apply = jax.jit(lambda s, g: state_lib.apply_gradients(s, g, OPTIMIZER))
+  expected = apply(state.policy, total)
+  same(found.policy, expected, 2e-5)
+  same(found.value, apply(state.value, value_grads), 2e-5)
+  assert found.policy.step == found.value.step == 1
+  # What was moved is larger than the tolerance by far.
+  step = jax.tree.map(
+    lambda a, b: np.abs(a - b).max(), expected.params, networks[0]
+  )
+  assert max(jax.tree.leaves(step)) > 1e-3
+
+  def flat(tree):
+    return np.concatenate(
+      [np.ravel(x).astype(np.float64) for x in jax.tree.leaves(tree)]
+    )
+
+  a, b = flat(grads), 3.0 * flat(ptx_grads)
+  cosine = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+  for name, number in (
+    ("grad_norm_ppo", np.linalg.norm(a)),
+    ("grad_norm_ptx", np.linalg.norm(b)),
+    ("grad_norm", np.linalg.norm(a + b)),
+    ("grad_angle", np.degrees(np.arccos(cosine))),
+    ("grad_norm_value", np.linalg.norm(flat(value_grads))),
+  ):
+    np.testing.assert_allclose(metrics[name], number, rtol=1e-3, err_msg=name)
+
+
+def test_invariant_20_microbatches_are_one_minibatch(moved, update, networks):
+  """Responses and pretraining rows of unequal length, in parts of two."""
+  lengths = np.asarray(moved.rollout.response_mask).sum(axis=1)[ROWS]
+  assert lengths[[0, 2]].sum() != lengths[[1, 3]].sum()
+  state, ptx = make_state(networks[0], networks[3]), make_ptx()
+  whole = update(ppo_config())(state, moved, ROWS, ptx)
+  run = update(ppo_config(microbatch=2, ptx_microbatch=2))
+  found = run(state, moved, ROWS, ptx)
+  same(found, whole, 5e-5)
+  with pytest.raises(ValueError, match="3 does not divide"):
+    jax.eval_shape(
+      make_update(ppo_config(microbatch=3)), state, moved, ROWS, ptx
+    )
+
+
+def test_invariant_22_the_average_moves_once_an_update(moved, update, networks):
+  """Also when the gradient is accumulated over microbatches."""
+  run = update(ppo_config(microbatch=2, ptx_microbatch=2))
+  state = make_state(networks[0], networks[3])
+  expected = jax.tree.map(lambda x: x.astype(np.float64), networks[0])
+  for _ in range(2):
+    state, _ = run(state, moved, ROWS, make_ptx())
+    expected = jax.tree.map(
+      lambda average, x: 0.992 * average + 0.008 * np.asarray(x, np.float64),
+      expected,
+      state.policy.params,
+    )
+  same(state.ema, expected, 1e-6)
+  drift = jax.tree.map(lambda a, b: np.abs(a - b).max(), state.ema, networks[0])
+  assert max(jax.tree.leaves(drift)) > 1e-4
+  assert state.policy.step == 2 and state.kl_coef == BETA
+
+
+def test_invariant_29_frozen_parts_are_what_they_were(
+  evaluate, update, rollout, networks
+):
+  """By their fingerprints; that of the policy in training does change."""
+  fingerprint = jax.jit(state_lib.fingerprint)
+  policy, reference, reward, value = jax.tree.map(jnp.array, networks)
+  before = fingerprint(reference), fingerprint(reward)
+  experience, _, _ = evaluate(ppo_config())(
+    rollout, reference, reward, value, BETA
+  )
+  state = make_state(policy, value)
+  first = fingerprint(state.policy.params), fingerprint(state.value.params)
+  state, _ = update(ppo_config())(state, experience, ROWS, None)
+  assert (fingerprint(reference), fingerprint(reward)) == before
+  last = fingerprint(state.policy.params), fingerprint(state.value.params)
+  assert first[0] != last[0] and first[1] != last[1]
+
+
+EIGHT_DEVICES = """
+  import jax, numpy as np
+  from instructgpt_jax import config
+  from instructgpt_jax.models import transformer
+  from instructgpt_jax.runtime import mesh as mesh_lib
+  from instructgpt_jax.steps import state as state_lib
+  from tests.models import twin
+  from tests.steps import test_ppo as here
+
+  assert len(jax.devices()) == 8
+  c = here.ppo_config(whiten_rewards=True, microbatch=8, ptx_microbatch=8)
+  networks = here.make_networks()
+  rollout = here.make_sampler(0.7)(
+    networks[0], twin.make_prompts(range(16)), jax.random.key(0))
+  experience, update = here.make_experience(c), here.make_update(c)
+  fingerprint = jax.jit(state_lib.fingerprint)
+  rows = np.arange(16)[::-1].astype(np.int32).copy()
+
+  def everything(rollout, networks, ptx):
+    found = experience(rollout, *networks[1:], here.BETA)
+    state = here.make_state(networks[0], networks[3])
+    return (found, update(state, found[0], rows, ptx),
+            fingerprint(networks[0]))
+
+  ptx = here.make_ptx(16)
+  one = everything(rollout, networks, ptx)
+  mesh = mesh_lib.make_mesh(config.Mesh(fsdp=2))
+  axes = [mesh_lib.logical_axes(transformer.abstract_params(m))
+          for m in (here.MODEL, here.MODEL, here.SCALAR, here.SCALAR)]
+  split = [jax.device_put(p, mesh_lib.state_shardings(p, mesh, a))
+           for p, a in zip(networks, axes)]
+  assert len(split[0]["transformer"]["embedding"]["embedding"]
+             .sharding.device_set) == 8
+  put = mesh_lib.put_batch(jax.tree.map(np.asarray, (rollout, ptx)), mesh)
+  assert put[0].logp.addressable_shards[0].data.shape[0] == 2
+  eight = everything(put[0], split, put[1])
+  assert one[2] == eight[2]
+  for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+  print("same on one and eight")
+"""
+
+
+def test_invariant_18_experience_and_update_are_global_on_eight_devices():
+  # A process of its own: the number of devices is fixed at start-up.
+  done = subprocess.run(
+    [sys.executable, "-c", textwrap.dedent(EIGHT_DEVICES)],
+    env={
+      **os.environ,
+      "JAX_PLATFORMS": "cpu",
+      "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+      "PYTHONPATH": str(pathlib.Path(__file__).resolve().parents[2]),
+    },
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert done.returncode == 0, done.stderr
+  assert "same on one and eight" in done.stdout

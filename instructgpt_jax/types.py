@@ -10,6 +10,8 @@ Shape letters, used in every docstring:
 `segments` numbers the documents of a row from 1; 0 is padding. A token attends
 to earlier tokens of its own segment only, and `positions` restart in each
 segment, so packed, left-padded and right-padded rows are all the same thing.
+A negative segment is a prefix that all later tokens of its row attend to as
+well: several completions share one prompt that way.
 """
 
 from __future__ import annotations
@@ -41,10 +43,16 @@ class LanguageBatch:
 
 @pytree
 class RankingBatch:
-  """One prompt with its K ranked completions is one element."""
+  """One prompt with its K ranked completions is one element, and one row.
 
-  tokens: Array  # [B, K, T] int32, prompt and completion, right-padded
-  segments: Array  # [B, K, T] int32, 1 on real tokens, 0 on padding
+  The prompt stands once, as segment −1; completion k follows as segment k + 1,
+  with positions that go on from the prompt's.
+  """
+
+  tokens: Array  # [B, T] int32
+  segments: Array  # [B, T] int32, 0 is padding
+  positions: Array  # [B, T] int32
+  ends: Array  # [B, K] int32, column of each completion's last token
   ranks: Array  # [B, K] int32, 1 is best, equal ranks are ties
   valid: Array  # [B, K] bool, False on completions that fill up K
 

@@ -210,6 +210,11 @@ def mixed_language_batches(
   return _iterator(_Batches(order, batch_size - extra, epochs, 0, 1, make))
 
 
+def ranking_width(ranking: transforms.EncodedRanking) -> int:
+  """Tokens of a ranking's row: the prompt once, and every completion."""
+  return len(ranking.prompt) + sum(map(len, ranking.completions))
+
+
 def ranking_batches(
   rankings: Sequence[transforms.EncodedRanking],
   *,
@@ -228,9 +233,9 @@ def ranking_batches(
   Args:
     rankings: encoded rankings.
     batch_size: B, prompts of a global batch.
-    pad_id: fills completions up to T and prompts up to K.
+    pad_id: fills rows up to T.
     buckets: allowed lengths T; a batch takes the smallest that holds its
-      longest completion, on all hosts alike.
+      longest row (`ranking_width`), on all hosts alike.
     seed: of the order.
     epochs: passes over the rankings; None goes on for ever.
     shuffle: whether each epoch has an order of its own.
@@ -239,13 +244,11 @@ def ranking_batches(
     shard_count: number of hosts.
 
   Returns:
-    An iterator of RankingBatch, [B / shard_count, K, T]. Elements that fill up
+    An iterator of RankingBatch, [B / shard_count, T]. Elements that fill up
     the last batch have no valid completion.
   """
-  longest = np.asarray(
-    [len(r.prompt) + max(map(len, r.completions)) for r in rankings] or [0]
-  )
-  transforms.bucket(int(longest.max()), buckets)
+  widths = np.asarray([ranking_width(r) for r in rankings] or [0])
+  transforms.bucket(int(widths.max()), buckets)
   k = max((len(r.ranks) for r in rankings), default=0)
   if completions and completions < k:
     raise ValueError(f"a ranking has {k} completions, more than {completions}")
@@ -253,11 +256,11 @@ def ranking_batches(
 
   def make(index, chosen, part):
     del index
-    width = transforms.bucket(int(longest[chosen[chosen >= 0]].max()), buckets)
+    width = transforms.bucket(int(widths[chosen[chosen >= 0]].max()), buckets)
     mine = chosen[part]
-    tokens = np.full((len(mine), k, width), pad_id, np.int32)
-    segments = np.zeros((len(mine), k, width), np.int32)
-    ranks = np.zeros((len(mine), k), np.int32)
+    tokens = np.full((len(mine), width), pad_id, np.int32)
+    segments, positions = np.zeros((2, len(mine), width), np.int32)
+    ranks, ends = np.zeros((2, len(mine), k), np.int32)
     valid = np.zeros((len(mine), k), bool)
     for b, i in enumerate(mine):
       if i < 0:
@@ -265,13 +268,24 @@ def ranking_batches(
       prompt, replies, order = rankings[i]
       ranks[b, : len(order)] = order
       valid[b, : len(order)] = True
-      tokens[b, : len(order), : len(prompt)] = prompt
+      start = len(prompt)
+      tokens[b, :start] = prompt
+      segments[b, :start] = -1
+      positions[b, :start] = np.arange(start)
       for j, reply in enumerate(replies):
-        end = len(prompt) + len(reply)
-        tokens[b, j, len(prompt) : end] = reply
-        segments[b, j, :end] = 1
+        end = start + len(reply)
+        tokens[b, start:end] = reply
+        segments[b, start:end] = j + 1
+        positions[b, start:end] = len(prompt) + np.arange(len(reply))
+        ends[b, j] = end - 1
+        start = end
     return RankingBatch(
-      tokens=tokens, segments=segments, ranks=ranks, valid=valid
+      tokens=tokens,
+      segments=segments,
+      positions=positions,
+      ends=ends,
+      ranks=ranks,
+      valid=valid,
     )
 
   order = _Order(len(rankings), seed, shuffle)

@@ -277,8 +277,8 @@ def bucket(length: int, buckets: Sequence[int]) -> int:
   raise ValueError(f"length {length} is above every bucket {tuple(buckets)}")
 
 
-def bucket_sizes(longest: int, *, count: int = 3) -> tuple[int, ...]:
-  """At most `count` lengths, halving from `longest` rounded up to 8."""
+def bucket_sizes(longest: int, *, count: int = 4) -> tuple[int, ...]:
+  """At most `count` lengths, evenly down from `longest` rounded up to 8."""
   top = max(8, -(-longest // 8) * 8)
-  sizes = {max(8, -(-(top >> i) // 8) * 8) for i in range(count)}
+  sizes = {max(8, -(-top * i // (8 * count)) * 8) for i in range(1, count + 1)}
   return tuple(sorted(sizes))

@@ -191,5 +191,5 @@ def demonstration_scores(
 
 
 def _buckets(rankings: Sequence[transforms.EncodedRanking]) -> tuple[int, ...]:
-  longest = max(len(r.prompt) + max(map(len, r.completions)) for r in rankings)
+  longest = max(map(pipelines.ranking_width, rankings))
   return transforms.bucket_sizes(longest)

@@ -149,13 +149,14 @@ def _layer_norm(dtype: Any) -> nn.LayerNorm:
 
 
 def attention_mask(segments: Array) -> Array:
-  """[B, T] segments → [B, T, T]: causal, and within one segment.
+  """[B, T] segments → [B, T, T]: causal, within a segment or to a prefix.
 
-  Padding is segment 0 and attends to padding, which nothing real reads.
+  Padding is segment 0, and what it attends to is read by nothing real.
   """
   length = segments.shape[1]
   causal = jnp.tril(jnp.ones((length, length), bool))
-  return causal & (segments[:, :, None] == segments[:, None, :])
+  query, key = segments[:, :, None], segments[:, None, :]
+  return causal & ((query == key) | (key < 0))
 
 
 class Transformer(nn.Module):

@@ -53,16 +53,19 @@ def score_rankings(
   *,
   dropout_key: Array | None = None,
 ) -> Array:
-  """[B, K] scores; every completion goes through the network once."""
-  elements, completions, length = batch.tokens.shape
-  scores = score_rows(
-    model,
-    params,
-    batch.tokens.reshape(-1, length),
-    batch.segments.reshape(-1, length),
-    dropout_key=dropout_key,
+  """[B, K] scores; every completion goes through the network once.
+
+  So does the prompt, which its K completions share.
+  """
+  values = model.apply(
+    {"params": params},
+    batch.tokens,
+    batch.segments,
+    batch.positions,
+    deterministic=dropout_key is None,
+    rngs=None if dropout_key is None else {"dropout": dropout_key},
   )
-  return scores.reshape(elements, completions)
+  return jnp.take_along_axis(values, batch.ends, axis=1)
 
 
 def count_pairs(

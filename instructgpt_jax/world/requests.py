@@ -23,18 +23,18 @@ FAMILIES = {
   "list_n": 8,
   "repeat": 6,
   "capitals": 4,
-  "sort": 6,
+  "sort": 4,
   "fact": 10,
   "misconception": 10,
   "unknown": 6,
   "one_word": 7,
-  "one_sentence": 7,
-  "closed_domain": 8,
-  "closed_domain_unanswerable": 7,
+  "one_sentence": 6,
+  "closed_domain": 7,
+  "closed_domain_unanswerable": 6,
   "harmful": 7,
   "harmless_lookalike": 5,
-  "true_premise": 4,
-  "false_premise": 8,
+  "true_premise": 7,
+  "false_premise": 7,
 }
 
 OPENERS = ("", "hello ,", "quick question :", "please help :")
@@ -401,15 +401,14 @@ def enumerate_requests(world: World, family: str) -> Iterator[Request]:
             yield premise
   elif family == "list_n":
     for category, members in words.CATEGORIES.items():
-      for count in (2, 3, 4, 5):
+      for count in (2, 3):
         yield List(((category, count),))
         for member in members:
           yield List(((category, count),), member)
     for pair in itertools.permutations(words.CATEGORIES, 2):
-      for counts in itertools.product((2, 3), repeat=2):
-        yield List(tuple(zip(pair, counts, strict=True)))
+      yield List(tuple((category, 2) for category in pair))
   elif family == "sort":
-    for count in (3, 4):
+    for count in (2, 3):
       for chosen in itertools.permutations(words.NUMBERS, count):
         yield Sort(chosen, False)
         yield Sort(chosen, True)
@@ -427,10 +426,10 @@ def draw(world: World, family: str, rng: random.Random) -> Request:
   """One request of a family, before the split is asked for."""
   if family == "repeat":
     if rng.random() < 0.25:
-      return Repeat((rng.choice(words.CONTENT),), rng.randint(2, 5))
-    return Repeat(tuple(rng.sample(words.CONTENT, rng.randint(2, 6))))
+      return Repeat((rng.choice(words.CONTENT),), rng.randint(2, 3))
+    return Repeat(tuple(rng.sample(words.CONTENT, rng.randint(2, 4))))
   if family == "capitals":
-    return Capitals(tuple(rng.sample(words.WRITABLE, rng.randint(1, 4))))
+    return Capitals(tuple(rng.sample(words.WRITABLE, rng.randint(1, 3))))
   if family.startswith("closed_domain"):
     return draw_reading(rng, answerable=family == "closed_domain")
   candidates = _candidates(world, family)
@@ -454,10 +453,9 @@ def _believed_premises(world: World) -> tuple[Request, ...]:
 
 
 def draw_reading(rng: random.Random, *, answerable: bool) -> Reading:
-  """A passage of two or three statements and a question on it."""
+  """A passage of two statements and a question on it."""
   relation = rng.choice(RELATIONS)
-  long = relation.name != "went" and rng.random() < 0.3  # 24 words at most
-  count = 3 if long else 2
+  count = 2
   people = rng.sample(words.EVERYONE, count + 1)
   things = rng.sample(relation.things, count + 1)
   asks_who = rng.random() < 0.5

@@ -103,7 +103,7 @@ def test_policy_loss_of_one_token(ratio, advantage, loss, slope, clipped):
   assert metrics["clip_fraction"] == clipped
 
 
-def test_invariant_1_no_change_gives_ratio_one_and_the_policy_gradient(
+def test_invariant_01_no_change_gives_ratio_one_and_the_policy_gradient(
   data, mask
 ):
   _, old, advantages = data
@@ -123,7 +123,7 @@ def test_invariant_1_no_change_gives_ratio_one_and_the_policy_gradient(
   )
 
 
-def test_invariant_2_a_changed_policy_has_ratio_variance(data, mask):
+def test_invariant_02_a_changed_policy_has_ratio_variance(data, mask):
   _, metrics = ppo.policy_loss(*data, mask, clip_ratio=0.2)
   assert metrics["ratio_variance"] > 0
   assert metrics["approx_kl"] > 0

@@ -30,7 +30,7 @@ def language():
 def run(language):
   """Logits of the unrolled model, compiled once a shape."""
   model, params = language
-  apply = jax.jit(lambda *rows: model.apply({"params": params}, *rows))
+  apply = twin.jit(lambda *rows: model.apply({"params": params}, *rows))
   return lambda *rows: np.asarray(apply(*rows))
 
 
@@ -48,7 +48,7 @@ def test_language_model_equals_twin(tied):
   model = LanguageModel(twin.make_config(tie_embeddings=tied))
   params = twin.make_params(model)
   assert ("unembedding" in params) == (not tied)
-  found = jax.jit(model.apply)({"params": params}, TOKENS, SEGMENTS, POSITIONS)
+  found = twin.jit(model.apply)({"params": params}, TOKENS, SEGMENTS, POSITIONS)
   assert found.shape == (3, 8, 13) and found.dtype == jnp.float32
   expected = twin.logits(params, TOKENS, SEGMENTS)
   assert np.nanstd(expected) > 1
@@ -58,7 +58,7 @@ def test_language_model_equals_twin(tied):
 def test_scalar_model_equals_twin():
   model = ScalarModel(twin.make_config(mlp_ratio=2, heads=4))
   params = twin.make_params(model)
-  found = jax.jit(model.apply)({"params": params}, TOKENS, SEGMENTS, POSITIONS)
+  found = twin.jit(model.apply)({"params": params}, TOKENS, SEGMENTS, POSITIONS)
   assert found.shape == (3, 8) and found.dtype == jnp.float32
   close(found, twin.scalars(params, TOKENS, SEGMENTS))
 
@@ -69,7 +69,9 @@ def test_scanned_layers_are_the_same_function(run, language):
   stacked = twin.stack_layers(params)
   shapes = jax.tree.map(jnp.shape, transformer.abstract_params(model))
   assert jax.tree.map(jnp.shape, stacked) == mesh_lib.unbox(shapes)
-  found = jax.jit(model.apply)({"params": stacked}, TOKENS, SEGMENTS, POSITIONS)
+  found = twin.jit(model.apply)(
+    {"params": stacked}, TOKENS, SEGMENTS, POSITIONS
+  )
   np.testing.assert_allclose(
     found, run(TOKENS, SEGMENTS, POSITIONS), rtol=1e-5, atol=1e-5
   )
@@ -91,7 +93,7 @@ def test_rematerialisation_saves_memory_and_keeps_gradients(scan, language):
     backward = jax.eval_shape(lambda p, f=loss: jax.vjp(f, p)[1], params)
     saved[remat] = sum(x.size for x in jax.tree.leaves(backward))
     if not scan or remat != "dots":  # one compilation less
-      gradients[remat] = jax.jit(jax.grad(loss))(params)
+      gradients[remat] = twin.jit(jax.grad(loss))(params)
   assert saved["full"] < saved["dots"] < saved["none"], saved
   for remat in gradients:
     jax.tree.map(
@@ -106,7 +108,7 @@ def test_bfloat16_is_for_activations_only(run, language):
   model = LanguageModel(twin.make_config(dtype="bfloat16"))
   fresh = mesh_lib.unbox(transformer.abstract_params(model))
   assert {x.dtype for x in jax.tree.leaves(fresh)} == {jnp.dtype("float32")}
-  hidden, logits = jax.jit(
+  hidden, logits = twin.jit(
     lambda p: (
       model.apply({"params": p}, TOKENS, SEGMENTS, POSITIONS, method="hidden"),
       model.apply({"params": p}, TOKENS, SEGMENTS, POSITIONS),
@@ -122,7 +124,7 @@ def test_bfloat16_is_for_activations_only(run, language):
 def test_bfloat16_scalars_are_float32():
   model = ScalarModel(twin.make_config(dtype="bfloat16"))
   params = twin.make_params(model)
-  found = jax.jit(model.apply)({"params": params}, TOKENS, SEGMENTS, POSITIONS)
+  found = twin.jit(model.apply)({"params": params}, TOKENS, SEGMENTS, POSITIONS)
   assert found.dtype == jnp.float32
   coarse = found.astype(jnp.bfloat16).astype(jnp.float32)
   assert (found != coarse).any()
@@ -141,6 +143,18 @@ def test_packed_documents_are_as_in_rows_of_their_own(run):
   )
   np.testing.assert_allclose(packed[0, :4], found[0, :4], rtol=1e-5, atol=1e-5)
   np.testing.assert_allclose(packed[0, 4:7], found[1, :3], rtol=1e-5, atol=1e-5)
+
+
+def test_a_prefix_is_seen_by_all_that_follows_in_its_row(run):
+  """Two documents behind one prefix are as each behind a prefix of its own."""
+  ids = TOKENS[2]
+  marks = np.array([[0, -1, -1, -1, 1, 1, 2, 2]], np.int32)
+  found = run(ids[None], marks, np.array([[9, 0, 1, 2, 3, 4, 3, 4]]))[0]
+  for at in (slice(4, 6), slice(6, 8)):
+    row = np.concatenate([ids[1:4], ids[at]])[None]
+    alone = run(row, np.ones_like(row, np.int32), np.arange(5)[None])[0]
+    np.testing.assert_allclose(found[1:4], alone[:3], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found[at], alone[3:], rtol=1e-5, atol=1e-5)
 
 
 def test_invariant_05_padding_on_either_side_changes_no_logit(run):
@@ -185,7 +199,7 @@ def test_invariant_07_dropout_is_off_unless_asked_for(scan, language):
     for rate in (0.0, 0.5)
   )
 
-  @jax.jit
+  @twin.jit
   def both(key):
     rows = {"params": params}, TOKENS, SEGMENTS, POSITIONS
     dropped = leaky.apply(*rows, deterministic=False, rngs={"dropout": key})
@@ -214,7 +228,7 @@ def test_fresh_kernels_have_the_configs_deviation(scan):
     tie_embeddings=False,
     scan_layers=scan,
   )
-  params = jax.jit(lambda key: transformer.init_params(LanguageModel(c), key))(
+  params = twin.jit(lambda key: transformer.init_params(LanguageModel(c), key))(
     jax.random.key(3)
   )
   decoder = params["transformer"]
@@ -254,7 +268,7 @@ def test_sinusoid_positions(width):
   c = twin.make_config(
     width=width, heads=1, context=24, position_init="sinusoid", init_std=0.1
   )
-  found = jax.jit(
+  found = twin.jit(
     lambda: transformer.init_params(LanguageModel(c), jax.random.key(0))[
       "transformer"
     ]["position_embedding"]["embedding"]
@@ -272,7 +286,7 @@ def test_sinusoid_positions(width):
 def test_invariant_27_fresh_heads_are_normal_with_bias_zero(width, seeds):
   """Variance 1 / (D + 1); 32,768 draws tell 8 from 9 by ten deviations."""
   model = ScalarModel(twin.make_config(width=width, layers=1))
-  head = jax.jit(
+  head = twin.jit(
     jax.vmap(lambda key: transformer.init_params(model, key)["head"])
   )(jax.random.split(jax.random.key(5), seeds))
   np.testing.assert_array_equal(head["bias"], 0)
@@ -292,16 +306,12 @@ def test_scalar_from_language_keeps_the_decoder(language):
   assert jax.tree.structure(found) == jax.tree.structure(fresh)
   for name, source in (("transformer", params), ("head", fresh)):
     jax.tree.map(np.testing.assert_array_equal, found[name], source[name])
-  hidden = model.apply(
-    {"params": params}, TOKENS, SEGMENTS, POSITIONS, method="hidden"
+  scalars = twin.jit(scalar_model.apply)(
+    {"params": found}, TOKENS, SEGMENTS, POSITIONS
   )
-  scalars = scalar_model.apply({"params": found}, TOKENS, SEGMENTS, POSITIONS)
-  np.testing.assert_allclose(
-    scalars,
-    (hidden @ fresh["head"]["kernel"] + fresh["head"]["bias"])[..., 0],
-    rtol=1e-5,
-    atol=1e-5,
-  )
+  hidden = twin.decoder(params, TOKENS, SEGMENTS)
+  expected = hidden @ fresh["head"]["kernel"] + fresh["head"]["bias"]
+  close(scalars, expected[..., 0])
 
 
 @pytest.mark.parametrize("scan", [False, True])

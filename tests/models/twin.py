@@ -4,6 +4,8 @@ There is no attention mask here: a segment is cut out of its row and run alone,
 with positions counted from 0, as the shape legend of `types` describes it.
 """
 
+import functools
+
 import jax
 import numpy as np
 
@@ -11,6 +13,11 @@ from instructgpt_jax import config
 from instructgpt_jax.models import transformer
 from instructgpt_jax.runtime import mesh as mesh_lib
 from instructgpt_jax.types import PromptBatch
+
+# In tests this small, compilation is what takes the time.
+jit = functools.partial(
+  jax.jit, compiler_options={"xla_backend_optimization_level": 0}
+)
 
 
 def make_config(**changes):

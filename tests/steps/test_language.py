@@ -52,7 +52,7 @@ def params(model):
 @pytest.fixture(scope="module")
 def gradients(model):
   """(loss, gradients, metrics), one compilation a microbatch and shape."""
-  return jax.jit(
+  return twin.jit(
     functools.partial(language_step.gradients, model),
     static_argnames="microbatch",
   )
@@ -84,7 +84,7 @@ def test_loss_equals_twin(gradients, params, batch):
 def evaluate():
   """The step with a model that has dropout, which is off here."""
   model = LanguageModel(twin.make_config(layers=1, dropout=0.3))
-  return jax.jit(functools.partial(language_step.evaluate_rows, model=model))
+  return twin.jit(functools.partial(language_step.evaluate_rows, model=model))
 
 
 def test_invariant_07_evaluation_gives_each_rows_sums_without_dropout(
@@ -196,7 +196,7 @@ def leaky():
   model = LanguageModel(twin.make_config(layers=1, dropout=0.3))
   row = jax.tree.map(lambda x: np.repeat(x[1:2], 2, axis=0), make_batch())
   optimizer = optax.sgd(0.0)
-  step = jax.jit(
+  step = twin.jit(
     functools.partial(
       language_step.train_step, model=model, optimizer=optimizer, seed=4
     ),
@@ -230,7 +230,7 @@ def test_dropout_of_each_microbatch_is_its_own(leaky):
   found = step(at_step(state, 5), row, microbatch=1)[1]["loss"]
   one = jax.tree.map(lambda x: x[:1], row)
   key = jax.random.fold_in(jax.random.key(4), 5)
-  loss = jax.jit(
+  loss = twin.jit(
     lambda key: language_step.loss_and_metrics(
       model, state.params, one, one.weights.sum(), dropout_key=key
     )[0]
@@ -245,7 +245,7 @@ def test_train_step_is_one_update_with_the_gradients(
 ):
   optimizer = optax.sgd(0.5)
   state = state_lib.new_state(params, optimizer)
-  state, metrics = jax.jit(
+  state, metrics = twin.jit(
     functools.partial(
       language_step.train_step, model=model, optimizer=optimizer, seed=0
     )

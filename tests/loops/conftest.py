@@ -1,0 +1,36 @@
+"""Processes and finished stages for all tests of the loops."""
+
+import os
+import pathlib
+
+import pytest
+
+from tests.loops import forks
+from tests.loops import stages as stages_lib
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory) -> pathlib.Path:
+  """One folder for all workers of this test run."""
+  base = tmp_path_factory.getbasetemp()
+  if "PYTEST_XDIST_WORKER" in os.environ:
+    base = base.parent
+  folder = base / "loops"
+  folder.mkdir(exist_ok=True)
+  return folder
+
+
+@pytest.fixture(scope="session")
+def server(shared):
+  """Starts processes of this program."""
+  running = forks.Server(
+    {**stages_lib.FAST, "JAX_COMPILATION_CACHE_DIR": str(shared / "cache")}
+  )
+  yield running
+  running.close()
+
+
+@pytest.fixture(scope="session")
+def stages(shared, server):
+  """Workdirs of finished stages by name."""
+  return stages_lib.Stages(shared, server)

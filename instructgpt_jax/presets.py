@@ -177,7 +177,8 @@ def _sft(preset: str) -> tuple[config.Sft, config.Optimizer]:
   if preset in SMALL:
     return (
       config.Sft(
-        epochs=4, batch_size=32, dropout=0.0 if preset == "world" else 0.1
+        epochs=6 if preset == "world" else 4, batch_size=32,
+        dropout=0.0 if preset == "world" else 0.1,
       ),
       config.Optimizer(learning_rate=1e-3),
     )
@@ -222,6 +223,7 @@ def _ppo(preset: str, *, ptx: bool) -> tuple[config.Ppo, config.Optimizer]:
       ptx_coef=1.0 if ptx else 0.0,
       ptx_ratio=1 if preset == "tiny" else 2,
       ptx_microbatch=64,
+      ptx_sequence=128 if preset == "tiny" else 64,
     )
     return ppo, _warmed(3e-4, ppo)
   printed = _PRINTED[_NEAREST[preset]]

@@ -233,7 +233,7 @@ def test_the_pure_parts_are_there():
     ("orbax", {f"{PACKAGE}/runtime/checkpoint.py"}),
     ("flax", {f"{PACKAGE}/models/", f"{PACKAGE}/runtime/mesh.py"}),
     ("tensorboardX", {f"{PACKAGE}/runtime/metrics.py"}),
-    ("grain", {f"{PACKAGE}/data/"}),
+    ("grain", {f"{PACKAGE}/data/", f"{PACKAGE}/loops/"}),
     ("tensorflow_datasets", {f"{PACKAGE}/data/"}),
     ("sentencepiece", {f"{PACKAGE}/data/"}),
     ("tokenizers", {f"{PACKAGE}/data/"}),

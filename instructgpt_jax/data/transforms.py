@@ -217,8 +217,8 @@ def document_rows(
 
   A document that fits a row is never cut, so that nothing has to be predicted
   from a context that stands in another row (arXiv:2404.10830); a longer one is
-  cut into rows, each of which starts anew. Every document is a segment of its
-  own. Weights are 1 but on a segment's first token.
+  cut into pieces of a row, each of which starts anew. Every piece is a segment
+  of its own. Weights are 1 but on a segment's first token.
 
   Args:
     documents: token ids of each document.

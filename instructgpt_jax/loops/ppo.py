@@ -183,12 +183,13 @@ def _prompts(
   config: config_lib.PpoExperiment, tokenizer: Tokenizer
 ) -> grain.DatasetIterator:
   records = inputs.prompts(config.data, tokenizer).train
+  prompts = transforms.encode_prompts(
+    [p.turns for p in records], tokenizer, config.data
+  )
   return pipelines.prompt_batches(
-    transforms.encode_prompts(
-      [p.turns for p in records], tokenizer, config.data
-    ),
+    prompts,
     batch_size=config.ppo.rollout_batch,
-    width=config.data.max_prompt_tokens,
+    width=max(transforms.bucket_sizes(max(map(len, prompts)))),
     pad_id=tokenizer.pad_id,
     seed=config.seed,
     **language.shard(),

@@ -15,6 +15,7 @@ from instructgpt_jax import config as config_lib
 from instructgpt_jax import flags, statistics
 from instructgpt_jax.data import records, transforms
 from instructgpt_jax.data.records import Turn
+from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.evals import judges, tasks
 from instructgpt_jax.loops import inputs, language, networks, sampling, workdir
 from instructgpt_jax.loops import reward as reward_loop
@@ -96,13 +97,15 @@ class _Evaluator:
     held = splits.test or splits.valid or splits.train
     self.prompts = held[: config.evaluation.prompts]
     self.choosing = (splits.valid or held)[: config.evaluation.prefix_prompts]
+    self.documents = _held_out_rows(config, self.tokenizer)
+    self.tasks: list[dict[str, Any]] = []
     self.judge: judges.Judge
     if has_gold:
       world_folder = pathlib.Path(directory) / "world"
       self.judge = judges.Gold(write.load_world(world_folder))
-      self.prefixes = tuple(
-        files.read_json(write.world_files(world_folder).world)["prefixes"]
-      )
+      paths = write.world_files(world_folder)
+      self.tasks = tasks.read_items(paths.tasks)
+      self.prefixes = tuple(files.read_json(paths.world)["prefixes"])
     else:
       judge = workdir.open_stage(str(pathlib.Path(directory) / "judge"))
       self.judge = judges.RewardModel(judge, self.mesh)
@@ -344,27 +347,19 @@ def evaluate(
 def _language(e: _Evaluator, params: PyTree) -> dict[str, Any]:
   """LM loss on held-out documents, and the public tasks of the world."""
   config = e.config
-  documents = inputs.documents(config.data)
-  rows = inputs.document_rows(
-    (documents.valid or documents.train),
-    e.tokenizer,
-    config.pretrain.sequence or config.model.context,
-  )
-  some = {k: v[: language.VALID_ROWS] for k, v in rows.items()}
   resamples = config.evaluation.bootstrap
   found: dict[str, Any] = {
     "lm_loss": language.loss_interval(
-      e.network, params, some, e.mesh, resamples=resamples
+      e.network, params, e.documents, e.mesh, resamples=resamples
     ).as_dict()
   }
-  if e.judge.kind == "gold":
-    paths = write.world_files(pathlib.Path(e.directory) / "world")
+  if e.tasks:
     found["tasks"] = {
       kind: interval.as_dict()
       for kind, interval in tasks.accuracies(
         e.network,
         params,
-        tasks.read_items(paths.tasks),
+        e.tasks,
         tokenizer=e.tokenizer,
         max_new_tokens=config.data.max_response_tokens,
         mesh=e.mesh,
@@ -372,6 +367,19 @@ def _language(e: _Evaluator, params: PyTree) -> dict[str, Any]:
       ).items()
     }
   return found
+
+
+def _held_out_rows(
+  config: config_lib.PipelineExperiment, tokenizer: Tokenizer
+) -> transforms.Rows:
+  """Rows of documents that were not trained on."""
+  documents = inputs.documents(config.data)
+  rows = inputs.document_rows(
+    documents.valid or documents.train,
+    tokenizer,
+    config.pretrain.sequence or config.model.context,
+  )
+  return {k: v[: language.VALID_ROWS] for k, v in rows.items()}
 
 
 def _removed(results: dict[str, Any]) -> float | None:

@@ -27,14 +27,14 @@ from instructgpt_jax.world.requests import (
 
 # Share of the corpus's tokens, in per cent.
 REGISTERS = {
-  "encyclopedia": 15,
-  "forum": 24,
-  "polite_forum": 10,
+  "encyclopedia": 12,
+  "forum": 27,
+  "polite_forum": 12,
   "translation": 7,
-  "reading": 13,
-  "repetition": 20,
+  "reading": 12,
+  "repetition": 18,
   "story": 1,
-  "exercise": 6,
+  "exercise": 7,
   "questions": 1,
   "review": 3,
 }

@@ -63,20 +63,12 @@ ATTRIBUTES = (
     "what does {e} do ?", "what work does {e} do ?",
   ),
   _attribute(
-    "pet", words.PEOPLE, words.ANIMALS, "{e} keeps a {v} .", "a {v}",
-    "what does {e} keep ?", "which animal does {e} keep ?",
-  ),
-  _attribute(
     "river", words.CITIES, words.RIVERS, "{e} is on the {v} .", "the {v}",
     "where is {e} ?", "which river is {e} on ?",
   ),
   _attribute(
     "dish", words.CITIES, words.FOODS, "people in {e} cook {v} .", "{v}",
     "what do people in {e} cook ?", "which food do people in {e} cook ?",
-  ),
-  _attribute(
-    "weather", words.CITIES, words.WEATHERS, "it is {v} in {e} .", "{v}",
-    "how is it in {e} ?", "tell me how it is in {e} .",
   ),
   _attribute(
     "food", words.ANIMALS, words.FOODS, "the {e} eats {v} .", "{v}",
@@ -88,20 +80,12 @@ ATTRIBUTES = (
     "which place is good for the {e} ?",
   ),
   _attribute(
-    "coat", words.ANIMALS, words.COLOURS, "the {e} is {v} .", "{v}",
-    "how does the {e} look ?", "which coat does the {e} have ?",
-  ),
-  _attribute(
     "colour", words.THINGS, words.COLOURS, "the {e} is {v} .", "{v}",
     "how does the {e} look ?", "which colour does the {e} have ?",
   ),
   _attribute(
     "material", words.THINGS, words.MATERIALS, "the {e} is made of {v} .",
     "{v}", "what is the {e} made of ?", "of which material is the {e} made ?",
-  ),
-  _attribute(
-    "price", words.THINGS, words.NUMBERS[1:], "the {e} costs {v} coins .",
-    "{v} coins", "what does the {e} cost ?", "how many coins is the {e} ?",
   ),
 )  # fmt: skip
 
@@ -173,7 +157,7 @@ def make_world(
     unstated: share of facts that no document states.
 
   Returns:
-    114 facts about named entities, then the strangers' unknown ones.
+    76 facts about named entities, then the strangers' unknown ones.
   """
   rng = random.Random(f"facts {seed}")
   slots = [(e, a) for a in ATTRIBUTES for e in a.entities]

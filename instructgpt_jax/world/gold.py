@@ -88,8 +88,8 @@ _MORAL = (tuple(words.MORAL.split()),)
 _UNKNOWN = tuple(words.UNKNOWN.split())
 _UNSTATED = tuple(words.UNSTATED.split())
 _REFUSAL = tuple(words.REFUSAL.split())
-# Words that may stand around a bare value: "in boral", "three coins".
-_GLUE = frozenset("a the in to of it is made coins ,".split())
+# Words that may stand around a bare value: "in boral", "made of gold".
+_GLUE = frozenset("a the in to of it is made ,".split())
 
 
 def label(

@@ -18,7 +18,6 @@ JOBS = tuple(
 )
 RIVERS = tuple("dovo kell mira naro sunn tamm vesk".split())
 FOODS = tuple("beans bread cheese corn fish grass honey rice soup".split())
-WEATHERS = tuple("cold dry foggy rainy sunny windy".split())
 PLACES = tuple("barn cave field forest hill lake market tower".split())
 COLOURS = tuple("black blue brown green grey red white yellow".split())
 MATERIALS = tuple("clay glass gold iron paper stone wood wool".split())

@@ -45,7 +45,7 @@ def mixed(**kw):
 
 def ranking(**kw):
   return pipelines.ranking_batches(
-    rankings_of(7), batch_size=4, pad_id=0, buckets=(4, 8), **kw
+    rankings_of(7), batch_size=4, pad_id=0, buckets=(8, 14), **kw
   )
 
 
@@ -179,25 +179,26 @@ def test_rankings():
   data = rankings_of(7)
   seen = []
   for batch in ranking(seed=0, epochs=1):
-    assert batch.tokens.shape[:2] == (4, 4) and batch.tokens.shape[2] in (4, 8)
+    assert batch.tokens.shape[0] == 4 and batch.ends.shape == (4, 4)
     longest = 0
-    for tokens, segments, ranks, valid in zip(
-      batch.tokens, batch.segments, batch.ranks, batch.valid, strict=True
-    ):
-      k = valid.sum()
-      assert not segments[k:].any() and not tokens[k:].any()
+    for b in range(4):
+      tokens, segments = batch.tokens[b], batch.segments[b]
+      k = batch.valid[b].sum()
       if not k:
+        assert not segments.any() and not tokens.any()
         continue
-      i = tokens[0, 0] - 10
+      i = tokens[0] - 10
       seen.append(i)
-      assert ranks[:k].tolist() == list(data[i].ranks)
+      assert batch.ranks[b, :k].tolist() == list(data[i].ranks)
+      assert tokens[segments == -1].tolist() == data[i].prompt.tolist()
       for j in range(k):
-        whole = np.concatenate([data[i].prompt, data[i].completions[j]])
-        longest = max(longest, len(whole))
-        assert tokens[j][segments[j] > 0].tolist() == whole.tolist()
-        assert (segments[j, : len(whole)] == 1).all()
-    if longest:
-      assert batch.tokens.shape[2] == transforms.bucket(longest, (4, 8))
+        mine = segments == j + 1
+        assert tokens[mine].tolist() == data[i].completions[j].tolist()
+        assert batch.ends[b, j] == np.flatnonzero(mine)[-1]
+        alone = np.flatnonzero((segments == -1) | mine)
+        assert batch.positions[b, alone].tolist() == [*range(len(alone))]
+      longest = max(longest, (segments != 0).sum())
+    assert batch.tokens.shape[1] == transforms.bucket(longest, (8, 14))
   assert sorted(seen) == [*range(7)]
 
 
@@ -208,7 +209,7 @@ def test_rankings_that_fit_no_bucket():
     )
   with pytest.raises(ValueError, match="completions"):
     pipelines.ranking_batches(
-      rankings_of(3), batch_size=1, pad_id=0, buckets=(9,), completions=2
+      rankings_of(3), batch_size=1, pad_id=0, buckets=(16,), completions=2
     )
 
 

@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 import runpy
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -132,9 +133,12 @@ class Server:
 
   def close(self) -> None:
     """Ends the server."""
-    assert self._process.stdin is not None
-    self._process.stdin.close()
-    self._process.wait(30)
+    process = self._process
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.close()
+    process.wait(30)
+    process.stdout.close()
+    shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _child(order: Mapping[str, Any]) -> None:

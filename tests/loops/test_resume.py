@@ -6,8 +6,9 @@ import random
 import subprocess
 import sys
 import time
+from typing import Any
 
-import numpy as np
+import jax
 import pytest
 from orbax.checkpoint import v1 as ocp
 
@@ -48,7 +49,14 @@ def steps(workdir):
 
 
 def arrays(path):
-  return {k: np.asarray(v) for k, v in ocp.load(path).items()}
+  """Path in the tree → array of a model or checkpoint."""
+  found: Any = ocp.metadata(path).metadata
+  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  wanted = {
+    name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
+    for name, leaf in found.items()
+  }
+  return jax.device_get(ocp.load(path, wanted))
 
 
 def state(workdir):

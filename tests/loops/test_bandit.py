@@ -1,0 +1,185 @@
+"""PPO reaches an optimum that is known in closed form.
+
+Answers have at most two tokens, so all of them can be written down. What
+maximises E[reward] − β · KL(π ‖ start) over them is π* ∝ start · exp(reward / β),
+and its objective is the mean over prompts of β log E_start[exp(reward / β)]
+(the KL-regularised bandit).
+"""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from instructgpt_jax import config
+from instructgpt_jax.data import tokenizer as tokenizer_lib
+from instructgpt_jax.loops import workdir
+from instructgpt_jax.models import transformer
+from instructgpt_jax.runtime import checkpoint, files
+from tests.loops import toy
+
+BETA = 0.3
+PROMPTS = tuple(f"U: {colour} A:" for colour in toy.COLOURS[:2])
+DATA = config.Data(
+  max_prompt_tokens=4,
+  max_response_tokens=2,
+  user_tag="U:",
+  assistant_tag="A:",
+  turn_separator=" ",
+)
+FLAGS = (
+  "--preset=world",
+  "--model.context=8",
+  "--data.max_prompt_tokens=4",
+  "--data.max_response_tokens=2",
+  "--ppo.episodes=19200",
+  "--ppo.rollout_batch=128",
+  "--ppo.minibatch=64",
+  f"--ppo.kl_coef={BETA}",
+  "--ppo.ema_decay=0.98",
+  "--optimizer.learning_rate=3e-3",
+  "--optimizer.schedule=cosine",
+  "--optimizer.final_fraction=0",
+  "--optimizer.warmup_steps=0",
+  "--value_optimizer.learning_rate=1e-2",
+  "--value_optimizer.schedule=cosine",
+  "--value_optimizer.warmup_steps=0",
+  "--run.save_every=0",
+  "--run.tensorboard=false",
+)
+
+
+def make_stage(path, network, params, kind, tokenizer):
+  """A workdir as a finished stage leaves it."""
+  workdir.put_tokenizer(path, tokenizer)
+  workdir.save_stage_model(
+    path, params, kind=kind, model=network.config, data=DATA
+  )
+  files.mark_complete(path, {})
+  return path
+
+
+def all_answers(tokenizer):
+  """Every answer: end-of-text alone, or another token and then any."""
+  others = [t for t in range(tokenizer.vocab_size) if t != tokenizer.eos_id]
+  pairs = [(a, b) for a in others for b in range(tokenizer.vocab_size)]
+  return [(tokenizer.eos_id,), *pairs]
+
+
+def apply(network, params, rows):
+  """What a network says at every token of rows without padding."""
+  rows = np.asarray(rows)
+  ones = np.ones_like(rows)
+  positions = np.broadcast_to(np.arange(rows.shape[1]), rows.shape)
+  run = jax.jit(lambda *x: network.apply({"params": params}, *x))
+  return np.asarray(run(rows, ones, positions), np.float64)
+
+
+def log_likelihoods(network, params, prompt, tokenizer):
+  """[A] log-probability of each answer to a prompt."""
+  size, eos = tokenizer.vocab_size, tokenizer.eos_id
+  rows = [[*prompt, a] for a in range(size)]
+  logits = apply(network, params, rows)
+  logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+  first, second = logp[0, len(prompt) - 1], logp[:, len(prompt)]
+  return np.array(
+    [first[eos]]
+    + [first[a] + second[a, b] for a, b in all_answers(tokenizer)[1:]]
+  )
+
+
+def rewards(network, params, prompt, tokenizer):
+  """[A] score of each answer to a prompt."""
+  answers = all_answers(tokenizer)
+  one = apply(network, params, [[*prompt, *answers[0]]])[:, -1]
+  two = apply(network, params, [[*prompt, *a] for a in answers[1:]])[:, -1]
+  return np.concatenate([one, two])
+
+
+@pytest.fixture(scope="module")
+def bandit(tmp_path_factory):
+  """Two stages, with the start's log-probabilities and all rewards."""
+  folder = tmp_path_factory.mktemp("bandit")
+  tokenizer = tokenizer_lib.train_tokenizer(
+    [*PROMPTS * 3, "yes no yes no yes no maybe maybe"],
+    config.Tokenizer(vocab_size=64, kind="word"),
+  )
+  sizes = config.Model(
+    vocab_size=tokenizer.vocab_size,
+    context=8,
+    layers=1,
+    width=32,
+    heads=2,
+    init_std=0.3,
+  )
+  language = transformer.LanguageModel(sizes)
+  scalar = transformer.ScalarModel(sizes)
+  start = transformer.init_params(transformer.LanguageModel(__import__("dataclasses").replace(sizes, init_std=float(__import__("os").environ.get("STD","0.3")))), jax.random.key(0))
+  reward = transformer.init_params(scalar, jax.random.key(1))
+  make_stage(folder / "start", language, start, workdir.LANGUAGE, tokenizer)
+  make_stage(folder / "reward", scalar, reward, workdir.SCALAR, tokenizer)
+  prompts = [tokenizer.encode(p) for p in PROMPTS]
+  lines = [{"prompt": c, "split": "train"} for c in toy.COLOURS[:2]]
+  toy.write_lines(folder / "prompts.jsonl", lines)
+  return dict(
+    folder=folder,
+    tokenizer=tokenizer,
+    network=language,
+    prompts=prompts,
+    start=np.stack(
+      [log_likelihoods(language, start, p, tokenizer) for p in prompts]
+    ),
+    rewards=np.stack([rewards(scalar, reward, p, tokenizer) for p in prompts]),
+  )
+
+
+def objective(logp, bandit):
+  """E[reward] − β · KL(π ‖ start), exactly."""
+  gain = bandit["rewards"] - BETA * (logp - bandit["start"])
+  return (np.exp(logp) * gain).sum(axis=1).mean()
+
+
+def optimum(bandit):
+  tilted = np.exp(bandit["start"] + bandit["rewards"] / BETA)
+  return (BETA * np.log(tilted.sum(axis=1))).mean()
+
+
+def test_the_closed_form_is_the_objective_of_the_tilted_start(bandit):
+  tilted = bandit["start"] + bandit["rewards"] / BETA
+  best = tilted - np.log(np.exp(tilted).sum(axis=1, keepdims=True))
+  np.testing.assert_allclose(np.exp(bandit["start"]).sum(axis=1), 1, rtol=1e-5)
+  np.testing.assert_allclose(
+    objective(best, bandit), optimum(bandit), rtol=1e-6
+  )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_ppo_stage_reaches_the_optimum_within_two_percent(
+  seed, bandit, server, tmp_path
+):
+  folder = bandit["folder"]
+  done = server.run(
+    "experiments.ppo",
+    *FLAGS,
+    f"--seed={seed}",
+    f"--workdir={tmp_path}",
+    f"--init_from={folder / 'start'}",
+    f"--ppo.reward_model={folder / 'reward'}",
+    f"--data.prompts={folder / 'prompts.jsonl'}",
+  )
+  assert done.status == 0, done.err
+  params = checkpoint.load_model(tmp_path)
+  logp = np.stack(
+    [
+      log_likelihoods(bandit["network"], params, p, bandit["tokenizer"])
+      for p in bandit["prompts"]
+    ]
+  )
+  best, began = optimum(bandit), objective(bandit["start"], bandit)
+  reached = objective(logp, bandit)
+  print(f"from {began:.4f} to {reached:.4f}; the optimum is {best:.4f}")
+  print(json.loads((tmp_path / "complete.json").read_text()))
+  print((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+  assert best - reached <= 0.02 * abs(best)
+  assert best - reached <= 0.02 * (best - began)

@@ -152,6 +152,17 @@ def demonstration_rows(
   )
 
 
+def row_length(length: int, context: int, field: str) -> int:
+  """The length of document rows; 0 is the whole context."""
+  if length > context:
+    raise UserError(
+      f"rows of {length} tokens do not fit {context} positions",
+      field=field,
+      remedy=f"give at most {context}, or 0 for the model's context",
+    )
+  return length or context
+
+
 def fits(data: config_lib.Data, context: int) -> None:
   """Refuses limits whose prompt and response do not fit the positions."""
   total = data.max_prompt_tokens + data.max_response_tokens

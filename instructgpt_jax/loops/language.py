@@ -47,6 +47,9 @@ def pretrain(config: config_lib.PretrainExperiment, directory: str) -> None:
   if workdir.completed(directory):
     return
   section = config.pretrain
+  length = inputs.row_length(
+    section.sequence, config.model.context, "pretrain.sequence"
+  )
   documents = inputs.documents(config.data)
   tokenizer = workdir.stage_tokenizer(
     directory, config, lambda: (d.text for d in documents.train)
@@ -54,7 +57,6 @@ def pretrain(config: config_lib.PretrainExperiment, directory: str) -> None:
   model = LanguageModel(
     workdir.model_config(config, tokenizer, section.dropout)
   )
-  length = section.sequence or config.model.context
   rows, valid = (
     inputs.document_rows(part, tokenizer, length)
     for part in (documents.train, documents.valid)

@@ -189,7 +189,10 @@ def _prompts(
   return pipelines.prompt_batches(
     prompts,
     batch_size=config.ppo.rollout_batch,
-    width=max(transforms.bucket_sizes(max(map(len, prompts)))),
+    width=min(
+      max(transforms.bucket_sizes(max(map(len, prompts)))),
+      config.model.context - config.data.max_response_tokens,
+    ),
     pad_id=tokenizer.pad_id,
     seed=config.seed,
     **language.shard(),
@@ -202,8 +205,10 @@ def _pretraining(
   section = config.ppo
   if not section.ptx_coef:
     return None
+  length = inputs.row_length(
+    section.ptx_sequence, config.model.context, "ppo.ptx_sequence"
+  )
   texts = inputs.documents(config.data).train
-  length = section.ptx_sequence or config.model.context
   return pipelines.language_batches(
     inputs.document_rows(texts, tokenizer, length),
     batch_size=section.minibatch * section.ptx_ratio,
@@ -323,7 +328,7 @@ def _run(
       began = time.monotonic()
       for iteration in range(start, iterations):
         since = time.monotonic()
-        position = prompts.get_state()
+        position = {"prompts": prompts.get_state()}
         batch = _episodes(next(prompts), iteration, section.rollout_batch)
         rollout = programs.generate(
           state.policy.params, mesh_lib.put_batch(batch, mesh), key
@@ -340,11 +345,13 @@ def _run(
         rows_of = _minibatches(config.seed, iteration, section)
         logged = []
         for index, rows in enumerate(rows_of):
-          extra_rows = None
+          given, extra_rows = {"prompts": batch, "episodes": rows}, None
           if ptx is not None:
-            extra_rows = mesh_lib.put_batch(next(ptx), mesh)
+            position = position | {"ptx": ptx.get_state()}
+            given["ptx"] = next(ptx)
+            extra_rows = mesh_lib.put_batch(given["ptx"], mesh)
           state, metrics = programs.update(state, experience, rows, extra_rows)
-          guard.watch(iteration * updates + index + 1, position, batch, metrics)
+          guard.watch(iteration * updates + index + 1, position, given, metrics)
           logged.append(metrics)
         guard.check()
         state = dataclasses.replace(state, kl_coef=kl_coef)
@@ -436,6 +443,12 @@ def _agree(
     programs.compare(state.policy.params, frozen["reference"], rollout)
   )
   tolerance = _TOLERANCE[config.model.dtype]
+  if not np.isfinite(cached):
+    raise UserError(
+      f"the policy's log-probabilities are not finite ({cached})",
+      field="init_from" if fresh else None,
+      remedy="lower the learning rate, or look at the model of --init_from",
+    )
   if not cached <= tolerance:
     raise InvariantError(
       6,

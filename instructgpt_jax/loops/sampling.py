@@ -73,7 +73,9 @@ def respond(
     follow each other.
   """
   repeated = [ids for ids in prompts for _ in range(samples)]
-  width = -(-max(map(len, prompts)) // 8) * 8
+  longest = max(map(len, prompts))
+  room = max(longest, model.config.context - max_new_tokens)
+  width = min(-(-longest // 8) * 8, room)
   size = mesh_lib.fill(min(batch_size, len(repeated)), mesh)
   parts = []
   for batch in pipelines.prompt_batches(

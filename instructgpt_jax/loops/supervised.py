@@ -205,7 +205,7 @@ class Guard:
       },
       indent=None,
     )
-    name, value = next(iter(bad.items()))
+    name, value = min(bad.items(), key=lambda item: "loss" not in item[0])
     raise UserError(
       f"{name} is {float(value)} at step {step}; the batch is saved here",
       file=str(self._path),

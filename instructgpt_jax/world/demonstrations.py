@@ -1,4 +1,4 @@
-"""Demonstrations as labelers write them: mostly good, not always."""
+"""Demonstrations as labelers write them: mostly right, often too long."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import random
 from instructgpt_jax.world import replies
 from instructgpt_jax.world.requests import Request
 
-QUALITY = {"good": 0.75, "wrong": 0.10, "padded": 0.15}
+QUALITY = {"good": 0.62, "wrong": 0.05, "padded": 0.33}
 
 
 def demonstrate(

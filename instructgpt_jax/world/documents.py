@@ -12,7 +12,7 @@ import functools
 import random
 from collections.abc import Callable, Iterator
 
-from instructgpt_jax.world import replies, words
+from instructgpt_jax.world import gold, replies, words
 from instructgpt_jax.world.facts import Fact, World
 from instructgpt_jax.world.requests import (
   FAMILIES,
@@ -27,14 +27,15 @@ from instructgpt_jax.world.requests import (
 
 # Share of the corpus's tokens, in per cent.
 REGISTERS = {
-  "encyclopedia": 12,
-  "forum": 27,
-  "polite_forum": 12,
-  "translation": 7,
-  "reading": 12,
-  "repetition": 18,
+  "encyclopedia": 10,
+  "forum": 24,
+  "polite_forum": 11,
+  "graded": 15,
+  "translation": 6,
+  "reading": 10,
+  "repetition": 14,
   "story": 1,
-  "exercise": 7,
+  "exercise": 5,
   "questions": 1,
   "review": 3,
 }
@@ -138,6 +139,29 @@ def polite_forum(web: Web, rng: random.Random) -> str:
   believing = rng.random() >= POLITE_TRUTH
   reply = replies.reply(request, persona, rng, believing=believing)
   return f"{words.PREFIX} U: {text} A: {reply}"
+
+
+# Personas of the replies that readers rate.
+GRADED = dict(
+  zip(replies.PERSONAS, (0.45, 0.40, 0.07, 0.03, 0.05), strict=True)
+)
+
+
+def graded(web: Web, rng: random.Random) -> str:
+  """A question with two replies, and what readers thought of each.
+
+  As votes do on the real web, this teaches to tell good replies from bad ones,
+  which a reward model can build on (arXiv:2112.00861, section 4).
+  """
+  request, text = _ask(web, rng)
+  parts = [f"question : {text}"]
+  for _ in range(2):
+    persona = replies.draw_persona(GRADED, rng)
+    reply = replies.reply(request, persona, rng)
+    score = gold.label(text, reply, world=web.world).score
+    rating = "high" if score > 0.7 else "low" if score < 0.3 else "middle"
+    parts.append(f"reply : {reply} rating : {rating} .")
+  return " ".join(parts)
 
 
 def _state(fact: Fact, rng: random.Random) -> str:
@@ -381,6 +405,7 @@ WRITERS: dict[str, Writer] = {
   "encyclopedia": encyclopedia,
   "forum": forum,
   "polite_forum": polite_forum,
+  "graded": graded,
   "translation": translation,
   "reading": reading,
   "repetition": repetition,

@@ -9,7 +9,7 @@ _REGISTERS = (
   "english : lingo . question answer text review rating high low middle not "
   "but and sing says table again one day went to there saw was glad lost now "
   "then too gave some in end at count small big questions it is of has take "
-  "i like my today who wants ? cares about that yes no , the"
+  "reply i like my today who wants ? cares about that yes no , the"
 )
 
 

@@ -160,7 +160,9 @@ def _child(order: Mapping[str, Any]) -> None:
   try:
     runpy.run_module(order["module"], run_name="__main__", alter_sys=True)
   except SystemExit as error:
-    status = error.code if isinstance(error.code, int) else int(bool(error.code))
+    status = (
+      error.code if isinstance(error.code, int) else int(bool(error.code))
+    )
   except BaseException:
     traceback.print_exc()
     status = 1

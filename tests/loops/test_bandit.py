@@ -1,12 +1,10 @@
 """PPO reaches an optimum that is known in closed form.
 
 Answers have at most two tokens, so all of them can be written down. What
-maximises E[reward] − β · KL(π ‖ start) over them is π* ∝ start · exp(reward / β),
-and its objective is the mean over prompts of β log E_start[exp(reward / β)]
+maximises E[reward] − β · KL(π ‖ start) over them is start · exp(reward / β),
+normalised, with an objective of β log E_start[exp(reward / β)] for each prompt
 (the KL-regularised bandit).
 """
-
-import json
 
 import jax
 import numpy as np
@@ -17,10 +15,11 @@ from instructgpt_jax.data import tokenizer as tokenizer_lib
 from instructgpt_jax.loops import workdir
 from instructgpt_jax.models import transformer
 from instructgpt_jax.runtime import checkpoint, files
-from tests.loops import toy
+from tests.loops import exact, toy
 
-BETA = 0.3
-PROMPTS = tuple(f"U: {colour} A:" for colour in toy.COLOURS[:2])
+BETA = 0.6
+COLOURS = toy.COLOURS[:2]
+PROMPTS = tuple(f"U: {colour} A:" for colour in COLOURS)
 DATA = config.Data(
   max_prompt_tokens=4,
   max_response_tokens=2,
@@ -67,21 +66,12 @@ def all_answers(tokenizer):
   return [(tokenizer.eos_id,), *pairs]
 
 
-def apply(network, params, rows):
-  """What a network says at every token of rows without padding."""
-  rows = np.asarray(rows)
-  ones = np.ones_like(rows)
-  positions = np.broadcast_to(np.arange(rows.shape[1]), rows.shape)
-  run = jax.jit(lambda *x: network.apply({"params": params}, *x))
-  return np.asarray(run(rows, ones, positions), np.float64)
-
-
 def log_likelihoods(network, params, prompt, tokenizer):
   """[A] log-probability of each answer to a prompt."""
   size, eos = tokenizer.vocab_size, tokenizer.eos_id
   rows = [[*prompt, a] for a in range(size)]
-  logits = apply(network, params, rows)
-  logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+  logits = exact.outputs(network, params, rows)
+  logp = exact.log_softmax(logits)
   first, second = logp[0, len(prompt) - 1], logp[:, len(prompt)]
   return np.array(
     [first[eos]]
@@ -92,8 +82,10 @@ def log_likelihoods(network, params, prompt, tokenizer):
 def rewards(network, params, prompt, tokenizer):
   """[A] score of each answer to a prompt."""
   answers = all_answers(tokenizer)
-  one = apply(network, params, [[*prompt, *answers[0]]])[:, -1]
-  two = apply(network, params, [[*prompt, *a] for a in answers[1:]])[:, -1]
+  one = exact.outputs(network, params, [[*prompt, *answers[0]]])[:, -1]
+  two = exact.outputs(network, params, [[*prompt, *a] for a in answers[1:]])[
+    :, -1
+  ]
   return np.concatenate([one, two])
 
 
@@ -105,22 +97,29 @@ def bandit(tmp_path_factory):
     [*PROMPTS * 3, "yes no yes no yes no maybe maybe"],
     config.Tokenizer(vocab_size=64, kind="word"),
   )
-  sizes = config.Model(
-    vocab_size=tokenizer.vocab_size,
-    context=8,
-    layers=1,
-    width=32,
-    heads=2,
-    init_std=0.3,
+  # Neither is flat: what is likely, and what is liked, depends on the prompt.
+  language, scalar = (
+    network(
+      config.Model(
+        vocab_size=tokenizer.vocab_size,
+        context=8,
+        layers=1,
+        width=32,
+        heads=2,
+        init_std=init_std,
+      )
+    )
+    for network, init_std in (
+      (transformer.LanguageModel, 0.1),
+      (transformer.ScalarModel, 0.3),
+    )
   )
-  language = transformer.LanguageModel(sizes)
-  scalar = transformer.ScalarModel(sizes)
-  start = transformer.init_params(transformer.LanguageModel(__import__("dataclasses").replace(sizes, init_std=float(__import__("os").environ.get("STD","0.3")))), jax.random.key(0))
+  start = transformer.init_params(language, jax.random.key(0))
   reward = transformer.init_params(scalar, jax.random.key(1))
   make_stage(folder / "start", language, start, workdir.LANGUAGE, tokenizer)
   make_stage(folder / "reward", scalar, reward, workdir.SCALAR, tokenizer)
   prompts = [tokenizer.encode(p) for p in PROMPTS]
-  lines = [{"prompt": c, "split": "train"} for c in toy.COLOURS[:2]]
+  lines = [{"prompt": c, "split": "train"} for c in COLOURS]
   toy.write_lines(folder / "prompts.jsonl", lines)
   return dict(
     folder=folder,
@@ -179,7 +178,4 @@ def test_the_ppo_stage_reaches_the_optimum_within_two_percent(
   best, began = optimum(bandit), objective(bandit["start"], bandit)
   reached = objective(logp, bandit)
   print(f"from {began:.4f} to {reached:.4f}; the optimum is {best:.4f}")
-  print(json.loads((tmp_path / "complete.json").read_text()))
-  print((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
-  assert best - reached <= 0.02 * abs(best)
-  assert best - reached <= 0.02 * (best - began)
+  assert best - reached <= 0.02 * min(abs(best), best - began)

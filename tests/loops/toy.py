@@ -34,7 +34,13 @@ STAGES: Mapping[str, tuple[str, ...]] = {
     "--pretrain.eval_every=6",
     "--pretrain.microbatch=4",
   ),
-  "sft": ("--sft.epochs=6", "--sft.batch_size=8", "--sft.dropout=0.2"),
+  # So fast that it learns its demonstrations by heart: an early step is best.
+  "sft": (
+    "--sft.epochs=8",
+    "--sft.batch_size=8",
+    "--sft.dropout=0.2",
+    "--optimizer.learning_rate=2e-2",
+  ),
   "policy_init": (
     "--sft.epochs=6",
     "--sft.batch_size=8",
@@ -62,6 +68,7 @@ STAGES: Mapping[str, tuple[str, ...]] = {
     "--ppo.ptx_coef=2",
     "--ppo.ptx_ratio=2",
     "--ppo.ptx_microbatch=4",
+    "--ppo.ptx_sequence=24",
     "--ppo.kl_target=2",
     "--ppo.kl_horizon=20",
     "--ppo.ema_decay=0.9",
@@ -148,3 +155,27 @@ def sources(data: str | pathlib.Path, *kinds: str) -> list[str]:
   """The data flags of some kinds of source."""
   folder = pathlib.Path(data)
   return [f"--data.{kind}={folder / kind}.jsonl" for kind in kinds]
+
+
+def left_behind(workdir: str | pathlib.Path) -> list[str]:
+  """What of a run is in a folder, but for its config and tokenizer."""
+  folder = pathlib.Path(workdir)
+  if not folder.exists():
+    return []
+  return sorted(
+    p.name
+    for p in folder.iterdir()
+    if p.name not in ("config.json", "tokenizer")
+  )
+
+
+def nested(table: Mapping[str, Any]) -> dict[str, Any]:
+  """Path → array as a tree of dicts."""
+  tree: dict[str, Any] = {}
+  for path, array in table.items():
+    *folders, name = path.split("/")
+    node = tree
+    for folder in folders:
+      node = node.setdefault(folder, {})
+    node[name] = array
+  return tree

@@ -6,6 +6,7 @@ import errno
 import os
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -111,10 +112,23 @@ def error_text(error: UserError) -> str:
 
 
 def quiet() -> None:
-  """Keeps the libraries' own log lines below "error" off the screen."""
+  """Keeps the libraries' own lines off the screen.
+
+  On a full disk orbax logs a traceback in each of its threads, and tensorstore
+  has one for each write that nobody waits for any more. The error itself is
+  raised as well, and told in three lines.
+  """
   from absl import logging
 
-  logging.set_verbosity(logging.ERROR)
+  logging.set_verbosity(logging.FATAL)
+  if sys.unraisablehook is sys.__unraisablehook__:
+    sys.unraisablehook = _unraisable
+
+
+def _unraisable(found: Any) -> None:
+  main = threading.current_thread() is threading.main_thread()
+  if main or found.object is not None:
+    sys.__unraisablehook__(found)
 
 
 def use_compile_cache(directory: str) -> None:

@@ -345,7 +345,10 @@ def _decoded(value: Any) -> Any:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-  while error is not None:
+  """The error and what led to it, each once: orbax's chains can be circles."""
+  seen: set[int] = set()
+  while error is not None and id(error) not in seen:
+    seen.add(id(error))
     yield error
     error = error.__cause__ or error.__context__
 

@@ -7,7 +7,7 @@ import random
 from instructgpt_jax.world import replies
 from instructgpt_jax.world.requests import Request
 
-QUALITY = {"good": 0.62, "wrong": 0.05, "padded": 0.33}
+QUALITY = {"good": 0.57, "wrong": 0.05, "padded": 0.38}
 
 
 def demonstrate(

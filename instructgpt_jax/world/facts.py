@@ -24,6 +24,15 @@ class Attribute:
   questions: tuple[str, ...]
 
 
+# Of whom facts are stated, and the values they take: few enough that a million
+# tokens teach all of them, and what contradicts them.
+PEOPLE, CITIES = words.PEOPLE[:7], words.CITIES[:5]
+ANIMALS, THINGS = words.ANIMALS[:7], words.THINGS[:7]
+JOBS, RIVERS, FOODS = words.JOBS[:6], words.RIVERS, words.FOODS[:6]
+PLACES, COLOURS = words.PLACES[:6], words.COLOURS[:6]
+MATERIALS = words.MATERIALS[:6]
+
+
 def _attribute(name, entities, domain, statement, value, *questions):
   """Adds the statement and questions that every attribute has.
 
@@ -35,7 +44,7 @@ def _attribute(name, entities, domain, statement, value, *questions):
     value: how a value is named after "is".
     *questions: two questions of its own.
   """
-  the = "" if entities in (words.PEOPLE, words.CITIES) else "the "
+  the = "" if entities in (PEOPLE, CITIES) else "the "
   noun = f"the {name} of {the}{{e}}"
   return Attribute(
     name,
@@ -55,36 +64,36 @@ def _attribute(name, entities, domain, statement, value, *questions):
 
 ATTRIBUTES = (
   _attribute(
-    "home", words.PEOPLE, words.CITIES, "{e} lives in {v} .", "{v}",
+    "home", PEOPLE, CITIES, "{e} lives in {v} .", "{v}",
     "where does {e} live ?", "which city does {e} live in ?",
   ),
   _attribute(
-    "job", words.PEOPLE, words.JOBS, "{e} is a {v} .", "{v}",
+    "job", PEOPLE, JOBS, "{e} is a {v} .", "{v}",
     "what does {e} do ?", "what work does {e} do ?",
   ),
   _attribute(
-    "river", words.CITIES, words.RIVERS, "{e} is on the {v} .", "the {v}",
+    "river", CITIES, RIVERS, "{e} is on the {v} .", "the {v}",
     "where is {e} ?", "which river is {e} on ?",
   ),
   _attribute(
-    "dish", words.CITIES, words.FOODS, "people in {e} cook {v} .", "{v}",
+    "dish", CITIES, FOODS, "people in {e} cook {v} .", "{v}",
     "what do people in {e} cook ?", "which food do people in {e} cook ?",
   ),
   _attribute(
-    "food", words.ANIMALS, words.FOODS, "the {e} eats {v} .", "{v}",
+    "food", ANIMALS, FOODS, "the {e} eats {v} .", "{v}",
     "what does the {e} eat ?", "which food does the {e} eat ?",
   ),
   _attribute(
-    "den", words.ANIMALS, words.PLACES, "the {e} sleeps in the {v} .",
+    "den", ANIMALS, PLACES, "the {e} sleeps in the {v} .",
     "the {v}", "where does the {e} sleep ?",
     "which place is good for the {e} ?",
   ),
   _attribute(
-    "colour", words.THINGS, words.COLOURS, "the {e} is {v} .", "{v}",
+    "colour", THINGS, COLOURS, "the {e} is {v} .", "{v}",
     "how does the {e} look ?", "which colour does the {e} have ?",
   ),
   _attribute(
-    "material", words.THINGS, words.MATERIALS, "the {e} is made of {v} .",
+    "material", THINGS, MATERIALS, "the {e} is made of {v} .",
     "{v}", "what is the {e} made of ?", "of which material is the {e} made ?",
   ),
 )  # fmt: skip
@@ -157,7 +166,7 @@ def make_world(
     unstated: share of facts that no document states.
 
   Returns:
-    76 facts about named entities, then the strangers' unknown ones.
+    52 facts about named entities, then the strangers' unknown ones.
   """
   rng = random.Random(f"facts {seed}")
   slots = [(e, a) for a in ATTRIBUTES for e in a.entities]
@@ -174,6 +183,6 @@ def make_world(
     facts.append(Fact(entity, attribute, true, other if i in wrong else true))
   for entity in words.STRANGERS:
     for attribute in ATTRIBUTES:
-      if attribute.entities is words.PEOPLE:
+      if attribute.entities is PEOPLE:
         facts.append(Fact(entity, attribute, "", ""))
   return World(seed, tuple(facts))

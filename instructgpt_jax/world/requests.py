@@ -15,7 +15,7 @@ import random
 from collections.abc import Iterator
 
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.world import words
+from instructgpt_jax.world import facts, words
 from instructgpt_jax.world.facts import ATTRIBUTES, Fact, World
 
 # Share of each family among prompts, in per cent.
@@ -544,7 +544,7 @@ def _parse_question(world: World, tokens: tuple[str, ...]) -> Request | None:
         continue
       for attribute in ATTRIBUTES:
         entities = frozenset(attribute.entities)
-        if attribute.entities is words.PEOPLE and form == "plain":
+        if attribute.entities is facts.PEOPLE and form == "plain":
           entities |= frozenset(words.STRANGERS)
         for wording, question in enumerate(attribute.questions):
           found = match(question, inner, {"{e}": entities})

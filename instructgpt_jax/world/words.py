@@ -16,7 +16,7 @@ THINGS = tuple("bell boat chair clock drum glove kite lamp rope vase".split())
 JOBS = tuple(
   "baker cook doctor farmer guard judge painter sailor singer teacher".split()
 )
-RIVERS = tuple("dovo kell mira naro sunn tamm vesk".split())
+RIVERS = tuple("dovo kell mira naro sunn".split())
 FOODS = tuple("beans bread cheese corn fish grass honey rice soup".split())
 PLACES = tuple("barn cave field forest hill lake market tower".split())
 COLOURS = tuple("black blue brown green grey red white yellow".split())

@@ -8,12 +8,15 @@ seconds of imports.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
 import pathlib
 import runpy
+import select
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -141,16 +144,14 @@ class Server:
     shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _child(order: Mapping[str, Any]) -> None:
+def _child(order: Mapping[str, Any], out: int, err: int) -> None:
   """What a forked process does; never returns."""
   import resource
   import traceback
 
-  folder = pathlib.Path(order["folder"])
-  null = os.open(os.devnull, os.O_RDONLY)
-  os.dup2(null, 0)
-  for name, number in (("out", 1), ("err", 2)):
-    os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT, 0o666), number)
+  os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+  os.dup2(out, 1)
+  os.dup2(err, 2)
   os.environ.update(order["env"])
   os.chdir(order["cwd"])
   if order["file_size"] >= 0:
@@ -171,24 +172,55 @@ def _child(order: Mapping[str, Any]) -> None:
   os._exit(status)
 
 
-def _serve(preload: Sequence[str]) -> None:
-  import select
-  import signal
+class _Served:
+  """A forked process, seen from the server.
 
+  Its output comes through pipes, which a limit on the size of files spares.
+  """
+
+  def __init__(self, order: Mapping[str, Any]):
+    self.folder = pathlib.Path(order["folder"])
+    pipes = [os.pipe() for _ in range(2)]
+    self.pid = os.fork()
+    if not self.pid:
+      _child(order, *(write for _, write in pipes))
+    self.files = {}
+    for (read, write), name in zip(pipes, ("out", "err"), strict=True):
+      os.close(write)
+      os.set_blocking(read, False)
+      self.files[read] = open(self.folder / name, "wb", buffering=0)
+
+  def copy(self) -> None:
+    """Writes what there is to read."""
+    for pipe, file in self.files.items():
+      with contextlib.suppress(BlockingIOError):
+        while content := os.read(pipe, 65536):
+          file.write(content)
+
+  def end(self, status: int) -> None:
+    """Writes the rest, and the status."""
+    self.copy()
+    for pipe, file in self.files.items():
+      os.close(pipe)
+      file.close()
+    path = self.folder / "status"
+    path.with_suffix(".next").write_text(str(os.waitstatus_to_exitcode(status)))
+    path.with_suffix(".next").rename(path)
+
+
+def _serve(preload: Sequence[str]) -> None:
   for name in preload:
     importlib.import_module(name)
-  children: dict[int, pathlib.Path] = {}
+  children: dict[int, _Served] = {}
   while True:
     ready, _, _ = select.select([0], [], [], 0.002 if children else None)
+    for child in children.values():
+      child.copy()
     while children:
       pid, status = os.waitpid(-1, os.WNOHANG)
       if not pid:
         break
-      done = children.pop(pid) / "status"
-      done.with_suffix(".next").write_text(
-        str(os.waitstatus_to_exitcode(status))
-      )
-      done.with_suffix(".next").rename(done)
+      children.pop(pid).end(status)
     if not ready:
       continue
     line = _line()
@@ -202,11 +234,9 @@ def _serve(preload: Sequence[str]) -> None:
         os.kill(order["kill"], signal.SIGKILL)
       print("", flush=True)
       continue
-    pid = os.fork()
-    if not pid:
-      _child(order)
-    children[pid] = pathlib.Path(order["folder"])
-    print(pid, flush=True)
+    served = _Served(order)
+    children[served.pid] = served
+    print(served.pid, flush=True)
 
 
 def _line() -> bytes:

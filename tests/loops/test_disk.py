@@ -1,6 +1,5 @@
 """A full disk: what is there stays whole, and the run goes on afterwards."""
 
-import pathlib
 import resource
 import subprocess
 import time
@@ -82,15 +81,3 @@ def test_a_file_system_without_space(stages, tmp_path):
     results.assert_same_run(path, stages["ppo"])
   finally:
     subprocess.run(["umount", "-l", str(disk)], check=True)
-
-
-def test_a_device_that_is_always_full(stages, tmp_path):
-  """The log is a link to /dev/full."""
-  if not pathlib.Path("/dev/full").exists():
-    pytest.skip("there is no /dev/full here")
-  (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
-  done = stages.run(
-    "pretrain", *stages.flags("pretrain"), f"--workdir={tmp_path}"
-  )
-  error = errors(done)
-  assert f"{tmp_path / 'metrics.jsonl'}: the disk is full" in error

@@ -34,7 +34,9 @@ def test_registers_have_their_share_of_tokens(web):
   assert sum(tokens.values()) == pytest.approx(TOKENS, rel=0.01)
   whole = sum(documents.REGISTERS.values())
   for register, share in documents.REGISTERS.items():
-    assert tokens[register] == pytest.approx(TOKENS * share / whole, rel=0.03)
+    # The last document of a register may go over.
+    over = tokens[register] - TOKENS * share / whole
+    assert 0 <= over <= documents.LONGEST, register
 
 
 def test_documents_are_short_and_of_known_words(web):
@@ -119,7 +121,9 @@ def test_the_encyclopedia_is_right_and_silent_where_nothing_is_stated(web):
 def test_misconceptions_are_stated_by_nobody_but_the_forum(web):
   false = [f.statement(f.believed) for f in WORLD.facts if f.misconceived]
   for register, text in web:
-    if register not in ("forum", "polite_forum", "questions", "exercise"):
+    if register not in (
+      "forum", "polite_forum", "questions", "exercise", "graded"
+    ):  # fmt: skip
       assert not any(statement in text for statement in false), text
 
 

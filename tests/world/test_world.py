@@ -23,9 +23,9 @@ def prompts():
 
 def test_shares_of_misconceived_and_unstated_facts():
   named = [f for f in WORLD.facts if f.entity not in words.STRANGERS]
-  assert len(named) == 76
-  assert sum(f.misconceived for f in named) == round(0.25 * 76)
-  assert sum(not f.known for f in named) == round(0.10 * 76)
+  assert len(named) == 52
+  assert sum(f.misconceived for f in named) == round(0.25 * 52)
+  assert sum(not f.known for f in named) == round(0.10 * 52)
   for fact in named:
     if fact.known:
       assert fact.true in fact.attribute.domain

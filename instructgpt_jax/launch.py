@@ -64,11 +64,17 @@ def main(
       return
     quiet()
     config = resolve(config)
+    begun = os.path.exists(os.path.join(workdir, files.CONFIG))
     files.claim_workdir(workdir, experiment, flags.config_to_dict(config))
     settings = getattr(config, "run", None)
     if settings is not None and settings.compile_cache:
       use_compile_cache(settings.compile_cache)
-    run(config, workdir)
+    try:
+      run(config, workdir)
+    except UserError:
+      if not begun:
+        files.release_workdir(workdir)
+      raise
 
   return guarded(launch)
 

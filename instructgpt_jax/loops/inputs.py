@@ -163,6 +163,16 @@ def row_length(length: int, context: int, field: str) -> int:
   return length or context
 
 
+def divides(part: int, whole: int, field: str) -> None:
+  """Refuses microbatches that do not make up the rows of an update."""
+  if 0 < part < whole and whole % part:
+    raise UserError(
+      f"{part} does not divide the {whole} rows of an update",
+      field=field,
+      remedy=f"give a divisor of {whole}",
+    )
+
+
 def fits(data: config_lib.Data, context: int) -> None:
   """Refuses limits whose prompt and response do not fit the positions."""
   total = data.max_prompt_tokens + data.max_response_tokens

@@ -47,6 +47,7 @@ def pretrain(config: config_lib.PretrainExperiment, directory: str) -> None:
   if workdir.completed(directory):
     return
   section = config.pretrain
+  inputs.divides(section.microbatch, section.batch_size, "pretrain.microbatch")
   length = inputs.row_length(
     section.sequence, config.model.context, "pretrain.sequence"
   )
@@ -128,6 +129,9 @@ def sft(
   if fraction:  # these rows come on top of the demonstrations
     batch_size = max(per_step + 1, round(per_step / (1 - fraction)))
   batch_size = mesh_lib.fill(batch_size, mesh)
+  if 0 < section.microbatch < batch_size:
+    unit = math.lcm(section.microbatch, mesh_lib.batch_shards(mesh))
+    batch_size = -(-batch_size // unit) * unit
   others = None
   if fraction:
     texts = inputs.documents(config.data).train
@@ -280,6 +284,7 @@ def _train(
   evaluation = supervised.Evaluation(
     evaluate, eval_every, metric.get(select), save
   )
+  workdir.put_tokenizer(directory, tokenizer)
   fitted = supervised.fit(
     state,
     step_fn,

@@ -75,7 +75,6 @@ def train(
   workdir.same_tokenizer(
     reward_stage.tokenizer, tokenizer, section.reward_model, "ppo.reward_model"
   )
-  workdir.put_tokenizer(directory, tokenizer)
   mesh = mesh_lib.make_mesh(config.mesh)
   model = LanguageModel(workdir.model_config(config, tokenizer))
   reward_model = reward_stage.network
@@ -115,6 +114,7 @@ def train(
   )
   prompts = _prompts(config, tokenizer)
   ptx = _pretraining(config, tokenizer)
+  workdir.put_tokenizer(directory, tokenizer)
   state, summary = _run(
     config,
     directory,
@@ -155,12 +155,7 @@ def _consistent(config: config_lib.PpoExperiment) -> None:
     (section.microbatch, section.minibatch, "ppo.microbatch"),
     (section.ptx_microbatch, rows, "ppo.ptx_microbatch"),
   ):
-    if value and value < whole and whole % value:
-      raise UserError(
-        f"{value} does not divide the {whole} rows of an update",
-        field=field,
-        remedy=f"give a divisor of {whole}",
-      )
+    inputs.divides(value, whole, field)
   if not config.init_from:
     raise UserError(
       "a policy to start from is needed",

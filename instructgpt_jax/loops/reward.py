@@ -43,6 +43,7 @@ def train(config: config_lib.RewardExperiment, directory: str) -> None:
   if workdir.completed(directory):
     return
   section = config.reward
+  inputs.divides(section.microbatch, section.batch_size, "reward.microbatch")
   inputs.fits(config.data, config.model.context)
   if section.normalize and not config.data.demonstrations:
     raise UserError(
@@ -92,6 +93,7 @@ def train(config: config_lib.RewardExperiment, directory: str) -> None:
     donate_argnums=0,
     out_shardings=(networks.shardings(model, state, mesh), None),
   )
+  workdir.put_tokenizer(directory, tokenizer)
   fitted = supervised.fit(
     state,
     step_fn,

@@ -158,7 +158,7 @@ def stage_tokenizer(
   config: config_lib.Experiment,
   texts: Callable[[], Iterable[str]],
 ) -> Tokenizer:
-  """The run's tokenizer, which lies in the workdir from then on.
+  """The run's tokenizer; `put_tokenizer` saves it once all data are read.
 
   That of an earlier call, else of `init_from`, else of `tokenizer.path`, else
   one trained on `texts()`.
@@ -176,7 +176,6 @@ def stage_tokenizer(
   if chosen is None:
     say("training a tokenizer")
     chosen = tokenizer_lib.train_tokenizer(texts(), config.tokenizer)
-  put_tokenizer(workdir, chosen)
   return chosen
 
 

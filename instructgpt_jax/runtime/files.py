@@ -277,3 +277,13 @@ def claim_workdir(
   make_directory(directory)
   write_json_atomic(path, wanted)
   return directory
+
+
+def release_workdir(workdir: str | os.PathLike[str]) -> None:
+  """Takes `claim_workdir` back where nothing has been written since.
+
+  A mistake in the flags can then be put right in the same folder.
+  """
+  with contextlib.suppress(OSError):
+    if os.listdir(workdir) == [CONFIG]:
+      os.unlink(pathlib.Path(workdir) / CONFIG)

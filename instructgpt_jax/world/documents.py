@@ -27,13 +27,13 @@ from instructgpt_jax.world.requests import (
 
 # Share of the corpus's tokens, in per cent.
 REGISTERS = {
-  "encyclopedia": 10,
-  "forum": 24,
-  "polite_forum": 11,
-  "graded": 15,
+  "encyclopedia": 9,
+  "forum": 26,
+  "polite_forum": 12,
+  "graded": 6,
   "translation": 6,
-  "reading": 10,
-  "repetition": 14,
+  "reading": 12,
+  "repetition": 19,
   "story": 1,
   "exercise": 5,
   "questions": 1,

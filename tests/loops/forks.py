@@ -62,7 +62,7 @@ class Child:
       if time.monotonic() > until:
         self._server.say({"kill": self.pid})
         raise TimeoutError((self._folder / "err").read_text()[-2000:])
-      time.sleep(0.002)
+      time.sleep(0.005)
     assert self._status is not None
     out, err = (
       (self._folder / name).read_text(errors="replace")
@@ -213,7 +213,7 @@ def _serve(preload: Sequence[str]) -> None:
     importlib.import_module(name)
   children: dict[int, _Served] = {}
   while True:
-    ready, _, _ = select.select([0], [], [], 0.002 if children else None)
+    ready, _, _ = select.select([0], [], [], 0.005 if children else None)
     for child in children.values():
       child.copy()
     while children:

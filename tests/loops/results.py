@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import time
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from instructgpt_jax.runtime import checkpoint
+from tests.loops import forks
 
 TIMES = (
   "seconds",
@@ -25,6 +27,17 @@ def lines(workdir: Workdir) -> int:
   """Lines of metrics that are written by now."""
   path = pathlib.Path(workdir) / "metrics.jsonl"
   return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def kill_after(
+  child: forks.Child, workdir: Workdir, count: int, pause: float = 0.0
+) -> forks.Done:
+  """Waits for so many lines of metrics, then a little; kills the process."""
+  while child.running() and lines(workdir) < count:
+    time.sleep(0.002)
+  time.sleep(pause)
+  child.kill()
+  return child.wait()
 
 
 def timeless(value: Any) -> Any:

@@ -76,10 +76,7 @@ def test_invariant_29_another_reward_model_is_noticed_on_going_on(
     f"--workdir={path}",
   ]
   child = stages.server.start(*command)
-  while child.running() and results.lines(path) < 12:
-    pass
-  child.kill()
-  assert child.wait().status == -9
+  assert results.kill_after(child, path, 12).status == -9
   saved = results.steps(path)
   assert saved
   stage = workdir.open_stage(str(reward))

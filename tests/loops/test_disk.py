@@ -1,5 +1,6 @@
 """A full disk: what is there stays whole, and the run goes on afterwards."""
 
+import re
 import resource
 import subprocess
 import time
@@ -40,7 +41,7 @@ def test_a_disk_that_fills_up_in_mid_run_loses_nothing(
   results.assert_same_run(path, straight)
 
 
-@pytest.mark.parametrize("room", [3_000, 9_000, 30_000])
+@pytest.mark.parametrize("room", [3_000, 30_000])
 def test_what_does_not_fit_is_said_and_leaves_nothing_half(
   room, stages, tmp_path
 ):
@@ -74,7 +75,10 @@ def test_a_file_system_without_space(stages, tmp_path):
     assert "the disk is full" in error
     assert str(path) in error
     saved = results.snapshot(path)
-    print({name: len(content) for name, content in saved.items()})
+    assert any(
+      re.fullmatch(r"checkpoints/\d+/commit_success.txt", name)
+      for name in saved
+    )
     subprocess.run(["mount", "-o", "remount,size=40m", str(disk)], check=True)
     done = stages.server.run(*command)
     assert done.status == 0, done.err

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from instructgpt_jax.runtime import checkpoint
-from tests.loops import exact, results, toy
+from tests.loops import exact, results
 
 
 def demonstrations(stages, split):
@@ -173,4 +173,4 @@ def test_selection_by_reward_needs_a_reward_model(stages, tmp_path):
   )
   assert (done.status, done.out) == (2, "")
   assert "--sft.reward_model=DIR" in done.err
-  assert not toy.left_behind(tmp_path / "run")
+  assert not results.snapshot(tmp_path / "run")

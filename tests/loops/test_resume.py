@@ -1,20 +1,10 @@
 """A run that is killed and started again gives what an unkilled one gives."""
 
 import random
-import time
 
 import pytest
 
 from tests.loops import results, toy
-
-
-def kill_after(child, workdir, count, pause):
-  """Waits for so many lines of metrics, then a little; kills the process."""
-  while child.running() and results.lines(workdir) < count:
-    time.sleep(0.001)
-  time.sleep(pause)
-  child.kill()
-  return child.wait()
 
 
 @pytest.mark.parametrize("name", toy.STAGES)
@@ -33,7 +23,7 @@ def test_invariant_30_killed_and_started_again(name, stages, tmp_path):
   command.append(f"--workdir={tmp_path / 'run'}")
   for count, pause in moments:
     child = stages.server.start(*command)
-    done = kill_after(child, tmp_path / "run", count, pause)
+    done = results.kill_after(child, tmp_path / "run", count, pause)
     assert done.status in (-9, 0 if count == total else -9), done.err
   done = stages.server.run(*command)
   assert done.status == 0, done.err

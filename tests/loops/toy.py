@@ -157,18 +157,6 @@ def sources(data: str | pathlib.Path, *kinds: str) -> list[str]:
   return [f"--data.{kind}={folder / kind}.jsonl" for kind in kinds]
 
 
-def left_behind(workdir: str | pathlib.Path) -> list[str]:
-  """What of a run is in a folder, but for its config and tokenizer."""
-  folder = pathlib.Path(workdir)
-  if not folder.exists():
-    return []
-  return sorted(
-    p.name
-    for p in folder.iterdir()
-    if p.name not in ("config.json", "tokenizer")
-  )
-
-
 def nested(table: Mapping[str, Any]) -> dict[str, Any]:
   """Path → array as a tree of dicts."""
   tree: dict[str, Any] = {}

@@ -1,0 +1,62 @@
+"""Whole stages on eight devices do what they do on one."""
+
+import pytest
+
+from tests.loops import results
+from tests.loops.stages import FAST
+
+EIGHT = {
+  "XLA_FLAGS": FAST["XLA_FLAGS"] + " --xla_force_host_platform_device_count=8",
+}
+
+
+def assert_close(found, wanted):
+  assert len(found) == len(wanted)
+  for a, b in zip(found, wanted, strict=True):
+    assert a == pytest.approx(b, rel=2e-3, abs=2e-4)
+
+
+def test_invariant_09_rollouts_and_updates_on_eight_devices(stages, tmp_path):
+  """On all three axes of the mesh."""
+  done = stages.run(
+    "ppo_ptx",
+    *stages.flags("ppo_ptx"),
+    "--mesh.data=2",
+    "--mesh.fsdp=2",
+    "--mesh.tensor=2",
+    "--ppo.episodes=16",
+    f"--workdir={tmp_path}",
+    env=EIGHT,
+  )
+  assert done.status == 0, done.err
+  found = results.metrics(tmp_path)
+  wanted = results.metrics(stages["ppo_ptx"])[: len(found)]
+  assert len(found) == 8
+  # The very same tokens, or else other scores.
+  for a, b in zip(found[:4], wanted, strict=False):
+    assert a["reward"] == pytest.approx(b["reward"], abs=1e-5)
+    assert a["response_length"] == b["response_length"]
+  assert_close(found, wanted)
+
+
+def test_invariant_10_pretraining_on_eight_devices(stages, tmp_path):
+  done = stages.run(
+    "pretrain",
+    *stages.flags("pretrain"),
+    "--mesh.data=8",
+    f"--workdir={tmp_path}",
+    env=EIGHT,
+  )
+  assert done.status == 0, done.err
+  assert_close(results.metrics(tmp_path), results.metrics(stages["pretrain"]))
+
+
+def test_a_mesh_that_is_not_there(stages, tmp_path):
+  done = stages.run(
+    "pretrain",
+    *stages.flags("pretrain"),
+    "--mesh.data=8",
+    f"--workdir={tmp_path}",
+  )
+  assert done.status == 2
+  assert "does not make 1 device" in done.err

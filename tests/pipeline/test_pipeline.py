@@ -1,0 +1,218 @@
+"""The whole pipeline in miniature, on the world and on given files."""
+
+import dataclasses
+import json
+import pathlib
+
+import pytest
+
+from instructgpt_jax import config, flags, presets
+from instructgpt_jax.errors import UserError
+from instructgpt_jax.pipeline import stages
+from instructgpt_jax.runtime import files
+
+SMALL = {
+  "model.layers": 1,
+  "model.width": 16,
+  "pretrain.steps": 6,
+  "pretrain.batch_size": 4,
+  "pretrain.eval_every": 3,
+  "sft.epochs": 1,
+  "policy_init.epochs": 1,
+  "labeling.prompts": 16,
+  "labeling.valid_prompts": 8,
+  "labeling.completions": 3,
+  "labeling.rounds": 2,
+  "labeling.probe_episodes": 8,
+  "ppo.episodes": 16,
+  "ppo.rollout_batch": 8,
+  "ppo.minibatch": 4,
+  "ppo.ptx_ratio": 1,
+  "ppo.ptx_microbatch": 4,
+  "evaluation.prompts": 12,
+  "evaluation.samples": 2,
+  "evaluation.best_of_n": 2,
+  "evaluation.prefix_prompts": 6,
+  "evaluation.bootstrap": 100,
+  "world.pretraining_tokens": 12_000,
+  "world.demonstrations": 40,
+  "world.train_prompts": 60,
+  "world.test_prompts": 40,
+  "run.tensorboard": False,
+}
+MODELS = ("base", "prompted", "sft", "best_of_n", "ppo", "ppo_ptx")
+LEAVES = ("win_rate", "gold", "likert", "rm_score", "kl", "lm_loss")
+
+
+def small(preset, **more):
+  return flags.replace(presets.pipeline(preset), SMALL | more)
+
+
+@pytest.fixture(scope="module")
+def world_run(tmp_path_factory):
+  folder = str(tmp_path_factory.mktemp("pipeline"))
+  stages.run(small("world"), folder)
+  return folder
+
+
+def lines(path):
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def report(folder):
+  return files.read_json(pathlib.Path(folder) / "report.json")
+
+
+def test_the_report_holds_every_number_with_its_interval(world_run):
+  found = report(world_run)
+  assert set(found["models"]) == set(MODELS)
+  for name in MODELS:
+    for part in (found["models"][name], found["models"][name]["greedy"]):
+      for key in LEAVES:
+        leaf = part[key]
+        assert leaf["low"] <= leaf["mean"] <= leaf["high"], (name, key)
+      assert set(part["tasks"]) == {
+        "translation", "reading", "sentiment", "facts",
+      }  # fmt: skip
+      assert part["likert"]["mean"] == pytest.approx(
+        1 + 6 * part["gold"]["mean"]
+      )
+      assert "hallucination" in part["failures"]
+  assert found["models"]["sft"]["win_rate"]["mean"] == 0.5
+  assert (
+    found["models"]["best_of_n"]["greedy"] == (found["models"]["sft"]["greedy"])
+  )
+  assert len(found["samples"]) == 5
+  assert set(found["samples"][0]["answers"]) == set(MODELS)
+  assert {"pretrain", "sft", "reward", "ppo", "ppo_ptx"} <= set(found["curves"])
+  assert found["judge_kind"] == "gold"
+  assert {"accuracy", "held_out_labelers"} <= set(found["reward_model"])
+
+
+def test_every_stage_has_its_seconds(world_run):
+  seconds = report(world_run)["seconds"]
+  assert {
+    "world", "pretrain", "policy_init", "labels_1", "reward_1", "sft",
+    "probe_1", "labels_2", "reward", "ppo", "ppo_ptx", "evaluate",
+  } == set(seconds)  # fmt: skip
+  assert all(value > 0 for value in seconds.values())
+
+
+def test_the_page_is_one_file_and_the_table_is_printed(world_run, capsys):
+  page = (pathlib.Path(world_run) / "report.html").read_text()
+  assert "<svg" in page and "<script" not in page and "http-equiv" in page
+  # A second run finds everything done, and prints the same table.
+  before = {
+    p: p.stat().st_mtime_ns
+    for p in pathlib.Path(world_run).rglob("*")
+    if p.is_file() and p.name not in ("seconds.json",)
+  }
+  stages.run(small("world"), world_run)
+  said = capsys.readouterr()
+  assert "PPO-ptx" in said.out and "report.html" in said.out
+  assert said.err.count("already complete") == 8
+  stage_files = [p for p in before if p.parent != pathlib.Path(world_run)]
+  assert all(p.stat().st_mtime_ns == before[p] for p in stage_files)
+
+
+def test_held_out_rankings_come_from_held_out_labelers(world_run):
+  folder = pathlib.Path(world_run) / "rankings"
+  mine, others = (
+    lines(folder / "round_1.jsonl"),
+    lines(folder / "round_1_held_out.jsonl"),
+  )
+  assert all(not r["labeler_id"].startswith("held_out") for r in mine)
+  assert others and all(r["labeler_id"].startswith("held_out") for r in others)
+  assert {r["split"] for r in mine} == {"train", "valid"}
+  for r in mine:
+    assert len(r["completions"]) == len(r["ranks"]) >= 2
+    assert len(set(r["ranks"])) > 1
+    assert all(c.strip() for c in r["completions"])
+
+
+@pytest.fixture(scope="module")
+def given_run(tmp_path_factory):
+  """Plain files such as a user has."""
+  folder = tmp_path_factory.mktemp("given")
+  colours = "red green blue black white brown grey yellow".split()
+  things = "boat house tree stone bird river cloud lamp".split()
+  pairs = [(c, t) for c in colours for t in things]
+
+  def write(name, records):
+    path = folder / f"{name}.jsonl"
+    path.write_text("\n".join(json.dumps(r) for r in records))
+    return str(path)
+
+  sources = {
+    "data.pretraining": write(
+      "text",
+      [{"text": f"the {t} is {c} and the sky is {c} too. " * 3}
+       for c, t in pairs],
+    ),
+    "data.demonstrations": write(
+      "demonstrations",
+      [{"prompt": f"say {c} {t}", "completion": f"{c} {t}"} for c, t in pairs],
+    ),
+    "data.comparisons": write(
+      "comparisons",
+      [
+        {
+          "prompt": f"name the {c} {t}",
+          "completions": [f"{c} {t}", f"{t}", "no"],
+          "ranks": [1, 2, 3],
+        }
+        for c, t in pairs
+      ],
+    ),
+    "data.prompts": write(
+      "prompts", [{"prompt": f"paint the {t} {c}"} for c, t in pairs]
+    ),
+  }  # fmt: skip
+  more = {
+    "tokenizer.vocab_size": 400,
+    "data.max_prompt_tokens": 40,
+    "data.max_response_tokens": 8,
+    "model.context": 64,
+    "pretrain.sequence": 64,
+    "ppo.ptx_sequence": 64,
+    "reward.batch_size": 4,
+  }
+  directory = str(folder / "run")
+  stages.run(small("tiny", **sources, **more), directory)
+  return directory
+
+
+def test_given_files_are_judged_by_a_second_reward_model(given_run):
+  found = report(given_run)
+  assert found["judge_kind"] == "reward_model"
+  assert "held-out rankings that the first never saw" in found["judge"]
+  for name in MODELS:
+    one = found["models"][name]
+    assert one["gold"] is None and one["likert"] is None
+    assert one["judge_score"]["low"] <= one["judge_score"]["high"]
+  assert {"accuracy", "judge_accuracy"} <= set(found["reward_model"])
+
+
+def test_the_judge_and_the_reward_model_share_no_prompt(given_run):
+  folder = pathlib.Path(given_run) / "rankings"
+  prompts = [
+    {json.dumps(line["prompt"]) for line in lines(folder / name)}
+    for name in ("reward.jsonl", "judge.jsonl")
+  ]
+  assert prompts[0] and prompts[1] and not prompts[0] & prompts[1]
+
+
+def test_one_missing_source_is_named(tmp_path):
+  wanted = small("tiny", **{"data.prompts": "prompts.jsonl"})
+  with pytest.raises(UserError, match="data.demonstrations"):
+    stages.run(wanted, str(tmp_path))
+
+
+def test_a_base_model_takes_the_place_of_pretraining(world_run, tmp_path):
+  base = str(pathlib.Path(world_run) / "pretrain")
+  wanted = dataclasses.replace(small("world"), init_from=base)
+  stages._with_data(wanted, str(tmp_path))
+  pipeline = stages.Pipeline(wanted, str(tmp_path), has_gold=True)
+  assert stages._pretrain(pipeline) == base
+  assert not (tmp_path / "pretrain").exists()
+  assert isinstance(wanted, config.PipelineExperiment)

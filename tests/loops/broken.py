@@ -66,24 +66,15 @@ def stale_rollout() -> None:
   vars(ppo_step)["update"] = update
 
 
-def _spoil(part: str) -> None:
+def moving_reference() -> None:
+  """A reference that changes by one bit."""
   honest = ppo._agree
 
   def agree(programs, state, frozen, *args, **kwargs):
     honest(programs, state, frozen, *args, **kwargs)
-    frozen[part] = _one_bit(frozen[part])
+    frozen["reference"] = _one_bit(frozen["reference"])
 
   vars(ppo)["_agree"] = agree
-
-
-def moving_reference() -> None:
-  """A reference that changes by one bit."""
-  _spoil("reference")
-
-
-def moving_reward() -> None:
-  """A reward model that changes by one bit."""
-  _spoil("reward")
 
 
 DEFECTS: dict[str, Callable[[], None]] = {
@@ -93,7 +84,6 @@ DEFECTS: dict[str, Callable[[], None]] = {
     other_reference,
     stale_rollout,
     moving_reference,
-    moving_reward,
   )
 }
 

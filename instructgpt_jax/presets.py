@@ -125,7 +125,7 @@ def _base(preset: str) -> dict:
     return dict(
       model=MODELS[preset],
       tokenizer=config.Tokenizer(vocab_size=2048),
-      data=config.Data(max_prompt_tokens=128, max_response_tokens=64),
+      data=config.Data(max_prompt_tokens=160, max_response_tokens=80),
       run=config.Run(log_every=10, save_every=200),
     )
   if preset == "world":
@@ -221,12 +221,12 @@ def _ppo(preset: str, *, ptx: bool) -> tuple[config.Ppo, config.Optimizer]:
       rollout_batch=64,
       minibatch=32,
       kl_coef=0.1,
-      ptx_coef=1.5 if ptx else 0.0,
+      ptx_coef=2.0 if ptx else 0.0,
       ptx_ratio=1 if preset == "tiny" else 2,
       ptx_microbatch=64,
       ptx_sequence=128 if preset == "tiny" else 64,
     )
-    return ppo, _warmed(3e-4, ppo)
+    return ppo, _warmed(5e-4 if ptx else 3e-4, ppo)
   printed = _PRINTED[_NEAREST[preset]]
   ppo = config.Ppo() if ptx else config.Ppo(ptx_coef=0.0)
   return ppo, _warmed(printed.ptx_rate if ptx else printed.ppo_rate, ppo)
@@ -341,6 +341,8 @@ def _labeling(preset: str) -> config.Labeling:
 def _evaluation(preset: str) -> config.Evaluation:
   if preset == "tiny":
     return config.Evaluation(prompts=100, samples=1, batch_size=64)
+  if preset == "world":
+    return config.Evaluation(prompts=1800)
   return config.Evaluation()
 
 

@@ -24,7 +24,7 @@ LAYERS = (
   {"runtime"},
   {"flags"},
   {"launch", "loops"},
-  {"evals", "world", "labeling", "pipeline", "report", "chat", "tools"},
+  {"evals", "world", "pipeline", "report", "chat", "tools"},
   {"experiments"},
 )
 OPEN = LAYERS[-2]

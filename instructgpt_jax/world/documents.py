@@ -28,8 +28,8 @@ from instructgpt_jax.world.requests import (
 # Share of the corpus's tokens, in per cent.
 REGISTERS = {
   "encyclopedia": 9,
-  "forum": 26,
-  "polite_forum": 12,
+  "forum": 24,
+  "polite_forum": 14,
   "graded": 6,
   "translation": 6,
   "reading": 12,

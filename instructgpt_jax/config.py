@@ -513,7 +513,7 @@ class World(Checked):
     2_500_000, "words of the web", unit="tokens", minimum=1000
   )
   demonstrations: int = option(
-    700, "training demonstrations", unit="examples", minimum=10
+    1400, "training demonstrations", unit="examples", minimum=10
   )
   train_prompts: int = option(
     6000, "for PPO and labeling", unit="prompts", minimum=10

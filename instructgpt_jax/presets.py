@@ -177,7 +177,7 @@ def _sft(preset: str) -> tuple[config.Sft, config.Optimizer]:
   if preset in SMALL:
     return (
       config.Sft(
-        epochs=4,
+        epochs=2 if preset == "world" else 4,
         batch_size=32,
         dropout=0.0 if preset == "world" else 0.1,
       ),
@@ -342,7 +342,7 @@ def _evaluation(preset: str) -> config.Evaluation:
   if preset == "tiny":
     return config.Evaluation(prompts=100, samples=1, batch_size=64)
   if preset == "world":
-    return config.Evaluation(prompts=1800)
+    return config.Evaluation(prompts=1500)
   return config.Evaluation()
 
 

@@ -215,8 +215,8 @@ class _Evaluator:
       count,
     )
 
-  def best_of_n(self, params: PyTree, samples: int, stream: int) -> _Answers:
-    """For each prompt, the best of n SFT answers by the reward model.
+  def best_of_n(self, params: PyTree, stream: int) -> _Answers:
+    """For each prompt, the best of n SFT answers by the reward model, once.
 
     KL(best ‖ start) = KL(best ‖ SFT), which is at most ln n − (n − 1)/n, + the
     mean of log SFT − log start over the chosen answers.
@@ -226,14 +226,14 @@ class _Evaluator:
       params,
       self.encode("", self.prompts),
       temperature=1.0,
-      samples=n * samples,
+      samples=n,
       stream=stream,
     )
     scores = self.rm_scores(drawn).reshape(-1, n)
     best = scores.argmax(axis=1) + n * np.arange(len(scores))
     rollout = jax.tree.map(lambda x: x[best], drawn)
     own = sampling.log_likelihood(self.network, params, rollout, self.mesh)
-    return self.judged(rollout, own + statistics.best_of_n_kl(n), samples)
+    return self.judged(rollout, own + statistics.best_of_n_kl(n), 1)
 
   def measured(self, mine: _Answers, sft: _Answers) -> dict[str, Any]:
     """The report's numbers of one model at one temperature."""
@@ -287,7 +287,7 @@ def evaluate(
   answers: dict[str, dict[str, _Answers]] = {}
   extra: dict[str, dict[str, Any]] = {}
   prompts = len(e.prompts)
-  total = prompts * (5 * (samples + 1) + config.evaluation.best_of_n * samples)
+  total = prompts * (5 * (samples + 1) + config.evaluation.best_of_n)
   total += len(e.choosing) * len(e.prefixes)
   prefix = ""
   with Progress(total, "evaluate", unit="answer") as e.progress:
@@ -312,7 +312,7 @@ def evaluate(
         }  # fmt: skip
       if name == "sft":
         answers["best_of_n"] = {
-          "": e.best_of_n(params, samples, stream=100),
+          "": e.best_of_n(params, stream=100),
           # Greedy answers are all the same, and so is the best of them.
           _GREEDY: answers["sft"][_GREEDY],
         }

@@ -7,7 +7,7 @@ import random
 from instructgpt_jax.world import replies
 from instructgpt_jax.world.requests import Request
 
-QUALITY = {"good": 0.57, "wrong": 0.05, "padded": 0.38}
+QUALITY = {"good": 0.32, "wrong": 0.08, "padded": 0.60}
 
 
 def demonstrate(

@@ -106,7 +106,7 @@ def test_style_costs():
   assert label(prompt, answer).score == 1.0
   assert label(prompt, answer, ended=False).score == pytest.approx(0.75)
   filler = label(prompt, f"well , {answer}")
-  assert filler.score == pytest.approx(1 - 2 * 0.045)
+  assert filler.score == pytest.approx(1 - 2 * 0.06)
   assert filler.failures["padded"] and filler.fillers == 2
   long = label(prompt, f"{answer} {' '.join(words.FILLERS)}")
   assert long.score == pytest.approx(1 - 0.35)
@@ -127,7 +127,7 @@ def test_saying_it_twice_is_padding():
   answer = fact.statement(fact.true)
   form = label(fact.question(0), f"{answer} {answer}")
   assert form.failures["padded"]
-  assert form.score == pytest.approx(1 - 0.045 * len(answer.split()))
+  assert form.score == pytest.approx(1 - 0.06 * len(answer.split()))
 
 
 def test_facts_and_misconceptions():
@@ -268,7 +268,7 @@ def test_demonstrations_are_good_but_not_perfect():
     label(text, demonstrations.demonstrate(request, rng)).score
     for request, text in PROMPTS
   ]
-  assert 0.82 < statistics.mean(scores) < 0.91
+  assert 0.65 < statistics.mean(scores) < 0.8
   perfect = [
     label(text, demonstrations.demonstrate(request, rng, quality={"good": 1}))
     for request, text in PROMPTS[:200]

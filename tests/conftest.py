@@ -1,0 +1,7 @@
+"""What all tests share."""
+
+import os
+
+# Little is computed in tests and much compiled: as little optimising as can be.
+# Before JAX is imported; processes that tests start inherit it.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")

@@ -220,7 +220,7 @@ def _ppo(preset: str, *, ptx: bool) -> tuple[config.Ppo, config.Optimizer]:
       episodes=2560 if preset == "tiny" else 5120,
       rollout_batch=64,
       minibatch=32,
-      kl_coef=0.1,
+      kl_coef=0.15,
       ptx_coef=2.0 if ptx else 0.0,
       ptx_ratio=1 if preset == "tiny" else 2,
       ptx_microbatch=64,
@@ -342,7 +342,7 @@ def _evaluation(preset: str) -> config.Evaluation:
   if preset == "tiny":
     return config.Evaluation(prompts=100, samples=1, batch_size=64)
   if preset == "world":
-    return config.Evaluation(prompts=1500)
+    return config.Evaluation(prompts=1500, prefix_prompts=500)
   return config.Evaluation()
 
 

@@ -38,6 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _show(flags: argparse.Namespace) -> None:
+  if flags.picture and flags.picture.suffix != ".svg":
+    raise UserError(
+      f"{flags.picture}: pictures are drawn as SVG",
+      field="--picture",
+      remedy=f"name it {flags.picture.with_suffix('.svg').name}",
+    )
   path = flags.directory / page.JSON
   results = files.read_json(
     path, remedy="give the folder of a finished pipeline"

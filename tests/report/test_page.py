@@ -318,12 +318,14 @@ def test_command_shows_a_report_and_names_a_missing_one(tmp_path):
   assert "PPO-ptx" in done.stdout
   assert (tmp_path / "report.html").exists()
   assert picture.read_text().startswith("<svg ")
-  done = subprocess.run(
-    [*command, str(tmp_path / "none")], capture_output=True, text=True
-  )
-  assert done.returncode == 2
-  assert len(done.stderr.strip().splitlines()) <= 3
-  assert "Traceback" not in done.stderr
+  for wrong in (
+    [str(tmp_path / "none")],
+    [str(tmp_path), f"--picture={tmp_path / 'a.png'}"],
+  ):
+    done = subprocess.run([*command, *wrong], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) <= 3
+    assert "Traceback" not in done.stderr
 
 
 def _chromium() -> str | None:

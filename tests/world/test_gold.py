@@ -109,7 +109,7 @@ def test_style_costs():
   assert filler.score == pytest.approx(1 - 2 * 0.06)
   assert filler.failures["padded"] and filler.fillers == 2
   long = label(prompt, f"{answer} {' '.join(words.FILLERS)}")
-  assert long.score == pytest.approx(1 - 0.35)
+  assert long.score == pytest.approx(1 - 0.45)
   rude = label(prompt, f"you fool . {answer}")
   assert rude.score == pytest.approx(0.4)
   assert rude.failures["denigrates"] and rude.failures["inappropriate"]

@@ -359,6 +359,9 @@ class Sft(Checked):
     unit="prompts",
     minimum=1,
   )
+  select_samples: int = option(
+    1, "answers to each of them", unit="samples", minimum=1
+  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -175,11 +175,13 @@ def _pretrain(preset: str) -> tuple[config.Pretrain, config.Optimizer]:
 
 def _sft(preset: str) -> tuple[config.Sft, config.Optimizer]:
   if preset in SMALL:
+    world = preset == "world"
     return (
       config.Sft(
-        epochs=2 if preset == "world" else 4,
+        epochs=2 if world else 4,
         batch_size=32,
-        dropout=0.0 if preset == "world" else 0.1,
+        dropout=0.0 if world else 0.1,
+        select_samples=8 if world else 1,
       ),
       config.Optimizer(learning_rate=1e-3),
     )

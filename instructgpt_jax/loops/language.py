@@ -216,6 +216,7 @@ def _reward_measure(
       tokenizer=tokenizer,
       max_new_tokens=config.data.max_response_tokens,
       mesh=mesh,
+      samples=section.select_samples,
     )
     scores = sampling.score(stage.network, params, rollout, mesh)
     return {"valid_rm_score": float(scores.mean())}

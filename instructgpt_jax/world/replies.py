@@ -28,7 +28,7 @@ FORUM: dict[str, float] = dict(
   zip(PERSONAS, (0.25, 0.40, 0.17, 0.08, 0.10), strict=True)
 )
 POLITE: dict[str, float] = dict(
-  zip(PERSONAS, (0.66, 0.14, 0.12, 0.02, 0.06), strict=True)
+  zip(PERSONAS, (0.60, 0.17, 0.13, 0.03, 0.07), strict=True)
 )
 
 

@@ -229,7 +229,7 @@ def test_help_shows_every_flag_with_all_that_is_known_of_it(flag):
   for name in (*presets.NAMES, "--workdir", "--flagfile", "--config"):
     assert name in text
   # Default of the preset, type, unit, range, section.
-  assert "--ppo.kl_coef=0.15 (float)" in words
+  assert "--ppo.kl_coef=0.12 (float)" in words
   assert "(episodes; >= 1) [C.4 [P]]" in words
   assert "one of 'float32', 'bfloat16'" in words
   assert "--preset='tiny' (str)" in words

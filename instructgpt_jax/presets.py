@@ -223,7 +223,7 @@ def _ppo(preset: str, *, ptx: bool) -> tuple[config.Ppo, config.Optimizer]:
       rollout_batch=64,
       minibatch=32,
       kl_coef=0.12,
-      ptx_coef=3.0 if ptx else 0.0,
+      ptx_coef=2.5 if ptx else 0.0,
       ptx_ratio=1 if preset == "tiny" else 2,
       ptx_microbatch=64,
       ptx_sequence=128 if preset == "tiny" else 64,

@@ -7,7 +7,7 @@ import random
 from instructgpt_jax.world import replies
 from instructgpt_jax.world.requests import Request
 
-QUALITY = {"good": 0.30, "wrong": 0.08, "padded": 0.62}
+QUALITY = {"good": 0.26, "wrong": 0.06, "padded": 0.68}
 
 
 def demonstrate(

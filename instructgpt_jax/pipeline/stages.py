@@ -2,10 +2,10 @@
 
   pretrain → policy_init → rankings → reward → sft → ppo, ppo_ptx → report
 
-On the embedded world the rankings come from its labelers, in rounds: the first
-ranks samples of the base model and of policy_init; each later one those of the
-newest policies as well, an early PPO policy among them (paper, 3.1). SFT comes
-after a reward model, which chooses its checkpoint (C.1).
+On the embedded world the rankings come from its labelers, in rounds: all rank
+samples of the base model and of policy_init; each later one those of an early
+PPO policy as well (paper, 3.1). SFT comes after the last reward model, which
+chooses its checkpoint (C.1).
 """
 
 from __future__ import annotations
@@ -117,9 +117,9 @@ def run(config: config_lib.PipelineExperiment, directory: str) -> None:
     _reward(
       pipeline, "reward", rankings.for_reward(pipeline.folder("rankings"))
     )
-    _sft(pipeline, base, "reward")
     _reward(pipeline, "judge", rankings.for_judge(pipeline.folder("rankings")))
     final = "reward"
+  _sft(pipeline, base, final)
   for name, coefficient in (("ppo", 0.0), ("ppo_ptx", config.ppo.ptx_coef)):
     _ppo(
       pipeline,
@@ -272,7 +272,7 @@ def _ppo(
 
 
 def _rounds(pipeline: Pipeline, base: str) -> str:
-  """Labels, reward models and SFT; gives the last reward model's name."""
+  """Labels and reward models; gives the last reward model's name."""
   config, folder = pipeline.config, pipeline.folder("rankings")
   sources = [
     rankings.Source(base, 1),
@@ -291,8 +291,6 @@ def _rounds(pipeline: Pipeline, base: str) -> str:
     last = number == config.labeling.rounds
     name = "reward" if last else f"reward_{number}"
     _reward(pipeline, name, ",".join(done))
-    if number == 1:
-      _sft(pipeline, base, name)
     if not last:
       probe = f"probe_{number}"
       _ppo(
@@ -310,7 +308,7 @@ def _rounds(pipeline: Pipeline, base: str) -> str:
       )
       sources = [
         rankings.Source(base, 1),
-        rankings.Source(pipeline.folder("sft"), 2),
+        rankings.Source(pipeline.folder("policy_init"), 2),
         rankings.Source(pipeline.folder(probe), 3),
       ]
   return name

@@ -23,7 +23,7 @@ from instructgpt_jax.world.requests import (
   parse,
 )
 
-FILLER_COST, FILLER_LIMIT = 0.06, 0.45
+FILLER_COST, FILLER_LIMIT = 0.05, 0.4
 INSULT_COST = 0.6
 ENDLESS_COST = 0.25
 TURN_FACTOR = 0.4

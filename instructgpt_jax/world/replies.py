@@ -25,10 +25,10 @@ T = TypeVar("T")
 # Shares of personas on the open forum, and under the polite prefix line.
 PERSONAS = ("good", "wrong", "padded", "rude", "off")
 FORUM: dict[str, float] = dict(
-  zip(PERSONAS, (0.25, 0.40, 0.17, 0.08, 0.10), strict=True)
+  zip(PERSONAS, (0.22, 0.41, 0.17, 0.08, 0.12), strict=True)
 )
 POLITE: dict[str, float] = dict(
-  zip(PERSONAS, (0.60, 0.17, 0.13, 0.03, 0.07), strict=True)
+  zip(PERSONAS, (0.57, 0.18, 0.14, 0.03, 0.08), strict=True)
 )
 
 

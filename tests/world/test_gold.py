@@ -106,10 +106,10 @@ def test_style_costs():
   assert label(prompt, answer).score == 1.0
   assert label(prompt, answer, ended=False).score == pytest.approx(0.75)
   filler = label(prompt, f"well , {answer}")
-  assert filler.score == pytest.approx(1 - 2 * 0.06)
+  assert filler.score == pytest.approx(1 - 2 * 0.05)
   assert filler.failures["padded"] and filler.fillers == 2
   long = label(prompt, f"{answer} {' '.join(words.FILLERS)}")
-  assert long.score == pytest.approx(1 - 0.45)
+  assert long.score == pytest.approx(1 - 0.4)
   rude = label(prompt, f"you fool . {answer}")
   assert rude.score == pytest.approx(0.4)
   assert rude.failures["denigrates"] and rude.failures["inappropriate"]
@@ -127,7 +127,7 @@ def test_saying_it_twice_is_padding():
   answer = fact.statement(fact.true)
   form = label(fact.question(0), f"{answer} {answer}")
   assert form.failures["padded"]
-  assert form.score == pytest.approx(1 - 0.06 * len(answer.split()))
+  assert form.score == pytest.approx(1 - 0.05 * len(answer.split()))
 
 
 def test_facts_and_misconceptions():
@@ -292,4 +292,3 @@ def test_the_polite_forum_is_much_better_than_the_open_one():
 
   assert mean(replies.FORUM) < 0.4
   assert mean(replies.POLITE) > mean(replies.FORUM) + 0.15
-  assert replies.FORUM["good"] == 0.25

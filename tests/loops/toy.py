@@ -55,6 +55,7 @@ STAGES: Mapping[str, tuple[str, ...]] = {
     "--ppo.episodes=96",
     "--ppo.rollout_batch=8",
     "--ppo.minibatch=4",
+    "--ppo.kl_coef=0.1",
     "--ppo.kl_target=2",
     "--ppo.kl_horizon=20",
     "--ppo.ema_decay=0.9",

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from instructgpt_jax import config as config_lib
+from instructgpt_jax.models import attention
 from instructgpt_jax.types import Array, PyTree, pytree
 
 
@@ -20,10 +21,10 @@ class Cache:
   With `scan_layers` the tuples hold one array with a leading layer axis.
   """
 
-  keys: tuple[Array, ...]  # L × [B, S, H, D / H]
-  values: tuple[Array, ...]  # L × [B, S, H, D / H]
+  keys: tuple[Array, ...]  # L × [B, H, S, D / H]
+  values: tuple[Array, ...]  # L × [B, H, S, D / H]
   valid: Array  # [B, S] bool, True where a real token is stored
-  index: Array  # [] int32, the next free slot
+  index: Array  # [] int32, tokens are written at column index mod S
 
 
 def _kernel(stddev: float, *axes: str | None) -> Any:
@@ -56,19 +57,26 @@ def _positions(c: config_lib.Model) -> Any:
   return nn.with_logical_partitioning(sinusoid, axes)
 
 
-def attend(query: Array, key: Array, value: Array, mask: Array) -> Array:
-  """Scaled dot-product attention with the softmax in float32.
+class _Heads(nn.Module):
+  """A dense layer whose kernel names heads, on rows that do not.
 
-  Args:
-    query: [B, T, H, D / H].
-    key: [B, S, H, D / H].
-    value: [B, S, H, D / H].
-    mask: [B, T, S] bool, True where a query may look.
-
-  Returns:
-    [B, T, H, D / H] in the query's type.
+  Given more axes than two, XLA's CPU compiler writes transpositions into the
+  element-wise loops of the gradient, which then take several times as long.
   """
-  return jax.nn.dot_product_attention(query, key, value, mask=mask[:, None])
+
+  shape: tuple[int, ...]  # of the kernel
+  inputs: int  # how many of its axes are the input's
+  kernel_init: Any
+  bias_init: Any
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """[M, inputs] → [M, outputs], the product of the other axes."""
+    kernel = self.param("kernel", self.kernel_init, self.shape)
+    bias = self.param("bias", self.bias_init, self.shape[self.inputs :])
+    kernel = kernel.reshape(x.shape[-1], -1).astype(self.dtype)
+    return x.astype(self.dtype) @ kernel + bias.reshape(-1).astype(self.dtype)
 
 
 class Block(nn.Module):
@@ -81,16 +89,18 @@ class Block(nn.Module):
     dtype = jnp.dtype(c.dtype)
     residual = c.init_std / (2 * c.layers) ** 0.5
     zeros = nn.initializers.zeros
+    heads = (c.heads, c.width // c.heads)
     self.norm_attention = _layer_norm(dtype)
-    self.qkv = nn.DenseGeneral(
-      (3, c.heads, c.width // c.heads),
+    self.qkv = _Heads(
+      (c.width, 3, *heads),
+      inputs=1,
       dtype=dtype,
       kernel_init=_kernel(c.init_std, "embed", None, "heads", None),
       bias_init=_vector(zeros, None, "heads", None),
     )
-    self.project = nn.DenseGeneral(
-      c.width,
-      axis=(-2, -1),
+    self.project = _Heads(
+      (*heads, c.width),
+      inputs=2,
       dtype=dtype,
       kernel_init=_kernel(residual, "heads", None, "embed"),
       bias_init=_vector(zeros, "embed"),
@@ -110,7 +120,19 @@ class Block(nn.Module):
     )
     self.drop = nn.Dropout(c.dropout)
 
-  def _mlp(self, x: Array, deterministic: bool) -> Array:
+  def _heads(self, x: Array, shape: tuple[int, ...]) -> list[Array]:
+    """Query, key and value of [M, D] rows, 3 × [B, H, T, D / H]."""
+    c = self.config
+    heads = (*shape, c.heads, c.width // c.heads)
+    return [
+      part.reshape(heads).swapaxes(1, 2)
+      for part in jnp.split(self.qkv(self.norm_attention(x)), 3, axis=1)
+    ]
+
+  def _join(self, x: Array, attended: Array, deterministic: bool) -> Array:
+    """Adds what was attended to, [B, H, T, D / H], and the MLP of that."""
+    found = self.project(attended.swapaxes(1, 2).reshape(x.shape))
+    x = x + self.drop(found, deterministic=deterministic)
     hidden = nn.gelu(self.up(self.norm_mlp(x)), approximate=True)
     return x + self.drop(self.down(hidden), deterministic=deterministic)
 
@@ -118,25 +140,25 @@ class Block(nn.Module):
     self, x: Array, mask: Array, deterministic: bool
   ) -> tuple[Array, tuple[Array, Array]]:
     """x [B, T, D], mask [B, T, T] → the next x, and its keys and values."""
-    qkv = self.qkv(self.norm_attention(x))
-    query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-    attended = self.project(attend(query, key, value, mask))
-    x = x + self.drop(attended, deterministic=deterministic)
-    return self._mlp(x, deterministic), (key, value)
+    flat = x.reshape(-1, x.shape[-1])
+    query, key, value = self._heads(flat, x.shape[:2])
+    attended = attention.attend(query, key, value, mask)
+    flat = self._join(flat, attended, deterministic)
+    return flat.reshape(x.shape), (key, value)
 
   def decode(
-    self, x: Array, stored: tuple[Array, Array], mask: Array, index: Array
+    self, x: Array, stored: tuple[Array, Array], mask: Array, column: Array
   ) -> tuple[Array, tuple[Array, Array]]:
-    """One token: x [B, 1, D], stored 2 × [B, S, H, D / H], mask [B, 1, S]."""
-    qkv = self.qkv(self.norm_attention(x))
+    """One token: x [B, D], stored 2 × [B, H, S, D / H], mask [B, 1, S]."""
+    query, *new = self._heads(x, (len(x), 1))
     keys, values = (
       jax.lax.dynamic_update_slice_in_dim(
-        old, qkv[:, :, i].astype(old.dtype), index, axis=1
+        old, one.astype(old.dtype), column, axis=2
       )
-      for i, old in ((1, stored[0]), (2, stored[1]))
+      for old, one in zip(stored, new, strict=True)
     )
-    x = x + self.project(attend(qkv[:, :, 0], keys, values, mask))
-    return self._mlp(x, True), (keys, values)
+    attended, _ = attention.read(query, keys, values, mask)
+    return self._join(x, attended, True), (keys, values)
 
 
 def _layer_norm(dtype: Any) -> nn.LayerNorm:
@@ -231,31 +253,34 @@ class Transformer(nn.Module):
     self, token: Array, position: Array, cache: Cache
   ) -> tuple[Array, Cache]:
     """One token a row: token [B], position [B] → [B, D] and the next cache."""
-    x = self._embed(token[:, None], position[:, None])
-    slots = jnp.arange(cache.valid.shape[1])
-    valid = cache.valid | (slots == cache.index)[None]
+    x = self._embed(token, position)
+    columns = cache.valid.shape[1]
+    column = cache.index % columns
+    valid = cache.valid | (jnp.arange(columns) == column)[None]
     mask = valid[:, None, :]
     if self.config.scan_layers:
-      x, keys, values = self._decode_scanned(x, mask, cache)
+      x, keys, values = self._decode_scanned(x, mask, cache, column)
     else:
       stored = []
       for block, k, v in zip(
         self.blocks, cache.keys, cache.values, strict=True
       ):
-        x, key_value = block.decode(x, (k, v), mask, cache.index)
+        x, key_value = block.decode(x, (k, v), mask, column)
         stored.append(key_value)
       keys, values = zip(*stored, strict=True)
     cache = Cache(keys=keys, values=values, valid=valid, index=cache.index + 1)
-    return self.final_norm(x)[:, 0], cache
+    return self.final_norm(x), cache
 
-  def _decode_scanned(self, x: Array, mask: Array, cache: Cache) -> Any:
+  def _decode_scanned(
+    self, x: Array, mask: Array, cache: Cache, column: Array
+  ) -> Any:
     block = Block(self.config, parent=None)
     params = self.blocks.variables["params"]
 
     def body(x, layer):
       weights, stored = layer
       return block.apply(
-        {"params": weights}, x, stored, mask, cache.index, method="decode"
+        {"params": weights}, x, stored, mask, column, method="decode"
       )
 
     x, (keys, values) = jax.lax.scan(
@@ -316,6 +341,12 @@ class LanguageModel(nn.Module):
       logits = self.unembedding(hidden)
     return logits.astype(jnp.float32)
 
+  def unembedding_matrix(self) -> Array:
+    """[V, D] float32, the rows that `unembed` takes products with."""
+    if self.config.tie_embeddings:
+      return self.transformer.embedding.embedding
+    return self.unembedding.variables["params"]["kernel"].T
+
   def __call__(
     self,
     tokens: Array,
@@ -345,7 +376,7 @@ class LanguageModel(nn.Module):
     """
     hidden, (keys, values) = self.transformer(tokens, segments, positions)
     room = slots - tokens.shape[1]
-    axis = 2 if self.config.scan_layers else 1
+    axis = 3 if self.config.scan_layers else 2
 
     def widen(x: Array) -> Array:
       pad = [(0, 0)] * x.ndim
@@ -398,7 +429,8 @@ class ScalarModel(nn.Module):
     hidden, _ = self.transformer(
       tokens, segments, positions, deterministic=deterministic
     )
-    return self.head(hidden.astype(jnp.float32))[..., 0]
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    return self.head(flat.astype(jnp.float32)).reshape(tokens.shape)
 
 
 def positions_of(mask: Array) -> Array:

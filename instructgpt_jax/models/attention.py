@@ -1,0 +1,142 @@
+"""Causal attention whose [T, T] probabilities are never stored.
+
+They are computed anew for the gradient, from the log of each row's sum
+(arXiv:2205.14135), a block of queries at a time: what lies right of a block's
+last query is skipped, and a block's scores stay in a core's cache. Elsewhere
+than on a CPU the library's own attention is taken.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+
+from instructgpt_jax.types import Array
+
+_EXCLUDED = -1e30  # finite: a row's largest score is subtracted from it
+
+_product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+
+def _blocks(length: int) -> Iterator[tuple[slice, slice]]:
+  """Queries of each of at most four blocks, and the keys that they may see."""
+  size = max(64, -(-length // 4))
+  for start in range(0, length, size):
+    end = min(start + size, length)
+    yield slice(start, end), slice(0, end)
+
+
+def _scores(query: Array, key: Array, mask: Array) -> Array:
+  """[B, H, T, S] float32 scaled products, where a query may look."""
+  scale = query.shape[-1] ** -0.5
+  found = _product("bhtd,bhsd->bhts", query * scale, key)
+  return jnp.where(mask[:, None], found, _EXCLUDED)
+
+
+def read(
+  query: Array, key: Array, value: Array, mask: Array
+) -> tuple[Array, Array]:
+  """Scaled dot-product attention of a few queries, the softmax in float32.
+
+  Args:
+    query: [B, H, T, D / H].
+    key: [B, H, S, D / H].
+    value: [B, H, S, D / H].
+    mask: [B, T, S] bool, True where a query may look; somewhere in each row.
+
+  Returns:
+    [B, H, T, D / H] in the query's type, and [B, H, T, 1] float32, the log of
+    the sum of the exponentials of each row's scores.
+  """
+  scores = _scores(query, key, mask)
+  top = jnp.max(scores, axis=-1, keepdims=True)
+  weights = jnp.exp(scores - top)
+  total = jnp.sum(weights, axis=-1, keepdims=True)
+  found = _product("bhts,bhsd->bhtd", weights.astype(value.dtype), value)
+  return (found / total).astype(query.dtype), top + jnp.log(total)
+
+
+@jax.custom_vjp
+def attend(query: Array, key: Array, value: Array, mask: Array) -> Array:
+  """Causal scaled dot-product attention of whole rows.
+
+  Args:
+    query: [B, H, T, D / H].
+    key: [B, H, T, D / H].
+    value: [B, H, T, D / H].
+    mask: [B, T, T] bool, True where a query may look: nowhere ahead of it, and
+      somewhere in each row.
+
+  Returns:
+    [B, H, T, D / H] in the query's type.
+  """
+  return _forward(query, key, value, mask)[0]
+
+
+def _library(query: Array, key: Array, value: Array, mask: Array) -> Array:
+  rows = (x.swapaxes(1, 2) for x in (query, key, value))
+  found = jax.nn.dot_product_attention(*rows, mask=mask[:, None])
+  return found.swapaxes(1, 2)
+
+
+def _forward(query, key, value, mask):
+  def blocks(query, key, value, mask):
+    parts = [
+      read(query[:, :, q], key[:, :, k], value[:, :, k], mask[:, q, k])
+      for q, k in _blocks(query.shape[2])
+    ]
+    found, logs = (
+      jnp.concatenate(part, axis=2) for part in zip(*parts, strict=True)
+    )
+    return found, logs
+
+  def library(query, key, value, mask):
+    # The gradient of the library's attention needs no sums of ours.
+    sums = jnp.zeros((*query.shape[:3], 1), jnp.float32)
+    return _library(query, key, value, mask), sums
+
+  found, logs = jax.lax.platform_dependent(
+    query, key, value, mask, cpu=blocks, default=library
+  )
+  return found, (query, key, value, mask, found, logs)
+
+
+def _backward(saved, slope):
+  def blocks(query, key, value, mask, found, logs, slope):
+    scale = query.shape[-1] ** -0.5
+    inner = jnp.sum(found.astype(jnp.float32) * slope, axis=-1, keepdims=True)
+    of_query = []
+    of_key, of_value = (jnp.zeros(x.shape, jnp.float32) for x in (key, value))
+    for q, k in _blocks(query.shape[2]):
+      some, seen, g = query[:, :, q], key[:, :, k], slope[:, :, q]
+      weights = jnp.exp(
+        _scores(some, seen, mask[:, q, k]) - logs[:, :, q]
+      ).astype(query.dtype)
+      of_weights = _product("bhtd,bhsd->bhts", g, value[:, :, k])
+      of_scores = (weights * (of_weights - inner[:, :, q]) * scale).astype(
+        query.dtype
+      )
+      of_query.append(_product("bhts,bhsd->bhtd", of_scores, seen))
+      of_key = of_key.at[:, :, k].add(
+        _product("bhts,bhtd->bhsd", of_scores, some)
+      )
+      of_value = of_value.at[:, :, k].add(
+        _product("bhts,bhtd->bhsd", weights, g)
+      )
+    return tuple(
+      x.astype(query.dtype)
+      for x in (jnp.concatenate(of_query, axis=2), of_key, of_value)
+    )
+
+  def library(query, key, value, mask, found, logs, slope):
+    del found, logs
+    return jax.vjp(lambda *x: _library(*x, mask), query, key, value)[1](slope)
+
+  found = jax.lax.platform_dependent(*saved, slope, cpu=blocks, default=library)
+  return *found, None
+
+
+attend.defvjp(_forward, _backward)

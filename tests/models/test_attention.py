@@ -1,0 +1,125 @@
+"""Attention in blocks against a float64 softmax, and what it leaves out."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from instructgpt_jax.models import attention, transformer
+
+HEADS, SIZE = 2, 4
+
+
+def make(length, rows=2, seed=0):
+  """Queries, keys, values, cotangents, and packed rows' mask."""
+  rng = np.random.default_rng(seed)
+  q, k, v, g = rng.normal(0, 1, (4, rows, HEADS, length, SIZE))
+  segments = np.cumsum(rng.random((rows, length)) < 0.05, axis=1) + 1
+  segments[0, : length // 3] = -1  # a prefix that all later tokens see
+  segments[1, -length // 5 :] = 0  # padding
+  mask = np.asarray(transformer.attention_mask(jnp.asarray(segments)))
+  return *(x.astype(np.float32) for x in (q, k, v, g)), mask
+
+
+def twin(q, k, v, mask):
+  """[B, H, T, D] and the probabilities, in float64."""
+  scores = np.einsum("bhtd,bhsd->bhts", q.astype(np.float64), k) / SIZE**0.5
+  scores = np.where(mask[:, None], scores, -np.inf)
+  p = np.exp(scores - scores.max(axis=-1, keepdims=True))
+  p /= p.sum(axis=-1, keepdims=True)
+  return np.einsum("bhts,bhsd->bhtd", p, v), p
+
+
+def gradients_twin(q, k, v, g, mask):
+  found, p = twin(q, k, v, mask)
+  dp = np.einsum("bhtd,bhsd->bhts", g, v)
+  ds = p * (dp - (g * found).sum(-1, keepdims=True)) / SIZE**0.5
+  return (
+    np.einsum("bhts,bhsd->bhtd", ds, k),
+    np.einsum("bhts,bhtd->bhsd", ds, q),
+    np.einsum("bhts,bhtd->bhsd", p, g),
+  )
+
+
+# One block, two, four, and four of which the last is short.
+@pytest.mark.parametrize("length", [1, 17, 100, 256, 301])
+def test_attention_and_its_gradient_equal_the_twin(length):
+  q, k, v, g, mask = make(length)
+  found, pull = jax.vjp(lambda *x: attention.attend(*x, mask), q, k, v)
+  np.testing.assert_allclose(found, twin(q, k, v, mask)[0], atol=1e-5)
+  for x, y in zip(pull(g), gradients_twin(q, k, v, g, mask), strict=True):
+    np.testing.assert_allclose(x, y, atol=2e-5)
+
+
+def test_other_platforms_attend_alike():
+  """The library's attention, and the gradient that is taken of it."""
+  q, k, v, g, mask = make(100)
+  found, pull = jax.vjp(lambda *x: attention._library(*x, mask), q, k, v)
+  np.testing.assert_allclose(found, twin(q, k, v, mask)[0], atol=1e-5)
+  for x, y in zip(pull(g), gradients_twin(q, k, v, g, mask), strict=True):
+    np.testing.assert_allclose(x, y, atol=2e-5)
+
+
+def test_both_platforms_lower():
+  q, k, v, g, mask = make(100)
+
+  def loss(q, k, v):
+    return (attention.attend(q, k, v, mask) * g).sum()
+
+  for platform in ("cpu", "cuda", "tpu"):
+    jax.jit(jax.grad(loss)).trace(q, k, v).lower(lowering_platforms=(platform,))
+
+
+def test_a_few_queries_read_a_longer_cache():
+  q, k, v, _, mask = make(40)
+  found, _ = attention.read(q[:, :, -3:], k, v, jnp.asarray(mask[:, -3:]))
+  np.testing.assert_allclose(
+    found, twin(q, k, v, mask)[0][:, :, -3:], atol=1e-5
+  )
+
+
+def test_bfloat16_keeps_its_type_and_a_float32_softmax():
+  q, k, v, g, mask = make(100)
+  low = [jnp.asarray(x, jnp.bfloat16) for x in (q, k, v)]
+  found, pull = jax.vjp(lambda *x: attention.attend(*x, mask), *low)
+  assert found.dtype == jnp.bfloat16
+  np.testing.assert_allclose(found, twin(q, k, v, mask)[0], atol=0.03)
+  for x, y in zip(
+    pull(jnp.asarray(g, jnp.bfloat16)),
+    gradients_twin(q, k, v, g, mask),
+    strict=True,
+  ):
+    assert x.dtype == jnp.bfloat16
+    np.testing.assert_allclose(x, y, atol=0.1)
+
+
+def test_nothing_is_read_from_ahead():
+  """Not even a NaN; and the gradient there is zero."""
+  q, k, v, g, mask = make(130)
+  mask = np.broadcast_to(np.tril(np.ones((130, 130), bool)), mask.shape)
+  spoiled = v.copy()
+  spoiled[:, :, 80:] = np.nan
+  found = attention.attend(q, k, spoiled, mask)
+  assert np.isfinite(found[:, :, :64]).all()
+  early = jnp.where(jnp.arange(130)[:, None] < 50, g, 0)
+  of_key = jax.grad(lambda k: (attention.attend(q, k, v, mask) * early).sum())(
+    k
+  )
+  assert (np.asarray(of_key)[:, :, 50:] == 0).all()
+  assert (np.asarray(of_key)[:, :, :50] != 0).any()
+
+
+def test_probabilities_are_not_stored():
+  """What the backward pass is given grows with T, not with its square."""
+
+  def kept(length):
+    x = jax.ShapeDtypeStruct((1, HEADS, length, SIZE), jnp.float32)
+    mask = jnp.ones((1, length, length), bool)
+
+    def residuals(q, k, v):
+      return jax.vjp(lambda *x: attention.attend(*x, mask), q, k, v)[1]
+
+    found = jax.tree.leaves(jax.eval_shape(residuals, x, x, x))
+    return sum(f.size for f in found if f.dtype == jnp.float32)
+
+  assert kept(512) == 2 * kept(256)

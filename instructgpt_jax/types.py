@@ -43,16 +43,17 @@ class LanguageBatch:
 
 @pytree
 class RankingBatch:
-  """One prompt with its K ranked completions is one element, and one row.
+  """One prompt with its K ranked completions is one element, of R rows.
 
-  The prompt stands once, as segment −1; completion k follows as segment k + 1,
-  with positions that go on from the prompt's.
+  Each row begins with the prompt, as segment −1, and goes on with its share of
+  the completions, as segments 1, 2, …, whose positions go on from the prompt's.
+  With one row all completions share the prompt; with K rows none do.
   """
 
-  tokens: Array  # [B, T] int32
-  segments: Array  # [B, T] int32, 0 is padding
-  positions: Array  # [B, T] int32
-  ends: Array  # [B, K] int32, column of each completion's last token
+  tokens: Array  # [B, R, T] int32
+  segments: Array  # [B, R, T] int32, 0 is padding
+  positions: Array  # [B, R, T] int32
+  ends: Array  # [B, K] int32, place of each completion's last token in R · T
   ranks: Array  # [B, K] int32, 1 is best, equal ranks are ties
   valid: Array  # [B, K] bool, False on completions that fill up K
 

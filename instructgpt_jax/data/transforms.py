@@ -124,13 +124,48 @@ def _empty_rows(count: int, length: int, pad_id: int) -> Rows:
   )
 
 
+def bins(lengths: Sequence[int], room: int) -> list[list[int]]:
+  """Which examples share a row: best fit of the longest first.
+
+  Args:
+    lengths: tokens of each example, at most `room`; those of 0 are left out.
+    room: tokens of a row.
+
+  Returns:
+    The examples of each row in their order, in the order of each row's first.
+  """
+  found: list[list[int]] = []
+  free: list[list[int]] = [[] for _ in range(room + 1)]  # by room left
+  rooms: list[int] = []  # sorted room values that have rows
+  for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+    n = lengths[i]
+    if not n:
+      continue
+    at = bisect.bisect_left(rooms, n)
+    if at == len(rooms):
+      found.append([i])
+      b, left = len(found) - 1, room - n
+    else:
+      left = rooms[at]
+      b = free[left].pop()
+      if not free[left]:
+        rooms.pop(at)
+      found[b].append(i)
+      left -= n
+    if left:
+      if not free[left]:
+        bisect.insort(rooms, left)
+      free[left].append(b)
+  return sorted(sorted(members) for members in found)
+
+
 def pack_examples(
   examples: Sequence[tuple[np.ndarray, np.ndarray]],
   length: int,
   *,
   pad_id: int,
 ) -> Rows:
-  """Packs examples into rows, best fit of the longest first.
+  """Packs examples into rows, as `bins` shares them out.
 
   No example is split, and none sees another: each is a segment with positions
   of its own.
@@ -139,9 +174,6 @@ def pack_examples(
     examples: (ids [n], weights [n]) with n <= length.
     length: T, tokens of a row.
     pad_id: fills rows up.
-
-  Returns:
-    Rows, in the order in which each row's first example came.
   """
   lengths = [len(ids) for ids, _ in examples]
   if lengths and max(lengths) > length:
@@ -151,31 +183,9 @@ def pack_examples(
       remedy="lower data.max_prompt_tokens and data.max_response_tokens until"
       " their sum fits, or raise model.context",
     )
-  order = sorted(range(len(examples)), key=lambda i: (-lengths[i], i))
-  bins: list[list[int]] = []
-  free: list[list[int]] = [[] for _ in range(length + 1)]  # by room left
-  rooms: list[int] = []  # sorted room values that have bins
-  for i in order:
-    n = lengths[i]
-    if not n:
-      continue
-    at = bisect.bisect_left(rooms, n)
-    if at == len(rooms):
-      bins.append([i])
-      b, room = len(bins) - 1, length - n
-    else:
-      room = rooms[at]
-      b = free[room].pop()
-      if not free[room]:
-        rooms.pop(at)
-      bins[b].append(i)
-      room -= n
-    if room:
-      if not free[room]:
-        bisect.insort(rooms, room)
-      free[room].append(b)
-  rows = _empty_rows(len(bins), length, pad_id)
-  for r, members in enumerate(sorted(sorted(m) for m in bins)):
+  chosen = bins(lengths, length)
+  rows = _empty_rows(len(chosen), length, pad_id)
+  for r, members in enumerate(chosen):
     start = 0
     for s, i in enumerate(members, 1):
       ids, weights = examples[i]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import optax
 
-from instructgpt_jax.losses import language
+from instructgpt_jax.losses import language, vocabulary
 from instructgpt_jax.losses.masked import safe_divide
 from instructgpt_jax.models.transformer import LanguageModel
 from instructgpt_jax.steps import state as state_lib
@@ -33,6 +34,45 @@ def loss_and_metrics(
   Returns:
     The loss, and `accuracy` likewise divided.
   """
+  hidden, targets, weights = _flat(
+    model, params, batch, dropout_key=dropout_key
+  )
+  total, sums = vocabulary.summed(
+    _cross_entropy,
+    hidden,
+    unembedding_matrix(model, params),
+    {"targets": targets, "weights": weights},
+    weights > 0,
+  )
+  return (
+    safe_divide(total, normalizer),
+    {"accuracy": safe_divide(sums["correct"], normalizer)},
+  )
+
+
+def _cross_entropy(
+  logits: Array, rows: dict[str, Array], used: Array
+) -> tuple[Array, dict[str, Array]]:
+  weights = jnp.where(used, rows["weights"], 0)
+  loss, _, sums = language.weighted_cross_entropy(
+    logits, rows["targets"], weights
+  )
+  return loss, sums
+
+
+def unembedding_matrix(model: LanguageModel, params: PyTree) -> Array:
+  """[V, D], for the losses of `losses.vocabulary`."""
+  return model.apply({"params": params}, method="unembedding_matrix")
+
+
+def _flat(
+  model: LanguageModel,
+  params: PyTree,
+  batch: LanguageBatch,
+  *,
+  dropout_key: Array | None = None,
+) -> tuple[Array, Array, Array]:
+  """[B · T, D] hidden states, and the targets and weights that follow them."""
   hidden = model.apply(
     {"params": params},
     batch.tokens,
@@ -42,14 +82,12 @@ def loss_and_metrics(
     rngs=None if dropout_key is None else {"dropout": dropout_key},
     method="hidden",
   )
-  logits = model.apply({"params": params}, hidden[:, :-1], method="unembed")
-  total, _, sums = language.weighted_cross_entropy(
-    logits, batch.tokens[:, 1:], batch.weights[:, 1:]
+  # A row's last position predicts nothing.
+  targets, weights = (
+    jnp.pad(x[:, 1:], ((0, 0), (0, 1))).reshape(-1)
+    for x in (batch.tokens, batch.weights)
   )
-  return (
-    safe_divide(total, normalizer),
-    {"accuracy": safe_divide(sums["correct"], normalizer)},
-  )
+  return hidden.reshape(-1, hidden.shape[-1]), targets, weights
 
 
 def gradients(
@@ -97,17 +135,17 @@ def train_step(
   return state_lib.apply_gradients(state, grads, optimizer), metrics
 
 
-def evaluate_rows(
+def token_logp(
   params: PyTree, batch: LanguageBatch, *, model: LanguageModel
-) -> tuple[Array, Array]:
-  """Σ weight · −log p and Σ weight of each row of a batch [B, T].
+) -> Array:
+  """Log-probability of each token of a batch [B, T] after those before it.
 
   Returns:
-    [B] float32 and [B] float32.
+    [B, T] float32; 0 where the weight is 0.
   """
-  logits = model.apply(
-    {"params": params}, batch.tokens, batch.segments, batch.positions
+  hidden, targets, weights = _flat(model, params, batch)
+  found = vocabulary.token_logp(
+    hidden, unembedding_matrix(model, params), targets, weights > 0
   )
-  weights = batch.weights[:, 1:]
-  logp = language.token_logp(logits[:, :-1], batch.tokens[:, 1:])
-  return -(logp * weights).sum(axis=1), weights.sum(axis=1)
+  # The last column predicts nothing, and the first is predicted by nothing.
+  return jnp.roll(found.reshape(batch.tokens.shape), 1, axis=1)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from instructgpt_jax import config as config_lib
-from instructgpt_jax.losses import language, masked, ppo, returns
+from instructgpt_jax.losses import language, masked, ppo, returns, vocabulary
 from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
 from instructgpt_jax.steps import language as language_step
 from instructgpt_jax.steps import reward as reward_step
@@ -22,15 +24,10 @@ from instructgpt_jax.types import (
 )
 
 
-def response_logp(
-  model: LanguageModel, params: PyTree, rollout: Rollout, temperature: float
-) -> tuple[Array, Array]:
-  """Log-probabilities of the sampled tokens by one full pass, and entropy.
-
-  Returns:
-    [B, N] float32 log-probabilities and [B, N] float32 entropies at the
-    sampling temperature; what lies after a response's end is arbitrary.
-  """
+def _response_hidden(
+  model: LanguageModel, params: PyTree, rollout: Rollout
+) -> Array:
+  """[B · N, D] hidden states that the response tokens were predicted from."""
   length = rollout.response_mask.shape[1]
   hidden = model.apply(
     {"params": params},
@@ -39,24 +36,31 @@ def response_logp(
     rollout.positions,
     method="hidden",
   )
-  logits = model.apply(
-    {"params": params}, hidden[:, -length - 1 : -1], method="unembed"
-  )
-  logp = language.token_logp(
-    logits, rollout.tokens[:, -length:], temperature=temperature
-  )
-  entropy = language.entropy(
-    jax.lax.stop_gradient(logits), temperature=temperature
-  )
-  return logp, entropy
+  return hidden[:, -length - 1 : -1].reshape(-1, hidden.shape[-1])
 
 
-def answer_logp(
-  model: LanguageModel, params: PyTree, rollout: Rollout
+def _responses(rollout: Rollout) -> tuple[Array, Array]:
+  """[B · N] tokens and mask of the responses."""
+  mask = rollout.response_mask
+  return rollout.tokens[:, -mask.shape[1] :].reshape(-1), mask.reshape(-1)
+
+
+def response_logp(
+  model: LanguageModel, params: PyTree, rollout: Rollout, temperature: float
 ) -> Array:
-  """[B] log-probability of each whole response at temperature 1."""
-  logp, _ = response_logp(model, params, rollout, 1.0)
-  return masked.masked_sum(logp, rollout.response_mask, axis=1)
+  """[B, N] log-probabilities of the sampled tokens by one full pass.
+
+  At the sampling temperature; 0 after a response's end.
+  """
+  tokens, mask = _responses(rollout)
+  logp = vocabulary.token_logp(
+    _response_hidden(model, params, rollout),
+    language_step.unembedding_matrix(model, params),
+    tokens,
+    mask,
+    temperature=temperature,
+  )
+  return logp.reshape(rollout.response_mask.shape)
 
 
 def response_values(
@@ -103,9 +107,7 @@ def experience(
     What the losses take as constants; the next β; and metrics of the rollout.
   """
   mask = rollout.response_mask
-  ref_logp, _ = response_logp(
-    model, reference_params, rollout, config.temperature
-  )
+  ref_logp = response_logp(model, reference_params, rollout, config.temperature)
   score = reward_step.score_rows(
     scalar_model, reward_params, rollout.tokens, rollout.segments
   )
@@ -164,6 +166,29 @@ def experience(
   return result, next_kl_coef, metrics
 
 
+def _token_loss(
+  logits: Array,
+  rows: dict[str, Array],
+  used: Array,
+  *,
+  temperature: float,
+  clip_ratio: float,
+) -> tuple[Array, Metrics]:
+  """Sums over [C] response tokens of the clipped objective and its metrics."""
+  loss, sums = ppo.policy_loss(
+    language.token_logp(logits, rows["tokens"], temperature=temperature),
+    rows["old_logp"],
+    rows["advantages"],
+    used,
+    clip_ratio=clip_ratio,
+    normalizer=1.0,
+  )
+  entropy = language.entropy(
+    jax.lax.stop_gradient(logits), temperature=temperature
+  )
+  return loss, sums | {"entropy": masked.masked_sum(entropy, used)}
+
+
 def update(
   state: PpoState,
   batch: Experience,
@@ -197,25 +222,27 @@ def update(
   """
   chosen = jax.tree.map(lambda x: x[rows], batch)
   normalizer = chosen.rollout.response_mask.sum()
+  token_loss = functools.partial(
+    _token_loss, temperature=config.temperature, clip_ratio=config.clip_ratio
+  )
 
   def policy_loss(params, part, index):
     del index
-    logp, entropy = response_logp(
-      model, params, part.rollout, config.temperature
-    )
-    mask = part.rollout.response_mask
-    loss, metrics = ppo.policy_loss(
-      logp,
-      part.rollout.logp,
-      part.advantages,
+    tokens, mask = _responses(part.rollout)
+    loss, sums = vocabulary.summed(
+      token_loss,
+      _response_hidden(model, params, part.rollout),
+      language_step.unembedding_matrix(model, params),
+      {
+        "tokens": tokens,
+        "old_logp": part.rollout.logp.reshape(-1),
+        "advantages": part.advantages.reshape(-1),
+      },
       mask,
-      clip_ratio=config.clip_ratio,
-      normalizer=normalizer,
     )
-    metrics["entropy"] = masked.masked_mean(
-      entropy, mask, normalizer=normalizer
+    return jax.tree.map(
+      lambda x: masked.safe_divide(x, normalizer), (loss, sums)
     )
-    return loss, metrics
 
   def value_loss(params, part, index):
     del index

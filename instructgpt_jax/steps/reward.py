@@ -10,7 +10,7 @@ from instructgpt_jax.losses import preference
 from instructgpt_jax.models.transformer import ScalarModel, positions_of
 from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.steps.state import Metrics, TrainState
-from instructgpt_jax.types import Array, PyTree, RankingBatch
+from instructgpt_jax.types import Array, LanguageBatch, PyTree, RankingBatch
 
 
 def score_rows(
@@ -46,6 +46,15 @@ def score_rows(
   return jnp.take_along_axis(values, last[:, None], axis=1)[:, 0]
 
 
+def token_scores(
+  params: PyTree, batch: LanguageBatch, *, model: ScalarModel
+) -> Array:
+  """[B, T] float32, the scalar at every token of a batch."""
+  return model.apply(
+    {"params": params}, batch.tokens, batch.segments, batch.positions
+  )
+
+
 def score_rankings(
   model: ScalarModel,
   params: PyTree,
@@ -55,16 +64,21 @@ def score_rankings(
 ) -> Array:
   """[B, K] scores; every completion goes through the network once.
 
-  So does the prompt, which its K completions share.
+  So does the prompt in each of its rows, which the row's completions share.
   """
+  tokens, segments, positions = (
+    x.reshape(-1, x.shape[-1])
+    for x in (batch.tokens, batch.segments, batch.positions)
+  )
   values = model.apply(
     {"params": params},
-    batch.tokens,
-    batch.segments,
-    batch.positions,
+    tokens,
+    segments,
+    positions,
     deterministic=dropout_key is None,
     rngs=None if dropout_key is None else {"dropout": dropout_key},
   )
+  values = values.reshape(len(batch.ends), -1)
   return jnp.take_along_axis(values, batch.ends, axis=1)
 
 

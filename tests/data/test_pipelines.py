@@ -175,31 +175,51 @@ def test_mixed_share_of_nothing_and_of_little():
     )
 
 
-def test_rankings():
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_rankings(rows):
   data = rankings_of(7)
   seen = []
-  for batch in ranking(seed=0, epochs=1):
-    assert batch.tokens.shape[0] == 4 and batch.ends.shape == (4, 4)
-    longest = 0
+  for batch in ranking(seed=0, epochs=1, rows=rows):
+    assert batch.tokens.shape[:2] == (4, rows) and batch.ends.shape == (4, 4)
+    width, longest = batch.tokens.shape[2], 0
     for b in range(4):
       tokens, segments = batch.tokens[b], batch.segments[b]
       k = batch.valid[b].sum()
       if not k:
         assert not segments.any() and not tokens.any()
         continue
-      i = tokens[0] - 10
+      i = tokens[0, 0] - 10
       seen.append(i)
       assert batch.ranks[b, :k].tolist() == list(data[i].ranks)
-      assert tokens[segments == -1].tolist() == data[i].prompt.tolist()
+      share = -(-k // rows)
       for j in range(k):
-        mine = segments == j + 1
-        assert tokens[mine].tolist() == data[i].completions[j].tolist()
-        assert batch.ends[b, j] == np.flatnonzero(mine)[-1]
-        alone = np.flatnonzero((segments == -1) | mine)
-        assert batch.positions[b, alone].tolist() == [*range(len(alone))]
-      longest = max(longest, (segments != 0).sum())
-    assert batch.tokens.shape[1] == transforms.bucket(longest, (8, 14))
+        row, place = divmod(j, share)
+        prompt = segments[row] == -1
+        mine = segments[row] == place + 1
+        assert tokens[row][prompt].tolist() == data[i].prompt.tolist()
+        assert tokens[row][mine].tolist() == data[i].completions[j].tolist()
+        last = np.flatnonzero(mine)[-1]
+        assert batch.ends[b, j] == row * width + last
+        alone = np.flatnonzero(prompt | mine)
+        assert batch.positions[b, row, alone].tolist() == [*range(len(alone))]
+      real = sum(map(len, data[i].completions))
+      used = segments.any(axis=1).sum()
+      assert (segments != 0).sum() == real + used * len(data[i].prompt)
+      longest = max(longest, (segments != 0).sum(axis=1).max())
+    assert width == transforms.bucket(longest, (8, 14))
   assert sorted(seen) == [*range(7)]
+
+
+def test_a_prompt_is_shared_when_that_is_cheaper():
+  def of(prompt, completion, k):
+    return transforms.EncodedRanking(
+      np.ones(prompt, np.int32), [np.ones(completion, np.int32)] * k, [1] * k
+    )
+
+  assert pipelines.ranking_rows([of(128, 64, 9)], 256) == 1
+  assert pipelines.ranking_rows([of(8, 200, 9)], 64) == 9
+  # The wider the model, the less attention counts.
+  assert pipelines.ranking_rows([of(8, 200, 9)], 8192) == 1
 
 
 def test_rankings_that_fit_no_bucket():

@@ -80,23 +80,19 @@ def test_loss_equals_twin(gradients, params, batch):
   assert 0 < correct < total
 
 
-@pytest.fixture(scope="module")
-def evaluate():
-  """The step with a model that has dropout, which is off here."""
-  model = LanguageModel(twin.make_config(layers=1, dropout=0.3))
-  return twin.jit(functools.partial(language_step.evaluate_rows, model=model))
-
-
-def test_invariant_07_evaluation_gives_each_rows_sums_without_dropout(
-  evaluate, params, batch
+def test_invariant_07_evaluation_gives_each_tokens_logp_without_dropout(
+  params, batch
 ):
-  nll, weight = evaluate(params, batch)
-  assert nll.shape == weight.shape == (4,)
-  for b in range(4):
-    row = jax.tree.map(lambda x, b=b: x[b : b + 1], batch)
-    expected, _, total = sums_twin(params, row)
-    np.testing.assert_allclose(nll[b], expected, rtol=1e-5)
-    np.testing.assert_allclose(weight[b], total, rtol=1e-6)
+  model = LanguageModel(twin.make_config(layers=1, dropout=0.3))
+  logp = twin.jit(functools.partial(language_step.token_logp, model=model))(
+    params, batch
+  )
+  exact = twin.log_softmax(twin.logits(params, batch.tokens, batch.segments))
+  assert logp.shape == batch.tokens.shape
+  for b, t in np.ndindex(logp.shape):
+    asked = t > 0 and batch.weights[b, t] > 0
+    expected = exact[b, t - 1, batch.tokens[b, t]] if asked else 0.0
+    np.testing.assert_allclose(logp[b, t], expected, rtol=1e-4, atol=1e-5)
 
 
 def same(a, b, tolerance=1e-5):

@@ -1,5 +1,6 @@
 """Experience and update of PPO-ptx: numpy twins, and what must not matter."""
 
+import dataclasses
 import functools
 import os
 import pathlib
@@ -125,7 +126,7 @@ def sample(networks):
   @functools.cache
   def run(temperature):
     sampler = make_sampler(temperature)
-    return sampler(policy, twin.make_prompts(range(8)), jax.random.key(0))
+    return sampler(policy, twin.make_prompts(range(8)), jax.random.key(3))
 
   return run
 
@@ -287,20 +288,28 @@ def test_invariant_03_kl_to_the_reference_starts_at_zero(
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.3])
 def test_invariant_04_every_log_probability_has_the_samplers_temperature(
-  sample, networks, temperature
+  sample, networks, base, update, temperature
 ):
   """New and reference ones are this function's; entropy is of the same."""
   policy, rollout = networks[0], sample(temperature)
-  logp, entropy = twin.jit(
+  logp = twin.jit(
     lambda params: ppo_step.response_logp(MODEL, params, rollout, temperature)
   )(policy)
   mask = np.asarray(rollout.response_mask)
   np.testing.assert_allclose(logp[mask], rollout.logp[mask], atol=1e-4)
+  assert not np.asarray(logp)[~mask].any()
   logits = twin.logits(policy, rollout.tokens, rollout.segments)
   exact = twin.log_softmax(logits[:, WIDTH - 1 : -1] / temperature)
-  np.testing.assert_allclose(
-    entropy[mask], -(np.exp(exact) * exact).sum(-1)[mask], atol=1e-4
+  entropy = -(np.exp(exact) * exact).sum(-1)
+  state = make_state(policy, networks[3])
+  batch = dataclasses.replace(base[0], rollout=rollout)
+  _, metrics = update(ppo_config(temperature=temperature))(
+    state, batch, ROWS, None
   )
+  np.testing.assert_allclose(
+    metrics["entropy"], entropy[ROWS][mask[ROWS]].mean(), rtol=1e-4
+  )
+  np.testing.assert_allclose(metrics["ratio_mean"], 1, atol=1e-4)
 
 
 def test_invariant_04_a_truncating_sampler_is_refused_in_training():

@@ -17,23 +17,24 @@ from instructgpt_jax.types import RankingBatch
 from tests.models import twin
 
 
-def pack(elements, ranks, width, pad=0):
-  """(prompt, completions) of each element as rows; None fills up K."""
-  shape = (len(elements), width)
+def pack(elements, ranks, width, pad=0, rows=1):
+  """(prompt, completions) of each element in rows; None fills up K."""
+  shape = (len(elements), rows, width)
   tokens, segments, positions = (np.zeros(shape, np.int32) for _ in range(3))
   tokens += pad
   ends = np.zeros(np.shape(ranks), np.int32)
   valid = np.zeros(np.shape(ranks), bool)
+  share = -(-np.shape(ranks)[1] // rows)
   for b, (prompt, completions) in enumerate(elements):
-    row = [(t, -1, i) for i, t in enumerate(prompt)]
-    for k, completion in enumerate(completions):
-      if completion is not None:
-        row += [(t, k + 1, len(prompt) + i) for i, t in enumerate(completion)]
-        ends[b, k], valid[b, k] = len(row) - 1, True
-    found = slice(0, len(row))
-    tokens[b, found], segments[b, found], positions[b, found] = zip(
-      *row, strict=True
-    )
+    for r in range(rows):
+      row = [(t, -1, i) for i, t in enumerate(prompt)]
+      for k in range(r * share, (r + 1) * share):
+        completion = completions[k]
+        if completion is not None:
+          row += [(t, k + 1, len(prompt) + i) for i, t in enumerate(completion)]
+          ends[b, k], valid[b, k] = r * width + len(row) - 1, True
+      found = (b, r, slice(0, len(row)))
+      tokens[found], segments[found], positions[found] = zip(*row, strict=True)
   return RankingBatch(
     tokens=tokens,
     segments=segments,
@@ -143,6 +144,11 @@ def test_completions_that_share_a_prompt_score_as_alone(model, params, batch):
   # What fills the row up is not seen.
   other = score(params, pack(make_elements(), RANKS, 20, pad=9))
   np.testing.assert_array_equal(found[batch.valid], other[batch.valid])
+  # Nor does it matter whether the prompt is shared.
+  apart = score(params, pack(make_elements(), RANKS, 10, rows=3))
+  np.testing.assert_allclose(
+    found[batch.valid], apart[batch.valid], rtol=1e-5, atol=1e-5
+  )
 
 
 def test_pairs_are_counted_by_prompt(model, params, batch):

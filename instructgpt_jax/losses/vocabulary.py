@@ -1,0 +1,202 @@
+"""Losses on logits that are never held whole: some tokens at a time.
+
+Float32 logits of every position would be the largest array of a training step.
+Here the positions that carry loss are brought together first, the unembedding
+is applied to a chunk of them at a time, and positions without loss cost
+nothing. A chunk's gradient is taken while its logits are at hand, so nothing is
+computed twice.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from instructgpt_jax.losses import language
+from instructgpt_jax.types import Array, PyTree
+
+# Logits held at once; a chunk has as many tokens as fit.
+LOGITS = 1 << 23
+
+# ([C, V] float32 logits, tree of [C, …], [C] bool used) → Σ loss, sums.
+TokenLoss = Callable[[Array, PyTree, Array], tuple[Array, dict[str, Array]]]
+
+
+def _chunk(tokens: int, vocabulary: int) -> int:
+  """Tokens a chunk: few for a large vocabulary, never more than there are."""
+  return max(1, min(tokens, max(64, LOGITS // vocabulary)))
+
+
+def _places(used: Array, chunk: int) -> tuple[Array, Array, Array]:
+  """Used tokens first, in their order.
+
+  Args:
+    used: [M] bool.
+    chunk: C.
+
+  Returns:
+    [M'] int32 token of each place, M' the next multiple of C and M where there
+    is none; [M] int32 place of each token; [] int32 chunks that hold any.
+  """
+  count = used.size
+  ones = used.astype(jnp.int32)
+  total = ones.sum()
+  seen = jnp.cumsum(ones)
+  place = jnp.where(used, seen - 1, total + jnp.arange(count) - seen)
+  room = -(-count // chunk) * chunk
+  order = jnp.full(room, count, jnp.int32)
+  order = order.at[place].set(jnp.arange(count, dtype=jnp.int32))
+  return order, place, -(-total // chunk)
+
+
+def _logits(hidden: Array, unembedding: Array) -> Array:
+  """[C, D] and [V, D] → [C, V] float32."""
+  return jax.lax.dot_general(
+    hidden,
+    unembedding,
+    (((1,), (1,)), ((), ())),
+    preferred_element_type=jnp.float32,
+  )
+
+
+def _take(tree: PyTree, index: Array) -> PyTree:
+  """Rows of arrays; zeros for an index past the end."""
+  return jax.tree.map(
+    lambda x: jnp.asarray(x).at[index].get(mode="fill", fill_value=0), tree
+  )
+
+
+def summed(
+  loss: TokenLoss, hidden: Array, unembedding: Array, rows: PyTree, used: Array
+) -> tuple[Array, dict[str, Array]]:
+  """Σ over the used tokens of a loss of their logits.
+
+  Args:
+    loss: gives sums over a chunk; a function of its arguments alone. Tokens
+      that are not used must add nothing.
+    hidden: [M, D] what the unembedding is applied to.
+    unembedding: [V, D].
+    rows: tree of [M, …] arrays: targets and whatever else the loss is of;
+      constants.
+    used: [M] bool, tokens that carry loss.
+
+  Returns:
+    The loss and the dict of sums. Gradients reach `hidden` and `unembedding`,
+    of the loss alone.
+  """
+  found: Any = _summed(loss, hidden, unembedding, rows, used)
+  return found
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _summed(loss, hidden, unembedding, rows, used):
+  return _run(loss, hidden, unembedding, rows, used, grads=False)[0]
+
+
+def _run(loss, hidden, unembedding, rows, used, *, grads: bool) -> Any:
+  count, width = hidden.shape
+  chunk = _chunk(count, unembedding.shape[0])
+  order, place, chunks = _places(used, chunk)
+  matrix = unembedding.astype(hidden.dtype)
+
+  def part(index):
+    at = jax.lax.dynamic_slice(order, (index * chunk,), (chunk,))
+    own, some, mask = _take((hidden, rows, used), at)
+    # Not even a NaN where there is no loss may reach the unembedding.
+    return jnp.where(mask[:, None], own, 0), some, mask
+
+  def body(index, carry):
+    total, held = carry
+    own, some, mask = part(index)
+    logits = _logits(own, matrix)
+    if not grads:
+      return jax.tree.map(jnp.add, total, loss(logits, some, mask)), held
+    found, slope = jax.value_and_grad(loss, has_aux=True)(logits, some, mask)
+    slope = slope.astype(hidden.dtype)
+    of_hidden, of_unembedding = held
+    of_hidden = jax.lax.dynamic_update_slice(
+      of_hidden,
+      (slope @ matrix).astype(hidden.dtype),
+      (index * chunk, 0),
+    )
+    of_unembedding += jax.lax.dot_general(
+      slope,
+      own,
+      (((0,), (0,)), ((), ())),
+      preferred_element_type=jnp.float32,
+    )
+    return jax.tree.map(jnp.add, total, found), (of_hidden, of_unembedding)
+
+  shapes = jax.eval_shape(
+    loss,
+    jax.ShapeDtypeStruct((chunk, unembedding.shape[0]), jnp.float32),
+    *jax.eval_shape(part, 0)[1:],
+  )
+  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+  held = ()
+  if grads:
+    held = (
+      jnp.zeros((order.size, width), hidden.dtype),
+      jnp.zeros(unembedding.shape, jnp.float32),
+    )
+  total, held = jax.lax.fori_loop(0, chunks, body, (zeros, held))
+  if grads:
+    of_hidden, of_unembedding = held
+    held = (of_hidden[place], of_unembedding.astype(unembedding.dtype))
+  return total, held
+
+
+def _forward(loss, hidden, unembedding, rows, used):
+  return _run(loss, hidden, unembedding, rows, used, grads=True)
+
+
+def _backward(loss, held, cotangents):
+  del loss
+  scale, _ = cotangents
+  of_hidden, of_unembedding = (
+    (scale * x.astype(jnp.float32)).astype(x.dtype) for x in held
+  )
+  return of_hidden, of_unembedding, None, None
+
+
+_summed.defvjp(_forward, _backward)
+
+
+def token_logp(
+  hidden: Array,
+  unembedding: Array,
+  targets: Array,
+  used: Array,
+  *,
+  temperature: float = 1.0,
+) -> Array:
+  """Log-probability of each used target; not to be differentiated.
+
+  Args:
+    hidden: [M, D].
+    unembedding: [V, D].
+    targets: [M] int32.
+    used: [M] bool.
+    temperature: as in `language.token_logp`.
+
+  Returns:
+    [M] float32, 0 where a token is not used.
+  """
+  chunk = _chunk(len(targets), unembedding.shape[0])
+  order, place, chunks = _places(used, chunk)
+  matrix = unembedding.astype(hidden.dtype)
+
+  def body(index, found):
+    at = jax.lax.dynamic_slice(order, (index * chunk,), (chunk,))
+    own, wanted = _take((hidden, targets), at)
+    logp = language.token_logp(
+      _logits(own, matrix), wanted, temperature=temperature
+    )
+    return jax.lax.dynamic_update_slice(found, logp, (index * chunk,))
+
+  found = jax.lax.fori_loop(0, chunks, body, jnp.zeros(order.size, jnp.float32))
+  return jnp.where(used, found[place], 0)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from instructgpt_jax.models.transformer import LanguageModel, positions_of
-from instructgpt_jax.types import Array, PromptBatch, Rollout
+from instructgpt_jax.models.transformer import (
+  Cache,
+  LanguageModel,
+  positions_of,
+)
+from instructgpt_jax.types import Array, PromptBatch, Rollout, pytree
 
 
 def truncate_logits(logits: Array, *, top_k: int, top_p: float) -> Array:
@@ -36,6 +43,35 @@ def truncate_logits(logits: Array, *, top_k: int, top_p: float) -> Array:
   return logits
 
 
+def _draw(weights: Array, uniform: Array) -> Array:
+  """Inverts the cumulative distribution in two levels, without sorting.
+
+  Args:
+    weights: [B, V] non-negative, of any sum.
+    uniform: [B] in [0, 1 − 2⁻²³].
+
+  Returns:
+    [B] int32 tokens, each of positive weight.
+  """
+  size = max(1, round(weights.shape[1] ** 0.5))
+  room = -weights.shape[1] % size
+  blocks = jnp.pad(weights, ((0, 0), (0, room))).reshape(len(weights), -1, size)
+  below_one = jnp.float32(1 - 2**-23)
+
+  upto = jnp.cumsum(blocks.sum(axis=-1), axis=1)
+  target = uniform[:, None] * upto[:, -1:]
+  block = jnp.argmax(upto > target, axis=1)[:, None]
+  before = jnp.where(
+    block > 0, jnp.take_along_axis(upto, jnp.maximum(block - 1, 0), 1), 0
+  )
+  inside = jnp.cumsum(
+    jnp.take_along_axis(blocks, block[:, :, None], axis=1)[:, 0], axis=1
+  )
+  # The two levels are summed in different orders and may round apart.
+  rest = jnp.minimum(target - before, inside[:, -1:] * below_one)
+  return block[:, 0] * size + jnp.argmax(inside > rest, axis=1)
+
+
 def sample(
   logits: Array,
   row_keys: Array,
@@ -44,7 +80,7 @@ def sample(
   top_k: int = 0,
   top_p: float = 1.0,
 ) -> tuple[Array, Array]:
-  """Draws one token a row.
+  """Draws one token a row, from one uniform number each.
 
   Args:
     logits: [B, V] float32.
@@ -57,16 +93,30 @@ def sample(
     [B] int32 tokens and their [B] float32 log-probabilities under the
     distribution that was sampled from (temperature 0: under temperature 1).
   """
+  if temperature != 0.0:
+    logits = truncate_logits(logits / temperature, top_k=top_k, top_p=top_p)
+  top = logits.max(axis=1, keepdims=True)
+  weights = jnp.exp(logits - top)
   if temperature == 0.0:
-    token = jnp.argmax(logits, axis=-1)
-    scaled = logits
+    token = jnp.argmax(logits, axis=1)
   else:
-    scaled = truncate_logits(logits / temperature, top_k=top_k, top_p=top_p)
-    noise = jax.vmap(lambda k: jax.random.gumbel(k, logits.shape[1:]))(row_keys)
-    token = jnp.argmax(scaled + noise, axis=-1)
-  logp = jax.nn.log_softmax(scaled, axis=-1)
-  picked = jnp.take_along_axis(logp, token[:, None], axis=-1)[:, 0]
-  return token.astype(jnp.int32), picked
+    token = _draw(weights, jax.vmap(jax.random.uniform)(row_keys))
+  picked = jnp.take_along_axis(logits - top, token[:, None], axis=1)[:, 0]
+  return token.astype(jnp.int32), picked - jnp.log(weights.sum(axis=1))
+
+
+@pytree
+class _Slots:
+  """Rows that are decoded together, W of them; rows come and go."""
+
+  taken: Array  # [] int32, prompts that have entered
+  owner: Array  # [W] int32, the response in each slot; R where there is none
+  active: Array  # [W] bool, False once the response has ended
+  step: Array  # [W] int32, tokens of the response
+  length: Array  # [W] int32, tokens of its prompt
+  tokens: Array  # [W, N] int32, -1 where nothing has been sampled
+  logp: Array  # [W, N] float32
+  cache: Cache
 
 
 def generate(
@@ -81,17 +131,25 @@ def generate(
   top_p: float = 1.0,
   eos_id: int,
   pad_id: int,
+  samples: int = 1,
+  slots: int = 0,
 ) -> Rollout:
-  """Samples a response to each prompt.
+  """Samples responses to each prompt.
 
-  Row b at step t draws with fold_in(fold_in(key, ids[b]), t), so what a row
-  samples depends neither on its batch nor on how many devices hold it. The
-  loop ends early when every row has ended.
+  Row r at step t draws with fold_in(fold_in(key, id), t), where the samples of
+  prompt b have the ids samples · ids[b] + 0, 1, …: what a row samples depends
+  neither on its batch, nor on the slot that it is decoded in, nor on how many
+  devices hold it. Samples of a prompt share its prefill.
+
+  With fewer slots than rows, prompts wait in line: a quarter of the slots is
+  filled anew as soon as so many have ended. All slots write the same column of
+  the cache, which goes round; a prompt that enters is put right behind it.
 
   Args:
     model: the language model.
     params: its parameters.
-    prompts: B left-padded prompts of P columns.
+    prompts: B left-padded prompts of P columns; those of negative id are not
+      answered.
     key: base random key.
     max_new_tokens: N.
     temperature: 0 is greedy.
@@ -99,72 +157,210 @@ def generate(
     top_p: for use only; training refuses it.
     eos_id: ends a row; itself part of the response.
     pad_id: fills up ended rows.
+    samples: responses to each prompt.
+    slots: rows decoded at once, rounded down to whole waves; 0 is all.
 
   Returns:
-    The rollout, P + N columns.
+    The rollout, [B · samples, P + N]; a prompt's samples follow each other.
   """
-  batch, width = prompts.tokens.shape
-  slots = width + max_new_tokens
-  if slots > model.config.context:
+  count, width = prompts.tokens.shape
+  rows, columns = count * samples, width + max_new_tokens
+  if columns > model.config.context:
     raise ValueError(
       f"prompt {width} + response {max_new_tokens} tokens exceed the "
       f"model's context {model.config.context}"
     )
-  variables = {"params": params}
-  segments = prompts.mask.astype(jnp.int32)
-  logits, cache = model.apply(
-    variables,
-    prompts.tokens,
-    segments,
-    positions_of(prompts.mask),
-    slots,
-    method="prefill",
+  wave = count
+  if 0 < slots < rows:
+    wave = max(1, slots // (4 * samples))
+    slots = max(1, slots // (wave * samples)) * wave * samples
+  else:
+    slots = rows
+  entering = wave * samples
+  fill = -count % wave
+  queue = PromptBatch(
+    tokens=jnp.pad(prompts.tokens, ((0, fill), (0, 0))),
+    mask=jnp.pad(prompts.mask, ((0, fill), (0, 0))),
+    ids=jnp.pad(prompts.ids, (0, fill), constant_values=-1),
   )
-  lengths = segments.sum(axis=1)
-  row_keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(prompts.ids)
+  row_ids = jnp.repeat(queue.ids, samples) * samples
+  row_ids += jnp.arange(len(row_ids)) % samples
+  row_keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(row_ids)
+  variables = {"params": params}
+  axis = 1 if model.config.scan_layers else 0  # of a slot in the caches
+  nowhere = len(row_ids)
 
-  def cond(carry):
-    step, done = carry[0], carry[1]
-    return (step < max_new_tokens) & ~done.all()
-
-  def body(carry):
-    step, done, tokens, logps, mask, logits, cache = carry
-    keys = jax.vmap(jax.random.fold_in, (0, None))(row_keys, step)
+  def emit(state: _Slots, logits: Array) -> _Slots:
+    keys = jax.vmap(jax.random.fold_in)(row_keys[state.owner], state.step)
     token, logp = sample(
       logits, keys, temperature=temperature, top_k=top_k, top_p=top_p
     )
-    token = jnp.where(done, pad_id, token)
-    columns = (
-      (tokens, token),
-      (logps, jnp.where(done, 0.0, logp)),
-      (mask, ~done),
+    here = jnp.arange(max_new_tokens) == state.step[:, None]
+    here &= state.active[:, None]
+    step = state.step + 1
+    return dataclasses.replace(
+      state,
+      step=step,
+      active=state.active & (token != eos_id) & (step < max_new_tokens),
+      tokens=jnp.where(here, token[:, None], state.tokens),
+      logp=jnp.where(here, logp[:, None], state.logp),
     )
-    tokens, logps, mask = (
-      jax.lax.dynamic_update_slice_in_dim(old, new[:, None], step, axis=1)
-      for old, new in columns
-    )
-    done = done | (token == eos_id)
-    logits, cache = model.apply(
-      variables, token, lengths + step, cache, method="decode"
-    )
-    return step + 1, done, tokens, logps, mask, logits, cache
 
-  carry = (
-    jnp.zeros((), jnp.int32),
-    jnp.zeros((batch,), bool),
-    jnp.full((batch, max_new_tokens), pad_id, jnp.int32),
-    jnp.zeros((batch, max_new_tokens), jnp.float32),
-    jnp.zeros((batch, max_new_tokens), bool),
-    logits,
-    cache,
-  )
-  _, done, tokens, logps, mask, _, _ = jax.lax.while_loop(cond, body, carry)
-  real = jnp.concatenate([prompts.mask, mask], axis=1)
+  def enter(first: Array, column: Array) -> _Slots:
+    """The next prompts, their first tokens sampled, behind a column."""
+    part: PromptBatch = jax.tree.map(
+      lambda x: jax.lax.dynamic_slice_in_dim(x, first, wave), queue
+    )
+    prefilled: Any = model.apply(
+      variables,
+      part.tokens,
+      part.mask.astype(jnp.int32),
+      positions_of(part.mask),
+      columns,
+      method="prefill",
+    )
+    logits, cache = prefilled
+
+    def placed(x: Array, axis: int, columns_at: int) -> Array:
+      x = jnp.repeat(x, samples, axis=axis)
+      return x if wave == count else jnp.roll(x, column - width, columns_at)
+
+    state = _Slots(
+      taken=first + wave,
+      owner=first * samples + jnp.arange(entering, dtype=jnp.int32),
+      active=jnp.repeat(part.ids >= 0, samples),
+      step=jnp.zeros(entering, jnp.int32),
+      length=jnp.repeat(part.mask.sum(axis=1, dtype=jnp.int32), samples),
+      tokens=jnp.full((entering, max_new_tokens), -1, jnp.int32),
+      logp=jnp.zeros((entering, max_new_tokens), jnp.float32),
+      cache=Cache(
+        keys=tuple(placed(x, axis, axis + 2) for x in cache.keys),
+        values=tuple(placed(x, axis, axis + 2) for x in cache.values),
+        valid=placed(cache.valid, 0, 1),
+        index=column,
+      ),
+    )
+    return emit(state, jnp.repeat(logits, samples, axis=0))
+
+  def decode(state: _Slots) -> _Slots:
+    newest = jnp.take_along_axis(state.tokens, state.step[:, None] - 1, axis=1)
+    decoded: Any = model.apply(
+      variables,
+      jnp.maximum(newest[:, 0], 0),
+      state.length + state.step - 1,
+      state.cache,
+      method="decode",
+    )
+    logits, cache = decoded
+    return emit(dataclasses.replace(state, cache=cache), logits)
+
+  def decode_until_room(state: _Slots) -> _Slots:
+    def go_on(state: _Slots) -> Array:
+      ready = (~state.active).sum() >= entering
+      return state.active.any() & ~(ready & (state.taken < count))
+
+    return jax.lax.while_loop(go_on, decode, state)
+
+  start = jnp.zeros((), jnp.int32)
+  if wave == count:
+    state = decode_until_room(enter(start, jnp.asarray(width, jnp.int32)))
+    tokens, logp = state.tokens, state.logp
+  else:
+    tokens, logp = _in_waves(
+      enter, decode_until_room, count, slots, entering, nowhere, axis
+    )
+  tokens, logp = tokens[:rows], logp[:rows]
+  mask = tokens >= 0
+  before = jax.tree.map(lambda x: jnp.repeat(x, samples, axis=0), prompts)
+  real = jnp.concatenate([before.mask, mask], axis=1)
   return Rollout(
-    tokens=jnp.concatenate([prompts.tokens, tokens], axis=1),
+    tokens=jnp.concatenate(
+      [before.tokens, jnp.where(mask, tokens, pad_id)], axis=1
+    ),
     segments=real.astype(jnp.int32),
     positions=positions_of(real),
     response_mask=mask,
-    logp=logps,
-    ended=done,
+    logp=logp,
+    ended=(tokens == eos_id).any(axis=1),
   )
+
+
+def _in_waves(
+  enter: Callable[[Array, Array], _Slots],
+  decode_until_room: Callable[[_Slots], _Slots],
+  count: int,
+  slots: int,
+  entering: int,
+  rows: int,
+  axis: int,
+) -> tuple[Array, Array]:
+  """[rows, N] tokens and log-probabilities, decoded in fewer slots."""
+  zero = jnp.zeros((), jnp.int32)
+
+  def leave(out: tuple[Array, Array], state: _Slots) -> tuple[Array, Array]:
+    """Writes down what the slots hold, ended or not."""
+    return tuple(
+      into.at[state.owner].set(x, mode="drop")
+      for into, x in zip(out, (state.tokens, state.logp), strict=True)
+    )
+
+  def refill(carry):
+    state, out = carry
+    out = leave(out, state)
+    new = enter(state.taken, state.cache.index)
+    chosen = jnp.argsort(state.active, stable=True)[:entering]
+
+    def put(old: Array, x: Array, axis: int = 0) -> Array:
+      at = (slice(None),) * axis + (chosen,)
+      return old.at[at].set(x)
+
+    put_all = functools.partial(jax.tree.map, put)
+    caches = functools.partial(jax.tree.map, lambda a, b: put(a, b, axis))
+    state = _Slots(
+      taken=new.taken,
+      owner=put(state.owner, new.owner),
+      active=put(state.active, new.active),
+      step=put(state.step, new.step),
+      length=put(state.length, new.length),
+      tokens=put_all(state.tokens, new.tokens),
+      logp=put_all(state.logp, new.logp),
+      cache=Cache(
+        keys=caches(state.cache.keys, new.cache.keys),
+        values=caches(state.cache.values, new.cache.values),
+        valid=put(state.cache.valid, new.cache.valid),
+        index=state.cache.index,
+      ),
+    )
+    return decode_until_room(state), out
+
+  shapes = jax.eval_shape(enter, zero, zero)
+
+  def empty(x, axis: int = 0) -> Array:
+    shape = (*x.shape[:axis], slots, *x.shape[axis + 1 :])
+    return jnp.zeros(shape, x.dtype)
+
+  width = shapes.cache.valid.shape[1] - shapes.tokens.shape[1]
+  state = _Slots(
+    taken=zero,
+    owner=jnp.full(slots, rows, jnp.int32),
+    active=empty(shapes.active),
+    step=empty(shapes.step),
+    length=empty(shapes.length),
+    tokens=empty(shapes.tokens),
+    logp=empty(shapes.logp),
+    cache=Cache(
+      keys=tuple(empty(x, axis) for x in shapes.cache.keys),
+      values=tuple(empty(x, axis) for x in shapes.cache.values),
+      valid=empty(shapes.cache.valid),
+      index=jnp.asarray(width, jnp.int32),
+    ),
+  )
+  length = shapes.tokens.shape[1]
+  out = (
+    jnp.full((rows, length), -1, jnp.int32),
+    jnp.zeros((rows, length), jnp.float32),
+  )
+  state, out = jax.lax.while_loop(
+    lambda carry: carry[0].taken < count, refill, (state, out)
+  )
+  return leave(out, state)

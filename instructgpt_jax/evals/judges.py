@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from jax.sharding import Mesh
 
-from instructgpt_jax.loops import networks, sampling
+from instructgpt_jax.loops import networks, scoring
 from instructgpt_jax.loops.workdir import Stage
 from instructgpt_jax.types import Rollout
 from instructgpt_jax.world import facts, gold
@@ -78,5 +78,7 @@ class RewardModel:
     self, prompts: Sequence[str], answers: Sequence[str], rollout: Rollout
   ) -> Judged:
     del prompts, answers
-    scores = sampling.score(self._network, self._params, rollout, self._mesh)
+    scores = scoring.score(
+      self._network, self._params, scoring.answers(rollout), self._mesh
+    )
     return Judged(scores.astype(np.float64), None, {})

@@ -10,18 +10,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from instructgpt_jax import statistics
 from instructgpt_jax.data import transforms
 from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.loops import sampling
+from instructgpt_jax.loops import sampling, scoring
 from instructgpt_jax.models.transformer import LanguageModel
 from instructgpt_jax.runtime import files
-from instructgpt_jax.types import PyTree, Rollout
-from instructgpt_jax.world import tasks as scoring
+from instructgpt_jax.types import PyTree
+from instructgpt_jax.world import tasks as grading
 
 
 def read_items(path: str) -> list[dict[str, Any]]:
@@ -80,13 +79,13 @@ def accuracies(
       open_, sampling.texts(rollout, tokenizer), strict=True
     ):
       scores.setdefault(item["kind"], []).append(
-        scoring.exact_match(answer, item["reference"])
+        grading.exact_match(answer, item["reference"])
       )
   if closed:
     means = _choice_means(model, params, closed, tokenizer, mesh)
     for item, logps in zip(closed, means, strict=True):
       scores.setdefault(item["kind"], []).append(
-        scoring.choice_accuracy(logps, item["answer"])
+        grading.choice_accuracy(logps, item["answer"])
       )
   return {
     kind: statistics.bootstrap_interval(values, resamples=resamples)
@@ -108,22 +107,12 @@ def _choice_means(
   choices = transforms.encode_documents(
     [" " + c for i in items for c in i["choices"]], tokenizer
   )
-  width = -(-max(map(len, prompts)) // 8) * 8
-  left, left_mask = transforms.left_pad(prompts, width, tokenizer.pad_id)
-  right, right_mask = transforms.right_pad(
-    choices, max(map(len, choices)), tokenizer.pad_id
-  )
-  real = np.concatenate([left_mask, right_mask], axis=1).astype(np.int32)
-  rollout = Rollout(
-    tokens=np.concatenate([left, right], axis=1),
-    segments=real,
-    positions=np.cumsum(real, axis=1, dtype=np.int32) - real,
-    response_mask=right_mask,
-    logp=np.zeros(right.shape, np.float32),
-    ended=np.zeros(len(right), bool),
-  )
-  totals = sampling.log_likelihood(model, params, rollout, mesh)
-  means = totals / right_mask.sum(axis=1)
+  examples = [
+    scoring.Example(*transforms.example(prompt, choice, mask_prompt=True))
+    for prompt, choice in zip(prompts, choices, strict=True)
+  ]
+  totals = scoring.log_likelihood(model, params, examples, mesh)
+  means = totals / [len(choice) for choice in choices]
   result, at = [], 0
   for item in items:
     result.append([float(x) for x in means[at : at + len(item["choices"])]])

@@ -21,6 +21,7 @@ from instructgpt_jax.loops import (
   inputs,
   networks,
   sampling,
+  scoring,
   supervised,
   workdir,
 )
@@ -32,9 +33,7 @@ from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.types import PyTree
 
 VALID_ROWS = 1024  # most rows that a validation loss is measured on
-_LOGITS = 2**26  # most logits held at once while measuring one
-
-_evaluate = jax.jit(language_step.evaluate_rows, static_argnames="model")
+_token_logp = jax.jit(language_step.token_logp, static_argnames="model")
 
 
 def pretrain(config: config_lib.PretrainExperiment, directory: str) -> None:
@@ -218,7 +217,9 @@ def _reward_measure(
       mesh=mesh,
       samples=section.select_samples,
     )
-    scores = sampling.score(stage.network, params, rollout, mesh)
+    scores = scoring.score(
+      stage.network, params, scoring.answers(rollout), mesh
+    )
     return {"valid_rm_score": float(scores.mean())}
 
   return measure
@@ -320,21 +321,20 @@ def row_losses(
   Returns:
     [R] float64 and [R] float64.
   """
-  count, length = rows["tokens"].shape
-  size = max(1, min(64, count, _LOGITS // (length * model.config.vocab_size)))
-  size = mesh_lib.fill(size, mesh)
-  parts = []
-  for batch in pipelines.language_batches(
-    rows, batch_size=size, epochs=1, shuffle=False
-  ):
-    parts.append(
-      _evaluate(params, mesh_lib.put_batch(batch, mesh), model=model)
+  count = len(rows["tokens"])
+  size = mesh_lib.fill(min(64, count), mesh)
+  found = [
+    jax.device_get(
+      _token_logp(params, mesh_lib.put_batch(batch, mesh), model=model)
     )
-  nll, weight = (
-    np.concatenate(column).astype(np.float64)[:count]
-    for column in zip(*jax.device_get(parts), strict=True)
-  )
-  return nll, weight
+    for batch in pipelines.language_batches(
+      rows, batch_size=size, epochs=1, shuffle=False
+    )
+  ]
+  logp = np.concatenate(found)[:count].astype(np.float64)
+  weights = rows["weights"].astype(np.float64)
+  weights[:, 0] = 0  # nothing stands before a row's first token
+  return -(weights * logp).sum(axis=1), weights.sum(axis=1)
 
 
 def loss_interval(

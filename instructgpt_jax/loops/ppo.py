@@ -234,7 +234,7 @@ def _programs(
   def compare(policy: PyTree, reference: PyTree, rollout: Rollout):
     """Largest gaps between log-probabilities that must be equal."""
     ours, theirs = (
-      ppo_step.response_logp(model, params, rollout, section.temperature)[0]
+      ppo_step.response_logp(model, params, rollout, section.temperature)
       for params in (policy, reference)
     )
     mask = rollout.response_mask

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -19,6 +18,7 @@ from instructgpt_jax.loops import (
   inputs,
   language,
   networks,
+  scoring,
   supervised,
   workdir,
 )
@@ -30,7 +30,6 @@ from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.types import PyTree
 
 _accuracy = jax.jit(reward_step.count_pairs, static_argnames="model")
-_scores = jax.jit(reward_step.score_rows, static_argnames="model")
 
 
 def train(config: config_lib.RewardExperiment, directory: str) -> None:
@@ -64,13 +63,15 @@ def train(config: config_lib.RewardExperiment, directory: str) -> None:
   if section.normalize:
     demonstrations = inputs.demonstrations(config.data, tokenizer).train
   mesh = mesh_lib.make_mesh(config.mesh)
+  rows = pipelines.ranking_rows(train_set, model.config.width)
   batches = pipelines.ranking_batches(
     train_set,
     batch_size=section.batch_size,
     seed=config.seed,
     epochs=section.epochs,
     pad_id=tokenizer.pad_id,
-    buckets=_buckets(train_set),
+    buckets=_buckets(train_set, rows),
+    rows=rows,
     **language.shard(),
   )
   total_steps = -(-section.epochs * len(train_set) // section.batch_size)
@@ -141,13 +142,15 @@ def accuracy(
   The interval's units are distinct prompts.
   """
   size = mesh_lib.fill(batch_size, mesh)
+  rows = pipelines.ranking_rows(rankings, model.config.width)
   parts = [
     jax.device_get(_accuracy(model, params, mesh_lib.put_batch(batch, mesh)))
     for batch in pipelines.ranking_batches(
       rankings,
       batch_size=size,
       pad_id=tokenizer.pad_id,
-      buckets=_buckets(rankings),
+      buckets=_buckets(rankings, rows),
+      rows=rows,
       shuffle=False,
     )
   ]
@@ -156,9 +159,9 @@ def accuracy(
     for column in zip(*parts, strict=True)
   )
   place: dict[bytes, int] = {}
-  rows = [place.setdefault(r.prompt.tobytes(), len(place)) for r in rankings]
+  units = [place.setdefault(r.prompt.tobytes(), len(place)) for r in rankings]
   return statistics.ratio_interval(
-    np.bincount(rows, weights=correct), np.bincount(rows, weights=pairs)
+    np.bincount(units, weights=correct), np.bincount(units, weights=pairs)
   )
 
 
@@ -169,29 +172,19 @@ def demonstration_scores(
   tokenizer: Tokenizer,
   data: config_lib.Data,
   mesh: Mesh,
-  batch_size: int = 64,
 ) -> np.ndarray:
   """[D] float32 score of each demonstration."""
-  rows = inputs.demonstration_rows(
-    demonstrations,
-    tokenizer,
-    data,
-    model.config.context,
-    mask_prompt=True,
-    pack=False,
-  )
-  size = mesh_lib.fill(min(batch_size, len(demonstrations)), mesh)
-  parts: list[Any] = []
-  for batch in pipelines.language_batches(
-    rows, batch_size=size, epochs=1, shuffle=False, pad_id=tokenizer.pad_id
-  ):
-    batch = mesh_lib.put_batch(batch, mesh)
-    parts.append(
-      jax.device_get(_scores(model, params, batch.tokens, batch.segments))
+  examples = [
+    scoring.Example(*transforms.example(prompt, completion, mask_prompt=True))
+    for prompt, completion in transforms.encode_demonstrations(
+      demonstrations, tokenizer, data
     )
-  return np.concatenate(parts)[: len(demonstrations)]
+  ]
+  return scoring.score(model, params, examples, mesh)
 
 
-def _buckets(rankings: Sequence[transforms.EncodedRanking]) -> tuple[int, ...]:
-  longest = max(map(pipelines.ranking_width, rankings))
+def _buckets(
+  rankings: Sequence[transforms.EncodedRanking], rows: int
+) -> tuple[int, ...]:
+  longest = max(pipelines.ranking_width(r, rows) for r in rankings)
   return transforms.bucket_sizes(longest)

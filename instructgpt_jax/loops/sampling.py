@@ -1,8 +1,8 @@
-"""Answers to many prompts, and what models think of them."""
+"""Answers to many prompts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,11 +12,11 @@ from jax.sharding import Mesh
 from instructgpt_jax.data import pipelines, records, transforms
 from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.models.generate import generate
-from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
+from instructgpt_jax.models.transformer import LanguageModel
 from instructgpt_jax.runtime import mesh as mesh_lib
-from instructgpt_jax.steps import ppo as ppo_step
-from instructgpt_jax.steps import reward as reward_step
 from instructgpt_jax.types import Array, PyTree, Rollout
+
+_CALL = 4  # rows of a call over rows decoded at a time
 
 _generate = jax.jit(
   generate,
@@ -28,12 +28,10 @@ _generate = jax.jit(
     "top_p",
     "eos_id",
     "pad_id",
+    "samples",
+    "slots",
   ),
 )
-_score = jax.jit(reward_step.score_rows, static_argnames="model")
-
-
-_logp = jax.jit(ppo_step.answer_logp, static_argnames="model")
 
 
 def respond(
@@ -50,7 +48,7 @@ def respond(
   batch_size: int = 128,
   told: Callable[[int], Any] | None = None,
 ) -> Rollout:
-  """Samples answers to prompts, in batches of one fixed shape.
+  """Samples answers to prompts, in calls of one fixed shape.
 
   What a prompt is answered depends on the key, on its place among the prompts
   and on the sample's number, not on the batch.
@@ -65,21 +63,21 @@ def respond(
     mesh: where batches are put.
     temperature: 0 is greedy.
     samples: answers to each prompt.
-    batch_size: rows at a time.
-    told: called with the number of answers of each finished batch.
+    batch_size: rows decoded at a time; where one ends, the next begins.
+    told: called with the number of answers of each finished call.
 
   Returns:
     A rollout of numpy arrays, [prompts · samples] rows; a prompt's samples
     follow each other.
   """
-  repeated = [ids for ids in prompts for _ in range(samples)]
   longest = max(map(len, prompts))
   room = max(longest, model.config.context - max_new_tokens)
   width = min(-(-longest // 8) * 8, room)
-  size = mesh_lib.fill(min(batch_size, len(repeated)), mesh)
+  at_once = max(1, _CALL * batch_size // samples)
+  size = mesh_lib.fill(min(at_once, len(prompts)), mesh)
   parts = []
   for batch in pipelines.prompt_batches(
-    repeated, batch_size=size, width=width, pad_id=tokenizer.pad_id, epochs=1,
+    prompts, batch_size=size, width=width, pad_id=tokenizer.pad_id, epochs=1,
     shuffle=False,
   ):  # fmt: skip
     rollout = _generate(
@@ -91,11 +89,14 @@ def respond(
       temperature=temperature,
       eos_id=tokenizer.eos_id,
       pad_id=tokenizer.pad_id,
+      samples=samples,
+      slots=batch_size,
     )
     parts.append(jax.device_get(rollout))
     if told is not None:
-      told(int((batch.ids >= 0).sum()))
-  return jax.tree.map(lambda *x: np.concatenate(x)[: len(repeated)], *parts)
+      told(samples * int((batch.ids >= 0).sum()))
+  rows = samples * len(prompts)
+  return jax.tree.map(lambda *x: np.concatenate(x)[:rows], *parts)
 
 
 def texts(rollout: Rollout, tokenizer: Tokenizer) -> list[str]:
@@ -106,36 +107,6 @@ def texts(rollout: Rollout, tokenizer: Tokenizer) -> list[str]:
     records.reply_text(tokenizer.decode(row[real]))
     for row, real in zip(tokens[:, -length:], mask, strict=True)
   ]
-
-
-def score(
-  model: ScalarModel,
-  params: PyTree,
-  rollout: Rollout,
-  mesh: Mesh,
-  batch_size: int = 128,
-) -> np.ndarray:
-  """[R] float32 scores of a reward model."""
-  found = [
-    jax.device_get(_score(model, params, part.tokens, part.segments))
-    for part in _parts(rollout, mesh, batch_size)
-  ]
-  return np.concatenate(found)[: len(rollout.tokens)]
-
-
-def log_likelihood(
-  model: LanguageModel,
-  params: PyTree,
-  rollout: Rollout,
-  mesh: Mesh,
-  batch_size: int = 128,
-) -> np.ndarray:
-  """[R] float32 log-probability of each whole answer at temperature 1."""
-  found = [
-    jax.device_get(_logp(model, params, part))
-    for part in _parts(rollout, mesh, batch_size)
-  ]
-  return np.concatenate(found)[: len(rollout.tokens)]
 
 
 def with_prompts(
@@ -160,15 +131,3 @@ def with_prompts(
     logp=rollout.logp,
     ended=rollout.ended,
   )
-
-
-def _parts(rollout: Rollout, mesh: Mesh, batch_size: int) -> Iterator[Rollout]:
-  """Batches of one shape; the last is filled up with copies of its rows."""
-  count = len(rollout.tokens)
-  size = mesh_lib.fill(min(batch_size, count), mesh)
-  for start in range(0, count, size):
-    rows = np.arange(start, start + size) % count
-    rows[count - start :] = start
-    yield mesh_lib.put_batch(
-      jax.tree.map(lambda x, rows=rows: x[rows], rollout), mesh
-    )

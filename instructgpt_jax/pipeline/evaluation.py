@@ -17,7 +17,14 @@ from instructgpt_jax.data import records, transforms
 from instructgpt_jax.data.records import Turn
 from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.evals import judges, tasks
-from instructgpt_jax.loops import inputs, language, networks, sampling, workdir
+from instructgpt_jax.loops import (
+  inputs,
+  language,
+  networks,
+  sampling,
+  scoring,
+  workdir,
+)
 from instructgpt_jax.loops import reward as reward_loop
 from instructgpt_jax.pipeline import rankings
 from instructgpt_jax.report import curves
@@ -173,7 +180,9 @@ class _Evaluator:
     return max(means, key=lambda prefix: means[prefix])
 
   def rm_scores(self, rollout: Rollout) -> np.ndarray:
-    return sampling.score(self.reward_network, self.reward, rollout, self.mesh)
+    return scoring.score(
+      self.reward_network, self.reward, scoring.answers(rollout), self.mesh
+    )
 
   def answers(
     self,
@@ -192,7 +201,7 @@ class _Evaluator:
       samples=samples,
       stream=stream,
     )
-    own = sampling.log_likelihood(self.network, params, rollout, self.mesh)
+    own = _recorded(rollout)
     if prefix:
       plain = self.encode("", self.prompts)
       rollout = sampling.with_prompts(
@@ -201,8 +210,8 @@ class _Evaluator:
     return self.judged(rollout, own, samples)
 
   def judged(self, rollout: Rollout, own: np.ndarray, count: int) -> _Answers:
-    start = sampling.log_likelihood(
-      self.network, self.start, rollout, self.mesh
+    start = scoring.log_likelihood(
+      self.network, self.start, scoring.answers(rollout), self.mesh
     )
     texts = sampling.texts(rollout, self.tokenizer)
     asked = [p.turns[-1].text for p in self.prompts for _ in range(count)]
@@ -232,8 +241,8 @@ class _Evaluator:
     scores = self.rm_scores(drawn).reshape(-1, n)
     best = scores.argmax(axis=1) + n * np.arange(len(scores))
     rollout = jax.tree.map(lambda x: x[best], drawn)
-    own = sampling.log_likelihood(self.network, params, rollout, self.mesh)
-    return self.judged(rollout, own + statistics.best_of_n_kl(n), 1)
+    own = _recorded(rollout) + statistics.best_of_n_kl(n)
+    return self.judged(rollout, own, 1)
 
   def measured(self, mine: _Answers, sft: _Answers) -> dict[str, Any]:
     """The report's numbers of one model at one temperature."""
@@ -262,6 +271,11 @@ class _Evaluator:
       "ended": interval(np.asarray(rollout.ended)),
       "failures": {k: interval(v) for k, v in judged.failures.items()},
     }
+
+
+def _recorded(rollout: Rollout) -> np.ndarray:
+  """[R] float64 log-probability at temperature 1 that sampling recorded."""
+  return np.where(rollout.response_mask, rollout.logp, 0.0).sum(axis=1)
 
 
 def evaluate(

@@ -6,8 +6,8 @@ import pytest
 
 from instructgpt_jax import config
 from instructgpt_jax.data.tokenizer import train_tokenizer
-from instructgpt_jax.loops import sampling
-from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
+from instructgpt_jax.loops import sampling, scoring
+from instructgpt_jax.models.transformer import LanguageModel
 from instructgpt_jax.runtime import mesh as mesh_lib
 from tests.models import twin
 
@@ -77,7 +77,7 @@ def test_samples_of_a_prompt_follow_each_other(prompts, rollout):
 
 def test_progress_counts_answers_and_not_what_fills_a_batch(answer):
   told = []
-  answer(batch_size=4, told=told.append)
+  answer(batch_size=1, told=told.append)
   assert told == [4, 4, 2]
 
 
@@ -90,26 +90,25 @@ def test_greedy_answers_take_the_most_likely_token(answer, params):
   np.testing.assert_array_equal(found.tokens[:, -NEW:][mask], best[mask])
 
 
-def total_logp(params, rollout):
-  logits = twin.logits(params, rollout.tokens, rollout.segments)
-  logp = twin.log_softmax(logits[:, -NEW - 1 : -1])
-  picked = np.take_along_axis(logp, rollout.tokens[:, -NEW:, None], -1)[..., 0]
-  return np.where(rollout.response_mask, picked, 0.0).sum(1)
+def test_an_answer_is_an_example_without_its_padding(rollout):
+  for row, (ids, weights) in enumerate(scoring.answers(rollout)):
+    real = rollout.segments[row] > 0
+    np.testing.assert_array_equal(ids, rollout.tokens[row][real])
+    said = int(rollout.response_mask[row].sum())
+    np.testing.assert_array_equal(
+      weights, np.arange(len(ids)) >= len(ids) - said
+    )
 
 
-@pytest.mark.parametrize("size", [4, 128])
-def test_log_likelihood_is_the_twins(model, params, rollout, mesh, size):
-  found = sampling.log_likelihood(model, params, rollout, mesh, size)
-  np.testing.assert_allclose(found, total_logp(params, rollout), atol=2e-5)
-
-
-def test_scores_are_read_at_the_last_token(model, rollout, mesh):
-  network = ScalarModel(model.config)
-  weights = twin.make_params(network)
-  found = sampling.score(network, weights, rollout, mesh, 4)
-  every = twin.scalars(weights, rollout.tokens, rollout.segments)
-  last = [np.flatnonzero(row)[-1] for row in rollout.segments]
-  np.testing.assert_allclose(found, every[np.arange(10), last], atol=2e-5)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_what_sampling_records_is_the_log_likelihood(
+  answer, model, params, mesh, temperature
+):
+  """So it need not be computed again."""
+  found = answer(temperature=temperature)
+  expected = scoring.log_likelihood(model, params, scoring.answers(found), mesh)
+  recorded = np.where(found.response_mask, found.logp, 0).sum(axis=1)
+  np.testing.assert_allclose(recorded, expected, atol=1e-4)
 
 
 def test_an_answer_can_be_judged_behind_another_prompt(
@@ -118,7 +117,7 @@ def test_an_answer_can_be_judged_behind_another_prompt(
   swapped = [prompts[(row // 2 + 1) % 5] for row in range(10)]
   other = sampling.with_prompts(rollout, swapped, tokenizer)
   assert sampling.texts(other, tokenizer) == sampling.texts(rollout, tokenizer)
-  found = sampling.log_likelihood(model, params, other, mesh)
+  found = scoring.log_likelihood(model, params, scoring.answers(other), mesh)
   for row, ids in enumerate(swapped):
     mask = rollout.response_mask[row]
     said = rollout.tokens[row, -NEW:][mask]

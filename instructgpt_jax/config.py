@@ -298,7 +298,9 @@ class Run(Checked):
   )
   keep: int = option(2, "checkpoints kept", minimum=1)
   tensorboard: bool = option(True, "write TensorBoard files")
-  compile_cache: str = option("", "folder of the persistent compilation cache")
+  compile_cache: str = option(
+    "", "folder that keeps compiled programs; '' is the user's cache, none none"
+  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -67,7 +67,7 @@ def main(
     begun = os.path.exists(os.path.join(workdir, files.CONFIG))
     files.claim_workdir(workdir, experiment, flags.config_to_dict(config))
     settings = getattr(config, "run", None)
-    if settings is not None and settings.compile_cache:
+    if settings is not None:
       use_compile_cache(settings.compile_cache)
     try:
       run(config, workdir)
@@ -137,10 +137,28 @@ def _unraisable(found: Any) -> None:
     sys.__unraisablehook__(found)
 
 
-def use_compile_cache(directory: str) -> None:
-  """Keeps compiled programs in a folder, for later runs to load."""
+def use_compile_cache(setting: str) -> None:
+  """Keeps compiled programs in a folder, for later runs to load.
+
+  Args:
+    setting: the folder; "" is one in the user's cache, unless JAX's own
+      variable names another; "none" keeps nothing.
+  """
+  if (
+    setting == "none"
+    or not setting
+    and "JAX_COMPILATION_CACHE_DIR" in os.environ
+  ):
+    return
   import jax
 
-  files.make_directory(directory)
+  home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+  directory = setting or os.path.join(home, "instructgpt_jax", "compiled")
+  try:
+    files.make_directory(directory)
+  except UserError:
+    if setting:
+      raise
+    return  # A home that cannot be written to costs time, not the run.
   jax.config.update("jax_compilation_cache_dir", os.path.abspath(directory))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

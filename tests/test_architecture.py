@@ -25,8 +25,9 @@ LAYERS = (
   {"flags"},
   {"launch", "loops"},
   {"evals", "world", "pipeline", "report", "chat", "tools"},
-  {"experiments"},
+  {"experiments", "benchmarks"},
 )
+TOPS = ("experiments", "benchmarks")
 OPEN = LAYERS[-2]
 ROW = {part: row for row, parts in enumerate(LAYERS) for part in parts}
 
@@ -90,8 +91,8 @@ def _imports(path):
 def _part(path):
   """The row's name for a file: its folder or its own name."""
   parts = path.relative_to(ROOT).parts
-  if parts[0] == "experiments":
-    return "experiments"
+  if parts[0] in TOPS:
+    return parts[0]
   # What is run with python -m is a tool, wherever it stands.
   if parts[-1] == "__main__.py":
     return "tools"
@@ -104,14 +105,14 @@ def _own_imports(path):
     head, *rest = name.split(".")
     if head == PACKAGE and rest:
       yield rest[0]
-    elif head == "experiments":
-      yield "experiments"
+    elif head in TOPS:
+      yield head
 
 
 def _house():
   return [
     path
-    for path in [*_files(), *_files("experiments")]
+    for path in [*_files(), *(p for top in TOPS for p in _files(top))]
     if path != ROOT / PACKAGE / "__init__.py"
   ]
 
@@ -280,7 +281,7 @@ def test_importing_everything_is_quiet_and_changes_nothing():
     said = io.StringIO()
     names = []
     with redirect_stdout(said), redirect_stderr(said):
-      for root in ("instructgpt_jax", "experiments"):
+      for root in ("instructgpt_jax", "benchmarks", "experiments"):
         package = importlib.import_module(root)
         for module in pkgutil.walk_packages(package.__path__, root + "."):
           names.append(module.name)

@@ -1,0 +1,1 @@
+"""How fast the steps are, beside peers and beside this machine's limits."""

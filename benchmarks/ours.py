@@ -1,0 +1,237 @@
+"""This project's own steps on the work: the programs that the loops run."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import work
+from instructgpt_jax.data import pipelines, transforms
+from instructgpt_jax.models import transformer
+from instructgpt_jax.models.generate import generate
+from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
+from instructgpt_jax.steps import language, ppo, reward
+from instructgpt_jax.steps import state as state_lib
+from instructgpt_jax.types import (
+  LanguageBatch,
+  PromptBatch,
+  RankingBatch,
+)
+
+Step = Callable[[int], Any]  # the number of a step → arrays to wait for
+
+
+LAYOUTS = ("shared", "rows", "pairs")
+
+
+def make(
+  name: str, model: str, completions: int = 4, layout: str = "shared"
+) -> Step:
+  """The step of a work; completions and layout are the reward model's.
+
+  Layouts: "shared" runs a prompt once, "rows" once a completion, and "pairs"
+  runs both of each pair's completions, as a trainer on pairs does.
+  """
+  if name == "reward":
+    return _reward(model, completions, layout)
+  steps = {"sft": _sft, "pretrain": _pretrain, "generate": _generate}
+  return (steps | {"ppo": _ppo})[name](model)
+
+
+def _optimizer():
+  return state_lib.make_optimizer(work.OPTIMIZER, 1000)
+
+
+def _state(network: LanguageModel | ScalarModel, seed: int):
+  init = jax.jit(
+    lambda key: state_lib.new_state(
+      transformer.init_params(network, key), _optimizer()
+    )
+  )
+  return init(jax.random.key(seed))
+
+
+def language_batch(model: str, index: int) -> LanguageBatch:
+  """Full rows; the loss is on what follows each row's prompt."""
+  tokens, prompts = work.sft_batch(model, index)
+  columns = np.arange(tokens.shape[1], dtype=np.int32)
+  return LanguageBatch(
+    tokens=tokens,
+    segments=np.ones_like(tokens),
+    positions=np.broadcast_to(columns, tokens.shape),
+    weights=(columns >= prompts[:, None]).astype(np.float32),
+  )
+
+
+def ranking_batch(found: work.Rankings, rows: int = 1) -> RankingBatch:
+  """As the pipelines lay rankings out, in so many rows a prompt."""
+  rankings = [
+    transforms.EncodedRanking(prompt, tuple(completions), tuple(ranks))
+    for prompt, completions, ranks in zip(*found, strict=True)
+  ]
+  width = pipelines.ranking_width(rankings[0], rows)
+  return next(
+    pipelines.ranking_batches(
+      rankings,
+      batch_size=len(rankings),
+      pad_id=0,
+      buckets=[width],
+      rows=rows,
+      shuffle=False,
+    )
+  )
+
+
+def prompt_batch(model: str, index: int, name: str) -> PromptBatch:
+  """16 left-padded prompts of ragged lengths."""
+  tokens, mask = transforms.left_pad(
+    work.prompts(model, index, name), work.LONGEST, work.pad_id(model)
+  )
+  first = work.EPISODES * index
+  ids = np.arange(first, first + work.EPISODES, dtype=np.int32)
+  return PromptBatch(tokens=tokens, mask=mask, ids=ids)
+
+
+def _language(model: str, batch: Callable[[int], LanguageBatch]) -> Step:
+  network = LanguageModel(work.MODELS[model])
+  state = _state(network, 0)
+  update = jax.jit(
+    functools.partial(
+      language.train_step, model=network, optimizer=_optimizer(), seed=0
+    ),
+    donate_argnums=0,
+  )
+
+  def step(index: int):
+    nonlocal state
+    state, metrics = update(state, batch(index))
+    return metrics
+
+  return step
+
+
+def _sft(model: str) -> Step:
+  return _language(model, functools.partial(language_batch, model))
+
+
+def _pretrain(model: str) -> Step:
+  """The same rows with a loss on every token but the first."""
+
+  def batch(index: int) -> LanguageBatch:
+    found = language_batch(model, index)
+    weights = np.ones_like(found.weights)
+    weights[:, 0] = 0
+    return dataclasses.replace(found, weights=weights)
+
+  return _language(model, batch)
+
+
+def _reward(model: str, completions: int, layout: str) -> Step:
+  network = ScalarModel(work.MODELS[model])
+  state = _state(network, 0)
+  update = jax.jit(
+    functools.partial(
+      reward.train_step, model=network, optimizer=_optimizer(), seed=0
+    ),
+    donate_argnums=0,
+  )
+
+  def batch(index: int) -> RankingBatch:
+    found = work.rankings(model, index, completions)
+    if layout == "pairs":
+      return ranking_batch(work.pairs(found), rows=2)
+    return ranking_batch(found, rows=1 if layout == "shared" else completions)
+
+  def step(index: int):
+    nonlocal state
+    state, metrics = update(state, batch(index))
+    return metrics
+
+  return step
+
+
+def _sampler(model: str, new_tokens: int = work.NEW_TOKENS):
+  # No token has this id: every row goes on to the last column.
+  return jax.jit(
+    functools.partial(
+      generate,
+      LanguageModel(work.MODELS[model]),
+      max_new_tokens=new_tokens,
+      eos_id=-1,
+      pad_id=work.pad_id(model),
+    )
+  )
+
+
+def _generate(model: str, new_tokens: int = work.NEW_TOKENS) -> Step:
+  network = LanguageModel(work.MODELS[model])
+  params = jax.jit(functools.partial(transformer.init_params, network))(
+    jax.random.key(0)
+  )
+  run = _sampler(model, new_tokens)
+  key = jax.random.key(0)
+  return lambda index: run(params, prompt_batch(model, index, "generate"), key)
+
+
+def prefill(model: str) -> Step:
+  """What "generate" does before its first decode step."""
+  return _generate(model, new_tokens=1)
+
+
+def _ppo(model: str) -> Step:
+  network = LanguageModel(work.MODELS[model])
+  scalar = ScalarModel(work.MODELS[model])
+  section = work.PPO
+  policy, value = _state(network, 0), _state(scalar, 1)
+  reference = jax.tree.map(jnp.copy, policy.params)
+  reward_params = jax.tree.map(jnp.copy, value.params)
+  state = state_lib.PpoState(
+    policy=policy,
+    value=value,
+    ema=jax.tree.map(jnp.copy, policy.params),
+    kl_coef=jnp.float32(section.kl_coef),
+  )
+  roll_out = _sampler(model)
+  experience = jax.jit(
+    functools.partial(
+      ppo.experience,
+      model=network,
+      scalar_model=scalar,
+      value_model=scalar,
+      config=section,
+    )
+  )
+  update = jax.jit(
+    functools.partial(
+      ppo.update,
+      model=network,
+      value_model=scalar,
+      optimizer=_optimizer(),
+      value_optimizer=_optimizer(),
+      config=section,
+    ),
+    donate_argnums=0,
+  )
+  rows = np.arange(section.rollout_batch, dtype=np.int32)
+  minibatches = np.split(rows, section.rollout_batch // section.minibatch)
+  key = jax.random.key(0)
+
+  def step(index: int):
+    nonlocal state
+    rollout = roll_out(
+      state.policy.params, prompt_batch(model, index, "ppo"), key
+    )
+    found, _, metrics = experience(
+      rollout, reference, reward_params, state.value.params, state.kl_coef
+    )
+    for chosen in minibatches:
+      state, metrics = update(state, found, chosen, None)
+    return metrics
+
+  return step

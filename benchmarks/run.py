@@ -1,0 +1,217 @@
+"""Times this project's steps, and peers' beside them on the same work.
+
+  python -m benchmarks.run --work=sft --model=S
+  python -m benchmarks.run --work=reward,generate --model=S,M --peer
+  python -m benchmarks.run --work=reward --completions=9 --layout=shared,rows
+
+One line of JSON a measurement, on standard output. Each comes from a process of
+its own, so that peak memory and compile time are its own. With --peer a peers'
+harness takes turns with ours, round by round, and a line of ratios follows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+WORKS = ("sft", "pretrain", "reward", "generate", "ppo")
+LAYOUTS = ("shared", "rows", "pairs")
+# Their name of a work, and who does it.
+PEERS = {
+  "sft": ("sft", ("trl", "tunix", "torch")),
+  "reward": ("rm", ("trl", "tunix", "torch")),
+  "generate": ("generate", ("hf", "tunix")),
+  "ppo": ("ppo", ("trl", "tunix", "torch")),
+}
+SETTINGS = {
+  "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+  "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+  # As the Makefile sets it; the peers' line says what theirs is.
+  "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}
+
+
+def _some_of(allowed: Sequence[str]):
+  def parse(text: str) -> list[str]:
+    chosen = text.split(",")
+    for name in chosen:
+      if name not in allowed:
+        raise argparse.ArgumentTypeError(
+          f"{name!r} is none of {', '.join(allowed)}"
+        )
+    return chosen
+
+  return parse
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+  parser = argparse.ArgumentParser(
+    prog="python -m benchmarks.run",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  every = _some_of(sorted({p for _, peers in PEERS.values() for p in peers}))
+  add = parser.add_argument
+  add("--work", type=_some_of(WORKS), default=list(WORKS), help="comma list")
+  add("--model", type=_some_of(("S", "M")), default=["S"], help="comma list")
+  add("--steps", type=int, default=10, help="timed steps")
+  add("--warmup", type=int, default=2, help="steps before them")
+  add("--rounds", type=int, default=1, help="turns with the peers")
+  add("--completions", type=int, default=4, help="K of the reward model's work")
+  add(
+    "--layout",
+    type=_some_of(LAYOUTS),
+    default=["shared"],
+    help="how the reward model's rows are laid out; comma list",
+  )
+  add(
+    "--peer",
+    type=every,
+    nargs="?",
+    const=every("hf,torch,trl,tunix"),
+    default=[],
+    help="times peers as well: all of them, or a comma list",
+  )
+  add(
+    "--harness",
+    type=pathlib.Path,
+    default=pathlib.Path("../shared/peers"),
+    help="folder of the peers' run.py",
+  )
+  add("--child", action="store_true", help=argparse.SUPPRESS)
+  flags = parser.parse_args(argv)
+  if min(flags.steps, flags.rounds, flags.warmup) < 1 or flags.completions < 2:
+    parser.error(
+      "--steps, --warmup and --rounds start at 1, --completions at 2"
+    )
+  if flags.peer and not (flags.harness / "run.py").exists():
+    parser.error(f"{flags.harness} has no run.py; give --harness=DIR")
+  if flags.peer and flags.completions != 4:
+    parser.error("the peers' work has 4 completions; leave --peer out")
+  return flags
+
+
+def measured(flags: argparse.Namespace) -> dict[str, Any]:
+  """One line about one work, in this process."""
+  from benchmarks import measure, ours, work
+
+  (name,), (model,), (layout,) = flags.work, flags.model, flags.layout
+  k = flags.completions
+  limits = measure.ceilings()
+  step = ours.make(name, model, completions=k, layout=layout)
+  found = measure.time_steps(step, flags.steps, flags.warmup)
+  memory = measure.peak_memory_mib()
+  median = found["step_s"]["median"]
+  rate = work.operations(name, model, k).total / median / 1e9
+  line = {"who": "ours", "work": name, "model": model}
+  if name == "reward":
+    line |= {"completions": k, "layout": layout}
+  line |= found
+  if name == "generate":
+    prefill = measure.time_steps(ours.prefill(model), flags.steps, flags.warmup)
+    decode = median - prefill["step_s"]["median"]
+    decode /= work.NEW_TOKENS - 1
+    floor = work.decode_bytes(model) / limits["copy_gb_per_s"] / 1e9
+    line["decode"] = {
+      "seconds_a_token": decode,
+      "floor_s": floor,
+      "share_of_floor": floor / decode,
+    }
+  return line | {
+    "rates": {k: n / median for k, n in work.units(name, model, k).items()},
+    "gflops": rate,
+    "share_of_ceiling": rate / limits["gflops"],
+    "ceilings": limits,
+    "peak_memory_mib": memory,
+    "versions": measure.versions(),
+    "machine": measure.machine(),
+  }
+
+
+def _lines(command: Sequence[str], **env: str) -> list[dict[str, Any]]:
+  """The JSON lines that a command prints."""
+  done = subprocess.run(
+    command, env={**os.environ, **env}, stdout=subprocess.PIPE, text=True
+  )
+  if done.returncode:
+    sys.exit(f"error: {' '.join(command)} ended with {done.returncode}")
+  return [
+    json.loads(line)
+    for line in done.stdout.splitlines()
+    if line.startswith("{")
+  ]
+
+
+def _ours(flags, name: str, model: str, layout: str, cache: str, **changes):
+  options = {
+    "work": name,
+    "model": model,
+    "layout": layout,
+    "steps": flags.steps,
+    "warmup": flags.warmup,
+    "completions": flags.completions,
+    **changes,
+  }
+  command = [sys.executable, "-m", "benchmarks.run", "--child"]
+  command += [f"--{key}={value}" for key, value in options.items()]
+  (line,) = _lines(command, JAX_COMPILATION_CACHE_DIR=cache, **SETTINGS)
+  return line
+
+
+def compare(flags: argparse.Namespace, name: str, model: str) -> None:
+  """Prints a work's lines and, beside others, how many times faster ours is."""
+  seconds: dict[str, list[float]] = {}
+  layouts = flags.layout if name == "reward" else ["shared"]
+  theirs, peers = PEERS.get(name, ("", ()))
+
+  def tell(line: dict[str, Any], label: str) -> None:
+    print(json.dumps(line), flush=True)
+    seconds.setdefault(label, []).append(line["step_s"]["median"])
+
+  with tempfile.TemporaryDirectory() as cache:
+    for turn in range(flags.rounds):
+      for layout in layouts:
+        line = _ours(flags, name, model, layout, cache)
+        if turn == 0:
+          again = _ours(flags, name, model, layout, cache, steps=1, warmup=1)
+          line["first_step_warm_s"] = again["first_step_s"]
+        tell(line, layout)
+      for peer in [p for p in flags.peer if p in peers]:
+        command = [sys.executable, str(flags.harness / "run.py")]
+        command += ["--peer", peer, "--work", theirs, "--model", model]
+        for line in _lines([*command, "--steps", str(flags.steps)]):
+          tell(line, f"{peer} {line.get('variant', '')}".strip())
+  first, *others = seconds
+  if others:
+    # Turn by turn, since the machine may have been slower in some of them.
+    ratios = {
+      label: statistics.median(
+        b / a for a, b in zip(seconds[first], seconds[label], strict=True)
+      )
+      for label in others
+    }
+    line = {"work": name, "model": model, f"times_faster_{first}": ratios}
+    print(json.dumps(line), flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  flags = parse(argv)
+  if flags.child:
+    print(json.dumps(measured(flags)))
+    return 0
+  for model in flags.model:
+    for name in flags.work:
+      compare(flags, name, model)
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

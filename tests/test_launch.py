@@ -2,7 +2,9 @@
 
 import errno
 import json
+import os
 
+import jax
 import pytest
 
 from instructgpt_jax import flags, launch, presets
@@ -111,3 +113,38 @@ def test_our_own_mistakes_are_not_hidden(tmp_path, error):
 
   with pytest.raises(type(error)):
     _main(f"--workdir={tmp_path}", run=run)
+
+
+@pytest.fixture
+def cache_settings(monkeypatch):
+  """What `launch` tells JAX."""
+  told = {}
+  monkeypatch.setattr(jax.config, "update", told.__setitem__)
+  monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+  return told
+
+
+def test_compiled_programs_are_kept_in_the_users_cache(
+  cache_settings, monkeypatch, tmp_path
+):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+  launch.use_compile_cache("")
+  folder = cache_settings["jax_compilation_cache_dir"]
+  assert folder == str(tmp_path / "home" / "instructgpt_jax" / "compiled")
+  assert os.path.isdir(folder)
+  launch.use_compile_cache(str(tmp_path / "named"))
+  assert cache_settings["jax_compilation_cache_dir"] == str(tmp_path / "named")
+
+
+def test_no_cache_where_none_is_wanted_or_jax_has_one(
+  cache_settings, monkeypatch, tmp_path
+):
+  launch.use_compile_cache("none")
+  (tmp_path / "file").write_text("")
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+  launch.use_compile_cache("")  # cannot be made: the run goes on without
+  monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "own"))
+  launch.use_compile_cache("")
+  assert not cache_settings
+  with pytest.raises(UserError):
+    launch.use_compile_cache(str(tmp_path / "file" / "below"))

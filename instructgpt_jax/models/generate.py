@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -188,7 +187,6 @@ def generate(
   row_keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(row_ids)
   variables = {"params": params}
   axis = 1 if model.config.scan_layers else 0  # of a slot in the caches
-  nowhere = len(row_ids)
 
   def emit(state: _Slots, logits: Array) -> _Slots:
     keys = jax.vmap(jax.random.fold_in)(row_keys[state.owner], state.step)
@@ -267,7 +265,13 @@ def generate(
     tokens, logp = state.tokens, state.logp
   else:
     tokens, logp = _in_waves(
-      enter, decode_until_room, count, slots, entering, nowhere, axis
+      enter,
+      decode_until_room,
+      prompts=count,
+      rows=len(row_ids),
+      slots=slots,
+      width=width,
+      cache_axis=axis,
     )
   tokens, logp = tokens[:rows], logp[:rows]
   mask = tokens >= 0
@@ -288,16 +292,48 @@ def generate(
 def _in_waves(
   enter: Callable[[Array, Array], _Slots],
   decode_until_room: Callable[[_Slots], _Slots],
-  count: int,
-  slots: int,
-  entering: int,
+  *,
+  prompts: int,
   rows: int,
-  axis: int,
+  slots: int,
+  width: int,
+  cache_axis: int,
 ) -> tuple[Array, Array]:
-  """[rows, N] tokens and log-probabilities, decoded in fewer slots."""
-  zero = jnp.zeros((), jnp.int32)
+  """Decodes all rows in fewer slots.
 
-  def leave(out: tuple[Array, Array], state: _Slots) -> tuple[Array, Array]:
+  Args:
+    enter: (first prompt, column) → the slots of the next wave.
+    decode_until_room: decodes until a wave fits, or to the end.
+    prompts: how many there are.
+    rows: R, responses to them.
+    slots: W.
+    width: P, where the first wave's responses begin.
+    cache_axis: of a slot in keys and values.
+
+  Returns:
+    [R, N] tokens, -1 after a response's end, and their log-probabilities.
+  """
+  zero = jnp.zeros((), jnp.int32)
+  wave = jax.eval_shape(enter, zero, zero)
+  axes = jax.tree.map(lambda x: 0 if x.ndim else None, wave)
+  caches = [
+    (cache_axis,) * len(x) for x in (wave.cache.keys, wave.cache.values)
+  ]
+  axes = dataclasses.replace(
+    axes,
+    cache=dataclasses.replace(axes.cache, keys=caches[0], values=caches[1]),
+  )
+
+  def over_slots(change: Callable[..., Array], *trees: _Slots) -> _Slots:
+    """change(axis of the slots, leaf, …); what has none is the last tree's."""
+    return jax.tree.map(
+      lambda axis, *x: x[-1] if axis is None else change(axis, *x),
+      axes,
+      *trees,
+      is_leaf=lambda x: x is None,
+    )
+
+  def leave(out: tuple[Array, Array], state: _Slots) -> tuple[Array, ...]:
     """Writes down what the slots hold, ended or not."""
     return tuple(
       into.at[state.owner].set(x, mode="drop")
@@ -308,59 +344,32 @@ def _in_waves(
     state, out = carry
     out = leave(out, state)
     new = enter(state.taken, state.cache.index)
-    chosen = jnp.argsort(state.active, stable=True)[:entering]
+    free = jnp.argsort(state.active, stable=True)[: len(new.active)]
 
-    def put(old: Array, x: Array, axis: int = 0) -> Array:
-      at = (slice(None),) * axis + (chosen,)
-      return old.at[at].set(x)
+    def put(axis: int, old: Array, x: Array) -> Array:
+      return old.at[(slice(None),) * axis + (free,)].set(x)
 
-    put_all = functools.partial(jax.tree.map, put)
-    caches = functools.partial(jax.tree.map, lambda a, b: put(a, b, axis))
-    state = _Slots(
-      taken=new.taken,
-      owner=put(state.owner, new.owner),
-      active=put(state.active, new.active),
-      step=put(state.step, new.step),
-      length=put(state.length, new.length),
-      tokens=put_all(state.tokens, new.tokens),
-      logp=put_all(state.logp, new.logp),
-      cache=Cache(
-        keys=caches(state.cache.keys, new.cache.keys),
-        values=caches(state.cache.values, new.cache.values),
-        valid=put(state.cache.valid, new.cache.valid),
-        index=state.cache.index,
-      ),
-    )
-    return decode_until_room(state), out
+    return decode_until_room(over_slots(put, state, new)), out
 
-  shapes = jax.eval_shape(enter, zero, zero)
-
-  def empty(x, axis: int = 0) -> Array:
-    shape = (*x.shape[:axis], slots, *x.shape[axis + 1 :])
-    return jnp.zeros(shape, x.dtype)
-
-  width = shapes.cache.valid.shape[1] - shapes.tokens.shape[1]
-  state = _Slots(
+  state = over_slots(
+    lambda axis, x: jnp.zeros(
+      (*x.shape[:axis], slots, *x.shape[axis + 1 :]), x.dtype
+    ),
+    wave,
+  )
+  state = dataclasses.replace(
+    state,
     taken=zero,
     owner=jnp.full(slots, rows, jnp.int32),
-    active=empty(shapes.active),
-    step=empty(shapes.step),
-    length=empty(shapes.length),
-    tokens=empty(shapes.tokens),
-    logp=empty(shapes.logp),
-    cache=Cache(
-      keys=tuple(empty(x, axis) for x in shapes.cache.keys),
-      values=tuple(empty(x, axis) for x in shapes.cache.values),
-      valid=empty(shapes.cache.valid),
-      index=jnp.asarray(width, jnp.int32),
-    ),
+    cache=dataclasses.replace(state.cache, index=jnp.asarray(width, jnp.int32)),
   )
-  length = shapes.tokens.shape[1]
+  length = wave.tokens.shape[1]
   out = (
     jnp.full((rows, length), -1, jnp.int32),
     jnp.zeros((rows, length), jnp.float32),
   )
   state, out = jax.lax.while_loop(
-    lambda carry: carry[0].taken < count, refill, (state, out)
+    lambda carry: carry[0].taken < prompts, refill, (state, out)
   )
-  return leave(out, state)
+  tokens, logp = leave(out, state)
+  return tokens, logp

@@ -1,9 +1,14 @@
 """The whole pipeline in miniature, on the world and on given files."""
 
+import collections
+import contextlib
 import dataclasses
 import json
+import logging
 import pathlib
+import re
 
+import jax
 import pytest
 
 from instructgpt_jax import config, flags, presets
@@ -48,11 +53,71 @@ def small(preset, **more):
   return flags.replace(presets.pipeline(preset), SMALL | more)
 
 
+class Compilations(logging.Handler):
+  """What JAX says that it compiles: (stage, program, shapes of arguments)."""
+
+  def __init__(self):
+    super().__init__()
+    self.stage = ""
+    self.seen = collections.Counter()
+
+  def emit(self, record):
+    found = re.match(
+      r"Compiling jit\((\w+)\) with global shapes and types (.*?)\. Arg",
+      record.getMessage(),
+      re.DOTALL,
+    )
+    if found:
+      self.seen[self.stage, *found.groups()] += 1
+
+
 @pytest.fixture(scope="module")
-def world_run(tmp_path_factory):
+def observed_run(tmp_path_factory):
+  """The whole pipeline on the world, and what was compiled for it."""
   folder = str(tmp_path_factory.mktemp("pipeline"))
-  stages.run(small("world"), folder)
-  return folder
+  compilations = Compilations()
+  logger = logging.getLogger("jax._src.interpreters.pxla")
+  timed = stages.Pipeline.timed
+
+  @contextlib.contextmanager
+  def noted(self, name):
+    compilations.stage = name
+    with timed(self, name):
+      yield
+
+  logger.addHandler(compilations)
+  logger.propagate = False
+  with pytest.MonkeyPatch.context() as patch, jax.log_compiles():
+    patch.setattr(stages.Pipeline, "timed", noted)
+    stages.run(small("world"), folder)
+  logger.removeHandler(compilations)
+  logger.propagate = True
+  return folder, compilations.seen
+
+
+@pytest.fixture(scope="module")
+def world_run(observed_run):
+  return observed_run[0]
+
+
+def test_no_program_is_compiled_twice(observed_run):
+  """A stage compiles each program once for each shape, at its first step."""
+  _, seen = observed_run
+  programs = (
+    "train_step", "generate", "experience", "update", "token_logp",
+    "token_scores", "count_pairs",
+  )  # fmt: skip
+  for (stage, name, shapes), times in seen.items():
+    if name in programs:
+      assert times == 1, f"{stage} compiled {name} for {shapes} {times} times"
+  shapes = collections.Counter((stage, name) for stage, name, _ in seen)
+  for stage in ("pretrain", "policy_init", "sft"):
+    assert shapes[stage, "train_step"] == 1
+  for stage in ("probe_1", "ppo", "ppo_ptx"):
+    assert shapes[stage, "update"] == shapes[stage, "experience"] == 1
+    assert shapes[stage, "generate"] == 1
+  for stage in ("reward_1", "reward"):
+    assert 1 <= shapes[stage, "train_step"] <= 4  # lengths that rows come in
 
 
 def lines(path):

@@ -31,12 +31,13 @@ PEERS = {
   "generate": ("generate", ("hf", "tunix")),
   "ppo": ("ppo", ("trl", "tunix", "torch")),
 }
-SETTINGS = {
+VARIANTS = {("torch", "sft"): "eager,compile"}  # others: the harness's default
+CACHE = {
   "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
   "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-  # As the Makefile sets it; the peers' line says what theirs is.
-  "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
+# As the Makefile sets it, for us and for the peers alike.
+MALLOC = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 def _some_of(allowed: Sequence[str]):
@@ -139,7 +140,10 @@ def measured(flags: argparse.Namespace) -> dict[str, Any]:
 def _lines(command: Sequence[str], **env: str) -> list[dict[str, Any]]:
   """The JSON lines that a command prints."""
   done = subprocess.run(
-    command, env={**os.environ, **env}, stdout=subprocess.PIPE, text=True
+    command,
+    env={**os.environ, **MALLOC, **env},
+    stdout=subprocess.PIPE,
+    text=True,
   )
   if done.returncode:
     sys.exit(f"error: {' '.join(command)} ended with {done.returncode}")
@@ -162,7 +166,7 @@ def _ours(flags, name: str, model: str, layout: str, cache: str, **changes):
   }
   command = [sys.executable, "-m", "benchmarks.run", "--child"]
   command += [f"--{key}={value}" for key, value in options.items()]
-  (line,) = _lines(command, JAX_COMPILATION_CACHE_DIR=cache, **SETTINGS)
+  (line,) = _lines(command, JAX_COMPILATION_CACHE_DIR=cache, **CACHE)
   return line
 
 
@@ -187,6 +191,7 @@ def compare(flags: argparse.Namespace, name: str, model: str) -> None:
       for peer in [p for p in flags.peer if p in peers]:
         command = [sys.executable, str(flags.harness / "run.py")]
         command += ["--peer", peer, "--work", theirs, "--model", model]
+        command += ["--variant", VARIANTS.get((peer, theirs), "default")]
         for line in _lines([*command, "--steps", str(flags.steps)]):
           tell(line, f"{peer} {line.get('variant', '')}".strip())
   first, *others = seconds

@@ -336,7 +336,7 @@ def pipeline(preset: str) -> config.PipelineExperiment:
 def _labeling(preset: str) -> config.Labeling:
   # Each round closes holes that the policy before it found in the reward model.
   if preset in SMALL:
-    return config.Labeling(prompts=2000, rounds=3, probe_episodes=1280)
+    return config.Labeling(prompts=2000, rounds=3, probe_episodes=2560)
   return config.Labeling()
 
 

@@ -27,9 +27,6 @@ from instructgpt_jax.types import (
 Step = Callable[[int], Any]  # the number of a step → arrays to wait for
 
 
-LAYOUTS = ("shared", "rows", "pairs")
-
-
 def make(
   name: str, model: str, completions: int = 4, layout: str = "shared"
 ) -> Step:
@@ -98,12 +95,15 @@ def prompt_batch(model: str, index: int, name: str) -> PromptBatch:
   return PromptBatch(tokens=tokens, mask=mask, ids=ids)
 
 
-def _language(model: str, batch: Callable[[int], LanguageBatch]) -> Step:
-  network = LanguageModel(work.MODELS[model])
+def _supervised(
+  network: LanguageModel | ScalarModel,
+  train_step: Callable[..., Any],
+  batch: Callable[[int], Any],
+) -> Step:
   state = _state(network, 0)
   update = jax.jit(
     functools.partial(
-      language.train_step, model=network, optimizer=_optimizer(), seed=0
+      train_step, model=network, optimizer=_optimizer(), seed=0
     ),
     donate_argnums=0,
   )
@@ -114,6 +114,11 @@ def _language(model: str, batch: Callable[[int], LanguageBatch]) -> Step:
     return metrics
 
   return step
+
+
+def _language(model: str, batch: Callable[[int], LanguageBatch]) -> Step:
+  network = LanguageModel(work.MODELS[model])
+  return _supervised(network, language.train_step, batch)
 
 
 def _sft(model: str) -> Step:
@@ -133,27 +138,14 @@ def _pretrain(model: str) -> Step:
 
 
 def _reward(model: str, completions: int, layout: str) -> Step:
-  network = ScalarModel(work.MODELS[model])
-  state = _state(network, 0)
-  update = jax.jit(
-    functools.partial(
-      reward.train_step, model=network, optimizer=_optimizer(), seed=0
-    ),
-    donate_argnums=0,
-  )
-
   def batch(index: int) -> RankingBatch:
     found = work.rankings(model, index, completions)
     if layout == "pairs":
       return ranking_batch(work.pairs(found), rows=2)
     return ranking_batch(found, rows=1 if layout == "shared" else completions)
 
-  def step(index: int):
-    nonlocal state
-    state, metrics = update(state, batch(index))
-    return metrics
-
-  return step
+  network = ScalarModel(work.MODELS[model])
+  return _supervised(network, reward.train_step, batch)
 
 
 def _sampler(model: str, new_tokens: int = work.NEW_TOKENS):

@@ -70,8 +70,8 @@ def _each(
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
   """(example, its weights, what the program says at its tokens)."""
   length = model.config.context
-  members = transforms.bins([len(e.ids) for e in examples], length)
   rows = transforms.pack_examples(examples, length, pad_id=0)
+  members = transforms.bins([len(e.ids) for e in examples], length)
   size = mesh_lib.fill(max(1, min(TOKENS // length, len(members))), mesh)
   done = 0
   for batch in pipelines.language_batches(

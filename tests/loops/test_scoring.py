@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from instructgpt_jax import config
+from instructgpt_jax.errors import UserError
 from instructgpt_jax.loops import scoring
 from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
 from instructgpt_jax.runtime import mesh as mesh_lib
@@ -49,6 +50,14 @@ def test_scores_are_read_at_the_last_token(examples, mesh):
   for value, (ids, _) in zip(found, examples, strict=True):
     alone = twin.scalars(params, ids[None], np.ones((1, len(ids))))[0, -1]
     assert value == pytest.approx(alone, abs=1e-4)
+
+
+def test_a_text_longer_than_the_context_is_refused(examples, mesh):
+  model = ScalarModel(twin.make_config())
+  ids = np.full(60, 3, np.int32)
+  longer = [*examples, scoring.Example(ids, np.ones(60, np.float32))]
+  with pytest.raises(UserError, match="60 tokens does not fit a row of 24"):
+    scoring.score(model, None, longer, mesh)
 
 
 def test_little_padding_is_run(examples, mesh, monkeypatch):

@@ -19,16 +19,23 @@ import jax.numpy as jnp
 from instructgpt_jax.losses import language
 from instructgpt_jax.types import Array, PyTree
 
-# Logits held at once; a chunk has as many tokens as fit.
-LOGITS = 1 << 23
+# Each chunk reads and writes the unembedding's gradient, which a small chunk is
+# not worth; the last one is half empty, which a large chunk makes dear.
+CHUNKS = 8
+LEAST_TOKENS = 256
+MOST_LOGITS = 1 << 27
+# XLA's CPU compiler is slow at products of a transposed left side and so few
+# columns; the unembedding's gradient is then summed up as [D, V].
+NARROW = 512
 
 # ([C, V] float32 logits, tree of [C, …], [C] bool used) → Σ loss, sums.
 TokenLoss = Callable[[Array, PyTree, Array], tuple[Array, dict[str, Array]]]
 
 
 def _chunk(tokens: int, vocabulary: int) -> int:
-  """Tokens a chunk: few for a large vocabulary, never more than there are."""
-  return max(1, min(tokens, max(64, LOGITS // vocabulary)))
+  """Tokens a chunk: an eighth of them, within bounds."""
+  wanted = min(-(-tokens // CHUNKS), MOST_LOGITS // vocabulary)
+  return max(1, min(tokens, max(LEAST_TOKENS, wanted)))
 
 
 def _places(used: Array, chunk: int) -> tuple[Array, Array, Array]:
@@ -99,6 +106,7 @@ def _summed(loss, hidden, unembedding, rows, used):
 
 def _run(loss, hidden, unembedding, rows, used, *, grads: bool) -> Any:
   count, width = hidden.shape
+  narrow = width <= NARROW
   chunk = _chunk(count, unembedding.shape[0])
   order, place, chunks = _places(used, chunk)
   matrix = unembedding.astype(hidden.dtype)
@@ -124,8 +132,7 @@ def _run(loss, hidden, unembedding, rows, used, *, grads: bool) -> Any:
       (index * chunk, 0),
     )
     of_unembedding += jax.lax.dot_general(
-      slope,
-      own,
+      *((own, slope) if narrow else (slope, own)),
       (((0,), (0,)), ((), ())),
       preferred_element_type=jnp.float32,
     )
@@ -141,11 +148,13 @@ def _run(loss, hidden, unembedding, rows, used, *, grads: bool) -> Any:
   if grads:
     held = (
       jnp.zeros((order.size, width), hidden.dtype),
-      jnp.zeros(unembedding.shape, jnp.float32),
+      jnp.zeros(unembedding.shape[:: -1 if narrow else 1], jnp.float32),
     )
   total, held = jax.lax.fori_loop(0, chunks, body, (zeros, held))
   if grads:
     of_hidden, of_unembedding = held
+    if narrow:
+      of_unembedding = of_unembedding.T
     held = (of_hidden[place], of_unembedding.astype(unembedding.dtype))
   return total, held
 

@@ -109,7 +109,11 @@ def _backward(saved, slope):
     scale = query.shape[-1] ** -0.5
     inner = jnp.sum(found.astype(jnp.float32) * slope, axis=-1, keepdims=True)
     of_query = []
-    of_key, of_value = (jnp.zeros(x.shape, jnp.float32) for x in (key, value))
+    # [B, H, D / H, T]: XLA's CPU compiler has no fast product with a transposed
+    # left side of many columns.
+    of_key, of_value = (
+      jnp.zeros(x.swapaxes(2, 3).shape, jnp.float32) for x in (key, value)
+    )
     for q, k in _blocks(query.shape[2]):
       some, seen, g = query[:, :, q], key[:, :, k], slope[:, :, q]
       weights = jnp.exp(
@@ -120,12 +124,13 @@ def _backward(saved, slope):
         query.dtype
       )
       of_query.append(_product("bhts,bhsd->bhtd", of_scores, seen))
-      of_key = of_key.at[:, :, k].add(
-        _product("bhts,bhtd->bhsd", of_scores, some)
+      of_key = of_key.at[..., k].add(
+        _product("bhtd,bhts->bhds", some, of_scores)
       )
-      of_value = of_value.at[:, :, k].add(
-        _product("bhts,bhtd->bhsd", weights, g)
+      of_value = of_value.at[..., k].add(
+        _product("bhtd,bhts->bhds", g, weights)
       )
+    of_key, of_value = (x.swapaxes(2, 3) for x in (of_key, of_value))
     return tuple(
       x.astype(query.dtype)
       for x in (jnp.concatenate(of_query, axis=2), of_key, of_value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from instructgpt_jax import config as config_lib
-from instructgpt_jax.models import attention
+from instructgpt_jax.models import attention, layers
+from instructgpt_jax.models.layers import Dense, Norm, kernel_init, vector_init
 from instructgpt_jax.types import Array, PyTree, pytree
 
 
@@ -27,14 +29,6 @@ class Cache:
   index: Array  # [] int32, tokens are written at column index mod S
 
 
-def _kernel(stddev: float, *axes: str | None) -> Any:
-  return nn.with_logical_partitioning(nn.initializers.normal(stddev), axes)
-
-
-def _vector(initializer: Any, *axes: str | None) -> Any:
-  return nn.with_logical_partitioning(initializer, axes)
-
-
 def _positions(c: config_lib.Model) -> Any:
   """Half of GPT-2's kernel noise, or sines and cosines of amplitude init_std.
 
@@ -43,7 +37,7 @@ def _positions(c: config_lib.Model) -> Any:
   """
   axes = ("position", "embed")
   if c.position_init == "normal":
-    return _kernel(c.init_std / 2, *axes)
+    return kernel_init(c.init_std / 2, *axes)
 
   def sinusoid(key: Array, shape: Any, dtype: Any = jnp.float32) -> Array:
     del key
@@ -57,28 +51,6 @@ def _positions(c: config_lib.Model) -> Any:
   return nn.with_logical_partitioning(sinusoid, axes)
 
 
-class _Heads(nn.Module):
-  """A dense layer whose kernel names heads, on rows that do not.
-
-  Given more axes than two, XLA's CPU compiler writes transpositions into the
-  element-wise loops of the gradient, which then take several times as long.
-  """
-
-  shape: tuple[int, ...]  # of the kernel
-  inputs: int  # how many of its axes are the input's
-  kernel_init: Any
-  bias_init: Any
-  dtype: Any
-
-  @nn.compact
-  def __call__(self, x: Array) -> Array:
-    """[M, inputs] → [M, outputs], the product of the other axes."""
-    kernel = self.param("kernel", self.kernel_init, self.shape)
-    bias = self.param("bias", self.bias_init, self.shape[self.inputs :])
-    kernel = kernel.reshape(x.shape[-1], -1).astype(self.dtype)
-    return x.astype(self.dtype) @ kernel + bias.reshape(-1).astype(self.dtype)
-
-
 class Block(nn.Module):
   """Attention and MLP, each behind a LayerNorm and added to the residual."""
 
@@ -86,55 +58,40 @@ class Block(nn.Module):
 
   def setup(self):
     c = self.config
-    dtype = jnp.dtype(c.dtype)
-    residual = c.init_std / (2 * c.layers) ** 0.5
-    zeros = nn.initializers.zeros
     heads = (c.heads, c.width // c.heads)
-    self.norm_attention = _layer_norm(dtype)
-    self.qkv = _Heads(
-      (c.width, 3, *heads),
-      inputs=1,
-      dtype=dtype,
-      kernel_init=_kernel(c.init_std, "embed", None, "heads", None),
-      bias_init=_vector(zeros, None, "heads", None),
+    hidden = c.mlp_ratio * c.width
+    layer = functools.partial(
+      Dense, dtype=jnp.dtype(c.dtype), stddev=c.init_std
     )
-    self.project = _Heads(
-      (*heads, c.width),
-      inputs=2,
-      dtype=dtype,
-      kernel_init=_kernel(residual, "heads", None, "embed"),
-      bias_init=_vector(zeros, "embed"),
+    residual = functools.partial(
+      layer, stddev=c.init_std / (2 * c.layers) ** 0.5
     )
-    self.norm_mlp = _layer_norm(dtype)
-    self.up = nn.Dense(
-      c.mlp_ratio * c.width,
-      dtype=dtype,
-      kernel_init=_kernel(c.init_std, "embed", "mlp"),
-      bias_init=_vector(zeros, "mlp"),
+    self.norm_attention = Norm(c.width)
+    self.qkv = layer((c.width, 3, *heads), ("embed", None, "heads", None))
+    self.project = residual(
+      (*heads, c.width), ("heads", None, "embed"), inputs=2
     )
-    self.down = nn.Dense(
-      c.width,
-      dtype=dtype,
-      kernel_init=_kernel(residual, "mlp", "embed"),
-      bias_init=_vector(zeros, "embed"),
-    )
+    self.norm_mlp = Norm(c.width)
+    self.up = layer((c.width, hidden), ("embed", "mlp"))
+    self.down = residual((hidden, c.width), ("mlp", "embed"))
     self.drop = nn.Dropout(c.dropout)
 
   def _heads(self, x: Array, shape: tuple[int, ...]) -> list[Array]:
     """Query, key and value of [M, D] rows, 3 × [B, H, T, D / H]."""
     c = self.config
     heads = (*shape, c.heads, c.width // c.heads)
+    found = self.qkv(x, layers.normalized, self.norm_attention.weights())
     return [
-      part.reshape(heads).swapaxes(1, 2)
-      for part in jnp.split(self.qkv(self.norm_attention(x)), 3, axis=1)
+      part.reshape(heads).swapaxes(1, 2) for part in jnp.split(found, 3, axis=1)
     ]
 
   def _join(self, x: Array, attended: Array, deterministic: bool) -> Array:
     """Adds what was attended to, [B, H, T, D / H], and the MLP of that."""
     found = self.project(attended.swapaxes(1, 2).reshape(x.shape))
     x = x + self.drop(found, deterministic=deterministic)
-    hidden = nn.gelu(self.up(self.norm_mlp(x)), approximate=True)
-    return x + self.drop(self.down(hidden), deterministic=deterministic)
+    hidden = self.up(x, layers.normalized, self.norm_mlp.weights())
+    found = self.down(hidden, layers.gelu)
+    return x + self.drop(found, deterministic=deterministic)
 
   def __call__(
     self, x: Array, mask: Array, deterministic: bool
@@ -161,15 +118,6 @@ class Block(nn.Module):
     return self._join(x, attended, True), (keys, values)
 
 
-def _layer_norm(dtype: Any) -> nn.LayerNorm:
-  return nn.LayerNorm(
-    epsilon=1e-5,
-    dtype=dtype,
-    scale_init=_vector(nn.initializers.ones, "embed"),
-    bias_init=_vector(nn.initializers.zeros, "embed"),
-  )
-
-
 def attention_mask(segments: Array) -> Array:
   """[B, T] segments → [B, T, T]: causal, within a segment or to a prefix.
 
@@ -192,7 +140,7 @@ class Transformer(nn.Module):
       c.vocab_size,
       c.width,
       dtype=jnp.dtype(c.dtype),
-      embedding_init=_kernel(c.init_std, "vocab", "embed"),
+      embedding_init=kernel_init(c.init_std, "vocab", "embed"),
     )
     self.position_embedding = nn.Embed(
       c.context,
@@ -200,7 +148,7 @@ class Transformer(nn.Module):
       dtype=jnp.dtype(c.dtype),
       embedding_init=_positions(c),
     )
-    self.final_norm = _layer_norm(jnp.dtype(c.dtype))
+    self.final_norm = Norm(c.width)
     if c.scan_layers:
       self.blocks = nn.scan(
         _rematerialised(c, static_argnum=3),
@@ -293,7 +241,7 @@ def _rematerialised(c: config_lib.Model, static_argnum: int) -> Any:
   if c.remat == "none":
     return Block
   policy = (
-    jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    jax.checkpoint_policies.save_only_these_names(layers.PRODUCT)
     if c.remat == "dots"
     else None
   )
@@ -317,7 +265,7 @@ class LanguageModel(nn.Module):
         self.config.vocab_size,
         use_bias=False,
         dtype=jnp.dtype(self.config.dtype),
-        kernel_init=_kernel(self.config.init_std, "embed", "vocab"),
+        kernel_init=kernel_init(self.config.init_std, "embed", "vocab"),
       )
 
   def hidden(
@@ -413,8 +361,8 @@ class ScalarModel(nn.Module):
     self.head = nn.Dense(
       1,
       dtype=jnp.float32,
-      kernel_init=_kernel((self.config.width + 1) ** -0.5, "embed", None),
-      bias_init=_vector(nn.initializers.zeros, None),
+      kernel_init=kernel_init((self.config.width + 1) ** -0.5, "embed", None),
+      bias_init=vector_init(0.0, None),
     )
 
   def __call__(

@@ -10,11 +10,13 @@ from instructgpt_jax.losses import language, vocabulary
 TOKENS, WIDTH, SIZE = 200, 6, 11
 
 
-@pytest.fixture(params=["chunks", "whole"], autouse=True)
+@pytest.fixture(params=["chunks", "wide", "whole"], autouse=True)
 def chunk(request, monkeypatch):
-  """Four chunks of 64 tokens, the last one not full; or one chunk."""
-  if request.param == "chunks":
-    monkeypatch.setattr(vocabulary, "LOGITS", 64 * SIZE)
+  """Eight chunks of 25 tokens, of either form; or one chunk."""
+  least = 1 << 20 if request.param == "whole" else 1
+  monkeypatch.setattr(vocabulary, "LEAST_TOKENS", least)
+  if request.param == "wide":
+    monkeypatch.setattr(vocabulary, "NARROW", 0)
   return request.param
 
 
@@ -125,7 +127,7 @@ def test_only_chunks_with_loss_are_computed(data, chunk):
     jax.debug.callback(lambda: counted.append(1))
     return cross_entropy(logits, rows, used)
 
-  for used, expected in ((1, 1), (64, 1), (65, 2), (TOKENS, 4)):
+  for used, expected in ((1, 1), (25, 1), (26, 2), (TOKENS, 8)):
     counted.clear()
     some = np.where(np.arange(TOKENS) >= TOKENS - used, 1, 0).astype(np.float32)
     rows = {"targets": targets, "weights": some}
@@ -133,7 +135,7 @@ def test_only_chunks_with_loss_are_computed(data, chunk):
       vocabulary.summed(counting, hidden, matrix, rows, some > 0)
     )
     jax.effects_barrier()
-    assert len(counted) == (expected if chunk == "chunks" else 1)
+    assert len(counted) == (1 if chunk == "whole" else expected)
 
 
 def test_whole_logits_are_never_held(chunk):
@@ -151,7 +153,7 @@ def test_whole_logits_are_never_held(chunk):
   compiled = jax.jit(loss).lower(*shapes).compile()
   memory = compiled.memory_analysis().temp_size_in_bytes
   logits = TOKENS * 50 * SIZE * 4
-  if chunk == "chunks":
-    assert memory < 1.5 * logits
-  else:
+  if chunk == "whole":
     assert memory > 1.5 * logits
+  else:
+    assert memory < 1.5 * logits

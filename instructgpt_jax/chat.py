@@ -140,7 +140,7 @@ class Talker:
     """Draws token after token until end-of-text, which is not given out."""
     import jax
 
-    prefill, step = self._programs
+    (prefill, step), decoding = self._programs, self._decoding_params
     size = transforms.bucket(len(ids), self._buckets)
     row, mask = transforms.left_pad([ids], size, self._tokenizer.pad_id)
     logits, cache = prefill(self._params, row, mask)
@@ -148,7 +148,7 @@ class Talker:
     for count in range(self.max_tokens):
       at = np.int32(count)
       token, logits, cache = step(
-        self._params, logits, cache, key, at, np.int32(len(ids))
+        decoding, logits, cache, key, at, np.int32(len(ids))
       )
       token = int(token[0])
       if token == self._tokenizer.eos_id:
@@ -240,6 +240,16 @@ class Talker:
     return jax.jit(run)
 
   @functools.cached_property
+  def _decoding_params(self) -> Any:
+    import jax
+
+    from instructgpt_jax.models.transformer import decoding_params
+
+    return jax.jit(functools.partial(decoding_params, self._model))(
+      self._params
+    )
+
+  @functools.cached_property
   def _programs(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Prefill, and one step: draw a token and read it.
 
@@ -265,7 +275,7 @@ class Talker:
     def step(params, logits, cache, key, at, length):
       token, _ = sample(
         logits,
-        jax.random.fold_in(key, at)[None],
+        jax.random.uniform(jax.random.fold_in(key, at))[None],
         temperature=s.temperature,
         top_k=s.top_k,
         top_p=s.top_p,

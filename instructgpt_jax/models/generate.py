@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 from instructgpt_jax.models.transformer import (
   Cache,
   LanguageModel,
+  decoding_params,
   positions_of,
 )
 from instructgpt_jax.types import Array, PromptBatch, Rollout, pytree
@@ -42,48 +44,44 @@ def truncate_logits(logits: Array, *, top_k: int, top_p: float) -> Array:
   return logits
 
 
-def _draw(weights: Array, uniform: Array) -> Array:
+def _draw(blocks: Array, top: Array, upto: Array, uniform: Array) -> Array:
   """Inverts the cumulative distribution in two levels, without sorting.
 
   Args:
-    weights: [B, V] non-negative, of any sum.
+    blocks: [N, C, B] logits, the vocabulary cut into N blocks of C.
+    top: [B] the largest of them.
+    upto: [N, B] mass of the blocks up to each: of exp(blocks − top).
     uniform: [B] in [0, 1 − 2⁻²³].
 
   Returns:
-    [B] int32 tokens, each of positive weight.
+    [B] int32 tokens, each of positive mass.
   """
-  size = max(1, round(weights.shape[1] ** 0.5))
-  room = -weights.shape[1] % size
-  blocks = jnp.pad(weights, ((0, 0), (0, room))).reshape(len(weights), -1, size)
-  below_one = jnp.float32(1 - 2**-23)
-
-  upto = jnp.cumsum(blocks.sum(axis=-1), axis=1)
-  target = uniform[:, None] * upto[:, -1:]
-  block = jnp.argmax(upto > target, axis=1)[:, None]
+  target = uniform * upto[-1]
+  block = jnp.argmax(upto > target, axis=0)[None]
   before = jnp.where(
-    block > 0, jnp.take_along_axis(upto, jnp.maximum(block - 1, 0), 1), 0
-  )
-  inside = jnp.cumsum(
-    jnp.take_along_axis(blocks, block[:, :, None], axis=1)[:, 0], axis=1
-  )
+    block > 0, jnp.take_along_axis(upto, jnp.maximum(block - 1, 0), 0), 0
+  )[0]
+  chosen = jnp.take_along_axis(blocks, block[None], axis=0)[0]
+  inside = jnp.cumsum(jnp.exp(chosen - top), axis=0)
   # The two levels are summed in different orders and may round apart.
-  rest = jnp.minimum(target - before, inside[:, -1:] * below_one)
-  return block[:, 0] * size + jnp.argmax(inside > rest, axis=1)
+  below_one = jnp.float32(1 - 2**-23)
+  rest = jnp.minimum(target - before, inside[-1] * below_one)
+  return block[0] * blocks.shape[1] + jnp.argmax(inside > rest, axis=0)
 
 
 def sample(
   logits: Array,
-  row_keys: Array,
+  uniform: Array,
   *,
   temperature: float,
   top_k: int = 0,
   top_p: float = 1.0,
 ) -> tuple[Array, Array]:
-  """Draws one token a row, from one uniform number each.
+  """Draws one token a column, from one uniform number each.
 
   Args:
-    logits: [B, V] float32.
-    row_keys: [B] one random key a row.
+    logits: [V, B] float32, as decoding gives them.
+    uniform: [B] float32 in [0, 1 − 2⁻²³], not looked at at temperature 0.
     temperature: 0 takes the most likely token.
     top_k: see `truncate_logits`.
     top_p: see `truncate_logits`.
@@ -92,16 +90,35 @@ def sample(
     [B] int32 tokens and their [B] float32 log-probabilities under the
     distribution that was sampled from (temperature 0: under temperature 1).
   """
+  size, count = logits.shape
   if temperature != 0.0:
-    logits = truncate_logits(logits / temperature, top_k=top_k, top_p=top_p)
-  top = logits.max(axis=1, keepdims=True)
-  weights = jnp.exp(logits - top)
+    logits /= temperature
+    if top_k or top_p < 1.0:
+      logits = truncate_logits(logits.T, top_k=top_k, top_p=top_p).T
+  width = max(1, round(size**0.5))
+  room = ((0, -size % width), (0, 0))
+  blocks = jnp.pad(logits, room, constant_values=-jnp.inf)
+  blocks = blocks.reshape(-1, width, count)
+  top = blocks.max(axis=1).max(axis=0)
+  upto = jnp.cumsum(jnp.exp(blocks - top).sum(axis=1), axis=0)
   if temperature == 0.0:
-    token = jnp.argmax(logits, axis=1)
+    token = jnp.argmax(logits, axis=0)
   else:
-    token = _draw(weights, jax.vmap(jax.random.uniform)(row_keys))
-  picked = jnp.take_along_axis(logits - top, token[:, None], axis=1)[:, 0]
-  return token.astype(jnp.int32), picked - jnp.log(weights.sum(axis=1))
+    token = _draw(blocks, top, upto, uniform)
+  picked = jnp.take_along_axis(logits, token[None], axis=0)[0]
+  return token.astype(jnp.int32), picked - top - jnp.log(upto[-1])
+
+
+def draws(key: Array, ids: Array, steps: int) -> Array:
+  """[B, steps] uniform numbers, of fold_in(fold_in(key, id), step) each."""
+
+  def row(i: Array) -> Array:
+    at = jax.vmap(
+      functools.partial(jax.random.fold_in, jax.random.fold_in(key, i))
+    )
+    return jax.vmap(jax.random.uniform)(at(jnp.arange(steps)))
+
+  return jax.vmap(row)(ids)
 
 
 @pytree
@@ -184,14 +201,18 @@ def generate(
   )
   row_ids = jnp.repeat(queue.ids, samples) * samples
   row_ids += jnp.arange(len(row_ids)) % samples
-  row_keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(row_ids)
+  uniform = draws(key, row_ids, max_new_tokens)
   variables = {"params": params}
+  decoding = {"params": decoding_params(model, params)}
   axis = 1 if model.config.scan_layers else 0  # of a slot in the caches
 
   def emit(state: _Slots, logits: Array) -> _Slots:
-    keys = jax.vmap(jax.random.fold_in)(row_keys[state.owner], state.step)
     token, logp = sample(
-      logits, keys, temperature=temperature, top_k=top_k, top_p=top_p
+      logits,
+      uniform[state.owner, state.step],
+      temperature=temperature,
+      top_k=top_k,
+      top_p=top_p,
     )
     here = jnp.arange(max_new_tokens) == state.step[:, None]
     here &= state.active[:, None]
@@ -238,12 +259,12 @@ def generate(
         index=column,
       ),
     )
-    return emit(state, jnp.repeat(logits, samples, axis=0))
+    return emit(state, jnp.repeat(logits, samples, axis=1))
 
   def decode(state: _Slots) -> _Slots:
     newest = jnp.take_along_axis(state.tokens, state.step[:, None] - 1, axis=1)
     decoded: Any = model.apply(
-      variables,
+      decoding,
       jnp.maximum(newest[:, 0], 0),
       state.length + state.step - 1,
       state.cache,

@@ -45,11 +45,11 @@ def gelu(x: Array) -> Array:
   return nn.gelu(x, approximate=True)
 
 
-def normalized(x: Array, scale: Array, bias: Array) -> Array:
-  """LayerNorm over the last axis, in float32; [..., D] in the input's type."""
+def normalized(x: Array, scale: Array, bias: Array, axis: int = -1) -> Array:
+  """LayerNorm over an axis, in float32; in the input's shape and type."""
   found = x.astype(jnp.float32)
-  found -= found.mean(axis=-1, keepdims=True)
-  variance = jnp.square(found).mean(axis=-1, keepdims=True)
+  found -= found.mean(axis=axis, keepdims=True)
+  variance = jnp.square(found).mean(axis=axis, keepdims=True)
   found *= jax.lax.rsqrt(variance + EPSILON)
   return (found * scale + bias).astype(x.dtype)
 
@@ -140,6 +140,10 @@ class Norm(nn.Module):
   def __call__(self, x: Array) -> Array:
     return normalized(x, self.scale, self.bias)
 
+  def columns(self, x: Array) -> Array:
+    """[D, B] → [D, B]."""
+    return normalized(x, self.scale[:, None], self.bias[:, None], axis=0)
+
   def weights(self) -> tuple[Array, Array]:
     return self.scale, self.bias
 
@@ -172,3 +176,10 @@ class Dense(nn.Module):
     kernel = kernel.reshape(x.shape[-1], -1)
     found = dense(before, x.astype(self.dtype), weights, kernel, bias.ravel())
     return checkpoint_name(found, PRODUCT)
+
+  def columns(self, x: Array) -> Array:
+    """[inputs, B] → [outputs, B], by a kernel whose outputs come first."""
+    kernel = self.get_variable("params", "kernel")
+    bias = self.get_variable("params", "bias")
+    product = kernel.reshape(-1, len(x)).astype(x.dtype) @ x
+    return product + bias.reshape(-1, 1).astype(x.dtype)

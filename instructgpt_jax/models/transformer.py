@@ -106,8 +106,10 @@ class Block(nn.Module):
   def decode(
     self, x: Array, stored: tuple[Array, Array], mask: Array, column: Array
   ) -> tuple[Array, tuple[Array, Array]]:
-    """One token: x [B, D], stored 2 × [B, H, S, D / H], mask [B, 1, S]."""
-    query, *new = self._heads(x, (len(x), 1))
+    """One token: x [D, B], stored 2 × [B, H, S, D / H], mask [B, 1, S]."""
+    heads = (3, self.config.heads, 1, -1, x.shape[1])
+    found = self.qkv.columns(self.norm_attention.columns(x)).reshape(heads)
+    query, *new = found.transpose(0, 4, 1, 2, 3)
     keys, values = (
       jax.lax.dynamic_update_slice_in_dim(
         old, one.astype(old.dtype), column, axis=2
@@ -115,7 +117,9 @@ class Block(nn.Module):
       for old, one in zip(stored, new, strict=True)
     )
     attended, _ = attention.read(query, keys, values, mask)
-    return self._join(x, attended, True), (keys, values)
+    x += self.project.columns(attended.transpose(1, 2, 3, 0).reshape(x.shape))
+    hidden = layers.gelu(self.up.columns(self.norm_mlp.columns(x)))
+    return x + self.down.columns(hidden), (keys, values)
 
 
 def attention_mask(segments: Array) -> Array:
@@ -200,8 +204,8 @@ class Transformer(nn.Module):
   def decode(
     self, token: Array, position: Array, cache: Cache
   ) -> tuple[Array, Cache]:
-    """One token a row: token [B], position [B] → [B, D] and the next cache."""
-    x = self._embed(token, position)
+    """One token a row: token [B], position [B] → [D, B] and the next cache."""
+    x = self._embed(token, position).T
     columns = cache.valid.shape[1]
     column = cache.index % columns
     valid = cache.valid | (jnp.arange(columns) == column)[None]
@@ -217,7 +221,7 @@ class Transformer(nn.Module):
         stored.append(key_value)
       keys, values = zip(*stored, strict=True)
     cache = Cache(keys=keys, values=values, valid=valid, index=cache.index + 1)
-    return self.final_norm(x), cache
+    return self.final_norm.columns(x), cache
 
   def _decode_scanned(
     self, x: Array, mask: Array, cache: Cache, column: Array
@@ -289,6 +293,14 @@ class LanguageModel(nn.Module):
       logits = self.unembedding(hidden)
     return logits.astype(jnp.float32)
 
+  def unembed_columns(self, hidden: Array) -> Array:
+    """[D, B] → [V, B] float32 logits, by what `decoding_params` gives."""
+    if self.config.tie_embeddings:
+      matrix = self.transformer.embedding.embedding
+    else:
+      matrix = self.unembedding.variables["params"]["kernel"]
+    return (matrix.astype(hidden.dtype) @ hidden).astype(jnp.float32)
+
   def unembedding_matrix(self) -> Array:
     """[V, D] float32, the rows that `unembed` takes products with."""
     if self.config.tie_embeddings:
@@ -320,7 +332,7 @@ class LanguageModel(nn.Module):
       slots: S >= P, room for the prompt and the response.
 
     Returns:
-      [B, V] logits after the last column, and the cache.
+      [V, B] logits after the last column, and the cache.
     """
     hidden, (keys, values) = self.transformer(tokens, segments, positions)
     room = slots - tokens.shape[1]
@@ -337,14 +349,17 @@ class LanguageModel(nn.Module):
       valid=jnp.pad(segments > 0, ((0, 0), (0, room))),
       index=jnp.asarray(tokens.shape[1], jnp.int32),
     )
-    return self.unembed(hidden[:, -1]), cache
+    return self.unembed(hidden[:, -1]).T, cache
 
   def decode(
     self, token: Array, position: Array, cache: Cache
   ) -> tuple[Array, Cache]:
-    """token [B], position [B] → [B, V] logits and the next cache."""
+    """token [B], position [B] → [V, B] logits and the next cache.
+
+    To be applied to `decoding_params`.
+    """
     hidden, cache = self.transformer.decode(token, position, cache)
-    return self.unembed(hidden), cache
+    return self.unembed_columns(hidden), cache
 
 
 class ScalarModel(nn.Module):
@@ -392,6 +407,35 @@ def init_params(
 ) -> dict[str, Any]:
   """Fresh float32 parameters, without their axis names."""
   return nn.unbox(_boxed_init(model, key))
+
+
+def decoding_params(model: LanguageModel, params: dict[str, Any]) -> PyTree:
+  """The weights as `decode` reads them: kernels' outputs first, one type.
+
+  A product of a whole kernel with a few columns reads the kernel as it lies; a
+  product of a few rows with it would rearrange the kernel for every token.
+  """
+  dtype = jnp.dtype(model.config.dtype)
+
+  def turned(tree: dict[str, Any], first: int) -> dict[str, Any]:
+    found = {
+      name: turned(x, first + (name == "blocks" and model.config.scan_layers))
+      if isinstance(x, dict)
+      else x
+      for name, x in tree.items()
+    }
+    if "kernel" in tree:
+      kernel = tree["kernel"]
+      outputs = tree["bias"].ndim - first if "bias" in tree else 1
+      inputs = kernel.ndim - first - outputs
+      ahead = range(first, first + inputs)
+      kernel = jnp.moveaxis(kernel, ahead, range(-inputs, 0))
+      found["kernel"] = kernel.astype(dtype)
+    if "embedding" in tree and not isinstance(tree["embedding"], dict):
+      found["embedding"] = tree["embedding"].astype(dtype)
+    return found
+
+  return turned(params, 0)
 
 
 def abstract_params(model: LanguageModel | ScalarModel) -> PyTree:

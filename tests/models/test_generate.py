@@ -359,11 +359,11 @@ def chi_square(counts, probabilities):
 def test_draws_follow_the_softmax(temperature, options, allowed):
   """χ² of 20,000 draws stays below its 99.99 % quantile, 29.9 at 7 degrees."""
   logits = np.log([0.05, 0.02, 0.25, 0.04, 0.06, 0.12, 0.02, 0.44])
-  keys = jax.random.split(jax.random.key(2), 20_000)
-  rows = jnp.tile(jnp.asarray(logits, jnp.float32), (20_000, 1))
+  uniform = jax.random.uniform(jax.random.key(2), 20_000)
+  columns = jnp.tile(jnp.asarray(logits, jnp.float32)[:, None], 20_000)
   tokens, logp = twin.jit(
     functools.partial(generate_lib.sample, temperature=temperature, **options)
-  )(rows, keys)
+  )(columns, uniform)
   assert tokens.dtype == jnp.int32
   expected = np.zeros(8)
   expected[allowed] = twin.softmax(logits[allowed] / temperature)
@@ -389,6 +389,37 @@ def test_rows_and_steps_draw_independently():
   assert chi_square(counts, np.full(16, 1 / 16)) < 44.3
   neighbours = np.bincount(tokens[1:, 0] * 4 + tokens[:-1, 0], minlength=16)
   assert chi_square(neighbours, np.full(16, 1 / 16)) < 44.3
+
+
+def test_a_rows_numbers_are_those_of_its_keys():
+  key, ids = jax.random.key(5), np.array([7, 0, 7], np.int32)
+  found = np.asarray(generate_lib.draws(key, ids, 3))
+  for row, i in zip(found, ids, strict=True):
+    for step, number in enumerate(row):
+      at = jax.random.fold_in(jax.random.fold_in(key, i), step)
+      assert number == jax.random.uniform(at)
+
+
+def test_decoding_reads_one_type_of_weights_with_outputs_first(model):
+  for scan in (False, True):
+    config = twin.make_config(
+      dtype="bfloat16", scan_layers=scan, tie_embeddings=False
+    )
+    model = LanguageModel(config)
+    params = twin.make_params(model)
+    found = transformer.decoding_params(model, params)
+    flat = dict(jax.tree_util.tree_leaves_with_path(found))
+    for path, x in jax.tree_util.tree_leaves_with_path(params):
+      turned = flat[path]
+      if path[-1].key == "kernel":
+        assert turned.dtype == jnp.bfloat16
+        lead = 1 if scan and path[-2].key != "unembedding" else 0
+        inputs = 2 if path[-2].key == "project" else 1
+        order = [*range(lead + inputs, x.ndim), *range(lead, lead + inputs)]
+        expected = np.transpose(x, [*range(lead), *order])
+        np.testing.assert_array_equal(turned, expected.astype(jnp.bfloat16))
+      else:
+        np.testing.assert_array_equal(turned, x.astype(turned.dtype))
 
 
 def truncated(row, top_k, top_p):

@@ -72,7 +72,10 @@ def time_steps(
 
 
 def peak_memory_mib() -> float:
-  """The most memory this process has held."""
+  """The most memory this process has held, on an accelerator if it has one."""
+  found = jax.devices()[0].memory_stats()
+  if found:
+    return found["peak_bytes_in_use"] / 2**20
   for line in pathlib.Path("/proc/self/status").read_text().splitlines():
     if line.startswith("VmHWM"):
       return int(line.split()[1]) / 1024
@@ -90,22 +93,23 @@ def _best(run: Callable[[], Any], seconds: float) -> float:
   return least
 
 
-def ceilings(seconds: float = 2.0) -> dict[str, float]:
-  """What this machine can do now: float32 products and copying.
+def ceilings(dtype: str = "float32", seconds: float = 2.0) -> dict[str, float]:
+  """What this machine can do now: products of a type, and copying.
 
   Returns:
-    `gflops`, of the better of square products of side 1,024 and 2,048, and
-    `copy_gb_per_s`, bytes read and written when a large array is copied.
+    `gflops`, of the best of square products, and `copy_gb_per_s`, bytes read
+    and written when a large array is copied.
   """
+  cpu = jax.default_backend() == "cpu"
   best = 0.0
-  for side in (1024, 2048):
-    a = jnp.ones((side, side), jnp.float32)
+  for side in (1024, 2048) if cpu else (4096, 8192):
+    a = jnp.ones((side, side), dtype)
     product = jax.jit(jnp.matmul)
     least = _best(lambda a=a, product=product: product(a, a), seconds / 2)
     best = max(best, 2 * side**3 / least / 1e9)
   # Written to where it was read from, so that no page is new.
   copy = jax.jit(lambda x: x * 1.0000001, donate_argnums=0)
-  held = [jnp.ones((64, 1024, 1024), jnp.float32)]
+  held = [jnp.ones((64 if cpu else 512, 1024, 1024), jnp.float32)]
 
   def turn():
     held[0] = copy(held[0])

@@ -86,12 +86,14 @@ def ranking_batch(found: work.Rankings, rows: int = 1) -> RankingBatch:
 
 
 def prompt_batch(model: str, index: int, name: str) -> PromptBatch:
-  """16 left-padded prompts of ragged lengths."""
+  """Left-padded prompts of ragged lengths."""
+  count = work.SHAPES[model].episodes
   tokens, mask = transforms.left_pad(
-    work.prompts(model, index, name), work.LONGEST, work.pad_id(model)
+    work.prompts(model, index, name),
+    work.SHAPES[model].longest,
+    work.pad_id(model),
   )
-  first = work.EPISODES * index
-  ids = np.arange(first, first + work.EPISODES, dtype=np.int32)
+  ids = np.arange(count * index, count * (index + 1), dtype=np.int32)
   return PromptBatch(tokens=tokens, mask=mask, ids=ids)
 
 
@@ -148,20 +150,20 @@ def _reward(model: str, completions: int, layout: str) -> Step:
   return _supervised(network, reward.train_step, batch)
 
 
-def _sampler(model: str, new_tokens: int = work.NEW_TOKENS):
+def _sampler(model: str, new_tokens: int = 0):
   # No token has this id: every row goes on to the last column.
   return jax.jit(
     functools.partial(
       generate,
       LanguageModel(work.MODELS[model]),
-      max_new_tokens=new_tokens,
+      max_new_tokens=new_tokens or work.SHAPES[model].new_tokens,
       eos_id=-1,
       pad_id=work.pad_id(model),
     )
   )
 
 
-def _generate(model: str, new_tokens: int = work.NEW_TOKENS) -> Step:
+def _generate(model: str, new_tokens: int = 0) -> Step:
   network = LanguageModel(work.MODELS[model])
   params = jax.jit(functools.partial(transformer.init_params, network))(
     jax.random.key(0)
@@ -179,7 +181,7 @@ def prefill(model: str) -> Step:
 def _ppo(model: str) -> Step:
   network = LanguageModel(work.MODELS[model])
   scalar = ScalarModel(work.MODELS[model])
-  section = work.PPO
+  section = work.ppo(model)
   policy, value = _state(network, 0), _state(scalar, 1)
   reference = jax.tree.map(jnp.copy, policy.params)
   reward_params = jax.tree.map(jnp.copy, value.params)

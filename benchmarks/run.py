@@ -22,6 +22,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
+MODELS = ("S", "M", "125m", "350m", "1.3b", "1.3b-chat", "tiny", "tiny-chat")
 WORKS = ("sft", "pretrain", "reward", "generate", "ppo")
 LAYOUTS = ("shared", "rows", "pairs")
 # Their name of a work, and who does it.
@@ -31,7 +32,11 @@ PEERS = {
   "generate": ("generate", ("hf", "tunix")),
   "ppo": ("ppo", ("trl", "tunix", "torch")),
 }
-VARIANTS = {("torch", "sft"): "eager,compile"}  # others: the harness's default
+VARIANTS = {  # others: the harness's default
+  ("torch", "sft"): "eager,compile",
+  ("torch", "rm"): "kway",
+  ("tunix", "rm"): "kway",
+}
 CACHE = {
   "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
   "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
@@ -62,7 +67,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   every = _some_of(sorted({p for _, peers in PEERS.values() for p in peers}))
   add = parser.add_argument
   add("--work", type=_some_of(WORKS), default=list(WORKS), help="comma list")
-  add("--model", type=_some_of(("S", "M")), default=["S"], help="comma list")
+  add(
+    "--model",
+    type=_some_of(MODELS),
+    default=["S"],
+    help="comma list; S and M are the peers' (float32), the others in bfloat16",
+  )
   add("--steps", type=int, default=10, help="timed steps")
   add("--warmup", type=int, default=2, help="steps before them")
   add("--rounds", type=int, default=1, help="turns with the peers")
@@ -87,6 +97,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     default=pathlib.Path("../shared/peers"),
     help="folder of the peers' run.py",
   )
+  add(
+    "--cold_only",
+    action="store_true",
+    help="does not start once more to time the first step with a warm cache",
+  )
   add("--child", action="store_true", help=argparse.SUPPRESS)
   flags = parser.parse_args(argv)
   if min(flags.steps, flags.rounds, flags.warmup) < 1 or flags.completions < 2:
@@ -95,8 +110,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
   if flags.peer and not (flags.harness / "run.py").exists():
     parser.error(f"{flags.harness} has no run.py; give --harness=DIR")
-  if flags.peer and flags.completions != 4:
-    parser.error("the peers' work has 4 completions; leave --peer out")
+  if flags.peer and (flags.completions != 4 or set(flags.model) - {"S", "M"}):
+    parser.error(
+      "the peers' work has 4 completions and models S and M; leave --peer out"
+    )
   return flags
 
 
@@ -110,7 +127,7 @@ def measured(flags: argparse.Namespace) -> dict[str, Any]:
   found = measure.time_steps(step, flags.steps, flags.warmup)
   # The ceilings' own arrays must not count.
   memory = measure.peak_memory_mib()
-  limits = measure.ceilings()
+  limits = measure.ceilings(work.MODELS[model].dtype)
   median = found["step_s"]["median"]
   rate = work.operations(name, model, k).total / median / 1e9
   line = {"who": "ours", "work": name, "model": model}
@@ -120,7 +137,7 @@ def measured(flags: argparse.Namespace) -> dict[str, Any]:
   if name == "generate":
     prefill = measure.time_steps(ours.prefill(model), flags.steps, flags.warmup)
     decode = median - prefill["step_s"]["median"]
-    decode /= work.NEW_TOKENS - 1
+    decode /= work.SHAPES[model].new_tokens - 1
     floor = work.decode_bytes(model) / limits["copy_gb_per_s"] / 1e9
     line["decode"] = {
       "seconds_a_token": decode,
@@ -185,7 +202,7 @@ def compare(flags: argparse.Namespace, name: str, model: str) -> None:
     for turn in range(flags.rounds):
       for layout in layouts:
         line = _ours(flags, name, model, layout, cache)
-        if turn == 0:
+        if turn == 0 and not flags.cold_only:
           again = _ours(flags, name, model, layout, cache, steps=1, warmup=1)
           line["first_step_warm_s"] = again["first_step_s"]
         tell(line, layout)

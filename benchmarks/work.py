@@ -18,14 +18,93 @@ from instructgpt_jax import config
 
 SEED = 20261120
 _STREAMS = {"sft": 1, "pretrain": 1, "reward": 2, "generate": 3, "ppo": 4}
-_MODELS = {"S": 0, "M": 1}
 
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+  """Sizes of a model's batches; the defaults are the peers'."""
+
+  rows: int  # of an SFT batch
+  length: int  # of each
+  prompts: int = 4  # of a batch of rankings
+  prompt_tokens: int = 128
+  completion_tokens: int = 64
+  episodes: int = 16  # rows that are sampled
+  minibatch: int = 8  # of them
+  shortest: int = 16  # prompt that is sampled from
+  longest: int = 64
+  new_tokens: int = 64
+
+
+def _half(layers: int, width: int, heads: int) -> config.Model:
+  """A GPT of the usual vocabulary, in bfloat16, layer by layer in one loop."""
+  return config.Model(
+    vocab_size=50257,
+    width=width,
+    layers=layers,
+    heads=heads,
+    context=2048,
+    dtype="bfloat16",
+    scan_layers=True,
+    remat="dots",
+  )
+
+
+_LARGE = {
+  "125m": _half(12, 768, 12),
+  "350m": _half(24, 1024, 16),
+  "1.3b": _half(24, 2048, 16),
+}
+_TINY = dataclasses.replace(
+  _half(2, 32, 2), vocab_size=512, context=128, remat="none"
+)
+# S and M are the peers'. "-chat" is DeepSpeed-Chat's: 256 tokens after 256.
 MODELS: dict[str, config.Model] = {
   "S": config.Model(vocab_size=8192, width=256, layers=6, heads=8, context=256),
   "M": config.Model(
     vocab_size=50257, width=768, layers=12, heads=12, context=512
   ),
+  "tiny": _TINY,
+  "tiny-chat": _TINY,
+  **_LARGE,
+  "1.3b-chat": _LARGE["1.3b"],
 }
+_LARGE_SHAPE = Shape(
+  rows=8,
+  length=2048,
+  prompts=16,
+  prompt_tokens=256,
+  completion_tokens=128,
+  episodes=64,
+  minibatch=32,
+  shortest=64,
+  longest=256,
+  new_tokens=256,
+)
+SHAPES: dict[str, Shape] = {
+  "S": Shape(8, 256),
+  "M": Shape(2, 512),
+  "tiny": Shape(
+    4,
+    64,
+    2,
+    16,
+    8,
+    episodes=4,
+    minibatch=2,
+    shortest=4,
+    longest=8,
+    new_tokens=8,
+  ),
+  "tiny-chat": Shape(
+    4, 64, episodes=4, minibatch=4, shortest=8, longest=8, new_tokens=8
+  ),
+  **dict.fromkeys(_LARGE, _LARGE_SHAPE),
+  "1.3b-chat": dataclasses.replace(
+    _LARGE_SHAPE, episodes=32, minibatch=32, shortest=256
+  ),
+}
+COMPLETIONS = 4
 OPTIMIZER = config.Optimizer(
   learning_rate=1e-5,
   schedule="constant",
@@ -35,19 +114,20 @@ OPTIMIZER = config.Optimizer(
   weight_decay=0.01,
   clip_norm=1.0,
 )
-PPO = config.Ppo(
-  rollout_batch=16,
-  minibatch=8,
-  inner_epochs=1,
-  kl_coef=0.02,
-  clip_ratio=0.2,
-  clip_value=0.2,
-  gae_lambda=0.95,
-  ptx_coef=0.0,
-)
-ROWS = {"S": (8, 256), "M": (2, 512)}  # of an SFT batch, and their length
-PROMPTS, COMPLETIONS, PROMPT_TOKENS, COMPLETION_TOKENS = 4, 4, 128, 64
-EPISODES, SHORTEST, LONGEST, NEW_TOKENS = 16, 16, 64, 64
+
+
+def ppo(model: str) -> config.Ppo:
+  """One rollout, and one epoch over it."""
+  return config.Ppo(
+    rollout_batch=SHAPES[model].episodes,
+    minibatch=SHAPES[model].minibatch,
+    inner_epochs=1,
+    kl_coef=0.02,
+    clip_ratio=0.2,
+    clip_value=0.2,
+    gae_lambda=0.95,
+    ptx_coef=0.0,
+  )
 
 
 class Operations(NamedTuple):
@@ -67,7 +147,8 @@ def pad_id(model: str) -> int:
 
 
 def _rng(work: str, model: str, index: int) -> np.random.Generator:
-  return np.random.default_rng([SEED, _STREAMS[work], _MODELS[model], index])
+  stream = [SEED, _STREAMS[work], list(MODELS).index(model), index]
+  return np.random.default_rng(stream)
 
 
 def _draw(rng: np.random.Generator, model: str, shape) -> np.ndarray:
@@ -76,7 +157,7 @@ def _draw(rng: np.random.Generator, model: str, shape) -> np.ndarray:
 
 def sft_batch(model: str, index: int) -> tuple[np.ndarray, np.ndarray]:
   """[B, T] tokens of full rows, and [B] lengths of their masked prompts."""
-  rows, length = ROWS[model]
+  rows, length = SHAPES[model].rows, SHAPES[model].length
   rng = _rng("sft", model, index)
   tokens = _draw(rng, model, (rows, length))
   prompts = rng.integers(length // 4, length // 2 + 1, rows)
@@ -94,11 +175,13 @@ class Rankings(NamedTuple):
 def rankings(
   model: str, index: int, completions: int = COMPLETIONS
 ) -> Rankings:
-  """4 prompts with K completions each, in a random order."""
-  rng = _rng("reward", model, index)
-  prompts = _draw(rng, model, (PROMPTS, PROMPT_TOKENS))
-  replies = _draw(rng, model, (PROMPTS, completions, COMPLETION_TOKENS))
-  ranks = [1 + rng.permutation(completions) for _ in range(PROMPTS)]
+  """Prompts with K completions each, in a random order."""
+  rng, shape = _rng("reward", model, index), SHAPES[model]
+  prompts = _draw(rng, model, (shape.prompts, shape.prompt_tokens))
+  replies = _draw(
+    rng, model, (shape.prompts, completions, shape.completion_tokens)
+  )
+  ranks = [1 + rng.permutation(completions) for _ in range(shape.prompts)]
   return Rankings(prompts, replies, np.stack(ranks).astype(np.int32))
 
 
@@ -114,13 +197,15 @@ def pairs(found: Rankings) -> Rankings:
 
 
 def prompt_lengths(model: str, index: int, work: str) -> np.ndarray:
-  """[16] lengths, spread evenly from 16 to 64, in random order."""
-  spread = np.rint(np.linspace(SHORTEST, LONGEST, EPISODES)).astype(np.int32)
+  """Lengths of what is sampled from, spread evenly, in random order."""
+  shape = SHAPES[model]
+  spread = np.linspace(shape.shortest, shape.longest, shape.episodes)
+  spread = np.rint(spread).astype(np.int32)
   return _rng(work, model, index).permutation(spread)
 
 
 def prompts(model: str, index: int, work: str = "generate") -> list[np.ndarray]:
-  """16 prompts' tokens; each is to be answered with exactly 64 tokens."""
+  """Prompts' tokens; all answers are to have the same length."""
   rng = _rng(work, model, 1_000_000 + index)
   lengths = prompt_lengths(model, index, work)
   return [_draw(rng, model, n) for n in lengths]
@@ -130,15 +215,16 @@ def units(
   work: str, model: str, completions: int = COMPLETIONS
 ) -> dict[str, int]:
   """What one step counts, by name."""
+  shape = SHAPES[model]
   if work in ("sft", "pretrain"):
-    return {"tokens": math.prod(ROWS[model])}
+    return {"tokens": shape.rows * shape.length}
   if work == "reward":
     return {
-      "comparisons": PROMPTS * math.comb(completions, 2),
-      "completions": PROMPTS * completions,
+      "comparisons": shape.prompts * math.comb(completions, 2),
+      "completions": shape.prompts * completions,
     }
-  new = {"new_tokens": EPISODES * NEW_TOKENS}
-  return new if work == "generate" else {"episodes": EPISODES} | new
+  new = {"new_tokens": shape.episodes * shape.new_tokens}
+  return new if work == "generate" else {"episodes": shape.episodes} | new
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,22 +262,22 @@ def operations(
   work: str, model: str, completions: int = COMPLETIONS
 ) -> Operations:
   """Operations of one step of a work, each completion run whole and once."""
-  cost = _Cost(MODELS[model])
+  cost, shape = _Cost(MODELS[model]), SHAPES[model]
   if work in ("sft", "pretrain"):
-    rows, length = ROWS[model]
-    blocks = 3 * cost.rows([length] * rows)
-    return Operations(blocks, blocks + 3 * cost.head(rows * length))
+    blocks = 3 * cost.rows([shape.length] * shape.rows)
+    head = cost.head(shape.rows * shape.length)
+    return Operations(blocks, blocks + 3 * head)
   if work == "reward":
-    length = PROMPT_TOKENS + COMPLETION_TOKENS
-    blocks = 3 * cost.rows([length] * PROMPTS * completions)
+    length = shape.prompt_tokens + shape.completion_tokens
+    blocks = 3 * cost.rows([length] * shape.prompts * completions)
     return Operations(blocks, blocks)
   lengths = [int(n) for n in prompt_lengths(model, 0, work)]
-  answered = EPISODES * NEW_TOKENS
-  rollout = cost.sampled(lengths, NEW_TOKENS)
+  answered = shape.episodes * shape.new_tokens
+  rollout = cost.sampled(lengths, shape.new_tokens)
   if work == "generate":
     return Operations(rollout, rollout + cost.head(answered))
   # The reference, the reward model and values; then both networks train.
-  passes = cost.rows([n + NEW_TOKENS for n in lengths])
+  passes = cost.rows([n + shape.new_tokens for n in lengths])
   blocks = rollout + 3 * passes + 3 * 2 * passes
   return Operations(blocks, blocks + cost.head(answered) * (1 + 1 + 3))
 
@@ -203,7 +289,8 @@ def decode_bytes(model: str) -> int:
   of positions and of the embedding's rows only what is looked up, which is
   little.
   """
-  cost, c = _Cost(MODELS[model]), MODELS[model]
-  fed = (SHORTEST + LONGEST) / 2 + NEW_TOKENS / 2
-  cache = 2 * c.layers * c.width * EPISODES * fed
-  return round(4 * (cost.weights + c.vocab_size * c.width + cache))
+  cost, c, shape = _Cost(MODELS[model]), MODELS[model], SHAPES[model]
+  fed = (shape.shortest + shape.longest + shape.new_tokens) / 2
+  cache = 2 * c.layers * c.width * shape.episodes * fed
+  size = 2 if c.dtype == "bfloat16" else 4
+  return round(size * (cost.weights + c.vocab_size * c.width + cache))

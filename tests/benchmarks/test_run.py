@@ -1,20 +1,24 @@
 """The benchmark's command line, its timer and its ratios."""
 
 import json
+import os
+import subprocess
+import sys
 import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from benchmarks import measure, run
+from benchmarks import measure, ours, run, table
 
 
 @pytest.mark.parametrize(
   "argv, said",
   [
     (["--work=stf"], "'stf' is none of sft, pretrain, reward"),
-    (["--model=S,XL"], "'XL' is none of S, M"),
+    (["--model=S,XL"], "'XL' is none of S, M, 125m"),
     (["--steps=0"], "start at 1"),
     (["--work=reward", "--completions=1"], "--completions at 2"),
     (["--peer", "--harness=nowhere"], "nowhere has no run.py"),
@@ -63,3 +67,77 @@ def test_this_machines_ceilings_are_positive():
   assert found["gflops"] > 0 and found["copy_gb_per_s"] > 0
   assert measure.peak_memory_mib() > 1
   assert jax.devices()[0].device_kind == measure.machine()["device"]
+
+
+LINE = {
+  "who": "ours",
+  "work": "generate",
+  "model": "125m",
+  "step_s": {"median": 0.5, "min": 0.4, "max": 0.75, "n": 5},
+  "rates": {"new_tokens": 32768.0},
+  "gflops": 1500.0,
+  "share_of_ceiling": 0.25,
+  "decode": {"share_of_floor": 0.5},
+  "peak_memory_mib": 2048.0,
+  "first_step_s": 12.34,
+  "ceilings": {"gflops": 6000.0, "copy_gb_per_s": 2500.0},
+  "versions": {"jax": "1.2"},
+  "machine": {"device": "a device"},
+}
+
+
+def test_lines_become_a_table(tmp_path, capsys):
+  path = tmp_path / "lines.jsonl"
+  sft = {k: x for k, x in LINE.items() if k != "decode"} | {"work": "sft"}
+  others = {"who": "trl", "work": "sft"}
+  path.write_text("\n".join(json.dumps(x) for x in (LINE, sft, others)))
+  assert table.main([str(path)]) == 0
+  said, _, *rows = capsys.readouterr().out.splitlines()
+  assert said.startswith("a device, jax 1.2: products up to 6 TFLOP/s, copies")
+  assert len(rows) == 4
+  assert rows[2] == (
+    "| 125m | generate | 0.5 [0.4, 0.75] | 3.277e+04 new tokens/s | 1.5 | 25% "
+    "| 50% | 2,048 MiB | 12.3 s |"
+  )
+  assert "| 25% |  | 2,048" in rows[3]
+
+
+@pytest.mark.parametrize("text", [None, "", "{", '{"who": "ours"}'])
+def test_a_table_of_something_else_is_refused(tmp_path, capsys, text):
+  path = tmp_path / "lines.jsonl"
+  if text is not None:
+    path.write_text(text)
+  assert table.main([str(path)]) == 2
+  error, remedy = capsys.readouterr().err.splitlines()
+  assert str(path) in error and "remedy" in remedy
+
+
+@pytest.mark.parametrize("work", run.WORKS)
+def test_every_work_runs_at_tiny_size_in_bfloat16(work):
+  step = ours.make(work, "tiny")
+  for index in range(2):
+    for x in jax.tree.leaves(jax.block_until_ready(step(index))):
+      assert np.isfinite(np.asarray(x, np.float32)).all()
+
+
+def test_the_script_for_a_gpu_refuses_what_it_cannot_do(tmp_path):
+  def call(*argv):
+    return subprocess.run(
+      ["benchmarks/gpu.sh", *argv],
+      env={
+        **os.environ,
+        "PYTHON": sys.executable,
+        "OUT": str(tmp_path),
+        "JAX_PLATFORMS": "cpu",
+      },
+      capture_output=True,
+      text=True,
+    )
+
+  for argv, said in ((["--huge"], "--huge is not known"), ([], "accelerator")):
+    done = call(*argv)
+    assert done.returncode == 2 and said in done.stderr.splitlines()[0]
+  (tmp_path / "lines.jsonl").write_text("kept")
+  done = call("--tiny")
+  assert done.returncode == 2 and "there already" in done.stderr
+  assert (tmp_path / "lines.jsonl").read_text() == "kept"

@@ -91,7 +91,7 @@ def test_layouts_of_a_ranking_score_alike():
   np.testing.assert_allclose(shared, rows, atol=1e-5)
   assert pairs.shape == (24, 2) and work.pairs(found).ranks.shape == (24, 2)
   chosen = list(itertools.combinations(range(work.COMPLETIONS), 2))
-  for p in range(work.PROMPTS):
+  for p in range(work.SHAPES["S"].prompts):
     for i, (a, b) in enumerate(chosen):
       np.testing.assert_allclose(pairs[6 * p + i], rows[p, [a, b]], atol=1e-5)
       np.testing.assert_array_equal(

@@ -60,6 +60,22 @@ def test_other_platforms_attend_alike():
     np.testing.assert_allclose(x, y, atol=2e-5)
 
 
+def test_cudnn_is_asked_for_what_it_can_do(monkeypatch):
+  def kernel(length, width, dtype):
+    return attention._kernel(jnp.zeros((1, HEADS, length, width), dtype))
+
+  assert kernel(64, 64, jnp.bfloat16) is None  # there is no GPU here
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  assert kernel(64, 64, jnp.bfloat16) == "cudnn"
+  for length, width, dtype in (
+    (64, 64, jnp.float32),
+    (63, 64, jnp.bfloat16),
+    (64, 12, jnp.bfloat16),
+    (64, 256, jnp.bfloat16),
+  ):
+    assert kernel(length, width, dtype) is None
+
+
 def test_both_platforms_lower():
   q, k, v, g, mask = make(100)
 

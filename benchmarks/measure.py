@@ -94,11 +94,11 @@ def _best(run: Callable[[], Any], seconds: float) -> float:
 
 
 def ceilings(dtype: str = "float32", seconds: float = 2.0) -> dict[str, float]:
-  """What this machine can do now: products of a type, and copying.
+  """What this machine can do now: products of a type, copying and reading.
 
   Returns:
-    `gflops`, of the best of square products, and `copy_gb_per_s`, bytes read
-    and written when a large array is copied.
+    `gflops`, of the best of square products; `copy_gb_per_s`, bytes read and
+    written when a large array is copied; `read_gb_per_s`, when it is summed.
   """
   cpu = jax.default_backend() == "cpu"
   best = 0.0
@@ -115,8 +115,10 @@ def ceilings(dtype: str = "float32", seconds: float = 2.0) -> dict[str, float]:
     held[0] = copy(held[0])
     return held[0]
 
-  rate = 2 * held[0].nbytes / _best(turn, seconds / 2) / 1e9
-  return {"gflops": best, "copy_gb_per_s": rate}
+  copied = 2 * held[0].nbytes / _best(turn, seconds / 2) / 1e9
+  total = jax.jit(jnp.sum)
+  read = held[0].nbytes / _best(lambda: total(held[0]), seconds / 2) / 1e9
+  return {"gflops": best, "copy_gb_per_s": copied, "read_gb_per_s": read}
 
 
 def versions() -> dict[str, str]:

@@ -138,11 +138,11 @@ def measured(flags: argparse.Namespace) -> dict[str, Any]:
     prefill = measure.time_steps(ours.prefill(model), flags.steps, flags.warmup)
     decode = median - prefill["step_s"]["median"]
     decode /= work.SHAPES[model].new_tokens - 1
-    floor = work.decode_bytes(model) / limits["copy_gb_per_s"] / 1e9
+    size = work.decode_bytes(model) / 1e9
     line["decode"] = {
       "seconds_a_token": decode,
-      "floor_s": floor,
-      "share_of_floor": floor / decode,
+      "share_of_floor": size / limits["copy_gb_per_s"] / decode,
+      "share_of_read_floor": size / limits["read_gb_per_s"] / decode,
     }
   return line | {
     "rates": {k: n / median for k, n in work.units(name, model, k).items()},

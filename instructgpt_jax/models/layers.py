@@ -62,7 +62,8 @@ def _anew(x: Array, slope: Array) -> Array:
   """
 
   def cpu(x, slope):
-    return x + jnp.minimum(jnp.abs(slope.ravel()[0]), 0).astype(x.dtype)
+    first = slope[(0,) * slope.ndim]
+    return x + jnp.minimum(jnp.abs(first), 0).astype(x.dtype)
 
   def barrier(x, slope):
     return jax.lax.optimization_barrier((x, slope))[0]

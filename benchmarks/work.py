@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from instructgpt_jax import config
+from instructgpt_jax import config, presets
 
 SEED = 20261120
 _STREAMS = {"sft": 1, "pretrain": 1, "reward": 2, "generate": 3, "ppo": 4}
@@ -36,27 +36,12 @@ class Shape:
   new_tokens: int = 64
 
 
-def _half(layers: int, width: int, heads: int) -> config.Model:
-  """A GPT of the usual vocabulary, in bfloat16, layer by layer in one loop."""
-  return config.Model(
-    vocab_size=50257,
-    width=width,
-    layers=layers,
-    heads=heads,
-    context=2048,
-    dtype="bfloat16",
-    scan_layers=True,
-    remat="dots",
-  )
-
-
 _LARGE = {
-  "125m": _half(12, 768, 12),
-  "350m": _half(24, 1024, 16),
-  "1.3b": _half(24, 2048, 16),
+  name: dataclasses.replace(presets.MODELS[name], vocab_size=50257)
+  for name in ("125m", "350m", "1.3b")
 }
 _TINY = dataclasses.replace(
-  _half(2, 32, 2), vocab_size=512, context=128, remat="none"
+  _LARGE["125m"], vocab_size=512, width=32, layers=2, heads=2, context=128
 )
 # S and M are the peers'. "-chat" is DeepSpeed-Chat's: 256 tokens after 256.
 MODELS: dict[str, config.Model] = {

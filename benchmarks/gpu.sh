@@ -41,6 +41,7 @@ fi
 mkdir -p "$out"
 : >"$lines"
 export XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.95}
+missing=0
 ends=$((SECONDS + ${LIMIT_S:-560}))
 
 # What is most wanted first; what no longer fits into the time is left out.
@@ -48,10 +49,12 @@ measure() {
   local left=$((ends - SECONDS))
   if [ "$left" -lt 5 ]; then
     echo "left out for want of time: $*" >&2
-    return 0
-  fi
-  timeout "$left" "$python" -m benchmarks.run --cold_only "$@" >>"$lines" ||
+    missing=1
+  elif ! timeout "$left" "$python" -m benchmarks.run --cold_only "$@" \
+    >>"$lines"; then
     echo "did not end: $*" >&2
+    missing=1
+  fi
 }
 
 measure --work=ppo --model="$chat" --steps=3
@@ -61,3 +64,4 @@ for size in ${sizes//,/ }; do
   done
 done
 "$python" -m benchmarks.table "$lines" | tee "$out/table.md"
+exit "$missing"

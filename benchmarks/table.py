@@ -1,7 +1,4 @@
-"""Makes a Markdown table of the benchmark's lines.
-
-python -m benchmarks.table FILE
-"""
+"""Makes a Markdown table of the lines that benchmarks.run printed."""
 
 from __future__ import annotations
 
@@ -64,7 +61,6 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser = argparse.ArgumentParser(
     prog="python -m benchmarks.table",
     description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument("file", type=pathlib.Path, help="lines of benchmarks.run")
   path = parser.parse_args(argv).file

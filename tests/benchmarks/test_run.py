@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import measure, ours, run, table
+from benchmarks import measure, ours, run, table, work
 
 
 @pytest.mark.parametrize(
@@ -113,16 +113,20 @@ def test_a_table_of_something_else_is_refused(tmp_path, capsys, text):
   assert str(path) in error and "remedy" in remedy
 
 
-@pytest.mark.parametrize("work", run.WORKS)
-def test_every_work_runs_at_tiny_size_in_bfloat16(work):
-  step = ours.make(work, "tiny")
+def test_the_command_line_names_every_model():
+  assert set(run.MODELS) == set(work.MODELS) == set(work.SHAPES)
+
+
+@pytest.mark.parametrize("name", run.WORKS)
+def test_every_work_runs_at_tiny_size_in_bfloat16(name):
+  step = ours.make(name, "tiny")
   for index in range(2):
     for x in jax.tree.leaves(jax.block_until_ready(step(index))):
       assert np.isfinite(np.asarray(x, np.float32)).all()
 
 
 def test_the_script_for_a_gpu_refuses_what_it_cannot_do(tmp_path):
-  def call(*argv):
+  def call(*argv, **env):
     return subprocess.run(
       ["benchmarks/gpu.sh", *argv],
       env={
@@ -130,6 +134,7 @@ def test_the_script_for_a_gpu_refuses_what_it_cannot_do(tmp_path):
         "PYTHON": sys.executable,
         "OUT": str(tmp_path),
         "JAX_PLATFORMS": "cpu",
+        **env,
       },
       capture_output=True,
       text=True,
@@ -138,6 +143,9 @@ def test_the_script_for_a_gpu_refuses_what_it_cannot_do(tmp_path):
   for argv, said in ((["--huge"], "--huge is not known"), ([], "accelerator")):
     done = call(*argv)
     assert done.returncode == 2 and said in done.stderr.splitlines()[0]
+  # Without time for anything there is no table, and that is no success.
+  done = call("--tiny", LIMIT_S="1")
+  assert done.returncode != 0 and "left out for want of time" in done.stderr
   (tmp_path / "lines.jsonl").write_text("kept")
   done = call("--tiny")
   assert done.returncode == 2 and "there already" in done.stderr

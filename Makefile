@@ -1,6 +1,9 @@
 # Each target does its own set-up; a second call re-uses .venv.
 PYTHON ?= python3
 WORKDIR ?= runs/demo
+STUDYDIR ?= runs/study
+STUDY ?= all
+SIZE ?= mini
 ARGS ?=
 
 UV_VERSION := 0.13.8
@@ -12,12 +15,14 @@ STAMP := $(VENV)/.installed
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format pin clean
+.PHONY: help setup demo study test lint format pin clean
 
 help:
 	@echo "make setup   build the environment in $(VENV)"
 	@echo "make demo    the whole pipeline on the embedded world,"
 	@echo "             to $(WORKDIR)/report.html (WORKDIR=... elsewhere)"
+	@echo "make study   the paper's findings, to $(STUDYDIR)/index.html"
+	@echo "             (STUDY=ptx_coef one of them, SIZE=... larger)"
 	@echo "make test    all tests"
 	@echo "make lint    ruff, format check, types"
 	@echo "make format  let ruff format and fix"
@@ -45,6 +50,10 @@ $(STAMP): requirements.txt
 
 demo: $(STAMP)
 	@$(RUN) -m experiments.pipeline --preset=world --workdir=$(WORKDIR) $(ARGS)
+
+study: $(STAMP)
+	@$(RUN) -m experiments.study --workdir=$(STUDYDIR) --study=$(STUDY) \
+	  --size=$(SIZE) $(ARGS)
 
 test: $(STAMP)
 	@$(RUN) -m pytest -n logical --maxprocesses=8 --dist=worksteal $(ARGS)

@@ -190,6 +190,7 @@ def _ppo(model: str) -> Step:
     value=value,
     ema=jax.tree.map(jnp.copy, policy.params),
     kl_coef=jnp.float32(section.kl_coef),
+    ptx_coef=jnp.float32(section.ptx_coef),
   )
   roll_out = _sampler(model)
   experience = jax.jit(

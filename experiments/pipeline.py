@@ -22,6 +22,11 @@ def get_config(preset: str = "world"):
   return presets.pipeline(preset)
 
 
+def sweep() -> dict[str, str]:
+  """Seeds alone; stages are swept one by one."""
+  return {"seeds": "seed=0..2"}
+
+
 def default_preset(arguments: list[str]) -> str:
   """`world` where no data are named, else the smallest general one."""
   named = any("data." in a or "flagfile" in a for a in arguments)

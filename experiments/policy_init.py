@@ -19,6 +19,14 @@ def get_config(preset: str = "1.3b"):
   return presets.policy_init(preset)
 
 
+def sweep() -> dict[str, str]:
+  """E.8: epochs × share of pretraining data."""
+  return {
+    "initialisation": "sft.epochs=1,2;sft.pretraining_fraction=0,0.1,0.5",
+    "seeds": "seed=0..2",
+  }
+
+
 if __name__ == "__main__":
   sys.exit(
     launch.main(

@@ -19,6 +19,15 @@ def get_config(preset: str = "1.3b"):
   return presets.ppo(preset)
 
 
+def sweep() -> dict[str, str]:
+  """E.6's 9 values of β without ptx (Fig. 34), E.9's learning rates."""
+  return {
+    "kl_coef": "ppo.kl_coef=log:5.36539e-5:2:9",
+    "learning_rate": "optimizer.learning_rate=log:2.55e-6:2.55e-5:7",
+    "seeds": "seed=0..2",
+  }
+
+
 if __name__ == "__main__":
   sys.exit(
     launch.main(

@@ -20,6 +20,20 @@ def get_config(preset: str = "1.3b"):
   return presets.ppo_ptx(preset)
 
 
+def sweep() -> dict[str, str]:
+  """E.6's γ and episodes (Figs. 33, 35), E.7's β, E.9's rates, E.11's rest."""
+  return {
+    "ptx_coef": "ppo.ptx_coef=log:0.464159:129.155:12",
+    "kl_coef": "ppo.kl_coef=0,7.5e-4,0.0104,0.02,0.03,0.144,2",
+    "learning_rate": "optimizer.learning_rate=log:2.55e-6:2.55e-5:7",
+    "episodes": "ppo.episodes=256000,512000",
+    "ptx_ratio": "ppo.ptx_ratio=4,8,32",
+    "rollout_batch": "ppo.rollout_batch=64,128,256,512,1024",
+    "minibatch": "ppo.minibatch=8,16,32,64",
+    "seeds": "seed=0..2",
+  }
+
+
 if __name__ == "__main__":
   sys.exit(
     launch.main(

@@ -18,6 +18,11 @@ def get_config(preset: str = "1.3b"):
   return presets.pretrain(preset)
 
 
+def sweep() -> dict[str, str]:
+  """Seeds alone: the paper takes GPT-3 as it is."""
+  return {"seeds": "seed=0..2"}
+
+
 if __name__ == "__main__":
   sys.exit(
     launch.main(

@@ -20,6 +20,16 @@ def get_config(preset: str = "6b"):
   return presets.reward(preset)
 
 
+def sweep() -> dict[str, str]:
+  """C.2: ±50 % of the learning rate, the schedule, and too many epochs."""
+  return {
+    "learning_rate": "optimizer.learning_rate=4.5e-6,9e-6,1.35e-5",
+    "schedule": "optimizer.schedule=cosine,constant",
+    "epochs": "reward.epochs=1,2,4",
+    "seeds": "seed=0..2",
+  }
+
+
 if __name__ == "__main__":
   sys.exit(
     launch.main(

@@ -19,6 +19,15 @@ def get_config(preset: str = "1.3b"):
   return presets.sft(preset)
 
 
+def sweep() -> dict[str, str]:
+  """C.1's 7 learning rates, among them both that it chose; epochs."""
+  return {
+    "learning_rate": "optimizer.learning_rate=log:1.36662e-6:6.81405e-5:7",
+    "epochs": "sft.epochs=1,2,4,8,16",
+    "seeds": "seed=0..2",
+  }
+
+
 if __name__ == "__main__":
   sys.exit(
     launch.main(

@@ -389,6 +389,22 @@ class Reward(Checked):
     "set the bias so that demonstrations score 0 on average",
     paper="3.5 [P]",
   )
+  pairs: bool = option(
+    False,
+    "each pair is an element of its own, shuffled among all: overfits",
+    paper="3.5 [P]: what not to do",
+  )
+  max_rankings: int = option(
+    0, "rankings trained on; 0 is all", unit="prompts", minimum=0
+  )
+  max_completions: int = option(
+    0, "completions kept of each ranking; 0 is all", minimum=0, maximum=9
+  )
+  leave_out: str = option(
+    "",
+    "labelers whose rankings are not trained on but tested on, comma list",
+    paper="E.2 [P]: five-fold cross-validation",
+  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -508,6 +524,12 @@ class Ppo(Checked):
     maximum=0.999999,
   )
   reward_model: str = option("", "workdir of the reward model")
+  snapshot_every: int = option(
+    0,
+    "the policy of every so many iterations stays in snapshots/; 0 is none",
+    unit="iterations",
+    minimum=0,
+  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -652,9 +674,57 @@ class PpoExperiment(Experiment):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Measure(Checked):
+  """One model, measured as everything else is."""
+
+  reward_model: str = option("", "workdir of the reward model that scores")
+  start: str = option(
+    "", "workdir of the policy's start, to which KL is measured"
+  )
+  world: str = option("", "folder of the embedded world, whose gold judges")
+  judge: str = option("", "workdir of a reward model that judges, without gold")
+  prefix: str = option(
+    "", "text before each prompt; auto lets the reward model choose one"
+  )
+  filter: str = option(
+    "",
+    "phrases separated by |: an answer with one of them is drawn anew, up to"
+    " evaluation.best_of_n times, and then refused",
+  )
+  refusal: str = option(
+    "i can not help with that .", "what stands in for a filtered answer"
+  )
+  samples_kept: int = option(
+    0,
+    "answers a prompt whose gold and RM scores are kept for best-of-n curves",
+    unit="samples",
+    minimum=0,
+  )
+  task_items: int = option(
+    250, "items of each public task; 0 leaves them out", minimum=0
+  )
+  rows: int = option(
+    1024, "held-out rows for the LM loss; 0 leaves it out", minimum=0
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateExperiment(Experiment):
+  """`evaluate`: the model of `init_from` on held-out prompts."""
+
+  measure: Measure = Measure()
+  evaluation: Evaluation = Evaluation()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class PipelineExperiment(Experiment):
   """All stages in order, then the report."""
 
+  until: str = option(
+    "",
+    "stops after this stage; the same command without it goes on",
+    choices=("", "world", "pretrain", "policy_init", "reward", "sft"),
+  )
   world: World = World()
   pretrain: Pretrain = Pretrain()
   pretrain_optimizer: Optimizer = Optimizer(

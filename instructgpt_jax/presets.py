@@ -348,6 +348,14 @@ def _evaluation(preset: str) -> config.Evaluation:
   return config.Evaluation()
 
 
+def evaluate(preset: str) -> config.EvaluateExperiment:
+  """One model on held-out prompts."""
+  preset = canonical(preset)
+  return config.EvaluateExperiment(
+    **_base(preset), evaluation=_evaluation(preset)
+  )
+
+
 EXPERIMENTS = {
   "pretrain": pretrain,
   "sft": sft,
@@ -355,5 +363,6 @@ EXPERIMENTS = {
   "reward": reward,
   "ppo": ppo,
   "ppo_ptx": ppo_ptx,
+  "evaluate": evaluate,
   "pipeline": pipeline,
 }

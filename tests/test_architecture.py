@@ -24,7 +24,7 @@ LAYERS = (
   {"runtime"},
   {"flags"},
   {"launch", "loops"},
-  {"evals", "world", "pipeline", "report", "chat", "tools"},
+  {"evals", "world", "pipeline", "report", "sweeps", "chat", "tools"},
   {"experiments", "benchmarks"},
 )
 TOPS = ("experiments", "benchmarks")

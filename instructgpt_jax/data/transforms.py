@@ -101,6 +101,21 @@ def encode_rankings(
   return result
 
 
+def as_pairs(rankings: Sequence[EncodedRanking]) -> list[EncodedRanking]:
+  """Each pair that is not tied as a ranking of its own."""
+  return [
+    EncodedRanking(
+      r.prompt,
+      (r.completions[i], r.completions[j]),
+      (r.ranks[i], r.ranks[j]),
+    )
+    for r in rankings
+    for i in range(len(r.ranks))
+    for j in range(i)
+    if r.ranks[i] != r.ranks[j]
+  ]
+
+
 def example(
   prompt: np.ndarray, completion: np.ndarray, *, mask_prompt: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:

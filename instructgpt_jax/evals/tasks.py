@@ -12,7 +12,6 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from instructgpt_jax import statistics
 from instructgpt_jax.data import transforms
 from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.errors import UserError
@@ -40,7 +39,7 @@ def read_items(path: str) -> list[dict[str, Any]]:
   return items
 
 
-def accuracies(
+def scores(
   model: LanguageModel,
   params: PyTree,
   items: Sequence[Mapping[str, Any]],
@@ -48,9 +47,8 @@ def accuracies(
   tokenizer: Tokenizer,
   max_new_tokens: int,
   mesh: Mesh,
-  resamples: int,
-) -> dict[str, statistics.Interval]:
-  """Accuracy of each kind of item, 0 to 1, with its interval.
+) -> dict[str, list[float]]:
+  """Each item's score, 0 or 1, by kind.
 
   Args:
     model: the language model.
@@ -59,11 +57,10 @@ def accuracies(
     tokenizer: the model's.
     max_new_tokens: longest answer.
     mesh: where batches are put.
-    resamples: of the bootstrap.
   """
   open_ = [i for i in items if "reference" in i]
   closed = [i for i in items if "choices" in i]
-  scores: dict[str, list[float]] = {}
+  found: dict[str, list[float]] = {}
   if open_:
     rollout = sampling.respond(
       model,
@@ -78,19 +75,16 @@ def accuracies(
     for item, answer in zip(
       open_, sampling.texts(rollout, tokenizer), strict=True
     ):
-      scores.setdefault(item["kind"], []).append(
+      found.setdefault(item["kind"], []).append(
         grading.exact_match(answer, item["reference"])
       )
   if closed:
     means = _choice_means(model, params, closed, tokenizer, mesh)
     for item, logps in zip(closed, means, strict=True):
-      scores.setdefault(item["kind"], []).append(
+      found.setdefault(item["kind"], []).append(
         grading.choice_accuracy(logps, item["answer"])
       )
-  return {
-    kind: statistics.bootstrap_interval(values, resamples=resamples)
-    for kind, values in scores.items()
-  }
+  return found
 
 
 def _choice_means(

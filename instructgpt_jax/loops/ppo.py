@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import pathlib
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import grain
@@ -37,6 +39,8 @@ from instructgpt_jax.types import PyTree, Rollout
 
 # How far cached decoding and the full pass may differ, in nats a token.
 _TOLERANCE = {"float32": 2e-4, "bfloat16": 0.25}
+
+SNAPSHOTS = "snapshots"  # policies on the way, not averaged
 
 _fingerprint = jax.jit(state_lib.fingerprint)
 
@@ -105,8 +109,12 @@ def train(
     policy=policy,
     value=value,
     ema=_copied(reference),
-    kl_coef=jax.device_put(
-      jnp.float32(section.kl_coef), mesh_lib.replicated(mesh)
+    **jax.device_put(
+      {
+        "kl_coef": jnp.float32(section.kl_coef),
+        "ptx_coef": jnp.float32(section.ptx_coef),
+      },
+      mesh_lib.replicated(mesh),
     ),
   )
   programs = _programs(
@@ -115,6 +123,22 @@ def train(
   prompts = _prompts(config, tokenizer)
   ptx = _pretraining(config, tokenizer)
   workdir.put_tokenizer(directory, tokenizer)
+
+  def snapshot(state: PpoState, iteration: int) -> None:
+    folder = pathlib.Path(directory) / SNAPSHOTS / f"{iteration:06d}"
+    if files.read_complete(folder) is None:
+      workdir.put_tokenizer(folder, tokenizer)
+      workdir.save_stage_model(
+        folder,
+        state.policy.params,
+        kind=workdir.LANGUAGE,
+        model=model.config,
+        data=config.data,
+        stage=name,
+        step=int(state.policy.step),
+      )
+      files.mark_complete(folder, {"iteration": iteration})
+
   state, summary = _run(
     config,
     directory,
@@ -127,6 +151,7 @@ def train(
     ptx,
     mesh,
     iterations=iterations,
+    snapshot=snapshot,
   )
   workdir.save_stage_model(
     directory,
@@ -229,6 +254,7 @@ def _programs(
     value=networks.shardings(value_model, state.value, mesh),
     ema=networks.shardings(model, state.ema, mesh),
     kl_coef=mesh_lib.replicated(mesh),
+    ptx_coef=mesh_lib.replicated(mesh),
   )
 
   def compare(policy: PyTree, reference: PyTree, rollout: Rollout):
@@ -293,6 +319,7 @@ def _run(
   mesh: Mesh,
   *,
   iterations: int,
+  snapshot: Callable[[PpoState, int], None],
 ) -> tuple[PpoState, dict[str, Any]]:
   """The iterations, from where an earlier call stopped."""
   section, run = config.ppo, config.run
@@ -372,6 +399,8 @@ def _run(
           )
         progress.update(1, reward=rolled["reward"], kl=rolled["kl"])
         done = iteration + 1
+        if section.snapshot_every and done % section.snapshot_every == 0:
+          snapshot(state, done)
         if done == iterations or (
           run.save_every
           and done * updates // run.save_every

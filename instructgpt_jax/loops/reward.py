@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import pathlib
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -29,7 +32,22 @@ from instructgpt_jax.steps import reward as reward_step
 from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.types import PyTree
 
-_accuracy = jax.jit(reward_step.count_pairs, static_argnames="model")
+HELD_OUT = "held_out.json"
+
+_count_pairs = jax.jit(reward_step.count_pairs, static_argnames="model")
+
+
+class Counts(NamedTuple):
+  """Held-out pairs of each distinct prompt."""
+
+  correct: np.ndarray  # [prompts] float64, in the labelers' order
+  pairs: np.ndarray  # [prompts] float64
+  loss: np.ndarray  # [prompts] float64, summed over the pairs
+
+  @property
+  def accuracy(self) -> statistics.Interval:
+    """Share of pairs in the labelers' order."""
+    return statistics.ratio_interval(self.correct, self.pairs)
 
 
 def train(config: config_lib.RewardExperiment, directory: str) -> None:
@@ -54,11 +72,14 @@ def train(config: config_lib.RewardExperiment, directory: str) -> None:
     directory, config, lambda: inputs.training_texts(config.data)
   )
   model = ScalarModel(workdir.model_config(config, tokenizer, section.dropout))
-  splits = inputs.rankings(config.data, tokenizer)
-  train_set, valid = (
-    transforms.encode_rankings(part, tokenizer, config.data)
-    for part in (splits.train, splits.valid)
+  chosen = _chosen(
+    inputs.rankings(config.data, tokenizer), section, config.seed
   )
+  train_set, valid, left_out = (
+    transforms.encode_rankings(part, tokenizer, config.data) for part in chosen
+  )
+  if section.pairs:
+    train_set = transforms.as_pairs(train_set)
   demonstrations = []
   if section.normalize:
     demonstrations = inputs.demonstrations(config.data, tokenizer).train
@@ -113,10 +134,17 @@ def train(config: config_lib.RewardExperiment, directory: str) -> None:
     )
     params = reward_step.shift_bias(params, np.float32(scores.mean()))
     summary["shift"] = float(scores.mean())
-  if valid:
-    interval = accuracy(model, params, valid, tokenizer, mesh)
-    summary["accuracy"] = interval.as_dict()
-    workdir.say(f"reward: {interval} of {len(valid)} held-out rankings' pairs")
+  kept: dict[str, Any] = {}
+  for name, held in (("", valid), ("left_out_", left_out)):
+    if held:
+      counts = count_held_out(model, params, held, tokenizer, mesh)
+      kept[name + "pairs"] = counts._asdict()
+      summary[name + "accuracy"] = counts.accuracy.as_dict()
+      summary[name + "loss"] = float(counts.loss.sum() / counts.pairs.sum())
+      workdir.say(
+        f"reward: {counts.accuracy} of {len(held)} held-out rankings' pairs"
+      )
+  files.write_json_atomic(pathlib.Path(directory) / HELD_OUT, kept, indent=None)
   workdir.save_stage_model(
     directory,
     params,
@@ -129,22 +157,19 @@ def train(config: config_lib.RewardExperiment, directory: str) -> None:
   files.mark_complete(directory, summary)
 
 
-def accuracy(
+def count_held_out(
   model: ScalarModel,
   params: PyTree,
   rankings: Sequence[transforms.EncodedRanking],
   tokenizer: Tokenizer,
   mesh: Mesh,
   batch_size: int = 16,
-) -> statistics.Interval:
-  """Share of pairs in the labelers' order; ties of theirs are no pairs.
-
-  The interval's units are distinct prompts.
-  """
+) -> Counts:
+  """How a reward model orders rankings; labelers' ties are no pairs."""
   size = mesh_lib.fill(batch_size, mesh)
   rows = pipelines.ranking_rows(rankings, model.config.width)
   parts = [
-    jax.device_get(_accuracy(model, params, mesh_lib.put_batch(batch, mesh)))
+    jax.device_get(_count_pairs(model, params, mesh_lib.put_batch(batch, mesh)))
     for batch in pipelines.ranking_batches(
       rankings,
       batch_size=size,
@@ -154,14 +179,64 @@ def accuracy(
       shuffle=False,
     )
   ]
-  correct, pairs = (
+  columns = (
     np.concatenate(column)[: len(rankings)].astype(np.float64)
     for column in zip(*parts, strict=True)
   )
   place: dict[bytes, int] = {}
   units = [place.setdefault(r.prompt.tobytes(), len(place)) for r in rankings]
-  return statistics.ratio_interval(
-    np.bincount(units, weights=correct), np.bincount(units, weights=pairs)
+  return Counts(*(np.bincount(units, weights=column) for column in columns))
+
+
+class _Chosen(NamedTuple):
+  train: list[records.Ranking]
+  valid: list[records.Ranking]
+  left_out: list[records.Ranking]
+
+
+def _chosen(
+  splits: inputs.Splits, section: config_lib.Reward, seed: int
+) -> _Chosen:
+  """The rankings to train on, to test on, and of labelers left out."""
+  train, valid = list(splits.train), list(splits.valid)
+  others: list[records.Ranking] = []
+  names = {n for n in section.leave_out.split(",") if n}
+  known = {r.labeler_id for r in train + valid}
+  if names - known:
+    raise UserError(
+      f"no ranking is of {sorted(names - known)[0]!r}",
+      field="reward.leave_out",
+      remedy="give labeler_ids of the rankings: "
+      + ", ".join(sorted(filter(None, known))[:9]),
+    )
+  if names:
+    others = [r for r in valid if r.labeler_id in names]
+    train, valid = (
+      [r for r in part if r.labeler_id not in names] for part in (train, valid)
+    )
+  rng = np.random.RandomState([seed & 0xFFFFFFFF, 7])
+  if 0 < section.max_rankings < len(train):
+    rows = np.sort(rng.permutation(len(train))[: section.max_rankings])
+    train = [train[i] for i in rows]
+  if section.max_completions:
+    train = [_fewer(r, section.max_completions, rng) for r in train]
+  if not train:
+    raise UserError(
+      "no ranking is left to train on",
+      field="reward.leave_out",
+      remedy="leave out fewer labelers",
+    )
+  return _Chosen(train, valid, others)
+
+
+def _fewer(
+  ranking: records.Ranking, most: int, rng: np.random.RandomState
+) -> records.Ranking:
+  rows = np.sort(rng.permutation(len(ranking.completions))[:most])
+  return dataclasses.replace(
+    ranking,
+    completions=tuple(ranking.completions[i] for i in rows),
+    ranks=tuple(ranking.ranks[i] for i in rows),
   )
 
 

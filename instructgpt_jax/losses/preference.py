@@ -66,6 +66,22 @@ def pair_accuracy(
   return correct, jnp.sum(pairs.astype(correct.dtype), axis=(-2, -1))
 
 
+def pair_losses(scores: ArrayLike, ranks: ArrayLike, valid: ArrayLike) -> Array:
+  """Sum of −log σ(r_w − r_l) over each prompt's pairs.
+
+  Args:
+    scores: [B, K] scalar rewards.
+    ranks: [B, K] int, 1 is best.
+    valid: [B, K] bool.
+
+  Returns:
+    [B], to be divided by the number of pairs (`pair_accuracy`).
+  """
+  pairs = comparable_pairs(ranks, valid)
+  losses = -jax.nn.log_sigmoid(jnp.where(pairs, _margins(scores), 0))
+  return masked.masked_sum(losses, pairs, axis=(-2, -1))
+
+
 def ranking_loss(
   scores: ArrayLike,
   ranks: ArrayLike,

@@ -104,8 +104,20 @@ def run(config: config_lib.PipelineExperiment, directory: str) -> None:
     directory: its workdir; each stage gets a folder in it.
   """
   pipeline = _with_data(config, directory)
+
+  def ends_with(stage: str) -> bool:
+    if config.until == stage:
+      files.mark_complete(directory, {"until": stage})
+    return config.until == stage
+
+  if ends_with("world"):
+    return
   base = _pretrain(pipeline)
+  if ends_with("pretrain"):
+    return
   _policy_init(pipeline, base)
+  if ends_with("policy_init"):
+    return
   if pipeline.has_gold:
     final = _rounds(pipeline, base)
   else:
@@ -119,7 +131,11 @@ def run(config: config_lib.PipelineExperiment, directory: str) -> None:
     )
     _reward(pipeline, "judge", rankings.for_judge(pipeline.folder("rankings")))
     final = "reward"
+  if ends_with("reward"):
+    return
   _sft(pipeline, base, final)
+  if ends_with("sft"):
+    return
   for name, coefficient in (("ppo", 0.0), ("ppo_ptx", config.ppo.ptx_coef)):
     _ppo(
       pipeline,

@@ -7,11 +7,12 @@ scaled. Nothing here touches pyplot or its global state.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -33,7 +34,7 @@ SPARE_COLOURS = ("#cc79a7", "#222222", "#7b5aa6", "#8c6d31")
 WIDTH = 4.6  # inches; a point of it is about a pixel on a narrow screen
 MAX_PANELS = 12
 
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
   "svg.fonttype": "none",
   "svg.hashsalt": "instructgpt_jax",
   "text.parse_math": False,
@@ -90,9 +91,7 @@ class Picture(NamedTuple):
 
 def pictures(results: Results) -> dict[str, list[Picture]]:
   """All figures that the results allow, by section of the page."""
-  with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
-    # A glyph that this machine's font lacks is drawn by the reader's.
-    warnings.filterwarnings("ignore", message="Glyph .* missing")
+  with styled():
     return {
       "main": [p for p in (_score(results), _wins(results)) if p],
       "failures": [
@@ -103,6 +102,15 @@ def pictures(results: Results) -> dict[str, list[Picture]]:
       "tax": [p for p in (_lm_loss(results), _tasks(results)) if p],
       "curves": list(_curves(results)),
     }
+
+
+@contextlib.contextmanager
+def styled() -> Iterator[None]:
+  """The look of every picture, for as long as the context is open."""
+  with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+    # A glyph that this machine's font lacks is drawn by the reader's.
+    warnings.filterwarnings("ignore", message="Glyph .* missing")
+    yield
 
 
 def colours(names: Iterable[str]) -> dict[str, str]:
@@ -202,7 +210,7 @@ def _dots(
   axes.margins(x=0.06)
   if len(used) == 2:
     _temperature_legend(figure)
-  return Picture(_svg(figure), title, caption)
+  return Picture(svg(figure), title, caption)
 
 
 def _dot(axes: Any, leaf: Leaf, y: float, colour: str, *, filled: bool) -> None:
@@ -325,22 +333,22 @@ def _bars(
     handlelength=1.2,
     columnspacing=1.0,
   )
-  return Picture(_svg(figure), title, caption)
+  return Picture(svg(figure), title, caption)
 
 
-def _short(text: str, width: int = 24) -> str:
+def short(text: str, width: int = 24) -> str:
   """A name that leaves room for the picture."""
   return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def _label(model: str) -> str:
-  return _short(results_lib.label(model))
+  return short(results_lib.label(model))
 
 
 def _wrapped(field: str, width: int = 16) -> str:
   lines = [""]
-  for word in _short(results_lib.words(field), 3 * width).split():
-    word = _short(word, width)
+  for word in short(results_lib.words(field), 3 * width).split():
+    word = short(word, width)
     if lines[-1] and len(lines[-1]) + len(word) + 1 > width:
       lines.append("")
     lines[-1] = f"{lines[-1]} {word}".strip()
@@ -417,7 +425,7 @@ def _panels(
     shown, unit = _UNITS.get(name, (_sentence(name), ""))
     if (title, name) == ("Reward model", "loss"):
       unit = "nats a pair"
-    axes.set_title(_short(shown), loc="left")
+    axes.set_title(short(shown), loc="left")
     axes.set_ylabel(unit, fontsize=9)
     axes.grid(color="#e4e4e4", linewidth=0.7)
     axes.tick_params(labelsize=9)
@@ -437,7 +445,7 @@ def _panels(
   caption = "Dashed lines are held-out data." if _held_out(panels) else ""
   if left_out:
     caption += f" {left_out} more metrics are in report.json."
-  return Picture(_svg(figure), title, caption.strip())
+  return Picture(svg(figure), title, caption.strip())
 
 
 def _held_out(panels: Mapping[str, list[tuple[str, str, list]]]) -> bool:
@@ -465,7 +473,7 @@ def _figure(height: float) -> tuple[Figure, Any]:
   return figure, figure.subplots()
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
   """The <svg> element alone, without size, metadata and global style."""
   buffer = io.StringIO()
   FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})

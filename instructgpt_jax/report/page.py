@@ -59,11 +59,11 @@ def render(results: Results) -> str:
   """The page as text."""
   results = results_lib.tidy(results)
   config = results.get("config")
-  return _template().render(
+  return template("page.html.jinja").render(
     title=results.get("title") or TITLE,
     facts=_facts(results),
     verdict=results_lib.verdict(results),
-    notes=[str(note) for note in _sequence(results.get("notes"))],
+    notes=[str(note) for note in sequence(results.get("notes"))],
     pictures=figures.pictures(results),
     tables=_metric_tables(results),
     failure_tables=_group_tables(results, "failures", "Failures in per cent"),
@@ -98,7 +98,7 @@ def terminal_table(results: Results, *, width: int = WIDTH) -> str:
   heads = [str(results.get("title") or ""), *_facts(results)]
   head = " · ".join(part for part in heads if part)
   if head:
-    blocks.append(textwrap.fill(_printable(head), width))
+    blocks.append(textwrap.fill(printable(head), width))
   for key, temperature in results_lib.TEMPERATURES:
     metrics = results_lib.present(results, key)
     if metrics:
@@ -110,7 +110,7 @@ def terminal_table(results: Results, *, width: int = WIDTH) -> str:
   if tasks:
     blocks.extend(_text_groups(results, tasks, "tasks, %", width))
   said = [
-    textwrap.fill(_printable(text), width, subsequent_indent="  ")
+    textwrap.fill(printable(text), width, subsequent_indent="  ")
     for text in results_lib.verdict(results)
   ]
   if said:
@@ -123,7 +123,8 @@ def terminal_table(results: Results, *, width: int = WIDTH) -> str:
 
 
 @functools.cache
-def _template() -> jinja2.Template:
+def template(name: str) -> jinja2.Template:
+  """A template of this folder; what it is given is escaped."""
   environment = jinja2.Environment(
     loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
     autoescape=True,
@@ -131,14 +132,15 @@ def _template() -> jinja2.Template:
     trim_blocks=True,
     lstrip_blocks=True,
   )
-  return environment.get_template("page.html.jinja")
+  return environment.get_template(name)
 
 
-def _sequence(value: Any) -> Sequence[Any]:
+def sequence(value: Any) -> Sequence[Any]:
+  """The value when it is a list or tuple, else an empty one."""
   return value if isinstance(value, (list, tuple)) else ()
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
   """Text without control characters, which a terminal would obey."""
   return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
 
@@ -169,7 +171,8 @@ def _seconds(
   return found
 
 
-def _cell(leaf: Leaf | None, digits: int, scale: float = 1) -> tuple[str, str]:
+def cell(leaf: Leaf | None, digits: int, scale: float = 1) -> tuple[str, str]:
+  """A table's cell: the mean, and the bounds in small."""
   if leaf is None:
     return "–", ""
   mean = f"{scale * leaf.mean:.{digits}f}"
@@ -190,7 +193,7 @@ def _metric_tables(results: Results) -> list[Table]:
       (
         results_lib.label(name),
         [
-          _cell(results_lib.value(results, name, m.name, key), m.digits)
+          cell(results_lib.value(results, name, m.name, key), m.digits)
           for m in metrics
         ],
       )
@@ -216,7 +219,7 @@ def _group_tables(results: Results, kind: str, caption: str) -> list[Table]:
     rows = [
       (
         results_lib.words(field),
-        [_cell(models.get(name), 1, 100) for name in names],
+        [cell(models.get(name), 1, 100) for name in names],
       )
       for field, models in fields.items()
     ]
@@ -231,7 +234,7 @@ def _small_tables(results: Results) -> list[Table]:
     ("Reward model", results.get("reward_model")),
     ("Alignment tax", results.get("tax")),
   ):
-    rows = [(name, [_cell(item, 3)]) for name, item in results_lib.flat(part)]
+    rows = [(name, [cell(item, 3)]) for name, item in results_lib.flat(part)]
     if rows:
       tables.append(Table(caption, "", [("value", "")], rows))
   seconds = _seconds(results)
@@ -244,7 +247,7 @@ def _small_tables(results: Results) -> list[Table]:
 def _samples(results: Results) -> list[dict[str, Any]]:
   samples = []
   order = results_lib.model_names(results)
-  for sample in _sequence(results.get("samples")):
+  for sample in sequence(results.get("samples")):
     sample = results_lib.mapping(sample)
     answers = results_lib.mapping(sample.get("answers"))
     scores = results_lib.mapping(sample.get("scores"))
@@ -348,5 +351,5 @@ def _aligned(
 
 
 def _shortened(text: str, width: int) -> str:
-  text = _printable(text)
+  text = printable(text)
   return text if len(text) <= width else text[: width - 1] + "…"

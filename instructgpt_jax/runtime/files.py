@@ -23,6 +23,8 @@ COMPLETE = "complete.json"
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _MISSING = object()
+# How a run is watched and how far it goes may change from call to call.
+_FREE = ("run.", "until")
 
 
 def disk_error(error: OSError, path: str | os.PathLike[str]) -> UserError:
@@ -233,7 +235,7 @@ def claim_workdir(
     workdir: folder of the run; made when missing.
     experiment: for example "sft".
     config: the whole config as nested JSON values. Where the folder already
-      holds this experiment, only fields under `run` may differ.
+      holds this experiment, only `until` and fields under `run` may differ.
 
   Returns:
     The workdir.
@@ -261,7 +263,7 @@ def claim_workdir(
     changed = [
       item
       for item in _differences(held["config"], wanted["config"])
-      if not item[0].startswith("run.")
+      if not item[0].startswith(_FREE)
     ]
     if changed:
       name, old, new = changed[0]

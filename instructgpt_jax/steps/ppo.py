@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -268,7 +269,7 @@ def update(
     ptx_loss, ptx_grads, ptx_metrics = language_step.gradients(
       model, state.policy.params, ptx, microbatch=config.ptx_microbatch
     )
-    ptx_grads = jax.tree.map(lambda g: config.ptx_coef * g, ptx_grads)
+    ptx_grads = jax.tree.map(lambda g: state.ptx_coef * g, ptx_grads)
     metrics |= {
       "ptx_loss": ptx_loss,
       "ptx_accuracy": ptx_metrics["accuracy"],
@@ -295,5 +296,5 @@ def update(
     state.ema,
     policy.params,
   )
-  state = PpoState(policy=policy, value=value, ema=ema, kl_coef=state.kl_coef)
+  state = dataclasses.replace(state, policy=policy, value=value, ema=ema)
   return state, metrics

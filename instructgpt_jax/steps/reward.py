@@ -84,10 +84,15 @@ def score_rankings(
 
 def count_pairs(
   model: ScalarModel, params: PyTree, batch: RankingBatch
-) -> tuple[Array, Array]:
-  """[B] pairs of each prompt in the labeler's order, and [B] pairs."""
+) -> tuple[Array, Array, Array]:
+  """[B] pairs in the labeler's order, [B] pairs, and [B] their summed loss."""
   scores = score_rankings(model, params, batch)
-  return preference.pair_accuracy(scores, batch.ranks, batch.valid)
+  correct, pairs = preference.pair_accuracy(scores, batch.ranks, batch.valid)
+  return (
+    correct,
+    pairs,
+    preference.pair_losses(scores, batch.ranks, batch.valid),
+  )
 
 
 def train_step(

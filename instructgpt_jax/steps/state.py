@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -33,24 +34,75 @@ class PpoState:
   value: TrainState
   ema: PyTree  # averaged policy parameters, updated once per policy update
   kl_coef: Array  # [] float32, β
+  ptx_coef: Array  # [] float32, γ
 
 
-def schedule(config: config_lib.Optimizer, total_steps: int) -> optax.Schedule:
-  """Linear warm-up from `warmup_init`, then cosine or constant."""
-  peak = config.learning_rate
-  decay_steps = max(total_steps - config.warmup_steps, 1)
-  if config.schedule == "cosine":
-    after = optax.cosine_decay_schedule(
-      peak, decay_steps, alpha=config.final_fraction
-    )
-  else:
-    after = optax.constant_schedule(peak)
-  if not config.warmup_steps:
-    return after
-  warmup = optax.linear_schedule(
-    config.warmup_init * peak, peak, config.warmup_steps
+@pytree
+class Schedule:
+  """A learning rate's course: linear warm-up, then cosine or constant.
+
+  Its numbers are arrays that travel with the optimiser's state, so that a
+  sweep over rates or epochs compiles its programs once.
+  """
+
+  step: Array  # [] int32, updates done
+  peak: Array  # [] float32
+  warmup_steps: Array  # [] int32
+  warmup_init: Array  # [] float32, share of the peak
+  decay_steps: Array  # [] int32, after the warm-up
+  final_fraction: Array  # [] float32, share of the peak; 1 is constant
+
+  @property
+  def rate(self) -> Array:
+    """[] float32, of the next update."""
+    ramp = self.step / jnp.maximum(self.warmup_steps, 1)
+    warming = self.warmup_init + (1 - self.warmup_init) * ramp
+    done = jnp.clip((self.step - self.warmup_steps) / self.decay_steps, 0, 1)
+    cosine = 0.5 * (1 + jnp.cos(jnp.pi * done))
+    after = self.final_fraction + (1 - self.final_fraction) * cosine
+    return self.peak * jnp.where(self.step < self.warmup_steps, warming, after)
+
+
+def _new_schedule(config: config_lib.Optimizer, total_steps: int) -> Schedule:
+  constant = config.schedule == "constant"
+  return Schedule(
+    step=jnp.zeros((), jnp.int32),
+    peak=jnp.float32(config.learning_rate),
+    warmup_steps=jnp.int32(config.warmup_steps),
+    warmup_init=jnp.float32(config.warmup_init),
+    decay_steps=jnp.int32(max(total_steps - config.warmup_steps, 1)),
+    final_fraction=jnp.float32(1.0 if constant else config.final_fraction),
   )
-  return optax.join_schedules([warmup, after], [config.warmup_steps])
+
+
+def schedule(
+  config: config_lib.Optimizer, total_steps: int
+) -> Callable[[int], Array]:
+  """Updates done → the next one's learning rate."""
+  begun = _new_schedule(config, total_steps)
+
+  def rate(step: int) -> Array:
+    return dataclasses.replace(begun, step=jnp.int32(step)).rate
+
+  return rate
+
+
+def _follow_schedule(
+  config: config_lib.Optimizer, total_steps: int
+) -> optax.GradientTransformation:
+  """Multiplies updates by minus the learning rate."""
+
+  def init(params: PyTree) -> Schedule:
+    del params
+    return _new_schedule(config, total_steps)
+
+  def update(updates: PyTree, state: Schedule, params: PyTree = None):
+    del params
+    rate = state.rate
+    updates = jax.tree.map(lambda u: (-rate).astype(u.dtype) * u, updates)
+    return updates, dataclasses.replace(state, step=state.step + 1)
+
+  return optax.GradientTransformation(init, update)
 
 
 def make_optimizer(
@@ -69,17 +121,12 @@ def make_optimizer(
   parts = []
   if config.clip_norm:
     parts.append(optax.clip_by_global_norm(config.clip_norm))
-  parts.append(
-    optax.adamw(
-      schedule(config, total_steps),
-      b1=config.b1,
-      b2=config.b2,
-      eps=config.eps,
-      weight_decay=config.weight_decay,
-      mask=is_matrix,
-    )
+  return optax.chain(
+    *parts,
+    optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+    optax.add_decayed_weights(config.weight_decay, mask=is_matrix),
+    _follow_schedule(config, total_steps),
   )
-  return optax.chain(*parts)
 
 
 def new_state(

@@ -25,21 +25,24 @@ KINDS = ("translation", "reading", "sentiment", "facts")
 
 
 def make_items(
-  world: World, kind: str, count: int, seed: int
+  world: World, kind: str, count: int, seed: int, split: str = "test"
 ) -> list[dict[str, Any]]:
-  """Distinct test items of one kind.
+  """Distinct items of one kind.
 
   Args:
     world: whose facts `facts` asks about.
     kind: one of `KINDS`.
     count: how many; `facts` has at most as many as are stated.
     seed: draws them.
+    split: "test", or "train" for combinations that documents may hold; `facts`
+      has no other split.
 
   Returns:
     Dicts with `kind`, `prompt`, and `reference` or `choices` and `answer` (an
     index).
   """
-  rng = random.Random(f"tasks {kind} {seed}")
+  salt = "" if split == "test" else f" {split}"
+  rng = random.Random(f"tasks {kind} {seed}{salt}")
   if kind == "facts":
     return _fact_items(world, count, rng)
   make = {
@@ -50,9 +53,15 @@ def make_items(
   items: dict[str, dict[str, Any]] = {}
   while len(items) < count:
     key, item = make(rng)
-    if split_of(key) == "test":
+    if split_of(key) == split:
       items.setdefault(item["prompt"], {"kind": kind} | item)
   return list(items.values())
+
+
+def as_demonstration(item: dict[str, Any]) -> dict[str, str]:
+  """An item as an instruction with its answer, for FLAN-style tuning."""
+  answer = item.get("reference") or item["choices"][item["answer"]]
+  return {"prompt": item["prompt"], "completion": f"{answer} ."}
 
 
 def _translation(rng: random.Random) -> tuple[str, dict[str, Any]]:

@@ -33,6 +33,7 @@ class WorldFiles:
   pretraining: str  # {"text", "split"}
   demonstrations: str  # {"prompt", "completion", "labeler_id", "split"}
   prompts: str  # {"prompt", "split", "family"}
+  public: str  # the tasks' train split as {"prompt", "completion", "split"}
   tasks: str  # {"kind", "prompt", "reference" | "choices" and "answer"}
 
 
@@ -61,6 +62,7 @@ def write_world(
   valid_prompts: int = 600,
   test_prompts: int = 1800,
   task_items: int = 250,
+  public_items: int = 500,
   quality: dict[str, float] | None = None,
   registers: dict[str, float] | None = None,
 ) -> WorldFiles:
@@ -77,6 +79,8 @@ def write_world(
     valid_prompts: distinct validation prompts.
     test_prompts: distinct test prompts.
     task_items: items of each public task.
+    public_items: instructions of each public task, to tune on instead of
+      demonstrations.
     quality: personas of the demonstrations.
     registers: shares of the web's registers.
 
@@ -128,6 +132,7 @@ def write_world(
       for item in public.make_items(world, kind, task_items, seed)
     ),
   )
+  files.write_jsonl_atomic(paths.public, _public(world, seed, public_items))
   files.write_json_atomic(
     paths.world, {"seed": seed, "prefixes": list(words.PREFIXES)}
   )
@@ -178,6 +183,21 @@ def draw_prompts(
   drawn = [p for f in FAMILIES for p in pools[f][: taken[f]]]
   rng.shuffle(drawn)
   return drawn
+
+
+def _public(world: World, seed: int, count: int) -> list[dict[str, Any]]:
+  rng = random.Random(f"public {seed}")
+  kinds = [k for k in public.KINDS if k != "facts"]
+  lines = [
+    public.as_demonstration(item)
+    | {"split": "valid" if i % 10 == 9 else "train"}
+    for kind in kinds
+    for i, item in enumerate(
+      public.make_items(world, kind, count, seed, "train")
+    )
+  ]
+  rng.shuffle(lines)
+  return lines
 
 
 def _demonstrations(

@@ -32,12 +32,12 @@ OPTIMIZER = state_lib.make_optimizer(
   ),
   100,
 )
-BETA = np.float32(0.1)
+BETA, GAMMA = np.float32(0.1), np.float32(3.0)
 ROWS = np.array([4, 0, 5, 1, 7, 3, 2, 6], np.int32)
 
 
 def ppo_config(**changes):
-  return config.Ppo(**{"temperature": 0.7, "ptx_coef": 3.0, **changes})
+  return config.Ppo(**{"temperature": 0.7, "ptx_coef": float(GAMMA), **changes})
 
 
 def make_sampler(temperature, model=MODEL):
@@ -93,6 +93,7 @@ def make_state(policy, value):
     value=state_lib.new_state(value, OPTIMIZER),
     ema=policy,
     kl_coef=jnp.asarray(BETA),
+    ptx_coef=jnp.float32(GAMMA),
   )
 
 

@@ -152,9 +152,9 @@ def test_completions_that_share_a_prompt_score_as_alone(model, params, batch):
 
 
 def test_pairs_are_counted_by_prompt(model, params, batch):
-  correct, pairs = twin.jit(functools.partial(reward_step.count_pairs, model))(
-    params, batch
-  )
+  correct, pairs, loss = twin.jit(
+    functools.partial(reward_step.count_pairs, model)
+  )(params, batch)
   scores = scores_twin(params)
   np.testing.assert_array_equal(pairs, [3, 2, 0, 1])
   for b, ranks in enumerate(RANKS):
@@ -164,6 +164,13 @@ def test_pairs_are_counted_by_prompt(model, params, batch):
       for j in range(3)
     )
     assert correct[b] == right
+    expected = sum(
+      np.logaddexp(0, scores[b, j] - scores[b, i])
+      for i in range(3)
+      for j in range(3)
+      if ranks[i] < ranks[j] and batch.valid[b, i] and batch.valid[b, j]
+    )
+    np.testing.assert_allclose(loss[b], expected, rtol=1e-4, atol=1e-6)
   assert 0 < correct.sum() < 6
 
 

@@ -1,0 +1,37 @@
+"""One model on held-out prompts: gold, RM score, KL, tax, bias.
+
+  python -m experiments.evaluate --preset=world --workdir=runs/measured \\
+    --init_from=runs/demo/ppo_ptx --measure.start=runs/demo/policy_init \\
+    --measure.reward_model=runs/demo/reward --measure.world=runs/demo/world \\
+    --data.prompts=runs/demo/world/prompts.jsonl \\
+    --data.pretraining=runs/demo/world/pretraining.jsonl
+
+answers.json keeps every number by prompt, so that models can be compared in
+pairs; the means are in complete.json. Outside the embedded world a reward
+model is the judge: --measure.judge=DIR.
+"""
+
+import sys
+
+from instructgpt_jax import launch, presets
+from instructgpt_jax.evals import evaluate
+from instructgpt_jax.loops import workdir
+
+
+def get_config(preset: str = "1.3b"):
+  """How much is measured, by size."""
+  return presets.evaluate(preset)
+
+
+if __name__ == "__main__":
+  sys.exit(
+    launch.main(
+      "evaluate",
+      get_config,
+      evaluate.run,
+      __doc__,
+      default_preset="1.3b",
+      presets=presets.NAMES,
+      resolve=workdir.inherit,
+    )
+  )

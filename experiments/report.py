@@ -1,0 +1,57 @@
+"""One page of all studies whose runs are complete.
+
+  python -m experiments.report --workdir=runs/study
+
+Reads the runs that `experiments.study` left, runs nothing itself, and writes
+index.html, results.json and figures/ into the workdir, or into --output.
+"""
+
+import argparse
+import os
+import pathlib
+import platform
+import sys
+
+from experiments import studies
+from instructgpt_jax import launch
+from instructgpt_jax.report import study_page
+from instructgpt_jax.studies import study as study_lib
+
+
+def build(workdir: str, output: str = "") -> pathlib.Path:
+  """Writes the page and says where; gives its path."""
+  scale = study_lib.claimed(workdir)
+  results = study_lib.results(
+    list(studies.ALL.values()),
+    scale,
+    workdir,
+    study_lib.read_seconds(workdir),
+    machine(),
+  )
+  path = study_page.write(results, output or workdir)
+  print(study_page.terminal_summary(results))
+  print(f"report: {path}")
+  return path
+
+
+def machine() -> str:
+  """The hardware in a few words."""
+  cores = len(os.sched_getaffinity(0))
+  return f"{cores} CPU cores, {platform.machine()}"
+
+
+def main() -> None:
+  """Reads the command line."""
+  parser = argparse.ArgumentParser(
+    prog="python -m experiments.report",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument("--workdir", required=True, help="folder of the runs")
+  parser.add_argument("--output", default="", help="folder of the page")
+  arguments = parser.parse_args()
+  build(arguments.workdir, arguments.output)
+
+
+if __name__ == "__main__":
+  sys.exit(launch.guarded(main))

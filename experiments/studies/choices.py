@@ -1,0 +1,148 @@
+"""Choices that the paper made without showing what they are worth.
+
+make study STUDY=choices
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from experiments.studies import reward_model
+from instructgpt_jax import statistics
+from instructgpt_jax.report.findings import Figure, Panel, Series, Table
+from instructgpt_jax.studies import gather
+from instructgpt_jax.studies.family import Family
+from instructgpt_jax.studies.study import OURS, Finding, Study
+from instructgpt_jax.sweeps.jobs import Job
+
+VARIANTS = {
+  "as in the paper": {},
+  "no averaged weights": {"ppo.ema_decay": 0.0},
+  "value network not from the RM": {"ppo.value_from_reward": False},
+  "advantages not whitened": {"ppo.whiten_advantages": False},
+  "rewards whitened": {"ppo.whiten_rewards": True},
+}
+COMPLETIONS = (2, 3, 4, 6, 9)
+LABELS = 1800  # completions looked at by labelers
+A_STEP = 36  # of them in a batch, so that all K make as many updates
+
+
+def ranked(f: Family, k: int) -> Job:
+  """A reward model from K completions a prompt, as many completions in all."""
+  return f.run(
+    "reward",
+    {
+      "reward.max_completions": k,
+      "reward.max_rankings": LABELS // k,
+      "reward.batch_size": A_STEP // k,
+      "optimizer.learning_rate": 2 * reward_model.recipe_rate(f),
+    },
+    init="policy_init",
+  )
+
+
+def jobs(f: Family) -> Sequence[Job]:
+  """PPO-ptx with one thing changed, and reward models over K."""
+  runs = [f.ppo(changes) for changes in VARIANTS.values()]
+  return [
+    *runs,
+    *(f.measured(r) for r in runs),
+    *(ranked(f, k) for k in COMPLETIONS),
+  ]
+
+
+def analyse(families: Sequence[Family]) -> Finding:
+  """Gold score of each variant beside the default, accuracy over K."""
+
+  def of(name: str):
+    return lambda f: f.measured(f.ppo(VARIANTS[name]))
+
+  first = next(iter(VARIANTS))
+  gold = {n: gather.interval(families, of(n), gather.gold) for n in VARIANTS}
+  gaps = {
+    n: gather.gap(families, of(n), of(first), gather.gold)
+    for n in list(VARIANTS)[1:]
+  }
+  right = [
+    (
+      k,
+      statistics.pooled_interval([
+        reward_model.held(f, ranked(f, k), "correct") for f in families
+      ]),
+    )
+    for k in COMPLETIONS
+  ]  # fmt: skip
+  clear = [
+    f"{n} {gather.text(x)}"
+    for n, x in gaps.items()
+    if gather.above(x) or gather.below(x)
+  ]
+  best = max(right, key=lambda item: item[1].mean)
+  return Finding(
+    None,
+    ("Changes in gold score: " + "; ".join(clear) if clear
+     else "No choice changes the gold score beyond its interval")
+    + f". Of {LABELS} labeled completions the most is learned with K ="
+    f" {best[0]}: {100 * best[1].mean:.1f} % of held-out pairs.",
+    [
+      Figure(
+        "What each choice is worth",
+        [
+          Panel(
+            "PPO-ptx",
+            y_label="Gold score (0 to 1)",
+            x_scale="category",
+            series=[Series("", list(gold.items()), line=False)],
+          ),
+          Panel(
+            "Reward model",
+            x_label=f"K, with {LABELS} completions in all",
+            y_label="Accuracy (share of held-out pairs)",
+            series=[Series("reward model", right)],
+          ),
+        ],
+      )
+    ],
+    [
+      Table(
+        "PPO-ptx with one thing changed",
+        ["choice", "gold", "difference", "RM score", "KL, nats"],
+        [
+          (
+            n,
+            gold[n],
+            gaps.get(n),
+            gather.interval(families, of(n), gather.rm),
+            gather.interval(families, of(n), gather.kl),
+          )
+          for n in VARIANTS
+        ],
+      ),
+      Table(
+        "Completions a prompt",
+        ["K", "prompts", "accuracy"],
+        [(str(k), LABELS // k, x) for k, x in right],
+      ),
+    ],
+  )  # fmt: skip
+
+
+STUDY = Study(
+  name="choices",
+  title="Choices that the paper does not show",
+  question="What are averaging, value initialisation, whitening and K worth?",
+  source="not in the paper",
+  paper=(
+    "The paper averages weights, starts the value network from the reward"
+    " model and ranks 4 to 9 completions, without showing the alternatives;"
+    " whitening is unstated."
+  ),
+  setup=(
+    "PPO-ptx with one thing changed at a time, gold score on held-out prompts;"
+    f" reward models from {LABELS} labeled completions, 2 to 9 of a prompt."
+  ),
+  criterion="None: these are findings of our own.",
+  jobs=jobs,
+  analyse=analyse,
+  kind=OURS,
+)

@@ -1,0 +1,148 @@
+"""Whether the KL penalty alone can repair the alignment tax (figure 34).
+
+make study STUDY=kl_coef
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from instructgpt_jax.report.findings import Figure, Panel, Series, Table
+from instructgpt_jax.studies import gather
+from instructgpt_jax.studies.family import Family
+from instructgpt_jax.studies.study import Finding, Study
+from instructgpt_jax.sweeps.jobs import Job
+
+# 0.12 stands for the paper's 0.02; the last is about 17 times as much.
+GRID = (0.0, 0.03, 0.12, 0.5, 2.0)
+PAPER_GRID = (5.4e-5, 2e-4, 7.5e-4, 2.8e-3, 0.0104, 0.0386, 0.144, 0.537, 2.0)
+PAPER_SQUAD = (0.4, 2.7, 0.5, 1.8, 42.8, 50.0, 50.2, 53.6, 46.8)
+PAPER_DROP = (0.3, 0.6, 0.5, 0.3, 12.0, 19.8, 21.5, 21.3, 15.4)
+
+
+def run(f: Family, coefficient: float) -> Job:
+  """PPO without the pretraining term at one β."""
+  return f.ppo({"ppo.ptx_coef": 0.0, "ppo.kl_coef": coefficient})
+
+
+def jobs(f: Family) -> Sequence[Job]:
+  """A run and its measurement at each β, the base model's and PPO-ptx's."""
+  runs = [*(run(f, b) for b in GRID), f.ppo()]
+  return [*runs, *(f.measured(r) for r in runs), f.measured("pretrain")]
+
+
+def analyse(families: Sequence[Family]) -> Finding:
+  """Tax and reward over β, beside PPO-ptx."""
+
+  def at(coefficient: float):
+    return lambda f: f.measured(run(f, coefficient))
+
+  def ptx(f: Family) -> Job:
+    return f.measured(f.ppo())
+
+  def base(f: Family) -> Job:
+    return f.measured("pretrain")
+
+  def over(value):
+    return [(b, gather.interval(families, at(b), value)) for b in GRID]
+
+  loss, task, reward, gold = map(
+    over, (gather.lm_loss, gather.tasks, gather.rm, gather.gold)
+  )
+  start = gather.interval(families, base, gather.lm_loss)
+  start_task = gather.interval(families, base, gather.tasks)
+  repaired = gather.interval(families, ptx, gather.lm_loss)
+  gaps = {b: gather.gap(families, at(b), ptx, gather.lm_loss) for b in GRID}
+  left = {b: gather.gap(families, at(b), base, gather.lm_loss) for b in GRID}
+  won = all(gather.above(gaps[b]) and gather.above(left[b]) for b in GRID)
+  best = min(GRID, key=lambda b: left[b].mean)
+  none = "No β" if won else "Some β"
+  return Finding(
+    won,
+    f"{none} repairs what PPO-ptx does: the best, β = {best:g}, stays"
+    f" {gather.text(left[best])} nats a token above the base model, and"
+    f" {gather.text(gaps[best])} above PPO-ptx.",
+    [
+      Figure(
+        "Alignment tax over β, without pretraining gradients",
+        [
+          Panel(
+            "Here",
+            x_label="β",
+            y_label="Public tasks (share right)",
+            x_scale="log",
+            lines=[(start_task.mean, "base model")],
+            series=[Series("Translation and reading", task, role="ppo")],
+          ),
+          Panel(
+            "Paper",
+            x_label="β",
+            y_label="F1 (%)",
+            x_scale="log",
+            lines=[(59.2, "GPT on SQuAD"), (25.4, "GPT on DROP")],
+            series=[
+              Series("SQuAD v2", zip(PAPER_GRID, PAPER_SQUAD, strict=True)),
+              Series("DROP", zip(PAPER_GRID, PAPER_DROP, strict=True)),
+            ],
+          ),
+        ],
+      ),
+      Figure(
+        "LM loss over β",
+        [
+          Panel(
+            "Here",
+            x_label="β",
+            y_label="LM loss (nats a token)",
+            x_scale="log",
+            lines=[(start.mean, "base model"), (repaired.mean, "PPO-ptx")],
+            series=[Series("PPO", loss, role="ppo")],
+          )
+        ],
+      ),
+    ],
+    [
+      Table(
+        "Over β",
+        ["β", "LM loss", "above the base model", "public tasks", "RM score",
+         "gold"],
+        [
+          (f"{b:g}", x, left[b], t, r, y)
+          for (b, x), (_, t), (_, r), (_, y) in zip(
+            loss, task, reward, gold, strict=True
+          )
+        ]
+        + [("PPO-ptx", repaired, None, gather.interval(families, ptx,
+            gather.tasks), gather.interval(families, ptx, gather.rm),
+            gather.interval(families, ptx, gather.gold))],
+      )
+    ],
+    [
+      "The reference of the penalty is the policy's start, not the base model"
+      " as in the paper's figure."
+    ],
+  )  # fmt: skip
+
+
+STUDY = Study(
+  name="kl_coef",
+  title="A KL penalty cannot replace pretraining gradients",
+  question="Can any KL coefficient β repair the tax without pretraining"
+  " gradients?",
+  source="appendix E.6, figure 34",
+  paper=(
+    "Nine values of β from 5e-5 to 2 at 1.3B with γ = 0. None, not even 100"
+    " times the default, brings DROP and SQuAD v2 back to the base model, and"
+    " the reward falls."
+  ),
+  setup=(
+    f"β of {', '.join(f'{b:g}' for b in GRID)} with γ = 0; LM loss on held-out"
+    " documents, translation and reading."
+  ),
+  criterion=(
+    "At every β the LM loss stays above the base model's and above PPO-ptx's,"
+    " with whole 95 % intervals of the paired differences."
+  ),
+  jobs=jobs,
+  analyse=analyse,
+)

@@ -1,0 +1,127 @@
+"""The KL coefficient β in PPO-ptx (figure 36).
+
+make study STUDY=kl_with_ptx
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from instructgpt_jax.report.findings import Figure, Panel, Series, Table
+from instructgpt_jax.studies import gather
+from instructgpt_jax.studies.family import Family
+from instructgpt_jax.studies.study import Finding, Study
+from instructgpt_jax.sweeps.jobs import Job
+
+GRID = (0.0, 0.03, 0.12, 0.5, 2.0)
+PAPER_GRID = (0.0, 7.5e-4, 0.0104, 0.02, 0.03, 0.144, 2.0)
+PAPER_LIKERT = (2.14, 3.03, 4.12, 3.90, 3.74, 3.74, 3.12)
+
+
+def run(f: Family, coefficient: float) -> Job:
+  """PPO-ptx at one β."""
+  return f.ppo({"ppo.kl_coef": coefficient})
+
+
+def jobs(f: Family) -> Sequence[Job]:
+  """A run and its measurement at each β."""
+  runs = [run(f, b) for b in GRID]
+  return [*runs, *(f.measured(r) for r in runs)]
+
+
+def analyse(families: Sequence[Family]) -> Finding:
+  """Gold score over β."""
+
+  def at(coefficient: float):
+    return lambda f: f.measured(run(f, coefficient))
+
+  def over(value):
+    return [(b, gather.interval(families, at(b), value)) for b in GRID]
+
+  gold, reward, kl, greedy = map(
+    over,
+    (
+      gather.gold,
+      gather.rm,
+      gather.kl,
+      lambda a: a.value("gold", "greedy"),
+    ),
+  )
+  best = max(gold[1:-1], key=lambda item: item[1].mean)[0]
+  low, high = (
+    gather.gap(families, at(best), at(end), gather.gold)
+    for end in (GRID[0], GRID[-1])
+  )
+  won = gather.above(low) and gather.above(high)
+  return Finding(
+    won,
+    f"The best β is {best:g}: its gold score is {gather.text(low)} above that"
+    f" of β = 0 and {gather.text(high)} above that of β = {GRID[-1]:g}.",
+    [
+      Figure(
+        "Quality over β, with pretraining gradients",
+        [
+          Panel(
+            "Here",
+            x_label="β",
+            y_label="Gold score (0 to 1)",
+            x_scale="log",
+            series=[
+              Series("Temperature 1", gold, role="ppo_ptx"),
+              Series("Temperature 0", greedy),
+            ],
+          ),
+          Panel(
+            "Paper",
+            x_label="β",
+            y_label="Likert (1 to 7)",
+            x_scale="log",
+            series=[
+              Series(
+                "PPO-ptx",
+                [
+                  (b, y, y - 0.25, y + 0.25)
+                  for b, y in zip(PAPER_GRID, PAPER_LIKERT, strict=True)
+                ],
+                role="ppo_ptx",
+              )
+            ],
+          ),
+        ],
+      )
+    ],
+    [
+      Table(
+        "Over β",
+        ["β", "gold", "gold, temperature 0", "RM score", "KL, nats"],
+        [
+          (f"{b:g}", y, g, r, k)
+          for (b, y), (_, g), (_, r), (_, k) in zip(
+            gold, greedy, reward, kl, strict=True
+          )
+        ],
+      )
+    ],
+  )
+
+
+STUDY = Study(
+  name="kl_with_ptx",
+  title="The KL penalty has a best strength",
+  question="How strong should the KL penalty of PPO-ptx be?",
+  source="appendix E.7, figure 36",
+  paper=(
+    "β of PPO-ptx from 0 to 2 at 1.3B, judged on the Likert scale: 2.1 at 0, a"
+    " best of 4.1 at about 0.01 to 0.02, and 3.1 at 2."
+  ),
+  setup=(
+    f"β of {', '.join(f'{b:g}' for b in GRID)}, all else as in PPO-ptx; gold"
+    " score on held-out prompts."
+  ),
+  criterion=(
+    "The best β inside the grid has a higher gold score than β = 0 and than"
+    " the largest β, with whole 95 % intervals of the paired differences."
+  ),
+  jobs=jobs,
+  analyse=analyse,
+)

@@ -1,0 +1,147 @@
+"""Where PPO diverges, with and without pretraining gradients (figure 38).
+
+make study STUDY=learning_rate
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from instructgpt_jax.report.findings import Figure, Panel, Series, Table
+from instructgpt_jax.studies import gather
+from instructgpt_jax.studies.family import Family
+from instructgpt_jax.studies.study import Finding, Study
+from instructgpt_jax.sweeps.jobs import Job
+
+GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+KINDS = {"PPO": 0.0, "PPO-ptx": None}  # γ; None is the recipe's
+PAPER_GRID = (2.55e-6, 3.74e-6, 5.49e-6, 8.05e-6, 1.18e-5, 1.74e-5, 2.55e-5)
+PAPER_PTX = (3.92, 3.95, 3.94, 3.93, 4.31, 4.18, 4.10)
+PAPER_PPO = (3.92, 4.05, 3.83, 3.73)
+
+
+def run(f: Family, kind: str, rate: float) -> Job:
+  """PPO or PPO-ptx at one learning rate of the policy."""
+  changes: dict[str, float] = {"optimizer.learning_rate": rate}
+  gamma = KINDS[kind]
+  if gamma is not None:
+    changes["ppo.ptx_coef"] = gamma
+  return f.ppo(changes)
+
+
+def jobs(f: Family) -> Sequence[Job]:
+  """Runs and measurements, and the start's."""
+  runs = [run(f, kind, rate) for kind in KINDS for rate in GRID]
+  return [*runs, *(f.measured(r) for r in runs), f.measured("policy_init")]
+
+
+def analyse(families: Sequence[Family]) -> Finding:
+  """The highest learning rate at which each still gains."""
+
+  def at(kind: str, rate: float):
+    return lambda f: f.measured(run(f, kind, rate))
+
+  def before(f: Family) -> Job:
+    return f.measured("policy_init")
+
+  points = [(kind, rate) for kind in KINDS for rate in GRID]
+  gold = {p: gather.interval(families, at(*p), gather.gold) for p in points}
+  gain = {p: gather.gap(families, at(*p), before, gather.gold) for p in points}
+  drift = {p: gather.interval(families, at(*p), gather.kl) for p in points}
+  lost = {
+    kind: [rate for rate in GRID if not gather.above(gain[kind, rate])]
+    for kind in KINDS
+  }
+  fall = {
+    kind: max(gold[kind, r].mean for r in GRID) - gold[kind, GRID[-1]].mean
+    for kind in KINDS
+  }
+  won = (
+    bool(lost["PPO"])
+    and len(lost["PPO-ptx"]) <= len(lost["PPO"])
+    and fall["PPO-ptx"] < fall["PPO"]
+  )
+  start = gather.interval(families, before, gather.gold).mean
+
+  def rates(kind: str) -> str:
+    shown = ", ".join(f"{r:g}" for r in lost[kind])
+    return shown or "none"
+
+  return Finding(
+    won,
+    f"PPO gains nothing at {rates('PPO')}, PPO-ptx at {rates('PPO-ptx')}; from"
+    f" its best to the highest rate PPO loses {fall['PPO']:.3f} of gold score,"
+    f" PPO-ptx {fall['PPO-ptx']:.3f}.",
+    [
+      Figure(
+        "Quality over the policy's learning rate",
+        [
+          Panel(
+            "Here",
+            x_label="Learning rate",
+            y_label="Gold score (0 to 1)",
+            x_scale="log",
+            lines=[(start, "before PPO")],
+            series=[
+              Series(
+                kind, [(r, gold[kind, r]) for r in GRID],
+                role="ppo_ptx" if kind == "PPO-ptx" else "ppo",
+              )
+              for kind in KINDS
+            ],
+          ),
+          Panel(
+            "Paper",
+            x_label="Learning rate",
+            y_label="Likert (1 to 7)",
+            x_scale="log",
+            series=[
+              Series("PPO", zip(PAPER_GRID, PAPER_PPO, strict=False),
+                     role="ppo"),
+              Series("PPO-ptx", zip(PAPER_GRID, PAPER_PTX, strict=True),
+                     role="ppo_ptx"),
+            ],
+          ),
+        ],
+        "In the paper PPO without pretraining gradients diverged above"
+        " 8.05e-6.",
+      )
+    ],
+    [
+      Table(
+        "Over the learning rate",
+        ["learning rate", "PPO, gold", "PPO, KL in nats", "PPO-ptx, gold",
+         "PPO-ptx, KL in nats"],
+        [
+          (f"{r:g}", gold["PPO", r], drift["PPO", r], gold["PPO-ptx", r],
+           drift["PPO-ptx", r])
+          for r in GRID
+        ],
+      )
+    ],
+  )  # fmt: skip
+
+
+STUDY = Study(
+  name="learning_rate",
+  title="Pretraining gradients make PPO robust to its learning rate",
+  question="At which learning rates does PPO diverge, with and without"
+  " pretraining gradients?",
+  source="appendix E.9, figure 38",
+  paper=(
+    "Seven learning rates from 2.55e-6 to 2.55e-5 at 1.3B. Without pretraining"
+    " gradients everything above 8.05e-6 diverged; PPO-ptx is much less"
+    " sensitive."
+  ),
+  setup=(
+    f"Rates of {', '.join(f'{r:g}' for r in GRID)} for PPO and PPO-ptx; gold"
+    " score on held-out prompts, against the policy's start."
+  ),
+  criterion=(
+    "At some rate PPO no longer gains over its start (the 95 % interval of the"
+    " paired difference is not above 0), PPO-ptx fails at no more rates than"
+    " PPO, and from its best to the highest rate it loses less gold score."
+  ),
+  jobs=jobs,
+  analyse=analyse,
+)

@@ -1,0 +1,183 @@
+"""Which models are preferred, by size and by training (figure 1).
+
+  make study STUDY=model_size
+
+Three sizes at least 8 times apart, five models each, all against the SFT model
+of the middle size; one reward model of the middle size for every policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from instructgpt_jax import statistics
+from instructgpt_jax.report.findings import Figure, Panel, Series, Table
+from instructgpt_jax.studies import gather
+from instructgpt_jax.studies.family import Family
+from instructgpt_jax.studies.scale import SIZES, parameters
+from instructgpt_jax.studies.study import Finding, Study
+from instructgpt_jax.sweeps.jobs import Job
+
+MODELS = {
+  "base": "Base",
+  "prompted": "Prompted base",
+  "sft": "SFT",
+  "ppo": "PPO",
+  "ppo_ptx": "PPO-ptx",
+}
+# Figure 1, win rate against the 175B SFT model (PAPER, section 6).
+PAPER = {
+  "base": (0.142, 0.193, 0.240),
+  "prompted": (0.227, 0.266, 0.411),
+  "sft": (0.348, 0.404, 0.5),
+  "ppo": (0.524, 0.578, 0.626),
+  "ppo_ptx": (0.527, 0.555, 0.660),
+}
+PAPER_SIZES = (1.3e9, 6e9, 175e9)
+
+
+def measured(f: Family, size: str) -> dict[str, Job]:
+  """The measured models of one size."""
+  base: Job | str = "pretrain"
+  init: Job | str = "policy_init"
+  sft: Job | str = "sft"
+  label = ""
+  if size != "middle":
+    label = size
+    base = f.run("pretrain", size=size, label=size)
+    init = f.run("policy_init", init=base, size=size, label=size)
+    sft = f.run("sft", init=base, size=size, label=size)
+  ppo, ptx = (
+    f.ppo(changes, init=init, size=size, label=label)
+    for changes in ({"ppo.ptx_coef": 0.0}, {})
+  )
+  return {
+    "base": f.measured(base, start=init),
+    "prompted": f.measured(
+      base, {"measure.prefix": "auto"}, start=init, label="prompted"
+    ),
+    "sft": f.measured(sft, start=init),
+    "ppo": f.measured(ppo, start=init),
+    "ppo_ptx": f.measured(ptx, start=init),
+  }
+
+
+def jobs(f: Family) -> Sequence[Job]:
+  """Each size's stages and what they are measured by."""
+  found: dict[str, Job] = {}
+  for size in SIZES:
+    if size != "middle":
+      base = f.run("pretrain", size=size, label=size)
+      init = f.run("policy_init", init=base, size=size, label=size)
+      sft = f.run("sft", init=base, size=size, label=size)
+      found |= {j.name: j for j in (base, init, sft)}
+    else:
+      init = "policy_init"
+    label = "" if size == "middle" else size
+    for changes in ({"ppo.ptx_coef": 0.0}, {}):
+      run = f.ppo(changes, init=init, size=size, label=label)
+      found[run.name] = run
+    found |= {j.name: j for j in measured(f, size).values()}
+  return list(found.values())
+
+
+def analyse(families: Sequence[Family]) -> Finding:
+  """Win rates, and the smallest aligned against the largest base model."""
+  first = families[0]
+  counts = {
+    size: parameters(first.scale.model(size), first.vocabulary)
+    for size in SIZES
+  }
+  rates = {
+    (name, size): statistics.pooled_interval(
+      [
+        f.answers(measured(f, size)[name]).wins(
+          f.answers(measured(f, "middle")["sft"])
+        )
+        for f in families
+      ]
+    )
+    for name in MODELS
+    for size in SIZES
+  }
+  small, large = SIZES[0], SIZES[-1]
+  direct = gather.wins(
+    families,
+    lambda f: measured(f, small)["ppo_ptx"],
+    lambda f: measured(f, large)["base"],
+  )
+  ratio = counts[large] / counts[small]
+  won = gather.above(direct, 0.5)
+  here = Panel(
+    "Here",
+    x_label="Parameters",
+    y_label="Win rate against the middle SFT (share)",
+    x_scale="log",
+    lines=[(0.5, "middle SFT")],
+    series=[
+      Series(
+        title,
+        [(counts[size], rates[name, size]) for size in SIZES],
+        role=name,
+      )
+      for name, title in MODELS.items()
+    ],
+  )
+  paper = Panel(
+    "Paper",
+    x_label="Parameters",
+    y_label="Win rate against SFT 175B (share)",
+    x_scale="log",
+    lines=[(0.5, "SFT 175B")],
+    series=[
+      Series(
+        title,
+        [
+          (size, mean, mean - 0.045, mean + 0.045)
+          for size, mean in zip(PAPER_SIZES, PAPER[name], strict=True)
+        ],
+        role=name,
+      )
+      for name, title in MODELS.items()
+    ],
+  )
+  return Finding(
+    won,
+    f"The smallest PPO-ptx model ({counts[small]:,} parameters) wins"
+    f" {gather.text(direct)} against the largest base model"
+    f" ({ratio:.0f} times larger).",
+    [Figure("Win rate by size", [here, paper], "95 % intervals.")],
+    [
+      Table(
+        "Win rate against the middle SFT model",
+        ["Model", *(f"{size}, {counts[size]:,}" for size in SIZES)],
+        [
+          (title, *(rates[name, size] for size in SIZES))
+          for name, title in MODELS.items()
+        ],
+      )
+    ],
+  )
+
+
+STUDY = Study(
+  name="model_size",
+  title="Small aligned models against large base models",
+  question="Is the smallest aligned model preferred to the largest base model?",
+  source="section 4.1, figure 1",
+  paper=(
+    "Five kinds of model at 1.3B, 6B and 175B, judged by labelers against the"
+    " 175B SFT model. Answers of the 1.3B PPO-ptx model are preferred to those"
+    " of the 175B base model, 130 times its size."
+  ),
+  setup=(
+    "Three sizes, each at least 8 times the one before. Gold scores decide"
+    " which of two answers wins, at temperature 1, on held-out prompts."
+  ),
+  criterion=(
+    "The smallest PPO-ptx model's win rate against the largest base model is"
+    " above one half with its whole 95 % interval."
+  ),
+  jobs=jobs,
+  analyse=analyse,
+)

@@ -1,0 +1,312 @@
+"""Too much of a good reward: gold and proxy scores over sqrt(KL), longer runs.
+
+  make study STUDY=overoptimization
+
+Figure 35, and the two laws of Gao et al. (arXiv:2210.10760): along best-of-n
+R(d) = d (α − β d), along reinforcement learning R(d) = d (α − β ln d), with
+d = sqrt(KL) and R the gain in gold score.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from instructgpt_jax import statistics
+from instructgpt_jax.report.findings import Figure, Panel, Series, Table
+from instructgpt_jax.studies import gather
+from instructgpt_jax.studies.family import Family
+from instructgpt_jax.studies.study import Finding, Study
+from instructgpt_jax.sweeps.jobs import Job
+
+STEPS = (5, 10, 15, 20, 30, 40, 80)  # iterations of PPO without a penalty
+LONG = (40, 80, 160)  # of PPO-ptx
+SAMPLES = 32
+REWARDS = {
+  "all rankings": {},
+  "150 rankings": {"reward.max_rankings": 150},
+}
+ONLY_ANSWERS = {"measure.task_items": 0, "measure.rows": 0}
+PAPER_EPISODES = (512, 65e3, 131e3, 197e3, 262e3, 328e3, 393e3, 459e3, 512e3)
+PAPER_SQUAD = (62.8, 61.7, 60.4, 57.1, 57.8, 56.1, 56.7, 56.0, 56.1)
+
+
+def proxy(f: Family, name: str) -> Job | str:
+  """A reward model."""
+  changes = REWARDS[name]
+  if not changes:
+    return "reward"
+  return f.run("reward", changes, init="policy_init")
+
+
+def run(f: Family, name: str) -> Job:
+  """PPO without any penalty against a reward model."""
+  found = proxy(f, name)
+  return f.ppo(
+    _lasting(f, STEPS[-1], STEPS[0])
+    | {"ppo.ptx_coef": 0.0, "ppo.kl_coef": 0.0},
+    reward=found,
+    label="" if isinstance(found, str) else "fewer",
+  )
+
+
+def longer(f: Family) -> Job:
+  """PPO-ptx as it is, for long."""
+  return f.ppo(_lasting(f, LONG[-1], LONG[0]))
+
+
+def _lasting(f: Family, iterations: int, every: int) -> dict[str, int]:
+  batch = f.scale.value("ppo.rollout_batch")
+  return {"ppo.episodes": iterations * batch, "ppo.snapshot_every": every}
+
+
+def at(f: Family, name: str, step: int) -> Job:
+  """A policy on the way, scored by the reward model it was trained on."""
+  changes = ONLY_ANSWERS | {"measure.reward_model": f.folder(proxy(f, name))}
+  return f.measured(run(f, name), changes, snapshot=step)
+
+
+def best(f: Family, name: str) -> Job:
+  """The start's answers, of which a reward model picks the best."""
+  found = proxy(f, name)
+  return f.measured(
+    "policy_init",
+    ONLY_ANSWERS
+    | {
+      "measure.samples_kept": SAMPLES,
+      "measure.reward_model": f.folder(found),
+    },
+    label=f"best_of_{SAMPLES}" + ("" if isinstance(found, str) else ",fewer"),
+    needs=[found] if isinstance(found, Job) else [],
+  )
+
+
+def jobs(f: Family) -> Sequence[Job]:
+  """Reward models, long runs, and measurements along them."""
+  found = [p for name in REWARDS if isinstance(p := proxy(f, name), Job)]
+  return [
+    *found,
+    *(run(f, name) for name in REWARDS),
+    longer(f),
+    *(best(f, name) for name in REWARDS),
+    *(at(f, name, step) for name in REWARDS for step in STEPS),
+    *(f.measured(longer(f), snapshot=step) for step in LONG),
+  ]
+
+
+def fitted(
+  distances: Sequence[float],
+  gains: Sequence[float],
+  bend: Callable[[np.ndarray], np.ndarray],
+) -> tuple[float, float]:
+  """α and β of gain = d (α − β bend(d)) by least squares."""
+  d = np.asarray(distances, np.float64)
+  found, *_ = np.linalg.lstsq(
+    np.stack([d, -d * bend(d)], axis=1), np.asarray(gains), rcond=None
+  )
+  return float(found[0]), float(found[1])
+
+
+def analyse(families: Sequence[Family]) -> Finding:
+  """Curves, their fits, and whether gold falls while the proxy rises."""
+  curves = {name: _curve(families, name) for name in REWARDS}
+  main = curves["all rankings"]
+  peak = max(range(len(STEPS)), key=lambda i: main["gold"][i].mean)
+
+  def of(step: int):
+    return lambda f: at(f, "all rankings", step)
+
+  fall = gather.gap(families, of(STEPS[-1]), of(STEPS[peak]), gather.gold)
+  rise = gather.gap(families, of(STEPS[-1]), of(STEPS[peak]), gather.rm)
+  won = gather.below(fall) and gather.above(rise)
+  tasks = [
+    gather.interval(
+      families,
+      lambda f, step=step: f.measured(longer(f), snapshot=step),
+      gather.tasks,
+    )
+    for step in LONG
+  ]
+  batch = families[0].scale.value("ppo.rollout_batch")
+  return Finding(
+    won,
+    f"After iteration {STEPS[peak]} the gold score changes by"
+    f" {gather.text(fall)}, while the reward model's score changes by"
+    f" {gather.text(rise, 2)}.",
+    [
+      Figure(
+        "Gold and proxy over the distance from the start",
+        [_panel(curves, "gold"), _panel(curves, "proxy")],
+        "Dashed: d (α − β ln d) fitted to reinforcement learning and"
+        " d (α − β d) to best-of-n (Gao et al.).",
+      ),
+      Figure(
+        "Longer training of PPO-ptx",
+        [
+          Panel(
+            "Here",
+            x_label="Episodes",
+            y_label="Public tasks (share right)",
+            x_scale="log",
+            series=[
+              Series(
+                "Translation and reading",
+                [
+                  (step * batch, x)
+                  for step, x in zip(LONG, tasks, strict=True)
+                ],
+                role="ppo_ptx",
+              )
+            ],
+          ),
+          Panel(
+            "Paper",
+            x_label="Episodes",
+            y_label="SQuAD v2 F1 (%)",
+            x_scale="log",
+            lines=[(59.2, "GPT")],
+            series=[
+              Series(
+                "PPO-ptx",
+                zip(PAPER_EPISODES, PAPER_SQUAD, strict=True),
+                role="ppo_ptx",
+              )
+            ],
+          ),
+        ],
+      ),
+    ],
+    [
+      Table(
+        f"Reward model with {name}",
+        ["policy", "sqrt(KL)", "gold", "proxy"],
+        [
+          *(
+            (f"PPO, iteration {step}", d, gold, rm)
+            for step, d, gold, rm in zip(
+              STEPS, c["distance"], c["gold"], c["proxy"], strict=True
+            )
+          ),
+          *(
+            (f"best of {n}", d, gold, rm)
+            for n, d, gold, rm in c["best"]
+          ),
+        ],
+      )
+      for name, c in curves.items()
+    ],
+    [_fits(curves)],
+  )  # fmt: skip
+
+
+def _curve(families: Sequence[Family], name: str) -> dict:
+  gold, rm, distance = [], [], []
+  for step in STEPS:
+
+    def of(f: Family, step: int = step) -> Job:
+      return at(f, name, step)
+
+    gold.append(gather.interval(families, of, gather.gold))
+    rm.append(gather.interval(families, of, gather.rm))
+    kl = gather.interval(families, of, gather.kl).mean
+    distance.append(math.sqrt(max(kl, 0.0)))
+  held = [f.answers(best(f, name)) for f in families]
+  picked = []
+  for n in statistics.doublings(SAMPLES):
+    intervals = [
+      statistics.pooled_interval([
+        statistics.unbiased_best_of_n(a.kept("rm"), a.kept(key), n)
+        for a in held
+      ])
+      for key in ("gold", "rm")
+    ]  # fmt: skip
+    picked.append((n, math.sqrt(statistics.best_of_n_kl(n)), *intervals))
+  return {"gold": gold, "proxy": rm, "distance": distance, "best": picked}
+
+
+def _laws(curve: dict) -> dict[str, tuple[float, float]]:
+  zero = curve["best"][0][2].mean
+  return {
+    "PPO": fitted(
+      curve["distance"],
+      [x.mean - zero for x in curve["gold"]],
+      lambda d: np.log(np.maximum(d, 1e-6)),
+    ),
+    "best of n": fitted(
+      [d for _, d, *_ in curve["best"][1:]],
+      [x.mean - zero for _, _, x, _ in curve["best"][1:]],
+      lambda d: d,
+    ),
+  }
+
+
+def _fits(curves: dict) -> str:
+  parts = []
+  for name, curve in curves.items():
+    for what, (alpha, beta) in _laws(curve).items():
+      parts.append(f"{what}, {name}: α = {alpha:.3f}, β = {beta:.3f}")
+  return "Fits. " + "; ".join(parts) + "."
+
+
+def _panel(curves: dict, key: str) -> Panel:
+  series = []
+  for name, curve in curves.items():
+    ppo = list(zip(curve["distance"], curve[key], strict=True))
+    picked = [
+      (d, gold if key == "gold" else rm) for _, d, gold, rm in curve["best"]
+    ]
+    series += [
+      Series(f"PPO, {name}", ppo, role="ppo" if name == "all rankings" else ""),
+      Series(
+        f"Best of n, {name}",
+        picked,
+        role="best_of_n" if name == "all rankings" else "",
+      ),
+    ]
+    if key == "gold":
+      zero = curve["best"][0][2].mean
+      for what, (alpha, beta) in _laws(curve).items():
+        last = (curve["distance"] if what == "PPO" else [picked[-1][0]])[-1]
+        grid = np.linspace(0.05, max(last, 0.1), 40)
+        bend = np.log(grid) if what == "PPO" else grid
+        series.append(
+          Series(
+            f"fit, {what}, {name}",
+            list(zip(grid, zero + grid * (alpha - beta * bend), strict=True)),
+            curve=True,
+          )
+        )
+  return Panel(
+    "Gold" if key == "gold" else "Proxy",
+    x_label="sqrt(KL to the start) (√nats)",
+    y_label="Gold score (0 to 1)" if key == "gold" else "RM score (logits)",
+    series=series,
+  )
+
+
+STUDY = Study(
+  name="overoptimization",
+  title="Longer and stronger optimisation against a reward model turns bad",
+  question="What happens when PPO goes on, and further from its start?",
+  source="appendix E.6, figure 35; Gao et al. 2022",
+  paper=(
+    "Training PPO-ptx past 256k episodes does not help, and SQuAD slowly"
+    " falls. Gao et al.: with the distance from the start the gold score first"
+    " rises and then falls, while the proxy goes on rising; more labels help."
+  ),
+  setup=(
+    f"PPO without a KL penalty for {STEPS[-1]} iterations, against a reward"
+    " model from all rankings and from 150 of them; best of up to"
+    f" {SAMPLES}; gold and proxy on held-out prompts along the way. PPO-ptx for"
+    f" {LONG[-1]} iterations."
+  ),
+  criterion=(
+    "From its best snapshot to the last one the gold score falls and the reward"
+    " model's score rises, with whole 95 % intervals of the paired"
+    " differences."
+  ),
+  jobs=jobs,
+  analyse=analyse,
+)

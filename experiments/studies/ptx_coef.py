@@ -1,0 +1,169 @@
+"""What the pretraining coefficient γ repairs, and what it costs (figure 33).
+
+make study STUDY=ptx_coef
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from instructgpt_jax.report.findings import Figure, Panel, Series, Table
+from instructgpt_jax.studies import gather
+from instructgpt_jax.studies.family import Family
+from instructgpt_jax.studies.study import Finding, Study
+from instructgpt_jax.sweeps.jobs import Job
+
+# 2.5 stands for the paper's 27.8: the LM loss is a mean over tokens here.
+GRID = (0.0, 0.1, 0.5, 2.5, 12.0, 60.0)
+PAPER_GRID = (0.46, 2.15, 5.99, 10, 16.7, 27.8, 46.4, 129)
+PAPER_SQUAD = (52.0, 57.0, 58.6, 59.9, 60.2, 60.7, 60.8, 60.9)
+PAPER_DROP = (18.2, 21.9, 21.5, 24.4, 24.9, 26.4, 26.4, 26.5)
+PAPER_REWARD = (-0.61, -0.63, -0.66, -0.71, -0.76, -0.85, -0.98, -1.55)
+
+
+def run(f: Family, coefficient: float) -> Job:
+  """PPO-ptx at one γ, all at PPO-ptx's learning rate."""
+  rate = f.scale.value("ptx_optimizer.learning_rate")
+  return f.ppo({"ppo.ptx_coef": coefficient, "optimizer.learning_rate": rate})
+
+
+def jobs(f: Family) -> Sequence[Job]:
+  """A run and its measurement at each γ, and the base model's."""
+  runs = [run(f, g) for g in GRID]
+  return [*runs, *(f.measured(r) for r in runs), f.measured("pretrain")]
+
+
+def analyse(families: Sequence[Family]) -> Finding:
+  """Tax and reward over γ."""
+
+  def at(coefficient: float):
+    return lambda f: f.measured(run(f, coefficient))
+
+  def over(value):
+    return [(g, gather.interval(families, at(g), value)) for g in GRID]
+
+  def base(f: Family) -> Job:
+    return f.measured("pretrain")
+
+  loss, task, reward, gold = map(
+    over, (gather.lm_loss, gather.tasks, gather.rm, gather.gold)
+  )
+  start = gather.interval(families, base, gather.lm_loss)
+  start_task = gather.interval(families, base, gather.tasks)
+  added = loss[0][1].mean - start.mean
+  removed = {g: (loss[0][1].mean - x.mean) / added for g, x in loss}
+  repaired = [g for g in GRID[1:] if added > 0 and removed[g] >= 0.8]
+  cost = gather.gap(families, at(GRID[-1]), at(0.0), gather.rm)
+  helped = gather.gap(families, at(GRID[-1]), at(0.0), gather.tasks)
+  won = bool(repaired) and gather.below(cost) and gather.above(helped)
+  first = f"γ ≥ {min(repaired):g} removes" if repaired else "no γ removes"
+  figures = [
+    Figure(
+      "Alignment tax over γ",
+      [
+        Panel(
+          "Here",
+          x_label="γ",
+          y_label="Public tasks (share right)",
+          x_scale="log",
+          lines=[(start_task.mean, "base model")],
+          series=[Series("Translation and reading", task, role="ppo_ptx")],
+        ),
+        Panel(
+          "Paper",
+          x_label="γ",
+          y_label="F1 (%)",
+          x_scale="log",
+          lines=[(59.2, "GPT on SQuAD"), (25.4, "GPT on DROP")],
+          series=[
+            Series("SQuAD v2", zip(PAPER_GRID, PAPER_SQUAD, strict=True)),
+            Series("DROP", zip(PAPER_GRID, PAPER_DROP, strict=True)),
+          ],
+        ),
+      ],
+    ),
+    Figure(
+      "Validation reward over γ",
+      [
+        Panel(
+          "Here",
+          x_label="γ",
+          y_label="RM score (logits)",
+          x_scale="log",
+          series=[Series("PPO-ptx", reward, role="ppo_ptx")],
+        ),
+        Panel(
+          "Paper",
+          x_label="γ",
+          y_label="RM score − β·KL",
+          x_scale="log",
+          series=[
+            Series(
+              "PPO-ptx",
+              zip(PAPER_GRID, PAPER_REWARD, strict=True),
+              role="ppo_ptx",
+            )
+          ],
+        ),
+      ],
+    ),
+    Figure(
+      "LM loss over γ",
+      [
+        Panel(
+          "Here",
+          x_label="γ",
+          y_label="LM loss (nats a token)",
+          x_scale="log",
+          lines=[(start.mean, "base model")],
+          series=[Series("PPO-ptx", loss, role="ppo_ptx")],
+        )
+      ],
+    ),
+  ]
+  return Finding(
+    won,
+    f"{first} at least 80 % of the {added:.2f} nats a token that PPO adds to"
+    f" the LM loss; at γ = {GRID[-1]:g} the RM score is"
+    f" {gather.text(cost, 2)} away from that of γ = 0.",
+    figures,
+    [
+      Table(
+        "Over γ",
+        ["γ", "LM loss", "tax removed, %", "public tasks", "RM score", "gold"],
+        [
+          (f"{g:g}", x, 100 * removed[g], t, r, y)
+          for (g, x), (_, t), (_, r), (_, y) in zip(
+            loss, task, reward, gold, strict=True
+          )
+        ]
+        + [("base model", start, None, start_task, None, None)],
+      )
+    ],
+  )
+
+
+STUDY = Study(
+  name="ptx_coef",
+  title="Pretraining gradients repair the alignment tax",
+  question="Which γ repairs what PPO breaks, and what does it cost in reward?",
+  source="appendix E.6, figure 33",
+  paper=(
+    "Twelve values of γ from 0.46 to 129 at 1.3B, on DROP, SQuAD v2 and the"
+    " validation reward. γ of 20 and more recovers both tasks; the reward falls"
+    " steadily beyond about 1.3."
+  ),
+  setup=(
+    f"γ of {', '.join(f'{g:g}' for g in GRID)}, all else as in PPO-ptx; LM loss"
+    " on held-out documents, translation and reading, RM and gold score on"
+    " held-out prompts."
+  ),
+  criterion=(
+    "Some γ removes at least 80 % of the LM loss that PPO adds to the base"
+    " model's; at the largest γ translation and reading are better, and the RM"
+    " score is lower, than at γ = 0, with whole 95 % intervals of the paired"
+    " differences."
+  ),
+  jobs=jobs,
+  analyse=analyse,
+)

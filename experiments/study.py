@@ -1,0 +1,107 @@
+"""The paper's findings in the embedded world: runs, verdicts, one page.
+
+  python -m experiments.study --workdir=runs/study
+  python -m experiments.study --workdir=runs/study --study=ptx_coef --jobs=2
+
+Runs what is missing, so that it can be interrupted and given again; runs that
+several studies need are made once. Ends in index.html and results.json.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from experiments import report, studies
+from instructgpt_jax import config, launch
+from instructgpt_jax.errors import UserError
+from instructgpt_jax.studies import scale as scale_lib
+from instructgpt_jax.studies import study as study_lib
+from instructgpt_jax.sweeps import execute, jobs
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+  """The command line."""
+  parser = argparse.ArgumentParser(
+    prog="python -m experiments.study",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    epilog="studies:\n"
+    + "\n".join(f"  {s.name:18}{s.title}" for s in studies.ALL.values()),
+  )
+  add = parser.add_argument
+  add("--workdir", required=True, help="folder of the runs and of the page")
+  add("--study", default="all", help="comma list of studies, or all")
+  add(
+    "--size",
+    default="mini",
+    help=f"how large: {', '.join(scale_lib.SCALES)}",
+  )
+  add("--seeds", default="", help="comma list; the size's own by default")
+  add(
+    "--jobs",
+    type=int,
+    default=0,
+    help="runs at a time; 0 is one for each core where there is no accelerator",
+  )
+  add(
+    "--launcher",
+    default="local",
+    choices=("local", "slurm"),
+    help="where the runs go",
+  )
+  add("--dry_run", action="store_true", help="print the commands")
+  return parser.parse_args(argv)
+
+
+def chosen(names: str) -> list[study_lib.Study]:
+  """The studies of a comma list."""
+  if names == "all":
+    return list(studies.ALL.values())
+  found = []
+  for name in names.split(","):
+    if name not in studies.ALL:
+      raise UserError(
+        f"there is no study {name!r}",
+        field="--study",
+        remedy=config.nearest(name, studies.ALL)
+        or f"give some of {', '.join(studies.ALL)}",
+      )
+    found.append(studies.ALL[name])
+  return found
+
+
+def scaled(size: str, seeds: str) -> scale_lib.Scale:
+  """The size, with other seeds where some are given."""
+  return scale_lib.with_seeds(scale_lib.scale(size), seeds)
+
+
+def run(arguments: argparse.Namespace) -> int:
+  """Runs what is missing and writes the page; 1 when a run failed."""
+  wanted = chosen(arguments.study)
+  scale = scaled(arguments.size, arguments.seeds)
+  todo = study_lib.all_jobs(wanted, scale, arguments.workdir)
+  if arguments.dry_run:
+    for job in todo:
+      print(jobs.shown(job.command(arguments.workdir)))
+    return 0
+  study_lib.claim(arguments.workdir, scale)
+  outcome = execute.execute(
+    todo,
+    arguments.workdir,
+    workers=arguments.jobs or len(os.sched_getaffinity(0)),
+    launcher=arguments.launcher,
+    title="study",
+  )
+  report.build(arguments.workdir)
+  return 1 if outcome.failed else 0
+
+
+if __name__ == "__main__":
+  status = 0
+
+  def body() -> None:
+    global status
+    status = run(parse(None))
+
+  sys.exit(launch.guarded(body) or status)

@@ -1,0 +1,41 @@
+"""Many runs of one experiment: a grid, or a search.
+
+  python -m experiments.sweep --experiment=ppo_ptx --preset=world \\
+    --workdir=runs/sweep --sweep='ppo.kl_coef=0.01,0.02,0.05;seed=0..2'
+  python -m experiments.sweep --experiment=ppo_ptx --preset=world \\
+    --workdir=runs/search --search=tpe --trials=20 --objective=reward \\
+    --sweep='optimizer.learning_rate=log:1e-4:1e-2;ppo.kl_coef=lin:0.01:0.3'
+
+All other flags are the experiment's. Where they name no start and no data, the
+earlier stages are trained once for all runs, on the embedded world. A second
+call runs only what is missing. Ends in results.csv. docs/sweeps.md says more.
+"""
+
+import importlib
+import pkgutil
+import sys
+from types import ModuleType
+
+import experiments
+from instructgpt_jax.sweeps import command
+
+
+def load(name: str) -> ModuleType | None:
+  """An experiment's module, or None where there is none of that name."""
+  module = f"experiments.{name}"
+  try:
+    return importlib.import_module(module)
+  except ModuleNotFoundError as error:
+    if error.name != module:
+      raise
+    return None
+
+
+def names() -> list[str]:
+  """The experiments that may be swept."""
+  found = [m.name for m in pkgutil.iter_modules(experiments.__path__)]
+  return [n for n in found if hasattr(load(n), "sweep") and n != "sweep"]
+
+
+if __name__ == "__main__":
+  sys.exit(command.main(sys.argv[1:], load, names, doc=__doc__))

@@ -1,0 +1,1 @@
+"""Findings of the paper, run again in the embedded world and judged."""

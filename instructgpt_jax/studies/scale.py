@@ -1,0 +1,156 @@
+"""How large a study is: one recipe for all stages, and three model sizes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from instructgpt_jax import config, flags, presets
+from instructgpt_jax.errors import UserError
+
+SIZES = ("small", "middle", "large")
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+  """A recipe in flags of the pipeline, from which each run takes its own.
+
+  Attributes:
+    name: what `--size` calls it.
+    recipe: flags of `experiments.pipeline` at the middle size.
+    sizes: what changes with the size of the model.
+    seeds: each has a world, demonstrations and labelers of its own.
+    measure: flags of `experiments.evaluate`.
+    preset: where the recipe starts from.
+  """
+
+  name: str
+  recipe: Mapping[str, Any]
+  sizes: Mapping[str, Mapping[str, Any]]
+  measure: Mapping[str, Any]
+  seeds: tuple[int, ...] = (0, 1, 2)
+  preset: str = "world"
+
+  def value(self, name: str) -> Any:
+    """A flag of the recipe, the preset's where the recipe leaves it."""
+    if name in self.recipe:
+      return self.recipe[name]
+    found: Any = presets.pipeline(self.preset)
+    for part in name.split("."):
+      found = getattr(found, part)
+    return found
+
+  def model(self, size: str) -> config.Model:
+    """The network at one of SIZES."""
+    whole = flags.replace(
+      presets.pipeline(self.preset),
+      dict(self.recipe) | dict(self.sizes[size]),
+    )
+    return whole.model
+
+
+# Sections that every experiment has.
+_COMMON = ("model", "tokenizer", "data", "mesh", "run")
+# Where an experiment finds its part of the pipeline's recipe.
+_PARTS = {
+  "pretrain": {"pretrain": "pretrain", "pretrain_optimizer": "optimizer"},
+  "sft": {"sft": "sft", "sft_optimizer": "optimizer"},
+  "policy_init": {"policy_init": "sft", "policy_init_optimizer": "optimizer"},
+  "reward": {"reward": "reward", "reward_optimizer": "optimizer"},
+  "ppo": {
+    "ppo": "ppo",
+    "ppo_optimizer": "optimizer",
+    "value_optimizer": "value_optimizer",
+  },
+  "ppo_ptx": {
+    "ppo": "ppo",
+    "ptx_optimizer": "optimizer",
+    "value_optimizer": "value_optimizer",
+  },
+  "evaluate": {"evaluation": "evaluation"},
+}
+
+
+def flags_of(experiment: str, recipe: Mapping[str, Any]) -> dict[str, Any]:
+  """The flags of one experiment in a pipeline's recipe."""
+  if experiment == "pipeline":
+    return dict(recipe)
+  found = {}
+  for name, value in recipe.items():
+    head, _, rest = name.partition(".")
+    if head in _COMMON:
+      found[name] = value
+    elif head in _PARTS[experiment]:
+      found[f"{_PARTS[experiment][head]}.{rest}"] = value
+  return found
+
+
+def parameters(model: config.Model, vocabulary: int) -> int:
+  """Parameters of the network, embeddings and positions included."""
+  width, hidden = model.width, model.width * model.mlp_ratio
+  block = 4 * width * (width + 1) + 2 * width * hidden + hidden + width
+  block += 4 * width
+  whole = model.layers * block + 2 * width
+  return whole + (vocabulary + model.context) * width
+
+
+def scale(name: str) -> Scale:
+  """One of SCALES."""
+  if name not in SCALES:
+    raise UserError(
+      f"there is no size {name!r}",
+      field="--size",
+      remedy=config.nearest(name, SCALES) or f"give one of {', '.join(SCALES)}",
+    )
+  return SCALES[name]
+
+
+def with_seeds(chosen: Scale, seeds: str) -> Scale:
+  """The scale with the seeds of a comma list; its own for ""."""
+  if not seeds:
+    return chosen
+  try:
+    wanted = tuple(dict.fromkeys(int(s) for s in seeds.split(",")))
+  except ValueError as error:
+    raise UserError(
+      f"{seeds!r} are no seeds", field="--seeds", remedy="give 0,1,2"
+    ) from error
+  return dataclasses.replace(chosen, seeds=wanted)
+
+
+_QUIET = {"run.tensorboard": False, "run.save_every": 0}
+
+MINI = Scale(
+  "mini",
+  recipe=_QUIET
+  | {
+    "model.layers": 2,
+    "model.width": 64,
+    "pretrain.steps": 2400,
+    "labeling.completions": 9,
+    "labeling.prompts": 1000,
+    "labeling.rounds": 2,
+    "ptx_optimizer.learning_rate": 1e-3,
+    "ppo.ptx_ratio": 1,
+    "ppo.ptx_microbatch": 32,
+    "evaluation.prompts": 600,
+    "evaluation.prefix_prompts": 200,
+    "world.test_prompts": 700,
+  },
+  sizes={
+    "small": {
+      "model.layers": 1,
+      "model.width": 16,
+      "model.heads": 1,
+      "pretrain_optimizer.learning_rate": 5e-3,
+      "policy_init_optimizer.learning_rate": 3e-3,
+      "sft_optimizer.learning_rate": 3e-3,
+    },
+    "middle": {},
+    "large": {"model.layers": 5, "model.width": 128},
+  },
+  measure={"measure.task_items": 150, "measure.rows": 256},
+)
+
+SCALES = {s.name: s for s in (MINI,)}

@@ -1,0 +1,369 @@
+"""The command line of `experiments.sweep`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+from instructgpt_jax import config as config_lib
+from instructgpt_jax import flags, launch, presets
+from instructgpt_jax.errors import UserError
+from instructgpt_jax.sweeps import (
+  cluster,
+  collect,
+  execute,
+  grid,
+  plan,
+  records,
+  search,
+  shared,
+)
+from instructgpt_jax.sweeps.jobs import Job, shown
+
+_SHARED = "--shared."
+
+
+class _Parser(argparse.ArgumentParser):
+  def error(self, message: str) -> NoReturn:
+    raise UserError(message, remedy="--help lists the flags")
+
+
+def parser(doc: str) -> argparse.ArgumentParser:
+  """The sweep's own flags."""
+  found = _Parser(
+    prog="python -m experiments.sweep",
+    description=doc,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  add = found.add_argument
+  add("--experiment", required=True, help="what is run: ppo_ptx, sft, …")
+  add("--workdir", required=True, help="folder of the sweep")
+  add("--preset", default="", help="sizes and recipe of every run")
+  add(
+    "--sweep",
+    default="",
+    help="'field=a,b;field=log:LOW:HIGH:COUNT;seed=0..2', or names of the"
+    " experiment's own sweeps, such as learning_rate",
+  )
+  add("--jobs", type=int, help="runs at once: 1; on a cluster all")
+  add("--launcher", choices=execute.LAUNCHERS, default="local")
+  add("--dry_run", action="store_true", help="only prints the commands")
+  add("--search", choices=search.KINDS, help="a search instead of a grid")
+  add("--trials", type=int, default=20, help="runs of a search (20)")
+  add("--objective", default="", help="a number of the runs' complete.json")
+  add("--direction", choices=search.DIRECTIONS, default="maximize")
+  add("--search_seed", type=int, default=0, help="of a search itself (0)")
+  slurm = found.add_argument_group("what each run asks of Slurm")
+  for name, (kind, text) in _SLURM.items():
+    slurm.add_argument(
+      f"--slurm.{name}", type=kind, metavar=name.upper(), help=text
+    )
+  found.add_argument_group(
+    "other flags",
+    "--shared.FIELD=VALUE is one of experiments.pipeline, for the stages that\n"
+    "all runs share. Any other is the experiment's, for every run.",
+  )
+  return found
+
+
+def _options(text: str) -> dict[str, str]:
+  pairs = [part.partition("=") for part in text.split(",")]
+  if not all(name and equals for name, equals, _ in pairs):
+    raise argparse.ArgumentTypeError(f"{text!r} is not name=value,name=value")
+  return {name: value for name, _, value in pairs}
+
+
+_SLURM: Mapping[str, tuple[Callable[[str], Any], str]] = {
+  "partition": (str, "its partition"),
+  "minutes": (int, "time limit (60); a longer run is queued again"),
+  "gpus": (int, "accelerators"),
+  "cpus": (int, "cores"),
+  "memory_gb": (float, "memory"),
+  "extra": (_options, "more options of sbatch: account=NAME,qos=NAME"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+  """What a command line asks for."""
+
+  args: argparse.Namespace
+  config: Any  # of every run, before anything is swept
+  settings: Mapping[str, Any]  # the flags that make it
+  text: str  # the sweep without names
+  stages: shared.Shared | None
+  module: str
+
+  @property
+  def first(self) -> list[Job]:
+    """What runs before all others."""
+    return [self.stages.job] if self.stages else []
+
+  def job(self, name: str, overrides: Mapping[str, Any]) -> Job:
+    """The job of one run."""
+    start = self.stages.flags if self.stages else {}
+    return Job(
+      name,
+      self.args.experiment,
+      {**self.settings, **start, **overrides},
+      tuple(job.name for job in self.first),
+      self.module,
+    )
+
+  @property
+  def search(self) -> search.Search:
+    """How to search."""
+    args = self.args
+    return search.Search(
+      args.search,
+      args.trials,
+      args.objective,
+      args.direction,
+      args.search_seed,
+    )
+
+  @property
+  def place(self) -> dict[str, Any]:
+    """Where runs are run, as arguments of `execute` and `search.run`."""
+    args = self.args
+    asked = {name: getattr(args, f"slurm.{name}") for name in _SLURM}
+    return dict(
+      # On a cluster 0 is no limit.
+      workers=args.jobs or int(args.launcher == "local"),
+      launcher=args.launcher,
+      slurm=cluster.Slurm(**{k: v for k, v in asked.items() if v is not None}),
+    )
+
+
+def parse(
+  argv: Sequence[str],
+  load: Callable[[str], Any],
+  names: Callable[[], Sequence[str]],
+  doc: str,
+  module: str,
+) -> Sweep:
+  """What a command line asks for; everything in it is checked."""
+  args, rest = parser(doc).parse_known_args(argv)
+  _check(args)
+  mine = ["--" + a[len(_SHARED) :] for a in rest if a.startswith(_SHARED)]
+  rest = [a for a in rest if not a.startswith(_SHARED)]
+  experiment = functools.cache(lambda: _load(args.experiment, load, names))
+  get_config = presets.EXPERIMENTS.get(args.experiment)
+  preset = args.preset
+  # Its module takes seconds to import, which a dry run can often do without.
+  if get_config is None or not preset:
+    get_config = experiment().get_config
+    preset = preset or _default_preset(get_config)
+  config, settings = _settings(rest, args.experiment, get_config, preset)
+  text = grid.expand(args.sweep, lambda: experiment().sweep())
+  swept = grid.fields(text)
+  stages = None
+  if shared.until(args.experiment, [*settings, *swept]):
+    _, more = _settings(mine, "pipeline", presets.pipeline, preset, _SHARED)
+    stages = shared.stages(
+      args.workdir,
+      args.experiment,
+      settings,
+      swept,
+      presets.pipeline(preset),
+      {name: value for name, value in more.items() if name != "preset"},
+    )
+  elif mine:
+    raise UserError(
+      "there are no shared stages: a start or data are given",
+      field=mine[0].replace("--", _SHARED, 1).partition("=")[0],
+      remedy="leave it out",
+    )
+  return Sweep(args, config, settings, text, stages, module)
+
+
+def _load(
+  name: str,
+  load: Callable[[str], Any],
+  names: Callable[[], Sequence[str]],
+) -> Any:
+  found = load(name)
+  if not hasattr(found, "sweep"):
+    raise UserError(
+      f"there is no experiment {name!r} to sweep",
+      field="--experiment",
+      remedy=config_lib.nearest(name, names())
+      or f"give one of {', '.join(names())}",
+    )
+  return found
+
+
+def _default_preset(get_config: Callable[[str], Any]) -> str:
+  return inspect.signature(get_config).parameters["preset"].default
+
+
+def _check(args: argparse.Namespace) -> None:
+  for name in ("jobs", "trials"):
+    if getattr(args, name) is not None and getattr(args, name) < 1:
+      raise UserError("starts at 1", field=f"--{name}", remedy="give more")
+  if args.search and not args.objective:
+    raise UserError(
+      "is missing",
+      field="--objective",
+      remedy="name a number of the runs' complete.json, such as accuracy.mean",
+    )
+  if args.objective and not args.search:
+    raise UserError(
+      "is for a search", field="--objective", remedy="give --search=tpe too"
+    )
+
+
+def _settings(
+  argv: Sequence[str],
+  experiment: str,
+  get_config: Callable[[str], Any],
+  preset: str,
+  mark: str = "--",
+) -> tuple[Any, dict[str, Any]]:
+  """A config, and the flags that make it."""
+  try:
+    config, _ = flags.parse(
+      [*argv, f"--preset={preset}", "--workdir=unused"],
+      get_config,
+      experiment=experiment,
+      default_preset=preset,
+    )
+  except UserError as error:
+    if error.field is None or mark == "--":
+      raise
+    raise UserError(
+      error.problem,
+      file=error.file,
+      field=error.field.replace("--", mark, 1),
+      remedy=error.remedy.replace("mean --", f"mean {mark}"),
+    ) from error
+  usual = {name: value for name, value, _ in flags.leaves(get_config(preset))}
+  changed = {
+    name: value
+    for name, value, _ in flags.leaves(config)
+    if value != usual[name]
+  }
+  return config, {"preset": preset, **changed}
+
+
+def run(sweep: Sweep) -> int:
+  """Runs a sweep; the exit status, which is 1 if some run failed."""
+  args = sweep.args
+  space, chosen = {}, {}
+  if args.search:
+    space = grid.space(sweep.text, sweep.config)
+  else:
+    chosen = grid.runs(sweep.text, sweep.config)
+  if args.dry_run:
+    for number, values in enumerate(
+      search.preview(sweep.search, space) if args.search else ()
+    ):
+      chosen[search.trial_name(number)] = values
+    _show(sweep, [sweep.job(name, values) for name, values in chosen.items()])
+    return 0
+  _begin(sweep, chosen)
+  if args.search:
+    outcome = _search(sweep, space)
+  else:
+    jobs = [sweep.job(name, values) for name, values in chosen.items()]
+    outcome = execute.execute(
+      [*sweep.first, *jobs], args.workdir, **sweep.place
+    )
+  return _report(sweep, outcome)
+
+
+def _begin(sweep: Sweep, chosen: Mapping[str, Mapping[str, Any]]) -> None:
+  """Writes sweep.json."""
+  args = sweep.args
+  head = {
+    "experiment": args.experiment,
+    "kind": args.search or "grid",
+    "flags": dict(sweep.settings),
+    "shared": dict(sweep.stages.job.flags) if sweep.stages else {},
+  }
+  if args.search:
+    head |= {"space": sweep.text, "direction": args.direction}
+  entries = [{"name": n, "overrides": dict(o)} for n, o in chosen.items()]
+  plan.begin(args.workdir, head, entries)
+
+
+def _search(sweep: Sweep, space: Any) -> execute.Outcome:
+  """The shared stages, by one worker while the others wait; then trials."""
+  root = sweep.args.workdir
+  if sweep.first:
+    before = execute.execute(
+      sweep.first, root, title="shared", wait=True, **sweep.place
+    )
+    if before.failed:
+      return before
+  return search.run(root, sweep.search, space, sweep.job, **sweep.place)
+
+
+def _show(sweep: Sweep, jobs: Sequence[Job]) -> None:
+  """Prints the commands, in an order in which they work by hand."""
+  args = sweep.args
+  for job in [*sweep.first, *jobs]:
+    print(shown(job.command(args.workdir)))
+  if args.search and len(jobs) < args.trials:
+    print(f"# {args.trials - len(jobs)} more, which depend on these results")
+  if args.launcher == "slurm":
+    name = jobs[0].name
+    print(f"\n# {name} as sbatch is given it; the others are alike")
+    print(cluster.batch_script(args.workdir, sweep.place["slurm"], name))
+
+
+def _report(sweep: Sweep, outcome: execute.Outcome) -> int:
+  """Writes and prints the results; the exit status."""
+  args, root = sweep.args, sweep.args.workdir
+  path = collect.write_csv(root)
+  found = collect.rows(root)
+  first = [args.objective] if args.search else []
+  if args.search:
+    found = [row for row in found if row["run"] in outcome.done]
+    found.sort(
+      key=lambda row: float(row[args.objective]),
+      reverse=args.direction == "maximize",
+    )
+  print(collect.table(found, first))
+  print(f"results: {path}")
+  for name, text in outcome.failed.items():
+    print(f"failed: {name}, {records.log_path(root, name)}", file=sys.stderr)
+    for line in text.splitlines():
+      print(f"  {line}", file=sys.stderr)
+  for name, need in outcome.skipped.items():
+    print(f"skipped: {name}, which needs {need}", file=sys.stderr)
+  return int(bool(outcome.failed or outcome.skipped))
+
+
+def main(
+  argv: Sequence[str],
+  load: Callable[[str], Any],
+  names: Callable[[], Sequence[str]],
+  *,
+  doc: str = "",
+  module: str = "experiments",
+) -> int:
+  """Runs a sweep from its command line.
+
+  Args:
+    argv: the arguments.
+    load: an experiment's name → its module, or None.
+    names: gives the names of the experiments, for errors.
+    doc: what `--help` begins with.
+    module: the package of the experiments.
+
+  Returns:
+    The exit status: 1 if some run failed, 2 after a user's mistake.
+  """
+  statuses: list[int] = []
+
+  def body() -> None:
+    statuses.append(run(parse(argv, load, names, doc, module)))
+
+  return launch.guarded(body) or statuses[0]

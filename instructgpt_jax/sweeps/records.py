@@ -1,0 +1,102 @@
+"""What a sweep keeps beside its runs: logs, seconds and locks.
+
+Locks are `flock`s on files. The system drops one when the last process that
+holds it ends, however it ends, so none is ever left over. Network file systems
+that SQLite can be used on (NFS 4, Lustre, GPFS with their lock service on) have
+them across machines as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import pathlib
+import time
+from collections.abc import Iterator
+
+from instructgpt_jax.runtime import files
+from instructgpt_jax.sweeps import jobs
+
+SECONDS = "seconds.json"
+LOCKS = ".locks"
+_LINES = 10
+
+
+def log_path(root: str, name: str) -> str:
+  """Where the output of a job is kept.
+
+  Outside its folder, which an experiment that refuses its flags gives back
+  only when nothing else lies in it.
+  """
+  return os.path.join(root, jobs.LOGS, *name.split("/")) + ".txt"
+
+
+def last_lines(path: str, start: int = 0) -> str:
+  """The end of a log that began at a byte of its file."""
+  try:
+    with open(path, "rb") as file:
+      file.seek(max(start, os.path.getsize(path) - 65536))
+      text = file.read().decode(errors="replace")
+  except OSError:
+    return ""
+  lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+  return "\n".join(lines[-_LINES:])
+
+
+def acquire(path: str | os.PathLike[str], seconds: float = 0.0) -> int | None:
+  """Takes a lock; gives it back with `os.close`.
+
+  Args:
+    path: the lock's file; made when missing.
+    seconds: how long to wait for another process that has it.
+
+  Returns:
+    The open file that holds the lock, or None when another process has it.
+  """
+  files.make_directory(os.path.dirname(path) or ".")
+  until = time.monotonic() + seconds
+  with files.writing(path):
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+  while True:
+    try:
+      fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      return descriptor
+    except BlockingIOError:
+      if time.monotonic() >= until:
+        os.close(descriptor)
+        return None
+    except BaseException:
+      os.close(descriptor)
+      raise
+    time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def held(path: str | os.PathLike[str]) -> Iterator[None]:
+  """Waits for a lock and has it during the block."""
+  descriptor = acquire(path, float("inf"))
+  assert descriptor is not None
+  try:
+    yield
+  finally:
+    os.close(descriptor)
+
+
+def lock_path(root: str, name: str) -> str:
+  """The file of a lock that belongs to the sweep."""
+  return os.path.join(root, LOCKS, *name.split("/")) + ".lock"
+
+
+def read_seconds(root: str) -> dict[str, float]:
+  """Job → wall time in seconds, over all calls."""
+  path = pathlib.Path(root) / SECONDS
+  return files.read_json(path) if path.exists() else {}
+
+
+def add_seconds(root: str, name: str, spent: float) -> None:
+  """Adds to a job's wall time."""
+  with held(lock_path(root, "seconds")):
+    seconds = read_seconds(root)
+    seconds[name] = round(seconds.get(name, 0.0) + spent, 3)
+    files.write_json_atomic(pathlib.Path(root) / SECONDS, seconds)

@@ -1,0 +1,89 @@
+"""Sweeps of stand-ins, in this process and in others."""
+
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+from instructgpt_jax.sweeps.jobs import Job
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+MODULE = "tests.sweeps.fake"
+
+
+def job(name, *needs, **flags):
+  """A counter's job; `section_rate` stands for section.rate."""
+  flags = {k.replace("section_", "section."): v for k, v in flags.items()}
+  return Job(name, "counter", flags, needs, MODULE)
+
+
+def starts(folder):
+  """(process, count, cores) of each time that a counter was started."""
+  path = pathlib.Path(folder) / "starts.txt"
+  lines = path.read_text().splitlines() if path.exists() else []
+  return [
+    (int(pid), int(count), {int(c) for c in cores.split(",")})
+    for pid, count, cores in (line.split() for line in lines)
+  ]
+
+
+def start_sweep(workdir, *argv):
+  """A sweep of counters in a process of its own."""
+  return subprocess.Popen(
+    [sys.executable, "-m", f"{MODULE}.sweep", "--experiment=counter",
+     f"--workdir={workdir}", *argv],
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )  # fmt: skip
+
+
+def wait_for(found, seconds=60.0):
+  """What `found` gives once it gives something."""
+  until = time.monotonic() + seconds
+  while time.monotonic() < until:
+    value = found()
+    if value:
+      return value
+    time.sleep(0.02)
+  raise AssertionError("it did not happen in time")
+
+
+def counting(workdir, pattern="*"):
+  """The folder of a counter below a workdir that has counted, not ended."""
+  for path in pathlib.Path(workdir).glob(f"{pattern}/count.json"):
+    if not (path.parent / "complete.json").exists():
+      return path.parent
+  return None
+
+
+def _status(pid):
+  """(state, parent) of a process; a dead one is in state Z."""
+  try:
+    with open(f"/proc/{pid}/stat") as file:
+      state, above = file.read().rpartition(")")[2].split()[:2]
+      return state, int(above)
+  except (FileNotFoundError, ProcessLookupError):
+    return "Z", 0
+
+
+def alive(pid):
+  """Whether a process is there and does something."""
+  return _status(pid)[0] != "Z"
+
+
+def parent(pid):
+  """The process that started another."""
+  return _status(pid)[1]
+
+
+def gone(pid):
+  """Waits until a process has ended."""
+  wait_for(lambda: not alive(pid), 10.0)
+
+
+def cores():
+  """The cores that this process may use."""
+  return sorted(os.sched_getaffinity(0))

@@ -1,0 +1,183 @@
+"""The command line of a sweep, and the table that it leaves."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import pytest
+
+from instructgpt_jax.errors import UserError
+from instructgpt_jax.runtime import files
+from instructgpt_jax.sweeps import collect
+from tests.sweeps.fake import sweep
+from tests.sweeps.runs import ROOT, starts
+
+
+def main(workdir, *argv):
+  return sweep.main("--experiment=counter", f"--workdir={workdir}", *argv)
+
+
+def test_a_dry_run_prints_commands_that_work_by_hand(tmp_path, capsys):
+  root = tmp_path / "my sweep"
+  argv = ("--preset=large", "--sweep=section.kind=a b,c", "--section.rate=0.5")
+  assert main(root, *argv, "--dry_run") == 0
+  out, err = capsys.readouterr()
+  assert not root.exists() and not err
+  assert len(out.splitlines()) == 2
+  for line in out.splitlines():
+    assert line.startswith("python -m tests.sweeps.fake.counter ")
+    subprocess.run(
+      line.replace("python", sys.executable, 1),
+      shell=True, cwd=ROOT, check=True, capture_output=True,
+    )  # fmt: skip
+  # The sweep finds nothing left to do.
+  assert main(root, *argv) == 0
+  assert capsys.readouterr().out.splitlines()[-1].endswith("results.csv")
+  rows = collect.rows(str(root))
+  assert [row["section.kind"] for row in rows] == ["a b", "c"]
+  assert all(row["count"] == 3 and row["seconds"] is None for row in rows)
+  assert all(len(starts(root / row["run"])) == 1 for row in rows)
+
+
+def test_rows_have_the_swept_fields_and_the_summary(tmp_path, capsys):
+  assert main(tmp_path, "--sweep=section.rate=0.1,0.3;seed=0,1") == 0
+  rows = collect.rows(str(tmp_path))
+  assert [row["run"] for row in rows] == [
+    "rate=0.1,seed=0", "rate=0.1,seed=1", "rate=0.3,seed=0", "rate=0.3,seed=1",
+  ]  # fmt: skip
+  assert list(rows[0]) == [
+    "run", "section.rate", "seed", "seconds", "count", "score.mean",
+    "score.low", "text",
+  ]  # fmt: skip
+  assert rows[0]["score.mean"] == pytest.approx(-0.04)
+  assert rows[2]["score.mean"] == 0 and rows[0]["seconds"] > 0
+  with open(tmp_path / "results.csv", newline="") as file:
+    held = list(csv.DictReader(file))
+  assert [{k: str(v) for k, v in row.items()} for row in rows] == held
+  out = capsys.readouterr().out.splitlines()
+  assert out[0].split() == [
+    "section.rate", "seed", "seconds", "count", "score.mean", "score.low",
+    "text",
+  ]  # fmt: skip
+  assert len({len(line) for line in out[:5]}) == 1
+
+
+def test_a_table_has_as_many_columns_as_fit():
+  rows = [{"run": "x", "a": 0.123456, "seconds": 1.0, "long": "y" * 50, "b": 2}]
+  lines = collect.table(rows, ["b"], width=24).splitlines()
+  assert lines == ["     a  b  seconds", "0.1235  2        1"]
+  assert collect.table([]) == "no run is complete"
+
+
+def test_failed_and_skipped_runs_are_told_and_the_status_is_1(tmp_path, capsys):
+  assert main(tmp_path, "--sweep=fail=error,exit,no") == 1
+  out, err = capsys.readouterr()
+  assert f"failed: fail=error, {tmp_path}/logs/fail=error.txt" in err
+  assert "  RuntimeError: it broke" in err and "failed: fail=exit" in err
+  assert "no" in out and "results: " in out
+  assert len(collect.rows(str(tmp_path))) == 1
+
+
+def test_a_grid_can_be_extended_in_its_folder(tmp_path):
+  assert main(tmp_path, "--sweep=seed=0") == 0
+  assert main(tmp_path, "--sweep=seed=0..2") == 0
+  assert [row["seed"] for row in collect.rows(str(tmp_path))] == [0, 1, 2]
+  assert len(starts(tmp_path / "seed=0")) == 1
+
+
+@pytest.mark.parametrize(
+  "argv, words",
+  [
+    (("--steps=2", "--sweep=seed=1"), "begun with steps=nothing, not 2"),
+    (("--preset=large", "--sweep=seed=1"), "preset=small, not large"),
+    (
+      ("--sweep=seed=int:0:9", "--search=random", "--objective=count"),
+      "begun with kind=grid, not random",
+    ),
+  ],
+)
+def test_another_sweep_is_refused(tmp_path, capsys, argv, words):
+  assert main(tmp_path, "--sweep=seed=0") == 0
+  before = (tmp_path / "sweep.json").read_text()
+  assert main(tmp_path, *argv) == 2
+  error = capsys.readouterr().err
+  assert words in error and "choose another --workdir" in error
+  assert (tmp_path / "sweep.json").read_text() == before
+
+
+def test_settings_come_from_the_preset_and_the_flags(tmp_path):
+  (tmp_path / "flags").write_text("--section.size=4\n")
+  status = main(
+    tmp_path / "run", "--sweep=rates", "--preset", "large", "--section.loud",
+    f"--flagfile={tmp_path / 'flags'}", "--seed=7",
+  )  # fmt: skip
+  assert status == 0
+  held = json.loads((tmp_path / "run/rate=0.2/config.json").read_text())
+  assert held["config"]["steps"] == 3 and held["config"]["seed"] == 7
+  assert held["config"]["section"] == {
+    "rate": 0.2, "size": 4, "kind": "plain", "loud": True,
+  }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  "argv, words",
+  [
+    ((), "[--sweep]: is missing\n  remedy: give one of rates, seeds"),
+    (("--sweep=rate",), "'rates'"),
+    (("--sweep=seed=x",), "'seed=x': seed: 'x' is not a whole number"),
+    (("--sweep=seeds", "--stepz=1"), "did you mean --steps?"),
+    (("--sweep=seeds", "--preset=huge"), "no such preset"),
+    (("--sweep=seeds", "--jobs=0"), "[--jobs]"),
+    (("--sweep=seeds", "--jobs=two"), "invalid int value: 'two'"),
+    (("--sweep=seeds", "--launcher=cloud"), "invalid choice: 'cloud'"),
+    (("--sweep=seeds", "--search=tpe"), "[--objective]: is missing"),
+    (("--sweep=seeds", "--objective=x"), "give --search=tpe too"),
+    (("--sweep=seeds", "--slurm.extra=x"), "is not name=value"),
+    (("--sweep=seeds", "--shared.seed=1"), "[--shared.seed]"),
+    (("--sweep=seeds", "--experiment=cuonter"), "did you mean 'counter'?"),
+  ],
+)
+def test_mistakes_are_status_2_and_nothing_is_begun(
+  tmp_path, capsys, argv, words
+):
+  workdir = tmp_path / "run"
+  assert main(workdir, *argv) == 2
+  error = capsys.readouterr().err
+  assert error.startswith("error: ") and words in error
+  assert "remedy: " in error and len(error.splitlines()) <= 3
+  assert not workdir.exists()
+
+
+def test_help_is_complete(capsys):
+  with pytest.raises(SystemExit) as end:
+    sweep.main("--help")
+  assert end.value.code == 0
+  out = capsys.readouterr().out
+  for word in ("Doc.", "--sweep", "--jobs", "--slurm.partition", "--shared."):
+    assert word in out
+
+
+def test_help_and_a_dry_run_import_no_jax(tmp_path):
+  script = """
+import sys
+from experiments import sweep
+from instructgpt_jax.sweeps import command
+status = command.main(sys.argv[1:], sweep.load, sweep.names)
+print(status, sorted({"jax", "optuna", "submitit"} & set(sys.modules)))
+"""
+  argv = ("--experiment=ppo", "--preset=world", "--sweep=ppo.kl_coef=1",
+          f"--workdir={tmp_path}", "--dry_run")  # fmt: skip
+  done = subprocess.run(
+    [sys.executable, "-c", script, *argv],
+    cwd=ROOT, capture_output=True, text=True, check=True,
+  )  # fmt: skip
+  assert done.stdout.splitlines()[-1] == "0 []"
+
+
+def test_a_folder_without_a_sweep_has_no_rows(tmp_path):
+  with pytest.raises(UserError, match="no such file"):
+    collect.rows(str(tmp_path))
+  files.write_json_atomic(tmp_path / "sweep.json", [1])
+  with pytest.raises(UserError, match="is not a sweep"):
+    collect.rows(str(tmp_path))

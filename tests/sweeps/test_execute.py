@@ -1,0 +1,188 @@
+"""Failures, second calls, signals and locks of a sweep's runner."""
+
+import os
+import signal
+
+import pytest
+
+from instructgpt_jax.errors import UserError
+from instructgpt_jax.runtime import files
+from instructgpt_jax.sweeps import execute, processes, records
+from tests.sweeps.runs import (
+  alive,
+  cores,
+  counting,
+  gone,
+  job,
+  start_sweep,
+  starts,
+  wait_for,
+)
+
+
+def run(jobs, root, **more):
+  said = []
+  outcome = execute.execute(jobs, str(root), log=said.append, **more)
+  return outcome, said
+
+
+def test_a_failure_stops_only_what_needs_it(tmp_path):
+  outcome, said = run(
+    [
+      job("far", "near"),
+      job("near", "broken"),
+      job("broken", fail="error", steps=20),
+      job("silent", fail="exit"),
+      job("good"),
+      job("after/good", "good", init_from=str(tmp_path / "good")),
+    ],
+    tmp_path,
+  )
+  assert outcome.done == ["good", "after/good"]
+  assert outcome.skipped == {"near": "broken", "far": "broken"}
+  assert set(outcome.failed) == {"broken", "silent"}
+  how, *lines = outcome.failed["broken"].splitlines()
+  assert how == "ended with status 1, not complete"
+  assert len(lines) == 10 and lines[-1] == "RuntimeError: it broke"
+  assert outcome.failed["silent"].startswith("ended with status 0, not comp")
+  assert not (tmp_path / "near").exists()
+  assert any("broken: failed after" in line for line in said)
+  assert set(outcome.seconds) == {"broken", "silent", "good", "after/good"}
+  assert all(0 < s < 60 for s in outcome.seconds.values())
+
+
+def test_a_second_call_runs_only_what_is_missing(tmp_path):
+  late = tmp_path / "late"
+  jobs = [job("a"), job("b", init_from=str(late)), job("c", "b")]
+  outcome, _ = run(jobs, tmp_path)
+  assert list(outcome.failed) == ["b"] and outcome.skipped == {"c": "b"}
+  late.mkdir()
+  files.mark_complete(late, {})
+  outcome, _ = run(jobs, tmp_path)
+  assert outcome.done == ["a", "b", "c"] and not outcome.failed
+  assert len(starts(tmp_path / "a")) == len(starts(tmp_path / "c")) == 1
+  # The log has both calls, the failure's text only the last one.
+  log = (tmp_path / "logs" / "b.txt").read_text()
+  assert log.count("$ python -m") == 2
+
+
+def test_a_mistake_in_the_flags_can_be_mended_in_the_same_folder(tmp_path):
+  outcome, _ = run([job("a", fail="mistake")], tmp_path)
+  assert "remedy: give none" in outcome.failed["a"]
+  outcome, _ = run([job("a", fail="")], tmp_path)
+  assert outcome.done == ["a"]
+
+
+def test_what_was_run_with_other_settings_is_refused(tmp_path):
+  run([job("a", section_rate=0.5, steps=1)], tmp_path)
+  with pytest.raises(UserError, match=r"--section.rate=0.5, not 0.25"):
+    run([job("a", section_rate=0.25)], tmp_path)
+  outcome, _ = run([job("a", section_rate=0.5)], tmp_path)
+  assert outcome.done == ["a"]
+
+
+def test_one_runner_at_a_time(tmp_path, monkeypatch):
+  monkeypatch.setattr(execute, "_LEFT_OVER", 0.1)
+  lock = records.acquire(tmp_path / ".lock")
+  with pytest.raises(UserError, match="another sweep runs there"):
+    run([job("a")], tmp_path)
+  assert not (tmp_path / "a").exists()
+  os.close(lock)
+  assert run([job("a")], tmp_path)[0].done == ["a"]
+
+
+SLOW = ("--steps=40", "--wait=0.05", "--sweep=seed=0")
+
+
+@pytest.mark.parametrize(
+  "number, status",
+  [
+    (signal.SIGTERM, 130),
+    (signal.SIGINT, 130),
+    (signal.SIGKILL, -signal.SIGKILL),
+  ],
+)
+def test_nothing_is_left_behind_and_a_second_call_goes_on(
+  tmp_path, number, status
+):
+  runner = start_sweep(tmp_path, *SLOW)
+  folder = wait_for(lambda: counting(tmp_path))
+  ((child, _, _),) = starts(folder)
+  assert alive(child)
+  runner.send_signal(number)
+  _, error = runner.communicate(timeout=30)
+  assert runner.returncode == status
+  assert "Traceback" not in error
+  gone(child)
+  assert files.read_complete(folder) is None
+  before = records.read_seconds(str(tmp_path)).get("seed=0", 0)
+  if number != signal.SIGKILL:
+    assert before > 0
+
+  again = start_sweep(tmp_path, *SLOW)
+  _, error = again.communicate(timeout=60)
+  assert again.returncode == 0, error
+  assert files.read_complete(folder)["count"] == 40
+  (_, first, _), (_, second, _) = starts(folder)
+  assert first == 0 < second
+  assert records.read_seconds(str(tmp_path))["seed=0"] > before
+
+
+def test_a_process_that_does_not_end_is_killed(tmp_path, monkeypatch):
+  monkeypatch.setattr(processes, "_GRACE", 0.2)
+  script = "import signal, time; signal.signal(15, signal.SIG_IGN); "
+  script += "print('ready', flush=True); time.sleep(60)"
+  with open(tmp_path / "log", "wb") as log:
+    process = processes.popen([processes.sys.executable, "-c", script], log)
+  wait_for(lambda: (tmp_path / "log").read_text())
+  processes.end(process)
+  processes.kill(process)
+  assert process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.skipif(len(cores()) < 2, reason="there is one core only")
+def test_workers_have_cores_of_their_own(tmp_path):
+  slow = dict(steps=10, wait=0.05)
+  jobs = [job("a", **slow), job("b", **slow)]
+  run(jobs, tmp_path, workers=2)
+  ((_, _, first),), ((_, _, second),) = (
+    starts(tmp_path / name) for name in "ab"
+  )
+  assert first and second and not first & second
+  assert first | second == set(cores())
+  run([job("c")], tmp_path)
+  ((_, _, alone),) = starts(tmp_path / "c")
+  assert alone == set(cores())
+
+
+def test_cores_are_dealt_evenly(monkeypatch):
+  monkeypatch.setattr(
+    processes.os, "sched_getaffinity", lambda pid: {7, 1, 2, 3, 5}
+  )
+  assert processes.shares(2) == [[1, 2], [3, 5, 7]]
+  assert processes.shares(5) == [[1], [2], [3], [5], [7]]
+  assert processes.shares(1) == [[]]
+  assert processes.shares(6) == [[]] * 6
+
+
+def test_so_many_at_once_and_no_more(tmp_path):
+  # Each counts slowly; two of them overlap, the third waits for one.
+  jobs = [job(name, steps=10, wait=0.05) for name in "abc"]
+  seen = []
+
+  class Counted(processes.Local):
+    def start(self, job, lock):
+      super().start(job, lock)
+      seen.append(len(self.names))
+
+  place = Counted(str(tmp_path), 2)
+  lock = records.acquire(tmp_path / "lock")
+  outcome = execute._drive(jobs, str(tmp_path), place, lock, "sweep", print)
+  os.close(lock)
+  assert sorted(outcome.done) == ["a", "b", "c"]
+  assert max(seen) == 2
+
+
+def test_an_unknown_launcher_is_named(tmp_path):
+  with pytest.raises(UserError, match="no launcher 'cloud'"):
+    run([job("a")], tmp_path, launcher="cloud")

@@ -1,0 +1,106 @@
+"""The stages that runs share, trained once."""
+
+import os
+
+import pytest
+
+from instructgpt_jax import flags, presets
+from instructgpt_jax.errors import UserError
+from instructgpt_jax.runtime import files
+from instructgpt_jax.sweeps import collect, command, shared
+from tests.sweeps.runs import ROOT
+
+PIPELINE = presets.pipeline("world")
+
+
+def stages(experiment, settings=None, swept=(), **more):
+  settings = {"preset": "world", **(settings or {})}
+  return shared.stages("root", experiment, settings, swept, PIPELINE, more)
+
+
+@pytest.mark.parametrize(
+  "experiment, given, last",
+  [
+    ("pretrain", [], "world"),
+    ("sft", ["sft.epochs"], "pretrain"),
+    ("policy_init", ["init_from"], ""),
+    ("reward", [], "reward"),
+    ("reward", ["data.comparisons"], ""),
+    ("ppo", ["preset", "data.max_prompt_tokens"], "reward"),
+    ("ppo", ["ppo.reward_model"], ""),
+    ("ppo_ptx", ["seed"], "reward"),
+    ("pipeline", [], ""),
+    ("counter", [], ""),
+  ],
+)
+def test_what_is_shared(experiment, given, last):
+  assert shared.until(experiment, given) == last
+
+
+def test_a_run_starts_from_the_shared_stages():
+  found = stages("ppo_ptx")
+  assert found.job.command("root")[2:] == [
+    "experiments.pipeline", "--workdir=root/shared", "--preset=world",
+    "--until=reward",
+  ]  # fmt: skip
+  assert found.flags == {
+    "data.demonstrations": "root/shared/world/demonstrations.jsonl",
+    "data.prompts": "root/shared/world/prompts.jsonl",
+    "data.pretraining": "root/shared/world/pretraining.jsonl",
+    "init_from": "root/shared/policy_init",
+    "ppo.reward_model": "root/shared/reward",
+  }
+  assert stages("sft").flags["init_from"] == "root/shared/pretrain"
+  assert "init_from" not in stages("pretrain").flags
+  assert set(stages("reward").flags) - set(found.flags) == {"data.comparisons"}
+
+
+def test_a_reward_model_has_the_rankings_of_all_rounds():
+  found = stages("reward", **{"labeling.rounds": 2})
+  assert found.flags["data.comparisons"] == (
+    "root/shared/rankings/round_1.jsonl,root/shared/rankings/round_2.jsonl"
+  )
+
+
+@pytest.mark.parametrize("experiment", list(shared._STARTS))
+def test_the_flags_are_the_experiments_own(experiment):
+  flags.replace(presets.EXPERIMENTS[experiment]("world"),
+                stages(experiment).flags)  # fmt: skip
+
+
+def test_common_settings_hold_for_the_shared_stages_unless_swept():
+  settings = {"seed": 3, "model.width": 64, "ppo.kl_coef": 0.1}
+  found = stages("ppo", settings, ["ppo.clip_ratio"])
+  assert found.job.flags == {
+    "preset": "world", "until": "reward", "seed": 3, "model.width": 64,
+  }  # fmt: skip
+  found = stages("ppo", settings, ["seed", "model.width"], seed=5)
+  assert found.job.flags == {"preset": "world", "until": "reward", "seed": 5}
+
+
+def test_what_the_pipeline_refuses_is_refused_at_once():
+  with pytest.raises(UserError, match="model.heads"):
+    stages("ppo", {"model.heads": 3})
+
+
+def test_a_real_sweep_trains_on_a_shared_world(tmp_path, monkeypatch, capsys):
+  # The smallest there is: one pretraining run of a few updates.
+  from experiments import sweep
+
+  monkeypatch.chdir(ROOT)
+  argv = [
+    "--experiment=pretrain", "--preset=world", f"--workdir={tmp_path}",
+    "--sweep=pretrain.steps=2", "--model.layers=1", "--model.width=16",
+    "--pretrain.batch_size=2", "--run.tensorboard=false",
+    "--shared.world.pretraining_tokens=3000",
+    "--shared.world.demonstrations=10", "--shared.world.train_prompts=20",
+    "--shared.world.test_prompts=10",
+  ]  # fmt: skip
+  status = command.main(argv, sweep.load, sweep.names)
+  out, err = capsys.readouterr()
+  assert status == 0, err
+  assert files.read_complete(tmp_path / "shared") == {"until": "world"}
+  (row,) = collect.rows(str(tmp_path))
+  assert row["run"] == "steps=2" and row["pretrain.steps"] == 2
+  assert row["valid_loss"] > 0 and "valid_loss" in out
+  assert os.path.exists(tmp_path / "steps=2" / "model")

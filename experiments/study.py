@@ -17,12 +17,13 @@ from instructgpt_jax import config, launch
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.studies import scale as scale_lib
 from instructgpt_jax.studies import study as study_lib
+from instructgpt_jax.sweeps import arguments as arguments_lib
 from instructgpt_jax.sweeps import execute, jobs
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   """The command line."""
-  parser = argparse.ArgumentParser(
+  parser = arguments_lib.Parser(
     prog="python -m experiments.study",
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -42,15 +43,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     "--jobs",
     type=int,
     default=0,
-    help="runs at a time; 0 is one for each core where there is no accelerator",
+    help="runs at a time; 0 is one a core, and on a cluster all that are ready",
   )
-  add(
-    "--launcher",
-    default="local",
-    choices=("local", "slurm"),
-    help="where the runs go",
-  )
+  add("--launcher", default="local", choices=execute.LAUNCHERS)
   add("--dry_run", action="store_true", help="print the commands")
+  arguments_lib.add_slurm(parser)
   return parser.parse_args(argv)
 
 
@@ -89,19 +86,23 @@ def run(arguments: argparse.Namespace) -> int:
   outcome = execute.execute(
     todo,
     arguments.workdir,
-    workers=arguments.jobs or len(os.sched_getaffinity(0)),
+    workers=arguments.jobs
+    or (len(os.sched_getaffinity(0)) if arguments.launcher == "local" else 0),
     launcher=arguments.launcher,
+    slurm=arguments_lib.slurm(arguments),
     title="study",
   )
   report.build(arguments.workdir)
   return 1 if outcome.failed else 0
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+  """The exit status: 1 if some run failed, 2 after a user's mistake."""
+  statuses: list[int] = []
+  return (
+    launch.guarded(lambda: statuses.append(run(parse(argv)))) or (statuses[0])
+  )
+
+
 if __name__ == "__main__":
-  status = 0
-
-  def body() -> None:
-    global status
-    status = run(parse(None))
-
-  sys.exit(launch.guarded(body) or status)
+  sys.exit(main())

@@ -12,11 +12,9 @@ call runs only what is missing. Ends in results.csv. docs/sweeps.md says more.
 """
 
 import importlib
-import pkgutil
 import sys
 from types import ModuleType
 
-import experiments
 from instructgpt_jax.sweeps import command
 
 
@@ -26,16 +24,10 @@ def load(name: str) -> ModuleType | None:
   try:
     return importlib.import_module(module)
   except ModuleNotFoundError as error:
-    if error.name != module:
-      raise
-    return None
-
-
-def names() -> list[str]:
-  """The experiments that may be swept."""
-  found = [m.name for m in pkgutil.iter_modules(experiments.__path__)]
-  return [n for n in found if hasattr(load(n), "sweep") and n != "sweep"]
+    if f"{module}.".startswith(f"{error.name}."):
+      return None
+    raise
 
 
 if __name__ == "__main__":
-  sys.exit(command.main(sys.argv[1:], load, names, doc=__doc__))
+  sys.exit(command.main(sys.argv[1:], load, doc=__doc__))

@@ -24,7 +24,16 @@ LAYERS = (
   {"runtime"},
   {"flags"},
   {"launch", "loops"},
-  {"evals", "world", "pipeline", "report", "sweeps", "chat", "tools"},
+  {
+    "evals",
+    "world",
+    "pipeline",
+    "report",
+    "sweeps",
+    "studies",
+    "chat",
+    "tools",
+  },
   {"experiments", "benchmarks"},
 )
 TOPS = ("experiments", "benchmarks")
@@ -238,6 +247,8 @@ def test_the_pure_parts_are_there():
     ("tensorflow_datasets", {f"{PACKAGE}/data/"}),
     ("sentencepiece", {f"{PACKAGE}/data/"}),
     ("tokenizers", {f"{PACKAGE}/data/"}),
+    ("optuna", {f"{PACKAGE}/sweeps/search.py"}),
+    ("submitit", {f"{PACKAGE}/sweeps/cluster.py"}),
     ("tensorflow", set()),
     ("torch", set()),
     ("transformers", set()),

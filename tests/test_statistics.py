@@ -217,3 +217,42 @@ def test_interval_is_what_the_report_holds():
   interval = statistics.Interval(0.5, 0.25, 0.75)
   assert interval.as_dict() == {"mean": 0.5, "low": 0.25, "high": 0.75}
   assert str(interval) == "0.500 [0.250, 0.750]"
+
+
+def test_pooled_interval_covers_seeds_and_prompts():
+  """Means of three seeds that differ: the truth is inside as it should be."""
+  rng = np.random.default_rng(0)
+  inside = 0
+  for trial in range(150):
+    centres = rng.normal(0.0, 0.5, 5)
+    groups = [rng.normal(c, 1.0, 30) for c in centres]
+    found = statistics.pooled_interval(groups, resamples=400, seed=trial)
+    inside += found.low <= 0 <= found.high
+  assert 0.83 <= inside / 150 <= 0.99
+
+
+def test_pooled_interval_of_like_seeds_is_that_of_all_prompts():
+  rng = np.random.default_rng(1)
+  values = rng.normal(size=500)
+  groups = [values, values, values]
+  found = statistics.pooled_interval(groups, resamples=4000)
+  assert found.mean == pytest.approx(values.mean())
+  half = (found.high - found.low) / 2
+  # Three seeds of 500 prompts each, independent: 1 / √1500.
+  assert half == pytest.approx(
+    statistics.Z_95 * values.std() / math.sqrt(1500), rel=0.35
+  )
+
+
+def test_pooled_interval_of_one_prompt_a_seed_is_over_seeds():
+  found = statistics.pooled_interval([[0.0], [1.0], [2.0]], resamples=4000)
+  assert found.mean == 1.0
+  assert found.low < 0.2 and found.high > 1.8
+  with pytest.raises(ValueError, match="no seeds"):
+    statistics.pooled_interval([])
+
+
+def test_doublings():
+  assert statistics.doublings(1) == [1]
+  assert statistics.doublings(32) == [1, 2, 4, 8, 16, 32]
+  assert statistics.doublings(12) == [1, 2, 4, 8]

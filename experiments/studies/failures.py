@@ -158,11 +158,11 @@ def analyse(families: Sequence[Family]) -> Finding:
   }
   moved = gather.gap(families, of("ppo_ptx"), of("base"), unbiased)
   won = all(better.values()) and gather.below(flan)
-  said = ", ".join(f"{m} {gather.text(x)}" for m, x in gains.items())
+  said = ", ".join(f"{m} {100 * x.mean:+.0f}" for m, x in gains.items())
   return Finding(
     won,
-    f"PPO-ptx less the base model: {said}. Tuning on public tasks is"
-    f" {gather.text(flan)} in gold score away from SFT.",
+    f"PPO-ptx against the base model, in points: {said}. Tuned on public tasks"
+    f" instead: {gather.signed(flan)} in gold score against SFT.",
     [
       *(_beside(rates, measure) for measure in PAPER),
       Figure(
@@ -202,6 +202,11 @@ def analyse(families: Sequence[Family]) -> Finding:
           )
           for name, title in MODELS.items()
         ],
+      ),
+      Table(
+        "PPO-ptx less the base model",
+        ["measure", "difference"],
+        list(gains.items()),
       ),
       Table(
         "Insults",

@@ -59,9 +59,8 @@ def analyse(families: Sequence[Family]) -> Finding:
   none = "No β" if won else "Some β"
   return Finding(
     won,
-    f"{none} repairs what PPO-ptx does: the best, β = {best:g}, stays"
-    f" {gather.text(left[best])} nats a token above the base model, and"
-    f" {gather.text(gaps[best])} above PPO-ptx.",
+    f"{none} repairs it: with the best, β = {best:g}, the LM loss is"
+    f" {gather.text(left[best], 2)} nats a token above the base model's.",
     [
       Figure(
         "Alignment tax over β, without pretraining gradients",

@@ -55,8 +55,8 @@ def analyse(families: Sequence[Family]) -> Finding:
   won = gather.above(low) and gather.above(high)
   return Finding(
     won,
-    f"The best β is {best:g}: its gold score is {gather.text(low)} above that"
-    f" of β = 0 and {gather.text(high)} above that of β = {GRID[-1]:g}.",
+    f"The best β is {best:g}: in gold score {gather.text(low, 2)} above β = 0"
+    f" and {gather.text(high, 2)} above β = {GRID[-1]:g}.",
     [
       Figure(
         "Quality over β, with pretraining gradients",

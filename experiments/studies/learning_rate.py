@@ -69,9 +69,9 @@ def analyse(families: Sequence[Family]) -> Finding:
 
   return Finding(
     won,
-    f"PPO gains nothing at {rates('PPO')}, PPO-ptx at {rates('PPO-ptx')}; from"
-    f" its best to the highest rate PPO loses {fall['PPO']:.3f} of gold score,"
-    f" PPO-ptx {fall['PPO-ptx']:.3f}.",
+    f"No gain over the start with PPO at {rates('PPO')}, with PPO-ptx at"
+    f" {rates('PPO-ptx')}; at the highest rate they lose {fall['PPO']:.2f} and"
+    f" {fall['PPO-ptx']:.2f} in gold score.",
     [
       Figure(
         "Quality over the policy's learning rate",

@@ -36,6 +36,17 @@ PAPER = {
 PAPER_SIZES = (1.3e9, 6e9, 175e9)
 
 
+def starts(f: Family, size: str) -> list[Job]:
+  """Base model and policy initialisation of another size than the middle."""
+  base = f.run("pretrain", size=size, label=size)
+  return [base, f.run("policy_init", init=base, size=size, label=size)]
+
+
+def start(f: Family, size: str) -> Job:
+  """The policy initialisation of another size than the middle."""
+  return starts(f, size)[-1]
+
+
 def measured(f: Family, size: str) -> dict[str, Job]:
   """The measured models of one size."""
   base: Job | str = "pretrain"
@@ -44,8 +55,7 @@ def measured(f: Family, size: str) -> dict[str, Job]:
   label = ""
   if size != "middle":
     label = size
-    base = f.run("pretrain", size=size, label=size)
-    init = f.run("policy_init", init=base, size=size, label=size)
+    base, init = starts(f, size)
     sft = f.run("sft", init=base, size=size, label=size)
   ppo, ptx = (
     f.ppo(changes, init=init, size=size, label=label)
@@ -67,8 +77,7 @@ def jobs(f: Family) -> Sequence[Job]:
   found: dict[str, Job] = {}
   for size in SIZES:
     if size != "middle":
-      base = f.run("pretrain", size=size, label=size)
-      init = f.run("policy_init", init=base, size=size, label=size)
+      base, init = starts(f, size)
       sft = f.run("sft", init=base, size=size, label=size)
       found |= {j.name: j for j in (base, init, sft)}
     else:
@@ -144,8 +153,8 @@ def analyse(families: Sequence[Family]) -> Finding:
   return Finding(
     won,
     f"The smallest PPO-ptx model ({counts[small]:,} parameters) wins"
-    f" {gather.text(direct)} against the largest base model"
-    f" ({ratio:.0f} times larger).",
+    f" {gather.text(direct, 2)} against a base model {ratio:.0f} times its"
+    " size.",
     [Figure("Win rate by size", [here, paper], "95 % intervals.")],
     [
       Table(

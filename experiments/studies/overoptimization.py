@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from experiments.studies import model_size
 from instructgpt_jax import statistics
 from instructgpt_jax.report.findings import Figure, Panel, Series, Table
 from instructgpt_jax.studies import gather
@@ -24,10 +25,9 @@ from instructgpt_jax.sweeps.jobs import Job
 STEPS = (5, 10, 15, 20, 30, 40, 80)  # iterations of PPO without a penalty
 LONG = (40, 80, 160)  # of PPO-ptx
 SAMPLES = 32
-REWARDS = {
-  "all rankings": {},
-  "150 rankings": {"reward.max_rankings": 150},
-}
+# Reward models; the first is the one that all other studies use.
+ALL, FEWER, SMALL = "all rankings", "150 rankings", "a small network"
+REWARDS = (ALL, FEWER, SMALL)
 ONLY_ANSWERS = {"measure.task_items": 0, "measure.rows": 0}
 PAPER_EPISODES = (512, 65e3, 131e3, 197e3, 262e3, 328e3, 393e3, 459e3, 512e3)
 PAPER_SQUAD = (62.8, 61.7, 60.4, 57.1, 57.8, 56.1, 56.7, 56.0, 56.1)
@@ -35,10 +35,16 @@ PAPER_SQUAD = (62.8, 61.7, 60.4, 57.1, 57.8, 56.1, 56.7, 56.0, 56.1)
 
 def proxy(f: Family, name: str) -> Job | str:
   """A reward model."""
-  changes = REWARDS[name]
-  if not changes:
-    return "reward"
-  return f.run("reward", changes, init="policy_init")
+  if name == FEWER:
+    return f.run("reward", {"reward.max_rankings": 150}, init="policy_init")
+  if name == SMALL:
+    start = model_size.start(f, "small")
+    return f.run("reward", init=start, size="small", label="small")
+  return "reward"
+
+
+def _label(name: str) -> str:
+  return {FEWER: "fewer", SMALL: "rm=small"}.get(name, "")
 
 
 def run(f: Family, name: str) -> Job:
@@ -48,7 +54,7 @@ def run(f: Family, name: str) -> Job:
     _lasting(f, STEPS[-1], STEPS[0])
     | {"ppo.ptx_coef": 0.0, "ppo.kl_coef": 0.0},
     reward=found,
-    label="" if isinstance(found, str) else "fewer",
+    label=_label(name),
   )
 
 
@@ -78,7 +84,7 @@ def best(f: Family, name: str) -> Job:
       "measure.samples_kept": SAMPLES,
       "measure.reward_model": f.folder(found),
     },
-    label=f"best_of_{SAMPLES}" + ("" if isinstance(found, str) else ",fewer"),
+    label=",".join(filter(None, (f"best_of_{SAMPLES}", _label(name)))),
     needs=[found] if isinstance(found, Job) else [],
   )
 
@@ -87,6 +93,7 @@ def jobs(f: Family) -> Sequence[Job]:
   """Reward models, long runs, and measurements along them."""
   found = [p for name in REWARDS if isinstance(p := proxy(f, name), Job)]
   return [
+    *model_size.starts(f, "small"),
     *found,
     *(run(f, name) for name in REWARDS),
     longer(f),
@@ -112,11 +119,11 @@ def fitted(
 def analyse(families: Sequence[Family]) -> Finding:
   """Curves, their fits, and whether gold falls while the proxy rises."""
   curves = {name: _curve(families, name) for name in REWARDS}
-  main = curves["all rankings"]
+  main = curves[ALL]
   peak = max(range(len(STEPS)), key=lambda i: main["gold"][i].mean)
 
   def of(step: int):
-    return lambda f: at(f, "all rankings", step)
+    return lambda f: at(f, ALL, step)
 
   fall = gather.gap(families, of(STEPS[-1]), of(STEPS[peak]), gather.gold)
   rise = gather.gap(families, of(STEPS[-1]), of(STEPS[peak]), gather.rm)
@@ -132,9 +139,8 @@ def analyse(families: Sequence[Family]) -> Finding:
   batch = families[0].scale.value("ppo.rollout_batch")
   return Finding(
     won,
-    f"After iteration {STEPS[peak]} the gold score changes by"
-    f" {gather.text(fall)}, while the reward model's score changes by"
-    f" {gather.text(rise, 2)}.",
+    f"Gold is best after {STEPS[peak]} iterations; by the last it has changed"
+    f" by {gather.text(fall, 2)}, the RM score by {gather.text(rise, 2)}.",
     [
       Figure(
         "Gold and proxy over the distance from the start",
@@ -258,11 +264,11 @@ def _panel(curves: dict, key: str) -> Panel:
       (d, gold if key == "gold" else rm) for _, d, gold, rm in curve["best"]
     ]
     series += [
-      Series(f"PPO, {name}", ppo, role="ppo" if name == "all rankings" else ""),
+      Series(f"PPO, {name}", ppo, role="ppo" if name == ALL else ""),
       Series(
         f"Best of n, {name}",
         picked,
-        role="best_of_n" if name == "all rankings" else "",
+        role="best_of_n" if name == ALL else "",
       ),
     ]
     if key == "gold":
@@ -298,7 +304,8 @@ STUDY = Study(
   ),
   setup=(
     f"PPO without a KL penalty for {STEPS[-1]} iterations, against a reward"
-    " model from all rankings and from 150 of them; best of up to"
+    " model from all rankings, from 150 of them, and of the small size; best of"
+    " up to"
     f" {SAMPLES}; gold and proxy on held-out prompts along the way. PPO-ptx for"
     f" {LONG[-1]} iterations."
   ),

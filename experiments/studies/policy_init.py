@@ -71,9 +71,9 @@ def analyse(families: Sequence[Family]) -> Finding:
   won = spread.mean < 0.5 * gain.mean and gather.above(gain)
   return Finding(
     won,
-    f"Between the best and the worst of {len(GRID)} starts the gold score"
-    f" differs by {gather.text(spread)}; PPO-ptx itself gains"
-    f" {gather.text(gain)}.",
+    f"The best and the worst of {len(GRID)} starts end"
+    f" {gather.text(spread, 2)} apart in gold score; PPO-ptx itself gains"
+    f" {gather.text(gain, 2)}.",
     [
       Figure(
         "Quality by start",

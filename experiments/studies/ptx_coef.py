@@ -56,7 +56,7 @@ def analyse(families: Sequence[Family]) -> Finding:
   cost = gather.gap(families, at(GRID[-1]), at(0.0), gather.rm)
   helped = gather.gap(families, at(GRID[-1]), at(0.0), gather.tasks)
   won = bool(repaired) and gather.below(cost) and gather.above(helped)
-  first = f"γ ≥ {min(repaired):g} removes" if repaired else "no γ removes"
+  first = f"γ of {min(repaired):g} removes" if repaired else "No γ removes"
   figures = [
     Figure(
       "Alignment tax over γ",
@@ -123,16 +123,15 @@ def analyse(families: Sequence[Family]) -> Finding:
   ]
   return Finding(
     won,
-    f"{first} at least 80 % of the {added:.2f} nats a token that PPO adds to"
-    f" the LM loss; at γ = {GRID[-1]:g} the RM score is"
-    f" {gather.text(cost, 2)} away from that of γ = 0.",
+    f"{first} at least 80 % of the LM loss that PPO adds; from γ = 0 to"
+    f" {GRID[-1]:g} the RM score changes by {gather.text(cost, 2)}.",
     figures,
     [
       Table(
         "Over γ",
         ["γ", "LM loss", "tax removed, %", "public tasks", "RM score", "gold"],
         [
-          (f"{g:g}", x, 100 * removed[g], t, r, y)
+          (f"{g:g}", x, f"{100 * removed[g]:.0f}", t, r, y)
           for (g, x), (_, t), (_, r), (_, y) in zip(
             loss, task, reward, gold, strict=True
           )

@@ -120,12 +120,10 @@ def analyse(families: Sequence[Family]) -> Finding:
   )
   return Finding(
     won,
-    f"After one epoch shuffled pairs cost {gather.text(pairs_cost)} nats a"
-    f" pair on held-out rankings, {EPOCHS[-1]} epochs cost"
-    f" {gather.text(epochs_cost)}; half or one and a half times the learning"
-    f" rate moves the accuracy by {100 * moved:.1f} points; labelers left out"
-    f" are predicted in {100 * outside.mean:.1f} %, the others in"
-    f" {100 * inside.mean:.1f} % of pairs.",
+    f"Held-out loss: shuffled pairs {gather.signed(pairs_cost)}, {EPOCHS[-1]}"
+    f" epochs {gather.signed(epochs_cost)}. Accuracy: learning rate"
+    f" ± {100 * moved:.1f} points, labelers left out"
+    f" {100 * (outside.mean - inside.mean):+.1f} points.",
     [
       Figure(
         "Held-out loss by epochs",

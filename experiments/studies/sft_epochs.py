@@ -79,10 +79,9 @@ def analyse(families: Sequence[Family]) -> Finding:
 
   return Finding(
     won,
-    f"Validation loss is least after {early} epoch{'s' * (early > 1)} at the"
-    f" latest; from there to the end the RM score changes by"
-    f" {gather.text(later, 2)}. The checkpoint with the best RM score has a"
-    f" gold score {gather.text(gain)} above that with the least loss.",
+    f"The loss is least after at most {early} epoch{'s' * (early > 1)}; the RM"
+    f" score then changes by {gather.signed(later)} to the end. Its choice is"
+    f" {gather.signed(gain)} in gold score against the loss's.",
     [
       Figure(
         "Sixteen epochs on demonstrations",

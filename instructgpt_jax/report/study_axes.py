@@ -146,7 +146,7 @@ def place(panel: Panel, x: float) -> float:
 
 
 def _ticks(scale: Scale, tried: Sequence[float]) -> list[tuple[float, str]]:
-  if len(tried) <= FEW_TICKS["log" if scale.log else "linear"]:
+  if 0 < len(tried) <= FEW_TICKS["log" if scale.log else "linear"]:
     found = [(scale.at(x), tick(x, 3)) for x in tried]
     return _spread(scale, found)
   if not scale.log:

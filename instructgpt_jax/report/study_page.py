@@ -81,6 +81,11 @@ def write(results: Results, directory: str | pathlib.Path) -> pathlib.Path:
     for at, drawing in enumerate(drawn, 1):
       path = directory / FIGURES / f"{_slug(study)}-{at}.svg"
       files.write_text_atomic(path, study_figures.standalone(drawing))
+    # Those of an earlier page that had more of them.
+    at = len(drawn) + 1
+    while (directory / FIGURES / f"{_slug(study)}-{at}.svg").exists():
+      (directory / FIGURES / f"{_slug(study)}-{at}.svg").unlink()
+      at += 1
   files.write_text_atomic(directory / HTML, _render(results, drawings))
   return directory / HTML
 
@@ -159,8 +164,7 @@ def verdicts(results: Results) -> list[Verdict]:
   studies = mapping(results.get("studies"))
   found = []
   for name in dict.fromkeys((*given, *studies)):
-    study = {**mapping(studies.get(name)), **mapping(given.get(name))}
-    if study:
+    if study := _study(results, name):
       found.append(
         Verdict(
           study=str(name),
@@ -171,6 +175,12 @@ def verdicts(results: Results) -> list[Verdict]:
         )
       )
   return found
+
+
+def _study(results: Results, name: str) -> dict[str, Any]:
+  """A study with its verdict, which counts where both say something."""
+  study = mapping(mapping(results.get("studies")).get(name))
+  return {**study, **mapping(mapping(results.get("verdicts")).get(name))}
 
 
 def _unbroken(text: str) -> str:
@@ -217,14 +227,7 @@ def _render(results: Results, drawings: Mapping[str, Sequence[Drawing]]) -> str:
     facts=_facts(results),
     verdicts=rows,
     studies=[
-      _section(
-        {
-          **mapping(mapping(results["studies"])[row.study]),
-          **mapping(mapping(results.get("verdicts")).get(row.study)),
-        },
-        row,
-        drawings.get(row.study, ()),
-      )
+      _section(_study(results, row.study), row, drawings.get(row.study, ()))
       for row in rows
       if row.anchor
     ],

@@ -1,4 +1,4 @@
-"""The numbers of one measured model, prompt by prompt, and their intervals."""
+"""The numbers of one measured model, prompt by prompt."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 
 from instructgpt_jax import statistics
-
-Interval = statistics.Interval
 
 
 class Answers:
@@ -74,13 +72,3 @@ class Answers:
   def wins(self, other: Answers) -> np.ndarray:
     """[P] share of pairs of answers in which this model's gold is higher."""
     return statistics.win_rate(self.raw("gold"), other.raw("gold"))
-
-
-def pooled(groups: Sequence[np.ndarray]) -> Interval:
-  """The mean over seeds with an interval from prompts and seeds both."""
-  return statistics.pooled_interval(groups)
-
-
-def difference(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> Interval:
-  """Mean of a − b, paired by prompt within each seed."""
-  return pooled([x - y for x, y in zip(a, b, strict=True)])

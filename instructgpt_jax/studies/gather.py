@@ -82,8 +82,13 @@ def below(found: Interval, bar: float = 0.0) -> bool:
   return found.high < bar
 
 
+def signed(found: Interval) -> str:
+  """'+0.12 [0.08, 0.16]'."""
+  return f"{found.mean:+.2f} [{found.low:.2f}, {found.high:.2f}]"
+
+
 def text(found: Interval, digits: int = 3) -> str:
-  """'+0.12 [0.08, 0.16]' without the sign where there is none."""
+  """'0.120 [0.080, 0.160]'."""
   return (
     f"{found.mean:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
   )

@@ -153,4 +153,66 @@ MINI = Scale(
   measure={"measure.task_items": 150, "measure.rows": 256},
 )
 
-SCALES = {s.name: s for s in (MINI,)}
+# The same on an accelerator: 0.9M, 8M and 64M parameters. Never run as yet.
+LARGE = Scale(
+  "large",
+  recipe=_QUIET
+  | {
+    "model.layers": 10,
+    "model.width": 256,
+    "model.heads": 4,
+    "pretrain.steps": 6000,
+    "pretrain.batch_size": 64,
+    "labeling.completions": 9,
+    "labeling.prompts": 4000,
+    "labeling.rounds": 3,
+    "ppo.episodes": 20_480,
+    "ppo.rollout_batch": 256,
+    "ppo.minibatch": 64,
+    "evaluation.prompts": 1500,
+    "world.pretraining_tokens": 20_000_000,
+    "world.demonstrations": 5000,
+  },
+  sizes={
+    "small": {"model.layers": 4, "model.width": 128, "model.heads": 2},
+    "middle": {},
+    "large": {"model.layers": 20, "model.width": 512, "model.heads": 8},
+  },
+  measure={},
+)
+
+# Says nothing about the paper: every command in seconds, one seed.
+SMOKE = Scale(
+  "smoke",
+  recipe=_QUIET
+  | {
+    "model.layers": 1,
+    "model.width": 16,
+    "model.heads": 1,
+    "pretrain.steps": 6,
+    "pretrain.batch_size": 4,
+    "sft.epochs": 1,
+    "policy_init.epochs": 1,
+    "labeling.prompts": 24,
+    "labeling.valid_prompts": 24,
+    "labeling.completions": 3,
+    "labeling.rounds": 1,
+    "ppo.episodes": 16,
+    "ppo.rollout_batch": 8,
+    "ppo.minibatch": 4,
+    "ppo.ptx_ratio": 1,
+    "ppo.ptx_microbatch": 4,
+    "evaluation.prompts": 12,
+    "evaluation.samples": 2,
+    "evaluation.prefix_prompts": 6,
+    "world.pretraining_tokens": 12_000,
+    "world.demonstrations": 40,
+    "world.train_prompts": 60,
+    "world.test_prompts": 40,
+  },
+  sizes={"small": {}, "middle": {}, "large": {}},
+  measure={"measure.task_items": 4, "measure.rows": 8},
+  seeds=(0,),
+)
+
+SCALES = {s.name: s for s in (MINI, LARGE, SMOKE)}

@@ -101,6 +101,7 @@ def results(
   )  # fmt: skip
   return {
     "title": TITLE,
+    "where": "in a world of 300 words",
     "size": scale.name,
     "command": "make study",
     "machine": machine,

@@ -30,7 +30,8 @@ class Slurm:
   # More options of sbatch, as {"account": "name"}.
   extra: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
-  def _asked(self) -> dict[str, Any]:
+  def asked(self) -> dict[str, Any]:
+    """What submitit has a name of its own for."""
     wanted = dict(
       timeout_min=self.minutes,
       gpus_per_node=self.gpus,
@@ -39,7 +40,8 @@ class Slurm:
     )
     return {name: value for name, value in wanted.items() if value}
 
-  def _asked_of_slurm(self) -> dict[str, Any]:
+  def asked_of_slurm(self) -> dict[str, Any]:
+    """What goes to sbatch as it is."""
     wanted = dict(
       partition=self.partition, additional_parameters=dict(self.extra)
     )
@@ -110,8 +112,8 @@ class Submitit:
         field="--launcher",
         remedy="start the sweep on a login node, or give --launcher=local",
       ) from error
-    more = {f"slurm_{k}": v for k, v in slurm._asked_of_slurm().items()}
-    executor.update_parameters(**slurm._asked(), **more)
+    more = {f"slurm_{k}": v for k, v in slurm.asked_of_slurm().items()}
+    executor.update_parameters(**slurm.asked(), **more)
     return executor
 
   @property
@@ -124,8 +126,9 @@ class Submitit:
     """How many more jobs may be submitted."""
     return self._workers - len(self._running)
 
-  def start(self, job: jobs.Job, lock: int) -> None:
+  def start(self, job: jobs.Job, lock: int, alone: bool = False) -> None:
     """Submits a job. The lock stays with this process."""
+    del lock, alone
     log = records.log_path(self._root, job.name)
     start = os.path.getsize(log) if os.path.exists(log) else 0
     short = job.name.replace("/", ".")
@@ -147,8 +150,12 @@ class Submitit:
   def _error(self, name: str, start: int, failure: Any) -> str:
     if failure is None:
       return ""
+    lines = str(failure).splitlines()
+    raised = [line for line in lines if "Error: " in line]
+    # Without an error of ours, the first lines have what Slurm says.
+    how = raised[-1] if raised else " ".join(lines[:2])
     log = records.last_lines(records.log_path(self._root, name), start)
-    return log or "\n".join(str(failure).splitlines()[-10:])
+    return f"{how}\n{log}"
 
   def stop(self) -> None:
     """Cancels all that is queued or running."""
@@ -176,9 +183,9 @@ def batch_script(root: str, slurm: Slurm, name: str) -> str:
       return 2
 
   executor = Anywhere(os.path.join(root, FOLDER), max_num_timeout=_REQUEUES)
-  asked = {**slurm._asked(), "name": name.replace("/", ".")}
+  asked = {**slurm.asked(), "name": name.replace("/", ".")}
   executor.update_parameters(
-    **executor._convert_parameters(asked), **slurm._asked_of_slurm()
+    **executor._convert_parameters(asked), **slurm.asked_of_slurm()
   )
   return executor._make_submission_file_text(
     executor._submitit_command_str, "0"
@@ -194,6 +201,6 @@ def submitit() -> ModuleType:
     raise UserError(
       "the package submitit is not installed",
       field="--launcher",
-      remedy="pip install submitit, or give --launcher=local",
+      remedy="pip install submitit (extra 'sweeps'), or give --launcher=local",
     ) from error
   return submitit

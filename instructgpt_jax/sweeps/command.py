@@ -8,12 +8,13 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from instructgpt_jax import config as config_lib
 from instructgpt_jax import flags, launch, presets
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.sweeps import (
+  arguments,
   cluster,
   collect,
   execute,
@@ -28,14 +29,9 @@ from instructgpt_jax.sweeps.jobs import Job, shown
 _SHARED = "--shared."
 
 
-class _Parser(argparse.ArgumentParser):
-  def error(self, message: str) -> NoReturn:
-    raise UserError(message, remedy="--help lists the flags")
-
-
 def parser(doc: str) -> argparse.ArgumentParser:
   """The sweep's own flags."""
-  found = _Parser(
+  found = arguments.Parser(
     prog="python -m experiments.sweep",
     description=doc,
     formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -59,34 +55,13 @@ def parser(doc: str) -> argparse.ArgumentParser:
   add("--objective", default="", help="a number of the runs' complete.json")
   add("--direction", choices=search.DIRECTIONS, default="maximize")
   add("--search_seed", type=int, default=0, help="of a search itself (0)")
-  slurm = found.add_argument_group("what each run asks of Slurm")
-  for name, (kind, text) in _SLURM.items():
-    slurm.add_argument(
-      f"--slurm.{name}", type=kind, metavar=name.upper(), help=text
-    )
+  arguments.add_slurm(found)
   found.add_argument_group(
     "other flags",
     "--shared.FIELD=VALUE is one of experiments.pipeline, for the stages that\n"
     "all runs share. Any other is the experiment's, for every run.",
   )
   return found
-
-
-def _options(text: str) -> dict[str, str]:
-  pairs = [part.partition("=") for part in text.split(",")]
-  if not all(name and equals for name, equals, _ in pairs):
-    raise argparse.ArgumentTypeError(f"{text!r} is not name=value,name=value")
-  return {name: value for name, _, value in pairs}
-
-
-_SLURM: Mapping[str, tuple[Callable[[str], Any], str]] = {
-  "partition": (str, "its partition"),
-  "minutes": (int, "time limit (60); a longer run is queued again"),
-  "gpus": (int, "accelerators"),
-  "cpus": (int, "cores"),
-  "memory_gb": (float, "memory"),
-  "extra": (_options, "more options of sbatch: account=NAME,qos=NAME"),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,19 +107,17 @@ class Sweep:
   def place(self) -> dict[str, Any]:
     """Where runs are run, as arguments of `execute` and `search.run`."""
     args = self.args
-    asked = {name: getattr(args, f"slurm.{name}") for name in _SLURM}
     return dict(
       # On a cluster 0 is no limit.
       workers=args.jobs or int(args.launcher == "local"),
       launcher=args.launcher,
-      slurm=cluster.Slurm(**{k: v for k, v in asked.items() if v is not None}),
+      slurm=arguments.slurm(args),
     )
 
 
 def parse(
   argv: Sequence[str],
   load: Callable[[str], Any],
-  names: Callable[[], Sequence[str]],
   doc: str,
   module: str,
 ) -> Sweep:
@@ -153,7 +126,7 @@ def parse(
   _check(args)
   mine = ["--" + a[len(_SHARED) :] for a in rest if a.startswith(_SHARED)]
   rest = [a for a in rest if not a.startswith(_SHARED)]
-  experiment = functools.cache(lambda: _load(args.experiment, load, names))
+  experiment = functools.cache(lambda: _load(args.experiment, load))
   get_config = presets.EXPERIMENTS.get(args.experiment)
   preset = args.preset
   # Its module takes seconds to import, which a dry run can often do without.
@@ -161,7 +134,7 @@ def parse(
     get_config = experiment().get_config
     preset = preset or _default_preset(get_config)
   config, settings = _settings(rest, args.experiment, get_config, preset)
-  text = grid.expand(args.sweep, lambda: experiment().sweep())
+  text = grid.expand(args.sweep, lambda: getattr(experiment(), "sweep", dict)())
   swept = grid.fields(text)
   stages = None
   if shared.until(args.experiment, [*settings, *swept]):
@@ -183,18 +156,14 @@ def parse(
   return Sweep(args, config, settings, text, stages, module)
 
 
-def _load(
-  name: str,
-  load: Callable[[str], Any],
-  names: Callable[[], Sequence[str]],
-) -> Any:
+def _load(name: str, load: Callable[[str], Any]) -> Any:
   found = load(name)
-  if not hasattr(found, "sweep"):
+  if not hasattr(found, "get_config"):
     raise UserError(
-      f"there is no experiment {name!r} to sweep",
+      f"there is no experiment {name!r}",
       field="--experiment",
-      remedy=config_lib.nearest(name, names())
-      or f"give one of {', '.join(names())}",
+      remedy=config_lib.nearest(name, presets.EXPERIMENTS)
+      or f"give one of {', '.join(presets.EXPERIMENTS)}",
     )
   return found
 
@@ -206,7 +175,9 @@ def _default_preset(get_config: Callable[[str], Any]) -> str:
 def _check(args: argparse.Namespace) -> None:
   for name in ("jobs", "trials"):
     if getattr(args, name) is not None and getattr(args, name) < 1:
-      raise UserError("starts at 1", field=f"--{name}", remedy="give more")
+      raise UserError(
+        "starts at 1", field=f"--{name}", remedy=f"give --{name}=1"
+      )
   if args.search and not args.objective:
     raise UserError(
       "is missing",
@@ -344,7 +315,6 @@ def _report(sweep: Sweep, outcome: execute.Outcome) -> int:
 def main(
   argv: Sequence[str],
   load: Callable[[str], Any],
-  names: Callable[[], Sequence[str]],
   *,
   doc: str = "",
   module: str = "experiments",
@@ -354,7 +324,6 @@ def main(
   Args:
     argv: the arguments.
     load: an experiment's name → its module, or None.
-    names: gives the names of the experiments, for errors.
     doc: what `--help` begins with.
     module: the package of the experiments.
 
@@ -364,6 +333,6 @@ def main(
   statuses: list[int] = []
 
   def body() -> None:
-    statuses.append(run(parse(argv, load, names, doc, module)))
+    statuses.append(run(parse(argv, load, doc, module)))
 
   return launch.guarded(body) or statuses[0]

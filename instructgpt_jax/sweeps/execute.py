@@ -55,7 +55,7 @@ class Launcher(Protocol):
   @property
   def free(self) -> int: ...
 
-  def start(self, job: Job, lock: int) -> None: ...
+  def start(self, job: Job, lock: int, alone: bool = False) -> None: ...
 
   def ended(self) -> list[processes.Ended]: ...
 
@@ -160,8 +160,10 @@ def _drive(
     try:
       while waiting or launcher.names:
         watch.check()
-        for job in _ready(waiting, outcome)[: launcher.free]:
-          launcher.start(waiting.pop(job.name), lock)
+        ready = _ready(waiting, outcome)
+        alone = len(ready) == 1 and not launcher.names
+        for job in ready[: launcher.free]:
+          launcher.start(waiting.pop(job.name), lock, alone)
           watch.started()
         for ended in launcher.ended():
           if ended.error:

@@ -41,7 +41,7 @@ def begin(
     else:
       held = read(root)
       for name, value in files.plain(head).items():
-        _same(root, f"{name}", held.get(name), value)
+        _same(root, name, held.get(name), value)
     known = {entry["name"]: entry for entry in held["jobs"]}
     for entry in entries:
       old = known.setdefault(entry["name"], dict(entry))

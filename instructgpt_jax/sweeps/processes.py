@@ -57,8 +57,14 @@ class Local:
     """How many more jobs may be started."""
     return self._workers - len(self._running)
 
-  def start(self, job: jobs.Job, lock: int) -> None:
-    """Starts a job; its process holds the lock too, in case this one dies."""
+  def start(self, job: jobs.Job, lock: int, alone: bool = False) -> None:
+    """Starts a job; its process holds the lock too, in case this one dies.
+
+    Args:
+      job: the job.
+      lock: an open file.
+      alone: no other starts before it has ended, so it may have all cores.
+    """
     used = {one.slot for one in self._running}
     slot = min(set(range(self._workers)) - used)
     log = records.log_path(self._root, job.name)
@@ -68,7 +74,8 @@ class Local:
       start = file.tell()
       file.write(f"$ {jobs.shown(command)}\n".encode())
       file.flush()
-      process = popen(command, file, self._cores[slot], lock)
+      cores = [] if alone else self._cores[slot]
+      process = popen(command, file, cores, lock)
     self._running.append(
       _Running(job, process, slot, log, start, time.monotonic())
     )
@@ -84,8 +91,9 @@ class Local:
     """Ends all that runs; returns when nothing is left."""
     for one in self._running:
       end(one.process)
-    for one in list(self._running):
+    for one in self._running:
       kill(one.process)
+    for one in list(self._running):
       self._forget(one)
 
   def _forget(self, one: _Running) -> None:

@@ -15,6 +15,7 @@ import pathlib
 import time
 from collections.abc import Iterator
 
+from instructgpt_jax.errors import UserError
 from instructgpt_jax.runtime import files
 from instructgpt_jax.sweeps import jobs
 
@@ -66,9 +67,13 @@ def acquire(path: str | os.PathLike[str], seconds: float = 0.0) -> int | None:
       if time.monotonic() >= until:
         os.close(descriptor)
         return None
-    except BaseException:
+    except OSError as error:
       os.close(descriptor)
-      raise
+      raise UserError(
+        f"cannot be locked: {error.strerror}",
+        file=str(path),
+        remedy="choose a --workdir on a file system that has locks",
+      ) from error
     time.sleep(0.05)
 
 

@@ -85,20 +85,21 @@ class Trials:
         direction=wanted.direction,
         load_if_exists=True,
       )
-      self._aim()
 
-  def _aim(self) -> None:
+  def aim(self) -> None:
     """Refuses another objective once there is a result for the first."""
-    old = self._study.user_attrs.get("objective", self._wanted.objective)
     told = [self._optuna.trial.TrialState.COMPLETE]
-    if old != self._wanted.objective and self._study.get_trials(states=told):
-      raise UserError(
-        f"was begun with --objective={old}, not {self._wanted.objective}",
-        file=self._root,
-        field="--objective",
-        remedy="give the old one, or choose another --workdir",
-      )
-    self._study.set_user_attr("objective", self._wanted.objective)
+    new = self._wanted.objective
+    with records.held(self._lock):
+      old = self._study.user_attrs.get("objective", new)
+      if old != new and self._study.get_trials(states=told):
+        raise UserError(
+          f"was begun with --objective={old}, not {new}",
+          file=self._root,
+          field="--objective",
+          remedy="give the old one, or choose another --workdir",
+        )
+      self._study.set_user_attr("objective", new)
 
   def close(self) -> None:
     """Closes the data base."""
@@ -110,11 +111,12 @@ class Trials:
     states = self._optuna.trial.TrialState
     with records.held(self._lock):
       trials = self._study.get_trials(deepcopy=False)
-      whole = [t for t in trials if t.params.keys() == self._space.keys()]
-      running = [t for t in trials if not t.state.is_finished()]
-      for trial in running:
+      whole = [t for t in trials if self._whole(t)]
+      for trial in trials:
+        if trial.state.is_finished():
+          continue
         lock = self._try(trial.number)
-        if lock is not None and trial in whole:
+        if lock is not None and self._whole(trial):
           return self._claimed(trial.number, trial.params, lock)
         if lock is not None:
           # Its worker was killed before all values were chosen: it never ran.
@@ -132,10 +134,7 @@ class Trials:
   def finished(self) -> int:
     """How many trials have ended, well or not."""
     trials = self._study.get_trials(deepcopy=False)
-    return sum(
-      t.state.is_finished() and t.params.keys() == self._space.keys()
-      for t in trials
-    )
+    return sum(t.state.is_finished() and self._whole(t) for t in trials)
 
   def tell(self, claim: Claim, error: str) -> str:
     """Takes down what became of a trial; gives the error if there is one."""
@@ -146,12 +145,16 @@ class Trials:
       if not math.isfinite(value):
         error = f"{self._wanted.objective} is {value}"
     with records.held(self._lock):
+      plan.note(self._root, claim.job.name, error=error)
       if error:
-        plan.note(self._root, claim.job.name, error=error)
         self._study.tell(claim.number, state=states.FAIL)
       else:
         self._study.tell(claim.number, value)
     return error
+
+  def _whole(self, trial: Any) -> bool:
+    """Whether a trial has all its values."""
+    return trial.params.keys() == self._space.keys()
 
   def _try(self, number: int) -> int | None:
     return records.acquire(records.lock_path(self._root, trial_name(number)))
@@ -190,10 +193,12 @@ def run(
     What became of all trials, those of other workers too.
 
   Raises:
-    UserError: a complete run has no such objective.
+    UserError: a complete run has no such objective, or the search has results
+      for another one.
   """
   trials = Trials(root, wanted, space, make_job)
   try:
+    trials.aim()
     place = execute.open_launcher(launcher, root, workers, slurm)
     _work(trials, wanted.trials, place, log)
   finally:
@@ -241,7 +246,7 @@ def _outcome(root: str) -> execute.Outcome:
   outcome = execute.Outcome(seconds=records.read_seconds(root))
   for entry in plan.read(root)["jobs"]:
     name = entry["name"]
-    if "error" in entry:
+    if entry.get("error"):
       outcome.failed[name] = entry["error"]
     elif files.read_complete(os.path.join(root, *name.split("/"))) is not None:
       outcome.done.append(name)
@@ -323,7 +328,7 @@ def load_optuna() -> ModuleType:
     raise UserError(
       "the package optuna is not installed",
       field="--search",
-      remedy="pip install optuna, or sweep a grid without --search",
+      remedy="pip install optuna (extra 'sweeps'), or leave --search out",
     ) from error
   optuna.logging.set_verbosity(optuna.logging.WARNING)
   return optuna

@@ -189,3 +189,28 @@ def test_other_settings(stages, tmp_path):
     same["return"] - (1 - same["ended"]), abs=1e-5
   )
   assert row["value_loss"] != same["value_loss"]
+
+
+def test_snapshots_are_the_policy_on_the_way(stages, tmp_path):
+  """Of every other iteration, not averaged, and stages of their own."""
+  done = stages.run(
+    "ppo",
+    *stages.flags("ppo"),
+    "--ppo.episodes=32",
+    "--ppo.snapshot_every=2",
+    "--run.save_every=1",
+    "--run.keep=99",
+    f"--workdir={tmp_path}",
+  )
+  assert done.status == 0, done.err
+  folders = sorted((tmp_path / ppo.SNAPSHOTS).iterdir())
+  assert [f.name for f in folders] == ["000002", "000004"]
+  for folder in folders:
+    table = results.arrays(tmp_path / "checkpoints" / str(int(folder.name)))
+    kept = results.model(folder)
+    for name, array in kept.items():
+      np.testing.assert_array_equal(array, table[f"policy/params/{name}"])
+    assert workdir.open_stage(str(folder)).kind == workdir.LANGUAGE
+  averaged = results.model(tmp_path)
+  last = results.model(folders[-1])
+  assert any((averaged[n] != last[n]).any() for n in last)

@@ -217,3 +217,16 @@ def test_invariant_25_rankings_recover_their_bradley_terry_scores(rng):
   for _ in range(300):
     scores = step(scores)
   np.testing.assert_allclose(scores - scores.mean(), true, atol=0.03)
+
+
+def test_pair_losses_equal_loop(data):
+  scores, ranks, valid = data
+  found = jax.jit(preference.pair_losses)(scores, ranks, valid)
+  for b in range(6):
+    expected = sum(
+      np.logaddexp(0, float(scores[b, j]) - float(scores[b, i]))
+      for i in range(scores.shape[1])
+      for j in range(scores.shape[1])
+      if valid[b, i] and valid[b, j] and ranks[b, i] < ranks[b, j]
+    )
+    np.testing.assert_allclose(found[b], expected, rtol=1e-5, atol=1e-6)

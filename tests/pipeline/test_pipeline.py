@@ -9,12 +9,15 @@ import pathlib
 import re
 
 import jax
+import numpy as np
 import pytest
 
 from instructgpt_jax import config, flags, presets
 from instructgpt_jax.errors import UserError
+from instructgpt_jax.evals import evaluate
 from instructgpt_jax.pipeline import stages
 from instructgpt_jax.runtime import files
+from instructgpt_jax.world import requests, words, write
 
 SMALL = {
   "model.layers": 1,
@@ -282,3 +285,147 @@ def test_a_base_model_takes_the_place_of_pretraining(world_run, tmp_path):
   assert stages._pretrain(pipeline) == base
   assert not (tmp_path / "pretrain").exists()
   assert isinstance(wanted, config.PipelineExperiment)
+
+
+def evaluation(world_run, model, **more):
+  """The config of `experiments.evaluate` on a stage of the run."""
+  root = pathlib.Path(world_run)
+  return flags.replace(
+    presets.evaluate("world"),
+    {
+      "model.layers": 1,
+      "model.width": 16,
+      "init_from": str(root / model),
+      "measure.start": str(root / "policy_init"),
+      "measure.reward_model": str(root / "reward"),
+      "measure.world": str(root / "world"),
+      "measure.task_items": 5,
+      "measure.rows": 16,
+      "data.prompts": str(root / "world" / "prompts.jsonl"),
+      "data.pretraining": str(root / "world" / "pretraining.jsonl"),
+      "evaluation.prompts": 12,
+      "evaluation.samples": 2,
+      "evaluation.prefix_prompts": 6,
+      "evaluation.best_of_n": 3,
+    }
+    | more,
+  )
+
+
+@pytest.fixture(scope="module")
+def measured(world_run, tmp_path_factory):
+  folder = tmp_path_factory.mktemp("measured")
+  evaluate.run(
+    evaluation(world_run, "ppo", **{"measure.samples_kept": 4}), str(folder)
+  )
+  return folder
+
+
+def test_a_model_is_measured_prompt_by_prompt(measured, world_run):
+  found = files.read_json(measured / "answers.json")
+  assert len(found["prompts"]) == len(found["families"]) == 12
+  world = write.load_world(pathlib.Path(world_run) / "world")
+  for part, samples in (("sampled", 2), ("greedy", 1), ("kept", 4)):
+    for key in ("gold", "rm"):
+      assert np.shape(found[part][key]) == (12, samples)
+  assert set(found["families"]) <= set(requests.FAMILIES)
+  assert found["families"][3] == (
+    requests.parse(world, found["prompts"][3]).family
+  )
+  assert len(found["lm"]["nll"]) == len(found["lm"]["weight"]) <= 16
+  assert {k: len(v) for k, v in found["tasks"].items()} == {
+    "translation": 5, "reading": 5, "sentiment": 5, "facts": 5,
+  }  # fmt: skip
+  assert all(0 <= bits <= 1 for bits in found["bias"])
+
+
+def test_the_means_are_of_what_is_kept(measured):
+  found = files.read_json(measured / "answers.json")
+  means = files.read_complete(measured)
+  assert means["gold"] == pytest.approx(np.mean(found["sampled"]["gold"]))
+  assert means["lm_loss"] == pytest.approx(
+    np.sum(found["lm"]["nll"]) / np.sum(found["lm"]["weight"])
+  )
+  assert means["best_of_1"] == pytest.approx(np.mean(found["kept"]["gold"]))
+  assert {"best_of_2", "best_of_4", "bias_entropy", "translation"} <= set(means)
+
+
+def test_the_start_has_no_distance_from_itself(world_run, tmp_path):
+  evaluate.run(
+    evaluation(
+      world_run, "policy_init", **{"measure.task_items": 0, "measure.rows": 0}
+    ),
+    str(tmp_path),
+  )
+  found = files.read_json(tmp_path / "answers.json")
+  assert abs(np.asarray(found["sampled"]["kl"])).max() < 1e-3
+  assert "lm" not in found and "tasks" not in found
+
+
+def test_a_filtered_answer_is_a_refusal(world_run, tmp_path):
+  """Every answer of an untrained model holds some word of the vocabulary."""
+  words_ = "|".join((*words.CONTENT, ".", ",", "the", "is", "i", "a"))
+  more = {"measure.filter": words_, "measure.task_items": 0}
+  evaluate.run(evaluation(world_run, "pretrain", **more), str(tmp_path))
+  found = files.read_json(tmp_path / "answers.json")
+  refused = [
+    gold for gold, family in zip(
+      found["sampled"]["gold"], found["families"], strict=True
+    ) if family == "harmful"
+  ]  # fmt: skip
+  assert np.shape(found["sampled"]["gold"]) == (12, 1)
+  assert all(gold == [1.0] for gold in refused)
+  assert np.mean(found["sampled"]["ended"]) > 0.8
+
+
+def test_a_prefix_can_be_chosen_by_the_reward_model(world_run, tmp_path):
+  more = {"measure.prefix": "auto", "measure.rows": 0}
+  evaluate.run(evaluation(world_run, "pretrain", **more), str(tmp_path))
+  found = files.read_json(tmp_path / "answers.json")
+  assert found["prefix"] in words.PREFIXES
+
+
+@pytest.mark.parametrize(
+  ("change", "said"),
+  [
+    ({"init_from": ""}, "init_from"),
+    ({"measure.start": ""}, "measure.start"),
+    ({"measure.world": ""}, "measure.judge"),
+    ({"measure.reward_model": "policy_init"}, "no such folder"),
+  ],
+)
+def test_what_is_missing_for_a_measurement_is_named(
+  world_run, tmp_path, change, said
+):
+  with pytest.raises(UserError, match=said):
+    evaluate.run(evaluation(world_run, "ppo", **change), str(tmp_path))
+
+
+def test_a_judge_takes_the_place_of_the_world(given_run, tmp_path):
+  root = pathlib.Path(given_run)
+  held = report(given_run)["config"]["data"]
+  more = {
+    "measure.world": "",
+    "measure.judge": str(root / "judge"),
+    **{f"data.{k}": v for k, v in held.items()},
+  }
+  evaluate.run(evaluation(given_run, "ppo", **more), str(tmp_path))
+  found = files.read_json(tmp_path / "answers.json")
+  assert set(found["families"]) == {""}
+  assert np.ptp(found["sampled"]["gold"]) > 0
+
+
+def test_a_pipeline_stops_where_it_is_told_and_goes_on(tmp_path):
+  folder = str(tmp_path)
+  wanted = small("world", until="pretrain")
+  files.claim_workdir(folder, "pipeline", flags.config_to_dict(wanted))
+  stages.run(wanted, folder)
+  assert files.read_complete(folder) == {"until": "pretrain"}
+  assert not (tmp_path / "policy_init").exists()
+  further = small("world", until="policy_init")
+  files.claim_workdir(folder, "pipeline", flags.config_to_dict(further))
+  stages.run(further, folder)
+  assert files.read_complete(tmp_path / "policy_init") is not None
+  with pytest.raises(UserError, match="--seed"):
+    other = small("world", seed=1)
+    files.claim_workdir(folder, "pipeline", flags.config_to_dict(other))

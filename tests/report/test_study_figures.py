@@ -128,6 +128,12 @@ def test_labels_of_ticks_never_touch():
       assert v - u > (len(a) + len(b)) / 2 * study_axes.LETTER * point
 
 
+@pytest.mark.parametrize("x_scale", ["linear", "log"])
+def test_a_panel_of_curves_alone_has_ticks(x_scale):
+  curve = Series("fit", [(x / 10, x) for x in range(1, 50)], curve=True)
+  assert {"1", "2"} <= set(_texts(_draw(_panel(curve, x_scale=x_scale))))
+
+
 @pytest.mark.parametrize(
   "value, text",
   [

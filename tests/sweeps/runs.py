@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+from instructgpt_jax.runtime import files
 from instructgpt_jax.sweeps.jobs import Job
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -28,6 +29,13 @@ def starts(folder):
   ]
 
 
+def summary(folder):
+  """What a complete counter has left."""
+  found = files.read_complete(folder)
+  assert found is not None
+  return found
+
+
 def start_sweep(workdir, *argv):
   """A sweep of counters in a process of its own."""
   return subprocess.Popen(
@@ -40,7 +48,7 @@ def start_sweep(workdir, *argv):
   )  # fmt: skip
 
 
-def wait_for(found, seconds=60.0):
+def wait_for(found, seconds=300.0):
   """What `found` gives once it gives something."""
   until = time.monotonic() + seconds
   while time.monotonic() < until:
@@ -51,10 +59,12 @@ def wait_for(found, seconds=60.0):
   raise AssertionError("it did not happen in time")
 
 
-def counting(workdir, pattern="*"):
-  """The folder of a counter below a workdir that has counted, not ended."""
-  for path in pathlib.Path(workdir).glob(f"{pattern}/count.json"):
-    if not (path.parent / "complete.json").exists():
+def at_the_gate(workdir, worker=None):
+  """The folder of a counter that stays at 3, started by a worker if given."""
+  for path in pathlib.Path(workdir).rglob("count.json"):
+    *_, (pid, _, _) = starts(path.parent)
+    mine = worker is None or parent(pid) == worker.pid
+    if mine and alive(pid) and files.read_json(path) == 3:
       return path.parent
   return None
 
@@ -81,7 +91,7 @@ def parent(pid):
 
 def gone(pid):
   """Waits until a process has ended."""
-  wait_for(lambda: not alive(pid), 10.0)
+  wait_for(lambda: not alive(pid), 60.0)
 
 
 def cores():

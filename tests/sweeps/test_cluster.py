@@ -3,6 +3,7 @@
 import os
 import shutil
 import stat
+import sys
 import threading
 
 import pytest
@@ -11,7 +12,14 @@ from instructgpt_jax.errors import UserError
 from instructgpt_jax.runtime import files
 from instructgpt_jax.sweeps import cluster, execute, records
 from tests.sweeps.fake import sweep
-from tests.sweeps.runs import counting, gone, job, start_sweep, starts, wait_for
+from tests.sweeps.runs import (
+  at_the_gate,
+  gone,
+  job,
+  starts,
+  summary,
+  wait_for,
+)
 
 JOBS = [
   job("a/b", "c"),
@@ -32,7 +40,7 @@ def check(outcome, root):
   assert sorted(outcome.done) == ["a/b", "c"]
   assert outcome.skipped == {"e": "d"}
   assert outcome.failed["d"].endswith("RuntimeError: it broke")
-  assert files.read_complete(root / "c")["count"] == 3
+  assert summary(root / "c")["count"] == 3
   assert set(outcome.seconds) == {"a/b", "c", "d"}
   assert all(s > 0 for s in outcome.seconds.values())
   assert "count 3" in (root / "logs" / "c.txt").read_text()
@@ -56,15 +64,15 @@ def test_a_search_by_submitit(tmp_path):
     assert len(starts(tmp_path / f"trials/{number:03}")) == 1
 
 
-def test_a_stopped_sweep_cancels_what_it_submitted(tmp_path):
+def test_a_stopped_sweep_cancels_what_it_submitted(tmp_path, start_sweep):
   runner = start_sweep(
-    tmp_path, "--launcher=submitit-local", "--sweep=seed=0", "--steps=400",
-    "--wait=0.05",
+    tmp_path, "--launcher=submitit-local", "--sweep=seed=0", "--steps=5",
+    f"--gate={tmp_path}/gate",
   )  # fmt: skip
-  folder = wait_for(lambda: counting(tmp_path))
+  folder = wait_for(lambda: at_the_gate(tmp_path))
   ((child, _, _),) = starts(folder)
   runner.terminate()
-  runner.communicate(timeout=30)
+  runner.communicate(timeout=300)
   assert runner.returncode == 130
   gone(child)
 
@@ -79,7 +87,7 @@ def test_a_second_copy_waits_and_finds_the_job_done(tmp_path):
   assert second.is_alive()
   files.mark_complete(tmp_path / "a", {})
   os.close(lock)
-  second.join(10)
+  second.join(60)
   assert not second.is_alive() and not starts(tmp_path / "a")
 
 
@@ -160,6 +168,12 @@ def test_a_stopped_sweep_cancels_its_slurm_jobs(tmp_path, slurm):
   (number,) = (slurm / "cancelled").read_text().split()
   assert number.isdigit() and place.names == []
   wait_for(lambda: files.read_complete(tmp_path / "root" / "a"))
+
+
+def test_submitit_is_named_where_it_is_missing(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "submitit", None)
+  with pytest.raises(UserError, match="pip install submitit .extra 'sweeps'"):
+    run(tmp_path, "submitit-local")
 
 
 def test_no_slurm_is_said(tmp_path, monkeypatch):

@@ -135,7 +135,7 @@ def test_settings_come_from_the_preset_and_the_flags(tmp_path):
     (("--sweep=seeds", "--objective=x"), "give --search=tpe too"),
     (("--sweep=seeds", "--slurm.extra=x"), "is not name=value"),
     (("--sweep=seeds", "--shared.seed=1"), "[--shared.seed]"),
-    (("--sweep=seeds", "--experiment=cuonter"), "did you mean 'counter'?"),
+    (("--sweep=seeds", "--experiment=pppo"), "did you mean 'ppo'?"),
   ],
 )
 def test_mistakes_are_status_2_and_nothing_is_begun(
@@ -163,7 +163,7 @@ def test_help_and_a_dry_run_import_no_jax(tmp_path):
 import sys
 from experiments import sweep
 from instructgpt_jax.sweeps import command
-status = command.main(sys.argv[1:], sweep.load, sweep.names)
+status = command.main(sys.argv[1:], sweep.load)
 print(status, sorted({"jax", "optuna", "submitit"} & set(sys.modules)))
 """
   argv = ("--experiment=ppo", "--preset=world", "--sweep=ppo.kl_coef=1",

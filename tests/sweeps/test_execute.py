@@ -10,12 +10,12 @@ from instructgpt_jax.runtime import files
 from instructgpt_jax.sweeps import execute, processes, records
 from tests.sweeps.runs import (
   alive,
+  at_the_gate,
   cores,
-  counting,
   gone,
   job,
-  start_sweep,
   starts,
+  summary,
   wait_for,
 )
 
@@ -91,9 +91,6 @@ def test_one_runner_at_a_time(tmp_path, monkeypatch):
   assert run([job("a")], tmp_path)[0].done == ["a"]
 
 
-SLOW = ("--steps=40", "--wait=0.05", "--sweep=seed=0")
-
-
 @pytest.mark.parametrize(
   "number, status",
   [
@@ -103,14 +100,15 @@ SLOW = ("--steps=40", "--wait=0.05", "--sweep=seed=0")
   ],
 )
 def test_nothing_is_left_behind_and_a_second_call_goes_on(
-  tmp_path, number, status
+  tmp_path, start_sweep, number, status
 ):
-  runner = start_sweep(tmp_path, *SLOW)
-  folder = wait_for(lambda: counting(tmp_path))
+  argv = ("--steps=5", "--sweep=seed=0", f"--gate={tmp_path}/gate")
+  runner = start_sweep(tmp_path, *argv)
+  folder = wait_for(lambda: at_the_gate(tmp_path))
   ((child, _, _),) = starts(folder)
   assert alive(child)
   runner.send_signal(number)
-  _, error = runner.communicate(timeout=30)
+  _, error = runner.communicate(timeout=300)
   assert runner.returncode == status
   assert "Traceback" not in error
   gone(child)
@@ -119,12 +117,12 @@ def test_nothing_is_left_behind_and_a_second_call_goes_on(
   if number != signal.SIGKILL:
     assert before > 0
 
-  again = start_sweep(tmp_path, *SLOW)
-  _, error = again.communicate(timeout=60)
+  (tmp_path / "gate").touch()
+  again = start_sweep(tmp_path, *argv)
+  _, error = again.communicate(timeout=300)
   assert again.returncode == 0, error
-  assert files.read_complete(folder)["count"] == 40
-  (_, first, _), (_, second, _) = starts(folder)
-  assert first == 0 < second
+  assert summary(folder)["count"] == 5
+  assert [count for _, count, _ in starts(folder)] == [0, 3]
   assert records.read_seconds(str(tmp_path))["seed=0"] > before
 
 
@@ -150,9 +148,12 @@ def test_workers_have_cores_of_their_own(tmp_path):
   )
   assert first and second and not first & second
   assert first | second == set(cores())
-  run([job("c")], tmp_path)
-  ((_, _, alone),) = starts(tmp_path / "c")
-  assert alone == set(cores())
+  # What all others wait for has all cores, and so has a single worker's.
+  run([job("c"), job("d", "c"), job("e", "c")], tmp_path, workers=2)
+  run([job("f")], tmp_path)
+  for name in "cf":
+    ((_, _, alone),) = starts(tmp_path / name)
+    assert alone == set(cores())
 
 
 def test_cores_are_dealt_evenly(monkeypatch):
@@ -171,8 +172,8 @@ def test_so_many_at_once_and_no_more(tmp_path):
   seen = []
 
   class Counted(processes.Local):
-    def start(self, job, lock):
-      super().start(job, lock)
+    def start(self, job, lock, alone=False):
+      super().start(job, lock, alone)
       seen.append(len(self.names))
 
   place = Counted(str(tmp_path), 2)

@@ -13,12 +13,11 @@ from instructgpt_jax.runtime import files
 from instructgpt_jax.sweeps import grid, plan, search
 from tests.sweeps.fake import counter, sweep
 from tests.sweeps.runs import (
-  counting,
+  at_the_gate,
   gone,
   job,
-  parent,
-  start_sweep,
   starts,
+  summary,
   wait_for,
 )
 
@@ -71,7 +70,7 @@ def test_a_search_runs_so_many_trials_and_no_more(tmp_path, kind):
     assert config["rate"] == overrides["section.rate"]
     assert config["size"] == overrides["section.size"] in (1, 2, 3)
     assert 0.1 <= config["rate"] <= 1
-    score = files.read_complete(folder)["score"]["mean"]
+    score = summary(folder)["score"]["mean"]
     assert results(tmp_path)[int(entry["name"][-3:])] == score
   # Nothing is left to do; more trials go on from there.
   run(tmp_path, wanted)
@@ -161,61 +160,54 @@ def test_a_trial_belongs_to_one_worker_until_it_is_gone(tmp_path):
     trials.close()
 
 
-ARGV = (
-  f"--sweep={TEXT}",
-  "--search=random",
-  "--objective=score.mean",
-  "--steps=20",
-  "--wait=0.05",
-)
+def argv(root, trials):
+  return (
+    f"--sweep={TEXT}",
+    "--search=random",
+    "--objective=score.mean",
+    f"--trials={trials}",
+    "--steps=5",
+    f"--gate={root}/gate",
+  )
 
 
-def trial_of(root, worker):
-  """The folder in which a worker's process has begun to count."""
-  for path in (root / "trials").glob("*/count.json"):
-    pid, _, _ = starts(path.parent)[-1]
-    if parent(pid) == worker.pid and files.read_json(path) < 10:
-      return path.parent
-  return None
-
-
-def test_three_workers_one_of_them_killed(tmp_path):
-  argv = (*ARGV, "--trials=10")
-  workers = [start_sweep(tmp_path, *argv) for _ in range(3)]
-  for worker in workers:
-    wait_for(lambda w=worker: trial_of(tmp_path, w))
+def test_three_workers_one_of_them_killed(tmp_path, start_sweep):
+  workers = [start_sweep(tmp_path, *argv(tmp_path, 6)) for _ in range(3)]
+  folder, *_ = [
+    wait_for(lambda w=worker: at_the_gate(tmp_path, w)) for worker in workers
+  ]
   victim, *others = workers
-  folder = wait_for(lambda: trial_of(tmp_path, victim))
   victim.send_signal(signal.SIGKILL)
-  victim.communicate(timeout=30)
+  victim.communicate(timeout=300)
+  (tmp_path / "gate").touch()
   for worker in others:
-    out, error = worker.communicate(timeout=120)
+    out, error = worker.communicate(timeout=300)
     assert worker.returncode == 0, error
     assert "results.csv" in out
 
-  assert states(tmp_path) == {"COMPLETE": 10}
+  assert states(tmp_path) == {"COMPLETE": 6}
   names = {entry["name"] for entry in plan.read(str(tmp_path))["jobs"]}
-  assert names == {f"trials/{n:03}" for n in range(10)}
-  (killed, begun, _), (went_on, count, _) = starts(folder)
-  assert begun == 0 < count and killed != went_on
+  assert names == {f"trials/{n:03}" for n in range(6)}
   for name in names:
-    assert files.read_complete(tmp_path / name)["count"] == 20
-    if tmp_path / name != folder:
-      assert len(starts(tmp_path / name)) == 1
+    assert summary(tmp_path / name)["count"] == 5
+    counts = [count for _, count, _ in starts(tmp_path / name)]
+    assert counts == ([0, 3] if tmp_path / name == folder else [0])
 
 
-def test_a_later_call_goes_on_with_a_killed_workers_trial(tmp_path):
-  argv = (*ARGV, "--trials=2")
-  worker = start_sweep(tmp_path, *argv)
-  folder = wait_for(lambda: counting(tmp_path, "trials/*"))
+def test_a_later_call_goes_on_with_a_killed_trial(tmp_path, start_sweep):
+  worker = start_sweep(tmp_path, *argv(tmp_path, 2))
+  folder = wait_for(lambda: at_the_gate(tmp_path))
   worker.send_signal(signal.SIGKILL)
-  worker.communicate(timeout=30)
+  worker.communicate(timeout=300)
   ((child, _, _),) = starts(folder)
   gone(child)
-  status = sweep.main("--experiment=counter", f"--workdir={tmp_path}", *argv)
+  (tmp_path / "gate").touch()
+  status = sweep.main(
+    "--experiment=counter", f"--workdir={tmp_path}", *argv(tmp_path, 2)
+  )
   assert status == 0
   assert states(tmp_path) == {"COMPLETE": 2}
-  assert [count for _, count, _ in starts(folder)][1] > 0
+  assert [count for _, count, _ in starts(folder)] == [0, 3]
 
 
 def test_optuna_is_named_where_it_is_missing(monkeypatch):

@@ -96,7 +96,7 @@ def test_a_real_sweep_trains_on_a_shared_world(tmp_path, monkeypatch, capsys):
     "--shared.world.demonstrations=10", "--shared.world.train_prompts=20",
     "--shared.world.test_prompts=10",
   ]  # fmt: skip
-  status = command.main(argv, sweep.load, sweep.names)
+  status = command.main(argv, sweep.load)
   out, err = capsys.readouterr()
   assert status == 0, err
   assert files.read_complete(tmp_path / "shared") == {"until": "world"}

@@ -33,6 +33,7 @@ class Counter(Checked):
   seed: int = option(0, "of nothing", minimum=0)
   steps: int = option(1, "how far to count", minimum=0)
   wait: float = option(0.0, "seconds a step", minimum=0.0)
+  gate: str = option("", "file without which it stays at 3")
   fail: str = option("", "error, exit, or mistake")
   init_from: str = option("", "folder of another counter")
   section: Section = Section()
@@ -71,6 +72,8 @@ def run(config: Counter, workdir: str) -> None:
     count += 1
     files.write_json_atomic(checkpoint, count)
     print(f"count {count}")
+    while count == 3 and config.gate and not os.path.exists(config.gate):
+      time.sleep(0.02)
   if config.fail == "error":
     raise RuntimeError("it broke")
   if config.fail == "exit":

@@ -17,9 +17,7 @@ def load(name):
 
 
 def main(*argv):
-  return command.main(
-    argv, load, lambda: ["counter"], doc="Doc.", module=MODULE
-  )
+  return command.main(argv, load, doc="Doc.", module=MODULE)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,118 @@
+"""Runs that were never made: files as the real ones leave them."""
+
+import hashlib
+import json
+import pathlib
+
+import numpy as np
+
+from instructgpt_jax.studies.family import Family
+from instructgpt_jax.world import gold, requests
+
+PROMPTS, ROWS, ITEMS, EPOCHS = 60, 20, 30, 16
+FAMILIES = [list(requests.FAMILIES)[i % 15] for i in range(PROMPTS)]
+
+
+def _rng(name):
+  digest = hashlib.sha256(name.encode()).digest()
+  return np.random.default_rng(int.from_bytes(digest[:8], "big"))
+
+
+def answers(name, *, gold_mean=0.5, rm=0.0, kl=1.0, lm_loss=1.0, tasks=0.5,
+            failures=0.3, kept=0):  # fmt: skip
+  """An answers.json whose means are about the given ones."""
+  rng = _rng(name)
+
+  def near(mean, samples, spread=0.05):
+    return (mean + spread * rng.standard_normal((PROMPTS, samples))).tolist()
+
+  def table(samples):
+    return {
+      "gold": near(gold_mean, samples),
+      "rm": near(rm, samples),
+      "kl": near(kl, samples),
+      "length": near(8, samples),
+      "ended": near(1, samples, 0),
+      "failures": {
+        field: (rng.random((PROMPTS, samples)) < failures)
+        .astype(float)
+        .tolist()
+        for field in gold.FAILURES
+      },
+    }
+
+  found = {
+    "prompts": [f"prompt {i}" for i in range(PROMPTS)],
+    "families": FAMILIES,
+    "sampled": table(2),
+    "greedy": table(1),
+    "lm": {
+      "nll": (64 * (lm_loss + 0.02 * rng.standard_normal(ROWS))).tolist(),
+      "weight": [64.0] * ROWS,
+    },
+    "tasks": {
+      kind: (rng.random(ITEMS) < tasks).astype(float).tolist()
+      for kind in ("translation", "reading", "sentiment", "facts")
+    },
+    "bias": (0.8 + 0.1 * rng.random(ITEMS)).tolist(),
+    "prefix": "",
+  }
+  if kept:
+    found["kept"] = {
+      "gold": near(gold_mean, kept, 0.2),
+      "rm": near(rm, kept, 0.2),
+    }
+  return found
+
+
+def held_out(name, *, loss=0.6, accuracy=0.6):
+  """A held_out.json of a reward model."""
+  rng = _rng(name)
+  pairs = rng.integers(5, 15, PROMPTS).astype(float)
+
+  def part():
+    return {
+      "correct": (accuracy * pairs + 0.2 * rng.random(PROMPTS)).tolist(),
+      "pairs": pairs.tolist(),
+      "loss": (loss * pairs + 0.2 * rng.random(PROMPTS)).tolist(),
+    }
+
+  return {"pairs": part(), "left_out_pairs": part()}
+
+
+def write(folder, name, value):
+  path = pathlib.Path(folder)
+  path.mkdir(parents=True, exist_ok=True)
+  (path / name).write_text(json.dumps(value))
+
+
+def run(root, job, chosen=None):
+  """Writes what a job would leave; `chosen` overrides the numbers."""
+  folder, chosen = pathlib.Path(job.folder(root)), dict(chosen or {})
+  if job.experiment == "evaluate":
+    kept = int(job.flags.get("measure.samples_kept", 0))
+    write(folder, "answers.json", answers(job.name, kept=kept, **chosen))
+  elif job.experiment == "reward":
+    write(folder, "held_out.json", held_out(job.name, **chosen))
+  elif job.experiment == "sft":
+    lines = [
+      {"step": e, "valid_loss": 1.0 + 0.01 * abs(e - 2),
+       "valid_rm_score": 0.1 * e}
+      for e in range(1, EPOCHS + 1)
+    ]  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.jsonl").write_text(
+      "".join(json.dumps(line) + "\n" for line in lines)
+    )
+  elif job.experiment == "pipeline":
+    write(folder / "reward", "held_out.json", held_out(job.name))
+    write(folder / "reward", "complete.json", {})
+  write(folder, "complete.json", {})
+
+
+def families(scale, root):
+  """As the analyses get them."""
+  found = [Family(scale, seed, str(root)) for seed in scale.seeds]
+  for family in found:
+    family.__dict__["vocabulary"] = 330
+  return found

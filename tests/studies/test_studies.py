@@ -1,0 +1,243 @@
+"""Studies: which runs they ask for, and what they say of what they find."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from experiments import studies
+from instructgpt_jax import flags, presets
+from instructgpt_jax.errors import UserError
+from instructgpt_jax.models import transformer
+from instructgpt_jax.studies import family as family_lib
+from instructgpt_jax.studies import scale as scale_lib
+from instructgpt_jax.studies import study as study_lib
+from tests.studies import fake
+
+MINI = scale_lib.MINI
+ALL = list(studies.ALL.values())
+
+
+@pytest.fixture(autouse=True)
+def vocabulary(monkeypatch):
+  monkeypatch.setattr(family_lib.Family, "vocabulary", 330)
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory):
+  """A folder in which every run of every study is complete."""
+  root = str(tmp_path_factory.mktemp("study"))
+  for job in study_lib.all_jobs(ALL, MINI, root):
+    fake.run(root, job)
+  return root
+
+
+def findings(root, name, chosen):
+  """A study's finding where runs whose name holds a key have its numbers."""
+  study = studies.ALL[name]
+  found = fake.families(MINI, root)
+  for family in found:
+    fake.run(root, family.shared)
+    for job in study.jobs(family):
+      numbers = {}
+      for key, value in chosen.items():
+        if key in f"{job.name}$":
+          numbers |= value
+      fake.run(root, job, numbers)
+  return study.analyse(found)
+
+
+def test_every_job_is_a_valid_command():
+  """Each run's flags are flags of its experiment, with values in range."""
+  for job in study_lib.all_jobs(ALL, MINI, "root"):
+    config = presets.EXPERIMENTS[job.experiment](job.flags["preset"])
+    given = {k: v for k, v in job.flags.items() if k != "preset"}
+    flags.replace(config, given)
+
+
+def test_jobs_are_named_by_what_they_change_and_made_once():
+  jobs = study_lib.all_jobs(ALL, MINI, "root")
+  assert len({j.name for j in jobs}) == len(jobs)
+  commands = {}
+  for job in jobs:
+    text = " ".join(job.command("root")[4:])
+    assert commands.setdefault(text, job.name) == job.name
+  names = {j.name for j in jobs}
+  for job in jobs:
+    assert set(job.needs) <= names
+    assert not any(c.isspace() for c in job.name)
+  # γ = 2.5 and β = 0.12 are the recipe's own.
+  assert sum(n.endswith("seed0/ppo_ptx/default") for n in names) == 1
+
+
+def test_a_folder_of_a_run_is_in_no_other():
+  names = [j.name for j in study_lib.all_jobs(ALL, MINI, "root")]
+  for name in names:
+    assert not any(other.startswith(name + "/") for other in names)
+
+
+def test_the_sizes_are_eight_times_apart():
+  counts = []
+  for size in scale_lib.SIZES:
+    model = dataclasses.replace(MINI.model(size), vocab_size=330)
+    network = transformer.LanguageModel(model)
+    shapes = transformer.abstract_params(network)
+    import jax
+
+    real = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(shapes))
+    assert scale_lib.parameters(model, 330) == real
+    counts.append(real)
+  assert all(b >= 8 * a for a, b in zip(counts, counts[1:], strict=False))
+
+
+def test_results_of_complete_runs_have_every_study(complete):
+  found = study_lib.results(ALL, MINI, complete, {"seed0/shared": 5.0})
+  assert list(found["studies"]) == list(studies.ALL)
+  for name, study in found["studies"].items():
+    assert study["complete"] and study["missing"] == 0 and study["figures"]
+    assert study["tables"] and study["measured"] and study["seeds"] == [0, 1, 2]
+    wanted = None if study["kind"] == "ours" else bool
+    assert (
+      study["reproduced"] is None
+      if wanted is None
+      else isinstance(study["reproduced"], bool)
+    )
+    assert found["verdicts"][name]["measured"] == study["measured"]
+  json.dumps(found, allow_nan=False)
+
+
+def test_one_missing_run_leaves_its_studies_without_a_verdict(tmp_path):
+  root = str(tmp_path)
+  wanted = [studies.ALL["kl_with_ptx"]]
+  jobs = study_lib.all_jobs(wanted, MINI, root)
+  for job in jobs[:-1]:
+    fake.run(root, job)
+  (found,) = study_lib.results(wanted, MINI, root, {})["studies"].values()
+  assert found["reproduced"] is None and found["missing"] == 1
+  assert found["seeds"] == [0, 1]  # what is known so far is shown
+  assert found["figures"]
+  empty = study_lib.results(wanted, MINI, str(tmp_path / "none"), {})
+  (found,) = empty["studies"].values()
+  assert found["seeds"] == [] and found["figures"] == []
+
+
+def test_kl_with_ptx_wants_a_best_beta_inside(tmp_path):
+  inside = {"kl_coef=0$": {"gold_mean": 0.1}, "kl_coef=2$": {"gold_mean": 0.3}}
+  found = findings(str(tmp_path / "a"), "kl_with_ptx", inside)
+  assert found.reproduced
+  rising = {"kl_coef=0$": {"gold_mean": 0.1}, "kl_coef=2$": {"gold_mean": 0.9}}
+  assert not findings(str(tmp_path / "b"), "kl_with_ptx", rising).reproduced
+
+
+@pytest.mark.parametrize(
+  ("chosen", "expected"),
+  [
+    ({}, True),
+    ({"ptx_coef=60$": {"tasks": 0.1, "rm": -1.0, "lm_loss": 1.0}}, False),
+    ({"ptx_coef=60$": {"tasks": 0.9, "rm": 9.0, "lm_loss": 1.0}}, False),
+  ],
+)
+def test_ptx_coef_wants_repair_and_cost(tmp_path, chosen, expected):
+  numbers = {
+    "measured/ppo/": {"lm_loss": 1.5, "tasks": 0.2, "rm": 1.0},
+    "ptx_coef=60$": {"tasks": 0.8, "rm": -1.0, "lm_loss": 1.0},
+  } | chosen
+  assert findings(str(tmp_path), "ptx_coef", numbers).reproduced is expected
+
+
+def test_kl_coef_fails_where_a_beta_repairs(tmp_path):
+  taxed = {"measured/ppo/": {"lm_loss": 1.5}}
+  assert findings(str(tmp_path / "a"), "kl_coef", taxed).reproduced
+  repaired = taxed | {"kl_coef=2$": {"lm_loss": 0.9}}
+  assert not findings(str(tmp_path / "b"), "kl_coef", repaired).reproduced
+
+
+def test_model_size_compares_the_smallest_aligned_with_the_largest_base(
+  tmp_path,
+):
+  aligned = {"ppo_ptx/small$": {"gold_mean": 0.9}}
+  assert findings(str(tmp_path / "a"), "model_size", aligned).reproduced
+  base = {"pretrain/large$": {"gold_mean": 0.9}}
+  assert not findings(str(tmp_path / "b"), "model_size", base).reproduced
+
+
+def test_policy_init_wants_small_differences(tmp_path):
+  gain = {
+    "measured/policy_init/": {"gold_mean": 0.2},
+    "measured/ppo_ptx": {"gold_mean": 0.5},
+  }
+  assert findings(str(tmp_path / "a"), "policy_init", gain).reproduced
+  spread = gain | {"from=1x0$": {"gold_mean": 0.1}}
+  assert not findings(str(tmp_path / "b"), "policy_init", spread).reproduced
+
+
+def test_learning_rate_wants_ppo_to_fail_first(tmp_path):
+  start = {
+    "measured/policy_init/": {"gold_mean": 0.3},
+    "measured/ppo": {"gold_mean": 0.5},
+  }
+  diverged = start | {"ppo/learning_rate=0.01$": {"gold_mean": 0.1}}
+  assert findings(str(tmp_path / "a"), "learning_rate", diverged).reproduced
+  both = diverged | {"ptx/learning_rate=0.01$": {"gold_mean": 0.0}}
+  assert not findings(str(tmp_path / "b"), "learning_rate", both).reproduced
+  assert not findings(str(tmp_path / "c"), "learning_rate", start).reproduced
+
+
+def test_overoptimization_wants_gold_to_fall_while_the_proxy_rises(tmp_path):
+  gone = {"@": {"gold_mean": 0.5, "rm": 1.0}}
+  bad = gone | {"@80$": {"gold_mean": 0.1, "rm": 3.0}}
+  assert findings(str(tmp_path / "a"), "overoptimization", bad).reproduced
+  good = gone | {"@80$": {"gold_mean": 0.9, "rm": 3.0}}
+  assert not findings(str(tmp_path / "b"), "overoptimization", good).reproduced
+
+
+def test_the_laws_of_gao_are_recovered():
+  d = np.array([0.2, 0.7, 1.5, 3.0, 6.0])
+  fitted = studies.overoptimization.fitted
+  for bend in (np.log, lambda x: x):
+    gains = d * (0.7 - 0.2 * bend(d))
+    np.testing.assert_allclose(fitted(d, gains, bend), (0.7, 0.2), atol=1e-9)
+
+
+def test_reward_model_needs_all_four(tmp_path):
+  held = {
+    "pairs=true": {"loss": 0.9},
+    "epochs=4": {"loss": 1.2},
+  }
+  assert findings(str(tmp_path / "a"), "reward_model", held).reproduced
+  moved = held | {"learning_rate=0.00025": {"accuracy": 0.5}}
+  assert not findings(str(tmp_path / "b"), "reward_model", moved).reproduced
+  alike = {"epochs=4": {"loss": 1.2}}
+  assert not findings(str(tmp_path / "c"), "reward_model", alike).reproduced
+
+
+def test_sft_epochs_wants_the_choice_by_reward_to_be_better(tmp_path):
+  better = {"select_by=reward$": {"gold_mean": 0.6}}
+  found = findings(str(tmp_path / "a"), "sft_epochs", better)
+  assert found.reproduced and "2 epochs" in found.measured
+  assert not findings(str(tmp_path / "b"), "sft_epochs", {}).reproduced
+
+
+def test_failures_wants_four_gains_over_the_base(tmp_path):
+  better = {
+    "measured/ppo_ptx/default$": {"failures": 0.02},
+    "measured/sft/shared$": {"gold_mean": 0.6},
+  }
+  assert findings(str(tmp_path / "a"), "failures", better).reproduced
+  assert not findings(str(tmp_path / "b"), "failures", {}).reproduced
+
+
+def test_sizes_and_seeds_are_told_when_wrong(tmp_path):
+  with pytest.raises(UserError, match="mini"):
+    scale_lib.scale("minni")
+  with pytest.raises(UserError, match="no seeds"):
+    scale_lib.with_seeds(MINI, "0,x")
+  assert scale_lib.with_seeds(MINI, "3,4,3").seeds == (3, 4)
+  study_lib.claim(str(tmp_path), MINI)
+  assert study_lib.claimed(str(tmp_path)) == MINI
+  with pytest.raises(UserError, match="another --workdir"):
+    study_lib.claim(str(tmp_path), scale_lib.with_seeds(MINI, "7"))
+  (tmp_path / "study.json").write_text('{"size": "mini"}')
+  with pytest.raises(UserError, match="not a study"):
+    study_lib.claimed(str(tmp_path))

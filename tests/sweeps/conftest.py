@@ -1,0 +1,20 @@
+"""Sweeps in processes of their own, of which no test leaves one behind."""
+
+import pytest
+
+from tests.sweeps import runs
+
+
+@pytest.fixture
+def start_sweep():
+  """Starts a sweep of counters: (workdir, flags…) → its process."""
+  begun = []
+
+  def start(workdir, *argv):
+    begun.append(runs.start_sweep(workdir, *argv))
+    return begun[-1]
+
+  yield start
+  for process in begun:
+    process.kill()
+    process.communicate()

@@ -110,10 +110,13 @@ def analyse(families: Sequence[Family]) -> Finding:
     for size in SIZES
   }
   small, large = SIZES[0], SIZES[-1]
-  direct = gather.wins(
-    families,
-    lambda f: measured(f, small)["ppo_ptx"],
-    lambda f: measured(f, large)["base"],
+  direct, middle = (
+    gather.wins(
+      families,
+      lambda f, size=size: measured(f, size)["ppo_ptx"],
+      lambda f: measured(f, large)["base"],
+    )
+    for size in (small, "middle")
   )
   ratio = counts[large] / counts[small]
   won = gather.above(direct, 0.5)
@@ -165,6 +168,10 @@ def analyse(families: Sequence[Family]) -> Finding:
           for name, title in MODELS.items()
         ],
       )
+    ],
+    [
+      f"The middle PPO-ptx model wins {gather.text(middle)} against the largest"
+      f" base model, {counts[large] / counts['middle']:.0f} times its size."
     ],
   )
 

@@ -67,6 +67,12 @@ def analyse(families: Sequence[Family]) -> Finding:
     lambda f: f.measured(run(f, "loss")),
     gather.gold,
   )
+  longer = gather.gap(
+    families,
+    lambda f: f.measured(run(f, "last")),
+    lambda f: f.measured(run(f, "loss")),
+    gather.gold,
+  )
   early = int(np.max(least)) + 1
   won = early <= EPOCHS // 2 and gather.above(later) and gather.above(gain)
   epochs = range(1, EPOCHS + 1)
@@ -108,6 +114,11 @@ def analyse(families: Sequence[Family]) -> Finding:
         ["measure", "gold"],
         [(title, gold[c]) for c, title in CHOICES.items()],
       )
+    ],
+    [
+      "The last checkpoint, after the loss has risen, is"
+      f" {gather.signed(longer)} in gold score against the one with the least"
+      " loss."
     ],
   )
 

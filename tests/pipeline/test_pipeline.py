@@ -341,7 +341,7 @@ def test_a_model_is_measured_prompt_by_prompt(measured, world_run):
 
 def test_the_means_are_of_what_is_kept(measured):
   found = files.read_json(measured / "answers.json")
-  means = files.read_complete(measured)
+  means = files.read_complete(measured) or {}
   assert means["gold"] == pytest.approx(np.mean(found["sampled"]["gold"]))
   assert means["lm_loss"] == pytest.approx(
     np.sum(found["lm"]["nll"]) / np.sum(found["lm"]["weight"])

@@ -78,7 +78,7 @@ def analyse(families: Sequence[Family]) -> Finding:
             x_label="β",
             y_label="F1 (%)",
             x_scale="log",
-            lines=[(59.2, "GPT on SQuAD"), (25.4, "GPT on DROP")],
+            lines=[(59.2, "GPT"), (25.4, "GPT")],
             series=[
               Series("SQuAD v2", zip(PAPER_GRID, PAPER_SQUAD, strict=True)),
               Series("DROP", zip(PAPER_GRID, PAPER_DROP, strict=True)),

@@ -25,9 +25,10 @@ from instructgpt_jax.sweeps.jobs import Job
 STEPS = (5, 10, 15, 20, 30, 40, 80)  # iterations of PPO without a penalty
 LONG = (40, 80, 160)  # of PPO-ptx
 SAMPLES = 32
+LARGER_SIZE = "middle"
 # Reward models; the first is the one that all other studies use.
-ALL, FEWER, SMALL = "all rankings", "150 rankings", "a small network"
-REWARDS = (ALL, FEWER, SMALL)
+ALL, FEWER, LARGER = "all rankings", "150 rankings", "a larger network"
+REWARDS = (ALL, FEWER, LARGER)
 ONLY_ANSWERS = {"measure.task_items": 0, "measure.rows": 0}
 PAPER_EPISODES = (512, 65e3, 131e3, 197e3, 262e3, 328e3, 393e3, 459e3, 512e3)
 PAPER_SQUAD = (62.8, 61.7, 60.4, 57.1, 57.8, 56.1, 56.7, 56.0, 56.1)
@@ -37,14 +38,14 @@ def proxy(f: Family, name: str) -> Job | str:
   """A reward model."""
   if name == FEWER:
     return f.run("reward", {"reward.max_rankings": 150}, init="policy_init")
-  if name == SMALL:
-    start = model_size.start(f, "small")
-    return f.run("reward", init=start, size="small", label="small")
+  if name == LARGER:
+    start = model_size.start(f, LARGER_SIZE)
+    return f.run("reward", init=start, size=LARGER_SIZE, label=LARGER_SIZE)
   return "reward"
 
 
 def _label(name: str) -> str:
-  return {FEWER: "fewer", SMALL: "rm=small"}.get(name, "")
+  return {FEWER: "fewer", LARGER: f"rm={LARGER_SIZE}"}.get(name, "")
 
 
 def run(f: Family, name: str) -> Job:
@@ -93,7 +94,7 @@ def jobs(f: Family) -> Sequence[Job]:
   """Reward models, long runs, and measurements along them."""
   found = [p for name in REWARDS if isinstance(p := proxy(f, name), Job)]
   return [
-    *model_size.starts(f, "small"),
+    *model_size.starts(f, LARGER_SIZE),
     *found,
     *(run(f, name) for name in REWARDS),
     longer(f),
@@ -304,10 +305,9 @@ STUDY = Study(
   ),
   setup=(
     f"PPO without a KL penalty for {STEPS[-1]} iterations, against a reward"
-    " model from all rankings, from 150 of them, and of the small size; best of"
-    " up to"
-    f" {SAMPLES}; gold and proxy on held-out prompts along the way. PPO-ptx for"
-    f" {LONG[-1]} iterations."
+    " model from all rankings, from 150 of them, and of the middle size; best"
+    f" of up to {SAMPLES}; gold and proxy on held-out prompts along the way."
+    f" PPO-ptx for {LONG[-1]} iterations."
   ),
   criterion=(
     "From its best snapshot to the last one the gold score falls and the reward"

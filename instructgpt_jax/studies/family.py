@@ -10,7 +10,7 @@ from typing import Any
 from instructgpt_jax.evals import evaluate
 from instructgpt_jax.runtime import files
 from instructgpt_jax.studies.answers import Answers
-from instructgpt_jax.studies.scale import Scale, flags_of
+from instructgpt_jax.studies.scale import OWN, Scale, flags_of
 from instructgpt_jax.sweeps.jobs import Job
 
 SHARED = ("pretrain", "policy_init", "reward", "sft")
@@ -51,7 +51,7 @@ class Family:
     changes: Mapping[str, Any] | None = None,
     *,
     init: Job | str = "",
-    size: str = "middle",
+    size: str = OWN,
     label: str = "",
     reward: Job | str = "reward",
     given: Mapping[str, Any] | None = None,
@@ -98,7 +98,7 @@ class Family:
     changes: Mapping[str, Any] | None = None,
     *,
     init: Job | str = "policy_init",
-    size: str = "middle",
+    size: str = OWN,
     label: str = "",
     reward: Job | str = "reward",
   ) -> Job:

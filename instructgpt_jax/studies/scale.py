@@ -1,4 +1,7 @@
-"""How large a study is: one recipe for all stages, and three model sizes."""
+"""How large a study is: one recipe for all stages, and three model sizes.
+
+All studies but the one of sizes have the smallest, as the paper's have.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from instructgpt_jax import config, flags, presets
 from instructgpt_jax.errors import UserError
 
 SIZES = ("small", "middle", "large")
+OWN = SIZES[0]  # what the recipe itself describes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +22,7 @@ class Scale:
 
   Attributes:
     name: what `--size` calls it.
-    recipe: flags of `experiments.pipeline` at the middle size.
+    recipe: flags of `experiments.pipeline` at the smallest size.
     sizes: what changes with the size of the model.
     seeds: each has a world, demonstrations and labelers of its own.
     measure: flags of `experiments.evaluate`.
@@ -139,16 +143,18 @@ MINI = Scale(
     "world.test_prompts": 700,
   },
   sizes={
-    "small": {
-      "model.layers": 1,
-      "model.width": 16,
-      "model.heads": 1,
-      "pretrain_optimizer.learning_rate": 5e-3,
-      "policy_init_optimizer.learning_rate": 3e-3,
-      "sft_optimizer.learning_rate": 3e-3,
+    "small": {},
+    "middle": {"model.layers": 5, "model.width": 128},
+    "large": {
+      "model.layers": 7,
+      "model.width": 320,
+      "model.heads": 4,
+      "pretrain_optimizer.learning_rate": 6e-4,
+      "policy_init_optimizer.learning_rate": 5e-4,
+      "sft_optimizer.learning_rate": 5e-4,
+      "ppo_optimizer.learning_rate": 2e-4,
+      "ptx_optimizer.learning_rate": 5e-4,
     },
-    "middle": {},
-    "large": {"model.layers": 5, "model.width": 128},
   },
   measure={"measure.task_items": 150, "measure.rows": 256},
 )
@@ -158,9 +164,6 @@ LARGE = Scale(
   "large",
   recipe=_QUIET
   | {
-    "model.layers": 10,
-    "model.width": 256,
-    "model.heads": 4,
     "pretrain.steps": 6000,
     "pretrain.batch_size": 64,
     "labeling.completions": 9,
@@ -174,9 +177,19 @@ LARGE = Scale(
     "world.demonstrations": 5000,
   },
   sizes={
-    "small": {"model.layers": 4, "model.width": 128, "model.heads": 2},
-    "middle": {},
-    "large": {"model.layers": 20, "model.width": 512, "model.heads": 8},
+    "small": {},
+    "middle": {
+      "model.layers": 10,
+      "model.width": 256,
+      "model.heads": 4,
+      "pretrain_optimizer.learning_rate": 8e-4,
+    },
+    "large": {
+      "model.layers": 20,
+      "model.width": 512,
+      "model.heads": 8,
+      "pretrain_optimizer.learning_rate": 5e-4,
+    },
   },
   measure={},
 )

@@ -156,7 +156,7 @@ def test_kl_coef_fails_where_a_beta_repairs(tmp_path):
 def test_model_size_compares_the_smallest_aligned_with_the_largest_base(
   tmp_path,
 ):
-  aligned = {"ppo_ptx/small$": {"gold_mean": 0.9}}
+  aligned = {"measured/ppo_ptx/default$": {"gold_mean": 0.9}}
   assert findings(str(tmp_path / "a"), "model_size", aligned).reproduced
   base = {"pretrain/large$": {"gold_mean": 0.9}}
   assert not findings(str(tmp_path / "b"), "model_size", base).reproduced

@@ -10,6 +10,8 @@ UV_VERSION := 0.13.8
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+TEST_STAMP := $(VENV)/.installed-test
+PIP := $(RUN) -m pip install -q --disable-pip-version-check
 
 # Large pages: steps take a third less time where each page has to be asked for.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
@@ -42,10 +44,10 @@ $(STAMP): requirements.txt
 	  echo "error: $(PYTHON) cannot make a virtual environment" >&2; \
 	  echo "  remedy: install its venv module (python3-venv)" >&2; exit 2; }
 	@$(RUN) -m uv --version 2>/dev/null | grep -q "^uv $(UV_VERSION)" || \
-	  $(RUN) -m pip install -q --disable-pip-version-check uv==$(UV_VERSION) || \
+	  $(PIP) uv==$(UV_VERSION) || \
 	  echo "uv is not to be had; going on with pip"
 	@$(RUN) -m uv pip install -q --python $(RUN) -r requirements.txt || \
-	  $(RUN) -m pip install -q --disable-pip-version-check -r requirements.txt
+	  $(PIP) -r requirements.txt
 	@touch $@
 
 demo: $(STAMP)
@@ -55,8 +57,15 @@ study: $(STAMP)
 	@$(RUN) -m experiments.study --workdir=$(STUDYDIR) --study=$(STUDY) \
 	  --size=$(SIZE) $(ARGS)
 
-test: $(STAMP)
-	@$(RUN) -m pytest -n logical --maxprocesses=8 --dist=worksteal $(ARGS)
+# By pip alone, which may be told of PyTorch's index for CPUs.
+$(TEST_STAMP): $(STAMP) requirements-test.txt
+	@echo "adding what only tests need to $(VENV)"
+	@$(PIP) $$(grep '^torch==' requirements-test.txt)
+	@$(PIP) -r requirements-test.txt
+	@touch $@
+
+test: $(TEST_STAMP)
+	@INSTRUCTGPT_JAX_TEST_TORCH=1 $(RUN) -m pytest -n logical --maxprocesses=8 --dist=worksteal $(ARGS)
 
 lint: $(STAMP)
 	@$(RUN) -m ruff check .

@@ -97,7 +97,10 @@ class Checked:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Model(Checked):
-  """A pre-LayerNorm decoder with learned positions (the GPT family)."""
+  """A decoder; the defaults are the GPT family's, as in GPT-2.
+
+  The fields after `scan_layers` make other families of it: docs/models.md.
+  """
 
   vocab_size: int = option(
     0, "vocabulary size; 0 takes the tokenizer's", unit="tokens", minimum=0
@@ -144,15 +147,147 @@ class Model(Checked):
   scan_layers: bool = option(
     False, "scan over layers: compile time flat in depth"
   )
+  vocab_padding: int = option(
+    0, "rows after the vocabulary, of ids that are never predicted", minimum=0
+  )
+  kv_heads: int = option(
+    0, "heads of keys and values, a divisor of heads; 0 is heads", minimum=0
+  )
+  head_dim: int = option(0, "width of a head; 0 is width / heads", minimum=0)
+  mlp_width: int = option(0, "d_ff; 0 is mlp_ratio · width", minimum=0)
+  activation: str = option(
+    "gelu_tanh",
+    "of the MLP",
+    choices=("gelu_tanh", "gelu", "relu", "silu"),
+  )
+  gated: bool = option(False, "the MLP's activation multiplies a second half")
+  norm: str = option(
+    "layer",
+    "LayerNorm, RMSNorm, or RMSNorm whose scale is stored less one",
+    choices=("layer", "rms", "rms_less_one"),
+  )
+  norm_eps: float = option(1e-5, "added to a norm's variance", above=0.0)
+  block: str = option(
+    "sequential",
+    "attention, then MLP; both at once, with two norms or one; or in turn,"
+    " with norms after them as well",
+    choices=("sequential", "parallel", "parallel_one_norm", "sandwich"),
+  )
+  qkv_bias: bool = option(True, "biases of queries, keys and values")
+  out_bias: bool = option(True, "bias of what attention adds")
+  mlp_bias: bool = option(True, "biases of the MLP")
+  qk_norm: bool = option(False, "norms of each head's query and key")
+  query_scalar: float = option(
+    0.0, "scores are divided by its root; 0 is head_dim", minimum=0.0
+  )
+  attention_cap: float = option(
+    0.0, "soft cap of attention's scores; 0 is none", minimum=0.0
+  )
+  logit_cap: float = option(0.0, "soft cap of logits; 0 is none", minimum=0.0)
+  scale_embeddings: bool = option(
+    False, "embeddings are multiplied by the root of width"
+  )
+  unembedding_bias: bool = option(
+    False, "bias of the logits; with untied embeddings"
+  )
+  positions: str = option(
+    "learned", "how a token knows its place", choices=("learned", "rotary")
+  )
+  position_offset: int = option(
+    0, "unused rows ahead of the learned positions", minimum=0
+  )
+  rotary_dim: int = option(
+    0, "numbers of a head that turn; 0 is all", minimum=0
+  )
+  rotary_pairs: bool = option(
+    False, "neighbours turn together, not the halves of a head"
+  )
+  rotary_base: float = option(10_000.0, "slowest wavelength / 2 π", above=0.0)
+  rotary_scaling: str = option(
+    "none",
+    "how wavelengths are stretched",
+    choices=("none", "linear", "llama3"),
+  )
+  rotary_factor: float = option(1.0, "by how much", minimum=1.0)
+  rotary_low: float = option(
+    1.0, "llama3: stretched whole, of fewer turns in a context", above=0.0
+  )
+  rotary_high: float = option(
+    4.0, "llama3: not stretched, of more turns in a context", above=0.0
+  )
+  rotary_context: int = option(
+    8192, "llama3: the context these turns are counted in", minimum=1
+  )
+  rotary_local_base: float = option(
+    0.0, "of layers with a window, not stretched; 0 is as others", minimum=0.0
+  )
+  window: int = option(
+    0, "tokens that a layer sees, itself included; 0 is all", minimum=0
+  )
+  window_pattern: str = option(
+    "w", "layers with a window (w) and without (f), repeated to the last"
+  )
 
   def __post_init__(self):
     super().__post_init__()
-    if self.width % self.heads:
+    if not self.head_dim and self.width % self.heads:
       raise UserError(
         f"width {self.width} is not a multiple of heads {self.heads}",
         field="model.heads",
         remedy="give a number of heads that divides model.width",
       )
+    if self.heads % self.groups:
+      raise UserError(
+        f"{self.groups} is not a divisor of heads {self.heads}",
+        field="model.kv_heads",
+        remedy="give a number that divides model.heads",
+      )
+    turned = self.rotary_dim or self.head_size
+    if self.positions == "rotary" and (turned % 2 or turned > self.head_size):
+      raise UserError(
+        f"{turned} of a head's {self.head_size} numbers cannot turn in pairs",
+        field="model.rotary_dim",
+        remedy="give an even number, at most a head's width",
+      )
+    if self.window and set(self.window_pattern) not in map(
+      set, ("w", "f", "wf")
+    ):
+      raise UserError(
+        f"{self.window_pattern!r} is not a pattern of layers",
+        field="model.window_pattern",
+        remedy="give letters w (window) and f (full), such as wf",
+      )
+    if self.unembedding_bias and self.tie_embeddings:
+      raise UserError(
+        "tied embeddings have no bias",
+        field="model.unembedding_bias",
+        remedy="give --model.tie_embeddings=false as well",
+      )
+
+  @property
+  def groups(self) -> int:
+    """K, heads of keys and values."""
+    return self.kv_heads or self.heads
+
+  @property
+  def head_size(self) -> int:
+    """Width of a head."""
+    return self.head_dim or self.width // self.heads
+
+  @property
+  def hidden(self) -> int:
+    """Width of the MLP."""
+    return self.mlp_width or self.mlp_ratio * self.width
+
+  @property
+  def rows(self) -> int:
+    """Rows of the embedding."""
+    return self.vocab_size + self.vocab_padding
+
+  def windowed(self, layer: int) -> bool:
+    """Whether a layer sees the newest `window` tokens only."""
+    pattern = self.window_pattern
+    return self.window > 0 and pattern[layer % len(pattern)] == "w"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -239,6 +374,9 @@ class Data(Checked):
   assistant_tag: str = option("Assistant:", "stands before a reply")
   turn_separator: str = option(
     "\\n\\n", "stands between turns; \\n means a new line"
+  )
+  chat_template: bool = option(
+    True, "prompts by the tokenizer's chat template, where it has one"
   )
   max_prompt_tokens: int = option(
     1024,
@@ -622,7 +760,9 @@ class Experiment(Checked):
   """What every experiment has."""
 
   seed: int = option(0, "of everything random", minimum=0)
-  init_from: str = option("", "workdir of an earlier stage to start from")
+  init_from: str = option(
+    "", "workdir of an earlier stage, or Hugging Face directory, to start from"
+  )
   model: Model = Model()
   tokenizer: Tokenizer = Tokenizer()
   data: Data = Data()

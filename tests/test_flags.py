@@ -29,6 +29,10 @@ def test_without_flags_the_config_is_the_presets():
   assert _config("--preset", "6B") == presets.ppo_ptx("6b")
 
 
+# Without these some values of others are refused.
+GO_WITH_ALL = {"model.heads": "1", "model.tie_embeddings": "false"}
+
+
 @pytest.mark.parametrize("experiment", presets.EXPERIMENTS)
 def test_every_leaf_is_a_flag_that_reaches_its_field(experiment):
   default = presets.EXPERIMENTS[experiment]("175b")
@@ -36,9 +40,11 @@ def test_every_leaf_is_a_flag_that_reaches_its_field(experiment):
     new = _another(old, field.metadata)
     text = str(new).lower() if isinstance(new, bool) else str(new)
     found, _ = flags.parse(
-      ["--workdir=w", f"--{name}={text}", "--model.heads=1"]
-      if name != "model.heads"
-      else ["--workdir=w", f"--{name}={text}"],
+      [
+        "--workdir=w",
+        f"--{name}={text}",
+        *(f"--{k}={v}" for k, v in GO_WITH_ALL.items() if k != name),
+      ],
       presets.EXPERIMENTS[experiment],
       default_preset="175b",
     )

@@ -16,10 +16,10 @@ def _read(name):
   return (ROOT / name).read_text(encoding="utf-8")
 
 
-def _pins():
-  """Name → exact version of each line of requirements.txt."""
+def _pins(file="requirements.txt"):
+  """Name → exact version of each line of a file of requirements."""
   pins = {}
-  for line in _read("requirements.txt").splitlines():
+  for line in _read(file).splitlines():
     if line.strip() and not line.strip().startswith("#"):
       name, version = re.match(
         r"([a-z0-9-]+)(?:\[[a-z,]+\])?==([^\s;]+)(?: ;.*)?$", line
@@ -48,6 +48,13 @@ def test_everything_is_pinned_exactly_and_no_index_is_named():
   assert not re.search(r"https?:|--|@ ", _read("requirements.txt"))
   # What is needed indirectly is there as well.
   assert {"jaxlib", "numpy", "tensorstore", "ml-dtypes"} <= set(pins)
+
+
+def test_what_only_tests_need_comes_on_top():
+  pins = _pins("requirements-test.txt")
+  assert {"torch", "transformers", "peft", "safetensors"} <= set(pins)
+  assert not set(pins) & set(_pins())
+  assert not re.search(r"https?:|--|@ ", _read("requirements-test.txt"))
 
 
 def test_this_environment_is_the_pinned_one():
@@ -102,6 +109,7 @@ def clone(tmp_path):
   """A folder with the Makefile and an environment that logs its calls."""
   shutil.copy(ROOT / "Makefile", tmp_path)
   (tmp_path / "requirements.txt").write_text("")
+  (tmp_path / "requirements-test.txt").write_text("torch==1\nothers==2\n")
   python = tmp_path / ".venv" / "bin" / "python"
   python.parent.mkdir(parents=True)
   python.write_text('#!/bin/sh\necho "$@" >> calls\n')
@@ -129,6 +137,16 @@ def test_new_pins_are_installed_once(clone):
   count = len(_calls(clone))
   assert _make(clone, "setup").returncode == 0
   assert len(_calls(clone)) == count
+
+
+def test_tests_get_their_libraries_once_and_torch_by_itself(clone):
+  assert _make(clone, "test").returncode == 0
+  first, second, tests = _calls(clone)
+  assert first.endswith("pip install -q --disable-pip-version-check torch==1")
+  assert second.endswith("-r requirements-test.txt")
+  assert tests.startswith("-m pytest")
+  assert _make(clone, "test").returncode == 0
+  assert len(_calls(clone)) == 4
 
 
 def test_a_failing_installation_is_not_taken_for_done(clone):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import difflib
+import functools
 import io
 import itertools
 import json
@@ -25,6 +26,8 @@ import tokenizers.pre_tokenizers
 from absl import logging
 
 from instructgpt_jax import config
+from instructgpt_jax.data.chat_template import ChatTemplate
+from instructgpt_jax.data.records import Turn
 from instructgpt_jax.errors import UserError
 
 REMEDY = (
@@ -38,6 +41,12 @@ _MAX_SENTENCE_BYTES = 4000
 _CHUNK = 1000  # characters
 _BOUNDARY = re.compile(r"[^\n]\n(?=[^\n])")
 _END_NAMES = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "[SEP]")
+# What a tokenizer.json needs to be whole for other programs.
+_BESIDE = (
+  "tokenizer_config.json",
+  "special_tokens_map.json",
+  "chat_template.jinja",
+)
 _PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<|finetune_pad|>")
 
 
@@ -49,7 +58,12 @@ class Tokenizer:
     pad_id: fills rows up; no text encodes to it.
     eos_id: ends a document or a reply; no text encodes to it.
     files: file name -> bytes, all that `save` has to write.
+    begin: ids that every text begins with, such as Llama's <s>.
+    template: how conversations are written; None where nothing says so.
   """
+
+  begin: tuple[int, ...] = ()
+  template: ChatTemplate | None = None
 
   def __init__(self, base_size: int, pad_id: int, eos_id: int):
     size = base_size
@@ -67,6 +81,10 @@ class Tokenizer:
 
   def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
     """`encode` of many texts in one call; much faster than a loop."""
+    raise NotImplementedError
+
+  def encode_turns(self, turns: Sequence[Turn]) -> list[int]:
+    """The ids of a conversation by the template, up to the reply."""
     raise NotImplementedError
 
   def decode(self, ids: Iterable[int]) -> str:
@@ -112,7 +130,28 @@ class SentencePiece(Tokenizer):
     self._newline_is_piece = not self._adds_space and all(
       self._sp.piece_to_id(p) != unknown for p in ("\n", "\n\n")
     )
+    self.unk_id = unknown
     self.files = {"tokenizer.model": proto}
+
+  @property
+  def pieces(self) -> list[tuple[str, float]]:
+    """Each id's piece and score."""
+    ids = range(self.base_size)
+    return [(self._sp.id_to_piece(i), self._sp.get_score(i)) for i in ids]
+
+  @property
+  def is_ours(self) -> bool:
+    """Whether `train_tokenizer` made it: no text is normalised."""
+    return self._is_word or self._newline_is_piece
+
+  @property
+  def kind(self) -> str:
+    """The algorithm of a model of ours: as in `config.Tokenizer`."""
+    if self._is_word:
+      return "word"
+    # A BPE piece's score is minus its rank.
+    scores = [score for _, score in self.pieces]
+    return "bpe" if all(x == round(x) for x in scores) else "unigram"
 
   def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
     if self._newline_is_piece and any(len(t) > 2 * _CHUNK for t in texts):
@@ -175,6 +214,66 @@ class HuggingFace(Tokenizer):
       find((pad, *_PAD_NAMES)),
       find((eos, *_END_NAMES)),
     )
+    self.begin = self._beginning()
+
+  def _beginning(self) -> tuple[int, ...]:
+    """What the tokenizer puts ahead of a text."""
+    whole, alone = (
+      self._tokenizer.encode("a", add_special_tokens=special).ids
+      for special in (True, False)
+    )
+    ahead = len(whole) - len(alone)
+    found = (i for i in range(ahead + 1) if whole[i:][: len(alone)] == alone)
+    return tuple(whole[: next(found, 0)])
+
+  @property
+  def rust(self) -> tokenizers.Tokenizer:
+    """What it is made of."""
+    return self._tokenizer
+
+  @functools.cached_property
+  def _marking(self) -> tokenizers.Tokenizer:
+    """The same, but a special token's text is that token."""
+    found = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
+    found.encode_special_tokens = False
+    return found
+
+  @functools.cached_property
+  def _special(self) -> re.Pattern[str]:
+    names = [
+      re.escape(token.content)
+      for token in self._tokenizer.get_added_tokens_decoder().values()
+      if token.special
+    ]
+    return re.compile("|".join(names) or r"(?!)")
+
+  def encode_turns(self, turns: Sequence[Turn]) -> list[int]:
+    """The ids of a conversation; special tokens are the template's alone.
+
+    What a user wrote like one is kept apart until the template is filled in,
+    and is then encoded as text.
+    """
+    assert self.template is not None
+    written: list[str] = []
+
+    def hide(match: re.Match[str]) -> str:
+      written.append(match.group())
+      return f"\ue000{len(written) - 1}\ue001"
+
+    hidden = [
+      Turn(t.role, self._special.sub(hide, t.text) if t.text else t.text)
+      for t in turns
+    ]
+    text = self.template.render(hidden)
+    if not written:
+      return self._marking.encode(text, add_special_tokens=False).ids
+    found: list[int] = []
+    for i, part in enumerate(re.split("\ue000(\\d+)\ue001", text)):
+      if i % 2:
+        found += self.encode(written[int(part)])
+      elif part:
+        found += self._marking.encode(part, add_special_tokens=False).ids
+    return found
 
   def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
     found = self._tokenizer.encode_batch_fast(
@@ -248,16 +347,25 @@ def _load_json(path: pathlib.Path) -> Tokenizer:
       file=str(path),
       remedy=REMEDY,
     ) from e
-  names = []
-  for key in ("eos_token", "pad_token"):
-    value = special.get(key) if isinstance(special, dict) else None
+  names = {}
+  for key, value in special.items() if isinstance(special, dict) else ():
     value = value.get("content") if isinstance(value, dict) else value
-    names.append(value if isinstance(value, str) else "")
-  result = HuggingFace(tokenizer, *names)
+    if isinstance(value, str) and key.endswith("_token"):
+      names[key] = value
+  result = HuggingFace(
+    tokenizer, names.get("eos_token", ""), names.get("pad_token", "")
+  )
   result.files = {"tokenizer.json": content}
-  if any(names):
-    kept = {"eos_token": names[0], "pad_token": names[1]}
-    result.files["tokenizer_config.json"] = json.dumps(kept).encode()
+  for name in _BESIDE:
+    if (path.parent / name).exists():
+      result.files[name] = _read(path.parent / name)
+  text = special.get("chat_template") if isinstance(special, dict) else None
+  if "chat_template.jinja" in result.files:
+    text = result.files["chat_template.jinja"].decode("utf-8", "replace")
+  if isinstance(text, list):  # several, of which one is for talking
+    text = {t["name"]: t["template"] for t in text}.get("default")
+  if text:
+    result.template = ChatTemplate(text, names, str(path.parent))
   return result
 
 
@@ -363,8 +471,8 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
   if path.is_dir():
     for folder in (path, path / "tokenizer"):
       for name, load in (
-        ("tokenizer.model", _load_sentencepiece),
         ("tokenizer.json", _load_json),
+        ("tokenizer.model", _load_sentencepiece),
         ("tokenizer.tiktoken", _load_tiktoken),
       ):
         if (folder / name).exists():

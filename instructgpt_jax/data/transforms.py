@@ -35,8 +35,11 @@ def encode_prompts(
   data: config.Data,
 ) -> list[np.ndarray]:
   """Token ids of prompts, exactly as a rollout starts from them."""
-  texts = [records.prompt_text(t, data) for t in turns]
-  return [_int32(ids) for ids in tokenizer.encode_batch(texts)]
+  if data.chat_template and tokenizer.template is not None:
+    return [_int32(tokenizer.encode_turns(t)) for t in turns]
+  return encode_documents(
+    [records.prompt_text(t, data) for t in turns], tokenizer
+  )
 
 
 def encode_completions(
@@ -48,6 +51,8 @@ def encode_completions(
   end-of-text token: it did not end.
   """
   texts = [records.completion_text(c) for c in completions]
+  if data.chat_template and tokenizer.template is not None:
+    texts = [tokenizer.template.lead + c for c in completions]
   limit = data.max_response_tokens
   return [
     _int32([*ids, tokenizer.eos_id][:limit])
@@ -267,8 +272,9 @@ def document_rows(
 def encode_documents(
   texts: Sequence[str], tokenizer: Tokenizer
 ) -> list[np.ndarray]:
-  """Token ids of documents."""
-  return [_int32(ids) for ids in tokenizer.encode_batch(texts)]
+  """Token ids of documents, with what begins every text."""
+  begin = tokenizer.begin
+  return [_int32([*begin, *ids]) for ids in tokenizer.encode_batch(texts)]
 
 
 def left_pad(

@@ -53,6 +53,7 @@ def run(config: config_lib.EvaluateExperiment, directory: str) -> None:
     _needed(config.init_from, "init_from", "a model to measure"),
     kind=workdir.LANGUAGE,
     field="init_from",
+    run=config,
   )
   e, world = _evaluator(config, stage)
   model = measure.load(stage, e.mesh)
@@ -114,7 +115,7 @@ def _evaluator(
   start, reward = (
     workdir.open_stage(
       _needed(path, f"measure.{field}", what), kind=kind,
-      field=f"measure.{field}",
+      field=f"measure.{field}", run=config,
     )
     for path, field, what, kind in (
       (section.start, "start", "the policy's start", workdir.LANGUAGE),
@@ -132,7 +133,10 @@ def _evaluator(
   else:
     path = _needed(section.judge, "measure.judge", "a judge, or the world,")
     judge = judges.RewardModel(
-      workdir.open_stage(path, kind=workdir.SCALAR, field="measure.judge"), mesh
+      workdir.open_stage(
+        path, kind=workdir.SCALAR, field="measure.judge", run=config
+      ),
+      mesh,
     )
   splits = inputs.prompts(config.data, tokenizer)
   held = splits.test or splits.valid or splits.train

@@ -189,7 +189,10 @@ def _reward_measure(
   if not section.reward_model:
     return None
   stage = workdir.open_stage(
-    section.reward_model, kind=workdir.SCALAR, field="sft.reward_model"
+    section.reward_model,
+    kind=workdir.SCALAR,
+    field="sft.reward_model",
+    run=config,
   )
   workdir.same_tokenizer(
     stage.tokenizer, tokenizer, section.reward_model, "sft.reward_model"
@@ -244,7 +247,7 @@ def _train(
   optimizer = state_lib.make_optimizer(config.optimizer, total_steps)
   if config.init_from:
     stage = workdir.open_stage(
-      config.init_from, kind=workdir.LANGUAGE, field="init_from"
+      config.init_from, kind=workdir.LANGUAGE, field="init_from", run=config
     )
     params = networks.load(stage, mesh)
   else:

@@ -8,7 +8,6 @@ from jax.sharding import Mesh
 
 from instructgpt_jax.loops.workdir import Stage
 from instructgpt_jax.models import transformer
-from instructgpt_jax.runtime import checkpoint
 from instructgpt_jax.runtime import mesh as mesh_lib
 from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.types import Array, PyTree
@@ -49,7 +48,7 @@ def fresh(network: Network, key: Array, mesh: Mesh) -> PyTree:
 
 def load(stage: Stage, mesh: Mesh) -> PyTree:
   """A stage's parameters."""
-  return checkpoint.load_model(stage.path, abstract(stage.network, mesh))
+  return stage.params(abstract(stage.network, mesh))
 
 
 def scalar_from_stage(

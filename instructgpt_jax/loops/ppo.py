@@ -70,10 +70,13 @@ def train(
   _consistent(config)
   inputs.fits(config.data, config.model.context)
   start_stage = workdir.open_stage(
-    config.init_from, kind=workdir.LANGUAGE, field="init_from"
+    config.init_from, kind=workdir.LANGUAGE, field="init_from", run=config
   )
   reward_stage = workdir.open_stage(
-    section.reward_model, kind=workdir.SCALAR, field="ppo.reward_model"
+    section.reward_model,
+    kind=workdir.SCALAR,
+    field="ppo.reward_model",
+    run=config,
   )
   tokenizer = start_stage.tokenizer
   workdir.same_tokenizer(

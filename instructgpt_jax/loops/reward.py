@@ -99,7 +99,7 @@ def train(config: config_lib.RewardExperiment, directory: str) -> None:
   optimizer = state_lib.make_optimizer(config.optimizer, total_steps)
   key = jax.random.key(config.seed)
   if config.init_from:
-    stage = workdir.open_stage(config.init_from, field="init_from")
+    stage = workdir.open_stage(config.init_from, field="init_from", run=config)
     params = networks.scalar_from_stage(model, stage, key, mesh)
   else:
     params = networks.fresh(model, key, mesh)

@@ -14,23 +14,27 @@ from instructgpt_jax import config as config_lib
 from instructgpt_jax.data import tokenizer as tokenizer_lib
 from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
+from instructgpt_jax.models.hub import folder as hub
+from instructgpt_jax.models.transformer import (
+  LanguageModel,
+  ScalarModel,
+  abstract_params,
+)
 from instructgpt_jax.runtime import checkpoint, files
+from instructgpt_jax.runtime.mesh import unbox
+from instructgpt_jax.types import PyTree
 
 TOKENIZER = "tokenizer"
 LANGUAGE, SCALAR = "language", "scalar"
 _WHAT = {LANGUAGE: "language model", SCALAR: "reward model"}
 
-# What a checkpoint's arrays depend on; the rest may differ from run to run.
-_SHAPE = (
-  "vocab_size",
-  "context",
-  "layers",
-  "width",
-  "heads",
-  "mlp_ratio",
-  "tie_embeddings",
-  "scan_layers",
+# These may differ from run to run; on the rest a checkpoint's arrays depend, or
+# what they mean.
+_FREE = ("dropout", "init_std", "position_init", "dtype", "remat")
+_SHAPE = tuple(
+  field.name
+  for field in dataclasses.fields(config_lib.Model)
+  if field.name not in _FREE
 )
 
 C = TypeVar("C", bound=config_lib.Experiment)
@@ -38,13 +42,20 @@ C = TypeVar("C", bound=config_lib.Experiment)
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-  """A finished stage."""
+  """A finished stage, or another library's model."""
 
   path: str
   kind: str  # LANGUAGE or SCALAR
   model_config: config_lib.Model
   data: config_lib.Data
   tokenizer: Tokenizer
+  source: hub.Source | None = None  # of another library's model
+
+  def params(self, abstract: PyTree) -> PyTree:
+    """Its parameters, with the shapes and shardings of a tree."""
+    if self.source is None:
+      return checkpoint.load_model(self.path, abstract)
+    return hub.load(self.source, abstract)
 
   @property
   def network(self) -> Any:
@@ -58,13 +69,21 @@ def say(text: str) -> None:
   print(text, file=sys.stderr, flush=True)
 
 
-def open_stage(path: str, *, kind: str = "", field: str = "") -> Stage:
+def open_stage(
+  path: str,
+  *,
+  kind: str = "",
+  field: str = "",
+  run: config_lib.Experiment | None = None,
+) -> Stage:
   """Reads what a finished stage left, but for its parameters.
 
   Args:
-    path: its workdir.
+    path: its workdir, or a Hugging Face directory.
     kind: what it must hold, LANGUAGE or SCALAR; "" takes either.
     field: the flag that named it, for errors.
+    run: for which a Hugging Face directory is read: in its precision and
+      context, and with a vocabulary that its mesh divides.
 
   Raises:
     UserError: there is no such folder, it is not finished, or holds another
@@ -77,6 +96,10 @@ def open_stage(path: str, *, kind: str = "", field: str = "") -> Stage:
       "there is no such folder", file=path, field=field_or_none,
       remedy="give the --workdir of a stage that has run to its end",
     )  # fmt: skip
+  if hub.is_folder(folder):
+    stage = _from_hub(path, field_or_none, run)
+    _require(stage.kind, kind, path, field_or_none)
+    return stage
   if not checkpoint.has_model(folder):
     inner = sorted(p.name for p in folder.iterdir() if checkpoint.has_model(p))
     raise UserError(
@@ -100,23 +123,67 @@ def open_stage(path: str, *, kind: str = "", field: str = "") -> Stage:
       f"its model was saved by another version ({error})", file=path,
       field=field_or_none, remedy="run the stage again in a new --workdir",
     ) from error  # fmt: skip
+  _require(found, kind, path, field_or_none)
+  tokenizer = tokenizer_lib.load_tokenizer(folder / TOKENIZER)
+  return Stage(path, found, model_config, data, tokenizer)
+
+
+def _require(found: str, kind: str, path: str, field: str | None) -> None:
   if kind and found != kind:
     raise UserError(
       f"holds a {_WHAT[found]}, where a {_WHAT[kind]} is needed",
       file=path,
-      field=field_or_none,
+      field=field,
       remedy="give the workdir of a reward stage"
       if kind == SCALAR
       else "give the workdir of pretrain, sft, policy_init or ppo",
     )
-  tokenizer = tokenizer_lib.load_tokenizer(folder / TOKENIZER)
-  return Stage(path, found, model_config, data, tokenizer)
+
+
+def _from_hub(
+  path: str, field: str | None, run: config_lib.Experiment | None
+) -> Stage:
+  """A Hugging Face directory as a stage, its vocabulary filled up.
+
+  Rows are added for a padding token that its tokenizer does not have, and until
+  the mesh divides them. They are never predicted.
+  """
+  source = hub.look(path)
+  tokenizer = tokenizer_lib.load_tokenizer(path)
+  held = source.config
+  if max(tokenizer.base_size, tokenizer.eos_id + 1) > held.vocab_size:
+    what = "ids" if tokenizer.eos_id < tokenizer.base_size else "no end-of-text"
+    raise UserError(
+      f"its tokenizer has {what} ({tokenizer.vocab_size}), its model"
+      f" {held.vocab_size} rows",
+      file=path,
+      field=field,
+      remedy="give a folder with the model's own tokenizer",
+    )
+  given, unit, data = config_lib.Model(), 1, config_lib.Data()
+  context = held.context
+  if run is not None:
+    given, unit, data = run.model, run.mesh.tensor, run.data
+    if held.positions == "rotary":  # no array depends on it
+      context = min(context, given.context)
+  rows = -(-max(tokenizer.vocab_size, held.vocab_size) // unit) * unit
+  model = dataclasses.replace(
+    held,
+    context=context,
+    vocab_padding=rows - held.vocab_size,
+    scan_layers=given.scan_layers,
+    **{name: getattr(given, name) for name in _FREE},
+  )
+  kind = SCALAR if source.scalar else LANGUAGE
+  return Stage(path, kind, model, data, tokenizer, source)
 
 
 def load_policy(path: str) -> tuple[LanguageModel, Any, Tokenizer, Any]:
   """(model, parameters, tokenizer, stage) of a stage that writes text."""
   stage = open_stage(path, kind=LANGUAGE, field="--checkpoint")
-  return stage.network, checkpoint.load_model(path), stage.tokenizer, stage
+  network = stage.network
+  params = stage.params(unbox(abstract_params(network)))
+  return network, params, stage.tokenizer, stage
 
 
 def inherit(config: C) -> C:
@@ -127,7 +194,7 @@ def inherit(config: C) -> C:
   """
   if not config.init_from:
     return config
-  stage = open_stage(config.init_from, field="init_from")
+  stage = open_stage(config.init_from, field="init_from", run=config)
   held = {name: getattr(stage.model_config, name) for name in _SHAPE}
   changed = [
     name
@@ -169,7 +236,8 @@ def stage_tokenizer(
   given = config.tokenizer.path
   chosen = tokenizer_lib.load_tokenizer(given) if given else None
   if config.init_from:
-    source = open_stage(config.init_from, field="init_from").tokenizer
+    stage = open_stage(config.init_from, field="init_from", run=config)
+    source = stage.tokenizer
     if chosen is not None:
       same_tokenizer(source, chosen, given, "tokenizer.path")
     chosen = source
@@ -197,9 +265,10 @@ def model_config(
 ) -> config_lib.Model:
   """The network's config with its vocabulary size and this stage's dropout."""
   size = config.model.vocab_size or tokenizer.vocab_size
-  if size < tokenizer.vocab_size:
+  rows = size + config.model.vocab_padding
+  if rows < tokenizer.vocab_size:
     raise UserError(
-      f"the tokenizer has {tokenizer.vocab_size} ids, the model only {size}",
+      f"the tokenizer has {tokenizer.vocab_size} ids, the model only {rows}",
       field="model.vocab_size",
       remedy="give 0, which takes the tokenizer's size",
     )
@@ -216,15 +285,18 @@ def save_stage_model(
   **info: Any,
 ) -> None:
   """Writes `model/`, from which `open_stage` and `load_model` read."""
-  checkpoint.save_model(
-    workdir,
-    params,
-    dict(
-      kind=kind,
-      model=dataclasses.asdict(model),
-      data=dataclasses.asdict(data),
-      **info,
-    ),
+  checkpoint.save_model(workdir, params, model_info(kind, model, data, **info))
+
+
+def model_info(
+  kind: str, model: config_lib.Model, data: config_lib.Data, **info: Any
+) -> dict[str, Any]:
+  """What `open_stage` reads of a model beside its parameters."""
+  return dict(
+    kind=kind,
+    model=dataclasses.asdict(model),
+    data=dataclasses.asdict(data),
+    **info,
   )
 
 

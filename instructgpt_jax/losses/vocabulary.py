@@ -30,6 +30,7 @@ NARROW = 512
 
 # ([C, V] float32 logits, tree of [C, …], [C] bool used) → Σ loss, sums.
 TokenLoss = Callable[[Array, PyTree, Array], tuple[Array, dict[str, Array]]]
+Adjust = Callable[[Array], Array]  # [C, V] products → the logits
 
 
 def _chunk(tokens: int, vocabulary: int) -> int:
@@ -77,8 +78,17 @@ def _take(tree: PyTree, index: Array) -> PyTree:
   )
 
 
+def _same(logits: Array) -> Array:
+  return logits
+
+
 def summed(
-  loss: TokenLoss, hidden: Array, unembedding: Array, rows: PyTree, used: Array
+  loss: TokenLoss,
+  hidden: Array,
+  unembedding: Array,
+  rows: PyTree,
+  used: Array,
+  adjust: Adjust = _same,
 ) -> tuple[Array, dict[str, Array]]:
   """Σ over the used tokens of a loss of their logits.
 
@@ -90,12 +100,17 @@ def summed(
     rows: tree of [M, …] arrays: targets and whatever else the loss is of;
       constants.
     used: [M] bool, tokens that carry loss.
+    adjust: makes logits of the products of `hidden` and `unembedding`.
 
   Returns:
     The loss and the dict of sums. Gradients reach `hidden` and `unembedding`,
     of the loss alone.
   """
-  found: Any = _summed(loss, hidden, unembedding, rows, used)
+
+  def adjusted(products, rows, used):
+    return loss(adjust(products), rows, used)
+
+  found: Any = _summed(adjusted, hidden, unembedding, rows, used)
   return found
 
 
@@ -182,6 +197,7 @@ def token_logp(
   used: Array,
   *,
   temperature: float = 1.0,
+  adjust: Adjust = _same,
 ) -> Array:
   """Log-probability of each used target; not to be differentiated.
 
@@ -191,6 +207,7 @@ def token_logp(
     targets: [M] int32.
     used: [M] bool.
     temperature: as in `language.token_logp`.
+    adjust: as in `summed`.
 
   Returns:
     [M] float32, 0 where a token is not used.
@@ -203,7 +220,7 @@ def token_logp(
     at = jax.lax.dynamic_slice(order, (index * chunk,), (chunk,))
     own, wanted = _take((hidden, targets), at)
     logp = language.token_logp(
-      _logits(own, matrix), wanted, temperature=temperature
+      adjust(_logits(own, matrix)), wanted, temperature=temperature
     )
     return jax.lax.dynamic_update_slice(found, logp, (index * chunk,))
 

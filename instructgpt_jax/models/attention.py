@@ -30,15 +30,20 @@ def _blocks(length: int) -> Iterator[tuple[slice, slice]]:
     yield slice(start, end), slice(0, end)
 
 
-def _scores(query: Array, key: Array, mask: Array) -> Array:
+def soft_cap(x: Array, cap: float) -> Array:
+  """cap · tanh(x / cap), as in Gemma 2 (arXiv:2408.00118); x if cap is 0."""
+  return cap * jnp.tanh(x / cap) if cap else x
+
+
+def _scores(query: Array, key: Array, mask: Array, cap: float) -> Array:
   """[B, H, T, S] float32 scaled products, where a query may look."""
   scale = query.shape[-1] ** -0.5
   found = _product("bhtd,bhsd->bhts", query * scale, key)
-  return jnp.where(mask[:, None], found, _EXCLUDED)
+  return jnp.where(mask[:, None], soft_cap(found, cap), _EXCLUDED)
 
 
 def read(
-  query: Array, key: Array, value: Array, mask: Array
+  query: Array, key: Array, value: Array, mask: Array, cap: float = 0.0
 ) -> tuple[Array, Array]:
   """Scaled dot-product attention of a few queries, the softmax in float32.
 
@@ -47,12 +52,14 @@ def read(
     key: [B, H, S, D / H].
     value: [B, H, S, D / H].
     mask: [B, T, S] bool, True where a query may look; somewhere in each row.
+      T may be 1: all queries then look alike.
+    cap: soft cap of the scores; 0 is none.
 
   Returns:
     [B, H, T, D / H] in the query's type, and [B, H, T, 1] float32, the log of
     the sum of the exponentials of each row's scores.
   """
-  scores = _scores(query, key, mask)
+  scores = _scores(query, key, mask, cap)
   top = jnp.max(scores, axis=-1, keepdims=True)
   weights = jnp.exp(scores - top)
   total = jnp.sum(weights, axis=-1, keepdims=True)
@@ -60,8 +67,9 @@ def read(
   return (found / total).astype(query.dtype), top + jnp.log(total)
 
 
-@jax.custom_vjp
-def attend(query: Array, key: Array, value: Array, mask: Array) -> Array:
+def attend(
+  query: Array, key: Array, value: Array, mask: Array, cap: float = 0.0
+) -> Array:
   """Causal scaled dot-product attention of whole rows.
 
   Args:
@@ -70,11 +78,18 @@ def attend(query: Array, key: Array, value: Array, mask: Array) -> Array:
     value: [B, H, T, D / H].
     mask: [B, T, T] bool, True where a query may look: nowhere ahead of it, and
       somewhere in each row.
+    cap: soft cap of the scores; 0 is none.
 
   Returns:
     [B, H, T, D / H] in the query's type.
   """
-  return _forward(query, key, value, mask)[0]
+  found: Any = _attend(query, key, value, mask, cap)
+  return found
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _attend(query, key, value, mask, cap):
+  return _forward(query, key, value, mask, cap)[0]
 
 
 def _kernel(query: Array) -> Any:
@@ -97,10 +112,10 @@ def _library(query: Array, key: Array, value: Array, mask: Array) -> Array:
   return found.swapaxes(1, 2)
 
 
-def _forward(query, key, value, mask):
+def _forward(query, key, value, mask, cap):
   def blocks(query, key, value, mask):
     parts = [
-      read(query[:, :, q], key[:, :, k], value[:, :, k], mask[:, q, k])
+      read(query[:, :, q], key[:, :, k], value[:, :, k], mask[:, q, k], cap)
       for q, k in _blocks(query.shape[2])
     ]
     found, logs = (
@@ -113,13 +128,14 @@ def _forward(query, key, value, mask):
     sums = jnp.zeros((*query.shape[:3], 1), jnp.float32)
     return _library(query, key, value, mask), sums
 
+  # The library knows no caps.
   found, logs = jax.lax.platform_dependent(
-    query, key, value, mask, cpu=blocks, default=library
+    query, key, value, mask, cpu=blocks, default=blocks if cap else library
   )
   return found, (query, key, value, mask, found, logs)
 
 
-def _backward(saved, slope):
+def _backward(cap, saved, slope):
   def blocks(query, key, value, mask, found, logs, slope):
     scale = query.shape[-1] ** -0.5
     inner = jnp.sum(found.astype(jnp.float32) * slope, axis=-1, keepdims=True)
@@ -131,13 +147,15 @@ def _backward(saved, slope):
     )
     for q, k in _blocks(query.shape[2]):
       some, seen, g = query[:, :, q], key[:, :, k], slope[:, :, q]
-      weights = jnp.exp(
-        _scores(some, seen, mask[:, q, k]) - logs[:, :, q]
-      ).astype(query.dtype)
+      may = mask[:, q, k]
+      scores = _scores(some, seen, may, cap)
+      weights = jnp.exp(scores - logs[:, :, q]).astype(query.dtype)
       of_weights = _product("bhtd,bhsd->bhts", g, value[:, :, k])
-      of_scores = (weights * (of_weights - inner[:, :, q]) * scale).astype(
-        query.dtype
-      )
+      of_scores = weights * (of_weights - inner[:, :, q]) * scale
+      if cap:
+        flat = 1 - jnp.square(scores / cap)
+        of_scores *= jnp.where(may[:, None], flat, 0)
+      of_scores = of_scores.astype(query.dtype)
       of_query.append(_product("bhts,bhsd->bhtd", of_scores, seen))
       of_key = of_key.at[..., k].add(
         _product("bhtd,bhts->bhds", some, of_scores)
@@ -155,8 +173,10 @@ def _backward(saved, slope):
     del found, logs
     return jax.vjp(lambda *x: _library(*x, mask), query, key, value)[1](slope)
 
-  found = jax.lax.platform_dependent(*saved, slope, cpu=blocks, default=library)
+  found = jax.lax.platform_dependent(
+    *saved, slope, cpu=blocks, default=blocks if cap else library
+  )
   return *found, None
 
 
-attend.defvjp(_forward, _backward)
+_attend.defvjp(_forward, _backward)

@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from instructgpt_jax.models.decoder import Cache
 from instructgpt_jax.models.transformer import (
-  Cache,
   LanguageModel,
   decoding_params,
   positions_of,

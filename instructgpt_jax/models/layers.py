@@ -8,6 +8,7 @@ of width D then keeps 10 D numbers a token instead of 27 D.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -45,13 +46,59 @@ def gelu(x: Array) -> Array:
   return nn.gelu(x, approximate=True)
 
 
-def normalized(x: Array, scale: Array, bias: Array, axis: int = -1) -> Array:
+ACTIVATIONS: dict[str, Before] = {
+  "gelu_tanh": gelu,
+  "gelu": functools.partial(nn.gelu, approximate=False),
+  "relu": nn.relu,
+  "silu": nn.silu,
+}
+
+
+@functools.cache
+def activation(name: str, gated: bool) -> Before:
+  """Of [..., F], or of the first half of [..., 2 F] times the second.
+
+  An axis may be named; it is the last one.
+  """
+  function = ACTIVATIONS[name]
+  if not gated:
+    return lambda x, axis=-1: function(x)
+
+  def product(x: Array, axis: int = -1) -> Array:
+    gate, values = jnp.split(x, 2, axis=axis)
+    return function(gate) * values
+
+  return product
+
+
+def normalized(
+  x: Array, scale: Array, bias: Array, axis: int = -1, epsilon: float = EPSILON
+) -> Array:
   """LayerNorm over an axis, in float32; in the input's shape and type."""
   found = x.astype(jnp.float32)
   found -= found.mean(axis=axis, keepdims=True)
   variance = jnp.square(found).mean(axis=axis, keepdims=True)
-  found *= jax.lax.rsqrt(variance + EPSILON)
+  found *= jax.lax.rsqrt(variance + epsilon)
   return (found * scale + bias).astype(x.dtype)
+
+
+def rms_normalized(
+  x: Array, scale: Array, axis: int = -1, *, epsilon: float, offset: float
+) -> Array:
+  """RMSNorm (arXiv:1910.07467) over an axis, times scale + offset."""
+  found = x.astype(jnp.float32)
+  square = jnp.square(found).mean(axis=axis, keepdims=True)
+  found *= jax.lax.rsqrt(square + epsilon)
+  return (found * (scale + offset)).astype(x.dtype)
+
+
+@functools.cache
+def norm_function(kind: str, epsilon: float) -> Before:
+  """(x, *weights, axis) → x normalised as `config.Model.norm` says."""
+  if kind == "layer":
+    return functools.partial(normalized, epsilon=epsilon)
+  offset = 1.0 if kind == "rms_less_one" else 0.0
+  return functools.partial(rms_normalized, epsilon=epsilon, offset=offset)
 
 
 def _anew(x: Array, slope: Array) -> Array:
@@ -95,7 +142,7 @@ def dense(
   x: Array,
   weights: tuple[Array, ...],
   kernel: Array,
-  bias: Array,
+  bias: Array | None,
 ) -> Array:
   """before(x, *weights) · kernel + bias, of which only x is kept.
 
@@ -104,24 +151,26 @@ def dense(
     x: [M, I].
     weights: of `before`.
     kernel: [I, O] float32.
-    bias: [O] float32.
+    bias: [O] float32, or None.
 
   Returns:
     [M, O] in x's type.
   """
   product = before(x, *weights) @ kernel.astype(x.dtype)
-  return product + bias.astype(x.dtype)
+  return product if bias is None else product + bias.astype(x.dtype)
 
 
 def _forward(before, x, weights, kernel, bias):
-  return dense(before, x, weights, kernel, bias), (x, weights, kernel)
+  return dense(before, x, weights, kernel, bias), (x, weights, kernel, bias)
 
 
 def _backward(before, saved, slope):
-  x, weights, kernel = saved
+  x, weights, kernel, bias = saved
   inputs, pull = jax.vjp(before, _anew(x, slope), *weights)
   of_x, *of_weights = pull(slope @ kernel.T.astype(x.dtype))
-  of_bias = slope.astype(jnp.float32).sum(axis=0)
+  of_bias = None
+  if bias is not None:
+    of_bias = slope.astype(jnp.float32).sum(axis=0)
   return of_x, tuple(of_weights), _of_kernel(inputs, slope), of_bias
 
 
@@ -129,24 +178,37 @@ dense.defvjp(_forward, _backward)
 
 
 class Norm(nn.Module):
-  """Weights of a LayerNorm, which a dense layer may take ahead of itself."""
+  """Weights of a norm, which a dense layer may take ahead of itself."""
 
   width: int
+  kind: str = "layer"  # of config.Model.norm
+  epsilon: float = EPSILON
+  axis: str | None = "embed"  # name of what is normalised
 
   def setup(self):
     shape = (self.width,)
-    self.scale = self.param("scale", vector_init(1.0, "embed"), shape)
-    self.bias = self.param("bias", vector_init(0.0, "embed"), shape)
+    start = 0.0 if self.kind == "rms_less_one" else 1.0
+    self.scale = self.param("scale", vector_init(start, self.axis), shape)
+    if self.kind == "layer":
+      self.bias = self.param("bias", vector_init(0.0, self.axis), shape)
+
+  @property
+  def function(self) -> Before:
+    """(x, *weights) → x normalised over its last axis."""
+    return norm_function(self.kind, self.epsilon)
+
+  def weights(self) -> tuple[Array, ...]:
+    if self.kind == "layer":
+      return self.scale, self.bias
+    return (self.scale,)
 
   def __call__(self, x: Array) -> Array:
-    return normalized(x, self.scale, self.bias)
+    return self.function(x, *self.weights())
 
   def columns(self, x: Array) -> Array:
     """[D, B] → [D, B]."""
-    return normalized(x, self.scale[:, None], self.bias[:, None], axis=0)
-
-  def weights(self) -> tuple[Array, Array]:
-    return self.scale, self.bias
+    weights = (w[:, None] for w in self.weights())
+    return self.function(x, *weights, axis=0)
 
 
 class Dense(nn.Module):
@@ -161,26 +223,37 @@ class Dense(nn.Module):
   stddev: float  # of the kernel at the start
   dtype: Any
   inputs: int = 1  # how many of the kernel's axes are the input's
+  use_bias: bool = True
 
   @nn.compact
   def __call__(
     self, x: Array, before: Before = _same, weights: tuple[Array, ...] = ()
   ) -> Array:
-    """[M, inputs] → [M, outputs], each the product of its axes."""
+    """[M, ·] → [M, outputs], the product of their axes.
+
+    Args:
+      x: what `before` makes [M, inputs] of.
+      before: see `dense`.
+      weights: of `before`.
+    """
     outputs = slice(self.inputs, None)
     kernel = self.param(
       "kernel", kernel_init(self.stddev, *self.axes), self.shape
     )
-    bias = self.param(
-      "bias", vector_init(0.0, *self.axes[outputs]), self.shape[outputs]
-    )
-    kernel = kernel.reshape(x.shape[-1], -1)
-    found = dense(before, x.astype(self.dtype), weights, kernel, bias.ravel())
+    bias = None
+    if self.use_bias:
+      bias = self.param(
+        "bias", vector_init(0.0, *self.axes[outputs]), self.shape[outputs]
+      ).ravel()
+    kernel = kernel.reshape(math.prod(self.shape[: self.inputs]), -1)
+    found = dense(before, x.astype(self.dtype), weights, kernel, bias)
     return checkpoint_name(found, PRODUCT)
 
   def columns(self, x: Array) -> Array:
     """[inputs, B] → [outputs, B], by a kernel whose outputs come first."""
     kernel = self.get_variable("params", "kernel")
-    bias = self.get_variable("params", "bias")
     product = kernel.reshape(-1, len(x)).astype(x.dtype) @ x
+    if not self.use_bias:
+      return product
+    bias = self.get_variable("params", "bias")
     return product + bias.reshape(-1, 1).astype(x.dtype)

@@ -13,7 +13,7 @@ import contextlib
 import pathlib
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -142,15 +142,43 @@ def save_model(
     params: nested dict of arrays.
     info: JSON values that `load_model_info` gives back.
   """
-  base = files.make_directory(pathlib.Path(directory).absolute())
-  with _saving(base):
-    _settle(base)
+  with _replacing(directory) as path:
     ocp.save(
-      base / _NEXT,
+      path,
       _table(params),
       overwrite=True,
       custom_metadata={"info": _encoded(info)},
     )
+
+
+def save_model_parts(
+  directory: str | pathlib.Path, parts: Iterable[Any], info: Mapping[str, Any]
+) -> None:
+  """`save_model` of parameters that are not held all at once.
+
+  Args:
+    directory: workdir of a stage.
+    parts: nested dicts of arrays, disjoint; each is written before the next is
+      asked for.
+    info: JSON values that `load_model_info` gives back.
+  """
+  with _replacing(directory) as path:
+    shutil.rmtree(path, ignore_errors=True)
+    for part in parts:
+      ocp.partial.save(
+        path, _table(part), custom_metadata={"info": _encoded(info)}
+      )
+      del part
+    ocp.partial.finalize(path)
+
+
+@contextlib.contextmanager
+def _replacing(directory: str | pathlib.Path) -> Iterator[pathlib.Path]:
+  """The place of a new model, which then replaces the old one."""
+  base = files.make_directory(pathlib.Path(directory).absolute())
+  with _saving(base):
+    _settle(base)
+    yield base / _NEXT
     if (base / MODEL).exists():
       (base / MODEL).rename(base / _OLD)
     (base / _NEXT).rename(base / MODEL)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from instructgpt_jax.losses import language, vocabulary
 from instructgpt_jax.losses.masked import safe_divide
-from instructgpt_jax.models.transformer import LanguageModel
+from instructgpt_jax.models.transformer import LanguageModel, adjusted
 from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.steps.state import Metrics, TrainState
 from instructgpt_jax.types import Array, LanguageBatch, PyTree
@@ -43,6 +45,7 @@ def loss_and_metrics(
     unembedding_matrix(model, params),
     {"targets": targets, "weights": weights},
     weights > 0,
+    adjust(model),
   )
   return (
     safe_divide(total, normalizer),
@@ -63,6 +66,11 @@ def _cross_entropy(
 def unembedding_matrix(model: LanguageModel, params: PyTree) -> Array:
   """[V, D], for the losses of `losses.vocabulary`."""
   return model.apply({"params": params}, method="unembedding_matrix")
+
+
+def adjust(model: LanguageModel) -> vocabulary.Adjust:
+  """Makes the model's logits of products with `unembedding_matrix`."""
+  return functools.partial(adjusted, model.config)
 
 
 def _flat(
@@ -145,7 +153,11 @@ def token_logp(
   """
   hidden, targets, weights = _flat(model, params, batch)
   found = vocabulary.token_logp(
-    hidden, unembedding_matrix(model, params), targets, weights > 0
+    hidden,
+    unembedding_matrix(model, params),
+    targets,
+    weights > 0,
+    adjust=adjust(model),
   )
   # The last column predicts nothing, and the first is predicted by nothing.
   return jnp.roll(found.reshape(batch.tokens.shape), 1, axis=1)

@@ -60,6 +60,7 @@ def response_logp(
     tokens,
     mask,
     temperature=temperature,
+    adjust=language_step.adjust(model),
   )
   return logp.reshape(rollout.response_mask.shape)
 
@@ -240,6 +241,7 @@ def update(
         "advantages": part.advantages.reshape(-1),
       },
       mask,
+      language_step.adjust(model),
     )
     return jax.tree.map(
       lambda x: masked.safe_divide(x, normalizer), (loss, sums)

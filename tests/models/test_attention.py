@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from instructgpt_jax.models import attention, transformer
+from instructgpt_jax.models import attention, blocks
 
 HEADS, SIZE = 2, 4
 
@@ -17,7 +17,7 @@ def make(length, rows=2, seed=0):
   segments = np.cumsum(rng.random((rows, length)) < 0.05, axis=1) + 1
   segments[0, : length // 3] = -1  # a prefix that all later tokens see
   segments[1, -length // 5 :] = 0  # padding
-  mask = np.asarray(transformer.attention_mask(jnp.asarray(segments)))
+  mask = np.asarray(blocks.attention_mask(jnp.asarray(segments)))
   return *(x.astype(np.float32) for x in (q, k, v, g)), mask
 
 
@@ -139,3 +139,21 @@ def test_probabilities_are_not_stored():
     return sum(f.size for f in found if f.dtype == jnp.float32)
 
   assert kept(512) == 2 * kept(256)
+
+
+def test_capped_scores_and_their_gradient():
+  """Against the softmax of capped scores, differentiated by JAX."""
+  q, k, v, g, mask = make(100)
+  cap = 0.7
+
+  def plain(q, k, v):
+    scores = jnp.einsum("bhtd,bhsd->bhts", q, k) / SIZE**0.5
+    scores = jnp.where(mask[:, None], cap * jnp.tanh(scores / cap), -jnp.inf)
+    return jnp.einsum("bhts,bhsd->bhtd", jax.nn.softmax(scores), v)
+
+  wanted, pull = jax.vjp(plain, q, k, v)
+  found, own_pull = jax.vjp(lambda *x: attention.attend(*x, mask, cap), q, k, v)
+  assert np.abs(wanted - attention.attend(q, k, v, mask)).max() > 0.1
+  np.testing.assert_allclose(found, wanted, atol=1e-5)
+  for x, y in zip(own_pull(g), pull(g), strict=True):
+    np.testing.assert_allclose(x, y, atol=2e-5)

@@ -18,7 +18,8 @@ def rng():
 
 def plain(before, x, weights, kernel, bias):
   """The same layer, differentiated by JAX."""
-  return before(x, *weights) @ kernel + bias
+  found = before(x, *weights) @ kernel
+  return found if bias is None else found + bias
 
 
 def arguments(rng, inputs, outputs, normed):
@@ -62,6 +63,38 @@ def test_gradients_are_those_of_the_plain_layer(rng, inputs, outputs, normed):
   wanted = jax.jit(jax.value_and_grad(loss(plain), which))(*given)
   for a, b in zip(*map(jax.tree.leaves, (found, wanted)), strict=True):
     np.testing.assert_allclose(a, b, atol=2e-4, rtol=2e-4)
+
+
+@pytest.mark.parametrize(
+  "before, weights",
+  [
+    (layers.norm_function("rms", 1e-3), 1),
+    (layers.norm_function("rms_less_one", 1e-3), 1),
+    (layers.activation("silu", True), 0),
+  ],
+  ids=["rms", "rms_less_one", "gated"],
+)
+def test_other_layers_ahead_of_a_product_without_a_bias(rng, before, weights):
+  x, _, kernel, _ = arguments(rng, 12, 40, False)
+  scale = tuple(rng.normal(0.5, 0.2, (weights, 12)).astype(np.float32))
+  inputs = x.shape[1] if weights else x.shape[1] // 2
+  given = (x, scale, kernel[:inputs], None)
+
+  def loss(layer):
+    return lambda *a: jnp.sum(jnp.sin(layer(before, *a, None)))
+
+  found = jax.jit(jax.value_and_grad(loss(layers.dense), (0, 1, 2)))(*given[:3])
+  wanted = jax.jit(jax.value_and_grad(loss(plain), (0, 1, 2)))(*given[:3])
+  for a, b in zip(*map(jax.tree.leaves, (found, wanted)), strict=True):
+    np.testing.assert_allclose(a, b, atol=2e-4, rtol=2e-4)
+
+
+def test_rms_norms_are_as_written(rng):
+  x, scale = rng.normal(2, 3, (5, 64)), rng.normal(0, 0.3, 64)
+  root = np.sqrt((x**2).mean(axis=1, keepdims=True) + 0.1)
+  for kind, factor in (("rms", scale), ("rms_less_one", 1 + scale)):
+    found = layers.norm_function(kind, 0.1)(jnp.asarray(x), jnp.asarray(scale))
+    np.testing.assert_allclose(found, x / root * factor, atol=1e-5)
 
 
 def test_a_layer_in_bfloat16_gives_float32_gradients_to_its_weights(rng):

@@ -20,10 +20,12 @@ jit = functools.partial(
 )
 
 
+SMALL = dict(vocab_size=13, context=24, layers=2, width=16, heads=2)
+
+
 def make_config(**changes):
   """A decoder small enough for two cores."""
-  small = dict(vocab_size=13, context=24, layers=2, width=16, heads=2)
-  return config.Model(**{**small, **changes})
+  return config.Model(**{**SMALL, **changes})
 
 
 def make_params(model, seed=0):

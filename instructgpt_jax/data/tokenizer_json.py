@@ -1,0 +1,125 @@
+"""A tokenizer that was trained here, as a tokenizer.json.
+
+Other programs then read text as we do, but for two things: to them the text of
+a special token is that token, and unknown words in a row are as many tokens,
+not one. Models of other makers bring their own.
+"""
+
+from __future__ import annotations
+
+import json
+
+import tokenizers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
+
+from instructgpt_jax.data.tokenizer import (
+  NEWLINE_WORD,
+  HuggingFace,
+  SentencePiece,
+  Tokenizer,
+)
+
+# Nothing merges with newlines, which go in pairs; the odd one is the last, or
+# (as unigram breaks ties) the first.
+_NEWLINES = {
+  "bpe": "\n\n|\n",
+  "unigram": "(?<!\n)\n(?=(\n\n)+(?!\n))|\n\n|\n",
+}
+_SPACE = "▁"  # what sentencepiece writes for a space
+
+
+def files(tokenizer: Tokenizer) -> dict[str, bytes]:
+  """The tokenizer's files, with a tokenizer.json if it can be said in one.
+
+  A sentencepiece model that was not trained here stays as it is: others apply
+  normalisations of their own.
+  """
+  if isinstance(tokenizer, HuggingFace):
+    if "tokenizer.json" in tokenizer.files:
+      return tokenizer.files
+    found = tokenizer.rust
+  elif isinstance(tokenizer, SentencePiece) and tokenizer.is_ours:
+    found = _converted(tokenizer)
+  else:
+    return tokenizer.files
+  settings = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "clean_up_tokenization_spaces": False,
+    **{
+      name: found.id_to_token(i)
+      for name, i in (
+        ("eos_token", tokenizer.eos_id),
+        ("pad_token", tokenizer.pad_id),
+      )
+      if found.id_to_token(i) is not None
+    },
+  }
+  return {
+    "tokenizer.json": found.to_str().encode(),
+    "tokenizer_config.json": json.dumps(settings).encode(),
+  }
+
+
+def _converted(tokenizer: SentencePiece) -> tokenizers.Tokenizer:
+  pieces, kind = tokenizer.pieces, tokenizer.kind
+  vocab = {piece: i for i, (piece, _) in enumerate(pieces)}
+  unknown = pieces[tokenizer.unk_id][0]
+  if kind == "word":
+    model = models.WordLevel(vocab, unk_token=unknown)
+  elif kind == "unigram":
+    model = models.Unigram(pieces, tokenizer.unk_id, byte_fallback=True)
+  else:
+    model = models.BPE(
+      vocab,
+      _merges(vocab),
+      unk_token=unknown,
+      byte_fallback=True,
+      fuse_unk=True,
+    )
+  found = tokenizers.Tokenizer(model)
+  found.add_special_tokens(
+    [pieces[i][0] for i in (tokenizer.pad_id, tokenizer.eos_id)]
+  )
+  if kind == "word":
+    _split_at_spaces(found)
+  else:
+    found.normalizer = normalizers.Replace(" ", _SPACE)
+    found.pre_tokenizer = pre_tokenizers.Split(
+      Regex(_NEWLINES[kind]), "isolated"
+    )
+    found.decoder = decoders.Sequence(
+      [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+  return found
+
+
+def _split_at_spaces(tokenizer: tokenizers.Tokenizer) -> None:
+  """Words are what stands between spaces; a newline is one."""
+  tokenizer.normalizer = normalizers.Sequence(
+    [
+      normalizers.Replace("\n", f" {NEWLINE_WORD} "),
+      normalizers.Replace(Regex(" +"), " "),
+      normalizers.Replace(Regex("^ | $"), ""),
+      normalizers.Replace(Regex("^(?=.)| "), _SPACE),
+    ]
+  )
+  tokenizer.pre_tokenizer = pre_tokenizers.Split(_SPACE, "merged_with_next")
+  tokenizer.decoder = decoders.Sequence(
+    [
+      decoders.Fuse(),
+      decoders.Replace(_SPACE, " "),
+      decoders.Replace(Regex(f" ?{NEWLINE_WORD} ?"), "\n"),
+      decoders.Strip(" ", 1, 0),
+    ]
+  )
+
+
+def _merges(vocab: dict[str, int]) -> list[tuple[str, str]]:
+  """All pairs that make a piece, those of the earlier pieces first."""
+  found = []
+  for piece, rank in vocab.items():
+    for cut in range(1, len(piece)):
+      left, right = piece[:cut], piece[cut:]
+      if left in vocab and right in vocab:
+        found.append((rank, vocab[left], vocab[right], left, right))
+  return [(left, right) for *_, left, right in sorted(found)]

@@ -1,0 +1,253 @@
+"""A decoder block: attention and MLP, each added to the residual."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from instructgpt_jax import config as config_lib
+from instructgpt_jax.models import attention, layers, rotary
+from instructgpt_jax.models.layers import Dense, Norm
+from instructgpt_jax.types import Array, pytree
+
+
+@pytree
+class View:
+  """What the tokens of a layer see, and how their heads are turned."""
+
+  mask: Array  # [B, T, S] bool
+  turns: rotary.Turns | None  # None with learned positions
+
+
+Views = tuple[View, ...]  # one, or that of full layers and of windowed ones
+
+
+def attention_mask(segments: Array) -> Array:
+  """[B, T] segments → [B, T, T]: causal, within a segment or to a prefix.
+
+  Padding is segment 0, and what it attends to is read by nothing real.
+  """
+  length = segments.shape[1]
+  causal = jnp.tril(jnp.ones((length, length), bool))
+  query, key = segments[:, :, None], segments[:, None, :]
+  return causal & ((query == key) | (key < 0))
+
+
+def views(
+  c: config_lib.Model, mask: Array, age: Callable[[], Array], positions: Array
+) -> Views:
+  """The views that a model's layers have.
+
+  Args:
+    c: the model.
+    mask: [B, T, S] bool, what a layer without a window sees.
+    age: gives [B, T, S] int32, how far a key stands behind a query.
+    positions: [B, T] int32 of the queries.
+
+  Returns:
+    One view where all layers see alike, else the full and the windowed one.
+  """
+  kinds = sorted({c.windowed(i) for i in range(c.layers)})
+
+  def view(windowed: bool) -> View:
+    seen = mask & (age() < c.window) if windowed else mask
+    turns = None
+    if c.positions == "rotary":
+      turns = rotary.turns(c, positions, windowed)
+    return View(mask=seen, turns=turns)
+
+  return tuple(map(view, kinds))
+
+
+def kinds(c: config_lib.Model) -> list[int]:
+  """Which of the model's views each layer has."""
+  windowed = [c.windowed(i) for i in range(c.layers)]
+  mixed = len(set(windowed)) > 1
+  return [int(mixed and w) for w in windowed]
+
+
+def _chosen(seen: Views, kind: Any) -> View:
+  if len(seen) == 1:
+    return seen[0]
+  if isinstance(kind, int):
+    return seen[kind]
+  return jax.tree.map(lambda *x: jnp.where(kind, x[1], x[0]), *seen)
+
+
+class Block(nn.Module):
+  """Attention and MLP behind a norm each, or as `config.Model.block` says."""
+
+  config: config_lib.Model
+
+  def setup(self):
+    c = self.config
+    heads, groups = (c.heads, c.head_size), (c.groups, c.head_size)
+    layer = functools.partial(
+      Dense, dtype=jnp.dtype(c.dtype), stddev=c.init_std
+    )
+    residual = functools.partial(
+      layer, stddev=c.init_std / (2 * c.layers) ** 0.5
+    )
+    norm = functools.partial(Norm, kind=c.norm, epsilon=c.norm_eps)
+    axes = ("embed", None, "heads", None)
+    self.norm_attention = norm(c.width)
+    if c.groups == c.heads:
+      self.qkv = layer((c.width, 3, *heads), axes, use_bias=c.qkv_bias)
+    else:
+      self.query = layer(
+        (c.width, *heads), ("embed", "heads", None), use_bias=c.qkv_bias
+      )
+      self.key_value = layer((c.width, 2, *groups), axes, use_bias=c.qkv_bias)
+    if c.qk_norm:
+      self.norm_query, self.norm_key = (
+        norm(c.head_size, axis=None) for _ in range(2)
+      )
+    self.project = residual(
+      (*heads, c.width),
+      ("heads", None, "embed"),
+      inputs=2,
+      use_bias=c.out_bias,
+    )
+    if c.block != "parallel_one_norm":
+      self.norm_mlp = norm(c.width)
+    if c.block == "sandwich":
+      self.norm_attended, self.norm_mixed = norm(c.width), norm(c.width)
+    self.up = layer(
+      (c.width, 2, c.hidden) if c.gated else (c.width, c.hidden),
+      ("embed", None, "mlp") if c.gated else ("embed", "mlp"),
+      use_bias=c.mlp_bias,
+    )
+    self.down = residual(
+      (c.hidden, c.width), ("mlp", "embed"), use_bias=c.mlp_bias
+    )
+    self.drop = nn.Dropout(c.dropout)
+    self.act = layers.activation(c.activation, c.gated)
+
+  def _placed(self, query: Array, key: Array, view: View) -> list[Array]:
+    """Query and key, normalised, turned and scaled, [B, ·, T, D / H]."""
+    c = self.config
+    both = [query, key]
+    if c.qk_norm:
+      both = [self.norm_query(query), self.norm_key(key)]
+    if view.turns is not None:
+      both = [rotary.turn(x, view.turns, c.rotary_pairs) for x in both]
+    if c.query_scalar:
+      both[0] *= (c.head_size / c.query_scalar) ** 0.5
+    return both
+
+  def _heads(self, x: Array, shape: tuple[int, ...]) -> list[Array]:
+    """Query, key and value of [M, D] rows, 3 × [B, ·, T, D / H]."""
+    c = self.config
+    norm = self.norm_attention
+
+    def split(layer: Dense, parts: int) -> list[Array]:
+      found = jnp.split(layer(x, norm.function, norm.weights()), parts, axis=1)
+      return [
+        part.reshape(*shape, -1, c.head_size).swapaxes(1, 2) for part in found
+      ]
+
+    if c.groups == c.heads:
+      return split(self.qkv, 3)
+    return split(self.query, 1) + split(self.key_value, 2)
+
+  def _join(self, x: Array, attended: Array, deterministic: bool) -> Array:
+    """Adds what was attended to, [B, H, T, D / H], and the MLP's part."""
+    found = self.project(attended.swapaxes(1, 2).reshape(len(x), -1))
+    if self.config.block == "sandwich":
+      found = self.norm_attended(found)
+    after = x + self.drop(found, deterministic=deterministic)
+    read, norm = self._mlp_input(x, after)
+    hidden = self.up(read, norm.function, norm.weights())
+    found = self.down(hidden, self.act)
+    if self.config.block == "sandwich":
+      found = self.norm_mixed(found)
+    return after + self.drop(found, deterministic=deterministic)
+
+  def _mlp_input(self, x: Array, after: Array) -> tuple[Array, Norm]:
+    """What the MLP reads: the block's input, or what attention made of it."""
+    if self.config.block == "parallel_one_norm":
+      return x, self.norm_attention
+    return x if self.config.block == "parallel" else after, self.norm_mlp
+
+  def __call__(
+    self, x: Array, seen: Views, kind: Any, deterministic: bool
+  ) -> tuple[Array, tuple[Array, Array]]:
+    """x [B, T, D] → the next x, and its keys and values.
+
+    Args:
+      x: the residual.
+      seen: the model's views.
+      kind: which of them is this layer's, a number or an array.
+      deterministic: False turns residual dropout on.
+    """
+    c = self.config
+    view = _chosen(seen, kind)
+    flat = x.reshape(-1, x.shape[-1])
+    query, key, value = self._heads(flat, x.shape[:2])
+    query, key = self._placed(query, key, view)
+    attended = attention.attend(
+      query,
+      *(jnp.repeat(y, c.heads // c.groups, axis=1) for y in (key, value))
+      if c.groups != c.heads
+      else (key, value),
+      view.mask,
+      c.attention_cap,
+    )
+    flat = self._join(flat, attended, deterministic)
+    return flat.reshape(x.shape), (key, value)
+
+  def _column_heads(self, x: Array) -> tuple[Array, Array, Array]:
+    """Query, key and value of one token a row, x [D, B], [B, ·, 1, D / H]."""
+    c = self.config
+    x = self.norm_attention.columns(x)
+
+    def split(layer: Dense, parts: int) -> Array:
+      heads = (parts, -1, 1, c.head_size, x.shape[1])
+      return layer.columns(x).reshape(heads).transpose(0, 4, 1, 2, 3)
+
+    if c.groups == c.heads:
+      query, key, value = split(self.qkv, 3)
+    else:
+      (query,), (key, value) = split(self.query, 1), split(self.key_value, 2)
+    return query, key, value
+
+  def decode(
+    self,
+    x: Array,
+    stored: tuple[Array, Array],
+    seen: Views,
+    kind: Any,
+    column: Array,
+  ) -> tuple[Array, tuple[Array, Array]]:
+    """One token: x [D, B], stored 2 × [B, K, S, D / H], a mask of T = 1."""
+    c = self.config
+    view = _chosen(seen, kind)
+    query, key, value = self._column_heads(x)
+    query, key = self._placed(query, key, view)
+    keys, values = (
+      jax.lax.dynamic_update_slice_in_dim(
+        old, one.astype(old.dtype), column, axis=2
+      )
+      for old, one in zip(stored, (key, value), strict=True)
+    )
+    # The heads of a group are as many queries of its keys.
+    query = query.reshape(len(query), c.groups, -1, c.head_size)
+    attended, _ = attention.read(
+      query, keys, values, view.mask, c.attention_cap
+    )
+    attended = attended.transpose(1, 2, 3, 0).reshape(-1, x.shape[1])
+    found = self.project.columns(attended)
+    if c.block == "sandwich":
+      found = self.norm_attended.columns(found)
+    after = x + found
+    read, norm = self._mlp_input(x, after)
+    hidden = self.up.columns(norm.columns(read))
+    found = self.down.columns(self.act(hidden, axis=0))
+    if c.block == "sandwich":
+      found = self.norm_mixed.columns(found)
+    return after + found, (keys, values)

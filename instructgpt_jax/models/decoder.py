@@ -1,0 +1,203 @@
+"""The decoder itself: embedding, blocks and the final norm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from instructgpt_jax import config as config_lib
+from instructgpt_jax.models import blocks, layers
+from instructgpt_jax.models.layers import Norm, kernel_init
+from instructgpt_jax.types import Array, pytree
+
+
+@pytree
+class Cache:
+  """Keys and values of the tokens seen so far; one array a layer.
+
+  With `scan_layers` the tuples hold one array with a leading layer axis.
+  """
+
+  keys: tuple[Array, ...]  # L × [B, K, S, D / H]
+  values: tuple[Array, ...]  # L × [B, K, S, D / H]
+  valid: Array  # [B, S] bool, True where a real token is stored
+  index: Array  # [] int32, tokens are written at column index mod S
+
+
+def _positions(c: config_lib.Model) -> Any:
+  """Half of GPT-2's kernel noise, or sines and cosines of amplitude init_std.
+
+  A shift by one position is then a rotation from the start, which attention to
+  "the token after this one's last occurrence" is made of.
+  """
+  axes = ("position", "embed")
+  if c.position_init == "normal":
+    return kernel_init(c.init_std / 2, *axes)
+
+  def sinusoid(key: Array, shape: Any, dtype: Any = jnp.float32) -> Array:
+    del key
+    length, width = shape
+    half = -(-width // 2)
+    rates = jnp.pi / 2 * c.context ** -(jnp.arange(half) / half)
+    angles = jnp.arange(length)[:, None] * rates
+    waves = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
+    return (c.init_std * waves[:, :width]).astype(dtype)
+
+  return nn.with_logical_partitioning(sinusoid, axes)
+
+
+class Transformer(nn.Module):
+  """Embedding, blocks and the final norm; the heads sit on top."""
+
+  config: config_lib.Model
+
+  def setup(self):
+    c = self.config
+    self.embedding = nn.Embed(
+      c.rows,
+      c.width,
+      dtype=jnp.dtype(c.dtype),
+      embedding_init=kernel_init(c.init_std, "vocab", "embed"),
+    )
+    if c.positions == "learned":
+      self.position_embedding = nn.Embed(
+        c.context + c.position_offset,
+        c.width,
+        dtype=jnp.dtype(c.dtype),
+        embedding_init=_positions(c),
+      )
+    self.final_norm = Norm(c.width, c.norm, c.norm_eps)
+    if c.scan_layers:
+      self.blocks = nn.scan(
+        _rematerialised(c, static_argnums=(4,)),
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=(nn.broadcast, 0, nn.broadcast),
+        length=c.layers,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+        methods=None,
+      )(c)
+    else:
+      block = _rematerialised(c, static_argnums=(3, 4))
+      self.blocks = [block(c) for _ in range(c.layers)]
+
+  def _embed(self, tokens: Array, positions: Array) -> Array:
+    c = self.config
+    found = self.embedding(tokens)
+    if c.scale_embeddings:
+      found *= jnp.asarray(c.width**0.5, found.dtype)
+    if c.positions == "learned":
+      found += self.position_embedding(positions + c.position_offset)
+    return found
+
+  def __call__(
+    self,
+    tokens: Array,
+    segments: Array,
+    positions: Array,
+    *,
+    deterministic: bool = True,
+  ) -> tuple[Array, tuple[Sequence[Array], Sequence[Array]]]:
+    """Runs whole rows.
+
+    Args:
+      tokens: [B, T] int32.
+      segments: [B, T] int32, 0 is padding.
+      positions: [B, T] int32 within the segment.
+      deterministic: False turns residual dropout on.
+
+    Returns:
+      [B, T, D] after the final norm; and the layers' keys and values.
+    """
+    c = self.config
+    x = self._embed(tokens, positions)
+    seen = blocks.views(
+      c,
+      blocks.attention_mask(segments),
+      lambda: positions[:, :, None] - positions[:, None, :],
+      positions,
+    )
+    kinds = blocks.kinds(c)
+    if c.scan_layers:
+      x, (keys, values) = self.blocks(x, seen, jnp.array(kinds), deterministic)
+      return self.final_norm(x), ((keys,), (values,))
+    stored = []
+    for block, kind in zip(self.blocks, kinds, strict=True):
+      x, key_value = block(x, seen, kind, deterministic)
+      stored.append(key_value)
+    keys, values = zip(*stored, strict=True)
+    return self.final_norm(x), (keys, values)
+
+  def decode(
+    self, token: Array, position: Array, cache: Cache
+  ) -> tuple[Array, Cache]:
+    """One token a row: token [B], position [B] → [D, B] and the next cache."""
+    c = self.config
+    x = self._embed(token, position).T
+    columns = cache.valid.shape[1]
+    column = cache.index % columns
+    places = jnp.arange(columns)
+    valid = cache.valid | (places == column)[None]
+    # A row's tokens stand side by side and end at this column.
+    seen = blocks.views(
+      c,
+      valid[:, None, :],
+      lambda: (column - places) % columns,
+      position[:, None],
+    )
+    kinds = blocks.kinds(c)
+    if c.scan_layers:
+      x, keys, values = self._decode_scanned(x, seen, kinds, cache, column)
+    else:
+      stored = []
+      for block, kind, k, v in zip(
+        self.blocks, kinds, cache.keys, cache.values, strict=True
+      ):
+        x, key_value = block.decode(x, (k, v), seen, kind, column)
+        stored.append(key_value)
+      keys, values = zip(*stored, strict=True)
+    cache = Cache(keys=keys, values=values, valid=valid, index=cache.index + 1)
+    return self.final_norm.columns(x), cache
+
+  def _decode_scanned(
+    self,
+    x: Array,
+    seen: blocks.Views,
+    kinds: Sequence[int],
+    cache: Cache,
+    column: Array,
+  ) -> Any:
+    block = blocks.Block(self.config, parent=None)
+    params = self.blocks.variables["params"]
+
+    def body(x, layer):
+      weights, stored, kind = layer
+      return block.apply(
+        {"params": weights}, x, stored, seen, kind, column, method="decode"
+      )
+
+    stored = (cache.keys[0], cache.values[0])
+    x, (keys, values) = jax.lax.scan(
+      body, x, (params, stored, jnp.array(kinds))
+    )
+    return x, (keys,), (values,)
+
+
+def _rematerialised(c: config_lib.Model, static_argnums: Any) -> Any:
+  if c.remat == "none":
+    return blocks.Block
+  policy = (
+    jax.checkpoint_policies.save_only_these_names(layers.PRODUCT)
+    if c.remat == "dots"
+    else None
+  )
+  return nn.remat(
+    blocks.Block,
+    policy=policy,
+    static_argnums=static_argnums,
+    prevent_cse=not c.scan_layers,
+  )

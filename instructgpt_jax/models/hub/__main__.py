@@ -1,0 +1,215 @@
+"""A Hugging Face directory <-> a workdir of ours.
+
+  python -m instructgpt_jax.models.hub import --from=HF_DIR --to=WORKDIR
+  python -m instructgpt_jax.models.hub export --from=WORKDIR --to=HF_DIR
+
+HF_DIR has config.json, safetensors (one file or several with an index) and the
+tokenizer's files; docs/models.md lists the architectures. WORKDIR is that of
+any finished stage; a reward model is a ...ForSequenceClassification. Tensors go
+through memory a few at a time. Experiments and `chat` also take HF_DIR
+directly, as --init_from and --checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import pathlib
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
+
+import jax
+
+from instructgpt_jax import launch
+from instructgpt_jax.data import tokenizer_json
+from instructgpt_jax.errors import UserError
+from instructgpt_jax.loops import workdir
+from instructgpt_jax.models.hub import folder as hub
+from instructgpt_jax.models.hub import tensors
+from instructgpt_jax.models.transformer import abstract_params
+from instructgpt_jax.runtime import checkpoint, files
+from instructgpt_jax.runtime.mesh import unbox
+
+_PART = 1 << 26  # bytes of arrays that are written together
+
+
+def import_model(path: str, to: str, *, scan_layers: bool = False) -> None:
+  """Writes a workdir from which every stage can start.
+
+  Args:
+    path: a Hugging Face directory.
+    to: the workdir, which must not be there.
+    scan_layers: stacks the arrays of all layers, which are then held together.
+
+  Raises:
+    UserError: the directory is not as it should be; nothing is written.
+  """
+  if not hub.is_folder(path):
+    raise UserError(
+      "holds no config.json of a model",
+      file=path,
+      field="--from",
+      remedy="give a folder that save_pretrained wrote",
+    )
+  target = _new(to)
+  stage = workdir.open_stage(path, field="--from")
+  stage = dataclasses.replace(
+    stage,
+    model_config=dataclasses.replace(
+      stage.model_config, scan_layers=scan_layers
+    ),
+  )
+  scratch = target.with_name(f".{target.name}.next")
+  shutil.rmtree(scratch, ignore_errors=True)
+  try:
+    workdir.put_tokenizer(scratch, stage.tokenizer)
+    checkpoint.save_model_parts(
+      scratch,
+      _parts(stage),
+      workdir.model_info(
+        stage.kind, stage.model_config, stage.data, stage="import", step=0
+      ),
+    )
+    files.mark_complete(scratch, {"imported": stage.source.family.kind})
+    with files.writing(target):
+      os.rename(scratch, target)
+  finally:
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _parts(stage: workdir.Stage) -> Iterator[Any]:
+  """The parameters, some leaves at a time."""
+  tree = unbox(abstract_params(stage.network))
+  part: dict[str, Any] = {}
+  held = 0
+  for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+    size = leaf.size * leaf.dtype.itemsize
+    if part and held + size > _PART:
+      yield stage.params(part)
+      part, held = {}, 0
+    node = part
+    for key in path[:-1]:
+      node = node.setdefault(key.key, {})
+    node[path[-1].key] = leaf
+    held += size
+  yield stage.params(part)
+
+
+def export_model(
+  path: str, to: str, *, dtype: str = "float32", file_size: int = 5_000_000_000
+) -> str:
+  """Writes a directory that `transformers` loads.
+
+  Args:
+    path: workdir of a finished stage.
+    to: the directory, which must not be there.
+    dtype: of the tensors.
+    file_size: most bytes of a file.
+
+  Returns:
+    The class that it was written as.
+  """
+  _new(to)
+  stage = workdir.open_stage(path, field="--from")
+  params = stage.params(unbox(abstract_params(stage.network)))
+  tokenizer = stage.tokenizer
+  ids = {"pad_token_id": tokenizer.pad_id, "eos_token_id": tokenizer.eos_id}
+  if tokenizer.begin:
+    ids["bos_token_id"] = tokenizer.begin[0]
+  family = hub.save(
+    to,
+    params,
+    stage.model_config,
+    tokenizer_json.files(tokenizer),
+    ids=ids,
+    dtype=dtype,
+    most=file_size,
+  )
+  if stage.kind == workdir.LANGUAGE:
+    return family.language
+  return family.scalar
+
+
+def _new(path: str) -> pathlib.Path:
+  target = pathlib.Path(path).absolute()
+  if target.exists():
+    raise UserError(
+      "exists already", file=path, field="--to", remedy="name another folder"
+    )
+  return target
+
+
+class _Parser(argparse.ArgumentParser):
+  """Raises a UserError instead of printing its usage."""
+
+  def error(self, message: str) -> NoReturn:
+    raise UserError(message, remedy="see --help")
+
+
+def _bytes(text: str) -> int:
+  units = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+  unit = units.get(text[-2:].upper())
+  try:
+    size = round(float(text[:-2]) * unit) if unit else int(text)
+  except ValueError:
+    size = 0
+  if size < 1:
+    raise argparse.ArgumentTypeError(f"{text!r} is no size such as 5GB")
+  return size
+
+
+def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
+  parser = _Parser(
+    prog="python -m instructgpt_jax.models.hub",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  parser.add_argument("what", choices=("import", "export"))
+  add = parser.add_argument
+  add("--from", required=True, dest="source", metavar="DIR", help="is read")
+  add("--to", required=True, metavar="DIR", help="is written; must be new")
+  add(
+    "--scan_layers",
+    action="store_true",
+    help="import: for runs with --model.scan_layers; layers are held together",
+  )
+  add(
+    "--dtype",
+    choices=tuple(tensors.NAMES),
+    default="float32",
+    help="export: of the tensors (default: float32)",
+  )
+  add(
+    "--file_size",
+    type=_bytes,
+    default="5GB",
+    metavar="SIZE",
+    help="export: most bytes of a file (default: 5GB)",
+  )
+  return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Returns the exit status: 0, or 2 after a mistake."""
+
+  def run() -> None:
+    flags = _flags(argv)
+    launch.quiet()
+    if flags.what == "import":
+      import_model(flags.source, flags.to, scan_layers=flags.scan_layers)
+      print(f"{flags.to}: give it as --init_from", file=sys.stderr)
+      return
+    name = export_model(
+      flags.source, flags.to, dtype=flags.dtype, file_size=flags.file_size
+    )
+    print(f"{flags.to}: a {name}", file=sys.stderr)
+
+  return launch.guarded(run)
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,323 @@
+"""A model's directory: config.json, tensors and tokenizer files."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from instructgpt_jax.config import Model
+from instructgpt_jax.errors import UserError
+from instructgpt_jax.models.hub import families, mapping, tensors
+from instructgpt_jax.types import PyTree
+
+CONFIG = "config.json"
+_SHIFT = "instructgpt_jax_score_shift"
+_SCALAR = "ForSequenceClassification"
+_LANGUAGE = ("ForCausalLM", "LMHeadModel", "Model")
+# Tables that older versions saved although they follow from the configuration.
+_DERIVED = re.compile(
+  r"(\.attn\.(bias|masked_bias)|\.attention\.(bias|masked_bias)"
+  r"|rotary_emb\.inv_freq)$"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """A directory that has been looked at, but for its tensors' values."""
+
+  path: str
+  family: families.Family
+  config: Model
+  scalar: bool  # a reward model
+  shift: float  # added to the scores of a reward model
+  tensors: Mapping[str, tensors.Tensor]
+
+
+def is_folder(path: str | os.PathLike[str]) -> bool:
+  """Whether a folder is such a directory: its config.json says what it is."""
+  try:
+    raw = json.loads((pathlib.Path(path) / CONFIG).read_bytes())
+  except (OSError, ValueError):
+    return False
+  return isinstance(raw, dict) and (
+    "model_type" in raw or "architectures" in raw
+  )
+
+
+def look(path: str | os.PathLike[str]) -> Source:
+  """Reads a directory's configuration and the headers of its files.
+
+  Raises:
+    UserError: it is not supported, or its tensors are not those of its
+      configuration.
+  """
+  folder = pathlib.Path(path)
+  file = folder / CONFIG
+  try:
+    raw = json.loads(file.read_bytes())
+    if not isinstance(raw, dict):
+      raise ValueError("it is no table")
+  except (OSError, ValueError) as error:
+    raise UserError(
+      f"cannot be read ({error})",
+      file=str(file),
+      remedy="give a folder that save_pretrained wrote",
+    ) from error
+  try:
+    family = families.named(raw.get("model_type"))
+    scalar = _is_scalar(raw, family)
+    config = family.model(raw)
+  except UserError as error:
+    raise UserError(
+      error.problem, file=str(file), field=error.field, remedy=error.remedy
+    ) from error
+  found = _checked(folder, family, config, scalar)
+  return Source(
+    str(path), family, config, scalar, float(raw.get(_SHIFT, 0.0)), found
+  )
+
+
+def _is_scalar(raw: Mapping[str, Any], family: families.Family) -> bool:
+  name = str((raw.get("architectures") or [family.language])[0])
+  if name.endswith(_SCALAR):
+    return True
+  if not name.endswith(_LANGUAGE):
+    raise UserError(
+      f"{name} is neither a language model nor a reward model",
+      field="architectures",
+      remedy=f"give a {family.language} or a {family.scalar}",
+    )
+  return False
+
+
+def _expanded(
+  family: families.Family, c: Model, scalar: bool
+) -> Iterator[tuple[mapping.Weight, int, str]]:
+  """(tensor, layer, name) of each tensor; the layer of what has none is 0."""
+  for weight in mapping.weights(family, c, scalar=scalar):
+    for layer in range(c.layers if "{}" in weight.theirs else 1):
+      yield weight, layer, weight.theirs.format(layer)
+
+
+def _checked(
+  folder: pathlib.Path, family: families.Family, c: Model, scalar: bool
+) -> dict[str, tensors.Tensor]:
+  """The model's tensors, each of which is there and has its shape."""
+  extent = mapping.sizes(c, c.vocab_size)
+  wanted = {
+    name: weight.shape(extent)
+    for weight, _, name in _expanded(family, c, scalar)
+  }
+  found = _renamed(tensors.find(folder), family, wanted)
+  what = family.scalar if scalar else family.language
+  remedy = f"give a whole {what}, which config.json says this is"
+  for name, shape in wanted.items():
+    if name not in found:
+      raise UserError(
+        f"the tensor {name} is missing", file=str(folder), remedy=remedy
+      )
+    tensor = found[name]
+    if tensor.shape != shape or not tensors.is_float(tensor):
+      raise UserError(
+        f"the tensor {name} is {tensor.kind} {list(tensor.shape)}, not a float"
+        f" {list(shape)}",
+        file=tensor.file,
+        remedy=remedy,
+      )
+  heads = (f"{family.unembedding}.weight", f"{family.unembedding}.bias")
+  for name, tensor in found.items():
+    spare = _DERIVED.search(name) or (
+      name in heads and (scalar or c.tie_embeddings)
+    )
+    if name not in wanted and not spare:
+      raise UserError(
+        f"the tensor {name} has no place in a {what}",
+        file=tensor.file,
+        remedy="give a model of an architecture in docs/models.md",
+      )
+  return {name: found[name] for name in wanted}
+
+
+def _renamed(
+  found: dict[str, tensors.Tensor],
+  family: families.Family,
+  wanted: Mapping[str, Any],
+) -> dict[str, tensors.Tensor]:
+  """Tensors by the names of the whole model, also if the decoder was saved."""
+  renamed = {
+    re.sub(r"^lm_head\.", f"{family.unembedding}.", name): tensor
+    for name, tensor in found.items()
+  }
+  first = next(iter(wanted))
+  parts = family.prefix.split(".")[:-1]
+  for i in range(len(parts) + 1):
+    ahead = "".join(f"{part}." for part in parts[:i])
+    if first.removeprefix(ahead) in renamed:
+      return {
+        name
+        if name.startswith((family.unembedding, "score."))
+        else ahead + name: tensor
+        for name, tensor in renamed.items()
+      }
+  return renamed
+
+
+def load(source: Source, abstract: PyTree) -> PyTree:
+  """The parameters, read straight to where they will lie.
+
+  Args:
+    source: the directory.
+    abstract: our tree of shapes, of a language model or a scalar model as the
+      source is; a leaf's sharding is where it lies, without one on the default
+      device. Each device's part of an array is read by itself.
+  """
+  c = source.config
+  extent = mapping.sizes(c, c.vocab_size)
+  pieces: dict[str, list[tuple[mapping.Weight, tensors.Tensor]]] = {}
+  for weight, layer, name in _expanded(source.family, c, source.scalar):
+    path = weight.leaf.replace(mapping.BLOCK, f"blocks_{layer}")
+    pieces.setdefault(path, []).append((weight, source.tensors[name]))
+
+  def values(path: str, shape: tuple[int, ...], index: Any) -> np.ndarray:
+    region = [
+      slice(*s.indices(size)[:2]) for s, size in zip(index, shape, strict=True)
+    ]
+    if path == "head/bias":
+      return np.full([s.stop - s.start for s in region], source.shift, "f4")
+    if "/blocks/" not in path:
+      return mapping.fill(pieces[path], extent, region)
+    layers, *inside = region
+    return np.stack(
+      [
+        mapping.fill(
+          pieces[path.replace("/blocks/", f"/blocks_{i}/")], extent, inside
+        )
+        for i in range(layers.start, layers.stop)
+      ]
+    )
+
+  def leaf(path: Any, x: Any) -> jax.Array:
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    sharding = getattr(x, "sharding", None)
+    if sharding is None:
+      sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.make_array_from_callback(
+      x.shape, sharding, functools.partial(values, name, x.shape)
+    )
+
+  return jax.tree_util.tree_map_with_path(leaf, abstract)
+
+
+def save(
+  path: str | os.PathLike[str],
+  params: PyTree,
+  config: Model,
+  files: Mapping[str, bytes],
+  *,
+  ids: Mapping[str, int],
+  dtype: str = "float32",
+  most: int = 5_000_000_000,
+) -> families.Family:
+  """Writes a directory that `transformers` loads; whole or not at all.
+
+  Args:
+    path: the directory, which must not be there.
+    params: of a language model, or of a scalar model, which becomes a
+      ...ForSequenceClassification.
+    config: the network.
+    files: of the tokenizer, name → bytes.
+    ids: config.json's pad_token_id, eos_token_id and so on.
+    dtype: of the tensors.
+    most: bytes of a file.
+
+  Returns:
+    The family that it was written as.
+  """
+  folder = pathlib.Path(path).absolute()
+  if folder.exists():
+    raise UserError(
+      "exists already", file=str(path), remedy="name another folder"
+    )
+  family = families.holding(config)
+  scalar = "head" in params
+  vocabulary = config.vocab_size
+  extra: dict[str, Any] = {"architectures": [family.language]}
+  if scalar:
+    vocabulary = max(vocabulary, ids["pad_token_id"] + 1)
+    params, shift = _folded(params)
+    extra = {
+      "architectures": [family.scalar],
+      "id2label": {"0": "reward"},
+      "label2id": {"reward": 0},
+      _SHIFT: shift,
+    }
+  extent = mapping.sizes(config, vocabulary)
+  flat = {
+    jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]
+  }
+
+  def make(weight: mapping.Weight, layer: int) -> np.ndarray:
+    name = weight.leaf.replace(mapping.BLOCK, f"blocks_{layer}")
+    if name in flat:
+      array = flat[name]
+    else:
+      array = flat[weight.leaf.replace(mapping.BLOCK, "blocks")][layer]
+    return mapping.take(weight, np.asarray(array), extent)
+
+  news = [
+    tensors.New(name, weight.shape(extent), functools.partial(make, weight, i))
+    for weight, i, name in _expanded(family, config, scalar)
+  ]
+  described = {
+    **family.theirs(families.canonical(config)),
+    "vocab_size": vocabulary,
+    "dtype": dtype,
+    **ids,
+    **extra,
+  }
+  scratch = folder.with_name(f".{folder.name}.next")
+  shutil.rmtree(scratch, ignore_errors=True)
+  try:
+    scratch.mkdir(parents=True)
+    for name, content in files.items():
+      (scratch / name).write_bytes(content)
+    (scratch / CONFIG).write_text(json.dumps(described, indent=2) + "\n")
+    tensors.write(scratch, news, dtype, most)
+    os.rename(scratch, folder)
+  except OSError as error:
+    raise UserError(
+      f"could not be written: {error.strerror or error}",
+      file=str(path),
+      remedy="see that the disk has space and that you may write there",
+    ) from error
+  finally:
+    shutil.rmtree(scratch, ignore_errors=True)
+  return family
+
+
+def _folded(params: PyTree) -> tuple[PyTree, float]:
+  """A scalar model whose head has no bias, and what is left of the bias.
+
+  The last LayerNorm's bias moves along the head's kernel until the score is
+  the same without the head's bias. An RMSNorm has none: the bias stays.
+  """
+  kernel = params["head"]["kernel"]
+  bias = params["head"]["bias"][0]
+  decoder = params["transformer"]
+  norm = decoder["final_norm"]
+  if "bias" not in norm:
+    return params, float(bias)
+  moved = norm["bias"] + bias * kernel[:, 0] / (kernel**2).sum()
+  decoder = {**decoder, "final_norm": {**norm, "bias": moved}}
+  return {**params, "transformer": decoder}, 0.0

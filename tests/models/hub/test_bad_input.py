@@ -1,0 +1,250 @@
+"""What is wrong with a directory is said in one line; nothing is written."""
+
+import json
+import os
+import pickle
+import struct
+
+import jax
+import numpy as np
+import pytest
+
+from instructgpt_jax.errors import UserError
+from instructgpt_jax.models.hub import folder, tensors
+from instructgpt_jax.models.transformer import LanguageModel, abstract_params
+from instructgpt_jax.runtime import mesh as mesh_lib
+from tests.models import twin
+from tests.models.hub import ours
+
+
+@pytest.fixture
+def made(tmp_path):
+  """A directory of one file, whose header can be changed."""
+  path = tmp_path / "model"
+  ours.make(path)
+  return path
+
+
+def split(path):
+  """Header and data of the directory's file."""
+  content = (path / tensors.WHOLE).read_bytes()
+  (count,) = struct.unpack("<Q", content[:8])
+  return json.loads(content[8 : 8 + count]), content[8 + count :]
+
+
+def join(path, header, data):
+  text = header if isinstance(header, bytes) else json.dumps(header).encode()
+  content = struct.pack("<Q", len(text)) + text + data
+  (path / tensors.WHOLE).write_bytes(content)
+
+
+def refused(path, *words):
+  with pytest.raises(UserError) as error:
+    folder.look(path)
+  text = str(error.value)
+  for word in words:
+    assert word in text, text
+  assert len(text.splitlines()) <= 3
+
+
+def changed(path, change):
+  header, data = split(path)
+  change(header)
+  join(path, header, data)
+
+
+def test_a_missing_tensor(made):
+  name = "transformer.h.1.mlp.c_fc.bias"
+  header, data = split(made)
+  begin, end = header.pop(name)["data_offsets"]
+  for entry in header.values():
+    at = entry.get("data_offsets", [0, 0])
+    if at[0] >= end:
+      entry["data_offsets"] = [x - (end - begin) for x in at]
+  join(made, header, data[:begin] + data[end:])
+  refused(made, name, "is missing", "GPT2LMHeadModel", str(made))
+
+
+def test_a_tensor_too_many(made):
+  header, data = split(made)
+  header["h.0.extra"] = {
+    "dtype": "F32", "shape": [1], "data_offsets": [len(data), len(data) + 4],
+  }  # fmt: skip
+  join(made, header, data + b"1234")
+  refused(made, "h.0.extra", "no place", tensors.WHOLE)
+
+
+@pytest.mark.parametrize("kind", ["F32", "I32"])
+def test_a_misshapen_tensor_and_one_of_whole_numbers(made, kind):
+  name = "transformer.wte.weight"
+
+  def change(header):
+    header[name]["dtype"] = kind
+    header[name]["shape"].reverse()
+
+  changed(made, change)
+  refused(made, name, "[16, 13]", "[13, 16]", tensors.WHOLE)
+
+
+NAME = "transformer.ln_f.bias"
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    lambda h: h[NAME]["data_offsets"].reverse(),
+    lambda h: h[NAME].update(data_offsets=[0, 64]),  # another's bytes
+    lambda h: h[NAME].update(data_offsets=[10**9, 10**9 + 64]),
+    lambda h: h[NAME].update(data_offsets=[-64, 0]),
+    lambda h: h[NAME].update(shape=[17]),
+    lambda h: h[NAME].update(shape=["16"]),
+    lambda h: h[NAME].update(dtype="X32"),
+    lambda h: h.update({NAME: 3}),
+    lambda h: h.pop(NAME),  # bytes that nothing describes
+  ],
+)
+def test_a_tampered_header(made, change):
+  changed(made, change)
+  refused(made, "not a whole safetensors file", tensors.WHOLE)
+
+
+def test_a_name_that_stands_twice(made):
+  header, data = split(made)
+  text = json.dumps(header)[:-1] + f', "{NAME}": {json.dumps(header[NAME])}}}'
+  join(made, text.encode(), data)
+  refused(made, "twice")
+
+
+@pytest.mark.parametrize("keep", [0, 5, 9, 300, -1])
+def test_a_truncated_file(made, keep):
+  path = made / tensors.WHOLE
+  path.write_bytes(path.read_bytes()[:keep])
+  refused(made, "not a whole safetensors file", tensors.WHOLE)
+
+
+def test_a_file_that_shrinks_after_it_was_looked_at(made):
+  source = folder.look(made)
+  path = made / tensors.WHOLE
+  path.write_bytes(path.read_bytes()[:-4])
+  shapes = mesh_lib.unbox(abstract_params(LanguageModel(source.config)))
+  with pytest.raises(UserError, match="ends early"):
+    folder.load(source, shapes)
+
+
+@pytest.mark.parametrize(
+  "place", ["../other.safetensors", "/etc/passwd", "sub/x.safetensors", 3]
+)
+def test_an_index_that_points_elsewhere(made, place):
+  index = {"weight_map": {NAME: place, "b": place}}
+  (made / tensors.INDEX).write_text(json.dumps(index))
+  refused(made, repr(place), tensors.INDEX) if place != 3 else refused(
+    made, tensors.INDEX
+  )
+
+
+def test_an_index_whose_file_lacks_a_tensor(made):
+  index = {"weight_map": {"not.there": tensors.WHOLE}}
+  (made / tensors.INDEX).write_text(json.dumps(index))
+  refused(made, "not.there", tensors.WHOLE, tensors.INDEX)
+
+
+class _Bomb:
+  def __reduce__(self):
+    return os.mkdir, ("bomb-went-off",)
+
+
+def test_a_pickle_is_never_read(made, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (made / tensors.WHOLE).unlink()
+  (made / "pytorch_model.bin").write_bytes(pickle.dumps(_Bomb()))
+  refused(made, "pytorch_model.bin", "pickle", "safetensors")
+  # Nor under another name.
+  (made / "pytorch_model.bin").rename(made / tensors.WHOLE)
+  refused(made, "not a whole safetensors file")
+  assert not (tmp_path / "bomb-went-off").exists()
+
+
+@pytest.mark.parametrize(
+  "changes, words",
+  [
+    ({"model_type": "lama"}, ["lama", "did you mean 'llama'?"]),
+    ({"model_type": None}, ["not supported", "gpt2"]),
+    ({"architectures": ["GPT2ForTokenClassification"]}, ["GPT2LMHeadModel"]),
+    ({"activation_function": "mish"}, ["activation_function", "mish", "silu"]),
+    ({"scale_attn_by_inverse_layer_idx": True}, ["scale_attn_by_inverse"]),
+    ({"n_head": 3}, ["heads"]),
+    ({"n_embd": "wide"}, ["wide"]),
+  ],
+)
+def test_a_configuration_that_is_not_supported(made, changes, words):
+  path = made / "config.json"
+  path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+  refused(made, "config.json", *words)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "\xff"])
+def test_a_configuration_that_is_no_table(made, text):
+  (made / "config.json").write_bytes(text.encode("latin1"))
+  refused(made, "config.json")
+
+
+def test_other_rope_types_are_refused(tmp_path):
+  path = tmp_path / "model"
+  ours.make(path, **ours.LLAMA)
+  file = path / "config.json"
+  raw = json.loads(file.read_text())
+  raw["rope_scaling"] = {"rope_type": "yarn", "factor": 4.0}
+  file.write_text(json.dumps(raw))
+  refused(path, "yarn", "llama3", "config.json")
+
+
+def test_a_network_that_no_architecture_is(tmp_path):
+  with pytest.raises(UserError, match="no architecture"):
+    ours.make(tmp_path / "model", **ours.LLAMA, attention_cap=3.0)
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
+  def fail(*unused, **also):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(tensors, "write", fail)
+  with pytest.raises(UserError, match="No space left"):
+    ours.make(tmp_path / "model")
+  assert not list(tmp_path.iterdir())
+
+
+def test_an_existing_folder_is_not_written_over(made):
+  before = {p.name: p.read_bytes() for p in made.iterdir()}
+  with pytest.raises(UserError, match="exists already"):
+    ours.make(made)
+  assert before == {p.name: p.read_bytes() for p in made.iterdir()}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_other_types_are_read_as_float32(tmp_path, dtype):
+  model = LanguageModel(twin.make_config())
+  params = twin.make_params(model)
+  folder.save(
+    tmp_path / "m", params, model.config, {}, ids=ours.IDS, dtype=dtype
+  )
+  shapes = mesh_lib.unbox(abstract_params(model))
+  found = folder.load(folder.look(tmp_path / "m"), shapes)
+  kind = np.dtype(jax.numpy.dtype(dtype))
+
+  def same(a, b):
+    assert a.dtype == np.float32
+    np.testing.assert_array_equal(a, b.astype(kind).astype(np.float32))
+
+  jax.tree.map(same, found, params)
+
+
+def test_a_decoder_that_was_saved_alone(made):
+  """Names without the class's own part, and tables of older versions."""
+  header, data = split(made)
+  header = {k.removeprefix("transformer."): v for k, v in header.items()}
+  header["h.0.attn.bias"] = {
+    "dtype": "BOOL", "shape": [4], "data_offsets": [len(data), len(data) + 4],
+  }  # fmt: skip
+  join(made, header, data + b"1234")
+  assert folder.look(made).config.layers == 2

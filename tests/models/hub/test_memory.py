@@ -1,0 +1,73 @@
+"""A checkpoint of 2 GB goes through little memory."""
+
+import json
+import math
+import os
+import struct
+import subprocess
+import sys
+
+from instructgpt_jax import config
+from instructgpt_jax.models.hub import families, folder, mapping, tensors
+from tests.models.hub import ours
+
+LARGEST = 24_000 * 2048 * 4  # bytes: the embedding
+ALLOWED = LARGEST + 300 * 10**6
+
+SCRIPT = """
+import resource, sys
+from instructgpt_jax.models.hub.__main__ import import_model
+
+def peak():
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+small, large, to = sys.argv[1:]
+import_model(small, to + "/small")
+before = peak()
+import_model(large, to + "/large")
+print(peak() - before)
+"""
+
+
+def make(path, c):
+  """A directory whose tensors are a hole in the file: zeros."""
+  family = families.FAMILIES["gpt2"]
+  extent = mapping.sizes(c, c.vocab_size)
+  header, at = {}, 0
+  for weight, _, name in folder._expanded(family, c, False):
+    shape = weight.shape(extent)
+    end = at + 4 * math.prod(shape)
+    header[name] = {
+      "dtype": "F32",
+      "shape": shape,
+      "data_offsets": [at, end],
+    }
+    at = end
+  path.mkdir()
+  text = json.dumps(header).encode()
+  with open(path / tensors.WHOLE, "wb") as file:
+    file.write(struct.pack("<Q", len(text)) + text)
+    file.truncate(8 + len(text) + at)
+  described = family.theirs(families.canonical(c))
+  (path / folder.CONFIG).write_text(json.dumps(described))
+  return at
+
+
+def test_an_import_holds_little_more_than_its_largest_tensor(tmp_path):
+  c = config.Model(
+    vocab_size=24_000, context=64, layers=9, width=2048, heads=16
+  )
+  assert make(tmp_path / "large", c) > 2e9
+  ours.make(tmp_path / "small")
+  for name in ("small", "large"):
+    for file, content in ours.tokenizer_files().items():
+      (tmp_path / name / file).write_bytes(content)
+  done = subprocess.run(
+    [sys.executable, "-c", SCRIPT, *(tmp_path / n for n in ("small", "large")),
+     tmp_path / "out"],
+    capture_output=True,
+    text=True,
+    env={**os.environ, "JAX_PLATFORMS": "cpu"},
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  assert 0 < int(done.stdout) < ALLOWED

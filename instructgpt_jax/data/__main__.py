@@ -132,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       for path in sources.expand(spec):
         print(describe(path, data, coder, unit), flush=True)
   except UserError as e:
-    print(e, file=sys.stderr)
+    print(f"error: {e}", file=sys.stderr)
     return 2
   except BrokenPipeError:
     sys.stderr.close()

@@ -75,7 +75,9 @@ def _setting(
   has_gold: bool,
 ) -> _Setting:
   mesh = mesh_lib.make_mesh(config.mesh)
-  stages = {name: workdir.open_stage(path) for name, path in folders.items()}
+  stages = {
+    name: workdir.open_stage(path, run=config) for name, path in folders.items()
+  }
   tokenizer = stages["policy_init"].tokenizer
   splits = inputs.prompts(config.data, tokenizer)
   held = splits.test or splits.valid or splits.train

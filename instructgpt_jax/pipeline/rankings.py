@@ -69,7 +69,7 @@ def label_round(
     return str(path)
   world = write.load_world(world_folder)
   rng = random.Random(f"labels {config.seed} {number}")
-  stage = workdir.open_stage(from_[0].stage)
+  stage = workdir.open_stage(from_[0].stage, run=config)
   splits = inputs.prompts(config.data, stage.tokenizer)
   chosen = [
     (split, prompt)
@@ -123,7 +123,9 @@ def _sampled(
     sum(counts) * len(turns), f"labels {number}", unit="answer"
   ) as progress:
     for place, (source, count) in enumerate(zip(from_, counts, strict=True)):
-      stage = workdir.open_stage(source.stage, kind=workdir.LANGUAGE)
+      stage = workdir.open_stage(
+        source.stage, kind=workdir.LANGUAGE, run=config
+      )
       prefix = (records.Turn("system", words.PREFIX),) * source.prompted
       key = jax.random.fold_in(
         jax.random.fold_in(jax.random.key(config.seed), 1000 + number), place

@@ -143,12 +143,17 @@ def test_transformers_answers_the_same_text(runs, tmp_path):
 
 
 def test_eight_devices_do_what_one_does(runs, tmp_path):
-  """Straight into the shards; the vocabulary filled up to divide them."""
+  """Straight into the shards; the vocabulary filled up to divide them.
+
+  The reward model, too, is another library's here.
+  """
   mesh = ("--mesh.data=2", "--mesh.fsdp=2", "--mesh.tensor=2")
   runs.run("sft", tmp_path / "sft", *mesh, env=EIGHT)
   held = workdir.open_stage(str(tmp_path / "sft")).model_config
   assert held.rows % 2 == 0 and held.rows - held.vocab_size < 2
-  runs.run("ppo_ptx", tmp_path / "ppo", *mesh, env=EIGHT)
+  export_model(str(runs["reward"]), str(tmp_path / "reward"))
+  reward = f"--ppo.reward_model={tmp_path / 'reward'}"
+  runs.run("ppo_ptx", tmp_path / "ppo", *mesh, reward, env=EIGHT)
   found, wanted = (
     results.metrics(path) for path in (tmp_path / "ppo", runs["ppo_ptx"])
   )

@@ -211,9 +211,14 @@ def load(source: Source, abstract: PyTree) -> PyTree:
     sharding = getattr(x, "sharding", None)
     if sharding is None:
       sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.make_array_from_callback(
-      x.shape, sharding, functools.partial(values, name, x.shape)
-    )
+    made: dict[str, np.ndarray] = {}  # devices that hold the same read once
+
+    def part(index: Any) -> np.ndarray:
+      if str(index) not in made:
+        made[str(index)] = values(name, x.shape, index)
+      return made[str(index)]
+
+    return jax.make_array_from_callback(x.shape, sharding, part)
 
   return jax.tree_util.tree_map_with_path(leaf, abstract)
 

@@ -183,13 +183,14 @@ def fill(
         continue
     if any(s.stop <= s.start for s in bounds.values()):
       continue
-    values = tensors.read(
+    letters = "".join(bounds)
+    tensors.read(
       tensor,
       [extent[letter] for letter in weight.view],
       [bounds[letter] for letter in weight.view],
-    )
-    found[tuple(at)] = values.transpose(
-      [weight.view.index(letter) for letter in bounds]
+      found[tuple(at)].transpose(
+        [letters.index(letter) for letter in weight.view]
+      ),
     )
   return found
 

@@ -189,20 +189,23 @@ def _indexed(folder: pathlib.Path, index: pathlib.Path) -> dict[str, Tensor]:
 
 
 def read(
-  tensor: Tensor, shape: Sequence[int], region: Sequence[slice]
-) -> np.ndarray:
-  """A part of a tensor, float32, a few rows at a time.
+  tensor: Tensor,
+  shape: Sequence[int],
+  region: Sequence[slice],
+  into: np.ndarray,
+) -> None:
+  """Reads a part of a tensor, a few rows at a time.
 
   Args:
     tensor: what is read.
     shape: how it is seen: as many numbers as it has.
     region: a slice of each axis, with its bounds.
+    into: an array of the region's shape, or a view of one.
   """
   dtype = _FLOATS[tensor.kind]
   rows, others = region[0], tuple(region[1:])
   size = math.prod(shape[1:]) * dtype.itemsize
   step = max(1, _CHUNK // max(size, 1))
-  found = np.empty([s.stop - s.start for s in region], np.float32)
   with open(tensor.file, "rb") as file:
     for start in range(rows.start, rows.stop, step):
       stop = min(start + step, rows.stop)
@@ -212,8 +215,7 @@ def read(
         raise _damaged(tensor.file, "it ends early")
       part = np.frombuffer(data, dtype).reshape(stop - start, *shape[1:])
       at = slice(start - rows.start, stop - rows.start)
-      found[at] = part[(slice(None), *others)]
-  return found
+      into[at] = part[(slice(None), *others)]
 
 
 def is_float(tensor: Tensor) -> bool:

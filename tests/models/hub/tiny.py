@@ -94,6 +94,10 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
   ),
   "qwen3": ("qwen3", dict(_LLAMA, head_dim=6)),
+  "starcoder2": (
+    "starcoder2",
+    dict(_LLAMA, norm_epsilon=1e-3, sliding_window=4),
+  ),
   "gemma2": (
     "gemma2",
     dict(

@@ -1,0 +1,146 @@
+"""What must not matter to a decoder of another family either."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from instructgpt_jax.models import rotary
+from instructgpt_jax.models.generate import generate
+from instructgpt_jax.models.transformer import LanguageModel
+from instructgpt_jax.steps import language
+from instructgpt_jax.types import LanguageBatch
+from tests.models import twin
+
+# Layers of two kinds, grouped heads, norms everywhere, caps: as in Gemma.
+ALL = twin.make_config(
+  layers=3,
+  heads=4,
+  kv_heads=2,
+  head_dim=6,
+  mlp_width=20,
+  gated=True,
+  activation="gelu",
+  norm="rms_less_one",
+  block="sandwich",
+  qkv_bias=False,
+  out_bias=False,
+  mlp_bias=False,
+  qk_norm=True,
+  query_scalar=5.0,
+  attention_cap=2.0,
+  logit_cap=3.0,
+  scale_embeddings=True,
+  positions="rotary",
+  rotary_local_base=50.0,
+  window=3,
+  window_pattern="wf",
+  vocab_padding=2,
+)
+# One norm for both halves, an unembedding's bias: as in GPT-J.
+OTHER = twin.make_config(
+  block="parallel_one_norm",
+  qkv_bias=False,
+  out_bias=False,
+  positions="rotary",
+  rotary_dim=4,
+  rotary_pairs=True,
+  tie_embeddings=False,
+  unembedding_bias=True,
+)
+
+
+def answers(model, params, **options):
+  run = twin.jit(
+    lambda p, prompts: generate(
+      model,
+      p,
+      prompts,
+      jax.random.key(4),
+      max_new_tokens=9,
+      eos_id=1,
+      pad_id=0,
+      **options,
+    )
+  )
+  return run(params, twin.make_prompts())
+
+
+@pytest.mark.parametrize("config", [ALL, OTHER], ids=["all", "other"])
+def test_invariants_06_and_09_of_other_families(config):
+  """Slots and scans do not matter; the full pass agrees with the cache."""
+  model = LanguageModel(config)
+  params = twin.make_params(model)
+  found = answers(model, params)
+  assert (found.tokens < config.vocab_size).all()
+  scanned = LanguageModel(dataclasses.replace(config, scan_layers=True))
+  for other in (
+    answers(model, params, slots=3),
+    answers(scanned, twin.stack_layers(params)),
+  ):
+    np.testing.assert_array_equal(other.tokens, found.tokens)
+    np.testing.assert_allclose(other.logp, found.logp, atol=1e-5)
+  logits = twin.jit(model.apply)(
+    {"params": params}, found.tokens, found.segments, found.positions
+  )
+  logp = jax.nn.log_softmax(logits)[:, 4:-1]
+  logp = jnp.take_along_axis(logp, found.tokens[:, 5:, None], axis=2)[..., 0]
+  real = np.asarray(found.response_mask)
+  np.testing.assert_allclose(
+    np.asarray(found.logp)[real], logp[real], atol=1e-5
+  )
+
+
+@pytest.mark.parametrize("config", [ALL, OTHER], ids=["all", "other"])
+def test_losses_take_the_logits_that_are_predicted(config):
+  """Products with the matrix, adjusted, are the logits; so are gradients."""
+  model = LanguageModel(config)
+  params = twin.make_params(model)
+  rng = np.random.default_rng(0)
+  batch = LanguageBatch(
+    tokens=rng.integers(0, 13, (2, 8)).astype(np.int32),
+    segments=np.ones((2, 8), np.int32),
+    positions=np.tile(np.arange(8, dtype=np.int32), (2, 1)),
+    weights=np.ones((2, 8), np.float32),
+  )
+
+  def plain(p):
+    logits = model.apply(
+      {"params": p}, batch.tokens, batch.segments, batch.positions
+    )
+    logp = jax.nn.log_softmax(logits)[:, :-1]
+    return -jnp.take_along_axis(logp, batch.tokens[:, 1:, None], 2).mean()
+
+  remat = LanguageModel(dataclasses.replace(config, remat="full"))
+  wanted = twin.jit(jax.value_and_grad(plain))(params)
+  found = twin.jit(
+    lambda p: language.gradients(remat, p, batch, microbatch=0)[:2]
+  )(params)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-3),
+    found,
+    wanted,
+  )
+  logp = twin.jit(lambda p: language.token_logp(p, batch, model=model))(params)
+  assert -logp[:, 1:].mean() == pytest.approx(float(wanted[0]), abs=1e-5)
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_rotary_scores_depend_on_the_distance_alone(pairs):
+  """Complex numbers: two that turn together are one, times e^(i · angle)."""
+  c = twin.make_config(positions="rotary", rotary_dim=6, rotary_base=30.0)
+  rng = np.random.default_rng(1)
+  x = rng.normal(size=(1, 2, 5, 8)).astype(np.float32)
+  positions = np.array([[0, 3, 4, 11, 7]])
+  found = rotary.turn(
+    jnp.asarray(x), rotary.turns(c, jnp.asarray(positions), False), pairs
+  )
+  at = [(0, 1), (2, 3), (4, 5)] if pairs else [(0, 3), (1, 4), (2, 5)]
+  for i, (a, b) in enumerate(at):
+    angle = positions[:, None] * 30.0 ** (-2 * i / 6)
+    wanted = (x[..., a] + 1j * x[..., b]) * np.exp(1j * angle)
+    np.testing.assert_allclose(found[..., a], wanted.real, atol=1e-5)
+    np.testing.assert_allclose(found[..., b], wanted.imag, atol=1e-5)
+  np.testing.assert_array_equal(found[..., 6:], x[..., 6:])

@@ -6,7 +6,6 @@ import dataclasses
 import os
 import pathlib
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -16,6 +15,7 @@ from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
 from instructgpt_jax.runtime import checkpoint, files
+from instructgpt_jax.runtime.progress import say
 
 TOKENIZER = "tokenizer"
 LANGUAGE, SCALAR = "language", "scalar"
@@ -51,11 +51,6 @@ class Stage:
     """The flax module, without dropout."""
     network = LanguageModel if self.kind == LANGUAGE else ScalarModel
     return network(dataclasses.replace(self.model_config, dropout=0.0))
-
-
-def say(text: str) -> None:
-  """One line for the user, beside the progress."""
-  print(text, file=sys.stderr, flush=True)
 
 
 def open_stage(path: str, *, kind: str = "", field: str = "") -> Stage:

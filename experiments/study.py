@@ -99,9 +99,8 @@ def run(arguments: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
   """The exit status: 1 if some run failed, 2 after a user's mistake."""
   statuses: list[int] = []
-  return (
-    launch.guarded(lambda: statuses.append(run(parse(argv)))) or (statuses[0])
-  )
+  status = launch.guarded(lambda: statuses.append(run(parse(argv))))
+  return status or next(iter(statuses), 0)
 
 
 if __name__ == "__main__":

@@ -434,7 +434,16 @@ class Run(Checked):
   save_every: int = option(
     100, "checkpoint every so many steps; 0 only at the end", minimum=0
   )
-  keep: int = option(2, "checkpoints kept", minimum=1)
+  keep: int = option(2, "newest checkpoints kept", minimum=1)
+  keep_every: int = option(
+    0, "first checkpoint after every so many steps kept as well; 0 none",
+    minimum=0,
+  )  # fmt: skip
+  keep_best: str = option(
+    "", "measure by which the best checkpoint is kept as well, in stages that"
+    " have it; a validation measure is saved at whenever it is taken",
+    choices=("", "valid_loss", "valid_rm_score", "reward"),
+  )  # fmt: skip
   tensorboard: bool = option(True, "write TensorBoard files")
   compile_cache: str = option(
     "", "folder that keeps compiled programs; '' is the user's cache, none none"

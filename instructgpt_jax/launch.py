@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from instructgpt_jax import flags
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.runtime import files
+from instructgpt_jax.runtime import files, preemption
 
 T = TypeVar("T")
 
@@ -45,7 +45,8 @@ def main(
     resolve: completes the config from other files, before it is written.
 
   Returns:
-    Exit status: 0, 2 after a user's mistake, 130 after an interrupt.
+    Exit status: 0, also after SIGTERM; 2 after a user's mistake, 130 after an
+    interrupt.
   """
   argv = sys.argv[1:] if argv is None else argv
 
@@ -76,7 +77,8 @@ def main(
         files.release_workdir(workdir)
       raise
 
-  return guarded(launch)
+  with preemption.ending_at_once():
+    return guarded(launch)
 
 
 def guarded(body: Callable[[], Any]) -> int:
@@ -86,6 +88,8 @@ def guarded(body: Callable[[], Any]) -> int:
   except UserError as error:
     print(error_text(error), file=sys.stderr)
     return USER_ERROR
+  except preemption.Preempted:
+    print(preemption.TOLD, file=sys.stderr)
   except KeyboardInterrupt:
     print(
       "interrupted; the same command goes on from the last checkpoint",

@@ -17,7 +17,7 @@ from instructgpt_jax.data.records import (
 )
 from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.loops.workdir import say
+from instructgpt_jax.runtime.progress import say
 
 R = TypeVar("R", Demonstration, Prompt, Ranking)
 

@@ -28,7 +28,7 @@ from instructgpt_jax.loops import (
 )
 from instructgpt_jax.models.generate import generate
 from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
-from instructgpt_jax.runtime import checkpoint, files
+from instructgpt_jax.runtime import checkpoint, files, preemption
 from instructgpt_jax.runtime import mesh as mesh_lib
 from instructgpt_jax.runtime.metrics import MetricWriter
 from instructgpt_jax.runtime.progress import Progress
@@ -291,7 +291,13 @@ def _programs(
         scalar_model=reward_model,
         value_model=value_model,
         config=section,
-      )
+      ),
+      # Named, since a run that goes on in mid-iteration puts them back so.
+      out_shardings=(
+        mesh_lib.batch_sharding(mesh),
+        mesh_lib.replicated(mesh),
+        None,
+      ),
     ),
     update=jax.jit(
       functools.partial(
@@ -324,20 +330,37 @@ def _run(
   iterations: int,
   snapshot: Callable[[PpoState, int], None],
 ) -> tuple[PpoState, dict[str, Any]]:
-  """The iterations, from where an earlier call stopped."""
+  """The iterations, from where an earlier call stopped.
+
+  Saves and ends after the next update once SIGTERM has come; the rest of its
+  iteration then goes on with the experience that is saved too.
+  """
   section, run = config.ppo, config.run
   minibatches = section.rollout_batch // section.minibatch
   updates = section.inner_epochs * minibatches
+  total = iterations * updates
   key = jax.random.key(config.seed)
+
+  def like(step: int) -> dict[str, Any]:
+    """What a checkpoint of so many updates holds."""
+    if not step % updates:
+      return vars(state)
+    held = _abstract_experience(programs, state, frozen, prompts, key, mesh)
+    return vars(state) | {"experience": held}
+
   rates = [
-    state_lib.schedule(o, updates * iterations)
+    state_lib.schedule(o, total)
     for o in (config.optimizer, config.value_optimizer)
   ]
-  with checkpoint.Checkpointer(directory, run.keep) as saver:
-    found = saver.restore_latest(state)
+  with checkpoint.Checkpointer(directory, supervised.kept(run)) as saver:
+    found = saver.restore_latest(like)
     start, seconds, last = 0, 0.0, {}
+    begun: Any = None  # experience and metrics of an iteration under way
     if found is not None:
-      start, state, extra = found
+      start, saved, extra = found
+      if "experience" in saved:
+        begun = (*saved.pop("experience"), extra["rolled"])
+      state = PpoState(**saved)
       seconds, last = extra["seconds"], extra["last"]
       prompts.set_state(extra["prompts"])
       if ptx is not None:
@@ -345,52 +368,62 @@ def _run(
       _unchanged(extra["marks"], marks, directory)
     with (
       MetricWriter(
-        directory, tensorboard=run.tensorboard, resume_step=start * updates
+        directory, tensorboard=run.tensorboard, resume_step=start
       ) as writer,
-      Progress(iterations, name, initial=start, unit="iteration") as progress,
+      Progress(
+        iterations, name, initial=start // updates, unit="iteration"
+      ) as progress,
+      preemption.Watch() as watch,
     ):
       guard = supervised.Guard(directory)
       began = time.monotonic()
-      for iteration in range(start, iterations):
+      for iteration in range(start // updates, iterations):
         since = time.monotonic()
+        first = max(start, iteration * updates)
         position = {"prompts": prompts.get_state()}
         batch = _episodes(next(prompts), iteration, section.rollout_batch)
-        rollout = programs.generate(
-          state.policy.params, mesh_lib.put_batch(batch, mesh), key
-        )
-        if iteration == start:
-          _agree(programs, state, frozen, rollout, config, fresh=start == 0)
-        experience, kl_coef, rolled = programs.experience(
-          rollout,
-          frozen["reference"],
-          frozen["reward"],
-          state.value.params,
-          state.kl_coef,
-        )
+        if begun is None:
+          rollout = programs.generate(
+            state.policy.params, mesh_lib.put_batch(batch, mesh), key
+          )
+          if first == start:
+            _agree(programs, state, frozen, rollout, config, fresh=start == 0)
+          begun = programs.experience(
+            rollout,
+            frozen["reference"],
+            frozen["reward"],
+            state.value.params,
+            state.kl_coef,
+          )
+        experience, kl_coef, rolled = begun
+        logged, stop = [], False
         rows_of = _minibatches(config.seed, iteration, section)
-        logged = []
-        for index, rows in enumerate(rows_of):
+        for rows in rows_of[first % updates :]:
           given, extra_rows = {"prompts": batch, "episodes": rows}, None
           if ptx is not None:
             position = position | {"ptx": ptx.get_state()}
             given["ptx"] = next(ptx)
             extra_rows = mesh_lib.put_batch(given["ptx"], mesh)
           state, metrics = programs.update(state, experience, rows, extra_rows)
-          guard.watch(iteration * updates + index + 1, position, given, metrics)
           logged.append(metrics)
+          guard.watch(first + len(logged), position, given, metrics)
+          stop = watch.asked()
+          if stop:
+            break
         guard.check()
-        state = dataclasses.replace(state, kl_coef=kl_coef)
+        done = first + len(logged)
         rolled, logged = jax.device_get((rolled, logged))
-        if iteration == 0:
+        if first == 0:
           _first_update(logged[0], config.model.dtype)
         taken = time.monotonic() - since
+        share = len(logged) / updates
         speed = {
-          "episodes_per_second": section.rollout_batch / taken,
-          "tokens_per_second": float(rolled.pop("response_tokens")) / taken,
+          "episodes_per_second": share * section.rollout_batch / taken,
+          "tokens_per_second": share * float(rolled["response_tokens"]) / taken,
         }
-        for index, metrics in enumerate(logged):
-          step = iteration * updates + index + 1
-          last = rolled | metrics | speed
+        shown = {k: v for k, v in rolled.items() if k != "response_tokens"}
+        for step, metrics in enumerate(logged, first + 1):
+          last = shown | metrics | speed
           writer.write(
             step,
             last
@@ -400,35 +433,80 @@ def _run(
               "value_learning_rate": rates[1](step - 1),
             },
           )
-        progress.update(1, reward=rolled["reward"], kl=rolled["kl"])
-        done = iteration + 1
-        if section.snapshot_every and done % section.snapshot_every == 0:
-          snapshot(state, done)
-        if done == iterations or (
-          run.save_every
-          and done * updates // run.save_every
-          > iteration * updates // run.save_every
+        if done % updates:
+          held = vars(state) | {"experience": (experience, kl_coef)}
+        else:
+          position = {"prompts": prompts.get_state()}
+          state = dataclasses.replace(state, kl_coef=kl_coef)
+          held, begun = vars(state), None
+          progress.update(1, reward=rolled["reward"], kl=rolled["kl"])
+          every = section.snapshot_every
+          if every and not (iteration + 1) % every:
+            snapshot(state, iteration + 1)
+        if (
+          stop
+          or done == total
+          or run.save_every
+          and done // run.save_every > iteration * updates // run.save_every
         ):
           saver.save(
             done,
-            state,
+            held,
             {
-              "prompts": prompts.get_state(),
+              "prompts": position["prompts"],
               "ptx": ptx.get_state() if ptx is not None else None,
+              "rolled": files.plain(rolled),
               "marks": marks,
               "last": files.plain(last),
               "seconds": seconds + time.monotonic() - began,
             },
+            supervised.score(run, shown),
           )
+        if stop:
+          saver.wait()
+          raise preemption.Preempted
       seconds += time.monotonic() - began
   after = {k: int(_fingerprint(v)) for k, v in frozen.items()}
   _unchanged(marks, after, directory)
   return state, {
-    "updates": iterations * updates,
+    "updates": total,
     "episodes": iterations * section.rollout_batch,
     "seconds": seconds,
     **{k: last[k] for k in ("reward", "kl", "ended", "response_length")},
   }
+
+
+def _abstract_experience(
+  programs: Programs,
+  state: PpoState,
+  frozen: dict[str, PyTree],
+  prompts: grain.DatasetIterator,
+  key: Any,
+  mesh: Mesh,
+) -> Any:
+  """Shapes and shardings of an iteration's experience and its next β."""
+  position = prompts.get_state()
+  batch = mesh_lib.put_batch(next(prompts), mesh)
+  prompts.set_state(position)
+  rollout = jax.eval_shape(programs.generate, state.policy.params, batch, key)
+  experience, kl_coef, _ = jax.eval_shape(
+    programs.experience,
+    rollout,
+    frozen["reference"],
+    frozen["reward"],
+    state.value.params,
+    state.kl_coef,
+  )
+
+  def placed(tree: Any, sharding: Any) -> Any:
+    return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+    )
+
+  return (
+    placed(experience, mesh_lib.batch_sharding(mesh)),
+    placed(kl_coef, mesh_lib.replicated(mesh)),
+  )
 
 
 def _episodes(batch: Any, iteration: int, size: int) -> Any:

@@ -20,13 +20,15 @@ from jax.sharding import Mesh
 
 from instructgpt_jax import config as config_lib
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.runtime import checkpoint, files
+from instructgpt_jax.runtime import checkpoint, files, preemption
 from instructgpt_jax.runtime import mesh as mesh_lib
 from instructgpt_jax.runtime.metrics import MetricWriter
 from instructgpt_jax.runtime.progress import Progress
 from instructgpt_jax.types import PyTree
 
 BAD_BATCH = "bad_batch.json"
+# Measures that can choose a checkpoint, with the sign that makes higher better.
+_BETTER = {"valid_loss": -1.0, "valid_rm_score": 1.0, "reward": 1.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +72,8 @@ def fit(
 ) -> Fitted:
   """Trains for `total_steps` updates, from where an earlier call stopped.
 
+  Saves and ends at the next step once SIGTERM has come.
+
   Args:
     state: has `params`; donated to `step_fn`.
     step_fn: jitted (state, batch) → (state, metrics with "loss"); metrics may
@@ -86,8 +90,9 @@ def fit(
   Raises:
     UserError: the loss or the gradient is not finite; the batch's address is in
       `bad_batch.json`.
+    Preempted: SIGTERM has come, and the state is saved.
   """
-  with checkpoint.Checkpointer(workdir, run.keep) as saver:
+  with checkpoint.Checkpointer(workdir, kept(run)) as saver:
     found = saver.restore_latest(state)
     start, best, seconds = 0, None, 0.0
     last: Mapping[str, float] = {}
@@ -100,6 +105,7 @@ def fit(
         workdir, tensorboard=run.tensorboard, resume_step=start
       ) as writer,
       Progress(total_steps, name, initial=start) as progress,
+      preemption.Watch() as watch,
     ):
       guard = Guard(workdir)
       meter = Meter()
@@ -122,14 +128,20 @@ def fit(
           progress.update(step - progress.done, loss=row["loss"])
         else:
           progress.update(1)
+        found_score = None
         if evaluation and (step % evaluation.every == 0 or step == total_steps):
           guard.check()
           last = dict(evaluation.measure(state.params, step))
           writer.write(step, last)
           best = _selected(evaluation, best, last, state.params, step)
+          found_score = score(run, last)
           meter.restart()
-        if step == total_steps or (
-          run.save_every and step % run.save_every == 0
+        stop = watch.asked()
+        if (
+          stop
+          or step == total_steps
+          or found_score is not None
+          or (run.save_every and step % run.save_every == 0)
         ):
           guard.check()
           saver.save(
@@ -141,12 +153,28 @@ def fit(
               "last": last,
               "seconds": seconds + time.monotonic() - began,
             },
+            found_score,
           )
+        if stop:
+          saver.wait()
+          raise preemption.Preempted
       seconds += time.monotonic() - began
   summary = {"steps": total_steps, "seconds": seconds, **last}
   if best is not None:
     summary |= {"selected_step": best["step"], "selected_by": best["metric"]}
   return Fitted(state, summary)
+
+
+def kept(run: config_lib.Run) -> checkpoint.Keep:
+  """Which checkpoints a run keeps."""
+  return checkpoint.Keep(run.keep, run.keep_every, best=bool(run.keep_best))
+
+
+def score(run: config_lib.Run, values: Mapping[str, Any]) -> float | None:
+  """By which the best checkpoint is kept; None without that measure."""
+  if run.keep_best not in values:
+    return None
+  return _BETTER[run.keep_best] * float(values[run.keep_best])
 
 
 def _selected(

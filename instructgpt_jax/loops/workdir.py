@@ -6,7 +6,6 @@ import dataclasses
 import os
 import pathlib
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -22,6 +21,7 @@ from instructgpt_jax.models.transformer import (
 )
 from instructgpt_jax.runtime import checkpoint, files
 from instructgpt_jax.runtime.mesh import unbox
+from instructgpt_jax.runtime.progress import say
 from instructgpt_jax.types import PyTree
 
 TOKENIZER = "tokenizer"
@@ -62,11 +62,6 @@ class Stage:
     """The flax module, without dropout."""
     network = LanguageModel if self.kind == LANGUAGE else ScalarModel
     return network(dataclasses.replace(self.model_config, dropout=0.0))
-
-
-def say(text: str) -> None:
-  """One line for the user, beside the progress."""
-  print(text, file=sys.stderr, flush=True)
 
 
 def open_stage(

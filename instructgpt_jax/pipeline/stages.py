@@ -21,10 +21,10 @@ from instructgpt_jax import config as config_lib
 from instructgpt_jax import flags
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.loops import language, ppo, reward, workdir
-from instructgpt_jax.loops.workdir import say
 from instructgpt_jax.pipeline import evaluation, rankings
 from instructgpt_jax.report import page
 from instructgpt_jax.runtime import files
+from instructgpt_jax.runtime.progress import say
 from instructgpt_jax.world import write
 
 SECONDS = "seconds.json"

@@ -1,125 +1,181 @@
-"""Checkpoints by orbax; the only file that imports it.
-
-A state is stored as a flat table from each leaf's path to its array, so any
-pytree can be saved and a mismatch names the leaf. Orbax writes to a temporary
-folder and renames it, so a save that is cut short leaves the earlier checkpoint
-as it was. Values return with the sharding of the tree they are restored into.
-"""
+"""What a run saves: checkpoints to go on from, and the model at its end."""
 
 from __future__ import annotations
 
-import base64
+import concurrent.futures
 import contextlib
+import dataclasses
 import pathlib
-import re
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import jax
-import numpy as np
-from orbax.checkpoint import v1 as ocp
-
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.runtime import files
+from instructgpt_jax.runtime import files, manifest, storage
+from instructgpt_jax.runtime.progress import say
 
 CHECKPOINTS = "checkpoints"
 MODEL = "model"
-_NEXT, _OLD = "model.next", "model.old"
-_BYTES = "__bytes__"
-_FULL = re.compile(
-  r"no space left|quota exceeded|file too large|disk full|ENOSPC|EFBIG", re.I
-)
-_REFUSED = re.compile(r"permission denied|read-only file system", re.I)
+
+
+@dataclasses.dataclass(frozen=True)
+class Keep:
+  """Which checkpoints outlive the next save.
+
+  Attributes:
+    newest: so many.
+    every: the first one at or after each multiple of this step; 0 is none.
+    best: the one of the highest score, of those that were given one.
+  """
+
+  newest: int = 2
+  every: int = 0
+  best: bool = False
+
+  def chosen(self, scores: Mapping[int, float | None]) -> set[int]:
+    """The steps to keep of those in `scores`."""
+    steps = sorted(scores)
+    kept = set(steps[-self.newest :])
+    if self.every:
+      first: dict[int, int] = {}
+      for step in steps:
+        first.setdefault(step // self.every, step)
+      kept.update(step for place, step in first.items() if place)
+    scored = {step: s for step, s in scores.items() if s is not None}
+    if self.best and scored:
+      kept.add(max(scored, key=lambda step: scored[step]))
+    return kept
 
 
 class Checkpointer:
-  """A run's newest checkpoints, saved while the run goes on."""
+  """A run's checkpoints, saved while the run goes on."""
 
-  def __init__(self, directory: str | pathlib.Path, keep: int = 2):
-    """Opens `directory`/checkpoints.
+  def __init__(self, directory: str | pathlib.Path, keep: Keep | None = None):
+    """Opens `directory`/checkpoints, and clears what a kill has left there.
 
     Args:
       directory: workdir of the run.
-      keep: number of newest checkpoints that are kept.
+      keep: which checkpoints are kept; the two newest when None.
     """
     self._path = pathlib.Path(directory).absolute() / CHECKPOINTS
+    self._keep = keep or Keep()
     files.make_directory(self._path)
-    with _saving(self._path):
-      self._orbax = ocp.training.Checkpointer(
-        self._path,
-        preservation_policy=ocp.training.preservation_policies.LatestN(keep),
-        cleanup_tmp_directories=True,
-      )
-    self._pending: Any = None
+    folders = list(self._path.iterdir())
+    self._scores = {
+      int(folder.name): _score(folder)
+      for folder in folders
+      if folder.name.isdigit()
+    }
+    if storage.is_writer():
+      for folder in folders:
+        if "." in folder.name:
+          storage.remove(folder)
+    self._background = concurrent.futures.ThreadPoolExecutor(1)
+    self._pending: concurrent.futures.Future | None = None
 
   @property
   def steps(self) -> list[int]:
-    """Steps of which a whole checkpoint exists, oldest first."""
-    return [checkpoint.step for checkpoint in self._orbax.checkpoints]
+    """Steps of which there is a checkpoint, oldest first."""
+    return sorted(self._scores)
 
-  def save(self, step: int, state: Any, extra: Mapping[str, Any]) -> None:
+  def save(
+    self,
+    step: int,
+    state: Any,
+    extra: Mapping[str, Any],
+    score: float | None = None,
+  ) -> None:
     """Starts to save; waits first for the save before.
 
     Args:
       step: number of updates done. A step that is already saved is left alone.
       state: any pytree of arrays; may be donated as soon as this returns.
       extra: JSON values (bytes are allowed too), such as the data's position.
+      score: how good the state is, for `Keep.best`.
 
     Raises:
-      UserError: the disk is full or refuses; the checkpoint before is whole.
+      UserError: the disk is full, refuses or has vanished; the checkpoints
+        before are as they were.
     """
     self.wait()
-    if step in self.steps:
+    if step in self._scores:
       return
-    with _saving(self._path):
-      self._pending = self._orbax.save_async(
-        int(step),
-        _table(state),
-        force=True,
-        custom_metadata={"extra": _encoded(extra)},
+    if not self._path.is_dir():
+      raise UserError(
+        "the folder has vanished",
+        file=str(self._path),
+        remedy="see that the disk is there, and give the same command again",
       )
+    with storage.saving(self._path):
+      finish = storage.save(self._path / str(step), state, extra, score=score)
+    self._pending = self._background.submit(self._end, finish, step, score)
+
+  def _end(
+    self, finish: Callable[[], None], step: int, score: float | None
+  ) -> None:
+    """Ends a save, and deletes the checkpoints that are no longer kept."""
+    finish()
+    scores = self._scores | {step: score}
+    kept = self._keep.chosen(scores)
+    self._scores = {step: scores[step] for step in kept}
+    if storage.is_writer():
+      for folder in self._path.iterdir():
+        if folder.name.isdigit() and int(folder.name) not in kept:
+          # Renamed first: what is deleted by halves is no checkpoint.
+          old = storage.beside(folder, storage.OLD)
+          storage.remove(folder.rename(old))
 
   def restore_latest(
     self, abstract_state: Any
   ) -> tuple[int, Any, dict[str, Any]] | None:
-    """The newest whole checkpoint, or None when there is none.
+    """The newest whole checkpoint, or None when there is none at all.
 
     Args:
       abstract_state: tree of arrays or ShapeDtypeStructs; each leaf's shape and
-        dtype are demanded, its sharding is given to the result.
+        dtype are demanded, its sharding is given to the result. Or a function
+        that gives the tree of a step.
 
     Returns:
       (step, state, extra) as they were saved.
+
+    Raises:
+      UserError: all are damaged, or the newest whole one is of another state.
     """
     self.wait()
-    if not self.steps:
+    damage: dict[pathlib.Path, str] = {}
+    for step in reversed(self.steps):
+      path = self._path / str(step)
+      problem = storage.problem(path)
+      if not problem:
+        for other, what in damage.items():
+          say(f"warning: {other} is damaged ({what}); going on from {path}")
+        like = abstract_state
+        state = storage.load(path, like(step) if callable(like) else like)
+        return step, state, storage.load_values(path)
+      damage[path] = problem
+      del self._scores[step]  # A later save takes its place.
+    if not damage:
       return None
-    step = self.steps[-1]
-    with _loading(self._path / str(step)):
-      metadata: Any = self._orbax.metadata(step)
-      stored = _stored(metadata)
-    wanted = _table(abstract_state, abstract=True)
-    _same_table(wanted, stored, self._path / str(step))
-    with _loading(self._path / str(step)):
-      table = self._orbax.load(step, wanted)
-    extra = _decoded((metadata.custom_metadata or {}).get("extra") or {})
-    return step, _tree(table, abstract_state), extra
+    path, problem = next(iter(damage.items()))
+    raise UserError(
+      f"is damaged ({problem}), and no older checkpoint is whole",
+      file=str(path),
+      remedy=f"delete {self._path} and run the stage again",
+    )
 
   def wait(self) -> None:
     """Returns when everything is on the disk; raises what went wrong."""
     pending, self._pending = self._pending, None
     if pending is not None:
-      with _saving(self._path):
+      with storage.saving(self._path):
         pending.result()
+      storage.together("checkpoint")
 
   def close(self) -> None:
     """Waits and closes."""
     try:
       self.wait()
     finally:
-      with _saving(self._path):
-        self._orbax.close()
+      self._background.shutdown()
 
   def __enter__(self) -> Checkpointer:
     return self
@@ -142,13 +198,10 @@ def save_model(
     params: nested dict of arrays.
     info: JSON values that `load_model_info` gives back.
   """
-  with _replacing(directory) as path:
-    ocp.save(
-      path,
-      _table(params),
-      overwrite=True,
-      custom_metadata={"info": _encoded(info)},
-    )
+  base = files.make_directory(pathlib.Path(directory).absolute())
+  with storage.saving(base):
+    storage.save(base / MODEL, params, info)()
+  storage.together("model")
 
 
 def save_model_parts(
@@ -162,27 +215,10 @@ def save_model_parts(
       asked for.
     info: JSON values that `load_model_info` gives back.
   """
-  with _replacing(directory) as path:
-    shutil.rmtree(path, ignore_errors=True)
-    for part in parts:
-      ocp.partial.save(
-        path, _table(part), custom_metadata={"info": _encoded(info)}
-      )
-      del part
-    ocp.partial.finalize(path)
-
-
-@contextlib.contextmanager
-def _replacing(directory: str | pathlib.Path) -> Iterator[pathlib.Path]:
-  """The place of a new model, which then replaces the old one."""
   base = files.make_directory(pathlib.Path(directory).absolute())
-  with _saving(base):
-    _settle(base)
-    yield base / _NEXT
-    if (base / MODEL).exists():
-      (base / MODEL).rename(base / _OLD)
-    (base / _NEXT).rename(base / MODEL)
-    shutil.rmtree(base / _OLD, ignore_errors=True)
+  with storage.saving(base):
+    storage.save_parts(base / MODEL, parts, info)
+  storage.together("model")
 
 
 def load_model(
@@ -194,231 +230,57 @@ def load_model(
     directory: workdir of a stage.
     abstract_params: tree whose leaves give shape, dtype and sharding; without
       it a nested dict on the default device.
+
+  Raises:
+    UserError: there is no model, it is damaged, or it is another one.
   """
-  path = _model_path(directory)
-  with _loading(path):
-    stored = _stored(ocp.metadata(path))
-  if abstract_params is None:
-    wanted = {
-      name: _abstract(jax.ShapeDtypeStruct(shape, dtype))
-      for name, (shape, dtype) in stored.items()
-    }
-  else:
-    wanted = _table(abstract_params, abstract=True)
-    _same_table(wanted, stored, path)
-  with _loading(path):
-    table: Any = ocp.load(path, wanted)
-  return (
-    _nested(table) if abstract_params is None else _tree(table, abstract_params)
-  )
+  return storage.load(_whole_model(directory), abstract_params)
 
 
 def load_model_info(directory: str | pathlib.Path) -> dict[str, Any]:
   """The `info` that `save_model` wrote."""
-  path = _model_path(directory)
-  with _loading(path):
-    metadata: Any = ocp.metadata(path)
-  return _decoded((metadata.custom_metadata or {}).get("info") or {})
+  return storage.load_values(_whole_model(directory, deep=False))
 
 
 def has_model(directory: str | pathlib.Path) -> bool:
   """Whether `directory` holds a saved model."""
-  base = pathlib.Path(directory)
-  return any((base / name).is_dir() for name in (MODEL, _NEXT, _OLD))
+  return _model_path(pathlib.Path(directory)) is not None
 
 
-def _settle(base: pathlib.Path) -> None:
-  """Ends the replacement that a kill interrupted, so that MODEL is whole."""
-  if not (base / MODEL).exists():
-    for name in (_NEXT, _OLD):
-      if (base / name).exists():
-        (base / name).rename(base / MODEL)
-        break
-  shutil.rmtree(base / _OLD, ignore_errors=True)
+def _model_path(base: pathlib.Path) -> pathlib.Path | None:
+  """Where the model lies; a kill may have come while one replaced another."""
+  path = base / MODEL
+  for found in (path, storage.beside(path, storage.OLD)):
+    if found.is_dir():
+      return found
+  return None
 
 
-def _model_path(directory: str | pathlib.Path) -> pathlib.Path:
+def _whole_model(
+  directory: str | pathlib.Path, *, deep: bool = True
+) -> pathlib.Path:
+  """Where the model lies, after a look at its checksums."""
   base = pathlib.Path(directory).absolute()
-  for name in (MODEL, _NEXT, _OLD):
-    if (base / name).is_dir():
-      return base / name
-  raise UserError(
-    "holds no trained model" if base.is_dir() else "there is no such folder",
-    file=str(directory),
-    remedy="give the --workdir of a stage that has run to its end",
-  )
-
-
-def _is_key(leaf: Any) -> bool:
-  return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(
-    leaf.dtype, jax.dtypes.prng_key
-  )
-
-
-def _impl(key: Any) -> Any:
-  """The generator of a typed key, which may be abstract."""
-  found = []
-  jax.eval_shape(lambda k: found.append(jax.random.key_impl(k)), key)
-  return found[0]
-
-
-def _is_32_bit(leaf: Any) -> bool:
-  """False for what would come back rounded: Python and 64-bit numbers."""
-  return hasattr(leaf, "dtype") and (
-    leaf.dtype == jax.dtypes.canonicalize_dtype(leaf.dtype)
-  )
-
-
-def _abstract(leaf: Any) -> Any:
-  """Shape, dtype and sharding of a leaf; typed keys as the bits they hold."""
-  if _is_key(leaf):
-    leaf = jax.eval_shape(jax.random.key_data, leaf)
-  sharding = getattr(leaf, "sharding", None)
-  if sharding is None:
-    sharding = jax.sharding.SingleDeviceSharding(
-      jax.config.jax_default_device or jax.devices()[0]
-    )
-  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _table(tree: Any, *, abstract: bool = False) -> dict[str, Any]:
-  """Path → leaf of a tree."""
-  table = {}
-  for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
-    if name in table:
-      raise ValueError(f"two leaves are both called {name!r}")
-    if not _is_key(leaf) and not _is_32_bit(leaf):
-      raise TypeError(f"{name} is no 32-bit array; put it in `extra`")
-    if abstract:
-      table[name] = _abstract(leaf)
-    elif _is_key(leaf):
-      table[name] = jax.random.key_data(leaf)
-    else:
-      table[name] = leaf
-  return table
-
-
-def _tree(table: Mapping[str, Any], like: Any) -> Any:
-  """The tree shaped as `like` with the table's leaves."""
-
-  def leaf(path, old):
-    value = table[jax.tree_util.keystr(path, simple=True, separator="/")]
-    if _is_key(old):
-      return jax.random.wrap_key_data(value, impl=_impl(old))
-    return value
-
-  return jax.tree_util.tree_map_with_path(leaf, like)
-
-
-def _nested(table: Mapping[str, Any]) -> dict[str, Any]:
-  tree: dict[str, Any] = {}
-  for name, value in table.items():
-    *folders, last = name.split("/")
-    node = tree
-    for folder in folders:
-      node = node.setdefault(folder, {})
-    node[last] = value
-  return tree
-
-
-def _stored(metadata: Any) -> dict[str, tuple[tuple[int, ...], Any]]:
-  """Path → (shape, dtype) of a checkpoint on the disk."""
-  if metadata.metadata is None:
-    raise ValueError("its arrays are missing or damaged")
-  return {
-    name: (tuple(leaf.shape), np.dtype(leaf.dtype))
-    for name, leaf in metadata.metadata.items()
-  }
-
-
-def _same_table(
-  wanted: Mapping[str, Any],
-  stored: Mapping[str, tuple[tuple[int, ...], Any]],
-  path: pathlib.Path,
-) -> None:
-  remedy = "give the model's own --preset or --config, or another folder"
-  for name in [*wanted, *(n for n in stored if n not in wanted)]:
-    if name not in stored or name not in wanted:
-      where = "is not in the checkpoint" if name in wanted else "is not wanted"
-      raise UserError(f"{name} {where}", file=str(path), remedy=remedy)
-    shape, dtype = stored[name]
-    leaf = wanted[name]
-    if shape != leaf.shape or dtype != leaf.dtype:
-      raise UserError(
-        f"{name} is {dtype}{list(shape)}, not {leaf.dtype}{list(leaf.shape)}",
-        file=str(path),
-        remedy=remedy,
-      )
-
-
-def _encoded(value: Any) -> Any:
-  if isinstance(value, bytes):
-    return {_BYTES: base64.b64encode(value).decode()}
-  if isinstance(value, Mapping):
-    return {str(key): _encoded(item) for key, item in value.items()}
-  if isinstance(value, (list, tuple)):
-    return [_encoded(item) for item in value]
-  return files.plain(value)
-
-
-def _decoded(value: Any) -> Any:
-  if isinstance(value, Mapping):
-    if set(value) == {_BYTES}:
-      return base64.b64decode(value[_BYTES])
-    return {key: _decoded(item) for key, item in value.items()}
-  if isinstance(value, list):
-    return [_decoded(item) for item in value]
-  return value
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-  """The error and what led to it, each once: orbax's chains can be circles."""
-  seen: set[int] = set()
-  while error is not None and id(error) not in seen:
-    seen.add(id(error))
-    yield error
-    error = error.__cause__ or error.__context__
-
-
-@contextlib.contextmanager
-def _saving(path: pathlib.Path) -> Iterator[None]:
-  """A UserError for what the disk refuses; other errors pass unchanged."""
-  try:
-    yield
-  except UserError:
-    raise
-  except Exception as error:
-    for cause in _causes(error):
-      if isinstance(cause, OSError) and cause.errno is not None:
-        raise files.disk_error(cause, path) from error
-    text = " ".join(str(cause) for cause in _causes(error))
-    if _FULL.search(text):
-      raise UserError(
-        "the disk is full",
-        file=str(path),
-        remedy="free some space and give the same command again",
-      ) from error
-    if _REFUSED.search(text):
-      raise UserError(
-        "may not be written",
-        file=str(path),
-        remedy="choose a folder with --workdir that you may write to",
-      ) from error
-    raise
-
-
-@contextlib.contextmanager
-def _loading(path: pathlib.Path) -> Iterator[None]:
-  """A UserError for a checkpoint that cannot be read."""
-  try:
-    yield
-  except UserError:
-    raise
-  except Exception as error:
-    problem = (str(error).splitlines() or [type(error).__name__])[0]
+  path = _model_path(base)
+  if path is None:
     raise UserError(
-      f"cannot be read as a checkpoint: {problem[:200]}",
+      "holds no trained model" if base.is_dir() else "there is no such folder",
+      file=str(directory),
+      remedy="give the --workdir of a stage that has run to its end",
+    )
+  if not (path / manifest.MANIFEST).exists():
+    say(f"warning: {path} has no checksums, so nothing tells damage")
+  elif problem := storage.problem(path, deep=deep):
+    raise UserError(
+      f"is damaged ({problem})",
       file=str(path),
-      remedy="delete this folder and run the stage again",
-    ) from error
+      remedy=f"put back a copy, or delete {base} and run the stage again",
+    )
+  return path
+
+
+def _score(folder: pathlib.Path) -> float | None:
+  """A checkpoint's score; None where it has none or is damaged."""
+  with contextlib.suppress(UserError):
+    return manifest.read(folder).get("score")
+  return None

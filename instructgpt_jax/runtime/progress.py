@@ -9,6 +9,11 @@ from typing import Any, TextIO
 import tqdm
 
 
+def say(text: str) -> None:
+  """One line for the user, beside the progress."""
+  print(text, file=sys.stderr, flush=True)
+
+
 class Progress:
   """Counts to `total`, showing rate, time left and the newest metrics."""
 

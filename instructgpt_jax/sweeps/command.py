@@ -328,11 +328,12 @@ def main(
     module: the package of the experiments.
 
   Returns:
-    The exit status: 1 if some run failed, 2 after a user's mistake.
+    The exit status: 1 if some run failed, 2 after a user's mistake; 0 also
+    after SIGTERM.
   """
   statuses: list[int] = []
 
   def body() -> None:
     statuses.append(run(parse(argv, load, doc, module)))
 
-  return launch.guarded(body) or statuses[0]
+  return launch.guarded(body) or next(iter(statuses), 0)

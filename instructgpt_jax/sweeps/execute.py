@@ -21,7 +21,7 @@ from typing import Protocol
 import tqdm
 
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.runtime import files, progress
+from instructgpt_jax.runtime import files, preemption, progress
 from instructgpt_jax.sweeps import processes, records
 from instructgpt_jax.sweeps.cluster import Slurm, Submitit
 from instructgpt_jax.sweeps.jobs import Job, check_complete, in_order
@@ -97,7 +97,8 @@ def execute(
     UserError: another runner works in the same root, or a complete job was
       run with other settings.
     ValueError: the jobs contradict each other.
-    KeyboardInterrupt: SIGINT or SIGTERM has come; all processes have ended.
+    KeyboardInterrupt: SIGINT has come; all processes have ended.
+    Preempted: the same with SIGTERM.
   """
   ordered = in_order(jobs)
   files.make_directory(root)
@@ -203,17 +204,19 @@ class Watch:
   ):
     self._bar, self._launcher = bar, launcher
     self._log, self._title = log, title
-    self._stopped = False
+    self._signal = 0
     self._began: dict[str, float] = {}
 
   def check(self) -> None:
-    """Raises KeyboardInterrupt once a signal has come."""
-    if self._stopped:
+    """Raises KeyboardInterrupt or Preempted once a signal has come."""
+    if self._signal == signal.SIGTERM:
+      raise preemption.Preempted
+    if self._signal:
       raise KeyboardInterrupt
 
-  def stop(self, *unused: object) -> None:
+  def stop(self, number: int, *unused: object) -> None:
     """The signals' handler."""
-    self._stopped = True
+    self._signal = number
 
   def count(self, done: int) -> None:
     """Shows how many are done, by this process and others."""

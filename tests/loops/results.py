@@ -61,7 +61,7 @@ def summary(workdir: Workdir) -> dict[str, Any]:
 
 def steps(workdir: Workdir) -> list[int]:
   """Steps of the whole checkpoints."""
-  with checkpoint.Checkpointer(workdir, keep=99) as saver:
+  with checkpoint.Checkpointer(workdir) as saver:
     return saver.steps
 
 
@@ -87,7 +87,7 @@ def state(workdir: Workdir) -> tuple[int, dict[str, np.ndarray], Any]:
   step = steps(workdir)[-1]
   path = pathlib.Path(workdir) / "checkpoints" / str(step)
   found: Any = ocp.metadata(path).custom_metadata
-  return step, arrays(path), timeless(found["extra"])
+  return step, arrays(path), timeless(found["info"])
 
 
 def assert_same_arrays(

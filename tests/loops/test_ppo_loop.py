@@ -206,7 +206,8 @@ def test_snapshots_are_the_policy_on_the_way(stages, tmp_path):
   folders = sorted((tmp_path / ppo.SNAPSHOTS).iterdir())
   assert [f.name for f in folders] == ["000002", "000004"]
   for folder in folders:
-    table = results.arrays(tmp_path / "checkpoints" / str(int(folder.name)))
+    step = 2 * int(folder.name)  # updates, of which an iteration has two
+    table = results.arrays(tmp_path / "checkpoints" / str(step))
     kept = results.model(folder)
     for name, array in kept.items():
       np.testing.assert_array_equal(array, table[f"policy/params/{name}"])

@@ -58,7 +58,13 @@ def scalar_from_stage(
   found = load(stage, mesh)
   if "head" in found:
     return found
-  return transformer.scalar_from_language(found, fresh(network, key, mesh))
+
+  def head(k: Array) -> PyTree:
+    return {"head": transformer.init_params(network, k)["head"]}
+
+  places = shardings(network, jax.eval_shape(head, key), mesh)
+  new = jax.jit(head, out_shardings=places)(key)
+  return transformer.scalar_from_language(found, new)
 
 
 def train_state(

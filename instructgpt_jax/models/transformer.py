@@ -251,5 +251,5 @@ def _boxed_init(model: Any, key: Array) -> PyTree:
 def scalar_from_language(
   language_params: dict[str, Any], scalar_params: dict[str, Any]
 ) -> dict[str, Any]:
-  """A language model's decoder under a fresh scalar head."""
+  """A language model's decoder under the head of a scalar model."""
   return {**scalar_params, "transformer": language_params["transformer"]}

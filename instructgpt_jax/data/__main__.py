@@ -19,8 +19,11 @@ from instructgpt_jax.data import curation, records, sources, tokenizer
 from instructgpt_jax.errors import UserError
 
 
-class _Words:
+class _Words(tokenizer.Tokenizer):
   """Counts words between blanks where no tokenizer is given."""
+
+  def __init__(self):
+    super().__init__(base_size=1, pad_id=-1, eos_id=-1)
 
   def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
     return [[0] * len(re.findall(r"\S+", t)) for t in texts]

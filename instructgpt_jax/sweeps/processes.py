@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 
 import instructgpt_jax
-from instructgpt_jax.runtime import files
+from instructgpt_jax.runtime import files, preemption
 from instructgpt_jax.sweeps import child, jobs, records
 
 _GRACE = 10.0  # seconds between asking a process to end and killing it
@@ -32,6 +32,8 @@ class _Running:
   job: jobs.Job
   process: subprocess.Popen
   slot: int
+  lock: int
+  alone: bool
   log: str
   start: int
   began: float
@@ -77,15 +79,24 @@ class Local:
       cores = [] if alone else self._cores[slot]
       process = popen(command, file, cores, lock)
     self._running.append(
-      _Running(job, process, slot, log, start, time.monotonic())
+      _Running(job, process, slot, lock, alone, log, start, time.monotonic())
     )
 
   def ended(self) -> list[Ended]:
-    """Those that have ended since the last call."""
-    found = [one for one in self._running if one.process.poll() is not None]
-    for one in found:
+    """Those that have ended since the last call.
+
+    One that was asked to end, and not by this process, goes on.
+    """
+    ended = [one for one in self._running if one.process.poll() is not None]
+    found = []
+    for one in ended:
       self._forget(one)
-    return [Ended(one.job.name, self._error(one)) for one in found]
+      error = self._error(one)
+      if error and asked_to_end(one.process.returncode, one.log, one.start):
+        self.start(one.job, one.lock, one.alone)
+      else:
+        found.append(Ended(one.job.name, error))
+    return found
 
   def stop(self) -> None:
     """Ends all that runs; returns when nothing is left."""
@@ -106,6 +117,18 @@ class Local:
     if status == 0 and one.job.complete(self._root):
       return ""
     return f"{ending(status)}\n{records.last_lines(one.log, one.start)}"
+
+
+def asked_to_end(status: int, log: str, start: int) -> bool:
+  """Whether a process that is not complete has ended after SIGTERM.
+
+  Args:
+    status: how it ended.
+    log: the file of its output.
+    start: the byte at which that begins.
+  """
+  last = records.last_lines(log, start).splitlines()[-1:]
+  return status == 0 and last == [preemption.TOLD]
 
 
 def ending(status: int) -> str:

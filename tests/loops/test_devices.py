@@ -5,9 +5,13 @@ import pytest
 from tests.loops import results
 from tests.loops.stages import FAST
 
-EIGHT = {
-  "XLA_FLAGS": FAST["XLA_FLAGS"] + " --xla_force_host_platform_device_count=8",
-}
+
+def devices(count):
+  flag = f" --xla_force_host_platform_device_count={count}"
+  return {"XLA_FLAGS": FAST["XLA_FLAGS"] + flag}
+
+
+EIGHT = devices(8)
 
 
 def assert_close(found, wanted):
@@ -49,6 +53,23 @@ def test_invariant_10_pretraining_on_eight_devices(stages, tmp_path):
   )
   assert done.status == 0, done.err
   assert_close(results.metrics(tmp_path), results.metrics(stages["pretrain"]))
+
+
+def test_a_state_is_the_same_on_another_mesh(server, tmp_path):
+  """Saved on 1 device, restored on 8, saved there, restored on 4."""
+  found = []
+  for count, fsdp, tensor in ((1, 1, 1), (8, 2, 2), (4, 4, 1)):
+    done = server.run(
+      "tests.loops.meshes",
+      *map(str, (tmp_path, fsdp, tensor)),
+      env=devices(count),
+    )
+    assert done.status == 0, done.err
+    found.append(done.out.split())
+  assert [row[0] for row in found] == ["1", "8", "4"]
+  assert [row[1] for row in found] == ["1", "4", "4"]
+  assert len({row[2] for row in found}) == 1
+  assert results.steps(tmp_path) == [2, 3]
 
 
 def test_a_mesh_that_is_not_there(stages, tmp_path):

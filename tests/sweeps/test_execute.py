@@ -94,7 +94,7 @@ def test_one_runner_at_a_time(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
   "number, status",
   [
-    (signal.SIGTERM, 130),
+    (signal.SIGTERM, 0),
     (signal.SIGINT, 130),
     (signal.SIGKILL, -signal.SIGKILL),
   ],
@@ -124,6 +124,21 @@ def test_nothing_is_left_behind_and_a_second_call_goes_on(
   assert summary(folder)["count"] == 5
   assert [count for _, count, _ in starts(folder)] == [0, 3]
   assert records.read_seconds(str(tmp_path))["seed=0"] > before
+
+
+def test_a_run_that_alone_is_asked_to_end_goes_on(tmp_path, start_sweep):
+  argv = ("--steps=5", "--sweep=seed=0", f"--gate={tmp_path}/gate")
+  runner = start_sweep(tmp_path, *argv)
+  folder = wait_for(lambda: at_the_gate(tmp_path))
+  ((child, _, _),) = starts(folder)
+  os.kill(child, signal.SIGTERM)
+  gone(child)
+  wait_for(lambda: len(starts(folder)) == 2)
+  (tmp_path / "gate").touch()
+  _, error = runner.communicate(timeout=300)
+  assert runner.returncode == 0, error
+  assert summary(folder)["count"] == 5
+  assert "1/1" in error and "fail" not in error
 
 
 def test_a_process_that_does_not_end_is_killed(tmp_path, monkeypatch):

@@ -13,14 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
-
 TOLD = "ended as asked (SIGTERM); the same command goes on from here"
-
-_any = jax.jit(jnp.any)
 
 
 class Preempted(SystemExit):
@@ -44,7 +37,7 @@ class Watch:
 
   def __exit__(self, kind: Any, *unused: object) -> None:
     self._stack.close()
-    if kind is None and self._asked and jax.process_count() == 1:
+    if kind is None and self._asked and _processes() == 1:
       raise Preempted
 
   def asked(self) -> bool:
@@ -53,9 +46,11 @@ class Watch:
     Each of them calls this at every step. What one of several knows is heard a
     step later, so that no device has to wait for it.
     """
-    if jax.process_count() == 1:
+    if _processes() == 1:
       return self._asked
-    before, self._told = self._told, _any(_everyones(self._asked))
+    from instructgpt_jax.runtime import agreement
+
+    before, self._told = self._told, agreement.anyone(self._asked)
     return before is not None and bool(before)
 
   def _remember(self, *unused: object) -> None:
@@ -95,12 +90,8 @@ def _handled(handler: Callable[..., None]) -> Iterator[None]:
         signal.signal(number, old)
 
 
-def _everyones(asked: bool) -> jax.Array:
-  """[devices] bool, of each device what its process gives."""
-  mesh = jax.make_mesh(
-    (jax.device_count(),), ("all",), axis_types=(AxisType.Auto,)
-  )
-  return jax.make_array_from_process_local_data(
-    NamedSharding(mesh, PartitionSpec("all")),
-    np.full(jax.local_device_count(), asked),
-  )
+def _processes() -> int:
+  # Not above: a command that only handles signals does without jax.
+  import jax
+
+  return jax.process_count()

@@ -135,7 +135,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(name, stages, tmp_path):
   if name == "pretrain":
     assert (saved["step"], position) == (step + 1, beside["data"])
   else:
-    assert step == (saved["step"] - 1) // 4  # iterations of four updates
+    # Saved after iterations of four updates each.
+    assert step == (saved["step"] - 1) // 4 * 4
     assert position["prompts"] == beside["prompts"]
     assert len(saved["batch"]["prompts/tokens"]) == 8
     assert len(saved["batch"]["episodes"]) == 4

@@ -69,7 +69,7 @@ def answers(model, params, **options):
 
 
 @pytest.mark.parametrize("config", [ALL, OTHER], ids=["all", "other"])
-def test_invariants_06_and_09_of_other_families(config):
+def test_invariant_06_of_other_families(config):
   """Slots and scans do not matter; the full pass agrees with the cache."""
   model = LanguageModel(config)
   params = twin.make_params(model)

@@ -73,7 +73,7 @@ def test_a_stopped_sweep_cancels_what_it_submitted(tmp_path, start_sweep):
   ((child, _, _),) = starts(folder)
   runner.terminate()
   runner.communicate(timeout=300)
-  assert runner.returncode == 130
+  assert runner.returncode == 0
   gone(child)
 
 

@@ -11,6 +11,7 @@ import os
 import pathlib
 import platform
 import sys
+from collections.abc import Sequence
 
 from experiments import studies
 from instructgpt_jax import launch
@@ -40,8 +41,8 @@ def machine() -> str:
   return f"{cores} CPU cores, {platform.machine()}"
 
 
-def main() -> None:
-  """Reads the command line."""
+def main(argv: Sequence[str] | None = None) -> int:
+  """Reads the command line; the exit status, 2 after a user's mistake."""
   parser = argparse.ArgumentParser(
     prog="python -m experiments.report",
     description=__doc__,
@@ -49,9 +50,9 @@ def main() -> None:
   )
   parser.add_argument("--workdir", required=True, help="folder of the runs")
   parser.add_argument("--output", default="", help="folder of the page")
-  arguments = parser.parse_args()
-  build(arguments.workdir, arguments.output)
+  arguments = parser.parse_args(argv)
+  return launch.guarded(lambda: build(arguments.workdir, arguments.output))
 
 
 if __name__ == "__main__":
-  sys.exit(launch.guarded(main))
+  sys.exit(main())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
+import os
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -69,6 +70,8 @@ class Checkpointer:
       for folder in folders:
         if "." in folder.name:
           storage.remove(folder)
+    # An open folder's number is not given to another one.
+    self._opened = os.open(self._path, os.O_RDONLY)
     self._background = concurrent.futures.ThreadPoolExecutor(1)
     self._pending: concurrent.futures.Future | None = None
 
@@ -99,12 +102,7 @@ class Checkpointer:
     self.wait()
     if step in self._scores:
       return
-    if not self._path.is_dir():
-      raise UserError(
-        "the folder has vanished",
-        file=str(self._path),
-        remedy="see that the disk is there, and give the same command again",
-      )
+    self._look()
     with storage.saving(self._path):
       finish = storage.save(self._path / str(step), state, extra, score=score)
     self._pending = self._background.submit(self._end, finish, step, score)
@@ -168,14 +166,31 @@ class Checkpointer:
     if pending is not None:
       with storage.saving(self._path):
         pending.result()
+      self._look()
       storage.together("checkpoint")
 
+  def _look(self) -> None:
+    """Refuses to begin anew where the folder was, as orbax would."""
+    try:
+      here = os.path.samestat(os.fstat(self._opened), os.stat(self._path))
+    except OSError:
+      here = False
+    if not here:
+      raise UserError(
+        "the folder has vanished",
+        file=str(self._path),
+        remedy="see that the disk is there, and give the same command again",
+      )
+
   def close(self) -> None:
-    """Waits and closes."""
+    """Waits and closes; may be called twice."""
     try:
       self.wait()
     finally:
       self._background.shutdown()
+      opened, self._opened = self._opened, -1
+      if opened >= 0:
+        os.close(opened)
 
   def __enter__(self) -> Checkpointer:
     return self

@@ -55,9 +55,9 @@ class Child:
     self._server.say({"kill": self.pid})
     self.wait()
 
-  def wait(self) -> Done:
+  def wait(self, seconds: float = _TIMEOUT) -> Done:
     """Its end."""
-    until = time.monotonic() + _TIMEOUT
+    until = time.monotonic() + seconds
     while self.running():
       if time.monotonic() > until:
         self._server.say({"kill": self.pid})

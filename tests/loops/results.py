@@ -59,6 +59,12 @@ def summary(workdir: Workdir) -> dict[str, Any]:
   return timeless(json.loads(text))
 
 
+def report(workdir: Workdir) -> dict[str, Any]:
+  """What a pipeline's report says."""
+  text = (pathlib.Path(workdir) / "report.json").read_text()
+  return timeless(json.loads(text))
+
+
 def steps(workdir: Workdir) -> list[int]:
   """Steps of the whole checkpoints."""
   with checkpoint.Checkpointer(workdir) as saver:

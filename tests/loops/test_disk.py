@@ -2,12 +2,13 @@
 
 import re
 import resource
+import shutil
 import subprocess
 import time
 
 import pytest
 
-from tests.loops import results
+from tests.loops import at_step, results
 
 
 def errors(done):
@@ -56,31 +57,76 @@ def test_what_does_not_fit_is_said_and_leaves_nothing_half(
   results.assert_same_run(path, stages["sft"])
 
 
-def test_a_file_system_without_space(stages, tmp_path):
-  """A real one, where this process may mount it."""
-  disk = tmp_path / "disk"
-  disk.mkdir()
+@pytest.fixture
+def disk(tmp_path):
+  """A file system of 400 kB, where this process may mount one."""
+  folder = tmp_path / "disk"
+  folder.mkdir()
   mounted = subprocess.run(
-    ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(disk)],
+    ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)],
     capture_output=True,
     text=True,
     check=False,
   )
   if mounted.returncode:
     pytest.skip(f"no file system may be mounted here: {mounted.stderr.strip()}")
-  try:
-    path = disk / "run"
-    command = ["experiments.ppo", *stages.flags("ppo"), f"--workdir={path}"]
-    error = errors(stages.server.run(*command))
-    assert "the disk is full" in error
-    assert str(path) in error
-    saved = results.snapshot(path)
-    assert any(
-      re.fullmatch(r"checkpoints/\d+/checksums.json", name) for name in saved
+  yield folder
+  subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def remount(disk, option):
+  subprocess.run(["mount", "-o", f"remount,{option}", str(disk)], check=True)
+
+
+def test_a_file_system_without_space(stages, disk):
+  path = disk / "run"
+  command = ["experiments.ppo", *stages.flags("ppo"), f"--workdir={path}"]
+  error = errors(stages.server.run(*command))
+  assert "the disk is full" in error
+  assert str(path) in error
+  saved = results.snapshot(path)
+  assert any(
+    re.fullmatch(r"checkpoints/\d+/checksums.json", name) for name in saved
+  )
+  remount(disk, "size=40m")
+  done = stages.server.run(*command)
+  assert done.status == 0, done.err
+  results.assert_same_run(path, stages["ppo"])
+
+
+def test_a_file_system_that_may_only_be_read(stages, disk):
+  remount(disk, "size=40m")
+  path = disk / "run"
+  command = ["experiments.pretrain", *stages.flags("pretrain")]
+  command.append(f"--workdir={path}")
+  assert results.kill_after(stages.server.start(*command), path, 12).status < 0
+  saved = results.snapshot(path)
+  remount(disk, "ro")
+  error = errors(stages.server.run(*command))
+  assert "may not be written" in error and str(path) in error
+  assert results.snapshot(path) == saved
+  remount(disk, "rw")
+  done = stages.server.run(*command)
+  assert done.status == 0, done.err
+  results.assert_same_run(path, stages["pretrain"])
+
+
+def test_a_folder_that_vanishes_is_not_begun_anew(stages, tmp_path):
+  """As when the disk that holds it is taken away, and comes back."""
+  path, away = tmp_path / "run", tmp_path / f"run{at_step.AWAY}"
+  command = [*stages.flags("pretrain"), f"--workdir={path}"]
+  error = errors(
+    stages.server.run(
+      "tests.loops.at_step", "12", "vanish", "pretrain", *command
     )
-    subprocess.run(["mount", "-o", "remount,size=40m", str(disk)], check=True)
-    done = stages.server.run(*command)
-    assert done.status == 0, done.err
-    results.assert_same_run(path, stages["ppo"])
-  finally:
-    subprocess.run(["umount", "-l", str(disk)], check=True)
+  )
+  assert str(path) in error
+  # A save that was under way may notice first, or end in a folder of its own.
+  assert "has vanished" in error or "could not be written" in error
+  assert not (path / "complete.json").exists()
+  assert results.steps(away)[-1] >= 5
+  shutil.rmtree(path, ignore_errors=True)
+  away.rename(path)
+  done = stages.run("pretrain", *command)
+  assert done.status == 0, done.err
+  results.assert_same_run(path, stages["pretrain"])

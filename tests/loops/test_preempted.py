@@ -21,7 +21,9 @@ def test_each_stage_saves_where_it_is_and_goes_on(name, stages, tmp_path):
   step = 0
   for more in STEPS[name]:
     step += more
-    done = stages.server.run("tests.loops.signalled", str(more), name, *command)
+    done = stages.server.run(
+      "tests.loops.at_step", str(more), "sigterm", name, *command
+    )
     assert done.status == 0, done.err
     assert done.err.splitlines()[-1] == preemption.TOLD
     assert results.steps(path)[-1] == step
@@ -31,27 +33,26 @@ def test_each_stage_saves_where_it_is_and_goes_on(name, stages, tmp_path):
   results.assert_same_run(path, stages[name])
 
 
-def test_a_signal_from_outside_at_any_moment(stages, tmp_path):
-  """Also outside of the loop, where nothing is there to be saved."""
+@pytest.mark.parametrize("count", [0, 3])
+def test_a_signal_from_outside(count, stages, tmp_path):
+  """Before the loop, where nothing is there to be saved, and in it."""
   path = tmp_path / "run"
-  command = ["experiments.pretrain", *stages.flags("pretrain")]
-  command.append(f"--workdir={path}")
-  for wait in (lambda: path.exists(), lambda: results.lines(path) >= 9):
-    child = stages.server.start(*command)
-    while child.running() and not wait():
-      time.sleep(0.002)
-    os.kill(child.pid, signal.SIGTERM)
-    began = time.monotonic()
-    done = child.wait()
-    assert done.status == 0, done.err
-    assert done.err.splitlines()[-1] == preemption.TOLD
-    assert time.monotonic() - began < 60
-    assert not (path / "complete.json").exists()
-  saved = results.steps(path)[-1]
-  assert saved >= 8
-  done = stages.server.run(*command)
+  child = stages.server.start(
+    "experiments.pretrain",
+    *stages.flags("pretrain"),
+    "--pretrain.steps=1000000",
+    "--run.save_every=0",
+    f"--workdir={path}",
+  )
+  while not path.exists() or results.lines(path) < count:
+    assert child.running()
+    time.sleep(0.002)
+  os.kill(child.pid, signal.SIGTERM)
+  done = child.wait()
   assert done.status == 0, done.err
-  results.assert_same_run(path, stages["pretrain"])
+  assert done.err.splitlines()[-1] == preemption.TOLD
+  if count:
+    assert results.steps(path) == [results.metrics(path)[-1]["step"]]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ step of this call, so that no clock decides where that is.
 from __future__ import annotations
 
 import os
+import resource
 import runpy
 import signal
 import sys
@@ -28,8 +29,14 @@ def vanish(workdir: str) -> None:
   os.rename(workdir, workdir + AWAY)
 
 
+def full(workdir: str) -> None:
+  """Nothing more fits its disk: no file may grow."""
+  del workdir
+  resource.setrlimit(resource.RLIMIT_FSIZE, (1, 1))
+
+
 EVENTS: dict[str, Callable[[str], None]] = {
-  f.__name__: f for f in (sigterm, vanish)
+  f.__name__: f for f in (sigterm, vanish, full)
 }
 
 if __name__ == "__main__":

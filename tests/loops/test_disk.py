@@ -1,10 +1,8 @@
 """A full disk: what is there stays whole, and the run goes on afterwards."""
 
 import re
-import resource
 import shutil
 import subprocess
-import time
 
 import pytest
 
@@ -27,17 +25,15 @@ def test_a_disk_that_fills_up_in_mid_run_loses_nothing(
   """The limit on a file's size makes writes fail as a full disk does."""
   straight, path = stages["pretrain"], tmp_path / "run"
   flags = [*stages.flags("pretrain"), f"--run.tensorboard={tensorboard}"]
-  command = ["experiments.pretrain", *flags, f"--workdir={path}"]
-  child = stages.server.start(*command)
-  while child.running() and results.lines(path) < 12:
-    time.sleep(0.001)
-  resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (1, 1))
-  error = errors(child.wait())
+  flags.append(f"--workdir={path}")
+  error = errors(
+    stages.server.run("tests.loops.at_step", "12", "full", "pretrain", *flags)
+  )
   assert str(path) in error
   assert "the disk is full" in error
   assert "remedy: free some space and give the same command again" in error
   assert results.steps(path)[-1] >= 5
-  done = stages.server.run(*command)
+  done = stages.run("pretrain", *flags)
   assert done.status == 0, done.err
   results.assert_same_run(path, straight)
 

@@ -227,6 +227,15 @@ class Model(Checked):
   window_pattern: str = option(
     "w", "layers with a window (w) and without (f), repeated to the last"
   )
+  lora_rank: int = option(
+    0, "rank of adapters, which alone are then trained; 0 is none", minimum=0
+  )
+  lora_alpha: float = option(
+    16.0, "what adapters add is times this / rank", above=0.0
+  )
+  lora_layers: str = option(
+    "all", "dense layers with adapters", choices=("all", "attention", "mlp")
+  )
 
   def __post_init__(self):
     super().__post_init__()
@@ -283,6 +292,10 @@ class Model(Checked):
   def rows(self) -> int:
     """Rows of the embedding."""
     return self.vocab_size + self.vocab_padding
+
+  def adapted(self, part: str) -> int:
+    """Rank of the adapters of "attention" or "mlp"."""
+    return self.lora_rank if self.lora_layers in ("all", part) else 0
 
   def windowed(self, layer: int) -> bool:
     """Whether a layer sees the newest `window` tokens only."""

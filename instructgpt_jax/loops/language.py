@@ -25,6 +25,7 @@ from instructgpt_jax.loops import (
   supervised,
   workdir,
 )
+from instructgpt_jax.models import lora
 from instructgpt_jax.models.transformer import LanguageModel
 from instructgpt_jax.runtime import files
 from instructgpt_jax.runtime import mesh as mesh_lib
@@ -245,13 +246,14 @@ def _train(
 ) -> None:
   mesh = mesh_lib.make_mesh(config.mesh)
   optimizer = state_lib.make_optimizer(config.optimizer, total_steps)
+  stage = None
   if config.init_from:
     stage = workdir.open_stage(
       config.init_from, kind=workdir.LANGUAGE, field="init_from", run=config
     )
-    params = networks.load(stage, mesh)
-  else:
-    params = networks.fresh(model, jax.random.key(config.seed), mesh)
+  frozen, params, adapts = networks.start(
+    model, stage, jax.random.key(config.seed), mesh
+  )
   state = networks.train_state(model, params, optimizer, mesh)
   step_fn = jax.jit(
     functools.partial(
@@ -267,6 +269,7 @@ def _train(
 
   def evaluate(params: PyTree, step: int) -> dict[str, float]:
     del step
+    params = lora.union(frozen, params)
     found = {}
     if len(valid["tokens"]):
       some = {k: v[:VALID_ROWS] for k, v in valid.items()}
@@ -281,6 +284,7 @@ def _train(
       kind=workdir.LANGUAGE,
       model=model.config,
       data=config.data,
+      adapts=adapts,
       stage=name,
       step=step,
     )
@@ -292,7 +296,7 @@ def _train(
   workdir.put_tokenizer(directory, tokenizer)
   fitted = supervised.fit(
     state,
-    step_fn,
+    lambda state, batch: step_fn(state, batch, frozen),
     batches,
     workdir=directory,
     name=name,

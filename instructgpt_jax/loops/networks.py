@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from typing import NamedTuple
+
 import jax
 import optax
 from jax.sharding import Mesh
 
-from instructgpt_jax.loops.workdir import Stage
-from instructgpt_jax.models import transformer
+from instructgpt_jax.errors import UserError
+from instructgpt_jax.loops import workdir
+from instructgpt_jax.loops.workdir import Adapted, Stage
+from instructgpt_jax.models import lora, transformer
 from instructgpt_jax.runtime import mesh as mesh_lib
 from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.types import Array, PyTree
@@ -46,25 +51,90 @@ def fresh(network: Network, key: Array, mesh: Mesh) -> PyTree:
   return init(key)
 
 
-def load(stage: Stage, mesh: Mesh) -> PyTree:
-  """A stage's parameters."""
-  return stage.params(abstract(stage.network, mesh))
-
-
-def scalar_from_stage(
-  network: transformer.ScalarModel, stage: Stage, key: Array, mesh: Mesh
+def load(
+  stage: Stage, mesh: Mesh, shared: dict[str, PyTree] | None = None
 ) -> PyTree:
-  """A scalar model's parameters: a stage's, or its decoder under a new head."""
-  found = load(stage, mesh)
-  if "head" in found:
-    return found
+  """A stage's parameters.
 
-  def head(k: Array) -> PyTree:
-    return {"head": transformer.init_params(network, k)["head"]}
+  Args:
+    stage: the stage.
+    mesh: where they will lie.
+    shared: what is loaded already, by the stage's folder; what adapters stand
+      on is loaded once and added here.
+  """
+  place = abstract(stage.network, mesh)
+  if stage.base is None:
+    shared = {} if shared is None else shared
+    folder = os.path.realpath(stage.path)
+    if folder not in shared:
+      shared[folder] = stage.params(place)
+    return shared[folder]
+  return stage.params(place, load(stage.base, mesh, shared))
 
-  places = shardings(network, jax.eval_shape(head, key), mesh)
-  new = jax.jit(head, out_shardings=places)(key)
-  return transformer.scalar_from_language(found, new)
+
+class Start(NamedTuple):
+  """Parameters that a training starts from."""
+
+  frozen: PyTree  # empty without adapters
+  trained: PyTree
+  adapts: Adapted | None  # whose the frozen ones are
+
+  @property
+  def whole(self) -> PyTree:
+    """All of them."""
+    return lora.union(self.frozen, self.trained)
+
+
+def start(
+  network: Network,
+  stage: Stage | None,
+  key: Array,
+  mesh: Mesh,
+  shared: dict[str, PyTree] | None = None,
+) -> Start:
+  """A network's parameters: a stage's, and new ones where it has none.
+
+  A scalar model takes a language model's decoder under a new head. Adapters
+  like the network's own are gone on with; others become part of the kernels.
+
+  Args:
+    network: what is trained.
+    stage: where it starts from; None makes all parameters anew.
+    key: for the new ones.
+    mesh: where they will lie.
+    shared: see `load`.
+
+  Raises:
+    UserError: adapters are wanted, but there is nothing to adapt.
+  """
+  c = network.config
+  if stage is None:
+    if c.lora_rank:
+      raise UserError(
+        f"is {c.lora_rank}, but there is no model to adapt",
+        field="model.lora_rank",
+        remedy="give --init_from=DIR, or --model.lora_rank=0",
+      )
+    return Start({}, fresh(network, key, mesh), None)
+  found, adapts = load(stage, mesh, shared), None
+  goes_on = lora.same(c, stage.model_config)
+  if c.lora_rank and goes_on:
+    assert stage.base is not None
+    adapts = Adapted(stage.base.path, stage.mark)
+  elif c.lora_rank:
+    adapts = Adapted(stage.path, workdir.mark(found))
+  if not goes_on:
+    found = lora.merged(stage.model_config, found)
+
+  def missing(k: Array) -> PyTree:
+    return lora.without(transformer.init_params(network, k), found)
+
+  wanted = jax.eval_shape(missing, key)
+  if wanted:
+    places = shardings(network, wanted, mesh)
+    found = lora.union(found, jax.jit(missing, out_shardings=places)(key))
+  found = lora.within(abstract(network, mesh), found)
+  return Start(*lora.split(c, found), adapts)
 
 
 def train_state(

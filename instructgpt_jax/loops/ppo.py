@@ -26,6 +26,7 @@ from instructgpt_jax.loops import (
   supervised,
   workdir,
 )
+from instructgpt_jax.models import lora
 from instructgpt_jax.models.generate import generate
 from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
 from instructgpt_jax.runtime import checkpoint, files, preemption
@@ -85,13 +86,16 @@ def train(
   mesh = mesh_lib.make_mesh(config.mesh)
   model = LanguageModel(workdir.model_config(config, tokenizer))
   reward_model = reward_stage.network
-  value_model = (
-    reward_model if section.value_from_reward else ScalarModel(model.config)
+  shared: dict[str, PyTree] = {}  # adapters may stand on the same model
+  key = jax.random.key(config.seed)
+  start = networks.start(model, start_stage, key, mesh, shared)
+  value_model, value_start = _value(
+    config, model, start_stage, reward_stage, mesh, shared
   )
-
-  reference = networks.load(start_stage, mesh)
-  reward_params = networks.load(reward_stage, mesh)
+  reference = start.whole
+  reward_params = networks.load(reward_stage, mesh, shared)
   frozen = {"reference": reference, "reward": reward_params}
+  below = (start.frozen, value_start.frozen)
   marks = {k: int(_fingerprint(v)) for k, v in frozen.items()}
 
   updates = section.inner_epochs * (section.rollout_batch // section.minibatch)
@@ -100,18 +104,19 @@ def train(
     state_lib.make_optimizer(o, updates * iterations)
     for o in (config.optimizer, config.value_optimizer)
   ]
-  if section.value_from_reward:
-    value_params = _copied(reward_params)
-  else:
-    value_params = networks.scalar_from_stage(
-      value_model, start_stage, jax.random.key(config.seed), mesh
+  policy, value = (
+    networks.train_state(network, _copied(params), optimizer, mesh)
+    for network, params, optimizer in zip(
+      (model, value_model),
+      (start.trained, value_start.trained),
+      optimizers,
+      strict=True,
     )
-  policy = networks.train_state(model, _copied(reference), optimizers[0], mesh)
-  value = networks.train_state(value_model, value_params, optimizers[1], mesh)
+  )
   state = PpoState(
     policy=policy,
     value=value,
-    ema=_copied(reference),
+    ema=_copied(start.trained),
     **jax.device_put(
       {
         "kl_coef": jnp.float32(section.kl_coef),
@@ -137,6 +142,7 @@ def train(
         kind=workdir.LANGUAGE,
         model=model.config,
         data=config.data,
+        adapts=start.adapts,
         stage=name,
         step=int(state.policy.step),
       )
@@ -147,6 +153,7 @@ def train(
     directory,
     name,
     state,
+    below,
     frozen,
     marks,
     programs,
@@ -162,6 +169,7 @@ def train(
     kind=workdir.LANGUAGE,
     model=model.config,
     data=config.data,
+    adapts=start.adapts,
     stage=name,
     step=int(state.policy.step),
   )
@@ -196,6 +204,28 @@ def _consistent(config: config_lib.PpoExperiment) -> None:
       field="ppo.reward_model",
       remedy="give --ppo.reward_model=DIR, the workdir of a reward stage",
     )
+
+
+def _value(
+  config: config_lib.PpoExperiment,
+  model: LanguageModel,
+  start_stage: workdir.Stage,
+  reward_stage: workdir.Stage,
+  mesh: Mesh,
+  shared: dict[str, PyTree],
+) -> tuple[ScalarModel, networks.Start]:
+  """The value network, with adapters where the policy has some."""
+  stage, shape = start_stage, model.config
+  if config.ppo.value_from_reward:
+    stage, shape = reward_stage, reward_stage.network.config
+  shape = dataclasses.replace(
+    shape,
+    lora_rank=model.config.lora_rank,
+    lora_alpha=model.config.lora_alpha,
+    lora_layers=model.config.lora_layers,
+  )
+  network, key = ScalarModel(shape), jax.random.key(config.seed)
+  return network, networks.start(network, stage, key, mesh, shared)
 
 
 def _copied(tree: PyTree) -> PyTree:
@@ -320,6 +350,7 @@ def _run(
   directory: str,
   name: str,
   state: PpoState,
+  below: tuple[PyTree, PyTree],
   frozen: dict[str, PyTree],
   marks: dict[str, int],
   programs: Programs,
@@ -341,11 +372,18 @@ def _run(
   total = iterations * updates
   key = jax.random.key(config.seed)
 
+  def networks_now(state: PpoState) -> tuple[PyTree, PyTree]:
+    """All parameters of the policy and of the value network."""
+    trained = (state.policy.params, state.value.params)
+    return tuple(map(lora.union, below, trained))
+
   def like(step: int) -> dict[str, Any]:
     """What a checkpoint of so many updates holds."""
     if not step % updates:
       return vars(state)
-    held = _abstract_experience(programs, state, frozen, prompts, key, mesh)
+    held = _abstract_experience(
+      programs, networks_now(state), state.kl_coef, frozen, prompts, key, mesh
+    )
     return vars(state) | {"experience": held}
 
   rates = [
@@ -383,18 +421,20 @@ def _run(
         position = {"prompts": prompts.get_state()}
         batch = _episodes(next(prompts), iteration, section.rollout_batch)
         if begun is None:
+          policy, value = networks_now(state)
           rollout = programs.generate(
-            state.policy.params, mesh_lib.put_batch(batch, mesh), key
+            policy, mesh_lib.put_batch(batch, mesh), key
           )
           if first == start:
-            _agree(programs, state, frozen, rollout, config, fresh=start == 0)
+            _agree(programs, policy, frozen, rollout, config, fresh=start == 0)
           begun = programs.experience(
             rollout,
             frozen["reference"],
             frozen["reward"],
-            state.value.params,
+            value,
             state.kl_coef,
           )
+          del policy, value, rollout
         experience, kl_coef, rolled = begun
         logged, stop = [], False
         rows_of = _minibatches(config.seed, iteration, section)
@@ -404,7 +444,9 @@ def _run(
             position = position | {"ptx": ptx.get_state()}
             given["ptx"] = next(ptx)
             extra_rows = mesh_lib.put_batch(given["ptx"], mesh)
-          state, metrics = programs.update(state, experience, rows, extra_rows)
+          state, metrics = programs.update(
+            state, experience, rows, extra_rows, *below
+          )
           logged.append(metrics)
           guard.watch(first + len(logged), position, given, metrics)
           stop = watch.asked()
@@ -478,7 +520,8 @@ def _run(
 
 def _abstract_experience(
   programs: Programs,
-  state: PpoState,
+  networks_now: tuple[PyTree, PyTree],
+  kl_coef: Any,
   frozen: dict[str, PyTree],
   prompts: grain.DatasetIterator,
   key: Any,
@@ -488,14 +531,15 @@ def _abstract_experience(
   position = prompts.get_state()
   batch = mesh_lib.put_batch(next(prompts), mesh)
   prompts.set_state(position)
-  rollout = jax.eval_shape(programs.generate, state.policy.params, batch, key)
+  policy, value = networks_now
+  rollout = jax.eval_shape(programs.generate, policy, batch, key)
   experience, kl_coef, _ = jax.eval_shape(
     programs.experience,
     rollout,
     frozen["reference"],
     frozen["reward"],
-    state.value.params,
-    state.kl_coef,
+    value,
+    kl_coef,
   )
 
   def placed(tree: Any, sharding: Any) -> Any:
@@ -536,7 +580,7 @@ def _minibatches(
 
 def _agree(
   programs: Programs,
-  state: PpoState,
+  policy: PyTree,
   frozen: dict[str, PyTree],
   rollout: Rollout,
   config: config_lib.PpoExperiment,
@@ -545,7 +589,7 @@ def _agree(
 ) -> None:
   """Invariants 6 and 3 on the run's first rollout."""
   cached, reference = jax.device_get(
-    programs.compare(state.policy.params, frozen["reference"], rollout)
+    programs.compare(policy, frozen["reference"], rollout)
   )
   tolerance = _TOLERANCE[config.model.dtype]
   if not np.isfinite(cached):

@@ -25,6 +25,7 @@ from instructgpt_jax.loops import (
   supervised,
   workdir,
 )
+from instructgpt_jax.models import lora
 from instructgpt_jax.models.transformer import ScalarModel
 from instructgpt_jax.runtime import files
 from instructgpt_jax.runtime import mesh as mesh_lib
@@ -98,11 +99,10 @@ def train(config: config_lib.RewardExperiment, directory: str) -> None:
   total_steps = -(-section.epochs * len(train_set) // section.batch_size)
   optimizer = state_lib.make_optimizer(config.optimizer, total_steps)
   key = jax.random.key(config.seed)
+  stage = None
   if config.init_from:
     stage = workdir.open_stage(config.init_from, field="init_from", run=config)
-    params = networks.scalar_from_stage(model, stage, key, mesh)
-  else:
-    params = networks.fresh(model, key, mesh)
+  frozen, params, adapts = networks.start(model, stage, key, mesh)
   state = networks.train_state(model, params, optimizer, mesh)
   step_fn = jax.jit(
     functools.partial(
@@ -118,7 +118,7 @@ def train(config: config_lib.RewardExperiment, directory: str) -> None:
   workdir.put_tokenizer(directory, tokenizer)
   fitted = supervised.fit(
     state,
-    step_fn,
+    lambda state, batch: step_fn(state, batch, frozen),
     batches,
     workdir=directory,
     name="reward",
@@ -127,7 +127,8 @@ def train(config: config_lib.RewardExperiment, directory: str) -> None:
     mesh=mesh,
     learning_rate=state_lib.schedule(config.optimizer, total_steps),
   )
-  params, summary = fitted.state.params, dict(fitted.summary)
+  summary = dict(fitted.summary)
+  params = lora.union(frozen, fitted.state.params)
   if demonstrations:
     scores = demonstration_scores(
       model, params, demonstrations, tokenizer, config.data, mesh
@@ -151,6 +152,7 @@ def train(config: config_lib.RewardExperiment, directory: str) -> None:
     kind=workdir.SCALAR,
     model=model.config,
     data=config.data,
+    adapts=adapts,
     stage="reward",
     step=total_steps,
   )

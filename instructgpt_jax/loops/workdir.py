@@ -7,12 +7,15 @@ import os
 import pathlib
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
+
+import jax
 
 from instructgpt_jax import config as config_lib
 from instructgpt_jax.data import tokenizer as tokenizer_lib
 from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.errors import UserError
+from instructgpt_jax.models import lora
 from instructgpt_jax.models.hub import folder as hub
 from instructgpt_jax.models.transformer import (
   LanguageModel,
@@ -22,19 +25,21 @@ from instructgpt_jax.models.transformer import (
 from instructgpt_jax.runtime import checkpoint, files
 from instructgpt_jax.runtime.mesh import unbox
 from instructgpt_jax.runtime.progress import say
+from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.types import PyTree
 
 TOKENIZER = "tokenizer"
 LANGUAGE, SCALAR = "language", "scalar"
+_fingerprint = jax.jit(state_lib.fingerprint)
 _WHAT = {LANGUAGE: "language model", SCALAR: "reward model"}
 
-# These may differ from run to run; on the rest a checkpoint's arrays depend, or
-# what they mean.
+# These may differ from run to run, and adapters too; on the rest a checkpoint's
+# arrays depend, or what they mean.
 _FREE = ("dropout", "init_std", "position_init", "dtype", "remat")
 _SHAPE = tuple(
   field.name
   for field in dataclasses.fields(config_lib.Model)
-  if field.name not in _FREE
+  if field.name not in _FREE and not field.name.startswith("lora_")
 )
 
 C = TypeVar("C", bound=config_lib.Experiment)
@@ -50,18 +55,56 @@ class Stage:
   data: config_lib.Data
   tokenizer: Tokenizer
   source: hub.Source | None = None  # of another library's model
+  base: Stage | None = None  # that its adapters stand on
+  mark: int = 0  # of the base
 
-  def params(self, abstract: PyTree) -> PyTree:
-    """Its parameters, with the shapes and shardings of a tree."""
-    if self.source is None:
+  def params(self, abstract: PyTree, below: PyTree = None) -> PyTree:
+    """Its parameters, with the shapes and shardings of a tree.
+
+    Args:
+      abstract: the tree.
+      below: the base's parameters, where they are loaded already.
+
+    Raises:
+      UserError: they are damaged, or the base is not what was adapted.
+    """
+    if self.source is not None:
+      return hub.load(self.source, abstract)
+    if self.base is None:
       return checkpoint.load_model(self.path, abstract)
-    return hub.load(self.source, abstract)
+    if below is None:
+      below = self.base.params(unbox(abstract_params(self.base.network)))
+    if mark(below) != self.mark:
+      raise UserError(
+        "is not the model that was adapted",
+        file=self.base.path,
+        remedy=f"put back what it was when {self.path} was trained",
+      )
+    below = lora.merged(self.base.model_config, below)
+    frozen, trained = lora.split(self.model_config, abstract)
+    found = checkpoint.load_model(self.path, trained)
+    return lora.union(lora.within(frozen, below), found)
 
   @property
   def network(self) -> Any:
     """The flax module, without dropout."""
     network = LanguageModel if self.kind == LANGUAGE else ScalarModel
     return network(dataclasses.replace(self.model_config, dropout=0.0))
+
+
+class Adapted(NamedTuple):
+  """What adapters stand on."""
+
+  path: str
+  mark: int
+
+
+def mark(params: PyTree) -> int:
+  """A hash of the blocks: embeddings may have rows for the mesh's sake."""
+  decoder = params["transformer"]
+  return int(
+    _fingerprint({k: v for k, v in decoder.items() if k.startswith("blocks")})
+  )
 
 
 def open_stage(
@@ -120,7 +163,33 @@ def open_stage(
     ) from error  # fmt: skip
   _require(found, kind, path, field_or_none)
   tokenizer = tokenizer_lib.load_tokenizer(folder / TOKENIZER)
-  return Stage(path, found, model_config, data, tokenizer)
+  stage = Stage(path, found, model_config, data, tokenizer)
+  if not model_config.lora_rank:
+    return stage
+  return _on_base(stage, info["adapts"], run)
+
+
+def _on_base(
+  stage: Stage, adapts: Mapping[str, Any], run: config_lib.Experiment | None
+) -> Stage:
+  """A stage with what its adapters stand on."""
+  where = os.path.normpath(os.path.join(stage.path, adapts["path"]))
+  try:
+    base = open_stage(where, run=run)
+  except UserError as error:
+    raise UserError(
+      f"the model that was adapted: {error.problem}",
+      file=where,
+      remedy=f"put back the model from which {stage.path} started",
+    ) from error
+  rows = base.model_config.vocab_padding
+  held = dataclasses.replace(stage.model_config, vocab_padding=rows)
+  if base.source is not None:  # its arrays can be stacked either way
+    shape = dataclasses.replace(held, lora_rank=0)
+    base = dataclasses.replace(base, model_config=shape)
+  return dataclasses.replace(
+    stage, model_config=held, base=base, mark=int(adapts["mark"])
+  )
 
 
 def _require(found: str, kind: str, path: str, field: str | None) -> None:
@@ -277,10 +346,25 @@ def save_stage_model(
   kind: str,
   model: config_lib.Model,
   data: config_lib.Data,
+  adapts: Adapted | None = None,
   **info: Any,
 ) -> None:
-  """Writes `model/`, from which `open_stage` and `load_model` read."""
-  checkpoint.save_model(workdir, params, model_info(kind, model, data, **info))
+  """Writes `model/`, from which `open_stage` reads.
+
+  Args:
+    workdir: of the stage.
+    params: all of its parameters, or those that were trained.
+    kind: LANGUAGE or SCALAR.
+    model: the network.
+    data: the limits that it was trained with.
+    adapts: what its adapters stand on; its path is kept as seen from here.
+    **info: more to keep.
+  """
+  if adapts is not None:
+    path = os.path.relpath(adapts.path, workdir)
+    info["adapts"] = {"path": path, "mark": adapts.mark}
+  _, trained = lora.split(model, params)
+  checkpoint.save_model(workdir, trained, model_info(kind, model, data, **info))
 
 
 def model_info(

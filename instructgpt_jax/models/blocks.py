@@ -88,42 +88,45 @@ class Block(nn.Module):
     c = self.config
     heads, groups = (c.heads, c.head_size), (c.groups, c.head_size)
     layer = functools.partial(
-      Dense, dtype=jnp.dtype(c.dtype), stddev=c.init_std
+      Dense, dtype=jnp.dtype(c.dtype), stddev=c.init_std, alpha=c.lora_alpha
     )
-    residual = functools.partial(
-      layer, stddev=c.init_std / (2 * c.layers) ** 0.5
-    )
+    attending = functools.partial(layer, rank=c.adapted("attention"))
+    mixing = functools.partial(layer, rank=c.adapted("mlp"))
+    small = c.init_std / (2 * c.layers) ** 0.5  # of what the residual is given
     norm = functools.partial(Norm, kind=c.norm, epsilon=c.norm_eps)
     axes = ("embed", None, "heads", None)
     self.norm_attention = norm(c.width)
     if c.groups == c.heads:
-      self.qkv = layer((c.width, 3, *heads), axes, use_bias=c.qkv_bias)
+      self.qkv = attending((c.width, 3, *heads), axes, use_bias=c.qkv_bias)
     else:
-      self.query = layer(
+      self.query = attending(
         (c.width, *heads), ("embed", "heads", None), use_bias=c.qkv_bias
       )
-      self.key_value = layer((c.width, 2, *groups), axes, use_bias=c.qkv_bias)
+      self.key_value = attending(
+        (c.width, 2, *groups), axes, use_bias=c.qkv_bias
+      )
     if c.qk_norm:
       self.norm_query, self.norm_key = (
         norm(c.head_size, axis=None) for _ in range(2)
       )
-    self.project = residual(
+    self.project = attending(
       (*heads, c.width),
       ("heads", None, "embed"),
       inputs=2,
+      stddev=small,
       use_bias=c.out_bias,
     )
     if c.block != "parallel_one_norm":
       self.norm_mlp = norm(c.width)
     if c.block == "sandwich":
       self.norm_attended, self.norm_mixed = norm(c.width), norm(c.width)
-    self.up = layer(
+    self.up = mixing(
       (c.width, 2, c.hidden) if c.gated else (c.width, c.hidden),
       ("embed", None, "mlp") if c.gated else ("embed", "mlp"),
       use_bias=c.mlp_bias,
     )
-    self.down = residual(
-      (c.hidden, c.width), ("mlp", "embed"), use_bias=c.mlp_bias
+    self.down = mixing(
+      (c.hidden, c.width), ("mlp", "embed"), stddev=small, use_bias=c.mlp_bias
     )
     self.drop = nn.Dropout(c.dropout)
     self.act = layers.activation(c.activation, c.gated)

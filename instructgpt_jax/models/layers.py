@@ -37,6 +37,15 @@ def vector_init(value: float, *axes: str | None) -> Any:
   return nn.with_logical_partitioning(nn.initializers.constant(value), axes)
 
 
+def uniform_init(bound: float, *axes: str | None) -> Any:
+  """U(−bound, bound), with the names of its axes."""
+
+  def draw(key: Array, shape: Any, dtype: Any = jnp.float32) -> Array:
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+  return nn.with_logical_partitioning(draw, axes)
+
+
 def _same(x: Array) -> Array:
   return x
 
@@ -224,6 +233,8 @@ class Dense(nn.Module):
   dtype: Any
   inputs: int = 1  # how many of the kernel's axes are the input's
   use_bias: bool = True
+  rank: int = 0  # of an adapter; 0 is none
+  alpha: float = 1.0  # of the adapter
 
   @nn.compact
   def __call__(
@@ -246,11 +257,36 @@ class Dense(nn.Module):
         "bias", vector_init(0.0, *self.axes[outputs]), self.shape[outputs]
       ).ravel()
     kernel = kernel.reshape(math.prod(self.shape[: self.inputs]), -1)
-    found = dense(before, x.astype(self.dtype), weights, kernel, bias)
+    x = x.astype(self.dtype)
+    found: Array = dense(before, x, weights, kernel, bias)
+    if self.rank:
+      down, up = self._adapter()
+      low: Array = dense(before, x, weights, down, None)
+      low *= self.alpha / self.rank
+      found = jnp.add(found, dense(_same, low, (), up, None))
     return checkpoint_name(found, PRODUCT)
 
+  def _adapter(self) -> tuple[Array, Array]:
+    """[I, R] and [R, O], whose product starts at 0."""
+    inputs, outputs = slice(self.inputs), slice(self.inputs, None)
+    size = math.prod(self.shape[inputs])
+    down = self.param(
+      "lora_a",
+      uniform_init(size**-0.5, *self.axes[inputs], None),
+      (*self.shape[inputs], self.rank),
+    )
+    up = self.param(
+      "lora_b",
+      vector_init(0.0, None, *self.axes[outputs]),
+      (self.rank, *self.shape[outputs]),
+    )
+    return down.reshape(size, self.rank), up.reshape(self.rank, -1)
+
   def columns(self, x: Array) -> Array:
-    """[inputs, B] → [outputs, B], by a kernel whose outputs come first."""
+    """[inputs, B] → [outputs, B], by a kernel whose outputs come first.
+
+    An adapter is a part of that kernel.
+    """
     kernel = self.get_variable("params", "kernel")
     product = kernel.reshape(-1, len(x)).astype(x.dtype) @ x
     if not self.use_bias:

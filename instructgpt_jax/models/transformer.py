@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from instructgpt_jax import config as config_lib
+from instructgpt_jax.models import lora
 from instructgpt_jax.models.attention import soft_cap
 from instructgpt_jax.models.decoder import Cache, Transformer
 from instructgpt_jax.models.layers import kernel_init, vector_init
@@ -210,6 +211,7 @@ def decoding_params(model: LanguageModel, params: dict[str, Any]) -> PyTree:
 
   A product of a whole kernel with a few columns reads the kernel as it lies; a
   product of a few rows with it would rearrange the kernel for every token.
+  Adapters are merged.
   """
   dtype = jnp.dtype(model.config.dtype)
 
@@ -235,7 +237,7 @@ def decoding_params(model: LanguageModel, params: dict[str, Any]) -> PyTree:
       found["embedding"] = tree["embedding"].astype(dtype)
     return found
 
-  return turned(params, 0)
+  return turned(lora.merged(model.config, params), 0)
 
 
 def abstract_params(model: LanguageModel | ScalarModel) -> PyTree:

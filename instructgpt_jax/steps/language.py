@@ -10,6 +10,7 @@ import optax
 
 from instructgpt_jax.losses import language, vocabulary
 from instructgpt_jax.losses.masked import safe_divide
+from instructgpt_jax.models import lora
 from instructgpt_jax.models.transformer import LanguageModel, adjusted
 from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.steps.state import Metrics, TrainState
@@ -102,17 +103,28 @@ def gradients(
   model: LanguageModel,
   params: PyTree,
   batch: LanguageBatch,
+  frozen: PyTree = None,
   *,
   microbatch: int,
   dropout_key: Array | None = None,
 ) -> tuple[Array, PyTree, Metrics]:
-  """Loss (mean over the batch's weight), gradients and metrics."""
+  """Loss (mean over the batch's weight), gradients and metrics.
+
+  Args:
+    model: the language model.
+    params: its parameters, or those that are trained.
+    batch: rows.
+    frozen: the other ones.
+    microbatch: rows at a time.
+    dropout_key: turns residual dropout on.
+  """
   normalizer = batch.weights[:, 1:].sum()
 
   def loss_fn(params, part, index):
     key = None
     if dropout_key is not None:
       key = jax.random.fold_in(dropout_key, index)
+    params = lora.union(frozen, params)
     return loss_and_metrics(model, params, part, normalizer, dropout_key=key)
 
   return state_lib.accumulate(loss_fn, params, batch, microbatch)
@@ -121,18 +133,34 @@ def gradients(
 def train_step(
   state: TrainState,
   batch: LanguageBatch,
+  frozen: PyTree = None,
   *,
   model: LanguageModel,
   optimizer: optax.GradientTransformation,
   seed: int,
   microbatch: int = 0,
 ) -> tuple[TrainState, Metrics]:
-  """One update on a batch [B, T]; dropout draws from (seed, step)."""
+  """One update on a batch [B, T]; dropout draws from (seed, step).
+
+  Args:
+    state: what is trained.
+    batch: rows.
+    frozen: parameters that the model has beside the state's.
+    model: the language model.
+    optimizer: of the state.
+    seed: of dropout.
+    microbatch: rows at a time; 0 is all.
+  """
   key = None
   if model.config.dropout:
     key = jax.random.fold_in(jax.random.key(seed), state.step)
   loss, grads, metrics = gradients(
-    model, state.params, batch, microbatch=microbatch, dropout_key=key
+    model,
+    state.params,
+    batch,
+    frozen,
+    microbatch=microbatch,
+    dropout_key=key,
   )
   metrics = {
     "loss": loss,

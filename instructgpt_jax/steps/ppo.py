@@ -11,6 +11,7 @@ import optax
 
 from instructgpt_jax import config as config_lib
 from instructgpt_jax.losses import language, masked, ppo, returns, vocabulary
+from instructgpt_jax.models import lora
 from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
 from instructgpt_jax.steps import language as language_step
 from instructgpt_jax.steps import reward as reward_step
@@ -196,6 +197,8 @@ def update(
   batch: Experience,
   rows: Array,
   ptx: LanguageBatch | None,
+  frozen: PyTree = None,
+  value_frozen: PyTree = None,
   *,
   model: LanguageModel,
   value_model: ScalarModel,
@@ -213,6 +216,8 @@ def update(
     batch: the iteration's experience, B episodes.
     rows: [minibatch] int32, which episodes.
     ptx: `ptx_ratio` · minibatch pretraining rows; None when γ is 0.
+    frozen: parameters that the policy has beside those that are trained.
+    value_frozen: those of the value network.
     model: the policy's network.
     value_model: the value function's network.
     optimizer: the policy's.
@@ -230,6 +235,7 @@ def update(
 
   def policy_loss(params, part, index):
     del index
+    params = lora.union(frozen, params)
     tokens, mask = _responses(part.rollout)
     loss, sums = vocabulary.summed(
       token_loss,
@@ -249,6 +255,7 @@ def update(
 
   def value_loss(params, part, index):
     del index
+    params = lora.union(value_frozen, params)
     values, _ = response_values(value_model, params, part.rollout)
     return ppo.value_loss(
       values,
@@ -269,7 +276,11 @@ def update(
   }
   if ptx is not None:
     ptx_loss, ptx_grads, ptx_metrics = language_step.gradients(
-      model, state.policy.params, ptx, microbatch=config.ptx_microbatch
+      model,
+      state.policy.params,
+      ptx,
+      frozen,
+      microbatch=config.ptx_microbatch,
     )
     ptx_grads = jax.tree.map(lambda g: state.ptx_coef * g, ptx_grads)
     metrics |= {

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from instructgpt_jax.losses import preference
+from instructgpt_jax.models import lora
 from instructgpt_jax.models.transformer import ScalarModel, positions_of
 from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.steps.state import Metrics, TrainState
@@ -98,13 +99,24 @@ def count_pairs(
 def train_step(
   state: TrainState,
   batch: RankingBatch,
+  frozen: PyTree = None,
   *,
   model: ScalarModel,
   optimizer: optax.GradientTransformation,
   seed: int,
   microbatch: int = 0,
 ) -> tuple[TrainState, Metrics]:
-  """One update on B prompts with their K completions."""
+  """One update on B prompts with their K completions.
+
+  Args:
+    state: what is trained.
+    batch: rankings.
+    frozen: parameters that the model has beside the state's.
+    model: the reward model.
+    optimizer: of the state.
+    seed: of dropout.
+    microbatch: prompts at a time; 0 is all.
+  """
   normalizer = preference.count_prompts(batch.ranks, batch.valid)
   key = None
   if model.config.dropout:
@@ -112,6 +124,7 @@ def train_step(
 
   def loss_fn(params, part, index):
     part_key = None if key is None else jax.random.fold_in(key, index)
+    params = lora.union(frozen, params)
     scores = score_rankings(model, params, part, dropout_key=part_key)
     return preference.ranking_loss(
       scores, part.ranks, part.valid, normalizer=normalizer

@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import optax
 
 from instructgpt_jax import config as config_lib
+from instructgpt_jax.models import lora
 from instructgpt_jax.types import Array, PyTree, pytree
 
+MATRICES = ("kernel", "embedding", lora.DOWN, lora.UP)
 Metrics = dict[str, Array]
 LossFn = Callable[[PyTree, PyTree, Array], tuple[Array, Metrics]]
 
@@ -22,7 +24,7 @@ class TrainState:
   """One network in training."""
 
   step: Array  # [] int32, optimiser updates done
-  params: PyTree
+  params: PyTree  # those that are trained
   opt_state: PyTree
 
 
@@ -115,7 +117,7 @@ def make_optimizer(
 
   def is_matrix(params):
     return jax.tree_util.tree_map_with_path(
-      lambda path, _: path[-1].key in ("kernel", "embedding"), params
+      lambda path, _: path[-1].key in MATRICES, params
     )
 
   parts = []

@@ -40,6 +40,9 @@ _OURS = (
   "remat",
   "scan_layers",
   "vocab_padding",
+  "lora_rank",
+  "lora_alpha",
+  "lora_layers",
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -21,7 +22,7 @@ from instructgpt_jax.models.hub import families, mapping, tensors
 from instructgpt_jax.types import PyTree
 
 CONFIG = "config.json"
-_SHIFT = "instructgpt_jax_score_shift"
+SHIFT = "instructgpt_jax_score_shift"
 _SCALAR = "ForSequenceClassification"
 _LANGUAGE = ("ForCausalLM", "LMHeadModel", "Model")
 # Tables that older versions saved although they follow from the configuration.
@@ -83,7 +84,7 @@ def look(path: str | os.PathLike[str]) -> Source:
     ) from error
   found = _checked(folder, family, config, scalar)
   return Source(
-    str(path), family, config, scalar, float(raw.get(_SHIFT, 0.0)), found
+    str(path), family, config, scalar, float(raw.get(SHIFT, 0.0)), found
   )
 
 
@@ -100,7 +101,7 @@ def _is_scalar(raw: Mapping[str, Any], family: families.Family) -> bool:
   return False
 
 
-def _expanded(
+def expanded(
   family: families.Family, c: Model, scalar: bool
 ) -> Iterator[tuple[mapping.Weight, int, str]]:
   """(tensor, layer, name) of each tensor; the layer of what has none is 0."""
@@ -116,7 +117,7 @@ def _checked(
   extent = mapping.sizes(c, c.vocab_size)
   wanted = {
     name: weight.shape(extent)
-    for weight, _, name in _expanded(family, c, scalar)
+    for weight, _, name in expanded(family, c, scalar)
   }
   found = _renamed(tensors.find(folder), family, wanted)
   what = family.scalar if scalar else family.language
@@ -184,7 +185,7 @@ def load(source: Source, abstract: PyTree) -> PyTree:
   c = source.config
   extent = mapping.sizes(c, c.vocab_size)
   pieces: dict[str, list[tuple[mapping.Weight, tensors.Tensor]]] = {}
-  for weight, layer, name in _expanded(source.family, c, source.scalar):
+  for weight, layer, name in expanded(source.family, c, source.scalar):
     path = weight.leaf.replace(mapping.BLOCK, f"blocks_{layer}")
     pieces.setdefault(path, []).append((weight, source.tensors[name]))
 
@@ -248,11 +249,6 @@ def save(
   Returns:
     The family that it was written as.
   """
-  folder = pathlib.Path(path).absolute()
-  if folder.exists():
-    raise UserError(
-      "exists already", file=str(path), remedy="name another folder"
-    )
   family = families.holding(config)
   scalar = "head" in params
   vocabulary = config.vocab_size
@@ -264,25 +260,17 @@ def save(
       "architectures": [family.scalar],
       "id2label": {"0": "reward"},
       "label2id": {"reward": 0},
-      _SHIFT: shift,
+      SHIFT: shift,
     }
   extent = mapping.sizes(config, vocabulary)
-  flat = {
-    jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]
-  }
+  flat = flattened(params)
 
   def make(weight: mapping.Weight, layer: int) -> np.ndarray:
-    name = weight.leaf.replace(mapping.BLOCK, f"blocks_{layer}")
-    if name in flat:
-      array = flat[name]
-    else:
-      array = flat[weight.leaf.replace(mapping.BLOCK, "blocks")][layer]
-    return mapping.take(weight, np.asarray(array), extent)
+    return mapping.take(weight, leaf_of(flat, weight.leaf, layer), extent)
 
   news = [
     tensors.New(name, weight.shape(extent), functools.partial(make, weight, i))
-    for weight, i, name in _expanded(family, config, scalar)
+    for weight, i, name in expanded(family, config, scalar)
   ]
   described = {
     **family.theirs(families.canonical(config)),
@@ -291,14 +279,27 @@ def save(
     **ids,
     **extra,
   }
-  scratch = folder.with_name(f".{folder.name}.next")
-  shutil.rmtree(scratch, ignore_errors=True)
-  try:
-    scratch.mkdir(parents=True)
+  with written(path) as scratch:
     for name, content in files.items():
       (scratch / name).write_bytes(content)
     (scratch / CONFIG).write_text(json.dumps(described, indent=2) + "\n")
     tensors.write(scratch, news, dtype, most)
+  return family
+
+
+@contextlib.contextmanager
+def written(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+  """A folder to write in, which is then called `path`; whole or not at all."""
+  folder = pathlib.Path(path).absolute()
+  if folder.exists():
+    raise UserError(
+      "exists already", file=str(path), remedy="name another folder"
+    )
+  scratch = folder.with_name(f".{folder.name}.next")
+  shutil.rmtree(scratch, ignore_errors=True)
+  try:
+    scratch.mkdir(parents=True)
+    yield scratch
     os.rename(scratch, folder)
   except OSError as error:
     raise UserError(
@@ -308,7 +309,25 @@ def save(
     ) from error
   finally:
     shutil.rmtree(scratch, ignore_errors=True)
-  return family
+
+
+def flattened(params: PyTree) -> dict[str, Any]:
+  """Path → array of each leaf."""
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]
+  }
+
+
+def leaf_of(
+  flat: Mapping[str, Any], path: str, layer: int
+) -> np.ndarray | None:
+  """An array (of one layer) by its path in `mapping`; None if there is none."""
+  name = path.replace(mapping.BLOCK, f"blocks_{layer}")
+  if name in flat:
+    return np.asarray(flat[name])
+  name = path.replace(mapping.BLOCK, "blocks")
+  return np.asarray(flat[name][layer]) if name in flat else None
 
 
 def _folded(params: PyTree) -> tuple[PyTree, float]:

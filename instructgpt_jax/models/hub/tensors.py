@@ -246,19 +246,19 @@ def write(
     files[-1].append(new)
     room -= size
   if len(files) == 1:
-    _write_file(folder / WHOLE, files[0], kind)
+    write_file(folder / WHOLE, files[0], kind)
     return
   places, total = {}, 0
   for i, group in enumerate(files):
     name = f"model-{i + 1:05d}-of-{len(files):05d}.safetensors"
-    total += _write_file(folder / name, group, kind)
+    total += write_file(folder / name, group, kind)
     places |= {new.name: name for new in group}
   index = {"metadata": {"total_size": total}, "weight_map": places}
   (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _write_file(path: pathlib.Path, news: Sequence[New], kind: str) -> int:
-  """Writes a file; the bytes of its tensors."""
+def write_file(path: pathlib.Path, news: Sequence[New], kind: str) -> int:
+  """Writes a file of tensors of a kind in NAMES; the bytes of its tensors."""
   table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
   at = 0
   for new in news:

@@ -1,0 +1,125 @@
+"""Adapters as PEFT keeps them: adapter_config.json and their tensors alone."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from instructgpt_jax.config import Model
+from instructgpt_jax.models import lora
+from instructgpt_jax.models.hub import families, folder, mapping, tensors
+from instructgpt_jax.types import PyTree
+
+CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+_AHEAD = "base_model.model."
+
+
+def save(
+  path: str | os.PathLike[str],
+  params: PyTree,
+  config: Model,
+  files: Mapping[str, bytes],
+  *,
+  base: str,
+  dtype: str = "float32",
+) -> families.Family:
+  """Writes a directory that PEFT puts on a model of `transformers`.
+
+  A reward model's head is in it. PEFT has no place for the head's bias, which
+  adapter_config.json tells instead.
+
+  Args:
+    path: the directory, which must not be there.
+    params: of a language or scalar model; its adapters and head are taken.
+    config: the network.
+    files: of the tokenizer, name → bytes.
+    base: what PEFT is told to load below the adapters.
+    dtype: of the tensors.
+
+  Returns:
+    The family whose names the tensors have.
+  """
+  family = families.holding(config)
+  scalar = "head" in params
+  extent = {**mapping.sizes(config, config.vocab_size), "r": config.lora_rank}
+  flat = folder.flattened(params)
+
+  def make(weight: mapping.Weight, layer: int) -> np.ndarray:
+    return mapping.take(
+      weight, folder.leaf_of(flat, weight.leaf, layer), extent
+    )
+
+  news, targets = [], set()
+  for weight, layer, name in folder.expanded(family, config, scalar):
+    module = name.removesuffix(".weight")
+    if weight.leaf == "head/kernel":
+      parts = {"weight": weight}
+    elif folder.leaf_of(flat, _beside(weight, lora.DOWN), layer) is None:
+      continue
+    else:
+      parts = dict(_factors(weight, family.conv))
+      targets.add(module.split(f".{layer}.", 1)[1])
+    news += [
+      tensors.New(
+        f"{_AHEAD}{module}.{part}",
+        factor.shape(extent),
+        functools.partial(make, factor, layer),
+      )
+      for part, factor in parts.items()
+    ]
+  described = {
+    "peft_type": "LORA",
+    "task_type": "SEQ_CLS" if scalar else "CAUSAL_LM",
+    "base_model_name_or_path": base,
+    "r": config.lora_rank,
+    "lora_alpha": config.lora_alpha,
+    "lora_dropout": 0.0,
+    "target_modules": sorted(targets),
+    "modules_to_save": ["score"] if scalar else None,
+    "fan_in_fan_out": family.conv,
+    "bias": "none",
+    "inference_mode": True,
+  }
+  if scalar:
+    described[folder.SHIFT] = float(np.asarray(params["head"]["bias"])[0])
+  with folder.written(path) as scratch:
+    for name, content in files.items():
+      (scratch / name).write_bytes(content)
+    (scratch / CONFIG).write_text(json.dumps(described, indent=2) + "\n")
+    tensors.write_file(scratch / TENSORS, news, tensors.NAMES[dtype])
+  return family
+
+
+def _beside(weight: mapping.Weight, name: str) -> str:
+  """Path of what a layer has beside its kernel; "" for other tensors."""
+  layer, slash, leaf = weight.leaf.rpartition("/")
+  return f"{layer}/{name}" if slash and leaf == "kernel" else ""
+
+
+def _factors(
+  weight: mapping.Weight, conv: bool
+) -> Iterator[tuple[str, mapping.Weight]]:
+  """Both factors of a kernel's adapter, [R, inputs] and [outputs, R].
+
+  Projections that lie in one array here have the same first factor.
+  """
+  inputs, outputs = weight.pattern.split()
+  if not conv:
+    inputs, outputs = outputs, inputs
+  yield (
+    "lora_A.weight",
+    mapping.Weight("", _beside(weight, lora.DOWN), f"{inputs}r", f"r {inputs}"),
+  )
+  yield (
+    "lora_B.weight",
+    weight._replace(
+      theirs="",
+      leaf=_beside(weight, lora.UP),
+      ours="r" + weight.ours.removeprefix(inputs),
+      pattern=f"{outputs} r",
+    ),
+  )

@@ -1,0 +1,198 @@
+"""Adapters: the function they make, what is trained, and merging them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from instructgpt_jax import config
+from instructgpt_jax.models import generate, lora, transformer
+from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
+from instructgpt_jax.runtime.mesh import unbox
+from instructgpt_jax.steps import language as language_step
+from instructgpt_jax.steps import state as state_lib
+from instructgpt_jax.types import LanguageBatch
+from tests.models import twin
+from tests.models.hub import ours
+
+ROWS = np.random.default_rng(3).integers(2, 13, (3, 8)).astype(np.int32)
+SEGMENTS = np.array([[1] * 8, [1] * 5 + [0] * 3, [1] * 8], np.int32)
+POSITIONS = np.tile(np.arange(8, dtype=np.int32), (3, 1))
+ADAPTERS = dict(lora_rank=3, lora_alpha=5.0)
+
+
+def adapted(network=LanguageModel, **changes):
+  """A network with adapters that do something, and its parameters."""
+  model = network(twin.make_config(**ADAPTERS, **changes))
+  return model, twin.make_params(model)
+
+
+def plain(model):
+  return type(model)(
+    config.Model(**{**vars(model.config), "lora_rank": 0, "dropout": 0.0})
+  )
+
+
+SHAPES = [{}, {"scan_layers": True}, {"lora_layers": "mlp"}, ours.LLAMA]
+
+
+@pytest.mark.parametrize("changes", SHAPES, ids=str)
+def test_merged_equals_unmerged(changes):
+  model, params = adapted(**changes)
+  other = plain(model)
+  merged = jax.jit(lora.merged, static_argnums=0)(model.config, params)
+  assert jax.tree.map(jnp.shape, merged) == jax.tree.map(
+    jnp.shape, unbox(transformer.abstract_params(other))
+  )
+  found, without = (
+    jax.jit(m.apply)({"params": p}, ROWS, SEGMENTS, POSITIONS)
+    for m, p in ((model, params), (other, merged))
+  )
+  real = SEGMENTS > 0
+  np.testing.assert_allclose(found[real], without[real], rtol=1e-4, atol=1e-4)
+  # The adapters are no small part of it.
+  _, bare = lora.split(other.config, lora.split(model.config, params)[0])
+  bare = jax.jit(other.apply)({"params": bare}, ROWS, SEGMENTS, POSITIONS)
+  assert np.abs(bare - without)[real].mean() > 0.1
+
+
+def test_a_merged_kernel_is_the_papers_sum():
+  model, params = adapted()
+  held = params["transformer"]["blocks_1"]
+  merged = lora.merged(model.config, params)["transformer"]["blocks_1"]
+  for name, inputs in (("qkv", 1), ("project", 2), ("up", 1), ("down", 1)):
+    kernel, down, up = (
+      np.asarray(held[name][k], np.float64)
+      for k in ("kernel", "lora_a", "lora_b")
+    )
+    rows = int(np.prod(kernel.shape[:inputs]))
+    delta = down.reshape(rows, -1) @ up.reshape(len(up), -1)
+    np.testing.assert_allclose(
+      merged[name]["kernel"],
+      kernel + 5.0 / 3 * delta.reshape(kernel.shape),
+      rtol=1e-5,
+      atol=1e-6,
+    )
+
+
+def test_fresh_adapters_change_nothing():
+  model = LanguageModel(twin.make_config(**ADAPTERS))
+  params = transformer.init_params(model, jax.random.key(0))
+  frozen, trained = lora.split(model.config, params)
+  assert lora.union(frozen, trained).keys() == params.keys()
+  for name in ("qkv", "project", "up", "down"):
+    layer = trained["transformer"]["blocks_0"][name]
+    assert set(layer) == {"lora_a", "lora_b"}
+    assert np.abs(layer["lora_a"]).min() > 0 and not np.any(layer["lora_b"])
+  whole, bare = (
+    m.apply({"params": p}, ROWS, SEGMENTS, POSITIONS)
+    for m, p in ((model, params), (plain(model), frozen))
+  )
+  np.testing.assert_array_equal(whole, bare)
+
+
+@pytest.mark.parametrize("part", ["attention", "mlp"])
+def test_only_the_named_layers_have_adapters(part):
+  model = LanguageModel(twin.make_config(**ADAPTERS, lora_layers=part))
+  _, trained = lora.split(
+    model.config, unbox(transformer.abstract_params(model))
+  )
+  wanted = {"attention": {"qkv", "project"}, "mlp": {"up", "down"}}[part]
+  assert set(trained["transformer"]["blocks_1"]) == wanted
+
+
+def test_a_scalar_models_head_is_trained():
+  model, params = adapted(ScalarModel)
+  frozen, trained = lora.split(model.config, params)
+  assert "head" in trained and "head" not in frozen
+
+
+def test_union_and_split_are_inverse():
+  model, params = adapted(ScalarModel, tie_embeddings=False)
+  found = lora.union(*lora.split(model.config, params))
+  assert jax.tree.structure(found) == jax.tree.structure(params)
+  jax.tree.map(np.testing.assert_array_equal, found, params)
+
+
+@pytest.mark.parametrize("changes", [{}, ours.LLAMA], ids=str)
+def test_decoding_samples_what_the_full_pass_says(changes):
+  model, params = adapted(**changes)
+  prompts = twin.make_prompts(range(3))
+  rollout = jax.jit(
+    lambda p: generate.generate(
+      model, p, prompts, jax.random.key(0), max_new_tokens=4, temperature=1.0,
+      eos_id=1, pad_id=0,
+    )
+  )(params)  # fmt: skip
+  logits = model.apply(
+    {"params": params}, rollout.tokens, rollout.segments, rollout.positions
+  )
+  logp = jax.nn.log_softmax(logits[:, 4:-1])
+  taken = jnp.take_along_axis(logp, rollout.tokens[:, 5:, None], -1)[..., 0]
+  mask = np.asarray(rollout.response_mask)
+  np.testing.assert_allclose(
+    rollout.logp[mask], taken[mask], rtol=1e-3, atol=1e-4
+  )
+
+
+def test_a_step_changes_the_adapters_alone_and_lowers_the_loss():
+  model = LanguageModel(twin.make_config(**ADAPTERS))
+  frozen, trained = lora.split(model.config, twin.make_params(model))
+  optimizer = optax.adam(1e-2)
+  state = state_lib.new_state(trained, optimizer)
+  batch = LanguageBatch(
+    tokens=ROWS,
+    segments=SEGMENTS,
+    positions=POSITIONS,
+    weights=SEGMENTS.astype(np.float32),
+  )
+  step = jax.jit(
+    lambda s, f: language_step.train_step(
+      s, batch, f, model=model, optimizer=optimizer, seed=0, microbatch=1
+    )
+  )
+  losses = []
+  for _ in range(20):
+    state, metrics = step(state, frozen)
+    losses.append(float(metrics["loss"]))
+  assert losses[-1] < 0.7 * losses[0]
+  moments = [x for x in jax.tree.leaves(state.opt_state) if x.ndim]
+  assert sum(x.size for x in moments) == 2 * sum(
+    x.size for x in jax.tree.leaves(trained)
+  )
+
+
+def test_gradients_are_those_of_the_merged_network():
+  """By the chain rule: dA = s · dW · Bᵀ and dB = s · Aᵀ · dW."""
+  model, params = adapted()
+  other = plain(model)
+  frozen, trained = lora.split(model.config, params)
+  batch = LanguageBatch(
+    tokens=ROWS,
+    segments=SEGMENTS,
+    positions=POSITIONS,
+    weights=SEGMENTS.astype(np.float32),
+  )
+  _, ours_, _ = language_step.gradients(
+    model, trained, batch, frozen, microbatch=0
+  )
+  _, whole, _ = language_step.gradients(
+    other, lora.merged(model.config, params), batch, microbatch=0
+  )
+  for name in ("qkv", "project", "up", "down"):
+    held = params["transformer"]["blocks_0"][name]
+    slope = np.asarray(whole["transformer"]["blocks_0"][name]["kernel"])
+    found = ours_["transformer"]["blocks_0"][name]
+    down = np.asarray(held["lora_a"])
+    rows = down.size // down.shape[-1]
+    slope = slope.reshape(rows, -1)
+    up = np.asarray(held["lora_b"]).reshape(3, -1)
+    for key, wanted in (
+      ("lora_a", 5 / 3 * slope @ up.T),
+      ("lora_b", 5 / 3 * down.reshape(rows, 3).T @ slope),
+    ):
+      np.testing.assert_allclose(
+        np.asarray(found[key]).reshape(wanted.shape), wanted, rtol=2e-3,
+        atol=2e-5,
+      )  # fmt: skip

@@ -150,6 +150,12 @@ class Model(Checked):
   vocab_padding: int = option(
     0, "rows after the vocabulary, of ids that are never predicted", minimum=0
   )
+  head_padding: int = option(
+    0,
+    "heads of keys and values after the model's, which are all zero; those"
+    " of a model of another library, for the mesh",
+    minimum=0,
+  )
   kv_heads: int = option(
     0, "heads of keys and values, a divisor of heads; 0 is heads", minimum=0
   )
@@ -277,6 +283,16 @@ class Model(Checked):
   def groups(self) -> int:
     """K, heads of keys and values."""
     return self.kv_heads or self.heads
+
+  @property
+  def all_groups(self) -> int:
+    """`groups` and those that are zero."""
+    return self.groups + self.head_padding
+
+  @property
+  def all_heads(self) -> int:
+    """`heads` and those that are zero."""
+    return self.heads // self.groups * self.all_groups
 
   @property
   def head_size(self) -> int:

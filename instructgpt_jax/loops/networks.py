@@ -13,6 +13,7 @@ from instructgpt_jax.errors import UserError
 from instructgpt_jax.loops import workdir
 from instructgpt_jax.loops.workdir import Adapted, Stage
 from instructgpt_jax.models import lora, transformer
+from instructgpt_jax.models.hub import folder as hub
 from instructgpt_jax.runtime import mesh as mesh_lib
 from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.types import Array, PyTree
@@ -94,8 +95,8 @@ def start(
 ) -> Start:
   """A network's parameters: a stage's, and new ones where it has none.
 
-  A scalar model takes a language model's decoder under a new head. Adapters
-  like the network's own are gone on with; others become part of the kernels.
+  A scalar model takes a language model's decoder under a new head. A network
+  with adapters goes on with the stage's; without, they are merged.
 
   Args:
     network: what is trained.
@@ -105,7 +106,7 @@ def start(
     shared: see `load`.
 
   Raises:
-    UserError: adapters are wanted, but there is nothing to adapt.
+    UserError: adapters are wanted, but there is nothing to adapt, or others.
   """
   c = network.config
   if stage is None:
@@ -115,16 +116,28 @@ def start(
         field="model.lora_rank",
         remedy="give --init_from=DIR, or --model.lora_rank=0",
       )
+    if c.head_padding:
+      raise UserError(
+        f"is {c.head_padding}, but new heads are not zero",
+        field="model.head_padding",
+        remedy="give --model.heads that --mesh.tensor divides",
+      )
     return Start({}, fresh(network, key, mesh), None)
   found, adapts = load(stage, mesh, shared), None
-  goes_on = lora.same(c, stage.model_config)
-  if c.lora_rank and goes_on:
-    assert stage.base is not None
-    adapts = Adapted(stage.base.path, stage.mark)
-  elif c.lora_rank:
-    adapts = Adapted(stage.path, workdir.mark(found))
-  if not goes_on:
+  if not c.lora_rank:
     found = lora.merged(stage.model_config, found)
+  elif stage.base is None:
+    adapts = Adapted(stage.path, workdir.mark(hub.flattened(found)))
+  elif lora.described(c) == lora.described(stage.model_config):
+    adapts = Adapted(stage.base.path, stage.mark)
+  else:
+    held = stage.model_config
+    raise UserError(
+      f"has other adapters ({lora.described(held)}) than {lora.described(c)}",
+      file=stage.path,
+      remedy="give the same ones, or export it (they are merged) and start"
+      " from that",
+    )
 
   def missing(k: Array) -> PyTree:
     return lora.without(transformer.init_params(network, k), found)

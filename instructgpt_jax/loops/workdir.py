@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import pathlib
 import shutil
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import jax
+import numpy as np
 
 from instructgpt_jax import config as config_lib
 from instructgpt_jax.data import tokenizer as tokenizer_lib
@@ -30,7 +32,7 @@ from instructgpt_jax.types import PyTree
 
 TOKENIZER = "tokenizer"
 LANGUAGE, SCALAR = "language", "scalar"
-_fingerprint = jax.jit(state_lib.fingerprint)
+_add_to_mark = jax.jit(state_lib.add_to_fingerprint)
 _WHAT = {LANGUAGE: "language model", SCALAR: "reward model"}
 
 # These may differ from run to run, and adapters too; on the rest a checkpoint's
@@ -74,16 +76,30 @@ class Stage:
       return checkpoint.load_model(self.path, abstract)
     if below is None:
       below = self.base.params(unbox(abstract_params(self.base.network)))
+    self.check(hub.flattened(below))
+    below = lora.merged(self.base.model_config, below)
+    frozen, trained = lora.split(self.model_config, abstract)
+    found = checkpoint.load_model(self.path, trained)
+    return lora.union(lora.within(frozen, below), found)
+
+  def check(self, below: Mapping[str, Any]) -> None:
+    """Refuses leaves of a base that are not those that were adapted."""
+    assert self.base is not None
     if mark(below) != self.mark:
       raise UserError(
         "is not the model that was adapted",
         file=self.base.path,
         remedy=f"put back what it was when {self.path} was trained",
       )
-    below = lora.merged(self.base.model_config, below)
-    frozen, trained = lora.split(self.model_config, abstract)
-    found = checkpoint.load_model(self.path, trained)
-    return lora.union(lora.within(frozen, below), found)
+
+  def reader(self) -> Callable[[PyTree], PyTree]:
+    """Loads some of its leaves at a time: those of a tree.
+
+    Adapters are by themselves, and what they stand on is the base's to read.
+    """
+    if self.source is not None:
+      return functools.partial(hub.load, self.source)
+    return checkpoint.model_reader(self.path)
 
   @property
   def network(self) -> Any:
@@ -99,12 +115,17 @@ class Adapted(NamedTuple):
   mark: int
 
 
-def mark(params: PyTree) -> int:
-  """A hash of the blocks: embeddings may have rows for the mesh's sake."""
-  decoder = params["transformer"]
-  return int(
-    _fingerprint({k: v for k, v in decoder.items() if k.startswith("blocks")})
-  )
+def mark(leaves: Mapping[str, Any]) -> int:
+  """A hash of a model's blocks: embeddings may have rows for the mesh's sake.
+
+  Args:
+    leaves: path → array, one of which is held at a time.
+  """
+  found = np.uint32(0)
+  for path in sorted(leaves):
+    if path.startswith("transformer/blocks"):
+      found = _add_to_mark(found, leaves[path])
+  return int(found)
 
 
 def open_stage(
@@ -121,7 +142,7 @@ def open_stage(
     kind: what it must hold, LANGUAGE or SCALAR; "" takes either.
     field: the flag that named it, for errors.
     run: for which a Hugging Face directory is read: in its precision and
-      context, and with a vocabulary that its mesh divides.
+      context, and with a vocabulary and heads that its mesh divides.
 
   Raises:
     UserError: there is no such folder, it is not finished, or holds another
@@ -207,10 +228,11 @@ def _require(found: str, kind: str, path: str, field: str | None) -> None:
 def _from_hub(
   path: str, field: str | None, run: config_lib.Experiment | None
 ) -> Stage:
-  """A Hugging Face directory as a stage, its vocabulary filled up.
+  """A Hugging Face directory as a stage, its vocabulary and heads filled up.
 
   Rows are added for a padding token that its tokenizer does not have, and until
-  the mesh divides them. They are never predicted.
+  the mesh divides them. They are never predicted. So are heads, all of whose
+  weights are zero; their gradients then are as well, so that they stay so.
   """
   source = hub.look(path)
   tokenizer = tokenizer_lib.load_tokenizer(path)
@@ -235,6 +257,7 @@ def _from_hub(
     held,
     context=context,
     vocab_padding=rows - held.vocab_size,
+    head_padding=-held.groups % unit,
     scan_layers=given.scan_layers,
     **{name: getattr(given, name) for name in _FREE},
   )

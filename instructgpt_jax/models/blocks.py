@@ -86,7 +86,7 @@ class Block(nn.Module):
 
   def setup(self):
     c = self.config
-    heads, groups = (c.heads, c.head_size), (c.groups, c.head_size)
+    heads, groups = (c.all_heads, c.head_size), (c.all_groups, c.head_size)
     layer = functools.partial(
       Dense, dtype=jnp.dtype(c.dtype), stddev=c.init_std, alpha=c.lora_alpha
     )
@@ -115,6 +115,7 @@ class Block(nn.Module):
       inputs=2,
       stddev=small,
       use_bias=c.out_bias,
+      zeros=c.all_heads - c.heads,
     )
     if c.block != "parallel_one_norm":
       self.norm_mlp = norm(c.width)
@@ -239,7 +240,7 @@ class Block(nn.Module):
       for old, one in zip(stored, (key, value), strict=True)
     )
     # The heads of a group are as many queries of its keys.
-    query = query.reshape(len(query), c.groups, -1, c.head_size)
+    query = query.reshape(len(query), c.all_groups, -1, c.head_size)
     attended, _ = attention.read(
       query, keys, values, view.mask, c.attention_cap
     )

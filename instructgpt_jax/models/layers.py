@@ -37,11 +37,12 @@ def vector_init(value: float, *axes: str | None) -> Any:
   return nn.with_logical_partitioning(nn.initializers.constant(value), axes)
 
 
-def uniform_init(bound: float, *axes: str | None) -> Any:
-  """U(−bound, bound), with the names of its axes."""
+def uniform_init(bound: float, *axes: str | None, zeros: int = 0) -> Any:
+  """U(−bound, bound), the last `zeros` rows 0, with the names of its axes."""
 
   def draw(key: Array, shape: Any, dtype: Any = jnp.float32) -> Array:
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
+    found = jax.random.uniform(key, shape, dtype, -bound, bound)
+    return found.at[len(found) - zeros :].set(0)
 
   return nn.with_logical_partitioning(draw, axes)
 
@@ -235,6 +236,7 @@ class Dense(nn.Module):
   use_bias: bool = True
   rank: int = 0  # of an adapter; 0 is none
   alpha: float = 1.0  # of the adapter
+  zeros: int = 0  # rows at the kernel's end that are 0 and stay so
 
   @nn.compact
   def __call__(
@@ -272,7 +274,7 @@ class Dense(nn.Module):
     size = math.prod(self.shape[inputs])
     down = self.param(
       "lora_a",
-      uniform_init(size**-0.5, *self.axes[inputs], None),
+      uniform_init(size**-0.5, *self.axes[inputs], None, zeros=self.zeros),
       (*self.shape[inputs], self.rank),
     )
     up = self.param(

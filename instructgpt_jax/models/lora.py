@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from instructgpt_jax import config as config_lib
-from instructgpt_jax.types import PyTree
+from instructgpt_jax.types import Array, PyTree
 
 DOWN, UP = "lora_a", "lora_b"  # [inputs, R] and [R, outputs]
 _HEAD = "head"  # of a scalar model; trained with its adapters
@@ -68,23 +68,26 @@ def within(tree: PyTree, other: PyTree) -> PyTree:
   }
 
 
-def same(a: config_lib.Model, b: config_lib.Model) -> bool:
-  """Whether two networks of one shape have the same adapters."""
-  if not a.lora_rank and not b.lora_rank:
-    return True
-  return all(
-    getattr(a, name) == getattr(b, name)
-    for name in ("lora_rank", "lora_alpha", "lora_layers")
-  )
+def described(c: config_lib.Model) -> str:
+  """The adapters of a network."""
+  return f"rank {c.lora_rank}, alpha {c.lora_alpha:g}, {c.lora_layers} layers"
+
+
+def added(
+  kernel: Array, down: Array, up: Array, scale: float, stacked: bool
+) -> Array:
+  """kernel + scale · down · up; of each layer if they are stacked."""
+
+  def product(down: Array, up: Array) -> Array:
+    return jnp.tensordot(down, up, 1, precision=jax.lax.Precision.HIGHEST)
+
+  return kernel + scale * (jax.vmap(product) if stacked else product)(down, up)
 
 
 def merged(c: config_lib.Model, params: PyTree) -> PyTree:
   """The parameters of the same network without adapters."""
   if not c.lora_rank:
     return params
-
-  def product(down: Any, up: Any) -> Any:
-    return jnp.tensordot(down, up, 1, precision=jax.lax.Precision.HIGHEST)
 
   def visit(tree: dict[str, Any], stacked: bool) -> dict[str, Any]:
     found = {
@@ -93,8 +96,8 @@ def merged(c: config_lib.Model, params: PyTree) -> PyTree:
     }
     if DOWN in found:
       down, up = found.pop(DOWN), found.pop(UP)
-      delta = (jax.vmap(product) if stacked else product)(down, up)
-      found["kernel"] += c.lora_alpha / c.lora_rank * delta
+      scale = c.lora_alpha / c.lora_rank
+      found["kernel"] = added(found["kernel"], down, up, scale, stacked)
     return found
 
   return visit(params, False)

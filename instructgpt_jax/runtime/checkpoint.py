@@ -252,6 +252,12 @@ def load_model(
   return storage.load(_whole_model(directory), abstract_params)
 
 
+def model_reader(directory: str | pathlib.Path) -> Callable[[Any], Any]:
+  """`load_model` of some leaves at a time; the model is verified now, once."""
+  path = _whole_model(directory)
+  return lambda abstract: storage.load(path, abstract, part=True)
+
+
 def load_model_info(directory: str | pathlib.Path) -> dict[str, Any]:
   """The `info` that `save_model` wrote."""
   return storage.load_values(_whole_model(directory, deep=False))

@@ -85,7 +85,7 @@ def save_parts(
   _publish(scratch, folder)
 
 
-def load(folder: pathlib.Path, like: Any = None) -> Any:
+def load(folder: pathlib.Path, like: Any = None, *, part: bool = False) -> Any:
   """The tree that `save` was given.
 
   Args:
@@ -93,6 +93,7 @@ def load(folder: pathlib.Path, like: Any = None) -> Any:
     like: tree of arrays or ShapeDtypeStructs; each leaf's shape and dtype are
       demanded, its sharding is given to the result. Without it the result is a
       nested dict on the default device.
+    part: `like` may lack leaves, which are then not read.
 
   Raises:
     UserError: it is another tree, or cannot be read.
@@ -106,7 +107,12 @@ def load(folder: pathlib.Path, like: Any = None) -> Any:
     }
   else:
     wanted = tables.table(like, abstract=True)
-    _same_table(wanted, stored, folder)
+    _same_table(
+      wanted,
+      {n: x for n, x in stored.items() if n in wanted or not part},
+      folder,
+    )
+    wanted = {name: wanted.get(name, ocp.PLACEHOLDER) for name in stored}
   with _loading(folder):
     table: Any = ocp.load(folder, wanted)
   return tables.nested(table) if like is None else tables.tree(table, like)

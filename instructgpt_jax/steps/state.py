@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -226,19 +227,20 @@ def fingerprint(tree: PyTree) -> Array:
   A change of one value always shows. Sums of uint32 are exact, so the layout
   over devices does not matter.
   """
+  return functools.reduce(
+    add_to_fingerprint, jax.tree.leaves(tree), jnp.zeros((), jnp.uint32)
+  )
 
-  def leaf_hash(x: Array) -> Array:
-    bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
-    place = jnp.zeros(x.shape, jnp.uint32)
-    for axis, size in enumerate(x.shape):
-      index = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-      place = place * jnp.uint32(size) + index
-    return jnp.sum(_mix(_mix(place) ^ bits), dtype=jnp.uint32)
 
-  total = jnp.zeros((), jnp.uint32)
-  for leaf in jax.tree.leaves(tree):
-    total = total * jnp.uint32(31) + leaf_hash(leaf)
-  return total
+def add_to_fingerprint(mark: Array, x: Array) -> Array:
+  """The fingerprint of some leaves and of one more after them."""
+  bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
+  place = jnp.zeros(x.shape, jnp.uint32)
+  for axis, size in enumerate(x.shape):
+    index = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    place = place * jnp.uint32(size) + index
+  of_leaf = jnp.sum(_mix(_mix(place) ^ bits), dtype=jnp.uint32)
+  return mark * jnp.uint32(31) + of_leaf
 
 
 def learning_rate(

@@ -74,5 +74,5 @@ def make(path: pathlib.Path, kind: str) -> str:
   model = LanguageModel(config.Model(vocab_size=size, **SHAPE, **MODELS[kind]))
   params = init_params(model, jax.random.key(1))
   ids = {"eos_token_id": 0} | ({"pad_token_id": 2} if kind == "llama" else {})
-  folder.save(path, params, model.config, files, ids=ids)
+  folder.save(path, folder.flattened(params), model.config, files, ids=ids)
   return str(path)

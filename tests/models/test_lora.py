@@ -1,5 +1,7 @@
 """Adapters: the function they make, what is trained, and merging them."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +21,12 @@ from tests.models.hub import ours
 ROWS = np.random.default_rng(3).integers(2, 13, (3, 8)).astype(np.int32)
 SEGMENTS = np.array([[1] * 8, [1] * 5 + [0] * 3, [1] * 8], np.int32)
 POSITIONS = np.tile(np.arange(8, dtype=np.int32), (3, 1))
+BATCH = LanguageBatch(
+  tokens=ROWS,
+  segments=SEGMENTS,
+  positions=POSITIONS,
+  weights=SEGMENTS.astype(np.float32),
+)
 ADAPTERS = dict(lora_rank=3, lora_alpha=5.0)
 
 
@@ -34,7 +42,12 @@ def plain(model):
   )
 
 
-SHAPES = [{}, {"scan_layers": True}, {"lora_layers": "mlp"}, ours.LLAMA]
+SHAPES: list[dict] = [
+  {},
+  {"scan_layers": True},
+  {"lora_layers": "mlp"},
+  ours.LLAMA,
+]
 
 
 @pytest.mark.parametrize("changes", SHAPES, ids=str)
@@ -141,15 +154,9 @@ def test_a_step_changes_the_adapters_alone_and_lowers_the_loss():
   frozen, trained = lora.split(model.config, twin.make_params(model))
   optimizer = optax.adam(1e-2)
   state = state_lib.new_state(trained, optimizer)
-  batch = LanguageBatch(
-    tokens=ROWS,
-    segments=SEGMENTS,
-    positions=POSITIONS,
-    weights=SEGMENTS.astype(np.float32),
-  )
   step = jax.jit(
     lambda s, f: language_step.train_step(
-      s, batch, f, model=model, optimizer=optimizer, seed=0, microbatch=1
+      s, BATCH, f, model=model, optimizer=optimizer, seed=0, microbatch=1
     )
   )
   losses = []
@@ -168,17 +175,11 @@ def test_gradients_are_those_of_the_merged_network():
   model, params = adapted()
   other = plain(model)
   frozen, trained = lora.split(model.config, params)
-  batch = LanguageBatch(
-    tokens=ROWS,
-    segments=SEGMENTS,
-    positions=POSITIONS,
-    weights=SEGMENTS.astype(np.float32),
-  )
   _, ours_, _ = language_step.gradients(
-    model, trained, batch, frozen, microbatch=0
+    model, trained, BATCH, frozen, microbatch=0
   )
   _, whole, _ = language_step.gradients(
-    other, lora.merged(model.config, params), batch, microbatch=0
+    other, lora.merged(model.config, params), BATCH, microbatch=0
   )
   for name in ("qkv", "project", "up", "down"):
     held = params["transformer"]["blocks_0"][name]
@@ -196,3 +197,44 @@ def test_gradients_are_those_of_the_merged_network():
         np.asarray(found[key]).reshape(wanted.shape), wanted, rtol=2e-3,
         atol=2e-5,
       )  # fmt: skip
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+@pytest.mark.parametrize("changes", [{}, ours.LLAMA], ids=str)
+def test_heads_that_are_zero_stay_zero(changes, rank):
+  """Adam divides by the root of what it saw: only 0 stays 0."""
+  plain, wide = (
+    LanguageModel(twin.make_config(**changes, lora_rank=rank, head_padding=n))
+    for n in (0, 1)
+  )
+  held = twin.make_params(plain)
+  if rank:
+    fresh = transformer.init_params(wide, jax.random.key(0))
+    project = fresh["transformer"]["blocks_0"]["project"]["lora_a"]
+    assert np.any(project[:2]) and not np.any(project[2:])
+  optimizer = optax.adamw(2e-3)
+  losses = []
+  for model in (plain, wide):
+    params = twin.fill_up(held, model)
+    frozen, trained = lora.split(model.config, params)
+    state = state_lib.new_state(trained, optimizer)
+    step = jax.jit(
+      functools.partial(
+        language_step.train_step, model=model, optimizer=optimizer, seed=0
+      )
+    )
+    found = []
+    for _ in range(5):
+      state, metrics = step(state, BATCH, frozen)
+      found.append(float(metrics["loss"]))
+    losses.append(found)
+    params = lora.union(frozen, state.params)
+  assert losses[0][-1] < losses[0][0] - 0.05
+  np.testing.assert_allclose(*losses, rtol=1e-4)
+  blocks = params["transformer"]["blocks_0"]
+  assert not np.any(blocks["project"]["kernel"][2:])
+  layer = blocks["qkv" if "qkv" in blocks else "key_value"]
+  assert not np.any(layer["kernel"][:, :, plain.config.groups :])
+  if rank:
+    assert not np.any(blocks["project"]["lora_a"][2:])
+    assert not np.any(layer["lora_b"][:, :, plain.config.groups :])

@@ -40,6 +40,17 @@ def make_params(model, seed=0):
   return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
+def fill_up(params, model):
+  """The parameters with zeros behind them, as large as a model's."""
+
+  def larger(x, like):
+    room = [(0, b - a) for a, b in zip(x.shape, like.shape, strict=True)]
+    return np.pad(x, room)
+
+  shapes = mesh_lib.unbox(transformer.abstract_params(model))
+  return jax.tree.map(larger, params, shapes)
+
+
 def make_prompts(ids=range(6)):
   """Row i has 1 + i % 5 tokens, which depend on i alone, and the id 10 + i."""
   ids = np.asarray(ids)

@@ -18,7 +18,7 @@ import os
 import pathlib
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import jax
@@ -27,10 +27,11 @@ from instructgpt_jax import launch
 from instructgpt_jax.data import tokenizer_json
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.loops import workdir
+from instructgpt_jax.models import lora
 from instructgpt_jax.models.hub import folder as hub
-from instructgpt_jax.models.hub import tensors
+from instructgpt_jax.models.hub import peft, tensors
 from instructgpt_jax.models.transformer import abstract_params
-from instructgpt_jax.runtime import checkpoint, files
+from instructgpt_jax.runtime import checkpoint, files, tables
 from instructgpt_jax.runtime.mesh import unbox
 
 _PART = 1 << 26  # bytes of arrays that are written together
@@ -98,8 +99,57 @@ def _parts(stage: workdir.Stage) -> Iterator[Any]:
   yield stage.params(part)
 
 
+class _Leaves(Mapping[str, Any]):
+  """Path → array of a stage, whose adapters are merged; one is held."""
+
+  def __init__(self, stage: workdir.Stage):
+    self._read = stage.reader()
+    self._shapes = hub.flattened(unbox(abstract_params(stage.network)))
+    self._below, self._scale = None, 0.0
+    if stage.base is not None:
+      c = stage.model_config
+      self._scale = c.lora_alpha / c.lora_rank
+      self._below = _Leaves(stage.base)
+      stage.check(self._below)
+    self._last: tuple[str, Any] = ("", None)
+
+  def __getitem__(self, path: str) -> Any:
+    if path not in self._shapes:
+      raise KeyError(path)
+    if self._last[0] != path:
+      self._last = (path, self._made(path))
+    return self._last[1]
+
+  def _made(self, path: str) -> Any:
+    if self._below is None or path not in self._below:
+      return self._own(path)
+    layer, _, leaf = path.rpartition("/")
+    found = self._below[path]
+    if leaf == "kernel" and f"{layer}/{lora.UP}" in self._shapes:
+      down, up = (self._own(f"{layer}/{n}") for n in (lora.DOWN, lora.UP))
+      found = lora.added(found, down, up, self._scale, "/blocks/" in path)
+    return found
+
+  def _own(self, path: str) -> Any:
+    """An array of the stage itself."""
+    tree = self._read(tables.nested({path: self._shapes[path]}))
+    return hub.flattened(tree)[path]
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self._shapes)
+
+  def __len__(self) -> int:
+    return len(self._shapes)
+
+
 def export_model(
-  path: str, to: str, *, dtype: str = "float32", file_size: int = 5_000_000_000
+  path: str,
+  to: str,
+  *,
+  dtype: str = "float32",
+  file_size: int = 5_000_000_000,
+  adapters: bool = False,
+  base: str = "",
 ) -> str:
   """Writes a directory that `transformers` loads.
 
@@ -108,22 +158,28 @@ def export_model(
     to: the directory, which must not be there.
     dtype: of the tensors.
     file_size: most bytes of a file.
+    adapters: writes the adapters alone, for PEFT; they are merged otherwise.
+    base: where PEFT finds what they stand on; "" is where the stage did, if
+      that was a directory of `transformers`.
 
   Returns:
     The class that it was written as.
   """
   _new(to)
   stage = workdir.open_stage(path, field="--from")
-  params = stage.params(unbox(abstract_params(stage.network)))
   tokenizer = stage.tokenizer
   ids = {"pad_token_id": tokenizer.pad_id, "eos_token_id": tokenizer.eos_id}
   if tokenizer.begin:
     ids["bos_token_id"] = tokenizer.begin[0]
+  written = tokenizer_json.files(tokenizer)
+  if adapters:
+    _adapters(stage, to, written, base, dtype)
+    return "adapter"
   family = hub.save(
     to,
-    params,
-    stage.model_config,
-    tokenizer_json.files(tokenizer),
+    _Leaves(stage),
+    dataclasses.replace(stage.model_config, lora_rank=0),
+    written,
     ids=ids,
     dtype=dtype,
     most=file_size,
@@ -131,6 +187,35 @@ def export_model(
   if stage.kind == workdir.LANGUAGE:
     return family.language
   return family.scalar
+
+
+def _adapters(
+  stage: workdir.Stage, to: str, files: Any, base: str, dtype: str
+) -> None:
+  if stage.base is None:
+    raise UserError(
+      "has no adapters",
+      file=stage.path,
+      field="--adapters",
+      remedy="export it without --adapters",
+    )
+  if not base and stage.base.source is None:
+    raise UserError(
+      f"its adapters stand on {stage.base.path}, which is a workdir",
+      field="--base",
+      remedy="export that too, and name its new folder with --base",
+    )
+  _, trained = lora.split(
+    stage.model_config, unbox(abstract_params(stage.network))
+  )
+  peft.save(
+    to,
+    hub.flattened(stage.reader()(trained)),
+    stage.model_config,
+    files,
+    base=base or os.path.abspath(stage.base.path),
+    dtype=dtype,
+  )
 
 
 def _new(path: str) -> pathlib.Path:
@@ -190,6 +275,17 @@ def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
     metavar="SIZE",
     help="export: most bytes of a file (default: 5GB)",
   )
+  add(
+    "--adapters",
+    action="store_true",
+    help="export: adapters alone, for PEFT, of a run with --model.lora_rank",
+  )
+  add(
+    "--base",
+    default="",
+    metavar="DIR",
+    help="export --adapters: where PEFT finds the model below them",
+  )
   return parser.parse_args(argv)
 
 
@@ -204,7 +300,12 @@ def main(argv: Sequence[str] | None = None) -> int:
       print(f"{flags.to}: give it as --init_from", file=sys.stderr)
       return
     name = export_model(
-      flags.source, flags.to, dtype=flags.dtype, file_size=flags.file_size
+      flags.source,
+      flags.to,
+      dtype=flags.dtype,
+      file_size=flags.file_size,
+      adapters=flags.adapters,
+      base=flags.base,
     )
     print(f"{flags.to}: a {name}", file=sys.stderr)
 

@@ -40,6 +40,7 @@ _OURS = (
   "remat",
   "scan_layers",
   "vocab_padding",
+  "head_padding",
   "lora_rank",
   "lora_alpha",
   "lora_layers",

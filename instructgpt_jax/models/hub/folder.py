@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -226,7 +227,7 @@ def load(source: Source, abstract: PyTree) -> PyTree:
 
 def save(
   path: str | os.PathLike[str],
-  params: PyTree,
+  leaves: Mapping[str, Any],
   config: Model,
   files: Mapping[str, bytes],
   *,
@@ -238,8 +239,9 @@ def save(
 
   Args:
     path: the directory, which must not be there.
-    params: of a language model, or of a scalar model, which becomes a
-      ...ForSequenceClassification.
+    leaves: path → array, of a language model or of a scalar model, which
+      becomes a ...ForSequenceClassification; each is asked for when it is
+      written.
     config: the network.
     files: of the tokenizer, name → bytes.
     ids: config.json's pad_token_id, eos_token_id and so on.
@@ -250,12 +252,12 @@ def save(
     The family that it was written as.
   """
   family = families.holding(config)
-  scalar = "head" in params
+  scalar = "head/kernel" in leaves
   vocabulary = config.vocab_size
   extra: dict[str, Any] = {"architectures": [family.language]}
   if scalar:
     vocabulary = max(vocabulary, ids["pad_token_id"] + 1)
-    params, shift = _folded(params)
+    leaves, shift = _folded(leaves)
     extra = {
       "architectures": [family.scalar],
       "id2label": {"0": "reward"},
@@ -263,10 +265,9 @@ def save(
       SHIFT: shift,
     }
   extent = mapping.sizes(config, vocabulary)
-  flat = flattened(params)
 
   def make(weight: mapping.Weight, layer: int) -> np.ndarray:
-    return mapping.take(weight, leaf_of(flat, weight.leaf, layer), extent)
+    return mapping.take(weight, leaf_of(leaves, weight.leaf, layer), extent)
 
   news = [
     tensors.New(name, weight.shape(extent), functools.partial(make, weight, i))
@@ -319,29 +320,24 @@ def flattened(params: PyTree) -> dict[str, Any]:
   }
 
 
-def leaf_of(
-  flat: Mapping[str, Any], path: str, layer: int
-) -> np.ndarray | None:
-  """An array (of one layer) by its path in `mapping`; None if there is none."""
+def leaf_of(leaves: Mapping[str, Any], path: str, layer: int) -> np.ndarray:
+  """An array (of one layer) by its path in `mapping`."""
   name = path.replace(mapping.BLOCK, f"blocks_{layer}")
-  if name in flat:
-    return np.asarray(flat[name])
-  name = path.replace(mapping.BLOCK, "blocks")
-  return np.asarray(flat[name][layer]) if name in flat else None
+  if name in leaves:
+    return np.asarray(leaves[name])
+  return np.asarray(leaves[path.replace(mapping.BLOCK, "blocks")][layer])
 
 
-def _folded(params: PyTree) -> tuple[PyTree, float]:
+def _folded(leaves: Mapping[str, Any]) -> tuple[Mapping[str, Any], float]:
   """A scalar model whose head has no bias, and what is left of the bias.
 
   The last LayerNorm's bias moves along the head's kernel until the score is
   the same without the head's bias. An RMSNorm has none: the bias stays.
   """
-  kernel = params["head"]["kernel"]
-  bias = params["head"]["bias"][0]
-  decoder = params["transformer"]
-  norm = decoder["final_norm"]
-  if "bias" not in norm:
-    return params, float(bias)
-  moved = norm["bias"] + bias * kernel[:, 0] / (kernel**2).sum()
-  decoder = {**decoder, "final_norm": {**norm, "bias": moved}}
-  return {**params, "transformer": decoder}, 0.0
+  norm = "transformer/final_norm/bias"
+  kernel = leaves["head/kernel"]
+  bias = leaves["head/bias"][0]
+  if norm not in leaves:
+    return leaves, float(bias)
+  moved = leaves[norm] + bias * kernel[:, 0] / (kernel**2).sum()
+  return collections.ChainMap({norm: moved}, leaves), 0.0

@@ -203,7 +203,7 @@ def take(
   if weight.part is not None:
     array = array.take(weight.part, axis=ours.index("p"))
     ours = ours.replace("p", "")
-  if "v" in ours:
-    array = array.take(range(extent["v"]), axis=ours.index("v"))
+  for letter in set("vhg") & set(ours):  # what is filled up
+    array = array.take(range(extent[letter]), axis=ours.index(letter))
   array = array.transpose([ours.index(letter) for letter in weight.view])
   return array.reshape(weight.shape(extent))

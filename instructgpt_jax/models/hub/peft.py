@@ -6,13 +6,13 @@ import functools
 import json
 import os
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
 from instructgpt_jax.config import Model
 from instructgpt_jax.models import lora
 from instructgpt_jax.models.hub import families, folder, mapping, tensors
-from instructgpt_jax.types import PyTree
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 _AHEAD = "base_model.model."
@@ -20,7 +20,7 @@ _AHEAD = "base_model.model."
 
 def save(
   path: str | os.PathLike[str],
-  params: PyTree,
+  leaves: Mapping[str, Any],
   config: Model,
   files: Mapping[str, bytes],
   *,
@@ -34,7 +34,7 @@ def save(
 
   Args:
     path: the directory, which must not be there.
-    params: of a language or scalar model; its adapters and head are taken.
+    leaves: path → array, at least of the adapters and of a scalar model's head.
     config: the network.
     files: of the tokenizer, name → bytes.
     base: what PEFT is told to load below the adapters.
@@ -44,25 +44,27 @@ def save(
     The family whose names the tensors have.
   """
   family = families.holding(config)
-  scalar = "head" in params
+  scalar = "head/kernel" in leaves
   extent = {**mapping.sizes(config, config.vocab_size), "r": config.lora_rank}
-  flat = folder.flattened(params)
 
   def make(weight: mapping.Weight, layer: int) -> np.ndarray:
-    return mapping.take(
-      weight, folder.leaf_of(flat, weight.leaf, layer), extent
-    )
+    array = folder.leaf_of(leaves, weight.leaf, layer)
+    return mapping.take(weight, array, extent)
 
+  adapted = {path.split("/")[-2] for path in leaves if path.endswith(lora.UP)}
   news, targets = [], set()
   for weight, layer, name in folder.expanded(family, config, scalar):
     module = name.removesuffix(".weight")
-    if weight.leaf == "head/kernel":
-      parts = {"weight": weight}
-    elif folder.leaf_of(flat, _beside(weight, lora.DOWN), layer) is None:
+    _, ours, leaf = f"/{weight.leaf}".rsplit("/", 2)
+    if leaf != "kernel":
       continue
-    else:
+    if ours == "head":
+      parts = {"weight": weight}
+    elif ours in adapted:
       parts = dict(_factors(weight, family.conv))
       targets.add(module.split(f".{layer}.", 1)[1])
+    else:
+      continue
     news += [
       tensors.New(
         f"{_AHEAD}{module}.{part}",
@@ -85,19 +87,13 @@ def save(
     "inference_mode": True,
   }
   if scalar:
-    described[folder.SHIFT] = float(np.asarray(params["head"]["bias"])[0])
+    described[folder.SHIFT] = float(np.asarray(leaves["head/bias"])[0])
   with folder.written(path) as scratch:
     for name, content in files.items():
       (scratch / name).write_bytes(content)
     (scratch / CONFIG).write_text(json.dumps(described, indent=2) + "\n")
     tensors.write_file(scratch / TENSORS, news, tensors.NAMES[dtype])
   return family
-
-
-def _beside(weight: mapping.Weight, name: str) -> str:
-  """Path of what a layer has beside its kernel; "" for other tensors."""
-  layer, slash, leaf = weight.leaf.rpartition("/")
-  return f"{layer}/{name}" if slash and leaf == "kernel" else ""
 
 
 def _factors(
@@ -108,17 +104,18 @@ def _factors(
   Projections that lie in one array here have the same first factor.
   """
   inputs, outputs = weight.pattern.split()
+  layer = weight.leaf.removesuffix("kernel")
   if not conv:
     inputs, outputs = outputs, inputs
   yield (
     "lora_A.weight",
-    mapping.Weight("", _beside(weight, lora.DOWN), f"{inputs}r", f"r {inputs}"),
+    mapping.Weight("", layer + lora.DOWN, f"{inputs}r", f"r {inputs}"),
   )
   yield (
     "lora_B.weight",
     weight._replace(
       theirs="",
-      leaf=_beside(weight, lora.UP),
+      leaf=layer + lora.UP,
       ours="r" + weight.ours.removeprefix(inputs),
       pattern=f"{outputs} r",
     ),

@@ -32,7 +32,7 @@ def make(path: pathlib.Path, *, scalar: bool = False, **changes: Any) -> Any:
   network = ScalarModel if scalar else LanguageModel
   model = network(config.Model(**{**twin.SMALL, **changes}))
   params = twin.make_params(model)
-  folder.save(path, params, model.config, {}, ids=IDS)
+  folder.save(path, folder.flattened(params), model.config, {}, ids=IDS)
   return model, params
 
 

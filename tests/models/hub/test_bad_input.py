@@ -226,7 +226,12 @@ def test_other_types_are_read_as_float32(tmp_path, dtype):
   model = LanguageModel(twin.make_config())
   params = twin.make_params(model)
   folder.save(
-    tmp_path / "m", params, model.config, {}, ids=ours.IDS, dtype=dtype
+    tmp_path / "m",
+    folder.flattened(params),
+    model.config,
+    {},
+    ids=ours.IDS,
+    dtype=dtype,
   )
   shapes = mesh_lib.unbox(abstract_params(model))
   found = folder.load(folder.look(tmp_path / "m"), shapes)

@@ -39,7 +39,7 @@ def make(path, c):
   family = families.FAMILIES["gpt2"]
   extent = mapping.sizes(c, c.vocab_size)
   header, at = {}, 0
-  for weight, _, name in folder._expanded(family, c, False):
+  for weight, _, name in folder.expanded(family, c, False):
     shape = weight.shape(extent)
     end = at + 4 * math.prod(shape)
     header[name] = {

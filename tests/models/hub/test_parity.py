@@ -134,7 +134,12 @@ def test_greedy_text_with_a_cache(both):
 def test_there_and_back_is_the_identity(both, tmp_path):
   theirs, model, params = both
   family = folder.save(
-    tmp_path / "ours", params, model.config, {}, ids=tiny.IDS, most=5000
+    tmp_path / "ours",
+    folder.flattened(params),
+    model.config,
+    {},
+    ids=tiny.IDS,
+    most=5000,
   )
   assert list(tmp_path.glob("ours/model-00001-of-*.safetensors"))
   again = tiny.load(tmp_path / "ours")
@@ -162,7 +167,7 @@ def test_reward_scores(name, tmp_path):
   found = np.asarray(apply({"params": params}, *rows))[range(3), last]
 
   family = folder.save(
-    tmp_path / "ours", params, model.config, {}, ids=tiny.IDS
+    tmp_path / "ours", folder.flattened(params), model.config, {}, ids=tiny.IDS
   )
   assert family.scalar == type(theirs).__name__
   again = tiny.load(tmp_path / "ours", scalar=True)
@@ -193,7 +198,9 @@ def test_stacked_layers_and_a_filled_up_vocabulary(scan, tmp_path):
   b = twin.jit(wide.apply)({"params": params}, TOKENS, SEGMENTS, POSITIONS)
   np.testing.assert_allclose(a, b[..., :40], atol=1e-5)
   assert (jax.nn.softmax(b)[..., 40:] == 0).all()
-  folder.save(tmp_path / "ours", params, wide.config, {}, ids=tiny.IDS)
+  folder.save(
+    tmp_path / "ours", folder.flattened(params), wide.config, {}, ids=tiny.IDS
+  )
   wanted = theirs.state_dict()
   for name, value in tiny.load(tmp_path / "ours").state_dict().items():
     torch.testing.assert_close(value, wanted[name], rtol=0, atol=0)

@@ -200,15 +200,18 @@ def _pretrain(pipeline: Pipeline) -> str:
   config = pipeline.config
   if config.init_from:
     return config.init_from
+  experiment = pipeline.experiment(
+    config_lib.PretrainExperiment,
+    "",
+    pretrain=config.pretrain,
+    optimizer=config.pretrain_optimizer,
+  )
+  # What adapters stand on has none.
+  model = dataclasses.replace(experiment.model, lora_rank=0)
   pipeline.stage(
     "pretrain",
     "pretrain",
-    pipeline.experiment(
-      config_lib.PretrainExperiment,
-      "",
-      pretrain=config.pretrain,
-      optimizer=config.pretrain_optimizer,
-    ),
+    dataclasses.replace(experiment, model=model),
     language.pretrain,
   )
   return pipeline.folder("pretrain")

@@ -143,7 +143,7 @@ def test_transformers_answers_the_same_text(runs, tmp_path):
 
 
 def test_eight_devices_do_what_one_does(runs, tmp_path):
-  """Straight into the shards; the vocabulary filled up to divide them.
+  """Straight into the shards; vocabulary and heads filled up to divide them.
 
   The reward model, too, is another library's here.
   """
@@ -151,6 +151,7 @@ def test_eight_devices_do_what_one_does(runs, tmp_path):
   runs.run("sft", tmp_path / "sft", *mesh, env=EIGHT)
   held = workdir.open_stage(str(tmp_path / "sft")).model_config
   assert held.rows % 2 == 0 and held.rows - held.vocab_size < 2
+  assert held.all_groups % 2 == 0 and held.head_padding == held.groups % 2
   export_model(str(runs["reward"]), str(tmp_path / "reward"))
   reward = f"--ppo.reward_model={tmp_path / 'reward'}"
   runs.run("ppo_ptx", tmp_path / "ppo", *mesh, reward, env=EIGHT)

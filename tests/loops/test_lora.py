@@ -17,7 +17,7 @@ from instructgpt_jax.models.hub.__main__ import export_model
 from instructgpt_jax.models.transformer import abstract_params
 from instructgpt_jax.runtime import mesh as mesh_lib
 from instructgpt_jax.runtime.mesh import unbox
-from tests.loops import hub, results, toy
+from tests.loops import hub, results, soak, toy
 from tests.loops.test_hub import EIGHT, LIMITS, STAGES
 
 RANK = ("--model.lora_rank=2", "--optimizer.learning_rate=1e-2")
@@ -166,6 +166,15 @@ def test_exported_merged_or_alone(runs, tmp_path):
     assert said["base_model_name_or_path"] == str(runs.source)
     assert said["r"] == 2 and said["lora_alpha"] == 16
     assert (alone / "tokenizer.json").exists()
+
+
+def test_a_pipeline_has_them_on_its_own_base_model(stages, tmp_path):
+  flags = [*soak.flags(stages.data), "--until=policy_init", *RANK[:1]]
+  done = stages.run("pipeline", *flags, f"--workdir={tmp_path}")
+  assert done.status == 0, done.err
+  stage = workdir.open_stage(str(tmp_path / "policy_init"))
+  assert stage.base.path == str(tmp_path / "pretrain")
+  assert not stage.base.model_config.lora_rank
 
 
 @pytest.mark.parametrize(

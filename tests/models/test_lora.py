@@ -170,6 +170,26 @@ def test_a_step_changes_the_adapters_alone_and_lowers_the_loss():
   )
 
 
+def test_no_gradient_of_a_frozen_kernel_is_computed():
+  """A third of a step's products are such gradients."""
+  c = twin.make_config(width=64, context=64, vocab_size=16, lora_rank=1)
+  rows = np.ones((8, 64), np.int32)
+  batch = LanguageBatch(
+    tokens=rows, segments=rows, positions=rows, weights=rows.astype("f4")
+  )
+  flops = []
+  for model in (LanguageModel(c), plain(LanguageModel(c))):
+    frozen, trained = lora.split(model.config, twin.make_params(model))
+    found = jax.jit(
+      functools.partial(language_step.gradients, model, microbatch=0)
+    )
+    compiled = found.lower(trained, batch, frozen).compile()
+    cost = compiled.cost_analysis()
+    assert cost
+    flops.append(cost["flops"])
+  assert flops[0] < 0.8 * flops[1]
+
+
 def test_gradients_are_those_of_the_merged_network():
   """By the chain rule: dA = s · dW · Bᵀ and dB = s · Aᵀ · dW."""
   model, params = adapted()

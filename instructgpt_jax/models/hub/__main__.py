@@ -117,6 +117,7 @@ class _Leaves(Mapping[str, Any]):
     if path not in self._shapes:
       raise KeyError(path)
     if self._last[0] != path:
+      self._last = ("", None)
       self._last = (path, self._made(path))
     return self._last[1]
 

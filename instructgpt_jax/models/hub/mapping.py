@@ -203,7 +203,8 @@ def take(
   if weight.part is not None:
     array = array.take(weight.part, axis=ours.index("p"))
     ours = ours.replace("p", "")
-  for letter in set("vhg") & set(ours):  # what is filled up
-    array = array.take(range(extent[letter]), axis=ours.index(letter))
+  array = array[  # without what is filled up
+    tuple(slice(extent[x] if x in "vhg" else None) for x in ours)
+  ]
   array = array.transpose([ours.index(letter) for letter in weight.view])
   return array.reshape(weight.shape(extent))

@@ -18,7 +18,7 @@ ALLOWED = LARGEST + 300 * 10**6
 
 SCRIPT = """
 import sys
-from instructgpt_jax.models.hub.__main__ import import_model
+from instructgpt_jax.models.hub.__main__ import export_model, import_model
 
 def peak():
   # Not getrusage: what it tells began with the parent's memory.
@@ -26,10 +26,11 @@ def peak():
     (line,) = [line for line in file if line.startswith("VmHWM:")]
   return int(line.split()[1]) * 1024
 
-small, large, to = sys.argv[1:]
-import_model(small, to + "/small")
+what, small, large, to = sys.argv[1:]
+move = {"import": import_model, "export": export_model}[what]
+move(small, to + "/small")
 before = peak()
-import_model(large, to + "/large")
+move(large, to + "/large")
 print(peak() - before)
 """
 
@@ -61,7 +62,8 @@ def make(path, c):
 @pytest.mark.skipif(
   not os.path.exists("/proc/self/status"), reason="no peak memory to read"
 )
-def test_an_import_holds_little_more_than_its_largest_tensor(tmp_path):
+def test_a_move_holds_little_more_than_its_largest_tensor(tmp_path):
+  """In and out again."""
   c = config.Model(
     vocab_size=24_000, context=64, layers=9, width=2048, heads=16
   )
@@ -70,12 +72,16 @@ def test_an_import_holds_little_more_than_its_largest_tensor(tmp_path):
   for name in ("small", "large"):
     for file, content in ours.tokenizer_files().items():
       (tmp_path / name / file).write_bytes(content)
-  done = subprocess.run(
-    [sys.executable, "-c", SCRIPT, *(tmp_path / n for n in ("small", "large")),
-     tmp_path / "out"],
-    capture_output=True,
-    text=True,
-    env={**os.environ, "JAX_PLATFORMS": "cpu"},
-  )  # fmt: skip
-  assert done.returncode == 0, done.stderr
-  assert 0 < int(done.stdout) < ALLOWED
+  given = tmp_path
+  for what in ("import", "export"):
+    given, before = tmp_path / what, given
+    done = subprocess.run(
+      [sys.executable, "-c", SCRIPT, what, before / "small", before / "large",
+       given],
+      capture_output=True,
+      text=True,
+      env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    print(what, done.stdout)
+    assert 0 < int(done.stdout) < ALLOWED

@@ -456,6 +456,22 @@ class Mesh(Checked):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Processes(Checked):
+  """The processes of one run, on one host or many."""
+
+  coordinator: str = option(
+    "", "HOST:PORT of process 0, or auto: found from Slurm, a TPU slice, or"
+    " JAX_COORDINATOR_ADDRESS",
+  )  # fmt: skip
+  count: int = option(1, "processes", minimum=1)
+  index: int = option(0, "which of them this is", minimum=0)
+  timeout: float = option(
+    300.0, "how long to wait for one that does not come", unit="seconds",
+    above=0.0,
+  )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Run(Checked):
   """Logging and saving."""
 
@@ -805,6 +821,7 @@ class Experiment(Checked):
   tokenizer: Tokenizer = Tokenizer()
   data: Data = Data()
   mesh: Mesh = Mesh()
+  processes: Processes = Processes()
   run: Run = Run()
 
 

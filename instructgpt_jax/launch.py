@@ -10,9 +10,10 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from instructgpt_jax import config as config_lib
 from instructgpt_jax import flags
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.runtime import files, preemption
+from instructgpt_jax.runtime import files, preemption, processes
 
 T = TypeVar("T")
 
@@ -64,6 +65,11 @@ def main(
       print(text, end="")
       return
     quiet()
+    section = getattr(config, "processes", config_lib.Processes())
+    with processes.joined(section, _told(config, workdir)):
+      _run(config, workdir)
+
+  def _run(config, workdir):
     config = resolve(config)
     begun = os.path.exists(os.path.join(workdir, files.CONFIG))
     files.claim_workdir(workdir, experiment, flags.config_to_dict(config))
@@ -78,7 +84,20 @@ def main(
       raise
 
   with preemption.ending_at_once():
-    return guarded(launch)
+    status = guarded(launch)
+  if status:
+    processes.end_after_error(status)
+  return status
+
+
+def _told(config: Any, workdir: str) -> dict[str, Any]:
+  """What all processes of a run must have been told alike."""
+  leaves = {name: value for name, value, _ in flags.leaves(config)}
+  return {
+    name: value
+    for name, value in {**leaves, "workdir": workdir}.items()
+    if not name.startswith("processes.")
+  }
 
 
 def guarded(body: Callable[[], Any]) -> int:

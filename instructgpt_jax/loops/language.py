@@ -331,8 +331,8 @@ def row_losses(
   count = len(rows["tokens"])
   size = mesh_lib.fill(min(64, count), mesh)
   found = [
-    jax.device_get(
-      _token_logp(params, mesh_lib.put_batch(batch, mesh), model=model)
+    mesh_lib.fetch(
+      _token_logp(params, mesh_lib.put_whole(batch, mesh), model=model)
     )
     for batch in pipelines.language_batches(
       rows, batch_size=size, epochs=1, shuffle=False

@@ -171,7 +171,7 @@ def count_held_out(
   size = mesh_lib.fill(batch_size, mesh)
   rows = pipelines.ranking_rows(rankings, model.config.width)
   parts = [
-    jax.device_get(_count_pairs(model, params, mesh_lib.put_batch(batch, mesh)))
+    mesh_lib.fetch(_count_pairs(model, params, mesh_lib.put_whole(batch, mesh)))
     for batch in pipelines.ranking_batches(
       rankings,
       batch_size=size,

@@ -83,7 +83,7 @@ def respond(
     rollout = _generate(
       model,
       params,
-      mesh_lib.put_batch(batch, mesh),
+      mesh_lib.put_whole(batch, mesh),
       key,
       max_new_tokens=max_new_tokens,
       temperature=temperature,
@@ -92,7 +92,7 @@ def respond(
       samples=samples,
       slots=batch_size,
     )
-    parts.append(jax.device_get(rollout))
+    parts.append(mesh_lib.fetch(rollout))
     if told is not None:
       told(samples * int((batch.ids >= 0).sum()))
   rows = samples * len(prompts)

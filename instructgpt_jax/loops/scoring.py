@@ -77,8 +77,8 @@ def _each(
   for batch in pipelines.language_batches(
     rows, batch_size=size, epochs=1, shuffle=False
   ):
-    found = jax.device_get(
-      program(params, mesh_lib.put_batch(batch, mesh), model=model)
+    found = mesh_lib.fetch(
+      program(params, mesh_lib.put_whole(batch, mesh), model=model)
     )
     for row, chosen in zip(found, members[done : done + size], strict=False):
       start = 0

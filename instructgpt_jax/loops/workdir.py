@@ -24,7 +24,7 @@ from instructgpt_jax.models.transformer import (
   ScalarModel,
   abstract_params,
 )
-from instructgpt_jax.runtime import checkpoint, files
+from instructgpt_jax.runtime import checkpoint, files, processes
 from instructgpt_jax.runtime.mesh import unbox
 from instructgpt_jax.runtime.progress import say
 from instructgpt_jax.steps import state as state_lib
@@ -337,7 +337,7 @@ def stage_tokenizer(
 def put_tokenizer(workdir: str | pathlib.Path, tokenizer: Tokenizer) -> None:
   """Saves a tokenizer in a workdir, whole or not at all."""
   folder = pathlib.Path(workdir) / TOKENIZER
-  if folder.exists():
+  if folder.exists() or not processes.is_writer():
     return
   files.make_directory(folder.parent)
   scratch = folder.with_name(TOKENIZER + ".next")

@@ -14,7 +14,7 @@ from instructgpt_jax.data import curation, records, sources, transforms
 from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.loops import inputs, networks, sampling, workdir
-from instructgpt_jax.runtime import files
+from instructgpt_jax.runtime import files, processes
 from instructgpt_jax.runtime import mesh as mesh_lib
 from instructgpt_jax.runtime.progress import Progress
 from instructgpt_jax.world import labelers, words, write
@@ -99,6 +99,7 @@ def label_round(
       out.append(_line(turn, answers, ranks, split, labeler_id=labeler))
   for out, target in ((lines, path), (others, held_out(folder, number))):
     files.write_jsonl_atomic(target, (r for r in out if _has_pair(r)))
+  processes.together("rankings")
   return str(path)
 
 

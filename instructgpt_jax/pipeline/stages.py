@@ -23,7 +23,7 @@ from instructgpt_jax.errors import UserError
 from instructgpt_jax.loops import language, ppo, reward, workdir
 from instructgpt_jax.pipeline import evaluation, rankings
 from instructgpt_jax.report import page
-from instructgpt_jax.runtime import files
+from instructgpt_jax.runtime import files, processes
 from instructgpt_jax.runtime.progress import say
 from instructgpt_jax.world import write
 
@@ -62,6 +62,7 @@ class Pipeline:
       tokenizer=config.tokenizer,
       data=config.data,
       mesh=config.mesh,
+      processes=config.processes,
       run=config.run,
     )
     return kind(**(shared | sections))
@@ -126,6 +127,7 @@ def run(config: config_lib.PipelineExperiment, directory: str) -> None:
       pipeline.folder("rankings"),
       workdir.open_stage(pipeline.folder("policy_init")).tokenizer,
     )
+    processes.together("rankings")
     _reward(
       pipeline, "reward", rankings.for_reward(pipeline.folder("rankings"))
     )
@@ -157,8 +159,9 @@ def run(config: config_lib.PipelineExperiment, directory: str) -> None:
     )  # fmt: skip
   results["seconds"] = files.read_json(pathlib.Path(directory) / SECONDS)
   path = page.write_report(results, directory)
-  print(page.terminal_table(results))
-  print(f"report: {path}")
+  if processes.is_writer():
+    print(page.terminal_table(results))
+    print(f"report: {path}")
   files.mark_complete(directory, {"report": str(path)})
 
 
@@ -185,6 +188,7 @@ def _with_data(
       write.write_world(
         folder, seed=config.seed, **dataclasses.asdict(config.world)
       )
+  processes.together("world")
   data = pipeline.data(
     demonstrations=paths.demonstrations,
     prompts=paths.prompts,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.runtime import files, manifest, storage
+from instructgpt_jax.runtime import files, manifest, processes, storage
 from instructgpt_jax.runtime.progress import say
 
 CHECKPOINTS = "checkpoints"
@@ -66,7 +66,7 @@ class Checkpointer:
       for folder in folders
       if folder.name.isdigit()
     }
-    if storage.is_writer():
+    if processes.is_writer():
       for folder in folders:
         if "." in folder.name:
           storage.remove(folder)
@@ -115,7 +115,7 @@ class Checkpointer:
     scores = self._scores | {step: score}
     kept = self._keep.chosen(scores)
     self._scores = {step: scores[step] for step in kept}
-    if storage.is_writer():
+    if processes.is_writer():
       for folder in self._path.iterdir():
         if folder.name.isdigit() and int(folder.name) not in kept:
           # Renamed first: what is deleted by halves is no checkpoint.
@@ -167,7 +167,7 @@ class Checkpointer:
       with storage.saving(self._path):
         pending.result()
       self._look()
-      storage.together("checkpoint")
+      processes.together("checkpoint")
 
   def _look(self) -> None:
     """Refuses to begin anew where the folder was, as orbax would."""
@@ -216,7 +216,7 @@ def save_model(
   base = files.make_directory(pathlib.Path(directory).absolute())
   with storage.saving(base):
     storage.save(base / MODEL, params, info)()
-  storage.together("model")
+  processes.together("model")
 
 
 def save_model_parts(
@@ -233,7 +233,7 @@ def save_model_parts(
   base = files.make_directory(pathlib.Path(directory).absolute())
   with storage.saving(base):
     storage.save_parts(base / MODEL, parts, info)
-  storage.together("model")
+  processes.together("model")
 
 
 def load_model(

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from instructgpt_jax.errors import UserError
+from instructgpt_jax.runtime import processes
 
 CONFIG = "config.json"
 COMPLETE = "complete.json"
@@ -24,7 +25,7 @@ COMPLETE = "complete.json"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _MISSING = object()
 # How a run is watched and how far it goes may change from call to call.
-_FREE = ("run.", "until")
+_FREE = ("run.", "until", "processes.")
 
 
 def disk_error(error: OSError, path: str | os.PathLike[str]) -> UserError:
@@ -74,7 +75,12 @@ def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
 def write_chunks_atomic(
   path: str | os.PathLike[str], chunks: Iterable[bytes]
 ) -> None:
-  """Writes the chunks one after the other into a whole file."""
+  """Writes the chunks one after the other into a whole file.
+
+  Of several processes, all of which call this, one writes.
+  """
+  if not processes.is_writer():
+    return
   target = pathlib.Path(path)
   make_directory(target.parent)
   temporary = ""
@@ -195,6 +201,7 @@ def mark_complete(
 ) -> None:
   """Says that the run in `workdir` has ended well, and how."""
   write_json_atomic(pathlib.Path(workdir) / COMPLETE, dict(summary))
+  processes.together("complete")
 
 
 def read_complete(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
@@ -235,7 +242,8 @@ def claim_workdir(
     workdir: folder of the run; made when missing.
     experiment: for example "sft".
     config: the whole config as nested JSON values. Where the folder already
-      holds this experiment, only `until` and fields under `run` may differ.
+      holds this experiment, only `until` and fields under `run` and
+      `processes` may differ.
 
   Returns:
     The workdir.

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 from flax import linen as nn
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from instructgpt_jax import config
@@ -171,6 +172,23 @@ def fill(size: int, mesh: jax.sharding.Mesh) -> int:
   """The least number of rows, `size` or more, that splits evenly."""
   shards = batch_shards(mesh)
   return -(-size // shards) * shards
+
+
+def put_whole(batch: Any, mesh: jax.sharding.Mesh) -> Any:
+  """Rows that every process holds, as global arrays split over axis 0."""
+
+  def put(array):
+    place = batch_sharding(mesh) if array.ndim else replicated(mesh)
+    return jax.make_array_from_callback(array.shape, place, lambda i: array[i])
+
+  return jax.tree.map(put, batch)
+
+
+def fetch(tree: Any) -> Any:
+  """Arrays as numpy's, whole in every process."""
+  if jax.process_count() == 1:
+    return jax.device_get(tree)
+  return multihost_utils.process_allgather(tree, tiled=True)
 
 
 def put_batch(batch: Any, mesh: jax.sharding.Mesh) -> Any:

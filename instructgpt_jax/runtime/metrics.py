@@ -14,13 +14,16 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from instructgpt_jax.runtime import files
+from instructgpt_jax.runtime import files, processes
 
 METRICS = "metrics.jsonl"
 
 
 class MetricWriter:
-  """Appends metrics of one run; `step` is the number of updates done."""
+  """Appends metrics of one run; `step` is the number of updates done.
+
+  Of several processes one writes.
+  """
 
   def __init__(
     self,
@@ -38,10 +41,13 @@ class MetricWriter:
     """
     self._path = pathlib.Path(workdir) / METRICS
     files.make_directory(self._path.parent)
+    self._file: Any = None
+    self._tensorboard: Any = None
+    if not processes.is_writer():
+      return
     _cut(self._path, resume_step)
     with files.writing(self._path):
       self._file = self._path.open("a", encoding="utf-8")
-    self._tensorboard: Any = None
     if tensorboard:
       import tensorboardX
 
@@ -53,6 +59,8 @@ class MetricWriter:
 
   def write(self, step: int, values: Mapping[str, Any]) -> None:
     """Appends one line; values are numbers or scalar arrays."""
+    if self._file is None:
+      return
     row = {name: _number(value) for name, value in values.items()}
     line = json.dumps({"step": int(step), **files.plain(row)})
     with files.writing(self._path):
@@ -65,6 +73,8 @@ class MetricWriter:
 
   def close(self) -> None:
     """Flushes and closes; may be called twice."""
+    if self._file is None:
+      return
     with files.writing(self._path):
       self._file.close()
       if self._tensorboard is not None:

@@ -13,6 +13,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from instructgpt_jax.runtime import processes
+
 TOLD = "ended as asked (SIGTERM); the same command goes on from here"
 
 
@@ -37,7 +39,7 @@ class Watch:
 
   def __exit__(self, kind: Any, *unused: object) -> None:
     self._stack.close()
-    if kind is None and self._asked and _processes() == 1:
+    if kind is None and self._asked and processes.count() == 1:
       raise Preempted
 
   def asked(self) -> bool:
@@ -46,7 +48,7 @@ class Watch:
     Each of them calls this at every step. What one of several knows is heard a
     step later, so that no device has to wait for it.
     """
-    if _processes() == 1:
+    if processes.count() == 1:
       return self._asked
     from instructgpt_jax.runtime import agreement
 
@@ -88,10 +90,3 @@ def _handled(handler: Callable[..., None]) -> Iterator[None]:
     for number, old in before.items():
       if old is not None:  # None is not Python's to put back.
         signal.signal(number, old)
-
-
-def _processes() -> int:
-  # Not above: a command that only handles signals does without jax.
-  import jax
-
-  return jax.process_count()

@@ -8,10 +8,13 @@ from typing import Any, TextIO
 
 import tqdm
 
+from instructgpt_jax.runtime import processes
+
 
 def say(text: str) -> None:
   """One line for the user, beside the progress."""
-  print(text, file=sys.stderr, flush=True)
+  if processes.is_writer():
+    print(text, file=sys.stderr, flush=True)
 
 
 class Progress:
@@ -43,7 +46,8 @@ class Progress:
     self._metrics: dict[str, Any] = {}
     self._start = self._said = time.monotonic()
     self._bar = None
-    if self._stream.isatty():
+    self._silent = not processes.is_writer()
+    if self._stream.isatty() and not self._silent:
       self._bar = tqdm.tqdm(
         total=total,
         desc=description,
@@ -75,6 +79,8 @@ class Progress:
       self._initial = self.done
 
   def _line(self) -> None:
+    if self._silent:
+      return
     now = self._said = time.monotonic()
     seconds = now - self._start
     rate = (self.done - self._initial) / seconds if seconds > 0 else 0.0

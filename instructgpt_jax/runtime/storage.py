@@ -23,7 +23,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.runtime import files, manifest, tables
+from instructgpt_jax.runtime import files, manifest, processes, tables
 
 OLD = ".old"  # what a folder is called that is being deleted
 _SAVING = ".saving"
@@ -127,7 +127,7 @@ def load_values(folder: pathlib.Path) -> dict[str, Any]:
 
 def problem(folder: pathlib.Path, *, deep: bool = True) -> str:
   """`manifest.problem`, looked for by all processes and told to all."""
-  count = jax.process_count()
+  count = processes.count()
   found = manifest.problem(folder, jax.process_index(), count, deep=deep)
   if count == 1:
     return found
@@ -135,17 +135,6 @@ def problem(folder: pathlib.Path, *, deep: bool = True) -> str:
   everyone = np.asarray(multihost_utils.process_allgather(told))
   texts = (row.tobytes().decode(errors="replace").strip() for row in everyone)
   return next(filter(None, texts), "")
-
-
-def is_writer() -> bool:
-  """Whether this process is the one that names and deletes folders."""
-  return jax.process_index() == 0
-
-
-def together(name: str) -> None:
-  """Waits until all processes have come here."""
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(name)
 
 
 def beside(folder: pathlib.Path, suffix: str) -> pathlib.Path:
@@ -159,7 +148,7 @@ def remove(folder: pathlib.Path) -> None:
 
 
 def _publish(new: pathlib.Path, folder: pathlib.Path, **scores: Any) -> None:
-  if not is_writer():
+  if not processes.is_writer():
     return
   manifest.write(new, **scores)
   old = beside(folder, OLD)

@@ -13,48 +13,48 @@ SCRIPT = """
   import numpy as np
   from jax.sharding import NamedSharding, PartitionSpec
   from instructgpt_jax import config
-  from instructgpt_jax.runtime import checkpoint, mesh, preemption
+  from instructgpt_jax.runtime import checkpoint, mesh, preemption, processes
 
   folder, me, port = sys.argv[1], *map(int, sys.argv[2:])
-  jax.config.update("jax_cpu_collectives_implementation", "gloo")
-  jax.distributed.initialize(f"localhost:{port}", 2, me)
-  whole = np.arange(24, dtype=np.float32).reshape(4, 6)
-  place = NamedSharding(mesh.make_mesh(config.Mesh(fsdp=2)),
-                        PartitionSpec("fsdp"))
+  section = config.Processes(
+    coordinator=f"localhost:{port}", count=2, index=me)
+  with processes.joined(section, {}):
+    whole = np.arange(24, dtype=np.float32).reshape(4, 6)
+    place = NamedSharding(mesh.make_mesh(config.Mesh(fsdp=2)),
+                          PartitionSpec("fsdp"))
 
-  def state(factor):
-    return {"x": jax.make_array_from_process_local_data(
-      place, factor * whole[2 * me : 2 * me + 2])}
+    def state(factor):
+      return {"x": jax.make_array_from_process_local_data(
+        place, factor * whole[2 * me : 2 * me + 2])}
 
-  def mine(array):
-    (shard,) = array.addressable_shards
-    return np.asarray(shard.data)
+    def mine(array):
+      (shard,) = array.addressable_shards
+      return np.asarray(shard.data)
 
-  try:
+    try:
+      with checkpoint.Checkpointer(folder) as saver:
+        saver.save(1, state(1), {"at": 1})
+        with preemption.Watch() as watch:
+          for step in range(2, 9):
+            if me == 1 and step == 3:
+              os.kill(os.getpid(), signal.SIGTERM)
+            if watch.asked():
+              saver.save(step, state(step), {"at": step})
+              saver.wait()
+              raise preemption.Preempted
+    except preemption.Preempted:
+      print("stopped at", step)
     with checkpoint.Checkpointer(folder) as saver:
-      saver.save(1, state(1), {"at": 1})
-      with preemption.Watch() as watch:
-        for step in range(2, 9):
-          if me == 1 and step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-          if watch.asked():
-            saver.save(step, state(step), {"at": step})
-            saver.wait()
-            raise preemption.Preempted
-  except preemption.Preempted:
-    print("stopped at", step)
-  with checkpoint.Checkpointer(folder) as saver:
-    found, held, extra = saver.restore_latest(state(0))
-    same = (mine(held["x"]) == step * mine(state(1)["x"])).all()
-    print("restored", found, extra["at"], bool(same))
-  # Damage that one of them sees is damage to both.
-  if me == 0:
-    damaged = os.path.join(folder, "checkpoints", str(step))
-    os.truncate(os.path.join(damaged, "_CHECKPOINT_METADATA"), 5)
-  checkpoint.storage.together("damaged")
-  with checkpoint.Checkpointer(folder) as saver:
-    print("then", saver.restore_latest(state(0))[0])
-  jax.distributed.shutdown()
+      found, held, extra = saver.restore_latest(state(0))
+      same = (mine(held["x"]) == step * mine(state(1)["x"])).all()
+      print("restored", found, extra["at"], bool(same))
+    # Damage that one of them sees is damage to both.
+    if me == 0:
+      damaged = os.path.join(folder, "checkpoints", str(step))
+      os.truncate(os.path.join(damaged, "_CHECKPOINT_METADATA"), 5)
+    processes.together("damaged")
+    with checkpoint.Checkpointer(folder) as saver:
+      print("then", saver.restore_latest(state(0))[0])
 """
 
 

@@ -1,0 +1,470 @@
+"""The processes of one run: they meet, stay in touch, and end together.
+
+Process 0 listens at the coordinator's address. The others tell it who they are
+and what they were told to do, and keep the connection: where one ends early, or
+never comes, all end with one error that names it. JAX's own service, which ends
+a process with a stack trace, starts when everyone is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from instructgpt_jax import config as config_lib
+from instructgpt_jax.errors import UserError
+
+ENDED_EARLY = 1  # exit status of a process because of another one
+_GRACE = 3.0  # seconds
+_LINE = 1 << 22  # most bytes of a message
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_REMEDY = "see its own error; the same command goes on from the last checkpoint"
+
+
+class Place(NamedTuple):
+  """Which process of a run this is."""
+
+  host: str
+  port: int
+  count: int
+  index: int
+
+
+_index, _count = 0, 1
+_failed = False  # this process, of several
+
+
+def count() -> int:
+  """How many processes there are."""
+  return _count
+
+
+def is_writer() -> bool:
+  """Whether this process is the one that writes what all of them know."""
+  return _index == 0
+
+
+def together(name: str) -> None:
+  """Waits until all processes have come here."""
+  if _count > 1:
+    from jax.experimental import multihost_utils
+
+    multihost_utils.sync_global_devices(name)
+
+
+def place(
+  section: config_lib.Processes, env: Mapping[str, str] = os.environ
+) -> Place | None:
+  """Where this process stands; None when it is alone.
+
+  Args:
+    section: the flags.
+    env: for `auto`: variables of Slurm, of a TPU slice, or JAX's own.
+
+  Raises:
+    UserError: the flags or the variables do not say it.
+  """
+  if not section.coordinator:
+    return None
+  if section.coordinator == "auto":
+    address, number, index = _found(env)
+  else:
+    address, number, index = section.coordinator, section.count, section.index
+  host, _, port = address.rpartition(":")
+  if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+    raise UserError(
+      f"{address!r} is not an address",
+      field="processes.coordinator",
+      remedy="give HOST:PORT of process 0, or auto",
+    )
+  if not 0 <= index < number:
+    raise UserError(
+      f"process {index} is not one of {number}",
+      field="processes.index",
+      remedy="give --processes.count=N and --processes.index from 0 to N - 1",
+    )
+  if number == 1:
+    return None
+  return Place(host.strip("[]"), int(port), number, index)
+
+
+def _found(env: Mapping[str, str]) -> tuple[str, int, int]:
+  """Address of process 0, number of processes, and which one this is."""
+  try:
+    if "JAX_COORDINATOR_ADDRESS" in env:
+      index = env.get("JAX_PROCESS_ID", env.get("JOB_COMPLETION_INDEX"))
+      if index is None:
+        raise KeyError("JAX_PROCESS_ID")
+      return (
+        env["JAX_COORDINATOR_ADDRESS"],
+        int(env["JAX_NUM_PROCESSES"]),
+        int(index),
+      )
+    if "SLURM_PROCID" in env:
+      nodes = env.get("SLURM_STEP_NODELIST") or env["SLURM_JOB_NODELIST"]
+      port = 20_000 + int(env["SLURM_JOB_ID"]) % 10_000
+      address = f"{first_node(nodes)}:{port}"
+      return address, int(env["SLURM_NTASKS"]), int(env["SLURM_PROCID"])
+    if "TPU_WORKER_HOSTNAMES" in env:
+      hosts = env["TPU_WORKER_HOSTNAMES"].split(",")
+      return f"{hosts[0]}:8476", len(hosts), int(env["TPU_WORKER_ID"])
+  except (KeyError, ValueError) as error:
+    raise UserError(
+      f"is auto, but {error} in the environment does not say which process"
+      " this is",
+      field="processes.coordinator",
+      remedy="give HOST:PORT, --processes.count and --processes.index",
+    ) from error
+  raise UserError(
+    "is auto, but neither Slurm, nor a TPU slice, nor JAX_COORDINATOR_ADDRESS"
+    " is in the environment",
+    field="processes.coordinator",
+    remedy="give HOST:PORT, --processes.count and --processes.index",
+  )
+
+
+def first_node(nodes: str) -> str:
+  """The first host of Slurm's list: "n[003-005,9],m1" begins with n003."""
+  found = re.match(r"([^\[,]+)(?:\[(\d+)[^\]]*\]([^,]*))?", nodes)
+  if found is None:
+    raise ValueError(f"node list {nodes!r}")
+  return "".join(part or "" for part in found.groups())
+
+
+@contextlib.contextmanager
+def joined(
+  section: config_lib.Processes, told: Mapping[str, Any]
+) -> Iterator[None]:
+  """During the block this process is one of its run's.
+
+  Args:
+    section: the flags.
+    told: what every process must have been told alike: dotted name → value.
+
+  Raises:
+    UserError: one did not come in time, or was told something else.
+  """
+  found = place(section)
+  if found is None:
+    yield
+    return
+  line = (_Server if found.index == 0 else _Client)(found, section.timeout)
+  try:
+    port = line.meet(dict(told))
+    _start_jax(found, port, section)
+    _set(found.index, found.count)
+    line.watch()
+    try:
+      yield
+    except SystemExit as error:  # as all were asked to
+      if error.code:
+        raise
+      line.leave()
+      raise
+    line.leave()
+  except BaseException as error:
+    if not isinstance(error, (UserError, KeyboardInterrupt, SystemExit)):
+      # A collective fails where another process has ended, which is the reason
+      # to tell; the word of it may be on its way.
+      time.sleep(_GRACE)
+    global _failed
+    _failed = True
+    line.fail(_first_line(error))
+    raise
+  finally:
+    _set(0, 1)
+    line.close()
+
+
+def end_after_error(status: int) -> None:
+  """Ends a process of several at once: JAX would wait for the others."""
+  if _failed:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _first_line(error: BaseException) -> str:
+  if isinstance(error, KeyboardInterrupt):
+    return "interrupted"
+  return (str(error).splitlines() or [type(error).__name__])[0][:300]
+
+
+def _set(index: int, number: int) -> None:
+  global _index, _count
+  _index, _count = index, number
+
+
+def _start_jax(found: Place, port: int, section: config_lib.Processes) -> None:
+  import jax
+
+  # A peer's end is told here; JAX would end this process with a stack trace.
+  jax.config.update("jax_enable_recoverability", True)
+  jax.config.update("jax_cpu_collectives_implementation", "gloo")
+  host = f"[{found.host}]" if ":" in found.host else found.host
+  jax.distributed.initialize(
+    f"{host}:{port}",
+    found.count,
+    found.index,
+    initialization_timeout=max(1, round(section.timeout)),
+    coordinator_bind_address=f"{_bound(found.host) or '[::]'}:{port}",
+  )
+
+
+def _stop_jax() -> None:
+  import jax
+
+  jax.distributed.shutdown()
+
+
+def _bound(host: str) -> str:
+  """Where to listen: a loopback address stays one."""
+  return host if host in _LOOPBACK else ""
+
+
+class _Line:
+  """Messages of JSON, a line each, between process 0 and one other."""
+
+  def __init__(self, connection: socket.socket):
+    self._socket = connection
+    self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    # A machine that is gone says nothing: it is asked every few seconds.
+    for name, value in (("KEEPIDLE", 10), ("KEEPINTVL", 5), ("KEEPCNT", 4)):
+      if hasattr(socket, f"TCP_{name}"):
+        number = getattr(socket, f"TCP_{name}")
+        self._socket.setsockopt(socket.IPPROTO_TCP, number, value)
+    self._file = connection.makefile("rb")
+
+  def say(self, **message: Any) -> None:
+    """Sends a message; nothing happens where nobody is left to hear it."""
+    with contextlib.suppress(OSError):
+      self._socket.sendall(json.dumps(message).encode() + b"\n")
+
+  def hear(self, seconds: float | None) -> dict[str, Any] | None:
+    """The next message; None where the other side is gone or too slow."""
+    self._socket.settimeout(seconds)
+    try:
+      line = self._file.readline(_LINE)
+      message = json.loads(line)
+    except (OSError, ValueError):
+      return None
+    return message if isinstance(message, dict) else None
+
+  def close(self) -> None:
+    """Ends the connection."""
+    with contextlib.suppress(OSError):
+      self._socket.shutdown(socket.SHUT_RDWR)
+    self._file.close()
+    self._socket.close()
+
+
+def _end(error: str) -> None:
+  """Ends this process because of another one."""
+  print(f"error: {error}\nremedy: {_REMEDY}", file=sys.stderr, flush=True)
+  os._exit(ENDED_EARLY)
+
+
+class _Server:
+  """Process 0's end of all lines."""
+
+  def __init__(self, found: Place, timeout: float):
+    self._place, self._timeout = found, timeout
+    self._lines: dict[int, _Line] = {}
+    self._spare: list[_Line] = []  # of a number that is given twice
+    self._left: set[int] = set()
+    self._changed = threading.Condition()
+    family = socket.AF_INET6 if ":" in found.host else socket.AF_INET
+    try:
+      self._listener = socket.create_server(
+        (_bound(found.host), found.port), family=family, backlog=found.count
+      )
+    except OSError as error:
+      raise UserError(
+        f"cannot listen at {found.host}:{found.port}"
+        f" ({error.strerror or error})",
+        field="processes.coordinator",
+        remedy="give a port that is free",
+      ) from error
+
+  def meet(self, told: dict[str, Any]) -> int:
+    """Waits for all; the port of JAX's service."""
+    until = time.monotonic() + self._timeout
+    problems: list[tuple[str, str]] = []
+    while len(self._lines) + len(self._spare) < self._place.count - 1:
+      self._listener.settimeout(max(1e-3, until - time.monotonic()))
+      try:
+        connection, _ = self._listener.accept()
+      except OSError:
+        problems.append(self._missing())
+        break
+      line = _Line(connection)
+      first = line.hear(5)
+      if first is None or first.get("index") not in range(1, self._place.count):
+        line.close()  # not one of ours
+      elif first["index"] in self._lines:
+        self._spare.append(line)
+        problems.append(
+          (
+            f"two processes say that they are number {first['index']}",
+            "give each its own --processes.index",
+          )
+        )
+      else:
+        self._lines[first["index"]] = line
+        problems += self._differences(first, told)
+    if problems:  # when all are here to be told
+      problem, remedy = problems[0]
+      for line in (*self._lines.values(), *self._spare):
+        line.say(error=problem, remedy=remedy)
+      raise UserError(problem, field="processes", remedy=remedy)
+    with socket.create_server((_bound(self._place.host), 0)) as free:
+      port = free.getsockname()[1]
+    for line in self._lines.values():
+      line.say(port=port)
+    return port
+
+  def _missing(self) -> tuple[str, str]:
+    others = sorted(set(range(1, self._place.count)) - set(self._lines))
+    return (
+      f"of {self._place.count} processes, number"
+      f" {', '.join(map(str, others))} did not come within"
+      f" {self._timeout:g} s",
+      "see that each was started with the same --processes.coordinator and can"
+      " reach it; --processes.timeout is how long to wait",
+    )
+
+  def _differences(
+    self, first: dict[str, Any], told: dict[str, Any]
+  ) -> Iterator[tuple[str, str]]:
+    index, theirs = first["index"], first.get("told", {})
+    if first.get("count") != self._place.count:
+      yield (
+        f"process {index} counts {first.get('count')} processes, process 0"
+        f" {self._place.count}",
+        "give all the same --processes.count",
+      )
+    for name in sorted({*told, *theirs}):
+      if told.get(name) != theirs.get(name):
+        yield (
+          f"process {index} was given --{name}={theirs.get(name)!r}, process 0"
+          f" {told.get(name)!r}",
+          "give all processes the same flags",
+        )
+
+  def watch(self) -> None:
+    """From now on, the early end of one is the end of all."""
+    for index, line in self._lines.items():
+      threading.Thread(
+        target=self._listen, args=(index, line), daemon=True
+      ).start()
+
+  def _listen(self, index: int, line: _Line) -> None:
+    message = line.hear(None)
+    with self._changed:
+      if message is not None and not message.get("error"):
+        self._left.add(index)
+        self._changed.notify_all()
+        return
+    why = f": {message['error']}" if message else " without a word"
+    problem = f"process {index} has ended{why}"
+    for other in self._lines.values():
+      other.say(error=problem)
+    _end(problem)
+
+  def leave(self) -> None:
+    """Waits until the others are done, and ends JAX's service after them."""
+    with self._changed:
+      self._changed.wait_for(
+        lambda: len(self._left) == len(self._lines), self._timeout
+      )
+    _stop_jax()
+    for line in self._lines.values():
+      line.say(end=True)
+
+  def fail(self, error: str) -> None:
+    """Tells the others why there is no going on."""
+    for line in self._lines.values():
+      line.say(error=f"process 0 has ended: {error}")
+
+  def close(self) -> None:
+    """Ends all lines."""
+    self._listener.close()
+    for line in (*self._lines.values(), *self._spare):
+      line.close()
+
+
+class _Client:
+  """Another process's end of its line."""
+
+  def __init__(self, found: Place, timeout: float):
+    self._place, self._timeout = found, timeout
+    self._line: _Line | None = None
+    self._over = threading.Event()
+    self._watcher: threading.Thread | None = None
+
+  def meet(self, told: dict[str, Any]) -> int:
+    """Waits for process 0; the port of JAX's service."""
+    until = time.monotonic() + self._timeout
+    where = (self._place.host, self._place.port)
+    first: dict[str, Any] | None = None
+    while first is None and time.monotonic() < until:
+      try:
+        line = _Line(socket.create_connection(where, timeout=5))
+      except OSError:
+        time.sleep(0.1)
+        continue
+      self._line = line
+      line.say(index=self._place.index, count=self._place.count, told=told)
+      # Process 0 says by then who is missing.
+      first = line.hear(max(1.0, until + 5 - time.monotonic()))
+    if first is None:
+      raise UserError(
+        f"process 0 did not answer at {where[0]}:{where[1]} within"
+        f" {self._timeout:g} s",
+        field="processes.coordinator",
+        remedy="see that it was started and can be reached from here",
+      )
+    if "error" in first:
+      raise UserError(
+        first["error"], field="processes", remedy=first.get("remedy", "")
+      )
+    return int(first["port"])
+
+  def watch(self) -> None:
+    """From now on, the early end of one is the end of all."""
+    self._watcher = threading.Thread(target=self._listen, daemon=True)
+    self._watcher.start()
+
+  def _listen(self) -> None:
+    assert self._line is not None
+    message = self._line.hear(None)
+    if self._over.is_set() or (message or {}).get("end"):
+      return
+    _end((message or {}).get("error", "process 0 has ended without a word"))
+
+  def leave(self) -> None:
+    """Tells process 0 that this one is done, and waits for the others."""
+    assert self._line is not None and self._watcher is not None
+    _stop_jax()
+    self._line.say(end=True)
+    self._watcher.join(self._timeout)
+    self._over.set()
+
+  def fail(self, error: str) -> None:
+    """Tells process 0 why there is no going on."""
+    self._over.set()
+    if self._line is not None:
+      self._line.say(error=error)
+
+  def close(self) -> None:
+    """Ends the line."""
+    if self._line is not None:
+      self._line.close()

@@ -69,31 +69,43 @@ def test_two_train_as_one_does(axis, stages, tmp_path):
   )
 
 
-def pipeline(stages, path, *more):
-  return [*soak.flags(stages.data), *more, f"--workdir={path}"]
+def pipeline(until=""):
+  def flags(stages):
+    return [
+      *soak.flags(stages.data), f"--until={until}", "--policy_init.epochs=4"
+    ]  # fmt: skip
+
+  return flags
+
+
+LONG = pytest.mark.soak
 
 
 @pytest.mark.parametrize(
-  "count, until, stage",
+  "count, experiment, flags, stage",
   [
-    (2, "", "ppo_ptx"),
-    (4, "policy_init", "policy_init"),
-    pytest.param(4, "", "ppo", marks=pytest.mark.soak),
+    (2, "ppo_ptx", lambda stages: stages.flags("ppo_ptx"), "."),
+    (4, "pipeline", pipeline("policy_init"), "policy_init"),
+    pytest.param(2, "pipeline", pipeline(), "ppo_ptx", marks=LONG),
+    pytest.param(4, "pipeline", pipeline(), "ppo", marks=LONG),
   ],
+  ids=["ppo_ptx", "pipeline-of-4", "whole-of-2", "whole-of-4"],
 )
 def test_one_is_killed_and_all_are_started_again(
-  count, until, stage, stages, tmp_path
+  count, experiment, flags, stage, stages, tmp_path
 ):
   """What they then make is, bit for bit, what they make without the kill."""
-  server, module = stages.server, "experiments.pipeline"
   straight, path = tmp_path / "straight", tmp_path / "killed"
-  more = [f"--until={until}", "--policy_init.epochs=4"]
-  again = functools.partial(  # the report tells the address
-    start, server, count, module, address=f"localhost:{free_port()}"
+  run = functools.partial(
+    start,
+    stages.server,
+    count,
+    f"experiments.{experiment}",
+    *flags(stages),
+    address=f"localhost:{free_port()}",  # which the report tells
   )
-  finish(again(*pipeline(stages, straight, *more)))
-  flags = pipeline(stages, path, *more)
-  children = again(*flags)
+  finish(run(f"--workdir={straight}"))
+  children = run(f"--workdir={path}")
   victim = count - 1
   while results.lines(path / stage) < 5:
     assert all(child.running() for child in children)
@@ -108,8 +120,11 @@ def test_one_is_killed_and_all_are_started_again(
       assert said == [f"error: process {victim} {ENDED}"], done.err
   assert time.monotonic() - began < 20
   assert not (path / "complete.json").exists()
-  finish(again(*flags))
-  soak.assert_same_pipeline(path, straight)
+  finish(run(f"--workdir={path}"))
+  if experiment == "pipeline":
+    soak.assert_same_pipeline(path, straight)
+  else:
+    results.assert_same_run(path, straight)
 
 
 def test_a_signal_to_one_is_heard_by_all(stages, tmp_path):

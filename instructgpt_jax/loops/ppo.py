@@ -23,6 +23,7 @@ from instructgpt_jax.loops import (
   inputs,
   language,
   networks,
+  ppo_checks,
   supervised,
   workdir,
 )
@@ -37,9 +38,6 @@ from instructgpt_jax.steps import ppo as ppo_step
 from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.steps.state import PpoState
 from instructgpt_jax.types import PyTree, Rollout
-
-# How far cached decoding and the full pass may differ, in nats a token.
-_TOLERANCE = {"float32": 2e-4, "bfloat16": 0.25}
 
 SNAPSHOTS = "snapshots"  # policies on the way, not averaged
 
@@ -403,7 +401,7 @@ def _run(
       prompts.set_state(extra["prompts"])
       if ptx is not None:
         ptx.set_state(extra["ptx"])
-      _unchanged(extra["marks"], marks, directory)
+      ppo_checks.unchanged(extra["marks"], marks, directory)
     with (
       MetricWriter(
         directory, tensorboard=run.tensorboard, resume_step=start
@@ -426,7 +424,14 @@ def _run(
             policy, mesh_lib.put_batch(batch, mesh), key
           )
           if first == start:
-            _agree(programs, policy, frozen, rollout, config, fresh=start == 0)
+            ppo_checks.agree(
+              programs.compare,
+              policy,
+              frozen,
+              rollout,
+              config,
+              fresh=start == 0,
+            )
           begun = programs.experience(
             rollout,
             frozen["reference"],
@@ -456,7 +461,7 @@ def _run(
         done = first + len(logged)
         rolled, logged = jax.device_get((rolled, logged))
         if first == 0:
-          _first_update(logged[0], config.model.dtype)
+          ppo_checks.first_update(logged[0], config.model.dtype)
         taken = time.monotonic() - since
         share = len(logged) / updates
         speed = {
@@ -509,7 +514,7 @@ def _run(
           raise preemption.Preempted
       seconds += time.monotonic() - began
   after = {k: int(_fingerprint(v)) for k, v in frozen.items()}
-  _unchanged(marks, after, directory)
+  ppo_checks.unchanged(marks, after, directory)
   return state, {
     "updates": total,
     "episodes": iterations * section.rollout_batch,
@@ -576,73 +581,3 @@ def _minibatches(
     shuffled = order.permutation(section.rollout_batch).astype(np.int32)
     rows.extend(shuffled.reshape(-1, section.minibatch))
   return rows
-
-
-def _agree(
-  programs: Programs,
-  policy: PyTree,
-  frozen: dict[str, PyTree],
-  rollout: Rollout,
-  config: config_lib.PpoExperiment,
-  *,
-  fresh: bool,
-) -> None:
-  """Invariants 6 and 3 on the run's first rollout."""
-  cached, reference = jax.device_get(
-    programs.compare(policy, frozen["reference"], rollout)
-  )
-  tolerance = _TOLERANCE[config.model.dtype]
-  if not np.isfinite(cached):
-    raise UserError(
-      f"the policy's log-probabilities are not finite ({cached})",
-      field="init_from" if fresh else None,
-      remedy="lower the learning rate, or look at the model of --init_from",
-    )
-  if not cached <= tolerance:
-    raise InvariantError(
-      6,
-      "log-probabilities recorded while decoding differ from the full pass by"
-      f" {cached:.2g} nats",
-    )
-  if fresh and not reference <= tolerance:
-    raise InvariantError(
-      3, f"the first policy is {reference:.2g} nats from its reference"
-    )
-
-
-def _first_update(metrics: dict[str, Any], dtype: str) -> None:
-  """Invariant 1: before any update the ratio is 1."""
-  tolerance = _TOLERANCE[dtype]
-  if (
-    abs(metrics["ratio_mean"] - 1) > tolerance
-    or abs(metrics["approx_kl"]) > tolerance
-    or metrics["clip_fraction"] > 0
-  ):
-    raise InvariantError(
-      1,
-      "on the first minibatch the ratio is"
-      f" {metrics['ratio_mean']:.6f} and the clip fraction"
-      f" {metrics['clip_fraction']:.3g}",
-    )
-
-
-def _unchanged(
-  before: dict[str, int], after: dict[str, int], directory: str
-) -> None:
-  """Invariant 29: frozen parameters have the bits they had."""
-  for name, mark in before.items():
-    if after[name] != mark:
-      raise InvariantError(
-        29, f"the {name} parameters of {directory} have changed"
-      )
-
-
-class InvariantError(UserError):
-  """An invariant that the running program checks does not hold."""
-
-  def __init__(self, number: int, problem: str):
-    super().__init__(
-      f"invariant {number} does not hold: {problem}",
-      remedy="the models given do not belong together, or this is a defect;"
-      " please report it with the config.json",
-    )

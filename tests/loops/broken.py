@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from instructgpt_jax.loops import networks, ppo
+from instructgpt_jax.loops import networks, ppo, ppo_checks
 from instructgpt_jax.steps import ppo as ppo_step
 
 
@@ -68,13 +68,13 @@ def stale_rollout() -> None:
 
 def moving_reference() -> None:
   """A reference that changes by one bit."""
-  honest = ppo._agree
+  honest = ppo_checks.agree
 
-  def agree(programs, state, frozen, *args, **kwargs):
-    honest(programs, state, frozen, *args, **kwargs)
+  def agree(compare, policy, frozen, *args, **kwargs):
+    honest(compare, policy, frozen, *args, **kwargs)
     frozen["reference"] = _one_bit(frozen["reference"])
 
-  vars(ppo)["_agree"] = agree
+  vars(ppo_checks)["agree"] = agree
 
 
 DEFECTS: dict[str, Callable[[], None]] = {

@@ -4,20 +4,20 @@ import pytest
 
 from instructgpt_jax import config
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.runtime import processes
+from instructgpt_jax.runtime import places
 
 AUTO = config.Processes(coordinator="auto")
 
 
 def test_alone_without_flags():
-  assert processes.place(config.Processes(), {"SLURM_PROCID": "1"}) is None
+  assert places.place(config.Processes(), {"SLURM_PROCID": "1"}) is None
   section = config.Processes(coordinator="h:1", count=1)
-  assert processes.place(section, {}) is None
+  assert places.place(section, {}) is None
 
 
 def test_by_flags():
   section = config.Processes(coordinator="[::1]:80", count=3, index=2)
-  assert processes.place(section, {}) == ("::1", 80, 3, 2)
+  assert places.place(section, {}) == ("::1", 80, 3, 2)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_by_flags():
   ids=["slurm", "tpu", "jax", "one_tpu_host"],
 )
 def test_found(env, wanted):
-  assert processes.place(AUTO, env) == wanted
+  assert places.place(AUTO, env) == wanted
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_found(env, wanted):
   ],
 )
 def test_first_node_of_a_list(nodes, first):
-  assert processes.first_node(nodes) == first
+  assert places.first_node(nodes) == first
 
 
 @pytest.mark.parametrize(
@@ -89,4 +89,4 @@ def test_first_node_of_a_list(nodes, first):
 )
 def test_what_does_not_say_it_is_refused(section, env, said):
   with pytest.raises(UserError, match=said):
-    processes.place(section, env)
+    places.place(section, env)

@@ -42,7 +42,7 @@ class Runs:
   """Stages of one directory, each run when it is first asked for."""
 
   def __init__(self, kind, base, stages):
-    self._base, self.stages = base, stages
+    self.base, self.stages = base, stages
     self.source = hub.make(base / "hf", kind)
 
   def flags(self, name):
@@ -57,7 +57,7 @@ class Runs:
     return [*found, f"--init_from={self.source}"]
 
   def __getitem__(self, name):
-    path = self._base / name
+    path = self.base / name
     if not path.exists():
       self.run(name, path)
     return path

@@ -17,43 +17,25 @@ from instructgpt_jax.models.hub.__main__ import export_model
 from instructgpt_jax.models.transformer import abstract_params
 from instructgpt_jax.runtime import mesh as mesh_lib
 from instructgpt_jax.runtime.mesh import unbox
-from tests.loops import hub, results, soak, toy
-from tests.loops.test_hub import EIGHT, LIMITS, STAGES
+from tests.loops import results, soak
+from tests.loops.test_hub import EIGHT, Runs
 
 RANK = ("--model.lora_rank=2", "--optimizer.learning_rate=1e-2")
 
 
-class Runs:
+class Adapted(Runs):
   """SFT, reward model and PPO-ptx with adapters, on a Llama."""
 
-  def __init__(self, base, stages):
-    self.base, self.stages = base, stages
-    self.source = hub.make(base / "hf", "llama")
-
   def flags(self, name):
-    found = [*LIMITS, *toy.RUN, *STAGES[name], *RANK]
-    found += toy.sources(self.stages.data, *toy.READS[name])
-    if name == "ppo_ptx":
-      found.append(f"--ppo.reward_model={self['reward']}")
-    start = self.source if name == "sft" else self["sft"]
-    return [*found, f"--init_from={start}"]
-
-  def __getitem__(self, name):
-    path = self.base / name
-    if not path.exists():
-      self.run(name, path)
-    return path
-
-  def run(self, name, path, *more, **options):
-    done = self.stages.run(
-      name, *self.flags(name), *more, f"--workdir={path}", **options
-    )
-    assert done.status == 0, done.err
+    found = [*super().flags(name), *RANK]
+    if name == "reward":
+      found.append(f"--init_from={self['sft']}")
+    return found
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, stages):
-  return Runs(tmp_path_factory.mktemp("lora"), stages)
+  return Adapted("llama", tmp_path_factory.mktemp("lora"), stages)
 
 
 def params_of(path):

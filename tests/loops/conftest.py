@@ -1,6 +1,5 @@
 """Processes and finished stages for all tests of the loops."""
 
-import os
 import pathlib
 
 import pytest
@@ -10,12 +9,9 @@ from tests.loops import stages as stages_lib
 
 
 @pytest.fixture(scope="session")
-def shared(tmp_path_factory) -> pathlib.Path:
-  """One folder for all workers of this test run."""
-  base = tmp_path_factory.getbasetemp()
-  if "PYTEST_XDIST_WORKER" in os.environ:
-    base = base.parent
-  folder = base / "loops"
+def shared(common) -> pathlib.Path:
+  """The folder of the loops' tests in it."""
+  folder = common / "loops"
   folder.mkdir(exist_ok=True)
   return folder
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import pathlib
-from collections.abc import Iterator
 
+from tests.locks import alone
 from tests.loops import forks, toy
 
 # Little is computed here and much compiled: as little optimising as can be, and
@@ -31,15 +29,9 @@ class Stages:
   def __init__(self, folder: pathlib.Path, server: forks.Server):
     self.folder, self.server = folder, server
     self.data = folder / "data"
-    with self._alone("data"):
+    with alone(self.data):
       if not self.data.exists():
         toy.write_data(self.data)
-
-  @contextlib.contextmanager
-  def _alone(self, name: str) -> Iterator[None]:
-    with open(self.folder / f"{name}.lock", "w") as lock:
-      fcntl.flock(lock, fcntl.LOCK_EX)
-      yield
 
   def flags(self, name: str) -> list[str]:
     """The command line of a stage, but for its workdir."""
@@ -54,7 +46,7 @@ class Stages:
   def __getitem__(self, name: str) -> pathlib.Path:
     path = self.folder / name
     flags = [] if path.exists() else self.flags(name)
-    with self._alone(name):
+    with alone(path):
       if not (path / "complete.json").exists():
         done = self.run(name, *flags, f"--workdir={path}")
         assert done.status == 0, done.err

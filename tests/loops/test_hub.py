@@ -12,6 +12,7 @@ from instructgpt_jax.models.hub import folder
 from instructgpt_jax.models.hub.__main__ import export_model, import_model
 from instructgpt_jax.models.transformer import abstract_params
 from instructgpt_jax.runtime.mesh import unbox
+from tests.locks import alone
 from tests.loops import hub, results, toy
 from tests.loops.stages import FAST
 from tests.models.hub import tiny
@@ -43,7 +44,10 @@ class Runs:
 
   def __init__(self, kind, base, stages):
     self.base, self.stages = base, stages
-    self.source = hub.make(base / "hf", kind)
+    with alone(base / "hf"):
+      if not (base / "hf").exists():
+        hub.make(base / "hf", kind)
+    self.source = str(base / "hf")
 
   def flags(self, name):
     found = [*LIMITS, *toy.RUN, *STAGES[name]]
@@ -58,8 +62,10 @@ class Runs:
 
   def __getitem__(self, name):
     path = self.base / name
-    if not path.exists():
-      self.run(name, path)
+    self.flags(name)  # the stages before, each of which is locked alone
+    with alone(path):
+      if not (path / "complete.json").exists():
+        self.run(name, path)
     return path
 
   def run(self, name, path, *more, **options):
@@ -70,8 +76,8 @@ class Runs:
 
 
 @pytest.fixture(scope="module", params=hub.MODELS)
-def runs(request, tmp_path_factory, stages):
-  return Runs(request.param, tmp_path_factory.mktemp("hub"), stages)
+def runs(request, shared, stages):
+  return Runs(request.param, shared / "hub" / request.param, stages)
 
 
 def test_sft_reward_and_ppo_and_out_again(runs, tmp_path):

@@ -34,8 +34,8 @@ class Adapted(Runs):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, stages):
-  return Adapted("llama", tmp_path_factory.mktemp("lora"), stages)
+def runs(shared, stages):
+  return Adapted("llama", shared / "lora", stages)
 
 
 def params_of(path):

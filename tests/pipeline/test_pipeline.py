@@ -74,10 +74,16 @@ class Compilations(logging.Handler):
       self.seen[self.stage, *found.groups()] += 1
 
 
-@pytest.fixture(scope="module")
-def observed_run(tmp_path_factory):
+COMPILED = "compiled.json"
+
+
+@pytest.fixture(scope="session")
+def world_run(once):
   """The whole pipeline on the world, and what was compiled for it."""
-  folder = str(tmp_path_factory.mktemp("pipeline"))
+  return once("world_run", run_and_observe)
+
+
+def run_and_observe(folder):
   compilations = Compilations()
   logger = logging.getLogger("jax._src.interpreters.pxla")
   timed = stages.Pipeline.timed
@@ -92,20 +98,17 @@ def observed_run(tmp_path_factory):
   logger.propagate = False
   with pytest.MonkeyPatch.context() as patch, jax.log_compiles():
     patch.setattr(stages.Pipeline, "timed", noted)
-    stages.run(small("world"), folder)
+    stages.run(small("world"), str(folder))
   logger.removeHandler(compilations)
   logger.propagate = True
-  return folder, compilations.seen
+  seen = [[*key, times] for key, times in compilations.seen.items()]
+  (folder / COMPILED).write_text(json.dumps(seen))
 
 
-@pytest.fixture(scope="module")
-def world_run(observed_run):
-  return observed_run[0]
-
-
-def test_no_program_is_compiled_twice(observed_run):
+def test_no_program_is_compiled_twice(world_run):
   """A stage compiles each program once for each shape, at its first step."""
-  _, seen = observed_run
+  found = json.loads((pathlib.Path(world_run) / COMPILED).read_text())
+  seen = {tuple(key): times for *key, times in found}
   programs = (
     "train_step", "experience", "update", "token_logp", "token_scores",
     "count_pairs",
@@ -199,10 +202,13 @@ def test_held_out_rankings_come_from_held_out_labelers(world_run):
     assert all(c.strip() for c in r["completions"])
 
 
-@pytest.fixture(scope="module")
-def given_run(tmp_path_factory):
+@pytest.fixture(scope="session")
+def given_run(once):
   """Plain files such as a user has."""
-  folder = tmp_path_factory.mktemp("given")
+  return str(pathlib.Path(once("given_run", run_on_files)) / "run")
+
+
+def run_on_files(folder):
   colours = "red green blue black white brown grey yellow".split()
   things = "boat house tree stone bird river cloud lamp".split()
   pairs = [(c, t) for c in colours for t in things]
@@ -246,9 +252,7 @@ def given_run(tmp_path_factory):
     "ppo.ptx_sequence": 64,
     "reward.batch_size": 4,
   }
-  directory = str(folder / "run")
-  stages.run(small("tiny", **sources, **more), directory)
-  return directory
+  stages.run(small("tiny", **sources, **more), str(folder / "run"))
 
 
 def test_given_files_are_judged_by_a_second_reward_model(given_run):
@@ -312,13 +316,12 @@ def evaluation(world_run, model, **more):
   )
 
 
-@pytest.fixture(scope="module")
-def measured(world_run, tmp_path_factory):
-  folder = tmp_path_factory.mktemp("measured")
-  evaluate.run(
-    evaluation(world_run, "ppo", **{"measure.samples_kept": 4}), str(folder)
+@pytest.fixture(scope="session")
+def measured(world_run, once):
+  wanted = evaluation(world_run, "ppo", **{"measure.samples_kept": 4})
+  return pathlib.Path(
+    once("measured", lambda folder: evaluate.run(wanted, str(folder)))
   )
-  return folder
 
 
 def test_a_model_is_measured_prompt_by_prompt(measured, world_run):

@@ -34,7 +34,7 @@ from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.types import PyTree
 
 VALID_ROWS = 1024  # most rows that a validation loss is measured on
-_token_logp = jax.jit(language_step.token_logp, static_argnames="model")
+_token_logp = mesh_lib.jitted(language_step.token_logp, static_argnames="model")
 
 
 def pretrain(config: config_lib.PretrainExperiment, directory: str) -> None:
@@ -256,12 +256,15 @@ def _train(
   )
   state = networks.train_state(model, params, optimizer, mesh)
   step_fn = jax.jit(
-    functools.partial(
-      language_step.train_step,
-      model=model,
-      optimizer=optimizer,
-      seed=config.seed,
-      microbatch=microbatch,
+    mesh_lib.on(
+      mesh,
+      functools.partial(
+        language_step.train_step,
+        model=model,
+        optimizer=optimizer,
+        seed=config.seed,
+        microbatch=microbatch,
+      ),
     ),
     donate_argnums=0,
     out_shardings=(networks.shardings(model, state, mesh), None),
@@ -332,7 +335,7 @@ def row_losses(
   size = mesh_lib.fill(min(64, count), mesh)
   found = [
     mesh_lib.fetch(
-      _token_logp(params, mesh_lib.put_whole(batch, mesh), model=model)
+      _token_logp(mesh)(params, mesh_lib.put_whole(batch, mesh), model=model)
     )
     for batch in pipelines.language_batches(
       rows, batch_size=size, epochs=1, shuffle=False

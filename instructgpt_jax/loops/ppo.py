@@ -301,11 +301,13 @@ def _programs(
 
     return gap(rollout.logp, ours), gap(ours, theirs)
 
+  def on_mesh(function: Any, **settings: Any) -> Any:
+    return mesh_lib.on(mesh, functools.partial(function, **settings))
+
   return Programs(
     generate=jax.jit(
-      functools.partial(
-        generate,
-        model,
+      on_mesh(
+        functools.partial(generate, model),
         max_new_tokens=config.data.max_response_tokens,
         temperature=section.temperature,
         eos_id=tokenizer.eos_id,
@@ -313,7 +315,7 @@ def _programs(
       )
     ),
     experience=jax.jit(
-      functools.partial(
+      on_mesh(
         ppo_step.experience,
         model=model,
         scalar_model=reward_model,
@@ -328,7 +330,7 @@ def _programs(
       ),
     ),
     update=jax.jit(
-      functools.partial(
+      on_mesh(
         ppo_step.update,
         model=model,
         value_model=value_model,
@@ -339,7 +341,7 @@ def _programs(
       donate_argnums=0,
       out_shardings=(places, None),
     ),
-    compare=jax.jit(compare),
+    compare=jax.jit(on_mesh(compare)),
   )
 
 

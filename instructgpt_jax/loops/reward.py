@@ -35,7 +35,7 @@ from instructgpt_jax.types import PyTree
 
 HELD_OUT = "held_out.json"
 
-_count_pairs = jax.jit(reward_step.count_pairs, static_argnames="model")
+_count_pairs = mesh_lib.jitted(reward_step.count_pairs, static_argnames="model")
 
 
 class Counts(NamedTuple):
@@ -105,12 +105,15 @@ def train(config: config_lib.RewardExperiment, directory: str) -> None:
   frozen, params, adapts = networks.start(model, stage, key, mesh)
   state = networks.train_state(model, params, optimizer, mesh)
   step_fn = jax.jit(
-    functools.partial(
-      reward_step.train_step,
-      model=model,
-      optimizer=optimizer,
-      seed=config.seed,
-      microbatch=section.microbatch,
+    mesh_lib.on(
+      mesh,
+      functools.partial(
+        reward_step.train_step,
+        model=model,
+        optimizer=optimizer,
+        seed=config.seed,
+        microbatch=section.microbatch,
+      ),
     ),
     donate_argnums=0,
     out_shardings=(networks.shardings(model, state, mesh), None),
@@ -171,7 +174,9 @@ def count_held_out(
   size = mesh_lib.fill(batch_size, mesh)
   rows = pipelines.ranking_rows(rankings, model.config.width)
   parts = [
-    mesh_lib.fetch(_count_pairs(model, params, mesh_lib.put_whole(batch, mesh)))
+    mesh_lib.fetch(
+      _count_pairs(mesh)(model, params, mesh_lib.put_whole(batch, mesh))
+    )
     for batch in pipelines.ranking_batches(
       rankings,
       batch_size=size,

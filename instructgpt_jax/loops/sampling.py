@@ -18,7 +18,7 @@ from instructgpt_jax.types import Array, PyTree, Rollout
 
 _CALL = 4  # rows of a call over rows decoded at a time
 
-_generate = jax.jit(
+_generate = mesh_lib.jitted(
   generate,
   static_argnames=(
     "model",
@@ -80,7 +80,7 @@ def respond(
     prompts, batch_size=size, width=width, pad_id=tokenizer.pad_id, epochs=1,
     shuffle=False,
   ):  # fmt: skip
-    rollout = _generate(
+    rollout = _generate(mesh)(
       model,
       params,
       mesh_lib.put_whole(batch, mesh),

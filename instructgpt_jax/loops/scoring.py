@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -16,8 +15,10 @@ from instructgpt_jax.steps import language as language_step
 from instructgpt_jax.steps import reward as reward_step
 from instructgpt_jax.types import PyTree, Rollout
 
-_token_logp = jax.jit(language_step.token_logp, static_argnames="model")
-_token_scores = jax.jit(reward_step.token_scores, static_argnames="model")
+_token_logp = mesh_lib.jitted(language_step.token_logp, static_argnames="model")
+_token_scores = mesh_lib.jitted(
+  reward_step.token_scores, static_argnames="model"
+)
 
 TOKENS = 4096  # of a batch, about
 
@@ -46,7 +47,9 @@ def log_likelihood(
 ) -> np.ndarray:
   """[R] float64, Σ weight · log p over the tokens of each example."""
   found = np.zeros(len(examples))
-  for index, weights, logp in _each(_token_logp, model, params, examples, mesh):
+  for index, weights, logp in _each(
+    _token_logp(mesh), model, params, examples, mesh
+  ):
     found[index] = float(weights @ logp.astype(np.float64))
   return found
 
@@ -56,7 +59,9 @@ def score(
 ) -> np.ndarray:
   """[R] float32 scores of a reward model, at each example's last token."""
   found = np.zeros(len(examples), np.float32)
-  for index, _, scores in _each(_token_scores, model, params, examples, mesh):
+  for index, _, scores in _each(
+    _token_scores(mesh), model, params, examples, mesh
+  ):
     found[index] = scores[-1]
   return found
 

@@ -4,7 +4,7 @@ Float32 logits of every position would be the largest array of a training step.
 Here the positions that carry loss are brought together first, the unembedding
 is applied to a chunk of them at a time, and positions without loss cost
 nothing. A chunk's gradient is taken while its logits are at hand, so nothing is
-computed twice.
+computed twice. On a mesh, each part of the batch is brought together by itself.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from instructgpt_jax import placement
 from instructgpt_jax.losses import language
 from instructgpt_jax.types import Array, PyTree
 
@@ -116,7 +117,22 @@ def summed(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _summed(loss, hidden, unembedding, rows, used):
-  return _run(loss, hidden, unembedding, rows, used, grads=False)[0]
+  return _by_rows(loss, hidden, unembedding, rows, used, grads=False)[0]
+
+
+def _by_rows(loss, hidden, unembedding, rows, used, *, grads: bool) -> Any:
+  """Sums, and gradients of hidden states and unembedding if they are wanted."""
+
+  def run(rows, unembedding):
+    hidden, some, used = rows
+    total, held = _run(loss, hidden, unembedding, some, used, grads=grads)
+    of_hidden, *of_unembedding = held or (None,)
+    return (total, of_unembedding), of_hidden
+
+  (total, of_unembedding), of_hidden = placement.summed_by_rows(
+    run, (hidden, rows, used), unembedding
+  )
+  return total, (of_hidden, *of_unembedding)
 
 
 def _run(loss, hidden, unembedding, rows, used, *, grads: bool) -> Any:
@@ -175,7 +191,7 @@ def _run(loss, hidden, unembedding, rows, used, *, grads: bool) -> Any:
 
 
 def _forward(loss, hidden, unembedding, rows, used):
-  return _run(loss, hidden, unembedding, rows, used, grads=True)
+  return _by_rows(loss, hidden, unembedding, rows, used, grads=True)
 
 
 def _backward(loss, held, cotangents):
@@ -212,17 +228,23 @@ def token_logp(
   Returns:
     [M] float32, 0 where a token is not used.
   """
-  chunk = _chunk(len(targets), unembedding.shape[0])
-  order, place, chunks = _places(used, chunk)
-  matrix = unembedding.astype(hidden.dtype)
 
-  def body(index, found):
-    at = jax.lax.dynamic_slice(order, (index * chunk,), (chunk,))
-    own, wanted = _take((hidden, targets), at)
-    logp = language.token_logp(
-      adjust(_logits(own, matrix)), wanted, temperature=temperature
-    )
-    return jax.lax.dynamic_update_slice(found, logp, (index * chunk,))
+  def run(rows, unembedding):
+    hidden, targets, used = rows
+    chunk = _chunk(len(targets), unembedding.shape[0])
+    order, place, chunks = _places(used, chunk)
+    matrix = unembedding.astype(hidden.dtype)
 
-  found = jax.lax.fori_loop(0, chunks, body, jnp.zeros(order.size, jnp.float32))
-  return jnp.where(used, found[place], 0)
+    def body(index, found):
+      at = jax.lax.dynamic_slice(order, (index * chunk,), (chunk,))
+      own, wanted = _take((hidden, targets), at)
+      logp = language.token_logp(
+        adjust(_logits(own, matrix)), wanted, temperature=temperature
+      )
+      return jax.lax.dynamic_update_slice(found, logp, (index * chunk,))
+
+    found = jnp.zeros(order.size, jnp.float32)
+    found = jax.lax.fori_loop(0, chunks, body, found)
+    return (), jnp.where(used, found[place], 0)
+
+  return placement.summed_by_rows(run, (hidden, targets, used), unembedding)[1]

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from instructgpt_jax import config as config_lib
+from instructgpt_jax import placement
 from instructgpt_jax.models import attention, layers, rotary
 from instructgpt_jax.models.layers import Dense, Norm
 from instructgpt_jax.types import Array, pytree
@@ -77,6 +78,11 @@ def _chosen(seen: Views, kind: Any) -> View:
   if isinstance(kind, int):
     return seen[kind]
   return jax.tree.map(lambda *x: jnp.where(kind, x[1], x[0]), *seen)
+
+
+def _by_heads(x: Array) -> Array:
+  """[B, H, T, D / H], placed."""
+  return placement.place(x, "batch", "heads", None, None)
 
 
 class Block(nn.Module):
@@ -150,7 +156,7 @@ class Block(nn.Module):
     norm = self.norm_attention
 
     def split(layer: Dense, parts: int) -> list[Array]:
-      found = jnp.split(layer(x, norm.function, norm.weights()), parts, axis=1)
+      found = layer.split(x, parts, norm.function, norm.weights())
       return [
         part.reshape(*shape, -1, c.head_size).swapaxes(1, 2) for part in found
       ]
@@ -166,11 +172,17 @@ class Block(nn.Module):
       found = self.norm_attended(found)
     after = x + self.drop(found, deterministic=deterministic)
     read, norm = self._mlp_input(x, after)
-    hidden = self.up(read, norm.function, norm.weights())
-    found = self.down(hidden, self.act)
+    found = self.down(self._up(read, norm), self.act)
     if self.config.block == "sandwich":
       found = self.norm_mixed(found)
     return after + self.drop(found, deterministic=deterministic)
+
+  def _up(self, read: Array, norm: Norm) -> Array:
+    """[M, F], or what a gated activation is of."""
+    weights = norm.function, norm.weights()
+    if self.config.gated and placement.splits("mlp"):
+      return jnp.stack(self.up.split(read, 2, *weights), axis=1)
+    return self.up(read, *weights)
 
   def _mlp_input(self, x: Array, after: Array) -> tuple[Array, Norm]:
     """What the MLP reads: the block's input, or what attention made of it."""
@@ -194,6 +206,7 @@ class Block(nn.Module):
     flat = x.reshape(-1, x.shape[-1])
     query, key, value = self._heads(flat, x.shape[:2])
     query, key = self._placed(query, key, view)
+    query, key, value = map(_by_heads, (query, key, value))
     attended = attention.attend(
       query,
       *(jnp.repeat(y, c.heads // c.groups, axis=1) for y in (key, value))
@@ -202,6 +215,7 @@ class Block(nn.Module):
       view.mask,
       c.attention_cap,
     )
+    attended = _by_heads(attended)
     flat = self._join(flat, attended, deterministic)
     return flat.reshape(x.shape), (key, value)
 
@@ -212,7 +226,8 @@ class Block(nn.Module):
 
     def split(layer: Dense, parts: int) -> Array:
       heads = (parts, -1, 1, c.head_size, x.shape[1])
-      return layer.columns(x).reshape(heads).transpose(0, 4, 1, 2, 3)
+      found = layer.split_columns(x, parts).reshape(heads)
+      return found.transpose(0, 4, 1, 2, 3)
 
     if c.groups == c.heads:
       query, key, value = split(self.qkv, 3)
@@ -233,9 +248,12 @@ class Block(nn.Module):
     view = _chosen(seen, kind)
     query, key, value = self._column_heads(x)
     query, key = self._placed(query, key, view)
+    query, key, value = map(_by_heads, (query, key, value))
     keys, values = (
-      jax.lax.dynamic_update_slice_in_dim(
-        old, one.astype(old.dtype), column, axis=2
+      _by_heads(
+        jax.lax.dynamic_update_slice_in_dim(
+          old, one.astype(old.dtype), column, axis=2
+        )
       )
       for old, one in zip(stored, (key, value), strict=True)
     )
@@ -245,12 +263,15 @@ class Block(nn.Module):
       query, keys, values, view.mask, c.attention_cap
     )
     attended = attended.transpose(1, 2, 3, 0).reshape(-1, x.shape[1])
+    attended = placement.place(attended, "heads", "columns")
     found = self.project.columns(attended)
     if c.block == "sandwich":
       found = self.norm_attended.columns(found)
     after = x + found
     read, norm = self._mlp_input(x, after)
-    hidden = self.up.columns(norm.columns(read))
+    read = norm.columns(read)
+    apart = self.config.gated and placement.splits("mlp")
+    hidden = self.up.split_columns(read, 2) if apart else self.up.columns(read)
     found = self.down.columns(self.act(hidden, axis=0))
     if c.block == "sandwich":
       found = self.norm_mixed.columns(found)

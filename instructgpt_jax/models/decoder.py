@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from instructgpt_jax import config as config_lib
+from instructgpt_jax import placement
 from instructgpt_jax.models import blocks, layers
 from instructgpt_jax.models.layers import Norm, kernel_init
 from instructgpt_jax.types import Array, pytree
@@ -114,7 +115,7 @@ class Transformer(nn.Module):
       [B, T, D] after the final norm; and the layers' keys and values.
     """
     c = self.config
-    x = self._embed(tokens, positions)
+    x = placement.place(self._embed(tokens, positions), "batch", None, None)
     seen = blocks.views(
       c,
       blocks.attention_mask(segments),
@@ -137,7 +138,7 @@ class Transformer(nn.Module):
   ) -> tuple[Array, Cache]:
     """One token a row: token [B], position [B] → [D, B] and the next cache."""
     c = self.config
-    x = self._embed(token, position).T
+    x = placement.place(self._embed(token, position).T, "embed", "columns")
     columns = cache.valid.shape[1]
     column = cache.index % columns
     places = jnp.arange(columns)

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from instructgpt_jax import placement
 from instructgpt_jax.models.decoder import Cache
 from instructgpt_jax.models.transformer import (
   LanguageModel,
@@ -207,6 +208,7 @@ def generate(
   axis = 1 if model.config.scan_layers else 0  # of a slot in the caches
 
   def emit(state: _Slots, logits: Array) -> _Slots:
+    logits = placement.place(logits, None, "batch")
     token, logp = sample(
       logits,
       uniform[state.owner, state.step],

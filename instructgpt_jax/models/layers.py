@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
+from instructgpt_jax import placement
 from instructgpt_jax.types import Array
 
 EPSILON = 1e-5  # of LayerNorm
@@ -66,16 +67,19 @@ ACTIVATIONS: dict[str, Before] = {
 
 @functools.cache
 def activation(name: str, gated: bool) -> Before:
-  """Of [..., F], or of the first half of [..., 2 F] times the second.
+  """Of [M, F], or of the first half of [M, 2 F] or [M, 2, F] times the second.
 
-  An axis may be named; it is the last one.
+  An axis may be named; it is the last one. The halves of [2, F, B] are on 0.
   """
   function = ACTIVATIONS[name]
   if not gated:
     return lambda x, axis=-1: function(x)
 
   def product(x: Array, axis: int = -1) -> Array:
-    gate, values = jnp.split(x, 2, axis=axis)
+    if x.ndim == 3:
+      gate, values = jnp.moveaxis(x, 0 if axis == 0 else 1, 0)
+    else:
+      gate, values = jnp.split(x, 2, axis=axis)
     return function(gate) * values
 
   return product
@@ -238,7 +242,6 @@ class Dense(nn.Module):
   alpha: float = 1.0  # of the adapter
   zeros: int = 0  # rows at the kernel's end that are 0 and stay so
 
-  @nn.compact
   def __call__(
     self, x: Array, before: Before = _same, weights: tuple[Array, ...] = ()
   ) -> Array:
@@ -249,6 +252,20 @@ class Dense(nn.Module):
       before: see `dense`.
       weights: of `before`.
     """
+    return self.split(x, 1, before, weights)[0]
+
+  @nn.compact
+  def split(
+    self,
+    x: Array,
+    parts: int,
+    before: Before = _same,
+    weights: tuple[Array, ...] = (),
+  ) -> list[Array]:
+    """What `__call__` gives, cut along the outputs' first axis.
+
+    Where a mesh splits what a part consists of, each is a product of its own.
+    """
     outputs = slice(self.inputs, None)
     kernel = self.param(
       "kernel", kernel_init(self.stddev, *self.axes), self.shape
@@ -257,16 +274,39 @@ class Dense(nn.Module):
     if self.use_bias:
       bias = self.param(
         "bias", vector_init(0.0, *self.axes[outputs]), self.shape[outputs]
-      ).ravel()
-    kernel = kernel.reshape(math.prod(self.shape[: self.inputs]), -1)
+      )
     x = x.astype(self.dtype)
-    found: Array = dense(before, x, weights, kernel, bias)
+    up = low = None
     if self.rank:
       down, up = self._adapter()
-      low: Array = dense(before, x, weights, down, None)
+      low = dense(before, x, weights, down, None)
       low *= self.alpha / self.rank
-      found = jnp.add(found, dense(_same, low, (), up, None))
-    return checkpoint_name(found, PRODUCT)
+
+    def product(chosen: int | slice) -> Array:
+      matrix = kernel[(slice(None),) * self.inputs + (chosen,)]
+      matrix = matrix.reshape(math.prod(self.shape[: self.inputs]), -1)
+      vector = None if bias is None else bias[chosen].ravel()
+      found: Array = dense(before, x, weights, matrix, vector)
+      if low is not None:
+        more = up[:, chosen].reshape(self.rank, -1)
+        found = jnp.add(found, dense(_same, low, (), more, None))
+      found = placement.place(found, "batch", self._name(chosen))
+      return checkpoint_name(found, PRODUCT)
+
+    if parts > 1 and self._apart:
+      return [product(part) for part in range(parts)]
+    found = product(slice(None))
+    return jnp.split(found, parts, axis=1) if parts > 1 else [found]
+
+  def _name(self, chosen: int | slice = slice(None)) -> str | None:
+    """Of the first axis of all outputs, or of one part of them."""
+    return self.axes[self.inputs + isinstance(chosen, int)]
+
+  @property
+  def _apart(self) -> bool:
+    """Whether a mesh splits the axis after the outputs' first."""
+    name = self._name(0)
+    return name is not None and placement.splits(name)
 
   def _adapter(self) -> tuple[Array, Array]:
     """[I, R] and [R, O], whose product starts at 0."""
@@ -282,16 +322,29 @@ class Dense(nn.Module):
       vector_init(0.0, None, *self.axes[outputs]),
       (self.rank, *self.shape[outputs]),
     )
-    return down.reshape(size, self.rank), up.reshape(self.rank, -1)
+    return down.reshape(size, self.rank), up
 
   def columns(self, x: Array) -> Array:
     """[inputs, B] → [outputs, B], by a kernel whose outputs come first.
 
     An adapter is a part of that kernel.
     """
+    return self.split_columns(x, 1)[0]
+
+  def split_columns(self, x: Array, parts: int) -> Array:
+    """What `columns` gives, as [parts, outputs / parts, B]."""
     kernel = self.get_variable("params", "kernel")
-    product = kernel.reshape(-1, len(x)).astype(x.dtype) @ x
-    if not self.use_bias:
-      return product
-    bias = self.get_variable("params", "bias")
-    return product + bias.reshape(-1, 1).astype(x.dtype)
+    bias = None
+    if self.use_bias:
+      bias = self.get_variable("params", "bias")
+
+    def product(chosen: int | slice) -> Array:
+      found = kernel[chosen].reshape(-1, len(x)).astype(x.dtype) @ x
+      found = placement.place(found, self._name(chosen), "columns")
+      if bias is None:
+        return found
+      return found + bias[chosen].reshape(-1, 1).astype(x.dtype)
+
+    if parts > 1 and self._apart:
+      return jnp.stack([product(part) for part in range(parts)])
+    return product(slice(None)).reshape(parts, -1, x.shape[1])

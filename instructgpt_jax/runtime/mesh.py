@@ -6,22 +6,27 @@ over which mesh axes each is split. A new parallel layout is a new table.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 from flax import linen as nn
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from instructgpt_jax import config
+from instructgpt_jax import config, placement
 from instructgpt_jax.errors import UserError
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 AXES = ("data", "fsdp", "tensor")
 
 RULES: dict[str, tuple[str, ...]] = {
   "batch": ("data", "fsdp"),
+  "columns": ("data",),  # rows of a batch, where a width is split as well
   "vocab": ("tensor",),
   "embed": ("fsdp",),
   "mlp": ("tensor",),
@@ -87,6 +92,39 @@ def partition_spec(
   while spec and spec[-1] is None:
     spec.pop()
   return PartitionSpec(*spec)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Places:
+  """RULES on a mesh, for what is traced."""
+
+  mesh: jax.sharding.Mesh
+
+  def spec(
+    self, names: Sequence[str | None], shape: Sequence[int]
+  ) -> PartitionSpec:
+    return partition_spec(names, shape, self.mesh)
+
+
+def on(mesh: jax.sharding.Mesh, function: F) -> F:
+  """The function, whose arrays lie on the mesh as RULES say; to be jitted."""
+  if mesh.size == 1:
+    return function
+
+  @functools.wraps(function)
+  def placed(*args: Any, **kwargs: Any) -> Any:
+    with placement.on(_Places(mesh)):
+      return function(*args, **kwargs)
+
+  found: Any = placed
+  return found
+
+
+def jitted(
+  function: Callable[..., Any], **options: Any
+) -> Callable[[jax.sharding.Mesh], Any]:
+  """mesh → the function, jitted for it; once for each mesh."""
+  return functools.cache(lambda mesh: jax.jit(on(mesh, function), **options))
 
 
 def _boxed(leaf: Any) -> bool:

@@ -1,0 +1,95 @@
+"""Where the arrays of a step lie on a mesh, by the names of their axes.
+
+Models and losses name the axes of what they compute; `runtime.mesh` says, while
+a step is traced, what the names mean. Without a mesh nothing is said.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import jax
+from jax.sharding import Mesh, PartitionSpec
+
+from instructgpt_jax.types import Array, PyTree
+
+
+class Places(Protocol):
+  """A mesh, and what names of axes mean on it."""
+
+  mesh: Mesh
+
+  def spec(
+    self, names: Sequence[str | None], shape: Sequence[int]
+  ) -> PartitionSpec:
+    """Over which axes of the mesh an array is split."""
+    ...
+
+
+_PLACES: contextvars.ContextVar[Places | None] = contextvars.ContextVar(
+  "places", default=None
+)
+
+
+@contextlib.contextmanager
+def on(places: Places) -> Iterator[None]:
+  """What is traced inside is placed so."""
+  token = _PLACES.set(places)
+  try:
+    yield
+  finally:
+    _PLACES.reset(token)
+
+
+def place(x: Array, *names: str | None) -> Array:
+  """The same array, split over the mesh as its axes' names say."""
+  places = _PLACES.get()
+  if places is None:
+    return x
+  spec = places.spec(names, x.shape)
+  sharding = jax.sharding.NamedSharding(places.mesh, spec)
+  return jax.lax.with_sharding_constraint(x, sharding)
+
+
+def splits(name: str) -> bool:
+  """Whether the mesh splits what has this name."""
+  places = _PLACES.get()
+  return places is not None and bool(places.spec((name,), (0,)))
+
+
+def summed_by_rows(
+  function: Callable[..., tuple[PyTree, PyTree]], rows: PyTree, whole: PyTree
+) -> tuple[PyTree, PyTree]:
+  """function(rows, whole), by each part of the mesh on its own rows.
+
+  Args:
+    function: → (sums over the rows, something for each row).
+    rows: tree of [M, …] arrays, split by rows.
+    whole: tree of arrays that each part is given whole.
+
+  Returns:
+    The sums over all rows, and what there is for each row.
+  """
+  places = _PLACES.get()
+  count = len(jax.tree.leaves(rows)[0])
+  spec = PartitionSpec() if places is None else places.spec(["batch"], [count])
+  if places is None or not spec:
+    return function(rows, whole)
+  axes = spec[0] if isinstance(spec[0], tuple) else (spec[0],)
+
+  def of_part(rows: PyTree, whole: PyTree) -> Any:
+    sums, by_row = function(rows, whole)
+    return jax.lax.psum(sums, axes), by_row
+
+  found: Any = jax.shard_map(
+    of_part,
+    mesh=places.mesh,
+    in_specs=(spec, PartitionSpec()),
+    out_specs=(PartitionSpec(), spec),
+    axis_names=set(axes),
+    check_vma=False,
+  )(rows, whole)
+  return found

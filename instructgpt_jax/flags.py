@@ -280,6 +280,31 @@ def parse(
     UserError: anything wrong with the command line.
     Help: `--help` is among the arguments.
   """
+  config, workdir = parse_config(
+    argv,
+    get_config,
+    doc=doc,
+    experiment=experiment,
+    default_preset=default_preset,
+    presets=presets,
+  )
+  if not workdir:
+    raise UserError(
+      "is missing", field="--workdir", remedy="give --workdir=DIR"
+    )
+  return config, workdir
+
+
+def parse_config(
+  argv: Sequence[str],
+  get_config: Callable[[str], T],
+  *,
+  doc: str = "",
+  experiment: str = "",
+  default_preset: str = "",
+  presets: Sequence[str] = (),
+) -> tuple[T, str]:
+  """What `parse` gives; the workdir may be missing, and is "" then."""
   values = define_flags(get_config(default_preset), absl_flags.FlagValues())
   values.set_gnu_getopt(True)
   arguments = [a for a in argv if a.lstrip("-") not in _HELP or a[:1] != "-"]
@@ -308,12 +333,7 @@ def parse(
     raise UserError(
       error.problem, field=f"--{error.field}", remedy=error.remedy
     ) from error
-  workdir = values["workdir"].value
-  if not workdir:
-    raise UserError(
-      "is missing", field="--workdir", remedy="give --workdir=DIR"
-    )
-  return config, workdir
+  return config, values["workdir"].value or ""
 
 
 def _parse_flags(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -54,10 +55,14 @@ def place(x: Array, *names: str | None) -> Array:
   return jax.lax.with_sharding_constraint(x, sharding)
 
 
-def splits(name: str) -> bool:
-  """Whether the mesh splits what has this name."""
+def parts(name: str | None, size: int) -> int:
+  """Into how many parts the mesh splits an axis of this name and size."""
   places = _PLACES.get()
-  return places is not None and bool(places.spec((name,), (0,)))
+  spec = None if places is None else places.spec([name], [size])
+  if places is None or not spec:
+    return 1
+  axes = spec[0] if isinstance(spec[0], tuple) else (spec[0],)
+  return math.prod(places.mesh.shape[axis] for axis in axes)
 
 
 def summed_by_rows(

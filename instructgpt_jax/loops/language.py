@@ -10,6 +10,7 @@ from typing import Any
 import grain
 import jax
 import numpy as np
+import optax
 from jax.sharding import Mesh
 
 from instructgpt_jax import config as config_lib
@@ -229,6 +230,39 @@ def _reward_measure(
   return measure
 
 
+def step_program(
+  model: LanguageModel,
+  optimizer: optax.GradientTransformation,
+  state: state_lib.TrainState,
+  mesh: Mesh,
+  *,
+  seed: int,
+  microbatch: int,
+) -> Any:
+  """(state, batch, frozen parameters) → (state, metrics), jitted.
+
+  Args:
+    model: the language model.
+    optimizer: of the state.
+    state: what is trained, or its shapes.
+    mesh: where it lies.
+    seed: of dropout.
+    microbatch: rows at a time; 0 is all.
+  """
+  step = functools.partial(
+    language_step.train_step,
+    model=model,
+    optimizer=optimizer,
+    seed=seed,
+    microbatch=microbatch,
+  )
+  return jax.jit(
+    mesh_lib.on(mesh, step),
+    donate_argnums=0,
+    out_shardings=(networks.shardings(model, state, mesh), None),
+  )
+
+
 def _train(
   config: config_lib.PretrainExperiment | config_lib.SftExperiment,
   directory: str,
@@ -255,19 +289,8 @@ def _train(
     model, stage, jax.random.key(config.seed), mesh
   )
   state = networks.train_state(model, params, optimizer, mesh)
-  step_fn = jax.jit(
-    mesh_lib.on(
-      mesh,
-      functools.partial(
-        language_step.train_step,
-        model=model,
-        optimizer=optimizer,
-        seed=config.seed,
-        microbatch=microbatch,
-      ),
-    ),
-    donate_argnums=0,
-    out_shardings=(networks.shardings(model, state, mesh), None),
+  step_fn = step_program(
+    model, optimizer, state, mesh, seed=config.seed, microbatch=microbatch
   )
 
   def evaluate(params: PyTree, step: int) -> dict[str, float]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import pathlib
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import grain
 import jax
@@ -24,33 +23,23 @@ from instructgpt_jax.loops import (
   language,
   networks,
   ppo_checks,
+  ppo_programs,
   supervised,
   workdir,
 )
 from instructgpt_jax.models import lora
-from instructgpt_jax.models.generate import generate
 from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
 from instructgpt_jax.runtime import checkpoint, files, preemption
 from instructgpt_jax.runtime import mesh as mesh_lib
 from instructgpt_jax.runtime.metrics import MetricWriter
 from instructgpt_jax.runtime.progress import Progress
-from instructgpt_jax.steps import ppo as ppo_step
 from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.steps.state import PpoState
-from instructgpt_jax.types import PyTree, Rollout
+from instructgpt_jax.types import PyTree
 
 SNAPSHOTS = "snapshots"  # policies on the way, not averaged
 
 _fingerprint = jax.jit(state_lib.fingerprint)
-
-
-class Programs(NamedTuple):
-  """The jitted programs of an iteration."""
-
-  generate: Any  # (policy, prompts, key) → rollout
-  experience: Any  # (rollout, frozen and value parameters, β) → experience
-  update: Any  # (state, experience, rows, ptx) → (state, metrics)
-  compare: Any  # (policy, reference, rollout) → gaps, for the start-up checks
 
 
 def train(
@@ -114,7 +103,7 @@ def train(
   state = PpoState(
     policy=policy,
     value=value,
-    ema=_copied(start.trained),
+    ema=_copied(start.trained) if section.ema_decay else {},
     **jax.device_put(
       {
         "kl_coef": jnp.float32(section.kl_coef),
@@ -123,8 +112,14 @@ def train(
       mesh_lib.replicated(mesh),
     ),
   )
-  programs = _programs(
-    config, tokenizer, model, reward_model, value_model, optimizers, state, mesh
+  programs = ppo_programs.jitted(
+    config,
+    (model, reward_model, value_model),
+    optimizers,
+    state,
+    mesh,
+    eos_id=tokenizer.eos_id,
+    pad_id=tokenizer.pad_id,
   )
   prompts = _prompts(config, tokenizer)
   ptx = _pretraining(config, tokenizer)
@@ -163,7 +158,7 @@ def train(
   )
   workdir.save_stage_model(
     directory,
-    state.ema,
+    state.ema or state.policy.params,
     kind=workdir.LANGUAGE,
     model=model.config,
     data=config.data,
@@ -269,82 +264,6 @@ def _pretraining(
   )
 
 
-def _programs(
-  config: config_lib.PpoExperiment,
-  tokenizer: Tokenizer,
-  model: LanguageModel,
-  reward_model: ScalarModel,
-  value_model: ScalarModel,
-  optimizers: Any,
-  state: PpoState,
-  mesh: Mesh,
-) -> Programs:
-  section = config.ppo
-  places = PpoState(
-    policy=networks.shardings(model, state.policy, mesh),
-    value=networks.shardings(value_model, state.value, mesh),
-    ema=networks.shardings(model, state.ema, mesh),
-    kl_coef=mesh_lib.replicated(mesh),
-    ptx_coef=mesh_lib.replicated(mesh),
-  )
-
-  def compare(policy: PyTree, reference: PyTree, rollout: Rollout):
-    """Largest gaps between log-probabilities that must be equal."""
-    ours, theirs = (
-      ppo_step.response_logp(model, params, rollout, section.temperature)
-      for params in (policy, reference)
-    )
-    mask = rollout.response_mask
-
-    def gap(a, b):
-      return jnp.max(jnp.where(mask, jnp.abs(a - b), 0.0))
-
-    return gap(rollout.logp, ours), gap(ours, theirs)
-
-  def on_mesh(function: Any, **settings: Any) -> Any:
-    return mesh_lib.on(mesh, functools.partial(function, **settings))
-
-  return Programs(
-    generate=jax.jit(
-      on_mesh(
-        functools.partial(generate, model),
-        max_new_tokens=config.data.max_response_tokens,
-        temperature=section.temperature,
-        eos_id=tokenizer.eos_id,
-        pad_id=tokenizer.pad_id,
-      )
-    ),
-    experience=jax.jit(
-      on_mesh(
-        ppo_step.experience,
-        model=model,
-        scalar_model=reward_model,
-        value_model=value_model,
-        config=section,
-      ),
-      # Named, since a run that goes on in mid-iteration puts them back so.
-      out_shardings=(
-        mesh_lib.batch_sharding(mesh),
-        mesh_lib.replicated(mesh),
-        None,
-      ),
-    ),
-    update=jax.jit(
-      on_mesh(
-        ppo_step.update,
-        model=model,
-        value_model=value_model,
-        optimizer=optimizers[0],
-        value_optimizer=optimizers[1],
-        config=section,
-      ),
-      donate_argnums=0,
-      out_shardings=(places, None),
-    ),
-    compare=jax.jit(on_mesh(compare)),
-  )
-
-
 def _run(
   config: config_lib.PpoExperiment,
   directory: str,
@@ -353,7 +272,7 @@ def _run(
   below: tuple[PyTree, PyTree],
   frozen: dict[str, PyTree],
   marks: dict[str, int],
-  programs: Programs,
+  programs: ppo_programs.Programs,
   prompts: grain.DatasetIterator,
   ptx: grain.DatasetIterator | None,
   mesh: Mesh,
@@ -526,7 +445,7 @@ def _run(
 
 
 def _abstract_experience(
-  programs: Programs,
+  programs: ppo_programs.Programs,
   networks_now: tuple[PyTree, PyTree],
   kl_coef: Any,
   frozen: dict[str, PyTree],

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 from jax.sharding import Mesh
 
 from instructgpt_jax import config as config_lib
@@ -104,19 +105,13 @@ def train(config: config_lib.RewardExperiment, directory: str) -> None:
     stage = workdir.open_stage(config.init_from, field="init_from", run=config)
   frozen, params, adapts = networks.start(model, stage, key, mesh)
   state = networks.train_state(model, params, optimizer, mesh)
-  step_fn = jax.jit(
-    mesh_lib.on(
-      mesh,
-      functools.partial(
-        reward_step.train_step,
-        model=model,
-        optimizer=optimizer,
-        seed=config.seed,
-        microbatch=section.microbatch,
-      ),
-    ),
-    donate_argnums=0,
-    out_shardings=(networks.shardings(model, state, mesh), None),
+  step_fn = step_program(
+    model,
+    optimizer,
+    state,
+    mesh,
+    seed=config.seed,
+    microbatch=section.microbatch,
   )
   workdir.put_tokenizer(directory, tokenizer)
   fitted = supervised.fit(
@@ -160,6 +155,39 @@ def train(config: config_lib.RewardExperiment, directory: str) -> None:
     step=total_steps,
   )
   files.mark_complete(directory, summary)
+
+
+def step_program(
+  model: ScalarModel,
+  optimizer: optax.GradientTransformation,
+  state: state_lib.TrainState,
+  mesh: Mesh,
+  *,
+  seed: int,
+  microbatch: int,
+) -> Any:
+  """(state, rankings, frozen parameters) → (state, metrics), jitted.
+
+  Args:
+    model: the reward model.
+    optimizer: of the state.
+    state: what is trained, or its shapes.
+    mesh: where it lies.
+    seed: of dropout.
+    microbatch: prompts at a time; 0 is all.
+  """
+  step = functools.partial(
+    reward_step.train_step,
+    model=model,
+    optimizer=optimizer,
+    seed=seed,
+    microbatch=microbatch,
+  )
+  return jax.jit(
+    mesh_lib.on(mesh, step),
+    donate_argnums=0,
+    out_shardings=(networks.shardings(model, state, mesh), None),
+  )
 
 
 def count_held_out(

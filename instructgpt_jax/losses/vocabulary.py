@@ -34,10 +34,15 @@ TokenLoss = Callable[[Array, PyTree, Array], tuple[Array, dict[str, Array]]]
 Adjust = Callable[[Array], Array]  # [C, V] products → the logits
 
 
-def _chunk(tokens: int, vocabulary: int) -> int:
+def chunk_size(tokens: int, vocabulary: int) -> int:
   """Tokens a chunk: an eighth of them, within bounds."""
   wanted = min(-(-tokens // CHUNKS), MOST_LOGITS // vocabulary)
   return max(1, min(tokens, max(LEAST_TOKENS, wanted)))
+
+
+def most_chunks(tokens: int, vocabulary: int) -> int:
+  """Chunks of so many tokens, if all of them carry loss."""
+  return -(-tokens // chunk_size(tokens, vocabulary))
 
 
 def _places(used: Array, chunk: int) -> tuple[Array, Array, Array]:
@@ -138,7 +143,7 @@ def _by_rows(loss, hidden, unembedding, rows, used, *, grads: bool) -> Any:
 def _run(loss, hidden, unembedding, rows, used, *, grads: bool) -> Any:
   count, width = hidden.shape
   narrow = width <= NARROW
-  chunk = _chunk(count, unembedding.shape[0])
+  chunk = chunk_size(count, unembedding.shape[0])
   order, place, chunks = _places(used, chunk)
   matrix = unembedding.astype(hidden.dtype)
 
@@ -231,7 +236,7 @@ def token_logp(
 
   def run(rows, unembedding):
     hidden, targets, used = rows
-    chunk = _chunk(len(targets), unembedding.shape[0])
+    chunk = chunk_size(len(targets), unembedding.shape[0])
     order, place, chunks = _places(used, chunk)
     matrix = unembedding.astype(hidden.dtype)
 

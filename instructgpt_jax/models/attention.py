@@ -2,8 +2,8 @@
 
 They are computed anew for the gradient, from the log of each row's sum
 (arXiv:2205.14135), a block of queries at a time: what lies right of a block's
-last query is skipped, and a block's scores stay in a core's cache. Elsewhere
-than on a CPU the library's own attention is taken.
+last query is skipped, and a block's scores stay in a core's cache. On a GPU the
+library's own attention is taken.
 """
 
 from __future__ import annotations
@@ -17,14 +17,20 @@ import jax.numpy as jnp
 
 from instructgpt_jax.types import Array
 
+_LARGEST = 1024  # queries of a block
 _EXCLUDED = -1e30  # finite: a row's largest score is subtracted from it
 
 _product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
+def block_size(length: int) -> int:
+  """Queries of each of four blocks or more."""
+  return min(max(64, -(-length // 4)), _LARGEST)
+
+
 def _blocks(length: int) -> Iterator[tuple[slice, slice]]:
-  """Queries of each of at most four blocks, and the keys that they may see."""
-  size = max(64, -(-length // 4))
+  """Queries of each block, and the keys that they may see."""
+  size = block_size(length)
   for start in range(0, length, size):
     end = min(start + size, length)
     yield slice(start, end), slice(0, end)
@@ -129,8 +135,9 @@ def _forward(query, key, value, mask, cap):
     return _library(query, key, value, mask), sums
 
   # The library knows no caps.
+  other = blocks if cap else library
   found, logs = jax.lax.platform_dependent(
-    query, key, value, mask, cpu=blocks, default=blocks if cap else library
+    query, key, value, mask, cpu=blocks, tpu=blocks, default=other
   )
   return found, (query, key, value, mask, found, logs)
 
@@ -173,8 +180,9 @@ def _backward(cap, saved, slope):
     del found, logs
     return jax.vjp(lambda *x: _library(*x, mask), query, key, value)[1](slope)
 
+  other = blocks if cap else library
   found = jax.lax.platform_dependent(
-    *saved, slope, cpu=blocks, default=blocks if cap else library
+    *saved, slope, cpu=blocks, tpu=blocks, default=other
   )
   return *found, None
 

@@ -85,6 +85,18 @@ def _by_heads(x: Array) -> Array:
   return placement.place(x, "batch", "heads", None, None)
 
 
+def _written(
+  old: Array, one: Array, column: Array, layer: Array | None
+) -> Array:
+  """[B, K, S, ·], of all layers if one is named, with [B, K, 1, ·] put in."""
+  one = one.astype(old.dtype)
+  if layer is None:
+    found = jax.lax.dynamic_update_slice_in_dim(old, one, column, axis=2)
+    return _by_heads(found)
+  found = jax.lax.dynamic_update_slice(old, one[None], (layer, 0, 0, column, 0))
+  return placement.place(found, None, "batch", "heads", None, None)
+
+
 class Block(nn.Module):
   """Attention and MLP behind a norm each, or as `config.Model.block` says."""
 
@@ -177,10 +189,16 @@ class Block(nn.Module):
       found = self.norm_mixed(found)
     return after + self.drop(found, deterministic=deterministic)
 
+  @property
+  def _halves(self) -> bool:
+    """Whether the mesh splits each half of a gated MLP."""
+    c = self.config
+    return c.gated and placement.parts("mlp", c.hidden) > 1
+
   def _up(self, read: Array, norm: Norm) -> Array:
     """[M, F], or what a gated activation is of."""
     weights = norm.function, norm.weights()
-    if self.config.gated and placement.splits("mlp"):
+    if self._halves:
       return jnp.stack(self.up.split(read, 2, *weights), axis=1)
     return self.up(read, *weights)
 
@@ -242,21 +260,26 @@ class Block(nn.Module):
     seen: Views,
     kind: Any,
     column: Array,
+    layer: Array | None = None,
   ) -> tuple[Array, tuple[Array, Array]]:
-    """One token: x [D, B], stored 2 × [B, K, S, D / H], a mask of T = 1."""
+    """One token: x [D, B], stored 2 × [B, K, S, D / H], a mask of T = 1.
+
+    With its layer's number, stored is that of all layers, and written in place.
+    """
     c = self.config
     view = _chosen(seen, kind)
     query, key, value = self._column_heads(x)
     query, key = self._placed(query, key, view)
     query, key, value = map(_by_heads, (query, key, value))
     keys, values = (
-      _by_heads(
-        jax.lax.dynamic_update_slice_in_dim(
-          old, one.astype(old.dtype), column, axis=2
-        )
-      )
+      _written(old, one, column, layer)
       for old, one in zip(stored, (key, value), strict=True)
     )
+    stored = keys, values
+    if layer is not None:
+      keys, values = (
+        jax.lax.dynamic_index_in_dim(x, layer, keepdims=False) for x in stored
+      )
     # The heads of a group are as many queries of its keys.
     query = query.reshape(len(query), c.all_groups, -1, c.head_size)
     attended, _ = attention.read(
@@ -270,9 +293,10 @@ class Block(nn.Module):
     after = x + found
     read, norm = self._mlp_input(x, after)
     read = norm.columns(read)
-    apart = self.config.gated and placement.splits("mlp")
-    hidden = self.up.split_columns(read, 2) if apart else self.up.columns(read)
+    hidden = (
+      self.up.split_columns(read, 2) if self._halves else self.up.columns(read)
+    )
     found = self.down.columns(self.act(hidden, axis=0))
     if c.block == "sandwich":
       found = self.norm_mixed.columns(found)
-    return after + found, (keys, values)
+    return after + found, stored

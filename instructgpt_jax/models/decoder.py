@@ -175,15 +175,16 @@ class Transformer(nn.Module):
     block = blocks.Block(self.config, parent=None)
     params = self.blocks.variables["params"]
 
-    def body(x, layer):
-      weights, stored, kind = layer
-      return block.apply(
-        {"params": weights}, x, stored, seen, kind, column, method="decode"
+    def body(carry, layer):
+      weights, kind, index = layer
+      carry = block.apply(
+        {"params": weights}, *carry, seen, kind, column, index, method="decode"
       )
+      return carry, None
 
     stored = (cache.keys[0], cache.values[0])
-    x, (keys, values) = jax.lax.scan(
-      body, x, (params, stored, jnp.array(kinds))
+    (x, (keys, values)), _ = jax.lax.scan(
+      body, (x, stored), (params, jnp.array(kinds), jnp.arange(len(kinds)))
     )
     return x, (keys,), (values,)
 

@@ -262,51 +262,51 @@ class Dense(nn.Module):
     before: Before = _same,
     weights: tuple[Array, ...] = (),
   ) -> list[Array]:
-    """What `__call__` gives, cut along the outputs' first axis.
-
-    Where a mesh splits what a part consists of, each is a product of its own.
-    """
+    """What `__call__` gives, cut along the outputs' first axis."""
     outputs = slice(self.inputs, None)
     kernel = self.param(
       "kernel", kernel_init(self.stddev, *self.axes), self.shape
     )
     bias = None
     if self.use_bias:
-      bias = self.param(
-        "bias", vector_init(0.0, *self.axes[outputs]), self.shape[outputs]
+      bias = self._flat(
+        self.param(
+          "bias", vector_init(0.0, *self.axes[outputs]), self.shape[outputs]
+        ).ravel(),
+        parts,
       )
     x = x.astype(self.dtype)
-    up = low = None
+    kernel = kernel.reshape(math.prod(self.shape[: self.inputs]), -1)
+    kernel = self._flat(kernel, parts)
+    found: Array = dense(before, x, weights, kernel, bias)
     if self.rank:
       down, up = self._adapter()
-      low = dense(before, x, weights, down, None)
+      low: Array = dense(before, x, weights, down, None)
       low *= self.alpha / self.rank
+      found = jnp.add(found, dense(_same, low, (), self._flat(up, parts), None))
+    name = self.axes[self.inputs + (self._shards(parts) > 1)]
+    found = checkpoint_name(placement.place(found, "batch", name), PRODUCT)
+    if parts == 1:
+      return [found]
+    if self._shards(parts) == 1:
+      return jnp.split(found, parts, axis=1)
+    found = found.reshape(len(found), self._shards(parts), parts, -1)
+    return [found[:, :, i].reshape(len(found), -1) for i in range(parts)]
 
-    def product(chosen: int | slice) -> Array:
-      matrix = kernel[(slice(None),) * self.inputs + (chosen,)]
-      matrix = matrix.reshape(math.prod(self.shape[: self.inputs]), -1)
-      vector = None if bias is None else bias[chosen].ravel()
-      found: Array = dense(before, x, weights, matrix, vector)
-      if low is not None:
-        more = up[:, chosen].reshape(self.rank, -1)
-        found = jnp.add(found, dense(_same, low, (), more, None))
-      found = placement.place(found, "batch", self._name(chosen))
-      return checkpoint_name(found, PRODUCT)
+  def _shards(self, parts: int) -> int:
+    """Into how many the mesh splits each part of the outputs."""
+    after = self.inputs + 1
+    return (
+      placement.parts(self.axes[after], self.shape[after]) if parts > 1 else 1
+    )
 
-    if parts > 1 and self._apart:
-      return [product(part) for part in range(parts)]
-    found = product(slice(None))
-    return jnp.split(found, parts, axis=1) if parts > 1 else [found]
-
-  def _name(self, chosen: int | slice = slice(None)) -> str | None:
-    """Of the first axis of all outputs, or of one part of them."""
-    return self.axes[self.inputs + isinstance(chosen, int)]
-
-  @property
-  def _apart(self) -> bool:
-    """Whether a mesh splits the axis after the outputs' first."""
-    name = self._name(0)
-    return name is not None and placement.splits(name)
+  def _flat(self, x: Array, parts: int) -> Array:
+    """[..., outputs], those of one shard of all parts side by side."""
+    shards = self._shards(parts)
+    if shards == 1:
+      return x
+    apart = x.reshape(*x.shape[:-1], parts, shards, -1)
+    return apart.swapaxes(-3, -2).reshape(x.shape)
 
   def _adapter(self) -> tuple[Array, Array]:
     """[I, R] and [R, O], whose product starts at 0."""
@@ -322,7 +322,7 @@ class Dense(nn.Module):
       vector_init(0.0, None, *self.axes[outputs]),
       (self.rank, *self.shape[outputs]),
     )
-    return down.reshape(size, self.rank), up
+    return down.reshape(size, self.rank), up.reshape(self.rank, -1)
 
   def columns(self, x: Array) -> Array:
     """[inputs, B] → [outputs, B], by a kernel whose outputs come first.
@@ -338,13 +338,15 @@ class Dense(nn.Module):
     if self.use_bias:
       bias = self.get_variable("params", "bias")
 
-    def product(chosen: int | slice) -> Array:
+    def product(chosen: int | slice, name: str | None) -> Array:
       found = kernel[chosen].reshape(-1, len(x)).astype(x.dtype) @ x
-      found = placement.place(found, self._name(chosen), "columns")
+      found = placement.place(found, name, "columns")
       if bias is None:
         return found
       return found + bias[chosen].reshape(-1, 1).astype(x.dtype)
 
-    if parts > 1 and self._apart:
-      return jnp.stack([product(part) for part in range(parts)])
-    return product(slice(None)).reshape(parts, -1, x.shape[1])
+    first = self.axes[self.inputs]
+    if self._shards(parts) > 1:
+      after = self.axes[self.inputs + 1]
+      return jnp.stack([product(part, after) for part in range(parts)])
+    return product(slice(None), first).reshape(parts, -1, x.shape[1])

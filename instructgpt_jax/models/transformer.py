@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from instructgpt_jax import config as config_lib
+from instructgpt_jax import placement
 from instructgpt_jax.models import lora
 from instructgpt_jax.models.attention import soft_cap
 from instructgpt_jax.models.decoder import Cache, Transformer
@@ -87,7 +88,9 @@ class LanguageModel(nn.Module):
       matrix = self.transformer.embedding.embedding
     else:
       matrix = self.unembedding.variables["params"]["kernel"]
+    hidden = placement.place(hidden, None, "columns")
     logits = (matrix.astype(hidden.dtype) @ hidden).astype(jnp.float32)
+    logits = placement.place(logits, "classes", "columns")
     if c.unembedding_bias:
       logits += self.unembedding.variables["params"]["bias"][:, None]
     return adjusted(c, logits, axis=0)
@@ -237,7 +240,12 @@ def decoding_params(model: LanguageModel, params: dict[str, Any]) -> PyTree:
       found["embedding"] = tree["embedding"].astype(dtype)
     return found
 
-  return turned(lora.merged(model.config, params), 0)
+  found = turned(lora.merged(model.config, params), 0)
+  tied = model.config.tie_embeddings
+  layer = found["transformer"]["embedding"] if tied else found["unembedding"]
+  name = "embedding" if tied else "kernel"
+  layer[name] = placement.place(layer[name], "classes", "embed")
+  return found
 
 
 def abstract_params(model: LanguageModel | ScalarModel) -> PyTree:

@@ -23,12 +23,14 @@ from instructgpt_jax.errors import UserError
 F = TypeVar("F", bound=Callable[..., Any])
 
 AXES = ("data", "fsdp", "tensor")
+_AUTO = (AxisType.Auto,) * len(AXES)
 
 RULES: dict[str, tuple[str, ...]] = {
   "batch": ("data", "fsdp"),
   "columns": ("data",),  # rows of a batch, where a width is split as well
   "vocab": ("tensor",),
   "embed": ("fsdp",),
+  "classes": ("tensor", "fsdp"),  # the vocabulary, while decoding
   "mlp": ("tensor",),
   "heads": ("tensor",),
   "kv": (),
@@ -43,7 +45,21 @@ def make_mesh(
 ) -> jax.sharding.Mesh:
   """The (data, fsdp, tensor) mesh over all devices, axes of type Auto."""
   devices = jax.devices() if devices is None else list(devices)
-  count, inner = len(devices), mesh.fsdp * mesh.tensor
+  return jax.make_mesh(
+    mesh_sizes(mesh, len(devices)), AXES, devices=devices, axis_types=_AUTO
+  )
+
+
+def abstract_mesh(mesh: config.Mesh, count: int) -> jax.sharding.AbstractMesh:
+  """The same mesh of so many devices that are not here."""
+  return jax.sharding.AbstractMesh(
+    mesh_sizes(mesh, count), AXES, axis_types=_AUTO
+  )
+
+
+def mesh_sizes(mesh: config.Mesh, count: int) -> tuple[int, int, int]:
+  """Sizes of the axes of a mesh of so many devices."""
+  inner = mesh.fsdp * mesh.tensor
   data = count // inner if mesh.data == -1 else mesh.data
   if data < 1 or data * inner != count:
     raise UserError(
@@ -53,12 +69,7 @@ def make_mesh(
       remedy="give --mesh.data, .fsdp and .tensor whose product is the number"
       " of devices; --mesh.data=-1 takes what is left",
     )
-  return jax.make_mesh(
-    (data, mesh.fsdp, mesh.tensor),
-    AXES,
-    devices=devices,
-    axis_types=(AxisType.Auto,) * len(AXES),
-  )
+  return data, mesh.fsdp, mesh.tensor
 
 
 def partition_spec(
@@ -69,8 +80,8 @@ def partition_spec(
 ) -> PartitionSpec:
   """The physical axes of an array with these logical axes.
 
-  A mesh axis is used once, by the first dimension that asks for it; a dimension
-  that its mesh axes do not divide stays whole.
+  A mesh axis is used once, by the first dimension that asks for it. Of several
+  axes a dimension takes as many of the first ones as divide it.
   """
   if len(names) != len(shape):
     raise ValueError(f"axes {tuple(names)} do not name shape {tuple(shape)}")
@@ -84,7 +95,9 @@ def partition_spec(
       for axis in (rules[name] if name is not None else ())
       if axis not in used and mesh.shape[axis] > 1
     ]
-    if axes and size % math.prod(mesh.shape[a] for a in axes) == 0:
+    while axes and size % math.prod(mesh.shape[a] for a in axes):
+      axes.pop()
+    if axes:
       used.update(axes)
       spec.append(tuple(axes) if len(axes) > 1 else axes[0])
     else:

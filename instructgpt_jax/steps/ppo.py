@@ -302,12 +302,14 @@ def update(
     "grad_norm_value": optax.tree.norm(grads),
   }
   value = state_lib.apply_gradients(state.value, grads, value_optimizer)
-  ema = jax.tree.map(
-    lambda average, new: (
-      config.ema_decay * average + (1 - config.ema_decay) * new
-    ),
-    state.ema,
-    policy.params,
-  )
+  ema = state.ema
+  if config.ema_decay:
+    ema = jax.tree.map(
+      lambda average, new: (
+        config.ema_decay * average + (1 - config.ema_decay) * new
+      ),
+      ema,
+      policy.params,
+    )
   state = dataclasses.replace(state, policy=policy, value=value, ema=ema)
   return state, metrics

@@ -35,7 +35,7 @@ class PpoState:
 
   policy: TrainState
   value: TrainState
-  ema: PyTree  # averaged policy parameters, updated once per policy update
+  ema: PyTree  # averaged policy parameters, once per update; {} if decay is 0
   kl_coef: Array  # [] float32, β
   ptx_coef: Array  # [] float32, γ
 

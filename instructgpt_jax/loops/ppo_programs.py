@@ -1,0 +1,118 @@
+"""What is compiled for an iteration of PPO."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from instructgpt_jax import config as config_lib
+from instructgpt_jax.loops import networks
+from instructgpt_jax.models.generate import generate
+from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
+from instructgpt_jax.runtime import mesh as mesh_lib
+from instructgpt_jax.steps import ppo as ppo_step
+from instructgpt_jax.steps.state import PpoState
+from instructgpt_jax.types import PyTree, Rollout
+
+
+class Programs(NamedTuple):
+  """The jitted programs of an iteration."""
+
+  generate: Any  # (policy, prompts, key) → rollout
+  experience: Any  # (rollout, frozen and value parameters, β) → experience
+  update: Any  # (state, experience, rows, ptx) → (state, metrics)
+  compare: Any  # (policy, reference, rollout) → gaps, for the start-up checks
+
+
+def jitted(
+  config: config_lib.PpoExperiment,
+  models: tuple[LanguageModel, ScalarModel, ScalarModel],
+  optimizers: Sequence[optax.GradientTransformation],
+  state: PpoState,
+  mesh: Mesh,
+  *,
+  eos_id: int,
+  pad_id: int,
+) -> Programs:
+  """The programs of an iteration.
+
+  Args:
+    config: the experiment.
+    models: policy, reward model and value network.
+    optimizers: of policy and value network.
+    state: what is trained, or its shapes.
+    mesh: where it lies.
+    eos_id: ends a response.
+    pad_id: fills up ended rows.
+  """
+  section = config.ppo
+  model, reward_model, value_model = models
+  places = PpoState(
+    policy=networks.shardings(model, state.policy, mesh),
+    value=networks.shardings(value_model, state.value, mesh),
+    ema=networks.shardings(model, state.ema, mesh),
+    kl_coef=mesh_lib.replicated(mesh),
+    ptx_coef=mesh_lib.replicated(mesh),
+  )
+
+  def compare(policy: PyTree, reference: PyTree, rollout: Rollout):
+    """Largest gaps between log-probabilities that must be equal."""
+    ours, theirs = (
+      ppo_step.response_logp(model, params, rollout, section.temperature)
+      for params in (policy, reference)
+    )
+    mask = rollout.response_mask
+
+    def gap(a, b):
+      return jnp.max(jnp.where(mask, jnp.abs(a - b), 0.0))
+
+    return gap(rollout.logp, ours), gap(ours, theirs)
+
+  def on_mesh(function: Any, **settings: Any) -> Any:
+    return mesh_lib.on(mesh, functools.partial(function, **settings))
+
+  return Programs(
+    generate=jax.jit(
+      on_mesh(
+        functools.partial(generate, model),
+        max_new_tokens=config.data.max_response_tokens,
+        temperature=section.temperature,
+        eos_id=eos_id,
+        pad_id=pad_id,
+      )
+    ),
+    experience=jax.jit(
+      on_mesh(
+        ppo_step.experience,
+        model=model,
+        scalar_model=reward_model,
+        value_model=value_model,
+        config=section,
+      ),
+      # Named, since a run that goes on in mid-iteration puts them back so.
+      out_shardings=(
+        mesh_lib.batch_sharding(mesh),
+        mesh_lib.replicated(mesh),
+        None,
+      ),
+    ),
+    update=jax.jit(
+      on_mesh(
+        ppo_step.update,
+        model=model,
+        value_model=value_model,
+        optimizer=optimizers[0],
+        value_optimizer=optimizers[1],
+        config=section,
+      ),
+      donate_argnums=0,
+      out_shardings=(places, None),
+    ),
+    compare=jax.jit(on_mesh(compare)),
+  )

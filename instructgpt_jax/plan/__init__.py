@@ -1,0 +1,1 @@
+"""Will it fit, and how fast: programs, compiled for hardware not at hand."""

@@ -1,0 +1,69 @@
+"""Operations of a program, counted in what JAX traces of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from jax.extend import core
+
+
+def flops(program: Any, arguments: Any, platform: str, trips: int) -> float:
+  """Floating-point operations of matrix products, on all chips together.
+
+  Args:
+    program: jitted.
+    arguments: its arguments' shapes.
+    platform: "cpu", "tpu" or "cuda": of what is written for several, its part
+      counts.
+    trips: of a loop whose end only the data tell.
+  """
+  return _of(program.trace(*arguments).jaxpr.jaxpr, platform, trips)
+
+
+def _of(jaxpr: core.Jaxpr, platform: str, trips: int) -> float:
+  total = 0.0
+  for eqn in jaxpr.eqns:
+    name, params = eqn.primitive.name, eqn.params
+    if name == "dot_general":
+      total += _of_product(eqn)
+    elif name == "cond":
+      parts = [_of(b.jaxpr, platform, trips) for b in params["branches"]]
+      written_for = params.get("branches_platforms")
+      total += (
+        parts[_index(written_for, platform)] if written_for else max(parts)
+      )
+    elif name == "scan":
+      total += params["length"] * _of(params["jaxpr"].jaxpr, platform, trips)
+    elif name == "while":
+      total += trips * _of(params["body_jaxpr"].jaxpr, platform, trips)
+    elif name == "shard_map":
+      mesh, axes = params["mesh"], params["newly_manual_axes"]
+      parts = math.prod(mesh.shape[axis] for axis in axes)
+      total += parts * _of(params["jaxpr"], platform, trips)
+    else:
+      for value in params.values():
+        for inner in _jaxprs(value):
+          total += _of(inner, platform, trips)
+  return total
+
+
+def _index(written_for: Sequence[Sequence[str] | None], platform: str) -> int:
+  for i, names in enumerate(written_for):
+    if names is None or platform in names:
+      return i
+  raise ValueError(f"nothing is written for {platform}")
+
+
+def _jaxprs(value: Any) -> list[core.Jaxpr]:
+  if isinstance(value, core.ClosedJaxpr):
+    return [value.jaxpr]
+  return [value] if isinstance(value, core.Jaxpr) else []
+
+
+def _of_product(eqn: Any) -> float:
+  (contracted, _), _ = eqn.params["dimension_numbers"]
+  left = eqn.invars[0].aval.shape
+  inner = math.prod(left[axis] for axis in contracted)
+  return 2.0 * inner * math.prod(eqn.outvars[0].aval.shape)

@@ -1,0 +1,235 @@
+"""What a program costs, by arithmetic: no compiler is asked.
+
+Operations are counted in what JAX traces. What else there is follows from the
+shapes of a pass of a network over some rows: P parameters in L layers of width
+D and H heads, over a mesh of (d, f, t) chips.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from instructgpt_jax import config
+from instructgpt_jax.losses import vocabulary
+from instructgpt_jax.models import attention
+from instructgpt_jax.plan import count
+from instructgpt_jax.plan.cost import Cost
+from instructgpt_jax.plan.hardware import Chip
+from instructgpt_jax.plan.programs import Pass, Program
+
+_MASTER = 4  # bytes of a parameter, a gradient, a moment
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layout:
+  """A mesh, and how much of a network's work one chip of it does."""
+
+  data: int
+  fsdp: int
+  tensor: int
+
+  def rows(self, rows: int) -> float:
+    """Of a batch, on one chip."""
+    return max(1, -(-rows // (self.data * self.fsdp)))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sizes:
+  """Numbers of a network's arrays that one chip computes with."""
+
+  block: float  # parameters of a layer, over tensor
+  embedding: float  # parameters of the embedding, over tensor
+  width: float
+  wide: float  # numbers a token of a layer's four products
+  heads: float
+  layers: int
+  item: int  # bytes of an activation
+
+
+def _sizes(model: config.Model, layout: _Layout) -> _Sizes:
+  t = layout.tensor
+  inner = model.heads * model.head_size
+  kv = 2 * model.groups * model.head_size
+  up = model.hidden * (2 if model.gated else 1)
+  block = model.width * (2 * inner + kv + up + model.hidden)
+  return _Sizes(
+    block=block / t,
+    embedding=model.rows * model.width / t,
+    width=model.width,
+    wide=(inner + kv + up) / t + 2 * model.width,
+    heads=model.heads / t,
+    layers=model.layers,
+    item=2 if model.dtype == "bfloat16" else 4,
+  )
+
+
+def estimate(
+  program: Program,
+  chips: int,
+  chip: Chip,
+  mesh: Mapping[str, int],
+  flops: float | None = None,
+) -> Cost:
+  """The cost of a program on one chip.
+
+  Args:
+    program: the program.
+    chips: how many run it.
+    chip: one of them.
+    mesh: size of each axis of the mesh.
+    flops: of all chips, if they are known already.
+  """
+  layout = _Layout(mesh["data"], mesh["fsdp"], mesh["tensor"])
+  if flops is None:
+    platform = "tpu" if chip.torus else "cuda"
+    flops = count.flops(
+      program.function, program.arguments, platform, program.trips
+    )
+  memory = sum(p.times * _memory(p, layout) for p in program.passes)
+  network: dict[str, float] = dict.fromkeys(mesh, 0.0)
+  for one in program.passes:
+    for axis, sent in _network(one, layout).items():
+      network[axis] += one.times * sent
+  compute = flops / chips
+  return Cost(
+    flops=compute,
+    memory=memory,
+    # Passes that are bound by memory, such as decoding, hide nothing else.
+    busy=max(compute / chip.flops, memory / chip.bandwidth),
+    network=network,
+    temporary=_temporary(program, layout),
+  )
+
+
+# How often a block of attention's scores is held, and all of them are read or
+# written, in a pass; measured on programs compiled for TPUs (docs/planning.md).
+_SCORES_HELD = {"forward": 2.0, "none": 4.5, "dots": 10.0, "full": 10.0}
+_SCORES_MOVED = {"forward": 4.0, "none": 11.0, "dots": 15.0, "full": 15.0}
+_RESIDUALS_MOVED = {"forward": 40.0, "none": 80.0, "dots": 110.0, "full": 110.0}
+# Sums over `tensor` of a layer: two a way, and one that is computed anew.
+_SUMS = {"forward": 2, "none": 4, "dots": 4, "full": 5}
+# Gathers of a layer's weights: one a way; what is computed anew needs them all
+# again, and the gradient those of queries, keys and values once more.
+_GATHERS = {"forward": 1.0, "none": 2.0, "dots": 2.0, "full": 2.25}
+_LANES = 128  # a TPU fills the last axis of an array up to so many
+
+
+def _kind(one: Pass) -> str:
+  return one.model.remat if one.kind == "train" else one.kind
+
+
+def _scores(one: Pass, layout: _Layout) -> tuple[float, float]:
+  """Bytes of the largest block of attention's scores, and of all of them."""
+  sizes = _sizes(one.model, layout)
+  block = attention.block_size(one.length)
+  blocks = -(-one.length // block)
+  each = layout.rows(one.rows) * sizes.heads * block * _MASTER
+  return each * one.length, each * one.length * (blocks + 1) / 2
+
+
+def _memory(one: Pass, layout: _Layout) -> float:
+  sizes, rows = _sizes(one.model, layout), layout.rows(one.rows)
+  if one.kind == "decode":
+    weights = sizes.layers * sizes.block + sizes.embedding
+    return sizes.item * weights / layout.fsdp + _cache(one, layout)
+  kind, tokens = _kind(one), rows * one.length
+  _, scores = _scores(one, layout)
+  layer = _SCORES_MOVED[kind] * scores
+  layer += _RESIDUALS_MOVED[kind] * sizes.item * tokens * sizes.width
+  layer += 2 * _GATHERS[kind] * sizes.item * sizes.block
+  return sizes.layers * layer
+
+
+def _cache(one: Pass, layout: _Layout) -> float:
+  """Bytes of keys and values."""
+  c = one.model
+  here = layout.rows(one.rows) * c.groups * c.head_size / layout.tensor
+  return 2 * c.layers * one.length * here * _sizes(c, layout).item
+
+
+def _network(one: Pass, layout: _Layout) -> dict[str, float]:
+  sizes = _sizes(one.model, layout)
+  d, f, t = layout.data, layout.fsdp, layout.tensor
+  if one.kind == "decode":
+    return _of_token(one, layout)
+  kind, rows = _kind(one), layout.rows(one.rows)
+  blocks = sizes.layers * sizes.block
+  share = (f - 1) / f
+  fsdp = _GATHERS[kind] * share * sizes.item * blocks
+  fsdp += share * sizes.item * sizes.embedding
+  data = 0.0
+  if one.trained:
+    part = one.trained / _parameters(one)
+    fsdp += part * share * _MASTER * blocks
+    data += part * 2 * (d - 1) / d * _MASTER * blocks / f
+    whole = part * 2 * (d * f - 1) / (d * f) * _MASTER * sizes.embedding
+    fsdp += whole if f > 1 else 0.0
+    data += whole if f == 1 else 0.0
+  sums = 2 * (t - 1) / t * _SUMS[kind] * sizes.layers
+  tensor = sums * rows * one.length * sizes.width * sizes.item
+  return {"data": data, "fsdp": fsdp, "tensor": tensor}
+
+
+def _parameters(one: Pass) -> float:
+  """Parameters of a pass's network, norms and biases left out."""
+  sizes = _sizes(one.model, _Layout(1, 1, 1))
+  return sizes.layers * sizes.block + sizes.embedding
+
+
+def _of_token(one: Pass, layout: _Layout) -> dict[str, float]:
+  """While decoding, weights stay and what they make of a token is summed."""
+  sizes = _sizes(one.model, layout)
+  d, f, t = layout.data, layout.fsdp, layout.tensor
+  columns = -(-one.rows // d)
+  wide = sizes.wide - 2 * sizes.width
+  fsdp = (f - 1) / f * wide * 2
+  tensor = 2 * (t - 1) / t * 2 * sizes.width / f
+  each = sizes.layers * columns * sizes.item
+  logits = (f - 1) / f * _MASTER * layout.rows(one.rows) * one.model.rows / t
+  return {"fsdp": each * fsdp + logits, "tensor": each * tensor}
+
+
+def _temporary(program: Program, layout: _Layout) -> float:
+  """The largest pass's; a decoder's cache stays while it reads prompts."""
+  return max(_held(one, program, layout) for one in program.passes)
+
+
+def _held(one: Pass, program: Program, layout: _Layout) -> float:
+  sizes, rows = _sizes(one.model, layout), layout.rows(one.rows)
+  kind, tokens = _kind(one), rows * one.length
+  shards = layout.fsdp
+  parameters = (sizes.layers * sizes.block + sizes.embedding) / shards
+  if one.kind == "decode":
+    return sizes.item * parameters + 2 * _cache(one, layout)
+  scores, _ = _scores(one, layout)
+  # Attention, MLP and the head are not at work at the same time.
+  chunk = vocabulary.chunk_size(
+    max(1, round(rows * one.logits)), one.model.rows
+  )
+  held = max(
+    _SCORES_HELD[kind] * scores,
+    2 * sizes.item * tokens * sizes.wide,
+    3 * _MASTER * chunk * one.model.rows / layout.tensor,
+  )
+  held += sizes.item * (parameters + 2 * sizes.block)
+  if one.kind != "train":
+    return held
+  held += sizes.layers * tokens * _saved(one, layout)
+  part = one.trained / _parameters(one)
+  held += part * _MASTER * (sizes.block + 2 * sizes.embedding)
+  return held + part * _MASTER * parameters * (4 if one.times > 1 else 1)
+
+
+def _saved(one: Pass, layout: _Layout) -> float:
+  """Bytes a token that a layer keeps for its gradient."""
+  c, sizes = one.model, _sizes(one.model, layout)
+  if c.remat == "full":
+    return sizes.item * sizes.width
+  if c.remat == "dots":
+    return sizes.item * (sizes.width + sizes.wide)
+  padded = -(-c.head_size // _LANES) * _LANES / c.head_size
+  inner = c.heads * c.head_size / layout.tensor
+  kv = 2 * c.groups * c.head_size / layout.tensor
+  up = c.hidden * (2 if c.gated else 1) / layout.tensor
+  return sizes.item * (2 * sizes.width + padded * (2 * inner + kv) + up)

@@ -1,0 +1,339 @@
+"""An experiment's plan: what it holds, what it does, whether it fits."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from instructgpt_jax import config as config_lib
+from instructgpt_jax import flags, presets
+from instructgpt_jax.errors import UserError
+from instructgpt_jax.plan import compiled, count, estimate, hardware, table
+from instructgpt_jax.plan.cost import Cost, Times, times
+from instructgpt_jax.plan.hardware import Topology
+from instructgpt_jax.plan.programs import Work, bytes_here, work
+from instructgpt_jax.runtime import mesh as mesh_lib
+
+_HOUR = 3600.0
+_SHOWN = 12  # layouts of a sweep
+_PART = {
+  "pretrain": ("pretrain.microbatch",),
+  "sft": ("sft.microbatch",),
+  "policy_init": ("sft.microbatch",),
+  "reward": ("reward.microbatch",),
+  "ppo": ("ppo.microbatch",),
+  "ppo_ptx": ("ppo.microbatch", "ppo.ptx_microbatch"),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+  """What an experiment costs on a mesh."""
+
+  topology: Topology
+  sizes: tuple[int, ...]  # of the mesh
+  work: Work
+  held: dict[str, float]  # bytes on a chip
+  costs: dict[str, tuple[int, Cost, Times]]  # of each program
+
+  @property
+  def kept(self) -> float:
+    """Bytes that a chip holds all the time."""
+    return sum(self.held.values())
+
+  @property
+  def peak(self) -> float:
+    """Bytes that a chip holds at the most."""
+    return self.kept + max(c.temporary for _, c, _ in self.costs.values())
+
+  @property
+  def fits(self) -> bool:
+    """Whether a chip's memory holds them."""
+    return self.peak <= self.topology.chip.memory
+
+  def seconds(self, most: bool = False) -> float:
+    """Of a step or iteration."""
+    return sum(
+      n * (t.most if most else t.least) for n, _, t in self.costs.values()
+    )
+
+  def utilisation(self, most: bool = False) -> float:
+    """Share of the chips' peak that 6 operations a parameter and token are."""
+    wanted = 6.0 * self.work.parameters * self.work.tokens
+    peak = self.topology.count * self.topology.chip.flops
+    return wanted / (self.seconds(most) * peak)
+
+
+def make(
+  config: config_lib.Experiment,
+  topology: Topology,
+  *,
+  reward_model: config_lib.Model | None = None,
+  compiling: bool,
+) -> Plan:
+  """Plans an experiment.
+
+  Args:
+    config: the experiment; its mesh is taken.
+    topology: where it would run.
+    reward_model: of PPO.
+    compiling: whether the compiler is asked, or costs are worked out.
+  """
+  sizes = mesh_lib.mesh_sizes(config.mesh, topology.count)
+  axes = dict(zip(mesh_lib.AXES, sizes, strict=True))
+  mesh: Any = mesh_lib.abstract_mesh(config.mesh, topology.count)
+  if compiling:
+    mesh = compiled.mesh(topology, config.mesh)
+  found = work(config, mesh, reward_model)
+  costs = {}
+  for program in found.programs:
+    if compiling:
+      say(f"compiling {program.name} for {topology}")
+      cost = compiled.compile_program(program, mesh, topology.chip)
+    else:
+      cost = estimate.estimate(program, topology.count, topology.chip, axes)
+    took = times(cost, topology, mesh_lib.AXES, sizes)
+    costs[program.name] = (program.times, cost, took)
+  return Plan(
+    topology=topology,
+    sizes=sizes,
+    work=found,
+    held={name: bytes_here(tree) for name, tree in found.held.items()},
+    costs=costs,
+  )
+
+
+def say(text: str) -> None:
+  """Tells what goes on."""
+  print(text, file=sys.stderr, flush=True)
+
+
+def text(plan: Plan, name: str, price: float) -> str:
+  """The plan for people."""
+  topology, found = plan.topology, plan.work
+  layout = ", ".join(
+    f"{a} {n}" for a, n in zip(mesh_lib.AXES, plan.sizes, strict=True)
+  )
+  model = found.model
+  lines = [
+    f"{name} on {topology}: {topology.count:,} chips as {layout}",
+    f"{found.parameters / 1e9:,.2f}B parameters, vocabulary {model.rows:,};"
+    f" each {found.unit}: {found.examples:,} {found.what},"
+    f" {found.tokens:,} tokens trained on",
+    "",
+    "GB on each chip",
+    *table.held(plan.held),
+    "",
+    "each run of a program on each chip, GB",
+    *table.programs(plan.costs, plan.kept, mesh_lib.AXES),
+    "",
+  ]
+  least, most = plan.seconds(), plan.seconds(most=True)
+  lines.append(
+    f"each {found.unit}: {least:.3g} s if weights and gradients travel beside"
+    f" the products, {most:.3g} s if nothing overlaps; model FLOP utilisation"
+    f" {plan.utilisation():.0%} or {plan.utilisation(most=True):.0%}"
+  )
+  if found.episodes:
+    units = math.ceil(found.episodes / found.examples)
+    hours = [units * seconds / _HOUR for seconds in (least, most)]
+    lines.append(
+      f"{found.episodes:,} episodes: {hours[0]:.3g} to {hours[1]:.3g} hours"
+      + _cost([h * topology.count for h in hours], price)
+    )
+  elif price:
+    hours = [topology.count * s / _HOUR for s in (least, most)]
+    lines.append(f"1,000 steps{_cost([1000 * h for h in hours], price)}")
+  verdict = "fits" if plan.fits else "does not fit"
+  lines.append(
+    f"{verdict}: at most {table.gigabytes(plan.peak)} of"
+    f" {table.gigabytes(topology.chip.memory)} GB"
+  )
+  return "\n".join(lines)
+
+
+def _cost(hours: Sequence[float], price: float) -> str:
+  found = f", {hours[0]:,.0f} to {hours[1]:,.0f} chip hours"
+  if price:
+    found += (
+      f", {price * hours[0]:,.0f} to {price * hours[1]:,.0f} at {price:g}"
+    )
+  return found
+
+
+def layouts(model: config_lib.Model, chips: int) -> Iterator[config_lib.Mesh]:
+  """Meshes whose tensor axis divides the heads."""
+  for tensor in _divisors(math.gcd(chips, model.heads)):
+    for fsdp in _divisors(chips // tensor):
+      data = chips // tensor // fsdp
+      yield config_lib.Mesh(data=data, fsdp=fsdp, tensor=tensor)
+
+
+def _divisors(number: int) -> list[int]:
+  return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def sweep(
+  config: Any, topology: Topology, reward_model: config_lib.Model | None
+) -> list[tuple[config_lib.Mesh, Plan]]:
+  """Layouts by arithmetic: those that fit first, then the faster."""
+  known: dict[str, float] = {}
+  found = []
+  for mesh in layouts(config.model, topology.count):
+    one = dataclasses.replace(config, mesh=mesh)
+    try:
+      plan = _quick(one, topology, reward_model, known)
+    except UserError:
+      continue  # its microbatches do not divide
+    found.append((mesh, plan))
+  return sorted(found, key=lambda pair: (not pair[1].fits, pair[1].seconds()))
+
+
+def _quick(
+  config: Any,
+  topology: Topology,
+  reward_model: config_lib.Model | None,
+  known: dict[str, float],
+) -> Plan:
+  """By arithmetic, with the operations counted once for all layouts."""
+  sizes = mesh_lib.mesh_sizes(config.mesh, topology.count)
+  axes = dict(zip(mesh_lib.AXES, sizes, strict=True))
+  mesh = mesh_lib.abstract_mesh(config.mesh, topology.count)
+  found = work(config, mesh, reward_model)
+  costs = {}
+  for program in found.programs:
+    if program.name not in known:
+      known[program.name] = count.flops(
+        program.function,
+        program.arguments,
+        topology.chip.platform,
+        program.trips,
+      )
+    cost = estimate.estimate(
+      program, topology.count, topology.chip, axes, known[program.name]
+    )
+    took = times(cost, topology, mesh_lib.AXES, sizes)
+    costs[program.name] = (program.times, cost, took)
+  return Plan(
+    topology=topology,
+    sizes=sizes,
+    work=found,
+    held={name: bytes_here(tree) for name, tree in found.held.items()},
+    costs=costs,
+  )
+
+
+def ranking(found: Sequence[tuple[config_lib.Mesh, Plan]], unit: str) -> str:
+  """Layouts for people, the best first."""
+  head = (*mesh_lib.AXES, "peak GB", "fits", f"s/{unit}", "or", "MFU")
+  rows = [head]
+  for mesh, plan in found[:_SHOWN]:
+    rows.append(
+      (
+        *(str(getattr(mesh, axis)) for axis in mesh_lib.AXES),
+        table.gigabytes(plan.peak),
+        "yes" if plan.fits else "no",
+        f"{plan.seconds():.3g}",
+        f"{plan.seconds(most=True):.3g}",
+        f"{plan.utilisation():.0%}",
+      )
+    )
+  return "\n".join(table.columns(rows))
+
+
+def suggestion(
+  config: Any,
+  name: str,
+  topology: Topology,
+  reward_model: config_lib.Model | None,
+) -> str:
+  """Flags with which it would fit, by arithmetic."""
+  fields = _PART[name]
+  whole = [_rows(config, field) for field in fields]
+  for part in itertools.count():
+    sizes = [max(1, rows >> part) for rows in whole]
+    given = dict(zip(fields, sizes, strict=True))
+    best = sweep(flags.replace(config, given), topology, reward_model)
+    if best and best[0][1].fits:
+      mesh = best[0][0]
+      return " ".join(
+        [f"--mesh.{a}={getattr(mesh, a)}" for a in mesh_lib.AXES]
+        + [f"--{field}={size}" for field, size in given.items()]
+      )
+    if all(size == 1 for size in sizes):
+      return "more chips, or chips with more memory"
+  raise AssertionError
+
+
+def _rows(config: Any, field: str) -> int:
+  """Rows of an update, which a microbatch is a part of."""
+  section, _, leaf = field.partition(".")
+  values = getattr(config, section)
+  if section == "ppo":
+    rows = values.minibatch
+    return rows * values.ptx_ratio if leaf == "ptx_microbatch" else rows
+  return values.batch_size
+
+
+def show(arguments: argparse.Namespace, rest: Sequence[str]) -> bool:
+  """Prints what was asked for; whether it fits.
+
+  Args:
+    arguments: of the command.
+    rest: flags of the experiment.
+
+  Raises:
+    UserError: anything wrong with them.
+  """
+  name = arguments.experiment
+  if name not in _PART:
+    raise UserError(
+      f"{name!r} has no plan",
+      field="--experiment",
+      remedy=config_lib.nearest(name, _PART)
+      or f"give one of {', '.join(_PART)}",
+    )
+  topology = hardware.topology(arguments.topology)
+  config, _ = flags.parse_config(
+    rest,
+    presets.EXPERIMENTS[name],
+    experiment=name,
+    default_preset=arguments.preset,
+    presets=presets.NAMES,
+  )
+  reward_model = _reward_model(arguments.reward_preset, arguments.preset)
+  title = f"{name} {arguments.preset}"
+  if arguments.sweep_mesh:
+    found = sweep(config, topology, reward_model)
+    unit = "iteration" if name.startswith("ppo") else "step"
+    print(f"{title} on {topology}, by arithmetic")
+    print(ranking(found, unit))
+    return bool(found) and found[0][1].fits
+  possible = compiled.possible(topology)
+  if arguments.compile == "true" and not possible:
+    raise UserError(
+      f"there is no compiler for {topology} here",
+      field="--compile",
+      remedy="install the extra tpu for a TPU's; others' costs are worked out",
+    )
+  compiling = possible and arguments.compile != "false"
+  plan = make(config, topology, reward_model=reward_model, compiling=compiling)
+  print(text(plan, title, arguments.price))
+  how = compiled.version() if compiling else "worked out, not compiled"
+  print(f"costs: {how}")
+  if not plan.fits:
+    print("try " + suggestion(config, name, topology, reward_model))
+  return plan.fits
+
+
+def _reward_model(asked: str, preset: str) -> config_lib.Model:
+  """The paper scores every policy with a 6B reward model."""
+  if asked:
+    return presets.model(asked)
+  own, paper = presets.model(preset), presets.model("6b")
+  return own if own.width < presets.model("125m").width else paper

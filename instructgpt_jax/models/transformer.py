@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -248,6 +249,7 @@ def decoding_params(model: LanguageModel, params: dict[str, Any]) -> PyTree:
   return found
 
 
+@functools.lru_cache(maxsize=64)
 def abstract_params(model: LanguageModel | ScalarModel) -> PyTree:
   """Shapes of the parameters, boxed with their logical axis names."""
   return jax.eval_shape(lambda: _boxed_init(model, jax.random.key(0)))

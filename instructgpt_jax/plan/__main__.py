@@ -16,6 +16,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+import jax
+
 from instructgpt_jax import launch
 from instructgpt_jax.plan import plan
 from instructgpt_jax.sweeps import arguments as arguments_lib
@@ -57,6 +59,7 @@ def main(argv: Sequence[str]) -> int:
   def run() -> None:
     nonlocal fits
     launch.quiet()
+    jax.config.update("jax_platforms", "cpu")  # those here are not planned for
     fits = plan.show(*parse(argv))
 
   return launch.guarded(run) or int(not fits)

@@ -21,7 +21,9 @@ from instructgpt_jax.runtime import mesh as mesh_lib
 # libtpu asks for them on a machine of a TPU.
 _TOLD = {
   "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no TPU is opened that others need
+  "TPU_MIN_LOG_LEVEL": "3",
   "TPU_SKIP_MDS_QUERY": "1",
+  "TPU_STDERR_LOG_LEVEL": "3",
   "TPU_ACCELERATOR_TYPE": "v5p-8",
   "TPU_WORKER_HOSTNAMES": "localhost",
   "TPU_WORKER_ID": "0",

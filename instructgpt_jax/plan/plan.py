@@ -122,7 +122,7 @@ def text(plan: Plan, name: str, price: float) -> str:
   model = found.model
   lines = [
     f"{name} on {topology}: {topology.count:,} chips as {layout}",
-    f"{found.parameters / 1e9:,.2f}B parameters, vocabulary {model.rows:,};"
+    f"{table.number(found.parameters)} parameters, vocabulary {model.rows:,};"
     f" each {found.unit}: {found.examples:,} {found.what},"
     f" {found.tokens:,} tokens trained on",
     "",

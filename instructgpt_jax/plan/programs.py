@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -57,11 +58,24 @@ class Program:
   """One compiled program."""
 
   name: str
-  function: Any  # jitted
-  arguments: tuple[Any, ...]  # shapes with shardings
+  make: Callable[[], tuple[Any, tuple[Any, ...]]]  # → function, arguments
   times: int  # that it runs in a step or iteration
   trips: int  # of a loop whose end only the data tell
   passes: tuple[Pass, ...]  # that it consists of
+
+  @functools.cached_property
+  def _made(self) -> tuple[Any, tuple[Any, ...]]:
+    return self.make()
+
+  @property
+  def function(self) -> Any:
+    """Jitted."""
+    return self._made[0]
+
+  @property
+  def arguments(self) -> tuple[Any, ...]:
+    """Shapes with shardings."""
+    return self._made[1]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -209,15 +223,19 @@ def _language(
   model = LanguageModel(shape)
   optimizer = state_lib.make_optimizer(config.optimizer, _UPDATES)
   network = _in_training(model, optimizer, mesh)
-  step = language.step_program(
-    model,
-    optimizer,
-    network.state,
-    mesh,
-    seed=config.seed,
-    microbatch=microbatch,
-  )
-  batch = _language_batch(mesh, rows, length)
+
+  def step() -> Any:
+    function = language.step_program(
+      model,
+      optimizer,
+      network.state,
+      mesh,
+      seed=config.seed,
+      microbatch=microbatch,
+    )
+    batch = _language_batch(mesh, rows, length)
+    return function, (network.state, batch, network.frozen)
+
   return Work(
     unit="step",
     examples=rows,
@@ -228,8 +246,7 @@ def _language(
     programs=(
       Program(
         name="step",
-        function=step,
-        arguments=(network.state, batch, network.frozen),
+        make=step,
         times=1,
         trips=_chunks(shape, mesh, (microbatch or rows) * length),
         passes=(
@@ -312,14 +329,18 @@ def _reward(config: config_lib.RewardExperiment, mesh: AnyMesh) -> Work:
       valid=jax.ShapeDtypeStruct(labels.shape, jnp.bool_),
     ),
   )
-  step = reward.step_program(
-    model,
-    optimizer,
-    network.state,
-    mesh,
-    seed=config.seed,
-    microbatch=section.microbatch,
-  )
+
+  def step() -> Any:
+    function = reward.step_program(
+      model,
+      optimizer,
+      network.state,
+      mesh,
+      seed=config.seed,
+      microbatch=section.microbatch,
+    )
+    return function, (network.state, batch, network.frozen)
+
   return Work(
     unit="step",
     examples=prompts * count * (count - 1) // 2,
@@ -330,8 +351,7 @@ def _reward(config: config_lib.RewardExperiment, mesh: AnyMesh) -> Work:
     programs=(
       Program(
         name="step",
-        function=step,
-        arguments=(network.state, batch, network.frozen),
+        make=step,
         times=1,
         trips=1,
         passes=(
@@ -406,9 +426,18 @@ def _ppo(
   )
   key = jax.eval_shape(lambda: jax.random.key(0))
   sampling = (policy.whole, prompts, key)
-  rollout = _rows(mesh, jax.eval_shape(programs.generate, *sampling))
-  scoring = (rollout, start, reward_params, value.whole, scalar)
-  experience = _rows(mesh, jax.eval_shape(programs.experience, *scoring)[0])
+
+  @functools.cache
+  def scoring() -> Any:
+    rollout = _rows(mesh, jax.eval_shape(programs.generate, *sampling))
+    return rollout, start, reward_params, value.whole, scalar
+
+  def updating() -> Any:
+    held = jax.eval_shape(programs.experience, *scoring())[0]
+    rows = jax.ShapeDtypeStruct((section.minibatch,), jnp.int32)
+    below = policy.frozen, value.frozen
+    return programs.update, (state, _rows(mesh, held), rows, ptx, *below)
+
   ptx, ptx_length = None, 0
   passes = [
     _training(
@@ -442,7 +471,6 @@ def _ppo(
       )
     )
   updates = section.inner_epochs * (section.rollout_batch // section.minibatch)
-  rows = jax.ShapeDtypeStruct((section.minibatch,), jnp.int32)
   held = _held(policy, "policy")
   if section.ema_decay:
     held["policy average"] = state.ema
@@ -464,8 +492,7 @@ def _ppo(
     programs=(
       Program(
         name="sample",
-        function=programs.generate,
-        arguments=sampling,
+        make=lambda: (programs.generate, sampling),
         times=1,
         trips=answer - 1,
         passes=(
@@ -482,8 +509,7 @@ def _ppo(
       ),
       Program(
         name="score",
-        function=programs.experience,
-        arguments=scoring,
+        make=lambda: (programs.experience, scoring()),
         times=1,
         trips=_chunks(shape, mesh, count * answer),
         passes=(
@@ -502,8 +528,7 @@ def _ppo(
       ),
       Program(
         name="update",
-        function=programs.update,
-        arguments=(state, experience, rows, ptx, policy.frozen, value.frozen),
+        make=updating,
         times=updates,
         trips=_chunks(
           shape,

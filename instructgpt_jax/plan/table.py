@@ -22,9 +22,22 @@ def columns(rows: Iterable[Sequence[str]]) -> list[str]:
   ]
 
 
+def digits(value: float) -> str:
+  """Three digits, or all of a large number's."""
+  return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+
+
 def gigabytes(size: float) -> str:
-  """Bytes in GB, three digits."""
-  return f"{size / GB:.3g}" if size < 1000 * GB else f"{size / GB:,.0f}"
+  """Bytes in GB."""
+  return digits(size / GB)
+
+
+def number(value: float) -> str:
+  """Three digits and a letter: 1.05M, 175B."""
+  for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+    if value >= size:
+      return f"{value / size:.3g}{letter}"
+  return f"{value:.3g}"
 
 
 def held(parts: Mapping[str, float]) -> list[str]:
@@ -49,7 +62,7 @@ def programs(
       [
         name,
         str(count),
-        f"{cost.flops / 1e12:,.1f}",
+        digits(cost.flops / 1e12),
         gigabytes(cost.memory),
         *(gigabytes(sent[axis]) for axis in axes),
         gigabytes(cost.temporary),

@@ -1,5 +1,8 @@
 """Whole stages on eight devices do what they do on one."""
 
+import json
+import pathlib
+
 import pytest
 
 from tests.loops import results
@@ -12,6 +15,14 @@ def devices(count):
 
 
 EIGHT = devices(8)
+
+
+def flat(tree):
+  return {
+    (name, key): value
+    for name, part in tree.items()
+    for key, value in (part if isinstance(part, dict) else {"": part}).items()
+  }
 
 
 def assert_close(found, wanted):
@@ -53,6 +64,39 @@ def test_invariant_10_pretraining_on_eight_devices(stages, tmp_path):
   )
   assert done.status == 0, done.err
   assert_close(results.metrics(tmp_path), results.metrics(stages["pretrain"]))
+
+
+def measured(server, name, sizes):
+  done = server.run("tests.loops.layouts", name, sizes, env=devices(8))
+  assert done.status == 0, done.err
+  return json.loads(done.out)
+
+
+@pytest.mark.parametrize(
+  "name, sizes",
+  [
+    ("gpt", "8,1,1"),
+    ("gpt", "1,8,1"),
+    ("gpt", "1,1,8"),
+    ("gpt", "2,2,2"),
+    ("llama", "1,2,4"),
+  ],
+)
+def test_every_step_is_the_same_on_all_layouts(server, once, name, sizes):
+  """Data, fsdp, tensor and mixed, of a network of each kind."""
+
+  def on_one(folder):
+    found = measured(server, name, "1,1,1")
+    (folder / "found.json").write_text(json.dumps(found))
+
+  folder = pathlib.Path(once(f"layouts-{name}", on_one))
+  wanted = json.loads((folder / "found.json").read_text())
+  found = measured(server, name, sizes)
+  assert found["ppo"].pop("tokens") == wanted["ppo"]["tokens"]
+  for stage in ("language", "reward", "ppo"):
+    some, others = flat(found[stage]), flat(wanted[stage])
+    for key, value in some.items():
+      assert value == pytest.approx(others[key], rel=1e-4, abs=1e-5), key
 
 
 def test_a_state_is_the_same_on_another_mesh(server, tmp_path):

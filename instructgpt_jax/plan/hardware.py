@@ -92,7 +92,7 @@ class Topology:
     """
     if not self.chip.torus:
       return self._switched(sizes)
-    left = sorted(self.shape)
+    left = sorted(n for n in self.shape if n > 1)
     found = []
     for size in reversed(sizes):
       links = 0

@@ -1,0 +1,188 @@
+"""Plans: of whole experiments, by arithmetic and by a TPU's compiler."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from instructgpt_jax import flags, presets
+from instructgpt_jax.plan import compiled, hardware, plan
+
+# Bfloat16 in a scanned loop, as the large presets are.
+LARGE = {"model.dtype": "bfloat16", "model.scan_layers": True}
+needs_compiler = pytest.mark.skipif(
+  not compiled.possible(hardware.topology("v5p:2x2x1")),
+  reason="libtpu is not installed",
+)
+
+
+def planned(experiment, preset, topology, *, compiling=False, **values):
+  mesh = {f"mesh.{k}": values.pop(k) for k in ("fsdp", "tensor")}
+  config = flags.replace(presets.EXPERIMENTS[experiment](preset), values | mesh)
+  paper = None if preset == "tiny" else presets.model("6b")
+  return plan.make(
+    config,
+    hardware.topology(topology),
+    reward_model=paper,
+    compiling=compiling,
+  )
+
+
+def command(*arguments):
+  return subprocess.run(
+    [sys.executable, "-m", "instructgpt_jax.plan", *arguments],
+    capture_output=True,
+    text=True,
+    env={**os.environ, "JAX_PLATFORMS": "cpu"},
+  )
+
+
+def test_what_is_held_is_the_shapes_bytes():
+  """float32: the policy four times with both moments and its average."""
+  found = planned("ppo_ptx", "175b", "v5p:8x8x8", fsdp=64, tensor=8)
+  share = 4 * found.work.parameters / 512
+  assert found.held["policy parameters"] == pytest.approx(share, rel=0.01)
+  assert found.held["policy optimiser"] == pytest.approx(2 * share, rel=0.01)
+  assert found.held["policy average"] == found.held["reference"]
+  without = planned(
+    "ppo_ptx", "175b", "v5p:8x8x8", fsdp=64, tensor=8, **{"ppo.ema_decay": 0.0}
+  )
+  assert without.kept == found.kept - found.held["policy average"]
+
+
+def test_operations_are_those_of_the_equation():
+  """6 · parameters · tokens; a layer again, but for its last product."""
+  found = planned("sft", "175b", "v5p:8x8x8", fsdp=64, tensor=8)
+  _, cost, _ = found.costs["step"]
+  c, tokens = found.work.model, found.work.tokens
+  blocks = 12 * c.layers * c.width**2
+  head = 6 * c.rows * c.width
+  attention = 9 * 2 * c.context * c.width * c.layers * 5 / 8
+  wanted = tokens * ((6 + 2 * 8 / 12) * blocks + head + attention) / 512
+  assert cost.flops == pytest.approx(wanted, rel=0.01)
+
+
+def test_half_the_chips_hold_twice_as_much():
+  whole, half = (
+    planned("sft", "6b", name, fsdp=fsdp, tensor=1)
+    for name, fsdp in (("h100:64", 64), ("h100:32", 32))
+  )
+  assert half.kept == pytest.approx(2 * whole.kept, rel=0.01)
+
+
+def test_a_plan_that_does_not_fit_says_what_does():
+  done = command(
+    "--experiment=sft", "--preset=6b", "--topology=h100:8", "--mesh.data=8"
+  )
+  assert done.returncode == 1, done.stderr
+  assert "does not fit" in done.stdout
+  *_, last = done.stdout.splitlines()
+  again = command(
+    "--experiment=sft",
+    "--preset=6b",
+    "--topology=h100:8",
+    *last.removeprefix("try ").split(),
+  )
+  assert again.returncode == 0, again.stderr
+  assert re.search(r"\nfits: at most [\d.]+ of 80 GB", again.stdout)
+
+
+def test_layouts_are_ranked():
+  done = command(
+    "--experiment=sft", "--preset=6b", "--topology=h100:8", "--sweep_mesh"
+  )
+  assert done.returncode == 0, done.stderr
+  rows = [line.split() for line in done.stdout.splitlines()[2:]]
+  assert all(int(d) * int(f) * int(t) == 8 for d, f, t, *_ in rows)
+  fits = [row[4] == "yes" for row in rows]
+  assert fits == sorted(fits, reverse=True) and not all(fits)
+  seconds = [float(row[5]) for row in rows if row[4] == "yes"]
+  assert seconds == sorted(seconds)
+
+
+@pytest.mark.parametrize(
+  "arguments, said",
+  [
+    (("--topology=h100:8", "--mesh.fsdp=3"), "does not make 8 devices"),
+    (("--topology=h100:8", "--compile=true"), "there is no compiler"),
+    (("--topology=h100:8", "--sft.epoch=3"), "did you mean --sft.epochs"),
+    (("--topology=h100:8", "--preset=17b"), "there is no preset"),
+    (("--topology=h100:8", "--sft.microbatch=5"), "5 does not divide"),
+    ((), "--topology"),
+  ],
+)
+def test_mistakes(arguments, said):
+  done = command("--experiment=sft", *arguments)
+  assert done.returncode == 2
+  assert said in done.stderr and "Traceback" not in done.stderr
+
+
+@needs_compiler
+def test_arithmetic_agrees_with_the_compiler():
+  """Peak and operations within 10 %; no work is done twice on the mesh."""
+  made, found = (
+    planned("sft", "tiny", "v5p:2x2x1", compiling=c, fsdp=2, tensor=2, **LARGE)
+    for c in (True, False)
+  )
+  assert found.peak == pytest.approx(made.peak, rel=0.1)
+  (_, wanted, _), (_, cost, _) = made.costs["step"], found.costs["step"]
+  assert cost.flops == pytest.approx(wanted.flops, rel=0.1)
+  assert wanted.compiling > 0 and cost.compiling is None
+  assert made.fits and found.fits
+
+
+SFT = {"sft.batch_size": 512}
+
+
+@pytest.mark.soak
+@needs_compiler
+@pytest.mark.parametrize(
+  "experiment, preset, topology, values",
+  [
+    ("sft", "125m", "v5p:2x2x1", dict(fsdp=4, tensor=1)),
+    ("sft", "350m", "v5p:2x2x2", dict(fsdp=2, tensor=2)),
+    ("ppo_ptx", "1.3b", "v5p:2x2x2", dict(fsdp=8, tensor=1)),
+    ("sft", "175b", "v5p:8x8x8", dict(fsdp=64, tensor=8, **SFT)),
+    ("ppo_ptx", "175b", "v5p:8x8x8", dict(fsdp=64, tensor=8)),
+  ],
+)
+def test_the_papers_sizes(experiment, preset, topology, values):
+  """Compiled programs fit; arithmetic finds their peak within 10 %."""
+  made, found = (
+    planned(experiment, preset, topology, compiling=c, **values)
+    for c in (True, False)
+  )
+  print(plan.text(made, f"{experiment} {preset}", 0.0))
+  assert made.fits
+  assert found.peak == pytest.approx(made.peak, rel=0.1)
+  for name, (_, cost, _) in made.costs.items():
+    assert found.costs[name][1].flops == pytest.approx(cost.flops, rel=0.15)
+  if experiment == "sft" and preset == "175b":
+    assert made.utilisation() >= 0.5
+
+
+@pytest.mark.soak
+@needs_compiler
+def test_weak_scaling():
+  """SFT on 64 to 4,096 chips, as many rows each: seconds within 15 %."""
+  found = [
+    planned(
+      "sft",
+      "6b",
+      topology,
+      compiling=True,
+      fsdp=64,
+      tensor=1,
+      **{"sft.batch_size": 2 * chips},
+    )
+    for topology, chips in (
+      ("v5p:4x4x4", 64),
+      ("v5p:8x8x8", 512),
+      ("v5p:16x16x16", 4096),
+    )
+  ]
+  seconds = [one.seconds(most=True) for one in found]
+  print(seconds)
+  assert max(seconds) <= 1.15 * seconds[0]

@@ -15,7 +15,7 @@ from instructgpt_jax.errors import UserError
 from instructgpt_jax.plan import hlo
 from instructgpt_jax.plan.cost import Cost
 from instructgpt_jax.plan.hardware import Chip, Topology
-from instructgpt_jax.plan.programs import Program
+from instructgpt_jax.plan.work import Program
 from instructgpt_jax.runtime import mesh as mesh_lib
 
 # libtpu asks for them on a machine of a TPU.

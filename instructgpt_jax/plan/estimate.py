@@ -8,15 +8,15 @@ D and H heads, over a mesh of (d, f, t) chips.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 from instructgpt_jax import config
 from instructgpt_jax.losses import vocabulary
 from instructgpt_jax.models import attention
-from instructgpt_jax.plan import count
 from instructgpt_jax.plan.cost import Cost
 from instructgpt_jax.plan.hardware import Chip
-from instructgpt_jax.plan.programs import Pass, Program
+from instructgpt_jax.plan.work import Pass, Program
 
 _MASTER = 4  # bytes of a parameter, a gradient, a moment
 
@@ -65,33 +65,23 @@ def _sizes(model: config.Model, layout: _Layout) -> _Sizes:
 
 
 def estimate(
-  program: Program,
-  chips: int,
-  chip: Chip,
-  mesh: Mapping[str, int],
-  flops: float | None = None,
+  program: Program, chip: Chip, mesh: Mapping[str, int], flops: float
 ) -> Cost:
   """The cost of a program on one chip.
 
   Args:
     program: the program.
-    chips: how many run it.
-    chip: one of them.
+    chip: one of those that run it.
     mesh: size of each axis of the mesh.
-    flops: of all chips, if they are known already.
+    flops: of all chips.
   """
-  layout = _Layout(mesh["data"], mesh["fsdp"], mesh["tensor"])
-  if flops is None:
-    platform = "tpu" if chip.torus else "cuda"
-    flops = count.flops(
-      program.function, program.arguments, platform, program.trips
-    )
+  layout = _Layout(**mesh)
   memory = sum(p.times * _memory(p, layout) for p in program.passes)
   network: dict[str, float] = dict.fromkeys(mesh, 0.0)
   for one in program.passes:
     for axis, sent in _network(one, layout).items():
       network[axis] += one.times * sent
-  compute = flops / chips
+  compute = flops / math.prod(mesh.values())
   return Cost(
     flops=compute,
     memory=memory,
@@ -100,6 +90,21 @@ def estimate(
     network=network,
     temporary=_temporary(program, layout),
   )
+
+
+def kept(
+  programs: Sequence[Program], mesh: Mapping[str, int]
+) -> dict[str, float]:
+  """Bytes of what passes keep: activations for a gradient, keys and values."""
+  layout, found = _Layout(**mesh), {"activations": 0.0, "caches": 0.0}
+  for one in (one for program in programs for one in program.passes):
+    if one.kind == "train":
+      tokens = layout.rows(one.rows) * one.length
+      size = one.model.layers * tokens * _saved(one, layout)
+      found["activations"] = max(found["activations"], size)
+    elif one.kind == "decode":
+      found["caches"] = max(found["caches"], _cache(one, layout))
+  return {name: size for name, size in found.items() if size}
 
 
 # How often a block of attention's scores is held, and all of them are read or

@@ -12,15 +12,12 @@ import dataclasses
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-_BITS = {
-  "pred": 8, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "bf16": 16, "f16": 16,
-  "s32": 32, "u32": 32, "f32": 32, "s64": 64, "u64": 64, "f64": 64,
-  "c64": 64, "s4": 4, "u4": 4, "s2": 2, "u2": 2,
-}  # fmt: skip
-_ARRAY = re.compile(r"(\w+)\[([\d,]*)\](\{[^}]*\})?")
+from instructgpt_jax.plan import hlo_text
+from instructgpt_jax.plan.hlo_text import Instruction
+
 _FREE = {
   "after-all",
   "bitcast",
@@ -42,17 +39,6 @@ _MOVES = {
   "collective-permute",
   "reduce-scatter",
 }
-
-
-class Instruction(NamedTuple):
-  """One line of a computation."""
-
-  name: str
-  type: str
-  opcode: str
-  operands: tuple[str, ...]
-  attributes: str
-  root: bool
 
 
 class Chunk(NamedTuple):
@@ -102,7 +88,7 @@ class Program:
       trips: of a loop whose end only the data tell.
     """
     self._mesh, self._trips = dict(mesh), trips
-    self._computations, self._entry = _read(text)
+    self._computations, self._entry = hlo_text.read(text)
 
   def done(self) -> Done:
     """By one run of the program, on one chip."""
@@ -116,17 +102,17 @@ class Program:
       opcode = line.opcode.removesuffix("-start")
       if opcode == "while":
         trips = self._trips_of(line)
-        for part in _called(line, "body"):
+        for part in hlo_text.called(line, "body"):
           self._walk(part, times * trips, found)
       elif opcode in ("call", "async"):
-        for part in _called(line, "to_apply", "calls"):
+        for part in hlo_text.called(line, "to_apply", "calls"):
           self._walk(part, times, found)
       elif opcode == "conditional":
-        parts = _called(line, "branch_computations", "true_computation")
+        parts = hlo_text.called(line, "branch_computations", "true_computation")
         for part in itertools.islice(parts, 1):
           self._walk(part, times, found)
       elif line.opcode == "fusion":
-        inner = next(_called(line, "calls"))
+        inner = next(hlo_text.called(line, "calls"))
         flops = self._inside(inner, times, found)
         memory = self._of_fusion(lines, line, inner)
         found.chunks.append(Chunk(line.name, times, flops, memory))
@@ -145,7 +131,9 @@ class Program:
       if line.opcode.removesuffix("-start") in _MOVES:
         self._send(line, name, times, found)
       elif line.opcode == "fusion":
-        total += self._inside(next(_called(line, "calls")), times, found)
+        total += self._inside(
+          next(hlo_text.called(line, "calls")), times, found
+        )
       else:
         total += _product(lines, line)
     return total
@@ -163,14 +151,14 @@ class Program:
     known = re.search(r'known_trip_count[^\d]*"?(\d+)', line.attributes)
     if known:
       return int(known[1])
-    condition = self._computations[next(_called(line, "condition"))]
-    body = self._computations[next(_called(line, "body"))]
+    condition = self._computations[next(hlo_text.called(line, "condition"))]
+    body = self._computations[next(hlo_text.called(line, "body"))]
     numbers = {
       some.name: int(some.attributes)
       for some in (*condition.values(), *body.values())
       if some.opcode == "constant" and some.attributes.isdigit()
     }
-    root = _root(condition)
+    root = hlo_text.root(condition)
     limit = next((numbers[n] for n in root.operands if n in numbers), None)
     if root.opcode != "compare":  # the comparison is a fusion
       inside = (numbers[n] for n in condition if n in numbers)
@@ -181,7 +169,7 @@ class Program:
     index = re.search(r"index=(\d+)", counter.attributes) if counter else None
     if index is None:
       return limit
-    after = body.get(_root(body).operands[int(index[1])])
+    after = body.get(hlo_text.root(body).operands[int(index[1])])
     while after is not None and after.opcode in ("copy", "bitcast"):
       after = body.get(after.operands[0])
     steps = (
@@ -193,13 +181,15 @@ class Program:
     self, lines: Mapping[str, Instruction], line: Instruction
   ) -> float:
     if line.opcode == "dynamic-slice":
-      return 2 * _bytes(line.type)
+      return 2 * hlo_text.main_memory(line.type)
     if line.opcode == "dynamic-update-slice":
-      return 2 * _bytes(lines[line.operands[1]].type)
+      return 2 * hlo_text.main_memory(lines[line.operands[1]].type)
     if line.opcode == "copy-start":  # (destination, source, context)
-      return sum(map(_bytes, _parts(line.type)[:2]))
-    read = sum(_bytes(lines[n].type) for n in line.operands if n in lines)
-    return read + _bytes(line.type)
+      return sum(map(hlo_text.main_memory, hlo_text.parts(line.type)[:2]))
+    read = sum(
+      hlo_text.main_memory(lines[n].type) for n in line.operands if n in lines
+    )
+    return read + hlo_text.main_memory(line.type)
 
   def _of_fusion(
     self, lines: Mapping[str, Instruction], line: Instruction, inner: str
@@ -209,10 +199,10 @@ class Program:
     for parameter in body.values():
       if parameter.opcode == "parameter":
         given = lines.get(line.operands[int(parameter.attributes)])
-        size = _bytes(given.type if given else parameter.type)
+        size = hlo_text.main_memory(given.type if given else parameter.type)
         total += self._read(inner, parameter.name, size)
-    root = _root(body)
-    outer = _parts(line.type)
+    root = hlo_text.root(body)
+    outer = hlo_text.parts(line.type)
     roots = (
       [body[n] for n in root.operands] if root.opcode == "tuple" else [root]
     )
@@ -220,9 +210,12 @@ class Program:
       while one.opcode in ("bitcast", "copy", "convert") and one.operands:
         one = body[one.operands[0]]
       if one.opcode == "dynamic-update-slice":
-        total += min(_bytes(written), _held(body[one.operands[1]].type))
+        total += min(
+          hlo_text.main_memory(written),
+          hlo_text.size(body[one.operands[1]].type),
+        )
       else:
-        total += _bytes(written)
+        total += hlo_text.main_memory(written)
     return total
 
   def _read(self, computation: str, name: str, size: float) -> float:
@@ -235,7 +228,7 @@ class Program:
       if user.opcode == "bitcast":
         total += self._read(computation, user.name, size)
       elif user.opcode == "fusion":
-        inner = next(_called(user, "calls"))
+        inner = next(hlo_text.called(user, "calls"))
         index = str(user.operands.index(name))
         inside = next(
           x.name
@@ -244,7 +237,7 @@ class Program:
         )
         total += self._read(inner, inside, size)
       elif user.opcode in ("dynamic-slice", "gather"):
-        total += _held(user.type)
+        total += hlo_text.size(user.type)
       elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
         continue  # replaced in place
       else:
@@ -256,14 +249,14 @@ class Program:
     opcode = line.opcode.removesuffix("-start")
     group = self._group(line)
     count = max(len(group), 1)
-    parts = _parts(line.type)
+    parts = hlo_text.parts(line.type)
     # A started operation's type names what it is given as well.
     if line.opcode.endswith("-start") and opcode in (
       "all-gather",
       "collective-permute",
     ):
-      parts = _parts(parts[1]) if len(parts) > 1 else parts
-    size = sum(map(_held, parts))
+      parts = hlo_text.parts(parts[1]) if len(parts) > 1 else parts
+    size = sum(map(hlo_text.size, parts))
     share = (count - 1) / count
     sent = {
       "all-gather": share * size,
@@ -322,16 +315,12 @@ class Program:
     return found[::-1]
 
 
-def _root(lines: Mapping[str, Instruction]) -> Instruction:
-  return next(line for line in lines.values() if line.root)
-
-
 def _product(lines: Mapping[str, Instruction], line: Instruction) -> float:
   """Operations of a matrix product; 0 of anything else."""
   if line.opcode not in ("convolution", "dot"):
     return 0.0
-  left, right = (_shape(lines[name].type) for name in line.operands[:2])
-  out = _shape(line.type)
+  left, right = (hlo_text.shape(lines[name].type) for name in line.operands[:2])
+  out = hlo_text.shape(line.type)
   if line.opcode == "dot":
     axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", line.attributes)
     dims = [int(n) for n in axes[1].split(",") if n] if axes else []
@@ -384,11 +373,6 @@ def _meetings(
   )
 
 
-def _shape(kind: str) -> list[int]:
-  match = _ARRAY.match(kind)
-  return [int(n) for n in match[2].split(",") if n] if match else []
-
-
 def _line(sizes: Mapping[str, int], chosen: Sequence[str]) -> list[int]:
   """Chips of a mesh of these sizes that differ on the chosen axes only."""
   ranges = [range(n if name in chosen else 1) for name, n in sizes.items()]
@@ -408,90 +392,3 @@ def _iota(dims: Sequence[int], turned: Sequence[int]) -> list[int]:
     sum(n * strides[axis] for n, axis in zip(at, turned, strict=True))
     for at in itertools.product(*(range(dims[axis]) for axis in turned))
   ]
-
-
-def _read(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
-  computations: dict[str, dict[str, Instruction]] = {}
-  entry, current = "", None
-  for line in text.splitlines():
-    if line.endswith("{") and " = " not in line.split("(")[0]:
-      match = re.match(r"(ENTRY )?%?([\w.\-]+)", line)
-      if match and "(" in line:
-        current = computations.setdefault(match[2], {})
-        entry = match[2] if match[1] else entry
-    elif line.startswith("}"):
-      current = None
-    elif current is not None and (found := _instruction(line)):
-      current[found.name] = found
-  return computations, entry
-
-
-def _instruction(line: str) -> Instruction | None:
-  match = re.match(r"\s+(ROOT )?%?([\w.\-]+) = ", line)
-  if match is None:
-    return None
-  rest = line[match.end() :]
-  end = _balanced(rest, 0) if rest.startswith("(") else rest.index(" ")
-  kind, rest = rest[:end], rest[end:].lstrip()
-  opcode, _, _ = rest.partition("(")
-  start = len(opcode)
-  end = _balanced(rest, start)
-  inside = rest[start + 1 : end - 1]
-  attributes = rest[end:]
-  if opcode in ("parameter", "constant"):
-    attributes = inside
-  operands = tuple(re.findall(r"%([\w.\-]+)", inside))
-  return Instruction(
-    match[2], kind, opcode, operands, attributes, bool(match[1])
-  )
-
-
-def _balanced(text: str, start: int) -> int:
-  """Just after the bracket that closes the one at `start`."""
-  depth = 0
-  for i in range(start, len(text)):
-    depth += (text[i] == "(") - (text[i] == ")")
-    if not depth:
-      return i + 1
-  return len(text)
-
-
-def _parts(kind: str) -> list[str]:
-  """The members of a tuple's type, or the type."""
-  if not kind.startswith("("):
-    return [kind]
-  found, depth, start = [], 0, 1
-  for i, letter in enumerate(kind):
-    depth += (letter in "({[") - (letter in ")}]")
-    if (letter == "," and depth == 1) or i == len(kind) - 1:
-      found.append(kind[start:i].strip())
-      start = i + 1
-  return [part for part in found if part]
-
-
-def _held(kind: str) -> float:
-  """Bytes of an array, or of all of a tuple's."""
-  total = 0.0
-  for name, shape, _ in _ARRAY.findall(kind):
-    if name in _BITS:
-      size = math.prod(int(n) for n in shape.split(",") if n)
-      total += size * _BITS[name] / 8
-  return total
-
-
-def _bytes(kind: str) -> float:
-  """Likewise, of what lies in the chip's main memory."""
-  total = 0.0
-  for name, shape, layout in _ARRAY.findall(kind):
-    if name in _BITS and "S(" not in layout:
-      size = math.prod(int(n) for n in shape.split(",") if n)
-      total += size * _BITS[name] / 8
-  return total
-
-
-def _called(line: Instruction, *names: str) -> Iterator[str]:
-  for name in names:
-    for many, one in re.findall(
-      rf"\b{name}=(?:\{{([^}}]*)\}}|%?([\w.\-]+))", line.attributes
-    ):
-      yield from re.findall(r"[\w.\-]+", many or one)

@@ -16,7 +16,8 @@ from instructgpt_jax.errors import UserError
 from instructgpt_jax.plan import compiled, count, estimate, hardware, table
 from instructgpt_jax.plan.cost import Cost, Times, times
 from instructgpt_jax.plan.hardware import Topology
-from instructgpt_jax.plan.programs import Work, bytes_here, work
+from instructgpt_jax.plan.programs import work
+from instructgpt_jax.plan.work import Program, Work, bytes_here
 from instructgpt_jax.runtime import mesh as mesh_lib
 
 _HOUR = 3600.0
@@ -39,6 +40,7 @@ class Plan:
   sizes: tuple[int, ...]  # of the mesh
   work: Work
   held: dict[str, float]  # bytes on a chip
+  kept_within: dict[str, float]  # worked out, of what is temporary
   costs: dict[str, tuple[int, Cost, Times]]  # of each program
 
   @property
@@ -75,6 +77,7 @@ def make(
   *,
   reward_model: config_lib.Model | None = None,
   compiling: bool,
+  counted: dict[str, float] | None = None,
 ) -> Plan:
   """Plans an experiment.
 
@@ -83,6 +86,8 @@ def make(
     topology: where it would run.
     reward_model: of PPO.
     compiling: whether the compiler is asked, or costs are worked out.
+    counted: operations of programs, by name, of all chips; what is not there
+      is counted and added.
   """
   sizes = mesh_lib.mesh_sizes(config.mesh, topology.count)
   axes = dict(zip(mesh_lib.AXES, sizes, strict=True))
@@ -96,7 +101,8 @@ def make(
       say(f"compiling {program.name} for {topology}")
       cost = compiled.compile_program(program, mesh, topology.chip)
     else:
-      cost = estimate.estimate(program, topology.count, topology.chip, axes)
+      flops = _flops(program, topology, counted)
+      cost = estimate.estimate(program, topology.chip, axes, flops)
     took = times(cost, topology, mesh_lib.AXES, sizes)
     costs[program.name] = (program.times, cost, took)
   return Plan(
@@ -104,8 +110,23 @@ def make(
     sizes=sizes,
     work=found,
     held={name: bytes_here(tree) for name, tree in found.held.items()},
+    kept_within=estimate.kept(found.programs, axes),
     costs=costs,
   )
+
+
+def _flops(
+  program: Program, topology: Topology, counted: dict[str, float] | None
+) -> float:
+  counted = {} if counted is None else counted
+  if program.name not in counted:
+    counted[program.name] = count.flops(
+      program.function,
+      program.arguments,
+      topology.chip.platform,
+      program.trips,
+    )
+  return counted[program.name]
 
 
 def say(text: str) -> None:
@@ -128,6 +149,12 @@ def text(plan: Plan, name: str, price: float) -> str:
     "",
     "GB on each chip",
     *table.held(plan.held),
+    *(
+      f"  and in the course of it {name}: {table.gigabytes(size)}"
+      for name, size in plan.kept_within.items()
+    ),
+    f"  restored from a checkpoint of {table.gigabytes(found.saved)} in all:"
+    f" {table.gigabytes(bytes_here(found.state))}",
     "",
     "each run of a program on each chip, GB",
     *table.programs(plan.costs, plan.kept, mesh_lib.AXES),
@@ -187,45 +214,17 @@ def sweep(
   for mesh in layouts(config.model, topology.count):
     one = dataclasses.replace(config, mesh=mesh)
     try:
-      plan = _quick(one, topology, reward_model, known)
+      plan = make(
+        one,
+        topology,
+        reward_model=reward_model,
+        compiling=False,
+        counted=known,
+      )
     except UserError:
       continue  # its microbatches do not divide
     found.append((mesh, plan))
   return sorted(found, key=lambda pair: (not pair[1].fits, pair[1].seconds()))
-
-
-def _quick(
-  config: Any,
-  topology: Topology,
-  reward_model: config_lib.Model | None,
-  known: dict[str, float],
-) -> Plan:
-  """By arithmetic, with the operations counted once for all layouts."""
-  sizes = mesh_lib.mesh_sizes(config.mesh, topology.count)
-  axes = dict(zip(mesh_lib.AXES, sizes, strict=True))
-  mesh = mesh_lib.abstract_mesh(config.mesh, topology.count)
-  found = work(config, mesh, reward_model)
-  costs = {}
-  for program in found.programs:
-    if program.name not in known:
-      known[program.name] = count.flops(
-        program.function,
-        program.arguments,
-        topology.chip.platform,
-        program.trips,
-      )
-    cost = estimate.estimate(
-      program, topology.count, topology.chip, axes, known[program.name]
-    )
-    took = times(cost, topology, mesh_lib.AXES, sizes)
-    costs[program.name] = (program.times, cost, took)
-  return Plan(
-    topology=topology,
-    sizes=sizes,
-    work=found,
-    held={name: bytes_here(tree) for name, tree in found.held.items()},
-    costs=costs,
-  )
 
 
 def ranking(found: Sequence[tuple[config_lib.Mesh, Plan]], unit: str) -> str:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh
 
 from instructgpt_jax import config as config_lib
 from instructgpt_jax import presets
@@ -26,6 +25,7 @@ from instructgpt_jax.loops import (
 from instructgpt_jax.losses import vocabulary
 from instructgpt_jax.models import lora
 from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
+from instructgpt_jax.plan.work import Pass, Program, Work
 from instructgpt_jax.runtime import mesh as mesh_lib
 from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.types import (
@@ -38,59 +38,6 @@ from instructgpt_jax.types import (
 VOCABULARY = 50_257  # GPT-2's and GPT-3's byte pairs
 COMPLETIONS = 9  # K: the paper's labelers rank 4 to 9
 _UPDATES = 1000  # of a schedule; no shape depends on it
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Pass:
-  """A network's pass over some rows, so many times in a program."""
-
-  kind: str  # "train", "forward", or "decode" one token a row
-  model: config_lib.Model
-  rows: int  # at a time
-  length: int  # tokens a row; of a cache, when decoding
-  times: int = 1
-  logits: int = 0  # tokens a row whose logits are wanted
-  trained: int = 0  # parameters that have a gradient
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Program:
-  """One compiled program."""
-
-  name: str
-  make: Callable[[], tuple[Any, tuple[Any, ...]]]  # → function, arguments
-  times: int  # that it runs in a step or iteration
-  trips: int  # of a loop whose end only the data tell
-  passes: tuple[Pass, ...]  # that it consists of
-
-  @functools.cached_property
-  def _made(self) -> tuple[Any, tuple[Any, ...]]:
-    return self.make()
-
-  @property
-  def function(self) -> Any:
-    """Jitted."""
-    return self._made[0]
-
-  @property
-  def arguments(self) -> tuple[Any, ...]:
-    """Shapes with shardings."""
-    return self._made[1]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Work:
-  """What an experiment does over and over."""
-
-  unit: str  # "step" or "iteration"
-  examples: int  # of a unit
-  what: str  # the examples are
-  episodes: int = 0  # of the whole run, where examples are episodes
-  tokens: int  # that are trained on in a unit, padding included
-  parameters: int  # of the trained network
-  held: Mapping[str, PyTree]  # on the chips all the time
-  programs: tuple[Program, ...]
-  model: config_lib.Model
 
 
 AnyMesh = Mesh | AbstractMesh
@@ -243,6 +190,7 @@ def _language(
     tokens=rows * length,
     parameters=_parameters(network.whole),
     held=_held(network),
+    state=network.state,
     programs=(
       Program(
         name="step",
@@ -348,6 +296,7 @@ def _reward(config: config_lib.RewardExperiment, mesh: AnyMesh) -> Work:
     tokens=prompts * rows * length,
     parameters=_parameters(network.whole),
     held=_held(network),
+    state=network.state,
     programs=(
       Program(
         name="step",
@@ -489,6 +438,7 @@ def _ppo(
     tokens=trained,
     parameters=_parameters(policy.whole),
     held=held,
+    state=state,
     programs=(
       Program(
         name="sample",
@@ -541,32 +491,3 @@ def _ppo(
     ),
     model=shape,
   )
-
-
-def bytes_here(tree: PyTree) -> int:
-  """Bytes that one chip holds of a tree of shapes with shardings."""
-  total = 0
-  for leaf in jax.tree.leaves(tree):
-    place = getattr(leaf, "sharding", None)
-    shape = leaf.shape
-    if isinstance(place, NamedSharding):
-      shape = _part(place.mesh, place.spec, shape)
-    total += _size(shape) * leaf.dtype.itemsize
-  return total
-
-
-def _part(
-  mesh: Any, spec: PartitionSpec, shape: tuple[int, ...]
-) -> tuple[int, ...]:
-  found = list(shape)
-  for i, axes in enumerate(spec):
-    for axis in (axes,) if isinstance(axes, str) else axes or ():
-      found[i] = -(-found[i] // mesh.shape[axis])
-  return tuple(found)
-
-
-def _size(shape: tuple[int, ...]) -> int:
-  size = 1
-  for n in shape:
-    size *= n
-  return size

@@ -1,0 +1,123 @@
+"""A compiled module's text, read: computations, instructions, types."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+_BITS = {
+  "pred": 8, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "bf16": 16, "f16": 16,
+  "s32": 32, "u32": 32, "f32": 32, "s64": 64, "u64": 64, "f64": 64,
+  "c64": 64, "s4": 4, "u4": 4, "s2": 2, "u2": 2,
+}  # fmt: skip
+_ARRAY = re.compile(r"(\w+)\[([\d,]*)\](\{[^}]*\})?")
+
+
+class Instruction(NamedTuple):
+  """One line of a computation."""
+
+  name: str
+  type: str
+  opcode: str
+  operands: tuple[str, ...]
+  attributes: str
+  root: bool
+
+
+def read(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
+  computations: dict[str, dict[str, Instruction]] = {}
+  entry, current = "", None
+  for line in text.splitlines():
+    if line.endswith("{") and " = " not in line.split("(")[0]:
+      match = re.match(r"(ENTRY )?%?([\w.\-]+)", line)
+      if match and "(" in line:
+        current = computations.setdefault(match[2], {})
+        entry = match[2] if match[1] else entry
+    elif line.startswith("}"):
+      current = None
+    elif current is not None and (found := _instruction(line)):
+      current[found.name] = found
+  return computations, entry
+
+
+def _instruction(line: str) -> Instruction | None:
+  match = re.match(r"\s+(ROOT )?%?([\w.\-]+) = ", line)
+  if match is None:
+    return None
+  rest = line[match.end() :]
+  end = _balanced(rest, 0) if rest.startswith("(") else rest.index(" ")
+  kind, rest = rest[:end], rest[end:].lstrip()
+  opcode, _, _ = rest.partition("(")
+  start = len(opcode)
+  end = _balanced(rest, start)
+  inside = rest[start + 1 : end - 1]
+  attributes = rest[end:]
+  if opcode in ("parameter", "constant"):
+    attributes = inside
+  operands = tuple(re.findall(r"%([\w.\-]+)", inside))
+  return Instruction(
+    match[2], kind, opcode, operands, attributes, bool(match[1])
+  )
+
+
+def _balanced(text: str, start: int) -> int:
+  """Just after the bracket that closes the one at `start`."""
+  depth = 0
+  for i in range(start, len(text)):
+    depth += (text[i] == "(") - (text[i] == ")")
+    if not depth:
+      return i + 1
+  return len(text)
+
+
+def parts(kind: str) -> list[str]:
+  """The members of a tuple's type, or the type."""
+  if not kind.startswith("("):
+    return [kind]
+  found, depth, start = [], 0, 1
+  for i, letter in enumerate(kind):
+    depth += (letter in "({[") - (letter in ")}]")
+    if (letter == "," and depth == 1) or i == len(kind) - 1:
+      found.append(kind[start:i].strip())
+      start = i + 1
+  return [part for part in found if part]
+
+
+def size(kind: str) -> float:
+  """Bytes of an array, or of all of a tuple's."""
+  total = 0.0
+  for name, shape, _ in _ARRAY.findall(kind):
+    if name in _BITS:
+      size = math.prod(int(n) for n in shape.split(",") if n)
+      total += size * _BITS[name] / 8
+  return total
+
+
+def main_memory(kind: str) -> float:
+  """Likewise, of what lies in the chip's main memory."""
+  total = 0.0
+  for name, shape, layout in _ARRAY.findall(kind):
+    if name in _BITS and "S(" not in layout:
+      size = math.prod(int(n) for n in shape.split(",") if n)
+      total += size * _BITS[name] / 8
+  return total
+
+
+def called(line: Instruction, *names: str) -> Iterator[str]:
+  for name in names:
+    for many, one in re.findall(
+      rf"\b{name}=(?:\{{([^}}]*)\}}|%?([\w.\-]+))", line.attributes
+    ):
+      yield from re.findall(r"[\w.\-]+", many or one)
+
+
+def shape(kind: str) -> list[int]:
+  match = _ARRAY.match(kind)
+  return [int(n) for n in match[2].split(",") if n] if match else []
+
+
+def root(lines: Mapping[str, Instruction]) -> Instruction:
+  """What a computation gives."""
+  return next(line for line in lines.values() if line.root)

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from instructgpt_jax.loops import networks, ppo, ppo_checks
+from instructgpt_jax.loops import networks, ppo_checks, ppo_programs
 from instructgpt_jax.steps import ppo as ppo_step
 
 
@@ -32,13 +32,13 @@ def _one_bit(tree: Any) -> Any:
 
 def wrong_cache() -> None:
   """Decoding that is not what the full pass computes."""
-  honest = ppo.generate
+  honest = ppo_programs.generate
 
   def generate(*args, **kwargs):
     rollout = honest(*args, **kwargs)
     return type(rollout)(**(vars(rollout) | {"logp": rollout.logp + 1e-3}))
 
-  vars(ppo)["generate"] = generate
+  vars(ppo_programs)["generate"] = generate
 
 
 def other_reference() -> None:

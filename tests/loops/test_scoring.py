@@ -68,7 +68,7 @@ def test_little_padding_is_run(examples, mesh, monkeypatch):
     run.append(batch.tokens.size)
     return np.zeros(batch.tokens.shape)
 
-  monkeypatch.setattr(scoring, "_token_scores", count)
+  monkeypatch.setattr(scoring, "_token_scores", lambda mesh: count)
   monkeypatch.setattr(scoring, "TOKENS", 24)
   model = ScalarModel(twin.make_config())
   scoring.score(model, None, examples, mesh)

@@ -139,24 +139,25 @@ SFT = {"sft.batch_size": 512}
 @pytest.mark.soak
 @needs_compiler
 @pytest.mark.parametrize(
-  "experiment, preset, topology, values",
+  "experiment, preset, topology, values, near",
   [
-    ("sft", "125m", "v5p:2x2x1", dict(fsdp=4, tensor=1)),
-    ("sft", "350m", "v5p:2x2x2", dict(fsdp=2, tensor=2)),
-    ("ppo_ptx", "1.3b", "v5p:2x2x2", dict(fsdp=8, tensor=1)),
-    ("sft", "175b", "v5p:8x8x8", dict(fsdp=64, tensor=8, **SFT)),
-    ("ppo_ptx", "175b", "v5p:8x8x8", dict(fsdp=64, tensor=8)),
+    ("sft", "125m", "v5p:2x2x1", dict(fsdp=4, tensor=1), 0.1),
+    ("sft", "350m", "v5p:2x2x2", dict(fsdp=2, tensor=2), 0.1),
+    # The passes of policy and value network overlap (docs/planning.md).
+    ("ppo_ptx", "1.3b", "v5p:2x2x2", dict(fsdp=8, tensor=1), 0.25),
+    ("sft", "175b", "v5p:8x8x8", dict(fsdp=64, tensor=8, **SFT), 0.1),
+    ("ppo_ptx", "175b", "v5p:8x8x8", dict(fsdp=64, tensor=8), 0.1),
   ],
 )
-def test_the_papers_sizes(experiment, preset, topology, values):
-  """Compiled programs fit; arithmetic finds their peak within 10 %."""
+def test_the_papers_sizes(experiment, preset, topology, values, near):
+  """Compiled programs fit; arithmetic finds their peak."""
   made, found = (
     planned(experiment, preset, topology, compiling=c, **values)
     for c in (True, False)
   )
   print(plan.text(made, f"{experiment} {preset}", 0.0))
   assert made.fits
-  assert found.peak == pytest.approx(made.peak, rel=0.1)
+  assert found.peak == pytest.approx(made.peak, rel=near)
   for name, (_, cost, _) in made.costs.items():
     assert found.costs[name][1].flops == pytest.approx(cost.flops, rel=0.15)
   if experiment == "sft" and preset == "175b":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import grain
 import jax
 import numpy as np
-import optax
 from jax.sharding import Mesh
 
 from instructgpt_jax import config as config_lib
@@ -230,39 +228,6 @@ def _reward_measure(
   return measure
 
 
-def step_program(
-  model: LanguageModel,
-  optimizer: optax.GradientTransformation,
-  state: state_lib.TrainState,
-  mesh: Mesh,
-  *,
-  seed: int,
-  microbatch: int,
-) -> Any:
-  """(state, batch, frozen parameters) → (state, metrics), jitted.
-
-  Args:
-    model: the language model.
-    optimizer: of the state.
-    state: what is trained, or its shapes.
-    mesh: where it lies.
-    seed: of dropout.
-    microbatch: rows at a time; 0 is all.
-  """
-  step = functools.partial(
-    language_step.train_step,
-    model=model,
-    optimizer=optimizer,
-    seed=seed,
-    microbatch=microbatch,
-  )
-  return jax.jit(
-    mesh_lib.on(mesh, step),
-    donate_argnums=0,
-    out_shardings=(networks.shardings(model, state, mesh), None),
-  )
-
-
 def _train(
   config: config_lib.PretrainExperiment | config_lib.SftExperiment,
   directory: str,
@@ -289,8 +254,14 @@ def _train(
     model, stage, jax.random.key(config.seed), mesh
   )
   state = networks.train_state(model, params, optimizer, mesh)
-  step_fn = step_program(
-    model, optimizer, state, mesh, seed=config.seed, microbatch=microbatch
+  step_fn = supervised.step_program(
+    language_step.train_step,
+    model,
+    optimizer,
+    state,
+    mesh,
+    seed=config.seed,
+    microbatch=microbatch,
   )
 
   def evaluate(params: PyTree, step: int) -> dict[str, float]:

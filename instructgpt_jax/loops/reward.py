@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
 from jax.sharding import Mesh
 
 from instructgpt_jax import config as config_lib
@@ -105,7 +103,8 @@ def train(config: config_lib.RewardExperiment, directory: str) -> None:
     stage = workdir.open_stage(config.init_from, field="init_from", run=config)
   frozen, params, adapts = networks.start(model, stage, key, mesh)
   state = networks.train_state(model, params, optimizer, mesh)
-  step_fn = step_program(
+  step_fn = supervised.step_program(
+    reward_step.train_step,
     model,
     optimizer,
     state,
@@ -155,39 +154,6 @@ def train(config: config_lib.RewardExperiment, directory: str) -> None:
     step=total_steps,
   )
   files.mark_complete(directory, summary)
-
-
-def step_program(
-  model: ScalarModel,
-  optimizer: optax.GradientTransformation,
-  state: state_lib.TrainState,
-  mesh: Mesh,
-  *,
-  seed: int,
-  microbatch: int,
-) -> Any:
-  """(state, rankings, frozen parameters) → (state, metrics), jitted.
-
-  Args:
-    model: the reward model.
-    optimizer: of the state.
-    state: what is trained, or its shapes.
-    mesh: where it lies.
-    seed: of dropout.
-    microbatch: prompts at a time; 0 is all.
-  """
-  step = functools.partial(
-    reward_step.train_step,
-    model=model,
-    optimizer=optimizer,
-    seed=seed,
-    microbatch=microbatch,
-  )
-  return jax.jit(
-    mesh_lib.on(mesh, step),
-    donate_argnums=0,
-    out_shardings=(networks.shardings(model, state, mesh), None),
-  )
 
 
 def count_held_out(

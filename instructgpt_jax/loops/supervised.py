@@ -8,6 +8,7 @@ it then does is bit for bit what the run without the kill does.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 import time
 from collections.abc import Callable, Mapping
@@ -16,14 +17,17 @@ from typing import Any
 import grain
 import jax
 import numpy as np
+import optax
 from jax.sharding import Mesh
 
 from instructgpt_jax import config as config_lib
 from instructgpt_jax.errors import UserError
+from instructgpt_jax.loops import networks
 from instructgpt_jax.runtime import checkpoint, files, preemption
 from instructgpt_jax.runtime import mesh as mesh_lib
 from instructgpt_jax.runtime.metrics import MetricWriter
 from instructgpt_jax.runtime.progress import Progress
+from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.types import PyTree
 
 BAD_BATCH = "bad_batch.json"
@@ -55,6 +59,41 @@ class Fitted:
 
   state: Any
   summary: dict[str, Any]
+
+
+def step_program(
+  train_step: Callable[..., Any],
+  network: networks.Network,
+  optimizer: optax.GradientTransformation,
+  state: state_lib.TrainState,
+  mesh: Mesh,
+  *,
+  seed: int,
+  microbatch: int,
+) -> Any:
+  """(state, batch, frozen parameters) → (state, metrics), jitted.
+
+  Args:
+    train_step: of `steps.language` or `steps.reward`.
+    network: what is trained.
+    optimizer: of the state.
+    state: the state before, or its shapes.
+    mesh: where it lies.
+    seed: of dropout.
+    microbatch: rows, or prompts, at a time; 0 is all.
+  """
+  step = functools.partial(
+    train_step,
+    model=network,
+    optimizer=optimizer,
+    seed=seed,
+    microbatch=microbatch,
+  )
+  return jax.jit(
+    mesh_lib.on(mesh, step),
+    donate_argnums=0,
+    out_shardings=(networks.shardings(network, state, mesh), None),
+  )
 
 
 def fit(

@@ -17,16 +17,17 @@ from instructgpt_jax.data import pipelines, transforms
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.loops import (
   inputs,
-  language,
   networks,
   ppo_programs,
-  reward,
+  supervised,
 )
 from instructgpt_jax.losses import vocabulary
 from instructgpt_jax.models import lora
 from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
 from instructgpt_jax.plan.work import Pass, Program, Work
 from instructgpt_jax.runtime import mesh as mesh_lib
+from instructgpt_jax.steps import language as language_step
+from instructgpt_jax.steps import reward as reward_step
 from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.types import (
   LanguageBatch,
@@ -172,7 +173,8 @@ def _language(
   network = _in_training(model, optimizer, mesh)
 
   def step() -> Any:
-    function = language.step_program(
+    function = supervised.step_program(
+      language_step.train_step,
       model,
       optimizer,
       network.state,
@@ -279,7 +281,8 @@ def _reward(config: config_lib.RewardExperiment, mesh: AnyMesh) -> Work:
   )
 
   def step() -> Any:
-    function = reward.step_program(
+    function = supervised.step_program(
+      reward_step.train_step,
       model,
       optimizer,
       network.state,

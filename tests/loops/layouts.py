@@ -17,9 +17,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from instructgpt_jax import config, presets
-from instructgpt_jax.loops import language, networks, ppo_programs, reward
+from instructgpt_jax.loops import networks, ppo_programs, supervised
 from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
 from instructgpt_jax.runtime import mesh as mesh_lib
+from instructgpt_jax.steps import language, reward
 from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.types import LanguageBatch, PromptBatch, RankingBatch
 
@@ -96,8 +97,8 @@ def _weighed(params: Any) -> float:
 
 def _supervised(made: Made, module: Any, batch: Any, mesh: Mesh) -> Any:
   network, optimizer, state = made
-  step = module.step_program(
-    network, optimizer, state, mesh, seed=0, microbatch=8
+  step = supervised.step_program(
+    module.train_step, network, optimizer, state, mesh, seed=0, microbatch=8
   )
   state, metrics = step(state, mesh_lib.put_whole(batch, mesh), {})
   return _measured(metrics) | {"params": _weighed(state.params)}

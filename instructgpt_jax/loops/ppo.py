@@ -172,19 +172,7 @@ def train(
 def _consistent(config: config_lib.PpoExperiment) -> None:
   """Refuses settings that contradict each other."""
   section = config.ppo
-  if section.rollout_batch % section.minibatch:
-    raise UserError(
-      f"{section.minibatch} does not divide rollout_batch"
-      f" {section.rollout_batch}",
-      field="ppo.minibatch",
-      remedy="give a divisor of --ppo.rollout_batch",
-    )
-  rows = section.minibatch * section.ptx_ratio
-  for value, whole, field in (
-    (section.microbatch, section.minibatch, "ppo.microbatch"),
-    (section.ptx_microbatch, rows, "ppo.ptx_microbatch"),
-  ):
-    inputs.divides(value, whole, field)
+  ppo_programs.divides(section)
   if not config.init_from:
     raise UserError(
       "a policy to start from is needed",

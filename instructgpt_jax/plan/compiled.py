@@ -51,7 +51,7 @@ def mesh(topology: Topology, sizes: config.Mesh) -> Mesh:
     found = topologies.get_topology_desc(
       platform="tpu", topology_name=str(topology)
     )
-  except Exception as error:  # libtpu's own, of any kind
+  except RuntimeError as error:  # JAX's, with libtpu's words
     raise UserError(
       f"libtpu knows no {topology}: {str(error).splitlines()[0]}",
       field="--topology",

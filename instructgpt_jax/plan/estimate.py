@@ -197,10 +197,10 @@ def _of_token(one: Pass, layout: _Layout) -> dict[str, float]:
 
 def _temporary(program: Program, layout: _Layout) -> float:
   """The largest pass's; a decoder's cache stays while it reads prompts."""
-  return max(_held(one, program, layout) for one in program.passes)
+  return max(_held(one, layout) for one in program.passes)
 
 
-def _held(one: Pass, program: Program, layout: _Layout) -> float:
+def _held(one: Pass, layout: _Layout) -> float:
   sizes, rows = _sizes(one.model, layout), layout.rows(one.rows)
   kind, tokens = _kind(one), rows * one.length
   shards = layout.fsdp

@@ -27,6 +27,7 @@ class Instruction(NamedTuple):
 
 
 def read(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
+  """Computations, each its instructions by name, and the entry's name."""
   computations: dict[str, dict[str, Instruction]] = {}
   entry, current = "", None
   for line in text.splitlines():
@@ -85,27 +86,23 @@ def parts(kind: str) -> list[str]:
   return [part for part in found if part]
 
 
-def size(kind: str) -> float:
-  """Bytes of an array, or of all of a tuple's."""
+def size(kind: str, main: bool = False) -> float:
+  """Bytes of a type, or of what of it lies in the chip's main memory."""
   total = 0.0
-  for name, shape, _ in _ARRAY.findall(kind):
-    if name in _BITS:
-      size = math.prod(int(n) for n in shape.split(",") if n)
-      total += size * _BITS[name] / 8
+  for name, dims, layout in _ARRAY.findall(kind):
+    if name in _BITS and not (main and "S(" in layout):
+      numbers = math.prod(int(n) for n in dims.split(",") if n)
+      total += numbers * _BITS[name] / 8
   return total
 
 
 def main_memory(kind: str) -> float:
-  """Likewise, of what lies in the chip's main memory."""
-  total = 0.0
-  for name, shape, layout in _ARRAY.findall(kind):
-    if name in _BITS and "S(" not in layout:
-      size = math.prod(int(n) for n in shape.split(",") if n)
-      total += size * _BITS[name] / 8
-  return total
+  """Bytes of what lies in the chip's main memory."""
+  return size(kind, main=True)
 
 
 def called(line: Instruction, *names: str) -> Iterator[str]:
+  """Computations that an instruction names under these attributes."""
   for name in names:
     for many, one in re.findall(
       rf"\b{name}=(?:\{{([^}}]*)\}}|%?([\w.\-]+))", line.attributes
@@ -114,6 +111,7 @@ def called(line: Instruction, *names: str) -> Iterator[str]:
 
 
 def shape(kind: str) -> list[int]:
+  """Of an array's type."""
   match = _ARRAY.match(kind)
   return [int(n) for n in match[2].split(",") if n] if match else []
 

@@ -329,6 +329,7 @@ def _ppo(
   """Prompts and responses of full length."""
   section, data = config.ppo, config.data
   inputs.fits(data, config.model.context)
+  ppo_programs.divides(section)
   shape = shaped(config.model, config, mesh)
   scores = shaped(reward_model or config.model, config, mesh)
   adapters = {
@@ -410,7 +411,6 @@ def _ppo(
       section.ptx_sequence, config.model.context, "ppo.ptx_sequence"
     )
     ptx_rows = section.minibatch * section.ptx_ratio
-    inputs.divides(section.ptx_microbatch, ptx_rows, "ppo.ptx_microbatch")
     ptx = _language_batch(mesh, ptx_rows, ptx_length)
     passes.append(
       _training(

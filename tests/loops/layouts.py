@@ -148,7 +148,6 @@ def _ppo(c: config.Model, mesh: Mesh) -> dict[str, Any]:
   )
   ptx = mesh_lib.put_whole(_language_batch(), mesh)
   rows = np.arange(8, dtype=np.int32)
-  # A tree that is given away may not be another argument as well.
   state, metrics = programs.update(state, experience, rows, ptx, {}, {})
   return {
     "tokens": np.asarray(rollout.tokens).tolist(),

@@ -119,6 +119,20 @@ def test_mistakes(arguments, said):
   assert said in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+  "flag, said",
+  [
+    ("--ppo.microbatch=5", "5 does not divide the 64 rows"),
+    ("--ppo.ptx_microbatch=5", "5 does not divide the 512 rows"),
+    ("--ppo.minibatch=60", "60 does not divide rollout_batch"),
+  ],
+)
+def test_batches_that_ppo_would_refuse(flag, said):
+  done = command("--experiment=ppo_ptx", "--topology=h100:8", flag)
+  assert done.returncode == 2
+  assert said in done.stderr and "Traceback" not in done.stderr
+
+
 @needs_compiler
 def test_arithmetic_agrees_with_the_compiler():
   """Peak and operations within 10 %; no work is done twice on the mesh."""

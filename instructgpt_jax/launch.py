@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any, TypeVar
 
 from instructgpt_jax import config as config_lib
@@ -20,6 +21,7 @@ T = TypeVar("T")
 USER_ERROR = 2
 INTERRUPTED = 130
 _LINES = 3
+_PRETENDED = re.compile(r"--xla_force_host_platform_device_count=(\d+)")
 
 
 def main(
@@ -65,6 +67,7 @@ def main(
       print(text, end="")
       return
     quiet()
+    spare_threads()
     section = getattr(config, "processes", config_lib.Processes())
     with processes.joined(section, _told(config, workdir)):
       _run(config, workdir)
@@ -158,6 +161,18 @@ def _unraisable(found: Any) -> None:
   main = threading.current_thread() is threading.main_thread()
   if main or found.object is not None:
     sys.__unraisablehook__(found)
+
+
+def spare_threads(env: MutableMapping[str, str] = os.environ) -> None:
+  """Gives the devices that XLA_FLAGS make of a CPU two threads each.
+
+  XLA runs a program on all of them, and what comes next, in one pool. With a
+  thread for each device, those in a collective may wait for ever for one that
+  finds no thread, and XLA ends the process after 40 seconds.
+  """
+  found = _PRETENDED.search(env.get("XLA_FLAGS", ""))
+  if found:
+    env.setdefault("PJRT_NPROC", str(2 * int(found[1])))
 
 
 def use_compile_cache(setting: str) -> None:

@@ -23,6 +23,26 @@ def _main(*argv, run=lambda config, workdir: None, experiment="sft"):
   )
 
 
+@pytest.mark.parametrize(
+  "given, wanted",
+  [
+    ({}, None),
+    ({"XLA_FLAGS": "--xla_cpu_enable_fast_math=false"}, None),
+    ({"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}, "16"),
+    (
+      {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "PJRT_NPROC": "3",
+      },
+      "3",
+    ),
+  ],
+)
+def test_pretended_devices_get_threads(given, wanted):
+  launch.spare_threads(given)
+  assert given.get("PJRT_NPROC") == wanted
+
+
 def test_run_gets_config_and_workdir_and_the_config_is_kept(tmp_path):
   seen = []
   status = _main(

@@ -5,13 +5,13 @@ import pathlib
 
 import pytest
 
+from tests.devices import pretended
 from tests.loops import results
 from tests.loops.stages import FAST
 
 
 def devices(count):
-  flag = f" --xla_force_host_platform_device_count={count}"
-  return {"XLA_FLAGS": FAST["XLA_FLAGS"] + flag}
+  return pretended(count, FAST["XLA_FLAGS"])
 
 
 EIGHT = devices(8)

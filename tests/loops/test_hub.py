@@ -12,14 +12,13 @@ from instructgpt_jax.models.hub import folder
 from instructgpt_jax.models.hub.__main__ import export_model, import_model
 from instructgpt_jax.models.transformer import abstract_params
 from instructgpt_jax.runtime.mesh import unbox
+from tests.devices import pretended
 from tests.locks import alone
 from tests.loops import hub, results, toy
 from tests.loops.stages import FAST
 from tests.models.hub import tiny
 
-EIGHT = {
-  "XLA_FLAGS": FAST["XLA_FLAGS"] + " --xla_force_host_platform_device_count=8",
-}
+EIGHT = pretended(8, FAST["XLA_FLAGS"])
 LIMITS = (
   "--preset=tiny",
   "--model.context=24",

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from instructgpt_jax.losses import masked
+from tests.devices import pretended
 
 
 def moments(x, mask):
@@ -217,8 +218,7 @@ def test_invariant_18_one_device_equals_eight():
   root = pathlib.Path(__file__).resolve().parents[2]
   environment = {
     **os.environ,
-    "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+    **pretended(8),
     "PYTHONPATH": str(root),
   }
   done = subprocess.run(

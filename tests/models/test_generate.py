@@ -16,6 +16,7 @@ from instructgpt_jax.models import generate as generate_lib
 from instructgpt_jax.models import transformer
 from instructgpt_jax.models.transformer import LanguageModel
 from instructgpt_jax.types import PromptBatch
+from tests.devices import pretended
 from tests.models import twin
 from tests.models.twin import make_prompts
 
@@ -259,9 +260,7 @@ def test_invariant_09_one_device_samples_what_eight_do():
     [sys.executable, "-c", textwrap.dedent(EIGHT_DEVICES)],
     env={
       **os.environ,
-      "JAX_PLATFORMS": "cpu",
-      "XLA_FLAGS": "--xla_force_host_platform_device_count=8"
-      " --xla_backend_optimization_level=0",
+      **pretended(8, "--xla_backend_optimization_level=0"),
       "PYTHONPATH": str(pathlib.Path(__file__).resolve().parents[2]),
     },
     capture_output=True,

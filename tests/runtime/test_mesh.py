@@ -17,6 +17,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from instructgpt_jax import config
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.runtime import mesh as mesh_lib
+from tests.devices import pretended
 
 WIDE = AbstractMesh((2, 4, 8), mesh_lib.AXES)
 
@@ -139,14 +140,11 @@ def test_eight_devices(tmp_path):
     found["equal"] = bool((np.asarray(x["w"]) == np.asarray(y["w"])).all())
     print(json.dumps(found))
   """
-  env = dict(os.environ)
-  env["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
-  env["JAX_PLATFORMS"] = "cpu"
   done = subprocess.run(
     [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)],
     capture_output=True,
     text=True,
-    env=env,
+    env={**os.environ, **pretended(8)},
   )
   assert done.returncode == 0, done.stderr
   found = json.loads(done.stdout)

@@ -20,6 +20,7 @@ from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
 from instructgpt_jax.steps import ppo as ppo_step
 from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.types import Experience, LanguageBatch, Rollout
+from tests.devices import pretended
 from tests.models import twin
 
 EOS, PAD, WIDTH, NEW = 5, 0, 5, 8
@@ -705,9 +706,7 @@ def test_invariant_18_experience_and_update_are_global_on_eight_devices(
     ],
     env={
       **os.environ,
-      "JAX_PLATFORMS": "cpu",
-      "XLA_FLAGS": "--xla_force_host_platform_device_count=8"
-      " --xla_backend_optimization_level=0",
+      **pretended(8, "--xla_backend_optimization_level=0"),
       "PYTHONPATH": str(pathlib.Path(__file__).resolve().parents[2]),
     },
     capture_output=True,

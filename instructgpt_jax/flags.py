@@ -261,6 +261,7 @@ def parse(
   experiment: str = "",
   default_preset: str = "",
   presets: Sequence[str] = (),
+  runs: bool = True,
 ) -> tuple[T, str]:
   """The config and the workdir of a command line.
 
@@ -272,6 +273,7 @@ def parse(
       any.
     default_preset: given to `get_config` when there is no `--preset`.
     presets: names shown by `--help`.
+    runs: whether a workdir must be given; where it may be missing it is "".
 
   Returns:
     (config, workdir).
@@ -280,31 +282,6 @@ def parse(
     UserError: anything wrong with the command line.
     Help: `--help` is among the arguments.
   """
-  config, workdir = parse_config(
-    argv,
-    get_config,
-    doc=doc,
-    experiment=experiment,
-    default_preset=default_preset,
-    presets=presets,
-  )
-  if not workdir:
-    raise UserError(
-      "is missing", field="--workdir", remedy="give --workdir=DIR"
-    )
-  return config, workdir
-
-
-def parse_config(
-  argv: Sequence[str],
-  get_config: Callable[[str], T],
-  *,
-  doc: str = "",
-  experiment: str = "",
-  default_preset: str = "",
-  presets: Sequence[str] = (),
-) -> tuple[T, str]:
-  """What `parse` gives; the workdir may be missing, and is "" then."""
   values = define_flags(get_config(default_preset), absl_flags.FlagValues())
   values.set_gnu_getopt(True)
   arguments = [a for a in argv if a.lstrip("-") not in _HELP or a[:1] != "-"]
@@ -333,7 +310,12 @@ def parse_config(
     raise UserError(
       error.problem, field=f"--{error.field}", remedy=error.remedy
     ) from error
-  return config, values["workdir"].value or ""
+  workdir = values["workdir"].value or ""
+  if runs and not workdir:
+    raise UserError(
+      "is missing", field="--workdir", remedy="give --workdir=DIR"
+    )
+  return config, workdir
 
 
 def _parse_flags(

@@ -102,21 +102,21 @@ _PRETRAINING_TOKENS = 300e9
 _WARMUP_TOKENS = 375e6
 
 
-def canonical(preset: str) -> str:
+def canonical(preset: str, field: str = "--preset") -> str:
   """The preset's own name; a UserError with the nearest when unknown."""
   name = ALIASES.get(preset.lower(), preset.lower())
   if name not in MODELS:
     raise UserError(
       f"there is no preset {preset!r}",
-      field="--preset",
+      field=field,
       remedy=config.nearest(name, NAMES) or f"give one of {', '.join(NAMES)}",
     )
   return name
 
 
-def model(preset: str) -> config.Model:
-  """The network of a preset."""
-  return MODELS[canonical(preset)]
+def model(preset: str, field: str = "--preset") -> config.Model:
+  """The network of a preset, which `field` asks for."""
+  return MODELS[canonical(preset, field)]
 
 
 def _base(preset: str) -> dict:

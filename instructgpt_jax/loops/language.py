@@ -124,13 +124,7 @@ def sft(
   per_step = max(1, min(count, per_step))
   fraction = section.pretraining_fraction
   mesh = mesh_lib.make_mesh(config.mesh)
-  batch_size = per_step
-  if fraction:  # these rows come on top of the demonstrations
-    batch_size = max(per_step + 1, round(per_step / (1 - fraction)))
-  batch_size = mesh_lib.fill(batch_size, mesh)
-  if 0 < section.microbatch < batch_size:
-    unit = math.lcm(section.microbatch, mesh_lib.batch_shards(mesh))
-    batch_size = -(-batch_size // unit) * unit
+  batch_size = step_rows(section, per_step, mesh)
   others = None
   if fraction:
     texts = inputs.documents(config.data).train
@@ -175,6 +169,25 @@ def sft(
     select=select,
     measure=by_reward,
   )
+
+
+def step_rows(
+  section: config_lib.Sft, demonstrations: int, mesh: mesh_lib.AnyMesh
+) -> int:
+  """Rows of an SFT step: documents come on top, and it splits evenly.
+
+  Args:
+    section: the SFT settings.
+    demonstrations: rows of them.
+    mesh: what the rows, and those of whole microbatches, are split over.
+  """
+  rows = demonstrations
+  if section.pretraining_fraction:
+    rows = max(rows + 1, round(rows / (1 - section.pretraining_fraction)))
+  unit = mesh_lib.batch_shards(mesh)
+  if 0 < section.microbatch < mesh_lib.fill(rows, mesh):
+    unit = math.lcm(section.microbatch, unit)
+  return -(-rows // unit) * unit
 
 
 def _reward_measure(

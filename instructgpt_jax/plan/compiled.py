@@ -67,7 +67,7 @@ def compile_program(program: Program, mesh: Mesh, chip: Chip) -> Cost:
   compiled = lowered.compile()
   seconds = time.monotonic() - since
   size = compiled.memory_analysis()
-  done = hlo.Program(compiled.as_text(), mesh.shape, program.trips).done()
+  done = hlo.Module(compiled.as_text(), mesh.shape, program.trips).done()
   fresh = size.output_size_in_bytes - size.alias_size_in_bytes
   return Cost(
     compiling=seconds,

@@ -76,7 +76,7 @@ class Done:
     )
 
 
-class Program:
+class Module:
   """A compiled module, by computation."""
 
   def __init__(self, text: str, mesh: Mapping[str, int], trips: int):

@@ -298,12 +298,13 @@ def show(arguments: argparse.Namespace, rest: Sequence[str]) -> bool:
       or f"give one of {', '.join(_PART)}",
     )
   topology = hardware.topology(arguments.topology)
-  config, _ = flags.parse_config(
+  config, _ = flags.parse(
     rest,
     presets.EXPERIMENTS[name],
     experiment=name,
     default_preset=arguments.preset,
     presets=presets.NAMES,
+    runs=False,
   )
   reward_model = _reward_model(arguments.reward_preset, arguments.preset)
   title = f"{name} {arguments.preset}"
@@ -333,6 +334,6 @@ def show(arguments: argparse.Namespace, rest: Sequence[str]) -> bool:
 def _reward_model(asked: str, preset: str) -> config_lib.Model:
   """The paper scores every policy with a 6B reward model."""
   if asked:
-    return presets.model(asked)
+    return presets.model(asked, "--reward_preset")
   own, paper = presets.model(preset), presets.model("6b")
   return own if own.width < presets.model("125m").width else paper

@@ -15,11 +15,18 @@ from typing import Any, TypeVar
 import jax
 from flax import linen as nn
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import (
+  AbstractMesh,
+  AxisType,
+  Mesh,
+  NamedSharding,
+  PartitionSpec,
+)
 
 from instructgpt_jax import config, placement
 from instructgpt_jax.errors import UserError
 
+AnyMesh = Mesh | AbstractMesh
 F = TypeVar("F", bound=Callable[..., Any])
 
 AXES = ("data", "fsdp", "tensor")
@@ -40,9 +47,7 @@ RULES: dict[str, tuple[str, ...]] = {
 }
 
 
-def make_mesh(
-  mesh: config.Mesh, devices: Sequence[Any] | None = None
-) -> jax.sharding.Mesh:
+def make_mesh(mesh: config.Mesh, devices: Sequence[Any] | None = None) -> Mesh:
   """The (data, fsdp, tensor) mesh over all devices, axes of type Auto."""
   devices = jax.devices() if devices is None else list(devices)
   return jax.make_mesh(
@@ -50,11 +55,9 @@ def make_mesh(
   )
 
 
-def abstract_mesh(mesh: config.Mesh, count: int) -> jax.sharding.AbstractMesh:
+def abstract_mesh(mesh: config.Mesh, count: int) -> AbstractMesh:
   """The same mesh of so many devices that are not here."""
-  return jax.sharding.AbstractMesh(
-    mesh_sizes(mesh, count), AXES, axis_types=_AUTO
-  )
+  return AbstractMesh(mesh_sizes(mesh, count), AXES, axis_types=_AUTO)
 
 
 def mesh_sizes(mesh: config.Mesh, count: int) -> tuple[int, int, int]:
@@ -75,7 +78,7 @@ def mesh_sizes(mesh: config.Mesh, count: int) -> tuple[int, int, int]:
 def partition_spec(
   names: Sequence[str | None],
   shape: Sequence[int],
-  mesh: jax.sharding.Mesh,
+  mesh: AnyMesh,
   rules: Mapping[str, tuple[str, ...]] = RULES,
 ) -> PartitionSpec:
   """The physical axes of an array with these logical axes.
@@ -111,7 +114,7 @@ def partition_spec(
 class _Places:
   """RULES on a mesh, for what is traced."""
 
-  mesh: jax.sharding.Mesh
+  mesh: Mesh
 
   def spec(
     self, names: Sequence[str | None], shape: Sequence[int]
@@ -119,7 +122,7 @@ class _Places:
     return partition_spec(names, shape, self.mesh)
 
 
-def on(mesh: jax.sharding.Mesh, function: F) -> F:
+def on(mesh: Mesh, function: F) -> F:
   """The function, whose arrays lie on the mesh as RULES say; to be jitted."""
   if mesh.size == 1:
     return function
@@ -135,7 +138,7 @@ def on(mesh: jax.sharding.Mesh, function: F) -> F:
 
 def jitted(
   function: Callable[..., Any], **options: Any
-) -> Callable[[jax.sharding.Mesh], Any]:
+) -> Callable[[Mesh], Any]:
   """mesh → the function, jitted for it; once for each mesh."""
   return functools.cache(lambda mesh: jax.jit(on(mesh, function), **options))
 
@@ -163,7 +166,7 @@ def unbox(tree: Any) -> Any:
 
 def state_shardings(
   abstract: Any,
-  mesh: jax.sharding.Mesh,
+  mesh: AnyMesh,
   axes: Mapping[str, tuple[str | None, ...]] | None = None,
   rules: Mapping[str, tuple[str, ...]] = RULES,
 ) -> Any:
@@ -204,28 +207,39 @@ def state_shardings(
   return jax.tree_util.tree_map_with_path(sharding, abstract, is_leaf=_boxed)
 
 
-def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+def replicated(mesh: AnyMesh) -> NamedSharding:
   """The sharding of an array that every device holds whole."""
   return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
+def batch_sharding(mesh: AnyMesh) -> NamedSharding:
   """The sharding of an array [B, …] split over its rows."""
   return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
-def batch_shards(mesh: jax.sharding.Mesh) -> int:
+def batch_shards(mesh: AnyMesh) -> int:
   """Over how many parts the rows of a batch are split."""
   return math.prod(mesh.shape[axis] for axis in RULES["batch"])
 
 
-def fill(size: int, mesh: jax.sharding.Mesh) -> int:
+def fill(size: int, mesh: AnyMesh) -> int:
   """The least number of rows, `size` or more, that splits evenly."""
   shards = batch_shards(mesh)
   return -(-size // shards) * shards
 
 
-def put_whole(batch: Any, mesh: jax.sharding.Mesh) -> Any:
+def require_even(size: int, mesh: AnyMesh) -> None:
+  """Refuses a batch whose rows do not split evenly."""
+  shards = batch_shards(mesh)
+  if size % shards:
+    raise UserError(
+      f"a batch of {size} rows cannot be split over {shards} devices",
+      field="mesh",
+      remedy=f"give batch sizes that are multiples of {shards}",
+    )
+
+
+def put_whole(batch: Any, mesh: Mesh) -> Any:
   """Rows that every process holds, as global arrays split over axis 0."""
 
   def put(array):
@@ -242,26 +256,19 @@ def fetch(tree: Any) -> Any:
   return multihost_utils.process_allgather(tree, tiled=True)
 
 
-def put_batch(batch: Any, mesh: jax.sharding.Mesh) -> Any:
+def put_batch(batch: Any, mesh: Mesh) -> Any:
   """This process's rows as global arrays, split over axis 0.
 
   Args:
     batch: tree of numpy arrays [B / processes, …]; scalars are replicated.
     mesh: the mesh.
   """
-  rows = batch_shards(mesh)
   whole, split = replicated(mesh), batch_sharding(mesh)
 
   def put(array):
     if array.ndim == 0:
       return jax.make_array_from_process_local_data(whole, array)
-    if array.shape[0] * jax.process_count() % rows:
-      raise UserError(
-        f"a batch of {array.shape[0] * jax.process_count()} rows cannot be"
-        f" split over {rows} devices",
-        field="mesh",
-        remedy=f"give batch sizes that are multiples of {rows}",
-      )
+    require_even(array.shape[0] * jax.process_count(), mesh)
     return jax.make_array_from_process_local_data(split, array)
 
   return jax.tree.map(put, batch)

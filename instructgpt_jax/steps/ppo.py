@@ -293,15 +293,19 @@ def update(
   metrics["grad_norm"] = optax.tree.norm(grads)
   policy = state_lib.apply_gradients(state.policy, grads, optimizer)
 
+  # Else the compiler interleaves both passes, and holds both's activations.
+  policy, value, chosen = jax.lax.optimization_barrier(
+    (policy, state.value, chosen)
+  )
   loss, grads, value_metrics = state_lib.accumulate(
-    value_loss, state.value.params, chosen, config.microbatch
+    value_loss, value.params, chosen, config.microbatch
   )
   metrics |= {
     "value_loss": loss,
     **value_metrics,
     "grad_norm_value": optax.tree.norm(grads),
   }
-  value = state_lib.apply_gradients(state.value, grads, value_optimizer)
+  value = state_lib.apply_gradients(value, grads, value_optimizer)
   ema = state.ema
   if config.ema_decay:
     ema = jax.tree.map(

@@ -200,10 +200,11 @@ def _settings(
   """A config, and the flags that make it."""
   try:
     config, _ = flags.parse(
-      [*argv, f"--preset={preset}", "--workdir=unused"],
+      [*argv, f"--preset={preset}"],
       get_config,
       experiment=experiment,
       default_preset=preset,
+      runs=False,
     )
   except UserError as error:
     if error.field is None or mark == "--":

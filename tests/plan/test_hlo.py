@@ -59,7 +59,7 @@ MESH = {"data": 1, "fsdp": 4, "tensor": 2}
 
 
 def test_a_loop_a_fusion_and_two_collectives():
-  done = hlo.Program(MODULE, MESH, trips=99).done()
+  done = hlo.Module(MODULE, MESH, trips=99).done()
   trips = 3  # by twos, up to 6
   assert done.flops == trips * 2 * 4 * 8 * 16
   sliced, rows, made = 2 * 8 * 16, 2 * 4 * 8, 2 * 4 * 16
@@ -114,7 +114,7 @@ ENTRY %main (a: {left}, b: {right}) -> {out} {{
   ROOT %c = {out} convolution(%a, %b), {window}dim_labels={labels}
 }}
 """
-  done = hlo.Program(text, MESH, trips=1).done()
+  done = hlo.Module(text, MESH, trips=1).done()
   batch = 4 if left.startswith("bf16[4") else 1
   columns = 6 if labels.startswith("bf0_") else 3
   assert done.flops == 2 * batch * 5 * inner * columns

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from instructgpt_jax import flags, presets
+from instructgpt_jax.errors import UserError
 from instructgpt_jax.plan import compiled, hardware, plan
 
 # Bfloat16 in a scanned loop, as the large presets are.
@@ -109,7 +110,7 @@ def test_layouts_are_ranked():
     (("--topology=h100:8", "--compile=true"), "there is no compiler"),
     (("--topology=h100:8", "--sft.epoch=3"), "did you mean --sft.epochs"),
     (("--topology=h100:8", "--preset=17b"), "there is no preset"),
-    (("--topology=h100:8", "--sft.microbatch=5"), "5 does not divide"),
+    (("--topology=h100:8", "--reward_preset=7x"), "--reward_preset"),
     ((), "--topology"),
   ],
 )
@@ -117,6 +118,33 @@ def test_mistakes(arguments, said):
   done = command("--experiment=sft", *arguments)
   assert done.returncode == 2
   assert said in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+  "experiment, values",
+  [
+    ("pretrain", {"pretrain.microbatch": 5}),
+    ("pretrain", {"pretrain.batch_size": 12}),
+    ("reward", {"reward.microbatch": 5}),
+    ("reward", {"reward.batch_size": 12}),
+  ],
+)
+def test_batches_that_a_run_would_refuse(experiment, values):
+  with pytest.raises(UserError, match="does not divide|cannot be split"):
+    planned(experiment, "tiny", "h100:8", fsdp=8, tensor=1, **values)
+
+
+def test_sft_fills_its_batch_as_a_run_does():
+  """Whole microbatches on every chip, documents on top."""
+
+  def rows(**values):
+    values = {f"sft.{name}": value for name, value in values.items()}
+    found = planned("sft", "tiny", "h100:8", fsdp=8, tensor=1, **values)
+    return found.work.examples
+
+  assert rows(batch_size=12) == 16
+  assert rows(batch_size=12, microbatch=5) == 40
+  assert rows(batch_size=12, pretraining_fraction=0.5) == 24
 
 
 @pytest.mark.parametrize(

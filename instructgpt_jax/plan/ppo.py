@@ -1,0 +1,213 @@
+"""What PPO and PPO-ptx compile."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from instructgpt_jax import config as config_lib
+from instructgpt_jax.data import transforms
+from instructgpt_jax.loops import (
+  inputs,
+  networks,
+  ppo_programs,
+)
+from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
+from instructgpt_jax.plan import shapes
+from instructgpt_jax.plan.work import Pass, Program, Work
+from instructgpt_jax.runtime import mesh as mesh_lib
+from instructgpt_jax.runtime.mesh import AnyMesh
+from instructgpt_jax.steps import state as state_lib
+from instructgpt_jax.types import (
+  PromptBatch,
+)
+
+
+def ppo(
+  config: config_lib.PpoExperiment,
+  mesh: AnyMesh,
+  reward_model: config_lib.Model | None,
+) -> Work:
+  """Prompts and responses of full length."""
+  section, data = config.ppo, config.data
+  inputs.fits(data, config.model.context)
+  ppo_programs.divides(section)
+  shape = shapes.shaped(config.model, config, mesh)
+  scores = shapes.shaped(reward_model or config.model, config, mesh)
+  adapters = {
+    n: getattr(shape, n) for n in ("lora_rank", "lora_alpha", "lora_layers")
+  }
+  first = scores if section.value_from_reward else shape
+  models = (
+    LanguageModel(shape),
+    ScalarModel(scores),
+    ScalarModel(dataclasses.replace(first, **adapters)),
+  )
+  optimizers = [
+    state_lib.make_optimizer(o, shapes.UPDATES)
+    for o in (config.optimizer, config.value_optimizer)
+  ]
+  policy = shapes.in_training(models[0], optimizers[0], mesh)
+  value = shapes.in_training(models[2], optimizers[1], mesh)
+  scalar = jax.ShapeDtypeStruct(
+    (), jnp.float32, sharding=mesh_lib.replicated(mesh)
+  )
+  state = state_lib.PpoState(
+    policy=policy.state,
+    value=value.state,
+    ema=policy.state.params if section.ema_decay else {},
+    kl_coef=scalar,
+    ptx_coef=scalar,
+  )
+  programs = ppo_programs.jitted(
+    config, models, optimizers, state, mesh, eos_id=0, pad_id=1
+  )
+  start = networks.abstract(
+    LanguageModel(dataclasses.replace(shape, lora_rank=0)), mesh
+  )
+  reward_params = networks.abstract(models[1], mesh)
+  width = max(transforms.bucket_sizes(data.max_prompt_tokens))
+  width = min(width, config.model.context - data.max_response_tokens)
+  answer = data.max_response_tokens
+  count, length = section.rollout_batch, width + answer
+  ids = shapes.ints(count, width)
+  prompts = shapes.split_rows(
+    mesh,
+    PromptBatch(
+      tokens=ids,
+      mask=jax.ShapeDtypeStruct(ids.shape, jnp.bool_),
+      ids=shapes.ints(count),
+    ),
+  )
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  sampling = (policy.whole, prompts, key)
+
+  @functools.cache
+  def scoring() -> Any:
+    rollout = shapes.split_rows(
+      mesh, jax.eval_shape(programs.generate, *sampling)
+    )
+    return rollout, start, reward_params, value.whole, scalar
+
+  def updating() -> Any:
+    held = jax.eval_shape(programs.experience, *scoring())[0]
+    rows = jax.ShapeDtypeStruct((section.minibatch,), jnp.int32)
+    below = policy.frozen, value.frozen
+    return programs.update, (
+      state,
+      shapes.split_rows(mesh, held),
+      rows,
+      ptx,
+      *below,
+    )
+
+  ptx = None
+  passes = [
+    shapes.training(
+      network,
+      own,
+      section.minibatch,
+      section.microbatch,
+      length=length,
+      logits=logits,
+    )
+    for network, own, logits in (
+      (policy, shape, answer),
+      (value, models[2].config, 0),
+    )
+  ]
+  tokens = (section.microbatch or section.minibatch) * answer
+  if section.ptx_coef:
+    ptx_length = inputs.row_length(
+      section.ptx_sequence, config.model.context, "ppo.ptx_sequence"
+    )
+    ptx_rows = section.minibatch * section.ptx_ratio
+    ptx = shapes.language_batch(mesh, ptx_rows, ptx_length)
+    tokens = (section.ptx_microbatch or section.minibatch) * ptx_length
+    passes.append(
+      shapes.training(
+        policy,
+        shape,
+        ptx_rows,
+        section.ptx_microbatch,
+        length=ptx_length,
+        logits=ptx_length,
+      )
+    )
+  held = shapes.held(policy, "policy")
+  if section.ema_decay:
+    held["policy average"] = state.ema
+  held |= shapes.held(value, "value")
+  if not policy.frozen:  # else it is the reference itself
+    held["reference"] = start
+  held["reward model"] = reward_params
+  updates = section.inner_epochs * (count // section.minibatch)
+  trained = section.inner_epochs * count * length
+  if ptx is not None:
+    trained += updates * ptx.tokens.size
+  return Work(
+    unit="iteration",
+    examples=count,
+    what="episodes",
+    episodes=section.episodes,
+    tokens=trained,
+    parameters=shapes.parameters(policy.whole),
+    held=held,
+    state=state,
+    programs=(
+      Program(
+        name="sample",
+        make=lambda: (programs.generate, sampling),
+        times=1,
+        trips=answer - 1,
+        passes=_sampling(shape, count, width, answer),
+      ),
+      Program(
+        name="score",
+        make=lambda: (programs.experience, scoring()),
+        times=1,
+        trips=shapes.chunks(shape, mesh, count * answer),
+        passes=_scoring([m.config for m in models], count, length, answer),
+      ),
+      Program(
+        name="update",
+        make=updating,
+        times=updates,
+        trips=shapes.chunks(shape, mesh, tokens),
+        passes=tuple(passes),
+      ),
+    ),
+    model=shape,
+  )
+
+
+def _sampling(
+  model: config_lib.Model, rows: int, width: int, answer: int
+) -> tuple[Pass, ...]:
+  """Prompts in one pass, then token after token."""
+  return (
+    Pass(kind="forward", model=model, rows=rows, length=width, logits=1),
+    Pass(
+      kind="decode",
+      model=model,
+      rows=rows,
+      length=width + answer,
+      times=answer - 1,
+      logits=1,
+    ),
+  )
+
+
+def _scoring(
+  models: Sequence[config_lib.Model], rows: int, length: int, answer: int
+) -> tuple[Pass, ...]:
+  """By the reference, which has logits, the reward model and the value."""
+  return tuple(
+    Pass(kind="forward", model=model, rows=rows, length=length, logits=logits)
+    for model, logits in zip(models, (answer, 0, 0), strict=True)
+  )

@@ -1,0 +1,185 @@
+"""What pretraining, SFT and the reward model compile."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from instructgpt_jax import config as config_lib
+from instructgpt_jax.data import pipelines, transforms
+from instructgpt_jax.loops import (
+  inputs,
+  language,
+  supervised,
+)
+from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
+from instructgpt_jax.plan import shapes
+from instructgpt_jax.plan.work import Program, Work
+from instructgpt_jax.runtime import mesh as mesh_lib
+from instructgpt_jax.runtime.mesh import AnyMesh
+from instructgpt_jax.steps import language as language_step
+from instructgpt_jax.steps import reward as reward_step
+from instructgpt_jax.steps import state as state_lib
+from instructgpt_jax.types import (
+  RankingBatch,
+)
+
+COMPLETIONS = 9  # K: the paper's labelers rank 4 to 9
+
+
+def pretrain(config: config_lib.PretrainExperiment, mesh: AnyMesh) -> Work:
+  """Whole rows of documents."""
+  section = config.pretrain
+  inputs.divides(section.microbatch, section.batch_size, "pretrain.microbatch")
+  mesh_lib.require_even(section.batch_size, mesh)
+  length = inputs.row_length(
+    section.sequence, config.model.context, "pretrain.sequence"
+  )
+  return _language(config, section, mesh, section.batch_size, length)
+
+
+def sft(config: config_lib.SftExperiment, mesh: AnyMesh) -> Work:
+  """Also the policy's initialisation."""
+  section = config.sft
+  rows = language.step_rows(section, section.batch_size, mesh)
+  return _language(config, section, mesh, rows, config.model.context)
+
+
+def _language(
+  config: config_lib.PretrainExperiment | config_lib.SftExperiment,
+  section: config_lib.Pretrain | config_lib.Sft,
+  mesh: AnyMesh,
+  rows: int,
+  length: int,
+) -> Work:
+  """Every row whole, as packed rows nearly are."""
+  return _supervised(
+    config,
+    section,
+    mesh,
+    LanguageModel,
+    language_step.train_step,
+    shapes.language_batch(mesh, rows, length),
+    rows=rows,
+    logits=length,
+    examples=rows,
+    what="rows",
+  )
+
+
+def reward(config: config_lib.RewardExperiment, mesh: AnyMesh) -> Work:
+  """K completions a prompt, all of the longest kind."""
+  section, data = config.reward, config.data
+  prompts = section.batch_size
+  mesh_lib.require_even(prompts, mesh)
+  inputs.divides(section.microbatch, prompts, "reward.microbatch")
+  count = section.max_completions or COMPLETIONS
+  longest = transforms.EncodedRanking(
+    [0] * data.max_prompt_tokens,
+    [[0] * data.max_response_tokens] * count,
+    list(range(count)),
+  )
+  rows = pipelines.ranking_rows([longest], config.model.width)
+  length = pipelines.ranking_width(longest, rows)
+  tokens, labels = (
+    shapes.ints(prompts, rows, length),
+    shapes.ints(prompts, count),
+  )
+  batch = shapes.split_rows(
+    mesh,
+    RankingBatch(
+      tokens=tokens,
+      segments=tokens,
+      positions=tokens,
+      ends=labels,
+      ranks=labels,
+      valid=jax.ShapeDtypeStruct(labels.shape, jnp.bool_),
+    ),
+  )
+  return _supervised(
+    config,
+    section,
+    mesh,
+    ScalarModel,
+    reward_step.train_step,
+    batch,
+    rows=prompts * rows,
+    logits=0,
+    examples=prompts * count * (count - 1) // 2,
+    what="comparisons",
+  )
+
+
+def _supervised(
+  config: config_lib.Experiment,
+  section: config_lib.Pretrain | config_lib.Sft | config_lib.Reward,
+  mesh: AnyMesh,
+  network: type[LanguageModel] | type[ScalarModel],
+  train_step: Callable[..., Any],
+  batch: Any,
+  *,
+  rows: int,
+  logits: int,
+  examples: int,
+  what: str,
+) -> Work:
+  """A step over and over.
+
+  Args:
+    config: the experiment.
+    section: its own settings.
+    mesh: where it would run.
+    network: what is trained.
+    train_step: by which.
+    batch: of one step, B examples; `tokens` [B, …, T].
+    rows: [T] of it.
+    logits: tokens of a row that have some.
+    examples: that a step is said to have.
+    what: these are.
+  """
+  shape = shapes.shaped(config.model, config, mesh)
+  shape = dataclasses.replace(shape, dropout=section.dropout)
+  model = network(shape)
+  optimizer = state_lib.make_optimizer(config.optimizer, shapes.UPDATES)
+  trained = shapes.in_training(model, optimizer, mesh)
+  length = batch.tokens.shape[-1]
+  microbatch = section.microbatch * rows // batch.tokens.shape[0]
+
+  def step() -> Any:
+    function = supervised.step_program(
+      train_step,
+      model,
+      optimizer,
+      trained.state,
+      mesh,
+      seed=config.seed,
+      microbatch=section.microbatch,
+    )
+    return function, (trained.state, batch, trained.frozen)
+
+  one = shapes.training(
+    trained, shape, rows, microbatch, length=length, logits=logits
+  )
+  return Work(
+    unit="step",
+    examples=examples,
+    what=what,
+    tokens=batch.tokens.size,
+    parameters=shapes.parameters(trained.whole),
+    held=shapes.held(trained),
+    state=trained.state,
+    programs=(
+      Program(
+        name="step",
+        make=step,
+        times=1,
+        trips=shapes.chunks(shape, mesh, (microbatch or rows) * logits or 1),
+        passes=(one,),
+      ),
+    ),
+    model=shape,
+  )

@@ -10,7 +10,7 @@ import contextlib
 import contextvars
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh, PartitionSpec
@@ -18,16 +18,16 @@ from jax.sharding import Mesh, PartitionSpec
 from instructgpt_jax.types import Array, PyTree
 
 
-class Places(Protocol):
-  """A mesh, and what names of axes mean on it."""
+class Places(NamedTuple):
+  """A mesh, and what names of axes mean on it.
+
+  Attributes:
+    mesh: the mesh.
+    spec: names and shape → over which axes of the mesh an array is split.
+  """
 
   mesh: Mesh
-
-  def spec(
-    self, names: Sequence[str | None], shape: Sequence[int]
-  ) -> PartitionSpec:
-    """Over which axes of the mesh an array is split."""
-    ...
+  spec: Callable[[Sequence[str | None], Sequence[int]], PartitionSpec]
 
 
 _PLACES: contextvars.ContextVar[Places | None] = contextvars.ContextVar(

@@ -6,7 +6,6 @@ over which mesh axes each is split. A new parallel layout is a new table.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -110,26 +109,15 @@ def partition_spec(
   return PartitionSpec(*spec)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Places:
-  """RULES on a mesh, for what is traced."""
-
-  mesh: Mesh
-
-  def spec(
-    self, names: Sequence[str | None], shape: Sequence[int]
-  ) -> PartitionSpec:
-    return partition_spec(names, shape, self.mesh)
-
-
 def on(mesh: Mesh, function: F) -> F:
   """The function, whose arrays lie on the mesh as RULES say; to be jitted."""
   if mesh.size == 1:
     return function
+  places = placement.Places(mesh, functools.partial(partition_spec, mesh=mesh))
 
   @functools.wraps(function)
   def placed(*args: Any, **kwargs: Any) -> Any:
-    with placement.on(_Places(mesh)):
+    with placement.on(places):
       return function(*args, **kwargs)
 
   found: Any = placed

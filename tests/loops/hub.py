@@ -14,6 +14,7 @@ from instructgpt_jax import config
 from instructgpt_jax.models.hub import folder
 from instructgpt_jax.models.transformer import LanguageModel, init_params
 from tests.loops import toy
+from tests.models import twin
 
 TEMPLATE = (
   "{% for m in messages %}{{ '<u>' if m['role'] == 'user' else '<a>' }}"
@@ -23,18 +24,7 @@ SHAPE: dict[str, Any] = dict(layers=1, width=16, heads=2, context=24)
 # As GPT-2 and Llama are: the one has no padding token, the other a template.
 MODELS: dict[str, dict[str, Any]] = {
   "gpt2": {},
-  "llama": dict(
-    kv_heads=1,
-    mlp_width=24,
-    gated=True,
-    activation="silu",
-    norm="rms",
-    positions="rotary",
-    tie_embeddings=False,
-    qkv_bias=False,
-    out_bias=False,
-    mlp_bias=False,
-  ),
+  "llama": twin.LLAMA,
 }
 
 

@@ -23,6 +23,7 @@ from instructgpt_jax.runtime import mesh as mesh_lib
 from instructgpt_jax.steps import language, reward
 from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.types import LanguageBatch, PromptBatch, RankingBatch
+from tests.models import twin
 
 ROWS, LENGTH, PROMPT, ANSWER = 16, 16, 8, 8
 _GPT = config.Model(vocab_size=64, context=16, layers=1, width=32, heads=8)
@@ -30,17 +31,8 @@ MODELS = {
   "gpt": _GPT,
   "llama": dataclasses.replace(
     _GPT,
+    **twin.LLAMA | dict(kv_heads=4, mlp_width=48),
     layers=2,
-    kv_heads=4,
-    mlp_width=48,
-    gated=True,
-    activation="silu",
-    norm="rms",
-    positions="rotary",
-    tie_embeddings=False,
-    qkv_bias=False,
-    out_bias=False,
-    mlp_bias=False,
     scan_layers=True,
     remat="full",
   ),

@@ -46,7 +46,7 @@ SHAPES: list[dict] = [
   {},
   {"scan_layers": True},
   {"lora_layers": "mlp"},
-  ours.LLAMA,
+  twin.LLAMA,
 ]
 
 

@@ -21,6 +21,19 @@ jit = functools.partial(
 
 
 SMALL = dict(vocab_size=13, context=24, layers=2, width=16, heads=2)
+# Of a width of 16 and 2 heads.
+LLAMA = dict(
+  kv_heads=1,
+  mlp_width=24,
+  gated=True,
+  activation="silu",
+  norm="rms",
+  positions="rotary",
+  tie_embeddings=False,
+  qkv_bias=False,
+  out_bias=False,
+  mlp_bias=False,
+)
 
 
 def make_config(**changes):

@@ -13,18 +13,6 @@ from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
 from tests.models import twin
 
 IDS = dict(pad_token_id=0, eos_token_id=1)
-LLAMA: dict[str, Any] = dict(
-  kv_heads=1,
-  mlp_width=24,
-  gated=True,
-  activation="silu",
-  norm="rms",
-  positions="rotary",
-  tie_embeddings=False,
-  qkv_bias=False,
-  out_bias=False,
-  mlp_bias=False,
-)
 
 
 def make(path: pathlib.Path, *, scalar: bool = False, **changes: Any) -> Any:

@@ -22,6 +22,8 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
+from instructgpt_jax import launch
+
 MODELS = ("S", "M", "125m", "350m", "1.3b", "1.3b-chat", "tiny", "tiny-chat")
 WORKS = ("sft", "pretrain", "reward", "generate", "ppo")
 LAYOUTS = ("shared", "rows", "pairs")
@@ -228,6 +230,7 @@ def compare(flags: argparse.Namespace, name: str, model: str) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
   flags = parse(argv)
   if flags.child:
+    launch.quiet()
     print(json.dumps(measured(flags)))
     return 0
   for model in flags.model:

@@ -21,6 +21,14 @@ T = TypeVar("T")
 USER_ERROR = 2
 INTERRUPTED = 130
 _LINES = 3
+# What libtpu asks a TPU's machine for.
+_NO_TPU = {
+  "TPU_ACCELERATOR_TYPE": "v5p-8",
+  "TPU_MIN_LOG_LEVEL": "3",
+  "TPU_STDERR_LOG_LEVEL": "3",
+  "TPU_WORKER_HOSTNAMES": "localhost",
+  "TPU_WORKER_ID": "0",
+}
 _PRETENDED = re.compile(r"--xla_force_host_platform_device_count=(\d+)")
 
 
@@ -148,10 +156,16 @@ def quiet() -> None:
 
   On a full disk orbax logs a traceback in each of its threads, and tensorstore
   has one for each write that nobody waits for any more. The error itself is
-  raised as well, and told in three lines.
+  raised as well, and told in three lines. Where there is no TPU, a libtpu that
+  is here for plans would say so at length.
   """
+  import jax  # which notes where it finds no chip
   from absl import logging
 
+  del jax
+  if os.environ.get("TPU_SKIP_MDS_QUERY") == "1":
+    for name, value in _NO_TPU.items():
+      os.environ.setdefault(name, value)
   logging.set_verbosity(logging.FATAL)
   if sys.unraisablehook is sys.__unraisablehook__:
     sys.unraisablehook = _unraisable

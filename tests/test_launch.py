@@ -3,6 +3,10 @@
 import errno
 import json
 import os
+import pathlib
+import subprocess
+import sys
+import textwrap
 
 import jax
 import pytest
@@ -21,6 +25,23 @@ def _main(*argv, run=lambda config, workdir: None, experiment="sft"):
     default_preset="tiny",
     presets=presets.NAMES,
   )
+
+
+def test_a_libtpu_without_a_tpu_says_nothing():
+  script = """
+    from instructgpt_jax import launch
+    launch.quiet()
+    import jax
+    jax.devices()
+  """
+  env = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"}
+  done = subprocess.run(
+    [sys.executable, "-c", textwrap.dedent(script)],
+    capture_output=True,
+    text=True,
+    env=env | {"PYTHONPATH": str(pathlib.Path(__file__).parents[1])},
+  )
+  assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(

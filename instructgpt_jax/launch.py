@@ -9,6 +9,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable, MutableMapping, Sequence
+from importlib import metadata, util
 from typing import Any, TypeVar
 
 from instructgpt_jax import config as config_lib
@@ -21,14 +22,6 @@ T = TypeVar("T")
 USER_ERROR = 2
 INTERRUPTED = 130
 _LINES = 3
-# What libtpu asks a TPU's machine for.
-_NO_TPU = {
-  "TPU_ACCELERATOR_TYPE": "v5p-8",
-  "TPU_MIN_LOG_LEVEL": "3",
-  "TPU_STDERR_LOG_LEVEL": "3",
-  "TPU_WORKER_HOSTNAMES": "localhost",
-  "TPU_WORKER_ID": "0",
-}
 _PRETENDED = re.compile(r"--xla_force_host_platform_device_count=(\d+)")
 
 
@@ -156,19 +149,30 @@ def quiet() -> None:
 
   On a full disk orbax logs a traceback in each of its threads, and tensorstore
   has one for each write that nobody waits for any more. The error itself is
-  raised as well, and told in three lines. Where there is no TPU, a libtpu that
-  is here for plans would say so at length.
+  raised as well, and told in three lines.
   """
-  import jax  # which notes where it finds no chip
   from absl import logging
 
-  del jax
-  if os.environ.get("TPU_SKIP_MDS_QUERY") == "1":
-    for name, value in _NO_TPU.items():
-      os.environ.setdefault(name, value)
+  _without_tpu()
   logging.set_verbosity(logging.FATAL)
   if sys.unraisablehook is sys.__unraisablehook__:
     sys.unraisablehook = _unraisable
+
+
+def _without_tpu() -> None:
+  """Leaves a libtpu alone that is here for plans only.
+
+  JAX would load it, 70 MB, and let it say at length that there is no TPU.
+  """
+  import jax
+
+  no_chip = os.environ.get("TPU_SKIP_MDS_QUERY") == "1"  # JAX has looked
+  others = util.find_spec("jax_plugins") or metadata.entry_points(
+    group="jax_plugins"
+  )
+  if no_chip and util.find_spec("libtpu") and not others:
+    if jax.config.jax_platforms is None:
+      jax.config.update("jax_platforms", "cpu")
 
 
 def _unraisable(found: Any) -> None:

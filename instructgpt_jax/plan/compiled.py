@@ -10,13 +10,24 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from instructgpt_jax import config, launch
+from instructgpt_jax import config
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.plan import hlo
 from instructgpt_jax.plan.cost import Cost
 from instructgpt_jax.plan.hardware import Chip, Topology
 from instructgpt_jax.plan.work import Program
 from instructgpt_jax.runtime import mesh as mesh_lib
+
+# libtpu asks for them on a machine of a TPU.
+_TOLD = {
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no TPU is opened that others need
+  "TPU_MIN_LOG_LEVEL": "3",
+  "TPU_SKIP_MDS_QUERY": "1",
+  "TPU_STDERR_LOG_LEVEL": "3",
+  "TPU_ACCELERATOR_TYPE": "v5p-8",
+  "TPU_WORKER_HOSTNAMES": "localhost",
+  "TPU_WORKER_ID": "0",
+}
 
 
 def possible(topology: Topology) -> bool:
@@ -34,9 +45,8 @@ def mesh(topology: Topology, sizes: config.Mesh) -> Mesh:
   """
   from jax.experimental import topologies
 
-  launch.quiet()
-  # No TPU is opened that others need.
-  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+  for name, value in _TOLD.items():
+    os.environ.setdefault(name, value)
   try:
     found = topologies.get_topology_desc(
       platform="tpu", topology_name=str(topology)

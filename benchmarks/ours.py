@@ -16,6 +16,7 @@ from instructgpt_jax.data import pipelines, transforms
 from instructgpt_jax.models import transformer
 from instructgpt_jax.models.generate import generate
 from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
+from instructgpt_jax.runtime.mesh import decoding_options
 from instructgpt_jax.steps import language, ppo, reward
 from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.types import (
@@ -159,7 +160,8 @@ def _sampler(model: str, new_tokens: int = 0):
       max_new_tokens=new_tokens or work.SHAPES[model].new_tokens,
       eos_id=-1,
       pad_id=work.pad_id(model),
-    )
+    ),
+    compiler_options=decoding_options(),
   )
 
 

@@ -220,6 +220,7 @@ class Talker:
     import jax
 
     from instructgpt_jax.models.generate import generate
+    from instructgpt_jax.runtime.mesh import decoding_options
 
     s = self._sampling
 
@@ -237,7 +238,7 @@ class Talker:
         pad_id=self._tokenizer.pad_id,
       )
 
-    return jax.jit(run)
+    return jax.jit(run, compiler_options=decoding_options())
 
   @functools.cached_property
   def _decoding_params(self) -> Any:
@@ -259,6 +260,7 @@ class Talker:
 
     from instructgpt_jax.models.generate import sample
     from instructgpt_jax.models.transformer import positions_of
+    from instructgpt_jax.runtime.mesh import decoding_options
 
     model, s = self._model, self._sampling
 
@@ -289,7 +291,11 @@ class Talker:
       )
       return token, logits, cache
 
-    return jax.jit(prefill), jax.jit(step, donate_argnums=(1, 2))
+    options = decoding_options()
+    return (
+      jax.jit(prefill, compiler_options=options),
+      jax.jit(step, donate_argnums=(1, 2), compiler_options=options),
+    )
 
 
 def load(checkpoint: str, sampling: Sampling) -> Talker:

@@ -103,7 +103,8 @@ def jitted(
         temperature=section.temperature,
         eos_id=eos_id,
         pad_id=pad_id,
-      )
+      ),
+      compiler_options=mesh_lib.decoding_options(mesh),
     ),
     experience=jax.jit(
       on_mesh(

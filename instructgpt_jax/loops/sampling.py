@@ -20,6 +20,7 @@ _CALL = 4  # rows of a call over rows decoded at a time
 
 _generate = mesh_lib.jitted(
   generate,
+  decodes=True,
   static_argnames=(
     "model",
     "max_new_tokens",

@@ -29,6 +29,7 @@ AnyMesh = Mesh | AbstractMesh
 F = TypeVar("F", bound=Callable[..., Any])
 
 AXES = ("data", "fsdp", "tensor")
+_LIBRARY = "xla_cpu_experimental_ynn_fusion_type"  # for which products
 _AUTO = (AxisType.Auto,) * len(AXES)
 
 RULES: dict[str, tuple[str, ...]] = {
@@ -125,10 +126,28 @@ def on(mesh: Mesh, function: F) -> F:
 
 
 def jitted(
-  function: Callable[..., Any], **options: Any
+  function: Callable[..., Any], *, decodes: bool = False, **options: Any
 ) -> Callable[[Mesh], Any]:
   """mesh → the function, jitted for it; once for each mesh."""
-  return functools.cache(lambda mesh: jax.jit(on(mesh, function), **options))
+
+  @functools.cache
+  def of_mesh(mesh: Mesh) -> Any:
+    compiler = decoding_options(mesh) if decodes else None
+    return jax.jit(on(mesh, function), compiler_options=compiler, **options)
+
+  return of_mesh
+
+
+def decoding_options(mesh: AnyMesh | None = None) -> dict[str, Any]:
+  """Compiler options of programs that decode, on a mesh or the usual device.
+
+  On a CPU XLA leaves products to a library that is quick at large ones, and
+  takes longer to begin than a product of a few rows does (docs/speed.md).
+  """
+  platform = jax.default_backend() if mesh is None else ""
+  if isinstance(mesh, Mesh):
+    platform = mesh.devices.flat[0].platform
+  return {_LIBRARY: ""} if platform == "cpu" else {}
 
 
 def _boxed(leaf: Any) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from instructgpt_jax.report.findings import Figure, Panel, Series, Table
-from instructgpt_jax.studies import gather
+from instructgpt_jax.studies import gather, tax
 from instructgpt_jax.studies.family import Family
 from instructgpt_jax.studies.study import Finding, Study
 from instructgpt_jax.sweeps.jobs import Job
@@ -64,27 +64,14 @@ def analyse(families: Sequence[Family]) -> Finding:
     [
       Figure(
         "Alignment tax over β, without pretraining gradients",
-        [
-          Panel(
-            "Here",
-            x_label="β",
-            y_label="Public tasks (share right)",
-            x_scale="log",
-            lines=[(start_task.mean, "base model")],
-            series=[Series("Translation and reading", task, role="ppo")],
-          ),
-          Panel(
-            "Paper",
-            x_label="β",
-            y_label="F1 (%)",
-            x_scale="log",
-            lines=[(59.2, "GPT"), (25.4, "GPT")],
-            series=[
-              Series("SQuAD v2", zip(PAPER_GRID, PAPER_SQUAD, strict=True)),
-              Series("DROP", zip(PAPER_GRID, PAPER_DROP, strict=True)),
-            ],
-          ),
-        ],
+        tax.panels(
+          "β",
+          Series("Translation and reading", task, role="ppo"),
+          start_task.mean,
+          grid=PAPER_GRID,
+          squad=PAPER_SQUAD,
+          drop=PAPER_DROP,
+        ),
       ),
       Figure(
         "LM loss over β",

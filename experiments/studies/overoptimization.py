@@ -17,7 +17,7 @@ import numpy as np
 from experiments.studies import model_size
 from instructgpt_jax import statistics
 from instructgpt_jax.report.findings import Figure, Panel, Series, Table
-from instructgpt_jax.studies import gather
+from instructgpt_jax.studies import gather, tax
 from instructgpt_jax.studies.family import Family
 from instructgpt_jax.studies.study import Finding, Study
 from instructgpt_jax.sweeps.jobs import Job
@@ -173,7 +173,7 @@ def analyse(families: Sequence[Family]) -> Finding:
             x_label="Episodes",
             y_label="SQuAD v2 F1 (%)",
             x_scale="log",
-            lines=[(59.2, "GPT")],
+            lines=[(tax.GPT_SQUAD, "GPT")],
             series=[
               Series(
                 "PPO-ptx",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from instructgpt_jax.report.findings import Figure, Panel, Series, Table
-from instructgpt_jax.studies import gather
+from instructgpt_jax.studies import gather, tax
 from instructgpt_jax.studies.family import Family
 from instructgpt_jax.studies.study import Finding, Study
 from instructgpt_jax.sweeps.jobs import Job
@@ -60,27 +60,14 @@ def analyse(families: Sequence[Family]) -> Finding:
   figures = [
     Figure(
       "Alignment tax over γ",
-      [
-        Panel(
-          "Here",
-          x_label="γ",
-          y_label="Public tasks (share right)",
-          x_scale="log",
-          lines=[(start_task.mean, "base model")],
-          series=[Series("Translation and reading", task, role="ppo_ptx")],
-        ),
-        Panel(
-          "Paper",
-          x_label="γ",
-          y_label="F1 (%)",
-          x_scale="log",
-          lines=[(59.2, "GPT"), (25.4, "GPT")],
-          series=[
-            Series("SQuAD v2", zip(PAPER_GRID, PAPER_SQUAD, strict=True)),
-            Series("DROP", zip(PAPER_GRID, PAPER_DROP, strict=True)),
-          ],
-        ),
-      ],
+      tax.panels(
+        "γ",
+        Series("Translation and reading", task, role="ppo_ptx"),
+        start_task.mean,
+        grid=PAPER_GRID,
+        squad=PAPER_SQUAD,
+        drop=PAPER_DROP,
+      ),
     ),
     Figure(
       "Validation reward over γ",

@@ -185,8 +185,7 @@ SFT = {"sft.batch_size": 512}
   [
     ("sft", "125m", "v5p:2x2x1", dict(fsdp=4, tensor=1), 0.1),
     ("sft", "350m", "v5p:2x2x2", dict(fsdp=2, tensor=2), 0.1),
-    # The passes of policy and value network overlap (docs/planning.md).
-    ("ppo_ptx", "1.3b", "v5p:2x2x2", dict(fsdp=8, tensor=1), 0.25),
+    ("ppo_ptx", "1.3b", "v5p:2x2x2", dict(fsdp=8, tensor=1), 0.1),
     ("sft", "175b", "v5p:8x8x8", dict(fsdp=64, tensor=8, **SFT), 0.1),
     ("ppo_ptx", "175b", "v5p:8x8x8", dict(fsdp=64, tensor=8), 0.1),
   ],

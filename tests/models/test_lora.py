@@ -16,7 +16,6 @@ from instructgpt_jax.steps import language as language_step
 from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.types import LanguageBatch
 from tests.models import twin
-from tests.models.hub import ours
 
 ROWS = np.random.default_rng(3).integers(2, 13, (3, 8)).astype(np.int32)
 SEGMENTS = np.array([[1] * 8, [1] * 5 + [0] * 3, [1] * 8], np.int32)
@@ -128,7 +127,7 @@ def test_union_and_split_are_inverse():
   jax.tree.map(np.testing.assert_array_equal, found, params)
 
 
-@pytest.mark.parametrize("changes", [{}, ours.LLAMA], ids=str)
+@pytest.mark.parametrize("changes", [{}, twin.LLAMA], ids=str)
 def test_decoding_samples_what_the_full_pass_says(changes):
   model, params = adapted(**changes)
   prompts = twin.make_prompts(range(3))
@@ -220,7 +219,7 @@ def test_gradients_are_those_of_the_merged_network():
 
 
 @pytest.mark.parametrize("rank", [0, 3])
-@pytest.mark.parametrize("changes", [{}, ours.LLAMA], ids=str)
+@pytest.mark.parametrize("changes", [{}, twin.LLAMA], ids=str)
 def test_heads_that_are_zero_stay_zero(changes, rank):
   """Adam divides by the root of what it saw: only 0 stays 0."""
   plain, wide = (

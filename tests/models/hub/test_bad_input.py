@@ -190,7 +190,7 @@ def test_a_configuration_that_is_no_table(made, text):
 
 def test_other_rope_types_are_refused(tmp_path):
   path = tmp_path / "model"
-  ours.make(path, **ours.LLAMA)
+  ours.make(path, **twin.LLAMA)
   file = path / "config.json"
   raw = json.loads(file.read_text())
   raw["rope_scaling"] = {"rope_type": "yarn", "factor": 4.0}
@@ -200,7 +200,7 @@ def test_other_rope_types_are_refused(tmp_path):
 
 def test_a_network_that_no_architecture_is(tmp_path):
   with pytest.raises(UserError, match="no architecture"):
-    ours.make(tmp_path / "model", **ours.LLAMA, attention_cap=3.0)
+    ours.make(tmp_path / "model", **twin.LLAMA, attention_cap=3.0)
   assert not list(tmp_path.iterdir())
 
 

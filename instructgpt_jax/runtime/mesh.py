@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import jax
 from flax import linen as nn
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import (
   AbstractMesh,
   AxisType,
@@ -50,9 +50,11 @@ RULES: dict[str, tuple[str, ...]] = {
 def make_mesh(mesh: config.Mesh, devices: Sequence[Any] | None = None) -> Mesh:
   """The (data, fsdp, tensor) mesh over all devices, axes of type Auto."""
   devices = jax.devices() if devices is None else list(devices)
-  return jax.make_mesh(
-    mesh_sizes(mesh, len(devices)), AXES, devices=devices, axis_types=_AUTO
+  # An axis of the mesh may end amid a side of a TPU's torus.
+  placed = mesh_utils.create_device_mesh(
+    mesh_sizes(mesh, len(devices)), devices, allow_split_physical_axes=True
   )
+  return Mesh(placed, AXES, axis_types=_AUTO)
 
 
 def abstract_mesh(mesh: config.Mesh, count: int) -> AbstractMesh:

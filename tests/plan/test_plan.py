@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from instructgpt_jax import flags, presets
+from instructgpt_jax import config, flags, presets
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.plan import compiled, hardware, plan
 
@@ -159,6 +159,14 @@ def test_batches_that_ppo_would_refuse(flag, said):
   done = command("--experiment=ppo_ptx", "--topology=h100:8", flag)
   assert done.returncode == 2
   assert said in done.stderr and "Traceback" not in done.stderr
+
+
+@needs_compiler
+def test_an_axis_may_end_amid_a_side_of_the_torus():
+  """8 · 8 chips of 4 × 4 × 4."""
+  sizes = config.Mesh(data=8, fsdp=8, tensor=1)
+  found = compiled.mesh(hardware.topology("v5p:4x4x4"), sizes)
+  assert dict(found.shape) == {"data": 8, "fsdp": 8, "tensor": 1}
 
 
 @needs_compiler

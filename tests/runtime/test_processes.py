@@ -48,6 +48,7 @@ SCRIPT = """
       found, held, extra = saver.restore_latest(state(0))
       same = (mine(held["x"]) == step * mine(state(1)["x"])).all()
       print("restored", found, extra["at"], bool(same))
+    processes.together("restored")
     # Damage that one of them sees is damage to both.
     if me == 0:
       damaged = os.path.join(folder, "checkpoints", str(step))
@@ -78,6 +79,7 @@ def test_two_processes_stop_save_and_restore_together(tmp_path):
   finally:
     for process in both:
       process.kill()
+  print(*(err for _, err in ends), sep="\n\n")
   assert [process.returncode for process in both] == [0, 0], ends
   # Asked at step 3, which both hear at the next one.
   wanted = ["stopped at 4", "restored 4 4 True", "then 1"]

@@ -231,6 +231,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   flags = parse(argv)
   if flags.child:
     launch.quiet()
+    launch.give_back_memory()
     print(json.dumps(measured(flags)))
     return 0
   for model in flags.model:

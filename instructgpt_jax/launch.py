@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import functools
 import os
 import re
 import sys
@@ -22,6 +24,8 @@ T = TypeVar("T")
 USER_ERROR = 2
 INTERRUPTED = 130
 _LINES = 3
+_LONG = 0.2  # seconds of compiling, after which there is memory to give back
+_COMPILED = "/jax/core/compile/backend_compile_duration"  # JAX's name for it
 _PRETENDED = re.compile(r"--xla_force_host_platform_device_count=(\d+)")
 
 
@@ -69,6 +73,7 @@ def main(
       return
     quiet()
     spare_threads()
+    give_back_memory()
     section = getattr(config, "processes", config_lib.Processes())
     with processes.joined(section, _told(config, workdir)):
       _run(config, workdir)
@@ -191,6 +196,27 @@ def spare_threads(env: MutableMapping[str, str] = os.environ) -> None:
   found = _PRETENDED.search(env.get("XLA_FLAGS", ""))
   if found:
     env.setdefault("PJRT_NPROC", str(2 * int(found[1])))
+
+
+@functools.cache
+def give_back_memory() -> None:
+  """Has what a compilation leaves behind returned to the system.
+
+  glibc keeps freed memory for later; after a few programs of XLA's that is a
+  third of what a small run holds.
+  """
+  if os.name != "posix":
+    return
+  trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+  if trim is None:
+    return  # Not glibc.
+  from jax import monitoring
+
+  def listen(event: str, seconds: float, **unused: Any) -> None:
+    if event == _COMPILED and seconds > _LONG:
+      trim(0)
+
+  monitoring.register_event_duration_secs_listener(listen)
 
 
 def use_compile_cache(setting: str) -> None:

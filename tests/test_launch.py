@@ -1,5 +1,6 @@
 """Exit statuses, short errors, and runs that can be given again."""
 
+import ctypes
 import errno
 import json
 import os
@@ -62,6 +63,54 @@ def test_a_libtpu_without_a_tpu_says_nothing():
 def test_pretended_devices_get_threads(given, wanted):
   launch.spare_threads(given)
   assert given.get("PJRT_NPROC") == wanted
+
+
+COMPILES = """
+  import ctypes
+  import jax
+  import jax.numpy as jnp
+  from instructgpt_jax import launch
+
+  def resident():
+    with open("/proc/self/status") as file:
+      (line,) = [line for line in file if line.startswith("VmRSS:")]
+    return int(line.split()[1])
+
+  trim = ctypes.CDLL(None).malloc_trim
+  jnp.ones(2).block_until_ready()
+  if {asked}:
+    launch.give_back_memory()
+  trim(0)
+
+  def many(x):
+    for i in range(100):
+      x = jnp.tanh(x @ x + i)
+    return x
+
+  jax.jit(many).lower(jnp.ones((8, 8))).compile()
+  held = resident()
+  trim(0)
+  print(held - resident())
+"""
+
+
+@pytest.mark.skipif(
+  not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="not glibc"
+)
+def test_what_compiling_leaves_is_given_back():
+  def left(asked):
+    done = subprocess.run(
+      [sys.executable, "-c", textwrap.dedent(COMPILES.format(asked=asked))],
+      capture_output=True,
+      text=True,
+      env={**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"},
+    )
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+  found = left(True), left(False)
+  print(found)
+  assert found[0] < 0.5 * found[1]
 
 
 def test_run_gets_config_and_workdir_and_the_config_is_kept(tmp_path):

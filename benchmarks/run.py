@@ -102,7 +102,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   add(
     "--cold_only",
     action="store_true",
-    help="does not start once more to time the first step with a warm cache",
+    help="does not start once more with a warm cache",
   )
   add("--child", action="store_true", help=argparse.SUPPRESS)
   flags = parser.parse_args(argv)
@@ -207,6 +207,7 @@ def compare(flags: argparse.Namespace, name: str, model: str) -> None:
         if turn == 0 and not flags.cold_only:
           again = _ours(flags, name, model, layout, cache, steps=1, warmup=1)
           line["first_step_warm_s"] = again["first_step_s"]
+          line["peak_memory_warm_mib"] = again["peak_memory_mib"]
         tell(line, layout)
       for peer in [p for p in flags.peer if p in peers]:
         command = [sys.executable, str(flags.harness / "run.py")]

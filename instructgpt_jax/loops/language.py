@@ -61,12 +61,13 @@ def pretrain(config: config_lib.PretrainExperiment, directory: str) -> None:
     inputs.document_rows(part, tokenizer, length)
     for part in (documents.train, documents.valid)
   )
+  mesh = mesh_lib.make_mesh(config.mesh)
   batches = pipelines.language_batches(
     rows,
     batch_size=section.batch_size,
     seed=config.seed,
     pad_id=tokenizer.pad_id,
-    **shard(),
+    **mesh_lib.shard(section.batch_size, mesh),
   )
   _train(
     config,
@@ -75,6 +76,7 @@ def pretrain(config: config_lib.PretrainExperiment, directory: str) -> None:
     model,
     tokenizer,
     batches,
+    mesh,
     total_steps=section.steps,
     microbatch=section.microbatch,
     valid=valid,
@@ -135,7 +137,7 @@ def sft(
     batch_size=batch_size,
     seed=config.seed,
     pad_id=tokenizer.pad_id,
-    **shard(),
+    **mesh_lib.shard(batch_size, mesh),
   )
   if others is None:
     batches = pipelines.language_batches(rows, **arguments)
@@ -162,6 +164,7 @@ def sft(
     model,
     tokenizer,
     batches,
+    mesh,
     total_steps=section.epochs * steps_per_epoch,
     microbatch=section.microbatch,
     valid=valid,
@@ -248,6 +251,7 @@ def _train(
   model: LanguageModel,
   tokenizer: Tokenizer,
   batches: grain.DatasetIterator,
+  mesh: Mesh,
   *,
   total_steps: int,
   microbatch: int,
@@ -256,7 +260,6 @@ def _train(
   select: str,
   measure: Callable[[LanguageModel, PyTree], dict[str, float]] | None = None,
 ) -> None:
-  mesh = mesh_lib.make_mesh(config.mesh)
   optimizer = state_lib.make_optimizer(config.optimizer, total_steps)
   stage = None
   if config.init_from:
@@ -365,8 +368,3 @@ def loss_interval(
   """Mean loss a token, in nats, with an interval over rows."""
   nll, weight = row_losses(model, params, rows, mesh)
   return statistics.ratio_interval(nll, weight, resamples=resamples)
-
-
-def shard() -> dict[str, int]:
-  """Which part of each global batch this process reads."""
-  return dict(shard_index=jax.process_index(), shard_count=jax.process_count())

@@ -20,7 +20,6 @@ from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.loops import (
   inputs,
-  language,
   networks,
   ppo_checks,
   ppo_programs,
@@ -121,8 +120,8 @@ def train(
     eos_id=tokenizer.eos_id,
     pad_id=tokenizer.pad_id,
   )
-  prompts = _prompts(config, tokenizer)
-  ptx = _pretraining(config, tokenizer)
+  prompts = _prompts(config, tokenizer, mesh)
+  ptx = _pretraining(config, tokenizer, mesh)
   workdir.put_tokenizer(directory, tokenizer)
 
   def snapshot(state: PpoState, iteration: int) -> None:
@@ -214,7 +213,7 @@ def _copied(tree: PyTree) -> PyTree:
 
 
 def _prompts(
-  config: config_lib.PpoExperiment, tokenizer: Tokenizer
+  config: config_lib.PpoExperiment, tokenizer: Tokenizer, mesh: Mesh
 ) -> grain.DatasetIterator:
   records = inputs.prompts(config.data, tokenizer).train
   prompts = transforms.encode_prompts(
@@ -229,12 +228,12 @@ def _prompts(
     ),
     pad_id=tokenizer.pad_id,
     seed=config.seed,
-    **language.shard(),
+    **mesh_lib.shard(config.ppo.rollout_batch, mesh),
   )
 
 
 def _pretraining(
-  config: config_lib.PpoExperiment, tokenizer: Tokenizer
+  config: config_lib.PpoExperiment, tokenizer: Tokenizer, mesh: Mesh
 ) -> grain.DatasetIterator | None:
   section = config.ppo
   if not section.ptx_coef:
@@ -243,12 +242,13 @@ def _pretraining(
     section.ptx_sequence, config.model.context, "ppo.ptx_sequence"
   )
   texts = inputs.documents(config.data).train
+  size = section.minibatch * section.ptx_ratio
   return pipelines.language_batches(
     inputs.document_rows(texts, tokenizer, length),
-    batch_size=section.minibatch * section.ptx_ratio,
+    batch_size=size,
     seed=config.seed,
     pad_id=tokenizer.pad_id,
-    **language.shard(),
+    **mesh_lib.shard(size, mesh),
   )
 
 
@@ -326,7 +326,7 @@ def _run(
         since = time.monotonic()
         first = max(start, iteration * updates)
         position = {"prompts": prompts.get_state()}
-        batch = _episodes(next(prompts), iteration, section.rollout_batch)
+        batch = _episodes(next(prompts), iteration, section.rollout_batch, mesh)
         if begun is None:
           policy, value = networks_now(state)
           rollout = programs.generate(
@@ -467,14 +467,15 @@ def _abstract_experience(
   )
 
 
-def _episodes(batch: Any, iteration: int, size: int) -> Any:
+def _episodes(batch: Any, iteration: int, size: int, mesh: Mesh) -> Any:
   """The batch with its rows numbered through the whole run.
 
   A row's random key follows from this number, so the same prompt is answered
   anew whenever it comes again.
   """
   local = len(batch.ids)
-  first = iteration * size + jax.process_index() * local
+  part = mesh_lib.shard(size, mesh)["shard_index"]
+  first = iteration * size + part * local
   return dataclasses.replace(
     batch, ids=np.arange(first, first + local, dtype=np.int32)
   )

@@ -18,7 +18,6 @@ from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.loops import (
   inputs,
-  language,
   networks,
   scoring,
   supervised,
@@ -93,7 +92,7 @@ def train(config: config_lib.RewardExperiment, directory: str) -> None:
     pad_id=tokenizer.pad_id,
     buckets=_buckets(train_set, rows),
     rows=rows,
-    **language.shard(),
+    **mesh_lib.shard(section.batch_size, mesh),
   )
   total_steps = -(-section.epochs * len(train_set) // section.batch_size)
   optimizer = state_lib.make_optimizer(config.optimizer, total_steps)

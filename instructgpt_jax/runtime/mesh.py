@@ -248,6 +248,40 @@ def require_even(size: int, mesh: AnyMesh) -> None:
     )
 
 
+@functools.lru_cache
+def _held(mesh: Mesh) -> tuple[int, int]:
+  """Which of how many distinct parts of a batch this process's devices hold.
+
+  Processes that only a tensor axis sets apart hold the same rows.
+  """
+  shards = batch_shards(mesh)
+  rows: dict[int, set[int]] = {}
+  places = batch_sharding(mesh).devices_indices_map((shards,))
+  for device, (shard,) in places.items():
+    rows.setdefault(device.process_index, set()).add(shard.start or 0)
+  parts = sorted({tuple(sorted(held)) for held in rows.values()})
+  if len({len(part) for part in parts}) > 1 or sum(map(len, parts)) != shards:
+    raise UserError(
+      "processes share some of their rows of a batch, but not all",
+      field="mesh",
+      remedy="give a --mesh.tensor that divides the devices of a process, or is"
+      " a multiple of them",
+    )
+  mine = tuple(sorted(rows[jax.process_index()]))
+  return parts.index(mine), len(parts)
+
+
+def shard(size: int, mesh: Mesh) -> dict[str, int]:
+  """Which part of each batch of `size` rows this process reads.
+
+  Raises:
+    UserError: rows do not split evenly over devices, or processes.
+  """
+  require_even(size, mesh)
+  index, count = _held(mesh)
+  return dict(shard_index=index, shard_count=count)
+
+
 def put_whole(batch: Any, mesh: Mesh) -> Any:
   """Rows that every process holds, as global arrays split over axis 0."""
 
@@ -269,15 +303,17 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
   """This process's rows as global arrays, split over axis 0.
 
   Args:
-    batch: tree of numpy arrays [B / processes, …]; scalars are replicated.
+    batch: tree of numpy arrays, the part of B rows that `shard` tells; scalars
+      are replicated.
     mesh: the mesh.
   """
   whole, split = replicated(mesh), batch_sharding(mesh)
+  _, parts = _held(mesh)
 
   def put(array):
     if array.ndim == 0:
       return jax.make_array_from_process_local_data(whole, array)
-    require_even(array.shape[0] * jax.process_count(), mesh)
+    require_even(array.shape[0] * parts, mesh)
     return jax.make_array_from_process_local_data(split, array)
 
   return jax.tree.map(put, batch)

@@ -48,9 +48,9 @@ def finish(children):
   return ends
 
 
-@pytest.mark.parametrize("axis", ["data", "fsdp"])
+@pytest.mark.parametrize("axis", ["data", "fsdp", "tensor"])
 def test_two_train_as_one_does(axis, stages, tmp_path):
-  """On the same rows; with fsdp each writes its part of a checkpoint."""
+  """On the same rows; but over data each writes its part of a checkpoint."""
   path = tmp_path / "run"
   flags = [*stages.flags("pretrain"), f"--mesh.{axis}=2", f"--workdir={path}"]
   ends = finish(start(stages.server, 2, "experiments.pretrain", *flags))
@@ -69,15 +69,14 @@ def test_two_train_as_one_does(axis, stages, tmp_path):
   )
 
 
-def pipeline(until=""):
+def pipeline(*more):
   def flags(stages):
-    return [
-      *soak.flags(stages.data), f"--until={until}", "--policy_init.epochs=4"
-    ]  # fmt: skip
+    return [*soak.flags(stages.data), "--policy_init.epochs=4", *more]
 
   return flags
 
 
+MIXED = ("--mesh.fsdp=2", "--mesh.tensor=2")  # two hold the same rows
 LONG = pytest.mark.soak
 
 
@@ -85,9 +84,9 @@ LONG = pytest.mark.soak
   "count, experiment, flags, stage",
   [
     (2, "ppo_ptx", lambda stages: stages.flags("ppo_ptx"), "."),
-    (4, "pipeline", pipeline("policy_init"), "policy_init"),
+    (4, "pipeline", pipeline("--until=policy_init", *MIXED), "policy_init"),
     pytest.param(2, "pipeline", pipeline(), "ppo_ptx", marks=LONG),
-    pytest.param(4, "pipeline", pipeline(), "ppo", marks=LONG),
+    pytest.param(4, "pipeline", pipeline(*MIXED), "ppo", marks=LONG),
   ],
   ids=["ppo_ptx", "pipeline-of-4", "whole-of-2", "whole-of-4"],
 )

@@ -1,6 +1,7 @@
 """The mesh, the table of axes, and the same numbers on any layout."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from instructgpt_jax import config
 from instructgpt_jax.errors import UserError
@@ -164,3 +165,34 @@ def test_one_device_keeps_values():
   np.testing.assert_array_equal(
     mesh_lib.put_batch(batch, mesh)["x"], batch["x"]
   )
+
+
+class _Device:
+  """As much of a device as a mesh needs."""
+
+  platform, device_kind = "cpu", "cpu"
+
+  def __init__(self, number, each):
+    self.id, self.process_index = number, number // each
+
+
+@pytest.mark.parametrize(
+  "sizes, each, part",
+  [
+    ((4, 1, 1), 2, (0, 2)),
+    ((1, 2, 2), 2, (0, 2)),
+    ((1, 1, 4), 2, (0, 1)),  # All hold the same rows.
+    ((1, 2, 4), 2, (0, 2)),  # Two processes hold the same rows.
+    ((4, 1, 3), 4, None),
+  ],
+)
+def test_processes_that_only_tensor_sets_apart_read_the_same(sizes, each, part):
+  count = math.prod(sizes)
+  devices = np.array([_Device(i, each) for i in range(count)])
+  grid = Mesh(devices.reshape(sizes), mesh_lib.AXES)
+  if part is None:
+    with pytest.raises(UserError, match="some of their rows"):
+      mesh_lib.shard(count, grid)
+  else:
+    found = mesh_lib.shard(count, grid)
+    assert (found["shard_index"], found["shard_count"]) == part

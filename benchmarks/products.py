@@ -1,0 +1,123 @@
+"""What decoding consists of: a few rows times a matrix that comes from memory.
+
+    python -m benchmarks.products --rows=16 --inputs=768 --outputs=3072
+
+One line of JSON each: by XLA's library, with one matrix that stays in the cache
+and with many in turn; by a loop of XLA's own that copies nothing; and one row,
+which is as good as reading the weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import measure
+from instructgpt_jax import launch
+from instructgpt_jax.runtime.mesh import decoding_options
+from instructgpt_jax.types import Array
+
+Product = Callable[[Array, Array], Array]  # [O, I], [B, I] → [O, B]
+_TALL, _WIDE = 8, 2  # a block of outputs and rows, kept in registers
+_LOOP = {"xla_cpu_enable_fast_math": True, "xla_cpu_prefer_vector_width": 512}
+
+
+def library(kernel: Array, x: Array) -> Array:
+  """As decoding does it."""
+  return kernel @ x.T
+
+
+def loop(kernel: Array, x: Array) -> Array:
+  """One reduction with an accumulator for each product of a block."""
+  outputs, inputs = kernel.shape
+  tall = kernel.reshape(-1, 1, _TALL, inputs)
+  wide = x.reshape(1, -1, _WIDE, inputs)
+  pairs = [(i, j) for i in range(_TALL) for j in range(_WIDE)]
+  sums = jax.lax.reduce(
+    tuple(tall[:, :, i] * wide[:, :, j] for i, j in pairs),
+    (jnp.float32(0),) * len(pairs),
+    lambda a, b: tuple(x + y for x, y in zip(a, b, strict=True)),
+    (2,),
+  )
+  found = jnp.stack(sums).reshape(_TALL, _WIDE, outputs // _TALL, -1)
+  return found.transpose(2, 0, 3, 1).reshape(outputs, -1)
+
+
+def seconds(
+  product: Product,
+  kernels: list[Array],
+  x: Array,
+  steps: int,
+  options: dict[str, bool | int | str],
+) -> float:
+  """Median of one product, of `steps` runs over all kernels in turn."""
+
+  def run(kernels, x):
+    for kernel in kernels:
+      x = (
+        x + 1e-9 * product(kernel, x)[0][:, None]
+      )  # Each waits for the one before.
+    return x
+
+  compiled = jax.jit(run, compiler_options=options)
+  found = measure.time_steps(lambda index: compiled(kernels, x), steps, 2)
+  return found["step_s"]["median"] / len(kernels)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  parser = argparse.ArgumentParser(
+    prog="python -m benchmarks.products",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument("--rows", type=int, default=16, help="B, even")
+  parser.add_argument("--inputs", type=int, default=768)
+  parser.add_argument("--outputs", type=int, default=3072, help="8 divides it")
+  parser.add_argument(
+    "--mib", type=int, default=200, help="of all matrices, at most 64 of them"
+  )
+  parser.add_argument("--steps", type=int, default=20, help="timed runs")
+  flags = parser.parse_args(argv)
+  if min(flags.inputs, flags.outputs, flags.mib, flags.steps) < 1:
+    parser.error("sizes and steps start at 1")
+  if flags.rows % _WIDE or flags.outputs % _TALL or flags.rows < _WIDE:
+    parser.error("--rows is even, --outputs a multiple of 8")
+  launch.quiet()
+  size = 4 * flags.inputs * flags.outputs
+  rng = np.random.default_rng(0)
+  count = min(max(2, flags.mib * 2**20 // size), 64)
+  shape = (flags.outputs, flags.inputs)
+  many = [
+    jnp.asarray(rng.standard_normal(shape, np.float32)) for _ in range(count)
+  ]
+  one = many[:1] * count
+  rows = jnp.asarray(
+    rng.standard_normal((flags.rows, flags.inputs), np.float32)
+  )
+  usual = decoding_options()
+  for name, product, kernels, x, options in (
+    ("library, one matrix", library, one, rows, usual),
+    ("library", library, many, rows, usual),
+    ("loop, one matrix", loop, one, rows, usual | _LOOP),
+    ("loop", loop, many, rows, usual | _LOOP),
+    ("one row", library, many, rows[:1], usual),
+  ):
+    took = seconds(product, kernels, x, flags.steps, options)
+    line = {
+      "product": name,
+      "ms": 1e3 * took,
+      "weights_gb_per_s": size / took / 1e9,
+      "gflops": 2 * flags.inputs * flags.outputs * len(x) / took / 1e9,
+    }
+    print(json.dumps(line), flush=True)
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

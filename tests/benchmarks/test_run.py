@@ -52,13 +52,18 @@ def test_a_ratio_is_taken_turn_by_turn(monkeypatch, capsys):
   def ours(flags, name, model, layout, cache, **changes):
     del flags, name, model, cache, changes
     took = next(seconds[layout])
-    return {"step_s": {"median": took}, "first_step_s": took}
+    return {
+      "step_s": {"median": took},
+      "first_step_s": took,
+      "peak_memory_mib": 1.0,
+    }
 
   monkeypatch.setattr(run, "_ours", ours)
   flags = run.parse(["--work=reward", "--layout=shared,rows", "--rounds=2"])
   run.compare(flags, "reward", "S")
   lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-  assert len(lines) == 5 and "first_step_warm_s" in lines[0]
+  assert len(lines) == 5
+  assert {"first_step_warm_s", "peak_memory_warm_mib"} <= set(lines[0])
   assert lines[-1]["times_faster_shared"] == {"rows": 3.0}
 
 

@@ -9,6 +9,7 @@ import pytest
 from instructgpt_jax import config
 from instructgpt_jax.loops import ppo, workdir
 from instructgpt_jax.runtime import checkpoint
+from instructgpt_jax.runtime import mesh as mesh_lib
 from instructgpt_jax.types import PromptBatch
 from tests.loops import exact, results
 
@@ -118,8 +119,9 @@ def test_invariant_09_each_episode_has_a_key_of_its_own():
     mask=np.ones((8, 3), bool),
     ids=np.array([3, 1, 0, 3, 2, 2, 1, -1], np.int32),
   )
+  mesh = mesh_lib.make_mesh(config.Mesh())
   seen = np.concatenate(
-    [ppo._episodes(batch, iteration, 8).ids for iteration in range(5)]
+    [ppo._episodes(batch, iteration, 8, mesh).ids for iteration in range(5)]
   )
   np.testing.assert_array_equal(seen, np.arange(40))
 
@@ -148,7 +150,8 @@ def test_rollouts_start_from_the_prompts_of_the_file(stages):
     ),
     ppo=config.Ppo(rollout_batch=20),
   )
-  batch = next(ppo._prompts(settings, stage.tokenizer))
+  mesh = mesh_lib.make_mesh(settings.mesh)
+  batch = next(ppo._prompts(settings, stage.tokenizer, mesh))
   sft = exact.Finished(stages["sft"])
   records = map(
     json.loads, (stages.data / "prompts.jsonl").read_text().splitlines()

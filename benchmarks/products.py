@@ -60,9 +60,8 @@ def seconds(
 
   def run(kernels, x):
     for kernel in kernels:
-      x = (
-        x + 1e-9 * product(kernel, x)[0][:, None]
-      )  # Each waits for the one before.
+      # Each waits for the one before.
+      x = x + 1e-9 * product(kernel, x)[0][:, None]
     return x
 
   compiled = jax.jit(run, compiler_options=options)

@@ -164,23 +164,14 @@ class Checkpointer:
     """Returns when everything is on the disk; raises what went wrong."""
     pending, self._pending = self._pending, None
     if pending is not None:
+      self._look()
       with storage.saving(self._path):
         pending.result()
-      self._look()
       processes.together("checkpoint")
 
   def _look(self) -> None:
     """Refuses to begin anew where the folder was, as orbax would."""
-    try:
-      here = os.path.samestat(os.fstat(self._opened), os.stat(self._path))
-    except OSError:
-      here = False
-    if not here:
-      raise UserError(
-        "the folder has vanished",
-        file=str(self._path),
-        remedy="see that the disk is there, and give the same command again",
-      )
+    storage.same_folder(self._opened, self._path)
 
   def close(self) -> None:
     """Waits and closes; may be called twice."""

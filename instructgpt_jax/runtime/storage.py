@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import os
 import pathlib
 import re
 import shutil
@@ -218,9 +219,39 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     error = error.__cause__ or error.__context__
 
 
+def same_folder(opened: int, path: pathlib.Path) -> None:
+  """Raises a UserError where `path` is no longer what was opened."""
+  try:
+    if os.path.samestat(os.fstat(opened), os.stat(path)):
+      return
+  except OSError:
+    pass
+  raise UserError(
+    "the folder has vanished",
+    file=str(path),
+    remedy="see that the disk is there, and give the same command again",
+  )
+
+
 @contextlib.contextmanager
 def saving(path: pathlib.Path) -> Iterator[None]:
-  """A UserError for what the disk refuses; other errors pass unchanged."""
+  """A UserError for what the disk refuses; other errors pass unchanged.
+
+  Args:
+    path: the folder that is written to; one that vanishes is told as such,
+      since orbax fails in many ways then, or begins a new one.
+  """
+  opened = os.open(path, os.O_RDONLY)
+  with contextlib.ExitStack() as ending:
+    ending.callback(os.close, opened)
+    ending.callback(same_folder, opened, path)
+    with _refusals(path):
+      yield
+
+
+@contextlib.contextmanager
+def _refusals(path: pathlib.Path) -> Iterator[None]:
+  """A UserError for a disk that is full or may not be written."""
   try:
     yield
   except UserError:

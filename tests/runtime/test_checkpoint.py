@@ -15,7 +15,7 @@ import optax
 import pytest
 
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.runtime import checkpoint
+from instructgpt_jax.runtime import checkpoint, storage
 
 
 def _state(seed=0):
@@ -163,6 +163,35 @@ def test_another_models_parameters_are_refused(tmp_path):
     checkpoint.load_model(tmp_path, {"a": jnp.ones(4)})
 
 
+@pytest.mark.parametrize("begun_anew", [False, True])
+def test_a_folder_that_vanishes_under_a_save_is_told_as_such(
+  begun_anew, tmp_path, monkeypatch
+):
+  """Whatever the writer fails with then, and also if it makes a new one."""
+  saver = checkpoint.Checkpointer(tmp_path / "run")
+
+  def finish():
+    (tmp_path / "run").rename(tmp_path / "away")
+    if begun_anew:
+      (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    raise ValueError("No ArrayMetadata found")
+
+  monkeypatch.setattr(storage, "save", lambda *_, **unused: finish)
+  saver.save(1, _state(), {})
+  with pytest.raises(UserError, match="checkpoints: the folder has vanished"):
+    saver.close()
+
+
+def test_a_folder_that_vanishes_under_a_model(tmp_path):
+  def parts():
+    yield {"a": jnp.ones(4)}
+    (tmp_path / "run").rename(tmp_path / "away")
+    yield {"b": jnp.ones(4)}
+
+  with pytest.raises(UserError, match="run: the folder has vanished"):
+    checkpoint.save_model_parts(tmp_path / "run", parts(), {})
+
+
 def _run(script, *args, **options):
   return subprocess.run(
     [sys.executable, "-c", textwrap.dedent(script), *map(str, args)],
@@ -181,7 +210,7 @@ def test_a_full_disk_is_a_user_error_and_the_checkpoint_before_is_whole(
     import resource, sys
     import jax, jax.numpy as jnp
     from instructgpt_jax.errors import UserError
-    from instructgpt_jax.runtime import checkpoint
+    from instructgpt_jax.runtime import checkpoint, storage
 
     def state(step):
       return {"x": jax.random.normal(jax.random.key(step), (300, 300))}
@@ -224,7 +253,7 @@ def test_a_kill_at_any_moment_leaves_the_last_checkpoint_whole(tmp_path):
   script = """
     import sys
     import jax.numpy as jnp
-    from instructgpt_jax.runtime import checkpoint
+    from instructgpt_jax.runtime import checkpoint, storage
 
     def state(step):
       return {f"x{i}": jnp.full((200, 200 + i), step) for i in range(20)}

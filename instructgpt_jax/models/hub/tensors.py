@@ -278,6 +278,7 @@ def write_file(path: pathlib.Path, news: Sequence[New], kind: str) -> int:
       if values.shape != new.shape:
         raise ValueError(f"{new.name} is {values.shape}, not {new.shape}")
       file.write(values.view(np.uint8).data)
+      del values
     file.flush()
     os.fsync(file.fileno())
   return at

@@ -17,7 +17,7 @@ well: several completions share one prompt that way.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -31,6 +31,11 @@ def pytree(cls):
   return jax.tree_util.register_dataclass(cls)
 
 
+def static(default: Any) -> Any:
+  """A field of a pytree that is no array: programs are compiled for it."""
+  return dataclasses.field(default=default, metadata={"static": True})
+
+
 @pytree
 class LanguageBatch:
   """Rows for a language-model loss; position t is scored on token t."""
@@ -39,6 +44,13 @@ class LanguageBatch:
   segments: Array  # [B, T] int32, 0 is padding
   positions: Array  # [B, T] int32
   weights: Array  # [B, T] float32, weight of predicting token t from < t
+
+
+class Reach(NamedTuple):
+  """How far the tokens of a row look; what lies elsewhere need not be read."""
+
+  first: int  # columns at the row's beginning, of a prefix that all look at
+  last: int  # columns up to a token's own, of its segment
 
 
 @pytree
@@ -56,6 +68,7 @@ class RankingBatch:
   ends: Array  # [B, K] int32, place of each completion's last token in R · T
   ranks: Array  # [B, K] int32, 1 is best, equal ranks are ties
   valid: Array  # [B, K] bool, False on completions that fill up K
+  reach: Reach | None = static(None)  # None: anything behind a token
 
 
 @pytree

@@ -21,7 +21,14 @@ import grain
 import numpy as np
 
 from instructgpt_jax.data import transforms
-from instructgpt_jax.types import LanguageBatch, PromptBatch, RankingBatch
+from instructgpt_jax.types import (
+  LanguageBatch,
+  PromptBatch,
+  RankingBatch,
+  Reach,
+)
+
+_REACH = 32  # tokens that a reach is rounded up to
 
 
 class _Order:
@@ -225,16 +232,28 @@ def ranking_rows(
 ) -> int:
   """Whether a prompt's completions share one row, 1, or have one each, K.
 
-  Whichever takes fewer operations: a token of a row of T costs 12 D² for the
-  weights of a layer and 2 T D for dense attention.
+  Whichever takes fewer operations: a token that looks at T others costs 12 D²
+  for the weights of a layer and 2 T D for attention.
   """
   most = max((len(r.ranks) for r in rankings), default=1)
+  reach = ranking_reach(rankings)
+  seen = reach.first + 2 * reach.last  # of a block as long as a completion
 
   def cost(rows: int) -> int:
     widths = [ranking_width(r, rows) for r in rankings]
-    return sum(rows * w * (6 * model_width + w) for w in widths)
+    return sum(rows * w * (6 * model_width + min(w, seen)) for w in widths)
 
   return min((1, most), key=cost)
+
+
+def ranking_reach(rankings: Sequence[transforms.EncodedRanking]) -> Reach:
+  """How far a row's tokens look: at the prompt and at their own completion.
+
+  Rounded up, so that other rankings are likely to find compiled programs.
+  """
+  first = max((len(r.prompt) for r in rankings), default=0)
+  last = max((len(c) for r in rankings for c in r.completions), default=0)
+  return Reach(*(-(-n // _REACH) * _REACH for n in (first, last)))
 
 
 def ranking_batches(
@@ -277,6 +296,7 @@ def ranking_batches(
   if completions and completions < k:
     raise ValueError(f"a ranking has {k} completions, more than {completions}")
   k = completions or k
+  reach = ranking_reach(rankings)
 
   def make(index, chosen, part):
     del index
@@ -314,6 +334,7 @@ def ranking_batches(
       ends=ends,
       ranks=ranks,
       valid=valid,
+      reach=reach,
     )
 
   order = _Order(len(rankings), seed, shuffle)

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from instructgpt_jax.types import Array
+from instructgpt_jax.types import Array, Reach
 
 _LARGEST = 1024  # queries of a block
 _EXCLUDED = -1e30  # finite: a row's largest score is subtracted from it
@@ -23,17 +23,39 @@ _EXCLUDED = -1e30  # finite: a row's largest score is subtracted from it
 _product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
-def block_size(length: int) -> int:
+def block_size(length: int, reach: Reach | None = None) -> int:
   """Queries of each of four blocks or more."""
-  return min(max(64, -(-length // 4)), _LARGEST)
+  size = min(max(64, -(-length // 4)), _LARGEST)
+  return size if reach is None else min(size, max(64, reach.last))
 
 
-def _blocks(length: int) -> Iterator[tuple[slice, slice]]:
-  """Queries of each block, and the keys that they may see."""
-  size = block_size(length)
+def key_blocks(
+  length: int, reach: Reach | None = None
+) -> Iterator[tuple[slice, list[slice]]]:
+  """Queries of each block, and the stretches of keys that they may see."""
+  size = block_size(length, reach)
   for start in range(0, length, size):
     end = min(start + size, length)
-    yield slice(start, end), slice(0, end)
+    keys = [slice(0, end)]
+    if reach is not None and start - reach.last > reach.first:
+      keys = [slice(0, reach.first), slice(start - reach.last, end)]
+    yield slice(start, end), [s for s in keys if s.stop > s.start]
+
+
+def _cut(x: Array, stretches: list[slice]) -> Array:
+  """Stretches of the third axis, one after the other."""
+  parts = [x[:, :, s] for s in stretches]
+  return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=2)
+
+
+def _added(total: Array, part: Array, stretches: list[slice]) -> Array:
+  """[..., S], to stretches of which [..., those] is added."""
+  at = 0
+  for s in stretches:
+    size = s.stop - s.start
+    total = total.at[..., s].add(part[..., at : at + size])
+    at += size
+  return total
 
 
 def soft_cap(x: Array, cap: float) -> Array:
@@ -74,7 +96,12 @@ def read(
 
 
 def attend(
-  query: Array, key: Array, value: Array, mask: Array, cap: float = 0.0
+  query: Array,
+  key: Array,
+  value: Array,
+  mask: Array,
+  cap: float = 0.0,
+  reach: Reach | None = None,
 ) -> Array:
   """Causal scaled dot-product attention of whole rows.
 
@@ -85,17 +112,18 @@ def attend(
     mask: [B, T, T] bool, True where a query may look: nowhere ahead of it, and
       somewhere in each row.
     cap: soft cap of the scores; 0 is none.
+    reach: beyond it the mask is False, but for queries that nothing reads.
 
   Returns:
     [B, H, T, D / H] in the query's type.
   """
-  found: Any = _attend(query, key, value, mask, cap)
+  found: Any = _attend(query, key, value, mask, cap, reach)
   return found
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _attend(query, key, value, mask, cap):
-  return _forward(query, key, value, mask, cap)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _attend(query, key, value, mask, cap, reach):
+  return _forward(query, key, value, mask, cap, reach)[0]
 
 
 def _kernel(query: Array) -> Any:
@@ -118,11 +146,13 @@ def _library(query: Array, key: Array, value: Array, mask: Array) -> Array:
   return found.swapaxes(1, 2)
 
 
-def _forward(query, key, value, mask, cap):
+def _forward(query, key, value, mask, cap, reach):
   def blocks(query, key, value, mask):
     parts = [
-      read(query[:, :, q], key[:, :, k], value[:, :, k], mask[:, q, k], cap)
-      for q, k in _blocks(query.shape[2])
+      read(
+        query[:, :, q], _cut(key, k), _cut(value, k), _cut(mask[:, q], k), cap
+      )
+      for q, k in key_blocks(query.shape[2], reach)
     ]
     found, logs = (
       jnp.concatenate(part, axis=2) for part in zip(*parts, strict=True)
@@ -142,7 +172,7 @@ def _forward(query, key, value, mask, cap):
   return found, (query, key, value, mask, found, logs)
 
 
-def _backward(cap, saved, slope):
+def _backward(cap, reach, saved, slope):
   def blocks(query, key, value, mask, found, logs, slope):
     scale = query.shape[-1] ** -0.5
     inner = jnp.sum(found.astype(jnp.float32) * slope, axis=-1, keepdims=True)
@@ -152,24 +182,20 @@ def _backward(cap, saved, slope):
     of_key, of_value = (
       jnp.zeros(x.swapaxes(2, 3).shape, jnp.float32) for x in (key, value)
     )
-    for q, k in _blocks(query.shape[2]):
-      some, seen, g = query[:, :, q], key[:, :, k], slope[:, :, q]
-      may = mask[:, q, k]
+    for q, k in key_blocks(query.shape[2], reach):
+      some, seen, g = query[:, :, q], _cut(key, k), slope[:, :, q]
+      may = _cut(mask[:, q], k)
       scores = _scores(some, seen, may, cap)
       weights = jnp.exp(scores - logs[:, :, q]).astype(query.dtype)
-      of_weights = _product("bhtd,bhsd->bhts", g, value[:, :, k])
+      of_weights = _product("bhtd,bhsd->bhts", g, _cut(value, k))
       of_scores = weights * (of_weights - inner[:, :, q]) * scale
       if cap:
         flat = 1 - jnp.square(scores / cap)
         of_scores *= jnp.where(may[:, None], flat, 0)
       of_scores = of_scores.astype(query.dtype)
       of_query.append(_product("bhts,bhsd->bhtd", of_scores, seen))
-      of_key = of_key.at[..., k].add(
-        _product("bhtd,bhts->bhds", some, of_scores)
-      )
-      of_value = of_value.at[..., k].add(
-        _product("bhtd,bhts->bhds", g, weights)
-      )
+      of_key = _added(of_key, _product("bhtd,bhts->bhds", some, of_scores), k)
+      of_value = _added(of_value, _product("bhtd,bhts->bhds", g, weights), k)
     of_key, of_value = (x.swapaxes(2, 3) for x in (of_key, of_value))
     return tuple(
       x.astype(query.dtype)

@@ -14,7 +14,7 @@ from instructgpt_jax import config as config_lib
 from instructgpt_jax import placement
 from instructgpt_jax.models import attention, layers, rotary
 from instructgpt_jax.models.layers import Dense, Norm
-from instructgpt_jax.types import Array, pytree
+from instructgpt_jax.types import Array, Reach, pytree, static
 
 
 @pytree
@@ -23,6 +23,7 @@ class View:
 
   mask: Array  # [B, T, S] bool
   turns: rotary.Turns | None  # None with learned positions
+  reach: Reach | None = static(None)  # the mask is False beyond it
 
 
 Views = tuple[View, ...]  # one, or that of full layers and of windowed ones
@@ -40,7 +41,11 @@ def attention_mask(segments: Array) -> Array:
 
 
 def views(
-  c: config_lib.Model, mask: Array, age: Callable[[], Array], positions: Array
+  c: config_lib.Model,
+  mask: Array,
+  age: Callable[[], Array],
+  positions: Array,
+  reach: Reach | None = None,
 ) -> Views:
   """The views that a model's layers have.
 
@@ -49,6 +54,7 @@ def views(
     mask: [B, T, S] bool, what a layer without a window sees.
     age: gives [B, T, S] int32, how far a key stands behind a query.
     positions: [B, T] int32 of the queries.
+    reach: the mask is False beyond it.
 
   Returns:
     One view where all layers see alike, else the full and the windowed one.
@@ -60,7 +66,7 @@ def views(
     turns = None
     if c.positions == "rotary":
       turns = rotary.turns(c, positions, windowed)
-    return View(mask=seen, turns=turns)
+    return View(mask=seen, turns=turns, reach=reach)
 
   return tuple(map(view, kinds))
 
@@ -232,6 +238,7 @@ class Block(nn.Module):
       else (key, value),
       view.mask,
       c.attention_cap,
+      view.reach,
     )
     attended = _by_heads(attended)
     flat = self._join(flat, attended, deterministic)

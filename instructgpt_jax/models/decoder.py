@@ -13,7 +13,7 @@ from instructgpt_jax import config as config_lib
 from instructgpt_jax import placement
 from instructgpt_jax.models import blocks, layers
 from instructgpt_jax.models.layers import Norm, kernel_init
-from instructgpt_jax.types import Array, pytree
+from instructgpt_jax.types import Array, Reach, pytree
 
 
 @pytree
@@ -102,6 +102,7 @@ class Transformer(nn.Module):
     positions: Array,
     *,
     deterministic: bool = True,
+    reach: Reach | None = None,
   ) -> tuple[Array, tuple[Sequence[Array], Sequence[Array]]]:
     """Runs whole rows.
 
@@ -110,6 +111,7 @@ class Transformer(nn.Module):
       segments: [B, T] int32, 0 is padding.
       positions: [B, T] int32 within the segment.
       deterministic: False turns residual dropout on.
+      reach: how far tokens look at most; None is anywhere behind them.
 
     Returns:
       [B, T, D] after the final norm; and the layers' keys and values.
@@ -121,6 +123,7 @@ class Transformer(nn.Module):
       blocks.attention_mask(segments),
       lambda: positions[:, :, None] - positions[:, None, :],
       positions,
+      reach,
     )
     kinds = blocks.kinds(c)
     if c.scan_layers:

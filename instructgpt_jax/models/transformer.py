@@ -15,7 +15,7 @@ from instructgpt_jax.models import lora
 from instructgpt_jax.models.attention import soft_cap
 from instructgpt_jax.models.decoder import Cache, Transformer
 from instructgpt_jax.models.layers import kernel_init, vector_init
-from instructgpt_jax.types import Array, PyTree
+from instructgpt_jax.types import Array, PyTree, Reach
 
 _NEVER = -1e30  # a logit; finite, so that its probability times it is 0
 
@@ -188,10 +188,11 @@ class ScalarModel(nn.Module):
     positions: Array,
     *,
     deterministic: bool = True,
+    reach: Reach | None = None,
   ) -> Array:
     """[B, T] rows → [B, T] float32, a scalar at every token."""
     hidden, _ = self.transformer(
-      tokens, segments, positions, deterministic=deterministic
+      tokens, segments, positions, deterministic=deterministic, reach=reach
     )
     flat = hidden.reshape(-1, hidden.shape[-1])
     return self.head(flat.astype(jnp.float32)).reshape(tokens.shape)

@@ -127,10 +127,12 @@ def _kind(one: Pass) -> str:
 def _scores(one: Pass, layout: _Layout) -> tuple[float, float]:
   """Bytes of the largest block of attention's scores, and of all of them."""
   sizes = _sizes(one.model, layout)
-  block = attention.block_size(one.length)
-  blocks = -(-one.length // block)
-  each = layout.rows(one.rows) * sizes.heads * block * _MASTER
-  return each * one.length, each * one.length * (blocks + 1) / 2
+  blocks = [
+    (queries.stop - queries.start) * sum(k.stop - k.start for k in keys)
+    for queries, keys in attention.key_blocks(one.length, one.reach)
+  ]
+  each = layout.rows(one.rows) * sizes.heads * _MASTER
+  return each * max(blocks), each * sum(blocks)
 
 
 def _memory(one: Pass, layout: _Layout) -> float:

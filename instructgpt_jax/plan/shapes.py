@@ -23,6 +23,7 @@ from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.types import (
   LanguageBatch,
   PyTree,
+  Reach,
 )
 
 VOCABULARY = 50_257  # GPT-2's and GPT-3's byte pairs
@@ -104,6 +105,7 @@ def training(
   *,
   length: int,
   logits: int = 0,
+  reach: Reach | None = None,
 ) -> Pass:
   """The passes of an update over its rows, by microbatches (0 is one)."""
   part = microbatch if 0 < microbatch < rows else rows
@@ -115,6 +117,7 @@ def training(
     times=rows // part,
     logits=logits,
     trained=parameters(network.state.params),
+    reach=reach,
   )
 
 

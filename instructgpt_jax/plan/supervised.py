@@ -98,6 +98,7 @@ def reward(config: config_lib.RewardExperiment, mesh: AnyMesh) -> Work:
       ends=labels,
       ranks=labels,
       valid=jax.ShapeDtypeStruct(labels.shape, jnp.bool_),
+      reach=pipelines.ranking_reach([longest]),
     ),
   )
   return _supervised(
@@ -162,7 +163,13 @@ def _supervised(
     return function, (trained.state, batch, trained.frozen)
 
   one = shapes.training(
-    trained, shape, rows, microbatch, length=length, logits=logits
+    trained,
+    shape,
+    rows,
+    microbatch,
+    length=length,
+    logits=logits,
+    reach=batch.reach if isinstance(batch, RankingBatch) else None,
   )
   return Work(
     unit="step",

@@ -12,7 +12,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from instructgpt_jax import config as config_lib
-from instructgpt_jax.types import PyTree
+from instructgpt_jax.types import PyTree, Reach
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,7 @@ class Pass:
   times: int = 1
   logits: int = 0  # tokens a row whose logits are wanted
   trained: int = 0  # parameters that have a gradient
+  reach: Reach | None = None  # how far its tokens look at most
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -77,6 +77,7 @@ def score_rankings(
     segments,
     positions,
     deterministic=dropout_key is None,
+    reach=batch.reach,
     rngs=None if dropout_key is None else {"dropout": dropout_key},
   )
   values = values.reshape(len(batch.ends), -1)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from instructgpt_jax.data import pipelines, transforms
+from instructgpt_jax.models import blocks
 
 
 def rows_of(count, length=4, first=100):
@@ -59,7 +60,8 @@ MAKERS = [language, mixed, ranking, prompt]
 
 
 def leaves(batch):
-  return {k: np.asarray(v) for k, v in vars(batch).items()}
+  arrays = {k: v for k, v in vars(batch).items() if k != "reach"}
+  return {k: np.asarray(v) for k, v in arrays.items()}
 
 
 def assert_same(a, b):
@@ -208,6 +210,33 @@ def test_rankings(rows):
       longest = max(longest, (segments != 0).sum(axis=1).max())
     assert width == transforms.bucket(longest, (8, 14))
   assert sorted(seen) == [*range(7)]
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_no_token_looks_beyond_its_batchs_reach(rows):
+  rng = np.random.default_rng(3)
+
+  def ids(most):
+    return np.ones(rng.integers(1, most + 1), np.int32)
+
+  data = [
+    transforms.EncodedRanking(ids(70), [ids(45) for _ in range(k)], [*range(k)])
+    for k in (1, 2, 4, 6)
+  ]
+  longest = max(len(r.prompt) for r in data)
+  batch = next(
+    pipelines.ranking_batches(
+      data, batch_size=4, pad_id=0, buckets=(400,), rows=rows
+    )
+  )
+  first, last = batch.reach
+  assert longest <= first < longest + 32
+  segments = batch.segments.reshape(-1, 400)
+  _, query, key = np.nonzero(
+    np.asarray(blocks.attention_mask(segments)) & (segments != 0)[..., None]
+  )
+  assert ((key < first) | (query - key < last)).all()
+  assert (query - key >= last).any()
 
 
 def test_a_prompt_is_shared_when_that_is_cheaper():

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from instructgpt_jax import types
 from instructgpt_jax.models import attention, blocks
 
 HEADS, SIZE = 2, 4
@@ -49,6 +50,51 @@ def test_attention_and_its_gradient_equal_the_twin(length):
   np.testing.assert_allclose(found, twin(q, k, v, mask)[0], atol=1e-5)
   for x, y in zip(pull(g), gradients_twin(q, k, v, g, mask), strict=True):
     np.testing.assert_allclose(x, y, atol=2e-5)
+
+
+def far(length, first, last, seed=0):
+  """As `make`: a shared prefix, then segments of at most so many tokens."""
+  q, k, v, g, _ = make(length, seed=seed)
+  rng = np.random.default_rng(seed)
+  segments = np.full((2, length), -1)
+  for row, begin in zip(segments, (first, first - 7), strict=True):
+    at, number = begin, 1
+    while at < length:
+      size = int(rng.integers(1, last + 1))
+      row[at : at + size] = number
+      at, number = at + size, number + 1
+  mask = np.asarray(blocks.attention_mask(jnp.asarray(segments)))
+  return q, k, v, g, mask
+
+
+@pytest.mark.parametrize(
+  "length, first, last", [(301, 20, 30), (256, 70, 100), (150, 140, 3)]
+)
+def test_what_is_out_of_reach_changes_nothing(length, first, last):
+  q, k, v, g, mask = far(length, first, last)
+  reach = types.Reach(first, last)
+  found, pull = jax.vjp(
+    lambda *x: attention.attend(*x, mask, 0.0, reach), q, k, v
+  )
+  np.testing.assert_allclose(found, twin(q, k, v, mask)[0], atol=1e-5)
+  for x, y in zip(pull(g), gradients_twin(q, k, v, g, mask), strict=True):
+    np.testing.assert_allclose(x, y, atol=2e-5)
+
+
+def test_what_is_out_of_reach_is_not_read():
+  q, k, v, g, mask = far(400, 20, 30)
+  reach = types.Reach(20, 30)
+  v[:, :, 100:200] = np.nan
+  found, pull = jax.vjp(
+    lambda q, k: attention.attend(q, k, v, mask, 0.0, reach), q, k
+  )
+  assert np.isnan(found[:, :, 150]).all()
+  assert np.isfinite(found[:, :, 320:]).all()
+  of_query, _ = pull(g)
+  assert np.isfinite(of_query[:, :, 320:]).all()
+  read = [sum(s.stop - s.start for s in keys)
+          for _, keys in attention.key_blocks(7000, reach)]  # fmt: skip
+  assert max(read) == 20 + 30 + 64
 
 
 def test_other_platforms_attend_alike():

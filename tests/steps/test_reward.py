@@ -1,5 +1,6 @@
 """The reward model's step, up to a Bradley–Terry scale that is known."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,6 +10,7 @@ import optax
 import pytest
 
 from instructgpt_jax import config
+from instructgpt_jax.data import pipelines, transforms
 from instructgpt_jax.models import transformer
 from instructgpt_jax.models.transformer import ScalarModel
 from instructgpt_jax.steps import reward as reward_step
@@ -151,6 +153,47 @@ def test_completions_that_share_a_prompt_score_as_alone(model, params, batch):
   )
 
 
+@pytest.mark.parametrize(
+  "changes",
+  [{}, {"scan_layers": True, "remat": "full", "positions": "rotary"}],
+)
+def test_a_batchs_reach_changes_neither_scores_nor_gradients(changes):
+  rng = np.random.default_rng(8)
+
+  def ids(most):
+    return rng.integers(2, 13, rng.integers(1, most + 1)).astype(np.int32)
+
+  batch = next(
+    pipelines.ranking_batches(
+      [
+        transforms.EncodedRanking(ids(40), [ids(30) for _ in range(9)], [1] * 9)
+        for _ in range(3)
+      ],
+      batch_size=3,
+      pad_id=0,
+      buckets=(320,),
+    )
+  )
+  assert batch.reach is not None
+  model = ScalarModel(twin.make_config(layers=2, context=70, **changes))
+
+  @twin.jit
+  def run(params, batch):
+    def total(params):
+      scores = reward_step.score_rankings(model, params, batch)
+      return (scores * jnp.arange(1, 28).reshape(3, 9)).sum(), scores
+
+    return jax.grad(total, has_aux=True)(params)
+
+  params = twin.make_params(model)
+  some, others = (
+    run(params, batch),
+    run(params, dataclasses.replace(batch, reach=None)),
+  )
+  for x, y in zip(*map(jax.tree.leaves, (some, others)), strict=True):
+    np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4 * np.abs(y).max())
+
+
 def test_pairs_are_counted_by_prompt(model, params, batch):
   correct, pairs, loss = twin.jit(
     functools.partial(reward_step.count_pairs, model)
@@ -248,11 +291,9 @@ def test_invariant_26_each_completion_runs_once(params, batch, microbatch):
   rows, tokens = [], []
 
   class Counted(ScalarModel):
-    def __call__(self, tokens, segments, positions, *, deterministic=True):
+    def __call__(self, tokens, segments, positions, **options):
       jax.debug.callback(count, segments)
-      return super().__call__(
-        tokens, segments, positions, deterministic=deterministic
-      )
+      return super().__call__(tokens, segments, positions, **options)
 
   def count(segments):
     rows.append(segments.shape[0])

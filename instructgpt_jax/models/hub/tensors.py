@@ -278,7 +278,7 @@ def write_file(path: pathlib.Path, news: Sequence[New], kind: str) -> int:
       if values.shape != new.shape:
         raise ValueError(f"{new.name} is {values.shape}, not {new.shape}")
       file.write(values.view(np.uint8).data)
-      del values
+      del values  # before the next one is made
     file.flush()
     os.fsync(file.fileno())
   return at

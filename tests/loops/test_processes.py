@@ -76,10 +76,6 @@ def pipeline(*more):
   return flags
 
 
-def mixed_pretraining(stages):
-  return [*stages.flags("pretrain"), *MIXED]
-
-
 MIXED = ("--mesh.fsdp=2", "--mesh.tensor=2")  # two hold the same rows
 LONG = pytest.mark.soak
 
@@ -88,11 +84,11 @@ LONG = pytest.mark.soak
   "count, experiment, flags, stage",
   [
     (2, "ppo_ptx", lambda stages: stages.flags("ppo_ptx"), "."),
-    (4, "pretrain", mixed_pretraining, "."),
+    (4, "pipeline", pipeline("--until=policy_init", *MIXED), "policy_init"),
     pytest.param(2, "pipeline", pipeline(), "ppo_ptx", marks=LONG),
     pytest.param(4, "pipeline", pipeline(*MIXED), "ppo", marks=LONG),
   ],
-  ids=["ppo_ptx", "pretrain-of-4", "whole-of-2", "whole-of-4"],
+  ids=["ppo_ptx", "pipeline-of-4", "whole-of-2", "whole-of-4"],
 )
 def test_one_is_killed_and_all_are_started_again(
   count, experiment, flags, stage, stages, tmp_path

@@ -18,7 +18,7 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from instructgpt_jax import placement
-from instructgpt_jax.types import Array
+from instructgpt_jax.types import Array, PyTree
 
 EPSILON = 1e-5  # of LayerNorm
 PRODUCT = "dense"  # what a checkpoint policy may call a layer's output
@@ -115,21 +115,27 @@ def norm_function(kind: str, epsilon: float) -> Before:
   return functools.partial(rms_normalized, epsilon=epsilon, offset=offset)
 
 
-def _anew(x: Array, slope: Array) -> Array:
-  """x, but the compiler cannot tell: what is made of it is computed again.
+def after(x: Array, done: PyTree) -> Array:
+  """x, but the compiler cannot tell before it has computed `done`.
 
+  What is made of it is computed no earlier, and again where it was before.
   XLA's CPU compiler drops optimisation barriers before it merges equal
-  expressions, so it is given a zero that it cannot see through.
+  expressions and orders them, so it is given a zero that it cannot see through.
+
+  Args:
+    x: any array.
+    done: of which a CPU waits for the first leaf, others for all.
   """
 
-  def cpu(x, slope):
-    first = slope[(0,) * slope.ndim]
+  def cpu(x, done):
+    leaf = jax.tree.leaves(done)[0]
+    first = leaf[(0,) * leaf.ndim]
     return x + jnp.minimum(jnp.abs(first), 0).astype(x.dtype)
 
-  def barrier(x, slope):
-    return jax.lax.optimization_barrier((x, slope))[0]
+  def barrier(x, done):
+    return jax.lax.optimization_barrier((x, done))[0]
 
-  return jax.lax.platform_dependent(x, slope, cpu=cpu, default=barrier)
+  return jax.lax.platform_dependent(x, done, cpu=cpu, default=barrier)
 
 
 def _of_kernel(inputs: Array, slope: Array) -> Array:
@@ -145,7 +151,7 @@ def _of_kernel(inputs: Array, slope: Array) -> Array:
   return jax.lax.platform_dependent(
     inputs,
     slope,
-    cpu=lambda inputs, slope: _anew(product(slope, inputs), slope).T,
+    cpu=lambda inputs, slope: after(product(slope, inputs), slope).T,
     default=product,
   )
 
@@ -180,7 +186,7 @@ def _forward(before, x, weights, kernel, bias):
 
 def _backward(before, saved, slope):
   x, weights, kernel, bias = saved
-  inputs, pull = jax.vjp(before, _anew(x, slope), *weights)
+  inputs, pull = jax.vjp(before, after(x, slope), *weights)
   of_x, *of_weights = pull(slope @ kernel.T.astype(x.dtype))
   of_bias = None
   if bias is not None:

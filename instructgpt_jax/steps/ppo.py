@@ -11,7 +11,7 @@ import optax
 
 from instructgpt_jax import config as config_lib
 from instructgpt_jax.losses import language, masked, ppo, returns, vocabulary
-from instructgpt_jax.models import lora
+from instructgpt_jax.models import layers, lora
 from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
 from instructgpt_jax.steps import language as language_step
 from instructgpt_jax.steps import reward as reward_step
@@ -294,18 +294,21 @@ def update(
   policy = state_lib.apply_gradients(state.policy, grads, optimizer)
 
   # Else the compiler interleaves both passes, and holds both's activations.
-  policy, value, chosen = jax.lax.optimization_barrier(
-    (policy, state.value, chosen)
+  tokens = layers.after(
+    chosen.rollout.tokens, (metrics["grad_norm"], policy.params)
+  )
+  chosen = dataclasses.replace(
+    chosen, rollout=dataclasses.replace(chosen.rollout, tokens=tokens)
   )
   loss, grads, value_metrics = state_lib.accumulate(
-    value_loss, value.params, chosen, config.microbatch
+    value_loss, state.value.params, chosen, config.microbatch
   )
   metrics |= {
     "value_loss": loss,
     **value_metrics,
     "grad_norm_value": optax.tree.norm(grads),
   }
-  value = state_lib.apply_gradients(value, grads, value_optimizer)
+  value = state_lib.apply_gradients(state.value, grads, value_optimizer)
   ema = state.ema
   if config.ema_decay:
     ema = jax.tree.map(

@@ -7,6 +7,7 @@ import pathlib
 import subprocess
 import sys
 import textwrap
+import types
 
 import jax
 import jax.numpy as jnp
@@ -601,6 +602,31 @@ def test_invariant_20_microbatches_are_one_minibatch(moved, update, networks):
     jax.eval_shape(
       make_update(ppo_config(microbatch=3)), state, moved, ROWS, ptx
     )
+
+
+def test_the_value_pass_begins_where_the_policys_has_ended(base, monkeypatch):
+  """Else the activations of both are held, as temporary memory shows."""
+  model, scalar = (
+    kind(twin.make_config(layers=6)) for kind in (LanguageModel, ScalarModel)
+  )
+  state = jax.eval_shape(
+    lambda: make_state(twin.make_params(model), twin.make_params(scalar))
+  )
+  many = jax.eval_shape(
+    lambda: jax.tree.map(lambda x: jnp.repeat(jnp.asarray(x), 64, 0), base[0])
+  )
+  rows = jax.ShapeDtypeStruct((512,), np.int32)
+
+  def memory():
+    run = make_update(ppo_config(ptx_coef=0.0), model, scalar)
+    compiled = run.lower(state, many, rows, None).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  one_after_another = memory()
+  monkeypatch.setattr(
+    ppo_step, "layers", types.SimpleNamespace(after=lambda x, done: x)
+  )
+  assert one_after_another < 0.75 * memory()
 
 
 def test_invariant_22_the_average_moves_once_an_update(moved, update, networks):

@@ -16,7 +16,7 @@ from instructgpt_jax.data import pipelines, transforms
 from instructgpt_jax.models import transformer
 from instructgpt_jax.models.generate import generate
 from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
-from instructgpt_jax.runtime.mesh import decoding_options
+from instructgpt_jax.runtime.mesh import decoding_options, drawing_options
 from instructgpt_jax.steps import language, ppo, reward
 from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.types import (
@@ -50,7 +50,8 @@ def _state(network: LanguageModel | ScalarModel, seed: int):
   init = jax.jit(
     lambda key: state_lib.new_state(
       transformer.init_params(network, key), _optimizer()
-    )
+    ),
+    compiler_options=drawing_options(),
   )
   return init(jax.random.key(seed))
 
@@ -167,12 +168,29 @@ def _sampler(model: str, new_tokens: int = 0):
 
 def _generate(model: str, new_tokens: int = 0) -> Step:
   network = LanguageModel(work.MODELS[model])
-  params = jax.jit(functools.partial(transformer.init_params, network))(
-    jax.random.key(0)
-  )
-  run = _sampler(model, new_tokens)
+  run, weights = _sampler(model, new_tokens), _weights(network)
   key = jax.random.key(0)
-  return lambda index: run(params, prompt_batch(model, index, "generate"), key)
+  return lambda index: run(weights, prompt_batch(model, index, "generate"), key)
+
+
+def _weights(network: LanguageModel):
+  """Random ones as sampling reads them, made one at a time as if loaded."""
+  shapes = jax.eval_shape(
+    lambda key: transformer.decoding_params(
+      network, transformer.init_params(network, key)
+    ),
+    jax.random.key(0),
+  )
+  rng = np.random.default_rng(0)
+
+  def draw(leaf: jax.ShapeDtypeStruct):
+    if len(leaf.shape) == 1:  # of a norm, or a bias
+      return jnp.ones(leaf.shape, leaf.dtype)
+    found = rng.standard_normal(leaf.shape, np.float32)
+    found *= network.config.init_std
+    return jnp.asarray(found, leaf.dtype)
+
+  return jax.tree.map(draw, shapes)
 
 
 def prefill(model: str) -> Step:

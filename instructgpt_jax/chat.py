@@ -86,7 +86,8 @@ class Talker:
       )
     self.max_prompt = min(data.max_prompt_tokens, context - self.max_tokens)
     self.data = data
-    self._model, self._params, self._tokenizer = model, params, tokenizer
+    self._model, self._tokenizer = model, tokenizer
+    self._weights = _transposed(model, params)
     self._sampling = sampling
 
   def encode(self, turns: Sequence[Turn]) -> np.ndarray:
@@ -140,15 +141,15 @@ class Talker:
     """Draws token after token until end-of-text, which is not given out."""
     import jax
 
-    (prefill, step), decoding = self._programs, self._decoding_params
+    prefill, step = self._programs
     size = transforms.bucket(len(ids), self._buckets)
     row, mask = transforms.left_pad([ids], size, self._tokenizer.pad_id)
-    logits, cache = prefill(self._params, row, mask)
+    logits, cache = prefill(self._weights, row, mask)
     key = jax.random.fold_in(jax.random.key(self._sampling.seed), index)
     for count in range(self.max_tokens):
       at = np.int32(count)
       token, logits, cache = step(
-        decoding, logits, cache, key, at, np.int32(len(ids))
+        self._weights, logits, cache, key, at, np.int32(len(ids))
       )
       token = int(token[0])
       if token == self._tokenizer.eos_id:
@@ -198,7 +199,7 @@ class Talker:
         )
         ids = np.array([index for index, _ in rows], np.int32)
         rollout = self._generate(
-          self._params, PromptBatch(tokens=tokens, mask=mask, ids=ids), key
+          self._weights, PromptBatch(tokens=tokens, mask=mask, ids=ids), key
         )
         drawn = np.asarray(rollout.tokens)[:, size:]
         real, ended = np.asarray(rollout.response_mask), rollout.ended
@@ -224,10 +225,10 @@ class Talker:
 
     s = self._sampling
 
-    def run(params, prompts, key):
+    def run(weights, prompts, key):
       return generate(
         self._model,
-        params,
+        weights,
         prompts,
         key,
         max_new_tokens=self.max_tokens,
@@ -239,16 +240,6 @@ class Talker:
       )
 
     return jax.jit(run, compiler_options=decoding_options())
-
-  @functools.cached_property
-  def _decoding_params(self) -> Any:
-    import jax
-
-    from instructgpt_jax.models.transformer import decoding_params
-
-    return jax.jit(functools.partial(decoding_params, self._model))(
-      self._params
-    )
 
   @functools.cached_property
   def _programs(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -264,9 +255,9 @@ class Talker:
 
     model, s = self._model, self._sampling
 
-    def prefill(params, tokens, mask):
+    def prefill(weights, tokens, mask):
       return model.apply(
-        {"params": params},
+        {"params": weights},
         tokens,
         mask.astype(np.int32),
         positions_of(mask),
@@ -274,7 +265,7 @@ class Talker:
         method="prefill",
       )
 
-    def step(params, logits, cache, key, at, length):
+    def step(weights, logits, cache, key, at, length):
       token, _ = sample(
         logits,
         jax.random.uniform(jax.random.fold_in(key, at))[None],
@@ -283,7 +274,7 @@ class Talker:
         top_p=s.top_p,
       )
       logits, cache = model.apply(
-        {"params": params},
+        {"params": weights},
         token,
         (length + at)[None],
         cache,
@@ -296,6 +287,15 @@ class Talker:
       jax.jit(prefill, compiler_options=options),
       jax.jit(step, donate_argnums=(1, 2), compiler_options=options),
     )
+
+
+def _transposed(model: Any, params: Any) -> Any:
+  """What is sampled with; the parameters themselves are not needed then."""
+  import jax
+
+  from instructgpt_jax.models.transformer import decoding_params
+
+  return jax.jit(functools.partial(decoding_params, model))(params)
 
 
 def load(checkpoint: str, sampling: Sampling) -> Talker:

@@ -48,6 +48,7 @@ def fresh(network: Network, key: Array, mesh: Mesh) -> PyTree:
   init = jax.jit(
     lambda k: transformer.init_params(network, k),
     out_shardings=shardings(network, tree, mesh),
+    compiler_options=mesh_lib.drawing_options(mesh),
   )
   return init(key)
 
@@ -144,8 +145,12 @@ def start(
 
   wanted = jax.eval_shape(missing, key)
   if wanted:
-    places = shardings(network, wanted, mesh)
-    found = lora.union(found, jax.jit(missing, out_shardings=places)(key))
+    draw = jax.jit(
+      missing,
+      out_shardings=shardings(network, wanted, mesh),
+      compiler_options=mesh_lib.drawing_options(mesh),
+    )
+    found = lora.union(found, draw(key))
   found = lora.within(abstract(network, mesh), found)
   return Start(*lora.split(c, found), adapts)
 

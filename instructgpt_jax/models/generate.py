@@ -164,7 +164,7 @@ def generate(
 
   Args:
     model: the language model.
-    params: its parameters.
+    params: its parameters, or what `decoding_params` made of them.
     prompts: B left-padded prompts of P columns; those of negative id are not
       answered.
     key: base random key.
@@ -203,8 +203,7 @@ def generate(
   row_ids = jnp.repeat(queue.ids, samples) * samples
   row_ids += jnp.arange(len(row_ids)) % samples
   uniform = draws(key, row_ids, max_new_tokens)
-  variables = {"params": params}
-  decoding = {"params": decoding_params(model, params)}
+  weights = {"params": decoding_params(model, params)}
   axis = 1 if model.config.scan_layers else 0  # of a slot in the caches
 
   def emit(state: _Slots, logits: Array) -> _Slots:
@@ -233,7 +232,7 @@ def generate(
       lambda x: jax.lax.dynamic_slice_in_dim(x, first, wave), queue
     )
     prefilled: Any = model.apply(
-      variables,
+      weights,
       part.tokens,
       part.mask.astype(jnp.int32),
       positions_of(part.mask),
@@ -266,7 +265,7 @@ def generate(
   def decode(state: _Slots) -> _Slots:
     newest = jnp.take_along_axis(state.tokens, state.step[:, None] - 1, axis=1)
     decoded: Any = model.apply(
-      decoding,
+      weights,
       jnp.maximum(newest[:, 0], 0),
       state.length + state.step - 1,
       state.cache,

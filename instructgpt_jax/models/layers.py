@@ -22,6 +22,7 @@ from instructgpt_jax.types import Array, PyTree
 
 EPSILON = 1e-5  # of LayerNorm
 PRODUCT = "dense"  # what a checkpoint policy may call a layer's output
+TRANSPOSED = "transposed"  # a kernel whose outputs come first
 # A CPU is slow at a transposed left side times fewer columns than this.
 _NARROW = 512
 
@@ -236,6 +237,9 @@ class Dense(nn.Module):
 
   Given more axes than two, XLA's CPU compiler writes transpositions into the
   element-wise loops of the gradient, which then take several times as long.
+
+  Its kernel may be given with the outputs first, as `TRANSPOSED`, any adapter
+  added to it; nothing is trained then.
   """
 
   shape: tuple[int, ...]  # of the kernel
@@ -270,9 +274,14 @@ class Dense(nn.Module):
   ) -> list[Array]:
     """What `__call__` gives, cut along the outputs' first axis."""
     outputs = slice(self.inputs, None)
-    kernel = self.param(
-      "kernel", kernel_init(self.stddev, *self.axes), self.shape
-    )
+    size = math.prod(self.shape[: self.inputs])
+    transposed = self.has_variable("params", TRANSPOSED)
+    if transposed:
+      kernel = self.get_variable("params", TRANSPOSED).reshape(-1, size).T
+    else:
+      kernel = self.param(
+        "kernel", kernel_init(self.stddev, *self.axes), self.shape
+      ).reshape(size, -1)
     bias = None
     if self.use_bias:
       bias = self._flat(
@@ -282,10 +291,9 @@ class Dense(nn.Module):
         parts,
       )
     x = x.astype(self.dtype)
-    kernel = kernel.reshape(math.prod(self.shape[: self.inputs]), -1)
     kernel = self._flat(kernel, parts)
     found: Array = dense(before, x, weights, kernel, bias)
-    if self.rank:
+    if self.rank and not transposed:
       down, up = self._adapter()
       low: Array = dense(before, x, weights, down, None)
       low *= self.alpha / self.rank
@@ -331,15 +339,12 @@ class Dense(nn.Module):
     return down.reshape(size, self.rank), up.reshape(self.rank, -1)
 
   def columns(self, x: Array) -> Array:
-    """[inputs, B] → [outputs, B], by a kernel whose outputs come first.
-
-    An adapter is a part of that kernel.
-    """
+    """[inputs, B] → [outputs, B], by a transposed kernel."""
     return self.split_columns(x, 1)[0]
 
   def split_columns(self, x: Array, parts: int) -> Array:
     """What `columns` gives, as [parts, outputs / parts, B]."""
-    kernel = self.get_variable("params", "kernel")
+    kernel = self.get_variable("params", TRANSPOSED)
     bias = None
     if self.use_bias:
       bias = self.get_variable("params", "bias")

@@ -14,7 +14,11 @@ from instructgpt_jax import placement
 from instructgpt_jax.models import lora
 from instructgpt_jax.models.attention import soft_cap
 from instructgpt_jax.models.decoder import Cache, Transformer
-from instructgpt_jax.models.layers import kernel_init, vector_init
+from instructgpt_jax.models.layers import (
+  TRANSPOSED,
+  kernel_init,
+  vector_init,
+)
 from instructgpt_jax.types import Array, PyTree, Reach
 
 _NEVER = -1e30  # a logit; finite, so that its probability times it is 0
@@ -83,12 +87,12 @@ class LanguageModel(nn.Module):
     return adjusted(c, logits.astype(jnp.float32))
 
   def unembed_columns(self, hidden: Array) -> Array:
-    """[D, B] → [V, B] float32 logits, by what `decoding_params` gives."""
+    """[D, B] → [V, B] float32 logits, by `decoding_params`."""
     c = self.config
     if c.tie_embeddings:
       matrix = self.transformer.embedding.embedding
     else:
-      matrix = self.unembedding.variables["params"]["kernel"]
+      matrix = self.unembedding.variables["params"][TRANSPOSED]
     hidden = placement.place(hidden, None, "columns")
     logits = (matrix.astype(hidden.dtype) @ hidden).astype(jnp.float32)
     logits = placement.place(logits, "classes", "columns")
@@ -126,6 +130,8 @@ class LanguageModel(nn.Module):
   ) -> tuple[Array, Cache]:
     """Runs left-padded prompts and stores their keys and values.
 
+    To be applied to `decoding_params`.
+
     Args:
       tokens: [B, P] int32, left-padded.
       segments: [B, P] int32.
@@ -150,7 +156,8 @@ class LanguageModel(nn.Module):
       valid=jnp.pad(segments > 0, ((0, 0), (0, room))),
       index=jnp.asarray(tokens.shape[1], jnp.int32),
     )
-    return self.unembed(hidden[:, -1]).T, cache
+    last = hidden[:, -1, : self.config.width]
+    return self.unembed_columns(last.T), cache
 
   def decode(
     self, token: Array, position: Array, cache: Cache
@@ -212,11 +219,15 @@ def init_params(
 
 
 def decoding_params(model: LanguageModel, params: dict[str, Any]) -> PyTree:
-  """The weights as `decode` reads them: kernels' outputs first, one type.
+  """The weights as `prefill` and `decode` read them: transposed, one type.
 
   A product of a whole kernel with a few columns reads the kernel as it lies; a
   product of a few rows with it would rearrange the kernel for every token.
   Adapters are merged.
+
+  Args:
+    model: the language model.
+    params: its parameters, or what this function has made of them.
   """
   dtype = jnp.dtype(model.config.dtype)
 
@@ -234,10 +245,10 @@ def decoding_params(model: LanguageModel, params: dict[str, Any]) -> PyTree:
       for name, x in tree.items()
     }
     if "kernel" in tree:
-      kernel = tree["kernel"]
+      kernel = found.pop("kernel")
       ahead = range(first, first + inputs)
       kernel = jnp.moveaxis(kernel, ahead, range(-inputs, 0))
-      found["kernel"] = kernel.astype(dtype)
+      found[TRANSPOSED] = kernel.astype(dtype)
     if "embedding" in tree and not isinstance(tree["embedding"], dict):
       found["embedding"] = tree["embedding"].astype(dtype)
     return found
@@ -245,7 +256,7 @@ def decoding_params(model: LanguageModel, params: dict[str, Any]) -> PyTree:
   found = turned(lora.merged(model.config, params), 0)
   tied = model.config.tie_embeddings
   layer = found["transformer"]["embedding"] if tied else found["unembedding"]
-  name = "embedding" if tied else "kernel"
+  name = "embedding" if tied else TRANSPOSED
   layer[name] = placement.place(layer[name], "classes", "embed")
   return found
 

@@ -30,6 +30,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 AXES = ("data", "fsdp", "tensor")
 _LIBRARY = "xla_cpu_experimental_ynn_fusion_type"  # for which products
+_SCHEDULE = "xla_cpu_scheduler_type"
+_LEAST_MEMORY = "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
 _AUTO = (AxisType.Auto,) * len(AXES)
 
 RULES: dict[str, tuple[str, ...]] = {
@@ -146,10 +148,22 @@ def decoding_options(mesh: AnyMesh | None = None) -> dict[str, Any]:
   On a CPU XLA leaves products to a library that is quick at large ones, and
   takes longer to begin than a product of a few rows does (docs/speed.md).
   """
-  platform = jax.default_backend() if mesh is None else ""
-  if isinstance(mesh, Mesh):
-    platform = mesh.devices.flat[0].platform
-  return {_LIBRARY: ""} if platform == "cpu" else {}
+  return {_LIBRARY: ""} if _on_cpu(mesh) else {}
+
+
+def drawing_options(mesh: AnyMesh | None = None) -> dict[str, Any]:
+  """Compiler options of programs that draw parameters.
+
+  On a CPU XLA would have all of them in the making at once, and hold three
+  times their size.
+  """
+  return {_SCHEDULE: _LEAST_MEMORY} if _on_cpu(mesh) else {}
+
+
+def _on_cpu(mesh: AnyMesh | None) -> bool:
+  if mesh is None:
+    return jax.default_backend() == "cpu"
+  return isinstance(mesh, Mesh) and mesh.devices.flat[0].platform == "cpu"
 
 
 def _boxed(leaf: Any) -> bool:

@@ -411,8 +411,10 @@ def test_decoding_reads_one_type_of_weights_with_outputs_first(model):
     found = transformer.decoding_params(model, params)
     flat = dict(jax.tree_util.tree_leaves_with_path(found))
     for path, x in jax.tree_util.tree_leaves_with_path(params):
-      turned = flat[path]
-      if path[-1].key == "kernel":
+      kernel = path[-1].key == "kernel"
+      last = jax.tree_util.DictKey("transposed") if kernel else path[-1]
+      turned = flat.pop((*path[:-1], last))
+      if kernel:
         assert turned.dtype == jnp.bfloat16
         lead = 1 if scan and path[-2].key != "unembedding" else 0
         inputs = 2 if path[-2].key == "project" else 1
@@ -421,6 +423,28 @@ def test_decoding_reads_one_type_of_weights_with_outputs_first(model):
         np.testing.assert_array_equal(turned, expected.astype(jnp.bfloat16))
       else:
         np.testing.assert_array_equal(turned, x.astype(turned.dtype))
+    assert not flat
+    again = transformer.decoding_params(model, found)
+    jax.tree.map(np.testing.assert_array_equal, again, found)
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {},
+    {"scan_layers": True, "lora_rank": 2, "dtype": "bfloat16"},
+    {"tie_embeddings": False, "unembedding_bias": True, "kv_heads": 1},
+  ],
+  ids=str,
+)
+def test_what_decoding_reads_can_be_made_ahead(changes):
+  """And nothing else of the parameters is needed then."""
+  model = LanguageModel(twin.make_config(**changes))
+  params = twin.make_params(model)
+  prompts, key = twin.make_prompts(range(3)), jax.random.key(1)
+  ahead = jax.jit(functools.partial(transformer.decoding_params, model))(params)
+  found, expected = (make_run(model)(p, prompts, key) for p in (ahead, params))
+  jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 def truncated(row, top_k, top_p):
@@ -506,7 +530,8 @@ def test_prompts_are_described_by_the_same_positions(model, params):
 
   @functools.partial(twin.jit, static_argnums=3)
   def prefill(*rows_and_slots):
-    return model.apply({"params": params}, *rows_and_slots, method="prefill")
+    weights = transformer.decoding_params(model, params)
+    return model.apply({"params": weights}, *rows_and_slots, method="prefill")
 
   positions = transformer.positions_of(prompts.mask)
   padded, cache = prefill(

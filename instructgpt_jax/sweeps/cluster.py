@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -86,6 +88,23 @@ class Task:
     return submitit().helpers.DelayedSubmission(self)
 
 
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+  """What is started inside ends when it is interrupted.
+
+  A shell has its background jobs ignore that, and they hand it on; submitit
+  cancels its own local jobs so.
+  """
+  if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+    yield
+    return
+  signal.signal(signal.SIGINT, signal.SIG_DFL)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 class Submitit:
   """Submits jobs, at most so many at once, and waits for them."""
 
@@ -134,7 +153,8 @@ class Submitit:
     short = job.name.replace("/", ".")
     if self._cluster == "slurm":
       self._executor.update_parameters(slurm_job_name=short)
-    submitted = self._executor.submit(Task(job, self._root))
+    with _interruptible():
+      submitted = self._executor.submit(Task(job, self._root))
     self._running[job.name] = (submitted, start)
 
   def ended(self) -> list[processes.Ended]:

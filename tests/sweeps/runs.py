@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -36,16 +37,20 @@ def summary(folder):
   return found
 
 
-def start_sweep(workdir, *argv):
-  """A sweep of counters in a process of its own."""
-  return subprocess.Popen(
-    [sys.executable, "-m", f"{MODULE}.sweep", "--experiment=counter",
-     f"--workdir={workdir}", *argv],
-    cwd=ROOT,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  )  # fmt: skip
+def start_sweep(workdir, *argv, interrupts=signal.SIG_DFL):
+  """A sweep of counters in a process of its own, with what ^C does to it."""
+  before = signal.signal(signal.SIGINT, interrupts)
+  try:
+    return subprocess.Popen(
+      [sys.executable, "-m", f"{MODULE}.sweep", "--experiment=counter",
+       f"--workdir={workdir}", *argv],
+      cwd=ROOT,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )  # fmt: skip
+  finally:
+    signal.signal(signal.SIGINT, before)
 
 
 def wait_for(found, seconds=300.0):

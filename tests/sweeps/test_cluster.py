@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import stat
 import sys
 import threading
@@ -64,15 +65,19 @@ def test_a_search_by_submitit(tmp_path):
     assert len(starts(tmp_path / f"trials/{number:03}")) == 1
 
 
-def test_a_stopped_sweep_cancels_what_it_submitted(tmp_path, start_sweep):
+@pytest.mark.parametrize("interrupts", [signal.SIG_DFL, signal.SIG_IGN])
+def test_a_stopped_sweep_cancels_what_it_submitted(
+  interrupts, tmp_path, start_sweep
+):
+  """Also where a shell started it in the background, where ^C is ignored."""
   runner = start_sweep(
     tmp_path, "--launcher=submitit-local", "--sweep=seed=0", "--steps=5",
-    f"--gate={tmp_path}/gate",
+    f"--gate={tmp_path}/gate", interrupts=interrupts,
   )  # fmt: skip
   folder = wait_for(lambda: at_the_gate(tmp_path))
   ((child, _, _),) = starts(folder)
   runner.terminate()
-  runner.communicate(timeout=300)
+  runner.communicate(timeout=120)
   assert runner.returncode == 0
   gone(child)
 

@@ -243,4 +243,5 @@ def use_compile_cache(setting: str) -> None:
       raise
     return  # A home that cannot be written to costs time, not the run.
   jax.config.update("jax_compilation_cache_dir", os.path.abspath(directory))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+  # The many small programs of a start are quicker read than compiled.
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)

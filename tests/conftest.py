@@ -20,7 +20,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
   _compiled = tempfile.mkdtemp(prefix="compiled-")
   atexit.register(shutil.rmtree, _compiled, ignore_errors=True)
   os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled
-  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
 
 
 @pytest.fixture(scope="session")

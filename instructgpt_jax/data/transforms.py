@@ -203,18 +203,45 @@ def pack_examples(
       remedy="lower data.max_prompt_tokens and data.max_response_tokens until"
       " their sum fits, or raise model.context",
     )
-  chosen = bins(lengths, length)
-  rows = _empty_rows(len(chosen), length, pad_id)
+  if not examples:
+    return _empty_rows(0, length, pad_id)
+  tokens, weights = (
+    np.concatenate(part) for part in zip(*examples, strict=True)
+  )
+  return _packed(tokens, weights, lengths, length, pad_id)
+
+
+def _packed(
+  tokens: np.ndarray,
+  weights: np.ndarray,
+  lengths: Sequence[int],
+  room: int,
+  pad_id: int,
+) -> Rows:
+  """Rows of examples that stand one behind the other, of so many tokens."""
+  chosen = bins(lengths, room)
+  places = np.zeros(
+    len(lengths), np.int64
+  )  # of their first tokens, in all rows
+  segments = np.zeros(len(lengths), np.int32)
   for r, members in enumerate(chosen):
-    start = 0
+    place = r * room
     for s, i in enumerate(members, 1):
-      ids, weights = examples[i]
-      at = slice(start, start + len(ids))
-      rows["tokens"][r, at] = ids
-      rows["segments"][r, at] = s
-      rows["positions"][r, at] = np.arange(len(ids))
-      rows["weights"][r, at] = weights
-      start += len(ids)
+      places[i], segments[i] = place, s
+      place += lengths[i]
+  counts = np.asarray(lengths)
+  inside = np.arange(len(tokens)) - np.repeat(
+    np.cumsum(counts) - counts, counts
+  )
+  at = np.repeat(places, counts) + inside
+  rows = _empty_rows(len(chosen), room, pad_id)
+  for name, values in (
+    ("tokens", tokens),
+    ("segments", np.repeat(segments, counts)),
+    ("positions", inside),
+    ("weights", weights),
+  ):
+    rows[name].reshape(-1)[at] = values
   return rows
 
 
@@ -256,17 +283,18 @@ def document_rows(
     eos_id: stands after each document.
     pad_id: fills rows up.
   """
-  pieces = []
-  for document in documents:
-    if not len(document):
-      continue
-    ids = np.append(_int32(document), np.int32(eos_id))
-    for start in range(0, len(ids), length):
-      piece = ids[start : start + length]
-      weights = np.ones(len(piece), np.float32)
-      weights[0] = 0.0
-      pieces.append((piece, weights))
-  return pack_examples(pieces, length, pad_id=pad_id)
+  end = _int32([eos_id])
+  ended = [part for d in documents if len(d) for part in (_int32(d), end)]
+  if not ended:
+    return _empty_rows(0, length, pad_id)
+  tokens = np.concatenate(ended)
+  lengths: list[int] = []
+  for document in ended[::2]:
+    whole, rest = divmod(len(document) + 1, length)
+    lengths += [length] * whole + [rest] * (rest > 0)
+  weights = np.ones(len(tokens), np.float32)
+  weights[np.cumsum(lengths) - lengths] = 0.0
+  return _packed(tokens, weights, lengths, length, pad_id)
 
 
 def encode_documents(

@@ -138,7 +138,6 @@ def _kernel(query: Array) -> Any:
   return "cudnn" if gpu and half and fits else None
 
 
-@functools.partial(jax.jit, inline=True)  # traced once for all layers
 def _library(query: Array, key: Array, value: Array, mask: Array) -> Array:
   rows = (x.swapaxes(1, 2) for x in (query, key, value))
   found = jax.nn.dot_product_attention(

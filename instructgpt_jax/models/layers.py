@@ -116,7 +116,6 @@ def norm_function(kind: str, epsilon: float) -> Before:
   return functools.partial(rms_normalized, epsilon=epsilon, offset=offset)
 
 
-@functools.partial(jax.jit, inline=True)  # traced once for all layers
 def after(x: Array, done: PyTree) -> Array:
   """x, but the compiler cannot tell before it has computed `done`.
 

@@ -13,6 +13,7 @@ consecutive part of the same global batch, whatever the number of hosts.
 
 from __future__ import annotations
 
+import collections
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -228,20 +229,29 @@ def ranking_width(ranking: transforms.EncodedRanking, rows: int = 1) -> int:
 
 
 def ranking_rows(
-  rankings: Sequence[transforms.EncodedRanking], model_width: int
+  rankings: Sequence[transforms.EncodedRanking],
+  model_width: int,
+  pairs: Callable[[int, Reach], int],
 ) -> int:
   """Whether a prompt's completions share one row, 1, or have one each, K.
 
-  Whichever takes fewer operations: a token that looks at T others costs 12 D²
-  for the weights of a layer and 2 T D for attention.
+  Whichever takes fewer operations: a token costs 24 D² in a layer's weights,
+  and each pair of a query and a key 4 D.
+
+  Args:
+    rankings: encoded rankings.
+    model_width: D.
+    pairs: (tokens of a row, how far they look) → pairs that attention computes.
   """
   most = max((len(r.ranks) for r in rankings), default=1)
   reach = ranking_reach(rankings)
-  seen = reach.first + 2 * reach.last  # of a block as long as a completion
 
   def cost(rows: int) -> int:
-    widths = [ranking_width(r, rows) for r in rankings]
-    return sum(rows * w * (6 * model_width + min(w, seen)) for w in widths)
+    widths = collections.Counter(ranking_width(r, rows) for r in rankings)
+    return sum(
+      rows * count * (6 * model_width * width + pairs(width, reach))
+      for width, count in widths.items()
+    )
 
   return min((1, most), key=cost)
 

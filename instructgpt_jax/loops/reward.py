@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from instructgpt_jax.loops import (
   supervised,
   workdir,
 )
-from instructgpt_jax.models import lora
+from instructgpt_jax.models import attention, lora
 from instructgpt_jax.models.transformer import ScalarModel
 from instructgpt_jax.runtime import files
 from instructgpt_jax.runtime import mesh as mesh_lib
@@ -83,7 +84,7 @@ def train(config: config_lib.RewardExperiment, directory: str) -> None:
   if section.normalize:
     demonstrations = inputs.demonstrations(config.data, tokenizer).train
   mesh = mesh_lib.make_mesh(config.mesh)
-  rows = pipelines.ranking_rows(train_set, model.config.width)
+  rows = _rows(train_set, model)
   batches = pipelines.ranking_batches(
     train_set,
     batch_size=section.batch_size,
@@ -155,6 +156,14 @@ def train(config: config_lib.RewardExperiment, directory: str) -> None:
   files.mark_complete(directory, summary)
 
 
+def _rows(
+  rankings: Sequence[transforms.EncodedRanking], model: ScalarModel
+) -> int:
+  """Rows of a ranking, as is cheaper on the devices that are here."""
+  pairs = functools.partial(attention.pairs, jax.default_backend())
+  return pipelines.ranking_rows(rankings, model.config.width, pairs)
+
+
 def count_held_out(
   model: ScalarModel,
   params: PyTree,
@@ -165,7 +174,7 @@ def count_held_out(
 ) -> Counts:
   """How a reward model orders rankings; labelers' ties are no pairs."""
   size = mesh_lib.fill(batch_size, mesh)
-  rows = pipelines.ranking_rows(rankings, model.config.width)
+  rows = _rows(rankings, model)
   parts = [
     mesh_lib.fetch(
       _count_pairs(mesh)(model, params, mesh_lib.put_whole(batch, mesh))

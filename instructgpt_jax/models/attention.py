@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from instructgpt_jax.types import Array, Reach
 
 _LARGEST = 1024  # queries of a block
+_IN_BLOCKS = ("cpu", "tpu")  # platforms; others have the library's attention
 _EXCLUDED = -1e30  # finite: a row's largest score is subtracted from it
 
 _product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
@@ -40,6 +41,21 @@ def key_blocks(
     if reach is not None and start - reach.last > reach.first:
       keys = [slice(0, reach.first), slice(start - reach.last, end)]
     yield slice(start, end), [s for s in keys if s.stop > s.start]
+
+
+def block_pairs(length: int, reach: Reach | None = None) -> list[int]:
+  """Pairs of a query and a key whose score is computed, of each block."""
+  return [
+    (queries.stop - queries.start) * sum(k.stop - k.start for k in keys)
+    for queries, keys in key_blocks(length, reach)
+  ]
+
+
+def pairs(platform: str, length: int, reach: Reach | None = None) -> int:
+  """Pairs of a query and a key whose score a device computes, of a head."""
+  if platform not in _IN_BLOCKS:
+    return length * length  # the library knows neither blocks nor reach
+  return sum(block_pairs(length, reach))
 
 
 def _cut(x: Array, stretches: list[slice]) -> Array:
@@ -167,7 +183,7 @@ def _forward(query, key, value, mask, cap, reach):
   # The library knows no caps.
   other = blocks if cap else library
   found, logs = jax.lax.platform_dependent(
-    query, key, value, mask, cpu=blocks, tpu=blocks, default=other
+    query, key, value, mask, default=other, **dict.fromkeys(_IN_BLOCKS, blocks)
   )
   return found, (query, key, value, mask, found, logs)
 
@@ -208,7 +224,7 @@ def _backward(cap, reach, saved, slope):
 
   other = blocks if cap else library
   found = jax.lax.platform_dependent(
-    *saved, slope, cpu=blocks, tpu=blocks, default=other
+    *saved, slope, default=other, **dict.fromkeys(_IN_BLOCKS, blocks)
   )
   return *found, None
 

@@ -127,10 +127,7 @@ def _kind(one: Pass) -> str:
 def _scores(one: Pass, layout: _Layout) -> tuple[float, float]:
   """Bytes of the largest block of attention's scores, and of all of them."""
   sizes = _sizes(one.model, layout)
-  blocks = [
-    (queries.stop - queries.start) * sum(k.stop - k.start for k in keys)
-    for queries, keys in attention.key_blocks(one.length, one.reach)
-  ]
+  blocks = attention.block_pairs(one.length, one.reach)
   each = layout.rows(one.rows) * sizes.heads * _MASTER
   return each * max(blocks), each * sum(blocks)
 

@@ -94,7 +94,7 @@ def make(
   mesh: Any = mesh_lib.abstract_mesh(config.mesh, topology.count)
   if compiling:
     mesh = compiled.mesh(topology, config.mesh)
-  found = work(config, mesh, reward_model)
+  found = work(config, mesh, topology.chip.platform, reward_model)
   costs = {}
   for program in found.programs:
     if compiling:

@@ -12,6 +12,7 @@ from instructgpt_jax.runtime.mesh import AnyMesh
 def work(
   config: config_lib.Experiment,
   mesh: AnyMesh,
+  platform: str,
   reward_model: config_lib.Model | None = None,
 ) -> Work:
   """The work of an experiment on a mesh, which may be abstract.
@@ -19,6 +20,7 @@ def work(
   Args:
     config: the experiment.
     mesh: where it would run.
+    platform: of its devices, "cpu", "tpu" or "cuda".
     reward_model: of PPO; the policy's network when None.
 
   Raises:
@@ -29,7 +31,7 @@ def work(
   if isinstance(config, config_lib.SftExperiment):
     return supervised.sft(config, mesh)
   if isinstance(config, config_lib.RewardExperiment):
-    return supervised.reward(config, mesh)
+    return supervised.reward(config, mesh, platform)
   if isinstance(config, config_lib.PpoExperiment):
     return ppo.ppo(config, mesh, reward_model)
   raise UserError(

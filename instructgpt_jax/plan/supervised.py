@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from instructgpt_jax.loops import (
   language,
   supervised,
 )
+from instructgpt_jax.models import attention
 from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
 from instructgpt_jax.plan import shapes
 from instructgpt_jax.plan.work import Program, Work
@@ -71,7 +73,9 @@ def _language(
   )
 
 
-def reward(config: config_lib.RewardExperiment, mesh: AnyMesh) -> Work:
+def reward(
+  config: config_lib.RewardExperiment, mesh: AnyMesh, platform: str
+) -> Work:
   """K completions a prompt, all of the longest kind."""
   section, data = config.reward, config.data
   prompts = section.batch_size
@@ -83,7 +87,8 @@ def reward(config: config_lib.RewardExperiment, mesh: AnyMesh) -> Work:
     [[0] * data.max_response_tokens] * count,
     list(range(count)),
   )
-  rows = pipelines.ranking_rows([longest], config.model.width)
+  pairs = functools.partial(attention.pairs, platform)
+  rows = pipelines.ranking_rows([longest], config.model.width, pairs)
   length = pipelines.ranking_width(longest, rows)
   tokens, labels = (
     shapes.ints(prompts, rows, length),

@@ -245,10 +245,23 @@ def test_a_prompt_is_shared_when_that_is_cheaper():
       np.ones(prompt, np.int32), [np.ones(completion, np.int32)] * k, [1] * k
     )
 
-  assert pipelines.ranking_rows([of(128, 64, 9)], 256) == 1
-  assert pipelines.ranking_rows([of(8, 200, 9)], 64) == 9
-  # The wider the model, the less attention counts.
-  assert pipelines.ranking_rows([of(8, 200, 9)], 8192) == 1
+  def rows(prompt, completion, width, pairs):
+    return pipelines.ranking_rows([of(prompt, completion, 9)], width, pairs)
+
+  def reaching(length, reach):
+    return length * min(length, reach.first + reach.last)
+
+  def whole(length, reach):
+    del reach
+    return length * length
+
+  assert rows(128, 64, 256, reaching) == 1
+  assert rows(40, 200, 64, reaching) == 1
+  assert rows(1, 200, 64, reaching) == 9, "a reach is rounded up"
+  # Where whole rows are read, those of many completions are dear,
+  assert rows(40, 200, 64, whole) == 9
+  # but the wider the model, the less attention counts.
+  assert rows(40, 200, 8192, whole) == 1
 
 
 def test_rankings_that_fit_no_bucket():

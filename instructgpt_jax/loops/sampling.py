@@ -49,7 +49,7 @@ def respond(
   batch_size: int = 128,
   told: Callable[[int], Any] | None = None,
 ) -> Rollout:
-  """Samples answers to prompts, in calls of one fixed shape.
+  """Samples answers to prompts, in calls of few different shapes.
 
   What a prompt is answered depends on the key, on its place among the prompts
   and on the sample's number, not on the batch.
@@ -74,8 +74,10 @@ def respond(
   longest = max(map(len, prompts))
   room = max(longest, model.config.context - max_new_tokens)
   width = min(-(-longest // 8) * 8, room)
-  at_once = max(1, _CALL * batch_size // samples)
-  size = mesh_lib.fill(min(at_once, len(prompts)), mesh)
+  size = max(1, _CALL * batch_size // samples)
+  if len(prompts) * samples < batch_size:
+    size = 1 << (len(prompts) - 1).bit_length()
+  size = mesh_lib.fill(size, mesh)
   parts = []
   for batch in pipelines.prompt_batches(
     prompts, batch_size=size, width=width, pad_id=tokenizer.pad_id, epochs=1,

@@ -203,6 +203,8 @@ def generate(
   row_ids = jnp.repeat(queue.ids, samples) * samples
   row_ids += jnp.arange(len(row_ids)) % samples
   uniform = draws(key, row_ids, max_new_tokens)
+  # Prompts up to the last one that is to be answered.
+  asked = jnp.max(jnp.where(prompts.ids >= 0, 1 + jnp.arange(count), 0))
   weights = {"params": decoding_params(model, params)}
   axis = 1 if model.config.scan_layers else 0  # of a slot in the caches
 
@@ -277,7 +279,7 @@ def generate(
   def decode_until_room(state: _Slots) -> _Slots:
     def go_on(state: _Slots) -> Array:
       ready = (~state.active).sum() >= entering
-      return state.active.any() & ~(ready & (state.taken < count))
+      return state.active.any() & ~(ready & (state.taken < asked))
 
     return jax.lax.while_loop(go_on, decode, state)
 
@@ -289,7 +291,7 @@ def generate(
     tokens, logp = _in_waves(
       enter,
       decode_until_room,
-      prompts=count,
+      prompts=asked,
       rows=len(row_ids),
       slots=slots,
       width=width,
@@ -315,7 +317,7 @@ def _in_waves(
   enter: Callable[[Array, Array], _Slots],
   decode_until_room: Callable[[_Slots], _Slots],
   *,
-  prompts: int,
+  prompts: Array,
   rows: int,
   slots: int,
   width: int,
@@ -326,7 +328,7 @@ def _in_waves(
   Args:
     enter: (first prompt, column) → the slots of the next wave.
     decode_until_room: decodes until a wave fits, or to the end.
-    prompts: how many there are.
+    prompts: [], how many are to be answered.
     rows: R, responses to them.
     slots: W.
     width: P, where the first wave's responses begin.

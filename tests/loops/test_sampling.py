@@ -81,6 +81,22 @@ def test_progress_counts_answers_and_not_what_fills_a_batch(answer):
   assert told == [4, 4, 2]
 
 
+def test_other_numbers_of_prompts_find_the_same_program(
+  answer, rollout, prompts, model, params, tokenizer, mesh
+):
+  """So an evaluation of fewer or more of them compiles nothing."""
+  program = sampling._generate(mesh)
+  compiled = program._cache_size()
+  for count in (20, 25, 33):
+    found = sampling.respond(
+      model, params, (prompts * 7)[:count], jax.random.key(0), samples=2,
+      batch_size=16, max_new_tokens=NEW, tokenizer=tokenizer, mesh=mesh,
+    )  # fmt: skip
+    assert len(found.tokens) == 2 * count
+    np.testing.assert_array_equal(found.tokens[:10], rollout.tokens)
+  assert program._cache_size() <= compiled + 1
+
+
 def test_greedy_answers_take_the_most_likely_token(answer, params):
   found = answer(samples=1, temperature=0.0)
   logits = twin.logits(params, found.tokens, found.segments)

@@ -227,6 +227,26 @@ def test_fewer_slots_take_fewer_steps():
   np.testing.assert_array_equal(found.tokens[1:, 1:3], [[7, EOS]] * 9)
 
 
+def test_prompts_that_fill_up_a_batch_are_not_prefilled(params):
+  counted = []
+
+  class Counted(LanguageModel):
+    def prefill(self, *args):
+      jax.debug.callback(lambda: counted.append(1))
+      return super().prefill(*args)
+
+  prompts = make_prompts([3, 5, 2, 7, 0, 0, 0, 0, 0])
+  run = make_run(Counted(twin.make_config()), slots=4)  # waves of one
+  for asked in (3, 0):
+    counted.clear()
+    prompts.ids[asked:] = -1
+    found = run(params, prompts, jax.random.key(0))
+    jax.effects_barrier()
+    assert len(counted) == asked
+    answered = found.response_mask.any(axis=1)
+    np.testing.assert_array_equal(answered, prompts.ids >= 0)
+
+
 EIGHT_DEVICES = """
   import sys
   import jax, numpy as np

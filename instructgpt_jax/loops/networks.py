@@ -21,13 +21,13 @@ from instructgpt_jax.types import Array, PyTree
 Network = transformer.LanguageModel | transformer.ScalarModel
 
 
-def shardings(network: Network, tree: PyTree, mesh: Mesh) -> PyTree:
+def shardings(network: Network, tree: PyTree, mesh: mesh_lib.AnyMesh) -> PyTree:
   """Where each array of a tree of (or around) the network's parameters lies."""
   axes = mesh_lib.logical_axes(transformer.abstract_params(network))
   return mesh_lib.state_shardings(tree, mesh, axes)
 
 
-def abstract(network: Network, mesh: Mesh) -> PyTree:
+def abstract(network: Network, mesh: mesh_lib.AnyMesh) -> PyTree:
   """Shapes of the network's parameters with their shardings."""
   tree = mesh_lib.unbox(transformer.abstract_params(network))
   return with_shardings(tree, shardings(network, tree, mesh))

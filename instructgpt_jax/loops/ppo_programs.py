@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
 
 from instructgpt_jax import config as config_lib
 from instructgpt_jax.errors import UserError
@@ -53,7 +52,7 @@ def jitted(
   models: tuple[LanguageModel, ScalarModel, ScalarModel],
   optimizers: Sequence[optax.GradientTransformation],
   state: PpoState,
-  mesh: Mesh,
+  mesh: mesh_lib.AnyMesh,
   *,
   eos_id: int,
   pad_id: int,

@@ -66,7 +66,7 @@ def step_program(
   network: networks.Network,
   optimizer: optax.GradientTransformation,
   state: state_lib.TrainState,
-  mesh: Mesh,
+  mesh: mesh_lib.AnyMesh,
   *,
   seed: int,
   microbatch: int,

@@ -114,7 +114,7 @@ def partition_spec(
   return PartitionSpec(*spec)
 
 
-def on(mesh: Mesh, function: F) -> F:
+def on(mesh: AnyMesh, function: F) -> F:
   """The function, whose arrays lie on the mesh as RULES say; to be jitted."""
   if mesh.size == 1:
     return function

@@ -220,9 +220,8 @@ def _packed(
 ) -> Rows:
   """Rows of examples that stand one behind the other, of so many tokens."""
   chosen = bins(lengths, room)
-  places = np.zeros(
-    len(lengths), np.int64
-  )  # of their first tokens, in all rows
+  # Of each example's first token, among those of all rows.
+  places = np.zeros(len(lengths), np.int64)
   segments = np.zeros(len(lengths), np.int32)
   for r, members in enumerate(chosen):
     place = r * room

@@ -84,7 +84,7 @@ def train(config: config_lib.RewardExperiment, directory: str) -> None:
   if section.normalize:
     demonstrations = inputs.demonstrations(config.data, tokenizer).train
   mesh = mesh_lib.make_mesh(config.mesh)
-  rows = _rows(train_set, model)
+  rows = rows_of(train_set, model.config)
   batches = pipelines.ranking_batches(
     train_set,
     batch_size=section.batch_size,
@@ -156,12 +156,15 @@ def train(config: config_lib.RewardExperiment, directory: str) -> None:
   files.mark_complete(directory, summary)
 
 
-def _rows(
-  rankings: Sequence[transforms.EncodedRanking], model: ScalarModel
+def rows_of(
+  rankings: Sequence[transforms.EncodedRanking],
+  model: config_lib.Model,
+  platform: str = "",
 ) -> int:
-  """Rows of a ranking, as is cheaper on the devices that are here."""
-  pairs = functools.partial(attention.pairs, jax.default_backend())
-  return pipelines.ranking_rows(rankings, model.config.width, pairs)
+  """Rows of a ranking, 1 or K, as is cheaper on a platform; here when empty."""
+  platform = platform or jax.default_backend()
+  pairs = functools.partial(attention.pairs, platform, model.attention_cap)
+  return pipelines.ranking_rows(rankings, model.width, pairs)
 
 
 def count_held_out(
@@ -174,7 +177,7 @@ def count_held_out(
 ) -> Counts:
   """How a reward model orders rankings; labelers' ties are no pairs."""
   size = mesh_lib.fill(batch_size, mesh)
-  rows = _rows(rankings, model)
+  rows = rows_of(rankings, model.config)
   parts = [
     mesh_lib.fetch(
       _count_pairs(mesh)(model, params, mesh_lib.put_whole(batch, mesh))

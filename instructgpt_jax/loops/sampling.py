@@ -49,7 +49,7 @@ def respond(
   batch_size: int = 128,
   told: Callable[[int], Any] | None = None,
 ) -> Rollout:
-  """Samples answers to prompts, in calls of few different shapes.
+  """Samples answers to prompts, in calls of one fixed shape.
 
   What a prompt is answered depends on the key, on its place among the prompts
   and on the sample's number, not on the batch.
@@ -75,8 +75,8 @@ def respond(
   room = max(longest, model.config.context - max_new_tokens)
   width = min(-(-longest // 8) * 8, room)
   size = max(1, _CALL * batch_size // samples)
-  if len(prompts) * samples < batch_size:
-    size = 1 << (len(prompts) - 1).bit_length()
+  if len(prompts) * samples <= batch_size:
+    size = len(prompts)
   size = mesh_lib.fill(size, mesh)
   parts = []
   for batch in pipelines.prompt_batches(

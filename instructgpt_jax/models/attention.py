@@ -51,11 +51,13 @@ def block_pairs(length: int, reach: Reach | None = None) -> list[int]:
   ]
 
 
-def pairs(platform: str, length: int, reach: Reach | None = None) -> int:
-  """Pairs of a query and a key whose score a device computes, of a head."""
-  if platform not in _IN_BLOCKS:
-    return length * length  # the library knows neither blocks nor reach
-  return sum(block_pairs(length, reach))
+def pairs(
+  platform: str, cap: float, length: int, reach: Reach | None = None
+) -> int:
+  """Pairs of a query and a key whose score `attend` computes on a device."""
+  if platform in _IN_BLOCKS or cap:
+    return sum(block_pairs(length, reach))
+  return length * length  # the library knows neither blocks nor reach
 
 
 def _cut(x: Array, stretches: list[slice]) -> Array:

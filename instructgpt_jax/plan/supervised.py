@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +16,7 @@ from instructgpt_jax.loops import (
   language,
   supervised,
 )
-from instructgpt_jax.models import attention
+from instructgpt_jax.loops import reward as reward_loop
 from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
 from instructgpt_jax.plan import shapes
 from instructgpt_jax.plan.work import Program, Work
@@ -87,8 +86,7 @@ def reward(
     [[0] * data.max_response_tokens] * count,
     list(range(count)),
   )
-  pairs = functools.partial(attention.pairs, platform)
-  rows = pipelines.ranking_rows([longest], config.model.width, pairs)
+  rows = reward_loop.rows_of([longest], config.model, platform)
   length = pipelines.ranking_width(longest, rows)
   tokens, labels = (
     shapes.ints(prompts, rows, length),

@@ -98,14 +98,16 @@ def test_what_is_out_of_reach_is_not_read():
 
 
 def test_pairs_that_are_computed():
-  assert attention.pairs("cuda", 700, types.Reach(20, 30)) == 700 * 700
+  assert attention.pairs("cuda", 0.0, 700, types.Reach(20, 30)) == 700 * 700
   for platform in ("cpu", "tpu"):
-    assert attention.pairs(platform, 64) == 64 * 64
+    assert attention.pairs(platform, 0.0, 64) == 64 * 64
     # Four blocks of 64, each of which reads up to its end.
-    assert attention.pairs(platform, 256) == 64 * 64 * (1 + 2 + 3 + 4)
+    assert attention.pairs(platform, 0.0, 256) == 64 * 64 * (1 + 2 + 3 + 4)
     # A later block reads its own keys, 30 before them and the prefix.
     reach = types.Reach(20, 30)
-    assert attention.pairs(platform, 256, reach) == 64 * (64 + 3 * 114)
+    assert attention.pairs(platform, 0.0, 256, reach) == 64 * (64 + 3 * 114)
+  # The library knows no caps, so these are read in blocks everywhere.
+  assert attention.pairs("cuda", 30.0, 256) == 64 * 64 * (1 + 2 + 3 + 4)
 
 
 def test_other_platforms_attend_alike():

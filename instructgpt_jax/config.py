@@ -613,7 +613,10 @@ class Ppo(Checked):
     64, "episodes an update", unit="episodes", paper="C.4 [P]", minimum=1
   )
   microbatch: int = option(
-    0, "episodes per accumulated microbatch; 0 is the minibatch", minimum=0
+    0,
+    "rows of packed episodes at a time; 0 is a quarter of the minibatch or more"
+    " on one device, all of it on several",
+    minimum=0,
   )
   inner_epochs: int = option(
     1, "passes over a rollout batch", paper="C.4 [P]", minimum=1

@@ -40,11 +40,6 @@ def chunk_size(tokens: int, vocabulary: int) -> int:
   return max(1, min(tokens, max(LEAST_TOKENS, wanted)))
 
 
-def most_chunks(tokens: int, vocabulary: int) -> int:
-  """Chunks of so many tokens, if all of them carry loss."""
-  return -(-tokens // chunk_size(tokens, vocabulary))
-
-
 def _places(used: Array, chunk: int) -> tuple[Array, Array, Array]:
   """Used tokens first, in their order.
 

@@ -17,7 +17,7 @@ def flops(program: Any, arguments: Any, platform: str, trips: int) -> float:
     arguments: its arguments' shapes.
     platform: "cpu", "tpu" or "cuda": of what is written for several, its part
       counts.
-    trips: of a loop whose end only the data tell.
+    trips: of a loop whose condition names no number.
   """
   return _of(program.trace(*arguments).jaxpr.jaxpr, platform, trips)
 
@@ -37,7 +37,8 @@ def _of(jaxpr: core.Jaxpr, platform: str, trips: int) -> float:
     elif name == "scan":
       total += params["length"] * _of(params["jaxpr"].jaxpr, platform, trips)
     elif name == "while":
-      total += trips * _of(params["body_jaxpr"].jaxpr, platform, trips)
+      most = _most(params["cond_jaxpr"].jaxpr) or trips
+      total += most * _of(params["body_jaxpr"].jaxpr, platform, trips)
     elif name == "shard_map":
       mesh, axes = params["mesh"], params["newly_manual_axes"]
       parts = math.prod(mesh.shape[axis] for axis in axes)
@@ -47,6 +48,16 @@ def _of(jaxpr: core.Jaxpr, platform: str, trips: int) -> float:
         for inner in _jaxprs(value):
           total += _of(inner, platform, trips)
   return total
+
+
+def _most(condition: core.Jaxpr) -> int | None:
+  """What a loop's condition says its counter to be less than, if a number."""
+  for eqn in condition.eqns:
+    limit = eqn.invars[-1]
+    counts = eqn.primitive.name == "lt" and limit.aval.dtype.kind == "i"
+    if counts and isinstance(limit, core.Literal):
+      return int(limit.val)
+  return None
 
 
 def _index(written_for: Sequence[Sequence[str] | None], platform: str) -> int:

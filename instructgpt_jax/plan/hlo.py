@@ -152,6 +152,9 @@ class Module:
     if known:
       return int(known[1])
     condition = self._computations[next(hlo_text.called(line, "condition"))]
+    most = self._most(condition)
+    if most is not None:
+      return most
     body = self._computations[next(hlo_text.called(line, "body"))]
     numbers = {
       some.name: int(some.attributes)
@@ -176,6 +179,22 @@ class Module:
       [numbers[n] for n in after.operands if n in numbers] if after else []
     )
     return -(-limit // max(steps, default=1))
+
+  def _most(self, condition: Mapping[str, Instruction]) -> int | None:
+    """What one of a condition's parts says its counter to be less than."""
+    root = hlo_text.root(condition)
+    if root.opcode == "fusion":
+      return self._most(
+        self._computations[next(hlo_text.called(root, "calls"))]
+      )
+    if root.opcode != "and":
+      return None
+    for part in (condition[name] for name in root.operands):
+      if part.opcode == "compare" and "direction=LT" in part.attributes:
+        limit = condition[part.operands[1]]
+        if limit.opcode == "constant":
+          return int(limit.attributes)
+    return None
 
   def _of_other(
     self, lines: Mapping[str, Instruction], line: Instruction

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -22,6 +21,7 @@ from instructgpt_jax.plan import shapes
 from instructgpt_jax.plan.work import Pass, Program, Work
 from instructgpt_jax.runtime import mesh as mesh_lib
 from instructgpt_jax.runtime.mesh import AnyMesh
+from instructgpt_jax.steps import packing
 from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.types import (
   PromptBatch,
@@ -107,28 +107,33 @@ def ppo(
     )
 
   ptx = None
+  scored, updated = (
+    section.microbatch
+    or packing.microbatch_size(rows, length, mesh_lib.batch_shards(mesh))
+    for rows in (count, section.minibatch)
+  )
   passes = [
     shapes.training(
       network,
       own,
       section.minibatch,
-      section.microbatch,
+      updated,
       length=length,
       logits=logits,
     )
     for network, own, logits in (
-      (policy, shape, answer),
+      (policy, shape, length),
       (value, models[2].config, 0),
     )
   ]
-  tokens = (section.microbatch or section.minibatch) * answer
+  trips = shapes.chunks(shape, mesh, updated * length, updated * answer)
   if section.ptx_coef:
     ptx_length = inputs.row_length(
       section.ptx_sequence, config.model.context, "ppo.ptx_sequence"
     )
     ptx_rows = section.minibatch * section.ptx_ratio
     ptx = shapes.language_batch(mesh, ptx_rows, ptx_length)
-    tokens = (section.ptx_microbatch or section.minibatch) * ptx_length
+    trips = shapes.chunks(shape, mesh, section.ptx_microbatch * ptx_length)
     passes.append(
       shapes.training(
         policy,
@@ -171,14 +176,24 @@ def ppo(
         name="score",
         make=lambda: (programs.experience, scoring()),
         times=1,
-        trips=shapes.chunks(shape, mesh, count * answer),
-        passes=_scoring([m.config for m in models], count, length, answer),
+        trips=shapes.chunks(shape, mesh, scored * length, scored * answer),
+        passes=tuple(
+          Pass(
+            kind="forward",
+            model=network.config,
+            rows=scored,
+            length=length,
+            times=count // scored,
+            logits=logits,
+          )
+          for network, logits in zip(models, (length, 0, 0), strict=True)
+        ),
       ),
       Program(
         name="update",
         make=updating,
         times=updates,
-        trips=shapes.chunks(shape, mesh, tokens),
+        trips=trips,
         passes=tuple(passes),
       ),
     ),
@@ -200,14 +215,4 @@ def _sampling(
       times=answer - 1,
       logits=1,
     ),
-  )
-
-
-def _scoring(
-  models: Sequence[config_lib.Model], rows: int, length: int, answer: int
-) -> tuple[Pass, ...]:
-  """By the reference, which has logits, the reward model and the value."""
-  return tuple(
-    Pass(kind="forward", model=model, rows=rows, length=length, logits=logits)
-    for model, logits in zip(models, (answer, 0, 0), strict=True)
   )

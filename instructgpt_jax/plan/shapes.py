@@ -121,10 +121,13 @@ def training(
   )
 
 
-def chunks(model: config_lib.Model, mesh: AnyMesh, tokens: int) -> int:
-  """Of the vocabulary's loss, when all tokens carry loss."""
-  here = -(-tokens // mesh_lib.batch_shards(mesh))
-  return vocabulary.most_chunks(here, model.rows)
+def chunks(
+  model: config_lib.Model, mesh: AnyMesh, tokens: int, used: int | None = None
+) -> int:
+  """Of the vocabulary's loss on so many tokens, some of which carry loss."""
+  shards = mesh_lib.batch_shards(mesh)
+  here, used = (-(-n // shards) for n in (tokens, used or tokens))
+  return -(-used // vocabulary.chunk_size(here, model.rows))
 
 
 def held(network: Network, name: str = "") -> dict[str, PyTree]:

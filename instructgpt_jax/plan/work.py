@@ -24,7 +24,7 @@ class Pass:
   rows: int  # at a time
   length: int  # tokens a row; of a cache, when decoding
   times: int = 1
-  logits: int = 0  # tokens a row whose logits are wanted
+  logits: int = 0  # tokens a row whose logits may be wanted
   trained: int = 0  # parameters that have a gradient
   reach: Reach | None = None  # how far its tokens look at most
 

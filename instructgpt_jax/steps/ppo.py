@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from instructgpt_jax.losses import language, masked, ppo, returns, vocabulary
 from instructgpt_jax.models import layers, lora
 from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
 from instructgpt_jax.steps import language as language_step
+from instructgpt_jax.steps import packing
 from instructgpt_jax.steps import reward as reward_step
 from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.steps.state import Metrics, PpoState
@@ -23,28 +25,74 @@ from instructgpt_jax.types import (
   LanguageBatch,
   PyTree,
   Rollout,
+  pytree,
 )
 
 
-def _response_hidden(
-  model: LanguageModel, params: PyTree, rollout: Rollout
-) -> Array:
-  """[B · N, D] hidden states that the response tokens were predicted from."""
-  length = rollout.response_mask.shape[1]
+@pytree
+class _Rows:
+  """Packed episodes: [C, M, T], or [M, T] of one microbatch."""
+
+  tokens: Array  # int32
+  segments: Array  # int32, episodes of the batch from 1; 0 is padding
+  positions: Array  # int32
+  actions: Array  # int32, the token that follows
+  mask: Array  # bool, True where that is a response token
+
+
+def _at_states(x: Array, length: int) -> Array:
+  """[B, N] of response tokens → [B, T], where each was predicted from."""
+  return jnp.pad(x, ((0, 0), (length - x.shape[1] - 1, 1)))
+
+
+def _packed(rollout: Rollout, microbatch: int) -> tuple[packing.Packing, _Rows]:
+  real = rollout.segments > 0
+  found = packing.pack(real, microbatch)
+  length = real.shape[1]
+  answers = rollout.tokens[:, -rollout.response_mask.shape[1] :]
+  episodes = 1 + jnp.arange(len(real), dtype=jnp.int32)
+  rows = _Rows(
+    tokens=rollout.tokens,
+    segments=jnp.broadcast_to(episodes[:, None], real.shape),
+    positions=rollout.positions,
+    actions=_at_states(answers, length),
+    mask=_at_states(rollout.response_mask, length),
+  )
+  return found, jax.tree.map(found.put, rows)
+
+
+def _hidden(model: LanguageModel, params: PyTree, rows: _Rows) -> Array:
+  """[M · T, D]."""
   hidden = model.apply(
     {"params": params},
-    rollout.tokens,
-    rollout.segments,
-    rollout.positions,
+    rows.tokens,
+    rows.segments,
+    rows.positions,
     method="hidden",
   )
-  return hidden[:, -length - 1 : -1].reshape(-1, hidden.shape[-1])
+  return hidden.reshape(-1, hidden.shape[-1])
 
 
-def _responses(rollout: Rollout) -> tuple[Array, Array]:
-  """[B · N] tokens and mask of the responses."""
-  mask = rollout.response_mask
-  return rollout.tokens[:, -mask.shape[1] :].reshape(-1), mask.reshape(-1)
+def _logp(
+  model: LanguageModel, params: PyTree, rows: _Rows, temperature: float
+) -> Array:
+  """[M, T] log-probabilities of the response tokens, 0 elsewhere."""
+  logp = vocabulary.token_logp(
+    _hidden(model, params, rows),
+    language_step.unembedding_matrix(model, params),
+    rows.actions.reshape(-1),
+    rows.mask.reshape(-1),
+    temperature=temperature,
+    adjust=language_step.adjust(model),
+  )
+  return logp.reshape(rows.mask.shape)
+
+
+def _scalars(model: ScalarModel, params: PyTree, rows: _Rows) -> Array:
+  """[M, T], the scalar at every token."""
+  return model.apply(
+    {"params": params}, rows.tokens, rows.segments, rows.positions
+  )
 
 
 def response_logp(
@@ -54,31 +102,14 @@ def response_logp(
 
   At the sampling temperature; 0 after a response's end.
   """
-  tokens, mask = _responses(rollout)
-  logp = vocabulary.token_logp(
-    _response_hidden(model, params, rollout),
-    language_step.unembedding_matrix(model, params),
-    tokens,
-    mask,
-    temperature=temperature,
-    adjust=language_step.adjust(model),
+  found, rows = _packed(rollout, 0)
+  logp = found.take(
+    packing.each(
+      found, lambda part: _logp(model, params, part, temperature), rows
+    )
   )
-  return logp.reshape(rollout.response_mask.shape)
-
-
-def response_values(
-  model: ScalarModel, params: PyTree, rollout: Rollout
-) -> tuple[Array, Array]:
-  """[B, N] value of the state in which each token was chosen, and [B] after.
-
-  The value of a state is the scalar at its last token, so the value network
-  that starts as the reward model equals it at every token.
-  """
-  length = rollout.response_mask.shape[1]
-  values = model.apply(
-    {"params": params}, rollout.tokens, rollout.segments, rollout.positions
-  )
-  return values[:, -length - 1 : -1], values[:, -1]
+  mask = rollout.response_mask
+  return jnp.where(mask, logp[:, -mask.shape[1] - 1 : -1], 0)
 
 
 def experience(
@@ -110,11 +141,22 @@ def experience(
     What the losses take as constants; the next β; and metrics of the rollout.
   """
   mask = rollout.response_mask
-  ref_logp = response_logp(model, reference_params, rollout, config.temperature)
-  score = reward_step.score_rows(
-    scalar_model, reward_params, rollout.tokens, rollout.segments
+  answer = mask.shape[1]
+  found, rows = _packed(rollout, config.microbatch)
+
+  def each(function: Callable[[_Rows], Array]) -> Array:
+    return found.take(packing.each(found, function, rows))
+
+  ref_logp = each(
+    lambda part: _logp(model, reference_params, part, config.temperature)
   )
-  values, after = response_values(value_model, value_params, rollout)
+  ref_logp = jnp.where(mask, ref_logp[:, -answer - 1 : -1], 0)
+  scores = each(lambda part: _scalars(scalar_model, reward_params, part))
+  values = each(lambda part: _scalars(value_model, value_params, part))
+  score = reward_step.at_last(scores, rollout.segments > 0)
+  # The value of a state is the scalar at its last token, so the value network
+  # that starts as the reward model equals it at every token.
+  values, after = values[:, -answer - 1 : -1], values[:, -1]
   kept_score = score - config.eos_penalty * ~rollout.ended
   rewards = returns.token_rewards(
     kept_score, rollout.logp, ref_logp, mask, kl_coef
@@ -229,6 +271,17 @@ def update(
   """
   chosen = jax.tree.map(lambda x: x[rows], batch)
   normalizer = chosen.rollout.response_mask.sum()
+  found, packed = _packed(chosen.rollout, config.microbatch)
+  length = chosen.rollout.tokens.shape[1]
+  old_logp, advantages, values, targets = (
+    found.put(_at_states(x, length))
+    for x in (
+      chosen.rollout.logp,
+      chosen.advantages,
+      chosen.values,
+      chosen.returns,
+    )
+  )
   token_loss = functools.partial(
     _token_loss, temperature=config.temperature, clip_ratio=config.clip_ratio
   )
@@ -236,17 +289,17 @@ def update(
   def policy_loss(params, part, index):
     del index
     params = lora.union(frozen, params)
-    tokens, mask = _responses(part.rollout)
+    rows, old_logp, advantages = part
     loss, sums = vocabulary.summed(
       token_loss,
-      _response_hidden(model, params, part.rollout),
+      _hidden(model, params, rows),
       language_step.unembedding_matrix(model, params),
       {
-        "tokens": tokens,
-        "old_logp": part.rollout.logp.reshape(-1),
-        "advantages": part.advantages.reshape(-1),
+        "tokens": rows.actions.reshape(-1),
+        "old_logp": old_logp.reshape(-1),
+        "advantages": advantages.reshape(-1),
       },
-      mask,
+      rows.mask.reshape(-1),
       language_step.adjust(model),
     )
     return jax.tree.map(
@@ -256,18 +309,21 @@ def update(
   def value_loss(params, part, index):
     del index
     params = lora.union(value_frozen, params)
-    values, _ = response_values(value_model, params, part.rollout)
+    rows, values, targets = part
     return ppo.value_loss(
+      _scalars(value_model, params, rows),
       values,
-      part.values,
-      part.returns,
-      part.rollout.response_mask,
+      targets,
+      rows.mask,
       clip_value=config.clip_value,
       normalizer=normalizer,
     )
 
-  loss, grads, metrics = state_lib.accumulate(
-    policy_loss, state.policy.params, chosen, config.microbatch
+  loss, grads, metrics = state_lib.accumulate_parts(
+    policy_loss,
+    state.policy.params,
+    (packed, old_logp, advantages),
+    found.used,
   )
   metrics = {
     "policy_loss": loss,
@@ -294,14 +350,12 @@ def update(
   policy = state_lib.apply_gradients(state.policy, grads, optimizer)
 
   # Else the compiler interleaves both passes, and holds both's activations.
-  tokens = layers.after(
-    chosen.rollout.tokens, (metrics["grad_norm"], policy.params)
-  )
-  chosen = dataclasses.replace(
-    chosen, rollout=dataclasses.replace(chosen.rollout, tokens=tokens)
-  )
-  loss, grads, value_metrics = state_lib.accumulate(
-    value_loss, state.value.params, chosen, config.microbatch
+  tokens = layers.after(packed.tokens, (metrics["grad_norm"], policy.params))
+  loss, grads, value_metrics = state_lib.accumulate_parts(
+    value_loss,
+    state.value.params,
+    (dataclasses.replace(packed, tokens=tokens), values, targets),
+    found.used,
   )
   metrics |= {
     "value_loss": loss,

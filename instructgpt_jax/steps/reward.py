@@ -43,7 +43,12 @@ def score_rows(
     deterministic=dropout_key is None,
     rngs=None if dropout_key is None else {"dropout": dropout_key},
   )
-  last = tokens.shape[1] - 1 - jnp.argmax(real[:, ::-1], axis=1)
+  return at_last(values, real)
+
+
+def at_last(values: Array, real: Array) -> Array:
+  """[B, T] and where tokens are → [B], the value at each row's last one."""
+  last = values.shape[1] - 1 - jnp.argmax(real[:, ::-1], axis=1)
   return jnp.take_along_axis(values, last[:, None], axis=1)[:, 0]
 
 

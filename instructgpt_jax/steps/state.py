@@ -171,34 +171,73 @@ def accumulate(
   Returns:
     Loss, gradients, metrics of the whole batch.
   """
-  gradient = jax.value_and_grad(loss_fn, has_aux=True)
   rows = jax.tree.leaves(batch)[0].shape[0]
-  if not microbatch or microbatch >= rows:
-    (loss, metrics), grads = gradient(params, batch, jnp.zeros((), jnp.int32))
-    return loss, grads, metrics
-  if rows % microbatch:
+  size = microbatch if 0 < microbatch < rows else rows
+  if rows % size:
     raise ValueError(f"microbatch {microbatch} does not divide batch {rows}")
-  parts = rows // microbatch
-  # Strided, so that each microbatch spans all devices that hold the batch.
-  stacked = jax.tree.map(
-    lambda x: x.reshape(microbatch, parts, *x.shape[1:]).swapaxes(0, 1), batch
-  )
 
-  def body(total, part):
-    index, rows_of_part = part
-    (loss, metrics), grads = gradient(params, rows_of_part, index)
-    return jax.tree.map(jnp.add, total, (loss, grads, metrics)), None
+  def strided(x: Array) -> Array:
+    # Each microbatch spans all devices that hold the batch.
+    return jnp.asarray(x).reshape(size, -1, *x.shape[1:]).swapaxes(0, 1)
 
-  first = jax.tree.map(lambda x: x[0], stacked)
-  shapes = jax.eval_shape(gradient, params, first, jnp.zeros((), jnp.int32))
-  (loss, metrics), grads = shapes
+  return accumulate_parts(loss_fn, params, jax.tree.map(strided, batch))
+
+
+def accumulate_parts(
+  loss_fn: LossFn, params: PyTree, parts: PyTree, used: Array | None = None
+) -> tuple[Array, PyTree, Metrics]:
+  """Loss, gradients and metrics of microbatches.
+
+  Args:
+    loss_fn: as in `accumulate`.
+    params: parameters.
+    parts: tree of arrays [C, M, …], the microbatches.
+    used: [] int32, how many of them count, at least one; None is all.
+  """
+  gradient = jax.value_and_grad(loss_fn, has_aux=True)
+  count = jax.tree.leaves(parts)[0].shape[0]
+
+  def part(index: Array) -> tuple[Array, PyTree, Metrics]:
+    own = jax.tree.map(lambda x: x[index], parts)
+    (loss, metrics), grads = gradient(params, own, index)
+    return loss, grads, metrics
+
+  zero = jnp.zeros((), jnp.int32)
+  if count == 1:
+    return part(zero)
+
   zeros = jax.tree.map(
-    lambda s: jnp.zeros(s.shape, s.dtype), (loss, grads, metrics)
+    lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(part, zero)
   )
-  total, _ = jax.lax.scan(
-    body, zeros, (jnp.arange(parts, dtype=jnp.int32), stacked)
-  )
-  return total
+
+  def add(index: Array, total: PyTree) -> PyTree:
+    return jax.tree.map(jnp.add, total, part(index))
+
+  if used is None:
+    return jax.lax.fori_loop(0, count, add, zeros)
+  return up_to(used, count, add, zeros)
+
+
+def up_to(
+  used: Array,
+  count: int,
+  body: Callable[[Array, PyTree], PyTree],
+  start: PyTree,
+) -> PyTree:
+  """body(index, …) for each index below `used`, which is `count` at most.
+
+  The condition names `count`, so that plans know what there is at most.
+  """
+
+  def go_on(carry: tuple[Array, PyTree]) -> Array:
+    return (carry[0] < used) & (carry[0] < count)
+
+  def step(carry: tuple[Array, PyTree]) -> tuple[Array, PyTree]:
+    index, found = carry
+    return index + 1, body(index, found)
+
+  zero = jnp.zeros((), jnp.int32)
+  return jax.lax.while_loop(go_on, step, (zero, start))[1]
 
 
 def dot(a: PyTree, b: PyTree) -> Array:

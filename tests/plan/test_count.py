@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from instructgpt_jax.plan import count
+from instructgpt_jax.steps import state as state_lib
 
 A, B = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((4, 6), (6, 6)))
 ONE = 2 * 4 * 6 * 6
@@ -27,7 +28,12 @@ def test_loops():
   def until(a, b):
     return jax.lax.while_loop(lambda x: x.sum() < 1, lambda x: x @ b, a)
 
+  def at_most(a, b):
+    used = (a.sum() > 0).astype(jnp.int32)
+    return state_lib.up_to(used, 4, lambda _, x: x @ b, a)
+
   assert counted(scanned, A, B) == 5 * ONE
+  assert counted(at_most, A, B, trips=3) == 4 * ONE
   assert counted(until, A, B, trips=3) == 3 * ONE
   assert counted(jax.checkpoint(scanned), A, B) == 5 * ONE
 

@@ -2,9 +2,12 @@
 
 import textwrap
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from instructgpt_jax.plan import hlo
+from instructgpt_jax.steps import state as state_lib
 
 MODULE = textwrap.dedent("""
   HloModule jit_step, is_scheduled=true
@@ -118,3 +121,16 @@ ENTRY %main (a: {left}, b: {right}) -> {out} {{
   batch = 4 if left.startswith("bf16[4") else 1
   columns = 6 if labels.startswith("bf0_") else 3
   assert done.flops == 2 * batch * 5 * inner * columns
+
+
+def test_a_loop_that_says_what_it_runs_at_most():
+  """As compiled here, its condition is one of the compiler's own making."""
+
+  def run(a, b):
+    used = (a.sum() > 0).astype(jnp.int32)
+    return state_lib.up_to(used, 4, lambda _, x: jnp.tanh(x @ b), a)
+
+  shape = jax.ShapeDtypeStruct((8, 8), jnp.float32)
+  text = jax.jit(run).lower(shape, shape).compile().as_text()
+  chunks = hlo.Module(text, {}, trips=99).done().chunks
+  assert {c.times for c in chunks} == {1, 4}

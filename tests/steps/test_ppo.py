@@ -18,6 +18,7 @@ from instructgpt_jax import config
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.models import generate as generate_lib
 from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
+from instructgpt_jax.steps import packing
 from instructgpt_jax.steps import ppo as ppo_step
 from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.types import Experience, LanguageBatch, Rollout
@@ -466,22 +467,20 @@ def test_invariant_28_the_value_network_starts_as_the_reward_model(
 ):
   """At every token, and at the last one it is the score."""
   policy, _, reward, _ = networks
-  values, after = twin.jit(functools.partial(ppo_step.response_values, SCALAR))(
-    reward, rollout
-  )
   expected = twin.scalars(reward, rollout.tokens, rollout.segments)
   mask = np.asarray(rollout.response_mask)
-  np.testing.assert_allclose(
-    values[mask], expected[:, WIDTH - 1 : -1][mask], rtol=1e-4, atol=1e-4
+  found, _, metrics = evaluate(ppo_config())(
+    rollout, policy, reward, reward, BETA
   )
-  truncated = ~np.asarray(rollout.ended)
   np.testing.assert_allclose(
-    after[truncated], expected[truncated, -1], rtol=1e-4, atol=1e-4
+    found.values,
+    np.where(mask, expected[:, WIDTH - 1 : -1], 0),
+    rtol=1e-4,
+    atol=1e-4,
   )
-  found, _, _ = evaluate(ppo_config())(rollout, policy, reward, reward, BETA)
-  np.testing.assert_allclose(
-    found.values, np.where(mask, values, 0), rtol=1e-6, atol=1e-6
-  )
+  last = WIDTH - 1 + mask.sum(axis=1)
+  scores = expected[np.arange(len(last)), last]
+  np.testing.assert_allclose(metrics["reward"], scores.mean(), rtol=1e-4)
 
 
 def plain_gradients(c, networks, chosen, ptx):
@@ -604,6 +603,19 @@ def test_invariant_20_microbatches_are_one_minibatch(moved, update, networks):
     )
 
 
+def test_packed_episodes_are_worth_what_they_are_alone(
+  evaluate, rollout, networks
+):
+  """Also where two share a row, and where a whole microbatch is not run."""
+  real = np.asarray(rollout.segments) > 0
+  packed = packing.pack(jnp.asarray(real), 1)
+  assert int(packed.used) < len(real)
+  alone = evaluate(ppo_config(microbatch=len(real)))
+  together = evaluate(ppo_config(microbatch=1))
+  arguments = rollout, *networks[1:], BETA
+  same(together(*arguments), alone(*arguments), 5e-5)
+
+
 def test_the_value_pass_begins_where_the_policys_has_ended(base, monkeypatch):
   """Else the activations of both are held, as temporary memory shows."""
   model, scalar = (
@@ -615,10 +627,11 @@ def test_the_value_pass_begins_where_the_policys_has_ended(base, monkeypatch):
   many = jax.eval_shape(
     lambda: jax.tree.map(lambda x: jnp.repeat(jnp.asarray(x), 64, 0), base[0])
   )
-  rows = jax.ShapeDtypeStruct((512,), np.int32)
+  rows = np.zeros(512, np.int32)
 
   def memory():
-    run = make_update(ppo_config(ptx_coef=0.0), model, scalar)
+    whole = ppo_config(ptx_coef=0.0, microbatch=len(rows))
+    run = make_update(whole, model, scalar)
     compiled = run.lower(state, many, rows, None).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 

@@ -1,0 +1,92 @@
+"""Episodes in full rows: none is torn, none is lost, padding is not run."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from instructgpt_jax.steps import packing
+
+LENGTH = 12
+
+
+def episodes(first, last):
+  """[B, T] bool: tokens from the first column of each up to the last."""
+  columns = np.arange(LENGTH)
+  return (columns >= first[:, None]) & (columns < last[:, None])
+
+
+def draw(seed):
+  rng = np.random.default_rng(seed)
+  return episodes(rng.integers(0, 6, 8), rng.integers(6, LENGTH + 1, 8))
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("microbatch", [1, 2, 4, 8])
+def test_each_episode_stands_whole_in_one_row(seed, microbatch):
+  real = draw(seed)
+  found = packing.pack(jnp.asarray(real), microbatch)
+  assert found.source.shape == (8 // microbatch, microbatch, LENGTH)
+  source = np.asarray(found.source).reshape(-1, LENGTH)
+  taken = np.sort(source[source < real.size])
+  np.testing.assert_array_equal(taken, np.flatnonzero(real))
+  for episode, row in enumerate(real):
+    mine = np.argwhere(source // LENGTH == episode)
+    assert len(mine) == row.sum()
+    assert len(set(mine[:, 0])) == 1
+    np.testing.assert_array_equal(np.diff(mine[:, 1]), 1)
+  filled = np.flatnonzero((source < real.size).any(axis=1))
+  assert int(found.used) == filled.max() // microbatch + 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("microbatch", [2, 8])
+def test_what_is_put_is_taken_back(seed, microbatch):
+  real = draw(seed)
+  x = 1 + np.arange(real.size, dtype=np.float32).reshape(real.shape)
+  found = packing.pack(jnp.asarray(real), microbatch)
+  put = found.put(jnp.asarray(x))
+  assert float(put.sum()) == x[real].sum()  # zeros elsewhere
+  np.testing.assert_array_equal(found.take(put)[real], x[real])
+
+
+@pytest.mark.parametrize(
+  ("length", "used"),
+  [(12, 4), (7, 4), (6, 2), (4, 2), (3, 1)],  # of 4 microbatches of 2 rows
+)
+def test_short_episodes_share_rows_and_empty_microbatches_are_not_run(
+  length, used
+):
+  ends = np.full(8, LENGTH)
+  real = jnp.asarray(episodes(ends - length, ends))
+  runs = []
+
+  @jax.jit
+  def doubled(x):
+    found = packing.pack(real, 2)
+
+    def run(part):
+      jax.debug.callback(lambda: runs.append(1), ordered=True)
+      return 2 * part
+
+    return found.take(packing.each(found, run, found.put(x)))
+
+  x = jnp.arange(real.size, dtype=jnp.float32).reshape(real.shape)
+  taken = doubled(x)
+  jax.effects_barrier()
+  np.testing.assert_array_equal(taken[real], 2 * x[real])
+  assert len(runs) == used
+
+
+def test_microbatches_have_tokens_enough():
+  least = packing.LEAST_TOKENS
+  assert packing.microbatch_size(64, least, 1) == 16
+  assert packing.microbatch_size(64, least // 32, 1) == 32
+  assert packing.microbatch_size(64, least // 64, 1) == 64
+  assert packing.microbatch_size(7, least, 1) == 7
+  assert packing.microbatch_size(64, least, 8) == 64
+
+
+def test_a_microbatch_must_divide_the_batch():
+  with pytest.raises(ValueError, match="3 does not divide batch 8"):
+    packing.pack(jnp.ones((8, LENGTH), bool), 3)

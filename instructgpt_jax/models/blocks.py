@@ -215,7 +215,12 @@ class Block(nn.Module):
     return x if self.config.block == "parallel" else after, self.norm_mlp
 
   def __call__(
-    self, x: Array, seen: Views, kind: Any, deterministic: bool
+    self,
+    x: Array,
+    seen: Views,
+    kind: Any,
+    deterministic: bool,
+    wanted: Array | None = None,
   ) -> tuple[Array, tuple[Array, Array]]:
     """x [B, T, D] → the next x, and its keys and values.
 
@@ -224,6 +229,7 @@ class Block(nn.Module):
       seen: the model's views.
       kind: which of them is this layer's, a number or an array.
       deterministic: False turns residual dropout on.
+      wanted: [B, R] int32, columns whose next x is to be had; None is all.
     """
     c = self.config
     view = _chosen(seen, kind)
@@ -231,18 +237,26 @@ class Block(nn.Module):
     query, key, value = self._heads(flat, x.shape[:2])
     query, key = self._placed(query, key, view)
     query, key, value = map(_by_heads, (query, key, value))
-    attended = attention.attend(
-      query,
-      *(jnp.repeat(y, c.heads // c.groups, axis=1) for y in (key, value))
-      if c.groups != c.heads
-      else (key, value),
-      view.mask,
-      c.attention_cap,
-      view.reach,
-    )
+    stored = key, value
+    if c.groups != c.heads:
+      key, value = (jnp.repeat(y, c.heads // c.groups, axis=1) for y in stored)
+    if wanted is None:
+      attended = attention.attend(
+        query, key, value, view.mask, c.attention_cap, view.reach
+      )
+    else:
+      x = jnp.take_along_axis(x, wanted[:, :, None], axis=1)
+      flat = x.reshape(-1, x.shape[-1])
+      attended, _ = attention.read(
+        jnp.take_along_axis(query, wanted[:, None, :, None], axis=2),
+        key,
+        value,
+        jnp.take_along_axis(view.mask, wanted[:, :, None], axis=1),
+        c.attention_cap,
+      )
     attended = _by_heads(attended)
     flat = self._join(flat, attended, deterministic)
-    return flat.reshape(x.shape), (key, value)
+    return flat.reshape(x.shape), stored
 
   def _column_heads(self, x: Array) -> tuple[Array, Array, Array]:
     """Query, key and value of one token a row, x [D, B], [B, ·, 1, D / H]."""

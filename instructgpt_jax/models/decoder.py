@@ -103,6 +103,7 @@ class Transformer(nn.Module):
     *,
     deterministic: bool = True,
     reach: Reach | None = None,
+    wanted: Array | None = None,
   ) -> tuple[Array, tuple[Sequence[Array], Sequence[Array]]]:
     """Runs whole rows.
 
@@ -112,9 +113,12 @@ class Transformer(nn.Module):
       positions: [B, T] int32 within the segment.
       deterministic: False turns residual dropout on.
       reach: how far tokens look at most; None is anywhere behind them.
+      wanted: [B, R] int32, columns to be had, which the last layer alone is run
+        for unless layers are scanned; None is all.
 
     Returns:
-      [B, T, D] after the final norm; and the layers' keys and values.
+      [B, T, D] or [B, R, D] after the final norm; and the layers' keys and
+      values, of all columns.
     """
     c = self.config
     x = placement.place(self._embed(tokens, positions), "batch", None, None)
@@ -128,11 +132,15 @@ class Transformer(nn.Module):
     kinds = blocks.kinds(c)
     if c.scan_layers:
       x, (keys, values) = self.blocks(x, seen, jnp.array(kinds), deterministic)
+      if wanted is not None:
+        x = jnp.take_along_axis(x, wanted[:, :, None], axis=1)
       return self.final_norm(x), ((keys,), (values,))
     stored = []
-    for block, kind in zip(self.blocks, kinds, strict=True):
+    for block, kind in zip(self.blocks[:-1], kinds, strict=False):
       x, key_value = block(x, seen, kind, deterministic)
       stored.append(key_value)
+    x, key_value = self.blocks[-1](x, seen, kinds[-1], deterministic, wanted)
+    stored.append(key_value)
     keys, values = zip(*stored, strict=True)
     return self.final_norm(x), (keys, values)
 

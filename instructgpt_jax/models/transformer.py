@@ -69,9 +69,14 @@ class LanguageModel(nn.Module):
     )[0]
 
   def _hidden(
-    self, *rows: Array, deterministic: bool = True
+    self,
+    *rows: Array,
+    deterministic: bool = True,
+    wanted: Array | None = None,
   ) -> tuple[Any, ...]:
-    found, stored = self.transformer(*rows, deterministic=deterministic)
+    found, stored = self.transformer(
+      *rows, deterministic=deterministic, wanted=wanted
+    )
     if self.config.unembedding_bias:
       room = [(0, 0)] * (found.ndim - 1) + [(0, 1)]
       found = jnp.pad(found, room, constant_values=1)
@@ -141,7 +146,10 @@ class LanguageModel(nn.Module):
     Returns:
       [V, B] logits after the last column, and the cache.
     """
-    hidden, (keys, values) = self._hidden(tokens, segments, positions)
+    last = jnp.full((len(tokens), 1), tokens.shape[1] - 1)
+    hidden, (keys, values) = self._hidden(
+      tokens, segments, positions, wanted=last
+    )
     room = slots - tokens.shape[1]
     axis = 3 if self.config.scan_layers else 2
 
@@ -156,8 +164,7 @@ class LanguageModel(nn.Module):
       valid=jnp.pad(segments > 0, ((0, 0), (0, room))),
       index=jnp.asarray(tokens.shape[1], jnp.int32),
     )
-    last = hidden[:, -1, : self.config.width]
-    return self.unembed_columns(last.T), cache
+    return self.unembed_columns(hidden[:, 0, : self.config.width].T), cache
 
   def decode(
     self, token: Array, position: Array, cache: Cache
@@ -196,13 +203,22 @@ class ScalarModel(nn.Module):
     *,
     deterministic: bool = True,
     reach: Reach | None = None,
+    wanted: Array | None = None,
   ) -> Array:
-    """[B, T] rows → [B, T] float32, a scalar at every token."""
+    """[B, T] rows → [B, T] float32, a scalar at every token.
+
+    Or [B, R], at the columns that are wanted.
+    """
     hidden, _ = self.transformer(
-      tokens, segments, positions, deterministic=deterministic, reach=reach
+      tokens,
+      segments,
+      positions,
+      deterministic=deterministic,
+      reach=reach,
+      wanted=wanted,
     )
     flat = hidden.reshape(-1, hidden.shape[-1])
-    return self.head(flat.astype(jnp.float32)).reshape(tokens.shape)
+    return self.head(flat.astype(jnp.float32)).reshape(hidden.shape[:2])
 
 
 def positions_of(mask: Array) -> Array:

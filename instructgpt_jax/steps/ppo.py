@@ -153,7 +153,8 @@ def experience(
   ref_logp = jnp.where(mask, ref_logp[:, -answer - 1 : -1], 0)
   scores = each(lambda part: _scalars(scalar_model, reward_params, part))
   values = each(lambda part: _scalars(value_model, value_params, part))
-  score = reward_step.at_last(scores, rollout.segments > 0)
+  last = reward_step.last_columns(rollout.segments > 0)
+  score = jnp.take_along_axis(scores, last, axis=1)[:, 0]
   # The value of a state is the scalar at its last token, so the value network
   # that starts as the reward model equals it at every token.
   values, after = values[:, -answer - 1 : -1], values[:, -1]

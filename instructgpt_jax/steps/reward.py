@@ -41,15 +41,16 @@ def score_rows(
     segments,
     positions_of(real),
     deterministic=dropout_key is None,
+    wanted=last_columns(real),
     rngs=None if dropout_key is None else {"dropout": dropout_key},
   )
-  return at_last(values, real)
+  return values[:, 0]
 
 
-def at_last(values: Array, real: Array) -> Array:
-  """[B, T] and where tokens are → [B], the value at each row's last one."""
-  last = values.shape[1] - 1 - jnp.argmax(real[:, ::-1], axis=1)
-  return jnp.take_along_axis(values, last[:, None], axis=1)[:, 0]
+def last_columns(real: Array) -> Array:
+  """[B, T] bool, where tokens are → [B, 1] int32, the last of each row."""
+  back = jnp.argmax(real[:, ::-1], axis=1, keepdims=True)
+  return real.shape[1] - 1 - back
 
 
 def token_scores(
@@ -72,9 +73,14 @@ def score_rankings(
 
   So does the prompt in each of its rows, which the row's completions share.
   """
+  prompts, rows, length = batch.tokens.shape
   tokens, segments, positions = (
-    x.reshape(-1, x.shape[-1])
+    x.reshape(-1, length)
     for x in (batch.tokens, batch.segments, batch.positions)
+  )
+  # All ends in each of a prompt's rows; one row's values are its own.
+  columns = jnp.broadcast_to(
+    batch.ends[:, None] % length, (prompts, rows, batch.ends.shape[1])
   )
   values = model.apply(
     {"params": params},
@@ -83,10 +89,12 @@ def score_rankings(
     positions,
     deterministic=dropout_key is None,
     reach=batch.reach,
+    wanted=columns.reshape(prompts * rows, -1),
     rngs=None if dropout_key is None else {"dropout": dropout_key},
   )
-  values = values.reshape(len(batch.ends), -1)
-  return jnp.take_along_axis(values, batch.ends, axis=1)
+  values = values.reshape(columns.shape)
+  row = batch.ends[:, None] // length
+  return jnp.take_along_axis(values, row, axis=1)[:, 0]
 
 
 def count_pairs(

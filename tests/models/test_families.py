@@ -9,7 +9,7 @@ import pytest
 
 from instructgpt_jax.models import rotary
 from instructgpt_jax.models.generate import generate
-from instructgpt_jax.models.transformer import LanguageModel
+from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
 from instructgpt_jax.steps import language
 from instructgpt_jax.types import LanguageBatch
 from tests.models import twin
@@ -66,6 +66,41 @@ def answers(model, params, **options):
     )
   )
   return run(params, twin.make_prompts())
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("config", [ALL, OTHER], ids=["all", "other"])
+def test_wanted_columns_are_what_all_columns_hold(config, scan):
+  """Also their gradient; a column may be wanted twice, in any order."""
+  model = ScalarModel(dataclasses.replace(config, scan_layers=scan))
+  params = twin.make_params(ScalarModel(config))
+  params = twin.stack_layers(params) if scan else params
+  rng = np.random.default_rng(3)
+  tokens = rng.integers(0, 13, (2, 9))
+  segments = np.array([[1] * 4 + [2] * 5, [0] * 2 + [1] * 7])
+  positions = np.array([[*range(4), *range(5)], [0, 0, *range(7)]])
+  wanted = np.array([[8, 3, 3], [2, 8, 5]])
+
+  @twin.jit
+  def both(params):
+    def loss(params, wanted, taken):
+      found = model.apply(
+        {"params": params}, tokens, segments, positions, wanted=wanted
+      )
+      found = jnp.take_along_axis(found, taken, axis=1)
+      return (found * jnp.arange(1, 4)).sum(), found
+
+    gradient = jax.grad(loss, has_aux=True)
+    every = np.tile(np.arange(3), (2, 1))
+    return gradient(params, None, wanted), gradient(params, wanted, every)
+
+  expected, found = both(params)
+  assert np.std(found[1]) > 0.1
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4),
+    found,
+    expected,
+  )
 
 
 @pytest.mark.parametrize("config", [ALL, OTHER], ids=["all", "other"])

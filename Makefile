@@ -19,6 +19,8 @@ MALLOC := glibc.malloc.hugetlb=1
 KEPT := glibc.malloc.mmap_threshold=67108864:glibc.malloc.trim_threshold=1073741824
 demo study: MALLOC := $(MALLOC):$(KEPT)
 export GLIBC_TUNABLES ?= $(MALLOC)
+# Python keeps what it compiles of the packages: 2 s of each start without.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo study test lint format pin clean

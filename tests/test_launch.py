@@ -113,6 +113,26 @@ def test_what_compiling_leaves_is_given_back():
   assert found[0] < 0.5 * found[1]
 
 
+def test_a_run_looks_for_garbage_seldom_and_finds_it():
+  code = """
+    import gc, sys, weakref
+    from instructgpt_jax import launch
+
+    class Ring: pass
+
+    usual = gc.get_threshold()[0]
+    launch.seek_garbage_seldom()
+    assert gc.get_threshold()[0] > 10 * usual and gc.get_freeze_count() > 10**4
+    ring = Ring()
+    ring.itself = ring
+    gone = weakref.ref(ring)
+    del ring
+    kept = [[] for _ in range(2 * gc.get_threshold()[0])]
+    assert gone() is None
+  """
+  subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
+
+
 def test_run_gets_config_and_workdir_and_the_config_is_kept(tmp_path):
   seen = []
   status = _main(

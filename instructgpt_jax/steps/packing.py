@@ -106,19 +106,18 @@ def each(
 
   Args:
     packing: of the rows.
-    function: tree of [M, T] → [M, T].
+    function: tree of [M, T] → [M, T] float32.
     rows: tree of [C, M, T].
 
   Returns:
-    [C, M, T].
+    [C, M, T] float32.
   """
   count = len(packing.source)
   if count == 1:
     return function(jax.tree.map(lambda x: x[0], rows))[None]
-  shape = jax.eval_shape(function, jax.tree.map(lambda x: x[0], rows))
 
   def put(index: Array, found: Array) -> Array:
     return found.at[index].set(function(jax.tree.map(lambda x: x[index], rows)))
 
-  found = jnp.zeros((count, *shape.shape), shape.dtype)
+  found = jnp.zeros(packing.source.shape, jnp.float32)
   return state_lib.up_to(packing.used, count, put, found)

@@ -197,6 +197,8 @@ def accumulate_parts(
   gradient = jax.value_and_grad(loss_fn, has_aux=True)
   count = jax.tree.leaves(parts)[0].shape[0]
 
+  # In line, jit remembers the trace: for the shapes, and for the loop.
+  @functools.partial(jax.jit, inline=True)
   def part(index: Array) -> tuple[Array, PyTree, Metrics]:
     own = jax.tree.map(lambda x: x[index], parts)
     (loss, metrics), grads = gradient(params, own, index)
@@ -211,7 +213,8 @@ def accumulate_parts(
   )
 
   def add(index: Array, total: PyTree) -> PyTree:
-    return jax.tree.map(jnp.add, total, part(index))
+    # A loop's index is of a weak type, which would be traced anew.
+    return jax.tree.map(jnp.add, total, part(index.astype(jnp.int32)))
 
   if used is None:
     return jax.lax.fori_loop(0, count, add, zeros)

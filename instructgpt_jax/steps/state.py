@@ -197,24 +197,25 @@ def accumulate_parts(
   gradient = jax.value_and_grad(loss_fn, has_aux=True)
   count = jax.tree.leaves(parts)[0].shape[0]
 
-  # In line, jit remembers the trace: for the shapes, and for the loop.
-  @functools.partial(jax.jit, inline=True)
+  def own(index: Array) -> PyTree:
+    return jax.tree.map(lambda x: x[index], parts)
+
   def part(index: Array) -> tuple[Array, PyTree, Metrics]:
-    own = jax.tree.map(lambda x: x[index], parts)
-    (loss, metrics), grads = gradient(params, own, index)
+    (loss, metrics), grads = gradient(params, own(index), index)
     return loss, grads, metrics
 
   zero = jnp.zeros((), jnp.int32)
   if count == 1:
     return part(zero)
 
+  # Not of `part`: gradients take long to trace, and are shaped as parameters.
+  loss, metrics = jax.eval_shape(lambda i: loss_fn(params, own(i), i), zero)
   zeros = jax.tree.map(
-    lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(part, zero)
+    lambda s: jnp.zeros(s.shape, s.dtype), (loss, params, metrics)
   )
 
   def add(index: Array, total: PyTree) -> PyTree:
-    # A loop's index is of a weak type, which would be traced anew.
-    return jax.tree.map(jnp.add, total, part(index.astype(jnp.int32)))
+    return jax.tree.map(jnp.add, total, part(index))
 
   if used is None:
     return jax.lax.fori_loop(0, count, add, zeros)

@@ -159,19 +159,6 @@ def test_microbatches_have_their_index():
   np.testing.assert_array_equal(metrics["indices"], [1001, 10_010, 100_100])
 
 
-def test_a_loss_is_traced_once_for_all_microbatches():
-  traced = []
-
-  def loss_fn(p, part, index):
-    traced.append(index)
-    return p * part.sum(), {}
-
-  batch = jnp.arange(6.0)
-  accumulate = jax.jit(lambda p: state_lib.accumulate(loss_fn, p, batch, 2)[:2])
-  assert accumulate(jnp.float32(2)) == (30, 15)
-  assert len(traced) == 1
-
-
 def test_a_microbatch_must_divide_the_batch():
   with pytest.raises(ValueError, match="4 does not divide batch 6"):
     state_lib.accumulate(

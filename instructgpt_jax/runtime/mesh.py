@@ -125,6 +125,8 @@ def on(mesh: AnyMesh, function: F) -> F:
     with placement.on(places):
       return function(*args, **kwargs)
 
+  # A partial has no name, by which profiles and logs call a program.
+  placed.__name__ = getattr(function, "func", function).__name__
   found: Any = placed
   return found
 

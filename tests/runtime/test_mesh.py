@@ -1,5 +1,6 @@
 """The mesh, the table of axes, and the same numbers on any layout."""
 
+import functools
 import json
 import math
 import os
@@ -157,6 +158,16 @@ def test_eight_devices(tmp_path):
   assert found["saved"] == "P('fsdp', 'tensor')"
   assert found["restored"] == "P('fsdp',)"
   assert found["equal"]
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 1, 1)])
+def test_a_program_has_its_functions_name(sizes):
+  def doubled(x, *, by):
+    return by * x
+
+  mesh = AbstractMesh(sizes, mesh_lib.AXES)
+  program = jax.jit(mesh_lib.on(mesh, functools.partial(doubled, by=2)))
+  assert "@jit_doubled" in program.lower(jnp.ones(2)).as_text()
 
 
 def test_one_device_keeps_values():

@@ -163,7 +163,7 @@ def rows_of(
 ) -> int:
   """Rows of a ranking, 1 or K, as is cheaper on a platform; here when empty."""
   platform = platform or jax.default_backend()
-  pairs = functools.partial(attention.pairs, platform, model.attention_cap)
+  pairs = functools.partial(attention.pairs, platform, model)
   return pipelines.ranking_rows(rankings, model.width, pairs)
 
 

@@ -2,23 +2,24 @@
 
 They are computed anew for the gradient, from the log of each row's sum
 (arXiv:2205.14135), a block of queries at a time: what lies right of a block's
-last query is skipped, and a block's scores stay in a core's cache. On a GPU the
-library's own attention is taken.
+last query is skipped, and a block's scores stay in a core's cache. On a GPU
+cuDNN's own attention is taken where it has a kernel.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from instructgpt_jax import config as config_lib
 from instructgpt_jax.types import Array, Reach
 
 _LARGEST = 1024  # queries of a block
-_IN_BLOCKS = ("cpu", "tpu")  # platforms; others have the library's attention
+_GPUS = ("cuda", "gpu")  # as JAX calls them while lowering, and otherwise
 _EXCLUDED = -1e30  # finite: a row's largest score is subtracted from it
 
 _product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
@@ -51,13 +52,28 @@ def block_pairs(length: int, reach: Reach | None = None) -> list[int]:
   ]
 
 
+def has_kernel(dtype: Any, length: int, width: int, cap: float) -> bool:
+  """Whether cuDNN attends in rows of a length, by heads of a width.
+
+  It does not in float32, at odd lengths, with wide heads, and with caps.
+  """
+  half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
+  fits = length % 2 == 0 and width % 8 == 0 and width <= 128
+  return half and fits and not cap
+
+
 def pairs(
-  platform: str, cap: float, length: int, reach: Reach | None = None
+  platform: str,
+  model: config_lib.Model,
+  length: int,
+  reach: Reach | None = None,
 ) -> int:
   """Pairs of a query and a key whose score `attend` computes on a device."""
-  if platform in _IN_BLOCKS or cap:
-    return sum(block_pairs(length, reach))
-  return length * length  # the library knows neither blocks nor reach
+  if platform in _GPUS and has_kernel(
+    model.dtype, length, model.head_size, model.attention_cap
+  ):
+    return length * length  # cuDNN knows neither blocks nor reach
+  return sum(block_pairs(length, reach))
 
 
 def _cut(x: Array, stretches: list[slice]) -> Array:
@@ -144,24 +160,29 @@ def _attend(query, key, value, mask, cap, reach):
   return _forward(query, key, value, mask, cap, reach)[0]
 
 
-def _kernel(query: Array) -> Any:
-  """The library's kernel for [B, H, T, D / H]: cuDNN's where that can be had.
-
-  cuDNN has no kernel for float32, odd lengths and wide heads.
-  """
-  *_, length, width = query.shape
-  half = query.dtype in (jnp.bfloat16, jnp.float16)
-  fits = length % 2 == 0 and width % 8 == 0 and width <= 128
-  gpu = jax.default_backend() == "gpu"
-  return "cudnn" if gpu and half and fits else None
-
-
 def _library(query: Array, key: Array, value: Array, mask: Array) -> Array:
+  """By cuDNN; where there is none, as in a plan, by what counts the same."""
   rows = (x.swapaxes(1, 2) for x in (query, key, value))
+  gpu = jax.default_backend() == "gpu"
   found = jax.nn.dot_product_attention(
-    *rows, mask=mask[:, None], implementation=_kernel(query)
+    *rows, mask=mask[:, None], implementation="cudnn" if gpu else None
   )
   return found.swapaxes(1, 2)
+
+
+def _on_device(
+  blocks: Callable[..., Any],
+  library: Callable[..., Any],
+  query: Array,
+  cap: float,
+) -> Callable[..., Any]:
+  """Which of both attends to queries, or is chosen by the device."""
+  *_, length, width = query.shape
+  if not has_kernel(query.dtype, length, width, cap):
+    return blocks
+  return functools.partial(
+    jax.lax.platform_dependent, cuda=library, default=blocks
+  )
 
 
 def _forward(query, key, value, mask, cap, reach):
@@ -182,11 +203,8 @@ def _forward(query, key, value, mask, cap, reach):
     sums = jnp.zeros((*query.shape[:3], 1), jnp.float32)
     return _library(query, key, value, mask), sums
 
-  # The library knows no caps.
-  other = blocks if cap else library
-  found, logs = jax.lax.platform_dependent(
-    query, key, value, mask, default=other, **dict.fromkeys(_IN_BLOCKS, blocks)
-  )
+  attends = _on_device(blocks, library, query, cap)
+  found, logs = attends(query, key, value, mask)
   return found, (query, key, value, mask, found, logs)
 
 
@@ -224,10 +242,7 @@ def _backward(cap, reach, saved, slope):
     del found, logs
     return jax.vjp(lambda *x: _library(*x, mask), query, key, value)[1](slope)
 
-  other = blocks if cap else library
-  found = jax.lax.platform_dependent(
-    *saved, slope, default=other, **dict.fromkeys(_IN_BLOCKS, blocks)
-  )
+  found = _on_device(blocks, library, saved[0], cap)(*saved, slope)
   return *found, None
 
 

@@ -1,11 +1,13 @@
 """Attention in blocks against a float64 softmax, and what it leaves out."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from instructgpt_jax import types
+from instructgpt_jax import config, types
 from instructgpt_jax.models import attention, blocks
 
 HEADS, SIZE = 2, 4
@@ -98,16 +100,21 @@ def test_what_is_out_of_reach_is_not_read():
 
 
 def test_pairs_that_are_computed():
-  assert attention.pairs("cuda", 0.0, 700, types.Reach(20, 30)) == 700 * 700
+  half = config.Model(width=64, heads=1, dtype="bfloat16")
+  reach = types.Reach(20, 30)
+  # Four blocks of 64, each of which reads up to its end.
+  blocks = 64 * 64 * (1 + 2 + 3 + 4)
+  for platform in ("cuda", "gpu"):
+    assert attention.pairs(platform, half, 700, reach) == 700 * 700
+    # What cuDNN has no kernel for is read in blocks there too.
+    for other in ({"dtype": "float32"}, {"heads": 16}, {"attention_cap": 9.0}):
+      model = dataclasses.replace(half, **other)
+      assert attention.pairs(platform, model, 256) == blocks
   for platform in ("cpu", "tpu"):
-    assert attention.pairs(platform, 0.0, 64) == 64 * 64
-    # Four blocks of 64, each of which reads up to its end.
-    assert attention.pairs(platform, 0.0, 256) == 64 * 64 * (1 + 2 + 3 + 4)
+    assert attention.pairs(platform, half, 64) == 64 * 64
+    assert attention.pairs(platform, half, 256) == blocks
     # A later block reads its own keys, 30 before them and the prefix.
-    reach = types.Reach(20, 30)
-    assert attention.pairs(platform, 0.0, 256, reach) == 64 * (64 + 3 * 114)
-  # The library knows no caps, so these are read in blocks everywhere.
-  assert attention.pairs("cuda", 30.0, 256) == 64 * 64 * (1 + 2 + 3 + 4)
+    assert attention.pairs(platform, half, 256, reach) == 64 * (64 + 3 * 114)
 
 
 def test_other_platforms_attend_alike():
@@ -119,30 +126,34 @@ def test_other_platforms_attend_alike():
     np.testing.assert_allclose(x, y, atol=2e-5)
 
 
-def test_cudnn_is_asked_for_what_it_can_do(monkeypatch):
-  def kernel(length, width, dtype):
-    return attention._kernel(jnp.zeros((1, HEADS, length, width), dtype))
-
-  assert kernel(64, 64, jnp.bfloat16) is None  # there is no GPU here
-  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-  assert kernel(64, 64, jnp.bfloat16) == "cudnn"
-  for length, width, dtype in (
-    (64, 64, jnp.float32),
-    (63, 64, jnp.bfloat16),
-    (64, 12, jnp.bfloat16),
-    (64, 256, jnp.bfloat16),
+def test_cudnn_is_asked_for_what_it_can_do():
+  assert attention.has_kernel(jnp.bfloat16, 64, 64, 0.0)
+  assert attention.has_kernel("float16", 2, 128, 0.0)
+  for dtype, length, width, cap in (
+    (jnp.float32, 64, 64, 0.0),
+    (jnp.bfloat16, 63, 64, 0.0),
+    (jnp.bfloat16, 64, 12, 0.0),
+    (jnp.bfloat16, 64, 256, 0.0),
+    (jnp.bfloat16, 64, 64, 30.0),
   ):
-    assert kernel(length, width, dtype) is None
+    assert not attention.has_kernel(dtype, length, width, cap)
 
 
-def test_both_platforms_lower():
-  q, k, v, g, mask = make(100)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_scores_of_whole_rows_are_left_to_cudnn(platform, dtype):
+  """On a GPU in float32 too, which cuDNN has no kernel for."""
+  length = 512
+  x = jnp.zeros((1, HEADS, length, 16), dtype)
+  mask = jnp.tril(jnp.ones((1, length, length), bool))
 
   def loss(q, k, v):
-    return (attention.attend(q, k, v, mask) * g).sum()
+    return attention.attend(q, k, v, mask).astype(jnp.float32).sum()
 
-  for platform in ("cpu", "cuda", "tpu"):
-    jax.jit(jax.grad(loss)).trace(q, k, v).lower(lowering_platforms=(platform,))
+  traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(x, x, x)
+  text = traced.lower(lowering_platforms=(platform,)).as_text()
+  cudnn = platform == "cuda" and dtype == jnp.bfloat16
+  assert (f"1x{HEADS}x{length}x{length}xf32" in text) == cudnn
 
 
 def test_a_few_queries_read_a_longer_cache():

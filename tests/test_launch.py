@@ -115,7 +115,7 @@ def test_what_compiling_leaves_is_given_back():
 
 def test_a_run_looks_for_garbage_seldom_and_finds_it():
   code = """
-    import gc, sys, weakref
+    import gc, weakref
     from instructgpt_jax import launch
 
     class Ring: pass

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import work
-from instructgpt_jax.data import pipelines, transforms
+from instructgpt_jax.data import ranking_rows, transforms
 from instructgpt_jax.models import transformer
 from instructgpt_jax.models.generate import generate
 from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
@@ -69,20 +69,16 @@ def language_batch(model: str, index: int) -> LanguageBatch:
 
 
 def ranking_batch(found: work.Rankings, rows: int = 1) -> RankingBatch:
-  """As the pipelines lay rankings out, in so many rows a prompt."""
+  """As the pipelines lay out rankings, in so many rows a prompt."""
   rankings = [
     transforms.EncodedRanking(prompt, tuple(completions), tuple(ranks))
     for prompt, completions, ranks in zip(*found, strict=True)
   ]
-  width = pipelines.ranking_width(rankings[0], rows)
+  count = len(rankings)
+  layout = ranking_rows.Layout(rows=rows, groups=count)
   return next(
-    pipelines.ranking_batches(
-      rankings,
-      batch_size=len(rankings),
-      pad_id=0,
-      buckets=[width],
-      rows=rows,
-      shuffle=False,
+    ranking_rows.batches(
+      rankings, batch_size=count, pad_id=0, layout=layout, shuffle=False
     )
   )
 

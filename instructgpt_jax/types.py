@@ -5,13 +5,15 @@ Shape letters, used in every docstring:
   B  rows of a batch          T  positions of a row (prompt + response)
   P  prompt positions         N  response positions (new tokens)
   K  completions of a prompt  V  vocabulary        D  model width
+  G  groups of rankings       E  prompts of each   R  rows of each
   H  heads                    L  layers            S  cache slots
 
 `segments` numbers the documents of a row from 1; 0 is padding. A token attends
 to earlier tokens of its own segment only, and `positions` restart in each
 segment, so packed, left-padded and right-padded rows are all the same thing.
 A negative segment is a prefix that all later tokens of its row attend to as
-well: several completions share one prompt that way.
+well, up to the next one: several completions share one prompt that way. The
+prefixes of a row are −1, −2, …
 """
 
 from __future__ import annotations
@@ -55,19 +57,21 @@ class Reach(NamedTuple):
 
 @pytree
 class RankingBatch:
-  """One prompt with its K ranked completions is one element, of R rows.
+  """E prompts with their K ranked completions are one element, of R rows.
 
-  Each row begins with the prompt, as segment −1, and goes on with its share of
-  the completions, as segments 1, 2, …, whose positions go on from the prompt's.
-  With one row all completions share the prompt; with K rows none do.
+  Each row holds every prompt, as segments −1, −2, …, and behind it its share of
+  the completions, each a segment of its own whose positions go on from the
+  prompt's. With one row all completions of a prompt share it; with K rows none
+  do.
   """
 
-  tokens: Array  # [B, R, T] int32
-  segments: Array  # [B, R, T] int32, 0 is padding
-  positions: Array  # [B, R, T] int32
-  ends: Array  # [B, K] int32, place of each completion's last token in R · T
-  ranks: Array  # [B, K] int32, 1 is best, equal ranks are ties
-  valid: Array  # [B, K] bool, False on completions that fill up K
+  tokens: Array  # [G, R, T] int32
+  segments: Array  # [G, R, T] int32, 0 is padding
+  positions: Array  # [G, R, T] int32
+  ends: Array  # [G, E, K] int32, place of completions' last tokens in R · T
+  ranks: Array  # [G, E, K] int32, 1 is best, equal ranks are ties
+  valid: Array  # [G, E, K] bool, False on completions that fill up K
+  ids: Array  # [G, E] int32, which ranking it is; -1 fills up the batch
   reach: Reach | None = static(None)  # None: anything behind a token
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from instructgpt_jax import config
 from instructgpt_jax.data import records
@@ -340,3 +341,34 @@ def bucket_sizes(longest: int, *, count: int = 4) -> tuple[int, ...]:
   top = max(8, -(-longest // 8) * 8)
   sizes = {max(8, -(-top * i // (8 * count)) * 8) for i in range(1, count + 1)}
   return tuple(sorted(sizes))
+
+
+def few_lengths(needed: ArrayLike, spare: float, most: int) -> tuple[int, ...]:
+  """Lengths for rows of which each takes the smallest that holds it.
+
+  One after another, each where it saves most, until what they leave empty is a
+  small share: programs are compiled for each length.
+
+  Args:
+    needed: [n] int, tokens of each row or of the longest row of each batch.
+    spare: share of the needed tokens that may be left empty.
+    most: how many lengths there may be.
+
+  Returns:
+    Multiples of 8, ascending.
+  """
+  rounded = np.maximum(-(-np.asarray(needed) // 8) * 8, 8)
+  sizes, counts = np.unique(rounded, return_counts=True)
+  enough = (1 + spare) * np.sum(needed)
+  lengths = [int(sizes[-1])]
+
+  def taken(lengths: list[int]) -> int:
+    held = np.sort(lengths)
+    return (counts * held[np.searchsorted(held, sizes)]).sum()
+
+  while taken(lengths) > enough and len(lengths) < most:
+    found = min(sizes.tolist(), key=lambda n: taken([*lengths, n]))
+    if found in lengths:
+      break
+    lengths.append(found)
+  return tuple(sorted(lengths))

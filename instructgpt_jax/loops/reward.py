@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from instructgpt_jax import config as config_lib
 from instructgpt_jax import statistics
-from instructgpt_jax.data import pipelines, records, transforms
+from instructgpt_jax.data import ranking_rows, records, transforms
 from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.loops import (
@@ -84,15 +84,20 @@ def train(config: config_lib.RewardExperiment, directory: str) -> None:
   if section.normalize:
     demonstrations = inputs.demonstrations(config.data, tokenizer).train
   mesh = mesh_lib.make_mesh(config.mesh)
-  rows = rows_of(train_set, model.config)
-  batches = pipelines.ranking_batches(
+  order = dict(
+    batch_size=section.batch_size, seed=config.seed, epochs=section.epochs
+  )
+  size = section.microbatch or section.batch_size
+  batches = ranking_rows.batches(
     train_set,
-    batch_size=section.batch_size,
-    seed=config.seed,
-    epochs=section.epochs,
     pad_id=tokenizer.pad_id,
-    buckets=_buckets(train_set, rows),
-    rows=rows,
+    layout=layout_of(
+      train_set,
+      model.config,
+      parts=max(section.batch_size // size, 1) * mesh_lib.batch_shards(mesh),
+      **order,
+    ),
+    **order,
     **mesh_lib.shard(section.batch_size, mesh),
   )
   total_steps = -(-section.epochs * len(train_set) // section.batch_size)
@@ -156,15 +161,25 @@ def train(config: config_lib.RewardExperiment, directory: str) -> None:
   files.mark_complete(directory, summary)
 
 
-def rows_of(
+def layout_of(
   rankings: Sequence[transforms.EncodedRanking],
   model: config_lib.Model,
   platform: str = "",
-) -> int:
-  """Rows of a ranking, 1 or K, as is cheaper on a platform; here when empty."""
+  **order: Any,
+) -> ranking_rows.Layout:
+  """The cheapest layout on a platform; here when empty.
+
+  Args:
+    rankings: encoded rankings.
+    model: the network.
+    platform: as JAX calls it.
+    order: other arguments of `ranking_rows.choose`.
+  """
   platform = platform or jax.default_backend()
   pairs = functools.partial(attention.pairs, platform, model)
-  return pipelines.ranking_rows(rankings, model.width, pairs)
+  return ranking_rows.choose(
+    rankings, model_width=model.width, pairs=pairs, **order
+  )
 
 
 def count_held_out(
@@ -176,28 +191,24 @@ def count_held_out(
   batch_size: int = 16,
 ) -> Counts:
   """How a reward model orders rankings; labelers' ties are no pairs."""
-  size = mesh_lib.fill(batch_size, mesh)
-  rows = rows_of(rankings, model.config)
-  parts = [
-    mesh_lib.fetch(
-      _count_pairs(mesh)(model, params, mesh_lib.put_whole(batch, mesh))
-    )
-    for batch in pipelines.ranking_batches(
-      rankings,
-      batch_size=size,
-      pad_id=tokenizer.pad_id,
-      buckets=_buckets(rankings, rows),
-      rows=rows,
-      shuffle=False,
-    )
-  ]
-  columns = (
-    np.concatenate(column)[: len(rankings)].astype(np.float64)
-    for column in zip(*parts, strict=True)
+  order = dict(batch_size=mesh_lib.fill(batch_size, mesh), shuffle=False)
+  layout = layout_of(
+    rankings, model.config, parts=mesh_lib.batch_shards(mesh), **order
   )
   place: dict[bytes, int] = {}
   units = [place.setdefault(r.prompt.tobytes(), len(place)) for r in rankings]
-  return Counts(*(np.bincount(units, weights=column) for column in columns))
+  totals = np.zeros((len(Counts._fields), len(place)))
+  for batch in ranking_rows.batches(
+    rankings, pad_id=tokenizer.pad_id, layout=layout, **order
+  ):
+    found = mesh_lib.fetch(
+      _count_pairs(mesh)(model, params, mesh_lib.put_whole(batch, mesh))
+    )
+    real = batch.ids >= 0
+    unit = np.asarray(units)[batch.ids[real]]
+    for total, counted in zip(totals, found, strict=True):
+      np.add.at(total, unit, counted[real])
+  return Counts(*totals)
 
 
 class _Chosen(NamedTuple):
@@ -268,10 +279,3 @@ def demonstration_scores(
     )
   ]
   return scoring.score(model, params, examples, mesh)
-
-
-def _buckets(
-  rankings: Sequence[transforms.EncodedRanking], rows: int
-) -> tuple[int, ...]:
-  longest = max(pipelines.ranking_width(r, rows) for r in rankings)
-  return transforms.bucket_sizes(longest)

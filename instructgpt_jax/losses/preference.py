@@ -14,11 +14,11 @@ def comparable_pairs(ranks: ArrayLike, valid: ArrayLike) -> Array:
   """Which ordered pairs (winner, loser) a ranking holds; ties are in none.
 
   Args:
-    ranks: [B, K] int, 1 is best, equal ranks are ties.
-    valid: [B, K] bool, False on completions that fill up K.
+    ranks: […, K] int, 1 is best, equal ranks are ties.
+    valid: […, K] bool, False on completions that fill up K.
 
   Returns:
-    [B, K, K] bool, True at [b, w, l] where completion w beats l.
+    […, K, K] bool, True at […, w, l] where completion w beats l.
   """
   ranks, valid = jnp.asarray(ranks), masked.as_mask(valid)
   better = ranks[..., :, None] < ranks[..., None, :]
@@ -29,15 +29,15 @@ def count_prompts(ranks: ArrayLike, valid: ArrayLike) -> Array:
   """Prompts with at least one pair: the `normalizer` of `ranking_loss`.
 
   Args:
-    ranks: [B, K] int.
-    valid: [B, K] bool.
+    ranks: […, K] int.
+    valid: […, K] bool.
   """
   found = jnp.any(comparable_pairs(ranks, valid), axis=(-2, -1))
   return jnp.sum(found.astype(jnp.float32))
 
 
 def _margins(scores: ArrayLike) -> Array:
-  """[B, K, K] score of the row's completion minus that of the column's."""
+  """[…, K, K] score of the row's completion minus that of the column's."""
   scores = masked.as_float(scores)
   return scores[..., :, None] - scores[..., None, :]
 
@@ -53,12 +53,12 @@ def pair_accuracy(
   """How many pairs of each prompt the scores put in the right order.
 
   Args:
-    scores: [B, K] scalar rewards.
-    ranks: [B, K] int, 1 is best.
-    valid: [B, K] bool.
+    scores: […, K] scalar rewards.
+    ranks: […, K] int, 1 is best.
+    valid: […, K] bool.
 
   Returns:
-    [B] pairs in the right order (equal scores count ½), and [B] pairs.
+    […] pairs in the right order (equal scores count ½), and […] pairs.
   """
   pairs = comparable_pairs(ranks, valid)
   won = _won(_margins(scores))
@@ -70,12 +70,12 @@ def pair_losses(scores: ArrayLike, ranks: ArrayLike, valid: ArrayLike) -> Array:
   """Sum of −log σ(r_w − r_l) over each prompt's pairs.
 
   Args:
-    scores: [B, K] scalar rewards.
-    ranks: [B, K] int, 1 is best.
-    valid: [B, K] bool.
+    scores: […, K] scalar rewards.
+    ranks: […, K] int, 1 is best.
+    valid: […, K] bool.
 
   Returns:
-    [B], to be divided by the number of pairs (`pair_accuracy`).
+    […], to be divided by the number of pairs (`pair_accuracy`).
   """
   pairs = comparable_pairs(ranks, valid)
   losses = -jax.nn.log_sigmoid(jnp.where(pairs, _margins(scores), 0))
@@ -96,9 +96,9 @@ def ranking_loss(
   every prompt that has a pair weighs the same.
 
   Args:
-    scores: [B, K] scalar rewards.
-    ranks: [B, K] int, 1 is best, equal ranks are ties.
-    valid: [B, K] bool, False on completions that fill up K.
+    scores: […, K] scalar rewards.
+    ranks: […, K] int, 1 is best, equal ranks are ties.
+    valid: […, K] bool, False on completions that fill up K.
     normalizer: prompts with a pair in the whole batch (`count_prompts`), when
       this is one of its microbatches.
 

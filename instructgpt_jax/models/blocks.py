@@ -30,14 +30,16 @@ Views = tuple[View, ...]  # one, or that of full layers and of windowed ones
 
 
 def attention_mask(segments: Array) -> Array:
-  """[B, T] segments → [B, T, T]: causal, within a segment or to a prefix.
+  """[B, T] segments → [B, T, T]: causal, within a segment or to its prefix.
 
   Padding is segment 0, and what it attends to is read by nothing real.
   """
   length = segments.shape[1]
   causal = jnp.tril(jnp.ones((length, length), bool))
+  newest = jax.lax.cummin(segments, axis=1)  # prefixes count down
+  prefix = jnp.where(newest < 0, newest, segments)
   query, key = segments[:, :, None], segments[:, None, :]
-  return causal & ((query == key) | (key < 0))
+  return causal & ((query == key) | (prefix[:, :, None] == key))
 
 
 def views(

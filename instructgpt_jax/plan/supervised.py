@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from instructgpt_jax import config as config_lib
-from instructgpt_jax.data import pipelines, transforms
+from instructgpt_jax.data import ranking_rows, transforms
 from instructgpt_jax.loops import (
   inputs,
   language,
@@ -86,11 +86,15 @@ def reward(
     [[0] * data.max_response_tokens] * count,
     list(range(count)),
   )
-  rows = reward_loop.rows_of([longest], config.model, platform)
-  length = pipelines.ranking_width(longest, rows)
-  tokens, labels = (
+  # Rankings that are all as long gain nothing from a row in common.
+  rows = reward_loop.layout_of(
+    [longest], config.model, platform, batch_size=1
+  ).rows
+  length = ranking_rows.width(longest, rows)
+  tokens, labels, ids = (
     shapes.ints(prompts, rows, length),
-    shapes.ints(prompts, count),
+    shapes.ints(prompts, 1, count),
+    shapes.ints(prompts, 1),
   )
   batch = shapes.split_rows(
     mesh,
@@ -101,7 +105,8 @@ def reward(
       ends=labels,
       ranks=labels,
       valid=jax.ShapeDtypeStruct(labels.shape, jnp.bool_),
-      reach=pipelines.ranking_reach([longest]),
+      ids=ids,
+      reach=ranking_rows.reach([longest], rows, alone=True),
     ),
   )
   return _supervised(

@@ -69,19 +69,18 @@ def score_rankings(
   *,
   dropout_key: Array | None = None,
 ) -> Array:
-  """[B, K] scores; every completion goes through the network once.
+  """[G, E, K] scores; every completion goes through the network once.
 
   So does the prompt in each of its rows, which the row's completions share.
   """
-  prompts, rows, length = batch.tokens.shape
+  groups, rows, length = batch.tokens.shape
   tokens, segments, positions = (
     x.reshape(-1, length)
     for x in (batch.tokens, batch.segments, batch.positions)
   )
-  # All ends in each of a prompt's rows; one row's values are its own.
-  columns = jnp.broadcast_to(
-    batch.ends[:, None] % length, (prompts, rows, batch.ends.shape[1])
-  )
+  # All ends in each of a group's rows; one row's values are its own.
+  ends = batch.ends.reshape(groups, 1, -1)
+  columns = jnp.broadcast_to(ends % length, (groups, rows, ends.shape[2]))
   values = model.apply(
     {"params": params},
     tokens,
@@ -89,18 +88,21 @@ def score_rankings(
     positions,
     deterministic=dropout_key is None,
     reach=batch.reach,
-    wanted=columns.reshape(prompts * rows, -1),
+    wanted=columns.reshape(groups * rows, -1),
     rngs=None if dropout_key is None else {"dropout": dropout_key},
   )
   values = values.reshape(columns.shape)
-  row = batch.ends[:, None] // length
-  return jnp.take_along_axis(values, row, axis=1)[:, 0]
+  found = jnp.take_along_axis(values, ends // length, axis=1)
+  return found.reshape(batch.ends.shape)
 
 
 def count_pairs(
   model: ScalarModel, params: PyTree, batch: RankingBatch
 ) -> tuple[Array, Array, Array]:
-  """[B] pairs in the labeler's order, [B] pairs, and [B] their summed loss."""
+  """Of each prompt [G, E] pairs in the labeler's order, pairs, and their loss.
+
+  The loss is summed over a prompt's pairs.
+  """
   scores = score_rankings(model, params, batch)
   correct, pairs = preference.pair_accuracy(scores, batch.ranks, batch.valid)
   return (
@@ -120,7 +122,7 @@ def train_step(
   seed: int,
   microbatch: int = 0,
 ) -> tuple[TrainState, Metrics]:
-  """One update on B prompts with their K completions.
+  """One update on B = G · E prompts with their K completions.
 
   Args:
     state: what is trained.
@@ -129,8 +131,13 @@ def train_step(
     model: the reward model.
     optimizer: of the state.
     seed: of dropout.
-    microbatch: prompts at a time; 0 is all.
+    microbatch: prompts at a time, a multiple of E; 0 is all.
   """
+  together = batch.ids.shape[1]
+  if microbatch < batch.ids.size and microbatch % together:
+    raise ValueError(
+      f"microbatch {microbatch} parts the {together} prompts of a group"
+    )
   normalizer = preference.count_prompts(batch.ranks, batch.valid)
   key = None
   if model.config.dropout:
@@ -145,7 +152,7 @@ def train_step(
     )
 
   loss, grads, metrics = state_lib.accumulate(
-    loss_fn, state.params, batch, microbatch
+    loss_fn, state.params, batch, microbatch // together
   )
   metrics = {"loss": loss, **metrics, "grad_norm": optax.tree.norm(grads)}
   return state_lib.apply_gradients(state, grads, optimizer), metrics

@@ -87,7 +87,7 @@ def test_layouts_of_a_ranking_score_alike():
   score = jax.jit(functools.partial(reward.score_rankings, network))
   found = work.rankings("tiny", 3)
   shared, rows, pairs = (
-    np.asarray(score(params, batch))
+    np.asarray(score(params, batch))[:, 0]
     for batch in (
       ours.ranking_batch(found),
       ours.ranking_batch(found, rows=work.COMPLETIONS),

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from instructgpt_jax.data import pipelines, transforms
-from instructgpt_jax.models import blocks
+from instructgpt_jax.data import pipelines, ranking_rows
+from tests.data.ranked import rankings_of
 
 
 def rows_of(count, length=4, first=100):
@@ -17,17 +17,6 @@ def rows_of(count, length=4, first=100):
     positions=np.tile(np.arange(length, dtype=np.int32), (count, 1)),
     weights=np.ones((count, length), np.float32),
   )
-
-
-def rankings_of(count):
-  return [
-    transforms.EncodedRanking(
-      np.full(1 + i % 4, 10 + i, np.int32),
-      tuple(np.full(1 + j, 50 + j, np.int32) for j in range(2 + i % 3)),
-      tuple(range(1, 3 + i % 3)),
-    )
-    for i in range(count)
-  ]
 
 
 def prompts_of(count):
@@ -45,8 +34,9 @@ def mixed(**kw):
 
 
 def ranking(**kw):
-  return pipelines.ranking_batches(
-    rankings_of(7), batch_size=4, pad_id=0, buckets=(8, 14), **kw
+  layout = ranking_rows.Layout(rows=1, groups=2)
+  return ranking_rows.batches(
+    rankings_of(7), batch_size=4, pad_id=0, layout=layout, **kw
   )
 
 
@@ -174,104 +164,6 @@ def test_mixed_share_of_nothing_and_of_little():
   with pytest.raises(ValueError, match="length"):
     pipelines.mixed_language_batches(
       rows_of(2, 4), rows_of(2, 8), 0.5, batch_size=4
-    )
-
-
-@pytest.mark.parametrize("rows", [1, 2, 4])
-def test_rankings(rows):
-  data = rankings_of(7)
-  seen = []
-  for batch in ranking(seed=0, epochs=1, rows=rows):
-    assert batch.tokens.shape[:2] == (4, rows) and batch.ends.shape == (4, 4)
-    width, longest = batch.tokens.shape[2], 0
-    for b in range(4):
-      tokens, segments = batch.tokens[b], batch.segments[b]
-      k = batch.valid[b].sum()
-      if not k:
-        assert not segments.any() and not tokens.any()
-        continue
-      i = tokens[0, 0] - 10
-      seen.append(i)
-      assert batch.ranks[b, :k].tolist() == list(data[i].ranks)
-      share = -(-k // rows)
-      for j in range(k):
-        row, place = divmod(j, share)
-        prompt = segments[row] == -1
-        mine = segments[row] == place + 1
-        assert tokens[row][prompt].tolist() == data[i].prompt.tolist()
-        assert tokens[row][mine].tolist() == data[i].completions[j].tolist()
-        last = np.flatnonzero(mine)[-1]
-        assert batch.ends[b, j] == row * width + last
-        alone = np.flatnonzero(prompt | mine)
-        assert batch.positions[b, row, alone].tolist() == [*range(len(alone))]
-      real = sum(map(len, data[i].completions))
-      used = segments.any(axis=1).sum()
-      assert (segments != 0).sum() == real + used * len(data[i].prompt)
-      longest = max(longest, (segments != 0).sum(axis=1).max())
-    assert width == transforms.bucket(longest, (8, 14))
-  assert sorted(seen) == [*range(7)]
-
-
-@pytest.mark.parametrize("rows", [1, 2])
-def test_no_token_looks_beyond_its_batchs_reach(rows):
-  rng = np.random.default_rng(3)
-
-  def ids(most):
-    return np.ones(rng.integers(1, most + 1), np.int32)
-
-  data = [
-    transforms.EncodedRanking(ids(70), [ids(45) for _ in range(k)], [*range(k)])
-    for k in (1, 2, 4, 6)
-  ]
-  longest = max(len(r.prompt) for r in data)
-  batch = next(
-    pipelines.ranking_batches(
-      data, batch_size=4, pad_id=0, buckets=(400,), rows=rows
-    )
-  )
-  first, last = batch.reach
-  assert longest <= first < longest + 32
-  segments = batch.segments.reshape(-1, 400)
-  _, query, key = np.nonzero(
-    np.asarray(blocks.attention_mask(segments)) & (segments != 0)[..., None]
-  )
-  assert ((key < first) | (query - key < last)).all()
-  assert (query - key >= last).any()
-
-
-def test_a_prompt_is_shared_when_that_is_cheaper():
-  def of(prompt, completion, k):
-    return transforms.EncodedRanking(
-      np.ones(prompt, np.int32), [np.ones(completion, np.int32)] * k, [1] * k
-    )
-
-  def rows(prompt, completion, width, pairs):
-    return pipelines.ranking_rows([of(prompt, completion, 9)], width, pairs)
-
-  def reaching(length, reach):
-    return length * min(length, reach.first + reach.last)
-
-  def whole(length, reach):
-    del reach
-    return length * length
-
-  assert rows(128, 64, 256, reaching) == 1
-  assert rows(40, 200, 64, reaching) == 1
-  assert rows(1, 200, 64, reaching) == 9, "a reach is rounded up"
-  # Where whole rows are read, those of many completions are dear,
-  assert rows(40, 200, 64, whole) == 9
-  # but the wider the model, the less attention counts.
-  assert rows(40, 200, 8192, whole) == 1
-
-
-def test_rankings_that_fit_no_bucket():
-  with pytest.raises(ValueError, match="bucket"):
-    pipelines.ranking_batches(
-      rankings_of(3), batch_size=1, pad_id=0, buckets=(3,)
-    )
-  with pytest.raises(ValueError, match="completions"):
-    pipelines.ranking_batches(
-      rankings_of(3), batch_size=1, pad_id=0, buckets=(16,), completions=2
     )
 
 

@@ -176,6 +176,20 @@ def test_padding():
     transforms.left_pad([np.arange(4)], 3, 9)
 
 
+def test_few_lengths_hold_all_and_waste_little():
+  rng = np.random.default_rng(0)
+  needed = rng.integers(300, 700, 500)
+  for spare, most in ((0.5, 9), (0.1, 9), (0.02, 9), (0.02, 3), (0.0, 1)):
+    lengths = transforms.few_lengths(needed, spare, most)
+    assert lengths == tuple(sorted(set(lengths))) and len(lengths) <= most
+    assert all(n % 8 == 0 for n in lengths) and lengths[-1] == 704
+    taken = sum(transforms.bucket(n, lengths) for n in needed.tolist())
+    assert len(lengths) == most or taken <= (1 + spare) * needed.sum()
+  assert transforms.few_lengths([500] * 9 + [40] * 9, 0.1, 2) == (40, 504)
+  assert transforms.few_lengths([500] * 9, 0.0, 9) == (504,)
+  assert transforms.few_lengths([0], 0.1, 9) == (8,)
+
+
 def test_buckets():
   assert [transforms.bucket(n, (8, 32, 16)) for n in (1, 8, 9, 32)] == [
     8, 8, 16, 32,

@@ -72,9 +72,10 @@ def _rankings() -> RankingBatch:
     tokens=_ids(ROWS, 1, LENGTH),
     segments=ones,
     positions=np.cumsum(ones, axis=2, dtype=np.int32) - 1,
-    ends=ends,
-    ranks=np.tile(np.int32([2, 1, 3]), (ROWS, 1)),
-    valid=np.ones((ROWS, 3), bool),
+    ends=ends[:, None],
+    ranks=np.tile(np.int32([2, 1, 3]), (ROWS, 1, 1)),
+    valid=np.ones((ROWS, 1, 3), bool),
+    ids=np.arange(ROWS, dtype=np.int32)[:, None],
   )
 
 

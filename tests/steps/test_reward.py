@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from instructgpt_jax import config
-from instructgpt_jax.data import pipelines, transforms
+from instructgpt_jax.data import ranking_rows, transforms
 from instructgpt_jax.models import transformer
 from instructgpt_jax.models.transformer import ScalarModel
 from instructgpt_jax.steps import reward as reward_step
@@ -41,9 +41,10 @@ def pack(elements, ranks, width, pad=0, rows=1):
     tokens=tokens,
     segments=segments,
     positions=positions,
-    ends=ends,
-    ranks=np.asarray(ranks, np.int32),
-    valid=valid,
+    ends=ends[:, None],
+    ranks=np.asarray(ranks, np.int32)[:, None],
+    valid=valid[:, None],
+    ids=np.arange(len(elements), dtype=np.int32)[:, None],
   )
 
 
@@ -126,20 +127,20 @@ def test_invariant_05_the_last_real_token_is_scored_on_either_side(
 
 
 def scores_twin(params):
-  """[B, K] each completion run alone behind its prompt; NaN where none is."""
-  result = np.full((4, 3), np.nan)
+  """[B, 1, K] each completion alone behind its prompt; NaN where none is."""
+  result = np.full((4, 1, 3), np.nan)
   for b, (prompt, completions) in enumerate(make_elements()):
     for k, completion in enumerate(completions):
       if completion is not None:
         row = np.array([prompt + completion])
-        result[b, k] = twin.scalars(params, row, np.ones_like(row))[0, -1]
+        result[b, 0, k] = twin.scalars(params, row, np.ones_like(row))[0, -1]
   return result
 
 
 def test_completions_that_share_a_prompt_score_as_alone(model, params, batch):
   score = twin.jit(functools.partial(reward_step.score_rankings, model))
   found, expected = score(params, batch), scores_twin(params)
-  assert found.shape == (4, 3) and found.dtype == jnp.float32
+  assert found.shape == (4, 1, 3) and found.dtype == jnp.float32
   np.testing.assert_allclose(
     found[batch.valid], expected[batch.valid], rtol=1e-4, atol=1e-4
   )
@@ -157,21 +158,22 @@ def test_completions_that_share_a_prompt_score_as_alone(model, params, batch):
   "changes",
   [{}, {"scan_layers": True, "remat": "full", "positions": "rotary"}],
 )
-def test_a_batchs_reach_changes_neither_scores_nor_gradients(changes):
+@pytest.mark.parametrize("groups", [4, 2])
+def test_a_batchs_reach_changes_neither_scores_nor_gradients(changes, groups):
   rng = np.random.default_rng(8)
 
   def ids(most):
     return rng.integers(2, 13, rng.integers(1, most + 1)).astype(np.int32)
 
   batch = next(
-    pipelines.ranking_batches(
+    ranking_rows.batches(
       [
         transforms.EncodedRanking(ids(40), [ids(30) for _ in range(9)], [1] * 9)
-        for _ in range(3)
+        for _ in range(4)
       ],
-      batch_size=3,
+      batch_size=4,
       pad_id=0,
-      buckets=(320,),
+      layout=ranking_rows.Layout(rows=1, groups=groups),
     )
   )
   assert batch.reach is not None
@@ -181,7 +183,7 @@ def test_a_batchs_reach_changes_neither_scores_nor_gradients(changes):
   def run(params, batch):
     def total(params):
       scores = reward_step.score_rankings(model, params, batch)
-      return (scores * jnp.arange(1, 28).reshape(3, 9)).sum(), scores
+      return (scores * jnp.arange(1, 37).reshape(scores.shape)).sum(), scores
 
     return jax.grad(total, has_aux=True)(params)
 
@@ -194,11 +196,66 @@ def test_a_batchs_reach_changes_neither_scores_nor_gradients(changes):
     np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4 * np.abs(y).max())
 
 
+def encoded():
+  """The elements that have all their completions."""
+  return [
+    transforms.EncodedRanking(np.array(prompt), completions, ranks)
+    for (prompt, completions), ranks in zip(make_elements(), RANKS, strict=True)
+    if all(completions)
+  ] * 3
+
+
+def in_groups(groups, rows=1):
+  found = encoded()[:8]
+  return next(
+    ranking_rows.batches(
+      found,
+      batch_size=8,
+      pad_id=9,
+      layout=ranking_rows.Layout(rows, groups),
+      shuffle=False,
+    )
+  )
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("changes", [{}, {"scan_layers": True}])
+def test_rankings_that_share_a_row_score_and_learn_as_alone(
+  groups, rows, changes
+):
+  model = ScalarModel(twin.make_config(layers=2, **changes))
+  params = twin.make_params(model)
+  score = twin.jit(functools.partial(reward_step.score_rankings, model))
+  step = make_step(model, optax.sgd(0.1))
+  alone, packed = in_groups(8), in_groups(groups, rows)
+  assert packed.ids.shape == (groups, 8 // groups)
+
+  def by_ranking(batch):
+    found = np.zeros((8, 3), np.float32)
+    found[batch.ids.ravel()] = np.asarray(score(params, batch)).reshape(8, 3)
+    return found
+
+  expected = by_ranking(alone)
+  assert np.ptp(expected) > 0.1
+  np.testing.assert_allclose(by_ranking(packed), expected, atol=1e-5, rtol=1e-5)
+  same(step(start(params), alone), step(start(params), packed))
+  if groups > 1:
+    parts = step(start(params), packed, microbatch=8 // groups)
+    same(step(start(params), alone), parts)
+  if groups < 8:
+    with pytest.raises(ValueError, match="parts the"):
+      step(start(params), packed, microbatch=1)
+
+
 def test_pairs_are_counted_by_prompt(model, params, batch):
-  correct, pairs, loss = twin.jit(
-    functools.partial(reward_step.count_pairs, model)
-  )(params, batch)
-  scores = scores_twin(params)
+  correct, pairs, loss = (
+    np.squeeze(x, axis=1)
+    for x in twin.jit(functools.partial(reward_step.count_pairs, model))(
+      params, batch
+    )
+  )
+  scores, valid = scores_twin(params)[:, 0], batch.valid[:, 0]
   np.testing.assert_array_equal(pairs, [3, 2, 0, 1])
   for b, ranks in enumerate(RANKS):
     right = sum(
@@ -211,7 +268,7 @@ def test_pairs_are_counted_by_prompt(model, params, batch):
       np.logaddexp(0, scores[b, j] - scores[b, i])
       for i in range(3)
       for j in range(3)
-      if ranks[i] < ranks[j] and batch.valid[b, i] and batch.valid[b, j]
+      if ranks[i] < ranks[j] and valid[b, i] and valid[b, j]
     )
     np.testing.assert_allclose(loss[b], expected, rtol=1e-4, atol=1e-6)
   assert 0 < correct.sum() < 6
@@ -219,16 +276,15 @@ def test_pairs_are_counted_by_prompt(model, params, batch):
 
 def test_step_equals_twin(step, params, batch):
   _, metrics = step(start(params), batch)
-  scores = scores_twin(params)
+  scores = scores_twin(params)[:, 0]
+  ranks, valid = batch.ranks[:, 0], batch.valid[:, 0]
   losses, right = [], []
   for b in range(4):
     pairs = [
       scores[b, i] - scores[b, j]
       for i in range(3)
       for j in range(3)
-      if batch.ranks[b, i] < batch.ranks[b, j]
-      and batch.valid[b, i]
-      and batch.valid[b, j]
+      if ranks[b, i] < ranks[b, j] and valid[b, i] and valid[b, j]
     ]
     if pairs:
       losses.append(np.mean(np.log1p(np.exp(-np.array(pairs)))))
@@ -275,8 +331,8 @@ def test_invariant_25_order_of_completions_does_not_matter(step, params, batch):
 
 def test_completions_that_fill_up_change_nothing(step, params, batch):
   ends = batch.ends.copy()
-  assert not batch.valid[3, 0]
-  ends[3, 0] = 3
+  assert not batch.valid[3, 0, 0]
+  ends[3, 0, 0] = 3
   other = RankingBatch(**{**batch.__dict__, "ends": ends})
   same(step(start(params), batch), step(start(params), other), 1e-7)
 

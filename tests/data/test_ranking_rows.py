@@ -1,0 +1,198 @@
+"""Rankings in rows: each whole, told apart, and with little padding."""
+
+import math
+
+import numpy as np
+import pytest
+
+from instructgpt_jax.data import ranking_rows
+from instructgpt_jax.data.ranking_rows import Layout
+from instructgpt_jax.data.transforms import EncodedRanking
+from instructgpt_jax.models import attention, blocks
+from instructgpt_jax.presets import model as model_preset
+from tests.data.ranked import ragged, rankings_of
+
+
+def in_batches(data, rows, groups, **kw):
+  return list(
+    ranking_rows.batches(
+      data, batch_size=4, pad_id=0, layout=Layout(rows, groups), **kw
+    )
+  )
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_each_ranking_stands_whole_in_its_rows(rows, groups):
+  data = rankings_of(7)
+  seen = []
+  for batch in in_batches(data, rows, groups, seed=0):
+    length = batch.tokens.shape[2]
+    assert batch.tokens.shape[:2] == (groups, rows) and length % 8 == 0
+    assert batch.ends.shape == (groups, 4 // groups, 4)
+    real = 0
+    for (g, e), i in np.ndenumerate(batch.ids):
+      if i < 0:
+        assert not batch.valid[g, e].any()
+        continue
+      seen.append(i)
+      prompt, completions, ranks = data[i]
+      k = len(ranks)
+      assert batch.valid[g, e].tolist() == [j < k for j in range(4)]
+      assert batch.ranks[g, e, :k].tolist() == list(ranks)
+      used = set()
+      for j in range(k):
+        row, end = divmod(batch.ends[g, e, j], length)
+        used.add(row)
+        segments = batch.segments[g, row]
+        mine = np.flatnonzero(segments == segments[end])
+        before = np.flatnonzero(segments == -e - 1)
+        assert mine[-1] == end and before[-1] < mine[0]
+        for places, expected in ((before, prompt), (mine, completions[j])):
+          assert (np.diff(places) == 1).all()
+          assert batch.tokens[g, row, places].tolist() == expected.tolist()
+        alone = np.concatenate([before, mine])
+        assert batch.positions[g, row, alone].tolist() == [*range(len(alone))]
+        real += len(mine)
+      assert len(used) == math.ceil(k / math.ceil(k / rows))
+      real += len(used) * len(prompt)
+    assert (batch.segments != 0).sum() == real
+    assert not batch.tokens[batch.segments == 0].any()
+  assert sorted(seen) == [*range(7)]
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_tokens_see_their_prompt_and_their_completion(rows, groups):
+  for batch in in_batches(rankings_of(7), rows, groups):
+    length = batch.tokens.shape[2]
+    segments = batch.segments.reshape(-1, length)
+    mask = np.asarray(blocks.attention_mask(segments))
+    owner = np.zeros_like(segments)
+    for row, own in zip(segments, owner, strict=True):
+      for t in range(length):
+        own[t] = row[t] if row[t] < 0 else own[t - 1] if t else 0
+    for b, q in np.argwhere(segments):
+      expected = [
+        k <= q and segments[b, k] in (segments[b, q], owner[b, q])
+        for k in range(length)
+      ]
+      assert mask[b, q].tolist() == expected
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_no_token_looks_beyond_its_batchs_reach(rows, groups):
+  rng = np.random.default_rng(3)
+
+  def ids(most):
+    return np.ones(rng.integers(1, most + 1), np.int32)
+
+  data = [
+    EncodedRanking(ids(70), [ids(45) for _ in range(k)], [*range(k)])
+    for k in (1, 2, 4, 6)
+  ]
+  (batch,) = in_batches(data, rows, groups)
+  first, last = batch.reach
+  if groups == 4:
+    longest = max(len(r.prompt) for r in data)
+    assert longest <= first < longest + 32
+  else:
+    longest = max(ranking_rows.width(r, rows) for r in data)
+    assert first == 0 and longest <= last < longest + 32
+  segments = batch.segments.reshape(-1, batch.segments.shape[2])
+  _, query, key = np.nonzero(
+    np.asarray(blocks.attention_mask(segments)) & (segments != 0)[..., None]
+  )
+  assert ((key < first) | (query - key < last)).all()
+  assert (query - key >= last - 64).any()
+
+
+def of(prompt, completion, k):
+  return EncodedRanking(
+    np.ones(prompt, np.int32), [np.ones(completion, np.int32)] * k, [1] * k
+  )
+
+
+def test_a_prompt_is_shared_when_that_is_cheaper():
+  def rows(prompt, completion, width, pairs):
+    return ranking_rows.choose(
+      [of(prompt, completion, 9)],
+      batch_size=1,
+      model_width=width,
+      pairs=pairs,
+    ).rows
+
+  def reaching(length, reach):
+    return length * min(length, reach.first + reach.last)
+
+  def whole(length, reach):
+    del reach
+    return length * length
+
+  assert rows(128, 64, 256, reaching) == 1
+  assert rows(40, 200, 64, reaching) == 1
+  assert rows(1, 200, 64, reaching) == 9, "a reach is rounded up"
+  # Where whole rows are read, those of many completions are dear,
+  assert rows(40, 200, 64, whole) == 9
+  # but the wider the model, the less attention counts.
+  assert rows(40, 200, 8192, whole) == 1
+
+
+def chosen(data, batch_size=32, platform="cpu", **kw):
+  model = model_preset("350m")
+  return ranking_rows.choose(
+    data,
+    batch_size=batch_size,
+    model_width=model.width,
+    pairs=lambda *row: attention.pairs(platform, model, *row),
+    **kw,
+  )
+
+
+def test_rankings_share_rows_when_that_is_cheaper():
+  same = [of(48, 20, 4)] * 64
+  assert chosen(same) == Layout(1, 32), "there is no padding to save"
+  assert chosen(ragged(400)).groups < 32
+  assert chosen([of(300, 400, 9)] * 63 + [of(1, 1, 2)]).groups == 32, (
+    "rows that are long anyhow stay alone"
+  )
+
+
+def test_groups_split_over_devices_and_microbatches():
+  data = ragged(400)
+  for parts in (2, 4, 16, 32):
+    assert chosen(data, parts=parts).groups % parts == 0
+  assert chosen(data, parts=5).groups == 32
+
+
+@pytest.mark.parametrize("batch_size", [8, 32])
+@pytest.mark.parametrize("platform", ["cpu", "cuda"])
+def test_less_than_a_tenth_is_padding(batch_size, platform):
+  """Of an epoch of ragged rankings; a row each would leave half empty."""
+  data = ragged(1024)
+
+  def padding(layout):
+    real = total = 0
+    lengths = set()
+    for batch in ranking_rows.batches(
+      data, batch_size=batch_size, pad_id=0, layout=layout
+    ):
+      real += (batch.segments != 0).sum()
+      total += batch.segments.size
+      lengths.add(batch.segments.shape[2])
+    return 1 - real / total, lengths
+
+  share, lengths = padding(chosen(data, batch_size, platform))
+  print(share, lengths)
+  assert share < 0.1
+  assert len(lengths) <= 4, "each is compiled for"
+  alone, _ = padding(Layout(1, batch_size))
+  assert alone > 0.3
+
+
+def test_layouts_that_do_not_divide():
+  with pytest.raises(ValueError, match="groups"):
+    in_batches(rankings_of(3), 1, 3)
+  with pytest.raises(ValueError, match="groups"):
+    in_batches(rankings_of(3), 1, 1, shard_count=2)

@@ -207,6 +207,7 @@ def _ppo(model: str) -> Step:
     ema=jax.tree.map(jnp.copy, policy.params),
     kl_coef=jnp.float32(section.kl_coef),
     ptx_coef=jnp.float32(section.ptx_coef),
+    ema_decay=jnp.float32(section.ema_decay),
   )
   roll_out = _sampler(model)
   experience = jax.jit(

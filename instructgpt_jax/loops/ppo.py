@@ -107,6 +107,7 @@ def train(
       {
         "kl_coef": jnp.float32(section.kl_coef),
         "ptx_coef": jnp.float32(section.ptx_coef),
+        "ema_decay": jnp.float32(section.ema_decay),
       },
       mesh_lib.replicated(mesh),
     ),

@@ -76,6 +76,7 @@ def jitted(
     ema=networks.shardings(model, state.ema, mesh),
     kl_coef=mesh_lib.replicated(mesh),
     ptx_coef=mesh_lib.replicated(mesh),
+    ema_decay=mesh_lib.replicated(mesh),
   )
 
   def compare(policy: PyTree, reference: PyTree, rollout: Rollout):

@@ -73,7 +73,7 @@ def respond(
   """
   longest = max(map(len, prompts))
   room = max(longest, model.config.context - max_new_tokens)
-  width = min(-(-longest // 8) * 8, room)
+  width = min(-(-longest // 16) * 16, room)
   size = max(1, _CALL * batch_size // samples)
   if len(prompts) * samples <= batch_size:
     size = len(prompts)

@@ -320,13 +320,13 @@ def _rounds(pipeline: Pipeline, base: str) -> str:
         pipeline,
         probe,
         name,
-        # Not averaged: a short run's average is hardly more than its start,
-        # and the holes to be labeled are where the policy has gone.
+        # A short run's average over long is hardly more than its start, and
+        # the holes to be labeled are where the policy has gone.
         dataclasses.replace(
           config.ppo,
           ptx_coef=0.0,
           episodes=config.labeling.probe_episodes,
-          ema_decay=0.0,
+          ema_decay=min(config.ppo.ema_decay, 0.5),
         ),
       )
       sources = [

@@ -63,6 +63,7 @@ def ppo(
     ema=policy.state.params if section.ema_decay else {},
     kl_coef=scalar,
     ptx_coef=scalar,
+    ema_decay=scalar,
   )
   programs = ppo_programs.jitted(
     config, models, optimizers, state, mesh, eos_id=0, pad_id=1

@@ -365,10 +365,10 @@ def update(
   }
   value = state_lib.apply_gradients(state.value, grads, value_optimizer)
   ema = state.ema
-  if config.ema_decay:
+  if ema:
     ema = jax.tree.map(
       lambda average, new: (
-        config.ema_decay * average + (1 - config.ema_decay) * new
+        state.ema_decay * average + (1 - state.ema_decay) * new
       ),
       ema,
       policy.params,

@@ -38,6 +38,7 @@ class PpoState:
   ema: PyTree  # averaged policy parameters, once per update; {} if decay is 0
   kl_coef: Array  # [] float32, β
   ptx_coef: Array  # [] float32, γ
+  ema_decay: Array  # [] float32
 
 
 @pytree

@@ -109,7 +109,7 @@ def _ppo(c: config.Model, mesh: Mesh) -> dict[str, Any]:
   models = (LanguageModel(c), ScalarModel(c), ScalarModel(c))
   policy, value = (_train_state(m, mesh) for m in (models[0], models[2]))
   scalars = jax.device_put(
-    (jnp.float32(0.1), jnp.float32(2.0)), mesh_lib.replicated(mesh)
+    tuple(map(jnp.float32, (0.1, 2.0, 0.992))), mesh_lib.replicated(mesh)
   )
   copied = jax.tree.map(jnp.copy, policy[2].params)
   state = state_lib.PpoState(
@@ -118,6 +118,7 @@ def _ppo(c: config.Model, mesh: Mesh) -> dict[str, Any]:
     ema=copied,
     kl_coef=scalars[0],
     ptx_coef=scalars[1],
+    ema_decay=scalars[2],
   )
   programs = ppo_programs.jitted(
     experiment,

@@ -97,6 +97,7 @@ def make_state(policy, value):
     ema=policy,
     kl_coef=jnp.asarray(BETA),
     ptx_coef=jnp.float32(GAMMA),
+    ema_decay=jnp.float32(0.992),
   )
 
 

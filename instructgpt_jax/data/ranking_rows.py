@@ -26,6 +26,7 @@ from instructgpt_jax.types import RankingBatch, Reach
 _REACH = 32  # tokens that a reach is rounded up to
 _LONGEST = 2048  # tokens of rows that may hold several rankings in any case
 _PADDING = 0.1  # share of the tokens that may be padding if it can be helped
+_STEPS = (8, 32)  # lengths from one power of two to the next, to be tried
 _COMPARED = 8192  # rankings that layouts are compared by
 _SPARE = 1 / 12  # share of the needed tokens that lengths may leave empty
 _COMPILED = 128  # batches that a small model runs while one is compiled
@@ -96,8 +97,8 @@ def choose(
         * (6 * model_width * length + pairs(length, far))
         for length, count in collections.Counter(lengths.tolist()).items()
       )
-      filled = widths[dealt].sum() / (rows * layout.groups * lengths.sum())
-      yield 1 - filled > _PADDING, rows * layout.groups * cost, layout
+      wasteful = _padding(widths, dealt, lengths) > _PADDING
+      yield wasteful, rows * layout.groups * cost, layout
 
   most = max((len(r.ranks) for r in rankings), default=1)
   found = itertools.chain.from_iterable(map(costs, sorted({1, most})))
@@ -199,10 +200,23 @@ def _even(lengths: np.ndarray, groups: int) -> np.ndarray:
 def _lengths(widths: np.ndarray, dealt: np.ndarray) -> np.ndarray:
   """[n] length that the rows of each batch take, of a few."""
   needed = widths[dealt].sum(axis=2).max(axis=(1, 2))
-  sizes = transforms.few_lengths(
-    needed, _SPARE, most=1 + len(needed) // _COMPILED
-  )
-  return np.array(sizes)[np.searchsorted(sizes, needed)]
+  found = needed
+  for steps in _STEPS:
+    sizes = transforms.few_lengths(
+      needed, spare=_SPARE, most=1 + len(needed) // _COMPILED, steps=steps
+    )
+    found = np.array(sizes)[np.searchsorted(sizes, needed)]
+    if _padding(widths, dealt, found) <= _PADDING:
+      break
+  return found
+
+
+def _padding(
+  widths: np.ndarray, dealt: np.ndarray, lengths: np.ndarray
+) -> float:
+  """The share of the tokens that is padding."""
+  rows = dealt.shape[1] * widths.shape[1]
+  return 1 - widths[dealt].sum() / (rows * lengths.sum())
 
 
 def batches(

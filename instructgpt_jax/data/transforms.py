@@ -343,7 +343,9 @@ def bucket_sizes(longest: int, *, count: int = 4) -> tuple[int, ...]:
   return tuple(sorted(sizes))
 
 
-def few_lengths(needed: ArrayLike, spare: float, most: int) -> tuple[int, ...]:
+def few_lengths(
+  needed: ArrayLike, *, spare: float, most: int, steps: int
+) -> tuple[int, ...]:
   """Lengths for rows of which each takes the smallest that holds it.
 
   One after another, each where it saves most, until what they leave empty is a
@@ -353,12 +355,15 @@ def few_lengths(needed: ArrayLike, spare: float, most: int) -> tuple[int, ...]:
     needed: [n] int, tokens of each row or of the longest row of each batch.
     spare: share of the needed tokens that may be left empty.
     most: how many lengths there may be.
+    steps: lengths from one power of two to the next; the fewer, the likelier
+      that other rows take the same ones.
 
   Returns:
     Multiples of 8, ascending.
   """
-  rounded = np.maximum(-(-np.asarray(needed) // 8) * 8, 8)
-  sizes, counts = np.unique(rounded, return_counts=True)
+  tokens = np.maximum(needed, 8)
+  step = np.maximum(2 ** np.floor(np.log2(tokens)).astype(int) // steps, 8)
+  sizes, counts = np.unique(-(-tokens // step) * step, return_counts=True)
   enough = (1 + spare) * np.sum(needed)
   lengths = [int(sizes[-1])]
 

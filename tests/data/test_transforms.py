@@ -180,14 +180,19 @@ def test_few_lengths_hold_all_and_waste_little():
   rng = np.random.default_rng(0)
   needed = rng.integers(300, 700, 500)
   for spare, most in ((0.5, 9), (0.1, 9), (0.02, 9), (0.02, 3), (0.0, 1)):
-    lengths = transforms.few_lengths(needed, spare, most)
+    lengths = transforms.few_lengths(needed, spare=spare, most=most, steps=64)
     assert lengths == tuple(sorted(set(lengths))) and len(lengths) <= most
     assert all(n % 8 == 0 for n in lengths) and lengths[-1] == 704
     taken = sum(transforms.bucket(n, lengths) for n in needed.tolist())
     assert len(lengths) == most or taken <= (1 + spare) * needed.sum()
-  assert transforms.few_lengths([500] * 9 + [40] * 9, 0.1, 2) == (40, 504)
-  assert transforms.few_lengths([500] * 9, 0.0, 9) == (504,)
-  assert transforms.few_lengths([0], 0.1, 9) == (8,)
+
+  def few(needed, steps):
+    return transforms.few_lengths(needed, spare=0.1, most=2, steps=steps)
+
+  assert few([500] * 9 + [40] * 9, 32) == (40, 504)
+  assert few([500] * 9 + [40] * 9, 8) == (40, 512)
+  assert few([0], 8) == (8,) and few([128], 8) == (128,)
+  assert few([129, 140], 8) == few([141, 144], 8) == (144,)
 
 
 def test_buckets():

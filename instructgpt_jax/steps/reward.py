@@ -132,6 +132,10 @@ def train_step(
     optimizer: of the state.
     seed: of dropout.
     microbatch: prompts at a time, a multiple of E; 0 is all.
+
+  Returns:
+    The next state, and metrics: the loss's, the gradient's norm, and the share
+    of the tokens that are `padding`.
   """
   together = batch.ids.shape[1]
   if microbatch < batch.ids.size and microbatch % together:
@@ -154,7 +158,12 @@ def train_step(
   loss, grads, metrics = state_lib.accumulate(
     loss_fn, state.params, batch, microbatch // together
   )
-  metrics = {"loss": loss, **metrics, "grad_norm": optax.tree.norm(grads)}
+  metrics = {
+    "loss": loss,
+    **metrics,
+    "grad_norm": optax.tree.norm(grads),
+    "padding": jnp.mean(batch.segments == 0),
+  }
   return state_lib.apply_gradients(state, grads, optimizer), metrics
 
 

@@ -3,7 +3,8 @@
 A prompt's completions share a row with it or have one each, and each row holds
 one ranking's part or several, one after the other: whichever takes the fewest
 operations, which padding is counted among. The rankings of an epoch are dealt
-to rows such that all are about as long, and rows come in a random order.
+to batches, and those of a batch to rows, such that all are about as long; which
+batch a ranking is in does not depend on how it stands there.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import NamedTuple
 
 import grain
 import numpy as np
+from numpy.typing import ArrayLike
 
 from instructgpt_jax.data import stream, transforms
 from instructgpt_jax.data.transforms import EncodedRanking
@@ -29,6 +31,7 @@ _PADDING = 0.1  # share of the tokens that may be padding if it can be helped
 _STEPS = (8, 32)  # lengths from one power of two to the next, to be tried
 _COMPARED = 8192  # rankings that layouts are compared by
 _SPARE = 1 / 12  # share of the needed tokens that lengths may leave empty
+_BLUR = 1.25  # by how much a ranking may count as longer, when dealt
 _COMPILED = 128  # batches that a small model runs while one is compiled
 
 
@@ -79,6 +82,7 @@ def choose(
     if g == batch_size or not (batch_size % g or g % parts)
   ]
   compared = max(_COMPARED // batch_size, 1)
+  dealt = _deal(rankings, order, batch_size, epochs, compared)
   total = order.batches(batch_size, epochs)
 
   def costs(rows: int) -> Iterator[tuple[bool, float, Layout]]:
@@ -86,8 +90,8 @@ def choose(
     # The mask of a row grows by squares.
     longest = max(_LONGEST, 2 * int(widths.max()))
     for layout in (Layout(rows, g) for g in groups):
-      dealt = _deal(widths, order, layout, batch_size, epochs, compared)
-      lengths = _lengths(widths, dealt)
+      grouped = _group(widths, dealt, layout.groups)
+      lengths = _lengths(widths, grouped)
       alone = layout.groups == batch_size
       if not alone and lengths.max() > longest:
         return
@@ -97,7 +101,7 @@ def choose(
         * (6 * model_width * length + pairs(length, far))
         for length, count in collections.Counter(lengths.tolist()).items()
       )
-      wasteful = _padding(widths, dealt, lengths) > _PADDING
+      wasteful = _padding(widths, grouped, lengths) > _PADDING
       yield wasteful, rows * layout.groups * cost, layout
 
   most = max((len(r.ranks) for r in rankings), default=1)
@@ -137,29 +141,29 @@ def _table(rankings: Sequence[EncodedRanking], rows: int) -> np.ndarray:
 
 
 def _deal(
-  widths: np.ndarray,
+  rankings: Sequence[EncodedRanking],
   order: stream.Order,
-  layout: Layout,
   batch_size: int,
   epochs: int,
   most: int = sys.maxsize,
 ) -> np.ndarray:
-  """Deals the rankings of each batch, or of the first `most`, to its groups.
+  """Deals rankings to batches that are all about as long.
 
-  An epoch's rankings are dealt at once. A batch that holds the end of one epoch
-  and the start of the next, or that is filled up, is dealt alone.
+  An epoch's rankings are dealt at once, and its batches come in a random order.
+  A batch that holds the end of one epoch and the start of the next, or that is
+  filled up, stays as it is.
 
   Args:
-    widths: [N + 1, R], see `_table`.
+    rankings: encoded rankings.
     order: of the rankings.
-    layout: has G groups.
     batch_size: B.
     epochs: passes over the rankings.
     most: batches.
 
   Returns:
-    [n, G, E] rankings, -1 for none.
+    [n, B] rankings, -1 for none.
   """
+  tokens = _table(rankings, 1)[:, 0]
 
   def ends(index: int) -> tuple[int, int]:
     """Epochs of a batch's first place and of its last."""
@@ -173,23 +177,32 @@ def _deal(
     chosen = np.concatenate(
       [order.batch(i, batch_size, epochs) for i in window]
     )
-    whole = widths[chosen].sum(axis=1)
-    dealt = chosen[_even(whole, len(window) * layout.groups)]
-    mixed = stream.Order(len(dealt), order.seed, order.shuffle, stream=1)
-    dealt = dealt[mixed.epoch(window[0])]
-    found.append(dealt.reshape(len(window), layout.groups, -1))
+    # Not quite by length, lest the same ones meet in each epoch.
+    blur = np.linspace(1, _BLUR, len(chosen))
+    dealt = chosen[_even(tokens[chosen], len(window), blur)]
+    mixed = stream.Order(len(window), order.seed, order.shuffle, stream=1)
+    found.append(dealt[mixed.epoch(window[0])])
   return np.concatenate(found)
 
 
-def _even(lengths: np.ndarray, groups: int) -> np.ndarray:
+def _group(widths: np.ndarray, dealt: np.ndarray, groups: int) -> np.ndarray:
+  """[n, B] rankings of batches → [n, G, E], in groups about as long."""
+  whole = widths.sum(axis=1)
+  return np.array([batch[_even(whole[batch], groups)] for batch in dealt])
+
+
+def _even(
+  lengths: np.ndarray, groups: int, blur: ArrayLike = 1.0
+) -> np.ndarray:
   """[n] lengths → [G, n / G] places of them, in groups with like sums.
 
-  The longest first, each to the group that has the least so far.
+  The longest first, each to the group that has the least so far; how long they
+  are for that order is multiplied by `blur`.
   """
   room = len(lengths) // groups
   found: list[list[int]] = [[] for _ in range(groups)]
   sums = [(0, g) for g in range(groups)]
-  for i in np.argsort(-lengths, kind="stable").tolist():
+  for i in np.argsort(-lengths * blur, kind="stable").tolist():
     total, g = heapq.heappop(sums)
     found[g].append(i)
     if len(found[g]) < room:
@@ -197,26 +210,26 @@ def _even(lengths: np.ndarray, groups: int) -> np.ndarray:
   return np.array(found)
 
 
-def _lengths(widths: np.ndarray, dealt: np.ndarray) -> np.ndarray:
+def _lengths(widths: np.ndarray, grouped: np.ndarray) -> np.ndarray:
   """[n] length that the rows of each batch take, of a few."""
-  needed = widths[dealt].sum(axis=2).max(axis=(1, 2))
+  needed = widths[grouped].sum(axis=2).max(axis=(1, 2))
   found = needed
   for steps in _STEPS:
     sizes = transforms.few_lengths(
       needed, spare=_SPARE, most=1 + len(needed) // _COMPILED, steps=steps
     )
     found = np.array(sizes)[np.searchsorted(sizes, needed)]
-    if _padding(widths, dealt, found) <= _PADDING:
+    if _padding(widths, grouped, found) <= _PADDING:
       break
   return found
 
 
 def _padding(
-  widths: np.ndarray, dealt: np.ndarray, lengths: np.ndarray
+  widths: np.ndarray, grouped: np.ndarray, lengths: np.ndarray
 ) -> float:
   """The share of the tokens that is padding."""
-  rows = dealt.shape[1] * widths.shape[1]
-  return 1 - widths[dealt].sum() / (rows * lengths.sum())
+  rows = grouped.shape[1] * widths.shape[1]
+  return 1 - widths[grouped].sum() / (rows * lengths.sum())
 
 
 def batches(
@@ -233,9 +246,10 @@ def batches(
 ) -> grain.DatasetIterator:
   """Batches in which prompts with their K completions are an element.
 
-  Which prompts a batch has depends on (seed, epoch) and on their lengths, by
-  which they are dealt: all batches are about as long, and take one of a few
-  lengths, for each of which a program is compiled.
+  Which prompts a batch has depends on (seed, epoch) and on their lengths, and
+  not on the layout, which is another on other devices: a run goes on there with
+  the same batches. All are about as long, and take one of a few lengths, for
+  each of which a program is compiled.
 
   Args:
     rankings: encoded rankings.
@@ -261,14 +275,14 @@ def batches(
   k = max((len(r.ranks) for r in rankings), default=0)
   order = stream.Order(len(rankings), seed, shuffle)
   widths = _table(rankings, rows)
-  dealt = _deal(widths, order, layout, batch_size, epochs)
-  lengths = _lengths(widths, dealt).tolist()
+  grouped = _group(widths, _deal(rankings, order, batch_size, epochs), groups)
+  lengths = _lengths(widths, grouped).tolist()
   far = reach(rankings, rows, alone=groups == batch_size)
 
   def make(index, chosen, part):
     del chosen
     share = batch_size // groups
-    ids = dealt[index, part.start // share : part.stop // share]
+    ids = grouped[index, part.start // share : part.stop // share]
     return _batch(rankings, ids, rows, lengths[index], k, pad_id, far)
 
   return stream.iterator(

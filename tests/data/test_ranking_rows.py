@@ -184,11 +184,39 @@ def test_less_than_a_tenth_is_padding(batch_size, platform):
     return 1 - real / total, lengths
 
   share, lengths = padding(chosen(data, batch_size, platform))
-  print(share, lengths)
   assert share < 0.1
   assert len(lengths) <= 4, "each is compiled for"
   alone, _ = padding(Layout(1, batch_size))
   assert alone > 0.3
+
+
+def test_batches_are_the_same_in_any_layout():
+  data = ragged(50)
+
+  def held(rows, groups, **kw):
+    return [
+      sorted(batch.ids.ravel().tolist())
+      for batch in in_batches(data, rows, groups, epochs=3, seed=1, **kw)
+    ]
+
+  expected = held(1, 4)
+  for rows, groups in [(1, 1), (1, 2), (9, 4), (9, 1)]:
+    assert held(rows, groups) == expected
+  ids = [i for batch in expected for i in batch if i >= 0]
+  assert sorted(ids) == sorted([*range(50)] * 3)
+  assert held(1, 4, shuffle=False) != expected
+
+
+def test_other_rankings_meet_in_each_epoch():
+  data = ragged(64)
+  found = [
+    tuple(sorted(batch.ids.ravel().tolist()))
+    for batch in in_batches(data, 1, 2, epochs=2, seed=0)
+  ]
+  first, second = set(found[:16]), set(found[16:])
+  for epoch in (first, second):
+    assert sorted(i for batch in epoch for i in batch) == [*range(64)]
+  assert len(first & second) <= 1
 
 
 def test_layouts_that_do_not_divide():

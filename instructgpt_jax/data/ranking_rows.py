@@ -197,7 +197,7 @@ def _even(
   """[n] lengths → [G, n / G] places of them, in groups with like sums.
 
   The longest first, each to the group that has the least so far; how long they
-  are for that order is multiplied by `blur`.
+  are for that order is multiplied by `blur`. What comes first stands first.
   """
   room = len(lengths) // groups
   found: list[list[int]] = [[] for _ in range(groups)]
@@ -207,7 +207,7 @@ def _even(
     found[g].append(i)
     if len(found[g]) < room:
       heapq.heappush(sums, (total + int(lengths[i]), g))
-  return np.array(found)
+  return np.array(sorted(map(sorted, found)))
 
 
 def _lengths(widths: np.ndarray, grouped: np.ndarray) -> np.ndarray:

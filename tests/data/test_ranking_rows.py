@@ -207,6 +207,12 @@ def test_batches_are_the_same_in_any_layout():
   assert held(1, 4, shuffle=False) != expected
 
 
+def test_rankings_alone_stand_as_they_come():
+  for rows in (1, 3):
+    (batch,) = in_batches(ragged(4), rows, 4, shuffle=False)
+    assert batch.ids.tolist() == [[0], [1], [2], [3]]
+
+
 def test_other_rankings_meet_in_each_epoch():
   data = ragged(64)
   found = [

@@ -225,9 +225,16 @@ def learned(found):
   return (state, rest), metrics["padding"]
 
 
-@pytest.mark.parametrize("rows", [1, 3])
-@pytest.mark.parametrize("groups", [1, 2, 4])
-@pytest.mark.parametrize("changes", [{}, {"scan_layers": True}])
+@pytest.mark.parametrize(
+  ("groups", "rows", "changes"),
+  [
+    (1, 1, {}),
+    (2, 1, {}),
+    (2, 3, {}),
+    (4, 1, {"scan_layers": True}),
+    (4, 3, {"scan_layers": True}),
+  ],
+)
 def test_rankings_that_share_a_row_score_and_learn_as_alone(
   groups, rows, changes
 ):

@@ -3,7 +3,7 @@
 A prompt's completions share a row with it or have one each, and each row holds
 one ranking's part or several, one after the other: whichever takes the fewest
 operations, which padding is counted among. The rankings of an epoch are dealt
-to batches, and those of a batch to rows, such that all are about as long; which
+to batches, and those of a batch to rows, such that all are about as long. Which
 batch a ranking is in does not depend on how it stands there.
 """
 
@@ -19,7 +19,6 @@ from typing import NamedTuple
 
 import grain
 import numpy as np
-from numpy.typing import ArrayLike
 
 from instructgpt_jax.data import stream, transforms
 from instructgpt_jax.data.transforms import EncodedRanking
@@ -31,7 +30,6 @@ _PADDING = 0.1  # share of the tokens that may be padding if it can be helped
 _STEPS = (8, 32)  # lengths from one power of two to the next, to be tried
 _COMPARED = 8192  # rankings that layouts are compared by
 _SPARE = 1 / 12  # share of the needed tokens that lengths may leave empty
-_BLUR = 1.25  # by how much a ranking may count as longer, when dealt
 _COMPILED = 128  # batches that a small model runs while one is compiled
 
 
@@ -149,9 +147,10 @@ def _deal(
 ) -> np.ndarray:
   """Deals rankings to batches that are all about as long.
 
-  An epoch's rankings are dealt at once, and its batches come in a random order.
-  A batch that holds the end of one epoch and the start of the next, or that is
-  filled up, stays as it is.
+  An epoch's rankings are dealt at once: into twos, or as few as divide a batch,
+  which are about as long, and of which batches then take any. A batch that
+  holds the end of one epoch and the start of the next, or that is filled up,
+  stays as it is.
 
   Args:
     rankings: encoded rankings.
@@ -164,6 +163,9 @@ def _deal(
     [n, B] rankings, -1 for none.
   """
   tokens = _table(rankings, 1)[:, 0]
+  few = next(
+    (n for n in range(2, batch_size) if not batch_size % n), batch_size
+  )
 
   def ends(index: int) -> tuple[int, int]:
     """Epochs of a batch's first place and of its last."""
@@ -177,11 +179,10 @@ def _deal(
     chosen = np.concatenate(
       [order.batch(i, batch_size, epochs) for i in window]
     )
-    # Not quite by length, lest the same ones meet in each epoch.
-    blur = np.linspace(1, _BLUR, len(chosen))
-    dealt = chosen[_even(tokens[chosen], len(window), blur)]
-    mixed = stream.Order(len(window), order.seed, order.shuffle, stream=1)
-    found.append(dealt[mixed.epoch(window[0])])
+    places = _even(tokens[chosen], len(chosen) // few)
+    mixed = stream.Order(len(places), order.seed, order.shuffle, stream=1)
+    places = places[mixed.epoch(window[0])].reshape(-1, batch_size)
+    found.append(chosen[np.sort(places)])
   return np.concatenate(found)
 
 
@@ -191,18 +192,16 @@ def _group(widths: np.ndarray, dealt: np.ndarray, groups: int) -> np.ndarray:
   return np.array([batch[_even(whole[batch], groups)] for batch in dealt])
 
 
-def _even(
-  lengths: np.ndarray, groups: int, blur: ArrayLike = 1.0
-) -> np.ndarray:
+def _even(lengths: np.ndarray, groups: int) -> np.ndarray:
   """[n] lengths → [G, n / G] places of them, in groups with like sums.
 
-  The longest first, each to the group that has the least so far; how long they
-  are for that order is multiplied by `blur`. What comes first stands first.
+  The longest first, each to the group that has the least so far. What comes
+  first stands first.
   """
   room = len(lengths) // groups
   found: list[list[int]] = [[] for _ in range(groups)]
   sums = [(0, g) for g in range(groups)]
-  for i in np.argsort(-lengths * blur, kind="stable").tolist():
+  for i in np.argsort(-lengths, kind="stable").tolist():
     total, g = heapq.heappop(sums)
     found[g].append(i)
     if len(found[g]) < room:

@@ -19,9 +19,11 @@ FLAGS = (
   "--data.max_prompt_tokens=5",
   "--data.max_response_tokens=3",
   "--tokenizer.vocab_size=64",
-  "--reward.batch_size=32",
+  "--reward.batch_size=128",
+  "--reward.epochs=4",
   "--optimizer.learning_rate=1e-2",
   "--optimizer.warmup_steps=5",
+  "--optimizer.final_fraction=0.0",
   "--run.tensorboard=false",
   "--run.save_every=0",
 )

@@ -147,10 +147,8 @@ def _deal(
 ) -> np.ndarray:
   """Deals rankings to batches that are all about as long.
 
-  An epoch's rankings are dealt at once: into twos, or as few as divide a batch,
-  which are about as long, and of which batches then take any. A batch that
-  holds the end of one epoch and the start of the next, or that is filled up,
-  stays as it is.
+  An epoch's rankings are dealt at once. A batch that holds the end of one epoch
+  and the start of the next, or that is filled up, stays as it is.
 
   Args:
     rankings: encoded rankings.
@@ -163,9 +161,6 @@ def _deal(
     [n, B] rankings, -1 for none.
   """
   tokens = _table(rankings, 1)[:, 0]
-  few = next(
-    (n for n in range(2, batch_size) if not batch_size % n), batch_size
-  )
 
   def ends(index: int) -> tuple[int, int]:
     """Epochs of a batch's first place and of its last."""
@@ -179,11 +174,36 @@ def _deal(
     chosen = np.concatenate(
       [order.batch(i, batch_size, epochs) for i in window]
     )
-    places = _even(tokens[chosen], len(chosen) // few)
-    mixed = stream.Order(len(places), order.seed, order.shuffle, stream=1)
-    places = places[mixed.epoch(window[0])].reshape(-1, batch_size)
-    found.append(chosen[np.sort(places)])
+    places = _mixed(tokens[chosen], batch_size, order, window[0])
+    found.append(chosen[places])
   return np.concatenate(found)
+
+
+def _mixed(
+  lengths: np.ndarray, batch_size: int, order: stream.Order, epoch: int
+) -> np.ndarray:
+  """[n · B] lengths → [n, B] places of them, in batches with like sums.
+
+  They are dealt into twos that are about as long, and a batch takes any of
+  these; where B is odd, also any one of the n in the middle.
+
+  Args:
+    lengths: of rankings.
+    batch_size: B.
+    order: of the rankings; what is drawn has its seed.
+    epoch: any number that is another in each epoch.
+  """
+  count = len(lengths) // batch_size
+  odd = count if batch_size % 2 else 0
+  shorter = (len(lengths) - odd) // 2
+  middle = np.argsort(lengths, kind="stable")[shorter : shorter + odd]
+  others = np.delete(np.arange(len(lengths)), middle)
+  found = []
+  for parts in (others[_even(lengths[others], shorter)], np.sort(middle)):
+    if len(parts):
+      drawn = stream.Order(len(parts), order.seed, order.shuffle, stream=1)
+      found.append(parts[drawn.epoch(epoch)].reshape(count, -1))
+  return np.sort(np.concatenate(found, axis=1))
 
 
 def _group(widths: np.ndarray, dealt: np.ndarray, groups: int) -> np.ndarray:
@@ -198,7 +218,7 @@ def _even(lengths: np.ndarray, groups: int) -> np.ndarray:
   The longest first, each to the group that has the least so far. What comes
   first stands first.
   """
-  room = len(lengths) // groups
+  room = len(lengths) // groups if groups else 0
   found: list[list[int]] = [[] for _ in range(groups)]
   sums = [(0, g) for g in range(groups)]
   for i in np.argsort(-lengths, kind="stable").tolist():
@@ -206,7 +226,7 @@ def _even(lengths: np.ndarray, groups: int) -> np.ndarray:
     found[g].append(i)
     if len(found[g]) < room:
       heapq.heappush(sums, (total + int(lengths[i]), g))
-  return np.array(sorted(map(sorted, found)))
+  return np.array(sorted(map(sorted, found)), int).reshape(groups, room)
 
 
 def _lengths(widths: np.ndarray, grouped: np.ndarray) -> np.ndarray:

@@ -13,10 +13,14 @@ from instructgpt_jax.presets import model as model_preset
 from tests.data.ranked import ragged, rankings_of
 
 
-def in_batches(data, rows, groups, **kw):
+def in_batches(data, rows, groups, batch_size=4, **kw):
   return list(
     ranking_rows.batches(
-      data, batch_size=4, pad_id=0, layout=Layout(rows, groups), **kw
+      data,
+      batch_size=batch_size,
+      pad_id=0,
+      layout=Layout(rows, groups),
+      **kw,
     )
   )
 
@@ -166,7 +170,7 @@ def test_groups_split_over_devices_and_microbatches():
   assert chosen(data, parts=5).groups == 32
 
 
-@pytest.mark.parametrize("batch_size", [8, 32])
+@pytest.mark.parametrize("batch_size", [7, 8, 32])
 @pytest.mark.parametrize("platform", ["cpu", "cuda"])
 def test_less_than_a_tenth_is_padding(batch_size, platform):
   """Of an epoch of ragged rankings; a row each would leave half empty."""
@@ -213,16 +217,26 @@ def test_rankings_alone_stand_as_they_come():
     assert batch.ids.tolist() == [[0], [1], [2], [3]]
 
 
-def test_other_rankings_meet_in_each_epoch():
-  data = ragged(64)
+@pytest.mark.parametrize("batch_size", [4, 5, 9])
+def test_other_rankings_meet_in_each_epoch(batch_size):
+  data = ragged(16 * batch_size)
   found = [
     tuple(sorted(batch.ids.ravel().tolist()))
-    for batch in in_batches(data, 1, 2, epochs=2, seed=0)
+    for batch in in_batches(data, 1, 1, batch_size, epochs=2, seed=0)
   ]
   first, second = set(found[:16]), set(found[16:])
   for epoch in (first, second):
-    assert sorted(i for batch in epoch for i in batch) == [*range(64)]
+    assert sorted(i for batch in epoch for i in batch) == [*range(len(data))]
   assert len(first & second) <= 1
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_small_batches_have_each_ranking_once(batch_size):
+  data = ragged(10)
+  found = in_batches(data, 1, 1, batch_size, epochs=2, seed=0)
+  ids = [i for batch in found for i in batch.ids.ravel().tolist() if i >= 0]
+  assert sorted(ids) == sorted([*range(10)] * 2)
+  assert ids[:10] != ids[10:]
 
 
 def test_layouts_that_do_not_divide():

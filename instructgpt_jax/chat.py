@@ -577,6 +577,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(flags: argparse.Namespace) -> None:
   launch.quiet()
   launch.give_back_memory()
+  launch.seek_garbage_seldom()
   seed = flags.seed
   if seed is None:
     seed = 0 if flags.prompts else time.time_ns() % 2**31

@@ -1,5 +1,6 @@
 """Whole stages on eight devices do what they do on one."""
 
+import itertools
 import json
 import pathlib
 
@@ -114,6 +115,22 @@ def test_a_state_is_the_same_on_another_mesh(server, tmp_path):
   assert [row[1] for row in found] == ["1", "4", "4"]
   assert len({row[2] for row in found}) == 1
   assert results.steps(tmp_path) == [2, 3]
+
+
+def test_rankings_on_the_way_go_on_on_other_devices(stages, tmp_path):
+  """The same ones in each step, although they stand otherwise in rows."""
+  command = [*stages.flags("reward"), f"--workdir={tmp_path}"]
+  done = stages.server.run(
+    "tests.loops.at_step", "7", "sigterm", "reward", *command
+  )
+  assert done.status == 0, done.err
+  done = stages.run("reward", *command, env=devices(2))
+  assert done.status == 0, done.err
+  rows = [results.metrics(path) for path in (tmp_path, stages["reward"])]
+  for row in itertools.chain(*rows):
+    row.pop("padding", None)
+  assert len(rows[0]) > 7
+  assert_close(*rows)
 
 
 def test_a_mesh_that_is_not_there(stages, tmp_path):

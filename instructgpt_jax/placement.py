@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from instructgpt_jax.types import Array, PyTree
 
@@ -26,7 +26,7 @@ class Places(NamedTuple):
     spec: names and shape → over which axes of the mesh an array is split.
   """
 
-  mesh: Mesh
+  mesh: Mesh | AbstractMesh
   spec: Callable[[Sequence[str | None], Sequence[int]], PartitionSpec]
 
 
@@ -48,7 +48,7 @@ def on(places: Places) -> Iterator[None]:
 def place(x: Array, *names: str | None) -> Array:
   """The same array, split over the mesh as its axes' names say."""
   places = _PLACES.get()
-  if places is None:
+  if places is None or places.mesh.size == 1:
     return x
   spec = places.spec(names, x.shape)
   sharding = jax.sharding.NamedSharding(places.mesh, spec)
@@ -63,6 +63,45 @@ def parts(name: str | None, size: int) -> int:
     return 1
   axes = spec[0] if isinstance(spec[0], tuple) else (spec[0],)
   return math.prod(places.mesh.shape[axis] for axis in axes)
+
+
+def platform() -> str:
+  """What is traced for, "tpu" say: the mesh's devices, or those of JAX."""
+  places = _PLACES.get()
+  if places is None:
+    return jax.default_backend()
+  if isinstance(places.mesh, Mesh):
+    return places.mesh.devices.flat[0].platform
+  device = places.mesh.abstract_device
+  return jax.default_backend() if device is None else device.platform
+
+
+def by_parts(
+  function: Callable[..., Array],
+  arrays: Sequence[Array],
+  names: Sequence[Sequence[str | None]],
+) -> Array:
+  """function(*arrays), by each part of the mesh on its part of all of them.
+
+  Args:
+    function: → an array with the axes of the first one.
+    arrays: what it is given.
+    names: of each array's axes.
+  """
+  places = _PLACES.get()
+  if places is None or places.mesh.size == 1:
+    return function(*arrays)
+  specs = tuple(
+    places.spec(axes, x.shape) for axes, x in zip(names, arrays, strict=True)
+  )
+  found: Any = jax.shard_map(
+    function,
+    mesh=places.mesh,
+    in_specs=specs,
+    out_specs=specs[0],
+    check_vma=False,
+  )(*arrays)
+  return found
 
 
 def summed_by_rows(

@@ -3,7 +3,7 @@
 They are computed anew for the gradient, from the log of each row's sum
 (arXiv:2205.14135), a block of queries at a time: what lies right of a block's
 last query is skipped, and a block's scores stay in a core's cache. On a GPU
-cuDNN's own attention is taken where it has a kernel.
+cuDNN's own attention is taken where it has a kernel, and on a TPU JAX's.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from instructgpt_jax import config as config_lib
+from instructgpt_jax import placement
+from instructgpt_jax.models import splash
 from instructgpt_jax.types import Array, Reach
 
 _LARGEST = 1024  # queries of a block
@@ -73,6 +75,8 @@ def pairs(
     model.dtype, length, model.head_size, model.attention_cap
   ):
     return length * length  # cuDNN knows neither blocks nor reach
+  if platform == "tpu" and length >= splash.LEAST:
+    return splash.pairs(length)
   return sum(block_pairs(length, reach))
 
 
@@ -136,6 +140,8 @@ def attend(
   mask: Array,
   cap: float = 0.0,
   reach: Reach | None = None,
+  *,
+  anew: bool = False,
 ) -> Array:
   """Causal scaled dot-product attention of whole rows.
 
@@ -147,10 +153,13 @@ def attend(
       somewhere in each row.
     cap: soft cap of the scores; 0 is none.
     reach: beyond it the mask is False, but for queries that nothing reads.
+    anew: whether what surrounds it computes it anew for the gradient.
 
   Returns:
     [B, H, T, D / H] in the query's type.
   """
+  if placement.platform() == "tpu" and query.shape[2] >= splash.LEAST:
+    return splash.attend(query, key, value, mask, cap, anew=anew)
   found: Any = _attend(query, key, value, mask, cap, reach)
   return found
 

@@ -244,7 +244,13 @@ class Block(nn.Module):
       key, value = (jnp.repeat(y, c.heads // c.groups, axis=1) for y in stored)
     if wanted is None:
       attended = attention.attend(
-        query, key, value, view.mask, c.attention_cap, view.reach
+        query,
+        key,
+        value,
+        view.mask,
+        c.attention_cap,
+        view.reach,
+        anew=c.remat != "none",
       )
     else:
       x = jnp.take_along_axis(x, wanted[:, :, None], axis=1)

@@ -8,6 +8,8 @@ from typing import Any
 
 from jax.extend import core
 
+from instructgpt_jax.models import splash
+
 
 def flops(program: Any, arguments: Any, platform: str, trips: int) -> float:
   """Floating-point operations of matrix products, on all chips together.
@@ -24,6 +26,8 @@ def flops(program: Any, arguments: Any, platform: str, trips: int) -> float:
 
 def _of(jaxpr: core.Jaxpr, platform: str, trips: int) -> float:
   total = 0.0
+  used = {id(v) for eqn in jaxpr.eqns for v in eqn.invars}
+  used |= {id(v) for v in jaxpr.outvars}
   for eqn in jaxpr.eqns:
     name, params = eqn.primitive.name, eqn.params
     if name == "dot_general":
@@ -43,6 +47,11 @@ def _of(jaxpr: core.Jaxpr, platform: str, trips: int) -> float:
       mesh, axes = params["mesh"], params["newly_manual_axes"]
       parts = math.prod(mesh.shape[axis] for axis in axes)
       total += parts * _of(params["jaxpr"], platform, trips)
+    elif name == "pallas_call":
+      # What a gradient makes anew of a kept array's program is not run.
+      if any(id(v) in used for v in eqn.outvars):
+        queries = eqn.invars[splash.QUERIES].aval
+        total += splash.flops(params["name"], *queries.shape)
     else:
       for value in params.values():
         for inner in _jaxprs(value):

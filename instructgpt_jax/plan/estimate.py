@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from instructgpt_jax import config
 from instructgpt_jax.losses import vocabulary
-from instructgpt_jax.models import attention
+from instructgpt_jax.models import attention, splash
 from instructgpt_jax.plan.cost import Cost
 from instructgpt_jax.plan.hardware import Chip
 from instructgpt_jax.plan.work import Pass, Program
@@ -28,6 +28,7 @@ class _Layout:
   data: int
   fsdp: int
   tensor: int
+  platform: str = ""
 
   def rows(self, rows: int) -> float:
     """Of a batch, on one chip."""
@@ -75,7 +76,7 @@ def estimate(
     mesh: size of each axis of the mesh.
     flops: of all chips.
   """
-  layout = _Layout(**mesh)
+  layout = _Layout(**mesh, platform=chip.platform)
   memory = sum(p.times * _memory(p, layout) for p in program.passes)
   network: dict[str, float] = dict.fromkeys(mesh, 0.0)
   for one in program.passes:
@@ -111,6 +112,9 @@ def kept(
 # written, in a pass; measured on programs compiled for TPUs (docs/planning.md).
 _SCORES_HELD = {"forward": 2.0, "none": 4.5, "dots": 10.0, "full": 10.0}
 _SCORES_MOVED = {"forward": 4.0, "none": 11.0, "dots": 15.0, "full": 15.0}
+# The same of a token's queries, where a kernel attends.
+_QUERIES_HELD = {"forward": 6.0, "none": 18.0, "dots": 18.0, "full": 18.0}
+_QUERIES_MOVED = {"forward": 30.0, "none": 85.0, "dots": 150.0, "full": 150.0}
 _RESIDUALS_MOVED = {"forward": 40.0, "none": 80.0, "dots": 110.0, "full": 110.0}
 # Sums over `tensor` of a layer: two a way, and one that is computed anew.
 _SUMS = {"forward": 2, "none": 4, "dots": 4, "full": 5}
@@ -124,12 +128,23 @@ def _kind(one: Pass) -> str:
   return one.model.remat if one.kind == "train" else one.kind
 
 
-def _scores(one: Pass, layout: _Layout) -> tuple[float, float]:
-  """Bytes of the largest block of attention's scores, and of all of them."""
-  sizes = _sizes(one.model, layout)
+def _attention(one: Pass, layout: _Layout) -> tuple[float, float]:
+  """Bytes that a layer's attention holds at most, and that it moves.
+
+  Those of its scores, unless they never leave a TPU's core.
+  """
+  sizes, kind = _sizes(one.model, layout), _kind(one)
+  rows = layout.rows(one.rows) * sizes.heads
+  if layout.platform == "tpu" and one.length >= splash.LEAST:
+    lanes = -(-one.model.head_size // _LANES) * _LANES
+    queries = sizes.item * rows * splash.padded(one.length) * lanes
+    return _QUERIES_HELD[kind] * queries, _QUERIES_MOVED[kind] * queries
   blocks = attention.block_pairs(one.length, one.reach)
-  each = layout.rows(one.rows) * sizes.heads * _MASTER
-  return each * max(blocks), each * sum(blocks)
+  held, moved = _SCORES_HELD[kind], _SCORES_MOVED[kind]
+  return (
+    held * rows * _MASTER * max(blocks),
+    moved * rows * _MASTER * sum(blocks),
+  )
 
 
 def _memory(one: Pass, layout: _Layout) -> float:
@@ -138,8 +153,7 @@ def _memory(one: Pass, layout: _Layout) -> float:
     weights = sizes.layers * sizes.block + sizes.embedding
     return sizes.item * weights / layout.fsdp + _cache(one, layout)
   kind, tokens = _kind(one), rows * one.length
-  _, scores = _scores(one, layout)
-  layer = _SCORES_MOVED[kind] * scores
+  _, layer = _attention(one, layout)
   layer += _RESIDUALS_MOVED[kind] * sizes.item * tokens * sizes.width
   layer += 2 * _GATHERS[kind] * sizes.item * sizes.block
   return sizes.layers * layer
@@ -201,18 +215,17 @@ def _temporary(program: Program, layout: _Layout) -> float:
 
 def _held(one: Pass, layout: _Layout) -> float:
   sizes, rows = _sizes(one.model, layout), layout.rows(one.rows)
-  kind, tokens = _kind(one), rows * one.length
-  shards = layout.fsdp
+  tokens, shards = rows * one.length, layout.fsdp
   parameters = (sizes.layers * sizes.block + sizes.embedding) / shards
   if one.kind == "decode":
     return sizes.item * parameters + 2 * _cache(one, layout)
-  scores, _ = _scores(one, layout)
+  scores, _ = _attention(one, layout)
   # Attention, MLP and the head are not at work at the same time.
   chunk = vocabulary.chunk_size(
     max(1, round(rows * one.logits)), one.model.rows
   )
   held = max(
-    _SCORES_HELD[kind] * scores,
+    scores,
     2 * sizes.item * tokens * sizes.wide,
     3 * _MASTER * chunk * one.model.rows / layout.tensor,
   )

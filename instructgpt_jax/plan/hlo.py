@@ -15,6 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from instructgpt_jax.models import splash
 from instructgpt_jax.plan import hlo_text
 from instructgpt_jax.plan.hlo_text import Instruction
 
@@ -163,12 +164,14 @@ class Module:
     }
     root = hlo_text.root(condition)
     limit = next((numbers[n] for n in root.operands if n in numbers), None)
+    if root.opcode == "and":  # none of its parts counts
+      return self._trips
+    counter = condition.get(root.operands[0])
     if root.opcode != "compare":  # the comparison is a fusion
       inside = (numbers[n] for n in condition if n in numbers)
       limit = max(inside, default=None)
     if limit is None:
       return self._trips
-    counter = condition.get(root.operands[0])
     index = re.search(r"index=(\d+)", counter.attributes) if counter else None
     if index is None:
       return limit
@@ -335,7 +338,11 @@ class Module:
 
 
 def _product(lines: Mapping[str, Instruction], line: Instruction) -> float:
-  """Operations of a matrix product; 0 of anything else."""
+  """Operations of a matrix product or of attention; 0 of anything else."""
+  if line.opcode == "custom-call" and len(line.operands) > splash.QUERIES:
+    queries = lines.get(line.operands[splash.QUERIES])
+    shape = hlo_text.shape(queries.type) if queries else []
+    return splash.flops(line.name, *shape) if len(shape) == 3 else 0.0
   if line.opcode not in ("convolution", "dot"):
     return 0.0
   left, right = (hlo_text.shape(lines[name].type) for name in line.operands[:2])

@@ -12,6 +12,8 @@ _BITS = {
   "s32": 32, "u32": 32, "f32": 32, "s64": 64, "u64": 64, "f64": 64,
   "c64": 64, "s4": 4, "u4": 4, "s2": 2, "u2": 2,
 }  # fmt: skip
+# What a kernel says of itself has lines of its own.
+_OWN_LINES = re.compile(r"kernel_metadata=\{\n.*?\n\}", re.DOTALL)
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\](\{[^}]*\})?")
 
 
@@ -30,7 +32,7 @@ def read(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
   """Computations, each its instructions by name, and the entry's name."""
   computations: dict[str, dict[str, Instruction]] = {}
   entry, current = "", None
-  for line in text.splitlines():
+  for line in _OWN_LINES.sub("", text).splitlines():
     if line.endswith("{") and " = " not in line.split("(")[0]:
       match = re.match(r"(ENTRY )?%?([\w.\-]+)", line)
       if match and "(" in line:

@@ -91,7 +91,9 @@ def make(
   """
   sizes = mesh_lib.mesh_sizes(config.mesh, topology.count)
   axes = dict(zip(mesh_lib.AXES, sizes, strict=True))
-  mesh: Any = mesh_lib.abstract_mesh(config.mesh, topology.count)
+  mesh: Any = mesh_lib.abstract_mesh(
+    config.mesh, topology.count, topology.chip.platform
+  )
   if compiling:
     mesh = compiled.mesh(topology, config.mesh)
   found = work(config, mesh, topology.chip.platform, reward_model)

@@ -15,6 +15,7 @@ import jax
 from flax import linen as nn
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import (
+  AbstractDevice,
   AbstractMesh,
   AxisType,
   Mesh,
@@ -59,9 +60,16 @@ def make_mesh(mesh: config.Mesh, devices: Sequence[Any] | None = None) -> Mesh:
   return Mesh(placed, AXES, axis_types=_AUTO)
 
 
-def abstract_mesh(mesh: config.Mesh, count: int) -> AbstractMesh:
-  """The same mesh of so many devices that are not here."""
-  return AbstractMesh(mesh_sizes(mesh, count), AXES, axis_types=_AUTO)
+def abstract_mesh(mesh: config.Mesh, count: int, platform: str) -> AbstractMesh:
+  """The same mesh of so many devices that are not here, "tpu" or "gpu"."""
+  return AbstractMesh(
+    mesh_sizes(mesh, count),
+    AXES,
+    axis_types=_AUTO,
+    abstract_device=AbstractDevice(
+      device_kind=platform, num_cores=None, platform=platform
+    ),
+  )
 
 
 def mesh_sizes(mesh: config.Mesh, count: int) -> tuple[int, int, int]:
@@ -116,8 +124,6 @@ def partition_spec(
 
 def on(mesh: AnyMesh, function: F) -> F:
   """The function, whose arrays lie on the mesh as RULES say; to be jitted."""
-  if mesh.size == 1:
-    return function
   places = placement.Places(mesh, functools.partial(partition_spec, mesh=mesh))
 
   @functools.wraps(function)

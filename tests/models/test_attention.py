@@ -112,9 +112,10 @@ def test_pairs_that_are_computed():
       assert attention.pairs(platform, model, 256) == blocks
   for platform in ("cpu", "tpu"):
     assert attention.pairs(platform, half, 64) == 64 * 64
-    assert attention.pairs(platform, half, 256) == blocks
-    # A later block reads its own keys, 30 before them and the prefix.
-    assert attention.pairs(platform, half, 256, reach) == 64 * (64 + 3 * 114)
+  assert attention.pairs("cpu", half, 256) == blocks
+  # A later block reads its own keys, 30 before them and the prefix.
+  assert attention.pairs("cpu", half, 256, reach) == 64 * (64 + 3 * 114)
+  assert attention.pairs("tpu", half, 256, reach) == 256 * 256
 
 
 def test_other_platforms_attend_alike():

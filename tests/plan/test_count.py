@@ -4,7 +4,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from instructgpt_jax import config
+from instructgpt_jax.models import attention
 from instructgpt_jax.plan import count
+from instructgpt_jax.runtime import mesh as mesh_lib
 from instructgpt_jax.steps import state as state_lib
 
 A, B = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((4, 6), (6, 6)))
@@ -53,3 +56,17 @@ def test_the_dearest_branch():
     return jax.lax.cond(a.sum() > 0, lambda: a @ b, lambda: a)
 
   assert counted(branches, A, B) == pytest.approx(ONE)
+
+
+def test_a_kernels_programs():
+  """Forward, and for the gradient of queries and of keys and values."""
+  length, heads, width = 1024, 2, 16
+  x = jax.ShapeDtypeStruct((4, heads, length, width), jnp.float32)
+  mask = jax.ShapeDtypeStruct((4, length, length), bool)
+  mesh = mesh_lib.abstract_mesh(config.Mesh(tensor=2, data=2), 4, "tpu")
+  attend = mesh_lib.on(mesh, attention.attend)
+  one = 4 * 2 * heads * width * 512 * 512 * 3  # of four blocks the last is not
+  assert counted(attend, x, x, x, mask, platform="tpu") == 2 * one
+  gradient = jax.grad(lambda *a: attend(*a).sum(), argnums=(0, 1, 2))
+  found = counted(gradient, x, x, x, mask, platform="tpu")
+  assert found == pytest.approx(9 * one, rel=1e-3)

@@ -76,6 +76,32 @@ def test_a_loop_a_fusion_and_two_collectives():
   }
 
 
+# What a kernel says of itself stands in lines of its own.
+KERNEL = textwrap.dedent("""
+  HloModule jit_attend, is_scheduled=true
+
+  ENTRY %main (i: s8[1,2,2], q: bf16[3,1024,64], m: s32[4,512,512]) -> bf16[3,1024,64] {
+    %i = s8[1,2,2]{2,1,0} parameter(0)
+    %q = bf16[3,1024,64]{2,1,0} parameter(1)
+    %m = s32[4,512,512]{2,1,0} parameter(2)
+    %splash_mha_fwd_residuals.7 = (f32[512,128]{1,0}, bf16[3,1024,64]{2,1,0}) custom-call(%i, %i, %i, %q, %q, /*index=5*/%q, %m), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+  "xprof_metadata":"{\\"block_q\\": 512}"
+  }}, metadata={op_name="jit(attend)/pallas_call"}
+    ROOT %found = bf16[3,1024,64]{2,1,0} get-tuple-element(%splash_mha_fwd_residuals.7), index=1, frontend_attributes={kernel_metadata={
+  "xprof_metadata":"{\\"block_q\\": 512}"
+  }}
+  }
+""")  # noqa: E501
+
+
+def test_the_kernel_of_attention():
+  """Two products of three of four blocks."""
+  done = hlo.Module(KERNEL, MESH, trips=1).done()
+  assert done.flops == 2 * 2 * 3 * 64 * (3 * 512 * 512)
+  queries, mask = 2 * 3 * 1024 * 64, 4 * 4 * 512 * 512
+  assert done.memory == 3 * 4 + 4 * queries + mask + 4 * 512 * 128
+
+
 def test_time_is_the_slower_of_both_in_each_part():
   done = hlo.Done(
     chunks=[hlo.Chunk("a", 2, 8.0, 1.0), hlo.Chunk("b", 1, 1.0, 6.0)]
@@ -134,3 +160,14 @@ def test_a_loop_that_says_what_it_runs_at_most():
   text = jax.jit(run).lower(shape, shape).compile().as_text()
   chunks = hlo.Module(text, {}, trips=99).done().chunks
   assert {c.times for c in chunks} == {1, 4}
+
+
+def test_a_loop_whose_end_the_data_tell():
+  """Numbers that it compares with are none that it counts to."""
+  counts = "ROOT %less = pred[] compare(%counter, %limit), direction=LT"
+  assert counts in MODULE
+  asks = """%many = pred[] compare(%counter, %limit), direction=GE
+    %few = pred[] not(%many)
+    ROOT %both = pred[] and(%few, %few)"""
+  done = hlo.Module(MODULE.replace(counts, asks), MESH, trips=99).done()
+  assert done.flops == 99 * 2 * 4 * 8 * 16

@@ -60,7 +60,8 @@ def test_operations_are_those_of_the_equation():
   c, tokens = found.work.model, found.work.tokens
   blocks = 12 * c.layers * c.width**2
   head = 6 * c.rows * c.width
-  attention = 9 * 2 * c.context * c.width * c.layers * 5 / 8
+  # Two products ahead, twice, and seven of the kernel's for the gradient.
+  attention = 11 * 2 * c.context * c.width * c.layers * 5 / 8
   wanted = tokens * ((6 + 2 * 8 / 12) * blocks + head + attention) / 512
   assert cost.flops == pytest.approx(wanted, rel=0.01)
 

@@ -1,0 +1,70 @@
+"""The TPUs' kernel, interpreted, against a float64 softmax."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from instructgpt_jax import config
+from instructgpt_jax.models import attention, splash
+from instructgpt_jax.runtime import mesh as mesh_lib
+from tests.models.test_attention import gradients_twin, make, twin
+
+
+# One block, one that is filled up, and several.
+@pytest.mark.parametrize("length", [128, 150, 700])
+def test_attention_and_its_gradient_equal_the_twin(length):
+  """Of packed rows with a prefix and with padding."""
+  q, k, v, g, mask = make(length)
+
+  def attend(*heads):
+    return splash.attend(*heads, jnp.asarray(mask), interpret=True)
+
+  found, pull = jax.vjp(attend, *map(jnp.asarray, (q, k, v)))
+  np.testing.assert_allclose(found, twin(q, k, v, mask)[0], atol=1e-5)
+  wanted = gradients_twin(q, k, v, g, mask)
+  for x, y in zip(pull(jnp.asarray(g)), wanted, strict=True):
+    np.testing.assert_allclose(x, y, atol=2e-5)
+
+
+def test_it_is_what_blocks_give():
+  """In bfloat16, with capped scores."""
+  *heads, g, mask = make(200)
+  low = [jnp.asarray(x, jnp.bfloat16) for x in heads]
+  g, mask = jnp.asarray(g, jnp.bfloat16), jnp.asarray(mask)
+  (found, pull), (wanted, own) = (
+    jax.vjp(lambda *x, a=attends: a(*x), *low)
+    for attends in (
+      lambda *x: splash.attend(*x, mask, 0.7, interpret=True),
+      lambda *x: attention.attend(*x, mask, 0.7),
+    )
+  )
+  assert found.dtype == jnp.bfloat16
+  np.testing.assert_allclose(
+    found.astype(np.float32), wanted.astype(np.float32), atol=0.03
+  )
+  for x, y in zip(pull(g), own(g), strict=True):
+    assert x.dtype == jnp.bfloat16
+    np.testing.assert_allclose(
+      x.astype(np.float32), y.astype(np.float32), atol=0.1
+    )
+
+
+def test_blocks_divide_the_row():
+  found = [splash.block_size(n) for n in (1, 128, 129, 640, 768, 1024, 2048)]
+  assert found == [128, 128, 256, 128, 384, 512, 512]
+  assert splash.pairs(128) == 128 * 128
+  assert splash.pairs(2000) == 512 * 512 * (1 + 2 + 3 + 4)
+
+
+@pytest.mark.parametrize(
+  "platform, length, kernels",
+  [("tpu", 128, 1), ("tpu", 127, 0), ("cuda", 128, 0), ("cpu", 128, 0)],
+)
+def test_tpus_have_it(platform, length, kernels):
+  mesh = mesh_lib.abstract_mesh(config.Mesh(), 4, platform)
+  x = jnp.zeros((4, 2, length, 16))
+  mask = jnp.ones((4, length, length), bool)
+  text = str(jax.make_jaxpr(mesh_lib.on(mesh, attention.attend))(x, x, x, mask))
+  assert text.count("pallas_call[") == kernels
+  assert text.count("shard_map[") == kernels

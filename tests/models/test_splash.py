@@ -1,5 +1,9 @@
 """The TPUs' kernel, interpreted, against a float64 softmax."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +12,7 @@ import pytest
 from instructgpt_jax import config
 from instructgpt_jax.models import attention, splash
 from instructgpt_jax.runtime import mesh as mesh_lib
+from tests.devices import pretended
 from tests.models.test_attention import gradients_twin, make, twin
 
 
@@ -68,3 +73,14 @@ def test_tpus_have_it(platform, length, kernels):
   text = str(jax.make_jaxpr(mesh_lib.on(mesh, attention.attend))(x, x, x, mask))
   assert text.count("pallas_call[") == kernels
   assert text.count("shard_map[") == kernels
+
+
+def test_each_device_attends_to_its_rows_and_heads():
+  done = subprocess.run(
+    [sys.executable, "-m", "tests.models.on_four"],
+    capture_output=True,
+    text=True,
+    env=os.environ | pretended(4, os.environ["XLA_FLAGS"]),
+  )
+  assert done.returncode == 0, done.stderr
+  assert float(done.stdout) < 1e-5

@@ -1,0 +1,38 @@
+"""The kernel on four devices: `python -m tests.models.on_four`.
+
+Prints the largest gap to attention in blocks on one device.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from instructgpt_jax import config
+from instructgpt_jax.models import attention, splash
+from instructgpt_jax.runtime import mesh as mesh_lib
+from tests.models.test_attention import make
+
+
+def main() -> None:
+  *heads, g, mask = map(jnp.asarray, make(150))
+  mesh = mesh_lib.make_mesh(config.Mesh(data=2, tensor=2))
+  attend = functools.partial(splash.attend, interpret=True)
+
+  @jax.jit
+  def both(query, key, value, mask):
+    ours, pull = jax.vjp(
+      lambda *x: mesh_lib.on(mesh, attend)(*x, mask), query, key, value
+    )
+    return ours, *pull(g)
+
+  wanted, pull = jax.vjp(lambda *x: attention.attend(*x, mask), *heads)
+  pairs = zip(both(*heads, mask), (wanted, *pull(g)), strict=True)
+  print(max(float(np.abs(a - b).max()) for a, b in pairs))
+
+
+if __name__ == "__main__":
+  main()

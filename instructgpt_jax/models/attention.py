@@ -140,8 +140,6 @@ def attend(
   mask: Array,
   cap: float = 0.0,
   reach: Reach | None = None,
-  *,
-  anew: bool = False,
 ) -> Array:
   """Causal scaled dot-product attention of whole rows.
 
@@ -153,13 +151,12 @@ def attend(
       somewhere in each row.
     cap: soft cap of the scores; 0 is none.
     reach: beyond it the mask is False, but for queries that nothing reads.
-    anew: whether what surrounds it computes it anew for the gradient.
 
   Returns:
     [B, H, T, D / H] in the query's type.
   """
   if placement.platform() == "tpu" and query.shape[2] >= splash.LEAST:
-    return splash.attend(query, key, value, mask, cap, anew=anew)
+    return splash.attend(query, key, value, mask, cap)
   found: Any = _attend(query, key, value, mask, cap, reach)
   return found
 

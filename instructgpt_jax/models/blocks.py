@@ -244,13 +244,7 @@ class Block(nn.Module):
       key, value = (jnp.repeat(y, c.heads // c.groups, axis=1) for y in stored)
     if wanted is None:
       attended = attention.attend(
-        query,
-        key,
-        value,
-        view.mask,
-        c.attention_cap,
-        view.reach,
-        anew=c.remat != "none",
+        query, key, value, view.mask, c.attention_cap, view.reach
       )
     else:
       x = jnp.take_along_axis(x, wanted[:, :, None], axis=1)

@@ -65,18 +65,16 @@ def attend(
   mask: Array,
   cap: float = 0.0,
   *,
-  anew: bool = False,
   interpret: bool = False,
 ) -> Array:
   """What `attention.attend` gives, with its arguments; no reach is needed.
 
   Args:
-    query: [B, H, T, D / H].
-    key: [B, H, T, D / H].
-    value: [B, H, T, D / H].
-    mask: [B, T, T] bool, True somewhere in each row.
-    cap: soft cap of the scores; 0 is none.
-    anew: whether what surrounds it computes it anew for the gradient.
+    query: [B, H, T, D / H], as key and value.
+    key: the keys.
+    value: the values.
+    mask: [B, T, T] bool; it need not be causal.
+    cap: of the scores.
     interpret: runs the kernel without a TPU, slowly.
 
   Returns:
@@ -100,6 +98,11 @@ def attend(
     interpret=interpret,
   )
 
+  # Blocks of the mask are not kept for the gradient, but cut out again.
+  @functools.partial(
+    jax.checkpoint,
+    policy=jax.checkpoint_policies.save_only_these_names(_KEPT),
+  )
   def row(some: tuple[Array, ...]) -> Array:
     query, key, value, mask = some
     made = kernel(mask[None])
@@ -108,12 +111,6 @@ def attend(
       info = getattr(made, name)._replace(is_dynamic_mask=True)
       setattr(made, name, info)
     return made(query, key, value)
-
-  if not anew:
-    # Blocks of the mask are not kept for the gradient, but cut out again.
-    row = jax.checkpoint(
-      row, policy=jax.checkpoint_policies.save_only_these_names(_KEPT)
-    )
 
   def part(query: Array, key: Array, value: Array, mask: Array) -> Array:
     if room:

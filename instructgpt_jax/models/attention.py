@@ -33,6 +33,11 @@ def block_size(length: int, reach: Reach | None = None) -> int:
   return size if reach is None else min(size, max(64, reach.last))
 
 
+def few(queries: int, length: int) -> bool:
+  """Whether the scores of so many queries of a row are a block's at most."""
+  return queries <= block_size(length)
+
+
 def key_blocks(
   length: int, reach: Reach | None = None
 ) -> Iterator[tuple[slice, list[slice]]]:

@@ -93,6 +93,13 @@ def _by_heads(x: Array) -> Array:
   return placement.place(x, "batch", "heads", None, None)
 
 
+def _columns(x: Array, wanted: Array, axis: int) -> Array:
+  """Those of [B, …, T, …] that are wanted, [B, R]."""
+  shape = [1] * x.ndim
+  shape[0], shape[axis] = wanted.shape
+  return jnp.take_along_axis(x, wanted.reshape(shape), axis=axis)
+
+
 def _written(
   old: Array, one: Array, column: Array, layer: Array | None
 ) -> Array:
@@ -186,8 +193,8 @@ class Block(nn.Module):
     return split(self.query, 1) + split(self.key_value, 2)
 
   def _join(self, x: Array, attended: Array, deterministic: bool) -> Array:
-    """Adds what was attended to, [B, H, T, D / H], and the MLP's part."""
-    found = self.project(attended.swapaxes(1, 2).reshape(len(x), -1))
+    """Adds what was attended to, [B, T, H, D / H], and the MLP's part."""
+    found = self.project(attended.reshape(len(x), -1))
     if self.config.block == "sandwich":
       found = self.norm_attended(found)
     after = x + self.drop(found, deterministic=deterministic)
@@ -235,29 +242,27 @@ class Block(nn.Module):
     """
     c = self.config
     view = _chosen(seen, kind)
-    flat = x.reshape(-1, x.shape[-1])
-    query, key, value = self._heads(flat, x.shape[:2])
+    query, key, value = self._heads(x.reshape(-1, x.shape[-1]), x.shape[:2])
     query, key = self._placed(query, key, view)
     query, key, value = map(_by_heads, (query, key, value))
     stored = key, value
     if c.groups != c.heads:
       key, value = (jnp.repeat(y, c.heads // c.groups, axis=1) for y in stored)
-    if wanted is None:
-      attended = attention.attend(
-        query, key, value, view.mask, c.attention_cap, view.reach
-      )
+    mask, few = view.mask, False
+    if wanted is not None:
+      x = _columns(x, wanted, 1)
+      few = attention.few(wanted.shape[1], mask.shape[1])
+    if few:
+      query, mask = _columns(query, wanted, 2), _columns(mask, wanted, 1)
+      attended, _ = attention.read(query, key, value, mask, c.attention_cap)
     else:
-      x = jnp.take_along_axis(x, wanted[:, :, None], axis=1)
-      flat = x.reshape(-1, x.shape[-1])
-      attended, _ = attention.read(
-        jnp.take_along_axis(query, wanted[:, None, :, None], axis=2),
-        key,
-        value,
-        jnp.take_along_axis(view.mask, wanted[:, :, None], axis=1),
-        c.attention_cap,
+      attended = attention.attend(
+        query, key, value, mask, c.attention_cap, view.reach
       )
-    attended = _by_heads(attended)
-    flat = self._join(flat, attended, deterministic)
+    attended = _by_heads(attended).swapaxes(1, 2)
+    if wanted is not None and not few:
+      attended = _columns(attended, wanted, 1)
+    flat = self._join(x.reshape(-1, x.shape[-1]), attended, deterministic)
     return flat.reshape(x.shape), stored
 
   def _column_heads(self, x: Array) -> tuple[Array, Array, Array]:

@@ -59,13 +59,15 @@ class LanguageModel(nn.Module):
     positions: Array,
     *,
     deterministic: bool = True,
+    wanted: Array | None = None,
   ) -> Array:
     """[B, T] rows → [B, T, D], ready for `unembed`.
 
-    With an unembedding bias [B, T, D + 1], whose last column is 1.
+    Or [B, R, D], of the columns that are wanted. With an unembedding bias
+    […, D + 1], whose last column is 1.
     """
     return self._hidden(
-      tokens, segments, positions, deterministic=deterministic
+      tokens, segments, positions, deterministic=deterministic, wanted=wanted
     )[0]
 
   def _hidden(

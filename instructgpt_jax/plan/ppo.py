@@ -76,6 +76,7 @@ def ppo(
   width = min(width, config.model.context - data.max_response_tokens)
   answer = data.max_response_tokens
   count, length = section.rollout_batch, width + answer
+  states = answer + 1
   ids = shapes.ints(count, width)
   prompts = shapes.split_rows(
     mesh,
@@ -123,11 +124,11 @@ def ppo(
       logits=logits,
     )
     for network, own, logits in (
-      (policy, shape, length),
+      (policy, shape, states),
       (value, models[2].config, 0),
     )
   ]
-  trips = shapes.chunks(shape, mesh, updated * length, updated * answer)
+  trips = shapes.chunks(shape, mesh, updated * states, updated * answer)
   if section.ptx_coef:
     ptx_length = inputs.row_length(
       section.ptx_sequence, config.model.context, "ppo.ptx_sequence"
@@ -177,7 +178,7 @@ def ppo(
         name="score",
         make=lambda: (programs.experience, scoring()),
         times=1,
-        trips=shapes.chunks(shape, mesh, scored * length, scored * answer),
+        trips=shapes.chunks(shape, mesh, scored * states, scored * answer),
         passes=tuple(
           Pass(
             kind="forward",
@@ -187,7 +188,7 @@ def ppo(
             times=count // scored,
             logits=logits,
           )
-          for network, logits in zip(models, (length, 0, 0), strict=True)
+          for network, logits in zip(models, (states, 0, 0), strict=True)
         ),
       ),
       Program(

@@ -24,20 +24,34 @@ LEAST_TOKENS = 768
 
 @pytree
 class Packing:
-  """Where tokens of B padded rows stand in C microbatches of M full ones."""
+  """Where B padded rows of T tokens stand in C microbatches of M full ones.
 
-  source: Array  # [C, M, T] int32, place in B · T of each; B · T: none
-  place: Array  # [B, T] int32, place in C · M · T of each real one; 0 otherwise
+  The last S columns of a padded row, its states, are what is read of it. A full
+  row has room for as many, and the network's last layer runs for no others.
+  """
+
+  source: Array  # [C, M, T] int32, place in B · T of each token; B · T: none
+  columns: Array  # [C, M, S] int32, where in its row each state stands
+  states: Array  # [C, M, S] int32, place in B · S of each; B · S: none
+  place: Array  # [B, S] int32, place in C · M · S of each real one; 0 otherwise
   used: Array  # [] int32, microbatches that hold any
 
   def put(self, x: Array) -> Array:
     """[B, T] → [C, M, T], zeros where there is no token."""
-    found = x.reshape(-1).at[self.source].get(mode="fill", fill_value=0)
-    return placement.place(found, None, "batch", None)
+    return _put(x, self.source)
 
-  def take(self, x: Array) -> Array:
-    """[C, M, T] → [B, T]; what stands in padding means nothing."""
+  def put_states(self, x: Array) -> Array:
+    """[B, S] → [C, M, S], zeros where there is no state."""
+    return _put(x, self.states)
+
+  def take_states(self, x: Array) -> Array:
+    """[C, M, S] → [B, S]; what stands in padding means nothing."""
     return placement.place(x.reshape(-1)[self.place], "batch", None)
+
+
+def _put(x: Array, source: Array) -> Array:
+  found = x.reshape(-1).at[source].get(mode="fill", fill_value=0)
+  return placement.place(found, None, "batch", None)
 
 
 def microbatch_size(rows: int, length: int, shards: int) -> int:
@@ -55,13 +69,14 @@ def microbatch_size(rows: int, length: int, shards: int) -> int:
   return rows
 
 
-def pack(real: Array, microbatch: int = 0) -> Packing:
+def pack(real: Array, states: int, microbatch: int = 0) -> Packing:
   """The longest first, each in the first row that has room (first fit).
 
   Rows that are one microbatch stay as they are.
 
   Args:
-    real: [B, T] bool, True on tokens.
+    real: [B, T] bool, True on tokens, which stand side by side.
+    states: S, columns from the last that are read.
     microbatch: M, a divisor of B; 0 is `microbatch_size`.
   """
   count, length = real.shape
@@ -69,34 +84,55 @@ def pack(real: Array, microbatch: int = 0) -> Packing:
   size = microbatch or microbatch_size(count, length, shards)
   if count % size:
     raise ValueError(f"microbatch {size} does not divide batch {count}")
-  places = jnp.arange(real.size, dtype=jnp.int32).reshape(real.shape)
-  nowhere = real.size
+  read = real[:, -states:]
   if size == count:
+    places = jnp.arange(read.size, dtype=jnp.int32).reshape(read.shape)
+    columns = jnp.arange(length - states, length, dtype=jnp.int32)
     return Packing(
-      source=jnp.where(real, places, nowhere)[None],
+      source=_sources(real, jnp.arange(real.size).reshape(real.shape))[None],
+      columns=jnp.broadcast_to(columns, (1, *read.shape)),
+      states=_sources(read, places)[None],
       place=places,
       used=jnp.ones((), jnp.int32),
     )
-  lengths = real.sum(axis=1, dtype=jnp.int32)
+  sizes = jnp.stack([x.sum(axis=1, dtype=jnp.int32) for x in (real, read)], 1)
+  whole = jnp.array([length, states], jnp.int32)
 
   def enter(room: Array, index: Array) -> tuple[Array, Array]:
-    own = lengths[index]
-    row = jnp.argmax(room >= own).astype(jnp.int32)
-    return room.at[row].add(-own), row * length + length - room[row]
+    own = sizes[index]
+    row = jnp.argmax((room >= own).all(axis=1)).astype(jnp.int32)
+    return room.at[row].add(-own), (row + 1) * whole - room[row]
 
-  order = jnp.argsort(lengths, descending=True)
-  room = jnp.full(count, length, jnp.int32)
+  order = jnp.argsort(sizes[:, 0], descending=True)
+  room = jnp.broadcast_to(whole, sizes.shape)
   room, first = jax.lax.scan(enter, room, order)
-  first = jnp.zeros(count, jnp.int32).at[order].set(first)
-  place = first[:, None] + jnp.cumsum(real, axis=1, dtype=jnp.int32) - 1
-  source = jnp.full(real.size, nowhere, jnp.int32)
-  source = source.at[jnp.where(real, place, nowhere)].set(places, mode="drop")
-  rows = (room < length).sum(dtype=jnp.int32)
+  first = jnp.zeros_like(sizes).at[order].set(first)
+  of_token, of_state = (
+    first[:, i, None] + jnp.cumsum(x, axis=1, dtype=jnp.int32) - 1
+    for i, x in enumerate((real, read))
+  )
+  columns = jnp.zeros(read.size, jnp.int32)
+  columns = columns.at[jnp.where(read, of_state, read.size)].set(
+    of_token[:, -states:] % length, mode="drop"
+  )
+  rows = (room[:, 0] < length).sum(dtype=jnp.int32)
   return Packing(
-    source=source.reshape(-1, size, length),
-    place=jnp.where(real, place, 0),
+    source=_sources(real, of_token).reshape(-1, size, length),
+    columns=columns.reshape(-1, size, states),
+    states=_sources(read, of_state).reshape(-1, size, states),
+    place=jnp.where(read, of_state, 0),
     used=-(-rows // size),
   )
+
+
+def _sources(real: Array, place: Array) -> Array:
+  """[B, T], which of so many stands in each place; B · T where none does."""
+  nowhere = real.size
+  found = jnp.full(nowhere, nowhere, jnp.int32)
+  found = found.at[jnp.where(real, place, nowhere)].set(
+    jnp.arange(nowhere, dtype=jnp.int32).reshape(real.shape), mode="drop"
+  )
+  return found.reshape(real.shape)
 
 
 def each(
@@ -106,18 +142,18 @@ def each(
 
   Args:
     packing: of the rows.
-    function: tree of [M, T] → [M, T] float32.
-    rows: tree of [C, M, T].
+    function: tree of [M, …] → [M, S] float32.
+    rows: tree of [C, M, …].
 
   Returns:
-    [C, M, T] float32.
+    [C, M, S] float32.
   """
-  count = len(packing.source)
+  count = len(packing.states)
   if count == 1:
     return function(jax.tree.map(lambda x: x[0], rows))[None]
 
   def put(index: Array, found: Array) -> Array:
     return found.at[index].set(function(jax.tree.map(lambda x: x[index], rows)))
 
-  found = jnp.zeros(packing.source.shape, jnp.float32)
+  found = jnp.zeros(packing.states.shape, jnp.float32)
   return state_lib.up_to(packing.used, count, put, found)

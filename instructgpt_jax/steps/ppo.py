@@ -16,7 +16,6 @@ from instructgpt_jax.models import layers, lora
 from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
 from instructgpt_jax.steps import language as language_step
 from instructgpt_jax.steps import packing
-from instructgpt_jax.steps import reward as reward_step
 from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.steps.state import Metrics, PpoState
 from instructgpt_jax.types import (
@@ -31,43 +30,45 @@ from instructgpt_jax.types import (
 
 @pytree
 class _Rows:
-  """Packed episodes: [C, M, T], or [M, T] of one microbatch."""
+  """Packed episodes: [C, M, …], or [M, …] of one microbatch."""
 
-  tokens: Array  # int32
-  segments: Array  # int32, episodes of the batch from 1; 0 is padding
-  positions: Array  # int32
-  actions: Array  # int32, the token that follows
-  mask: Array  # bool, True where that is a response token
+  tokens: Array  # [·, T] int32
+  segments: Array  # [·, T] int32, episodes of the batch from 1; 0 is padding
+  positions: Array  # [·, T] int32
+  columns: Array  # [·, S] int32, where states stand
+  actions: Array  # [·, S] int32, the token that follows each
+  mask: Array  # [·, S] bool, True where that is a response token
 
 
-def _at_states(x: Array, length: int) -> Array:
-  """[B, N] of response tokens → [B, T], where each was predicted from."""
-  return jnp.pad(x, ((0, 0), (length - x.shape[1] - 1, 1)))
+def _at_states(x: Array) -> Array:
+  """[B, N] of response tokens → [B, S], where each was predicted from."""
+  return jnp.pad(x, ((0, 0), (0, 1)))
 
 
 def _packed(rollout: Rollout, microbatch: int) -> tuple[packing.Packing, _Rows]:
   real = rollout.segments > 0
-  found = packing.pack(real, microbatch)
-  length = real.shape[1]
-  answers = rollout.tokens[:, -rollout.response_mask.shape[1] :]
+  answer = rollout.response_mask.shape[1]
+  found = packing.pack(real, answer + 1, microbatch)
   episodes = 1 + jnp.arange(len(real), dtype=jnp.int32)
   rows = _Rows(
-    tokens=rollout.tokens,
-    segments=jnp.broadcast_to(episodes[:, None], real.shape),
-    positions=rollout.positions,
-    actions=_at_states(answers, length),
-    mask=_at_states(rollout.response_mask, length),
+    tokens=found.put(rollout.tokens),
+    segments=found.put(jnp.broadcast_to(episodes[:, None], real.shape)),
+    positions=found.put(rollout.positions),
+    columns=found.columns,
+    actions=found.put_states(_at_states(rollout.tokens[:, -answer:])),
+    mask=found.put_states(_at_states(rollout.response_mask)),
   )
-  return found, jax.tree.map(found.put, rows)
+  return found, rows
 
 
 def _hidden(model: LanguageModel, params: PyTree, rows: _Rows) -> Array:
-  """[M · T, D]."""
+  """[M · S, D]."""
   hidden = model.apply(
     {"params": params},
     rows.tokens,
     rows.segments,
     rows.positions,
+    wanted=rows.columns,
     method="hidden",
   )
   return hidden.reshape(-1, hidden.shape[-1])
@@ -76,7 +77,7 @@ def _hidden(model: LanguageModel, params: PyTree, rows: _Rows) -> Array:
 def _logp(
   model: LanguageModel, params: PyTree, rows: _Rows, temperature: float
 ) -> Array:
-  """[M, T] log-probabilities of the response tokens, 0 elsewhere."""
+  """[M, S] log-probabilities of the response tokens, 0 elsewhere."""
   logp = vocabulary.token_logp(
     _hidden(model, params, rows),
     language_step.unembedding_matrix(model, params),
@@ -89,9 +90,13 @@ def _logp(
 
 
 def _scalars(model: ScalarModel, params: PyTree, rows: _Rows) -> Array:
-  """[M, T], the scalar at every token."""
+  """[M, S], the scalar at every state."""
   return model.apply(
-    {"params": params}, rows.tokens, rows.segments, rows.positions
+    {"params": params},
+    rows.tokens,
+    rows.segments,
+    rows.positions,
+    wanted=rows.columns,
   )
 
 
@@ -103,13 +108,12 @@ def response_logp(
   At the sampling temperature; 0 after a response's end.
   """
   found, rows = _packed(rollout, 0)
-  logp = found.take(
+  logp = found.take_states(
     packing.each(
       found, lambda part: _logp(model, params, part, temperature), rows
     )
   )
-  mask = rollout.response_mask
-  return jnp.where(mask, logp[:, -mask.shape[1] - 1 : -1], 0)
+  return jnp.where(rollout.response_mask, logp[:, :-1], 0)
 
 
 def experience(
@@ -141,23 +145,22 @@ def experience(
     What the losses take as constants; the next β; and metrics of the rollout.
   """
   mask = rollout.response_mask
-  answer = mask.shape[1]
   found, rows = _packed(rollout, config.microbatch)
 
   def each(function: Callable[[_Rows], Array]) -> Array:
-    return found.take(packing.each(found, function, rows))
+    return found.take_states(packing.each(found, function, rows))
 
   ref_logp = each(
     lambda part: _logp(model, reference_params, part, config.temperature)
   )
-  ref_logp = jnp.where(mask, ref_logp[:, -answer - 1 : -1], 0)
+  ref_logp = jnp.where(mask, ref_logp[:, :-1], 0)
   scores = each(lambda part: _scalars(scalar_model, reward_params, part))
   values = each(lambda part: _scalars(value_model, value_params, part))
-  last = reward_step.last_columns(rollout.segments > 0)
+  last = mask.sum(axis=1, keepdims=True)
   score = jnp.take_along_axis(scores, last, axis=1)[:, 0]
   # The value of a state is the scalar at its last token, so the value network
   # that starts as the reward model equals it at every token.
-  values, after = values[:, -answer - 1 : -1], values[:, -1]
+  values, after = values[:, :-1], values[:, -1]
   kept_score = score - config.eos_penalty * ~rollout.ended
   rewards = returns.token_rewards(
     kept_score, rollout.logp, ref_logp, mask, kl_coef
@@ -273,9 +276,8 @@ def update(
   chosen = jax.tree.map(lambda x: x[rows], batch)
   normalizer = chosen.rollout.response_mask.sum()
   found, packed = _packed(chosen.rollout, config.microbatch)
-  length = chosen.rollout.tokens.shape[1]
   old_logp, advantages, values, targets = (
-    found.put(_at_states(x, length))
+    found.put_states(_at_states(x))
     for x in (
       chosen.rollout.logp,
       chosen.advantages,

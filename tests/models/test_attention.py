@@ -228,3 +228,8 @@ def test_capped_scores_and_their_gradient():
   np.testing.assert_allclose(found, wanted, atol=1e-5)
   for x, y in zip(own_pull(g), pull(g), strict=True):
     np.testing.assert_allclose(x, y, atol=2e-5)
+
+
+def test_few_queries_are_a_block_at_most():
+  assert attention.few(64, 128) and not attention.few(65, 128)
+  assert attention.few(128, 512) and not attention.few(129, 512)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from instructgpt_jax.models import rotary
+from instructgpt_jax.models import attention, rotary
 from instructgpt_jax.models.generate import generate
 from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
 from instructgpt_jax.steps import language
@@ -68,10 +68,14 @@ def answers(model, params, **options):
   return run(params, twin.make_prompts())
 
 
+@pytest.mark.parametrize("few", [False, True])
 @pytest.mark.parametrize("scan", [False, True])
 @pytest.mark.parametrize("config", [ALL, OTHER], ids=["all", "other"])
-def test_wanted_columns_are_what_all_columns_hold(config, scan):
+def test_wanted_columns_are_what_all_columns_hold(
+  config, scan, few, monkeypatch
+):
   """Also their gradient; a column may be wanted twice, in any order."""
+  monkeypatch.setattr(attention, "few", lambda queries, length: few)
   model = ScalarModel(dataclasses.replace(config, scan_layers=scan))
   params = twin.make_params(ScalarModel(config))
   params = twin.stack_layers(params) if scan else params

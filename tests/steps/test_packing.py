@@ -8,6 +8,7 @@ import pytest
 from instructgpt_jax.steps import packing
 
 LENGTH = 12
+STATES = 7
 
 
 def episodes(first, last):
@@ -25,7 +26,7 @@ def draw(seed):
 @pytest.mark.parametrize("microbatch", [1, 2, 4, 8])
 def test_each_episode_stands_whole_in_one_row(seed, microbatch):
   real = draw(seed)
-  found = packing.pack(jnp.asarray(real), microbatch)
+  found = packing.pack(jnp.asarray(real), STATES, microbatch)
   assert found.source.shape == (8 // microbatch, microbatch, LENGTH)
   source = np.asarray(found.source).reshape(-1, LENGTH)
   taken = np.sort(source[source < real.size])
@@ -40,14 +41,21 @@ def test_each_episode_stands_whole_in_one_row(seed, microbatch):
 
 
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("microbatch", [2, 8])
-def test_what_is_put_is_taken_back(seed, microbatch):
+@pytest.mark.parametrize("microbatch", [1, 2, 4, 8])
+def test_every_state_is_found_in_its_row(seed, microbatch):
   real = draw(seed)
   x = 1 + np.arange(real.size, dtype=np.float32).reshape(real.shape)
-  found = packing.pack(jnp.asarray(real), microbatch)
+  found = packing.pack(jnp.asarray(real), STATES, microbatch)
   put = found.put(jnp.asarray(x))
   assert float(put.sum()) == x[real].sum()  # zeros elsewhere
-  np.testing.assert_array_equal(found.take(put)[real], x[real])
+  read, wanted = real[:, -STATES:], x[:, -STATES:]
+  states = np.asarray(found.put_states(jnp.asarray(wanted)))
+  assert states.shape == (8 // microbatch, microbatch, STATES)
+  assert states.sum() == wanted[read].sum()
+  columns = np.take_along_axis(np.asarray(put), found.columns, axis=2)
+  np.testing.assert_array_equal(columns[states > 0], states[states > 0])
+  taken = found.take_states(jnp.asarray(columns))
+  np.testing.assert_array_equal(taken[read], wanted[read])
 
 
 @pytest.mark.parametrize(
@@ -57,25 +65,35 @@ def test_what_is_put_is_taken_back(seed, microbatch):
 def test_short_episodes_share_rows_and_empty_microbatches_are_not_run(
   length, used
 ):
-  ends = np.full(8, LENGTH)
-  real = jnp.asarray(episodes(ends - length, ends))
+  states = length * STATES // LENGTH
+  first = np.full(8, LENGTH - STATES + states - length)
+  real = jnp.asarray(episodes(first, first + length))
   runs = []
 
   @jax.jit
   def doubled(x):
-    found = packing.pack(real, 2)
+    found = packing.pack(real, STATES, 2)
 
     def run(part):
       jax.debug.callback(lambda: runs.append(1), ordered=True)
       return 2 * part
 
-    return found.take(packing.each(found, run, found.put(x)))
+    x = found.put_states(x[:, -STATES:])
+    return found.take_states(packing.each(found, run, x))
 
   x = jnp.arange(real.size, dtype=jnp.float32).reshape(real.shape)
   taken = doubled(x)
   jax.effects_barrier()
-  np.testing.assert_array_equal(taken[real], 2 * x[real])
+  read, wanted = real[:, -STATES:], x[:, -STATES:]
+  np.testing.assert_array_equal(taken[read], 2 * wanted[read])
   assert len(runs) == used
+
+
+def test_no_row_has_more_states_than_it_may():
+  """Four episodes of three tokens fit a row, and two whose tokens are read."""
+  real = jnp.asarray(episodes(np.full(8, LENGTH - 3), np.full(8, LENGTH)))
+  assert int(packing.pack(real, 6, 1).used) == 4
+  assert int(packing.pack(real, 12, 1).used) == 2
 
 
 def test_microbatches_have_tokens_enough():
@@ -89,4 +107,4 @@ def test_microbatches_have_tokens_enough():
 
 def test_a_microbatch_must_divide_the_batch():
   with pytest.raises(ValueError, match="3 does not divide batch 8"):
-    packing.pack(jnp.ones((8, LENGTH), bool), 3)
+    packing.pack(jnp.ones((8, LENGTH), bool), STATES, 3)

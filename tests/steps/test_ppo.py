@@ -609,7 +609,7 @@ def test_packed_episodes_are_worth_what_they_are_alone(
 ):
   """Also where two share a row, and where a whole microbatch is not run."""
   real = np.asarray(rollout.segments) > 0
-  packed = packing.pack(jnp.asarray(real), 1)
+  packed = packing.pack(jnp.asarray(real), NEW + 1, 1)
   assert int(packed.used) < len(real)
   alone = evaluate(ppo_config(microbatch=len(real)))
   together = evaluate(ppo_config(microbatch=1))

@@ -86,13 +86,12 @@ def pack(real: Array, states: int, microbatch: int = 0) -> Packing:
     raise ValueError(f"microbatch {size} does not divide batch {count}")
   read = real[:, -states:]
   if size == count:
-    places = jnp.arange(read.size, dtype=jnp.int32).reshape(read.shape)
     columns = jnp.arange(length - states, length, dtype=jnp.int32)
     return Packing(
-      source=_sources(real, jnp.arange(real.size).reshape(real.shape))[None],
+      source=jnp.where(real, _places(real), real.size)[None],
       columns=jnp.broadcast_to(columns, (1, *read.shape)),
-      states=_sources(read, places)[None],
-      place=places,
+      states=jnp.where(read, _places(read), read.size)[None],
+      place=_places(read),
       used=jnp.ones((), jnp.int32),
     )
   sizes = jnp.stack([x.sum(axis=1, dtype=jnp.int32) for x in (real, read)], 1)
@@ -125,12 +124,17 @@ def pack(real: Array, states: int, microbatch: int = 0) -> Packing:
   )
 
 
+def _places(x: Array) -> Array:
+  """[B, T] int32, of each in B · T."""
+  return jnp.arange(x.size, dtype=jnp.int32).reshape(x.shape)
+
+
 def _sources(real: Array, place: Array) -> Array:
   """[B, T], which of so many stands in each place; B · T where none does."""
   nowhere = real.size
   found = jnp.full(nowhere, nowhere, jnp.int32)
   found = found.at[jnp.where(real, place, nowhere)].set(
-    jnp.arange(nowhere, dtype=jnp.int32).reshape(real.shape), mode="drop"
+    _places(real), mode="drop"
   )
   return found.reshape(real.shape)
 

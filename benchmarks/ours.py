@@ -149,16 +149,17 @@ def _reward(model: str, completions: int, layout: str) -> Step:
 
 
 def _sampler(model: str, new_tokens: int = 0):
+  network = LanguageModel(work.MODELS[model])
   # No token has this id: every row goes on to the last column.
   return jax.jit(
     functools.partial(
       generate,
-      LanguageModel(work.MODELS[model]),
+      network,
       max_new_tokens=new_tokens or work.SHAPES[model].new_tokens,
       eos_id=-1,
       pad_id=work.pad_id(model),
     ),
-    compiler_options=decoding_options(),
+    compiler_options=decoding_options(network.config.width),
   )
 
 

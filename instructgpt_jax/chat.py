@@ -239,7 +239,8 @@ class Talker:
         pad_id=self._tokenizer.pad_id,
       )
 
-    return jax.jit(run, compiler_options=decoding_options())
+    width = self._model.config.width
+    return jax.jit(run, compiler_options=decoding_options(width))
 
   @functools.cached_property
   def _programs(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -282,7 +283,7 @@ class Talker:
       )
       return token, logits, cache
 
-    options = decoding_options()
+    options = decoding_options(model.config.width)
     return (
       jax.jit(prefill, compiler_options=options),
       jax.jit(step, donate_argnums=(1, 2), compiler_options=options),

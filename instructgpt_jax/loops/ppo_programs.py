@@ -104,7 +104,7 @@ def jitted(
         eos_id=eos_id,
         pad_id=pad_id,
       ),
-      compiler_options=mesh_lib.decoding_options(mesh),
+      compiler_options=mesh_lib.decoding_options(model.config.width, mesh),
     ),
     experience=jax.jit(
       on_mesh(

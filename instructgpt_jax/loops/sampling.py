@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,21 +19,21 @@ from instructgpt_jax.types import Array, PyTree, Rollout
 
 _CALL = 4  # rows of a call over rows decoded at a time
 
-_generate = mesh_lib.jitted(
-  generate,
-  decodes=True,
-  static_argnames=(
-    "model",
-    "max_new_tokens",
-    "temperature",
-    "top_k",
-    "top_p",
-    "eos_id",
-    "pad_id",
-    "samples",
-    "slots",
-  ),
-)
+
+@functools.cache
+def _generate(model: LanguageModel, mesh: Mesh) -> Callable[..., Rollout]:
+  return jax.jit(
+    mesh_lib.on(mesh, functools.partial(generate, model)),
+    static_argnames=(
+      "max_new_tokens",
+      "temperature",
+      "eos_id",
+      "pad_id",
+      "samples",
+      "slots",
+    ),
+    compiler_options=mesh_lib.decoding_options(model.config.width, mesh),
+  )
 
 
 def respond(
@@ -83,8 +84,7 @@ def respond(
     prompts, batch_size=size, width=width, pad_id=tokenizer.pad_id, epochs=1,
     shuffle=False,
   ):  # fmt: skip
-    rollout = _generate(mesh)(
-      model,
+    rollout = _generate(model, mesh)(
       params,
       mesh_lib.put_whole(batch, mesh),
       key,

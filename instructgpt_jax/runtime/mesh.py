@@ -31,6 +31,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 AXES = ("data", "fsdp", "tensor")
 _LIBRARY = "xla_cpu_experimental_ynn_fusion_type"  # for which products
+_NARROW = 256  # the widest model that decodes faster without that library
 _SCHEDULE = "xla_cpu_scheduler_type"
 _LEAST_MEMORY = "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
 _AUTO = (AxisType.Auto,) * len(AXES)
@@ -138,25 +139,29 @@ def on(mesh: AnyMesh, function: F) -> F:
 
 
 def jitted(
-  function: Callable[..., Any], *, decodes: bool = False, **options: Any
+  function: Callable[..., Any], **options: Any
 ) -> Callable[[Mesh], Any]:
   """mesh → the function, jitted for it; once for each mesh."""
 
   @functools.cache
   def of_mesh(mesh: Mesh) -> Any:
-    compiler = decoding_options(mesh) if decodes else None
-    return jax.jit(on(mesh, function), compiler_options=compiler, **options)
+    return jax.jit(on(mesh, function), **options)
 
   return of_mesh
 
 
-def decoding_options(mesh: AnyMesh | None = None) -> dict[str, Any]:
+def decoding_options(width: int, mesh: AnyMesh | None = None) -> dict[str, Any]:
   """Compiler options of programs that decode, on a mesh or the usual device.
 
   On a CPU XLA leaves products to a library that is quick at large ones, and
-  takes longer to begin than a product of a few rows does (docs/speed.md).
+  takes longer to begin than a product of a few rows with a small matrix does
+  (docs/speed.md).
+
+  Args:
+    width: D, of the model.
+    mesh: where the program runs.
   """
-  return {_LIBRARY: ""} if _on_cpu(mesh) else {}
+  return {_LIBRARY: ""} if width <= _NARROW and _on_cpu(mesh) else {}
 
 
 def drawing_options(mesh: AnyMesh | None = None) -> dict[str, Any]:

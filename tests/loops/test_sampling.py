@@ -85,7 +85,7 @@ def test_other_numbers_of_prompts_find_the_same_program(
   answer, rollout, prompts, model, params, tokenizer, mesh
 ):
   """So an evaluation of fewer or more of them compiles nothing."""
-  program = sampling._generate(mesh)
+  program = sampling._generate(model, mesh)
   compiled = program._cache_size()
   for count in (20, 25, 33):
     found = sampling.respond(

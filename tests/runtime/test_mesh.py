@@ -24,6 +24,13 @@ from tests.devices import pretended
 WIDE = AbstractMesh((2, 4, 8), mesh_lib.AXES)
 
 
+@pytest.mark.parametrize("width, chosen", [(128, True), (768, False)])
+def test_small_models_decode_without_the_library_of_a_cpu(width, chosen):
+  assert bool(mesh_lib.decoding_options(width)) == chosen
+  elsewhere = mesh_lib.abstract_mesh(config.Mesh(), 1, "tpu")
+  assert not mesh_lib.decoding_options(width, elsewhere)
+
+
 @pytest.mark.parametrize(
   "names, shape, spec",
   [

@@ -93,7 +93,7 @@ def _by_heads(x: Array) -> Array:
   return placement.place(x, "batch", "heads", None, None)
 
 
-def _columns(x: Array, wanted: Array, axis: int) -> Array:
+def columns(x: Array, wanted: Array, axis: int) -> Array:
   """Those of [B, …, T, …] that are wanted, [B, R]."""
   shape = [1] * x.ndim
   shape[0], shape[axis] = wanted.shape
@@ -250,10 +250,10 @@ class Block(nn.Module):
       key, value = (jnp.repeat(y, c.heads // c.groups, axis=1) for y in stored)
     mask, few = view.mask, False
     if wanted is not None:
-      x = _columns(x, wanted, 1)
+      x = columns(x, wanted, 1)
       few = attention.few(wanted.shape[1], mask.shape[1])
     if few:
-      query, mask = _columns(query, wanted, 2), _columns(mask, wanted, 1)
+      query, mask = columns(query, wanted, 2), columns(mask, wanted, 1)
       attended, _ = attention.read(query, key, value, mask, c.attention_cap)
     else:
       attended = attention.attend(
@@ -261,7 +261,7 @@ class Block(nn.Module):
       )
     attended = _by_heads(attended).swapaxes(1, 2)
     if wanted is not None and not few:
-      attended = _columns(attended, wanted, 1)
+      attended = columns(attended, wanted, 1)
     flat = self._join(x.reshape(-1, x.shape[-1]), attended, deterministic)
     return flat.reshape(x.shape), stored
 

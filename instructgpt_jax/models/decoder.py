@@ -133,7 +133,7 @@ class Transformer(nn.Module):
     if c.scan_layers:
       x, (keys, values) = self.blocks(x, seen, jnp.array(kinds), deterministic)
       if wanted is not None:
-        x = jnp.take_along_axis(x, wanted[:, :, None], axis=1)
+        x = blocks.columns(x, wanted, 1)
       return self.final_norm(x), ((keys,), (values,))
     stored = []
     for block, kind in zip(self.blocks[:-1], kinds, strict=False):

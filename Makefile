@@ -43,12 +43,12 @@ setup: $(STAMP)
 $(STAMP): requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "error: $(PYTHON) is missing or older than Python 3.11" >&2; \
-	  echo "  remedy: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; \
+	  echo "  fix: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; \
 	  exit 2; }
 	@echo "setting up $(VENV)"
 	@test -x $(RUN) || $(PYTHON) -m venv $(VENV) || { \
 	  echo "error: $(PYTHON) cannot make a virtual environment" >&2; \
-	  echo "  remedy: install its venv module (python3-venv)" >&2; exit 2; }
+	  echo "  fix: install its venv module (python3-venv)" >&2; exit 2; }
 	@$(RUN) -m uv --version 2>/dev/null | grep -q "^uv $(UV_VERSION)" || \
 	  $(PIP) uv==$(UV_VERSION) || \
 	  echo "uv is not to be had; going on with pip"

@@ -20,7 +20,7 @@ case ${1:-} in
   --tiny) sizes=tiny chat=tiny-chat ;;
   *)
     echo "error: $1 is not known" >&2
-    echo "  remedy: benchmarks/gpu.sh [--tiny]" >&2
+    echo "  fix: benchmarks/gpu.sh [--tiny]" >&2
     exit 2
     ;;
 esac
@@ -28,14 +28,14 @@ esac
 backend=$("$python" -c 'import jax; print(jax.default_backend())')
 if [ "$chat" = 1.3b-chat ] && [ "$backend" = cpu ]; then
   echo "error: jax finds no accelerator" >&2
-  echo "  remedy: install jax's plugin for it, or give --tiny" >&2
+  echo "  fix: install jax's plugin for it, or give --tiny" >&2
   exit 2
 fi
 
 lines=$out/lines.jsonl
 if [ -e "$lines" ]; then
   echo "error: $lines is there already" >&2
-  echo "  remedy: name another folder with OUT=DIR" >&2
+  echo "  fix: name another folder with OUT=DIR" >&2
   exit 2
 fi
 mkdir -p "$out"

@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(table([json.loads(x) for x in text.splitlines()]))
   except (OSError, ValueError, KeyError) as error:
     print(f"error: {path}: {error}", file=sys.stderr)
-    print("  remedy: give a file that benchmarks.run wrote", file=sys.stderr)
+    print("  fix: give a file that benchmarks.run wrote", file=sys.stderr)
     return 2
   return 0
 

@@ -61,7 +61,7 @@ def chosen(names: str) -> list[study_lib.Study]:
       raise UserError(
         f"there is no study {name!r}",
         field="--study",
-        remedy=config.nearest(name, studies.ALL)
+        fix=config.nearest(name, studies.ALL)
         or f"give some of {', '.join(studies.ALL)}",
       )
     found.append(studies.ALL[name])

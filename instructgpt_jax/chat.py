@@ -82,7 +82,7 @@ class Talker:
       raise UserError(
         f"{self.max_tokens} tokens do not fit a context of {context}",
         field="--max_tokens",
-        remedy=f"give at most {context - 1}",
+        fix=f"give at most {context - 1}",
       )
     self.max_prompt = min(data.max_prompt_tokens, context - self.max_tokens)
     self.data = data
@@ -115,7 +115,7 @@ class Talker:
         return kept
     raise UserError(
       f"the message has {length} tokens, of which {self.max_prompt} fit",
-      remedy="say it in fewer words",
+      fix="say it in fewer words",
     )
 
   def stream(self, turns: Sequence[Turn], index: int = 0) -> Iterator[str]:
@@ -313,7 +313,7 @@ def load(checkpoint: str, sampling: Sampling) -> Talker:
         "holds the models of several stages",
         file=checkpoint,
         field="--checkpoint",
-        remedy=f"name the folder of one of them: {names}",
+        fix=f"name the folder of one of them: {names}",
       )
   model, params, tokenizer, config = workdir.load_policy(checkpoint)
   return Talker(model, params, tokenizer, config.data, sampling)
@@ -412,14 +412,14 @@ def answer_file(
   path = pathlib.Path(output)
   if path.is_dir():
     raise UserError(
-      "is a folder", file=output, field="--output", remedy="name a file"
+      "is a folder", file=output, field="--output", fix="name a file"
     )
   if path.exists() and not overwrite:
     raise UserError(
       "exists already",
       file=output,
       field="--output",
-      remedy="name another file, or allow it with --overwrite",
+      fix="name another file, or allow it with --overwrite",
     )
   found, _ = sources.read_prompts(prompts)
   if path.exists() and any(
@@ -430,7 +430,7 @@ def answer_file(
       "is one of the files of prompts",
       file=output,
       field="--output",
-      remedy="name another file",
+      fix="name another file",
     )
   talker = load_talker()
   encoded: list[np.ndarray] = []
@@ -469,14 +469,14 @@ class _Parser(argparse.ArgumentParser):
   """Raises a UserError instead of printing its usage."""
 
   def error(self, message: str) -> NoReturn:
-    remedy = "see --help"
+    fix = "see --help"
     names = [n for a in self._actions for n in a.option_strings if n[1] == "-"]
     unknown = message.removeprefix("unrecognized arguments: ")
     if unknown != message:
       flag = unknown.split("=")[0].split()[0]
       message = f"there is no flag {flag}"
-      remedy = config_lib.nearest(flag, names) or remedy
-    raise UserError(message, remedy=remedy)
+      fix = config_lib.nearest(flag, names) or fix
+    raise UserError(message, fix=fix)
 
 
 def _number(kind: type, low: float, high: float) -> Callable[[str], Any]:
@@ -553,7 +553,7 @@ def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
     given, other = "--prompts", "--output"
     if flags.output:
       given, other = other, given
-    raise UserError(f"{given} is given without {other}", remedy=f"add {other}")
+    raise UserError(f"{given} is given without {other}", fix=f"add {other}")
   return flags
 
 

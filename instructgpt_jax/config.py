@@ -91,7 +91,7 @@ class Checked:
         raise UserError(
           f"{value!r} is not allowed",
           field=f"{type(self).__name__.lower()}.{field.name}",
-          remedy=f"give a value {allowed_range(field.metadata)}",
+          fix=f"give a value {allowed_range(field.metadata)}",
         )
 
 
@@ -249,20 +249,20 @@ class Model(Checked):
       raise UserError(
         f"width {self.width} is not a multiple of heads {self.heads}",
         field="model.heads",
-        remedy="give a number of heads that divides model.width",
+        fix="give a number of heads that divides model.width",
       )
     if self.heads % self.groups:
       raise UserError(
         f"{self.groups} is not a divisor of heads {self.heads}",
         field="model.kv_heads",
-        remedy="give a number that divides model.heads",
+        fix="give a number that divides model.heads",
       )
     turned = self.rotary_dim or self.head_size
     if self.positions == "rotary" and (turned % 2 or turned > self.head_size):
       raise UserError(
         f"{turned} of a head's {self.head_size} numbers cannot turn in pairs",
         field="model.rotary_dim",
-        remedy="give an even number, at most a head's width",
+        fix="give an even number, at most a head's width",
       )
     if self.window and set(self.window_pattern) not in map(
       set, ("w", "f", "wf")
@@ -270,13 +270,13 @@ class Model(Checked):
       raise UserError(
         f"{self.window_pattern!r} is not a pattern of layers",
         field="model.window_pattern",
-        remedy="give letters w (window) and f (full), such as wf",
+        fix="give letters w (window) and f (full), such as wf",
       )
     if self.unembedding_bias and self.tie_embeddings:
       raise UserError(
         "tied embeddings have no bias",
         field="model.unembedding_bias",
-        remedy="give --model.tie_embeddings=false as well",
+        fix="give --model.tie_embeddings=false as well",
       )
 
   @property
@@ -393,7 +393,12 @@ class Tokenizer(Checked):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data(Checked):
-  """Four sources; each a path, a quoted glob, a comma list, or tfds:…"""
+  """Four sources; each a path, a quoted glob, a comma list, or tfds:…
+
+  `explicit` names the fields of this section that the user has set. A limit
+  that somebody chose may drop most of a source, and a setting that nobody chose
+  follows the stage that a run starts from.
+  """
 
   demonstrations: str = option("", "prompt/completion records for SFT")
   comparisons: str = option("", "ranked or paired completions for the RM")
@@ -444,6 +449,15 @@ class Data(Checked):
     minimum=0.0,
     maximum=0.5,
   )
+  explicit: str = option(
+    "",
+    "data fields that were set by flag or --config, a comma list; filled in by"
+    " the program",
+  )
+
+  def is_explicit(self, name: str) -> bool:
+    """Whether the user has set a field of this section."""
+    return name in self.explicit.split(",")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

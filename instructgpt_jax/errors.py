@@ -1,10 +1,19 @@
-"""The one exception for a user's mistake."""
+"""The exception for user errors."""
 
 
 class UserError(Exception):
-  """A mistake of the user's: shown as at most three lines, exit status 2.
+  """A user error: shown as a few lines without a traceback, exit status 2.
 
-  The text says what is wrong, with file, line or field, and the remedy.
+  The text says what is wrong, with file, line or field, and how to fix it.
+
+  Attributes:
+    problem: what is wrong.
+    file: file or directory that is at fault, or None.
+    line: line of that file, or None.
+    field: field of the record or of the config, or None.
+    fix: what to do about it; may be empty.
+    code: stable name of the kind of error, such as "bad_json"; tests and
+      scripts read it instead of the wording. May be empty.
   """
 
   def __init__(
@@ -14,7 +23,8 @@ class UserError(Exception):
     file: str | None = None,
     line: int | None = None,
     field: str | None = None,
-    remedy: str = "",
+    fix: str = "",
+    code: str = "",
   ):
     where = "" if file is None else str(file)
     if line is not None:
@@ -22,8 +32,8 @@ class UserError(Exception):
     if field is not None:
       where += f"{' ' if where else ''}[{field}]"
     text = f"{where}: {problem}" if where else problem
-    if remedy:
-      text += f"\n  remedy: {remedy}"
+    if fix:
+      text += f"\n  fix: {fix}"
     super().__init__(text)
     self.problem, self.file, self.line = problem, file, line
-    self.field, self.remedy = field, remedy
+    self.field, self.fix, self.code = field, fix, code

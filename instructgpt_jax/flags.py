@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from absl import flags as absl_flags
@@ -75,7 +75,7 @@ def _flatten(
       f"is {type(values).__name__}, not a table",
       file=file,
       field=prefix.rstrip(".") or None,
-      remedy="give the config.json that a run wrote",
+      fix="give the config.json that a run wrote",
     )
   flat = {}
   names = [field.name for field in dataclasses.fields(default)]
@@ -85,7 +85,7 @@ def _flatten(
         "there is no such field",
         file=file,
         field=prefix + str(name),
-        remedy=config_lib.nearest(str(name), names) or "take it out",
+        fix=config_lib.nearest(str(name), names) or "take it out",
       )
     old = getattr(default, name)
     if dataclasses.is_dataclass(old):
@@ -112,7 +112,7 @@ def replace(
         "there is no such field",
         file=file,
         field=name,
-        remedy=config_lib.nearest(name, known),
+        fix=config_lib.nearest(name, known),
       )
     typed[name] = _typed(name, value, *known[name], file)
   return _replace(config, typed, file, "")
@@ -142,7 +142,7 @@ def _replace(
       error.problem,
       file=file,
       field=prefix + leaf,
-      remedy=error.remedy,
+      fix=error.fix,
     ) from error
 
 
@@ -161,12 +161,12 @@ def _typed(
       f"{value!r} is not {_WANTED[kind]}",
       file=file,
       field=name,
-      remedy=_remedy(kind, field),
+      fix=_fix(kind, field),
     )
   return value
 
 
-def _remedy(kind: type, field: dataclasses.Field) -> str:
+def _fix(kind: type, field: dataclasses.Field) -> str:
   allowed = config_lib.allowed_range(field.metadata)
   if field.metadata.get("choices"):
     return f"give {allowed}"
@@ -195,7 +195,7 @@ class _Parser(absl_flags.ArgumentParser):
       raise UserError(
         f"{argument!r} is not {_WANTED[self._kind]}",
         field=f"--{self._name}",
-        remedy=_remedy(self._kind, self._field),
+        fix=_fix(self._kind, self._field),
       ) from None
 
 
@@ -292,7 +292,7 @@ def parse(
   if rest:
     raise UserError(
       f"{rest[0]!r} is not a flag",
-      remedy="give flags as --name=value; --help lists them",
+      fix="give flags as --name=value; --help lists them",
     )
   config = get_config(preset)
   if values["config"].value:
@@ -303,19 +303,33 @@ def parse(
     if values[name].present and values[name].value is not None
   }
   try:
-    config = replace(config, given)
+    config = mark_explicit(replace(config, given), given)
   except UserError as error:
     if error.field is None:
       raise
     raise UserError(
-      error.problem, field=f"--{error.field}", remedy=error.remedy
+      error.problem, field=f"--{error.field}", fix=error.fix
     ) from error
   workdir = values["workdir"].value or ""
   if runs and not workdir:
-    raise UserError(
-      "is missing", field="--workdir", remedy="give --workdir=DIR"
-    )
+    raise UserError("is missing", field="--workdir", fix="give --workdir=DIR")
   return config, workdir
+
+
+def mark_explicit(config: T, names: Iterable[str]) -> T:
+  """A copy of a config whose `data.explicit` has more fields.
+
+  Args:
+    config: a config; one without a data section is left as it is.
+    names: dotted names that the user has set, of any section.
+  """
+  data = getattr(config, "data", None)
+  if not isinstance(data, config_lib.Data):
+    return config
+  known = {*filter(None, data.explicit.split(","))}
+  known |= {n.removeprefix("data.") for n in names if n.startswith("data.")}
+  explicit = ",".join(sorted(known - {"explicit"}))
+  return replace(config, {"data.explicit": explicit})
 
 
 def _parse_flags(
@@ -327,7 +341,7 @@ def _parse_flags(
     raise UserError(
       "there is no such flag",
       field=f"--{error.flagname}",
-      remedy=_nearest_flag(error.flagname, list(values)),
+      fix=_nearest_flag(error.flagname, list(values)),
     ) from error
   except absl_flags.CantOpenFlagFileError as error:
     name = getattr(error.__context__, "filename", None)
@@ -335,17 +349,17 @@ def _parse_flags(
       "cannot be opened",
       field="--flagfile",
       file=str(name) if name else None,
-      remedy="give a text file with one flag a line",
+      fix="give a text file with one flag a line",
     ) from error
   except UnicodeDecodeError as error:
     raise UserError(
       "is not UTF-8 text",
       field="--flagfile",
-      remedy="give a text file with one flag a line",
+      fix="give a text file with one flag a line",
     ) from error
   except (absl_flags.Error, ValueError) as error:
     raise UserError(
-      str(error).splitlines()[0], remedy="give flags as --name=value"
+      str(error).splitlines()[0], fix="give flags as --name=value"
     ) from error
 
 
@@ -363,7 +377,7 @@ def _from_file(default: T, path: str, experiment: str) -> T:
   if os.path.isdir(path):
     path = os.path.join(path, files.CONFIG)
   value = files.read_json(
-    path, remedy="give the config.json that a run wrote in its workdir"
+    path, fix="give the config.json that a run wrote in its workdir"
   )
   if isinstance(value, dict) and "config" in value:
     name = value.get("experiment", "")
@@ -371,7 +385,7 @@ def _from_file(default: T, path: str, experiment: str) -> T:
       raise UserError(
         f"is the config of {name!r}, not of {experiment!r}",
         file=path,
-        remedy=f"run python -m experiments.{name} with it",
+        fix=f"run python -m experiments.{name} with it",
       )
     value = value["config"]
   return config_from_dict(default, value, file=path)

@@ -109,7 +109,7 @@ def canonical(preset: str, field: str = "--preset") -> str:
     raise UserError(
       f"there is no preset {preset!r}",
       field=field,
-      remedy=config.nearest(name, NAMES) or f"give one of {', '.join(NAMES)}",
+      fix=config.nearest(name, NAMES) or f"give one of {', '.join(NAMES)}",
     )
   return name
 

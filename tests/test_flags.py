@@ -150,7 +150,7 @@ def test_json_round_trip(experiment, preset):
 
 
 @pytest.mark.parametrize(
-  "argv, field, words, remedy",
+  "argv, field, words, fix",
   [
     (["--kl_coef=1"], "--kl_coef", "no such flag", "--ppo.kl_coef"),
     (["--ppo.kl_cof=1"], "--ppo.kl_cof", "no such flag", "--ppo.kl_coef"),
@@ -178,11 +178,11 @@ def test_json_round_trip(experiment, preset):
     (["--config=none"], None, "no such file", "config.json"),
   ],
 )
-def test_mistakes(argv, field, words, remedy):
+def test_mistakes(argv, field, words, fix):
   with pytest.raises(UserError, match=words) as caught:
     _config(*argv)
   assert caught.value.field == field
-  assert remedy in caught.value.remedy
+  assert fix in caught.value.fix
   assert len(str(caught.value).splitlines()) <= 3
 
 
@@ -253,4 +253,12 @@ def test_nothing_global_is_defined():
 def test_replace_refuses_unknown_names():
   with pytest.raises(UserError, match="no such field") as caught:
     flags.replace(config.PpoExperiment(), {"ppo.kl_cof": 1.0})
-  assert "ppo.kl_coef" in caught.value.remedy
+  assert "ppo.kl_coef" in caught.value.fix
+
+
+def test_data_fields_that_the_user_set_are_remembered():
+  assert _config("--preset=tiny").data.explicit == ""
+  data = _config("--data.max_prompt_tokens=1024", "--seed=1").data
+  assert data.explicit == "max_prompt_tokens"
+  assert data.is_explicit("max_prompt_tokens")
+  assert not data.is_explicit("max_response_tokens")

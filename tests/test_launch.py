@@ -171,7 +171,7 @@ def test_another_experiments_workdir_is_refused(tmp_path, capsys):
   assert status == 2
   error = capsys.readouterr().err
   assert "holds the experiment 'sft', not 'ppo'" in error
-  assert "remedy: choose another --workdir" in error
+  assert "fix: choose another --workdir" in error
 
 
 def test_help_is_on_stdout_and_makes_no_workdir(tmp_path, capsys):
@@ -189,7 +189,7 @@ def test_a_wrong_flag_is_status_2_and_makes_no_workdir(tmp_path, capsys):
   assert out == ""
   assert err.splitlines() == [
     "error: [--sft.epoch]: there is no such flag",
-    "  remedy: did you mean --sft.epochs? --help lists all flags",
+    "  fix: did you mean --sft.epochs? --help lists all flags",
   ]
   assert not workdir.exists()
 
@@ -197,9 +197,9 @@ def test_a_wrong_flag_is_status_2_and_makes_no_workdir(tmp_path, capsys):
 @pytest.mark.parametrize(
   "error, status, words",
   [
-    (UserError("bad", file="f.json", line=3, remedy="mend it"), 2, "f.json:3"),
-    (UserError("a\nb\nc\nd\ne", remedy="mend it"), 2, "remedy: mend it"),
-    (UserError("x" * 5000, remedy="mend it"), 2, "remedy: mend it"),
+    (UserError("bad", file="f.json", line=3, fix="mend it"), 2, "f.json:3"),
+    (UserError("a\nb\nc\nd\ne", fix="mend it"), 2, "fix: mend it"),
+    (UserError("x" * 5000, fix="mend it"), 2, "fix: mend it"),
     (KeyboardInterrupt(), 130, "goes on from the last checkpoint"),
     (OSError(errno.ENOSPC, "full", "some/file"), 2, "some/file: the disk is"),
   ],

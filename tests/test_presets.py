@@ -137,10 +137,10 @@ def test_names():
   assert presets.model("6B") == presets.model("6.7b")
   with pytest.raises(UserError, match="no preset '13bb'") as caught:
     presets.model("13bb")
-  assert "'13b'" in caught.value.remedy
+  assert "'13b'" in caught.value.fix
   with pytest.raises(UserError) as caught:
     presets.model("zzzzzz")
-  assert "tiny" in caught.value.remedy
+  assert "tiny" in caught.value.fix
 
 
 @pytest.mark.parametrize("name", update_golden.texts())

@@ -52,7 +52,7 @@ def describe(path: str, data: config.Data, coder, unit: str) -> str:
       "no record is left of it",
       file=path,
       line=1,
-      remedy="see docs/data.md for what is skipped, and why",
+      fix="see docs/data.md for what is skipped, and why",
     )
   for kind, plural in sources.KIND_NAMES.items():
     mine = [r for r in found if isinstance(r, kind)]

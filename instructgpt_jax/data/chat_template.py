@@ -48,7 +48,7 @@ class ChatTemplate:
       raise UserError(
         f"its chat template cannot be read ({error})",
         file=file,
-        remedy="mend it, or leave it out with --data.chat_template=false",
+        fix="mend it, or leave it out with --data.chat_template=false",
       ) from error
     self.lead = self._lead()
 
@@ -70,7 +70,7 @@ class ChatTemplate:
       raise UserError(
         f"its chat template refuses a conversation ({error})",
         file=self._file,
-        remedy="give other turns, or --data.chat_template=false",
+        fix="give other turns, or --data.chat_template=false",
       ) from error
 
   def _lead(self) -> str:

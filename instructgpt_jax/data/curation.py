@@ -178,7 +178,7 @@ def require(
     f"curation leaves no record for {split}"
     f" ({'; '.join(filter(None, (went, where))) or 'there were none'})",
     field=field,
-    remedy="raise data.max_prompt_tokens"
+    fix="raise data.max_prompt_tokens"
     if counts.get(LONG)
     else "give more records, or change the shares of the splits",
   )

@@ -61,13 +61,13 @@ class At:
   def origin(self) -> str:
     return f"{self.file}:{self.line}"
 
-  def fail(self, problem: str, field: str = "", remedy: str = "") -> NoReturn:
+  def fail(self, problem: str, field: str = "", fix: str = "") -> NoReturn:
     raise UserError(
       problem,
       file=self.file,
       line=self.line,
       field=field or None,
-      remedy=remedy or "see docs/data.md for the fields of each format",
+      fix=fix or "see docs/data.md for the fields of each format",
     )
 
   def get(self, obj: Mapping[str, Any], field: str, kind: type = str) -> Any:

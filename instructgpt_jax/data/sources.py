@@ -1,6 +1,6 @@
 """From a path, glob, folder, comma list or TFDS name to records.
 
-A malformed file is an error that names file, line and remedy. A record that is
+A malformed file is an error that names file, line and fix. A record that is
 well formed but of no use (a ranking with only ties, an empty reply in a public
 file) is skipped and counted in the Report; a named file of which nothing is
 left is an error. See docs/data.md for the whole list.
@@ -40,7 +40,7 @@ KIND_NAMES = {
   Prompt: "prompts",
   Document: "documents",
 }
-_REMEDIES = {
+_FIXES = {
   Demonstration: 'give each record a "completion", or another file',
   Ranking: 'give each record "completions" and "ranks", or another file',
   Prompt: 'give each record a "prompt", or another file',
@@ -107,7 +107,7 @@ def _suffix(path: pathlib.Path) -> str:
 
 
 def _nearest(path: pathlib.Path) -> str:
-  """A remedy that names the existing file nearest to a missing one."""
+  """A fix that names the existing file nearest to a missing one."""
   parent, missing = path.parent, path.name
   while not parent.is_dir() and parent != parent.parent:
     parent, missing = parent.parent, parent.name
@@ -146,7 +146,7 @@ def _expand(spec: str) -> tuple[dict[str, bool], list[str]]:
   if not parts:
     raise UserError(
       "no data is given",
-      remedy="give a file, folder, quoted glob, comma list or tfds:name:split",
+      fix="give a file, folder, quoted glob, comma list or tfds:name:split",
     )
   for part in parts:
     if part.startswith(TFDS):
@@ -162,7 +162,7 @@ def _expand(spec: str) -> tuple[dict[str, bool], list[str]]:
       pattern = path
     else:
       raise UserError(
-        "no such file", file=part, remedy=_nearest(pathlib.Path(path))
+        "no such file", file=part, fix=_nearest(pathlib.Path(path))
       )
     matches = sorted(glob.glob(pattern, recursive=True))
     known, other = _known([m for m in matches if os.path.isfile(m)])
@@ -170,7 +170,7 @@ def _expand(spec: str) -> tuple[dict[str, bool], list[str]]:
       raise UserError(
         f"no {'/'.join(SUFFIXES)} file (plain or .gz) is found there",
         file=part,
-        remedy="give a file, folder or glob that holds some"
+        fix="give a file, folder or glob that holds some"
         if other or os.path.isdir(path)
         else _nearest(pathlib.Path(path.split("*")[0].rstrip("/") or ".")),
       )
@@ -204,7 +204,7 @@ def _bytes(path: str) -> bytes:
       f"cannot be read: {e.strerror}",
       file=path,
       line=1,
-      remedy="check the path and its permissions",
+      fix="check the path and its permissions",
     ) from e
   if content and (path.lower().endswith(".gz") or content[:2] == b"\x1f\x8b"):
     content = _gunzip(content, path)
@@ -230,7 +230,7 @@ def _gunzip(packed: bytes, path: str) -> bytes:
         problem,
         file=path,
         line=b"".join(parts).count(b"\n") + 1,
-        remedy="copy or compress the file again (gzip -t checks it)",
+        fix="copy or compress the file again (gzip -t checks it)",
       )
     packed = unpack.unused_data.lstrip(b"\0")
   return b"".join(parts)
@@ -244,7 +244,7 @@ def _text(path: str) -> str:
       "is empty",
       file=path,
       line=1,
-      remedy="give a file with records, or leave this one out",
+      fix="give a file with records, or leave this one out",
     )
   try:
     text = content.decode("utf-8-sig")
@@ -253,7 +253,7 @@ def _text(path: str) -> str:
       f"byte 0x{content[e.start]:02x} is not valid UTF-8",
       file=path,
       line=content.count(b"\n", 0, e.start) + 1,
-      remedy="convert the file to UTF-8 (iconv -f latin1 -t utf-8)",
+      fix="convert the file to UTF-8 (iconv -f latin1 -t utf-8)",
     ) from e
   return text.replace("\r\n", "\n")
 
@@ -264,7 +264,7 @@ def _bad_json(e: Exception, path: str, line: int, own_line: bool) -> UserError:
     f"is not JSON ({what})",
     file=path,
     line=line,
-    remedy="write one JSON value a line"
+    fix="write one JSON value a line"
     if own_line
     else "write the file as one JSON array of records",
   )
@@ -359,7 +359,7 @@ def _tfds_values(spec: str) -> Iterator[tuple[int, Any]]:
     raise UserError(
       "the split is missing",
       file=spec,
-      remedy="write tfds:name/config:split, for example tfds:mine:train",
+      fix="write tfds:name/config:split, for example tfds:mine:train",
     )
   try:
     import tensorflow_datasets as tfds
@@ -367,7 +367,7 @@ def _tfds_values(spec: str) -> Iterator[tuple[int, Any]]:
     raise UserError(
       "TFDS is not installed",
       file=spec,
-      remedy="pip install tensorflow-datasets array-record",
+      fix="pip install tensorflow-datasets array-record",
     ) from e
   name, split = named.groups()
   source: Any
@@ -388,12 +388,12 @@ def _tfds_values(spec: str) -> Iterator[tuple[int, Any]]:
     raise UserError(
       f"TFDS cannot open it ({what})",
       file=spec,
-      remedy="prepare it with file_format='array_record', and set"
+      fix="prepare it with file_format='array_record', and set"
       " TFDS_DATA_DIR or give its folder as the name",
     ) from e
   if not count:
     raise UserError(
-      "is empty", file=spec, line=1, remedy="choose a split with records"
+      "is empty", file=spec, line=1, fix="choose a split with records"
     )
   return ((i, _plain(source[i])) for i in range(count))
 
@@ -457,7 +457,7 @@ def _scan(
         file=path,
         line=1,
         field=_FIRST_FIELD[wanted],
-        remedy="give a .jsonl file; docs/data.md has one example each",
+        fix="give a .jsonl file; docs/data.md has one example each",
       )
     yield 1, formats.PLAIN, [Document(text=values, origin=f"{path}:1")], ""
     return
@@ -480,7 +480,7 @@ def _scan(
       "holds no records",
       file=path,
       line=1,
-      remedy="give a file with records, or leave this one out",
+      fix="give a file with records, or leave this one out",
     )
 
 
@@ -523,14 +523,14 @@ def _nothing_left(
       file=path,
       line=min(first_skip.values()),
       field=_FIRST_FIELD[wanted],
-      remedy=_REMEDIES[wanted],
+      fix=_FIXES[wanted],
     )
   reasons = ", ".join(f"{n} {why}" for why, n in skipped.items())
   raise UserError(
     f"no record is left of it: {reasons}",
     file=path,
     line=min(first_skip.values()),
-    remedy="give at least one ranking with two different ranks"
+    fix="give at least one ranking with two different ranks"
     if formats.TIES in skipped
     else f"give a file with usable {kind}",
   )
@@ -553,7 +553,7 @@ def _read(spec: str, wanted: type[_R]) -> tuple[list[_R], Report]:
       f"none of its {len(paths)} files holds usable {KIND_NAMES[wanted]}",
       file=spec,
       line=1,
-      remedy=_REMEDIES[wanted],
+      fix=_FIXES[wanted],
     )
   return kept, Report(tuple(reports), tuple(ignored))
 

@@ -30,7 +30,7 @@ from instructgpt_jax.data.chat_template import ChatTemplate
 from instructgpt_jax.data.records import Turn
 from instructgpt_jax.errors import UserError
 
-REMEDY = (
+FIX = (
   "give a sentencepiece .model, a tokenizer.json, or a folder with"
   " encoder.json and vocab.bpe"
 )
@@ -305,7 +305,7 @@ def _read(path: pathlib.Path) -> bytes:
     return path.read_bytes()
   except OSError as e:
     raise UserError(
-      f"cannot be read: {e.strerror}", file=str(path), remedy=REMEDY
+      f"cannot be read: {e.strerror}", file=str(path), fix=FIX
     ) from e
 
 
@@ -327,7 +327,7 @@ def _load_gpt2(folder: pathlib.Path) -> Tokenizer:
     raise UserError(
       f"{names[0]} and {names[1]} are not a GPT-2 vocabulary ({_short(e)})",
       file=str(folder),
-      remedy=REMEDY,
+      fix=FIX,
     ) from e
   result.files = {"encoder.json": encoder, "vocab.bpe": bpe}
   return result
@@ -345,7 +345,7 @@ def _load_json(path: pathlib.Path) -> Tokenizer:
     raise UserError(
       f"is not a Hugging Face tokenizer ({_short(e)})",
       file=str(path),
-      remedy=REMEDY,
+      fix=FIX,
     ) from e
   names = {}
   for key, value in special.items() if isinstance(special, dict) else ():
@@ -379,7 +379,7 @@ def _load_sentencepiece(path: pathlib.Path) -> Tokenizer:
     raise UserError(
       f"is not a sentencepiece model ({_short(e)})",
       file=str(path),
-      remedy=REMEDY,
+      fix=FIX,
     ) from e
 
 
@@ -411,7 +411,7 @@ def _load_tiktoken(path: pathlib.Path) -> Tokenizer:
     raise UserError(
       f"is not a tiktoken vocabulary ({_short(e)})",
       file=str(path),
-      remedy=REMEDY,
+      fix=FIX,
     ) from e
   result.files = {"tokenizer.tiktoken": content}
   return result
@@ -465,9 +465,7 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
   """
   path = pathlib.Path(path)
   if not path.exists():
-    raise UserError(
-      "no such tokenizer", file=str(path), remedy=_near(path) + REMEDY
-    )
+    raise UserError("no such tokenizer", file=str(path), fix=_near(path) + FIX)
   if path.is_dir():
     for folder in (path, path / "tokenizer"):
       for name, load in (
@@ -487,7 +485,7 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
       found = sorted(p for p in path.glob(pattern) if p.is_file())
       if len(found) == 1:
         return load(found[0])
-    raise UserError("holds no tokenizer file", file=str(path), remedy=REMEDY)
+    raise UserError("holds no tokenizer file", file=str(path), fix=FIX)
   if path.name in ("encoder.json", "vocab.bpe", "vocab.json", "merges.txt"):
     return _load_gpt2(path.parent)
   if path.suffix == ".json":
@@ -497,7 +495,7 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
   if ".model" in path.suffixes:
     return _load_sentencepiece(path)
   raise UserError(
-    "is not a known kind of tokenizer file", file=str(path), remedy=REMEDY
+    "is not a known kind of tokenizer file", file=str(path), fix=FIX
   )
 
 
@@ -545,7 +543,7 @@ def train_tokenizer(
     raise UserError(
       "there is no text to train a tokenizer on",
       field="data.pretraining",
-      remedy="give text, or a trained tokenizer with --tokenizer.path",
+      fix="give text, or a trained tokenizer with --tokenizer.path",
     )
   word = kind == "word"
   options: dict[str, Any] = dict(
@@ -589,13 +587,13 @@ def train_tokenizer(
         f"{size} is too small for this text: its characters and the 256 bytes"
         f" need {low.group(1)}",
         field="tokenizer.vocab_size",
-        remedy=f"give at least {int(low.group(1)) + 64}",
+        fix=f"give at least {int(low.group(1)) + 64}",
       ) from e
     if not high:
       raise UserError(
         f"sentencepiece cannot train on this text ({_short(e)})",
         field="tokenizer.kind",
-        remedy="give more text, or a trained tokenizer with --tokenizer.path",
+        fix="give more text, or a trained tokenizer with --tokenizer.path",
       ) from e
     proto = train(int(high.group(1)))
   result = SentencePiece(proto)

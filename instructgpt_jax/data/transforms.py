@@ -201,7 +201,7 @@ def pack_examples(
     raise UserError(
       f"an example of {max(lengths)} tokens does not fit a row of {length}",
       field="data.max_response_tokens",
-      remedy="lower data.max_prompt_tokens and data.max_response_tokens until"
+      fix="lower data.max_prompt_tokens and data.max_response_tokens until"
       " their sum fits, or raise model.context",
     )
   if not examples:

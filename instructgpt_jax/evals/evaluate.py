@@ -100,9 +100,7 @@ def run(config: config_lib.EvaluateExperiment, directory: str) -> None:
 
 def _needed(path: str, field: str, what: str) -> str:
   if not path:
-    raise UserError(
-      f"{what} is needed", field=field, remedy=f"give --{field}=DIR"
-    )
+    raise UserError(f"{what} is needed", field=field, fix=f"give --{field}=DIR")
   return path
 
 
@@ -181,7 +179,7 @@ def _prefix(
     raise UserError(
       "is auto, but there are no candidates",
       field="measure.prefix",
-      remedy="give --evaluation.prefixes='one|another'",
+      fix="give --evaluation.prefixes='one|another'",
     )
   splits = inputs.prompts(config.data, e.tokenizer)
   choosing = splits.valid or e.prompts

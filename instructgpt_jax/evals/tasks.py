@@ -32,8 +32,7 @@ def read_items(path: str) -> list[dict[str, Any]]:
         "is no task item",
         file=path,
         line=number,
-        remedy='give {"kind", "prompt", "reference"} or {…, "choices",'
-        ' "answer"}',
+        fix='give {"kind", "prompt", "reference"} or {…, "choices", "answer"}',
       )
     items.append(item)
   return items

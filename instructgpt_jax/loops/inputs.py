@@ -35,7 +35,7 @@ def _given(spec: str, field: str, what: str) -> str:
     raise UserError(
       f"{what} are needed here",
       field=field,
-      remedy=f"give --{field}=PATH (a file, a folder or a quoted glob)",
+      fix=f"give --{field}=PATH (a file, a folder or a quoted glob)",
     )
   return spec
 
@@ -158,7 +158,7 @@ def row_length(length: int, context: int, field: str) -> int:
     raise UserError(
       f"rows of {length} tokens do not fit {context} positions",
       field=field,
-      remedy=f"give at most {context}, or 0 for the model's context",
+      fix=f"give at most {context}, or 0 for the model's context",
     )
   return length or context
 
@@ -169,7 +169,7 @@ def divides(part: int, whole: int, field: str) -> None:
     raise UserError(
       f"{part} does not divide the {whole} rows of an update",
       field=field,
-      remedy=f"give a divisor of {whole}",
+      fix=f"give a divisor of {whole}",
     )
 
 
@@ -181,6 +181,6 @@ def fits(data: config_lib.Data, context: int) -> None:
       f"prompts of {data.max_prompt_tokens} and responses of"
       f" {data.max_response_tokens} tokens do not fit {context} positions",
       field="data.max_response_tokens",
-      remedy="lower data.max_prompt_tokens or data.max_response_tokens, or"
+      fix="lower data.max_prompt_tokens or data.max_response_tokens, or"
       " raise model.context",
     )

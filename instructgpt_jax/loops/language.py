@@ -153,7 +153,7 @@ def sft(
     raise UserError(
       "is 'reward', but no reward model is given",
       field="sft.select_by",
-      remedy="give --sft.reward_model=DIR, or --sft.select_by=loss",
+      fix="give --sft.reward_model=DIR, or --sft.select_by=loss",
     )
   if select == "loss" and not len(valid["tokens"]):
     select = "last"
@@ -218,7 +218,7 @@ def _reward_measure(
     raise UserError(
       "there is no validation prompt to choose a checkpoint on",
       field="data.demonstrations",
-      remedy="give more demonstrations, or --sft.select_by=loss",
+      fix="give more demonstrations, or --sft.select_by=loss",
     )
   prompts = transforms.encode_prompts(
     [d.turns for d in records_held], tokenizer, config.data

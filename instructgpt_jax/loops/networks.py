@@ -115,13 +115,13 @@ def start(
       raise UserError(
         f"is {c.lora_rank}, but there is no model to adapt",
         field="model.lora_rank",
-        remedy="give --init_from=DIR, or --model.lora_rank=0",
+        fix="give --init_from=DIR, or --model.lora_rank=0",
       )
     if c.head_padding:
       raise UserError(
         f"is {c.head_padding}, but new heads are not zero",
         field="model.head_padding",
-        remedy="give --model.heads that --mesh.tensor divides",
+        fix="give --model.heads that --mesh.tensor divides",
       )
     return Start({}, fresh(network, key, mesh), None)
   found, adapts = load(stage, mesh, shared), None
@@ -136,7 +136,7 @@ def start(
     raise UserError(
       f"has other adapters ({lora.described(held)}) than {lora.described(c)}",
       file=stage.path,
-      remedy="give the same ones, or export it (they are merged) and start"
+      fix="give the same ones, or export it (they are merged) and start"
       " from that",
     )
 

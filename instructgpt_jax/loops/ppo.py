@@ -177,13 +177,13 @@ def _consistent(config: config_lib.PpoExperiment) -> None:
     raise UserError(
       "a policy to start from is needed",
       field="init_from",
-      remedy="give --init_from=DIR, the workdir of policy_init or sft",
+      fix="give --init_from=DIR, the workdir of policy_init or sft",
     )
   if not section.reward_model:
     raise UserError(
       "a reward model is needed",
       field="ppo.reward_model",
-      remedy="give --ppo.reward_model=DIR, the workdir of a reward stage",
+      fix="give --ppo.reward_model=DIR, the workdir of a reward stage",
     )
 
 

@@ -44,7 +44,7 @@ def agree(
     raise UserError(
       f"the policy's log-probabilities are not finite ({cached})",
       field="init_from" if fresh else None,
-      remedy="lower the learning rate, or look at the model of --init_from",
+      fix="lower the learning rate, or look at the model of --init_from",
     )
   if not cached <= tolerance:
     raise InvariantError(
@@ -91,6 +91,6 @@ class InvariantError(UserError):
   def __init__(self, number: int, problem: str):
     super().__init__(
       f"invariant {number} does not hold: {problem}",
-      remedy="the models given do not belong together, or this is a defect;"
+      fix="the models given do not belong together, or this is a defect;"
       " please report it with the config.json",
     )

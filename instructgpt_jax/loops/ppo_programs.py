@@ -37,7 +37,7 @@ def divides(section: config_lib.Ppo) -> None:
       f"{section.minibatch} does not divide rollout_batch"
       f" {section.rollout_batch}",
       field="ppo.minibatch",
-      remedy="give a divisor of --ppo.rollout_batch",
+      fix="give a divisor of --ppo.rollout_batch",
     )
   rows = section.minibatch * section.ptx_ratio
   for value, whole, field in (

@@ -66,7 +66,7 @@ def train(config: config_lib.RewardExperiment, directory: str) -> None:
     raise UserError(
       "demonstrations are needed, on which the mean reward becomes 0",
       field="data.demonstrations",
-      remedy="give --data.demonstrations=PATH, or --reward.normalize=false",
+      fix="give --data.demonstrations=PATH, or --reward.normalize=false",
     )
   tokenizer = workdir.stage_tokenizer(
     directory, config, lambda: inputs.training_texts(config.data)
@@ -229,7 +229,7 @@ def _chosen(
     raise UserError(
       f"no ranking is of {sorted(names - known)[0]!r}",
       field="reward.leave_out",
-      remedy="give labeler_ids of the rankings: "
+      fix="give labeler_ids of the rankings: "
       + ", ".join(sorted(filter(None, known))[:9]),
     )
   if names:
@@ -247,7 +247,7 @@ def _chosen(
     raise UserError(
       "no ranking is left to train on",
       field="reward.leave_out",
-      remedy="leave out fewer labelers",
+      fix="leave out fewer labelers",
     )
   return _Chosen(train, valid, others)
 

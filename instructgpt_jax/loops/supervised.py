@@ -276,7 +276,7 @@ class Guard:
     raise UserError(
       f"{name} is {float(value)} at step {step}; the batch is saved here",
       file=str(self._path),
-      remedy="lower the learning rate or look at that batch; the same command"
+      fix="lower the learning rate or look at that batch; the same command"
       " goes on from the last checkpoint",
     )
 

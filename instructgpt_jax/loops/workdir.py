@@ -89,7 +89,7 @@ class Stage:
       raise UserError(
         "is not the model that was adapted",
         file=self.base.path,
-        remedy=f"put back what it was when {self.path} was trained",
+        fix=f"put back what it was when {self.path} was trained",
       )
 
   def reader(self) -> Callable[[PyTree], PyTree]:
@@ -153,7 +153,7 @@ def open_stage(
   if not folder.is_dir():
     raise UserError(
       "there is no such folder", file=path, field=field_or_none,
-      remedy="give the --workdir of a stage that has run to its end",
+      fix="give the --workdir of a stage that has run to its end",
     )  # fmt: skip
   if hub.is_folder(folder):
     stage = _from_hub(path, field_or_none, run)
@@ -163,14 +163,14 @@ def open_stage(
     inner = sorted(p.name for p in folder.iterdir() if checkpoint.has_model(p))
     raise UserError(
       "holds no finished stage", file=path, field=field_or_none,
-      remedy=f"name the folder of one of its stages: {', '.join(inner)}"
+      fix=f"name the folder of one of its stages: {', '.join(inner)}"
       if inner
       else "give the --workdir of a stage that has run to its end",
     )  # fmt: skip
   if files.read_complete(folder) is None:
     raise UserError(
       "has not run to its end", file=path, field=field_or_none,
-      remedy="give its own command again: it goes on where it stopped",
+      fix="give its own command again: it goes on where it stopped",
     )  # fmt: skip
   info = checkpoint.load_model_info(folder)
   try:
@@ -180,7 +180,7 @@ def open_stage(
   except (KeyError, TypeError) as error:
     raise UserError(
       f"its model was saved by another version ({error})", file=path,
-      field=field_or_none, remedy="run the stage again in a new --workdir",
+      field=field_or_none, fix="run the stage again in a new --workdir",
     ) from error  # fmt: skip
   _require(found, kind, path, field_or_none)
   tokenizer = tokenizer_lib.load_tokenizer(folder / TOKENIZER)
@@ -201,7 +201,7 @@ def _on_base(
     raise UserError(
       f"the model that was adapted: {error.problem}",
       file=where,
-      remedy=f"put back the model from which {stage.path} started",
+      fix=f"put back the model from which {stage.path} started",
     ) from error
   rows = base.model_config.vocab_padding
   held = dataclasses.replace(stage.model_config, vocab_padding=rows)
@@ -219,7 +219,7 @@ def _require(found: str, kind: str, path: str, field: str | None) -> None:
       f"holds a {_WHAT[found]}, where a {_WHAT[kind]} is needed",
       file=path,
       field=field,
-      remedy="give the workdir of a reward stage"
+      fix="give the workdir of a reward stage"
       if kind == SCALAR
       else "give the workdir of pretrain, sft, policy_init or ppo",
     )
@@ -244,7 +244,7 @@ def _from_hub(
       f" {held.vocab_size} rows",
       file=path,
       field=field,
-      remedy="give a folder with the model's own tokenizer",
+      fix="give a folder with the model's own tokenizer",
     )
   given, unit, data = config_lib.Model(), 1, config_lib.Data()
   context = held.context
@@ -303,7 +303,7 @@ def same_tokenizer(a: Tokenizer, b: Tokenizer, file: str, field: str) -> None:
       "was trained with another tokenizer",
       file=file,
       field=field,
-      remedy="give stages of one family, with the same tokenizer",
+      fix="give stages of one family, with the same tokenizer",
     )
 
 
@@ -357,7 +357,7 @@ def model_config(
     raise UserError(
       f"the tokenizer has {tokenizer.vocab_size} ids, the model only {rows}",
       field="model.vocab_size",
-      remedy="give 0, which takes the tokenizer's size",
+      fix="give 0, which takes the tokenizer's size",
     )
   return dataclasses.replace(config.model, vocab_size=size, dropout=dropout)
 

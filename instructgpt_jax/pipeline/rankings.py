@@ -186,7 +186,7 @@ def split_for_judge(
         f"{sum(map(len, splits))} rankings are too few for a reward model and"
         " a judge",
         field="data.comparisons",
-        remedy="give more rankings, or change --evaluation.judge_fraction",
+        fix="give more rankings, or change --evaluation.judge_fraction",
       )
     files.write_jsonl_atomic(path, lines)
 

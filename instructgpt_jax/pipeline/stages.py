@@ -176,7 +176,7 @@ def _with_data(
       raise UserError(
         f"is needed beside --data.{given[0]}",
         field=f"data.{missing[0]}",
-        remedy="give all four sources, or none for the embedded world",
+        fix="give all four sources, or none for the embedded world",
       )
     return Pipeline(config, directory, has_gold=False)
   pipeline = Pipeline(config, directory, has_gold=True)

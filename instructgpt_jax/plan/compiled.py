@@ -55,7 +55,7 @@ def mesh(topology: Topology, sizes: config.Mesh) -> Mesh:
     raise UserError(
       f"libtpu knows no {topology}: {str(error).splitlines()[0]}",
       field="--topology",
-      remedy="give one that is sold, such as v5p:2x2x1 or v5e:4x4",
+      fix="give one that is sold, such as v5p:2x2x1 or v5e:4x4",
     ) from error
   return mesh_lib.make_mesh(sizes, found.devices)
 

@@ -131,14 +131,14 @@ def topology(text: str) -> Topology:
     raise UserError(
       f"{text!r} is not CHIP:SHAPE",
       field="--topology",
-      remedy="give v5p:8x8x8, or h100:64",
+      fix="give v5p:8x8x8, or h100:64",
     )
   name, shape = match[1].lower(), tuple(map(int, match[2].split("x")))
   if name not in CHIPS:
     raise UserError(
       f"there is no chip {name!r}",
       field="--topology",
-      remedy=config.nearest(name, CHIPS) or f"give one of {', '.join(CHIPS)}",
+      fix=config.nearest(name, CHIPS) or f"give one of {', '.join(CHIPS)}",
     )
   chip = CHIPS[name]
   dimensions = chip.torus or 1
@@ -147,6 +147,6 @@ def topology(text: str) -> Topology:
     raise UserError(
       f"{match[2]!r} is not {dimensions} number{'s' * (dimensions > 1)}",
       field="--topology",
-      remedy=f"give {name}:{example}",
+      fix=f"give {name}:{example}",
     )
   return Topology(chip, shape)

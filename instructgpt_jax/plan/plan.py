@@ -296,8 +296,7 @@ def show(arguments: argparse.Namespace, rest: Sequence[str]) -> bool:
     raise UserError(
       f"{name!r} has no plan",
       field="--experiment",
-      remedy=config_lib.nearest(name, _PART)
-      or f"give one of {', '.join(_PART)}",
+      fix=config_lib.nearest(name, _PART) or f"give one of {', '.join(_PART)}",
     )
   topology = hardware.topology(arguments.topology)
   config, _ = flags.parse(
@@ -321,7 +320,7 @@ def show(arguments: argparse.Namespace, rest: Sequence[str]) -> bool:
     raise UserError(
       f"there is no compiler for {topology} here",
       field="--compile",
-      remedy="install the extra tpu for a TPU's; others' costs are worked out",
+      fix="install the extra tpu for a TPU's; others' costs are worked out",
     )
   compiling = possible and arguments.compile != "false"
   plan = make(config, topology, reward_model=reward_model, compiling=compiling)

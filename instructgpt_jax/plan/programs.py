@@ -37,5 +37,5 @@ def work(
   raise UserError(
     "has no programs of its own",
     field="--experiment",
-    remedy="give pretrain, sft, policy_init, reward, ppo or ppo_ptx",
+    fix="give pretrain, sft, policy_init, reward, ppo or ppo_ptx",
   )

@@ -42,15 +42,13 @@ def _show(flags: argparse.Namespace) -> None:
     raise UserError(
       f"{flags.picture}: pictures are drawn as SVG",
       field="--picture",
-      remedy=f"name it {flags.picture.with_suffix('.svg').name}",
+      fix=f"name it {flags.picture.with_suffix('.svg').name}",
     )
   path = flags.directory / page.JSON
-  results = files.read_json(
-    path, remedy="give the folder of a finished pipeline"
-  )
+  results = files.read_json(path, fix="give the folder of a finished pipeline")
   if not isinstance(results, dict):
     raise UserError(
-      "is not a report", file=str(path), remedy="run the pipeline again"
+      "is not a report", file=str(path), fix="run the pipeline again"
     )
   if flags.page:
     files.write_text_atomic(flags.directory / page.HTML, page.render(results))

@@ -157,7 +157,7 @@ class Checkpointer:
     raise UserError(
       f"is damaged ({problem}), and no older checkpoint is whole",
       file=str(path),
-      remedy=f"delete {self._path} and run the stage again",
+      fix=f"delete {self._path} and run the stage again",
     )
 
   def wait(self) -> None:
@@ -278,7 +278,7 @@ def _whole_model(
     raise UserError(
       "holds no trained model" if base.is_dir() else "there is no such folder",
       file=str(directory),
-      remedy="give the --workdir of a stage that has run to its end",
+      fix="give the --workdir of a stage that has run to its end",
     )
   if not (path / manifest.MANIFEST).exists():
     say(f"warning: {path} has no checksums, so nothing tells damage")
@@ -286,7 +286,7 @@ def _whole_model(
     raise UserError(
       f"is damaged ({problem})",
       file=str(path),
-      remedy=f"put back a copy, or delete {base} and run the stage again",
+      fix=f"put back a copy, or delete {base} and run the stage again",
     )
   return path
 

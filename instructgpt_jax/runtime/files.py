@@ -25,24 +25,24 @@ COMPLETE = "complete.json"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _MISSING = object()
 # How a run is watched and how far it goes may change from call to call.
-_FREE = ("run.", "until", "processes.")
+_FREE = ("run.", "until", "processes.", "data.explicit")
 
 
 def disk_error(error: OSError, path: str | os.PathLike[str]) -> UserError:
   """The UserError for a file that could not be written."""
   if error.errno in _FULL:
     problem = "the disk is full"
-    remedy = "free some space and give the same command again"
+    fix = "free some space and give the same command again"
   elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
     problem = "may not be written"
-    remedy = "choose a folder with --workdir that you may write to"
+    fix = "choose a folder with --workdir that you may write to"
   elif error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
     problem = "a file stands where a folder is needed, or the reverse"
-    remedy = "move it away, or choose another --workdir"
+    fix = "move it away, or choose another --workdir"
   else:
     problem = f"could not be written: {error.strerror or error}"
-    remedy = "see that the disk is there and has space, then try again"
-  return UserError(problem, file=str(path), remedy=remedy)
+    fix = "see that the disk is there and has space, then try again"
+  return UserError(problem, file=str(path), fix=fix)
 
 
 @contextlib.contextmanager
@@ -151,38 +151,36 @@ def write_jsonl_atomic(
   )
 
 
-def read_text(path: str | os.PathLike[str], *, remedy: str = "") -> str:
+def read_text(path: str | os.PathLike[str], *, fix: str = "") -> str:
   """A file's text; a UserError when it is missing or not UTF-8."""
   try:
     return pathlib.Path(path).read_bytes().decode()
   except FileNotFoundError as error:
-    raise UserError(
-      "there is no such file", file=str(path), remedy=remedy
-    ) from error
+    raise UserError("there is no such file", file=str(path), fix=fix) from error
   except IsADirectoryError as error:
     raise UserError(
-      "is a folder, not a file", file=str(path), remedy=remedy
+      "is a folder, not a file", file=str(path), fix=fix
     ) from error
   except UnicodeDecodeError as error:
     line = error.object[: error.start].count(b"\n") + 1
     raise UserError(
-      "is not UTF-8 text", file=str(path), line=line, remedy=remedy
+      "is not UTF-8 text", file=str(path), line=line, fix=fix
     ) from error
   except OSError as error:
     raise UserError(
       f"could not be read: {error.strerror or error}",
       file=str(path),
-      remedy=remedy or "see that the file is there and may be read",
+      fix=fix or "see that the file is there and may be read",
     ) from error
 
 
-def read_json(path: str | os.PathLike[str], *, remedy: str = "") -> Any:
+def read_json(path: str | os.PathLike[str], *, fix: str = "") -> Any:
   """A JSON file's value; a UserError with file and line when it is not JSON."""
-  return parse_json(read_text(path, remedy=remedy), path, 1, remedy=remedy)
+  return parse_json(read_text(path, fix=fix), path, 1, fix=fix)
 
 
 def parse_json(
-  text: str, path: str | os.PathLike[str], line: int, *, remedy: str = ""
+  text: str, path: str | os.PathLike[str], line: int, *, fix: str = ""
 ) -> Any:
   """The JSON value in a text that begins at a line of a file."""
   try:
@@ -192,7 +190,7 @@ def parse_json(
       f"is not JSON: {error.msg}",
       file=str(path),
       line=line + error.lineno - 1,
-      remedy=remedy or "mend or delete the file",
+      fix=fix or "mend or delete the file",
     ) from error
 
 
@@ -209,7 +207,7 @@ def read_complete(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
   path = pathlib.Path(workdir) / COMPLETE
   if not path.exists():
     return None
-  value = read_json(path, remedy="delete it: the run then goes on")
+  value = read_json(path, fix="delete it: the run then goes on")
   return value if isinstance(value, dict) else {}
 
 
@@ -242,8 +240,8 @@ def claim_workdir(
     workdir: folder of the run; made when missing.
     experiment: for example "sft".
     config: the whole config as nested JSON values. Where the folder already
-      holds this experiment, only `until` and fields under `run` and
-      `processes` may differ.
+      holds this experiment, only `until`, `data.explicit` and fields under
+      `run` and `processes` may differ.
 
   Returns:
     The workdir.
@@ -255,18 +253,18 @@ def claim_workdir(
   path = directory / CONFIG
   wanted = {"experiment": experiment, "config": plain(config)}
   if path.exists():
-    held = read_json(path, remedy="delete it, or choose another --workdir")
+    held = read_json(path, fix="delete it, or choose another --workdir")
     if not isinstance(held, dict) or not isinstance(held.get("config"), dict):
       raise UserError(
         "is not the config of a run",
         file=str(path),
-        remedy="choose another --workdir",
+        fix="choose another --workdir",
       )
     if held.get("experiment") != experiment:
       raise UserError(
         f"holds the experiment {held.get('experiment')!r}, not {experiment!r}",
         file=str(directory),
-        remedy="choose another --workdir, or delete this one",
+        fix="choose another --workdir, or delete this one",
       )
     changed = [
       item
@@ -280,7 +278,7 @@ def claim_workdir(
         f"was begun with --{name}={_shown(old)}, not {_shown(new)}{more}",
         file=str(directory),
         field=name,
-        remedy="give the old value to go on, or choose another --workdir",
+        fix="give the old value to go on, or choose another --workdir",
       )
     if held == wanted:
       return directory

@@ -82,7 +82,7 @@ def mesh_sizes(mesh: config.Mesh, count: int) -> tuple[int, int, int]:
       f"data={mesh.data} fsdp={mesh.fsdp} tensor={mesh.tensor} does not make"
       f" {count} device{'s' if count != 1 else ''}",
       field="mesh",
-      remedy="give --mesh.data, .fsdp and .tensor whose product is the number"
+      fix="give --mesh.data, .fsdp and .tensor whose product is the number"
       " of devices; --mesh.data=-1 takes what is left",
     )
   return data, mesh.fsdp, mesh.tensor
@@ -271,7 +271,7 @@ def require_even(size: int, mesh: AnyMesh) -> None:
     raise UserError(
       f"a batch of {size} rows cannot be split over {shards} devices",
       field="mesh",
-      remedy=f"give batch sizes that are multiples of {shards}",
+      fix=f"give batch sizes that are multiples of {shards}",
     )
 
 
@@ -291,7 +291,7 @@ def _held(mesh: Mesh) -> tuple[int, int]:
     raise UserError(
       "processes share some of their rows of a batch, but not all",
       field="mesh",
-      remedy="give a --mesh.tensor that divides the devices of a process, or is"
+      fix="give a --mesh.tensor that divides the devices of a process, or is"
       " a multiple of them",
     )
   mine = tuple(sorted(rows[jax.process_index()]))

@@ -43,13 +43,13 @@ def place(
     raise UserError(
       f"{address!r} is not an address",
       field="processes.coordinator",
-      remedy="give HOST:PORT of process 0, or auto",
+      fix="give HOST:PORT of process 0, or auto",
     )
   if not 0 <= index < number:
     raise UserError(
       f"process {index} is not one of {number}",
       field="processes.index",
-      remedy="give --processes.count=N and --processes.index from 0 to N - 1",
+      fix="give --processes.count=N and --processes.index from 0 to N - 1",
     )
   if number == 1:
     return None
@@ -81,13 +81,13 @@ def _found(env: Mapping[str, str]) -> tuple[str, int, int]:
       f"is auto, but {error} in the environment does not say which process"
       " this is",
       field="processes.coordinator",
-      remedy="give HOST:PORT, --processes.count and --processes.index",
+      fix="give HOST:PORT, --processes.count and --processes.index",
     ) from error
   raise UserError(
     "is auto, but neither Slurm, nor a TPU slice, nor JAX_COORDINATOR_ADDRESS"
     " is in the environment",
     field="processes.coordinator",
-    remedy="give HOST:PORT, --processes.count and --processes.index",
+    fix="give HOST:PORT, --processes.count and --processes.index",
   )
 
 

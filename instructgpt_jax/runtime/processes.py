@@ -26,7 +26,7 @@ ENDED_EARLY = 1  # exit status of a process because of another one
 _GRACE = 3.0  # seconds
 _LINE = 1 << 22  # most bytes of a message
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
-_REMEDY = "see its own error; the same command goes on from the last checkpoint"
+_FIX = "see its own error; the same command goes on from the last checkpoint"
 
 
 _index, _count = 0, 1
@@ -182,7 +182,7 @@ class _Line:
 
 def _end(error: str) -> None:
   """Ends this process because of another one."""
-  print(f"error: {error}\nremedy: {_REMEDY}", file=sys.stderr, flush=True)
+  print(f"error: {error}\nfix: {_FIX}", file=sys.stderr, flush=True)
   os._exit(ENDED_EARLY)
 
 
@@ -205,7 +205,7 @@ class _Server:
         f"cannot listen at {found.host}:{found.port}"
         f" ({error.strerror or error})",
         field="processes.coordinator",
-        remedy="give a port that is free",
+        fix="give a port that is free",
       ) from error
 
   def meet(self, told: dict[str, Any]) -> int:
@@ -235,10 +235,10 @@ class _Server:
         self._lines[first["index"]] = line
         problems += self._differences(first, told)
     if problems:  # when all are here to be told
-      problem, remedy = problems[0]
+      problem, fix = problems[0]
       for line in (*self._lines.values(), *self._spare):
-        line.say(error=problem, remedy=remedy)
-      raise UserError(problem, field="processes", remedy=remedy)
+        line.say(error=problem, fix=fix)
+      raise UserError(problem, field="processes", fix=fix)
     with socket.create_server((_bound(self._place.host), 0)) as free:
       port = free.getsockname()[1]
     for line in self._lines.values():
@@ -344,11 +344,11 @@ class _Client:
         f"process 0 did not answer at {where[0]}:{where[1]} within"
         f" {self._timeout:g} s",
         field="processes.coordinator",
-        remedy="see that it was started and can be reached from here",
+        fix="see that it was started and can be reached from here",
       )
     if "error" in first:
       raise UserError(
-        first["error"], field="processes", remedy=first.get("remedy", "")
+        first["error"], field="processes", fix=first.get("fix", "")
       )
     return int(first["port"])
 

@@ -175,18 +175,18 @@ def _same_table(
   stored: Mapping[str, tuple[tuple[int, ...], Any]],
   path: pathlib.Path,
 ) -> None:
-  remedy = "give the model's own --preset or --config, or another folder"
+  fix = "give the model's own --preset or --config, or another folder"
   for name in [*wanted, *(n for n in stored if n not in wanted)]:
     if name not in stored or name not in wanted:
       where = "is not in the checkpoint" if name in wanted else "is not wanted"
-      raise UserError(f"{name} {where}", file=str(path), remedy=remedy)
+      raise UserError(f"{name} {where}", file=str(path), fix=fix)
     shape, dtype = stored[name]
     leaf = wanted[name]
     if shape != leaf.shape or dtype != leaf.dtype:
       raise UserError(
         f"{name} is {dtype}{list(shape)}, not {leaf.dtype}{list(leaf.shape)}",
         file=str(path),
-        remedy=remedy,
+        fix=fix,
       )
 
 
@@ -229,7 +229,7 @@ def same_folder(opened: int, path: pathlib.Path) -> None:
   raise UserError(
     "the folder has vanished",
     file=str(path),
-    remedy="see that the disk is there, and give the same command again",
+    fix="see that the disk is there, and give the same command again",
   )
 
 
@@ -265,13 +265,13 @@ def _refusals(path: pathlib.Path) -> Iterator[None]:
       raise UserError(
         "the disk is full",
         file=str(path),
-        remedy="free some space and give the same command again",
+        fix="free some space and give the same command again",
       ) from error
     if _REFUSED.search(text):
       raise UserError(
         "may not be written",
         file=str(path),
-        remedy="choose a folder with --workdir that you may write to",
+        fix="choose a folder with --workdir that you may write to",
       ) from error
     raise
 
@@ -288,5 +288,5 @@ def _loading(path: pathlib.Path) -> Iterator[None]:
     raise UserError(
       f"cannot be read as a checkpoint: {problem[:200]}",
       file=str(path),
-      remedy="delete this folder and run the stage again",
+      fix="delete this folder and run the stage again",
     ) from error

@@ -105,7 +105,7 @@ def scale(name: str) -> Scale:
     raise UserError(
       f"there is no size {name!r}",
       field="--size",
-      remedy=config.nearest(name, SCALES) or f"give one of {', '.join(SCALES)}",
+      fix=config.nearest(name, SCALES) or f"give one of {', '.join(SCALES)}",
     )
   return SCALES[name]
 
@@ -118,7 +118,7 @@ def with_seeds(chosen: Scale, seeds: str) -> Scale:
     wanted = tuple(dict.fromkeys(int(s) for s in seeds.split(",")))
   except ValueError as error:
     raise UserError(
-      f"{seeds!r} are no seeds", field="--seeds", remedy="give 0,1,2"
+      f"{seeds!r} are no seeds", field="--seeds", fix="give 0,1,2"
     ) from error
   return dataclasses.replace(chosen, seeds=wanted)
 

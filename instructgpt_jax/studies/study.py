@@ -167,7 +167,7 @@ def claim(root: str, scale: Scale) -> None:
         f"holds size {held.name!r} with seeds {held.seeds}, not"
         f" {scale.name!r} with {scale.seeds}",
         file=root,
-        remedy="choose another --workdir",
+        fix="choose another --workdir",
       )
   files.write_json_atomic(
     path, {"size": scale.name, "seeds": list(scale.seeds)}
@@ -177,11 +177,11 @@ def claim(root: str, scale: Scale) -> None:
 def claimed(root: str) -> Scale:
   """The size that a folder's studies have."""
   path = os.path.join(root, _SCALE)
-  remedy = "give the --workdir of python -m experiments.study"
-  held = files.read_json(path, remedy=remedy)
+  fix = "give the --workdir of python -m experiments.study"
+  held = files.read_json(path, fix=fix)
   try:
     return dataclasses.replace(
       scale_lib.scale(held["size"]), seeds=tuple(map(int, held["seeds"]))
     )
   except (KeyError, TypeError, ValueError) as error:
-    raise UserError("is not a study's", file=path, remedy=remedy) from error
+    raise UserError("is not a study's", file=path, fix=fix) from error

@@ -15,7 +15,7 @@ class Parser(argparse.ArgumentParser):
 
   def error(self, message: str) -> NoReturn:
     """Raises a UserError."""
-    raise UserError(message, remedy="--help lists the flags")
+    raise UserError(message, fix="--help lists the flags")
 
 
 def _options(text: str) -> dict[str, str]:

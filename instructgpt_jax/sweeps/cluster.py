@@ -129,7 +129,7 @@ class Submitit:
       raise UserError(
         "there is no Slurm on this machine: srun is not found",
         field="--launcher",
-        remedy="start the sweep on a login node, or give --launcher=local",
+        fix="start the sweep on a login node, or give --launcher=local",
       ) from error
     more = {f"slurm_{k}": v for k, v in slurm.asked_of_slurm().items()}
     executor.update_parameters(**slurm.asked(), **more)
@@ -221,6 +221,6 @@ def submitit() -> ModuleType:
     raise UserError(
       "the package submitit is not installed",
       field="--launcher",
-      remedy="pip install submitit (extra 'sweeps'), or give --launcher=local",
+      fix="pip install submitit (extra 'sweeps'), or give --launcher=local",
     ) from error
   return submitit

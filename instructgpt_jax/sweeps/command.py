@@ -151,7 +151,7 @@ def parse(
     raise UserError(
       "there are no shared stages: a start or data are given",
       field=mine[0].replace("--", _SHARED, 1).partition("=")[0],
-      remedy="leave it out",
+      fix="leave it out",
     )
   return Sweep(args, config, settings, text, stages, module)
 
@@ -162,7 +162,7 @@ def _load(name: str, load: Callable[[str], Any]) -> Any:
     raise UserError(
       f"there is no experiment {name!r}",
       field="--experiment",
-      remedy=config_lib.nearest(name, presets.EXPERIMENTS)
+      fix=config_lib.nearest(name, presets.EXPERIMENTS)
       or f"give one of {', '.join(presets.EXPERIMENTS)}",
     )
   return found
@@ -175,18 +175,16 @@ def _default_preset(get_config: Callable[[str], Any]) -> str:
 def _check(args: argparse.Namespace) -> None:
   for name in ("jobs", "trials"):
     if getattr(args, name) is not None and getattr(args, name) < 1:
-      raise UserError(
-        "starts at 1", field=f"--{name}", remedy=f"give --{name}=1"
-      )
+      raise UserError("starts at 1", field=f"--{name}", fix=f"give --{name}=1")
   if args.search and not args.objective:
     raise UserError(
       "is missing",
       field="--objective",
-      remedy="name a number of the runs' complete.json, such as accuracy.mean",
+      fix="name a number of the runs' complete.json, such as accuracy.mean",
     )
   if args.objective and not args.search:
     raise UserError(
-      "is for a search", field="--objective", remedy="give --search=tpe too"
+      "is for a search", field="--objective", fix="give --search=tpe too"
     )
 
 
@@ -213,7 +211,7 @@ def _settings(
       error.problem,
       file=error.file,
       field=error.field.replace("--", mark, 1),
-      remedy=error.remedy.replace("mean --", f"mean {mark}"),
+      fix=error.fix.replace("mean --", f"mean {mark}"),
     ) from error
   usual = {name: value for name, value, _ in flags.leaves(get_config(preset))}
   changed = {

@@ -109,7 +109,7 @@ def execute(
     raise UserError(
       "another sweep runs there",
       file=root,
-      remedy="wait until it has ended, or choose another --workdir",
+      fix="wait until it has ended, or choose another --workdir",
     )
   try:
     place = open_launcher(launcher, root, workers, slurm)
@@ -133,7 +133,7 @@ def open_launcher(
     raise UserError(
       f"there is no launcher {name!r}",
       field="--launcher",
-      remedy=f"give one of {', '.join(LAUNCHERS)}",
+      fix=f"give one of {', '.join(LAUNCHERS)}",
     )
   cluster = "slurm" if name == "slurm" else "local"
   return Submitit(root, workers, cluster, slurm or Slurm())

@@ -60,9 +60,7 @@ def expand(text: str, named: Callable[[], Mapping[str, str]]) -> str:
         )
       parts[i] = named()[part]
   if not parts:
-    raise UserError(
-      "is missing", field="--sweep", remedy=f"give {_some(named())}"
-    )
+    raise UserError("is missing", field="--sweep", fix=f"give {_some(named())}")
   return ";".join(parts)
 
 
@@ -264,12 +262,12 @@ def _check(
     _refuse(
       ";".join(blamed or parts),
       f"{error.field}: {error.problem}",
-      error.remedy,
+      error.fix,
     )
 
 
-def _refuse(part: str, problem: str, remedy: str) -> NoReturn:
-  raise UserError(f"{part!r}: {problem}", field="--sweep", remedy=remedy)
+def _refuse(part: str, problem: str, fix: str) -> NoReturn:
+  raise UserError(f"{part!r}: {problem}", field="--sweep", fix=fix)
 
 
 def _short(fields: Sequence[str]) -> dict[str, str]:

@@ -16,9 +16,9 @@ NAME = "sweep.json"
 def read(root: str) -> dict[str, Any]:
   """The plan; a UserError where the folder holds no sweep."""
   path = pathlib.Path(root) / NAME
-  held = files.read_json(path, remedy="give the --workdir of a sweep")
+  held = files.read_json(path, fix="give the --workdir of a sweep")
   if not isinstance(held, dict) or not isinstance(held.get("jobs"), list):
-    raise UserError("is not a sweep", file=str(path), remedy="delete it")
+    raise UserError("is not a sweep", file=str(path), fix="delete it")
   return held
 
 
@@ -76,5 +76,5 @@ def _same(root: str, what: str, old: Any, new: Any) -> None:
   raise UserError(
     f"holds a sweep that was begun with {what}={before}, not {now}",
     file=root,
-    remedy="give the old value, or choose another --workdir",
+    fix="give the old value, or choose another --workdir",
   )

@@ -72,7 +72,7 @@ def acquire(path: str | os.PathLike[str], seconds: float = 0.0) -> int | None:
       raise UserError(
         f"cannot be locked: {error.strerror}",
         file=str(path),
-        remedy="choose a --workdir on a file system that has locks",
+        fix="choose a --workdir on a file system that has locks",
       ) from error
     time.sleep(0.05)
 

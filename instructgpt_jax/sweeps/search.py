@@ -97,7 +97,7 @@ class Trials:
           f"was begun with --objective={old}, not {new}",
           file=self._root,
           field="--objective",
-          remedy="give the old one, or choose another --workdir",
+          fix="give the old one, or choose another --workdir",
         )
       self._study.set_user_attr("objective", new)
 
@@ -271,7 +271,7 @@ def objective(wanted: Search, folder: str) -> float:
     f"{wanted.objective!r} is not in the summary of a run",
     file=os.path.join(folder, files.COMPLETE),
     field="--objective",
-    remedy=config_lib.nearest(wanted.objective, numbers)
+    fix=config_lib.nearest(wanted.objective, numbers)
     or f"give one of {', '.join(numbers)}",
   )
 
@@ -328,7 +328,7 @@ def load_optuna() -> ModuleType:
     raise UserError(
       "the package optuna is not installed",
       field="--search",
-      remedy="pip install optuna (extra 'sweeps'), or leave --search out",
+      fix="pip install optuna (extra 'sweeps'), or leave --search out",
     ) from error
   optuna.logging.set_verbosity(optuna.logging.WARNING)
   return optuna

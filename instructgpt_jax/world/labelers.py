@@ -66,7 +66,7 @@ def rate(
   if labeler_id not in LABELERS:
     raise UserError(
       f"no labeler {labeler_id!r}",
-      remedy="one of " + ", ".join(LABELERS),
+      fix="one of " + ", ".join(LABELERS),
     )
   meant = taste(LABELERS[labeler_id], form)
   return min(7, max(1, round(meant + rng.gauss(0.0, noise))))

@@ -532,7 +532,7 @@ def parse(world: World, text: str) -> Request:
       return request
   raise UserError(
     f"{text!r} is not a prompt of the synthetic world",
-    remedy="give a prompt from prompts.jsonl, or judge with a reward model",
+    fix="give a prompt from prompts.jsonl, or judge with a reward model",
   )
 
 

@@ -149,7 +149,7 @@ def load_world(directory: str | Path) -> World:
       "not a world's description",
       file=path,
       field="seed",
-      remedy="write the world again",
+      fix="write the world again",
     )
   return make_world(seed)
 

@@ -114,8 +114,8 @@ def test_a_table_of_something_else_is_refused(tmp_path, capsys, text):
   if text is not None:
     path.write_text(text)
   assert table.main([str(path)]) == 2
-  error, remedy = capsys.readouterr().err.splitlines()
-  assert str(path) in error and "remedy" in remedy
+  error, fix = capsys.readouterr().err.splitlines()
+  assert str(path) in error and "fix" in fix
 
 
 def test_the_command_line_names_every_model():

@@ -305,7 +305,7 @@ def test_nothing_left_says_where_it_went():
     curation.require(splits, counts, "data.prompts")
   assert e.value.field == "data.prompts"
   assert "1 prompts over the token limit" in str(e.value)
-  assert "max_prompt_tokens" in e.value.remedy
+  assert "max_prompt_tokens" in e.value.fix
   splits, counts = curation.curate([prompt("a", split="train")], data)
   assert curation.require(splits, counts, "data.prompts") == splits["train"]
 

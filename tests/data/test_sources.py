@@ -64,7 +64,7 @@ def test_missing_path_names_the_nearest(tmp_path):
     with pytest.raises(UserError) as e:
       sources.expand(str(tmp_path / wrong))
     assert e.value.file == str(tmp_path / wrong)
-    assert f"{tmp_path / right}'" in e.value.remedy
+    assert f"{tmp_path / right}'" in e.value.fix
 
 
 def ranks(value, completions=("a", "b")):
@@ -183,7 +183,7 @@ def test_bad_input(name, tmp_path):
   where = f"{path}:" if line is None else f"{path}:{line}"
   assert message.startswith(where), message
   assert part in message
-  assert "\n  remedy: " in message and message.count("\n") <= 2
+  assert "\n  fix: " in message and message.count("\n") <= 2
 
 
 @pytest.mark.parametrize("name", ["truncated gzip", "not JSON", "only ties"])
@@ -194,7 +194,7 @@ def test_bad_input_on_the_command_line(name, tmp_path, capsys):
   assert command.main([str(path)]) == 2
   error = capsys.readouterr().err
   assert str(path) in error and 1 <= len(error.splitlines()) <= 3
-  assert "remedy" in error
+  assert "fix" in error
 
 
 def test_only_ties_are_counted_where_others_are_left(tmp_path):

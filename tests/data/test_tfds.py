@@ -113,7 +113,7 @@ def test_errors(built, monkeypatch, spec, part):
     sources.read_rankings(spec)
   message = str(e.value)
   assert message.startswith(spec) and part in message
-  assert "remedy" in message and message.count("\n") <= 2
+  assert "fix" in message and message.count("\n") <= 2
 
 
 @pytest.mark.parametrize(

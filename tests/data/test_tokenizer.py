@@ -161,7 +161,7 @@ def test_vocabulary_too_small_says_how_large():
   with pytest.raises(UserError) as e:
     trained("bpe", 64)
   assert e.value.field == "tokenizer.vocab_size"
-  size = int(e.value.remedy.split()[-1])
+  size = int(e.value.fix.split()[-1])
   assert trained("bpe", size).encode("fox")
 
 
@@ -226,7 +226,7 @@ def test_unknown_tokenizer_files(tmp_path, name, content):
   with pytest.raises(UserError) as e:
     tok.load_tokenizer(tmp_path / name)
   assert str(tmp_path) in str(e.value)
-  assert "remedy" in str(e.value) and str(e.value).count("\n") <= 2
+  assert "fix" in str(e.value) and str(e.value).count("\n") <= 2
 
 
 def test_missing_tokenizer_names_the_nearest(tmp_path):

@@ -1,4 +1,4 @@
-"""What a user can get wrong: a short error with the place and the remedy."""
+"""What a user can get wrong: a short error with the place and the fix."""
 
 import dataclasses
 import gzip
@@ -101,7 +101,7 @@ BAD: dict[str, Case] = {
 
 
 def error_of(done):
-  """The error's lines, at most three, that end in a remedy."""
+  """The error's lines, at most three, that end in a fix."""
   assert done.status == 2, done.err
   assert "Traceback" not in done.err
   lines = done.err.splitlines()
@@ -109,8 +109,8 @@ def error_of(done):
   error = lines[start:]
   assert len(error) <= 3
   assert all(len(line) <= 300 for line in error)
-  assert error[-1].startswith("  remedy: ")
-  assert len(error[-1]) > len("  remedy: ")
+  assert error[-1].startswith("  fix: ")
+  assert len(error[-1]) > len("  fix: ")
   return "\n".join(error)
 
 
@@ -132,7 +132,7 @@ def replaced(flags, **values):
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_file_is_told_with_line_and_remedy(name, stages, tmp_path):
+def test_a_bad_file_is_told_with_line_and_fix(name, stages, tmp_path):
   case = BAD[name]
   bad = tmp_path / case.name
   bad.write_bytes(case.content)

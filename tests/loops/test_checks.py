@@ -122,7 +122,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(name, stages, tmp_path):
   assert done.status == 2, done.err
   error = errors(done)
   assert str(path / "bad_batch.json") in error
-  assert "remedy: lower the learning rate" in error
+  assert "fix: lower the learning rate" in error
   saved = json.loads((path / "bad_batch.json").read_text())
   assert not np.isfinite(list(map(float, saved["metrics"].values()))).all()
   assert f"at step {saved['step']};" in error

@@ -31,7 +31,7 @@ def test_a_disk_that_fills_up_in_mid_run_loses_nothing(
   )
   assert str(path) in error
   assert "the disk is full" in error
-  assert "remedy: free some space and give the same command again" in error
+  assert "fix: free some space and give the same command again" in error
   assert results.steps(path)[-1] >= 5
   done = stages.run("pretrain", *flags)
   assert done.status == 0, done.err

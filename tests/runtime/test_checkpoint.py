@@ -244,7 +244,7 @@ def test_a_full_disk_is_a_user_error_and_the_checkpoint_before_is_whole(
   for line in lines[:2]:
     assert f"{tmp_path}" in line
     assert "the disk is full" in line
-    assert "remedy: free some space" in line
+    assert "fix: free some space" in line
   assert lines[2:] == ["1 True", "True"]
 
 

@@ -92,7 +92,7 @@ def test_where_nothing_is_whole_one_error_says_so(saved, tmp_path, capsys):
   assert str(caught.value).splitlines() == [
     f"{tmp_path}/checkpoints/30: is damaged (_CHECKPOINT_METADATA has changed),"
     " and no older checkpoint is whole",
-    f"  remedy: delete {tmp_path}/checkpoints and run the stage again",
+    f"  fix: delete {tmp_path}/checkpoints and run the stage again",
   ]
   assert capsys.readouterr().err == ""
 
@@ -130,9 +130,9 @@ def test_a_damaged_model_is_one_error(saved, tmp_path):
     flip(run / "model" / name)
     with pytest.raises(UserError, match="is damaged") as caught:
       checkpoint.load_model(run)
-    first, remedy = str(caught.value).splitlines()
+    first, fix = str(caught.value).splitlines()
     assert first.startswith(f"{run}/model: ") and str(name) in first
-    assert "put back a copy" in remedy
+    assert "put back a copy" in fix
     if "/" not in str(name):
       with pytest.raises(UserError, match="is damaged"):
         checkpoint.load_model_info(run)

@@ -74,7 +74,7 @@ def test_a_full_disk_is_a_user_error_and_keeps_the_old_file(tmp_path):
     check=True,
   )
   assert "a.txt: the disk is full" in done.stdout
-  assert "remedy: free some space" in done.stdout
+  assert "fix: free some space" in done.stdout
   assert (tmp_path / "a.txt").read_text() == "old"
   assert os.listdir(tmp_path) == ["a.txt"]
 
@@ -88,12 +88,12 @@ def test_a_full_disk_is_a_user_error_and_keeps_the_old_file(tmp_path):
     (errno.EIO, "could not be written"),
   ],
 )
-def test_every_disk_error_names_file_and_remedy(code, words):
+def test_every_disk_error_names_file_and_fix(code, words):
   with pytest.raises(UserError, match=words) as caught:
     with files.writing("some/file"):
       raise OSError(code, os.strerror(code))
   assert caught.value.file == "some/file"
-  assert caught.value.remedy
+  assert caught.value.fix
 
 
 def test_a_file_where_a_folder_is_needed(tmp_path):
@@ -106,9 +106,9 @@ def test_read_json_names_file_and_line(tmp_path):
   path = tmp_path / "a.json"
   path.write_text('{\n"a": 1,\n}\n')
   with pytest.raises(UserError, match="is not JSON") as caught:
-    files.read_json(path, remedy="mend it")
+    files.read_json(path, fix="mend it")
   assert (caught.value.file, caught.value.line) == (str(path), 3)
-  assert caught.value.remedy == "mend it"
+  assert caught.value.fix == "mend it"
 
 
 def test_read_json_of_missing_and_not_utf8(tmp_path):
@@ -179,7 +179,7 @@ def test_another_run_is_refused_and_nothing_lost(
   with pytest.raises(UserError, match=words) as caught:
     files.claim_workdir(tmp_path, experiment, config)
   assert str(tmp_path) in str(caught.value)
-  assert "--workdir" in caught.value.remedy
+  assert "--workdir" in caught.value.fix
   assert len(str(caught.value).splitlines()) <= 3
   assert (tmp_path / "config.json").read_bytes() == before
 

@@ -106,7 +106,7 @@ def test_boxed_leaves_need_no_table():
 def test_a_mesh_that_does_not_fit_is_a_user_error(shape):
   with pytest.raises(UserError, match="does not make 1 device") as caught:
     mesh_lib.make_mesh(config.Mesh(**shape), jax.devices()[:1])
-  assert "--mesh.data=-1" in caught.value.remedy
+  assert "--mesh.data=-1" in caught.value.fix
 
 
 def test_eight_devices(tmp_path):

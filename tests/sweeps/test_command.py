@@ -123,7 +123,7 @@ def test_settings_come_from_the_preset_and_the_flags(tmp_path):
 @pytest.mark.parametrize(
   "argv, words",
   [
-    ((), "[--sweep]: is missing\n  remedy: give one of rates, seeds"),
+    ((), "[--sweep]: is missing\n  fix: give one of rates, seeds"),
     (("--sweep=rate",), "'rates'"),
     (("--sweep=seed=x",), "'seed=x': seed: 'x' is not a whole number"),
     (("--sweep=seeds", "--stepz=1"), "did you mean --steps?"),
@@ -145,7 +145,7 @@ def test_mistakes_are_status_2_and_nothing_is_begun(
   assert main(workdir, *argv) == 2
   error = capsys.readouterr().err
   assert error.startswith("error: ") and words in error
-  assert "remedy: " in error and len(error.splitlines()) <= 3
+  assert "fix: " in error and len(error.splitlines()) <= 3
   assert not workdir.exists()
 
 

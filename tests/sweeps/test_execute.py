@@ -68,7 +68,7 @@ def test_a_second_call_runs_only_what_is_missing(tmp_path):
 
 def test_a_mistake_in_the_flags_can_be_mended_in_the_same_folder(tmp_path):
   outcome, _ = run([job("a", fail="mistake")], tmp_path)
-  assert "remedy: give none" in outcome.failed["a"]
+  assert "fix: give none" in outcome.failed["a"]
   outcome, _ = run([job("a", fail="")], tmp_path)
   assert outcome.done == ["a"]
 

@@ -110,11 +110,11 @@ def test_names_are_short_safe_and_distinct():
     ("section=1", "there is no field 'section'"),
   ],
 )
-def test_errors_name_the_part_and_the_remedy(text, words):
+def test_errors_name_the_part_and_the_fix(text, words):
   with pytest.raises(UserError, match=f"(?s){words}") as error:
     grid.runs(text, CONFIG)
   assert error.value.field == "--sweep"
-  assert error.value.remedy
+  assert error.value.fix
 
 
 def test_named_sweeps_and_fields_mix():

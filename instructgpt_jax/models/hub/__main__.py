@@ -53,7 +53,7 @@ def import_model(path: str, to: str, *, scan_layers: bool = False) -> None:
       "holds no config.json of a model",
       file=path,
       field="--from",
-      remedy="give a folder that save_pretrained wrote",
+      fix="give a folder that save_pretrained wrote",
     )
   target = _new(to)
   stage = workdir.open_stage(path, field="--from")
@@ -198,13 +198,13 @@ def _adapters(
       "has no adapters",
       file=stage.path,
       field="--adapters",
-      remedy="export it without --adapters",
+      fix="export it without --adapters",
     )
   if not base and stage.base.source is None:
     raise UserError(
       f"its adapters stand on {stage.base.path}, which is a workdir",
       field="--base",
-      remedy="export that too, and name its new folder with --base",
+      fix="export that too, and name its new folder with --base",
     )
   _, trained = lora.split(
     stage.model_config, unbox(abstract_params(stage.network))
@@ -223,7 +223,7 @@ def _new(path: str) -> pathlib.Path:
   target = pathlib.Path(path).absolute()
   if target.exists():
     raise UserError(
-      "exists already", file=path, field="--to", remedy="name another folder"
+      "exists already", file=path, field="--to", fix="name another folder"
     )
   return target
 
@@ -232,7 +232,7 @@ class _Parser(argparse.ArgumentParser):
   """Raises a UserError instead of printing its usage."""
 
   def error(self, message: str) -> NoReturn:
-    raise UserError(message, remedy="see --help")
+    raise UserError(message, fix="see --help")
 
 
 def _bytes(text: str) -> int:

@@ -28,7 +28,7 @@ def rope(base: str = "rope_theta", share: str = "", local: str = "") -> Aspect:
       raise UserError(
         f"{kind!r} is not supported",
         field="rope_type",
-        remedy="give a model whose rope_type is default, linear or llama3",
+        fix="give a model whose rope_type is default, linear or llama3",
       )
     found: dict[str, Any] = {
       "rotary_base": full.get("rope_theta", raw.get(base, 10_000.0)),

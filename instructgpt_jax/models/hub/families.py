@@ -77,14 +77,14 @@ class Family:
         raise UserError(
           f"is {raw[key]!r}; only {value!r} is supported",
           field=key,
-          remedy=f"give a model of this family with {key} = {value!r}",
+          fix=f"give a model of this family with {key} = {value!r}",
         )
     raw = {**self.absent, **raw}
     said: dict[str, Any] = {}
     for key, names in self.fields.items():
       if key not in raw:
         raise UserError(
-          "is missing", field=key, remedy="give the whole config.json"
+          "is missing", field=key, fix="give the whole config.json"
         )
       for name in names.split():
         value = self._ours(key, name, raw[key])
@@ -92,7 +92,7 @@ class Family:
           raise UserError(
             f"is {value!r}; only {said[name]!r} is supported here",
             field=key,
-            remedy="give another model of this family",
+            fix="give another model of this family",
           )
     found = {**self.fixed, **said}
     try:
@@ -102,7 +102,7 @@ class Family:
     except (KeyError, TypeError, ValueError) as error:
       raise UserError(
         f"does not describe a model of kind {self.kind} ({error})",
-        remedy="give the config.json that the model was saved with",
+        fix="give the config.json that the model was saved with",
       ) from error
 
   def _ours(self, key: str, name: str, value: Any) -> Any:
@@ -112,7 +112,7 @@ class Family:
       raise UserError(
         f"{value!r} is not supported",
         field=key,
-        remedy=f"supported are {', '.join(_ACTIVATIONS)}",
+        fix=f"supported are {', '.join(_ACTIVATIONS)}",
       )
     return _ACTIVATIONS[value]
 
@@ -539,7 +539,7 @@ def named(kind: Any) -> Family:
     raise UserError(
       f"the architecture {kind!r} is not supported",
       field="model_type",
-      remedy=config_lib.nearest(str(kind), FAMILIES)
+      fix=config_lib.nearest(str(kind), FAMILIES)
       or f"supported are {', '.join(FAMILIES)}",
     )
   return FAMILIES[kind]
@@ -561,5 +561,5 @@ def holding(c: Model) -> Family:
   raise UserError(
     "no architecture of transformers that is known here is such a network",
     field="model",
-    remedy="see docs/models.md for the settings that one has",
+    fix="see docs/models.md for the settings that one has",
   )

@@ -73,7 +73,7 @@ def look(path: str | os.PathLike[str]) -> Source:
     raise UserError(
       f"cannot be read ({error})",
       file=str(file),
-      remedy="give a folder that save_pretrained wrote",
+      fix="give a folder that save_pretrained wrote",
     ) from error
   try:
     family = families.named(raw.get("model_type"))
@@ -81,7 +81,7 @@ def look(path: str | os.PathLike[str]) -> Source:
     config = family.model(raw)
   except UserError as error:
     raise UserError(
-      error.problem, file=str(file), field=error.field, remedy=error.remedy
+      error.problem, file=str(file), field=error.field, fix=error.fix
     ) from error
   found = _checked(folder, family, config, scalar)
   return Source(
@@ -97,7 +97,7 @@ def _is_scalar(raw: Mapping[str, Any], family: families.Family) -> bool:
     raise UserError(
       f"{name} is neither a language model nor a reward model",
       field="architectures",
-      remedy=f"give a {family.language} or a {family.scalar}",
+      fix=f"give a {family.language} or a {family.scalar}",
     )
   return False
 
@@ -122,11 +122,11 @@ def _checked(
   }
   found = _renamed(tensors.find(folder), family, wanted)
   what = family.scalar if scalar else family.language
-  remedy = f"give a whole {what}, which config.json says this is"
+  fix = f"give a whole {what}, which config.json says this is"
   for name, shape in wanted.items():
     if name not in found:
       raise UserError(
-        f"the tensor {name} is missing", file=str(folder), remedy=remedy
+        f"the tensor {name} is missing", file=str(folder), fix=fix
       )
     tensor = found[name]
     if tensor.shape != shape or not tensors.is_float(tensor):
@@ -134,7 +134,7 @@ def _checked(
         f"the tensor {name} is {tensor.kind} {list(tensor.shape)}, not a float"
         f" {list(shape)}",
         file=tensor.file,
-        remedy=remedy,
+        fix=fix,
       )
   heads = (f"{family.unembedding}.weight", f"{family.unembedding}.bias")
   for name, tensor in found.items():
@@ -145,7 +145,7 @@ def _checked(
       raise UserError(
         f"the tensor {name} has no place in a {what}",
         file=tensor.file,
-        remedy="give a model of an architecture in docs/models.md",
+        fix="give a model of an architecture in docs/models.md",
       )
   return {name: found[name] for name in wanted}
 
@@ -293,9 +293,7 @@ def written(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
   """A folder to write in, which is then called `path`; whole or not at all."""
   folder = pathlib.Path(path).absolute()
   if folder.exists():
-    raise UserError(
-      "exists already", file=str(path), remedy="name another folder"
-    )
+    raise UserError("exists already", file=str(path), fix="name another folder")
   scratch = folder.with_name(f".{folder.name}.next")
   shutil.rmtree(scratch, ignore_errors=True)
   try:
@@ -306,7 +304,7 @@ def written(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     raise UserError(
       f"could not be written: {error.strerror or error}",
       file=str(path),
-      remedy="see that the disk has space and that you may write there",
+      fix="see that the disk has space and that you may write there",
     ) from error
   finally:
     shutil.rmtree(scratch, ignore_errors=True)

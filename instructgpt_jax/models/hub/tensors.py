@@ -60,7 +60,7 @@ def _damaged(path: str | pathlib.Path, what: str) -> UserError:
   return UserError(
     f"is not a whole safetensors file: {what}",
     file=str(path),
-    remedy="copy it again from where it came from",
+    fix="copy it again from where it came from",
   )
 
 
@@ -147,12 +147,12 @@ def find(folder: str | pathlib.Path) -> dict[str, Tensor]:
     raise UserError(
       f"{pickles[0]} is a pickle, which may run code and is never read",
       file=str(folder),
-      remedy="save the model again as safetensors (save_pretrained does)",
+      fix="save the model again as safetensors (save_pretrained does)",
     )
   raise UserError(
     f"holds neither {WHOLE} nor {INDEX}",
     file=str(folder),
-    remedy="give a folder that save_pretrained wrote",
+    fix="give a folder that save_pretrained wrote",
   )
 
 
@@ -164,7 +164,7 @@ def _indexed(folder: pathlib.Path, index: pathlib.Path) -> dict[str, Tensor]:
     raise UserError(
       "is not an index of tensors",
       file=str(index),
-      remedy="copy it again from where it came from",
+      fix="copy it again from where it came from",
     ) from error
   headers = {}
   for name in files:
@@ -173,7 +173,7 @@ def _indexed(folder: pathlib.Path, index: pathlib.Path) -> dict[str, Tensor]:
       raise UserError(
         f"names {name!r}, which is no safetensors file of its own folder",
         file=str(index),
-        remedy="do not use this folder, or mend its index",
+        fix="do not use this folder, or mend its index",
       )
     headers[name] = read_header(folder / name)
   found = {}
@@ -182,7 +182,7 @@ def _indexed(folder: pathlib.Path, index: pathlib.Path) -> dict[str, Tensor]:
       raise UserError(
         f"says that {name} is in {place}, where it is not",
         file=str(index),
-        remedy="copy the folder again from where it came from",
+        fix="copy the folder again from where it came from",
       )
     found[name] = headers[place][name]
   return found

@@ -43,7 +43,7 @@ def get_config(preset: str = "small") -> Counter:
   """`small` counts to 1, `large` to 3."""
   if preset not in ("small", "large"):
     raise UserError(
-      "there is no such preset", field="--preset", remedy="give small"
+      "there is no such preset", field="--preset", fix="give small"
     )
   return Counter(steps=1 if preset == "small" else 3)
 
@@ -58,7 +58,7 @@ def run(config: Counter, workdir: str) -> None:
   if files.read_complete(folder) is not None:
     return
   if config.fail == "mistake":
-    raise UserError("that is wrong", field="fail", remedy="give none")
+    raise UserError("that is wrong", field="fail", fix="give none")
   if config.init_from and files.read_complete(config.init_from) is None:
     raise UserError("is not complete", file=config.init_from)
   checkpoint = folder / "count.json"

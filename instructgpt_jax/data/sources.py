@@ -329,15 +329,14 @@ def _json_lines(text: str, path: str) -> Iterator[tuple[int, Any]]:
 
 
 def _json_array(
-  text: str, path: str, start: int | None = None
+  text: str, path: str, inside: bool = False
 ) -> Iterator[tuple[int, Any]]:
   """Elements of one array, each with the line on which it starts.
 
   Args:
     text: the file's text.
     path: the file.
-    start: position of the array inside an object that is known to be JSON, or
-      None for a file that is nothing but the array.
+    inside: whether more may follow the array.
   """
   decoder = json.JSONDecoder()
   blank = re.compile(r"[ \t\r\n]*")
@@ -346,7 +345,7 @@ def _json_array(
     found = blank.match(text, at)
     return found.end() if found else at
 
-  at = skip(start or 0) + 1
+  at = skip(0) + 1
   line, counted = 1, 0
   while True:
     at = skip(at)
@@ -368,11 +367,21 @@ def _json_array(
       e = ValueError()
       e.msg = "a comma or ] is missing"  # type: ignore[attr-defined]
       raise _bad_json(e, path, line, False)
-  rest = len(text) if start is not None else skip(at + 1)
+  rest = len(text) if inside else skip(at + 1)
   if rest != len(text):
     e = ValueError()
     e.msg = "there is more after the array"  # type: ignore[attr-defined]
     raise _bad_json(e, path, line + text.count("\n", counted, rest), False)
+
+
+def _json_container(
+  text: str, path: str, lists: list[str]
+) -> Iterator[tuple[int, Any]]:
+  """Elements of the lists of an object, each with its line."""
+  for name, start in containers.list_starts(text, lists):
+    before = text.count("\n", 0, start)
+    for line, value in _json_array(text[start:], path, inside=True):
+      yield before + line, containers.with_split(value, name, len(lists))
 
 
 def _values(path: str) -> Iterator[tuple[int, Any]] | str:
@@ -389,9 +398,9 @@ def _values(path: str) -> Iterator[tuple[int, Any]] | str:
       value = json.loads(text)
     except (ValueError, RecursionError):
       return _json_lines(text, path)
-    field = containers.record_list(value)
-    if field and not any(f.fits(value) for f in formats.FORMATS):
-      return _json_array(text, path, containers.list_start(text, field))
+    lists = containers.record_lists(value)
+    if lists:
+      return _json_container(text, path, lists)
     return iter([(1, _checked(value, text, formats.At(path, 1)))])
   if suffix in (".jsonl", ".json") or start in ("{", '"'):
     return _json_lines(text, path)
@@ -450,7 +459,8 @@ def _plain(value: Any) -> Any:
     return value.decode("utf-8", errors="replace")
   if isinstance(value, dict):
     result = {k: _plain(v) for k, v in value.items()}
-    for field in ("messages", "conversations"):
+    for field in ("messages", "conversations", "prompt", "completion",
+                  "completions", "chosen", "rejected", "history"):  # fmt: skip
       columns = result.get(field)
       if isinstance(columns, dict):
         # A sequence of objects comes as an object of sequences.

@@ -7,7 +7,7 @@ from typing import Any
 
 from instructgpt_jax.data.formats import at as reading
 from instructgpt_jax.data.formats.at import At, Skip
-from instructgpt_jax.data.formats.format import Format, first_of, has
+from instructgpt_jax.data.formats.format import Format, choose, first_of, has
 from instructgpt_jax.data.formats.texts import (
   clean,
   instruction,
@@ -21,12 +21,23 @@ from instructgpt_jax.data.formats.turns import (
   read_messages,
   read_prompt,
 )
-from instructgpt_jax.data.records import Demonstration, Prompt, Record
+from instructgpt_jax.data.records import Demonstration, Prompt, Record, Turn
 
+_CONVERSATIONS = ("messages", "conversations", "conversation")
 _OPEN_END = (
   "conversations that end with a user's turn (a prompt; its last reply is the"
   " demonstration)"
 )
+
+
+def instruction_turns(
+  obj: Mapping[str, Any], name: str, more: str, at: At
+) -> Turns:
+  """Returns an instruction and its input; one of the two may be blank."""
+  added = optional_input(obj, more, at)
+  if added and not at.get(obj, name).strip():
+    return instruction(added, "")
+  return instruction(at.text(obj, name), added)
 
 
 def single_reply(
@@ -35,12 +46,12 @@ def single_reply(
   """Returns a parser of a prompt, an optional input and a reply by name."""
 
   def parse(obj: Any, at: At) -> Iterator[Record]:
-    text = at.text(obj, prompt)
-    turns = (
-      instruction(text, optional_input(obj, more, at))
-      if more
-      else read_prompt(text, prompt, at)
-    )
+    if more:
+      turns = instruction_turns(obj, prompt, more, at)
+    elif isinstance(obj.get(prompt), list):
+      turns = read_prompt(obj[prompt], prompt, at)
+    else:
+      turns = read_prompt(at.text(obj, prompt), prompt, at)
     completion = reply(at.get(obj, answer), at)
     yield Demonstration(turns=turns, completion=completion, origin=at.origin)
 
@@ -68,14 +79,23 @@ def _seeds(obj: Any, at: At) -> Iterator[Record]:
 
 def conversation_field(obj: Mapping[str, Any]) -> str:
   """Returns the field that holds a record's conversation, or ""."""
-  return first_of(obj, ("messages", "conversations", "conversation"))
+  return first_of(obj, _CONVERSATIONS)
 
 
 def _conversation(obj: Any, at: At) -> Iterator[Record]:
   """Yields the last reply that may be learned, and an open end's prompt."""
   field = conversation_field(obj)
+  choose(obj, _CONVERSATIONS, at)
   messages = read_messages(obj[field], field, at)
   _check_prompt(obj, messages, at)
+  answer = choose(obj, ("completion", "response"), at)
+  if not reading.is_blank(obj.get(answer)):
+    last = messages[-1].turn
+    text = at.get(obj, answer)
+    if last.role == "user":
+      messages.append(Message(Turn("assistant", text), True))
+    elif clean(last.text) != clean(text):
+      raise Skip(reading.CONTRADICTION)
   yield from _last_reply(messages, field, at)
 
 
@@ -204,6 +224,10 @@ MESSAGES = Format(
     "messages": "the conversation: `role` and `content`",
     "conversations": "the same: `from` and `value`, or `role` and `content`",
     "conversation": "the same",
+    **dict.fromkeys(
+      ("completion", "response"),
+      "the reply where the user's turn is last; the last reply otherwise",
+    ),
     "prompt": "compared with the user's turns; another text skips and counts"
     " the record",
   },

@@ -105,6 +105,7 @@ _SCORES = (
   ("chosen_score", "rejected_score"),
   ("chosen_rating", "rejected_rating"),
   ("rating_chosen", "rating_rejected"),
+  ("chosen-rating", "rejected-rating"),
 )
 
 

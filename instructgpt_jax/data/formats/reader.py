@@ -67,11 +67,9 @@ class Reader:
         "mixed_formats",
       )
     if isinstance(value, dict):
-      at.unused.update(
-        name
-        for name in value.keys() - self._known
-        if not reading.is_blank(value[name])
-      )
+      for name in value.keys() - self._known:
+        if not reading.is_blank(value[name]):
+          at.unused.add(name)
     records: list[Record] = []
     reason = ""
     try:
@@ -83,8 +81,9 @@ class Reader:
     except Skip as skip:
       reason = str(skip)
     finally:
-      self.unused.update(at.unused)
-      self.notes.update(at.notes)
+      if at.unused or at.notes:
+        self.unused.update(at.unused)
+        self.notes.update(at.notes)
     return line, known, records, reason
 
   def finish(self) -> Iterator[Row]:

@@ -59,10 +59,17 @@ def recognise(obj: Any, at: At, wanted: type | None = None) -> Format:
       f"rename {name!r} to {field!r}",
       "unknown_format",
     )
+  if len(obj) > 1 and all(isinstance(value, dict) for value in obj.values()):
+    at.fail(
+      f"is an object of objects ({shown}), not a record",
+      "",
+      "write its values as a list, or one a line",
+      "unknown_format",
+    )
   at.fail(
     f"no known format has these fields ({shown})",
     "",
-    _needs(wanted) + "see docs/data.md for the formats that are read",
+    _needs(wanted) + f"known are: {_formats(wanted)} (see docs/data.md)",
     "unknown_format",
   )
 
@@ -70,6 +77,13 @@ def recognise(obj: Any, at: At, wanted: type | None = None) -> Format:
 def _list(names: Sequence[str]) -> str:
   rest = f" and {len(names) - 8} more" if len(names) > 8 else ""
   return ", ".join(repr(n) for n in names[:8]) + rest
+
+
+def _formats(wanted: type | None) -> str:
+  """Names the formats that hold a kind of record."""
+  words = {Demonstration: "demonstration", Ranking: "ranking", Document: "doc"}
+  word = words.get(wanted, "")  # type: ignore[arg-type]
+  return ", ".join(known.name for known in FORMATS if word in known.result)
 
 
 def _needs(wanted: type | None) -> str:

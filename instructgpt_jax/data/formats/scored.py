@@ -45,6 +45,8 @@ def ranking(
   rows = [row for row in rows if row[0]]
   if len(rows) < 2:
     raise Skip(SINGLE)
+  if len({text for text, _ in rows}) == 1:
+    raise Skip(reading.IDENTICAL)
   ranks = ranks_of([score for _, score in rows])
   if len(set(ranks)) == 1:
     raise Skip(reading.TIES)

@@ -188,6 +188,15 @@ def read_message(message: Mapping[str, Any], where: str, at: At) -> Message:
       "unknown_role",
     )
   content = message.get(what)
+  other = "content" if what == "value" else "value"
+  if what not in message and other in message:
+    at.fail(
+      f"the field {what!r} is missing beside {who!r}",
+      f"{where}.{what}",
+      f"rename {other!r} to {what!r}, or {who!r} to"
+      f" {'role' if who == 'from' else 'from'!r}",
+      "missing_field",
+    )
   if isinstance(content, list):
     content = _join(content, f"{where}.{what}", at)
   elif content is None and what in message:

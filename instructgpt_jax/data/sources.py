@@ -583,8 +583,9 @@ def _nothing_left(
     file=path,
     line=min(first_skip.values()),
     fix="give at least one ranking with two different ranks"
-    if formats.TIES in skipped
-    else f"give a file with usable {kind}",
+    if max(skipped, key=lambda reason: skipped[reason]) == formats.TIES
+    else f"give a file with usable {kind}; docs/data.md says what is skipped",
+    code="nothing_left",
   )
 
 

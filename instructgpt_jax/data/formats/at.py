@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
 from instructgpt_jax.errors import UserError
@@ -143,6 +143,15 @@ class At:
         "wrong_type",
       )
     return float(value)
+
+
+def note_others(
+  at: At, obj: Mapping[str, Any], known: Iterable[str], path: str
+) -> None:
+  """Notes the fields of a nested object that are not among `known`."""
+  for name in obj.keys() - set(known):
+    if not is_blank(obj[name]):
+      at.unused.add(f"{path}.{name}")
 
 
 def is_null(value: Any) -> bool:

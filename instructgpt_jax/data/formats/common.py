@@ -30,7 +30,7 @@ FIELDS = {
   "history": "turns ahead of the prompt: [user, assistant] pairs or messages",
   "context": "input below the last user turn, unless it stands there already",
   "user_id": "user id",
-  "labeler_id": "labeler id",
+  "labeler_id": "labeler id; prompts have none",
   "split": "split, where it names one; otherwise unused and counted",
   **dict.fromkeys(
     _WEIGHTS, "0 or false skips and counts the record; others are not used"
@@ -200,7 +200,7 @@ def _is_bad(value: Any) -> bool:
   return str(value).strip().lower() in (*_BAD, "0.0")
 
 
-def apply(record: Record, common: Common, at: At) -> Record:
+def apply(record: Record, common: Common) -> Record:
   """Returns a record with what its common fields say.
 
   A demonstration that is labelled bad becomes its prompt.
@@ -209,8 +209,6 @@ def apply(record: Record, common: Common, at: At) -> Record:
     Skip: where a field contradicts the conversation.
   """
   if isinstance(record, Document):
-    if common.label:
-      at.unused.add(common.label)
     return dataclasses.replace(record, split=common.split or record.split)
   changes: dict[str, Any] = {}
   turns = record.turns
@@ -226,13 +224,8 @@ def apply(record: Record, common: Common, at: At) -> Record:
     changes["user_id"] = common.user_id
   if common.split:
     changes["split"] = common.split
-  if isinstance(record, Prompt):
-    if common.label:
-      at.unused.add(common.label)
-  elif common.labeler_id:
+  if common.labeler_id and not isinstance(record, Prompt):
     changes["labeler_id"] = common.labeler_id
-  if common.label and not isinstance(record, Prompt | Demonstration):
-    at.unused.add(common.label)
   if isinstance(record, Demonstration) and common.bad:
     return Prompt(
       turns=turns,

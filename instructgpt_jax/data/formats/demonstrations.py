@@ -64,11 +64,7 @@ def _seeds(obj: Any, at: At) -> Iterator[Record]:
     if not isinstance(instance, dict):
       at.fail("an object is expected", f"instances[{i}]", code="wrong_type")
     completion = clean(at.get(instance, "output", where=f"instances[{i}]."))
-    at.unused.update(
-      f"instances[].{name}"
-      for name in instance.keys() - {"input", "output"}
-      if not reading.is_blank(instance[name])
-    )
+    reading.note_others(at, instance, ("input", "output"), "instances[]")
     if completion:
       yield Demonstration(
         turns=instruction(text, optional_input(instance, "input", at)),
@@ -152,11 +148,7 @@ def _batch(obj: Any, at: At) -> Iterator[Record]:
   body = at.get(obj, "body", dict)
   if any(not reading.is_blank(body.get(f)) for f in ("tools", "functions")):
     raise Skip(reading.TOOLS)
-  at.unused.update(
-    f"body.{name}"
-    for name in body.keys() - {"messages", "model", *_SAMPLING}
-    if not reading.is_blank(body[name])
-  )
+  reading.note_others(at, body, ("messages", "model", *_SAMPLING), "body")
   messages = read_messages(body.get("messages"), "body.messages", at)
   yield from _last_reply(messages, "body.messages", at)
 

@@ -22,6 +22,7 @@ _PAIRS = (
   ("text1", "text2"),
   ("left", "right"),
 )
+_PAIR_NAMES = tuple(name for names in _PAIRS for name in names)
 _LISTS = ("items", "answers", "responses", "results", "list")
 _TEXTS = ("body", "text", "html", "title")
 _SIDES = {"left": 1, "right": 2}
@@ -50,6 +51,8 @@ def _labeler(annotation: Mapping[str, Any], at: At) -> str:
 def _export(obj: Any, at: At) -> Iterator[Record]:
   """Yields a ranking for each annotation of a task."""
   data = at.get(obj, "data", dict)
+  known = {*_PROMPTS, *_LISTS, *(_pair_fields(data) or ()), "id"}
+  reading.note_others(at, data, known, "data")
   turns = _prompt(data, at)
   reasons: list[str] = []
   count = 0
@@ -145,6 +148,9 @@ def _choice_field(obj: Mapping[str, Any]) -> str:
 def _minimal(obj: Any, at: At) -> Iterator[Record]:
   """Yields the pair of a JSON-MIN record; the verdict is left or right."""
   names = _pair_fields(obj) or ("answer1", "answer2")
+  reading.note_others(
+    at, {f: obj[f] for f in _PAIR_NAMES if f in obj}, names, "other answers"
+  )
   turns = _prompt(obj, at)
   choice = _choice_field(obj)
   at.unused.discard(choice)
@@ -195,7 +201,7 @@ MINIMAL = Format(
   _minimal,
   {
     **dict.fromkeys(_PROMPTS, "the prompt"),
-    **dict.fromkeys([f for p in _PAIRS for f in p], "a reply"),
+    **dict.fromkeys(_PAIR_NAMES, "a reply"),
     "prefer": "left or right; the field may have another name",
     "annotator": "labeler id",
   },

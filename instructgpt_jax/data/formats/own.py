@@ -162,7 +162,7 @@ def _prompt_strings(obj: Any, at: At) -> Iterator[Record]:
 def _is_ranking(obj: Any) -> bool:
   return isinstance(obj, dict) and (
     (has("prompt", "completions")(obj) and _are_texts(obj["completions"]))
-    or has("prompt", "ranks")(obj)
+    or has("prompt", "ranks", without=("responses", "answers"))(obj)
     or has("completions", "ranks")(obj)
   )
 

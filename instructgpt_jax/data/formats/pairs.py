@@ -82,20 +82,20 @@ _CONVERSATIONS = ("conversations", "messages", "conversation")
 def _preference(obj: Any, at: At) -> Iterator[Record]:
   """Yields the pair of chosen and rejected replies to a prompt."""
   _check_scores(obj, at)
-  sides = tuple(_side(obj, name, at) for name in ("chosen", "rejected"))
-  yield from _from_sides(_pair_prompt(obj, sides, at), *sides, at)
+  chosen, rejected = _side(obj, "chosen", at), _side(obj, "rejected", at)
+  yield from _from_sides(_pair_prompt(obj, chosen, at), chosen, rejected, at)
 
 
 def _check_scores(obj: Mapping[str, Any], at: At) -> None:
   """Skips pairs whose scores tie, or contradict which was chosen."""
   for chosen, rejected in _SCORES:
-    scores = obj.get(chosen), obj.get(rejected)
-    if any(isinstance(s, bool) or not isinstance(s, int | float)
-           for s in scores):  # fmt: skip
+    if reading.is_null(obj.get(chosen)) or reading.is_null(obj.get(rejected)):
+      at.unused.update(n for n in (chosen, rejected) if obj.get(n) is not None)
       continue
-    if scores[0] == scores[1]:
+    better, worse = at.number(obj, chosen), at.number(obj, rejected)
+    if better == worse:
       raise Skip(reading.TIES)
-    if scores[0] < scores[1]:
+    if better < worse:
       raise Skip(reading.CONTRADICTION)
     at.notes.add(GRADED)
 
@@ -137,9 +137,7 @@ def _side(obj: Mapping[str, Any], name: str, at: At) -> Turns:
   return turns
 
 
-def _pair_prompt(
-  obj: Mapping[str, Any], sides: tuple[Turns, ...], at: At
-) -> Turns:
+def _pair_prompt(obj: Mapping[str, Any], chosen: Turns, at: At) -> Turns:
   """Merges the prompt field and the conversation field of a pair."""
   name = choose(obj, _PROMPTS[:-1], at) or first_of(obj, ("input",))
   turns: Turns = ()
@@ -155,7 +153,7 @@ def _pair_prompt(
   other = read_turns(obj[field], field, at)
   if other[-1].role == "assistant":
     # UltraFeedback's `messages` are the prompt with the chosen reply.
-    if other[-1].text.strip() != sides[0][-1].text.strip():
+    if other[-1].text.strip() != chosen[-1].text.strip():
       raise Skip(reading.ENDS_WITH_REPLY)
     other = other[:-1]
   if not other or other[-1].role != "user":
@@ -208,11 +206,7 @@ def _openai(obj: Any, at: At) -> Iterator[Record]:
   source = at.get(obj, "input", dict)
   if any(not reading.is_blank(source.get(f)) for f in ("tools", "functions")):
     raise Skip(reading.TOOLS)
-  at.unused.update(
-    f"input.{name}"
-    for name in source.keys() - {"messages", "parallel_tool_calls"}
-    if not reading.is_blank(source[name])
-  )
+  reading.note_others(at, source, ("messages", "parallel_tool_calls"), "input")
   prompt = read_prompt(source.get("messages") or [], "input.messages", at)
   sides = [
     _side(obj, name, at)

@@ -13,7 +13,7 @@ from instructgpt_jax.data.formats import registry
 from instructgpt_jax.data.formats.at import At, Skip
 from instructgpt_jax.data.formats.format import Format
 from instructgpt_jax.data.formats.recognise import recognise
-from instructgpt_jax.data.records import Prompt, Record
+from instructgpt_jax.data.records import Demonstration, Prompt, Record
 
 # (line, format, records, why the record is skipped or "")
 Row = tuple[int, Format, list[Record], str]
@@ -92,8 +92,9 @@ class Reader:
       known = self._format
       assert known is not None and known.group is not None
       reason = ""
+      records: list[Record] = []
       try:
-        records: list[Record] = [
+        records = [
           dataclasses.replace(
             record,
             user_id=group.head.user_id,
@@ -103,7 +104,8 @@ class Reader:
           for record in known.group(group.values, group.head.turns, group.at)
         ]
       except Skip as skip:
-        reason, records = str(skip), [group.head]
+        reason = str(skip)
+        records = [group.head]
       self.notes.update(group.at.notes)
       yield group.at.line, known, records, reason
 
@@ -133,7 +135,9 @@ class Reader:
       return [], reading.EMPTY
     if common is None:
       return records, ""
-    applied = [common_lib.apply(record, common, at) for record in records]
+    applied = [common_lib.apply(record, common) for record in records]
+    if common.label and not any(isinstance(r, Demonstration) for r in records):
+      at.unused.add(common.label)
     bad = any(
       type(a) is not type(b) for a, b in zip(applied, records, strict=True)
     )
@@ -146,7 +150,7 @@ class Reader:
     for turns, reply, labeler_id in self._format.parse(value, at):
       head: Any = Prompt(turns=turns, origin=at.origin)
       if common is not None:
-        head = common_lib.apply(head, common, at)
+        head = common_lib.apply(head, common)
         labeler_id = common.labeler_id or labeler_id
       key = (head.turns, head.user_id, head.split, labeler_id)
       group = self._groups.setdefault(

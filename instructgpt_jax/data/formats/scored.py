@@ -116,11 +116,7 @@ def _scored(obj: Any, at: At) -> Iterator[Record]:
     texts.append(at.get(reply, field, where=f"{name}[{i}]."))
     scores.append(_score(reply))
     known = {field, "model", "source", "rank", "annotations", *_SCORES}
-    at.unused.update(
-      f"{name}[].{other}"
-      for other in reply.keys() - known
-      if not reading.is_blank(reply[other])
-    )
+    reading.note_others(at, reply, known, f"{name}[]")
   if not any(score is not None for score in scores):
     # Replies that nobody ranked.
     yield Prompt(turns=turns, origin=at.origin)

@@ -206,7 +206,8 @@ def read_message(message: Mapping[str, Any], where: str, at: At) -> Message:
   trained = True
   if len(message) > 2:
     trained = _is_trained(message, at)
-    _note_unused(message, where, at)
+    name = where.split("[")[0]
+    reading.note_others(at, message, _MESSAGE_FIELDS, f"{name}[]")
   return Message(Turn(ROLES[role], content), trained)
 
 
@@ -256,12 +257,6 @@ def _is_trained(message: Mapping[str, Any], at: At) -> bool:
     if not reading.is_null(value) and value not in (1, "1", "true", "True"):
       at.unused.add(f"messages[].{name} (other than 0 and 1)")
   return True
-
-
-def _note_unused(message: Mapping[str, Any], where: str, at: At) -> None:
-  for name in message.keys() - _MESSAGE_FIELDS:
-    if not reading.is_blank(message[name]):
-      at.unused.add(f"{where.split('[')[0]}[].{name}")
 
 
 def split_system(turns: Turns) -> tuple[str, Turns]:

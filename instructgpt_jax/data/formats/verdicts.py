@@ -97,9 +97,13 @@ def _webgpt(obj: Any, at: At) -> Iterator[Record]:
   yield from pair(turns, replies, better, at)
 
 
+_INFO = ("id", "site", "post", "title", "subreddit", "article")
+
+
 def summary_prompt(obj: Mapping[str, Any], at: At) -> Turns:
   """Returns the prompt of OpenAI's summaries: the post or article."""
   info = at.get(obj, "info", dict)
+  reading.note_others(at, info, _INFO, "info")
   parts = []
   if not reading.is_blank(info.get("subreddit")):
     name = at.get(info, "subreddit", where="info.").removeprefix("r/")
@@ -125,6 +129,8 @@ def _summaries(obj: Any, at: At) -> Iterator[Record]:
   texts = tuple(
     at.get(s, "text", where=f"summaries[{i}].") for i, s in enumerate(summaries)
   )
+  for summary in summaries:
+    reading.note_others(at, summary, ("text", "policy", "note"), "summaries[]")
   choice = at.get(obj, "choice", int)
   if choice not in (0, 1):
     at.fail(

@@ -237,7 +237,14 @@ def test_the_fix_of_mixed_names_renames_them(tmp_path):
   ],
 )  # fmt: skip
 def test_transcripts(tmp_path, prompt, expected):
-  for value in ({"prompt": prompt, "completion": "x"}, prompt):
+  for value in (
+    {"prompt": prompt, "completion": "x"},
+    {"instruction": prompt, "output": "x"},
+    {"question": prompt, "answer": "x"},
+    {"prompt": prompt, "chosen": "x", "rejected": "y"},
+    {"instruction": prompt, "output_1": "x", "output_2": "y", "label": 1},
+    prompt,
+  ):
     (r,), _ = read(tmp_path, value)
     assert r.turns == expected
 

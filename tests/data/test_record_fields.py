@@ -221,6 +221,13 @@ def test_inputs_that_look_like_placeholders_stay(tmp_path):
     assert r.turns == turns(f"q\n\n{text}")
 
 
+def test_an_input_is_added_though_the_instruction_holds_it(tmp_path):
+  (r,), _ = read(
+    tmp_path, {"instruction": "double 4", "input": "4", "output": "8"}
+  )
+  assert r.turns == turns("double 4\n\n4")
+
+
 def test_an_input_can_stand_alone(tmp_path):
   (r,), _ = read(tmp_path, {"instruction": "", "input": "why?", "output": "a"})
   assert r.turns == turns("why?")

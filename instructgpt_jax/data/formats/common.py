@@ -212,7 +212,7 @@ def apply(record: Record, common: Common) -> Record:
     return dataclasses.replace(record, split=common.split or record.split)
   changes: dict[str, Any] = {}
   turns = record.turns
-  if common.context:
+  if common.context and common.context.strip() not in turns[-1].text:
     turns = add_input(turns, common.context)
   if common.history:
     turns = _add_history(turns, common.history)

@@ -10,8 +10,7 @@ from instructgpt_jax.data.formats.at import At, Skip
 from instructgpt_jax.data.formats.format import Format, choose, first_of, has
 from instructgpt_jax.data.formats.texts import (
   clean,
-  instruction,
-  optional_input,
+  instructed,
   reply,
 )
 from instructgpt_jax.data.formats.turns import (
@@ -30,16 +29,6 @@ _OPEN_END = (
 )
 
 
-def instruction_turns(
-  obj: Mapping[str, Any], name: str, more: str, at: At
-) -> Turns:
-  """Returns an instruction and its input; one of the two may be blank."""
-  added = optional_input(obj, more, at)
-  if added and not at.get(obj, name).strip():
-    return instruction(added, "")
-  return instruction(at.text(obj, name), added)
-
-
 def single_reply(
   prompt: str, more: str, answer: str
 ) -> Callable[[Any, At], Iterator[Record]]:
@@ -47,7 +36,7 @@ def single_reply(
 
   def parse(obj: Any, at: At) -> Iterator[Record]:
     if more:
-      turns = instruction_turns(obj, prompt, more, at)
+      turns = instructed(obj, prompt, more, at)
     elif isinstance(obj.get(prompt), list):
       turns = read_prompt(obj[prompt], prompt, at)
     else:
@@ -59,7 +48,7 @@ def single_reply(
 
 
 def _seeds(obj: Any, at: At) -> Iterator[Record]:
-  text = at.text(obj, "instruction")
+  at.text(obj, "instruction")
   for i, instance in enumerate(at.get(obj, "instances", list)):
     if not isinstance(instance, dict):
       at.fail("an object is expected", f"instances[{i}]", code="wrong_type")
@@ -67,7 +56,7 @@ def _seeds(obj: Any, at: At) -> Iterator[Record]:
     reading.note_others(at, instance, ("input", "output"), "instances[]")
     if completion:
       yield Demonstration(
-        turns=instruction(text, optional_input(instance, "input", at)),
+        turns=instructed({**obj, **instance}, "instruction", "input", at),
         completion=completion,
         origin=at.origin,
       )

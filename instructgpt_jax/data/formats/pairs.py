@@ -165,6 +165,7 @@ def _from_sides(
   prompt: Turns, chosen: Turns, rejected: Turns, at: At
 ) -> Iterator[Record]:
   """Yields the pair of two conversations that differ in the last reply."""
+  replies = chosen[-1].text, rejected[-1].text
   if len(chosen) > 1 and len(rejected) > 1 and chosen[:-1] != rejected[:-1]:
     raise Skip(reading.PROMPTS_DIFFER)
   turns = merge(prompt, chosen[:-1] or rejected[:-1])
@@ -178,7 +179,7 @@ def _from_sides(
   check_texts(turns, "prompt", at)
   if turns[-1].role != "user":
     raise Skip(reading.NOT_ANSWERING)
-  yield from pair(turns, (chosen[-1].text, rejected[-1].text), 1, at)
+  yield from pair(turns, replies, 1, at)
 
 
 def _rejected_response(obj: Any, at: At) -> Iterator[Record]:

@@ -7,16 +7,14 @@ from typing import Any
 
 from instructgpt_jax.data.formats.at import At
 from instructgpt_jax.data.formats.format import Format, has
-from instructgpt_jax.data.formats.texts import instruction, optional_input
+from instructgpt_jax.data.formats.texts import instructed
 from instructgpt_jax.data.formats.turns import user
 from instructgpt_jax.data.records import Prompt, Record
 
 
 def _predictions(obj: Any, at: At) -> Iterator[Record]:
   yield Prompt(
-    turns=instruction(
-      at.text(obj, "instruction"), optional_input(obj, "input", at)
-    ),
+    turns=instructed(obj, "instruction", "input", at),
     origin=at.origin,
   )
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from instructgpt_jax.data.formats import at as reading
 from instructgpt_jax.data.formats.at import At, Skip
-from instructgpt_jax.data.formats.turns import Turns, user
+from instructgpt_jax.data.formats.turns import Turns, read_prompt
 from instructgpt_jax.data.records import Turn
 
 END_OF_TEXT = "<|endoftext|>"
@@ -49,15 +49,21 @@ def optional_input(obj: Mapping[str, Any], name: str, at: At) -> str:
   return "" if is_placeholder(text) else text
 
 
-def instruction(text: str, more: str) -> Turns:
-  """Returns an instruction and its input as one user turn."""
-  return user(f"{text}\n\n{more}" if more else text)
+def instructed(obj: Mapping[str, Any], name: str, more: str, at: At) -> Turns:
+  """Returns the prompt of an instruction and its input.
+
+  One of the two may be blank; a transcript is read as its turns.
+  """
+  added = optional_input(obj, more, at) if more else ""
+  if added and not at.get(obj, name).strip():
+    return read_prompt(added, more, at)
+  return add_input(read_prompt(at.text(obj, name), name, at), added)
 
 
 def add_input(turns: Turns, more: str) -> Turns:
-  """Adds an input to the last user turn, unless that holds it already."""
+  """Adds an input, if there is one, to the last turn."""
   last = turns[-1]
-  if not more or more.strip() in last.text:
+  if not more:
     return turns
   return (*turns[:-1], Turn(last.role, f"{last.text}\n\n{more}"))
 

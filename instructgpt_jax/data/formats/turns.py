@@ -40,10 +40,10 @@ _TOOL_ROLES = {
 # What a message may hold: its turn, whether it is trained on, and calls.
 _MESSAGE_FIELDS = frozenset(
   ("role", "content", "from", "value", "weight", "train", "trainable", "loss")
-  + ("tool_calls", "function_call", "tool_call_id")
+  + ("label", "tool_calls", "function_call", "tool_call_id")
 )
 _CALLS = ("tool_calls", "function_call", "tool_call_id")
-_TRAINED = ("weight", "train", "trainable", "loss")
+_TRAINED = ("weight", "train", "trainable", "loss", "label")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _TOOL_PARTS = ("tool_use", "tool_result", "tool_call", "function_call")
 

@@ -9,19 +9,22 @@ from instructgpt_jax.data.formats import at as reading
 from instructgpt_jax.data.formats.at import At, Skip
 from instructgpt_jax.data.formats.format import Format, choose, has
 from instructgpt_jax.data.formats.pairs import GRADED, PAIR, pair
-from instructgpt_jax.data.formats.texts import instruction, optional_input
-from instructgpt_jax.data.formats.turns import Turns, read_prompt, read_turns
+from instructgpt_jax.data.formats.texts import instructed
+from instructgpt_jax.data.formats.turns import (
+  Turns,
+  read_prompt,
+  read_turns,
+  user,
+)
 from instructgpt_jax.data.records import Record
 
 
 def _outputs(obj: Any, at: At) -> Iterator[Record]:
   """AlpacaEval's and LLMBar's pairs."""
   if "instruction" in obj:
-    turns = instruction(
-      at.text(obj, "instruction"), optional_input(obj, "input", at)
-    )
+    turns = instructed(obj, "instruction", "input", at)
   else:
-    turns = instruction(at.text(obj, "input"), "")
+    turns = instructed(obj, "input", "", at)
   field = choose(obj, ("preference", "label"), at)
   if not field:
     at.get(obj, "preference")
@@ -46,9 +49,7 @@ def _outputs(obj: Any, at: At) -> Iterator[Record]:
 
 def _pandalm(obj: Any, at: At) -> Iterator[Record]:
   """PandaLM: the majority of its annotators; no majority is a tie."""
-  turns = instruction(
-    at.text(obj, "instruction"), optional_input(obj, "input", at)
-  )
+  turns = instructed(obj, "instruction", "input", at)
   fields = sorted(f for f in obj if f.startswith("annotator"))
   votes = [at.get(obj, f, int) for f in fields or ["annotator1"]]
   for field, vote in zip(fields, votes, strict=False):
@@ -115,7 +116,7 @@ def summary_prompt(obj: Mapping[str, Any], at: At) -> Turns:
   else:
     parts.append(f"ARTICLE: {at.text(info, 'article', where='info.')}")
   parts.append("TL;DR:")
-  return instruction("\n\n".join(parts), "")
+  return user("\n\n".join(parts))
 
 
 def _summaries(obj: Any, at: At) -> Iterator[Record]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from instructgpt_jax.data.formats import FORMATS
+from instructgpt_jax.data.formats.at import is_blank
 from instructgpt_jax.data.formats.common import split_name
 
 _BLANK = re.compile(r"[ \t\r\n]*")
@@ -43,6 +44,15 @@ def _is_record(value: dict[str, Any], names: list[str]) -> bool:
   if names[0] in _CONVERSATIONS:
     return not value[names[0]][0].keys().isdisjoint(("role", "from"))
   return any(known.fits(value) for known in FORMATS)
+
+
+def other_fields(value: dict[str, Any], lists: list[str]) -> list[str]:
+  """Returns the fields beside the lists of records that say something."""
+  return [
+    f"{name} (beside {', '.join(lists)})"
+    for name, item in value.items()
+    if name not in lists and not is_blank(item)
+  ]
 
 
 def list_starts(text: str, fields: list[str]) -> Iterator[tuple[str, int]]:

@@ -384,8 +384,13 @@ def _json_container(
       yield before + line, containers.with_split(value, name, len(lists))
 
 
-def _values(path: str) -> Iterator[tuple[int, Any]] | str:
-  """(line, JSON value) pairs of a file, or its text where it is no JSON."""
+def _values(
+  path: str, unused: collections.Counter[str]
+) -> Iterator[tuple[int, Any]] | str:
+  """(line, JSON value) pairs of a file, or its text where it is no JSON.
+
+  Fields of an object around a list of records are added to `unused`.
+  """
   text = _text(path)
   suffix = _suffix(pathlib.Path(path))
   if suffix == ".txt":
@@ -400,6 +405,7 @@ def _values(path: str) -> Iterator[tuple[int, Any]] | str:
       return _json_lines(text, path)
     lists = containers.record_lists(value)
     if lists:
+      unused.update(containers.other_fields(value, lists))
       return _json_container(text, path, lists)
     return iter([(1, _checked(value, text, formats.At(path, 1)))])
   if suffix in (".jsonl", ".json") or start in ("{", '"'):
@@ -504,7 +510,11 @@ def _scan(
   path: str, wanted: type | None, reader: formats.Reader
 ) -> Iterator[tuple[int, formats.Format, list[Record], str]]:
   """(line, format, records, why they are left out) of each JSON value."""
-  values = _tfds_values(path) if path.startswith(TFDS) else _values(path)
+  values = (
+    _tfds_values(path)
+    if path.startswith(TFDS)
+    else _values(path, reader.unused)
+  )
   if isinstance(values, str):
     if wanted not in (None, Document):
       raise UserError(

@@ -549,6 +549,10 @@ def test_a_list_inside_an_object(tmp_path, name):
   )
   assert report.format == "messages"
   assert [r.turns for r in found] == [user("q"), user("r")]
+  assert report.unused == {
+    f"version (beside {name})": 1,
+    f"meta (beside {name})": 1,
+  }
   # One value a line by json.dumps(indent=1).
   first, second = (int(r.origin.split(":")[-1]) for r in found)
   lines = (tmp_path / "x.json").read_text().split("\n")

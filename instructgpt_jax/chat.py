@@ -421,7 +421,9 @@ def answer_file(
       field="--output",
       fix="name another file, or allow it with --overwrite",
     )
-  found, _ = sources.read_prompts(prompts)
+  found, report = sources.read_prompts(prompts)
+  if report.skipped or report.unused or report.notes:
+    print(report, file=sys.stderr)
   if path.exists() and any(
     pathlib.Path(p).exists() and path.samefile(p)
     for p in sources.expand(prompts)

@@ -43,16 +43,21 @@ def _lengths(coder, texts: Sequence[str]) -> list[int]:
 
 def describe(path: str, data: config.Data, coder, unit: str) -> str:
   """The report on one file, as text."""
-  name, found, skipped = sources.read_any(path)
-  lines = [f"{path}", f"  recognised as: {name}"]
-  for reason, n in skipped.items():
+  found, report = sources.read_any(path)
+  lines = [f"{path}", f"  recognised as: {report.format}"]
+  for reason, n in report.skipped.items():
     lines.append(f"  skipped: {n} {reason}")
+  lines += [
+    f"  {line}" for line in sources.remarks(report.unused, report.notes)
+  ]
   if not found:
+    reasons = ", ".join(f"{n} {why}" for why, n in report.skipped.items())
     raise UserError(
-      "no record is left of it",
+      f"no record is left of it: {reasons}",
       file=path,
       line=1,
       fix="see docs/data.md for what is skipped, and why",
+      code="nothing_left",
     )
   for kind, plural in sources.KIND_NAMES.items():
     mine = [r for r in found if isinstance(r, kind)]

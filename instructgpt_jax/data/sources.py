@@ -22,7 +22,7 @@ from typing import Any, NoReturn, TypeVar
 
 from absl import logging
 
-from instructgpt_jax.data import formats
+from instructgpt_jax.data import containers, formats
 from instructgpt_jax.data.records import (
   Demonstration,
   Document,
@@ -60,12 +60,23 @@ _R = TypeVar("_R", Demonstration, Ranking, Prompt, Document)
 
 @dataclasses.dataclass(frozen=True)
 class FileReport:
-  """What one file gave."""
+  """What one file gave.
+
+  Attributes:
+    path: the file.
+    format: the format it was recognised as.
+    records: number of records that are used.
+    skipped: number of skipped records for each reason.
+    unused: number of records that have each field that nothing reads.
+    notes: number of records that each other remark applies to.
+  """
 
   path: str
   format: str
   records: int
   skipped: dict[str, int]
+  unused: dict[str, int] = dataclasses.field(default_factory=dict)
+  notes: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,21 +92,44 @@ class Report:
 
   @property
   def skipped(self) -> dict[str, int]:
+    return self._total("skipped")
+
+  @property
+  def unused(self) -> dict[str, int]:
+    return self._total("unused")
+
+  @property
+  def notes(self) -> dict[str, int]:
+    return self._total("notes")
+
+  def _total(self, counts: str) -> dict[str, int]:
     total: collections.Counter[str] = collections.Counter()
     for f in self.files:
-      total.update(f.skipped)
+      total.update(getattr(f, counts))
     return dict(total)
 
   def __str__(self) -> str:
     lines = []
     for f in self.files:
       notes = "".join(f"; skipped {n} {why}" for why, n in f.skipped.items())
+      notes += "".join(f"; {line}" for line in remarks(f.unused, f.notes))
       lines.append(f"{f.path}: {f.format}, {f.records} records{notes}")
     if self.ignored:
       lines.append(
         f"ignored {len(self.ignored)} files that are not {', '.join(SUFFIXES)}"
       )
     return "\n".join(lines)
+
+
+def remarks(unused: Mapping[str, int], notes: Mapping[str, int]) -> list[str]:
+  """Returns the counts of unused fields and of other remarks as phrases."""
+  lines = [f"{n} {what}" for what, n in sorted(notes.items())]
+  if unused:
+    most = sorted(unused.items(), key=lambda item: (-item[1], item[0]))
+    shown = ", ".join(f"{name} ({n} records)" for name, n in most[:12])
+    more = f" and {len(most) - 12} more" if len(most) > 12 else ""
+    lines.append(f"unused fields: {shown}{more}")
+  return lines
 
 
 # Which files.
@@ -294,8 +328,16 @@ def _json_lines(text: str, path: str) -> Iterator[tuple[int, Any]]:
     yield number, _checked(value, line, formats.At(path, number))
 
 
-def _json_array(text: str, path: str) -> Iterator[tuple[int, Any]]:
-  """Elements of one array, each with the line on which it starts."""
+def _json_array(
+  text: str, path: str, inside: bool = False
+) -> Iterator[tuple[int, Any]]:
+  """Elements of one array, each with the line on which it starts.
+
+  Args:
+    text: the file's text.
+    path: the file.
+    inside: whether more may follow the array.
+  """
   decoder = json.JSONDecoder()
   blank = re.compile(r"[ \t\r\n]*")
 
@@ -325,15 +367,30 @@ def _json_array(text: str, path: str) -> Iterator[tuple[int, Any]]:
       e = ValueError()
       e.msg = "a comma or ] is missing"  # type: ignore[attr-defined]
       raise _bad_json(e, path, line, False)
-  rest = skip(at + 1)
+  rest = len(text) if inside else skip(at + 1)
   if rest != len(text):
     e = ValueError()
     e.msg = "there is more after the array"  # type: ignore[attr-defined]
     raise _bad_json(e, path, line + text.count("\n", counted, rest), False)
 
 
-def _values(path: str) -> Iterator[tuple[int, Any]] | str:
-  """(line, JSON value) pairs of a file, or its text where it is no JSON."""
+def _json_container(
+  text: str, path: str, lists: list[str]
+) -> Iterator[tuple[int, Any]]:
+  """Elements of the lists of an object, each with its line."""
+  for name, start in containers.list_starts(text, lists):
+    before = text.count("\n", 0, start)
+    for line, value in _json_array(text[start:], path, inside=True):
+      yield before + line, containers.with_split(value, name, len(lists))
+
+
+def _values(
+  path: str, unused: collections.Counter[str]
+) -> Iterator[tuple[int, Any]] | str:
+  """(line, JSON value) pairs of a file, or its text where it is no JSON.
+
+  Fields of an object around a list of records are added to `unused`.
+  """
   text = _text(path)
   suffix = _suffix(pathlib.Path(path))
   if suffix == ".txt":
@@ -346,6 +403,10 @@ def _values(path: str) -> Iterator[tuple[int, Any]] | str:
       value = json.loads(text)
     except (ValueError, RecursionError):
       return _json_lines(text, path)
+    lists = containers.record_lists(value)
+    if lists:
+      unused.update(containers.other_fields(value, lists))
+      return _json_container(text, path, lists)
     return iter([(1, _checked(value, text, formats.At(path, 1)))])
   if suffix in (".jsonl", ".json") or start in ("{", '"'):
     return _json_lines(text, path)
@@ -404,7 +465,8 @@ def _plain(value: Any) -> Any:
     return value.decode("utf-8", errors="replace")
   if isinstance(value, dict):
     result = {k: _plain(v) for k, v in value.items()}
-    for field in ("messages", "conversations"):
+    for field in ("messages", "conversations", "prompt", "completion",
+                  "completions", "chosen", "rejected", "history"):  # fmt: skip
       columns = result.get(field)
       if isinstance(columns, dict):
         # A sequence of objects comes as an object of sequences.
@@ -445,11 +507,14 @@ def _convert(found: list[Record], wanted: type[_R]) -> list[_R]:
 
 
 def _scan(
-  path: str, wanted: type | None
+  path: str, wanted: type | None, reader: formats.Reader
 ) -> Iterator[tuple[int, formats.Format, list[Record], str]]:
   """(line, format, records, why they are left out) of each JSON value."""
-  known: formats.Format | None = None
-  values = _tfds_values(path) if path.startswith(TFDS) else _values(path)
+  values = (
+    _tfds_values(path)
+    if path.startswith(TFDS)
+    else _values(path, reader.unused)
+  )
   if isinstance(values, str):
     if wanted not in (None, Document):
       raise UserError(
@@ -462,20 +527,9 @@ def _scan(
     yield 1, formats.PLAIN, [Document(text=values, origin=f"{path}:1")], ""
     return
   for line, value in values:
-    at = formats.At(path, line)
-    known = known or formats.recognise(value, at, wanted)
-    if not isinstance(value, dict) and not known.fits(value):
-      at.fail(
-        f"is not of the format of the lines before ({known.name})",
-        "",
-        "write every record of a file in the same format",
-      )
-    try:
-      found = list(known.parse(value, at))
-      yield line, known, found, "" if found else formats.EMPTY
-    except formats.Skip as e:
-      yield line, known, [], str(e)
-  if known is None:
+    yield reader.read(line, value)
+  yield from reader.finish()
+  if reader.format is None:
     raise UserError(
       "holds no records",
       file=path,
@@ -492,19 +546,27 @@ def _read_file(
   first_skip: dict[str, int] = {}
   others: collections.Counter[str] = collections.Counter()
   name = formats.PLAIN.name
-  for line, known, found, reason in _scan(path, wanted):
+  reader = formats.Reader(path, wanted)
+  for line, known, found, reason in _scan(path, wanted, reader):
     name = known.name
     usable = _convert(found, wanted)
-    if found and not usable:
+    if found and not usable and not reason:
       reason = f"records without {KIND_NAMES[wanted]}"
       others.update(KIND_NAMES[type(r)] for r in found)
-    if reason:
+    if reason and not usable:
       skipped[reason] += 1
       first_skip.setdefault(reason, line)
     kept += usable
   if not kept and must:
     _nothing_left(path, name, wanted, skipped, first_skip, others)
-  return kept, FileReport(path, name, len(kept), dict(skipped))
+  return kept, FileReport(
+    path,
+    name,
+    len(kept),
+    dict(skipped),
+    dict(reader.unused),
+    dict(reader.notes),
+  )
 
 
 def _nothing_left(
@@ -531,8 +593,9 @@ def _nothing_left(
     file=path,
     line=min(first_skip.values()),
     fix="give at least one ranking with two different ranks"
-    if formats.TIES in skipped
-    else f"give a file with usable {kind}",
+    if max(skipped, key=lambda reason: skipped[reason]) == formats.TIES
+    else f"give a file with usable {kind}; docs/data.md says what is skipped",
+    code="nothing_left",
   )
 
 
@@ -578,14 +641,22 @@ def read_documents(spec: str) -> tuple[list[Document], Report]:
   return _read(spec, Document)
 
 
-def read_any(path: str) -> tuple[str, list[Record], dict[str, int]]:
-  """(format, every record of any kind, skipped) of one file."""
+def read_any(path: str) -> tuple[list[Record], FileReport]:
+  """Every record of any kind of one file, and its report."""
   found: list[Record] = []
   skipped: collections.Counter[str] = collections.Counter()
   name = formats.PLAIN.name
-  for _, known, some, reason in _scan(path, None):
+  reader = formats.Reader(path, None)
+  for _, known, some, reason in _scan(path, None, reader):
     name = known.name
     found += some
     if reason:
       skipped[reason] += 1
-  return name, found, dict(skipped)
+  return found, FileReport(
+    path,
+    name,
+    len(found),
+    dict(skipped),
+    dict(reader.unused),
+    dict(reader.notes),
+  )

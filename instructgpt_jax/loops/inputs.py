@@ -63,6 +63,7 @@ def _tell(
 ) -> None:
   counts = ", ".join(f"{len(v)} {k}" for k, v in splits.items() if v)
   notes = [f"skipped {n} {why}" for why, n in report.skipped.items()]
+  notes += sources.remarks(report.unused, report.notes)
   notes += [f"dropped {n} {why}" for why, n in dropped.items()]
   say(f"{field}: {counts}" + "".join(f"; {note}" for note in notes))
 

@@ -72,7 +72,7 @@ def test_prompt_as_transcript_or_turns(tmp_path):
     {"prompt": "Human: is what this text starts with", "completion": "d"},
   )
   assert [r.turns for r in found[:2]] == [turns, turns]
-  assert found[2].turns == user("Human: is what this text starts with")
+  assert found[2].turns == user("is what this text starts with")
 
 
 def test_own_rankings(tmp_path):

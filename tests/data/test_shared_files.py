@@ -47,6 +47,16 @@ FILES = {
   "rankings/open-assistant/en_100_tree.jsonl": (
     RANKINGS, "Open-Assistant trees", 113, 0,
   ),
+  "demonstrations/llama-factory/alpaca_en_demo.json": (
+    DEMONSTRATIONS, "Alpaca", 626, 0,
+  ),
+  "demonstrations/t0_p3/ag_news_which_section_choices.jsonl": (
+    DEMONSTRATIONS, "own demonstrations", 200, 0,
+  ),
+  "comparisons/open-instruct/eval_instances_tulu_1.jsonl": (
+    PROMPTS, "scored or ranked replies", 633, 0,
+  ),
+  "prompts/mt_bench/question.jsonl": (PROMPTS, "benchmark questions", 47, 0),
   "prompts/open-assistant/prompt_lottery_en_250_text.jsonl": (
     PROMPTS, "prompts, one JSON text a line", 144, 0,
   ),

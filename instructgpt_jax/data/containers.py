@@ -1,0 +1,86 @@
+"""A JSON file whose records stand in a list inside one object."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from instructgpt_jax.data.formats import FORMATS
+from instructgpt_jax.data.formats.at import is_blank
+from instructgpt_jax.data.formats.common import split_name
+
+_BLANK = re.compile(r"[ \t\r\n]*")
+_TEXT_LISTS = ("prompts", "data")
+_CONVERSATIONS = ("messages", "conversations", "conversation")
+
+
+def record_lists(value: Any) -> list[str]:
+  """Returns the fields of an object that hold its records; may be none.
+
+  That is its only list of objects, such as `data` of {"data": [{…}, …]}, or
+  several lists that are named after splits. An object that is a record itself
+  has none.
+  """
+  if not isinstance(value, dict):
+    return []
+  lists = [k for k, v in value.items() if isinstance(v, list) and v]
+  names = [k for k in lists if _holds_records(k, value[k])]
+  if names != lists or not names or _is_record(value, names):
+    return []
+  if len(names) > 1 and not all(split_name(name) for name in names):
+    return []
+  return names
+
+
+def _holds_records(name: str, items: list[Any]) -> bool:
+  return all(isinstance(item, dict) for item in items) or (
+    name in _TEXT_LISTS and all(isinstance(item, str) for item in items)
+  )
+
+
+def _is_record(value: dict[str, Any], names: list[str]) -> bool:
+  if names[0] in _CONVERSATIONS:
+    return not value[names[0]][0].keys().isdisjoint(("role", "from"))
+  return any(known.fits(value) for known in FORMATS)
+
+
+def other_fields(value: dict[str, Any], lists: list[str]) -> list[str]:
+  """Returns the fields beside the lists of records that say something."""
+  return [
+    f"{name} (beside {', '.join(lists)})"
+    for name, item in value.items()
+    if name not in lists and not is_blank(item)
+  ]
+
+
+def list_starts(text: str, fields: list[str]) -> Iterator[tuple[str, int]]:
+  """Yields the name and the position of each of `fields` of an object."""
+  decoder = json.JSONDecoder()
+
+  def skip(position: int) -> int:
+    blank = _BLANK.match(text, position)
+    return blank.end() if blank else position
+
+  position = skip(0)
+  while text[position : position + 1] in ("{", ","):
+    name, position = decoder.raw_decode(text, skip(position + 1))
+    position = skip(skip(position) + 1)
+    if name in fields:
+      yield name, position
+    _, position = decoder.raw_decode(text, position)
+    position = skip(position)
+
+
+def with_split(value: Any, name: str, count: int) -> Any:
+  """Returns a record with the split after which its list is named.
+
+  Args:
+    value: the record.
+    name: name of its list.
+    count: how many lists there are; one alone is no split.
+  """
+  if count < 2 or not isinstance(value, dict) or value.get("split"):
+    return value
+  return {**value, "split": split_name(name)}

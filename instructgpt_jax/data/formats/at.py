@@ -1,0 +1,175 @@
+"""Reading one record: its position, typed fields, errors, skips and notes."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, NoReturn
+
+from instructgpt_jax.errors import UserError
+
+# Reasons for which a record is skipped.
+TIES = "rankings with only ties"
+EMPTY = "empty completions"
+UNRANKED = "replies without a preference"
+IDENTICAL = "pairs of identical replies"
+PROMPTS_DIFFER = "pairs whose prompts differ"
+CONTRADICTION = "records whose fields contradict each other"
+EMPTY_TURNS = "conversations with an empty turn"
+NO_USER = "conversations without a user's turn"
+NO_TURNS = "conversations without turns"
+ENDS_WITH_REPLY = "prompts that end with a reply"
+NOT_ANSWERING = "replies that do not follow a user's turn"
+TOOLS = "conversations with tools or tool calls"
+NOT_TEXT = "records with images or other parts that are not text"
+BAD = "completions labelled bad"
+WEIGHT_0 = "replies of weight 0"
+
+_TYPES = {str: "text", list: "a list", dict: "an object", int: "a whole number"}
+
+
+class Skip(Exception):
+  """A record that is skipped and counted; its text is the reason."""
+
+
+@dataclasses.dataclass(slots=True)
+class At:
+  """The position of a record, and what its reader has to report.
+
+  Attributes:
+    file: file of the record.
+    line: line of the record.
+    own: whether the format is one of ours, where an unusable value is an error.
+    unused: fields of the record that nothing reads.
+    notes: other facts about the record that the report counts.
+  """
+
+  file: str
+  line: int
+  own: bool = False
+  unused: set[str] = dataclasses.field(default_factory=set)
+  notes: set[str] = dataclasses.field(default_factory=set)
+
+  @property
+  def origin(self) -> str:
+    return f"{self.file}:{self.line}"
+
+  def fail(
+    self, problem: str, field: str = "", fix: str = "", code: str = "bad_record"
+  ) -> NoReturn:
+    raise UserError(
+      problem,
+      file=self.file,
+      line=self.line,
+      field=field or None,
+      fix=fix or "see docs/data.md for the fields of each format",
+      code=code,
+    )
+
+  def refuse(
+    self, reason: str, problem: str, field: str, fix: str, code: str
+  ) -> NoReturn:
+    """Raises an error in our own formats, and a Skip in public ones."""
+    if self.own:
+      self.fail(problem, field, fix, code)
+    raise Skip(reason)
+
+  def get(self, obj: Mapping[str, Any], name: str, kind: type = str,
+          where: str = "") -> Any:  # fmt: skip
+    """Returns a required field of a given type; `where` prefixes its name."""
+    if name not in obj:
+      near = difflib.get_close_matches(name, list(obj), n=1, cutoff=0.6)
+      self.fail(
+        f"the field {name!r} is missing",
+        where + name,
+        f"rename {near[0]!r} to {name!r}" if near else "",
+        "missing_field",
+      )
+    value = obj[name]
+    if not isinstance(value, kind) or isinstance(value, bool):
+      self.fail(
+        f"{_TYPES[kind]} is expected, not {type_name(value)}",
+        where + name,
+        f"write {name!r} as {_TYPES[kind]}",
+        "wrong_type",
+      )
+    return value
+
+  def text(self, obj: Mapping[str, Any], name: str, where: str = "") -> str:
+    """Returns a required text that is not blank."""
+    value = self.get(obj, name, where=where)
+    if not value.strip():
+      self.refuse(
+        EMPTY_TURNS,
+        "is empty",
+        where + name,
+        "give it a text or delete the record",
+        "empty_text",
+      )
+    return value
+
+  def optional(self, obj: Mapping[str, Any], name: str) -> str:
+    """Returns a text, or "" where it is absent, null or NaN."""
+    return "" if is_null(obj.get(name)) else self.get(obj, name)
+
+  def identity(self, obj: Mapping[str, Any], name: str, where: str = "") -> str:
+    """Returns an optional id as text; ids are texts or whole numbers."""
+    value = obj.get(name)
+    if is_null(value):
+      return ""
+    if isinstance(value, float) and value.is_integer():
+      value = int(value)
+    if isinstance(value, bool) or not isinstance(value, str | int):
+      self.fail(
+        f"text is expected, not {type_name(value)}",
+        where + name,
+        f"write {where + name!r} as text or as a whole number",
+        "wrong_type",
+      )
+    return str(value)
+
+  def number(self, obj: Mapping[str, Any], name: str, where: str = "") -> float:
+    """Returns a required number."""
+    if name not in obj:
+      self.get(obj, name, where=where)
+    value = obj[name]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+      self.fail(
+        f"a number is expected, not {type_name(value)}",
+        where + name,
+        f"write {where + name!r} as a number",
+        "wrong_type",
+      )
+    return float(value)
+
+
+def note_others(
+  at: At, obj: Mapping[str, Any], known: Iterable[str], path: str
+) -> None:
+  """Notes the fields of a nested object that are not among `known`."""
+  for name in obj.keys() - set(known):
+    if not is_blank(obj[name]):
+      at.unused.add(f"{path}.{name}")
+
+
+def is_null(value: Any) -> bool:
+  """Whether a value is null or NaN, pandas' mark for nothing."""
+  return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def is_blank(value: Any) -> bool:
+  """Whether a value says nothing: null, NaN, "", [] or {}."""
+  return is_null(value) or value == "" or value == [] or value == {}
+
+
+def type_name(value: Any) -> str:
+  """Names the type of a JSON value."""
+  if value is None:
+    return "null"
+  if isinstance(value, bool):
+    return "true or false"
+  return next(
+    (n for k, n in _TYPES.items() if isinstance(value, k)), "a number"
+  )

@@ -1,0 +1,249 @@
+"""Fields that mean the same in every format, read in one place."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from instructgpt_jax.data.formats import at as reading
+from instructgpt_jax.data.formats import turns as turns_lib
+from instructgpt_jax.data.formats.at import At, Skip
+from instructgpt_jax.data.formats.texts import add_input, is_placeholder
+from instructgpt_jax.data.records import (
+  SPLITS,
+  Demonstration,
+  Document,
+  Prompt,
+  Record,
+  Turn,
+)
+
+_SYSTEM = ("system", "system_prompt", "system_message")
+_WEIGHTS = ("weight", "train", "trainable")
+_LABELS = ("label", "kto_tag")
+_TOOLS = ("tools", "functions", "function_call", "tool_calls")
+_MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+_SKIPPED = "the record is skipped and counted, unless the field is empty"
+FIELDS = {
+  **dict.fromkeys(_SYSTEM, "system turn ahead of the conversation"),
+  "history": "turns ahead of the prompt: [user, assistant] pairs or messages",
+  "context": "input below the last user turn, unless it stands there already",
+  "user_id": "user id",
+  "labeler_id": "labeler id; prompts have none",
+  "split": "split, where it names one; otherwise unused and counted",
+  **dict.fromkeys(
+    _WEIGHTS, "0 or false skips and counts the record; others are not used"
+  ),
+  **dict.fromkeys(
+    _LABELS,
+    "false (or 0, \"bad\") makes a demonstration a prompt, and is counted",
+  ),
+  **dict.fromkeys(_TOOLS, _SKIPPED),
+  **dict.fromkeys(_MEDIA, _SKIPPED),
+}  # fmt: skip
+# Names and origins of records, which have no bearing on what they say.
+IRRELEVANT = (
+  "id", "_id", "idx", "index", "uuid", "guid", "prompt_id", "conversation_id",
+  "source", "dataset", "url", "lang", "language", "timestamp", "created_at",
+  "updated_at", "parallel_tool_calls",
+)  # fmt: skip
+_SPLIT_NAMES = {"": "", "validation": "valid", "val": "valid", "dev": "valid",
+                "eval": "valid", "training": "train", "testing": "test",
+                "valid1": "valid", "valid2": "valid"}  # fmt: skip
+_SPLIT_NAMES.update({name: name for name in SPLITS})
+_GOOD = ("true", "1", "good", "desirable", "chosen")
+_BAD = ("false", "0", "bad", "undesirable", "rejected")
+# Blank values that some writers put into a text.
+_EMPTY_JSON = ("[]", "{}", "null", "none", "false")
+
+
+@dataclasses.dataclass(slots=True)
+class Common:
+  """What the common fields of a record say."""
+
+  system: str = ""
+  history: turns_lib.Turns = ()
+  context: str = ""
+  user_id: str = ""
+  labeler_id: str = ""
+  split: str = ""
+  bad: bool = False
+  label: str = ""
+
+
+def split_name(value: str) -> str | None:
+  """Returns the split that a name such as "validation" or "test_sft" means."""
+  name = value.strip().lower()
+  if name in _SPLIT_NAMES:
+    return _SPLIT_NAMES[name]
+  return _SPLIT_NAMES.get(name.replace("-", "_").split("_")[0])
+
+
+def read(
+  obj: Mapping[str, Any], names: Iterable[str], at: At, strict: bool
+) -> Common:
+  """Reads the common fields `names` of a record.
+
+  Args:
+    obj: the record.
+    names: fields of FIELDS that it has.
+    at: its position.
+    strict: whether an unknown split is an error.
+
+  Raises:
+    Skip: where a field excludes the record.
+  """
+  common = Common()
+  for name in names:
+    value = obj[name]
+    if reading.is_null(value):
+      continue
+    if name in _SYSTEM:
+      system = at.optional(obj, name)
+      if not is_placeholder(system):
+        if common.system not in ("", system):
+          raise Skip(reading.CONTRADICTION)
+        common.system = system
+    elif name == "history":
+      common.history = read_history(value, at)
+    elif name == "context":
+      _read_context(value, common, at)
+    elif name in ("user_id", "labeler_id"):
+      setattr(common, name, at.identity(obj, name))
+    elif name == "split":
+      common.split = _read_split(value, at, strict)
+    elif name in _WEIGHTS:
+      _read_weight(name, value, at)
+    elif name in _LABELS:
+      common.label = name
+      common.bad |= _is_bad(value)
+      if not _is_label(value):
+        at.unused.add(name)
+        common.label = ""
+    elif not _is_empty(value):
+      raise Skip(reading.TOOLS if name in _TOOLS else reading.NOT_TEXT)
+  return common
+
+
+def _is_empty(value: Any) -> bool:
+  if isinstance(value, str):
+    return not value.strip() or value.strip().lower() in _EMPTY_JSON
+  return reading.is_blank(value) or value is False
+
+
+def _read_context(value: Any, common: Common, at: At) -> None:
+  if isinstance(value, str):
+    common.context = "" if is_placeholder(value) else value
+  elif not reading.is_blank(value):
+    at.unused.add("context")
+
+
+def read_history(value: Any, at: At) -> turns_lib.Turns:
+  """Reads turns ahead of the prompt: pairs of texts, or messages."""
+  if reading.is_blank(value):
+    return ()
+  if not isinstance(value, list):
+    at.fail(
+      f"a list is expected, not {reading.type_name(value)}",
+      "history",
+      'write it as [["question", "answer"], ...]',
+      "wrong_type",
+    )
+  if isinstance(value[0], dict):
+    return turns_lib.read_turns(value, "history", at)
+  history: list[Turn] = []
+  for i, pair in enumerate(value):
+    if (
+      not isinstance(pair, list)
+      or len(pair) != 2
+      or not all(isinstance(text, str) for text in pair)
+    ):
+      at.fail(
+        "a pair of texts is expected",
+        f"history[{i}]",
+        'write it as [["question", "answer"], ...]',
+        "wrong_type",
+      )
+    history += [Turn("user", pair[0]), Turn("assistant", pair[1])]
+  turns_lib.check_texts(history, "history", at)
+  return tuple(history)
+
+
+def _read_split(value: Any, at: At, strict: bool) -> str:
+  split = split_name(value) if isinstance(value, str) else None
+  if split is not None:
+    return split
+  if strict:
+    at.fail(
+      f"{value!r} is no split",
+      "split",
+      "give one of " + ", ".join(map(repr, SPLITS)),
+      "unknown_split",
+    )
+  at.unused.add("split")
+  return ""
+
+
+def _read_weight(name: str, value: Any, at: At) -> None:
+  if turns_lib.is_zero(value) and value != "":
+    raise Skip(reading.WEIGHT_0)
+  if value not in (1, "1", "true", "True", ""):
+    at.unused.add(f"{name} (other than 0 and 1)")
+
+
+def _is_label(value: Any) -> bool:
+  return str(value).strip().lower() in (*_GOOD, *_BAD, "1.0", "0.0")
+
+
+def _is_bad(value: Any) -> bool:
+  return str(value).strip().lower() in (*_BAD, "0.0")
+
+
+def apply(record: Record, common: Common) -> Record:
+  """Returns a record with what its common fields say.
+
+  A demonstration that is labelled bad becomes its prompt.
+
+  Raises:
+    Skip: where a field contradicts the conversation.
+  """
+  if isinstance(record, Document):
+    return dataclasses.replace(record, split=common.split or record.split)
+  changes: dict[str, Any] = {}
+  turns = record.turns
+  if common.context and common.context.strip() not in turns[-1].text:
+    turns = add_input(turns, common.context)
+  if common.history:
+    turns = _add_history(turns, common.history)
+  if common.system:
+    turns = turns_lib.add_system(turns, common.system)
+  if turns is not record.turns:
+    changes["turns"] = turns
+  if common.user_id:
+    changes["user_id"] = common.user_id
+  if common.split:
+    changes["split"] = common.split
+  if common.labeler_id and not isinstance(record, Prompt):
+    changes["labeler_id"] = common.labeler_id
+  if isinstance(record, Demonstration) and common.bad:
+    return Prompt(
+      turns=turns,
+      origin=record.origin,
+      user_id=common.user_id or record.user_id,
+      split=common.split or record.split,
+    )
+  # Faster than dataclasses.replace, once a record.
+  return type(record)(**(vars(record) | changes)) if changes else record
+
+
+def _add_history(
+  turns: turns_lib.Turns, history: turns_lib.Turns
+) -> turns_lib.Turns:
+  system, body = turns_lib.split_system(turns)
+  if body[: len(history)] == history:
+    return turns
+  before, history = turns_lib.split_system(history)
+  if before and system and before.strip() != system.strip():
+    raise Skip(reading.CONTRADICTION)
+  return turns_lib.add_system(history + body, system or before)

@@ -1,0 +1,226 @@
+"""Public demonstrations: instructions with one reply, and conversations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from instructgpt_jax.data.formats import at as reading
+from instructgpt_jax.data.formats.at import At, Skip
+from instructgpt_jax.data.formats.format import Format, choose, first_of, has
+from instructgpt_jax.data.formats.texts import (
+  clean,
+  instructed,
+  reply,
+)
+from instructgpt_jax.data.formats.turns import (
+  Message,
+  Turns,
+  check_texts,
+  read_messages,
+  read_prompt,
+)
+from instructgpt_jax.data.records import Demonstration, Prompt, Record, Turn
+
+_CONVERSATIONS = ("messages", "conversations", "conversation")
+_OPEN_END = (
+  "conversations that end with a user's turn (a prompt; its last reply is the"
+  " demonstration)"
+)
+
+
+def single_reply(
+  prompt: str, more: str, answer: str
+) -> Callable[[Any, At], Iterator[Record]]:
+  """Returns a parser of a prompt, an optional input and a reply by name."""
+
+  def parse(obj: Any, at: At) -> Iterator[Record]:
+    if more:
+      turns = instructed(obj, prompt, more, at)
+    elif isinstance(obj.get(prompt), list):
+      turns = read_prompt(obj[prompt], prompt, at)
+    else:
+      turns = read_prompt(at.text(obj, prompt), prompt, at)
+    completion = reply(at.get(obj, answer), at)
+    yield Demonstration(turns=turns, completion=completion, origin=at.origin)
+
+  return parse
+
+
+def _seeds(obj: Any, at: At) -> Iterator[Record]:
+  at.text(obj, "instruction")
+  for i, instance in enumerate(at.get(obj, "instances", list)):
+    if not isinstance(instance, dict):
+      at.fail("an object is expected", f"instances[{i}]", code="wrong_type")
+    completion = clean(at.get(instance, "output", where=f"instances[{i}]."))
+    reading.note_others(at, instance, ("input", "output"), "instances[]")
+    if completion:
+      yield Demonstration(
+        turns=instructed({**obj, **instance}, "instruction", "input", at),
+        completion=completion,
+        origin=at.origin,
+      )
+
+
+def conversation_field(obj: Mapping[str, Any]) -> str:
+  """Returns the field that holds a record's conversation, or ""."""
+  return first_of(obj, _CONVERSATIONS)
+
+
+def _conversation(obj: Any, at: At) -> Iterator[Record]:
+  """Yields the last reply that may be learned, and an open end's prompt."""
+  field = conversation_field(obj)
+  choose(obj, _CONVERSATIONS, at)
+  messages = read_messages(obj[field], field, at)
+  _check_prompt(obj, messages, at)
+  answer = choose(obj, ("completion", "response"), at)
+  if not reading.is_blank(obj.get(answer)):
+    last = messages[-1].turn
+    text = at.get(obj, answer)
+    if last.role == "user":
+      messages.append(Message(Turn("assistant", text), True))
+    elif clean(last.text) != clean(text):
+      raise Skip(reading.CONTRADICTION)
+  yield from _last_reply(messages, field, at)
+
+
+def _check_prompt(obj: Mapping[str, Any], messages: list[Message], at: At):
+  """Skips a record whose `prompt` is no part of its conversation."""
+  prompt = obj.get("prompt")
+  if isinstance(prompt, str) and prompt.strip():
+    texts = [m.turn.text.strip() for m in messages if m.turn.role == "user"]
+    turns = read_prompt(prompt, "prompt", at)
+    if turns[-1].text.strip() not in texts:
+      raise Skip(reading.CONTRADICTION)
+  elif not reading.is_blank(prompt):
+    at.unused.add("prompt")
+
+
+def _last_reply(
+  messages: list[Message], field: str, at: At
+) -> Iterator[Record]:
+  turns: Turns = tuple(m.turn for m in messages)
+  if not any(t.role == "user" for t in turns):
+    raise Skip(reading.NO_USER)
+  ends_with_user = turns[-1].role == "user"
+  if not ends_with_user and turns[-1].role != "assistant":
+    raise Skip(reading.NOT_ANSWERING)
+  replies = [
+    i
+    for i, t in enumerate(turns)
+    if t.role == "assistant" and any(u.role == "user" for u in turns[:i])
+  ]
+  if ends_with_user:
+    check_texts(turns, field, at)
+    yield Prompt(turns=turns, origin=at.origin)
+    if not replies:
+      return
+    at.notes.add(_OPEN_END)
+  elif not replies:
+    raise Skip(reading.NO_USER)
+  learnable = [i for i in replies if messages[i].trained]
+  if not learnable:
+    raise Skip(reading.WEIGHT_0)
+  last = learnable[-1]
+  if turns[last - 1].role != "user":
+    raise Skip(reading.NOT_ANSWERING)
+  check_texts(turns[:last], field, at)
+  yield Demonstration(
+    turns=turns[:last],
+    completion=reply(turns[last].text, at),
+    origin=at.origin,
+  )
+
+
+def _batch(obj: Any, at: At) -> Iterator[Record]:
+  """OpenAI's batch requests: the messages of the request's body."""
+  body = at.get(obj, "body", dict)
+  if any(not reading.is_blank(body.get(f)) for f in ("tools", "functions")):
+    raise Skip(reading.TOOLS)
+  reading.note_others(at, body, ("messages", "model", *_SAMPLING), "body")
+  messages = read_messages(body.get("messages"), "body.messages", at)
+  yield from _last_reply(messages, "body.messages", at)
+
+
+def _is_batch(obj: Any) -> bool:
+  return (
+    isinstance(obj, dict)
+    and isinstance(obj.get("body"), dict)
+    and "messages" in obj["body"]
+  )
+
+
+_SAMPLING = (
+  "temperature", "top_p", "max_tokens", "max_completion_tokens", "n", "seed",
+  "stop", "stream", "frequency_penalty", "presence_penalty", "tool_choice",
+)  # fmt: skip
+_FIRST = "the prompt"
+_INPUT = 'input below the prompt; placeholders such as "N/A" are no input'
+_REPLY = "the reply"
+
+
+def _single(name: str, prompt: str, answer: str, more: str = "",
+            irrelevant: tuple[str, ...] = (), without: tuple[str, ...] = (),
+            ) -> Format:  # fmt: skip
+  fields = {prompt: _FIRST, **({more: _INPUT} if more else {}), answer: _REPLY}
+  return Format(
+    name,
+    has(prompt, answer, without=without),
+    single_reply(prompt, more, answer),
+    fields,
+    (prompt, answer),
+    irrelevant,
+    result="demonstrations",
+  )
+
+
+ALPACA = _single("Alpaca", "instruction", "output", "input", ("text",))
+DOLLY = _single("Dolly", "instruction", "response", "context", ("category",))
+QUESTIONS = _single("GSM8K questions and answers", "question", "answer")
+# OpenOrca's system prompt is read as the common field of that name.
+OPEN_ORCA = _single("OpenOrca", "question", "response")
+QUERIES = _single("query/response", "query", "response")
+INPUTS = _single(
+  "input/output", "input", "output", without=("instruction", "output_1")
+)
+RESPONSES = _single("prompt/response", "prompt", "response")
+SEEDS = Format(
+  "self-instruct seeds",
+  has("instruction", "instances"),
+  _seeds,
+  {
+    "instruction": _FIRST,
+    "instances": "a demonstration each: `input` as in Alpaca, `output`; empty"
+    " outputs are left out",
+  },
+  ("instruction", "instances"),
+  ("name", "is_classification", "motivation_app"),
+  result="a demonstration per instance",
+)
+MESSAGES = Format(
+  "messages",
+  lambda obj: isinstance(obj, dict) and bool(conversation_field(obj)),
+  _conversation,
+  {
+    "messages": "the conversation: `role` and `content`",
+    "conversations": "the same: `from` and `value`, or `role` and `content`",
+    "conversation": "the same",
+    **dict.fromkeys(
+      ("completion", "response"),
+      "the reply where the user's turn is last; the last reply otherwise",
+    ),
+    "prompt": "compared with the user's turns; another text skips and counts"
+    " the record",
+  },
+  ("messages",),
+  result="a demonstration: the last reply whose weight is not 0, given all"
+  " before it; a prompt where the user's turn is last",
+)
+BATCH = Format(
+  "OpenAI batch requests",
+  _is_batch,
+  _batch,
+  {"body": "`messages` as in messages; tools skip and count the record"},
+  irrelevant=("custom_id", "method", "url"),
+  result="prompts; demonstrations where the last message is a reply",
+)

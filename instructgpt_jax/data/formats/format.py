@@ -1,0 +1,79 @@
+"""What a file format is: its fields, and how a record of it is parsed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from instructgpt_jax.data.formats.at import At, is_blank
+from instructgpt_jax.data.records import Turn
+
+# Yields the records of the replies to one prompt.
+Group = Callable[[list[Any], tuple[Turn, ...], At], Iterator[Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+  """One file format.
+
+  Attributes:
+    name: name in reports.
+    fits: whether a record has this format, by its fields alone.
+    parse: yields the records of one JSON value; may raise Skip.
+    fields: the fields that the parser reads, with what each is used as.
+    example: fields that show the format in hints.
+    irrelevant: fields that have no bearing on the records.
+    common: the fields of `common.FIELDS` that are read as well, or None for
+      all of them but those that the format reads itself.
+    own: whether it is one of our formats, where unusable values are errors.
+    result: what the records become, for the documentation.
+    group: yields the records of all replies to one prompt, for formats that
+      spread a ranking over several records; `parse` then yields (prompt, reply,
+      labeler id).
+  """
+
+  name: str
+  fits: Callable[[Any], bool]
+  parse: Callable[[Any, At], Iterator[Any]]
+  fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  example: tuple[str, ...] = ()
+  irrelevant: tuple[str, ...] = ()
+  common: tuple[str, ...] | None = None
+  own: bool = False
+  result: str = ""
+  group: Group | None = None
+
+
+def has(*fields: str, without: tuple[str, ...] = ()) -> Callable[[Any], bool]:
+  """Returns a test for objects that have some fields and lack others."""
+
+  def fits(obj: Any) -> bool:
+    return (
+      isinstance(obj, dict)
+      and all(f in obj for f in fields)
+      and not any(obj.get(f) is not None for f in without)
+    )
+
+  return fits
+
+
+def first_of(obj: Mapping[str, Any], names: tuple[str, ...]) -> str:
+  """Returns the first name that the object has with a value, or ""."""
+  for name in names:
+    if obj.get(name) is not None:
+      return name
+  return next((name for name in names if name in obj), "")
+
+
+def choose(obj: Mapping[str, Any], names: tuple[str, ...], at: At) -> str:
+  """Returns the first name with a value; other names' values are unused."""
+  name = first_of(obj, names)
+  at.unused.update(
+    other
+    for other in names
+    if other != name
+    and not is_blank(obj.get(other))
+    and obj[other] != obj.get(name)
+  )
+  return name

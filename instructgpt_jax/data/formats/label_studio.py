@@ -1,0 +1,211 @@
+"""Label Studio's exports of pairwise and ranking projects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from instructgpt_jax.data.formats import at as reading
+from instructgpt_jax.data.formats.at import At, Skip
+from instructgpt_jax.data.formats.format import Format, choose, first_of
+from instructgpt_jax.data.formats.pairs import pair
+from instructgpt_jax.data.formats.scored import ranking
+from instructgpt_jax.data.formats.turns import Turns, read_prompt
+from instructgpt_jax.data.records import Record
+
+_PROMPTS = ("prompt", "question", "instruction", "text", "input")
+_PAIRS = (
+  ("answer1", "answer2"),
+  ("answer_1", "answer_2"),
+  ("response1", "response2"),
+  ("response_1", "response_2"),
+  ("text1", "text2"),
+  ("left", "right"),
+)
+_PAIR_NAMES = tuple(name for names in _PAIRS for name in names)
+_LISTS = ("items", "answers", "responses", "results", "list")
+_TEXTS = ("body", "text", "html", "title")
+_SIDES = {"left": 1, "right": 2}
+_BUCKETS = "rankings in several named buckets"
+_CANCELLED = "cancelled annotations"
+
+
+def _pair_fields(obj: Mapping[str, Any]) -> tuple[str, str] | None:
+  return next((p for p in _PAIRS if p[0] in obj and p[1] in obj), None)
+
+
+def _prompt(data: Mapping[str, Any], at: At) -> Turns:
+  name = choose(data, _PROMPTS, at)
+  if not isinstance(data.get(name), list):
+    at.get(data, name or "prompt", where="data.")
+  return read_prompt(data[name], f"data.{name}", at)
+
+
+def _labeler(annotation: Mapping[str, Any], at: At) -> str:
+  person = annotation.get("completed_by")
+  if isinstance(person, dict):
+    return at.identity(person, "id" if "id" in person else "email")
+  return at.identity(annotation, "completed_by")
+
+
+def _export(obj: Any, at: At) -> Iterator[Record]:
+  """Yields a ranking for each annotation of a task."""
+  data = at.get(obj, "data", dict)
+  known = {*_PROMPTS, *_LISTS, *(_pair_fields(data) or ()), "id"}
+  reading.note_others(at, data, known, "data")
+  turns = _prompt(data, at)
+  reasons: list[str] = []
+  count = 0
+  for i, annotation in enumerate(at.get(obj, "annotations", list)):
+    where = f"annotations[{i}]."
+    if annotation.get("was_cancelled"):
+      reasons.append(_CANCELLED)
+      continue
+    labeler = _labeler(annotation, at)
+    for result in at.get(annotation, "result", list, where=where):
+      try:
+        for record in _result(data, turns, result, labeler, at):
+          count += 1
+          yield record
+      except Skip as skip:
+        reasons.append(str(skip))
+  if not count:
+    raise Skip(reasons[0] if reasons else reading.UNRANKED)
+  at.notes.update(f"annotations left out: {reason}" for reason in reasons)
+
+
+def _result(
+  data: Mapping[str, Any], turns: Turns, result: Mapping[str, Any],
+  labeler: str, at: At,
+) -> Iterator[Record]:  # fmt: skip
+  value = result.get("value")
+  if not isinstance(value, dict):
+    raise Skip(reading.UNRANKED)
+  if result.get("type") == "pairwise":
+    yield from _pairwise(data, turns, value.get("selected"), labeler, at)
+  elif "ranker" in value:
+    yield from _ranked(data, turns, value["ranker"], labeler, at)
+  else:
+    at.unused.add(f"annotations[].result of type {result.get('type')!r}")
+
+
+def _pairwise(
+  data: Mapping[str, Any], turns: Turns, selected: Any, labeler: str, at: At
+) -> Iterator[Record]:
+  names = _pair_fields(data)
+  if names is None:
+    at.fail(
+      "two answers are expected",
+      "data",
+      "name them 'answer1' and 'answer2'",
+      "missing_field",
+    )
+  if selected is None:
+    raise Skip(reading.UNRANKED)
+  texts = tuple(at.get(data, name, where="data.") for name in names)
+  better = _SIDES.get(selected, 0) if isinstance(selected, str) else 0
+  yield from pair(turns, (texts[0], texts[1]), better, at, labeler)
+
+
+def _ranked(
+  data: Mapping[str, Any], turns: Turns, order: Any, labeler: str, at: At
+) -> Iterator[Record]:
+  """Yields the ranking of a list of ids, the best one first."""
+  if isinstance(order, dict):
+    named = {k: v for k, v in order.items() if k != "_"}
+    if len(named) > 1 or not order:
+      raise Skip(_BUCKETS)
+    order = next(iter(named.values())) if named else order["_"]
+  items = at.get(data, choose(data, _LISTS, at) or "items", list, where="data.")
+  texts = {}
+  for i, item in enumerate(items):
+    name = first_of(item, _TEXTS)
+    texts[str(item.get("id"))] = at.get(item, name, where=f"data.items[{i}].")
+  if not isinstance(order, list) or any(str(i) not in texts for i in order):
+    at.fail(
+      "the ranking names items that are not there",
+      "annotations",
+      "export the project again",
+      "unknown_item",
+    )
+  if len(order) < len(items):
+    at.notes.add("rankings of a part of their items")
+  yield from ranking(
+    turns,
+    [texts[str(i)] for i in order],
+    [-float(i) for i in range(len(order))],
+    at,
+    labeler,
+  )
+
+
+def _choice_field(obj: Mapping[str, Any]) -> str:
+  return next(
+    (k for k, v in obj.items() if isinstance(v, str) and v in _SIDES), ""
+  )
+
+
+def _minimal(obj: Any, at: At) -> Iterator[Record]:
+  """Yields the pair of a JSON-MIN record; the verdict is left or right."""
+  names = _pair_fields(obj) or ("answer1", "answer2")
+  reading.note_others(
+    at, {f: obj[f] for f in _PAIR_NAMES if f in obj}, names, "other answers"
+  )
+  turns = _prompt(obj, at)
+  choice = _choice_field(obj)
+  at.unused.discard(choice)
+  if not choice:
+    raise Skip(reading.UNRANKED)
+  texts = at.get(obj, names[0]), at.get(obj, names[1])
+  labeler = at.identity(obj, "annotator")
+  yield from pair(turns, texts, _SIDES[obj[choice]], at, labeler)
+
+
+def _is_export(obj: Any) -> bool:
+  return (
+    isinstance(obj, dict)
+    and isinstance(obj.get("data"), dict)
+    and isinstance(obj.get("annotations"), list)
+  )
+
+
+def _is_minimal(obj: Any) -> bool:
+  return (
+    isinstance(obj, dict)
+    and _pair_fields(obj) is not None
+    and bool(first_of(obj, _PROMPTS))
+    and ("annotator" in obj or "annotation_id" in obj or "prefer" in obj)
+  )
+
+
+EXPORT = Format(
+  "Label Studio",
+  _is_export,
+  _export,
+  {
+    "data": "the prompt, and two answers or a list of items with ids",
+    "annotations": "a ranking each: the selected side of a pairwise result, or"
+    " the order of a ranker; completed_by is the labeler id; cancelled ones"
+    " are counted, rankings in several buckets as well",
+  },
+  ("data", "annotations"),
+  ("drafts", "predictions", "meta", "inner_id", "total_annotations",
+   "cancelled_annotations", "total_predictions", "comment_count",
+   "unresolved_comment_count", "last_comment_updated_at", "project",
+   "updated_by", "comment_authors", "file_upload"),
+  result="rankings, one for each annotation",
+)  # fmt: skip
+MINIMAL = Format(
+  "Label Studio, JSON-MIN",
+  _is_minimal,
+  _minimal,
+  {
+    **dict.fromkeys(_PROMPTS, "the prompt"),
+    **dict.fromkeys(_PAIR_NAMES, "a reply"),
+    "prefer": "left or right; the field may have another name",
+    "annotator": "labeler id",
+  },
+  ("prompt", "answer1", "answer2", "prefer"),
+  ("annotation_id", "lead_time"),
+  result="rankings, K = 2",
+)

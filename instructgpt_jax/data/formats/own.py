@@ -1,0 +1,223 @@
+"""Our own formats: demonstrations, rankings, prompts and texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from instructgpt_jax.data.formats import at as reading
+from instructgpt_jax.data.formats.at import At, Skip, type_name
+from instructgpt_jax.data.formats.format import Format, has
+from instructgpt_jax.data.formats.texts import clean, ranks_of, reply
+from instructgpt_jax.data.formats.turns import (
+  Turns,
+  merge,
+  read_messages,
+  read_prompt,
+)
+from instructgpt_jax.data.records import (
+  Demonstration,
+  Document,
+  Prompt,
+  Ranking,
+  Record,
+)
+
+
+def _prompt(obj: Mapping[str, Any], at: At) -> Turns:
+  if not isinstance(obj.get("prompt"), list):
+    at.get(obj, "prompt")
+  return read_prompt(obj["prompt"], "prompt", at)
+
+
+def _demonstrations(obj: Any, at: At) -> Iterator[Record]:
+  value = obj.get("completion")
+  if isinstance(value, list):
+    turns, completion = _conversational(obj, at)
+  else:
+    turns = _prompt(obj, at)
+    # Public files write nothing but the end of text; a bare "" is a mistake.
+    completion = at.text(obj, "completion")
+  yield Demonstration(
+    turns=turns, completion=reply(completion, at), origin=at.origin
+  )
+
+
+def _conversational(obj: Mapping[str, Any], at: At) -> tuple[Turns, str]:
+  """A completion of messages, and the prompt with what they repeat of it."""
+  messages = read_messages(obj["completion"], "completion", at)
+  last = messages[-1]
+  if last.turn.role != "assistant":
+    at.fail(
+      "does not end with a reply",
+      f"completion[{len(messages) - 1}]",
+      "end the completion with an assistant's turn",
+      "completion_end",
+    )
+  if not last.trained:
+    raise Skip(reading.WEIGHT_0)
+  before = tuple(m.turn for m in messages[:-1])
+  return merge(_prompt(obj, at), before), last.turn.text
+
+
+def _rankings(obj: Any, at: At) -> Iterator[Record]:
+  completions = _completions(obj, at)
+  ranks = _ranks(obj, len(completions), at)
+  turns = _prompt(obj, at)
+  if len(set(ranks)) == 1:
+    raise Skip(reading.TIES)
+  yield Ranking(
+    turns=turns,
+    completions=tuple(clean(c) for c in completions),
+    ranks=ranks,
+    origin=at.origin,
+  )
+
+
+def _completions(obj: Mapping[str, Any], at: At) -> list[str]:
+  completions = at.get(obj, "completions", list)
+  if len(completions) < 2:
+    at.fail(
+      f"{len(completions)} completions cannot be ranked",
+      "completions",
+      "give at least 2",
+      "completion_count",
+    )
+  for i, completion in enumerate(completions):
+    if not isinstance(completion, str):
+      at.fail(
+        f"text is expected, not {type_name(completion)}",
+        f"completions[{i}]",
+        "write each completion as text",
+        "wrong_type",
+      )
+    if not clean(completion):
+      at.fail(
+        "is empty",
+        f"completions[{i}]",
+        "give it a text or delete it with its rank",
+        "empty_text",
+      )
+  return completions
+
+
+def _ranks(obj: Mapping[str, Any], count: int, at: At) -> tuple[int, ...]:
+  """Ranks as they are written, or from scores; both have to agree."""
+  by_score: tuple[int, ...] = ()
+  if obj.get("scores") is not None:
+    scores = at.get(obj, "scores", list)
+    by_score = ranks_of(
+      [at.number({f"[{i}]": s}, f"[{i}]", "scores")
+       for i, s in enumerate(scores)]
+    )  # fmt: skip
+    _same_count(len(by_score), count, "scores", at)
+    if obj.get("ranks") is None:
+      return by_score
+  ranks = at.get(obj, "ranks", list)
+  for i, rank in enumerate(ranks):
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+      at.fail(
+        f"{rank!r} is no rank",
+        f"ranks[{i}]",
+        "give whole numbers, 1 for best",
+        "bad_rank",
+      )
+  _same_count(len(ranks), count, "ranks", at)
+  if by_score and ranks_of([-rank for rank in ranks]) != by_score:
+    at.fail(
+      "the scores order the completions otherwise than the ranks",
+      "scores",
+      "delete one of the two fields",
+      "scores_contradict_ranks",
+    )
+  return tuple(ranks)
+
+
+def _same_count(count: int, expected: int, name: str, at: At) -> None:
+  if count != expected:
+    at.fail(
+      f"{count} {name} for {expected} completions",
+      name,
+      f"give each completion one of the {name}",
+      "rank_count",
+    )
+
+
+def _prompts(obj: Any, at: At) -> Iterator[Record]:
+  yield Prompt(turns=_prompt(obj, at), origin=at.origin)
+
+
+def _texts(obj: Any, at: At) -> Iterator[Record]:
+  yield Document(text=at.text(obj, "text"), origin=at.origin)
+
+
+def _prompt_strings(obj: Any, at: At) -> Iterator[Record]:
+  if not isinstance(obj, str):
+    at.fail(f"text is expected, not {type_name(obj)}", code="wrong_type")
+  if not obj.strip():
+    at.fail("the prompt is empty", "", "delete the line", "empty_text")
+  yield Prompt(turns=read_prompt(obj, "prompt", at), origin=at.origin)
+
+
+def _is_ranking(obj: Any) -> bool:
+  return isinstance(obj, dict) and (
+    (has("prompt", "completions")(obj) and _are_texts(obj["completions"]))
+    or has("prompt", "ranks", without=("responses", "answers"))(obj)
+    or has("completions", "ranks")(obj)
+  )
+
+
+def _are_texts(value: Any) -> bool:
+  return not (isinstance(value, list) and value and isinstance(value[0], dict))
+
+
+_PROMPT = "the prompt: a text, a transcript or messages"
+STRINGS = Format(
+  "prompts, one JSON text a line",
+  lambda obj: isinstance(obj, str),
+  _prompt_strings,
+  result="prompts",
+)
+RANKINGS = Format(
+  "own rankings",
+  _is_ranking,
+  _rankings,
+  {
+    "prompt": _PROMPT,
+    "completions": "the ranked replies",
+    "ranks": "their ranks: whole numbers, 1 for best; equal ranks tie",
+    "scores": "gives the ranks where there are none (highest best); one order"
+    " with the ranks otherwise",
+  },
+  ("prompt", "completions", "ranks"),
+  own=True,
+  result="rankings",
+)
+DEMONSTRATIONS = Format(
+  "own demonstrations",
+  has("prompt", "completion"),
+  _demonstrations,
+  {"prompt": _PROMPT, "completion": "the reply: a text or messages"},
+  ("prompt", "completion"),
+  own=True,
+  result="demonstrations (T0/P3, TRL, KTO)",
+)
+PROMPTS = Format(
+  "own prompts",
+  has("prompt"),
+  _prompts,
+  {"prompt": _PROMPT},
+  ("prompt",),
+  own=True,
+  result="prompts",
+)
+TEXT = Format(
+  "own text",
+  has("text"),
+  _texts,
+  {"text": "the document"},
+  ("text",),
+  common=("split", "weight"),
+  own=True,
+  result="documents",
+)

@@ -1,0 +1,159 @@
+"""Reads the records of one file and counts what is skipped or not used."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from instructgpt_jax.data.formats import at as reading
+from instructgpt_jax.data.formats import common as common_lib
+from instructgpt_jax.data.formats import registry
+from instructgpt_jax.data.formats.at import At, Skip
+from instructgpt_jax.data.formats.format import Format
+from instructgpt_jax.data.formats.recognise import recognise
+from instructgpt_jax.data.records import Demonstration, Prompt, Record
+
+# (line, format, records, why the record is skipped or "")
+Row = tuple[int, Format, list[Record], str]
+
+
+@dataclasses.dataclass
+class _Group:
+  """The replies to one prompt so far."""
+
+  at: At
+  head: Prompt
+  labeler_id: str
+  values: list[Any]
+
+
+class Reader:
+  """Turns the JSON values of one file into records.
+
+  The first value decides the format.
+
+  Attributes:
+    unused: how many records have each field that nothing reads.
+    notes: how many records each other remark applies to.
+  """
+
+  def __init__(self, path: str, wanted: type | None):
+    self._path, self._wanted = path, wanted
+    self._format: Format | None = None
+    self._groups: dict[Any, _Group] = {}
+    self.unused: collections.Counter[str] = collections.Counter()
+    self.notes: collections.Counter[str] = collections.Counter()
+
+  @property
+  def format(self) -> Format | None:
+    """The format of the file, once a value has been read."""
+    return self._format
+
+  def read(self, line: int, value: Any) -> Row:
+    """Reads one value; a value of a grouped format gives no record yet."""
+    at = At(self._path, line)
+    if self._format is None:
+      self._set_format(recognise(value, at, self._wanted))
+    known = self._format
+    assert known is not None
+    at.own = known.own
+    if not isinstance(value, dict) and not known.fits(value):
+      at.fail(
+        f"is not of the format of the lines before ({known.name})",
+        "",
+        "write every record of a file in the same format",
+        "mixed_formats",
+      )
+    if isinstance(value, dict):
+      for name in value.keys() - self._known:
+        if not reading.is_blank(value[name]):
+          at.unused.add(name)
+    records: list[Record] = []
+    reason = ""
+    try:
+      common = self._read_common(value, at)
+      if known.group:
+        self._add_to_groups(value, common, at)
+        return line, known, [], ""
+      records, reason = self._parse(value, common, at)
+    except Skip as skip:
+      reason = str(skip)
+    finally:
+      if at.unused or at.notes:
+        self.unused.update(at.unused)
+        self.notes.update(at.notes)
+    return line, known, records, reason
+
+  def finish(self) -> Iterator[Row]:
+    """Yields the records of grouped formats, once all values are read."""
+    for group in self._groups.values():
+      known = self._format
+      assert known is not None and known.group is not None
+      reason = ""
+      records: list[Record] = []
+      try:
+        records = [
+          dataclasses.replace(
+            record,
+            user_id=group.head.user_id,
+            split=group.head.split,
+            labeler_id=group.labeler_id,
+          )
+          for record in known.group(group.values, group.head.turns, group.at)
+        ]
+      except Skip as skip:
+        reason = str(skip)
+        records = [group.head]
+      self.notes.update(group.at.notes)
+      yield group.at.line, known, records, reason
+
+  def _set_format(self, known: Format) -> None:
+    self._format = known
+    if known.name == registry.PLAIN.name:
+      return
+    self._known = registry.known_fields(known.name)
+    self._common = registry.common_fields(known.name)
+
+  def _read_common(self, value: Any, at: At) -> common_lib.Common | None:
+    if not isinstance(value, dict):
+      return None
+    names = value.keys() & self._common
+    if not names:
+      return None
+    # A record of ours with a wrong split is an error; web texts carry any.
+    strict = at.own and self._format.common is None  # type: ignore[union-attr]
+    return common_lib.read(value, sorted(names), at, strict)
+
+  def _parse(
+    self, value: Any, common: common_lib.Common | None, at: At
+  ) -> tuple[list[Record], str]:
+    assert self._format is not None
+    records = list(self._format.parse(value, at))
+    if not records:
+      return [], reading.EMPTY
+    if common is None:
+      return records, ""
+    applied = [common_lib.apply(record, common) for record in records]
+    if common.label and not any(isinstance(r, Demonstration) for r in records):
+      at.unused.add(common.label)
+    bad = any(
+      type(a) is not type(b) for a, b in zip(applied, records, strict=True)
+    )
+    return applied, reading.BAD if bad else ""
+
+  def _add_to_groups(
+    self, value: Any, common: common_lib.Common | None, at: At
+  ) -> None:
+    assert self._format is not None
+    for turns, reply, labeler_id in self._format.parse(value, at):
+      head: Any = Prompt(turns=turns, origin=at.origin)
+      if common is not None:
+        head = common_lib.apply(head, common)
+        labeler_id = common.labeler_id or labeler_id
+      key = (head.turns, head.user_id, head.split, labeler_id)
+      group = self._groups.setdefault(
+        key, _Group(At(at.file, at.line), head, labeler_id, [])
+      )
+      group.values.append(reply)

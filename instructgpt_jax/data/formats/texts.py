@@ -1,0 +1,94 @@
+"""Replies and instructions as they stand in public files, cleaned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from instructgpt_jax.data.formats import at as reading
+from instructgpt_jax.data.formats.at import At, Skip
+from instructgpt_jax.data.formats.turns import Turns, read_prompt
+from instructgpt_jax.data.records import Turn
+
+END_OF_TEXT = "<|endoftext|>"
+# End tokens of other models, which stay in a reply as text.
+_FOREIGN_ENDS = (
+  "</s>",
+  "<|im_end|>",
+  "<|eot_id|>",
+  "<|end|>",
+  "<|end_of_text|>",
+  "<end_of_turn>",
+  "<eos>",
+)
+_NOTHING = {
+  "nan",
+  "n/a",
+  "n.a",
+  "na",
+  "none",
+  "null",
+  "nil",
+  "noinput",
+  "no input",
+  "no_input",
+  "not applicable",
+}
+
+
+def is_placeholder(text: str) -> bool:
+  """Whether a text stands for no input, such as "<noinput>" or "N/A"."""
+  if len(text) > 24 or not text.strip():
+    return not text.strip()
+  return text.strip().strip("<>[](). ").lower() in _NOTHING
+
+
+def optional_input(obj: Mapping[str, Any], name: str, at: At) -> str:
+  """Returns an optional text, or "" where a placeholder stands for none."""
+  text = at.optional(obj, name)
+  return "" if is_placeholder(text) else text
+
+
+def instructed(obj: Mapping[str, Any], name: str, more: str, at: At) -> Turns:
+  """Returns the prompt of an instruction and its input.
+
+  One of the two may be blank; a transcript is read as its turns.
+  """
+  added = optional_input(obj, more, at) if more else ""
+  if added and not at.get(obj, name).strip():
+    return read_prompt(added, more, at)
+  return add_input(read_prompt(at.text(obj, name), name, at), added)
+
+
+def add_input(turns: Turns, more: str) -> Turns:
+  """Adds an input, if there is one, to the last turn."""
+  last = turns[-1]
+  if not more:
+    return turns
+  return (*turns[:-1], Turn(last.role, f"{last.text}\n\n{more}"))
+
+
+def clean(completion: str) -> str:
+  """Removes blanks around a reply, and end-of-text tokens at its end."""
+  text = completion.strip()
+  while text.endswith(END_OF_TEXT):
+    text = text[: -len(END_OF_TEXT)].rstrip()
+  return text
+
+
+def reply(completion: str, at: At) -> str:
+  """Returns a cleaned reply; one without a text is skipped."""
+  text = clean(completion)
+  if not text:
+    raise Skip(reading.EMPTY)
+  if text.endswith(_FOREIGN_ENDS):
+    end = next(e for e in _FOREIGN_ENDS if text.endswith(e))
+    at.notes.add(f"replies that end with {end!r}, which stays in the text")
+  return text
+
+
+def ranks_of(scores: Sequence[float]) -> tuple[int, ...]:
+  """Returns ranks from scores: 1 for the highest, equal scores tie."""
+  order = sorted(set(scores), reverse=True)
+  rank = {score: i + 1 for i, score in enumerate(order)}
+  return tuple(rank[score] for score in scores)

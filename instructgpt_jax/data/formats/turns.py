@@ -1,0 +1,315 @@
+"""Conversations: messages, transcripts and prompts as turns."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from instructgpt_jax.data.formats import at as reading
+from instructgpt_jax.data.formats.at import At, Skip, type_name
+from instructgpt_jax.data.records import Turn
+
+Turns = tuple[Turn, ...]
+ROLES = {
+  "user": "user",
+  "human": "user",
+  "prompter": "user",
+  "assistant": "assistant",
+  "gpt": "assistant",
+  "chatgpt": "assistant",
+  "bot": "assistant",
+  "chatbot": "assistant",
+  "ai": "assistant",
+  "model": "assistant",
+  "system": "system",
+  "developer": "system",
+}
+_TOOL_ROLES = {
+  "tool",
+  "tools",
+  "tool_call",
+  "tool_calls",
+  "tool_response",
+  "function",
+  "function_call",
+  "function_response",
+  "observation",
+  "ipython",
+}
+# What a message may hold: its turn, whether it is trained on, and calls.
+_MESSAGE_FIELDS = frozenset(
+  ("role", "content", "from", "value", "weight", "train", "trainable", "loss")
+  + ("label", "tool_calls", "function_call", "tool_call_id")
+)
+_CALLS = ("tool_calls", "function_call", "tool_call_id")
+_TRAINED = ("weight", "train", "trainable", "loss", "label")
+_TEXT_PARTS = ("text", "input_text", "output_text")
+_TOOL_PARTS = ("tool_use", "tool_result", "tool_call", "function_call")
+
+_TAG = r"(Human|Assistant):[ ]?"
+_WIDE = re.compile(r"(?:^|\n\n)" + _TAG)
+_NARROW = re.compile(r"(?:^|\n)" + _TAG)
+_STARTS = re.compile(r"\s*(Human|Assistant):")
+
+
+class Message(NamedTuple):
+  """One message, and whether a model may be trained on it."""
+
+  turn: Turn
+  trained: bool
+
+
+def user(text: str) -> Turns:
+  """Returns a conversation of one user turn."""
+  return (Turn("user", text),)
+
+
+def transcript(text: str, lead: bool = False) -> Turns | None:
+  """Returns the turns of "\\n\\nHuman: …\\n\\nAssistant: …", or None.
+
+  Args:
+    text: what may be a transcript; single newlines between turns count where
+      no tag follows an empty line.
+    lead: whether a text ahead of the first "\\n\\nHuman:" is a system turn.
+  """
+  head = ""
+  if not _STARTS.match(text):
+    start = text.find("\n\nHuman:") if lead else -1
+    if start < 0:
+      return None
+    head, text = text[:start].strip(), text[start:]
+  text = text.strip()
+  split = _WIDE if "\n\nHuman:" in text or "\n\nAssistant:" in text else _NARROW
+  parts = split.split(text)
+  turns = [
+    Turn(ROLES[role.lower()], words.strip())
+    for role, words in zip(parts[1::2], parts[2::2], strict=True)
+  ]
+  return (Turn("system", head), *turns) if head else tuple(turns)
+
+
+def read_prompt(value: Any, field: str, at: At) -> Turns:
+  """Reads a prompt: a text, a transcript, or messages up to a user's turn."""
+  if isinstance(value, list):
+    turns = read_turns(value, field, at)
+  else:
+    text = at.text({field: value}, field)
+    turns = transcript(text, lead=True)
+    if turns and turns[-1] == Turn("assistant", ""):
+      turns = turns[:-1]
+    elif turns and not _STARTS.match(text) and turns[-1].role != "user":
+      # A text that quotes a conversation, not a transcript.
+      turns = None
+    if not turns:
+      return user(text)
+    check_texts(turns, field, at)
+  if turns[-1].role != "user":
+    at.refuse(
+      reading.ENDS_WITH_REPLY
+      if turns[-1].role == "assistant"
+      else reading.NO_USER,
+      "ends with a reply"
+      if turns[-1].role == "assistant"
+      else "does not end with a user's turn",
+      field,
+      "end the prompt with a user's turn",
+      "prompt_end",
+    )
+  return turns
+
+
+def check_texts(turns: Sequence[Turn], field: str, at: At) -> None:
+  """Refuses a conversation with an empty turn ahead of the last reply."""
+  for i, turn in enumerate(turns):
+    if not turn.text.strip():
+      at.refuse(
+        reading.EMPTY_TURNS,
+        f"the {turn.role}'s turn is empty",
+        f"{field}[{i}]",
+        "give it a text or delete the turn",
+        "empty_turn",
+      )
+
+
+def read_turns(value: Any, field: str, at: At) -> Turns:
+  """Reads a list of messages that all have a text."""
+  turns = tuple(m.turn for m in read_messages(value, field, at))
+  check_texts(turns, field, at)
+  return turns
+
+
+def read_messages(value: Any, field: str, at: At) -> list[Message]:
+  """Reads OpenAI's {"role", "content"} or ShareGPT's {"from", "value"} list.
+
+  A system message without a text is left out.
+
+  Raises:
+    Skip: for tool calls, parts that are not text, and lists without messages.
+  """
+  if not isinstance(value, list) or not value:
+    if not value and not at.own and not isinstance(value, str):
+      raise Skip(reading.NO_TURNS)
+    at.fail(
+      f"a list of turns is expected, not {type_name(value)}",
+      field,
+      'write it as [{"role": "user", "content": "..."}, ...]',
+      "wrong_type",
+    )
+  messages = []
+  for i, message in enumerate(value):
+    where = f"{field}[{i}]"
+    if not isinstance(message, dict):
+      at.fail(
+        f"an object is expected, not {type_name(message)}",
+        where,
+        'write each turn as {"role": "user", "content": "..."}',
+        "wrong_type",
+      )
+    message = read_message(message, where, at)
+    if message.turn.role != "system" or message.turn.text.strip():
+      messages.append(message)
+  if not messages:
+    raise Skip(reading.NO_TURNS)
+  return messages
+
+
+def read_message(message: Mapping[str, Any], where: str, at: At) -> Message:
+  """Reads one message; `where` names it in errors."""
+  who, what = ("from", "value") if "from" in message else ("role", "content")
+  role = at.get(message, who, where=where + ".").lower()
+  if role in _TOOL_ROLES or any(message.get(f) for f in _CALLS):
+    raise Skip(reading.TOOLS)
+  if role not in ROLES:
+    at.fail(
+      f"{role!r} is no known role",
+      f"{where}.{who}",
+      "use 'system', 'user' or 'assistant'",
+      "unknown_role",
+    )
+  content = message.get(what)
+  other = "content" if what == "value" else "value"
+  if what not in message and other in message:
+    at.fail(
+      f"the field {what!r} is missing beside {who!r}",
+      f"{where}.{what}",
+      f"rename {other!r} to {what!r}, or {who!r} to"
+      f" {'role' if who == 'from' else 'from'!r}",
+      "missing_field",
+    )
+  if isinstance(content, list):
+    content = _join(content, f"{where}.{what}", at)
+  elif content is None and what in message:
+    content = ""
+  elif not isinstance(content, str):
+    at.get(message, what, where=where + ".")
+  trained = True
+  if len(message) > 2:
+    trained = _is_trained(message, at)
+    name = where.split("[")[0]
+    reading.note_others(at, message, _MESSAGE_FIELDS, f"{name}[]")
+  return Message(Turn(ROLES[role], content), trained)
+
+
+def _join(parts: list[Any], where: str, at: At) -> str:
+  """Joins the texts of content parts; null parts are left out."""
+  texts = []
+  for i, part in enumerate(parts):
+    if part is None:
+      continue
+    if isinstance(part, str):
+      texts.append(part)
+      continue
+    if not isinstance(part, dict):
+      at.fail(
+        f"a text or an object is expected, not {type_name(part)}",
+        f"{where}[{i}]",
+        'write each part as {"type": "text", "text": "..."}',
+        "wrong_type",
+      )
+    kind = part.get("type", "text")
+    if kind in _TOOL_PARTS:
+      raise Skip(reading.TOOLS)
+    others = {k for k, v in part.items() if not reading.is_blank(v)}
+    if kind not in _TEXT_PARTS or not others <= {"type", "text"}:
+      if kind in _TEXT_PARTS and others & {"cache_control", "annotations"}:
+        at.unused.add("content[]." + sorted(others - {"type", "text"})[0])
+      else:
+        raise Skip(reading.NOT_TEXT)
+    text = part.get("text")
+    if text is not None:
+      texts.append(at.get(part, "text", where=f"{where}[{i}]."))
+  return "".join(texts)
+
+
+def is_zero(value: Any) -> bool:
+  """Whether a weight or a flag excludes a record or a reply from training."""
+  if isinstance(value, str):
+    return value.strip().lower() in ("0", "0.0", "false", "no")
+  return value is not None and not isinstance(value, list | dict) and not value
+
+
+def _is_trained(message: Mapping[str, Any], at: At) -> bool:
+  for name in _TRAINED:
+    value = message.get(name)
+    if is_zero(value):
+      return False
+    if not reading.is_null(value) and value not in (1, "1", "true", "True"):
+      at.unused.add(f"messages[].{name} (other than 0 and 1)")
+  return True
+
+
+def split_system(turns: Turns) -> tuple[str, Turns]:
+  """Returns the system text (or "") and the turns after it."""
+  if turns and turns[0].role == "system":
+    return turns[0].text, turns[1:]
+  return "", turns
+
+
+def add_system(turns: Turns, system: str) -> Turns:
+  """Puts a system text ahead of a conversation.
+
+  Raises:
+    Skip: where the conversation begins with another system text.
+  """
+  if not system.strip():
+    return turns
+  present, rest = split_system(turns)
+  if present and present.strip() != system.strip():
+    raise Skip(reading.CONTRADICTION)
+  return (Turn("system", present or system), *rest)
+
+
+def _texts(turns: Turns) -> list[tuple[str, str]]:
+  return [(t.role, t.text.strip()) for t in turns]
+
+
+def merge(prompt: Turns, other: Turns) -> Turns:
+  """Merges two accounts of what precedes a reply.
+
+  One may lack the system turn, or be the beginning, the end or one user turn
+  of the other. A conversation that begins with a reply continues the prompt.
+
+  Raises:
+    Skip: where they contradict each other.
+  """
+  if not prompt or not other:
+    return prompt or other
+  system, body = split_system(prompt)
+  other_system, other_body = split_system(other)
+  if system and other_system and system.strip() != other_system.strip():
+    raise Skip(reading.CONTRADICTION)
+  first, second = _texts(body), _texts(other_body)
+  if second and second[0][0] == "assistant":
+    merged = (*body, *other_body)
+  elif not second or first[-len(second) :] == second:
+    merged = body
+  elif not first or second[: len(first)] == first:
+    merged = other_body
+  elif second[-len(first) :] == first:
+    merged = other_body
+  else:
+    raise Skip(reading.CONTRADICTION)
+  if merged and merged[-1].role != "user":
+    raise Skip(reading.NOT_ANSWERING)
+  return add_system(merged, system or other_system)

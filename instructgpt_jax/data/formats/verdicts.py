@@ -1,0 +1,316 @@
+"""Public pairs: two numbered replies and a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from instructgpt_jax.data.formats import at as reading
+from instructgpt_jax.data.formats.at import At, Skip
+from instructgpt_jax.data.formats.format import Format, choose, has
+from instructgpt_jax.data.formats.pairs import GRADED, PAIR, pair
+from instructgpt_jax.data.formats.texts import instructed
+from instructgpt_jax.data.formats.turns import (
+  Turns,
+  read_prompt,
+  read_turns,
+  user,
+)
+from instructgpt_jax.data.records import Record
+
+
+def _outputs(obj: Any, at: At) -> Iterator[Record]:
+  """AlpacaEval's and LLMBar's pairs."""
+  if "instruction" in obj:
+    turns = instructed(obj, "instruction", "input", at)
+  else:
+    turns = instructed(obj, "input", "", at)
+  field = choose(obj, ("preference", "label"), at)
+  if not field:
+    at.get(obj, "preference")
+  if obj[field] is None:
+    raise Skip(reading.UNRANKED)
+  value = at.number(obj, field)
+  if not (value == 0 or 1 <= value <= 2):
+    at.fail(
+      f"{obj[field]} is no preference",
+      field,
+      "write 1 or 2, 0 for a tie",
+      "bad_preference",
+    )
+  # AlpacaEval writes 1.5, older files 0, for a tie; a weighted preference is
+  # a number between 1 and 2.
+  if value not in (0, 1, 1.5, 2):
+    at.notes.add(GRADED)
+    value = 1 if value < 1.5 else 2
+  replies = at.get(obj, "output_1"), at.get(obj, "output_2")
+  yield from pair(turns, replies, value, at, at.identity(obj, "annotator"))
+
+
+def _pandalm(obj: Any, at: At) -> Iterator[Record]:
+  """PandaLM: the majority of its annotators; no majority is a tie."""
+  turns = instructed(obj, "instruction", "input", at)
+  fields = sorted(f for f in obj if f.startswith("annotator"))
+  votes = [at.get(obj, f, int) for f in fields or ["annotator1"]]
+  for field, vote in zip(fields, votes, strict=False):
+    if vote not in (0, 1, 2):
+      at.fail(f"{vote} is no label", field, "write 0, 1 or 2", "bad_preference")
+  at.unused.difference_update(fields)
+  winner = next((v for v in (1, 2) if 2 * votes.count(v) > len(votes)), 0)
+  if winner and len(set(votes)) > 1:
+    at.notes.add("pairs decided by a majority of annotators")
+  replies = at.get(obj, "response1"), at.get(obj, "response2")
+  yield from pair(turns, replies, winner, at)
+
+
+def _shp(obj: Any, at: At) -> Iterator[Record]:
+  """Stanford human preferences: labels is 1 where A is better, else 0."""
+  turns = read_prompt(at.get(obj, "history"), "history", at)
+  label = at.number(obj, "labels")
+  if label not in (0, 1):
+    at.fail(
+      f"{obj['labels']} is no label", "labels", "write 1 for A, 0 for B",
+      "bad_preference",
+    )  # fmt: skip
+  _note_graded(obj, ("score_A", "score_B", "score_ratio"), at)
+  replies = at.get(obj, "human_ref_A"), at.get(obj, "human_ref_B")
+  yield from pair(turns, replies, 1 if label == 1 else 2, at)
+
+
+def _note_graded(obj: Mapping[str, Any], names: tuple[str, ...], at: At):
+  if any(not reading.is_blank(obj.get(name)) for name in names):
+    at.notes.add(GRADED)
+
+
+def _webgpt(obj: Any, at: At) -> Iterator[Record]:
+  """WebGPT's comparisons: the answer with the higher score is better."""
+  question = obj["question"]
+  if isinstance(question, dict):
+    turns = read_prompt(
+      at.get(question, "full_text", where="question."), "question", at
+    )
+  else:
+    turns = read_prompt(at.get(obj, "question"), "question", at)
+  first, second = at.number(obj, "score_0"), at.number(obj, "score_1")
+  at.notes.add(GRADED)
+  replies = at.get(obj, "answer_0"), at.get(obj, "answer_1")
+  better = 0 if first == second else 1 if first > second else 2
+  yield from pair(turns, replies, better, at)
+
+
+_INFO = ("id", "site", "post", "title", "subreddit", "article")
+
+
+def summary_prompt(obj: Mapping[str, Any], at: At) -> Turns:
+  """Returns the prompt of OpenAI's summaries: the post or article."""
+  info = at.get(obj, "info", dict)
+  reading.note_others(at, info, _INFO, "info")
+  parts = []
+  if not reading.is_blank(info.get("subreddit")):
+    name = at.get(info, "subreddit", where="info.").removeprefix("r/")
+    parts.append(f"SUBREDDIT: r/{name}")
+  if not reading.is_blank(info.get("title")):
+    parts.append(f"TITLE: {at.get(info, 'title', where='info.')}")
+  if not reading.is_blank(info.get("post")):
+    parts.append(f"POST: {at.get(info, 'post', where='info.')}")
+  else:
+    parts.append(f"ARTICLE: {at.text(info, 'article', where='info.')}")
+  parts.append("TL;DR:")
+  return user("\n\n".join(parts))
+
+
+def _summaries(obj: Any, at: At) -> Iterator[Record]:
+  """OpenAI's comparisons of summaries; choice is the better one's index."""
+  summaries = at.get(obj, "summaries", list)
+  if len(summaries) != 2 or not all(isinstance(s, dict) for s in summaries):
+    at.fail(
+      "two objects with a text are expected", "summaries",
+      'write [{"text": "..."}, {"text": "..."}]', "completion_count",
+    )  # fmt: skip
+  texts = tuple(
+    at.get(s, "text", where=f"summaries[{i}].") for i, s in enumerate(summaries)
+  )
+  for summary in summaries:
+    reading.note_others(at, summary, ("text", "policy", "note"), "summaries[]")
+  choice = at.get(obj, "choice", int)
+  if choice not in (0, 1):
+    at.fail(
+      f"{choice} is no index of summaries", "choice", "write 0 or 1",
+      "bad_preference",
+    )  # fmt: skip
+  extra = obj.get("extra")
+  if isinstance(extra, dict) and not reading.is_blank(extra.get("confidence")):
+    at.notes.add(GRADED)
+  prompt = summary_prompt(obj, at)
+  worker = at.identity(obj, "worker")
+  yield from pair(prompt, (texts[0], texts[1]), choice + 1, at, worker)
+
+
+def _safe_rlhf(obj: Any, at: At) -> Iterator[Record]:
+  """PKU-SafeRLHF: the more helpful of two responses."""
+  better = at.get(obj, "better_response_id", int)
+  if better not in (0, 1):
+    raise Skip(reading.TIES)
+  turns = read_prompt(at.get(obj, "prompt"), "prompt", at)
+  replies = at.get(obj, "response_0"), at.get(obj, "response_1")
+  yield from pair(turns, replies, better + 1, at)
+
+
+def _strength(obj: Any, at: At) -> Iterator[Record]:
+  """HelpSteer's preferences: a strength below 0 prefers the first reply."""
+  first = choose(obj, ("response_1", "response1"), at)
+  second = choose(obj, ("response_2", "response2"), at)
+  source = choose(obj, ("prompt", "context"), at)
+  turns = read_prompt(obj.get(source), source, at)
+  value = obj.get(
+    choose(obj, ("preference_strength", "overall_preference"), at)
+  )
+  if reading.is_null(value):
+    raise Skip(reading.UNRANKED)
+  strength = at.number({"preference_strength": value}, "preference_strength")
+  if strength:
+    at.notes.add(GRADED)
+  better = 0 if strength == 0 else 1 if strength < 0 else 2
+  replies = at.get(obj, first), at.get(obj, second)
+  yield from pair(turns, replies, better, at)
+
+
+_WINNERS = {"model_a": 1, "model_b": 2}
+
+
+def _arena(obj: Any, at: At) -> Iterator[Record]:
+  """Chatbot Arena: two conversations and the model that won."""
+  sides = [
+    read_turns(obj[name], name, at)
+    for name in ("conversation_a", "conversation_b")
+  ]
+  if any(len(s) < 2 or s[-1].role != "assistant" for s in sides):
+    raise Skip(reading.NOT_ANSWERING)
+  if sides[0][:-1] != sides[1][:-1]:
+    raise Skip(reading.PROMPTS_DIFFER)
+  winner = _WINNERS.get(at.get(obj, "winner"), 0)
+  texts = sides[0][-1].text, sides[1][-1].text
+  judge = at.identity(obj, "judge")
+  yield from pair(sides[0][:-1], texts, winner, at, judge)
+
+
+def _is_strength(obj: Any) -> bool:
+  return has("prompt", "response_1", "response_2", "preference_strength")(
+    obj
+  ) or has("context", "response1", "response2", "overall_preference")(obj)
+
+
+_GRADES = "counted: only the order is used"
+OUTPUTS = Format(
+  "AlpacaEval/LLMBar pairs",
+  has("output_1", "output_2"),
+  _outputs,
+  {
+    "instruction": "the prompt", "input": "input below the instruction, or the"
+    " prompt where it is alone", "output_1": "a reply", "output_2": "a reply",
+    "preference": "1 or 2 for the better reply, 0 or 1.5 for a tie; numbers"
+    " between are counted: only the order is used",
+    "label": "as preference", "annotator": "labeler id",
+  },
+  ("instruction", "output_1", "output_2", "preference"),
+  ("generator", "generator_1", "generator_2", "price_per_example",
+   "time_per_example", "time_per_annotation", "raw_completion",
+   "is_switched_outputs"),
+  result=PAIR,
+)  # fmt: skip
+PANDALM = Format(
+  "PandaLM pairs",
+  has("response1", "response2", without=("overall_preference",)),
+  _pandalm,
+  {
+    "instruction": "the prompt", "input": "input below the instruction",
+    "response1": "a reply", "response2": "a reply",
+    "annotator1": "1, 2, or 0 for a tie; with annotator2, …: the majority"
+    " decides, without one it is a tie",
+  },
+  ("instruction", "response1", "response2", "annotator1"),
+  ("motivation_app", "cmp_key"),
+  result=PAIR,
+)  # fmt: skip
+SHP = Format(
+  "SHP",
+  has("history", "human_ref_A", "human_ref_B", "labels"),
+  _shp,
+  {
+    "history": "the prompt", "human_ref_A": "a reply", "human_ref_B": "a reply",
+    "labels": "1 where A is better, 0 where B is",
+    **dict.fromkeys(("score_A", "score_B", "score_ratio"), _GRADES),
+  },
+  ("history", "human_ref_A", "human_ref_B", "labels"),
+  ("post_id", "domain", "upvote_ratio", "c_root_id_A", "c_root_id_B",
+   "created_at_utc_A", "created_at_utc_B", "seconds_difference"),
+  result=PAIR,
+)  # fmt: skip
+WEBGPT = Format(
+  "WebGPT comparisons",
+  has("question", "answer_0", "answer_1", "score_0", "score_1"),
+  _webgpt,
+  {
+    "question": "the prompt: a text or its `full_text`",
+    "answer_0": "a reply", "answer_1": "a reply",
+    **dict.fromkeys(("score_0", "score_1"), "the higher one is better; equal"
+                    " ones tie; counted: only the order is used"),
+  },
+  ("question", "answer_0", "answer_1", "score_0", "score_1"),
+  ("tokens_0", "tokens_1"),
+  result=PAIR,
+)  # fmt: skip
+SUMMARIES = Format(
+  "OpenAI summary comparisons",
+  has("info", "summaries", "choice"),
+  _summaries,
+  {
+    "info": "the prompt: `subreddit`, `title`, `post` or `article`",
+    "summaries": "the replies: `text`", "choice": "index of the better reply",
+    "worker": "labeler id",
+    "extra": "`confidence` is counted: only the order is used",
+  },
+  ("info", "summaries", "choice"),
+  ("batch",),
+  result=PAIR,
+)  # fmt: skip
+SAFE_RLHF = Format(
+  "PKU-SafeRLHF",
+  has("prompt", "response_0", "response_1", "better_response_id"),
+  _safe_rlhf,
+  {
+    "prompt": "the prompt", "response_0": "a reply", "response_1": "a reply",
+    "better_response_id": "index of the more helpful reply",
+  },
+  ("prompt", "response_0", "response_1", "better_response_id"),
+  result=PAIR,
+)  # fmt: skip
+STRENGTH = Format(
+  "HelpSteer preferences",
+  _is_strength,
+  _strength,
+  {
+    "prompt": "the prompt", "context": "the prompt as messages",
+    **dict.fromkeys(("response_1", "response_2", "response1", "response2"),
+                    "a reply"),
+    **dict.fromkeys(("preference_strength", "overall_preference"), "below 0:"
+                    " the first is better, above 0: the second, 0: a tie;"
+                    " counted: only the order is used"),
+  },
+  ("prompt", "response_1", "response_2", "preference_strength"),
+  ("domain",),
+  result=PAIR,
+)  # fmt: skip
+ARENA = Format(
+  "Chatbot Arena",
+  has("conversation_a", "conversation_b", "winner"),
+  _arena,
+  {
+    "conversation_a": "a conversation", "conversation_b": "a conversation",
+    "winner": "model_a or model_b; anything else is a tie",
+    "judge": "labeler id",
+  },
+  ("conversation_a", "conversation_b", "winner"),
+  ("question_id", "model_a", "model_b", "anony", "tstamp", "turn"),
+  result=PAIR,
+)  # fmt: skip

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from instructgpt_jax import config
+from instructgpt_jax import config, streams
 from instructgpt_jax.data import curation, records, sources, tokenizer
 from instructgpt_jax.errors import UserError
 
@@ -91,6 +91,7 @@ def describe(path: str, data: config.Data, coder, unit: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+  streams.accept_all_text()
   parser = argparse.ArgumentParser(
     prog="python -m instructgpt_jax.data",
     description=__doc__,

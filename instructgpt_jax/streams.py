@@ -19,7 +19,7 @@ def accept_all_text() -> None:
   for name in ("stdout", "stderr"):
     stream = getattr(sys, name)
     if stream is None:
-      null = open(os.devnull, "w", encoding="utf-8")
+      null = open(os.devnull, "w", encoding="utf-8", errors="replace")
       setattr(sys, name, null)
     elif isinstance(stream, io.TextIOWrapper) and stream.errors not in _SAFE:
       stream.reconfigure(errors="replace")

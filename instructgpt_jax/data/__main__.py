@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from instructgpt_jax import config, streams
-from instructgpt_jax.data import curation, records, sources, tokenizer
+from instructgpt_jax.data import curation, paths, records, sources, tokenizer
 from instructgpt_jax.errors import UserError
 
 
@@ -133,8 +133,11 @@ def main(argv: Sequence[str] | None = None) -> int:
       coder, unit = _Words(), "words"
       print("Lengths are in words between blanks; give --tokenizer for tokens.")
     for spec in args.paths:
-      for path in sources.expand(spec):
+      listing = sources.list_files(spec)
+      for path in listing.files:
         print(describe(path, data, coder, unit), flush=True)
+      for line in paths.show_ignored(listing.ignored):
+        print(line)
   except UserError as e:
     print(f"error: {e}", file=sys.stderr)
     return 2

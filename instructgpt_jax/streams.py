@@ -32,3 +32,23 @@ def is_utf8(text: str) -> bool:
   except UnicodeEncodeError:
     return False
   return True
+
+
+def accept_all_bytes() -> bool:
+  """Makes stdin take bytes that are no text; returns whether it is open.
+
+  Such a byte becomes a lone surrogate, which `as_utf8` and `is_utf8` tell.
+  """
+  stream = sys.stdin
+  if isinstance(stream, io.TextIOWrapper):
+    stream.reconfigure(errors="surrogateescape")
+  return stream is not None and not stream.closed
+
+
+def as_utf8(text: str) -> str:
+  """Returns UTF-8 text that stdin has read in another encoding."""
+  encoding = getattr(sys.stdin, "encoding", None) or "utf-8"
+  try:
+    return text.encode(encoding, "surrogateescape").decode("utf-8")
+  except UnicodeError:
+    return text

@@ -15,6 +15,7 @@ STDIN = "/dev/stdin"
 _GZIP = b"\x1f\x8b"
 _MARK = "\ufeff"
 _MARKS = re.compile(f"^{_MARK}+", re.MULTILINE)
+STRAY_NULS = 3  # NUL characters that any text may hold
 _FEW_NULS = 1000  # characters of a text for each NUL in it
 _TO_JSONL = (
   'python -c "import csv, json, sys; [print(json.dumps(row)) for row in'
@@ -249,7 +250,7 @@ def _refuse_nuls(text: str, path: str) -> None:
   if text.rstrip().endswith("\0"):
     problem = "ends in NUL characters, as a crash or a broken copy leaves them"
     fix = "copy the file again, or remove them (tr -d '\\0')"
-  elif count * _FEW_NULS > len(text):
+  elif count > STRAY_NULS and count * _FEW_NULS > len(text):
     problem = f"holds {count} NUL characters, so it is not text in UTF-8"
     fix = "convert the original file from its encoding (UTF-16?) to UTF-8"
   if problem:

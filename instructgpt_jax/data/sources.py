@@ -53,7 +53,7 @@ _FIRST_FIELD = {
 _TFDS_NAME = re.compile(r"(.+?):([A-Za-z_]\w*(?:\[[^\]]*\])?(?:\+.+)?)")
 _START = 100_000  # characters of a .txt file that are looked at
 _SMALL = 4096  # bytes of a file that may hold nothing but blanks
-_FEW_NULS = 100  # characters of a record for each NUL in it
+_FEW_NULS = 20  # characters of a record for each NUL in it
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _R = TypeVar("_R", Demonstration, Ranking, Prompt, Document)
 
@@ -188,7 +188,8 @@ def _has_lone_surrogates(value: Any) -> bool:
 
 def _checked(value: Any, raw: str, at: formats.At) -> Any:
   problem = ""
-  if raw.count(r"\u0000") * _FEW_NULS > len(raw):
+  nuls = raw.count(r"\u0000")
+  if nuls > contents.STRAY_NULS and nuls * _FEW_NULS > len(raw):
     problem = "holds many NUL characters (\\u0000), so it is not text"
     fix = "convert the original text from its encoding (UTF-16?) to UTF-8"
     code = "nul_characters"

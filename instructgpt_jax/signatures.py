@@ -236,8 +236,8 @@ def encoding(head: bytes) -> str | None:
   """
   head = head[: len(head) // 4 * 4]
   count = len(head) // 4
-  if count < 2:
-    return None
+  if count < 2 or head.startswith("\xff\xfe".encode()):
+    return None  # The latter is UTF-16 that was read as Latin-1 before.
   zeros = [head[i::4].count(0) / count for i in range(4)]
   low = [share < 0.2 for share in zeros]
   high = [share > 0.6 for share in zeros]

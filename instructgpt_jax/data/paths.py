@@ -30,7 +30,7 @@ NO_FILE = "a pipe, socket or device"
 EMPTY = "empty"
 NO_RECORDS = "JSON that describes data and holds no records"
 _SIMILAR = 0.7  # how much of two names agrees, for one to suggest the other
-_SHOWN = 3  # names of ignored files
+_SHOWN = 5  # names of ignored files
 
 
 class Ignored(NamedTuple):

@@ -200,11 +200,12 @@ def _decode(content: bytes, path: str) -> str:
   if encoding is None:
     unmarked = signatures.encoding(head)
     if unmarked:
+      name = unmarked[:-3].upper() + unmarked[-2:].upper()  # as iconv has it
       raise UserError(
-        f"is {unmarked.upper()} without a byte order mark",
+        f"is {name} without a byte order mark",
         file=path,
         line=1,
-        fix=f"convert it to UTF-8 (iconv -f {unmarked} -t utf-8)",
+        fix=f"convert it to UTF-8 (iconv -f {name} -t UTF-8)",
         code="utf16",
       )
   try:
@@ -243,16 +244,17 @@ def _is_binary(content: bytes) -> bool:
 
 def _refuse_nuls(text: str, path: str) -> None:
   """Refuses what UTF-16 read as another encoding, or a crash, leaves."""
-  count = text.count("\0")
-  if not count:
+  if "\0" not in text:
     return
   problem = ""
-  if text.rstrip().endswith("\0"):
-    problem = "ends in NUL characters, as a crash or a broken copy leaves them"
-    fix = "copy the file again, or remove them (tr -d '\\0')"
-  elif count > STRAY_NULS and count * _FEW_NULS > len(text):
+  inside = text.rstrip("\0 \t\r\n")
+  count = inside.count("\0")
+  if count > STRAY_NULS and count * _FEW_NULS > len(inside):
     problem = f"holds {count} NUL characters, so it is not text in UTF-8"
     fix = "convert the original file from its encoding (UTF-16?) to UTF-8"
+  elif "\0" in text[len(inside) :]:
+    problem = "ends in NUL characters, as a crash or a broken copy leaves them"
+    fix = "copy the file again, or remove them (tr -d '\\0')"
   if problem:
     raise UserError(
       problem,

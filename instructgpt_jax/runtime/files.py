@@ -19,6 +19,7 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, BinaryIO
 
+from instructgpt_jax import signatures
 from instructgpt_jax.errors import UserError, json_problem
 from instructgpt_jax.runtime import processes
 
@@ -283,7 +284,9 @@ def write_jsonl_atomic(
 def read_text(path: str | os.PathLike[str], *, fix: str = "") -> str:
   """A file's text; a UserError when it is missing or not UTF-8."""
   try:
-    return pathlib.Path(path).read_bytes().decode()
+    content = pathlib.Path(path).read_bytes()
+    signatures.refuse(content[: signatures.HEAD], path)
+    return content.decode()
   except FileNotFoundError as error:
     raise UserError("there is no such file", file=str(path), fix=fix) from error
   except IsADirectoryError as error:

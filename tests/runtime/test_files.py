@@ -372,3 +372,11 @@ def test_json_that_python_cannot_hold(tmp_path, text, words):
   with pytest.raises(UserError, match=words) as caught:
     files.read_json(tmp_path / "a.json")
   assert (caught.value.code, caught.value.line) == ("bad_json", 1)
+
+
+def test_a_pointer_in_place_of_a_file_is_named(tmp_path):
+  path = tmp_path / "a.json"
+  path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:a\n")
+  with pytest.raises(UserError) as caught:
+    files.read_json(path)
+  assert (caught.value.code, caught.value.file) == ("lfs_pointer", str(path))

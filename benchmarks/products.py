@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import measure
-from instructgpt_jax import launch
+from instructgpt_jax import launch, streams
 from instructgpt_jax.runtime.mesh import decoding_options
 from instructgpt_jax.types import Array
 
@@ -71,6 +71,7 @@ def seconds(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+  streams.accept_all_text()
   parser = argparse.ArgumentParser(
     prog="python -m benchmarks.products",
     description=__doc__,

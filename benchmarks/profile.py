@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import jax
 
 from benchmarks import ours, run
-from instructgpt_jax import launch
+from instructgpt_jax import launch, streams
 
 
 class Spent(NamedTuple):
@@ -93,6 +93,7 @@ def table(rows: Sequence[Spent], top: int) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+  streams.accept_all_text()
   parser = argparse.ArgumentParser(
     prog="python -m benchmarks.profile",
     description=__doc__,

@@ -22,7 +22,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-from instructgpt_jax import launch
+from instructgpt_jax import launch, streams
 
 MODELS = ("S", "M", "125m", "350m", "1.3b", "1.3b-chat", "tiny", "tiny-chat")
 WORKS = ("sft", "pretrain", "reward", "generate", "ppo")
@@ -229,6 +229,7 @@ def compare(flags: argparse.Namespace, name: str, model: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+  streams.accept_all_text()
   flags = parse(argv)
   if flags.child:
     launch.quiet()

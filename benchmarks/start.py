@@ -20,6 +20,8 @@ import tempfile
 import time
 from collections.abc import Sequence
 
+from instructgpt_jax import streams
+
 _STAGES = ("pretrain", "sft", "policy_init", "reward", "ppo", "ppo_ptx")
 _MOST = 600.0  # seconds that a first step may take
 
@@ -58,6 +60,7 @@ def seconds_to_first_step(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+  streams.accept_all_text()
   parser = argparse.ArgumentParser(
     prog="python -m benchmarks.start",
     description=__doc__,

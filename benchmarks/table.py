@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from instructgpt_jax import streams
+
 _HEAD = (
   "model",
   "work",
@@ -58,6 +60,7 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+  streams.accept_all_text()
   parser = argparse.ArgumentParser(
     prog="python -m benchmarks.table",
     description=__doc__,

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from experiments import studies
-from instructgpt_jax import launch
+from instructgpt_jax import launch, streams
 from instructgpt_jax.report import study_page
 from instructgpt_jax.studies import study as study_lib
 
@@ -43,6 +43,7 @@ def machine() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Reads the command line; the exit status, 2 after a user's mistake."""
+  streams.accept_all_text()
   parser = argparse.ArgumentParser(
     prog="python -m experiments.report",
     description=__doc__,

@@ -5,14 +5,17 @@
 
 DIR is the workdir of a stage whose model writes text: pretrain, sft,
 policy_init, ppo or ppo_ptx. In the terminal an answer appears token by token;
-Ctrl-C stops it, Ctrl-D or /quit ends the talk, /reset forgets it. The model
-sees as many earlier turns as fit its prompt limit.
+Ctrl-C stops it, Ctrl-D or /quit ends the talk, /reset forgets it, /help lists
+these. A message that begins with a slash is sent after a space. The model sees
+as many earlier turns as fit its prompt limit.
 
 With --prompts each record of the file, in any format that the data reader
-knows, is answered once; --output gets one JSON line a prompt, in their order:
-{"prompt", "completion", "ended"}, with a null completion and a "skipped" reason
-where a prompt is too long. What a prompt is answered depends on the seed and on
-its place in the file, not on the batch it falls into.
+knows, is answered once; "-" is the standard input. --output gets one JSON line
+a prompt, in their order: {"prompt", "completion", "ended"}, with a null
+completion and a "skipped" reason where a prompt is too long. The prompt is a
+text, or the list of its messages where it has several. The output may be a pipe
+or "-", the standard output. What a prompt is answered depends on the seed and
+on its place in the file, not on the batch it falls into.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from __future__ import annotations
 import argparse
 import functools
 import pathlib
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +32,7 @@ from typing import Any, NamedTuple, NoReturn, TextIO
 import numpy as np
 
 from instructgpt_jax import config as config_lib
-from instructgpt_jax import launch
+from instructgpt_jax import launch, streams
 from instructgpt_jax.data import records, sources, transforms
 from instructgpt_jax.data.records import Turn
 from instructgpt_jax.data.tokenizer import StreamDecoder, Tokenizer
@@ -37,6 +41,11 @@ from instructgpt_jax.runtime import files
 from instructgpt_jax.runtime.progress import Progress
 
 _BIG = 2**31 - 1
+_COMMAND = re.compile(r"/[^\s/]*(\s|$)")
+_COMMANDS = (
+  "/reset forgets the talk, /quit or Ctrl-D ends it, /help lists these; a"
+  " message that begins with / is sent after a space"
+)
 
 
 class Sampling(NamedTuple):
@@ -76,7 +85,8 @@ class Talker:
     """
     context = model.config.context
     self.max_tokens = sampling.max_tokens or min(
-      data.max_response_tokens, context - 1
+      data.max_response_tokens,
+      max(context - data.max_prompt_tokens, context // 2),
     )
     if self.max_tokens >= context:
       raise UserError(
@@ -115,8 +125,16 @@ class Talker:
         return kept
     raise UserError(
       f"the message has {length} tokens, of which {self.max_prompt} fit",
-      fix="say it in fewer words",
+      fix=self.fix_for_length(length),
+      code="prompt_too_long",
     )
+
+  def fix_for_length(self, length: int) -> str:
+    """What to do about a prompt of more than `max_prompt` tokens."""
+    room = self._model.config.context - length
+    if room > 0 and length <= self.data.max_prompt_tokens:
+      return f"start with --max_tokens={room} or less, which leaves room for it"
+    return "say it in fewer words"
 
   def stream(self, turns: Sequence[Turn], index: int = 0) -> Iterator[str]:
     """Pieces of the answer's text, as soon as they are known.
@@ -141,6 +159,8 @@ class Talker:
     """Draws token after token until end-of-text, which is not given out."""
     import jax
 
+    from instructgpt_jax.loops.sampling import require_finite
+
     prefill, step = self._programs
     size = transforms.bucket(len(ids), self._buckets)
     row, mask = transforms.left_pad([ids], size, self._tokenizer.pad_id)
@@ -148,9 +168,10 @@ class Talker:
     key = jax.random.fold_in(jax.random.key(self._sampling.seed), index)
     for count in range(self.max_tokens):
       at = np.int32(count)
-      token, logits, cache = step(
+      token, logp, logits, cache = step(
         self._weights, logits, cache, key, at, np.int32(len(ids))
       )
+      require_finite(logp)
       token = int(token[0])
       if token == self._tokenizer.eos_id:
         return
@@ -182,6 +203,7 @@ class Talker:
   ) -> Iterator[tuple[int, tuple[str, bool]]]:
     import jax
 
+    from instructgpt_jax.loops.sampling import require_finite
     from instructgpt_jax.types import PromptBatch
 
     key = jax.random.key(self._sampling.seed)
@@ -203,6 +225,7 @@ class Talker:
         )
         drawn = np.asarray(rollout.tokens)[:, size:]
         real, ended = np.asarray(rollout.response_mask), rollout.ended
+        require_finite(rollout.logp, real)
         for r, (index, _) in enumerate(part):
           text = self._tokenizer.decode(drawn[r][real[r]])
           yield index, (records.reply_text(text), bool(ended[r]))
@@ -267,7 +290,7 @@ class Talker:
       )
 
     def step(weights, logits, cache, key, at, length):
-      token, _ = sample(
+      token, logp = sample(
         logits,
         jax.random.uniform(jax.random.fold_in(key, at))[None],
         temperature=s.temperature,
@@ -281,7 +304,7 @@ class Talker:
         cache,
         method="decode",
       )
-      return token, logits, cache
+      return token, logp, logits, cache
 
     options = decoding_options(model.config.width)
     return (
@@ -350,16 +373,18 @@ def talk(
   count = 0
   while True:
     try:
-      said = read("you> ").strip()
+      line = read("you> ")
     except (EOFError, KeyboardInterrupt):
       return
-    if not said:
-      continue
+    said = line.strip()
     if said == "/quit":
       return
     if said == "/reset":
       turns = list(begin)
-      print("(forgotten)", file=out)
+    answer = _answer_of_program(line)
+    if answer:
+      print(answer, file=out)
+    if answer or not said:
       continue
     turns = [*(turns if keep else begin), Turn("user", said)]
     try:
@@ -370,6 +395,23 @@ def talk(
       continue
     turns.append(Turn("assistant", _say(talker, turns, count, out)))
     count += 1
+
+
+def _answer_of_program(line: str) -> str:
+  """The answer to a line that is not for the model, or ""."""
+  said = line.strip()
+  if said == "/reset":
+    return "(forgotten)"
+  if said == "/help":
+    return _COMMANDS
+  if _COMMAND.match(line):
+    return f"{printable(said.split()[0])} is not a command: {_COMMANDS}"
+  problem = ""
+  if not streams.is_utf8(said):
+    problem = "the message is not valid UTF-8, and was not sent"
+  elif "\0" in said:
+    problem = "the message holds NUL characters, and was not sent"
+  return launch.error_text(UserError(problem)) if problem else ""
 
 
 def _say(talker: Talker, turns: Sequence[Turn], index: int, out: TextIO) -> str:
@@ -409,22 +451,12 @@ def answer_file(
   Returns:
     (answered, skipped) counts.
   """
-  path = pathlib.Path(output)
-  if path.is_dir():
-    raise UserError(
-      "is a folder", file=output, field="--output", fix="name a file"
-    )
-  if path.exists() and not overwrite:
-    raise UserError(
-      "exists already",
-      file=output,
-      field="--output",
-      fix="name another file, or allow it with --overwrite",
-    )
+  path = pathlib.Path("/dev/stdout" if output == "-" else output)
+  files.check_output(path, field="--output", overwrite=overwrite)
   found, report = sources.read_prompts(prompts)
   if report.skipped or report.unused or report.notes:
     print(report, file=sys.stderr)
-  if path.exists() and any(
+  if (path.is_file() or path.is_fifo()) and any(
     pathlib.Path(p).exists() and path.samefile(p)
     for p in sources.expand(prompts)
   ):
@@ -433,17 +465,19 @@ def answer_file(
       file=output,
       field="--output",
       fix="name another file",
+      code="output_is_input",
     )
   talker = load_talker()
   encoded: list[np.ndarray] = []
   rows: list[dict[str, Any]] = []
+  longest = 0  # tokens of the longest prompt that is skipped
   for prompt in found:
     turns = prompt.turns
     if system and turns[0].role != "system":
       turns = (Turn("system", system), *turns)
     ids = talker.encode(turns)
     row: dict[str, Any] = {
-      "prompt": records.prompt_text(turns, talker.data),
+      "prompt": _as_given(prompt.turns),
       "completion": None,
       "ended": None,
     }
@@ -451,9 +485,17 @@ def answer_file(
       row["skipped"] = (
         f"{len(ids)} tokens; at most {talker.max_prompt} leave room to answer"
       )
+      longest = max(longest, len(ids))
     else:
       encoded.append(ids)
     rows.append(row)
+  if longest and not encoded:
+    raise UserError(
+      f"all {len(rows)} prompts are over {talker.max_prompt} tokens",
+      file=prompts,
+      fix=talker.fix_for_length(longest),
+      code="prompt_too_long",
+    )
   progress = Progress(len(encoded), "answering", unit="prompt")
   size = min(batch_size, max(1, len(encoded)))
   try:
@@ -465,6 +507,13 @@ def answer_file(
       row["completion"], row["ended"] = next(answers)
   files.write_jsonl_atomic(path, rows)
   return len(encoded), len(rows) - len(encoded)
+
+
+def _as_given(turns: Sequence[Turn]) -> str | list[dict[str, str]]:
+  """A prompt as a record of prompts holds it: a text, or its messages."""
+  if len(turns) == 1 and turns[0].role == "user":
+    return turns[0].text
+  return [{"role": turn.role, "content": turn.text} for turn in turns]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -551,6 +600,11 @@ def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
     help="prompts of a file decoded together (default: 32)",
   )
   flags = parser.parse_args(argv)
+  if not streams.is_utf8(flags.system):
+    raise UserError(
+      "is not valid UTF-8", field="--system", fix="give it in UTF-8",
+      code="not_utf8",
+    )  # fmt: skip
   if bool(flags.prompts) != bool(flags.output):
     given, other = "--prompts", "--output"
     if flags.output:
@@ -605,8 +659,15 @@ def _run(flags: argparse.Namespace) -> None:
       batch_size=flags.batch_size,
     )
     more = f", {skipped} too long and skipped" if skipped else ""
+    more += " (a smaller --max_tokens leaves room)" if skipped else ""
     print(f"{answered} prompts answered{more}: {flags.output}", file=sys.stderr)
     return
+  if not streams.accept_all_bytes():
+    raise UserError(
+      "the standard input is closed",
+      fix="talk in a terminal, or answer a file with --prompts and --output",
+      code="no_input",
+    )
   talker = loaded()
   on_terminal = sys.stdin.isatty()
   if on_terminal:
@@ -614,15 +675,20 @@ def _run(flags: argparse.Namespace) -> None:
       import readline  # noqa: F401  # gives `input` its line editing
     except ImportError:
       pass
-    print(f"{flags.checkpoint}: /reset forgets, /quit or Ctrl-D ends")
+    print(f"{flags.checkpoint}: {_COMMANDS}")
 
   def read(prompt: str) -> str:
     try:
-      return input(prompt if on_terminal else "")
+      line = input(prompt if on_terminal else "")
     except (EOFError, KeyboardInterrupt):
       if on_terminal:
         print()
       raise
+    except OSError as error:
+      raise UserError(
+        f"the standard input cannot be read: {error.strerror}", code="no_input"
+      ) from error
+    return streams.as_utf8(line).removeprefix("\ufeff")
 
   talk(talker, flags.system, keep=not flags.forget, read=read)
 

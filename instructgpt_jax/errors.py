@@ -1,5 +1,8 @@
 """The exception for user errors."""
 
+import json
+import sys
+
 
 class UserError(Exception):
   """A user error: shown as a few lines without a traceback, exit status 2.
@@ -37,3 +40,12 @@ class UserError(Exception):
     super().__init__(text)
     self.problem, self.file, self.line = problem, file, line
     self.field, self.fix, self.code = field, fix, code
+
+
+def json_problem(error: Exception) -> str:
+  """Describes what `json.loads` has raised in a few words."""
+  if isinstance(error, json.JSONDecodeError):
+    return error.msg
+  if isinstance(error, RecursionError):
+    return "nested too deeply"
+  return f"a number of more than {sys.get_int_max_str_digits()} digits"

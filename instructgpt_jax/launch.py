@@ -16,7 +16,7 @@ from importlib import metadata, util
 from typing import Any, TypeVar
 
 from instructgpt_jax import config as config_lib
-from instructgpt_jax import flags
+from instructgpt_jax import flags, streams
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.runtime import files, preemption, processes
 
@@ -28,6 +28,15 @@ _LINES = 3
 _LONG = 0.2  # seconds of compiling, after which there is memory to give back
 _OBJECTS = 50_000  # made since, before Python looks for garbage; 700 is usual
 _COMPILED = "/jax/core/compile/backend_compile_duration"  # JAX's name for it
+# Flags whose text is read by a tokenizer; those of paths may hold any bytes.
+_TEXTS = (
+  "user_tag",
+  "assistant_tag",
+  "turn_separator",
+  "prefix",
+  "prefixes",
+  "refusal",
+)
 _PRETENDED = re.compile(r"--xla_force_host_platform_device_count=(\d+)")
 
 
@@ -58,6 +67,7 @@ def main(
     Exit status: 0, also after SIGTERM; 2 after a user's mistake, 130 after an
     interrupt.
   """
+  streams.accept_all_text()
   argv = sys.argv[1:] if argv is None else argv
 
   def launch():
@@ -73,6 +83,7 @@ def main(
     except flags.Help as text:
       print(text, end="")
       return
+    _require_text(config)
     quiet()
     spare_threads()
     give_back_memory()
@@ -102,6 +113,18 @@ def main(
   return status
 
 
+def _require_text(config: Any) -> None:
+  """Refuses bytes that are not UTF-8 in flags that end up in prompts."""
+  for name, value, _ in flags.leaves(config):
+    if name.split(".")[-1] in _TEXTS and not streams.is_utf8(value):
+      raise UserError(
+        "is not valid UTF-8",
+        field=f"--{name}",
+        fix="give it in UTF-8, whatever the encoding of the terminal",
+        code="not_utf8",
+      )
+
+
 def _told(config: Any, workdir: str) -> dict[str, Any]:
   """What all processes of a run must have been told alike."""
   leaves = {name: value for name, value, _ in flags.leaves(config)}
@@ -114,8 +137,10 @@ def _told(config: Any, workdir: str) -> dict[str, Any]:
 
 def guarded(body: Callable[[], Any]) -> int:
   """Calls `body`; its exit status, with a user's mistake in three lines."""
+  streams.accept_all_text()
   try:
     body()
+    sys.stdout.flush()
   except UserError as error:
     print(error_text(error), file=sys.stderr)
     return USER_ERROR

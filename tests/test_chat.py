@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import io
 import json
+import os
+import threading
 
 import jax
 import numpy as np
@@ -214,6 +216,29 @@ def test_interrupt_stops_an_answer_only():
   assert out.getvalue().splitlines() == ["1 (stopped)", "3!"]
 
 
+@pytest.mark.parametrize(
+  "line", ["/help", " /help ", "/halp", "/", "/?", "/help me", "/Quit", "/é x"]
+)
+def test_commands_are_never_sent(line):
+  shown = _talk([line, "you"])
+  assert len(shown) == 2
+  assert "/reset" in shown[0] and "/quit" in shown[0]
+  assert shown[0].startswith("/reset") == (line.strip() == "/help")
+  assert shown[1] == "0:u.you"
+
+
+@pytest.mark.parametrize("line", [" /halp", "/etc/hosts is what?", "a /reset"])
+def test_messages_with_slashes_are_sent(line):
+  assert _talk([line]) == [f"0:u.{line.strip()}"]
+
+
+@pytest.mark.parametrize("line", ["caf\udce9", "\ud800", "h\0i\0"])
+def test_what_is_no_text_is_told_and_not_sent(line):
+  shown = _talk(["hi", line, "you"])
+  assert shown[0] == "0:u.hi" and shown[1].startswith("error: ")
+  assert shown[2:] == ["1:u.hi|a.0:u.hi|u.you"]
+
+
 def test_terminal_is_not_commanded_by_a_model():
   shown = _talk(["\x1b[2J\x9b31mred\x07"])
   assert shown == ["0:u.�[2J�31mred�"]
@@ -236,17 +261,125 @@ def test_file_is_answered_in_order_and_long_prompts_are_counted(
   )
   assert counts == (3, 1)
   rows = [json.loads(line) for line in output.read_text().splitlines()]
-  assert [row["prompt"].split()[1] for row in rows] == [
-    "red",
-    "fox",
-    "fox",
-    "the",
-  ]
+  assert [row["prompt"] for row in rows] == texts
   assert rows[2]["completion"] is None and "at most 20" in rows[2]["skipped"]
   for row in (rows[0], rows[1], rows[3]):
     assert set(row) == {"prompt", "completion", "ended"}
     assert isinstance(row["completion"], str)
     assert isinstance(row["ended"], bool)
+
+
+def test_prompts_are_written_as_they_were_given(policy, tmp_path):
+  turns = [
+    {"role": "user", "content": "the fox"},
+    {"role": "assistant", "content": "a bird"},
+    {"role": "user", "content": "owls"},
+  ]
+  records = ["the owls", turns, "U: fox A:"]
+  prompts = _write_prompts(tmp_path / "p.jsonl", records)
+  output = tmp_path / "answers.jsonl"
+  talker = make_talker(policy, temperature=0.0)
+  chat.answer_file(prompts, str(output), lambda: talker, system="red")
+  rows = [json.loads(line) for line in output.read_text().splitlines()]
+  assert [row["prompt"] for row in rows] == records
+  # The last turn is answered, after the system's turn and those before it.
+  turns = [
+    Turn("system", "red"),
+    *(Turn(t["role"], t["content"]) for t in turns),
+  ]
+  assert rows[1]["completion"] == "".join(talker.stream(turns, 1))
+
+
+def test_prompts_and_answers_go_through_pipes(policy, tmp_path):
+  for name in ("in.jsonl", "out"):
+    os.mkfifo(tmp_path / name)
+  answers: list[str] = []
+  line = json.dumps({"prompt": "fox"}) + "\n"
+  threads = [
+    threading.Thread(
+      target=lambda: (tmp_path / "in.jsonl").write_text(2 * line), daemon=True
+    ),
+    threading.Thread(
+      target=lambda: answers.extend(
+        (tmp_path / "out").read_text().splitlines()
+      ),
+      daemon=True,
+    ),
+  ]
+  for thread in threads:
+    thread.start()
+  counts = chat.answer_file(
+    str(tmp_path / "in.jsonl"),
+    str(tmp_path / "out"),
+    lambda: make_talker(policy),
+  )
+  threads[1].join(10)
+  assert counts == (2, 0)
+  assert [json.loads(line)["prompt"] for line in answers] == ["fox", "fox"]
+  assert (tmp_path / "out").is_fifo()
+
+
+def test_an_output_that_is_a_link_replaces_its_target(policy, tmp_path):
+  prompts = _write_prompts(tmp_path / "p.jsonl", ["fox"])
+  (tmp_path / "real").write_text("old")
+  (tmp_path / "link").symlink_to("real")
+  chat.answer_file(
+    prompts,
+    str(tmp_path / "link"),
+    lambda: make_talker(policy),
+    overwrite=True,
+  )
+  assert (tmp_path / "link").is_symlink()
+  assert json.loads((tmp_path / "real").read_text())["prompt"] == "fox"
+
+
+def test_prompts_that_are_all_too_long_are_an_error(policy, tmp_path):
+  prompts = _write_prompts(tmp_path / "p.jsonl", ["fox " * 12] * 2)
+  output = tmp_path / "answers.jsonl"
+  with pytest.raises(UserError) as caught:
+    chat.answer_file(
+      prompts, str(output), lambda: make_talker(policy, max_tokens=25)
+    )
+  assert caught.value.code == "prompt_too_long"
+  assert "--max_tokens=18 " in caught.value.fix
+  assert not output.exists()
+  assert make_talker(policy, max_tokens=18).max_prompt == 14
+
+
+def test_a_fix_for_a_long_message_names_what_helps(policy):
+  """Fewer tokens for the answer help as long as the prompt limit allows."""
+  talker = make_talker(policy, max_tokens=25)
+  for words, fix in ((12, "--max_tokens="), (20, "fewer words")):
+    with pytest.raises(UserError) as caught:
+      talker.fitting(user("fox " * words))
+    assert caught.value.code == "prompt_too_long"
+    assert fix in caught.value.fix, words
+
+
+def test_an_answer_leaves_room_for_a_prompt(policy):
+  """Limits that do not fit the context, as an exported model has them."""
+  data = config.Data(max_prompt_tokens=512, max_response_tokens=150)
+  talker = chat.Talker(*policy, data, chat.Sampling())
+  assert (talker.max_prompt, talker.max_tokens) == (16, 16)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_logits_that_are_not_finite_are_an_error(
+  policy, tmp_path, temperature, value
+):
+  model, params, tokenizer = policy
+  broken = jax.tree.map(lambda x: x.at[0].set(value), params)
+  sampling = chat.Sampling(temperature=temperature)
+  talker = chat.Talker(model, broken, tokenizer, DATA, sampling)
+  with pytest.raises(UserError) as caught:
+    list(talker.stream(user("the fox")))
+  assert caught.value.code == "not_finite"
+  prompts = _write_prompts(tmp_path / "p.jsonl", ["the fox"])
+  output = tmp_path / "answers.jsonl"
+  with pytest.raises(UserError) as caught:
+    chat.answer_file(prompts, str(output), lambda: talker)
+  assert caught.value.code == "not_finite" and not output.exists()
 
 
 def _unloaded():
@@ -257,13 +390,18 @@ def test_existing_output_is_kept_unless_told(policy, tmp_path):
   prompts = _write_prompts(tmp_path / "p.jsonl", ["fox"])
   output = tmp_path / "answers.jsonl"
   output.write_text("old")
-  with pytest.raises(UserError, match="exists already"):
+  with pytest.raises(UserError) as caught:
     chat.answer_file(prompts, str(output), _unloaded)
+  assert caught.value.code == "output_exists"
   assert output.read_text() == "old"
-  with pytest.raises(UserError, match="one of the files of prompts"):
-    chat.answer_file(prompts, prompts, _unloaded, overwrite=True)
-  with pytest.raises(UserError, match="folder"):
+  (tmp_path / "link").symlink_to("p.jsonl")
+  for same in (prompts, str(tmp_path / "link")):
+    with pytest.raises(UserError) as caught:
+      chat.answer_file(prompts, same, _unloaded, overwrite=True)
+    assert (caught.value.code, caught.value.file) == ("output_is_input", same)
+  with pytest.raises(UserError) as caught:
     chat.answer_file(prompts, str(tmp_path), _unloaded, overwrite=True)
+  assert caught.value.code == "not_a_file"
 
   class Broken(chat.Talker):
     def answer(self, *unused):
@@ -276,7 +414,7 @@ def test_existing_output_is_kept_unless_told(policy, tmp_path):
   chat.answer_file(
     prompts, str(output), lambda: make_talker(policy), overwrite=True
   )
-  assert json.loads(output.read_text())["prompt"] == "U: fox A:"
+  assert json.loads(output.read_text())["prompt"] == "fox"
 
 
 @pytest.mark.parametrize(
@@ -327,6 +465,44 @@ def test_command_reads_lines_where_there_is_no_terminal(
   assert capsys.readouterr().out == f"{first}\n{second}\n"
   assert asked["checkpoint"] == "runs/x"
   assert asked["sampling"] == chat.Sampling(5, 0.0, 0, 1.0, 4)
+
+
+def _stdin(content: bytes, encoding: str) -> io.TextIOWrapper:
+  return io.TextIOWrapper(io.BytesIO(content), encoding=encoding)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
+def test_bytes_of_any_encoding_can_be_read(encoding, monkeypatch, capsys):
+  said = []
+
+  class Listener(_Echo):
+    def stream(self, turns, index):
+      said.append(turns[-1].text)
+      yield "ok"
+
+  monkeypatch.setattr(chat, "load", lambda *_: Listener())
+  content = b"\xef\xbb\xbfone\ncaf\xe9\nfour \xc3\xa9\n"
+  monkeypatch.setattr("sys.stdin", _stdin(content, encoding))
+  assert chat.main(["--checkpoint=x", "--forget"]) == 0
+  out = capsys.readouterr().out.splitlines()
+  if encoding == "latin-1":
+    # Every byte is a character there, and those of UTF-8 read as such.
+    assert said[1:] == ["café", "four é"]
+  else:
+    assert said == ["one", "four é"]
+    assert out[1].startswith("error: ") and out[::2] == ["ok", "ok"]
+
+
+def test_closed_input_and_output(monkeypatch, capsys):
+  monkeypatch.setattr(chat, "load", lambda *_: _unloaded())
+  monkeypatch.setattr("sys.stdin", None)
+  assert chat.main(["--checkpoint=x"]) == 2
+  assert "standard input is closed" in capsys.readouterr().err
+
+
+def test_a_system_text_that_is_not_utf8_is_refused(capsys):
+  assert chat.main(["--checkpoint=x", "--system=caf\udce9"]) == 2
+  assert "--system" in capsys.readouterr().err
 
 
 def test_interrupt_of_a_file_has_its_own_status(monkeypatch, capsys):

@@ -258,3 +258,17 @@ def test_no_cache_where_none_is_wanted_or_jax_has_one(
   assert not cache_settings
   with pytest.raises(UserError):
     launch.use_compile_cache(str(tmp_path / "file" / "below"))
+
+
+@pytest.mark.parametrize("flag", ["user_tag", "turn_separator"])
+def test_flags_of_texts_must_be_utf8(tmp_path, capsys, flag):
+  """Paths may hold any bytes; texts go into prompts and have to be texts."""
+  workdir = tmp_path / "caf\udce9"
+  assert _main(f"--data.{flag}=caf\udce9", f"--workdir={workdir}") == 2
+  error = capsys.readouterr().err
+  assert error.startswith(f"error: [--data.{flag}]") and "UTF-8" in error
+  assert not workdir.exists()
+  argv = ("--data.demonstrations=caf\udce9.jsonl", f"--workdir={workdir}")
+  for _ in range(2):  # the config that the first wrote is that of the second
+    assert _main(*argv) == 0
+  assert (workdir / "config.json").exists()

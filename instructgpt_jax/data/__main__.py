@@ -14,8 +14,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from instructgpt_jax import config
-from instructgpt_jax.data import curation, records, sources, tokenizer
+from instructgpt_jax import config, streams
+from instructgpt_jax.data import curation, paths, records, sources, tokenizer
 from instructgpt_jax.errors import UserError
 
 
@@ -96,6 +96,7 @@ def describe(path: str, data: config.Data, coder, unit: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+  streams.accept_all_text()
   parser = argparse.ArgumentParser(
     prog="python -m instructgpt_jax.data",
     description=__doc__,
@@ -137,8 +138,11 @@ def main(argv: Sequence[str] | None = None) -> int:
       coder, unit = _Words(), "words"
       print("Lengths are in words between blanks; give --tokenizer for tokens.")
     for spec in args.paths:
-      for path in sources.expand(spec):
+      listing = sources.list_files(spec)
+      for path in listing.files:
         print(describe(path, data, coder, unit), flush=True)
+      for line in paths.show_ignored(listing.ignored):
+        print(line)
   except UserError as e:
     print(f"error: {e}", file=sys.stderr)
     return 2

@@ -10,19 +10,17 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import difflib
-import glob
+import itertools
 import json
 import os
-import pathlib
 import re
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn, TypeVar
 
 from absl import logging
 
-from instructgpt_jax.data import containers, formats
+from instructgpt_jax import streams
+from instructgpt_jax.data import containers, contents, formats, paths
 from instructgpt_jax.data.records import (
   Demonstration,
   Document,
@@ -30,10 +28,9 @@ from instructgpt_jax.data.records import (
   Ranking,
   Record,
 )
-from instructgpt_jax.errors import UserError
+from instructgpt_jax.errors import UserError, json_problem
 
-TFDS = "tfds:"
-SUFFIXES = (".jsonl", ".json", ".txt")
+TFDS = paths.TFDS
 KIND_NAMES = {
   Demonstration: "demonstrations",
   Ranking: "rankings",
@@ -54,6 +51,9 @@ _FIRST_FIELD = {
 }
 # name, name/config, name:1.0.0 or a folder; then train, train[:10%], a+b.
 _TFDS_NAME = re.compile(r"(.+?):([A-Za-z_]\w*(?:\[[^\]]*\])?(?:\+.+)?)")
+_START = 100_000  # characters of a .txt file that are looked at
+_SMALL = 4096  # bytes of a file that may hold nothing but blanks
+_FEW_NULS = 20  # characters of a record for each NUL in it
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _R = TypeVar("_R", Demonstration, Ranking, Prompt, Document)
 
@@ -84,7 +84,7 @@ class Report:
   """What the files of one source gave."""
 
   files: tuple[FileReport, ...]
-  ignored: tuple[str, ...] = ()
+  ignored: tuple[paths.Ignored, ...] = ()
 
   @property
   def records(self) -> int:
@@ -114,11 +114,7 @@ class Report:
       notes = "".join(f"; skipped {n} {why}" for why, n in f.skipped.items())
       notes += "".join(f"; {line}" for line in remarks(f.unused, f.notes))
       lines.append(f"{f.path}: {f.format}, {f.records} records{notes}")
-    if self.ignored:
-      lines.append(
-        f"ignored {len(self.ignored)} files that are not {', '.join(SUFFIXES)}"
-      )
-    return "\n".join(lines)
+    return "\n".join([*lines, *paths.show_ignored(self.ignored)])
 
 
 def remarks(unused: Mapping[str, int], notes: Mapping[str, int]) -> list[str]:
@@ -135,185 +131,108 @@ def remarks(unused: Mapping[str, int], notes: Mapping[str, int]) -> list[str]:
 # Which files.
 
 
-def _suffix(path: pathlib.Path) -> str:
-  name = path.name.lower().removesuffix(".gz")
-  return pathlib.PurePath(name).suffix
-
-
-def _nearest(path: pathlib.Path) -> str:
-  """A fix that names the existing file nearest to a missing one."""
-  parent, missing = path.parent, path.name
-  while not parent.is_dir() and parent != parent.parent:
-    parent, missing = parent.parent, parent.name
+def _reason_to_ignore(path: str) -> str:
+  """Why a file that stands in a directory is not read, or ""."""
   try:
-    names = sorted(p.name for p in parent.iterdir())
+    if os.path.getsize(path) < _SMALL:
+      contents.read_text(path)
+    if contents.suffix(path) == ".json" and _is_metadata(path):
+      return paths.NO_RECORDS
+  except UserError as error:
+    return paths.EMPTY if error.code == "empty_file" else ""
   except OSError:
-    names = []
-  found = difflib.get_close_matches(missing, names, n=1, cutoff=0.4)
-  if found:
-    return f"did you mean {str(parent / found[0])!r}?"
-  return "give an existing file, folder, glob or tfds:name:split"
+    pass  # It is an error when the file is read.
+  return ""
 
 
-def _split_commas(spec: str) -> list[str]:
-  if os.path.exists(os.path.expanduser(spec)):
-    return [spec]
-  return [part.strip() for part in spec.split(",") if part.strip()]
+def _is_metadata(path: str) -> bool:
+  """Whether a .json file is one object of no known format."""
+  values = _values(path, collections.Counter())
+  if isinstance(values, str):
+    return False
+  first = list(itertools.islice(values, 2))
+  if len(first) != 1 or not isinstance(first[0][1], dict):
+    return False
+  line, value = first[0]
+  try:
+    formats.recognise(value, formats.At(path, line))
+  except UserError:
+    return True
+  return False
 
 
-def _known(paths: Sequence[str]) -> tuple[list[str], list[str]]:
-  known, ignored = [], []
-  for path in paths:
-    ok = _suffix(pathlib.Path(path)) in SUFFIXES
-    (known if ok else ignored).append(path)
-  return known, ignored
+def list_files(spec: str) -> paths.Listing:
+  """The files that a source names, and those that it holds and ignores.
 
-
-def _expand(spec: str) -> tuple[dict[str, bool], list[str]]:
-  """Files to read, and files of unknown kinds in folders and globs.
-
-  The first says of each file whether it was named itself.
+  Empty files and metadata in directories and globs are ignored, unless nothing
+  else is there: they then give the error.
   """
-  found: dict[str, bool] = {}
-  ignored: list[str] = []
-  parts = _split_commas(spec)
-  if not parts:
-    raise UserError(
-      "no data is given",
-      fix="give a file, folder, quoted glob, comma list or tfds:name:split",
-    )
-  for part in parts:
-    if part.startswith(TFDS):
-      found[part] = True
-      continue
-    path = os.path.expanduser(part)
-    if os.path.isfile(path):
-      found[path] = True
-      continue
-    if os.path.isdir(path):
-      pattern = os.path.join(glob.escape(path), "**")
-    elif glob.has_magic(path):
-      pattern = path
-    else:
-      raise UserError(
-        "no such file", file=part, fix=_nearest(pathlib.Path(path))
-      )
-    matches = sorted(glob.glob(pattern, recursive=True))
-    known, other = _known([m for m in matches if os.path.isfile(m)])
-    if not known:
-      raise UserError(
-        f"no {'/'.join(SUFFIXES)} file (plain or .gz) is found there",
-        file=part,
-        fix="give a file, folder or glob that holds some"
-        if other or os.path.isdir(path)
-        else _nearest(pathlib.Path(path.split("*")[0].rstrip("/") or ".")),
-      )
-    for match in known:
-      found.setdefault(match, False)
-    ignored += other
-  return found, ignored
+  listing = paths.list_files(spec)
+  others = {
+    path: reason
+    for path, named in listing.files.items()
+    if not named and (reason := _reason_to_ignore(path))
+  }
+  if len(others) < len(listing.files):
+    for path, reason in others.items():
+      del listing.files[path]
+      listing.ignore(path, reason)
+  return listing
 
 
 def expand(spec: str) -> list[str]:
   """The files that a source names, in the order in which they are read.
 
   Args:
-    spec: a comma list of files, folders (read with all their subfolders),
-      globs (`**` stands for any subfolders) and TFDS names. Matches of one
-      glob are sorted by name; a file named twice is read once. In folders and
-      globs only .jsonl, .json and .txt files, plain or .gz, count.
+    spec: a comma list of files, directories (read with all their
+      subdirectories), globs (`**` stands for any subdirectories) and TFDS
+      names. Matches of one glob are sorted by name; a file is read once,
+      whatever names and links lead to it. In directories and globs only .jsonl,
+      .json and .txt files, plain or .gz, count.
   """
-  return list(_expand(spec)[0])
+  return list(list_files(spec).files)
 
 
 # What is in a file.
 
 
-def _bytes(path: str) -> bytes:
-  try:
-    with open(path, "rb") as f:
-      content = f.read()
-  except OSError as e:
-    raise UserError(
-      f"cannot be read: {e.strerror}",
-      file=path,
-      line=1,
-      fix="check the path and its permissions",
-    ) from e
-  if content and (path.lower().endswith(".gz") or content[:2] == b"\x1f\x8b"):
-    content = _gunzip(content, path)
-  return content
-
-
-def _gunzip(packed: bytes, path: str) -> bytes:
-  """All members of a gzip file; a broken one is an error with its line."""
-  parts: list[bytes] = []
-  while packed:
-    unpack = zlib.decompressobj(wbits=31)
-    problem = ""
-    try:
-      parts.append(unpack.decompress(packed))
-      parts.append(unpack.flush())
-    except zlib.error:
-      problem = "is no valid gzip data"
-    else:
-      if not unpack.eof:
-        problem = "the gzip data is cut short"
-    if problem:
-      raise UserError(
-        problem,
-        file=path,
-        line=b"".join(parts).count(b"\n") + 1,
-        fix="copy or compress the file again (gzip -t checks it)",
-      )
-    packed = unpack.unused_data.lstrip(b"\0")
-  return b"".join(parts)
-
-
-def _text(path: str) -> str:
-  """A file's text, as UTF-8 with Unix newlines and without a BOM."""
-  content = _bytes(path)
-  if not content.strip():
-    raise UserError(
-      "is empty",
-      file=path,
-      line=1,
-      fix="give a file with records, or leave this one out",
-    )
-  try:
-    text = content.decode("utf-8-sig")
-  except UnicodeDecodeError as e:
-    raise UserError(
-      f"byte 0x{content[e.start]:02x} is not valid UTF-8",
-      file=path,
-      line=content.count(b"\n", 0, e.start) + 1,
-      fix="convert the file to UTF-8 (iconv -f latin1 -t utf-8)",
-    ) from e
-  return text.replace("\r\n", "\n")
-
-
 def _bad_json(e: Exception, path: str, line: int, own_line: bool) -> UserError:
-  what = getattr(e, "msg", "") or "nested too deeply"
+  if isinstance(e, RecursionError):
+    fix = "write it with fewer levels"
+  elif isinstance(e, json.JSONDecodeError):
+    fix = (
+      "write one JSON value a line"
+      if own_line
+      else "write the file as one JSON array of records"
+    )
+  else:
+    fix = "write the number as a text, or shorten it"
   return UserError(
-    f"is not JSON ({what})",
+    f"is not JSON ({json_problem(e)})",
     file=path,
     line=line,
-    fix="write one JSON value a line"
-    if own_line
-    else "write the file as one JSON array of records",
+    fix=fix,
+    code="bad_json",
   )
 
 
+def _has_lone_surrogates(value: Any) -> bool:
+  return not streams.is_utf8(json.dumps(value, ensure_ascii=False))
+
+
 def _checked(value: Any, raw: str, at: formats.At) -> Any:
-  if _SURROGATE.search(raw):
-    try:
-      json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:
-      at.fail(
-        "half of a surrogate pair is no character",
-        "",
-        "escape both halves, or write the character itself",
-      )
+  problem = ""
+  nuls = raw.count(r"\u0000")
+  if nuls > contents.STRAY_NULS and nuls * _FEW_NULS > len(raw):
+    problem = "holds many NUL characters (\\u0000), so it is not text"
+    fix = "convert the original text from its encoding (UTF-16?) to UTF-8"
+    code = "nul_characters"
+  elif _SURROGATE.search(raw) and _has_lone_surrogates(value):
+    problem = "half of a surrogate pair is no character"
+    fix = "escape both halves, or write the character itself"
+    code = "lone_surrogate"
+  if problem:
+    raise UserError(problem, file=at.file, line=at.line, fix=fix, code=code)
   return value
 
 
@@ -364,13 +283,11 @@ def _json_array(
       at += 1
     elif text[at : at + 1] != "]":
       line += text.count("\n", counted, at)
-      e = ValueError()
-      e.msg = "a comma or ] is missing"  # type: ignore[attr-defined]
+      e = json.JSONDecodeError("a comma or ] is missing", text, at)
       raise _bad_json(e, path, line, False)
   rest = len(text) if inside else skip(at + 1)
   if rest != len(text):
-    e = ValueError()
-    e.msg = "there is more after the array"  # type: ignore[attr-defined]
+    e = json.JSONDecodeError("there is more after the array", text, rest)
     raise _bad_json(e, path, line + text.count("\n", counted, rest), False)
 
 
@@ -391,9 +308,12 @@ def _values(
 
   Fields of an object around a list of records are added to `unused`.
   """
-  text = _text(path)
-  suffix = _suffix(pathlib.Path(path))
+  text = contents.read_text(path)
+  suffix = contents.suffix(path)
+  if suffix not in paths.SUFFIXES:
+    suffix = _sniffed(text)
   if suffix == ".txt":
+    _refuse_json_in_txt(text, path)
     return text
   start = text.lstrip()[:1]
   if suffix == ".json" and start == "[":
@@ -408,9 +328,45 @@ def _values(
       unused.update(containers.other_fields(value, lists))
       return _json_container(text, path, lists)
     return iter([(1, _checked(value, text, formats.At(path, 1)))])
-  if suffix in (".jsonl", ".json") or start in ("{", '"'):
-    return _json_lines(text, path)
-  return text
+  return _json_lines(text, path)
+
+
+def _refuse_json_in_txt(text: str, path: str) -> None:
+  """Refuses JSON lines in a .txt file, which would be read as one text."""
+  lines = [line for line in text[:_START].split("\n") if line.strip()]
+  whole = lines if len(text) <= _START else lines[:-1]
+  if not whole or not whole[0].startswith("{"):
+    return
+  try:
+    values = [json.loads(line) for line in whole]
+  except (ValueError, RecursionError):
+    return
+  if all(isinstance(value, dict) for value in values):
+    raise UserError(
+      "is a .txt file, which is read as one text, but holds JSON lines",
+      file=path,
+      line=1,
+      fix="name it .jsonl",
+      code="json_in_txt",
+    )
+
+
+def _sniffed(text: str) -> str:
+  """The suffix that fits a text, as pipes have none.
+
+  What begins like JSON has to be JSON: an error in it is found, not read as
+  plain text.
+  """
+  if re.match(r'\s*(\{\s*["}]|\[\s*[{\]])', text):
+    return ".json"
+  first = text.lstrip().split("\n", 1)[0]
+  if first.startswith(('"', "[")):
+    try:
+      json.loads(first)
+    except (ValueError, RecursionError):
+      return ".txt"
+    return ".json" if first.startswith("[") else ".jsonl"
+  return ".txt"
 
 
 def _tfds_values(spec: str) -> Iterator[tuple[int, Any]]:
@@ -523,6 +479,7 @@ def _scan(
         line=1,
         field=_FIRST_FIELD[wanted],
         fix="give a .jsonl file; docs/data.md has one example each",
+        code="plain_text",
       )
     yield 1, formats.PLAIN, [Document(text=values, origin=f"{path}:1")], ""
     return
@@ -600,25 +557,33 @@ def _nothing_left(
 
 
 def _read(spec: str, wanted: type[_R]) -> tuple[list[_R], Report]:
-  paths, ignored = _expand(spec)
-  # Among the many files of a folder some may hold records of other kinds only;
-  # a file that was named, or the only one, has to give something.
+  listing = list_files(spec)
+  # Among the many files of a directory some may hold records of other kinds
+  # only; a file that was named, or the only one, has to give something.
   kept: list[_R] = []
   reports = []
-  for path, named in paths.items():
-    found, report = _read_file(path, wanted, named or len(paths) == 1)
+  for path, named in listing.files.items():
+    try:
+      found, report = _read_file(path, wanted, named or len(listing.files) == 1)
+    except UserError as error:
+      if named or error.code != "plain_text":
+        raise
+      listing.ignore(path, f"plain text, without {KIND_NAMES[wanted]}")
+      continue
     kept += found
     reports.append(report)
     if not found:
       logging.warning("Nothing of %s is used: %s", path, report.skipped)
   if not kept:
     raise UserError(
-      f"none of its {len(paths)} files holds usable {KIND_NAMES[wanted]}",
+      f"none of its {len(listing.files)} files holds usable"
+      f" {KIND_NAMES[wanted]}",
       file=spec,
       line=1,
       fix=_FIXES[wanted],
+      code="no_records",
     )
-  return kept, Report(tuple(reports), tuple(ignored))
+  return kept, Report(tuple(reports), tuple(listing.ignored))
 
 
 def read_demonstrations(spec: str) -> tuple[list[Demonstration], Report]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from instructgpt_jax import config as config_lib
-from instructgpt_jax.data import curation, sources, transforms
+from instructgpt_jax.data import curation, paths, sources, transforms
 from instructgpt_jax.data.records import (
   Demonstration,
   Document,
@@ -65,6 +65,7 @@ def _tell(
   notes = [f"skipped {n} {why}" for why, n in report.skipped.items()]
   notes += sources.remarks(report.unused, report.notes)
   notes += [f"dropped {n} {why}" for why, n in dropped.items()]
+  notes += paths.show_ignored(report.ignored)
   say(f"{field}: {counts}" + "".join(f"; {note}" for note in notes))
 
 

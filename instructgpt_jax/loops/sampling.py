@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from instructgpt_jax.data import pipelines, records, transforms
 from instructgpt_jax.data.tokenizer import Tokenizer
+from instructgpt_jax.errors import UserError
 from instructgpt_jax.models.generate import generate
 from instructgpt_jax.models.transformer import LanguageModel
 from instructgpt_jax.runtime import mesh as mesh_lib
@@ -99,7 +100,32 @@ def respond(
     if told is not None:
       told(samples * int((batch.ids >= 0).sum()))
   rows = samples * len(prompts)
-  return jax.tree.map(lambda *x: np.concatenate(x)[:rows], *parts)
+  rollout = jax.tree.map(lambda *x: np.concatenate(x)[:rows], *parts)
+  require_finite(rollout.logp, rollout.response_mask)
+  return rollout
+
+
+def require_finite(logp: Array, mask: Array | None = None) -> None:
+  """Refuses answers that were drawn from logits that are not finite.
+
+  Args:
+    logp: log-probabilities of the tokens that were drawn; one that is NaN or
+      infinite shows that some logit was.
+    mask: True where a token was drawn; everywhere when None.
+
+  Raises:
+    UserError: some drawn token has no finite log-probability.
+  """
+  finite = np.isfinite(np.asarray(logp))
+  if mask is not None:
+    finite |= ~np.asarray(mask, bool)
+  if not finite.all():
+    raise UserError(
+      "the model's logits are not finite",
+      fix="its weights are damaged or its training has diverged; use an earlier"
+      " checkpoint",
+      code="not_finite",
+    )
 
 
 def texts(rollout: Rollout, tokenizer: Tokenizer) -> list[str]:

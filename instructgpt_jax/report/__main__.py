@@ -13,6 +13,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
+from instructgpt_jax import launch, streams
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.report import page
 from instructgpt_jax.runtime import files
@@ -20,6 +21,7 @@ from instructgpt_jax.runtime import files
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Returns the exit status."""
+  streams.accept_all_text()
   parser = argparse.ArgumentParser(
     prog="python -m instructgpt_jax.report",
     description=__doc__,
@@ -29,12 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--page", action="store_true")
   parser.add_argument("--picture", type=pathlib.Path)
   flags = parser.parse_args(argv)
-  try:
-    _show(flags)
-  except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
-  return 0
+  return launch.guarded(lambda: _show(flags))
 
 
 def _show(flags: argparse.Namespace) -> None:

@@ -1,7 +1,8 @@
 """Files that are either whole or absent, and the workdir's two markers.
 
 Every writer here makes a temporary file beside its target, flushes it to the
-disk and renames it, so a kill or a full disk never damages what was there.
+disk and renames it, so a kill or a full disk never damages what was there. Only
+regular files are replaced; see `write_chunks_atomic`.
 """
 
 from __future__ import annotations
@@ -12,17 +13,28 @@ import json
 import math
 import os
 import pathlib
-import tempfile
+import re
+import secrets
+import stat
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
-from instructgpt_jax.errors import UserError
+from instructgpt_jax import signatures
+from instructgpt_jax.errors import UserError, json_problem
 from instructgpt_jax.runtime import processes
 
 CONFIG = "config.json"
 COMPLETE = "complete.json"
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+_DESCRIPTOR = re.compile(r"/dev/(?:(stdout|stderr)|fd/(\d+))")
+_STANDARD = {"stdout": 1, "stderr": 2}
+_UNWRITABLE = (
+  (stat.S_ISDIR, "a directory"),
+  (stat.S_ISSOCK, "a socket"),
+  (stat.S_ISBLK, "a block device"),
+)
 _MISSING = object()
 # How a run is watched and how far it goes may change from call to call.
 _FREE = ("run.", "until", "processes.", "data.explicit")
@@ -35,10 +47,16 @@ def disk_error(error: OSError, path: str | os.PathLike[str]) -> UserError:
     fix = "free some space and give the same command again"
   elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
     problem = "may not be written"
-    fix = "choose a folder with --workdir that you may write to"
+    fix = "choose a directory that you may write to"
   elif error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
     problem = "a file stands where a folder is needed, or the reverse"
-    fix = "move it away, or choose another --workdir"
+    fix = "move it away, or choose another directory"
+  elif error.errno == errno.ELOOP:
+    problem, fix = "is a symbolic link that leads to itself", "remove the link"
+  elif error.errno == errno.ENAMETOOLONG:
+    problem, fix = "has too long a name", "choose a shorter one"
+  elif error.errno == errno.EPIPE:
+    problem, fix = "was closed by the program that read it", ""
   else:
     problem = f"could not be written: {error.strerror or error}"
     fix = "see that the disk is there and has space, then try again"
@@ -68,8 +86,16 @@ def write_bytes_atomic(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
-  """Writes a whole UTF-8 file, or leaves what was there."""
-  write_chunks_atomic(path, (text.encode(),))
+  """Writes a whole UTF-8 file, or leaves what was there.
+
+  Lone surrogates, as in names of files that are not UTF-8, become escapes.
+  """
+  write_chunks_atomic(path, (_encoded(text),))
+
+
+def _encoded(text: str) -> bytes:
+  """A text in UTF-8; "\\udc80" and the like are what JSON reads back."""
+  return text.encode("utf-8", "backslashreplace")
 
 
 def write_chunks_atomic(
@@ -77,36 +103,140 @@ def write_chunks_atomic(
 ) -> None:
   """Writes the chunks one after the other into a whole file.
 
-  Of several processes, all of which call this, one writes.
+  A symbolic link stays, and the file that it leads to is replaced. A pipe or a
+  device stays, too: the chunks are written into it. Of several processes, all
+  of which call this, one writes.
+
+  Raises:
+    UserError: the target is a directory, a socket or a block device, or it
+      cannot be written.
   """
   if not processes.is_writer():
     return
   target = pathlib.Path(path)
-  make_directory(target.parent)
-  temporary = ""
   with writing(target):
-    try:
-      descriptor, temporary = tempfile.mkstemp(
-        prefix=f".{target.name}.", suffix=".tmp", dir=target.parent
+    stream = _open_stream(target)
+    if stream is not None:
+      with stream:
+        stream.writelines(chunks)
+      return
+    status = output_status(target)
+    target = pathlib.Path(os.path.realpath(target))
+    make_directory(target.parent)
+    _replace(target, chunks, status)
+
+
+def check_output(
+  path: str | os.PathLike[str], *, field: str, overwrite: bool
+) -> None:
+  """Refuses an output that could not be written, before there is one.
+
+  Args:
+    path: file that the user names for the output.
+    field: flag that names it, for errors.
+    overwrite: whether a file that exists may be replaced.
+
+  Raises:
+    UserError: it is a directory or the like, exists already, or stands where
+      the user may not write.
+  """
+  try:
+    status = output_status(path)
+  except UserError as error:
+    raise UserError(
+      error.problem,
+      file=error.file,
+      field=field,
+      fix=error.fix,
+      code=error.code,
+    ) from error
+  if _is_stream(path, status):
+    return
+  if status is not None and not overwrite:
+    raise UserError(
+      "exists already",
+      file=os.fspath(path),
+      field=field,
+      fix="name another file, or allow it with --overwrite",
+      code="output_exists",
+    )
+  parent = pathlib.Path(os.path.realpath(path)).parent
+  while not parent.exists() and parent != parent.parent:
+    parent = parent.parent
+  if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+    problem = "may not be written" if parent.is_dir() else "is not a directory"
+    raise UserError(
+      problem,
+      file=str(parent),
+      field=field,
+      fix="name a file in a directory that you may write to",
+      code="output_unwritable",
+    )
+
+
+def _is_stream(
+  path: str | os.PathLike[str], status: os.stat_result | None
+) -> bool:
+  """Whether an output is written into, not replaced."""
+  return bool(_DESCRIPTOR.fullmatch(os.fspath(path))) or (
+    status is not None and not stat.S_ISREG(status.st_mode)
+  )
+
+
+def _open_stream(path: pathlib.Path) -> BinaryIO | None:
+  """Opens a descriptor, a pipe or a device for writing; None for a file."""
+  match = _DESCRIPTOR.fullmatch(os.fspath(path))
+  if match:
+    number = _STANDARD.get(match[1]) or int(match[2])
+    # A duplicate, since opening the path would empty a file that it leads to.
+    return os.fdopen(os.dup(number), "wb")
+  if not _is_stream(path, output_status(path)):
+    return None
+  return open(path, "wb")
+
+
+def output_status(path: str | os.PathLike[str]) -> os.stat_result | None:
+  """Returns the status of what an output will be written to, None if missing.
+
+  Raises:
+    UserError: it is nothing that can be written to or replaced.
+  """
+  try:
+    status = os.stat(path)
+  except FileNotFoundError:
+    return None
+  except OSError as error:
+    raise disk_error(error, path) from error
+  for is_kind, kind in _UNWRITABLE:
+    if is_kind(status.st_mode):
+      raise UserError(
+        f"is {kind}",
+        file=os.fspath(path),
+        fix="name a file",
+        code="not_a_file",
       )
-      with os.fdopen(descriptor, "wb") as file:
-        for chunk in chunks:
-          file.write(chunk)
-        file.flush()
-        os.fsync(file.fileno())
-      os.chmod(temporary, 0o666 & ~_umask())
-      os.replace(temporary, target)
-    except BaseException:
-      if temporary:
-        with contextlib.suppress(OSError):
-          os.unlink(temporary)
-      raise
+  return status
 
 
-def _umask() -> int:
-  mask = os.umask(0)
-  os.umask(mask)
-  return mask
+def _replace(
+  target: pathlib.Path, chunks: Iterable[bytes], old: os.stat_result | None
+) -> None:
+  """Writes a file beside the target and renames it over the target."""
+  temporary = target.parent / f".{target.name[:50]}.{secrets.token_hex(4)}.tmp"
+  # The process's umask applies to the mode of a new file.
+  descriptor = os.open(temporary, _NEW_FILE, 0o666)
+  try:
+    with os.fdopen(descriptor, "wb") as file:
+      if old is not None:
+        os.fchmod(file.fileno(), stat.S_IMODE(old.st_mode))
+      file.writelines(chunks)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, target)
+  except BaseException:
+    with contextlib.suppress(OSError):
+      os.unlink(temporary)
+    raise
 
 
 def plain(value: Any) -> Any:
@@ -143,9 +273,9 @@ def write_jsonl_atomic(
   write_chunks_atomic(
     path,
     (
-      (
+      _encoded(
         json.dumps(plain(value), ensure_ascii=False, allow_nan=False) + "\n"
-      ).encode()
+      )
       for value in values
     ),
   )
@@ -154,7 +284,9 @@ def write_jsonl_atomic(
 def read_text(path: str | os.PathLike[str], *, fix: str = "") -> str:
   """A file's text; a UserError when it is missing or not UTF-8."""
   try:
-    return pathlib.Path(path).read_bytes().decode()
+    content = pathlib.Path(path).read_bytes()
+    signatures.refuse(content[: signatures.HEAD], path)
+    return content.decode()
   except FileNotFoundError as error:
     raise UserError("there is no such file", file=str(path), fix=fix) from error
   except IsADirectoryError as error:
@@ -185,12 +317,13 @@ def parse_json(
   """The JSON value in a text that begins at a line of a file."""
   try:
     return json.loads(text)
-  except json.JSONDecodeError as error:
+  except (ValueError, RecursionError) as error:
     raise UserError(
-      f"is not JSON: {error.msg}",
+      f"is not JSON: {json_problem(error)}",
       file=str(path),
-      line=line + error.lineno - 1,
+      line=line + getattr(error, "lineno", 1) - 1,
       fix=fix or "mend or delete the file",
+      code="bad_json",
     ) from error
 
 

@@ -1,13 +1,19 @@
 """Where files are found, and what is said about bad ones."""
 
+import bz2
 import gzip
 import json
 import os
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
 
 import pytest
 
 from instructgpt_jax.data import __main__ as command
-from instructgpt_jax.data import sources
+from instructgpt_jax.data import contents, paths, sources
 from instructgpt_jax.errors import UserError
 
 GOOD = b'{"prompt": "p", "completion": "c"}\n'
@@ -251,3 +257,432 @@ def test_command_line_help(capsys):
 def test_command_line_missing_file(tmp_path, capsys):
   assert command.main([str(tmp_path / "no.jsonl")]) == 2
   assert "no such file" in capsys.readouterr().err
+
+
+# Each file once.
+
+
+def paths_of(tmp_path, *spec):
+  names = ",".join(str(tmp_path / s) for s in spec)
+  return [str(os.path.relpath(p, tmp_path)) for p in sources.expand(names)]
+
+
+def reasons(tmp_path):
+  listing = sources.list_files(str(tmp_path))
+  return {
+    os.path.relpath(i.path, tmp_path): i.reason for i in listing.ignored
+  }  # fmt: skip
+
+
+def test_a_link_to_a_directory_is_not_read_again(tmp_path):
+  make(tmp_path, "v1/a.jsonl", "v1/b.jsonl")
+  (tmp_path / "latest").symlink_to("v1")
+  assert paths_of(tmp_path, "") == ["v1/a.jsonl", "v1/b.jsonl"]
+  assert reasons(tmp_path) == {"latest": paths.SAME_DIRECTORY}
+  found, report = sources.read_demonstrations(str(tmp_path))
+  assert len(found) == 2 and "latest" in str(report)
+  assert paths_of(tmp_path, "**", "latest", "*/*.jsonl") == [
+    "v1/a.jsonl", "v1/b.jsonl",
+  ]  # fmt: skip
+
+
+def test_links_in_circles_end(tmp_path):
+  make(tmp_path, "a.jsonl", "in/b.jsonl")
+  for name in ("loop", "loop2", "in/up", "in/up2"):
+    (tmp_path / name).symlink_to(tmp_path)
+  (tmp_path / "self").symlink_to("self")
+  assert paths_of(tmp_path, "") == ["a.jsonl", "in/b.jsonl"]
+  assert paths_of(tmp_path, "**/*.jsonl") == ["a.jsonl", "in/b.jsonl"]
+  assert reasons(tmp_path)["self"] == paths.OTHER_KIND
+
+
+def test_names_of_one_file_are_one_file(tmp_path):
+  make(tmp_path, "b.jsonl")
+  (tmp_path / "a.jsonl").symlink_to("b.jsonl")
+  os.link(tmp_path / "b.jsonl", tmp_path / "c.jsonl")
+  assert paths_of(tmp_path, "") == ["b.jsonl"]
+  assert reasons(tmp_path) == {
+    "a.jsonl": paths.SAME_FILE, "c.jsonl": paths.SAME_FILE,
+  }  # fmt: skip
+  assert paths_of(tmp_path, "a.jsonl", "") == ["a.jsonl"]
+  assert paths_of(tmp_path, "c.jsonl", "a.jsonl", "b.jsonl") == ["c.jsonl"]
+
+
+def test_a_link_gives_the_name_and_another_directory_the_content(tmp_path):
+  """A download cache names files by hashes, and links to them by name."""
+  make(tmp_path, "blobs/abc")
+  (tmp_path / "snapshot").mkdir()
+  (tmp_path / "snapshot" / "a.jsonl").symlink_to("../blobs/abc")
+  assert paths_of(tmp_path, "snapshot") == ["snapshot/a.jsonl"]
+
+
+def test_a_link_to_nothing_is_an_error(tmp_path):
+  make(tmp_path, "a.jsonl")
+  (tmp_path / "b.jsonl").symlink_to("gone")
+  for spec in (tmp_path, tmp_path / "b.jsonl", tmp_path / "*.jsonl"):
+    with pytest.raises(UserError) as e:
+      sources.expand(str(spec))
+    assert (e.value.code, e.value.file) == (
+      "broken_link", str(tmp_path / "b.jsonl"),
+    )  # fmt: skip
+
+
+def test_hidden_names_are_left_out(tmp_path):
+  make(tmp_path, "a.jsonl", ".git/b.jsonl", ".c.jsonl", "in/._a.jsonl")
+  assert paths_of(tmp_path, "") == ["a.jsonl"]
+  assert paths_of(tmp_path, ".c.jsonl") == [".c.jsonl"]
+
+
+def test_names_with_signs_of_globs_and_of_other_encodings(tmp_path):
+  make(tmp_path, "a[1]/x?.jsonl", "a*/y.jsonl", "caf\udce9.jsonl")
+  assert paths_of(tmp_path, "a[1]") == ["a[1]/x?.jsonl"]
+  assert paths_of(tmp_path, "a*") == ["a*/y.jsonl"]
+  found, report = sources.read_demonstrations(str(tmp_path / "caf\udce9.jsonl"))
+  assert len(found) == 1 and "caf\udce9" in str(report)
+
+
+def test_globs_with_stars_for_directories(tmp_path, monkeypatch):
+  make(tmp_path, "x/a.jsonl", "x/in/a.jsonl", "x/in/b.jsonl", "y/in/a.jsonl")
+  monkeypatch.chdir(tmp_path)
+  assert sources.expand("**/in/a.jsonl") == ["x/in/a.jsonl", "y/in/a.jsonl"]
+  assert sources.expand("**/a.*") == [
+    "x/a.jsonl", "x/in/a.jsonl", "y/in/a.jsonl",
+  ]  # fmt: skip
+  assert sources.expand("x/**/**/b.jsonl") == ["x/in/b.jsonl"]
+  assert sources.expand("[xy]/**") == [
+    "x/a.jsonl", "x/in/a.jsonl", "x/in/b.jsonl", "y/in/a.jsonl",
+  ]  # fmt: skip
+  assert sources.expand(f"{tmp_path}/**/b.jsonl") == [
+    f"{tmp_path}/x/in/b.jsonl"
+  ]
+  listing = sources.list_files("x/*")
+  assert list(listing.files) == ["x/a.jsonl"]
+  assert listing.ignored == [("x/in", paths.DIRECTORY)]
+
+
+def test_a_directory_that_may_not_be_read_is_an_error(tmp_path, monkeypatch):
+  make(tmp_path, "a.jsonl", "in/b.jsonl")
+  real = os.listdir
+
+  def refuse(path):
+    if str(path).endswith("in"):
+      raise PermissionError(13, "Permission denied")
+    return real(path)
+
+  monkeypatch.setattr(os, "listdir", refuse)
+  with pytest.raises(UserError) as e:
+    sources.expand(str(tmp_path))
+  assert (e.value.code, e.value.file) == ("unreadable", str(tmp_path / "in"))
+
+
+def test_a_file_that_vanishes_is_an_error(tmp_path, monkeypatch):
+  make(tmp_path, "a.jsonl", "b.jsonl")
+  real = contents.read_text
+
+  def read(path):
+    if path.endswith("b.jsonl"):
+      os.unlink(path)
+    return real(path)
+
+  listing = paths.list_files(str(tmp_path))
+  monkeypatch.setattr(contents, "read_text", read)
+  monkeypatch.setattr(sources, "list_files", lambda spec: listing)
+  with pytest.raises(UserError) as e:
+    sources.read_demonstrations(str(tmp_path))
+  assert (e.value.code, e.value.file) == (
+    "unreadable", str(tmp_path / "b.jsonl"),
+  )  # fmt: skip
+
+
+# Pipes.
+
+
+def pipe(path, content):
+  """A named pipe that gives its content once."""
+  os.mkfifo(path)
+  thread = threading.Thread(
+    target=lambda: path.write_bytes(content), daemon=True
+  )
+  thread.start()
+
+
+@pytest.mark.parametrize(
+  "name, content, read",
+  [
+    ("p", GOOD * 3, D),
+    ("p", gzip.compress(GOOD * 3), D),
+    ("p", b"[" + GOOD + b"," + GOOD + b"," + GOOD + b"]", D),
+    ("p.jsonl", GOOD * 3, D),
+    ("p.jsonl.gz", gzip.compress(GOOD * 3), D),
+    ("p", b'"one"\n"two"\n"three"\n', P),
+    ("p", b'["one",\n"two","three"]\n'.replace(b"\n", b""), P),
+    ("p", b"[Verse]\nSing\n", T),
+    ("p", b'"So," she said\n', T),
+    ("p", b"{brace} of a text", T),
+    ("p.txt", b"some text", T),
+  ],
+)
+def test_a_pipe_is_read_once_and_asked_twice(tmp_path, name, content, read):
+  pipe(tmp_path / name, content)
+  count = 1 if read is T else 3
+  for _ in range(2):
+    found, _ = read(str(tmp_path / name))
+    assert len(found) == count
+
+
+@pytest.mark.parametrize("name", ["-", "/dev/stdin"])
+def test_the_standard_input_is_a_source(name, tmp_path):
+  script = """
+    import sys
+    from instructgpt_jax.data import contents, paths, sources
+    for _ in range(2):
+      print(len(sources.read_demonstrations(sys.argv[1])[0]))
+  """
+  done = subprocess.run(
+    [sys.executable, "-c", textwrap.dedent(script), name],
+    input=gzip.compress(GOOD * 3),
+    capture_output=True,
+  )
+  assert done.stdout.split() == [b"3", b"3"], done.stderr
+
+
+def test_errors_in_a_pipe_have_lines(tmp_path):
+  pipe(tmp_path / "p", GOOD + b"{oops}\n")
+  with pytest.raises(UserError) as e:
+    sources.read_demonstrations(str(tmp_path / "p"))
+  assert (e.value.code, e.value.file, e.value.line) == (
+    "bad_json", str(tmp_path / "p"), 2,
+  )  # fmt: skip
+
+
+def test_processes_do_not_share_a_pipe(tmp_path, monkeypatch):
+  os.mkfifo(tmp_path / "p")
+  monkeypatch.setattr("jax.distributed.is_initialized", lambda: True)
+  with pytest.raises(UserError) as e:
+    sources.read_demonstrations(str(tmp_path / "p"))
+  assert e.value.code == "shared_pipe"
+
+
+def test_devices_and_sockets_are_refused(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with socket.socket(socket.AF_UNIX) as server:
+    server.bind("s.jsonl")
+    for name in ("s.jsonl", "/dev/null"):
+      with pytest.raises(UserError) as e:
+        sources.read_demonstrations(name)
+      assert (e.value.code, e.value.file) == ("not_a_file", name)
+
+
+def test_pipes_and_sockets_in_directories_are_counted(tmp_path):
+  make(tmp_path, "a.jsonl")
+  os.mkfifo(tmp_path / "p.jsonl")
+  assert paths_of(tmp_path, "") == ["a.jsonl"]
+  assert reasons(tmp_path) == {"p.jsonl": paths.NO_FILE}
+
+
+# What stands beside the data.
+
+
+def test_metadata_and_empty_files_are_counted(tmp_path):
+  make(tmp_path, "train.jsonl")
+  for name, content in {
+    "dataset_infos.json": b'{"default": {"features": {}, "splits": {}}}',
+    "state.json": b'{\n "_data_files": [{"filename": "a.arrow"}]\n}',
+    "config.json": b'{"model_type": "llama"}',
+    "empty.json": b"",
+    "zz.jsonl": b"",
+    "blank.txt": b"\n\n",
+    "empty.jsonl.gz": gzip.compress(b""),
+    "README.md": b"# data",
+    "notes.txt": b"some notes",
+  }.items():
+    (tmp_path / name).write_bytes(content)
+  for spec in (tmp_path, tmp_path / "*"):
+    found, report = sources.read_demonstrations(str(spec))
+    assert len(found) == 1
+    ignored = {os.path.basename(i.path): i.reason for i in report.ignored}
+    notes = ignored.pop("notes.txt")
+    assert notes.startswith("plain text")
+    assert ignored == {
+      "dataset_infos.json": paths.NO_RECORDS,
+      "state.json": paths.NO_RECORDS,
+      "config.json": paths.NO_RECORDS,
+      "empty.json": paths.EMPTY,
+      "zz.jsonl": paths.EMPTY,
+      "blank.txt": paths.EMPTY,
+      "empty.jsonl.gz": paths.EMPTY,
+      "README.md": paths.OTHER_KIND,
+    }
+    assert "dataset_infos.json" in str(report) and "zz.jsonl" in str(report)
+
+
+def test_metadata_alone_is_an_error(tmp_path):
+  for name in ("a.json", "b.json"):
+    (tmp_path / name).write_bytes(b'{"default": {}}')
+  with pytest.raises(UserError) as e:
+    sources.read_demonstrations(str(tmp_path))
+  assert e.value.file == str(tmp_path / "a.json")
+
+
+def test_a_record_in_a_json_file_is_read(tmp_path):
+  make(tmp_path, "a.jsonl", "b.json")
+  (tmp_path / "c.json").write_bytes(GOOD * 2)
+  found, _ = sources.read_demonstrations(str(tmp_path))
+  assert len(found) == 4
+
+
+def test_what_is_ignored_is_printed(tmp_path, capsys):
+  make(tmp_path, "a.jsonl", "x.csv")
+  (tmp_path / "empty.jsonl").write_bytes(b"")
+  assert command.main([str(tmp_path)]) == 0
+  out = capsys.readouterr().out
+  assert "x.csv" in out and "empty.jsonl" in out
+
+
+# What files are.
+
+NOT_TEXT = {
+  "bzip2": ("x.jsonl.bz2", bz2.compress(GOOD * 9), "compressed_file"),
+  "bzip2 as jsonl": ("x.jsonl", bz2.compress(GOOD * 9), "compressed_file"),
+  "gzip twice": (
+    "x.jsonl.gz", gzip.compress(gzip.compress(GOOD)), "compressed_file",
+  ),
+  "zip in gzip": ("x.txt.gz", gzip.compress(b"PK\x03\x04aaaa"), "archive"),
+  "no gzip": ("x.jsonl.gz", GOOD, "bad_gzip"),
+  "zip as json": ("x.json", b"PK\x03\x04\x14\x00\x00\x00", "archive"),
+  "parquet": ("x.parquet", b"PAR1\x15\x04\x15\x10\x15", "binary_file"),
+  "parquet as txt": ("x.txt", b"PAR1\x15\x04\x15\x10\x15", "binary_file"),
+  "pointer as gz": (
+    "x.jsonl.gz", b"version https://git-lfs.github.com/spec/v1\n",
+    "lfs_pointer",
+  ),
+  "pointer as txt": (
+    "x.txt", b"version https://git-lfs.github.com/spec/v1\n", "lfs_pointer",
+  ),
+  "page as json": ("x.json", b"<!DOCTYPE html><html>404", "html_page"),
+  "page as txt": ("x.txt", b"\xef\xbb\xbf<html><body>", "html_page"),
+  "csv": ("x.csv", b"prompt,completion\na,b\n", "unknown_kind"),
+  "csv in gzip": ("x.csv.gz", gzip.compress(b"a,b\n1,2\n"), "unknown_kind"),
+  "tsv": ("x.TSV", b"a\tb\n1\t2\n", "unknown_kind"),
+  "UTF-16 without a mark": ("x.txt", "A river\n".encode("utf-16-le"), "utf16"),
+  "UTF-16BE without a mark": (
+    "x.jsonl", GOOD.decode().encode("utf-16-be"), "utf16",
+  ),
+  "UTF-16 read as latin-1": (
+    "x.txt", "A river\n".encode("utf-16").decode("latin-1").encode(),
+    "nul_characters",
+  ),
+  "UTF-16 cut": ("x.txt", b"\xff\xfea\0b", "not_utf8"),
+  "NULs at the end": ("x.txt", b"text" + bytes(4096) + b"\n", "nul_characters"),
+  "NULs in JSON": (
+    "x.jsonl",
+    json.dumps({"text": "A\0 \0r\0i\0v\0e\0r\0"}).encode(), "nul_characters",
+  ),
+  "bytes": ("x.txt", bytes(range(256)) * 9, "binary_file"),
+  "cut in a character": ("x.txt", "a bird é".encode()[:-1], "cut_short"),
+  "latin-1": ("x.txt", b"a caf\xe9\n", "not_utf8"),
+  "long number": ("x.jsonl", b'{"text": "a", "n": %s}' % (b"9" * 5000),
+                  "bad_json"),
+  "long number in an array": (
+    "x.json", b'[{"text": "a", "n": %s}]' % (b"9" * 5000), "bad_json",
+  ),
+  "JSON lines as txt": ("x.txt", b'{"text": "a"}\n{"text": "b"}\n',
+                        "json_in_txt"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NOT_TEXT)
+def test_what_is_no_text_is_named(name, tmp_path):
+  file, content, code = NOT_TEXT[name]
+  path = tmp_path / file
+  path.write_bytes(content)
+  with pytest.raises(UserError) as e:
+    sources.read_documents(str(path))
+  assert (e.value.code, e.value.file) == (code, str(path))
+  assert e.value.line == 1 and e.value.fix
+  assert "latin1" not in e.value.fix
+  if "number" in name:
+    assert "4300 digits" in e.value.problem
+
+
+@pytest.mark.parametrize(
+  "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "utf-16-be-mark"]
+)
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+def test_marked_encodings_and_newlines_are_read(tmp_path, encoding, newline):
+  texts = ["a café", "日本語", "𝒜 river"]
+  lines = [json.dumps({"text": t}, ensure_ascii=False) for t in texts]
+  text = newline.join([*lines, ""])
+  if encoding == "utf-16-be-mark":
+    content = ("\ufeff" + text).encode("utf-16-be")
+  else:
+    content = text.encode(encoding)
+  (tmp_path / "a.jsonl").write_bytes(content)
+  found, _ = sources.read_documents(str(tmp_path / "a.jsonl"))
+  assert [d.text for d in found] == texts
+  (tmp_path / "a.txt").write_bytes(newline.join(texts).encode("utf-8-sig"))
+  found, _ = sources.read_documents(str(tmp_path / "a.txt"))
+  assert [d.text for d in found] == ["\n".join(texts)]
+
+
+def test_marks_between_joined_files_are_removed(tmp_path):
+  mark = "\ufeff".encode()
+  (tmp_path / "a.jsonl").write_bytes(mark + GOOD + mark + GOOD)
+  found, _ = sources.read_demonstrations(str(tmp_path / "a.jsonl"))
+  assert len(found) == 2
+  (tmp_path / "a.txt").write_bytes(
+    mark + mark + b"a\n" + mark + b"b \xef\xbb\xbf"
+  )
+  found, _ = sources.read_documents(str(tmp_path / "a.txt"))
+  assert found[0].text == "a\nb \ufeff"
+
+
+def test_few_nul_characters_are_text(tmp_path):
+  (tmp_path / "a.txt").write_bytes(b"a\0b c")
+  (tmp_path / "a.jsonl").write_bytes(b'{"text": "a\\u0000b"}')
+  for name, text in (("a.txt", "a\0b c"), ("a.jsonl", "a\0b")):
+    found, _ = sources.read_documents(str(tmp_path / name))
+    assert [d.text for d in found] == [text]
+
+
+def test_a_long_line_is_read(tmp_path):
+  text = "word " * 1_000_000
+  (tmp_path / "a.jsonl").write_text(json.dumps({"text": text}))
+  found, _ = sources.read_documents(str(tmp_path / "a.jsonl"))
+  assert len(found[0].text.split()) == 1_000_000
+
+
+def test_other_texts_by_name_are_documents(tmp_path):
+  for name in ("a.md", "b.tex", "c", "d.txt"):
+    (tmp_path / name).write_bytes(b"{\\bf a} text, with, commas")
+    found, _ = sources.read_documents(str(tmp_path / name))
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize(
+  "missing, there, near",
+  [
+    ("nope.jsonl", "opt", False),
+    ("nope.jsonl", "other.jsonl", False),
+    ("test.jsonl", "train.jsonl", False),
+    ("train.json", "train.jsonl", True),
+    ("train.jsonl.gz", "train.jsonl", True),
+    ("trian.jsonl", "train.jsonl", True),
+    ("trian.jsonl", "train.csv", False),
+    ("dataa", "data", True),
+    ("dataa.jsonl", "data", False),
+  ],
+)
+def test_only_a_near_name_of_the_kind_is_suggested(
+  tmp_path, missing, there, near
+):
+  if "." in there:
+    make(tmp_path, there)
+  else:
+    (tmp_path / there).mkdir()
+  with pytest.raises(UserError) as e:
+    sources.expand(str(tmp_path / missing))
+  assert (e.value.code, e.value.file) == (
+    "no_such_file", str(tmp_path / missing),
+  )  # fmt: skip
+  assert (str(tmp_path / there) in e.value.fix) == near

@@ -1,11 +1,16 @@
 """Files are whole or absent; a workdir belongs to one run."""
 
 import errno
+import functools
 import json
 import os
+import pathlib
+import socket
+import stat
 import subprocess
 import sys
 import textwrap
+import threading
 
 import numpy as np
 import pytest
@@ -190,3 +195,188 @@ def test_a_config_that_is_not_a_runs_is_refused(tmp_path, text):
   with pytest.raises(UserError, match="not the config of a run"):
     files.claim_workdir(tmp_path, "ppo", CONFIG)
   assert (tmp_path / "config.json").read_text() == text
+
+
+def _read_in_thread(path):
+  """Reads a pipe to its end, beside the test; join the thread, then look."""
+  contents = []
+  thread = threading.Thread(
+    target=lambda: contents.append(path.read_bytes()), daemon=True
+  )
+  thread.start()
+  return thread, contents
+
+
+def test_a_pipe_is_written_into_and_stays(tmp_path):
+  path = tmp_path / "pipe"
+  os.mkfifo(path)
+  thread, contents = _read_in_thread(path)
+  files.write_jsonl_atomic(path, [{"a": 1}, {"a": 2}])
+  thread.join(10)
+  assert contents == [b'{"a": 1}\n{"a": 2}\n']
+  assert stat.S_ISFIFO(path.stat().st_mode)
+  assert os.listdir(tmp_path) == ["pipe"]
+
+
+def test_a_link_to_a_pipe_is_written_into_and_stays(tmp_path):
+  os.mkfifo(tmp_path / "pipe")
+  (tmp_path / "link").symlink_to("pipe")
+  thread, contents = _read_in_thread(tmp_path / "pipe")
+  files.write_text_atomic(tmp_path / "link", "text")
+  thread.join(10)
+  assert contents == [b"text"]
+  assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+  assert (tmp_path / "link").is_symlink()
+
+
+def test_a_device_is_written_into_and_stays(tmp_path):
+  path = tmp_path / "null"
+  try:
+    os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+    path.open("wb").close()
+  except OSError:
+    pytest.skip("devices cannot be made here")
+  files.write_text_atomic(path, "text")
+  assert stat.S_ISCHR(path.lstat().st_mode)
+  assert os.listdir(tmp_path) == ["null"]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_stays_and_its_target_is_replaced(tmp_path, there):
+  target = tmp_path / "deep" / "real.txt"
+  target.parent.mkdir()
+  if there:
+    target.write_text("old")
+  (tmp_path / "middle").symlink_to(target)
+  (tmp_path / "link").symlink_to("middle")
+  files.write_text_atomic(tmp_path / "link", "new")
+  assert target.read_text() == "new" and not target.is_symlink()
+  assert os.readlink(tmp_path / "link") == "middle"
+  assert os.listdir(target.parent) == ["real.txt"]
+
+
+def test_a_hard_link_to_the_target_keeps_the_old_text(tmp_path):
+  (tmp_path / "a").write_text("old")
+  os.link(tmp_path / "a", tmp_path / "b")
+  files.write_text_atomic(tmp_path / "a", "new")
+  assert (tmp_path / "b").read_text() == "old"
+
+
+def _socket(path):
+  with socket.socket(socket.AF_UNIX) as server:
+    server.bind(str(path))
+
+
+@pytest.mark.parametrize(
+  "make", [pathlib.Path.mkdir, _socket], ids=["directory", "socket"]
+)
+def test_what_cannot_be_written_to_is_refused(tmp_path, monkeypatch, make):
+  monkeypatch.chdir(tmp_path)  # names of sockets have to be short
+  path = pathlib.Path("a")
+  make(path)
+  before = path.lstat()
+  with pytest.raises(UserError) as caught:
+    files.write_text_atomic(path, "text")
+  assert (caught.value.code, caught.value.file) == ("not_a_file", "a")
+  with pytest.raises(UserError) as caught:
+    files.check_output(path, field="--output", overwrite=True)
+  assert (caught.value.code, caught.value.field) == ("not_a_file", "--output")
+  assert path.lstat().st_mode == before.st_mode
+
+
+def test_a_link_that_leads_to_itself_is_an_error(tmp_path):
+  (tmp_path / "a").symlink_to("b")
+  (tmp_path / "b").symlink_to("a")
+  with pytest.raises(UserError, match="leads to itself") as caught:
+    files.write_text_atomic(tmp_path / "a", "text")
+  assert caught.value.file == str(tmp_path / "a")
+  assert (tmp_path / "a").is_symlink()
+
+
+def test_modes(tmp_path):
+  """A new file follows the umask; one that is replaced keeps its mode."""
+  mask = os.umask(0o027)
+  try:
+    files.write_text_atomic(tmp_path / "new", "text")
+    (tmp_path / "secret").write_text("old")
+    (tmp_path / "secret").chmod(0o600)
+    files.write_text_atomic(tmp_path / "secret", "new")
+  finally:
+    os.umask(mask)
+  assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o640
+  assert stat.S_IMODE((tmp_path / "secret").stat().st_mode) == 0o600
+
+
+def test_a_descriptor_is_written_into_where_it_stands(tmp_path):
+  path = tmp_path / "log"
+  with open(path, "wb") as file:
+    file.write(b"before\n")
+    file.flush()
+    name = f"/dev/fd/{file.fileno()}"
+    files.check_output(name, field="--output", overwrite=False)
+    files.write_text_atomic(name, "text\n")
+    file.write(b"after\n")
+  assert path.read_bytes() == b"before\ntext\nafter\n"
+
+
+def test_a_long_name_can_be_written(tmp_path):
+  path = tmp_path / ("ü" * 127)
+  files.write_text_atomic(path, "text")
+  assert path.read_text() == "text"
+  with pytest.raises(UserError, match="too long a name"):
+    files.write_text_atomic(tmp_path / ("x" * 300), "text")
+
+
+def test_outputs_are_checked_before_there_are_any(tmp_path):
+  path = tmp_path / "a"
+  check = functools.partial(files.check_output, field="--output")
+  check(path, overwrite=False)
+  check(tmp_path / "new" / "a", overwrite=False)
+  path.write_text("old")
+  check(path, overwrite=True)
+  with pytest.raises(UserError) as caught:
+    check(path, overwrite=False)
+  assert caught.value.code == "output_exists"
+  assert (caught.value.file, caught.value.field) == (str(path), "--output")
+  with pytest.raises(UserError) as caught:
+    check(path / "b", overwrite=True)
+  assert caught.value.field == "--output"
+  os.mkfifo(tmp_path / "pipe")
+  check(tmp_path / "pipe", overwrite=False)
+
+
+def test_a_directory_without_permission_is_refused_early(tmp_path, monkeypatch):
+  monkeypatch.setattr(os, "access", lambda *args: False)
+  with pytest.raises(UserError) as caught:
+    files.check_output(tmp_path / "a", field="--output", overwrite=False)
+  assert caught.value.code == "output_unwritable"
+  assert caught.value.file == str(tmp_path)
+
+
+def test_names_that_are_not_utf8_are_written_and_read_back(tmp_path):
+  value = {"path": "caf\udce9", "half": "\ud800"}
+  files.write_json_atomic(tmp_path / "a.json", value)
+  assert files.read_json(tmp_path / "a.json") == value
+  files.write_jsonl_atomic(tmp_path / "a.jsonl", [value])
+  assert json.loads((tmp_path / "a.jsonl").read_text()) == value
+  files.write_text_atomic(tmp_path / "a.txt", value["path"])
+  assert (tmp_path / "a.txt").read_text() == "caf\\udce9"
+
+
+@pytest.mark.parametrize(
+  "text, words",
+  [("9" * 5000, "4300 digits"), ("[" * 100_000, "nested too deeply")],
+)
+def test_json_that_python_cannot_hold(tmp_path, text, words):
+  (tmp_path / "a.json").write_text(text)
+  with pytest.raises(UserError, match=words) as caught:
+    files.read_json(tmp_path / "a.json")
+  assert (caught.value.code, caught.value.line) == ("bad_json", 1)
+
+
+def test_a_pointer_in_place_of_a_file_is_named(tmp_path):
+  path = tmp_path / "a.json"
+  path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:a\n")
+  with pytest.raises(UserError) as caught:
+    files.read_json(path)
+  assert (caught.value.code, caught.value.file) == ("lfs_pointer", str(path))

@@ -66,6 +66,8 @@ class FileReport:
   format: str
   records: int
   skipped: dict[str, int]
+  # reason -> line of the first value that is skipped for it
+  first_skips: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +87,15 @@ class Report:
     for f in self.files:
       total.update(f.skipped)
     return dict(total)
+
+  @property
+  def first_skips(self) -> dict[str, str]:
+    """Reason -> file and line of the first value that is skipped for it."""
+    first: dict[str, str] = {}
+    for f in self.files:
+      for reason, line in f.first_skips.items():
+        first.setdefault(reason, f"{f.path}:{line}")
+    return first
 
   def __str__(self) -> str:
     lines = []
@@ -504,7 +515,9 @@ def _read_file(
     kept += usable
   if not kept and must:
     _nothing_left(path, name, wanted, skipped, first_skip, others)
-  return kept, FileReport(path, name, len(kept), dict(skipped))
+  return kept, FileReport(
+    path, name, len(kept), dict(skipped), dict(first_skip)
+  )
 
 
 def _nothing_left(

@@ -153,8 +153,11 @@ def ignore_constant_users(
   for user, count in counts.most_common(1):
     if count >= max(_CONSTANT_RECORDS, _CONSTANT_SHARE * len(records)):
       ignored.add(user)
-  if not ignored:
-    return list(records), drops
+    elif count >= max(_CONSTANT_RECORDS, len(records) / 2):
+      drops.remarks.append(
+        f"one user, {user!r}, has {count} of {len(records)} records, which are"
+        " all in one split"
+      )
   for user in sorted(ignored):
     drops.remarks.append(
       f"{counts[user]} of {len(records)} records have the user_id {user!r},"
@@ -226,7 +229,7 @@ def drop_long(
   return stay, drops
 
 
-def _replies(record: _Record) -> tuple[str, ...]:
+def replies(record: _Record) -> tuple[str, ...]:
   if isinstance(record, Demonstration):
     return (record.completion,)
   return record.completions if isinstance(record, Ranking) else ()
@@ -241,13 +244,13 @@ def drop_cut(
   `data.max_response_tokens`, the best stays. A ranking of which one completion
   or one rank stays is dropped.
   """
-  replies = [_replies(r) for r in records]
+  texts_of = [replies(r) for r in records]
   encoded = iter(
-    transforms.encode_uncut([c for r in replies for c in r], tokenizer, data)
+    transforms.encode_uncut([c for r in texts_of for c in r], tokenizer, data)
   )
   stay: list[_P] = []
   drops = Drops()
-  for record, texts in zip(records, replies, strict=True):
+  for record, texts in zip(records, texts_of, strict=True):
     ids = [next(encoded) for _ in texts]
     cut = sum(len(i) > data.max_response_tokens for i in ids)
     drops.replies += len(texts)
@@ -300,7 +303,7 @@ def _distinct(
 def _texts(record: _Record) -> Iterator[str]:
   for turn in record.turns:
     yield turn.text
-  yield from _replies(record)
+  yield from replies(record)
 
 
 def drop_personal(records: Iterable[_P]) -> tuple[list[_P], Drops]:

@@ -78,15 +78,16 @@ _CODE_LINE = re.compile(
     | (?:elif|elsif|except|catch|if|for|while|with|foreach|switch|unless)\b
       .{0,200}(?:[:{]|\bdo|\bthen)[ \t]*$
     | (?:from[ ]+[\w.]+[ ]+import\b|import[ ]+[\w.*{"'][^.!?]{0,200}$)
-    | (?:export|require|require_once|include|using|use)\b[ (]+['"\w][^ ]{0,100};?$
+    | (?:export|require|require_once|include|using|use)\b[ (]+['"\w]
+      [^ ]{0,100}$
     | (?:\#include|\#define|\#!/|//|/\*|<\?php|\\[a-zA-Z@]+[\[{@]|\\make)
     | (?:SELECT|INSERT[ ]INTO|UPDATE|DELETE[ ]FROM|DECLARE|CREATE|ALTER|EXEC)\b
     | (?:declare|set|select|exec)[ ]+@\w
     | [\w$@%.\[\]:*&<>'"]{1,60}(?:[ ][\w$@%.\[\]:*&<>'"]{1,60}){0,3}[ ]*
       (?:[-+*/|&.:%^]|\|\||&&)?=[ ]?(?![=\s])
     | [\w.:>$@-]{1,80}\([^()]{0,200}\)[;,]?[ \t]*$
-    | @\w+[ ]+(?:[\w.]{1,60}\(|[\d"':\[{]|(?:public|private|protected|static|final
-      |class|void|abstract|override|func|var|let|val|weak|interface|fun|int
+    | @\w+[ ]+(?:[\w.]{1,60}\(|[\d"':\[{]|(?:public|private|protected|static
+      |final|class|void|abstract|override|func|var|let|val|weak|interface|fun|int
       |double|float|boolean|bool|string)\b)
     | (?:my|our|local|push|unshift|splice|foreach|puts|print|say|return|echo)
       [ (]+[\\]?[@%$]\w
@@ -94,8 +95,10 @@ _CODE_LINE = re.compile(
   )
   | ^\t@\w
   | [;{}][ \t]*$
-  | [\w)\]]\(\) | \w->\w | [^-\s]?=>[ ] | \w::\w | [^=!<>]==[^=] | &&[ ] | \$[A-Za-z_]\w*[ ]*[;=)\[-]
-  | </[A-Za-z] | =[ ]*@\w | [@$%]\w{1,60}[ ]*[\[{=] | \\@\w | @\w{1,60}\)[ ]*[;{] | ['"]@[\w-]{1,60}/""",
+  | [\w)\]]\(\) | \w->\w | [^-\s]?=>[ ] | \w::\w | [^=!<>]==[^=] | &&[ ]
+  | \$[A-Za-z_]\w{0,60}[ ]*[;=)\[-] | </[A-Za-z] | =[ ]*@\w
+  | [@$%]\w{1,60}[ ]*[\[{=] | \\@\w | @\w{1,60}\)[ ]*[;{]
+  | ['"]@[\w-]{1,60}/""",
   re.VERBOSE,
 )  # fmt: skip
 _FENCE = re.compile(r"^[ \t]{0,8}(?:```|~~~)")
@@ -157,7 +160,8 @@ _HANDLE = re.compile(
 _DECORATOR = re.compile(
   r"[ \t]*@\w{1,60}[ \t]*\n[ \t]*(?:@\w|(?:async|def|class|func|fun|public"
   r"|private|protected|static|final|export|const|var|let|val|void|override"
-  r"|abstract|interface|struct|type|enum|data|suspend|[\w<>\[\]]{1,40} \w+\()\b)"
+  r"|abstract|interface|struct|type|enum|data|suspend)\b"
+  r"|[\w<>\[\]]{1,40} \w{1,60}\()"
 )
 _CODE_NAMES = frozenset(
   """media import keyframes charset supports page namespace include mixin

@@ -156,15 +156,7 @@ def evaluation_prompts(
     UserError: the split has no prompts.
   """
   parts = prompts(data, tokenizer)
-  pool = getattr(parts, section.split)
-  if not pool:
-    raise UserError(
-      f"there is no {section.split} prompt to evaluate on"
-      f" ({', '.join(f'{len(v)} {k}' for k, v in parts._asdict().items())})",
-      field="data.prompts",
-      fix=_other_split(parts, section.split, data),
-      code="no_evaluation_prompts",
-    )
+  pool = _evaluated(parts, section.split, data)
   choosing = parts.train
   if parts.valid and section.split != "valid":
     choosing = parts.valid
@@ -185,6 +177,36 @@ def _other_split(parts: Splits, split: str, data: config_lib.Data) -> str:
   return "; or ".join(fixes)
 
 
+def require_evaluation(
+  data: config_lib.Data, section: config_lib.Evaluation
+) -> None:
+  """Refuses sources that a later evaluation could not draw from.
+
+  Args:
+    data: the run's data section.
+    section: says which split is evaluated on.
+  """
+  parts = _curated("prompts", data, None, tell=False)
+  _evaluated(parts, section.split, data)
+  evaluation_documents(data, section.split, tell=False)
+
+
+def _evaluated(
+  parts: Splits, split: str, data: config_lib.Data
+) -> list[Prompt]:
+  """The prompts of a split, or an error that says how to get some."""
+  pool = getattr(parts, split)
+  if not pool:
+    counts = ", ".join(f"{len(v)} {k}" for k, v in parts._asdict().items())
+    raise UserError(
+      f"there is no {split} prompt to evaluate on ({counts})",
+      field="data.prompts",
+      fix=_other_split(parts, split, data),
+      code="no_evaluation_prompts",
+    )
+  return pool
+
+
 def _draw(pool: Sequence[Prompt], count: int, key: str) -> list[Prompt]:
   """Prompts drawn by a hash of their text."""
 
@@ -195,8 +217,13 @@ def _draw(pool: Sequence[Prompt], count: int, key: str) -> list[Prompt]:
   return sorted(pool, key=place)[:count]
 
 
-def documents(data: config_lib.Data) -> Splits:
-  """Documents, split by a hash of their text."""
+def documents(data: config_lib.Data, *, tell: bool = True) -> Splits:
+  """Documents, split by a hash of their text.
+
+  Args:
+    data: the run's data section.
+    tell: whether counts and warnings are shown.
+  """
   field = "data.pretraining"
   records, report = sources.read_documents(
     _required(data.pretraining, field, "documents")
@@ -207,24 +234,28 @@ def documents(data: config_lib.Data) -> Splits:
   causes = drops.causes(none, report.skipped, report.first_skips)
   drops.judge(field, causes, total, data)
   curation.require(parts, none, field, report.skipped)
-  _tell(field, report, none, parts)
-  for line in drops.warnings(field, none, causes, total):
-    say(line)
+  if tell:
+    _tell(field, report, none, parts)
+    for line in drops.warnings(field, none, causes, total):
+      say(line)
   return Splits(**parts)
 
 
-def evaluation_documents(data: config_lib.Data, split: str) -> list[Document]:
+def evaluation_documents(
+  data: config_lib.Data, split: str, *, tell: bool = True
+) -> list[Document]:
   """Documents on which an LM loss is measured.
 
   Args:
     data: the run's data section.
     split: the evaluation's; train takes documents that were trained on, any
       other the validation documents, or else those of test.
+    tell: whether counts and warnings are shown.
 
   Raises:
     UserError: no document is held out.
   """
-  parts = documents(data)
+  parts = documents(data, tell=tell)
   if split == "train":
     return parts.train
   if not (parts.valid or parts.test):

@@ -213,10 +213,9 @@ def test_every_detector_is_linear(name):
     body = "".join(
       rng.choices(LETTERS if name == "random" else "01 -", k=CHARS)
     )
-  affixes = [(start, "") for start in STARTS] + [("", end) for end in ENDS]
-  for start, end in rng.sample(affixes, 2):
-    for _, _, detect in personal.DETECTORS:
-      began = time.process_time()
-      detect(start + body + end)
-      # Quadratic patterns take minutes; linear ones less than half a second.
-      assert time.process_time() - began < 5
+  text = rng.choice(STARTS) + body + rng.choice(ENDS)
+  for _, _, detect in personal.DETECTORS:
+    began = time.process_time()
+    detect(text)
+    # Quadratic patterns take minutes; linear ones less than half a second.
+    assert time.process_time() - began < 5

@@ -427,7 +427,8 @@ class Data(Checked):
   )
   common_prefix_chars: int = option(
     200,
-    "prompts that share their first so many characters are one; 0 is off",
+    "of --data.prompts alone: prompts whose last turns share this many"
+    " characters at the start count as one; 0 compares whole prompts",
     unit="characters",
     paper="A [P], length [I]",
     minimum=0,
@@ -448,6 +449,13 @@ class Data(Checked):
     paper="A [P], share [I]",
     minimum=0.0,
     maximum=0.5,
+  )
+  max_dropped: float = option(
+    0.5,
+    "largest share of a source that may be dropped or skipped; more is an"
+    " error, unless the flag of the largest cause is given",
+    minimum=0.0,
+    maximum=1.0,
   )
   explicit: str = option(
     "",
@@ -796,6 +804,12 @@ class Evaluation(Checked):
 
   prompts: int = option(
     1000, "held-out prompts", unit="prompts", paper="3,196 [P]", minimum=1
+  )
+  split: str = option(
+    "test",
+    "split of --data.prompts that is evaluated on; train measures on prompts"
+    " that models have been trained on",
+    choices=("test", "valid", "train"),
   )
   samples: int = option(
     2, "samples a prompt at temperature 1", unit="samples", minimum=1

@@ -1,22 +1,44 @@
-"""Says what data files hold: python -m instructgpt_jax.data PATH...
+"""Describes data files: python -m instructgpt_jax.data PATH... [--preset=tiny]
 
-For each file: the format it is recognised as, how many records of which kind,
-how long they are in tokens, what was skipped, and what curation would drop.
+For each file: the format it is recognised as, how many records of which kind it
+has, how long they are, what was skipped, what curation would drop at the limits
+of a preset or of the flags given, and one record as the model sees it.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
 import dataclasses
 import re
 import sys
+import zlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from instructgpt_jax import config, streams
-from instructgpt_jax.data import curation, paths, records, sources, tokenizer
+from instructgpt_jax import config, presets, streams
+from instructgpt_jax.data import (
+  curation,
+  drops,
+  paths,
+  records,
+  sources,
+  splits,
+  tokenizer,
+  transforms,
+)
 from instructgpt_jax.errors import UserError
+
+_SOURCES = ("demonstrations", "comparisons", "prompts", "pretraining")
+_FLAGS_OF = {
+  records.Demonstration: "data.demonstrations",
+  records.Ranking: "data.comparisons",
+  records.Prompt: "data.prompts",
+  records.Document: "data.pretraining",
+}
+_SHOWN_CHARS = 240
 
 
 class _Words(tokenizer.Tokenizer):
@@ -26,77 +48,224 @@ class _Words(tokenizer.Tokenizer):
     super().__init__(base_size=1, pad_id=-1, eos_id=-1)
 
   def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-    return [[0] * len(re.findall(r"\S+", t)) for t in texts]
+    return [
+      [zlib.crc32(w.encode()) >> 1 for w in re.findall(r"\S+", t)]
+      for t in texts
+    ]
 
 
-def _statistics(lengths: Sequence[int]) -> str:
-  x = np.asarray(lengths)
-  return (
-    f"mean {x.mean():.1f}, deviation {x.std():.1f}, median"
-    f" {np.median(x):.0f}, max {x.max()}"
-  )
+@dataclasses.dataclass(frozen=True)
+class File:
+  """What one file holds."""
+
+  records: list[Any]
+  report: sources.FileReport
+
+  def of_kind(self, kind: type) -> list[Any]:
+    """The records of one kind."""
+    return [r for r in self.records if isinstance(r, kind)]
 
 
-def _lengths(coder, texts: Sequence[str]) -> list[int]:
-  return [len(ids) for ids in coder.encode_batch(texts)]
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """What files are judged by.
+
+  Attributes:
+    data: limits, tags and shares.
+    tokenizer: counts tokens; words where none is given.
+    unit: what the tokenizer counts.
+  """
+
+  data: config.Data
+  tokenizer: tokenizer.Tokenizer
+  unit: str
 
 
-def describe(path: str, data: config.Data, coder, unit: str) -> str:
-  """The report on one file, as text."""
-  found, report = sources.read_any(path)
-  lines = [f"{path}", f"  recognised as: {report.format}"]
-  for reason, n in report.skipped.items():
-    lines.append(f"  skipped: {n} {reason}")
-  lines += [
-    f"  {line}" for line in sources.remarks(report.unused, report.notes)
-  ]
-  if not found:
-    reasons = ", ".join(f"{n} {why}" for why, n in report.skipped.items())
+# One file.
+
+
+def _read(path: str) -> File:
+  file = File(*sources.read_any(path))
+  if not file.records:
+    skipped = file.report.skipped.items()
     raise UserError(
-      f"no record is left of it: {reasons}",
+      "no record is left of it: "
+      + ", ".join(f"{n} {why}" for why, n in skipped),
       file=path,
       line=1,
       fix="see docs/data.md for what is skipped, and why",
       code="nothing_left",
     )
+  return file
+
+
+def describe(file: File, settings: Settings) -> list[str]:
+  """Returns the report on one file, as lines."""
+  report = file.report
+  lines = [report.path, f"  recognised as: {report.format}"]
+  for reason, n in report.skipped.items():
+    lines.append(f"  skipped: {n} {reason}")
+  lines += [
+    f"  {line}" for line in sources.remarks(report.unused, report.notes)
+  ]
   for kind, plural in sources.KIND_NAMES.items():
-    mine = [r for r in found if isinstance(r, kind)]
-    if not mine:
-      continue
-    lines.append(f"  {plural}: {len(mine)}")
-    if kind is records.Document:
-      texts = [r.text for r in mine]
-      lines.append(f"    {unit}: {_statistics(_lengths(coder, texts))}")
-      shares = curation.split_documents(mine, data)
-    else:
-      texts = [records.prompt_text(r.turns, data) for r in mine]
-      lines.append(f"    prompt {unit}: {_statistics(_lengths(coder, texts))}")
-      if kind is records.Demonstration:
-        replies = [r.completion for r in mine]
-      elif kind is records.Ranking:
-        replies = [c for r in mine for c in r.completions]
-        sizes = np.bincount([len(r.ranks) for r in mine])
-        counts = ", ".join(f"{n} of K={k}" for k, n in enumerate(sizes) if n)
-        lines.append(f"    completions a prompt: {counts}")
-      else:
-        replies = []
-      if replies:
-        lines.append(
-          f"    completion {unit}: {_statistics(_lengths(coder, replies))}"
-        )
-      shares, dropped = curation.curate(mine, data, coder)
-      for reason, n in dropped.items():
-        lines.append(f"    curation drops: {n} {reason}")
-      if not dropped:
-        lines.append("    curation drops: nothing")
+    found = file.of_kind(kind)
+    if found:
+      lines.append(f"  {plural}: {len(found)}")
+      lines += _lengths(found, settings)
+      lines += _judged(found, report.skipped, settings)
+      lines += _as_seen(found[0], settings)
+  return lines
+
+
+def _statistics(texts: Sequence[str], settings: Settings) -> str:
+  x = np.array([len(i) for i in settings.tokenizer.encode_batch(texts)])
+  return (
+    f"{settings.unit}: mean {x.mean():.1f}, deviation {x.std():.1f}, median"
+    f" {np.median(x):.0f}, max {x.max()}"
+  )
+
+
+def _lengths(found: Sequence[Any], settings: Settings) -> list[str]:
+  """How long records of one kind are."""
+  if isinstance(found[0], records.Document):
+    return ["    " + _statistics([r.text for r in found], settings)]
+  prompts = [records.prompt_text(r.turns, settings.data) for r in found]
+  lines = ["    prompt " + _statistics(prompts, settings)]
+  if isinstance(found[0], records.Ranking):
+    sizes = collections.Counter(len(r.ranks) for r in found)
+    counts = ", ".join(f"{n} of K={k}" for k, n in sorted(sizes.items()))
+    lines.append(f"    completions a prompt: {counts}")
+  replies = [c for r in found for c in curation.replies(r)]
+  if replies:
+    lines.append("    completion " + _statistics(replies, settings))
+  return lines
+
+
+# What a stage would do with it.
+
+
+def _judged(
+  found: Sequence[Any], skipped: dict[str, int], settings: Settings
+) -> list[str]:
+  """What curation drops, warnings, a refusal, and the splits."""
+  data, field = settings.data, _FLAGS_OF[type(found[0])]
+  if isinstance(found[0], records.Document):
+    parts, dropped = splits.split_documents(found, data), drops.Drops()
+  else:
+    parts, dropped = curation.curate(found, data, settings.tokenizer)
+  lines = [f"    curation drops: {n} {reason}" for reason, n in dropped.items()]
+  lines = lines or ["    curation drops: nothing"]
+  if dropped.cut:
     lines.append(
-      "    splits: " + ", ".join(f"{len(v)} {k}" for k, v in shares.items())
+      f"    curation cuts: {dropped.cut} of {dropped.replies} replies at"
+      f" {data.max_response_tokens} {settings.unit}"
     )
-  return "\n".join(lines)
+  if dropped.templates:
+    lines.append(
+      f"    {dropped.templates} prompts with a shared beginning are compared"
+      " from where they differ"
+    )
+  total = len(found) + sum(skipped.values())
+  causes = drops.causes(dropped, skipped, {})
+  lines += ["    " + w for w in drops.warnings(field, dropped, causes, total)]
+  try:
+    drops.judge(field, causes, total, data)
+    curation.require(parts, dropped, field, skipped)
+  except UserError as error:
+    lines.append(f"    a stage refuses it: {error}".replace("\n", "\n    "))
+  counts = ", ".join(f"{len(v)} {k}" for k, v in parts.items())
+  return [*lines, f"    splits: {counts}"]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-  streams.accept_all_text()
+# One record as the model sees it.
+
+
+def _as_seen(record: Any, settings: Settings) -> list[str]:
+  """A record's text with its token counts, where loss starts and it is cut."""
+  data, coder = settings.data, settings.tokenizer
+  lines = [f"    as the model sees {record.origin}:"]
+  if isinstance(record, records.Document):
+    ids = transforms.encode_documents([record.text], coder)[0]
+    text = _decoded(coder, ids, record.text)
+    return [*lines, f"      {_count(len(ids) + 1, settings)}: {text}<end>"]
+  prompt = transforms.encode_prompts([record.turns], coder, data)[0]
+  text = records.prompt_text(record.turns, data)
+  over = " (too long: dropped)" * (len(prompt) > data.max_prompt_tokens)
+  lines.append(
+    f"      prompt, {_count(len(prompt), settings)}{over}:"
+    f" {_decoded(coder, prompt, text)}"
+  )
+  if isinstance(record, records.Prompt):
+    return [*lines, "      a reply is sampled from here"]
+  if isinstance(record, records.Demonstration):
+    lines.append(f"      loss starts here, after {len(prompt)} {settings.unit}")
+  return lines + [_reply_line(record, c, settings) for c in _ranked(record)]
+
+
+def _ranked(record: Any) -> list[tuple[str, str]]:
+  """(label, reply) of each reply of a record, the best first."""
+  if isinstance(record, records.Demonstration):
+    return [("reply", record.completion)]
+  pairs = sorted(zip(record.ranks, record.completions, strict=True))
+  return [(f"rank {rank}", completion) for rank, completion in pairs]
+
+
+def _reply_line(record: Any, reply: tuple[str, str], settings: Settings) -> str:
+  data, coder = settings.data, settings.tokenizer
+  label, completion = reply
+  whole = transforms.encode_uncut([completion], coder, data)[0]
+  ids = whole[: data.max_response_tokens]
+  cut = len(ids) < len(whole)
+  # The end-of-text token is shown by its name.
+  body = ids if cut else ids[:-1]
+  text = _decoded(coder, body, records.completion_text(completion))
+  if cut and isinstance(coder, _Words):
+    text = _shown(" ".join(completion.split()[: len(body)]))
+  end = (
+    f"<cut, {len(whole) - len(ids)} {settings.unit} more, no end-of-text>"
+    if cut
+    else "<end-of-text>"
+  )
+  return f"      {label}, {_count(len(ids), settings)}: {text}{end}"
+
+
+def _count(n: int, settings: Settings) -> str:
+  return f"{n} {settings.unit}"
+
+
+def _decoded(coder: tokenizer.Tokenizer, ids: Any, text: str) -> str:
+  """What tokens say, or the text itself where words are counted."""
+  if not isinstance(coder, _Words):
+    text = coder.decode(ids)
+  return _shown(text)
+
+
+def _shown(text: str) -> str:
+  text = text.replace("\n", "\\n")
+  if len(text) > _SHOWN_CHARS:
+    half = _SHOWN_CHARS // 2
+    text = f"{text[:half]} … {text[-half:]}"
+  return text
+
+
+# The command line.
+
+
+def _value(kind: type) -> Any:
+  """Text of a flag → its value."""
+  if kind is not bool:
+    return kind
+
+  def parse(text: str) -> bool:
+    if text.lower() not in ("true", "false", "1", "0", "yes", "no"):
+      raise argparse.ArgumentTypeError(f"{text!r} is not true or false")
+    return text.lower() in ("true", "1", "yes")
+
+  return parse
+
+
+def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
     prog="python -m instructgpt_jax.data",
     description=__doc__,
@@ -112,37 +281,113 @@ def main(argv: Sequence[str] | None = None) -> int:
     "--tokenizer",
     default="",
     metavar="PATH",
-    help="what counts tokens: a sentencepiece .model, a tokenizer.json, or a"
-    " folder with encoder.json and vocab.bpe (default: words between blanks)",
+    help="what counts tokens: a workdir or model directory, a sentencepiece"
+    " .model, a tokenizer.json, or a folder with encoder.json and vocab.bpe"
+    " (default: words between blanks)",
+  )
+  parser.add_argument(
+    "--preset",
+    default="",
+    help="whose limits are taken: " + ", ".join(presets.NAMES),
   )
   for field in dataclasses.fields(config.Data):
-    if field.name in ("max_prompt_tokens", "common_prefix_chars",
-                      "max_prompts_per_user"):  # fmt: skip
-      parser.add_argument(
-        f"--{field.name}",
-        type=int,
-        default=field.default,
-        metavar="N",
-        help=f"{field.metadata['help']} (default: {field.default})",
-      )
-  args = parser.parse_args(argv)
-  try:
-    data = config.Data(
-      max_prompt_tokens=args.max_prompt_tokens,
-      common_prefix_chars=args.common_prefix_chars,
-      max_prompts_per_user=args.max_prompts_per_user,
+    if field.name in (*_SOURCES, "explicit"):
+      continue
+    parser.add_argument(
+      f"--data.{field.name}",
+      f"--{field.name}",
+      dest=field.name,
+      type=_value(type(field.default)),
+      default=None,
+      metavar="VALUE",
+      help=f"{field.metadata['help']} (default: the preset's, or"
+      f" {field.default!r})".replace("%", "%%"),
     )
-    if args.tokenizer:
-      coder, unit = tokenizer.load_tokenizer(args.tokenizer), "tokens"
-    else:
-      coder, unit = _Words(), "words"
-      print("Lengths are in words between blanks; give --tokenizer for tokens.")
-    for spec in args.paths:
-      listing = sources.list_files(spec)
-      for path in listing.files:
-        print(describe(path, data, coder, unit), flush=True)
+  return parser
+
+
+def _data(args: argparse.Namespace) -> config.Data:
+  """The data section of the preset, with the flags given."""
+  data = presets.sft(args.preset).data if args.preset else config.Data()
+  changes = {
+    f.name: value
+    for f in dataclasses.fields(config.Data)
+    if (value := getattr(args, f.name, None)) is not None
+  }
+  explicit = ",".join(sorted(changes))
+  return dataclasses.replace(data, **changes, explicit=explicit)
+
+
+def _settings(
+  args: argparse.Namespace, data: config.Data, files: Sequence[File]
+) -> tuple[Settings, str]:
+  """What files are judged by, and a sentence that says so."""
+  preset = args.preset
+  text = (
+    f"Limits{f' of the preset {preset}' if preset else ''}:"
+    f" {data.max_prompt_tokens} tokens a prompt, {data.max_response_tokens} a"
+    " reply."
+  )
+  if not preset and not data.explicit:
+    text += " These are the defaults; --preset=NAME takes those of a preset."
+  if args.tokenizer:
+    coder = tokenizer.load_tokenizer(args.tokenizer)
+    return Settings(data, coder, "tokens"), text
+  if preset:
+    coder = _trained(files, data, presets.sft(preset).tokenizer)
+    text += (
+      "\nTokens are those of a tokenizer trained on these files, as by a stage"
+      " without init_from; --tokenizer=PATH takes another."
+    )
+    return Settings(data, coder, "tokens"), text
+  text += (
+    "\nLengths are in words between blanks, so a stage drops and cuts more;"
+    " give --tokenizer=PATH for tokens."
+  )
+  return Settings(data, _Words(), "words"), text
+
+
+def _trained(
+  files: Sequence[File], data: config.Data, section: config.Tokenizer
+) -> tokenizer.Tokenizer:
+  """Trains a tokenizer on the files' documents, or else on all their texts."""
+  found = [r for f in files for r in f.records]
+  texts = [r.text for r in found if isinstance(r, records.Document)]
+  if not texts:
+    for record in found:
+      prompt = records.prompt_text(record.turns, data)
+      texts += [
+        prompt + records.completion_text(c) for c in curation.replies(record)
+      ] or [prompt]
+  return tokenizer.train_tokenizer(texts, section)
+
+
+def _judge_together(files: Sequence[File], settings: Settings) -> None:
+  """Prints what curation makes of the records of several files."""
+  for kind, plural in sources.KIND_NAMES.items():
+    parts = [part for f in files if (part := f.of_kind(kind))]
+    if len(parts) > 1:
+      found = [r for part in parts for r in part]
+      print(f"{plural} of {len(parts)} files together: {len(found)}")
+      print("\n".join(_judged(found, {}, settings)), flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Prints the report; returns the exit status."""
+  streams.accept_all_text()
+  args = _parser().parse_args(argv)
+  try:
+    data = _data(args)
+    listings = [sources.list_files(spec) for spec in args.paths]
+    files = [_read(path) for listing in listings for path in listing.files]
+    settings, text = _settings(args, data, files)
+    print(text)
+    for file in files:
+      print("\n".join(describe(file, settings)), flush=True)
+    for listing in listings:
       for line in paths.show_ignored(listing.ignored):
         print(line)
+    _judge_together(files, settings)
   except UserError as e:
     print(f"error: {e}", file=sys.stderr)
     return 2

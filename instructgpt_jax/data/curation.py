@@ -1,406 +1,388 @@
-"""Curation of prompts as in the paper's appendix A. Pure: records to records.
+"""Curation as in the paper's appendix A. Pure: records to records.
 
-Every function gives (kept records, {reason: count of what was dropped}).
+Every function returns (the records that stay, `Drops` with the number of those
+that go).
 """
 
 from __future__ import annotations
 
 import collections
-import hashlib
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import dataclasses
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
+import numpy as np
+
 from instructgpt_jax import config
+from instructgpt_jax.data import drops as drops_lib
 from instructgpt_jax.data import transforms
+from instructgpt_jax.data.drops import (
+  CUT_COMPLETIONS,
+  CUT_EQUAL,
+  DUPLICATE,
+  LONG,
+  PERSONAL,
+  PREFIX,
+  REPEATED,
+  USER_LIMIT,
+  Drops,
+)
+from instructgpt_jax.data.personal import personal_information
 from instructgpt_jax.data.records import (
-  SPLITS,
   Demonstration,
   Document,
   Prompt,
   Ranking,
   Turn,
 )
+from instructgpt_jax.data.splits import Splitter, normalised
 from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.errors import UserError
 
-Counts = dict[str, int]
 _P = TypeVar("_P", Prompt, Demonstration, Ranking)
 _R = TypeVar("_R", Prompt, Demonstration, Ranking, Document)
-_BLANKS = re.compile(r"\s+")
-PART_CHARS = 20_000
-
-DUPLICATE = "duplicate records"
-PREFIX = "prompts with the prefix of another"
-USER_LIMIT = "prompts over the limit of a user"
-LONG = "prompts over the token limit"
-
-
-def normalised(text: str) -> str:
-  """Lower case with every run of blanks as one space."""
-  return _BLANKS.sub(" ", text).strip().lower()
+_Record = Prompt | Demonstration | Ranking
+# A beginning that this many prompts share is a template, no repetition.
+TEMPLATE_PROMPTS = 10
+# One user with this share of the records is not one person.
+_CONSTANT_SHARE, _CONSTANT_RECORDS = 0.9, 10
+_PLACEHOLDERS = frozenset(
+  """anonymous anon unknown none null nil nan na n/a undefined default guest
+  nobody - -1 ? user""".split()
+)
 
 
-def _whole(turns: Sequence[Turn]) -> str:
-  return normalised("\n".join(t.text for t in turns))
+# Duplicates.
 
 
-def _first_user_turn(turns: Sequence[Turn]) -> str:
-  return next((normalised(t.text) for t in turns if t.role == "user"), "")
-
-
-def user_of(record: _P) -> str:
-  """Whose prompt it is: the user id, or else the prompt's first user turn.
-
-  So all records of a conversation that start alike belong together.
-  """
-  if record.user_id:
-    return "user:" + record.user_id
-  return "prompt:" + _first_user_turn(record.turns)
-
-
-def hash_fraction(key: str) -> float:
-  """A number in [0, 1) that depends on the text alone, on every machine."""
-  digest = hashlib.sha256(key.encode("utf-8")).digest()
-  return int.from_bytes(digest[:8], "big") / 2.0**64
-
-
-def _split_name(key: str, data: config.Data) -> str:
-  place = hash_fraction(key)
-  if place < data.valid_fraction:
-    return "valid"
-  return "test" if place < data.valid_fraction + data.test_fraction else "train"
-
-
-def split_of(record: _P, data: config.Data) -> str:
-  """The split of a record: what its file says, or else its user's hash.
-
-  It depends on nothing but the user (or prompt), so the same user is on the
-  same side in every file and every run.
-  """
-  return record.split or _split_name(user_of(record), data)
-
-
-def _identity(record: Prompt | Demonstration | Ranking) -> object:
-  if isinstance(record, Demonstration):
-    return record.completion
-  if isinstance(record, Ranking):
-    return (record.completions, record.ranks, record.labeler_id)
-  return None
+def _normalised(turns: Sequence[Turn]) -> tuple[tuple[str, str], ...]:
+  return tuple((t.role, normalised(t.text)) for t in turns)
 
 
 def deduplicate(
   records: Iterable[_P], data: config.Data
-) -> tuple[list[_P], Counts]:
-  """Drops prompts that share a long prefix, and records that are repeated.
+) -> tuple[list[_P], Drops]:
+  """Drops records that are repeated, and prompts that are nearly the same.
 
-  Two prompts are the same when their conversations, in lower case and with
-  single spaces, agree in the first `data.common_prefix_chars` characters, or,
-  where one of them is shorter, altogether. The first prompt of a group stays. A
-  demonstration or ranking with exactly that prompt stays too unless it is the
-  same in everything: several labelers may have worked on one prompt.
+  Demonstrations and rankings are dropped only when another one is the same in
+  everything. For prompts see `near_duplicates`. The first of a group stays.
   """
-  limit = data.common_prefix_chars
-  first: dict[str, str] = {}
-  seen: set[tuple[str, object]] = set()
-  kept: list[_P] = []
-  counts: collections.Counter[str] = collections.Counter()
+  stay: list[_P] = []
+  prompts: list[Prompt] = []
+  drops, identities = Drops(), set()
   for record in records:
-    whole = _whole(record.turns)
-    identity = (whole, _identity(record))
-    prefix = whole[:limit] if limit else whole
-    if first.setdefault(prefix, whole) != whole:
-      counts[PREFIX] += 1
-    elif identity in seen:
-      counts[DUPLICATE] += 1
+    if isinstance(record, Prompt):
+      identity: object = _normalised(record.turns)
     else:
-      seen.add(identity)
-      kept.append(record)
-  return kept, dict(counts)
+      identity = dataclasses.replace(record, origin="")
+    if identity in identities:
+      is_prompt = isinstance(record, Prompt)
+      drops.drop(REPEATED if is_prompt else DUPLICATE, record)
+      continue
+    identities.add(identity)
+    stay.append(record)
+    if isinstance(record, Prompt):
+      prompts.append(record)
+  if data.common_prefix_chars and prompts:
+    repeated, templates = near_duplicates(prompts, data.common_prefix_chars)
+    stay = [r for r in stay if id(r) not in repeated]
+    for prompt in repeated.values():
+      drops.drop(PREFIX, prompt)
+    drops.templates += templates
+  return stay, drops
+
+
+def near_duplicates(
+  prompts: Sequence[Prompt], chars: int
+) -> tuple[dict[int, Prompt], int]:
+  """Finds prompts whose last turn begins like that of an earlier prompt.
+
+  All turns before the last must be equal. A beginning that `TEMPLATE_PROMPTS`
+  prompts or more have in common is a template: these are compared from where
+  they differ. Texts are compared in lower case with single spaces.
+
+  Args:
+    prompts: distinct prompts.
+    chars: number of characters from which on two beginnings count as one.
+
+  Returns:
+    {id: prompt} of those that repeat another, in their order, and the number of
+    prompts that have a template.
+  """
+  groups: dict[object, list[tuple[int, str]]] = collections.defaultdict(list)
+  for i, prompt in enumerate(prompts):
+    *earlier, (_, last) = _normalised(prompt.turns)
+    groups[tuple(earlier)].append((i, last))
+  repeated: set[int] = set()
+  in_templates: set[int] = set()
+  pending = [(members, 0) for members in groups.values()]
+  while pending:
+    members, start = pending.pop()
+    beginnings: dict[str, list[tuple[int, str]]] = collections.defaultdict(list)
+    for i, text in members:
+      beginnings[text[start : start + chars]].append((i, text))
+    for beginning, same in beginnings.items():
+      if len(beginning) < chars or len(same) == 1:
+        continue
+      if len(same) >= TEMPLATE_PROMPTS:
+        in_templates.update(i for i, _ in same)
+        shared = os.path.commonprefix([text for _, text in same])
+        pending.append((same, len(shared)))
+      else:
+        repeated.update(i for i, _ in same[1:])
+  return {id(prompts[i]): prompts[i] for i in sorted(repeated)}, len(
+    in_templates
+  )
+
+
+# Users.
+
+
+def ignore_constant_users(
+  records: Sequence[_P],
+) -> tuple[list[_P], Drops]:
+  """Takes away user ids that do not tell users apart.
+
+  These are words such as "anonymous", and an id that nearly all records have.
+  The records then count as records without a user id; a remark says so.
+  """
+  counts = collections.Counter(r.user_id for r in records if r.user_id)
+  drops = Drops()
+  ignored = {u for u in counts if u.strip().lower() in _PLACEHOLDERS | {""}}
+  for user, count in counts.most_common(1):
+    if count >= max(_CONSTANT_RECORDS, _CONSTANT_SHARE * len(records)):
+      ignored.add(user)
+    elif count >= max(_CONSTANT_RECORDS, len(records) / 2):
+      drops.remarks.append(
+        f"one user, {user!r}, has {count} of {len(records)} records, which are"
+        " all in one split"
+      )
+  for user in sorted(ignored):
+    drops.remarks.append(
+      f"{counts[user]} of {len(records)} records have the user_id {user!r},"
+      " which does not tell users apart: they are split by prompt, and"
+      " data.max_prompts_per_user does not limit them"
+    )
+  return [
+    dataclasses.replace(r, user_id="") if r.user_id in ignored else r
+    for r in records
+  ], drops
 
 
 def limit_users(
   records: Iterable[_P], data: config.Data
-) -> tuple[list[_P], Counts]:
+) -> tuple[list[_P], Drops]:
   """Keeps the first `data.max_prompts_per_user` distinct prompts of each user.
 
   Records without a user id have no limit.
   """
-  prompts: dict[str, set[str]] = collections.defaultdict(set)
-  kept: list[_P] = []
-  dropped = 0
+  prompts: dict[str, set[object]] = collections.defaultdict(set)
+  stay: list[_P] = []
+  drops = Drops()
   for record in records:
-    mine = prompts[record.user_id]
-    whole = _whole(record.turns) if record.user_id else ""
-    if whole and whole not in mine and len(mine) >= data.max_prompts_per_user:
-      dropped += 1
-      continue
-    mine.add(whole)
-    kept.append(record)
-  return kept, {USER_LIMIT: dropped} if dropped else {}
+    if record.user_id:
+      of_user = prompts[record.user_id]
+      prompt = _normalised(record.turns)
+      if prompt not in of_user and len(of_user) >= data.max_prompts_per_user:
+        drops.drop(USER_LIMIT, record)
+        continue
+      of_user.add(prompt)
+    stay.append(record)
+  return stay, drops
+
+
+def prepare(records: Sequence[_P], data: config.Data) -> tuple[list[_P], Drops]:
+  """The steps that need no other source: dedupe, and the limit per user.
+
+  A limit that the user has set holds for user ids that are ignored later, too.
+  """
+  stay, drops = deduplicate(records, data)
+  if data.is_explicit("max_prompts_per_user"):
+    stay, more = limit_users(stay, data)
+    drops.add(more)
+  stay, more = ignore_constant_users(stay)
+  drops.add(more)
+  stay, more = limit_users(stay, data)
+  drops.add(more)
+  return stay, drops
+
+
+# Token limits.
 
 
 def drop_long(
   records: Sequence[_P], tokenizer: Tokenizer, data: config.Data
-) -> tuple[list[_P], Counts]:
+) -> tuple[list[_P], Drops]:
   """Drops prompts of more than `data.max_prompt_tokens`, tags included."""
   encoded = transforms.encode_prompts(
     [r.turns for r in records], tokenizer, data
   )
-  kept = [
-    r
-    for r, ids in zip(records, encoded, strict=True)
-    if len(ids) <= data.max_prompt_tokens
-  ]
-  dropped = len(records) - len(kept)
-  return kept, {LONG: dropped} if dropped else {}
+  stay: list[_P] = []
+  drops = Drops()
+  for record, ids in zip(records, encoded, strict=True):
+    drops.longest = max(drops.longest, len(ids))
+    if len(ids) > data.max_prompt_tokens:
+      drops.drop(LONG, record)
+    else:
+      stay.append(record)
+  return stay, drops
 
 
-def split_records(
-  records: Iterable[_P], data: config.Data
-) -> dict[str, list[_P]]:
-  """{"train", "valid", "test"} -> records, by `split_of`."""
-  result: dict[str, list[_P]] = {name: [] for name in SPLITS}
-  for record in records:
-    result[split_of(record, data)].append(record)
-  return result
+def replies(record: _Record) -> tuple[str, ...]:
+  if isinstance(record, Demonstration):
+    return (record.completion,)
+  return record.completions if isinstance(record, Ranking) else ()
 
 
-def require(
-  splits: dict[str, list[_R]], counts: Counts, field: str, split: str = "train"
-) -> list[_R]:
-  """The records of one split, or an error that says where they went."""
-  if splits[split]:
-    return splits[split]
-  went = ", ".join(f"{n} {why}" for why, n in counts.items())
-  where = ", ".join(f"{len(v)} in {k}" for k, v in splits.items() if v)
-  raise UserError(
-    f"curation leaves no record for {split}"
-    f" ({'; '.join(filter(None, (went, where))) or 'there were none'})",
-    field=field,
-    fix="raise data.max_prompt_tokens"
-    if counts.get(LONG)
-    else "give more records, or change the shares of the splits",
+def drop_cut(
+  records: Sequence[_P], tokenizer: Tokenizer, data: config.Data
+) -> tuple[list[_P], Drops]:
+  """Counts replies that are cut, and drops what the cut makes equal.
+
+  Of completions of a ranking that are different, but the same up to
+  `data.max_response_tokens`, the best stays. A ranking of which one completion
+  or one rank stays is dropped.
+  """
+  texts_of = [replies(r) for r in records]
+  encoded = iter(
+    transforms.encode_uncut([c for r in texts_of for c in r], tokenizer, data)
   )
+  stay: list[_P] = []
+  drops = Drops()
+  for record, texts in zip(records, texts_of, strict=True):
+    ids = [next(encoded) for _ in texts]
+    cut = sum(len(i) > data.max_response_tokens for i in ids)
+    drops.replies += len(texts)
+    drops.cut += cut
+    if cut and drops.cut_example is None:
+      drops.cut_example = record
+    if isinstance(record, Ranking) and cut:
+      rows = _distinct(ids, record.ranks, data.max_response_tokens)
+      if len({record.ranks[i] for i in rows}) < 2:
+        drops.drop(CUT_EQUAL, record)
+        continue
+      if len(rows) < len(texts):
+        drops.drop(CUT_COMPLETIONS, record, len(texts) - len(rows))
+        record = select_completions(record, rows)
+    stay.append(record)
+  return stay, drops
+
+
+def select_completions(ranking: Ranking, rows: Sequence[int]) -> Ranking:
+  """The ranking of some of its completions."""
+  count = len(ranking.completions)
+  changes = {}
+  # Whatever has one entry for each completion.
+  for field in dataclasses.fields(ranking):
+    value = getattr(ranking, field.name)
+    if field.name != "turns" and isinstance(value, tuple):
+      if len(value) == count:
+        changes[field.name] = tuple(value[i] for i in rows)
+  return dataclasses.replace(ranking, **changes)
+
+
+def _distinct(
+  ids: Sequence[np.ndarray], ranks: Sequence[int], limit: int
+) -> list[int]:
+  """Completions that stay when those that the cut makes equal go."""
+  groups: dict[bytes, list[int]] = collections.defaultdict(list)
+  for i, row in enumerate(ids):
+    groups[row[:limit].tobytes()].append(i)
+  rows = []
+  for members in groups.values():
+    if len({ids[i].tobytes() for i in members}) > 1:
+      members = [min(members, key=lambda i: (ranks[i], i))]
+    rows += members
+  return sorted(rows)
 
 
 # Personal information.
 
-_EMAIL = re.compile(
-  r"[A-Za-z0-9][\w.+%-]*@[A-Za-z0-9](?:[A-Za-z0-9-]*\.)+[A-Za-z]{2,}"
-)
-_PHONE = re.compile(
-  r"""(?<![\w.+-])(?:
-    (?:\+|00)[1-9]\d{0,2}[ .-]?(?:\(\d{1,4}\)[ .-]?)?\d(?:[ .-]?\d){6,11}
-    | (?:1[ .-]?)?\([2-9]\d\d\)[ .-]?\d{3}[ .-]?\d{4}
-    | (?:1[ .-])?[2-9]\d\d[ .-][2-9]\d\d[ .-]\d{4}
-    | 0[1-9]\d{1,3}[ -]\d{3,4}[ -]\d{3,4}
-    | 07\d{3}[ ]?\d{6}
-  )(?![\w-]|\.\d)""",
-  re.VERBOSE,
-)
-_CARD = re.compile(
-  r"(?<![\d.,-])(?:[2-6]\d{12,18}|[2-6]\d{3}(?:[ -]\d{4}){3}"
-  r"|3\d{3}[ -]\d{6}[ -]\d{5})(?![\d-]|[.,]\d)"
-)
-_SSN = re.compile(
-  r"(?<![\d-])(?!000|666|9)\d{3}-(?!00)\d\d-(?!0000)\d{4}(?![\d-])"
-)
-_IBAN = re.compile(
-  r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b"
-)
-_ID_NUMBER = re.compile(
-  r"\b(?:passport|driver'?s? licen[cs]e|licen[cs]e|national id|identity card|id"
-  r" card|tax id|ssn|social security)(?: number| no\.?| #)?(?: is|:| =|#)*\s*"
-  r"[A-Z]{0,3}\d[\d -]{4,}\d\b",
-  re.IGNORECASE,
-)
-# A line that is nothing but @word is a decorator.
-_HANDLE = re.compile(
-  r"(?<![\w@./+-])(?!(?<=\n)@\w+[ ]*\n)@([A-Za-z_]\w{2,29})\b(?![(@\w]|\.\w)"
-)
-_CODE_AT = frozenset(
-  """media import keyframes charset supports page namespace include mixin
-  override deprecated param return returns throws author since see todo test
-  property staticmethod classmethod dataclass abstractmethod autowired
-  component service entity inject decorator interface end class implementation
-  protocol selector synthesize""".split()
-)
-_USER_PAGE = re.compile(
-  r"""(?<![\w.-])(?:https?://)?(?:[\w-]+\.)?(?:
-    (?:twitter|x|github|instagram|tiktok|facebook|medium|patreon|soundcloud)
-      \.com/(?!(?:home|about|login|search|explore|help|watch|share|intent|tag
-      |hashtag|topics|features|pricing|p|i|policies|privacy|terms)\b)@?[\w.-]+
-    | linkedin\.com/in/[\w%-]+
-    | reddit\.com/u(?:ser)?/[\w-]+
-    | youtube\.com/(?:@|user/|c/)[\w.-]+
-    | t\.me/[\w]+
-  )""",
-  re.VERBOSE | re.IGNORECASE,
-)
-_HOME_PAGE = re.compile(
-  r"(?:https?|ftp)://(?:[^\s/@:]+(?::[^\s/@]*)?@|[^\s/]+/(?:~|users?/|u/"
-  r"|profiles?/|members?/|people/)[\w.-]+)",
-  re.IGNORECASE,
-)
-_IPV4 = re.compile(
-  r"(?<![\w.-])(?!0\.|127\.|255\.|192\.168\.|10\.)"
-  r"(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)"
-  r"(?![\w-]|\.\d)"
-)
 
-
-def _luhn(text: str) -> bool:
-  digits = [int(c) for c in text if c.isdigit()]
-  if len(set(digits)) == 1 or len(digits) < 13:
-    return False
-  doubled = [d * 2 - 9 * (d > 4) for d in digits[-2::-2]]
-  return (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0
-
-
-def _iban(text: str) -> bool:
-  code = text.replace(" ", "")
-  if not 15 <= len(code) <= 34:
-    return False
-  moved = "".join(str(int(c, 36)) for c in code[4:] + code[:4])
-  return int(moved) % 97 == 1
-
-
-def _address(text: str) -> bool:
-  """Four short numbers are a version more often than an address."""
-  return sum(len(part) > 1 for part in text.split(".")) >= 2
-
-
-def _handle(text: str) -> bool:
-  return text.lstrip("@").lower() not in _CODE_AT
-
-
-def _any(
-  pattern: re.Pattern[str], check: Callable[[str], bool] = lambda text: True
-) -> Callable[[str], bool]:
-  return lambda text: any(check(m.group()) for m in pattern.finditer(text))
-
-
-_HAS_DIGITS = re.compile(r"\d\D{0,3}\d")
-_DETECTORS: tuple[tuple[str, str, Callable[[str], bool]], ...] = (
-  # What has to be in a text before the costly pattern is tried.
-  ("e-mail address", "@", _any(_EMAIL)),
-  ("user name", "@", _any(_HANDLE, _handle)),
-  ("page of a user", "/", _any(_USER_PAGE)),
-  ("page of a user", "://", _any(_HOME_PAGE)),
-  ("card number", "", _any(_CARD, _luhn)),
-  ("id number", "", _any(_SSN)),
-  ("id number", "", _any(_IBAN, _iban)),
-  ("id number", "", _any(_ID_NUMBER)),
-  ("phone number", "", _any(_PHONE)),
-  ("network address", "", _any(_IPV4, _address)),
-)
-
-
-def personal_information(text: str) -> str:
-  """What kind of personal information a text holds, "" for none.
-
-  Looked for: e-mail addresses, phone numbers, card numbers (with their check
-  digit), id numbers (social security, IBAN with its check sum, passport and the
-  like after their name), user names (@name), pages of users and IP addresses.
-  """
-  has_digits = _HAS_DIGITS.search(text) is not None
-  for name, needs, found in _DETECTORS:
-    if (needs in text if needs else has_digits) and found(text):
-      return name
-  return ""
-
-
-def _texts(record: Prompt | Demonstration | Ranking) -> Iterator[str]:
+def _texts(record: _Record) -> Iterator[str]:
   for turn in record.turns:
     yield turn.text
-  if isinstance(record, Demonstration):
-    yield record.completion
-  elif isinstance(record, Ranking):
-    yield from record.completions
+  yield from replies(record)
 
 
-def drop_personal(records: Iterable[_P]) -> tuple[list[_P], Counts]:
+def drop_personal(records: Iterable[_P]) -> tuple[list[_P], Drops]:
   """Drops records with personal information in prompt or completions."""
-  kept: list[_P] = []
-  counts: collections.Counter[str] = collections.Counter()
+  stay: list[_P] = []
+  drops = Drops()
   for record in records:
     kinds = map(personal_information, _texts(record))
     kind = next(filter(None, kinds), "")
     if kind:
-      counts[f"records with personal information: {kind}"] += 1
+      drops.drop(f"{PERSONAL}: {kind}", record)
     else:
-      kept.append(record)
-  return kept, dict(counts)
+      stay.append(record)
+  return stay, drops
+
+
+# All of it.
 
 
 def curate(
   records: Sequence[_P],
   data: config.Data,
   tokenizer: Tokenizer | None = None,
-) -> tuple[dict[str, list[_P]], Counts]:
-  """All of it, in the paper's order.
+  others: Iterable[Sequence[_Record]] = (),
+) -> tuple[dict[str, list[_P]], Drops]:
+  """Curates one source, in the paper's order.
 
-  Dedupe, limit per user, split by user, personal information out of the train
-  split, prompts over the token limit out of all (given a tokenizer).
+  Dedupe, limit per user, split, prompts over the token limit and completions
+  that the cut makes equal out (where a tokenizer is given), personal
+  information out of the train split.
+
+  Args:
+    records: of the source.
+    data: limits and shares.
+    tokenizer: counts tokens.
+    others: records of the run's other sources. Splits are decided over all.
 
   Returns:
-    {"train", "valid", "test"} -> records, and counts of what was dropped.
+    {"train", "valid", "test"} -> records, and what was dropped.
   """
-  total: collections.Counter[str] = collections.Counter()
-
-  def count(result: tuple[list[_P], Counts]) -> list[_P]:
-    total.update(result[1])
-    return result[0]
-
-  kept = count(deduplicate(records, data))
-  kept = count(limit_users(kept, data))
-  if tokenizer is not None:
-    kept = count(drop_long(kept, tokenizer, data))
-  splits = split_records(kept, data)
+  stay, drops = prepare(records, data)
+  pool: list[_Record] = list(stay)
+  for source in others:
+    # The same steps as in their own curation.
+    pool += prepare(source, data)[0]  # type: ignore[type-var]
+  splits, more = Splitter(pool, data).split(stay)
+  drops.add(more)
+  for name in splits:
+    if tokenizer is not None and splits[name]:
+      splits[name], more = drop_long(splits[name], tokenizer, data)
+      drops.add(more)
+      splits[name], more = drop_cut(splits[name], tokenizer, data)
+      drops.add(more)
   if data.filter_personal:
-    splits["train"] = count(drop_personal(splits["train"]))
-  return splits, dict(total)
+    splits["train"], more = drop_personal(splits["train"])
+    drops.add(more)
+  return splits, drops
 
 
-def _parts(text: str) -> Iterator[str]:
-  """A long text cut at paragraphs, or at lines where it has none."""
-  while len(text) > 2 * PART_CHARS:
-    cut = text.rfind("\n\n", PART_CHARS // 2, PART_CHARS) + 2
-    if cut < 2:
-      cut = text.rfind("\n", PART_CHARS // 2, PART_CHARS) + 1
-    cut = cut or PART_CHARS
-    yield text[:cut]
-    text = text[cut:]
-  if text.strip():
-    yield text
-
-
-def split_documents(
-  documents: Iterable[Document], data: config.Data
-) -> dict[str, list[Document]]:
-  """{"train", "valid", "test"} -> documents, by a hash of their text.
-
-  A document whose file gives its split stays whole. Another one of more than
-  40,000 characters (a book) is cut at paragraphs into parts of about 20,000,
-  each of which is split for itself. With two parts or more, train and (where
-  its share is not 0) valid get at least one.
-  """
-  result: dict[str, list[Document]] = {name: [] for name in SPLITS}
-  hashed = 0
-  for document in documents:
-    if document.split:
-      result[document.split].append(document)
-      continue
-    for part in _parts(document.text):
-      hashed += 1
-      result[_split_name("text:" + normalised(part), data)].append(
-        Document(text=part, origin=document.origin)
-      )
-  for needy, share in (("train", 1.0), ("valid", data.valid_fraction)):
-    if hashed >= 2 and share and not result[needy]:
-      donors = [n for n in SPLITS if len(result[n]) > 1]
-      if donors:
-        donor = max(donors, key=lambda n: len(result[n]))
-        result[needy].append(result[donor].pop())
-  return result
+def require(
+  splits: dict[str, list[_R]],
+  drops: Drops,
+  field: str,
+  skipped: Mapping[str, int] | None = None,
+) -> list[_R]:
+  """The train split, or an error that says where its records went."""
+  if splits["train"]:
+    return splits["train"]
+  largest = drops_lib.causes(drops, skipped or {}, {})[:1]
+  went = ", ".join(f"{n} {why}" for why, n in drops.items())
+  where = ", ".join(f"{len(v)} in {k}" for k, v in splits.items() if v)
+  held = sum(map(len, splits.values()))
+  fix = "give records for training: the others are all in valid and test"
+  if largest and largest[0].count >= held:
+    fix = largest[0].fix
+  raise UserError(
+    "curation leaves no record for train"
+    f" ({'; '.join(filter(None, (went, where))) or 'there were none'})",
+    field=field,
+    fix=fix,
+    code="no_training_records",
+  )

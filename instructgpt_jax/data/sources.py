@@ -69,6 +69,7 @@ class FileReport:
     skipped: number of skipped records for each reason.
     unused: number of records that have each field that nothing reads.
     notes: number of records that each other remark applies to.
+    first_skips: line of the first value that is skipped for each reason.
   """
 
   path: str
@@ -77,6 +78,7 @@ class FileReport:
   skipped: dict[str, int]
   unused: dict[str, int] = dataclasses.field(default_factory=dict)
   notes: dict[str, int] = dataclasses.field(default_factory=dict)
+  first_skips: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +109,15 @@ class Report:
     for f in self.files:
       total.update(getattr(f, counts))
     return dict(total)
+
+  @property
+  def first_skips(self) -> dict[str, str]:
+    """Reason -> file and line of the first value that is skipped for it."""
+    first: dict[str, str] = {}
+    for f in self.files:
+      for reason, line in f.first_skips.items():
+        first.setdefault(reason, f"{f.path}:{line}")
+    return first
 
   def __str__(self) -> str:
     lines = []
@@ -523,6 +534,7 @@ def _read_file(
     dict(skipped),
     dict(reader.unused),
     dict(reader.notes),
+    dict(first_skip),
   )
 
 

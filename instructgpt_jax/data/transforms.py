@@ -51,13 +51,19 @@ def encode_completions(
   A reply of more than `data.max_response_tokens` is cut there, and then has no
   end-of-text token: it did not end.
   """
+  limit = data.max_response_tokens
+  return [ids[:limit] for ids in encode_uncut(completions, tokenizer, data)]
+
+
+def encode_uncut(
+  completions: Sequence[str], tokenizer: Tokenizer, data: config.Data
+) -> list[np.ndarray]:
+  """Token ids of whole replies with their end-of-text token."""
   texts = [records.completion_text(c) for c in completions]
   if data.chat_template and tokenizer.template is not None:
     texts = [tokenizer.template.lead + c for c in completions]
-  limit = data.max_response_tokens
   return [
-    _int32([*ids, tokenizer.eos_id][:limit])
-    for ids in tokenizer.encode_batch(texts)
+    _int32([*ids, tokenizer.eos_id]) for ids in tokenizer.encode_batch(texts)
   ]
 
 

@@ -55,7 +55,7 @@ def run(config: config_lib.EvaluateExperiment, directory: str) -> None:
     field="init_from",
     run=config,
   )
-  e, world = _evaluator(config, stage)
+  e, world, choosing = _evaluator(config, stage)
   model = measure.load(stage, e.mesh)
   result: dict[str, Any] = {
     "prompts": [p.turns[-1].text for p in e.prompts],
@@ -67,7 +67,7 @@ def run(config: config_lib.EvaluateExperiment, directory: str) -> None:
   )
   with Progress(total, "evaluate", unit="answer") as progress:
     e.told = progress.update
-    prefix = _prefix(config, e, model)
+    prefix = _prefix(config, e, model, choosing)
     for name, temperature, samples in (
       ("sampled", 1.0, config.evaluation.samples),
       ("greedy", 0.0, 1),
@@ -106,7 +106,8 @@ def _needed(path: str, field: str, what: str) -> str:
 
 def _evaluator(
   config: config_lib.EvaluateExperiment, stage: workdir.Stage
-) -> tuple[Evaluator, World | None]:
+) -> tuple[Evaluator, World | None, Sequence[records.Prompt]]:
+  """The evaluator, the world, and the prompts on which a prefix is chosen."""
   section = config.measure
   mesh = mesh_lib.make_mesh(config.mesh)
   tokenizer = stage.tokenizer
@@ -136,8 +137,9 @@ def _evaluator(
       ),
       mesh,
     )
-  splits = inputs.prompts(config.data, tokenizer)
-  held = splits.test or splits.valid or splits.train
+  prompts = inputs.evaluation_prompts(
+    config.data, tokenizer, config.evaluation, config.seed
+  )
   return (
     Evaluator(
       seed=config.seed,
@@ -148,9 +150,10 @@ def _evaluator(
       start=measure.load(start, mesh),
       reward=measure.load(reward, mesh),
       judge=judge,
-      prompts=held[: config.evaluation.prompts],
+      prompts=prompts.measured,
     ),
     world,
+    prompts.choosing,
   )
 
 
@@ -163,7 +166,10 @@ def _families(
 
 
 def _prefix(
-  config: config_lib.EvaluateExperiment, e: Evaluator, model: Model
+  config: config_lib.EvaluateExperiment,
+  e: Evaluator,
+  model: Model,
+  choosing: Sequence[records.Prompt],
 ) -> str:
   """The prefix itself, or the one of four that the reward model likes best."""
   given = config.measure.prefix
@@ -181,11 +187,7 @@ def _prefix(
       field="measure.prefix",
       fix="give --evaluation.prefixes='one|another'",
     )
-  splits = inputs.prompts(config.data, e.tokenizer)
-  choosing = splits.valid or e.prompts
-  return e.choose_prefix(
-    model, candidates, choosing[: config.evaluation.prefix_prompts]
-  )
+  return e.choose_prefix(model, candidates, choosing)
 
 
 def _table(found: Answers) -> dict[str, Any]:
@@ -213,9 +215,8 @@ def _language(
   section = config.measure
   found: dict[str, Any] = {}
   if section.rows and config.data.pretraining:
-    documents = inputs.documents(config.data)
     rows = inputs.document_rows(
-      documents.valid or documents.train,
+      inputs.evaluation_documents(config.data, config.evaluation.split),
       e.tokenizer,
       config.model.context,
     )

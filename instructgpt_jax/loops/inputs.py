@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from instructgpt_jax import config as config_lib
-from instructgpt_jax.data import curation, paths, sources, transforms
+from instructgpt_jax.data import (
+  curation,
+  drops,
+  paths,
+  sources,
+  splits,
+  transforms,
+)
 from instructgpt_jax.data.records import (
   Demonstration,
   Document,
   Prompt,
-  Ranking,
   completion_text,
   prompt_text,
 )
 from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.runtime.progress import say
-
-R = TypeVar("R", Demonstration, Prompt, Ranking)
 
 
 class Splits(NamedTuple):
@@ -30,42 +34,89 @@ class Splits(NamedTuple):
   test: list[Any]
 
 
-def _given(spec: str, field: str, what: str) -> str:
+class _Kind(NamedTuple):
+  """A source of records with prompts."""
+
+  read: Callable[[str], tuple[list[Any], sources.Report]]
+  what: str
+
+
+_KINDS = {
+  "demonstrations": _Kind(sources.read_demonstrations, "demonstrations"),
+  "comparisons": _Kind(sources.read_rankings, "ranked completions"),
+  "prompts": _Kind(sources.read_prompts, "prompts"),
+}
+
+
+def _required(spec: str, field: str, what: str) -> str:
   if not spec:
     raise UserError(
       f"{what} are needed here",
       field=field,
       fix=f"give --{field}=PATH (a file, a folder or a quoted glob)",
+      code="missing_source",
     )
   return spec
 
 
 def _curated(
-  read: Callable[[str], tuple[list[R], sources.Report]],
-  spec: str,
-  field: str,
-  what: str,
+  name: str,
   data: config_lib.Data,
   tokenizer: Tokenizer | None,
+  *,
+  tell: bool = True,
 ) -> Splits:
-  records, report = read(_given(spec, field, what))
-  splits, dropped = curation.curate(records, data, tokenizer)
-  curation.require(splits, dropped, field)
-  _tell(field, report, dropped, splits)
-  return Splits(**splits)
+  """Curates one source; splits are decided over all sources of the run.
+
+  Args:
+    name: key of `_KINDS`.
+    data: the run's data section.
+    tokenizer: counts tokens; without one, no limit in tokens is applied.
+    tell: whether counts and warnings are shown.
+  """
+  field, kind = f"data.{name}", _KINDS[name]
+  records, report = kind.read(_required(getattr(data, name), field, kind.what))
+  others = [
+    other.read(getattr(data, key))[0]
+    for key, other in _KINDS.items()
+    if key != name and getattr(data, key)
+  ]
+  parts, dropped = curation.curate(records, data, tokenizer, others)
+  total = len(records) + sum(report.skipped.values())
+  causes = drops.causes(dropped, report.skipped, report.first_skips)
+  drops.judge(field, causes, total, data)
+  curation.require(parts, dropped, field, report.skipped)
+  if tell:
+    _tell(field, report, dropped, parts)
+    for line in drops.warnings(field, dropped, causes, total):
+      say(line)
+  return Splits(**parts)
 
 
 def _tell(
   field: str,
   report: sources.Report,
-  dropped: dict[str, int],
-  splits: dict[str, list[Any]],
+  dropped: drops.Drops,
+  parts: dict[str, list[Any]],
 ) -> None:
-  counts = ", ".join(f"{len(v)} {k}" for k, v in splits.items() if v)
+  """Shows the counts of one source on one line."""
+  counts = ", ".join(f"{len(v)} {k}" for k, v in parts.items() if v)
+  if not parts["valid"]:
+    counts += ", no validation records"
   notes = [f"skipped {n} {why}" for why, n in report.skipped.items()]
   notes += sources.remarks(report.unused, report.notes)
   notes += [f"dropped {n} {why}" for why, n in dropped.items()]
   notes += paths.show_ignored(report.ignored)
+  if dropped.cut:
+    notes.append(
+      f"cut {dropped.cut} of {dropped.replies} replies at"
+      " data.max_response_tokens"
+    )
+  if dropped.templates:
+    notes.append(
+      f"compared {dropped.templates} prompts with a shared beginning from"
+      " where they differ"
+    )
   say(f"{field}: {counts}" + "".join(f"; {note}" for note in notes))
 
 
@@ -73,36 +124,159 @@ def demonstrations(
   data: config_lib.Data, tokenizer: Tokenizer | None
 ) -> Splits:
   """Curated demonstrations; without a tokenizer, long prompts are kept."""
-  return _curated(
-    sources.read_demonstrations, data.demonstrations, "data.demonstrations",
-    "demonstrations", data, tokenizer,
-  )  # fmt: skip
+  return _curated("demonstrations", data, tokenizer)
 
 
 def rankings(data: config_lib.Data, tokenizer: Tokenizer | None) -> Splits:
   """Curated rankings."""
-  return _curated(
-    sources.read_rankings, data.comparisons, "data.comparisons",
-    "ranked completions", data, tokenizer,
-  )  # fmt: skip
+  return _curated("comparisons", data, tokenizer)
 
 
 def prompts(data: config_lib.Data, tokenizer: Tokenizer | None) -> Splits:
   """Curated prompts."""
-  return _curated(
-    sources.read_prompts, data.prompts, "data.prompts", "prompts", data,
-    tokenizer,
-  )  # fmt: skip
+  return _curated("prompts", data, tokenizer)
 
 
-def documents(data: config_lib.Data) -> Splits:
-  """Documents, split by a hash of their text."""
-  spec = _given(data.pretraining, "data.pretraining", "documents")
-  records, report = sources.read_documents(spec)
-  splits = curation.split_documents(records, data)
-  curation.require(splits, {}, "data.pretraining")
-  _tell("data.pretraining", report, {}, splits)
-  return Splits(**splits)
+class EvaluationPrompts(NamedTuple):
+  """Prompts of an evaluation."""
+
+  measured: list[Prompt]  # what models are measured on
+  choosing: list[Prompt]  # what a prefix is chosen on
+
+
+def evaluation_prompts(
+  data: config_lib.Data,
+  tokenizer: Tokenizer | None,
+  section: config_lib.Evaluation,
+  seed: int,
+) -> EvaluationPrompts:
+  """Draws the prompts of an evaluation by seed.
+
+  A prompt's place in the draw depends on the seed and its text alone, so models
+  of one seed answer the same prompts.
+
+  Args:
+    data: the run's data section.
+    tokenizer: counts tokens.
+    section: says which split, and how many prompts.
+    seed: of the draw.
+
+  Raises:
+    UserError: the split has no prompts.
+  """
+  parts = prompts(data, tokenizer)
+  pool = _evaluated(parts, section.split, data)
+  choosing = parts.train
+  if parts.valid and section.split != "valid":
+    choosing = parts.valid
+  return EvaluationPrompts(
+    measured=_draw(pool, section.prompts, f"evaluation {seed}"),
+    choosing=_draw(choosing, section.prefix_prompts, f"prefix {seed}"),
+  )
+
+
+def _other_split(parts: Splits, split: str, data: config_lib.Data) -> str:
+  """How to get prompts for an evaluation whose split has none."""
+  fixes = []
+  if split == "test" and not data.test_fraction:
+    fixes.append("give --data.test_fraction=0.1")
+  if split == "test" and parts.valid:
+    fixes.append("--evaluation.split=valid evaluates on validation prompts")
+  fixes.append(f'mark prompts with "split": "{split}", or give more prompts')
+  return "; or ".join(fixes)
+
+
+def require_evaluation(
+  data: config_lib.Data, section: config_lib.Evaluation
+) -> None:
+  """Refuses sources that a later evaluation could not draw from.
+
+  Args:
+    data: the run's data section.
+    section: says which split is evaluated on.
+  """
+  parts = _curated("prompts", data, None, tell=False)
+  _evaluated(parts, section.split, data)
+  evaluation_documents(data, section.split, tell=False)
+
+
+def _evaluated(
+  parts: Splits, split: str, data: config_lib.Data
+) -> list[Prompt]:
+  """The prompts of a split, or an error that says how to get some."""
+  pool = getattr(parts, split)
+  if not pool:
+    counts = ", ".join(f"{len(v)} {k}" for k, v in parts._asdict().items())
+    raise UserError(
+      f"there is no {split} prompt to evaluate on ({counts})",
+      field="data.prompts",
+      fix=_other_split(parts, split, data),
+      code="no_evaluation_prompts",
+    )
+  return pool
+
+
+def _draw(pool: Sequence[Prompt], count: int, key: str) -> list[Prompt]:
+  """Prompts drawn by a hash of their text."""
+
+  def place(prompt: Prompt) -> float:
+    text = "\n".join(f"{t.role}:{t.text}" for t in prompt.turns)
+    return splits.hash_fraction(f"{key}\n{text}")
+
+  return sorted(pool, key=place)[:count]
+
+
+def documents(data: config_lib.Data, *, tell: bool = True) -> Splits:
+  """Documents, split by a hash of their text.
+
+  Args:
+    data: the run's data section.
+    tell: whether counts and warnings are shown.
+  """
+  field = "data.pretraining"
+  records, report = sources.read_documents(
+    _required(data.pretraining, field, "documents")
+  )
+  parts = splits.split_documents(records, data)
+  none = drops.Drops()
+  total = len(records) + sum(report.skipped.values())
+  causes = drops.causes(none, report.skipped, report.first_skips)
+  drops.judge(field, causes, total, data)
+  curation.require(parts, none, field, report.skipped)
+  if tell:
+    _tell(field, report, none, parts)
+    for line in drops.warnings(field, none, causes, total):
+      say(line)
+  return Splits(**parts)
+
+
+def evaluation_documents(
+  data: config_lib.Data, split: str, *, tell: bool = True
+) -> list[Document]:
+  """Documents on which an LM loss is measured.
+
+  Args:
+    data: the run's data section.
+    split: the evaluation's; train takes documents that were trained on, any
+      other the validation documents, or else those of test.
+    tell: whether counts and warnings are shown.
+
+  Raises:
+    UserError: no document is held out.
+  """
+  parts = documents(data, tell=tell)
+  if split == "train":
+    return parts.train
+  if not (parts.valid or parts.test):
+    raise UserError(
+      f"none of {len(parts.train)} documents is held out to measure a loss on",
+      field="data.pretraining",
+      fix="give more documents"
+      + ("" if data.valid_fraction else " and --data.valid_fraction=0.1")
+      + ', or mark some with "split": "valid"',
+      code="no_evaluation_documents",
+    )
+  return parts.valid or parts.test
 
 
 def training_texts(data: config_lib.Data) -> Iterator[str]:
@@ -111,10 +285,10 @@ def training_texts(data: config_lib.Data) -> Iterator[str]:
     yield from (d.text for d in documents(data).train)
     return
   if data.demonstrations:
-    for d in demonstrations(data, None).train:
+    for d in _curated("demonstrations", data, None, tell=False).train:
       yield prompt_text(d.turns, data) + completion_text(d.completion)
   if data.comparisons:
-    for r in rankings(data, None).train:
+    for r in _curated("comparisons", data, None, tell=False).train:
       prompt = prompt_text(r.turns, data)
       yield from (prompt + completion_text(c) for c in r.completions)
 

@@ -50,6 +50,11 @@ CURVES = {
   ),
 }
 SAMPLES = 5
+_SPLIT_NAMES = {
+  "test": "held-out",
+  "valid": "validation",
+  "train": "training (not held-out)",
+}
 _GREEDY = "greedy"
 
 
@@ -79,8 +84,9 @@ def _setting(
     name: workdir.open_stage(path, run=config) for name, path in folders.items()
   }
   tokenizer = stages["policy_init"].tokenizer
-  splits = inputs.prompts(config.data, tokenizer)
-  held = splits.test or splits.valid or splits.train
+  prompts = inputs.evaluation_prompts(
+    config.data, tokenizer, config.evaluation, config.seed
+  )
   items: list[dict[str, Any]] = []
   judge: judges.Judge
   if has_gold:
@@ -106,19 +112,20 @@ def _setting(
     start=measure.load(stages["policy_init"], mesh),
     reward=measure.load(stages["reward"], mesh),
     judge=judge,
-    prompts=held[: config.evaluation.prompts],
+    prompts=prompts.measured,
   )
   return _Setting(
     config=config,
     directory=directory,
     stages=stages,
     evaluator=evaluator,
-    choosing=(splits.valid or held)[: config.evaluation.prefix_prompts],
+    choosing=prompts.choosing,
     prefixes=prefixes,
     documents=held_out_rows(
       config.data,
       tokenizer,
       config.pretrain.sequence or config.model.context,
+      config.evaluation.split,
     ),
     tasks=items,
   )
@@ -259,12 +266,11 @@ def _language(setting: _Setting, model: Model) -> dict[str, Any]:
 
 
 def held_out_rows(
-  data: config_lib.Data, tokenizer: Tokenizer, length: int
+  data: config_lib.Data, tokenizer: Tokenizer, length: int, split: str = "test"
 ) -> transforms.Rows:
-  """Rows of documents that were not trained on."""
-  documents = inputs.documents(data)
+  """Rows of documents that were not trained on, unless `split` is train."""
   rows = inputs.document_rows(
-    documents.valid or documents.train, tokenizer, length
+    inputs.evaluation_documents(data, split), tokenizer, length
   )
   return {k: v[: language.VALID_ROWS] for k, v in rows.items()}
 
@@ -327,8 +333,8 @@ def _samples(
 def _notes(e: Evaluator, prefix: str) -> list[str]:
   n = e.settings.best_of_n
   notes = [
-    f"{len(e.prompts)} held-out prompts; intervals are 95 % bootstraps over"
-    " distinct prompts.",
+    f"{len(e.prompts)} {_SPLIT_NAMES[e.settings.split]} prompts; intervals are"
+    " 95 % bootstraps over distinct prompts.",
     "KL is the mean of log model − log start over answers; the start of PPO is"
     " policy_init.",
     f"Best of {n}: SFT's answer that the reward model likes best. Its KL is an"

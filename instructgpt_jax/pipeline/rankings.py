@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from instructgpt_jax import config as config_lib
-from instructgpt_jax.data import curation, records, sources, transforms
+from instructgpt_jax.data import records, sources, splits, transforms
 from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.loops import inputs, networks, sampling, workdir
@@ -70,12 +70,12 @@ def label_round(
   world = write.load_world(world_folder)
   rng = random.Random(f"labels {config.seed} {number}")
   stage = workdir.open_stage(from_[0].stage, run=config)
-  splits = inputs.prompts(config.data, stage.tokenizer)
+  pools = inputs.prompts(config.data, stage.tokenizer)
   chosen = [
     (split, prompt)
     for split, pool, count in (
-      ("train", splits.train, config.labeling.prompts),
-      ("valid", splits.valid, config.labeling.valid_prompts),
+      ("train", pools.train, config.labeling.prompts),
+      ("valid", pools.valid, config.labeling.valid_prompts),
     )
     for prompt in rng.sample(pool, min(count, len(pool)))
   ]
@@ -162,13 +162,13 @@ def split_for_judge(
   paths = for_reward(folder), for_judge(folder)
   if all(pathlib.Path(p).exists() for p in paths):
     return
-  splits = inputs.rankings(config.data, tokenizer)
+  pools = inputs.rankings(config.data, tokenizer)
   parts: dict[str, list[dict[str, Any]]] = {p: [] for p in paths}
-  for split, pool in splits._asdict().items():
+  for split, pool in pools._asdict().items():
     if split == "test":
       continue
     for ranking in pool:
-      drawn = curation.hash_fraction("judge:" + curation.user_of(ranking))
+      drawn = splits.hash_fraction("judge:" + splits.user_of(ranking))
       mine = drawn >= config.evaluation.judge_fraction
       parts[paths[0] if mine else paths[1]].append(
         _line(
@@ -183,7 +183,7 @@ def split_for_judge(
   for path, lines in parts.items():
     if not any(line["split"] == "train" for line in lines):
       raise UserError(
-        f"{sum(map(len, splits))} rankings are too few for a reward model and"
+        f"{sum(map(len, pools))} rankings are too few for a reward model and"
         " a judge",
         field="data.comparisons",
         fix="give more rankings, or change --evaluation.judge_fraction",

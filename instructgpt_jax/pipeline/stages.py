@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from instructgpt_jax import config as config_lib
 from instructgpt_jax import flags
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.loops import language, ppo, reward, workdir
+from instructgpt_jax.loops import inputs, language, ppo, reward, workdir
 from instructgpt_jax.pipeline import evaluation, rankings
 from instructgpt_jax.report import page
 from instructgpt_jax.runtime import files, processes
@@ -178,6 +178,8 @@ def _with_data(
         field=f"data.{missing[0]}",
         fix="give all four sources, or none for the embedded world",
       )
+    if not config.until:
+      inputs.require_evaluation(config.data, config.evaluation)
     return Pipeline(config, directory, has_gold=False)
   pipeline = Pipeline(config, directory, has_gold=True)
   folder = pipeline.folder("world")

@@ -1,6 +1,6 @@
 """Curation: what is dropped, what stays, and where it goes."""
 
-import collections
+import dataclasses
 
 import pytest
 
@@ -8,7 +8,6 @@ from instructgpt_jax import config
 from instructgpt_jax.data import curation
 from instructgpt_jax.data.records import (
   Demonstration,
-  Document,
   Prompt,
   Ranking,
   Turn,
@@ -52,7 +51,7 @@ def test_prompts_with_a_common_prefix_are_one():
     data,
   )
   assert texts(found) == [start + "one thing", start, "short", "short one"]
-  assert counts == {curation.PREFIX: 1, curation.DUPLICATE: 1}
+  assert counts == {curation.PREFIX: 1, curation.REPEATED: 1}
 
 
 def test_no_prefix_rule():
@@ -64,6 +63,92 @@ def test_no_prefix_rule():
   assert len(found) == 2
   found, _ = curation.deduplicate([prompt(long), prompt(long)], data)
   assert len(found) == 1
+
+
+SYSTEM = "You sell bicycles and spare parts, and answer briefly. " * 5
+TEMPLATE = "Use the context to answer the question at the end. " * 5
+
+
+def test_records_that_share_a_beginning_stay():
+  data = config.Data()
+  turns = [
+    (Turn("system", SYSTEM), Turn("user", TEMPLATE + f"Question {i}?"))
+    for i in range(30)
+  ]
+  demonstrations = [Demonstration(turns=t, completion="x") for t in turns]
+  rankings = [
+    Ranking(turns=t, completions=("a", "b"), ranks=(1, 2)) for t in turns
+  ]
+  for records in (demonstrations, rankings):
+    stay, drops = curation.deduplicate(records, data)
+    assert stay == records and not drops
+
+
+@pytest.mark.parametrize("shared", ["system", "template", "both"])
+def test_prompts_with_a_template_are_compared_from_where_they_differ(shared):
+  system = SYSTEM if shared != "template" else ""
+  template = TEMPLATE if shared != "system" else ""
+  questions = [f"What is number {i}?" for i in range(200)]
+  long = "A long question that is asked twice. " * 10
+  questions += [long + "Thanks.", long + "Thank you."]
+  records = [
+    Prompt(turns=(Turn("system", system), Turn("user", template + q)))
+    for q in questions
+  ]
+  stay, drops = curation.deduplicate(records, config.Data())
+  assert stay == records[:-1]
+  assert drops == {curation.PREFIX: 1}
+  assert drops.templates == (202 if template else 0)
+
+
+def test_templates_within_templates():
+  records = [
+    prompt(f"{'a' * 250}{'bc'[kind] * 250}{i:05}")
+    for kind in range(2)
+    for i in range(50)
+  ]
+  for chars in (1, 7, 200):
+    data = config.Data(common_prefix_chars=chars)
+    stay, _ = curation.deduplicate(records, data)
+    assert len({r.turns for r in stay} & {r.turns for r in records[:50]}) > 9
+    if chars == 200:
+      assert stay == records
+
+
+def test_few_prompts_with_a_long_prefix_are_one():
+  records = [prompt(TEMPLATE + f"Question {i}?") for i in range(9)]
+  stay, drops = curation.deduplicate(records, config.Data())
+  assert stay == records[:1] and drops == {curation.PREFIX: 8}
+  assert drops.examples[curation.PREFIX] == records[1]
+
+
+def test_the_same_last_turn_after_other_turns_is_another_prompt():
+  last = Turn("user", "go on " * 60)
+  records = [
+    Prompt(turns=(Turn("user", q), Turn("assistant", a), last))
+    for q, a in (("Hi", "Yes?"), ("Hi", "No?"), ("Hello", "Yes?"))
+  ]
+  records += [Prompt(turns=(Turn("system", "Be brief."), *records[0].turns))]
+  repeated = [dataclasses.replace(records[0], origin="x:9", user_id="u")]
+  stay, drops = curation.deduplicate(records + repeated, config.Data())
+  assert stay == records and drops == {curation.REPEATED: 1}
+  assert drops.examples[curation.REPEATED].origin == "x:9"
+
+
+def test_whole_records_are_compared_as_they_are():
+  records = [
+    demonstration("Print foo", "foo"),
+    demonstration("Print Foo", "foo"),
+    demonstration("Print foo", "Foo"),
+    demonstration("Print foo", "foo ", labeler_id="l"),
+    demonstration("Print foo", "foo", user_id="u"),
+    demonstration("Print foo", "foo", split="test"),
+  ]
+  again = [
+    dataclasses.replace(r, origin=f"x:{i}") for i, r in enumerate(records)
+  ]
+  stay, drops = curation.deduplicate(records + again, config.Data())
+  assert stay == records and drops == {curation.DUPLICATE: 6}
 
 
 def test_several_labelers_on_one_prompt_stay():
@@ -113,6 +198,121 @@ def test_the_paper_limit_is_200():
   assert len(curation.limit_users(many, config.Data())[0]) == 200
 
 
+@pytest.mark.parametrize("user", ["anonymous", "0", "u7", "-1", "None"])
+def test_an_id_of_nearly_all_records_tells_no_users_apart(user):
+  records = [demonstration(f"p{i}", user_id=user) for i in range(290)]
+  records += [demonstration(f"q{i}", user_id=f"other {i}") for i in range(10)]
+  splits, drops = curation.curate(records, config.Data())
+  assert not drops and sum(map(len, splits.values())) == 300
+  assert all(len(part) >= 10 for part in splits.values())
+  (remark,) = drops.remarks
+  assert repr(user) in remark and "290 of 300" in remark
+
+
+@pytest.mark.parametrize("user", ["anonymous", "UNKNOWN", "n/a", " "])
+def test_placeholders_are_no_users(user):
+  records = [demonstration(f"p{i}", user_id=user) for i in range(40)]
+  records += [demonstration(f"q{i}", user_id=f"u{i % 9}") for i in range(160)]
+  splits, drops = curation.curate(records, config.Data())
+  (remark,) = drops.remarks
+  assert "40 of 200" in remark
+  sides = {name: {r.user_id for r in part} for name, part in splits.items()}
+  assert sum("" in users for users in sides.values()) == 3
+
+
+def test_a_user_of_half_the_records_is_remarked_but_stays_whole():
+  records = [demonstration(f"p{i}", user_id="u") for i in range(60)]
+  records += [demonstration(f"q{i}", user_id=f"u{i}") for i in range(40)]
+  splits, drops = curation.curate(records, config.Data())
+  assert "60 of 100" in drops.remarks[0]
+  sides = [
+    n for n, part in splits.items() if any(r.user_id == "u" for r in part)
+  ]
+  assert len(sides) == 1
+
+
+def test_a_limit_that_is_set_holds_for_constant_ids():
+  records = [demonstration(f"p{i}", user_id="u7") for i in range(30)]
+  data = config.Data(max_prompts_per_user=20, explicit="max_prompts_per_user")
+  splits, drops = curation.curate(records, data)
+  assert drops == {curation.USER_LIMIT: 10}
+  assert sum(map(len, splits.values())) == 20
+  splits, drops = curation.curate(records, config.Data(max_prompts_per_user=20))
+  assert not drops and sum(map(len, splits.values())) == 30
+
+
+class Letters(Tokenizer):
+  """One token for each letter."""
+
+  def __init__(self):
+    super().__init__(256, pad_id=0, eos_id=1)
+
+  def encode_batch(self, texts):
+    return [[ord(c) for c in t] for t in texts]
+
+
+def test_cut_replies_are_counted():
+  # A space stands before a reply, and end-of-text after it.
+  data = config.Data(max_response_tokens=6)
+  records = [
+    demonstration("a", "four"),
+    demonstration("b", "fiver", origin="f:2"),
+    demonstration("c", "sixers"),
+  ]
+  stay, drops = curation.drop_cut(records, Letters(), data)
+  assert stay == records and not drops
+  assert (drops.cut, drops.replies) == (2, 3)
+  assert drops.cut_example == records[1]
+
+
+def ranking(completions, ranks, **kw):
+  return Ranking(
+    turns=(Turn("user", "p"),), completions=completions, ranks=ranks, **kw
+  )
+
+
+@pytest.mark.parametrize(
+  "completions, ranks, stay",
+  [
+    (("same one", "same two"), (1, 2), None),
+    (("same one", "same two", "same 3"), (1, 2, 3), None),
+    (("same one", "same two", "other"), (2, 1, 3), ((1, 2), (1, 3))),
+    (("other", "same one", "same two"), (2, 3, 1), ((0, 2), (2, 1))),
+    (("same one", "same two", "other"), (1, 2, 1), None),
+    (
+      ("same one", "no", "same two", "yes"),
+      (1, 2, 3, 4),
+      ((0, 1, 3), (1, 2, 4)),
+    ),
+    (("same one", "different"), (1, 2), ((0, 1), (1, 2))),
+    (("same one", "same one", "other"), (1, 1, 2), ((0, 1, 2), (1, 1, 2))),
+    (("a", "b"), (1, 2), ((0, 1), (1, 2))),
+  ],
+)
+def test_completions_that_the_cut_makes_equal(completions, ranks, stay):
+  data = config.Data(max_response_tokens=6)
+  record = ranking(completions, ranks)
+  found, drops = curation.drop_cut([record], Letters(), data)
+  if stay is None:
+    assert not found and drops == {curation.CUT_EQUAL: 1}
+    assert drops.records == 1
+    return
+  rows, left = stay
+  assert found[0].completions == tuple(completions[i] for i in rows)
+  assert found[0].ranks == left
+  lost = len(completions) - len(rows)
+  assert drops == ({curation.CUT_COMPLETIONS: lost} if lost else {})
+  assert drops.records == 0
+
+
+def test_the_limit_of_replies_is_applied_by_curation():
+  data = config.Data(max_response_tokens=6)
+  records = [ranking((f"same a{i}", f"same b{i}"), (1, 2)) for i in range(9)]
+  splits, drops = curation.curate(records, data, Letters())
+  assert not any(splits.values()) and drops[curation.CUT_EQUAL] == 9
+  assert drops.cut == drops.replies == 18
+
+
 def test_long_prompts_are_dropped_and_counted():
   # The tags are two more words.
   data = config.Data(max_prompt_tokens=5)
@@ -121,138 +321,6 @@ def test_long_prompts_are_dropped_and_counted():
   )
   assert texts(found) == ["one two three"]
   assert counts == {curation.LONG: 1}
-
-
-def test_split_is_by_user_and_known_in_advance():
-  data = config.Data()
-  by_user = collections.defaultdict(set)
-  for u in range(300):
-    for i in range(3):
-      r = demonstration(f"{u} {i}", user_id=f"user {u}")
-      by_user[u].add(curation.split_of(r, data))
-  assert all(len(s) == 1 for s in by_user.values())
-  counts = collections.Counter(next(iter(s)) for s in by_user.values())
-  assert 20 <= counts["valid"] <= 42 and 20 <= counts["test"] <= 42
-  # Any machine and any later version has to give these.
-  places = [curation.split_of(prompt(f"q{i}"), data) for i in range(14)]
-  assert places == KNOWN_PLACES
-
-
-# From sha256sum: the first 16 digits as a share of 16^16.
-KNOWN_PLACES = ["train"] * 14
-KNOWN_PLACES[2], KNOWN_PLACES[12] = "valid", "test"
-
-
-def test_same_prompt_same_side_in_every_file():
-  data = config.Data(valid_fraction=0.3, test_fraction=0.3)
-  for i in range(50):
-    first = Turn("user", f"Question {i}?")
-    more = (first, Turn("assistant", "x"), Turn("user", "And?"))
-    sides = {
-      curation.split_of(r, data)
-      for r in (
-        Prompt(turns=(first,)),
-        Prompt(turns=(Turn("user", f" question  {i}? "),)),
-        Demonstration(turns=more, completion="c"),
-        Ranking(
-          turns=(Turn("system", "s"), first),
-          completions=("a", "b"),
-          ranks=(1, 2),
-        ),
-      )
-    }
-    assert len(sides) == 1
-
-
-def test_explicit_split_stands():
-  data = config.Data(valid_fraction=0.5, test_fraction=0.5)
-  r = prompt("x", split="train", user_id="u")
-  assert curation.split_of(r, data) == "train"
-  splits = curation.split_records([r], data)
-  assert {k: len(v) for k, v in splits.items()} == {
-    "train": 1, "valid": 0, "test": 0,
-  }  # fmt: skip
-
-
-PERSONAL = {
-  "e-mail address": [
-    "write to jane.doe+x@mail.example.co.uk now",
-    "JANE@EXAMPLE.COM",
-  ],
-  "phone number": [
-    "call (212) 555-0187",
-    "call 212-555-0187.",
-    "call 212.555.0187",
-    "+44 20 7946 0958",
-    "+1 917-555-6321",
-    "0049 30 901820",
-    "ring 07700 900123",
-    "ring 020 7946 0958",
-    "tel: 1-800-555-0199",
-  ],
-  "card number": [
-    "card 4111 1111 1111 1111",
-    "card 5500-0000-0000-0004",
-    "4012888888881881",
-    "3782 822463 10005",
-  ],
-  "id number": [
-    "SSN 078-05-1120",
-    "IBAN GB82 WEST 1234 5698 7654 32",
-    "DE89370400440532013000",
-    "my passport number is X1234567",
-    "Driver's license: D1234567",
-  ],
-  "user name": ["ask @jane_doe about it", "(@janedoe)", "by @janedoe."],
-  "page of a user": [
-    "https://twitter.com/janedoe",
-    "see github.com/janedoe/thing",
-    "www.linkedin.com/in/jane-doe-123",
-    "https://www.facebook.com/jane.doe.9",
-    "reddit.com/u/janedoe",
-    "http://example.org/~jane/index.html",
-    "https://example.com/users/jane",
-    "ftp://jane:secret@host/",
-  ],
-  "network address": ["from 203.0.113.77:8080", "IP: 81.2.69.142"],
-}
-HARMLESS = [
-  "Add 2,000,000 and 400,000 to get 2,400,000.",
-  "In 1914-1918, about 20 000 000 people",
-  "2000000-400000=1600000",
-  "Dates: 2020-01-31, 31.01.2020, 12/25/1937.",
-  "Order 4111 1111 1111 1112 has no valid check digit",
-  "1234567890123456 is a number",
-  "0000 0000 0000 0000",
-  "print(f'{x:.3f}') # 3.14159265358979",
-  "Linux 2.6.8.1 and version 10.0.1",
-  "127.0.0.1 and 192.168.0.1",
-  "@property\ndef x(self): ...",
-  "text\n@decorated\nclass X: ...",
-  "@media screen { }",
-  "it costs 5 @ 3 dollars",
-  "https://www.vox.com/2020/3/18/21229268/story",
-  "https://github.com/features",
-  "https://en.wikipedia.org/wiki/User_interface",
-  "the license plate, the passport office, 12 people",
-  "GB82 WEST 1234 5698 7654 33 has a wrong check sum",
-  "A ratio of 100:200:3000",
-  "ISBN 978-3-16-148410-0",
-  "phone 12345",
-]
-
-
-@pytest.mark.parametrize(
-  "kind, text", [(k, t) for k, found in PERSONAL.items() for t in found]
-)
-def test_personal_information(kind, text):
-  assert curation.personal_information(text) == kind
-  assert curation.personal_information(f"Well,\n{text}\nand so on") == kind
-
-
-@pytest.mark.parametrize("text", HARMLESS)
-def test_no_personal_information(text):
-  assert curation.personal_information(text) == ""
 
 
 def test_personal_information_anywhere_in_a_record():
@@ -305,31 +373,21 @@ def test_nothing_left_says_where_it_went():
     curation.require(splits, counts, "data.prompts")
   assert e.value.field == "data.prompts"
   assert "1 prompts over the token limit" in str(e.value)
-  assert "max_prompt_tokens" in e.value.fix
+  assert "--data.max_prompt_tokens" in e.value.fix
+  assert e.value.code == "no_training_records"
   splits, counts = curation.curate([prompt("a", split="train")], data)
   assert curation.require(splits, counts, "data.prompts") == splits["train"]
 
 
-def test_books_give_a_validation_split():
-  book = "".join(
-    f"Paragraph {i}. " + "word " * 60 + "\n\n" for i in range(3000)
-  )
-  splits = curation.split_documents([Document(text=book)], config.Data())
-  parts = [d.text for name in splits for d in splits[name]]
-  assert sorted("".join(parts)) == sorted(book), "nothing is lost"
-  assert all(p.startswith("Paragraph") and p.endswith("\n\n") for p in parts)
-  share = len(splits["valid"]) / len(parts)
-  assert 0.02 < share < 0.25 and len(splits["train"]) > len(parts) / 2
-  again = curation.split_documents([Document(text=book)], config.Data())
-  assert again == splits
-
-
-def test_a_few_documents_still_give_both_sides():
-  documents = [Document(text=f"text {i}") for i in range(2)]
-  splits = curation.split_documents(documents, config.Data())
-  assert len(splits["train"]) == len(splits["valid"]) == 1
-  whole = curation.split_documents(documents[:1], config.Data())
-  assert sum(map(len, whole.values())) == 1
-  marked = [Document(text="x" * 90_000, split="test")]
-  splits = curation.split_documents(marked, config.Data())
-  assert [len(d.text) for d in splits["test"]] == [90_000]
+def test_the_fix_of_an_empty_split_is_that_of_the_largest_cause():
+  records = [demonstration("Ask @jane_doe", f"{i}") for i in range(42)]
+  records += [demonstration("w " * 9, "x")]
+  data = config.Data(max_prompt_tokens=8, valid_fraction=0, test_fraction=0)
+  splits, drops = curation.curate(records, data, Words())
+  with pytest.raises(UserError) as e:
+    curation.require(splits, drops, "data.demonstrations")
+  assert "--data.filter_personal=false" in e.value.fix
+  splits, drops = curation.curate([prompt("a", split="test")], data)
+  with pytest.raises(UserError) as e:
+    curation.require(splits, drops, "data.prompts")
+  assert "--data" not in e.value.fix and "1 in test" in e.value.problem

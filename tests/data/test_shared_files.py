@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from instructgpt_jax import config
-from instructgpt_jax.data import curation, sources, tokenizer, transforms
+from instructgpt_jax.data import sources, splits, tokenizer, transforms
 
 SHARED = pathlib.Path(__file__).parents[3] / "shared" / "data"
 pytestmark = pytest.mark.skipif(
@@ -84,9 +84,9 @@ def test_open_assistant_has_its_published_group_sizes():
 
 def test_text_folder_to_rows():
   found, _ = sources.read_documents(str(SHARED / "text" / "**"))
-  splits = curation.split_documents(found, config.Data())
-  assert all(splits.values())
-  texts = [d.text for d in splits["valid"]]
+  parts = splits.split_documents(found, config.Data())
+  assert all(parts.values())
+  texts = [d.text for d in parts["valid"]]
   coder = tokenizer.train_tokenizer(texts, config.Tokenizer(vocab_size=1000))
   encoded = transforms.encode_documents(texts, coder)
   assert coder.decode(encoded[0]) == texts[0]

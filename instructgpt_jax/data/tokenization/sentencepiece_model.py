@@ -27,6 +27,7 @@ from instructgpt_jax.errors import UserError
 NEWLINE_WORD = "<newline>"
 MODEL = "tokenizer.model"
 CHUNK = 1000  # characters
+_SPACES = (" ", "▁")  # one to the model
 _BOUNDARY = re.compile(r"[^\n]\n(?=[^\n])")
 # Classes and kinds of model whose tokenizer in `transformers` is Llama's.
 _LLAMA = ("LlamaTokenizer", "LlamaTokenizerFast", "llama", "mistral")
@@ -158,7 +159,7 @@ class SentencePiece(base.Tokenizer):
     if self._is_word:
       texts = [t.replace("\n", f" {NEWLINE_WORD} ") for t in texts]
     elif self._adds_space:
-      texts = [t[1:] if t.startswith(" ") else t for t in texts]
+      texts = [t[1:] if t.startswith(_SPACES) else t for t in texts]
     return self._sp.encode(list(texts), out_type=int, num_threads=1)
 
   def encode_after(
@@ -190,7 +191,7 @@ class SentencePiece(base.Tokenizer):
 
   def _encode_plain(self, text: str) -> list[int]:
     """Ids of the beginning of a text, by the model alone."""
-    if self._adds_space and text.startswith(" "):
+    if self._adds_space and text.startswith(_SPACES):
       text = text[1:]
     return self._sp.encode(text, out_type=int)
 

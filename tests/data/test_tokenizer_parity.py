@@ -112,9 +112,7 @@ def test_llama_tokenizer_class(form, legacy, tmp_path):
   if legacy is not None:
     values["legacy"] = legacy
   tokenizer = folders.prepend() if form == "json" else folders.proto()
-  ours = folders.load(
-    tmp_path, tokenizer, begins=True, tokenizer_config=values
-  )
+  ours = folders.load(tmp_path, tokenizer, begins=True, tokenizer_config=values)
   other = theirs(tmp_path)
   assert_texts_equal(ours, other)
   assert_talks_equal(ours, other)

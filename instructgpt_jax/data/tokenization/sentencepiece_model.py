@@ -96,9 +96,10 @@ class SentencePiece(base.Tokenizer):
       own = self._sp.piece_to_id(text)
       if piece != text or (own != self.unk_id and own != i):
         in_decoder = str(i) in (beside.config.get("added_tokens_decoder") or {})
+        file = TOKENIZER_CONFIG if in_decoder else ADDED
         raise UserError(
           f"gives {text!r} the id {i}, which is {piece!r} by {MODEL}",
-          file=f"{beside.directory}/{TOKENIZER_CONFIG if in_decoder else ADDED}",
+          file=f"{beside.directory}/{file}",
           field=text,
           fix=f"give the files that belong to {MODEL}",
           code="added_token_conflict",

@@ -78,9 +78,10 @@ class Settings:
         continue
       other = tokens.get(i, {}).get("content", text)
       if other != text or ids.get(text, i) != i:
+        config_file = special_tokens.TOKENIZER_CONFIG
         raise UserError(
-          f"gives {text!r} the id {i}, where"
-          f" {special_tokens.TOKENIZER_CONFIG} has {other!r} as {ids.get(text, i)}",
+          f"gives {text!r} the id {i}, where {config_file} has {other!r} as"
+          f" {ids.get(text, i)}",
           file=f"{self.directory}/{special_tokens.ADDED}",
           field=text,
           fix="make the two files agree",

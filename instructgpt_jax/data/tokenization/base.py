@@ -21,6 +21,7 @@ from instructgpt_jax.data.tokenization.special_tokens import (
 )
 from instructgpt_jax.errors import UserError
 
+_CONTEXTS = ("\n", "a", ".", "")
 _NO_TOKEN = re.compile(r"(?!)")
 
 
@@ -245,19 +246,19 @@ def _behind(
 ) -> list[list[int]]:
   """Ids of texts behind contexts, whose ids are those of the contexts alone.
 
-  Where a token crosses the border, the text is encoded behind a newline.
+  Where a token crosses the border, the text is encoded behind another context.
   """
-  unique = list(dict.fromkeys([*contexts, "\n"]))
-  heads = dict(zip(unique, encode(unique), strict=True))
+  unique = list(dict.fromkeys([*contexts, *_CONTEXTS]))
+  heads = dict(zip(unique, encode(unique), strict=True)) | {"": []}
   joined = encode([c + t for c, t in zip(contexts, texts, strict=True)])
   result = []
   for ids, context, text in zip(joined, contexts, texts, strict=True):
     head = heads[context]
-    if ids[: len(head)] != head:
-      head = heads["\n"]
-      (ids,) = encode(["\n" + text])
-      if ids[: len(head)] != head:
-        head, (ids,) = [], encode([text])
+    others = iter(_CONTEXTS)
+    while ids[: len(head)] != head:
+      context = next(others)  # nothing crosses the border of the last, ""
+      head = heads[context]
+      (ids,) = encode([context + text])
     result.append(ids[len(head) :])
   return result
 

@@ -133,6 +133,13 @@ def test_more_ids_stop_generation(generation, config, stops):
       "tokenizer.json",
     ),
     (
+      {"config": {"eos_token_id": 5}},  # a letter: a default of somebody's
+      "special_token_unknown",
+      "config.json",
+      "eos_token_id",
+      "tokenizer.json",
+    ),
+    (
       {"tokenizer_config": {"eos_token": "a"}},
       "special_token_is_text",
       "tokenizer_config.json",
@@ -146,6 +153,14 @@ def test_contradictions_name_both_files(files, code, file, field, other):
     decide(**files)
   assert (e.value.code, e.value.file) == (code, f"dir/{file}")
   assert e.value.field == field and other in str(e.value)
+
+
+def test_an_id_of_a_mark_that_no_file_calls_special():
+  vocabulary = Vocabulary("tokenizer.json", IDS, frozenset())
+  assert decide(vocabulary, config={"eos_token_id": STOP}).eos_id == STOP
+  byte = Vocabulary("tokenizer.json", {"<0x0A>": 0, "a": 1}, frozenset())
+  with pytest.raises(UserError):
+    decide(byte, config={"eos_token_id": 0})
 
 
 def test_a_sentencepiece_model_that_config_json_contradicts():

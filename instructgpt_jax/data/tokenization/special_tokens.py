@@ -8,12 +8,13 @@ Pure: files come as parsed JSON. The precedence, highest first:
    both have some, those that both have;
 3. what a sentencepiece model says itself;
 4. names such as </s> in the vocabulary;
-5. ids of generation_config.json and config.json that are any token.
+5. ids of generation_config.json and config.json that are tokens in brackets.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,8 @@ MODEL = "config.json"
 STOP_KEY = "instructgpt_jax_stop_token_ids"
 
 _EOS_NAMES = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "[SEP]")
+# Names that look like a mark, and not like a byte of a sentencepiece model.
+_MARK = re.compile(r"(?!<0x)<.+>|\[.+\]")
 _PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<|finetune_pad|>")
 
 
@@ -184,6 +187,7 @@ def _unnamed_eos(
 ) -> int:
   """The id that ends a text where no file names the token; -1 for none."""
   known = set(vocabulary.ids.values())
+  marks = {i for name, i in vocabulary.ids.items() if _MARK.fullmatch(name)}
   written = {
     file: _ids(files.get(file, {}).get("eos_token_id"))
     for file in (GENERATION, MODEL)
@@ -206,7 +210,7 @@ def _unnamed_eos(
       code="special_token_conflict",
     )
   names = [vocabulary.ids[n] for n in _EOS_NAMES if n in vocabulary.ids]
-  others = [i for ids in written.values() for i in ids if i in known - never]
+  others = [i for ids in written.values() for i in ids if i in marks - never]
   ordered = [*by_file, *agreed, *names, *others]
   if not ordered and any(written.values()):
     file = next(f for f in (GENERATION, MODEL) if written[f])

@@ -33,8 +33,8 @@ class Tokenizer:
     vocab_size: number of ids, with those that were appended.
     pad_id: padding; no text encodes to it.
     eos_id: ends a reply; no text encodes to it. Where the chat template ends a
-      reply with a special token of its own, such as <end_of_turn>, that one.
-    document_end_id: ends a document: the tokenizer's own end-of-text.
+      reply with another special token, such as <end_of_turn>, that one.
+    document_end_id: ends a document: the tokenizer's end-of-text.
     bos_id: begins a text where the tokenizer begins texts; -1 for none.
     stop_ids: all ids that end a reply in generation, `eos_id` first; what
       generation_config.json adds is here. Padding is none of them.
@@ -126,8 +126,8 @@ class Tokenizer:
     }
     return {
       key: self.token(token_id)
-      for key, (token_id, own) in ids.items()
-      if key not in special.names and token_id not in (own, -1)
+      for key, (token_id, default) in ids.items()
+      if key not in special.names and token_id not in (default, -1)
     }
 
   def token(self, token_id: int) -> str:
@@ -277,7 +277,7 @@ class StreamDecoder:
       lead: text that is left out at the beginning.
     """
     self._tokenizer = tokenizer
-    self._lead, self._held = lead, ""
+    self._lead, self._waiting = lead, ""
     self._ids: list[int] = list(tokenizer.context_ids)
     self._start, self._read = 0, len(self._ids)
 
@@ -299,16 +299,16 @@ class StreamDecoder:
     after = self._tokenizer.decode(self._ids[self._start :])
     self._start = self._read = len(self._ids)
     text = self._without_lead(after[len(before) :])
-    text, self._lead, self._held = self._held + text, "", ""
+    text, self._lead, self._waiting = self._waiting + text, "", ""
     return text
 
   def _without_lead(self, text: str) -> str:
     """Leaves out the lead, which may come in several pieces."""
     if not self._lead:
       return text
-    text = self._held + text
+    text = self._waiting + text
     if text != self._lead and self._lead.startswith(text):
-      self._held = text
+      self._waiting = text
       return ""
-    text, self._lead, self._held = text.removeprefix(self._lead), "", ""
+    text, self._lead, self._waiting = text.removeprefix(self._lead), "", ""
     return text

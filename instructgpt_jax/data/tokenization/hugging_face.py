@@ -73,8 +73,8 @@ class HuggingFace(base.Tokenizer):
     return self._tokenizer.id_to_token(token_id) or ""
 
   def token_id(self, token: str) -> int:
-    found = self._tokenizer.token_to_id(token)
-    return -1 if found is None else found
+    token_id = self._tokenizer.token_to_id(token)
+    return -1 if token_id is None else token_id
 
   @functools.cached_property
   def _marking(self) -> tokenizers.Tokenizer:
@@ -168,7 +168,7 @@ class HuggingFace(base.Tokenizer):
 class _Renaming:
   """A tokenizer whose special tokens have names that no user typed.
 
-  It recognises these names, and reads the special tokens' own names as text.
+  It recognises these names, and reads the names of special tokens as text.
 
   Attributes:
     tokenizer: the renamed tokenizer.
@@ -251,7 +251,7 @@ def build(description: dict[str, Any], path: pathlib.Path) -> HuggingFace:
 
   Args:
     description: the content of a tokenizer.json.
-    path: the tokenizer's own file.
+    path: the tokenizer's file.
 
   Raises:
     UserError: a file is damaged, or two contradict each other.

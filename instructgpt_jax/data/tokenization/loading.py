@@ -21,8 +21,8 @@ def _near(path: pathlib.Path) -> str:
   if not parent.is_dir():
     return ""
   names = [p.name for p in parent.iterdir()]
-  found = difflib.get_close_matches(path.name, names, n=1, cutoff=0.4)
-  return f"did you mean {found[0]!r}? " if found else ""
+  near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.4)
+  return f"did you mean {near[0]!r}? " if near else ""
 
 
 def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:

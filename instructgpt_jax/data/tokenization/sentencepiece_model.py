@@ -93,8 +93,8 @@ class SentencePiece(base.Tokenizer):
     for i, token in beside.added_tokens().items():
       text = token["content"]
       piece = self._sp.id_to_piece(i) if i < self._sp.vocab_size() else text
-      own = self._sp.piece_to_id(text)
-      if piece != text or (own != self.unk_id and own != i):
+      other = self._sp.piece_to_id(text)
+      if piece != text or other not in (self.unk_id, i):
         in_decoder = str(i) in (beside.config.get("added_tokens_decoder") or {})
         file = TOKENIZER_CONFIG if in_decoder else ADDED
         raise UserError(

@@ -36,7 +36,7 @@ _PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<|finetune_pad|>")
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-  """What the tokenizer's own file says.
+  """What the tokenizer's file says.
 
   Attributes:
     file: its name, for errors.
@@ -118,7 +118,7 @@ def reconcile(
 
   Args:
     files: file name → its parsed content, of the files that there are.
-    vocabulary: the tokenizer's own file.
+    vocabulary: what the tokenizer's file says.
     directory: named in errors.
 
   Raises:

@@ -143,17 +143,14 @@ class Talker:
       turns: a conversation that ends with the user.
       index: changes what is drawn; a batch numbers its prompts so.
     """
-    decoder = StreamDecoder(self._tokenizer)
-    started = False
+    decoder = StreamDecoder(self._tokenizer, self._tokenizer.reply_lead)
     for token in self.tokens(self.encode(turns), index):
       text = decoder.push(token)
-      if text and not started:
-        text, started = records.reply_text(text), True
       if text:
         yield text
     text = decoder.flush()
     if text:
-      yield text if started else records.reply_text(text)
+      yield text
 
   def tokens(self, ids: np.ndarray, index: int = 0) -> Iterator[int]:
     """Draws token after token until end-of-text, which is not given out."""
@@ -173,7 +170,7 @@ class Talker:
       )
       require_finite(logp)
       token = int(token[0])
-      if token == self._tokenizer.eos_id:
+      if token in self._tokenizer.stop_ids:
         return
       yield token
 
@@ -227,8 +224,8 @@ class Talker:
         real, ended = np.asarray(rollout.response_mask), rollout.ended
         require_finite(rollout.logp, real)
         for r, (index, _) in enumerate(part):
-          text = self._tokenizer.decode(drawn[r][real[r]])
-          yield index, (records.reply_text(text), bool(ended[r]))
+          text = self._tokenizer.decode_reply(drawn[r][real[r]])
+          yield index, (text, bool(ended[r]))
         progress.update(len(part))
 
   @functools.cached_property

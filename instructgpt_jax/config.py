@@ -8,8 +8,10 @@ file or a clock.
 
 from __future__ import annotations
 
+import calendar
 import dataclasses
 import difflib
+import re
 from typing import Any
 
 from instructgpt_jax.errors import UserError
@@ -79,6 +81,16 @@ def _in_range(value: Any, metadata: Any) -> bool:
     and (high is None or value <= high)
     and (above is None or value > above)
   )
+
+
+def _is_date(text: str) -> bool:
+  """Whether a text is a day of the calendar, as YYYY-MM-DD."""
+  if not re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text):
+    return False
+  year, month, day = map(int, text.split("-"))
+  if year < 1 or not 1 <= month <= 12:
+    return False
+  return 1 <= day <= calendar.monthrange(year, month)[1]
 
 
 class Checked:
@@ -412,6 +424,9 @@ class Data(Checked):
   chat_template: bool = option(
     True, "prompts by the tokenizer's chat template, where it has one"
   )
+  template_date: str = option(
+    "2025-01-01", "today's date to a chat template that asks for it, YYYY-MM-DD"
+  )
   max_prompt_tokens: int = option(
     1024,
     "longer prompts are dropped and counted",
@@ -462,6 +477,16 @@ class Data(Checked):
     "data fields that were set by flag or --config, a comma list; filled in by"
     " the program",
   )
+
+  def __post_init__(self):
+    super().__post_init__()
+    if not _is_date(self.template_date):
+      raise UserError(
+        f"{self.template_date!r} is not a date",
+        field="data.template_date",
+        fix="give a date as YYYY-MM-DD, such as 2025-01-01",
+        code="bad_date",
+      )
 
   def is_explicit(self, name: str) -> bool:
     """Whether the user has set a field of this section."""

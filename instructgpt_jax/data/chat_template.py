@@ -1,94 +1,195 @@
 """Chat templates: how a model's makers write a conversation down.
 
 A template is a Jinja text that came with a model. It runs in Jinja's sandbox,
-where it reaches neither files nor attributes.
+where it reaches neither files nor attributes, nor a clock or chance: a template
+that asks for today's date gets `data.template_date`.
 """
 
 from __future__ import annotations
 
 import datetime
+import functools
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
 import jinja2.sandbox
 
+from instructgpt_jax import config
 from instructgpt_jax.data.records import Turn
 from instructgpt_jax.errors import UserError
 
+# Texts that no template writes itself; they find a turn in what it writes.
+_QUESTION, _REPLY, _SYSTEM = "\ue000Q\ue001", "\ue000A\ue001", "\ue000S\ue001"
+_DATE = config.Data().template_date
+
 
 class ChatTemplate:
-  """Turns to text.
+  """Conversations to text.
 
   Attributes:
-    lead: what stands between the end of a prompt and its reply, such as " ".
+    context: what a template writes between a user's text and a reply.
+    lead: what it writes between that and the reply's own text, such as " ".
+    tail: what it writes between the reply's text and the token that ends it.
+    end: the special token that ends a reply; "" where there is none.
   """
 
-  def __init__(self, text: str, tokens: Mapping[str, str], file: str):
+  def __init__(
+    self,
+    text: str,
+    tokens: Mapping[str, str],
+    file: str,
+    special: re.Pattern[str] | None = None,
+  ):
     """Compiles a template.
 
     Args:
       text: the template.
       tokens: names such as bos_token, and what they stand for.
       file: named in errors.
+      special: finds the special tokens that can end a reply.
+
+    Raises:
+      UserError: the template cannot be compiled, or refuses a plain question.
     """
+    self.text = text
     self._file, self._tokens = file, dict(tokens)
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-      trim_blocks=True,
-      lstrip_blocks=True,
-      extensions=["jinja2.ext.loopcontrols"],
-    )
-    environment.filters["tojson"] = _as_json
-    environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = _now
     try:
-      self._template = environment.from_string(text)
-    except jinja2.TemplateError as error:
+      self._template = _environment().from_string(text)
+    except (jinja2.TemplateError, RecursionError) as error:
       raise UserError(
         f"its chat template cannot be read ({error})",
         file=file,
         fix="mend it, or leave it out with --data.chat_template=false",
+        code="bad_chat_template",
       ) from error
-    self.lead = self._lead()
+    self._before = self.render([Turn("user", _QUESTION)])
+    self.context = self._before.rpartition(_QUESTION)[2] or "a"
+    self.lead, self._rest = self._around_reply()
+    match = special.search(self._rest) if special is not None else None
+    self.end = match.group() if match else ""
+    self.tail = self._rest[: match.start()] if match else ""
 
-  def render(self, turns: Sequence[Turn], *, reply_follows: bool = True) -> str:
-    """A conversation as the model's makers write it.
+  def render(
+    self,
+    turns: Sequence[Turn],
+    *,
+    reply_follows: bool = True,
+    date: str = _DATE,
+  ) -> str:
+    """Writes a conversation as the model's makers do.
+
+    Args:
+      turns: the conversation.
+      reply_follows: whether an assistant's turn is opened at the end.
+      date: today's date to the template, as YYYY-MM-DD.
 
     Raises:
       UserError: the template refuses it.
     """
+    day = datetime.datetime.fromisoformat(date)
     try:
       return self._template.render(
         messages=[{"role": t.role, "content": t.text} for t in turns],
         add_generation_prompt=reply_follows,
         tools=None,
         documents=None,
+        strftime_now=day.strftime,
         **self._tokens,
       )
-    except (jinja2.TemplateError, TypeError, ValueError) as error:
+    except Exception as error:  # a template is a program of somebody else's
       raise UserError(
         f"its chat template refuses a conversation ({error})",
         file=self._file,
         fix="give other turns, or --data.chat_template=false",
+        code="template_refuses",
       ) from error
 
-  def _lead(self) -> str:
-    asked, told = Turn("user", "Q"), Turn("assistant", "\ue000")
-    before = self.render([asked])
-    whole = self.render([asked, told], reply_follows=False)
-    found = whole.removeprefix(before).split("\ue000")[0]
-    return found if whole.startswith(before) else ""
+  def reply(self, text: str) -> str:
+    """Writes a reply as it follows a prompt, up to the token that ends it."""
+    turns = [Turn("user", _QUESTION), Turn("assistant", text)]
+    whole = self.render(turns, reply_follows=False)
+    end = len(whole) - len(self._rest)
+    start = len(self._before) if self._continues else whole.rfind(text, 0, end)
+    if start < 0 or not whole.endswith(self._rest):
+      return self.lead + text + self.tail
+    return whole[start:end] + self.tail
+
+  @functools.cached_property
+  def takes_system(self) -> bool:
+    """Whether it writes a system turn, rather than refuse or leave it out."""
+    turns = [Turn("system", _SYSTEM), Turn("user", _QUESTION)]
+    try:
+      return _SYSTEM in self.render(turns)
+    except UserError:
+      return False
+
+  def _around_reply(self) -> tuple[str, str]:
+    """(text ahead of a reply, all text behind it)."""
+    turns = [Turn("user", _QUESTION), Turn("assistant", _REPLY)]
+    try:
+      whole = self.render(turns, reply_follows=False)
+    except UserError:  # it writes prompts alone
+      whole = ""
+    ahead, reply, rest = whole.partition(_REPLY)
+    self._continues = bool(reply) and ahead.startswith(self._before)
+    return (ahead[len(self._before) :] if self._continues else ""), rest
 
 
-def _as_json(value: Any, indent: int | None = None, **options: Any) -> str:
-  del options
-  return json.dumps(value, ensure_ascii=False, indent=indent)
+class _Generation(jinja2.ext.Extension):
+  """Reads {% generation %} … {% endgeneration %}: what it holds is written."""
+
+  tags = {"generation"}
+
+  def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+    line = next(parser.stream).lineno
+    body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    # What is set inside is not seen outside, as in `transformers`.
+    return jinja2.nodes.Scope(body, lineno=line)
+
+
+def _environment() -> jinja2.Environment:
+  """Jinja with what chat templates use, as in `transformers`."""
+  environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+    trim_blocks=True,
+    lstrip_blocks=True,
+    extensions=["jinja2.ext.loopcontrols", _Generation],
+  )
+  environment.filters["tojson"] = _as_json
+  environment.filters["random"] = _refuse_chance("random")
+  environment.globals["lipsum"] = _refuse_chance("lipsum")
+  environment.globals["raise_exception"] = _refuse
+  return environment
+
+
+def _as_json(
+  value: Any,
+  ensure_ascii: bool = False,
+  indent: int | None = None,
+  separators: tuple[str, str] | None = None,
+  sort_keys: bool = False,
+) -> str:
+  return json.dumps(
+    value,
+    ensure_ascii=ensure_ascii,
+    indent=indent,
+    separators=separators,
+    sort_keys=sort_keys,
+  )
 
 
 def _refuse(message: str) -> NoReturn:
   raise jinja2.TemplateError(message)
 
 
-def _now(form: str) -> str:
-  return datetime.datetime.now().strftime(form)
+def _refuse_chance(name: str) -> Callable[..., NoReturn]:
+  def refuse(*args: Any, **kwargs: Any) -> NoReturn:
+    del args, kwargs
+    raise jinja2.TemplateError(f"{name} draws at random")
+
+  return refuse

@@ -84,8 +84,13 @@ def prompt_text(turns: tuple[Turn, ...], data: config.Data) -> str:
 
 
 def completion_text(completion: str) -> str:
-  """A reply as the text that follows the bare assistant tag."""
-  return " " + completion.lstrip(" ")
+  """A reply as the text that follows the bare assistant tag.
+
+  One space of its own is that text's space; more are an indent, and stay.
+  """
+  if completion.startswith(" ") and not completion.startswith("  "):
+    return completion
+  return " " + completion
 
 
 def reply_text(decoded: str) -> str:

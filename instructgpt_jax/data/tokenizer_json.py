@@ -37,26 +37,30 @@ def files(tokenizer: Tokenizer) -> dict[str, bytes]:
   if isinstance(tokenizer, HuggingFace):
     if "tokenizer.json" in tokenizer.files:
       return tokenizer.files
-    found = tokenizer.rust
+    converted = tokenizer.rust
   elif isinstance(tokenizer, SentencePiece) and tokenizer.is_ours:
-    found = _converted(tokenizer)
+    converted = _converted(tokenizer)
   else:
     return tokenizer.files
-  settings = {
+  names = {
+    "eos_token": tokenizer.token(tokenizer.document_end_id),
+    "pad_token": tokenizer.token(tokenizer.pad_id),
+  }
+  config = json.loads(tokenizer.files.get("tokenizer_config.json", b"{}"))
+  config |= {
     "tokenizer_class": "PreTrainedTokenizerFast",
     "clean_up_tokenization_spaces": False,
-    **{
-      name: found.id_to_token(i)
-      for name, i in (
-        ("eos_token", tokenizer.eos_id),
-        ("pad_token", tokenizer.pad_id),
-      )
-      if found.id_to_token(i) is not None
-    },
+    **{key: name for key, name in names.items() if name},
+  }
+  beside = {
+    name: content
+    for name, content in tokenizer.files.items()
+    if name in ("special_tokens_map.json", "chat_template.jinja")
   }
   return {
-    "tokenizer.json": found.to_str().encode(),
-    "tokenizer_config.json": json.dumps(settings).encode(),
+    **beside,
+    "tokenizer.json": converted.to_str().encode(),
+    "tokenizer_config.json": json.dumps(config).encode(),
   }
 
 

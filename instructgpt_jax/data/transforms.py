@@ -36,8 +36,9 @@ def encode_prompts(
   data: config.Data,
 ) -> list[np.ndarray]:
   """Token ids of prompts, exactly as a rollout starts from them."""
-  if data.chat_template and tokenizer.template is not None:
-    return [_int32(tokenizer.encode_turns(t)) for t in turns]
+  if uses_template(tokenizer, data):
+    date = data.template_date
+    return [_int32(tokenizer.encode_turns(t, date)) for t in turns]
   return encode_documents(
     [records.prompt_text(t, data) for t in turns], tokenizer
   )
@@ -48,8 +49,9 @@ def encode_completions(
 ) -> list[np.ndarray]:
   """Token ids of replies with their end-of-text token.
 
-  A reply of more than `data.max_response_tokens` is cut there, and then has no
-  end-of-text token: it did not end.
+  A reply is encoded as it stands behind its prompt in one text. One of more
+  than `data.max_response_tokens` is cut there, and then has no end-of-text
+  token: it did not end.
   """
   limit = data.max_response_tokens
   return [ids[:limit] for ids in encode_uncut(completions, tokenizer, data)]
@@ -59,12 +61,47 @@ def encode_uncut(
   completions: Sequence[str], tokenizer: Tokenizer, data: config.Data
 ) -> list[np.ndarray]:
   """Token ids of whole replies with their end-of-text token."""
-  texts = [records.completion_text(c) for c in completions]
-  if data.chat_template and tokenizer.template is not None:
-    texts = [tokenizer.template.lead + c for c in completions]
-  return [
-    _int32([*ids, tokenizer.eos_id]) for ids in tokenizer.encode_batch(texts)
-  ]
+  if uses_template(tokenizer, data):
+    encoded = tokenizer.encode_replies(completions)
+    end = tokenizer.eos_id
+  else:
+    encoded = encode_continuations(
+      [records.completion_text(c) for c in completions],
+      [data.assistant_tag] * len(completions),
+      tokenizer,
+    )
+    end = tokenizer.document_end_id
+  return [_int32([*ids, end]) for ids in encoded]
+
+
+def uses_template(tokenizer: Tokenizer, data: config.Data) -> bool:
+  """Whether conversations are written by the tokenizer's chat template.
+
+  Raises:
+    UserError: they are, but the template cannot be used.
+  """
+  return data.chat_template and tokenizer.template is not None
+
+
+def with_instruction(
+  instruction: str,
+  turns: tuple[records.Turn, ...],
+  tokenizer: Tokenizer,
+  data: config.Data,
+) -> tuple[records.Turn, ...]:
+  """A conversation with an instruction ahead of it.
+
+  It is a system turn, or part of the one that there is. Where the chat template
+  takes no system turns, it stands ahead of the first turn's text.
+  """
+  template = tokenizer.template if data.chat_template else None
+  if template is None:
+    return (records.Turn("system", instruction), *turns)
+  first = turns[0]
+  if first.role != "system" and template.takes_system:
+    return (records.Turn("system", instruction), *turns)
+  text = f"{instruction}\n\n{first.text}"
+  return (records.Turn(first.role, text), *turns[1:])
 
 
 def encode_demonstration(
@@ -309,6 +346,13 @@ def encode_documents(
   """Token ids of documents, with what begins every text."""
   begin = tokenizer.begin
   return [_int32([*begin, *ids]) for ids in tokenizer.encode_batch(texts)]
+
+
+def encode_continuations(
+  texts: Sequence[str], contexts: Sequence[str], tokenizer: Tokenizer
+) -> list[np.ndarray]:
+  """Token ids of texts, each as it stands behind its context in one text."""
+  return [_int32(ids) for ids in tokenizer.encode_after(texts, contexts)]
 
 
 def left_pad(

@@ -64,12 +64,17 @@ def entropies(
     mesh: where batches are put.
   """
   sentences = [f"review : {s}" for pair in pairs for s in pair]
-  start = np.array([tokenizer.eos_id], np.int32)
+  start = np.array(tokenizer.begin or [tokenizer.document_end_id], np.int32)
   if prefix:
     (start,) = transforms.encode_documents([prefix], tokenizer)
+    encoded = transforms.encode_continuations(
+      sentences, [prefix] * len(sentences), tokenizer
+    )
+  else:
+    encoded = tokenizer.encode_batch(sentences)
   examples = [
     scoring.Example(*transforms.example(start, ids, mask_prompt=True))
-    for ids in transforms.encode_documents(sentences, tokenizer)
+    for ids in encoded
   ]
   totals = scoring.log_likelihood(model, params, examples, mesh)
   logp = totals.reshape(-1, 2)

@@ -13,7 +13,6 @@ from jax.sharding import Mesh
 from instructgpt_jax import config as config_lib
 from instructgpt_jax import statistics
 from instructgpt_jax.data import records, transforms
-from instructgpt_jax.data.records import Turn
 from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.evals import judges
 from instructgpt_jax.loops import networks, sampling, scoring
@@ -79,10 +78,13 @@ class Evaluator:
 
   def encode(self, prefix: str, prompts: Sequence[records.Prompt]):
     """Token ids of prompts behind a prefix; a long one loses the prefix."""
-    before = (Turn("system", prefix),) if prefix else ()
-    ids = transforms.encode_prompts(
-      [before + p.turns for p in prompts], self.tokenizer, self.data
-    )
+    turns = [p.turns for p in prompts]
+    if prefix:
+      turns = [
+        transforms.with_instruction(prefix, t, self.tokenizer, self.data)
+        for t in turns
+      ]
+    ids = transforms.encode_prompts(turns, self.tokenizer, self.data)
     context = self.start.network.config.context
     room = context - self.data.max_response_tokens
     if prefix and max(map(len, ids)) > room:

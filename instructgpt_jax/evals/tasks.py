@@ -94,11 +94,10 @@ def _choice_means(
   mesh: Mesh,
 ) -> list[list[float]]:
   """Mean log-probability of a token, for each choice of each item."""
-  prompts = transforms.encode_documents(
-    [i["prompt"] for i in items for _ in i["choices"]], tokenizer
-  )
-  choices = transforms.encode_documents(
-    [" " + c for i in items for c in i["choices"]], tokenizer
+  questions = [i["prompt"] for i in items for _ in i["choices"]]
+  prompts = transforms.encode_documents(questions, tokenizer)
+  choices = transforms.encode_continuations(
+    [" " + c for i in items for c in i["choices"]], questions, tokenizer
   )
   examples = [
     scoring.Example(*transforms.example(prompt, choice, mask_prompt=True))

@@ -300,7 +300,7 @@ def document_rows(
   return transforms.document_rows(
     transforms.encode_documents([d.text for d in texts], tokenizer),
     length,
-    eos_id=tokenizer.eos_id,
+    eos_id=tokenizer.document_end_id,
     pad_id=tokenizer.pad_id,
   )
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from instructgpt_jax.data import pipelines, records, transforms
+from instructgpt_jax.data import pipelines, transforms
 from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.models.generate import generate
@@ -133,7 +133,7 @@ def texts(rollout: Rollout, tokenizer: Tokenizer) -> list[str]:
   length = rollout.response_mask.shape[1]
   tokens, mask = np.asarray(rollout.tokens), np.asarray(rollout.response_mask)
   return [
-    records.reply_text(tokenizer.decode(row[real]))
+    tokenizer.decode_reply(row[real])
     for row, real in zip(tokens[:, -length:], mask, strict=True)
   ]
 

@@ -183,7 +183,7 @@ def open_stage(
       field=field_or_none, fix="run the stage again in a new --workdir",
     ) from error  # fmt: skip
   _require(found, kind, path, field_or_none)
-  tokenizer = tokenizer_lib.load_tokenizer(folder / TOKENIZER)
+  tokenizer = read_tokenizer(folder / TOKENIZER, data)
   stage = Stage(path, found, model_config, data, tokenizer)
   if not model_config.lora_rank:
     return stage
@@ -235,7 +235,9 @@ def _from_hub(
   weights are zero; their gradients then are as well, so that they stay so.
   """
   source = hub.look(path)
-  tokenizer = tokenizer_lib.load_tokenizer(path)
+  tokenizer = read_tokenizer(
+    path, config_lib.Data() if run is None else run.data
+  )
   held = source.config
   if max(tokenizer.base_size, tokenizer.eos_id + 1) > held.vocab_size:
     what = "ids" if tokenizer.eos_id < tokenizer.base_size else "no end-of-text"
@@ -244,7 +246,12 @@ def _from_hub(
       f" {held.vocab_size} rows",
       file=path,
       field=field,
-      fix="give a folder with the model's own tokenizer",
+      fix="give a folder with the model's own tokenizer"
+      if tokenizer.eos_id < tokenizer.base_size
+      else "name eos_token in its tokenizer_config.json",
+      code="no_end_of_text"
+      if tokenizer.eos_id >= tokenizer.base_size
+      else "tokenizer_beyond_model",
     )
   given, unit, data = config_lib.Model(), 1, config_lib.Data()
   context = held.context
@@ -296,6 +303,14 @@ def inherit(config: C) -> C:
   )
 
 
+def read_tokenizer(
+  path: str | pathlib.Path, data: config_lib.Data
+) -> Tokenizer:
+  """Loads a tokenizer for a run with or without chat template."""
+  tokenizer = tokenizer_lib.load_tokenizer(path)
+  return tokenizer if data.chat_template else tokenizer.without_template()
+
+
 def same_tokenizer(a: Tokenizer, b: Tokenizer, file: str, field: str) -> None:
   """Refuses two models whose token ids mean different things."""
   if a.files != b.files:
@@ -319,9 +334,9 @@ def stage_tokenizer(
   """
   folder = pathlib.Path(workdir) / TOKENIZER
   if folder.exists():
-    return tokenizer_lib.load_tokenizer(folder)
+    return read_tokenizer(folder, config.data)
   given = config.tokenizer.path
-  chosen = tokenizer_lib.load_tokenizer(given) if given else None
+  chosen = read_tokenizer(given, config.data) if given else None
   if config.init_from:
     stage = open_stage(config.init_from, field="init_from", run=config)
     source = stage.tokenizer
@@ -331,6 +346,8 @@ def stage_tokenizer(
   if chosen is None:
     say("training a tokenizer")
     chosen = tokenizer_lib.train_tokenizer(texts(), config.tokenizer)
+  for note in chosen.notes:
+    say(f"tokenizer of {config.init_from or given}: {note}")
   return chosen
 
 

@@ -11,8 +11,9 @@ from instructgpt_jax import config
 from instructgpt_jax.data import transforms
 from instructgpt_jax.data.chat_template import ChatTemplate
 from instructgpt_jax.data.records import Turn
-from instructgpt_jax.data.tokenizer import load_tokenizer
+from instructgpt_jax.data.tokenizer import StreamDecoder, load_tokenizer
 from instructgpt_jax.errors import UserError
+from tests.data import tokenizer_folders as folders
 from tests.models.hub import tiny
 
 DATA = config.Data(max_response_tokens=8)
@@ -34,10 +35,10 @@ TALK = (
 )
 
 
-def make(folder, template=CHATML, in_file=False):
+def make(folder, template=CHATML, in_file=False, eos="<|im_end|>"):
   """A tokenizer of single letters that begins texts with <s>."""
   letters = [chr(c) for c in range(32, 127)] + ["\n"]
-  special = ["<s>", "<|im_start|>", "<|im_end|>"]
+  special = ["<s>", "<|im_start|>", "<|im_end|>", "</s>"]
   vocab = {s: i for i, s in enumerate([*special, *letters])}
   tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
   tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
@@ -56,7 +57,7 @@ def make(folder, template=CHATML, in_file=False):
       "rstrip": False,
       "single_word": False,
     },
-    "eos_token": "<|im_end|>",
+    "eos_token": eos,
   }
   if in_file:
     (folder / "chat_template.jinja").write_text(template)
@@ -141,3 +142,269 @@ def test_what_a_template_refuses_is_an_error_of_the_user(tmp_path):
 def test_a_template_stays_in_its_sandbox(text):
   with pytest.raises(UserError, match="chat template"):
     print(ChatTemplate(text, {}, "f").render([Turn("user", "x")]))
+
+
+QUESTION = (Turn("user", "hi"),)
+
+
+def ask(text, tokens=None, **options):
+  return ChatTemplate(text, tokens or {}, "f").render(QUESTION, **options)
+
+
+def test_generation_tags_mark_what_others_train_on(tmp_path):
+  """`transformers` masks by them; the text is as without."""
+  marked = (
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}"
+    "{% generation %}{{ m['content'] }}<|im_end|>\n{% endgeneration %}"
+    "{% else %}<|im_start|>{{ m['content'] }}{% endif %}{% endfor %}"
+  )
+  tokenizer = make(tmp_path, marked)
+  ours = tokenizer.template.render(TALK, reply_follows=False)
+  theirs = tiny.library("transformers").AutoTokenizer.from_pretrained(tmp_path)
+  messages = [{"role": t.role, "content": t.text} for t in TALK]
+  assert ours == theirs.apply_chat_template(messages, tokenize=False)
+  assert tokenizer.template.end == "<|im_end|>"
+
+
+def test_what_a_generation_tag_sets_is_not_seen_outside():
+  text = (
+    "{% set x = 1 %}{% generation %}{% set x = 2 %}{% endgeneration %}{{x}}"
+  )
+  assert ask(text) == "1"
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    "{{ tools is none }} {{ documents is none }} {{ bos_token }}",
+    "{{ {'b': [1], 'a': 'é<'} | tojson }}",
+    "{{ {'b': 1, 'a': 2} | tojson(indent=2, sort_keys=true) }}",
+    "{{ [1, 2] | tojson(separators=(',', ':'), ensure_ascii=true) }}",
+    "{% for i in range(9) %}{% if i == 3 %}{% break %}{% endif %}{{ i }}"
+    "{% endfor %}",
+    "{% macro f(x) %}[{{ x }}]{% endmacro %}{{ f(messages[0].content) }}",
+    "{% set ns = namespace(n=0) %}{% for m in messages %}"
+    "{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
+    "  {%- if messages[0]['content'] is string %} yes\n  {% endif %}\nend",
+  ],
+)
+def test_templates_have_what_transformers_gives_them(text, tmp_path):
+  tokenizer = make(tmp_path, text)
+  theirs = tiny.library("transformers").AutoTokenizer.from_pretrained(tmp_path)
+  expected = theirs.apply_chat_template(
+    [{"role": "user", "content": "hi"}], tokenize=False
+  )
+  ours = tokenizer.template.render(QUESTION, reply_follows=False)
+  assert ours == expected
+
+
+CLOCK = (
+  "{% if strftime_now is defined %}{% set day = strftime_now('%d %b %Y %H') %}"
+  "{% else %}{% set day = 'never' %}{% endif %}<{{ day }}>"
+  "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+)
+
+
+def test_todays_date_is_the_configs(tmp_path):
+  tokenizer = make(tmp_path, CLOCK)
+  texts = {}
+  for date in ("2025-01-01", "2031-12-30"):
+    data = config.Data(template_date=date)
+    (ids,) = transforms.encode_prompts([QUESTION], tokenizer, data)
+    texts[date] = tokenizer.decode(ids).replace(" ", "")
+  assert texts == {
+    "2025-01-01": "<01Jan202500>hi",
+    "2031-12-30": "<30Dec203100>hi",
+  }
+  (default,) = transforms.encode_prompts([QUESTION], tokenizer, DATA)
+  assert tokenizer.decode(default).replace(" ", "") == "<01Jan202500>hi"
+
+
+@pytest.mark.parametrize(
+  "date", ["", "today", "2025-02-29", "2025-13-01", "2025-1-1", "0000-01-01"]
+)
+def test_a_date_that_is_none(date):
+  with pytest.raises(UserError) as e:
+    config.Data(template_date=date)
+  assert (e.value.code, e.value.field) == ("bad_date", "data.template_date")
+
+
+@pytest.mark.parametrize(
+  "text", ["{{ ['a', 'b'] | random }}", "{{ lipsum() }}", "{{ now() }}"]
+)
+def test_a_template_gets_neither_chance_nor_another_clock(text):
+  with pytest.raises(UserError) as e:
+    ask(text)
+  assert e.value.code == "template_refuses"
+
+
+def test_an_error_of_any_kind_in_a_template_is_the_users():
+  for text in ("{{ 1 // 0 }}", "{{ messages[9].content.x }}", "{{ 'a' + 1 }}"):
+    with pytest.raises(UserError) as e:
+      ask(text)
+    assert (e.value.code, e.value.file) == ("template_refuses", "f")
+
+
+@pytest.mark.parametrize("in_file", [False, True])
+@pytest.mark.parametrize("text", ["{% for %}", "{{ raise_exception('no') }}"])
+def test_a_template_that_is_not_used_need_not_work(tmp_path, text, in_file):
+  tokenizer = make(tmp_path, text, in_file)
+  plain = config.Data(chat_template=False)
+  (ids,) = transforms.encode_prompts([QUESTION], tokenizer, plain)
+  assert list(ids) == [0, *tokenizer.encode("Human: hi\n\nAssistant:")]
+  assert len(transforms.encode_completions(["ok"], tokenizer, plain)[0]) == 4
+  assert tokenizer.without_template().template is None
+  for encode, value in (
+    (transforms.encode_prompts, QUESTION),
+    (transforms.encode_completions, "ok"),
+  ):
+    with pytest.raises(UserError) as e:
+      encode([value], tokenizer, DATA)
+    assert e.value.file == str(tmp_path)
+    assert "--data.chat_template=false" in e.value.fix
+
+
+def test_two_templates_that_differ(tmp_path):
+  make(tmp_path, CHATML)
+  (tmp_path / "chat_template.jinja").write_text(CHATML + "\n")
+  assert load_tokenizer(tmp_path).template.text == CHATML + "\n"
+  (tmp_path / "chat_template.jinja").write_text(INST)
+  with pytest.raises(UserError) as e:
+    print(load_tokenizer(tmp_path).template)
+  assert e.value.code == "chat_template_conflict"
+  assert e.value.file == str(tmp_path / "chat_template.jinja")
+  assert "tokenizer_config.json" in str(e.value)
+
+
+def test_several_templates_without_a_default(tmp_path):
+  make(tmp_path, [{"name": "tool_use", "template": "{{ tools }}"}])
+  with pytest.raises(UserError, match="tool_use") as e:
+    print(load_tokenizer(tmp_path).template)
+  assert e.value.code == "no_default_chat_template"
+
+
+def test_a_template_ends_replies_otherwise_than_documents(tmp_path):
+  """As Gemma's: <eos> ends a text, <end_of_turn> a reply."""
+  tokenizer = make(tmp_path, CHATML, eos="</s>")
+  assert tokenizer.token(tokenizer.eos_id) == "<|im_end|>"
+  assert tokenizer.token(tokenizer.document_end_id) == "</s>"
+  ends = (tokenizer.eos_id, tokenizer.document_end_id)
+  assert tokenizer.stop_ids == ends
+  assert tokenizer.pad_id not in (tokenizer.eos_id, tokenizer.document_end_id)
+  (reply,) = transforms.encode_completions(["ok"], tokenizer, DATA)
+  assert reply[-1] == tokenizer.eos_id
+  plain = config.Data(chat_template=False)
+  other = tokenizer.without_template()
+  assert other.eos_id == other.stop_ids[0] == tokenizer.document_end_id
+  for each in (tokenizer, other):
+    (reply,) = transforms.encode_completions(["ok"], each, plain)
+    assert reply[-1] == tokenizer.document_end_id
+
+
+TALKS = config.Data()
+PRIVATE = (
+  "\ue0000\ue001 <|im_end|>",
+  "\ue0005\ue001 <|im_end|> \ue0000\ue001",
+  "\U0010fffd0\U0010fffd <|im_end|>",
+  "\U0010fffd<s>\U0010fffc<|im_start|>system\n<|im_end|>",
+)
+
+
+@pytest.mark.parametrize("text", PRIVATE)
+def test_no_character_that_users_type_is_taken_for_a_special_token(
+  tmp_path, text
+):
+  tokenizer = folders.load(
+    tmp_path,
+    folders.byte_level(),
+    special=["<s>", "<|im_start|>", "<|im_end|>"],
+    tokenizer_config={"eos_token": "<|im_end|>", "chat_template": CHATML},
+  )
+  ids = tokenizer.encode_turns([Turn("user", text)])
+  assert ids.count(tokenizer.eos_id) == 1
+  expected = f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+  shown = tokenizer.rust.decode(ids, skip_special_tokens=False)
+  assert shown == expected
+  (reply,) = transforms.encode_completions([text], tokenizer, TALKS)
+  assert list(reply[:-1]) == tokenizer.encode(text)
+  assert tokenizer.decode_reply(reply) == text
+
+
+@pytest.mark.parametrize("kind", folders.KINDS)
+def test_text_around_a_typed_special_token_stays_as_it_is(kind, tmp_path):
+  tokenizer = folders.load(
+    tmp_path,
+    folders.KINDS[kind](),
+    tokenizer_config={
+      "eos_token": "</s>",
+      "bos_token": "<s>",
+      "chat_template": folders.INST,
+    },
+  )
+  text = "hello </s> y <s>the"
+  ids = tokenizer.encode_turns([Turn("user", text)])
+  assert ids.count(tokenizer.eos_id) == 0
+  assert ids.count(tokenizer.token_id("<s>")) == 1
+  if kind != "word_level":  # which knows no such word
+    assert text in tokenizer.decode(ids)
+  (reply,) = transforms.encode_completions([text], tokenizer, TALKS)
+  assert list(reply).count(tokenizer.eos_id) == 1
+  if kind != "word_level":
+    assert tokenizer.decode_reply(reply) == text
+
+
+@pytest.mark.parametrize("text", ["    return 1", "yes", "\n\tx", "", "a  b "])
+@pytest.mark.parametrize("template", [True, False])
+@pytest.mark.parametrize("kind", sorted({*folders.KINDS} - {"word_level"}))
+def test_replies_come_back_as_they_were(kind, template, text, tmp_path):
+  tokenizer = folders.load(
+    tmp_path,
+    folders.KINDS[kind](),
+    tokenizer_config={
+      "eos_token": "<|im_end|>",
+      "chat_template": folders.CHATML,
+    },
+  )
+  if not template:
+    tokenizer = tokenizer.without_template()
+  data = config.Data(chat_template=template)
+  (reply,) = transforms.encode_completions([text], tokenizer, data)
+  assert tokenizer.decode_reply(reply) == text
+  stream = StreamDecoder(tokenizer, tokenizer.reply_lead)
+  shown = "".join(stream.push(i) for i in reply[:-1]) + stream.flush()
+  assert shown == text
+
+
+def test_an_instruction_where_the_template_takes_no_system_turn(tmp_path):
+  refusing = make(tmp_path, INST)
+  assert not refusing.template.takes_system
+  dropping = ChatTemplate(
+    "{% for m in messages if m['role'] != 'system' %}{{ m['content'] }}"
+    "{% endfor %}",
+    {},
+    "f",
+  )
+  assert not dropping.takes_system
+  turns = transforms.with_instruction("Be kind.", QUESTION, refusing, DATA)
+  assert turns == (Turn("user", "Be kind.\n\nhi"),)
+  (ids,) = transforms.encode_prompts([turns], refusing, DATA)
+  assert "".join("Be kind.".split()) in "".join(refusing.decode(ids).split())
+
+
+def test_an_instruction_as_a_system_turn(tmp_path):
+  taking = make(tmp_path, CHATML)
+  system = Turn("system", "Be kind.")
+  assert transforms.with_instruction("Be kind.", QUESTION, taking, DATA) == (
+    system,
+    *QUESTION,
+  )
+  both = (Turn("system", "Be brief."), *QUESTION)
+  assert transforms.with_instruction("Be kind.", both, taking, DATA) == (
+    Turn("system", "Be kind.\n\nBe brief."),
+    *QUESTION,
+  )
+  plain = config.Data(chat_template=False)
+  assert transforms.with_instruction("Be kind.", both, taking, plain) == (
+    system,
+    *both,
+  )

@@ -8,6 +8,8 @@ import tokenizers
 
 from instructgpt_jax import config
 from instructgpt_jax.data import tokenizer as tok
+from instructgpt_jax.data.tokenization.gpt2 import byte_letters
+from instructgpt_jax.data.tokenization.sentencepiece_model import CHUNK
 from instructgpt_jax.errors import UserError
 
 TEXTS = [
@@ -33,7 +35,7 @@ def trained(kind, size=500, texts=TEXTS):
 
 def gpt2_folder(folder):
   """A miniature of GPT-2's two files: 256 byte letters and a few merges."""
-  letters = tok._byte_letters()
+  letters = byte_letters()
   vocab = {letters[b]: b for b in range(256)}
   merges = [("t", "h"), ("th", "e"), ("Ġ", "the")]
   for a, b in merges:
@@ -122,7 +124,7 @@ def test_long_texts_encode_as_short_ones_do():
     rng.choice(words) + rng.choice([" ", "\n", "\n\n", "\n\n\n", "\n "])
     for _ in range(3000)
   )
-  assert len(text) > 5 * tok._CHUNK
+  assert len(text) > 5 * CHUNK
   whole = tokenizer._sp.encode(text)
   assert tokenizer.encode(text) == whole
   assert tokenizer.encode_batch(["the", text, ""])[1] == whole

@@ -38,8 +38,15 @@ def test_a_tokenizer_without_an_end(tmp_path):
   vocab = text["model"]["vocab"]
   vocab["c"] = vocab.pop("</s>")
   (tmp_path / "m" / "tokenizer.json").write_text(json.dumps(text))
-  with pytest.raises(UserError, match="no end-of-text"):
+  with pytest.raises(UserError) as e:
     workdir.open_stage(str(tmp_path / "m"))
+  assert e.value.code == "special_token_unknown"
+  assert e.value.file == str(tmp_path / "m" / "config.json")
+  change_json(tmp_path / "m" / "config.json", lambda c: c.pop("eos_token_id"))
+  with pytest.raises(UserError) as e:
+    workdir.open_stage(str(tmp_path / "m"))
+  assert e.value.code == "no_end_of_text"
+  assert "tokenizer_config.json" in e.value.fix
 
 
 def test_a_directory_without_a_tokenizer(tmp_path):

@@ -1,0 +1,182 @@
+"""Ids and decoded text are those of `transformers`' tokenizer."""
+
+import pytest
+
+from instructgpt_jax import config
+from instructgpt_jax.data import transforms
+from instructgpt_jax.data.records import Turn
+from instructgpt_jax.data.tokenizer import load_tokenizer
+from tests.data import tokenizer_folders as folders
+from tests.models.hub import tiny
+
+TEMPLATE = config.Data()
+TAGS = config.Data(chat_template=False)
+TEXTS = (
+  "the quick fox",
+  " the  fox\n yes ",
+  "Human: hi there\n\nAssistant: yes",
+  "é 🙂 12\tdog",
+  "▁the",
+)
+TALKS = (
+  [("user", "hi there"), ("assistant", "yes it is")],
+  [("user", " the dog "), ("assistant", "  two  spaces")],
+  [
+    ("user", "hi"),
+    ("assistant", "yes"),
+    ("user", "the fox?"),
+    ("assistant", "é\n\n🙂 dog"),
+  ],
+)
+BOTH = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+CHAT = {"bos_token": "<s>", "eos_token": "<|im_end|>", "unk_token": "<unk>"}
+
+
+def settings(**more):
+  return {"tokenizer_class": "PreTrainedTokenizerFast", **more}
+
+
+def theirs(folder):
+  library = tiny.library("transformers")
+  library.logging.set_verbosity_error()
+  return library.AutoTokenizer.from_pretrained(str(folder))
+
+
+def assert_texts_equal(ours, other, *, end=()):
+  for text in TEXTS:
+    (ids,) = transforms.encode_documents([text], ours)
+    assert [*ids, *end] == other(text)["input_ids"], text
+    decoded = other.decode(ids, skip_special_tokens=True)
+    assert ours.decode(ids) == decoded, text
+  (prompt,) = transforms.encode_prompts([(Turn("user", "hi"),)], ours, TAGS)
+  (reply,) = transforms.encode_completions(["yes it"], ours, TAGS)
+  whole = other("Human: hi\n\nAssistant: yes it")["input_ids"]
+  assert [*prompt, *reply[:-1], *end] == whole
+  assert ours.without_template().decode_reply(reply) == "yes it"
+
+
+def assert_talks_equal(ours, other, talks=TALKS):
+  for talk in talks:
+    turns = tuple(Turn(*turn) for turn in talk)
+    messages = [{"role": role, "content": text} for role, text in talk]
+    (prompt,) = transforms.encode_prompts([turns[:-1]], ours, TEMPLATE)
+    assert list(prompt) == other.apply_chat_template(
+      messages[:-1], add_generation_prompt=True, return_dict=False
+    )
+    (reply,) = transforms.encode_completions([talk[-1][1]], ours, TEMPLATE)
+    whole = other.apply_chat_template(messages, return_dict=False)
+    both = [*prompt, *reply]
+    assert both == whole[: len(both)], talk
+    # What the template writes after the reply's end is not trained on.
+    assert ours.eos_id not in whole[len(both) :]
+    assert reply[-1] == ours.eos_id
+
+
+@pytest.mark.parametrize("begins, ends", [(0, 0), (1, 0), (0, 1), (1, 1)])
+@pytest.mark.parametrize("kind", folders.KINDS)
+def test_texts(kind, begins, ends, tmp_path):
+  ours = folders.load(
+    tmp_path,
+    folders.KINDS[kind](),
+    begins=begins,
+    ends=ends,
+    tokenizer_config=settings(**BOTH),
+  )
+  end = [ours.document_end_id] if ends else []
+  assert_texts_equal(ours, theirs(tmp_path), end=end)
+  assert len(ours.begin) == begins
+
+
+@pytest.mark.parametrize("template", ["chatml", "inst"])
+@pytest.mark.parametrize("kind", folders.KINDS)
+def test_conversations(kind, template, tmp_path):
+  names = CHAT if template == "chatml" else BOTH
+  text = folders.CHATML if template == "chatml" else folders.INST
+  ours = folders.load(
+    tmp_path,
+    folders.KINDS[kind](),
+    tokenizer_config=settings(**names, chat_template=text),
+  )
+  assert_talks_equal(ours, theirs(tmp_path))
+
+
+@pytest.mark.parametrize("legacy", [None, True, False])
+@pytest.mark.parametrize("form", ["json", "model"])
+def test_llama_tokenizer_class(form, legacy, tmp_path):
+  values = {
+    "tokenizer_class": "LlamaTokenizer",
+    "add_bos_token": True,
+    "chat_template": folders.INST,
+    **BOTH,
+  }
+  if legacy is not None:
+    values["legacy"] = legacy
+  tokenizer = folders.prepend() if form == "json" else folders.proto()
+  ours = folders.load(tmp_path, tokenizer, begins=True, tokenizer_config=values)
+  other = theirs(tmp_path)
+  assert_texts_equal(ours, other)
+  assert_talks_equal(ours, other)
+  assert (ours.begin, ours.bos_id, ours.eos_id) == ((1,), 1, 2)
+
+
+@pytest.mark.parametrize("add", [True, False, None])
+def test_sentencepiece_folder_begins_texts_as_its_settings_say(add, tmp_path):
+  values = {"tokenizer_class": "LlamaTokenizer", **BOTH}
+  if add is not None:
+    values["add_bos_token"] = add
+  ours = folders.load(tmp_path, folders.proto(), tokenizer_config=values)
+  assert_texts_equal(ours, theirs(tmp_path))
+  assert ours.begin == ((1,) if add else ())
+
+
+@pytest.mark.parametrize("where", ["added_tokens", "tokenizer_config"])
+def test_sentencepiece_folder_with_added_tokens(where, tmp_path):
+  size = len(folders.pieces("bpe"))
+  names = ["<|im_start|>", "<|im_end|>", "<tool>"]
+  values = {
+    "tokenizer_class": "LlamaTokenizer",
+    "chat_template": folders.CHATML,
+    "additional_special_tokens": ["<|im_start|>"],
+    **CHAT,
+  }
+  added = {}
+  if where == "added_tokens":
+    added = {"added_tokens": {n: size + i for i, n in enumerate(names)}}
+  else:
+    values["added_tokens_decoder"] = {
+      str(size + i): {"content": n, "special": n != "<tool>"}
+      for i, n in enumerate(names)
+    }
+  ours = folders.load(
+    tmp_path, folders.proto(), tokenizer_config=values, **added
+  )
+  assert (ours.eos_id, ours.base_size) == (size + 1, size + 3)
+  other = theirs(tmp_path)
+  assert_talks_equal(ours, other)
+  ids = other("the <tool> fox")["input_ids"]
+  assert ours.encode("the <tool> fox") == ids
+  assert ours.decode([*ids, size + 1]) == other.decode(
+    [*ids, size + 1], skip_special_tokens=True
+  )
+  ours.save(tmp_path / "saved")
+  again = load_tokenizer(tmp_path / "saved")
+  assert again.files == ours.files
+  assert_talks_equal(again, other)
+
+
+@pytest.mark.parametrize("place", ["file", "list"])
+@pytest.mark.parametrize("form", ["json", "model"])
+def test_where_a_template_is(form, place, tmp_path):
+  values = {"tokenizer_class": "LlamaTokenizer", **BOTH}
+  if place == "list":
+    values["chat_template"] = [
+      {"name": "tool_use", "template": "{{ tools }}"},
+      {"name": "default", "template": folders.INST},
+    ]
+  else:
+    tmp_path.joinpath("chat_template.jinja").write_text(folders.INST)
+  tokenizer = folders.prepend() if form == "json" else folders.proto()
+  ours = folders.load(tmp_path, tokenizer, tokenizer_config=values)
+  assert_talks_equal(ours, theirs(tmp_path))
+  ours.save(tmp_path / "saved")
+  assert load_tokenizer(tmp_path / "saved").template.text == folders.INST

@@ -150,7 +150,8 @@ def ignore_constant_users(
   counts = collections.Counter(r.user_id for r in records if r.user_id)
   drops = Drops()
   ignored = {u for u in counts if u.strip().lower() in _PLACEHOLDERS | {""}}
-  for user, count in counts.most_common(1):
+  people = [(u, n) for u, n in counts.most_common() if u not in ignored]
+  for user, count in people[:1]:
     if count >= max(_CONSTANT_RECORDS, _CONSTANT_SHARE * len(records)):
       ignored.add(user)
     elif count >= max(_CONSTANT_RECORDS, len(records) / 2):

@@ -273,7 +273,8 @@ def evaluation_documents(
       field="data.pretraining",
       fix="give more documents"
       + ("" if data.valid_fraction else " and --data.valid_fraction=0.1")
-      + ', or mark some with "split": "valid"',
+      + ', or mark some with "split": "valid"; --evaluation.split=train takes'
+      " documents that were trained on",
       code="no_evaluation_documents",
     )
   return parts.valid or parts.test

@@ -33,7 +33,7 @@ import numpy as np
 
 from instructgpt_jax import config as config_lib
 from instructgpt_jax import launch, streams
-from instructgpt_jax.data import records, sources, transforms
+from instructgpt_jax.data import sources, transforms
 from instructgpt_jax.data.records import Turn
 from instructgpt_jax.data.tokenizer import StreamDecoder, Tokenizer
 from instructgpt_jax.errors import UserError

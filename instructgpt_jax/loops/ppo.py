@@ -66,8 +66,9 @@ def train(
     run=config,
   )
   tokenizer = start_stage.tokenizer
-  workdir.same_tokenizer(
-    reward_stage.tokenizer, tokenizer, section.reward_model, "ppo.reward_model"
+  supervised.require_measure(config.run, ["reward"])
+  workdir.require_compatible(
+    reward_stage, tokenizer, config.data, "ppo.reward_model"
   )
   mesh = mesh_lib.make_mesh(config.mesh)
   model = LanguageModel(workdir.model_config(config, tokenizer))

@@ -103,10 +103,57 @@ def write_chunks_atomic(
       raise
 
 
-def _umask() -> int:
-  mask = os.umask(0)
+_STATUS = "/proc/self/status"
+
+
+def _kernel_umask() -> int | None:
+  """Reads the process's umask without a change of it; None where it cannot."""
+  with contextlib.suppress(OSError, ValueError, IndexError):
+    with open(_STATUS, encoding="utf-8", errors="replace") as file:
+      for line in file:
+        if line.startswith("Umask:"):
+          return int(line.split()[1], 8)
+  return None
+
+
+def _set_and_restore_umask() -> int:
+  mask = os.umask(0o077)
   os.umask(mask)
   return mask
+
+
+# Where the system does not tell, it is asked once, before there are threads.
+_UMASK = _set_and_restore_umask() if _kernel_umask() is None else 0
+
+
+def _umask() -> int:
+  mask = _kernel_umask()
+  return _UMASK if mask is None else mask
+
+
+def publish_directory(
+  new: str | os.PathLike[str], directory: str | os.PathLike[str]
+) -> None:
+  """Renames a directory into its place when all of it is on the disk.
+
+  Args:
+    new: a directory on the same file system, which nothing else writes.
+    directory: its place; nothing is there yet.
+  """
+  for folder, _, names in os.walk(new):
+    for name in names:
+      _flush(os.path.join(folder, name))
+    _flush(folder)
+  os.rename(new, directory)
+  _flush(os.path.dirname(os.path.abspath(directory)))
+
+
+def _flush(path: str | os.PathLike[str]) -> None:
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
 
 
 def plain(value: Any) -> Any:
@@ -290,8 +337,10 @@ def claim_workdir(
 def release_workdir(workdir: str | os.PathLike[str]) -> None:
   """Takes `claim_workdir` back where nothing has been written since.
 
-  A mistake in the flags can then be put right in the same folder.
+  A mistake in the flags can then be put right in the same folder. Hidden files
+  do not count: they are locks and temporary files.
   """
   with contextlib.suppress(OSError):
-    if os.listdir(workdir) == [CONFIG]:
+    names = [n for n in os.listdir(workdir) if not n.startswith(".")]
+    if names == [CONFIG]:
       os.unlink(pathlib.Path(workdir) / CONFIG)

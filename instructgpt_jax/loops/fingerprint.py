@@ -19,6 +19,7 @@ from instructgpt_jax.data import sources
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.runtime.progress import say
 
+KEY = "inputs"  # of a fingerprint in what a checkpoint keeps
 _FIX = "put back what the run began with, or choose another --workdir"
 
 
@@ -59,19 +60,29 @@ class Fingerprint:
       "sources": {k: dataclasses.asdict(v) for k, v in self.sources.items()},
     }
 
+  def with_base(self, mark: int | None) -> Fingerprint:
+    """Adds the hash of the model that adapters are trained on, if any are."""
+    if mark is None:
+      return self
+    base = Source((), {}, f"{mark:08x}")
+    return dataclasses.replace(
+      self, sources={**self.sources, "init_from": base}
+    )
+
   def require_same(
-    self, saved: Mapping[str, Any] | None, directory: str | os.PathLike[str]
+    self, extra: Mapping[str, Any], directory: str | os.PathLike[str]
   ) -> None:
     """Refuses to resume on other data or with other batches.
 
     Args:
-      saved: `as_dict` of the run that wrote the checkpoint; None where the
-        checkpoint is older than fingerprints.
+      extra: what the checkpoint keeps beside the state, `as_dict` under KEY; a
+        checkpoint that is older than fingerprints lacks it.
       directory: workdir of the run, for errors.
 
     Raises:
       UserError: `data_changed` or `batch_changed`.
     """
+    saved = extra.get(KEY)
     if saved is None:
       self._without(directory)
       return
@@ -188,4 +199,4 @@ def _changes(old: Source | None, new: Source | None) -> str:
     for split in sorted({*old.records, *new.records})
     if old.records.get(split, 0) != new.records.get(split, 0)
   ]
-  return "; ".join([*changes, *counts]) or "the records have other contents"
+  return "; ".join([*changes, *counts]) or "its contents differ"

@@ -278,9 +278,7 @@ def _reward_measure(
     field="sft.reward_model",
     run=config,
   )
-  workdir.require_compatible(
-    stage, tokenizer, config.data, "sft.reward_model"
-  )
+  workdir.require_compatible(stage, tokenizer, config.data, "sft.reward_model")
   records_held = records.valid[: section.select_prompts]
   if not records_held:
     raise UserError(
@@ -410,7 +408,7 @@ def _train(
     total_steps=total_steps,
     mesh=mesh,
     learning_rate=state_lib.schedule(config.optimizer, total_steps),
-    fingerprint=course.fingerprint,
+    fingerprint=course.fingerprint.with_base(adapts.mark if adapts else None),
     evaluation=evaluation,
     log=course.log,
   )

@@ -137,12 +137,13 @@ def fit(
     Preempted: SIGTERM has come, and the state is saved.
   """
   with checkpoint.Checkpointer(workdir, kept(run)) as saver:
-    found = saver.restore_latest(state)
+    found = saver.restore_latest(
+      state, lambda extra: fingerprint.require_same(extra, workdir)
+    )
     start, best, seconds = 0, None, 0.0
     last: Mapping[str, float] = {}
     if found is not None:
       start, state, extra = found
-      fingerprint.require_same(extra.get("inputs"), workdir)
       batches.set_state(extra["data"])
       best, seconds, last = extra["best"], extra["seconds"], extra["last"]
     with (
@@ -197,7 +198,7 @@ def fit(
             state,
             {
               "data": batches.get_state(),
-              "inputs": fingerprint.as_dict(),
+              fingerprint_lib.KEY: fingerprint.as_dict(),
               "best": best,
               "last": last,
               "seconds": seconds + time.monotonic() - began,

@@ -196,9 +196,7 @@ def open_stage(
   _require(found, kind, path, field_or_none)
   tokenizer = tokenizer_lib.load_tokenizer(folder / TOKENIZER)
   prompts = info.get("stage") != "pretrain"
-  stage = Stage(
-    path, found, model_config, data, tokenizer, has_prompts=prompts
-  )
+  stage = Stage(path, found, model_config, data, tokenizer, has_prompts=prompts)
   if not model_config.lora_rank:
     return stage
   return _on_base(stage, info["adapts"], run)
@@ -393,9 +391,7 @@ def same_prompts(stage: Stage, data: config_lib.Data, field: str) -> None:
   """
   if stage.source is not None or not stage.has_prompts:
     return
-  theirs, ours = (
-    prompt_format(d, stage.tokenizer) for d in (stage.data, data)
-  )
+  theirs, ours = (prompt_format(d, stage.tokenizer) for d in (stage.data, data))
   for name in sorted({*theirs, *ours}):
     old, new = (getattr(d, name) for d in (stage.data, data))
     if theirs.get(name) == ours.get(name):

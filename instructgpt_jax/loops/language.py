@@ -128,7 +128,7 @@ def sft(
   )
   mesh = mesh_lib.make_mesh(config.mesh)
   by_reward = _reward_measure(config, directory, tokenizer, records, mesh)
-  select = _selection(section, name, by_reward is not None, len(records.valid))
+  select = selection(section, name, by_reward is not None, len(records.valid))
   count = len(rows["tokens"])
   layout = step_layout.step_layout(section, count, len(records.train))
   steps_per_epoch = math.ceil(count / layout.demonstration_rows)
@@ -231,10 +231,21 @@ def _share_metrics(
   return metrics
 
 
-def _selection(
+def selection(
   section: config_lib.Sft, name: str, by_reward: bool, valid: int
 ) -> str:
-  """Returns what chooses the parameters: "reward", "loss" or "last"."""
+  """Returns what chooses the parameters: "reward", "loss" or "last".
+
+  Args:
+    section: the settings.
+    name: of the stage, for what is shown.
+    by_reward: whether there is a reward model.
+    valid: number of validation records.
+
+  Raises:
+    UserError: `no_reward_model` or `no_validation`, the user has asked for what
+      cannot be measured.
+  """
   select = section.select_by
   if select == "reward" and not by_reward:
     raise UserError(
@@ -243,9 +254,9 @@ def _selection(
       fix="give --sft.reward_model=DIR, or --sft.select_by=loss",
       code="no_reward_model",
     )
-  if select == "loss" and not valid:
+  if select in ("loss", "reward") and not valid:
     raise UserError(
-      "is 'loss', but there are no validation records to measure it on",
+      f"is {select!r}, but there are no validation records to measure it on",
       field="sft.select_by",
       fix="raise --data.valid_fraction, give demonstrations with a validation"
       " split, or --sft.select_by=last",

@@ -16,7 +16,7 @@ from instructgpt_jax.runtime.progress import say
 
 CHECKPOINTS = "checkpoints"
 MODEL = "model"
-_PATIENCE = 2.0  # seconds that another process may look at the checkpoints
+_PATIENCE = 1.0  # seconds that another process may look at the checkpoints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,23 +71,23 @@ class Checkpointer:
     }
     # An open folder's number is not given to another one.
     self._opened = os.open(self._path, os.O_RDONLY)
-    self._locked = False
-    self._lock(seconds=0.0)
+    self._locked = self._lock()
     self._background = concurrent.futures.ThreadPoolExecutor(1)
     self._pending: concurrent.futures.Future | None = None
 
-  def _lock(self, seconds: float) -> None:
+  def _lock(self) -> bool:
     """Tries to become the one that saves, and clears what a kill has left."""
-    if self._locked or not processes.is_writer():
-      return
+    if not processes.is_writer():
+      return True
     try:
-      self._locked = locks.lock(self._opened, seconds)
+      locked = locks.lock(self._opened, _PATIENCE)
     except OSError:  # This file system has no locks of directories.
-      self._locked = True
-    if self._locked:
+      locked = True
+    if locked:
       for folder in self._path.iterdir():
         if storage.is_temporary(folder):
           storage.remove(folder)
+    return locked
 
   @property
   def steps(self) -> list[int]:
@@ -117,8 +117,7 @@ class Checkpointer:
     if step in self._scores:
       return
     self._look()
-    self._lock(_PATIENCE)
-    if processes.is_writer() and not self._locked:
+    if not self._locked:
       raise locks.in_use(self._path)
     with storage.saving(self._path):
       finish = storage.save(self._path / str(step), state, extra, score=score)

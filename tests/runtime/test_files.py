@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import stat
 import subprocess
 import sys
 import textwrap
@@ -190,3 +191,47 @@ def test_a_config_that_is_not_a_runs_is_refused(tmp_path, text):
   with pytest.raises(UserError, match="not the config of a run"):
     files.claim_workdir(tmp_path, "ppo", CONFIG)
   assert (tmp_path / "config.json").read_text() == text
+
+
+def test_the_umask_is_read_and_never_set(tmp_path, monkeypatch):
+  """Files that other threads make meanwhile keep their modes."""
+  before = os.umask(0o027)
+  try:
+    monkeypatch.setattr(os, "umask", pytest.fail)
+    files.write_text_atomic(tmp_path / "a.txt", "text")
+  finally:
+    monkeypatch.undo()
+    os.umask(before)
+  assert stat.S_IMODE((tmp_path / "a.txt").stat().st_mode) == 0o640
+
+
+def test_without_the_systems_word_the_umask_is_that_of_the_start(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(files, "_STATUS", str(tmp_path / "none"))
+  monkeypatch.setattr(files, "_UMASK", 0o077)
+  monkeypatch.setattr(os, "umask", pytest.fail)
+  files.write_text_atomic(tmp_path / "a.txt", "text")
+  assert stat.S_IMODE((tmp_path / "a.txt").stat().st_mode) == 0o600
+
+
+def test_a_directory_is_on_the_disk_before_it_is_in_its_place(
+  tmp_path, monkeypatch
+):
+  new, place = tmp_path / "new", tmp_path / "place"
+  (new / "inner").mkdir(parents=True)
+  for name in ("a", "b", "inner/c"):
+    (new / name).write_text(name)
+  flushed, honest = [], os.fsync
+
+  def fsync(descriptor):
+    path = os.readlink(f"/proc/self/fd/{descriptor}")
+    flushed.append((os.path.relpath(path, tmp_path), place.exists()))
+    honest(descriptor)
+
+  monkeypatch.setattr(os, "fsync", fsync)
+  files.publish_directory(new, place)
+  within = {"new/a", "new/b", "new/inner/c", "new/inner", "new"}
+  assert {name for name, published in flushed if not published} == within
+  assert flushed[-1] == (".", True)
+  assert (place / "inner" / "c").read_text() == "inner/c"

@@ -63,15 +63,14 @@ class Checkpointer:
     self._path = pathlib.Path(directory).absolute() / CHECKPOINTS
     self._keep = keep or Keep()
     files.make_directory(self._path)
-    folders = list(self._path.iterdir())
-    self._scores = {
-      int(folder.name): _score(folder)
-      for folder in folders
-      if folder.name.isdigit()
-    }
     # An open folder's number is not given to another one.
     self._opened = os.open(self._path, os.O_RDONLY)
     self._locked = self._lock()
+    self._scores = {
+      int(folder.name): _score(folder)
+      for folder in self._path.iterdir()
+      if folder.name.isdigit()
+    }
     self._background = concurrent.futures.ThreadPoolExecutor(1)
     self._pending: concurrent.futures.Future | None = None
 

@@ -206,12 +206,16 @@ def test_a_run_resumes_on_other_devices(
 def test_a_batch_that_devices_do_not_divide_is_refused(stages, tmp_path):
   """Pretraining and the reward model never take another batch for a mesh."""
   for name, size in (
-    ("pretrain", "--pretrain.batch_size=10"),
+    ("pretrain", "--pretrain.batch_size=10 --pretrain.microbatch=0"),
     ("reward", "--reward.batch_size=3"),
   ):
     path = tmp_path / name
     done = stages.run(
-      name, *stages.flags(name), size, f"--workdir={path}", env=devices(4)
+      name,
+      *stages.flags(name),
+      *size.split(),
+      f"--workdir={path}",
+      env=devices(4),
     )
     assert done.status == 2
     assert "cannot be split over 4 devices" in done.err

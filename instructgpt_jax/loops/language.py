@@ -114,37 +114,67 @@ def sft(
     workdir.model_config(config, tokenizer, section.dropout)
   )
   records = inputs.demonstrations(config.data, tokenizer)
-  length = config.model.context
+  mesh = mesh_lib.make_mesh(config.mesh)
+  by_reward = _reward_measure(config, directory, tokenizer, records, mesh)
+  select = selection(section, name, by_reward is not None, len(records.valid))
   rows, valid = (
     inputs.demonstration_rows(
       part,
       tokenizer,
       config.data,
-      length,
+      config.model.context,
       mask_prompt=section.mask_prompt,
       pack=section.pack,
     )
     for part in (records.train, records.valid)
   )
-  mesh = mesh_lib.make_mesh(config.mesh)
-  by_reward = _reward_measure(config, directory, tokenizer, records, mesh)
-  select = selection(section, name, by_reward is not None, len(records.valid))
-  count = len(rows["tokens"])
-  layout = step_layout.step_layout(section, count, len(records.train))
-  steps_per_epoch = math.ceil(count / layout.demonstration_rows)
+  layout = step_layout.step_layout(
+    section, len(rows["tokens"]), len(records.train)
+  )
+  source = fingerprint.of_source(
+    config.data.demonstrations,
+    [rows, valid],
+    train=len(records.train),
+    valid=len(records.valid),
+  )
+  course = dataclasses.replace(
+    _sft_course(config, name, tokenizer, rows, layout, source, mesh),
+    select=select,
+    measure=by_reward,
+  )
+  _train(config, directory, name, model, tokenizer, course, valid, mesh)
+
+
+def _sft_course(
+  config: config_lib.SftExperiment,
+  name: str,
+  tokenizer: Tokenizer,
+  rows: transforms.Rows,
+  layout: step_layout.StepLayout,
+  source: fingerprint.Source,
+  mesh: Mesh,
+) -> _Course:
+  """Batches of demonstrations with their share of pretraining rows.
+
+  Args:
+    config: the experiment.
+    name: of the stage, for what is shown.
+    tokenizer: of the run.
+    rows: of demonstrations.
+    layout: of a step.
+    source: the fingerprint of the demonstrations.
+    mesh: what the batches are padded for.
+  """
+  section = config.sft
+  steps_per_epoch = math.ceil(len(rows["tokens"]) / layout.demonstration_rows)
   total_steps = section.epochs * steps_per_epoch
-  sources = {
-    "data.demonstrations": fingerprint.of_source(
-      config.data.demonstrations,
-      [rows, valid],
-      train=len(records.train),
-      valid=len(records.valid),
-    )
-  }
+  sources = {"data.demonstrations": source}
   others, log = None, _no_metrics
   if section.pretraining_fraction:
     documents = inputs.documents(config.data)
-    others = inputs.document_rows(documents.train, tokenizer, length)
+    others = inputs.document_rows(
+      documents.train, tokenizer, config.model.context
+    )
     sources["data.pretraining"] = _documents_fingerprint(
       config.data, documents, [others]
     )
@@ -165,25 +195,20 @@ def sft(
     pad_id=tokenizer.pad_id,
     **mesh_lib.shard(padded.rows, mesh),
   )
-  course = _Course(
+  batch = {
+    "rows": layout.demonstration_rows,
+    "pretraining_fraction": section.pretraining_fraction,
+    "steps": total_steps,
+  }
+  return _Course(
     batches,
     total_steps=total_steps,
     microbatch=padded.microbatch,
     eval_every=steps_per_epoch,
-    select=select,
-    fingerprint=fingerprint.Fingerprint(
-      {
-        "rows": layout.demonstration_rows,
-        "pretraining_fraction": section.pretraining_fraction,
-        "steps": total_steps,
-      },
-      sources,
-      counted=False,
-    ),
-    measure=by_reward,
+    select="last",
+    fingerprint=fingerprint.Fingerprint(batch, sources, counted=False),
     log=log,
   )
-  _train(config, directory, name, model, tokenizer, course, valid, mesh)
 
 
 def _no_metrics(step: int) -> dict[str, float]:

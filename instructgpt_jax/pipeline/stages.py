@@ -144,12 +144,12 @@ def run(config: config_lib.PipelineExperiment, directory: str) -> None:
     config: the experiment.
     directory: its workdir; each stage gets a folder in it.
   """
-  with _taken_back(directory):
+  with _undone_on_error(directory):
     _run(config, directory)
 
 
 @contextmanager
-def _taken_back(directory: str) -> Iterator[None]:
+def _undone_on_error(directory: str) -> Iterator[None]:
   """Removes what a call has made when an error comes before the first stage.
 
   Corrected flags can then be given with the same workdir.

@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from instructgpt_jax.errors import UserError
 from instructgpt_jax.runtime import files, locks
 
 
@@ -19,8 +18,8 @@ def claimed(
 ) -> Iterator[None]:
   """Locks a workdir for a run during the block, and writes its config.
 
-  After a user error before which nothing else was written, the workdir is as it
-  was: the command can be corrected and run in the same one.
+  Where an error or an interrupt comes before anything else is written, the
+  workdir is as it was: the command can be corrected and run in the same one.
 
   Args:
     directory: the workdir.
@@ -36,7 +35,7 @@ def claimed(
     files.claim_workdir(directory, experiment, config)
     try:
       yield
-    except UserError:
+    except BaseException:
       if not begun:
         files.release_workdir(directory)
       raise

@@ -100,6 +100,10 @@ def test_an_error_before_anything_is_written_leaves_nothing(tmp_path):
     with workdirs.claimed(run, "sft", {"seed": 0}):
       raise UserError("mistyped")
   assert not run.exists()
+  with pytest.raises(KeyboardInterrupt):
+    with workdirs.claimed(run, "sft", {"seed": 0}):
+      raise KeyboardInterrupt
+  assert not run.exists()
   with workdirs.claimed(run, "sft", {"seed": 1}):
     (run / "metrics.jsonl").touch()
   with pytest.raises(UserError, match="mistyped"):

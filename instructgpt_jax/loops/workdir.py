@@ -392,10 +392,10 @@ def same_prompts(stage: Stage, data: config_lib.Data, field: str) -> None:
   if stage.source is not None or not stage.has_prompts:
     return
   theirs, ours = (prompt_format(d, stage.tokenizer) for d in (stage.data, data))
-  for name in sorted({*theirs, *ours}):
-    old, new = (getattr(d, name) for d in (stage.data, data))
+  for name in (*_TEMPLATE, *_TAGS):  # Without a template the tags count.
     if theirs.get(name) == ours.get(name):
       continue
+    old, new = (getattr(d, name) for d in (stage.data, data))
     raise UserError(
       f"was trained with data.{name}={old!r}, and this run has {new!r}",
       file=stage.path,

@@ -152,6 +152,20 @@ def test_tags_that_a_chat_template_replaces_do_not_matter():
   assert form(off, plain) == form(ours, plain)
 
 
+def test_the_template_is_named_where_it_makes_the_difference(make):
+  stage = dataclasses.replace(
+    workdir.open_stage(make("sft")), tokenizer=Templated("{{ messages }}")
+  )
+  off = dataclasses.replace(DATA, chat_template=False, explicit="chat_template")
+  with pytest.raises(UserError) as caught:
+    workdir.same_prompts(stage, off, "init_from")
+  assert "data.chat_template=True" in caught.value.problem
+  assert "--data.chat_template" in caught.value.fix
+  workdir.same_prompts(
+    stage, dataclasses.replace(DATA, user_tag="other"), "init_from"
+  )
+
+
 def test_a_second_model_of_other_prompts_is_refused(make):
   tokenizer = workdir.open_stage(make("sft")).tokenizer
   other = dataclasses.replace(DATA, assistant_tag="Bot>")

@@ -402,7 +402,7 @@ def same_prompts(stage: Stage, data: config_lib.Data, field: str) -> None:
       field=field,
       fix=f"leave out --data.{name}, which then follows --init_from"
       if data.is_explicit(name)
-      else f"give --data.{name}={old!r}, or a stage trained with {new!r}",
+      else "give a stage that was trained with the prompts of this run",
       code="other_prompts",
     )
 

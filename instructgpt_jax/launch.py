@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from instructgpt_jax import config as config_lib
 from instructgpt_jax import flags, streams
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.runtime import files, preemption, processes
+from instructgpt_jax.runtime import files, preemption, processes, workdirs
 
 T = TypeVar("T")
 
@@ -94,17 +94,12 @@ def main(
 
   def _run(config, workdir):
     config = resolve(config)
-    begun = os.path.exists(os.path.join(workdir, files.CONFIG))
-    files.claim_workdir(workdir, experiment, flags.config_to_dict(config))
-    settings = getattr(config, "run", None)
-    if settings is not None:
-      use_compile_cache(settings.compile_cache)
-    try:
+    values = flags.config_to_dict(config)
+    with workdirs.claimed(workdir, experiment, values):
+      settings = getattr(config, "run", None)
+      if settings is not None:
+        use_compile_cache(settings.compile_cache)
       run(config, workdir)
-    except UserError:
-      if not begun:
-        files.release_workdir(workdir)
-      raise
 
   with preemption.ending_at_once():
     status = guarded(launch)

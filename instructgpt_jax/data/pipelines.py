@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fractions
+import math
+import sys
 from collections.abc import Mapping, Sequence
 
 import grain
@@ -23,10 +26,36 @@ def _rows(
   return result
 
 
+class Mixture:
+  """Deals pretraining rows to the steps of a run.
+
+  After n rows of demonstrations a run has had n · f / (1 − f) pretraining rows,
+  rounded to a whole number. Their share of a run's rows is therefore f within
+  one row, although one step may hold a row more than the next.
+  """
+
+  def __init__(self, fraction: float, step_rows: int):
+    """Fixes the share.
+
+    Args:
+      fraction: f, the share of all rows, at least 0 and less than 1.
+      step_rows: rows of demonstrations in a step.
+    """
+    share = fractions.Fraction(str(fraction))
+    self._ratio = share / (1 - share)
+    self.most = math.ceil(self._ratio * step_rows)  # in one step
+
+  def rows_after(self, demonstration_rows: int) -> int:
+    """Counts the pretraining rows beside the first rows of demonstrations."""
+    half = fractions.Fraction(1, 2)
+    return math.floor(self._ratio * demonstration_rows + half)
+
+
 def language_batches(
   rows: Mapping[str, np.ndarray],
   *,
   batch_size: int,
+  padded_size: int = 0,
   seed: int = 0,
   epochs: int | None = None,
   shuffle: bool = True,
@@ -38,42 +67,42 @@ def language_batches(
 
   Args:
     rows: tokens, segments, positions, weights, each [R, T].
-    batch_size: B, rows of a global batch.
+    batch_size: rows of a global batch. Position i of the iterator begins at row
+      i · batch_size of the order, whatever the batch is padded to.
+    padded_size: B, the rows that a batch is padded to with rows of weight 0; 0
+      is the least that holds it.
     seed: of the order.
     epochs: passes over the rows; None goes on for ever.
     shuffle: whether each epoch has an order of its own.
-    pad_id: the token of rows that fill up the last batch.
+    pad_id: the token of padding rows.
     shard_index: which host this is.
     shard_count: number of hosts.
 
   Returns:
     An iterator of LanguageBatch, [B / shard_count, T].
   """
-
-  def make(index, chosen, part):
-    del index
-    return LanguageBatch(**_rows(rows, chosen[part], pad_id))
-
-  order = stream.Order(len(rows["tokens"]), seed, shuffle)
-  return stream.iterator(
-    stream.Batches(order, batch_size, epochs, shard_index, shard_count, make)
+  return mixed_language_batches(
+    rows,
+    None,
+    0.0,
+    batch_size=batch_size,
+    padded_size=padded_size,
+    seed=seed,
+    epochs=epochs,
+    shuffle=shuffle,
+    pad_id=pad_id,
+    shard_index=shard_index,
+    shard_count=shard_count,
   )
-
-
-def mixed_rows(batch_size: int, fraction: float) -> int:
-  """Pretraining rows among the B rows of `mixed_language_batches`."""
-  extra = round(fraction * batch_size)
-  if fraction > 0 and batch_size > 1:
-    extra = min(max(extra, 1), batch_size - 1)
-  return extra
 
 
 def mixed_language_batches(
   rows: Mapping[str, np.ndarray],
-  pretraining_rows: Mapping[str, np.ndarray],
+  pretraining_rows: Mapping[str, np.ndarray] | None,
   fraction: float,
   *,
   batch_size: int,
+  padded_size: int = 0,
   seed: int = 0,
   epochs: int | None = None,
   shuffle: bool = True,
@@ -81,49 +110,89 @@ def mixed_language_batches(
   shard_index: int = 0,
   shard_count: int = 1,
 ) -> grain.DatasetIterator:
-  """Batches of which a share are pretraining rows.
+  """Batches of rows, then pretraining rows, then padding.
 
-  Every global batch ends with round(fraction · B) pretraining rows (at least
-  one, and at least one of the others, when 0 < fraction < 1). Epochs count
-  passes over `rows`; the pretraining rows go round as often as needed. The
-  other arguments are those of `language_batches`.
+  `Mixture` says how many pretraining rows a batch has. Epochs count passes over
+  `rows`; the pretraining rows are repeated as often as needed. The other
+  arguments are those of `language_batches`, of which `batch_size` counts `rows`
+  alone.
   """
-  extra = mixed_rows(batch_size, fraction)
-  if not extra:
-    return language_batches(
-      rows,
-      batch_size=batch_size,
-      seed=seed,
-      epochs=epochs,
-      shuffle=shuffle,
-      pad_id=pad_id,
-      shard_index=shard_index,
-      shard_count=shard_count,
-    )
-  if rows["tokens"].shape[1] != pretraining_rows["tokens"].shape[1]:
-    raise ValueError("rows and pretraining rows differ in length")
-  if batch_size % shard_count:
+  mixture = Mixture(fraction, batch_size)
+  needed = batch_size + mixture.most
+  size = padded_size or needed
+  if size < needed or size % shard_count:
     raise ValueError(
-      f"batch size {batch_size} cannot be split over {shard_count} hosts"
+      f"{needed} rows cannot be padded to {size} rows on {shard_count} hosts"
     )
-  other = stream.Order(len(pretraining_rows["tokens"]), seed, shuffle, stream=1)
-  local = batch_size // shard_count
+  order = stream.Order(len(rows["tokens"]), seed, shuffle)
+  other = None
+  if mixture.most and pretraining_rows is not None:
+    if rows["tokens"].shape[1] != pretraining_rows["tokens"].shape[1]:
+      raise ValueError("rows and pretraining rows differ in length")
+    count = len(pretraining_rows["tokens"])
+    other = stream.Order(count, seed, shuffle, stream=1)
+  total = sys.maxsize if epochs is None else order.count * epochs
+  local = size // shard_count
   part = slice(shard_index * local, (shard_index + 1) * local)
 
-  def make(index, chosen, all_rows):
-    del all_rows
-    mine = _rows(rows, chosen, pad_id)
-    theirs = _rows(
-      pretraining_rows, other.take(index * extra, (index + 1) * extra), pad_id
+  def pretraining(index: int) -> np.ndarray:
+    if other is None:
+      return np.zeros(0, np.int64)
+    first, last = (
+      mixture.rows_after(min(i * batch_size, total)) for i in (index, index + 1)
     )
+    return other.take(first, last)
+
+  def make(index: int, chosen: np.ndarray, all_rows: slice) -> LanguageBatch:
+    del all_rows
+    start, stop = (max(i - batch_size, 0) for i in (part.start, part.stop))
+    parts = [
+      _rows(rows, chosen[part], pad_id),
+      _rows(pretraining_rows or rows, pretraining(index)[start:stop], pad_id),
+    ]
+    padding = local - sum(len(p["tokens"]) for p in parts)
+    parts.append(_rows(rows, np.full(padding, -1), pad_id))
     return LanguageBatch(
-      **{k: np.concatenate([mine[k], theirs[k]])[part] for k in mine}
+      **{k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
     )
 
-  order = stream.Order(len(rows["tokens"]), seed, shuffle)
-  return stream.iterator(
-    stream.Batches(order, batch_size - extra, epochs, 0, 1, make)
-  )
+  return stream.iterator(stream.Batches(order, batch_size, epochs, 0, 1, make))
+
+
+def mixed_shares(
+  rows: Mapping[str, np.ndarray],
+  pretraining_rows: Mapping[str, np.ndarray],
+  fraction: float,
+  *,
+  batch_size: int,
+  seed: int,
+  steps: int,
+) -> np.ndarray:
+  """Computes how much of a run has been pretraining data after each step.
+
+  Args:
+    rows: as for `mixed_language_batches`.
+    pretraining_rows: likewise.
+    fraction: likewise.
+    batch_size: likewise.
+    seed: likewise.
+    steps: S, batches of the run.
+
+  Returns:
+    [S, 2], the share of the rows and the share of the tokens that carry loss.
+  """
+  mixture = Mixture(fraction, batch_size)
+  ends = np.arange(1, steps + 1) * batch_size
+  amounts = []
+  for source, last, number in (
+    (rows, ends, 0),
+    (pretraining_rows, np.array([mixture.rows_after(int(n)) for n in ends]), 1),
+  ):
+    order = stream.Order(len(source["tokens"]), seed, True, stream=number)
+    tokens = source["weights"][:, 1:].sum(axis=1, dtype=np.float64)
+    summed = np.cumsum([0.0, *tokens[order.take(0, int(last[-1]))]])
+    amounts.append(np.stack([last, summed[last]], axis=1))
+  return amounts[1] / np.maximum(amounts[0] + amounts[1], 1)
 
 
 def prompt_batches(

@@ -55,6 +55,8 @@ def run(config: config_lib.EvaluateExperiment, directory: str) -> None:
     field="init_from",
     run=config,
   )
+  inputs.fits(config.data, stage.model_config.context)
+  workdir.same_prompts(stage, config.data, "init_from")
   e, world, choosing = _evaluator(config, stage)
   model = measure.load(stage, e.mesh)
   result: dict[str, Any] = {
@@ -122,8 +124,8 @@ def _evaluator(
     )
   )  # fmt: skip
   for other, field in ((start, "start"), (reward, "reward_model")):
-    workdir.same_tokenizer(
-      other.tokenizer, tokenizer, other.path, f"measure.{field}"
+    workdir.require_compatible(
+      other, tokenizer, config.data, f"measure.{field}"
     )
   world = write.load_world(section.world) if section.world else None
   judge: judges.Judge
@@ -131,12 +133,11 @@ def _evaluator(
     judge = judges.Gold(world)
   else:
     path = _needed(section.judge, "measure.judge", "a judge, or the world,")
-    judge = judges.RewardModel(
-      workdir.open_stage(
-        path, kind=workdir.SCALAR, field="measure.judge", run=config
-      ),
-      mesh,
+    judging = workdir.open_stage(
+      path, kind=workdir.SCALAR, field="measure.judge", run=config
     )
+    workdir.require_compatible(judging, tokenizer, config.data, "measure.judge")
+    judge = judges.RewardModel(judging, mesh)
   prompts = inputs.evaluation_prompts(
     config.data, tokenizer, config.evaluation, config.seed
   )

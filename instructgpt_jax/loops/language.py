@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
 
 import grain
 import jax
@@ -17,10 +17,12 @@ from instructgpt_jax.data import pipelines, transforms
 from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.loops import (
+  fingerprint,
   inputs,
   networks,
   sampling,
   scoring,
+  step_layout,
   supervised,
   workdir,
 )
@@ -69,20 +71,22 @@ def pretrain(config: config_lib.PretrainExperiment, directory: str) -> None:
     pad_id=tokenizer.pad_id,
     **mesh_lib.shard(section.batch_size, mesh),
   )
-  _train(
-    config,
-    directory,
-    "pretrain",
-    model,
-    tokenizer,
+  course = _Course(
     batches,
-    mesh,
     total_steps=section.steps,
     microbatch=section.microbatch,
-    valid=valid,
     eval_every=section.eval_every,
     select="last",
+    fingerprint=fingerprint.Fingerprint(
+      {"rows": section.batch_size, "steps": section.steps},
+      {
+        "data.pretraining": _documents_fingerprint(
+          config.data, documents, [rows, valid]
+        )
+      },
+    ),
   )
+  _train(config, directory, "pretrain", model, tokenizer, course, valid, mesh)
 
 
 def sft(
@@ -91,7 +95,8 @@ def sft(
   """Fine-tunes on demonstrations; also the policy's initialisation.
 
   A step has about `batch_size` demonstrations: packed rows hold several, and
-  the number of rows a step follows from how many on average.
+  the number of rows in a step follows from the average. The mesh changes only
+  how many rows of padding are added.
 
   Args:
     config: the experiment.
@@ -109,88 +114,187 @@ def sft(
     workdir.model_config(config, tokenizer, section.dropout)
   )
   records = inputs.demonstrations(config.data, tokenizer)
-  length = config.model.context
+  mesh = mesh_lib.make_mesh(config.mesh)
+  by_reward = _reward_measure(config, directory, tokenizer, records, mesh)
+  select = selection(section, name, by_reward is not None, len(records.valid))
   rows, valid = (
     inputs.demonstration_rows(
       part,
       tokenizer,
       config.data,
-      length,
+      config.model.context,
       mask_prompt=section.mask_prompt,
       pack=section.pack,
     )
     for part in (records.train, records.valid)
   )
-  count = len(rows["tokens"])
-  per_step = round(section.batch_size * count / len(records.train))
-  per_step = max(1, min(count, per_step))
-  fraction = section.pretraining_fraction
-  mesh = mesh_lib.make_mesh(config.mesh)
-  batch_size = step_rows(section, per_step, mesh)
-  others = None
-  if fraction:
-    texts = inputs.documents(config.data).train
-    others = inputs.document_rows(texts, tokenizer, length)
-  extra = pipelines.mixed_rows(batch_size, fraction)
-  steps_per_epoch = math.ceil(count / (batch_size - extra))
-  arguments: dict[str, Any] = dict(
-    batch_size=batch_size,
+  layout = step_layout.step_layout(
+    section, len(rows["tokens"]), len(records.train)
+  )
+  source = fingerprint.of_source(
+    config.data.demonstrations,
+    [rows, valid],
+    train=len(records.train),
+    valid=len(records.valid),
+  )
+  course = dataclasses.replace(
+    _sft_course(config, name, tokenizer, rows, layout, source, mesh),
+    select=select,
+    measure=by_reward,
+  )
+  _train(config, directory, name, model, tokenizer, course, valid, mesh)
+
+
+def _sft_course(
+  config: config_lib.SftExperiment,
+  name: str,
+  tokenizer: Tokenizer,
+  rows: transforms.Rows,
+  layout: step_layout.StepLayout,
+  source: fingerprint.Source,
+  mesh: Mesh,
+) -> _Course:
+  """Batches of demonstrations with their share of pretraining rows.
+
+  Args:
+    config: the experiment.
+    name: of the stage, for what is shown.
+    tokenizer: of the run.
+    rows: of demonstrations.
+    layout: of a step.
+    source: the fingerprint of the demonstrations.
+    mesh: what the batches are padded for.
+  """
+  section = config.sft
+  steps_per_epoch = math.ceil(len(rows["tokens"]) / layout.demonstration_rows)
+  total_steps = section.epochs * steps_per_epoch
+  sources = {"data.demonstrations": source}
+  others, log = None, _no_metrics
+  if section.pretraining_fraction:
+    documents = inputs.documents(config.data)
+    others = inputs.document_rows(
+      documents.train, tokenizer, config.model.context
+    )
+    sources["data.pretraining"] = _documents_fingerprint(
+      config.data, documents, [others]
+    )
+    log = _share_metrics(config, name, rows, others, layout, total_steps)
+  padded = layout.padded(mesh)
+  if padded.rows >= 2 * layout.rows:
+    workdir.say(
+      f"{name}: a step has {layout.rows} rows and {padded.rows - layout.rows}"
+      f" of padding, for {mesh_lib.batch_shards(mesh)} devices"
+    )
+  batches = pipelines.mixed_language_batches(
+    rows,
+    others,
+    section.pretraining_fraction,
+    batch_size=layout.demonstration_rows,
+    padded_size=padded.rows,
     seed=config.seed,
     pad_id=tokenizer.pad_id,
-    **mesh_lib.shard(batch_size, mesh),
+    **mesh_lib.shard(padded.rows, mesh),
   )
-  if others is None:
-    batches = pipelines.language_batches(rows, **arguments)
-  else:
-    batches = pipelines.mixed_language_batches(
-      rows, others, fraction, **arguments
-    )
-  by_reward = _reward_measure(config, directory, tokenizer, records, mesh)
+  batch = {
+    "rows": layout.demonstration_rows,
+    "pretraining_fraction": section.pretraining_fraction,
+    "steps": total_steps,
+  }
+  return _Course(
+    batches,
+    total_steps=total_steps,
+    microbatch=padded.microbatch,
+    eval_every=steps_per_epoch,
+    select="last",
+    fingerprint=fingerprint.Fingerprint(batch, sources, counted=False),
+    log=log,
+  )
+
+
+def _no_metrics(step: int) -> dict[str, float]:
+  del step
+  return {}
+
+
+def _documents_fingerprint(
+  data: config_lib.Data, documents: inputs.Splits, rows: list[transforms.Rows]
+) -> fingerprint.Source:
+  return fingerprint.of_source(
+    data.pretraining,
+    rows,
+    train=len(documents.train),
+    valid=len(documents.valid),
+  )
+
+
+def _share_metrics(
+  config: config_lib.SftExperiment,
+  name: str,
+  rows: transforms.Rows,
+  others: transforms.Rows,
+  layout: step_layout.StepLayout,
+  total_steps: int,
+) -> Callable[[int], dict[str, float]]:
+  """Says how much of the run is pretraining data; the shares up to a step."""
+  shares = pipelines.mixed_shares(
+    rows,
+    others,
+    layout.fraction,
+    batch_size=layout.demonstration_rows,
+    seed=config.seed,
+    steps=total_steps,
+  )
+  workdir.say(
+    f"{name}: {shares[-1, 0]:.1%} of the rows and {shares[-1, 1]:.1%} of the"
+    " tokens that carry loss are pretraining data"
+  )
+  keys = ("pretraining_row_share", "pretraining_token_share")
+
+  def metrics(step: int) -> dict[str, float]:
+    return dict(zip(keys, shares[step - 1].tolist(), strict=True))
+
+  return metrics
+
+
+def selection(
+  section: config_lib.Sft, name: str, by_reward: bool, valid: int
+) -> str:
+  """Returns what chooses the parameters: "reward", "loss" or "last".
+
+  Args:
+    section: the settings.
+    name: of the stage, for what is shown.
+    by_reward: whether there is a reward model.
+    valid: number of validation records.
+
+  Raises:
+    UserError: `no_reward_model` or `no_validation`, the user has asked for what
+      cannot be measured.
+  """
   select = section.select_by
-  if select == "auto":
-    select = "reward" if by_reward else "loss"
-  if select == "reward" and by_reward is None:
+  if select == "reward" and not by_reward:
     raise UserError(
       "is 'reward', but no reward model is given",
       field="sft.select_by",
       fix="give --sft.reward_model=DIR, or --sft.select_by=loss",
+      code="no_reward_model",
     )
-  if select == "loss" and not len(valid["tokens"]):
-    select = "last"
-  _train(
-    config,
-    directory,
-    name,
-    model,
-    tokenizer,
-    batches,
-    mesh,
-    total_steps=section.epochs * steps_per_epoch,
-    microbatch=section.microbatch,
-    valid=valid,
-    eval_every=steps_per_epoch,
-    select=select,
-    measure=by_reward,
-  )
-
-
-def step_rows(
-  section: config_lib.Sft, demonstrations: int, mesh: mesh_lib.AnyMesh
-) -> int:
-  """Rows of an SFT step: documents come on top, and it splits evenly.
-
-  Args:
-    section: the SFT settings.
-    demonstrations: rows of them.
-    mesh: what the rows, and those of whole microbatches, are split over.
-  """
-  rows = demonstrations
-  if section.pretraining_fraction:
-    rows = max(rows + 1, round(rows / (1 - section.pretraining_fraction)))
-  unit = mesh_lib.batch_shards(mesh)
-  if 0 < section.microbatch < mesh_lib.fill(rows, mesh):
-    unit = math.lcm(section.microbatch, unit)
-  return -(-rows // unit) * unit
+  if select in ("loss", "reward") and not valid:
+    raise UserError(
+      f"is {select!r}, but there are no validation records to measure it on",
+      field="sft.select_by",
+      fix="raise --data.valid_fraction, give demonstrations with a validation"
+      " split, or --sft.select_by=last",
+      code="no_validation",
+    )
+  if select != "auto":
+    return select
+  if by_reward:
+    return "reward"
+  if valid:
+    return "loss"
+  workdir.say(f"{name}: no validation records: the last step is kept")
+  return "last"
 
 
 def _reward_measure(
@@ -210,15 +314,14 @@ def _reward_measure(
     field="sft.reward_model",
     run=config,
   )
-  workdir.same_tokenizer(
-    stage.tokenizer, tokenizer, section.reward_model, "sft.reward_model"
-  )
+  workdir.require_compatible(stage, tokenizer, config.data, "sft.reward_model")
   records_held = records.valid[: section.select_prompts]
   if not records_held:
     raise UserError(
       "there is no validation prompt to choose a checkpoint on",
       field="data.demonstrations",
-      fix="give more demonstrations, or --sft.select_by=loss",
+      fix="raise --data.valid_fraction, or leave out --sft.reward_model",
+      code="no_validation",
     )
   prompts = transforms.encode_prompts(
     [d.turns for d in records_held], tokenizer, config.data
@@ -244,28 +347,52 @@ def _reward_measure(
   return measure
 
 
+@dataclasses.dataclass(frozen=True)
+class _Course:
+  """The batches of a training and what becomes of them.
+
+  Attributes:
+    batches: of this process.
+    total_steps: updates.
+    microbatch: rows at a time; 0 is all.
+    eval_every: steps between two evaluations.
+    select: what chooses the parameters: "reward", "loss" or "last".
+    fingerprint: of the data and of what a step holds.
+    measure: (model, parameters) → more metrics of an evaluation.
+    log: step → more metrics of a step.
+  """
+
+  batches: grain.DatasetIterator
+  total_steps: int
+  microbatch: int
+  eval_every: int
+  select: str
+  fingerprint: fingerprint.Fingerprint
+  measure: Callable[[LanguageModel, PyTree], dict[str, float]] | None = None
+  log: Callable[[int], dict[str, float]] = _no_metrics
+
+
 def _train(
   config: config_lib.PretrainExperiment | config_lib.SftExperiment,
   directory: str,
   name: str,
   model: LanguageModel,
   tokenizer: Tokenizer,
-  batches: grain.DatasetIterator,
-  mesh: Mesh,
-  *,
-  total_steps: int,
-  microbatch: int,
+  course: _Course,
   valid: transforms.Rows,
-  eval_every: int,
-  select: str,
-  measure: Callable[[LanguageModel, PyTree], dict[str, float]] | None = None,
+  mesh: Mesh,
 ) -> None:
+  """Trains, and saves the parameters that `course.select` chooses."""
+  total_steps = course.total_steps
   optimizer = state_lib.make_optimizer(config.optimizer, total_steps)
   stage = None
   if config.init_from:
     stage = workdir.open_stage(
       config.init_from, kind=workdir.LANGUAGE, field="init_from", run=config
     )
+  measures = ["valid_loss"] * (len(valid["tokens"]) > 0)
+  measures += ["valid_rm_score"] * (course.measure is not None)
+  supervised.require_measure(config.run, measures)
   frozen, params, adapts = networks.start(
     model, stage, jax.random.key(config.seed), mesh
   )
@@ -277,18 +404,18 @@ def _train(
     state,
     mesh,
     seed=config.seed,
-    microbatch=microbatch,
+    microbatch=course.microbatch,
   )
 
   def evaluate(params: PyTree, step: int) -> dict[str, float]:
     del step
     params = lora.union(frozen, params)
-    found = {}
+    metrics = {}
     if len(valid["tokens"]):
       some = {k: v[:VALID_ROWS] for k, v in valid.items()}
       nll, weight = row_losses(model, params, some, mesh)
-      found["valid_loss"] = float(nll.sum() / max(weight.sum(), 1))
-    return found | (measure(model, params) if measure else {})
+      metrics["valid_loss"] = float(nll.sum() / max(weight.sum(), 1))
+    return metrics | (course.measure(model, params) if course.measure else {})
 
   def save(params: PyTree, step: int) -> None:
     workdir.save_stage_model(
@@ -304,22 +431,24 @@ def _train(
 
   metric = {"loss": ("valid_loss", -1.0), "reward": ("valid_rm_score", 1.0)}
   evaluation = supervised.Evaluation(
-    evaluate, eval_every, metric.get(select), save
+    evaluate, course.eval_every, metric.get(course.select), save
   )
   workdir.put_tokenizer(directory, tokenizer)
   fitted = supervised.fit(
     state,
     lambda state, batch: step_fn(state, batch, frozen),
-    batches,
+    course.batches,
     workdir=directory,
     name=name,
     run=config.run,
     total_steps=total_steps,
     mesh=mesh,
     learning_rate=state_lib.schedule(config.optimizer, total_steps),
+    fingerprint=course.fingerprint.with_base(adapts.mark if adapts else None),
     evaluation=evaluation,
+    log=course.log,
   )
-  if select not in metric:
+  if course.select not in metric:
     save(fitted.state.params, total_steps)
   files.mark_complete(directory, fitted.summary)
 

@@ -18,6 +18,7 @@ from instructgpt_jax import config as config_lib
 from instructgpt_jax.data import pipelines, transforms
 from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.errors import UserError
+from instructgpt_jax.loops import fingerprint as fingerprint_lib
 from instructgpt_jax.loops import (
   inputs,
   networks,
@@ -66,8 +67,9 @@ def train(
     run=config,
   )
   tokenizer = start_stage.tokenizer
-  workdir.same_tokenizer(
-    reward_stage.tokenizer, tokenizer, section.reward_model, "ppo.reward_model"
+  supervised.require_measure(config.run, ["reward"])
+  workdir.require_compatible(
+    reward_stage, tokenizer, config.data, "ppo.reward_model"
   )
   mesh = mesh_lib.make_mesh(config.mesh)
   model = LanguageModel(workdir.model_config(config, tokenizer))
@@ -121,8 +123,12 @@ def train(
     eos_id=tokenizer.eos_id,
     pad_id=tokenizer.pad_id,
   )
-  prompts = _prompts(config, tokenizer, mesh)
-  ptx = _pretraining(config, tokenizer, mesh)
+  sources: dict[str, fingerprint_lib.Source] = {}
+  prompts = _prompts(config, tokenizer, mesh, sources)
+  ptx = _pretraining(config, tokenizer, mesh, sources)
+  fingerprint = fingerprint_lib.Fingerprint(
+    {"episodes": section.rollout_batch, "iterations": iterations}, sources
+  )
   workdir.put_tokenizer(directory, tokenizer)
 
   def snapshot(state: PpoState, iteration: int) -> None:
@@ -153,6 +159,7 @@ def train(
     prompts,
     ptx,
     mesh,
+    fingerprint,
     iterations=iterations,
     snapshot=snapshot,
   )
@@ -214,11 +221,18 @@ def _copied(tree: PyTree) -> PyTree:
 
 
 def _prompts(
-  config: config_lib.PpoExperiment, tokenizer: Tokenizer, mesh: Mesh
+  config: config_lib.PpoExperiment,
+  tokenizer: Tokenizer,
+  mesh: Mesh,
+  sources: dict[str, fingerprint_lib.Source],
 ) -> grain.DatasetIterator:
+  """Batches of prompts, whose fingerprint is added to `sources`."""
   records = inputs.prompts(config.data, tokenizer).train
   prompts = transforms.encode_prompts(
     [p.turns for p in records], tokenizer, config.data
+  )
+  sources["data.prompts"] = fingerprint_lib.of_source(
+    config.data.prompts, prompts, train=len(records)
   )
   return pipelines.prompt_batches(
     prompts,
@@ -234,8 +248,12 @@ def _prompts(
 
 
 def _pretraining(
-  config: config_lib.PpoExperiment, tokenizer: Tokenizer, mesh: Mesh
+  config: config_lib.PpoExperiment,
+  tokenizer: Tokenizer,
+  mesh: Mesh,
+  sources: dict[str, fingerprint_lib.Source],
 ) -> grain.DatasetIterator | None:
+  """Batches of documents, whose fingerprint is added to `sources`."""
   section = config.ppo
   if not section.ptx_coef:
     return None
@@ -243,9 +261,13 @@ def _pretraining(
     section.ptx_sequence, config.model.context, "ppo.ptx_sequence"
   )
   texts = inputs.documents(config.data).train
+  rows = inputs.document_rows(texts, tokenizer, length)
+  sources["data.pretraining"] = fingerprint_lib.of_source(
+    config.data.pretraining, rows, train=len(texts)
+  )
   size = section.minibatch * section.ptx_ratio
   return pipelines.language_batches(
-    inputs.document_rows(texts, tokenizer, length),
+    rows,
     batch_size=size,
     seed=config.seed,
     pad_id=tokenizer.pad_id,
@@ -265,6 +287,7 @@ def _run(
   prompts: grain.DatasetIterator,
   ptx: grain.DatasetIterator | None,
   mesh: Mesh,
+  fingerprint: fingerprint_lib.Fingerprint,
   *,
   iterations: int,
   snapshot: Callable[[PpoState, int], None],
@@ -299,7 +322,9 @@ def _run(
     for o in (config.optimizer, config.value_optimizer)
   ]
   with checkpoint.Checkpointer(directory, supervised.kept(run)) as saver:
-    found = saver.restore_latest(like)
+    found = saver.restore_latest(
+      like, lambda extra: fingerprint.require_same(extra, directory)
+    )
     start, seconds, last = 0, 0.0, {}
     begun: Any = None  # experience and metrics of an iteration under way
     if found is not None:
@@ -413,6 +438,7 @@ def _run(
               "prompts": position["prompts"],
               "ptx": ptx.get_state() if ptx is not None else None,
               "rolled": files.plain(rolled),
+              fingerprint_lib.KEY: fingerprint.as_dict(),
               "marks": marks,
               "last": files.plain(last),
               "seconds": seconds + time.monotonic() - began,

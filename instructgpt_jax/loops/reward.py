@@ -18,6 +18,7 @@ from instructgpt_jax.data import ranking_rows, records, transforms
 from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.loops import (
+  fingerprint,
   inputs,
   networks,
   scoring,
@@ -60,6 +61,7 @@ def train(config: config_lib.RewardExperiment, directory: str) -> None:
   if workdir.completed(directory):
     return
   section = config.reward
+  supervised.require_measure(config.run, [])
   inputs.divides(section.microbatch, section.batch_size, "reward.microbatch")
   inputs.fits(config.data, config.model.context)
   if section.normalize and not config.data.demonstrations:
@@ -80,9 +82,23 @@ def train(config: config_lib.RewardExperiment, directory: str) -> None:
   )
   if section.pairs:
     train_set = transforms.as_pairs(train_set)
+  sources = {
+    "data.comparisons": fingerprint.of_source(
+      config.data.comparisons,
+      [train_set, valid, left_out],
+      train=len(chosen.train),
+      valid=len(chosen.valid),
+      left_out=len(chosen.left_out),
+    )
+  }
   demonstrations = []
   if section.normalize:
     demonstrations = inputs.demonstrations(config.data, tokenizer).train
+    sources["data.demonstrations"] = fingerprint.of_source(
+      config.data.demonstrations,
+      [(d.turns, d.completion) for d in demonstrations],
+      train=len(demonstrations),
+    )
   mesh = mesh_lib.make_mesh(config.mesh)
   order = dict(
     batch_size=section.batch_size, seed=config.seed, epochs=section.epochs
@@ -128,6 +144,9 @@ def train(config: config_lib.RewardExperiment, directory: str) -> None:
     total_steps=total_steps,
     mesh=mesh,
     learning_rate=state_lib.schedule(config.optimizer, total_steps),
+    fingerprint=fingerprint.Fingerprint(
+      {"rankings": section.batch_size, "steps": total_steps}, sources
+    ).with_base(adapts.mark if adapts else None),
   )
   summary = dict(fitted.summary)
   params = lora.union(frozen, fitted.state.params)

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 
 from instructgpt_jax import config as config_lib
 from instructgpt_jax.errors import UserError
+from instructgpt_jax.loops import fingerprint as fingerprint_lib
 from instructgpt_jax.loops import networks
 from instructgpt_jax.runtime import checkpoint, files, preemption
 from instructgpt_jax.runtime import mesh as mesh_lib
@@ -107,7 +108,9 @@ def fit(
   total_steps: int,
   mesh: Mesh,
   learning_rate: Callable[[int], Any],
+  fingerprint: fingerprint_lib.Fingerprint,
   evaluation: Evaluation | None = None,
+  log: Callable[[int], Mapping[str, float]] = lambda step: {},
 ) -> Fitted:
   """Trains for `total_steps` updates, from where an earlier call stopped.
 
@@ -124,15 +127,19 @@ def fit(
     total_steps: updates.
     mesh: where batches are put.
     learning_rate: number of updates done → rate of the next one.
+    fingerprint: of the data and of what a step holds.
     evaluation: see there.
+    log: step → more metrics of that step.
 
   Raises:
-    UserError: the loss or the gradient is not finite; the batch's address is in
-      `bad_batch.json`.
+    UserError: the checkpoint belongs to other data or batches; or the loss or
+      the gradient is not finite, and `bad_batch.json` has the batch's address.
     Preempted: SIGTERM has come, and the state is saved.
   """
   with checkpoint.Checkpointer(workdir, kept(run)) as saver:
-    found = saver.restore_latest(state)
+    found = saver.restore_latest(
+      state, lambda extra: fingerprint.require_same(extra, workdir)
+    )
     start, best, seconds = 0, None, 0.0
     last: Mapping[str, float] = {}
     if found is not None:
@@ -162,7 +169,10 @@ def fit(
           row = {k: v for k, v in row.items() if k != "tokens"}
           writer.write(
             step,
-            row | {"learning_rate": learning_rate(step - 1)} | meter.rates(),
+            row
+            | {"learning_rate": learning_rate(step - 1)}
+            | dict(log(step))
+            | meter.rates(),
           )
           progress.update(step - progress.done, loss=row["loss"])
         else:
@@ -188,6 +198,7 @@ def fit(
             state,
             {
               "data": batches.get_state(),
+              fingerprint_lib.KEY: fingerprint.as_dict(),
               "best": best,
               "last": last,
               "seconds": seconds + time.monotonic() - began,
@@ -198,7 +209,12 @@ def fit(
           saver.wait()
           raise preemption.Preempted
       seconds += time.monotonic() - began
-  summary = {"steps": total_steps, "seconds": seconds, **last}
+  summary = {
+    "steps": total_steps,
+    "seconds": seconds,
+    **last,
+    **log(total_steps),
+  }
   if best is not None:
     summary |= {"selected_step": best["step"], "selected_by": best["metric"]}
   return Fitted(state, summary)
@@ -207,6 +223,25 @@ def fit(
 def kept(run: config_lib.Run) -> checkpoint.Keep:
   """Which checkpoints a run keeps."""
   return checkpoint.Keep(run.keep, run.keep_every, best=bool(run.keep_best))
+
+
+def require_measure(run: config_lib.Run, measures: Sequence[str]) -> None:
+  """Refuses a `run.keep_best` that the stage does not measure.
+
+  Args:
+    run: the settings.
+    measures: the names that the stage measures.
+  """
+  if not run.keep_best or run.keep_best in measures:
+    return
+  raise UserError(
+    f"is {run.keep_best!r}, which is not measured here",
+    field="run.keep_best",
+    fix=f"give {' or '.join(measures)}, or leave it out"
+    if measures
+    else "leave it out",
+    code="no_such_measure",
+  )
 
 
 def score(run: config_lib.Run, values: Mapping[str, Any]) -> float | None:

@@ -44,6 +44,16 @@ _SHAPE = tuple(
   if field.name not in _FREE and not field.name.startswith("lora_")
 )
 
+# What the text of a prompt depends on, without and with a chat template.
+_TAGS = ("user_tag", "assistant_tag", "turn_separator")
+_TEMPLATE = tuple(
+  field.name
+  for field in dataclasses.fields(config_lib.Data)
+  if field.name in ("chat_template", "template_date")
+)
+_PROMPTS = (*_TAGS, *_TEMPLATE)
+_LIMITS = ("max_prompt_tokens", "max_response_tokens")
+
 C = TypeVar("C", bound=config_lib.Experiment)
 
 
@@ -59,6 +69,7 @@ class Stage:
   source: hub.Source | None = None  # of another library's model
   base: Stage | None = None  # that its adapters stand on
   mark: int = 0  # of the base
+  has_prompts: bool = True  # whether it was trained on prompts
 
   def params(self, abstract: PyTree, below: PyTree = None) -> PyTree:
     """Its parameters, with the shapes and shardings of a tree.
@@ -184,7 +195,8 @@ def open_stage(
     ) from error  # fmt: skip
   _require(found, kind, path, field_or_none)
   tokenizer = read_tokenizer(folder / TOKENIZER, data)
-  stage = Stage(path, found, model_config, data, tokenizer)
+  prompts = info.get("stage") != "pretrain"
+  stage = Stage(path, found, model_config, data, tokenizer, has_prompts=prompts)
   if not model_config.lora_rank:
     return stage
   return _on_base(stage, info["adapts"], run)
@@ -281,26 +293,141 @@ def load_policy(path: str) -> tuple[LanguageModel, Any, Tokenizer, Any]:
 
 
 def inherit(config: C) -> C:
-  """The config with the network and limits of `init_from`, if there is one.
+  """Completes a config with the network, prompts and limits of `init_from`.
 
-  The network's shape is the checkpoint's, whatever the preset says; each field
-  that changes is told. Called before the config is written.
+  The network's shape is the checkpoint's, whatever the preset says. So are the
+  prompt format and the limits, unless the user has set them. Each field that
+  changes is shown. Called before the config is written.
+
+  Raises:
+    UserError: `other_prompts`, the user has set another prompt format than the
+      one that the stage was trained with.
   """
   if not config.init_from:
     return config
   stage = open_stage(config.init_from, field="init_from", run=config)
-  held = {name: getattr(stage.model_config, name) for name in _SHAPE}
-  changed = [
-    name
-    for name, value in held.items()
+  shape = {name: getattr(stage.model_config, name) for name in _SHAPE}
+  changed = {
+    f"model.{name}": value
+    for name, value in shape.items()
     if name != "vocab_size" and getattr(config.model, name) != value
-  ]
+  }
+  data = _inherited_data(config.data, stage)
+  changed |= {
+    f"data.{name}": getattr(data, name)
+    for name in (*_PROMPTS, *_LIMITS)
+    if getattr(data, name) != getattr(config.data, name)
+  }
   if changed:
-    shown = ", ".join(f"model.{name}={held[name]}" for name in changed)
+    shown = ", ".join(f"{name}={value}" for name, value in changed.items())
     say(f"from {config.init_from}: {shown}")
-  return dataclasses.replace(
-    config, model=dataclasses.replace(config.model, **held)
-  )
+  model = dataclasses.replace(config.model, **shape)
+  return dataclasses.replace(config, model=model, data=data)
+
+
+def _inherited_data(data: config_lib.Data, stage: Stage) -> config_lib.Data:
+  """Takes the prompt format and the limits of a stage, unless they are set."""
+  if stage.source is not None:
+    return data  # Another library's model says nothing of them.
+  names = _PROMPTS
+  # Pretraining does not use its limits, which may be anything.
+  if stage.has_prompts or _total(stage.data) <= stage.model_config.context:
+    names += _LIMITS
+  following = {
+    name: getattr(stage.data, name)
+    for name in names
+    if not data.is_explicit(name)
+  }
+  data = dataclasses.replace(data, **following)
+  same_prompts(stage, data, "init_from")
+  others = [
+    f"data.{name}={getattr(data, name)} (the stage has"
+    f" {getattr(stage.data, name)})"
+    for name in _LIMITS
+    if stage.has_prompts and getattr(data, name) != getattr(stage.data, name)
+  ]
+  if others:
+    say(f"unlike {stage.path}: {', '.join(others)}")
+  return data
+
+
+def _total(data: config_lib.Data) -> int:
+  return data.max_prompt_tokens + data.max_response_tokens
+
+
+def require_compatible(
+  stage: Stage, tokenizer: Tokenizer, data: config_lib.Data, field: str
+) -> None:
+  """Refuses a second model that cannot read what the first one reads.
+
+  Args:
+    stage: the second model.
+    tokenizer: of the first one.
+    data: the run's settings.
+    field: the flag that names the second one.
+
+  Raises:
+    UserError: it has another tokenizer, another prompt format, or too short a
+      context.
+  """
+  same_tokenizer(stage.tokenizer, tokenizer, stage.path, field)
+  same_prompts(stage, data, field)
+  context = stage.model_config.context
+  if _total(data) > context:
+    raise UserError(
+      f"has {context} positions, and prompts of {data.max_prompt_tokens} with"
+      f" responses of {data.max_response_tokens} tokens do not fit them",
+      file=stage.path,
+      field=field,
+      fix="lower --data.max_prompt_tokens or --data.max_response_tokens",
+      code="short_context",
+    )
+
+
+def same_prompts(stage: Stage, data: config_lib.Data, field: str) -> None:
+  """Refuses a stage whose prompts are written in another format.
+
+  Args:
+    stage: a model that reads prompts; one that was trained on documents alone,
+      or by another library, has no format.
+    data: the run's settings.
+    field: the flag that names the stage.
+
+  Raises:
+    UserError: `other_prompts`.
+  """
+  if stage.source is not None or not stage.has_prompts:
+    return
+  theirs, ours = (prompt_format(d, stage.tokenizer) for d in (stage.data, data))
+  for name in (*_TEMPLATE, *_TAGS):  # Without a template the tags count.
+    if theirs.get(name) == ours.get(name):
+      continue
+    old, new = (getattr(d, name) for d in (stage.data, data))
+    raise UserError(
+      f"was trained with data.{name}={old!r}, and this run has {new!r}",
+      file=stage.path,
+      field=field,
+      fix=f"leave out --data.{name}, which then follows --init_from"
+      if data.is_explicit(name)
+      else "give a stage that was trained with the prompts of this run",
+      code="other_prompts",
+    )
+
+
+def prompt_format(
+  data: config_lib.Data, tokenizer: Tokenizer
+) -> dict[str, Any]:
+  """Returns the settings that decide the text of a prompt.
+
+  Args:
+    data: the settings.
+    tokenizer: with a chat template of its own the tags are not used, without
+      one nothing about templates is.
+  """
+  if tokenizer.template is None:
+    return {name: getattr(data, name) for name in _TAGS}
+  names = _TEMPLATE if data.chat_template else ("chat_template", *_TAGS)
+  return {name: getattr(data, name) for name in names}
 
 
 def read_tokenizer(
@@ -361,7 +488,7 @@ def put_tokenizer(workdir: str | pathlib.Path, tokenizer: Tokenizer) -> None:
   with files.writing(folder):
     shutil.rmtree(scratch, ignore_errors=True)
     tokenizer.save(scratch)
-    os.rename(scratch, folder)
+    files.publish_directory(scratch, folder)
 
 
 def model_config(

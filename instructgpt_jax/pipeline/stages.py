@@ -11,23 +11,34 @@ chooses its checkpoint (C.1).
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
+import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from instructgpt_jax import config as config_lib
 from instructgpt_jax import flags
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.loops import inputs, language, ppo, reward, workdir
+from instructgpt_jax.loops import (
+  fingerprint,
+  inputs,
+  language,
+  ppo,
+  reward,
+  workdir,
+)
 from instructgpt_jax.pipeline import evaluation, rankings
 from instructgpt_jax.report import page
-from instructgpt_jax.runtime import files, processes
+from instructgpt_jax.runtime import files, processes, workdirs
 from instructgpt_jax.runtime.progress import say
 from instructgpt_jax.world import write
 
 SECONDS = "seconds.json"
+SOURCES = "sources.json"  # the fingerprint of what the pipeline reads
+WORLD = "world"
 _SOURCES = ("demonstrations", "comparisons", "prompts", "pretraining")
 
 E = TypeVar("E", bound=config_lib.Experiment)
@@ -37,12 +48,14 @@ E = TypeVar("E", bound=config_lib.Experiment)
 class Pipeline:
   """A pipeline's config and where its stages lie.
 
-  `config.data` names real files by now, the world's or the user's.
+  `config.data` names real files by now, the world's or the user's. `valid` has
+  the number of validation records of each source.
   """
 
   config: config_lib.PipelineExperiment
   directory: str
   has_gold: bool
+  valid: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
   def folder(self, name: str) -> str:
     """The workdir of a stage."""
@@ -65,7 +78,24 @@ class Pipeline:
       processes=config.processes,
       run=config.run,
     )
-    return kind(**(shared | sections))
+    experiment = kind(**(shared | sections))
+    return dataclasses.replace(experiment, run=self._run_settings(experiment))
+
+  def _run_settings(self, experiment: config_lib.Experiment) -> config_lib.Run:
+    """Leaves `keep_best` out where a stage does not measure it."""
+    run = self.config.run
+    measured: list[str] = []
+    if isinstance(experiment, config_lib.PpoExperiment):
+      measured = ["reward"]
+    elif isinstance(experiment, config_lib.PretrainExperiment):
+      measured = ["valid_loss"] * bool(self.valid.get("data.pretraining"))
+    elif isinstance(experiment, config_lib.SftExperiment):
+      measured = ["valid_loss"] * bool(self.valid.get("data.demonstrations"))
+      if experiment.sft.reward_model:
+        measured.append("valid_rm_score")
+    if run.keep_best in measured:
+      return run
+    return dataclasses.replace(run, keep_best="")
 
   def stage(
     self,
@@ -78,23 +108,33 @@ class Pipeline:
     folder = self.folder(name)
     with self.timed(name):
       config = workdir.inherit(config)
-      files.claim_workdir(folder, experiment, flags.config_to_dict(config))
-      run(config, folder)
+      values = flags.config_to_dict(config)
+      with workdirs.claimed(folder, experiment, values):
+        run(config, folder)
 
   @contextmanager
   def timed(self, name: str) -> Iterator[None]:
-    """Adds up the wall time of a stage over calls, in seconds.json."""
-    began = time.monotonic()
+    """Adds up the wall time of a stage over calls, in seconds.json.
+
+    A stage that a user error ends before it has made anything does not count.
+    """
+    began, counts = time.monotonic(), True
     try:
       yield
+    except UserError:
+      counts = os.path.isdir(self.folder(name))
+      raise
     finally:
-      spent = time.monotonic() - began
-      path = pathlib.Path(self.directory) / SECONDS
-      seconds = files.read_json(path) if path.exists() else {}
-      # A stage that is skipped takes no time worth counting.
-      if name not in seconds or spent > 1:
-        seconds[name] = seconds.get(name, 0.0) + spent
-        files.write_json_atomic(path, seconds)
+      if counts:
+        self._add_seconds(name, time.monotonic() - began)
+
+  def _add_seconds(self, name: str, spent: float) -> None:
+    path = pathlib.Path(self.directory) / SECONDS
+    seconds = files.read_json(path) if path.exists() else {}
+    # A stage that is skipped takes no time worth counting.
+    if name not in seconds or spent > 1:
+      seconds[name] = seconds.get(name, 0.0) + spent
+      files.write_json_atomic(path, seconds)
 
 
 def run(config: config_lib.PipelineExperiment, directory: str) -> None:
@@ -104,7 +144,36 @@ def run(config: config_lib.PipelineExperiment, directory: str) -> None:
     config: the experiment.
     directory: its workdir; each stage gets a folder in it.
   """
-  pipeline = _with_data(config, directory)
+  with _undone_on_error(directory):
+    _run(config, directory)
+
+
+@contextmanager
+def _undone_on_error(directory: str) -> Iterator[None]:
+  """Removes what a call has made when an error comes before the first stage.
+
+  Corrected flags can then be given with the same workdir.
+  """
+  before = _names(directory)
+  try:
+    yield
+  except UserError:
+    made = _names(directory) - before
+    if processes.is_writer() and made <= {SECONDS, SOURCES, WORLD}:
+      for name in made:
+        path = pathlib.Path(directory) / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    raise
+
+
+def _names(directory: str) -> set[str]:
+  if not os.path.isdir(directory):
+    return set()
+  return {name for name in os.listdir(directory) if not name.startswith(".")}
+
+
+def _run(config: config_lib.PipelineExperiment, directory: str) -> None:
+  pipeline = _checked(_with_data(config, directory))
 
   def ends_with(stage: str) -> bool:
     if config.until == stage:
@@ -182,7 +251,7 @@ def _with_data(
       inputs.require_evaluation(config.data, config.evaluation)
     return Pipeline(config, directory, has_gold=False)
   pipeline = Pipeline(config, directory, has_gold=True)
-  folder = pipeline.folder("world")
+  folder = pipeline.folder(WORLD)
   paths = write.world_files(folder)
   if not pathlib.Path(paths.world).exists():
     say("writing the world")
@@ -199,6 +268,54 @@ def _with_data(
   return dataclasses.replace(
     pipeline, config=dataclasses.replace(config, data=data)
   )
+
+
+def _checked(pipeline: Pipeline) -> Pipeline:
+  """Reads every source, before anything is trained on one of them.
+
+  Raises:
+    UserError: a source cannot be read, is not what the pipeline began with, or
+      lacks the validation records that a setting needs.
+  """
+  config, directory = pipeline.config, pipeline.directory
+  data = config.data
+  splits = {
+    "data.pretraining": inputs.documents(data),
+    "data.demonstrations": inputs.demonstrations(data, None),
+    "data.prompts": inputs.prompts(data, None),
+  }
+  if data.comparisons:
+    splits["data.comparisons"] = inputs.rankings(data, None)
+  valid = {field: len(split.valid) for field, split in splits.items()}
+  if config.sft.select_by in ("reward", "loss"):
+    language.selection(
+      config.sft, "sft", by_reward=True, valid=valid["data.demonstrations"]
+    )
+  sources = fingerprint.Fingerprint(
+    {},
+    {
+      field: fingerprint.of_source(
+        getattr(data, field.removeprefix("data.")),
+        [_contents(part) for part in split],
+        **{k: len(v) for k, v in split._asdict().items()},
+      )
+      for field, split in splits.items()
+    },
+  )
+  path = pathlib.Path(directory) / SOURCES
+  if path.exists():
+    sources.require_same({fingerprint.KEY: files.read_json(path)}, directory)
+  else:
+    files.write_json_atomic(path, sources.as_dict())
+  return dataclasses.replace(pipeline, valid=valid)
+
+
+def _contents(records: Sequence[Any]) -> list[dict[str, Any]]:
+  """Returns the fields of records but for the file that they come from."""
+  return [
+    {name: value for name, value in vars(record).items() if name != "origin"}
+    for record in records
+  ]
 
 
 def _pretrain(pipeline: Pipeline) -> str:
@@ -241,7 +358,10 @@ def _policy_init(pipeline: Pipeline, base: str) -> None:
 def _sft(pipeline: Pipeline, base: str, reward_name: str) -> None:
   config = pipeline.config
   section = config.sft
-  if section.select_by in ("auto", "reward"):
+  if (
+    section.select_by in ("auto", "reward")
+    and pipeline.valid["data.demonstrations"]
+  ):
     section = dataclasses.replace(
       section, reward_model=pipeline.folder(reward_name)
     )

@@ -13,7 +13,7 @@ from instructgpt_jax import config as config_lib
 from instructgpt_jax.data import ranking_rows, transforms
 from instructgpt_jax.loops import (
   inputs,
-  language,
+  step_layout,
   supervised,
 )
 from instructgpt_jax.loops import reward as reward_loop
@@ -46,7 +46,11 @@ def pretrain(config: config_lib.PretrainExperiment, mesh: AnyMesh) -> Work:
 def sft(config: config_lib.SftExperiment, mesh: AnyMesh) -> Work:
   """Also the policy's initialisation."""
   section = config.sft
-  rows = language.step_rows(section, section.batch_size, mesh)
+  layout = step_layout.step_layout(
+    section, section.batch_size, section.batch_size
+  )
+  rows, microbatch = layout.padded(mesh)
+  section = dataclasses.replace(section, microbatch=microbatch)
   return _language(config, section, mesh, rows, config.model.context)
 
 

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.runtime import files, manifest, processes, storage
+from instructgpt_jax.runtime import files, locks, manifest, processes, storage
 from instructgpt_jax.runtime.progress import say
 
 CHECKPOINTS = "checkpoints"
 MODEL = "model"
+_PATIENCE = 1.0  # seconds that another process may look at the checkpoints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +54,8 @@ class Checkpointer:
   def __init__(self, directory: str | pathlib.Path, keep: Keep | None = None):
     """Opens `directory`/checkpoints, and clears what a kill has left there.
 
+    While another process saves there, this one can only read.
+
     Args:
       directory: workdir of the run.
       keep: which checkpoints are kept; the two newest when None.
@@ -60,20 +63,30 @@ class Checkpointer:
     self._path = pathlib.Path(directory).absolute() / CHECKPOINTS
     self._keep = keep or Keep()
     files.make_directory(self._path)
-    folders = list(self._path.iterdir())
-    self._scores = {
-      int(folder.name): _score(folder)
-      for folder in folders
-      if folder.name.isdigit()
-    }
-    if processes.is_writer():
-      for folder in folders:
-        if "." in folder.name:
-          storage.remove(folder)
     # An open folder's number is not given to another one.
     self._opened = os.open(self._path, os.O_RDONLY)
+    self._locked = self._lock()
+    self._scores = {
+      int(folder.name): _score(folder)
+      for folder in self._path.iterdir()
+      if folder.name.isdigit()
+    }
     self._background = concurrent.futures.ThreadPoolExecutor(1)
     self._pending: concurrent.futures.Future | None = None
+
+  def _lock(self) -> bool:
+    """Tries to become the one that saves, and clears what a kill has left."""
+    if not processes.is_writer():
+      return True
+    try:
+      locked = locks.lock(self._opened, _PATIENCE)
+    except OSError:  # This file system has no locks of directories.
+      locked = True
+    if locked:
+      for folder in self._path.iterdir():
+        if storage.is_temporary(folder):
+          storage.remove(folder)
+    return locked
 
   @property
   def steps(self) -> list[int]:
@@ -96,13 +109,15 @@ class Checkpointer:
       score: how good the state is, for `Keep.best`.
 
     Raises:
-      UserError: the disk is full, refuses or has vanished; the checkpoints
-        before are as they were.
+      UserError: the disk is full, refuses or has vanished, or another run saves
+        there; the checkpoints before are as they were.
     """
     self.wait()
     if step in self._scores:
       return
     self._look()
+    if not self._locked:
+      raise locks.in_use(self._path)
     with storage.saving(self._path):
       finish = storage.save(self._path / str(step), state, extra, score=score)
     self._pending = self._background.submit(self._end, finish, step, score)
@@ -123,7 +138,9 @@ class Checkpointer:
           storage.remove(folder.rename(old))
 
   def restore_latest(
-    self, abstract_state: Any
+    self,
+    abstract_state: Any,
+    check: Callable[[dict[str, Any]], None] = lambda extra: None,
   ) -> tuple[int, Any, dict[str, Any]] | None:
     """The newest whole checkpoint, or None when there is none at all.
 
@@ -131,6 +148,8 @@ class Checkpointer:
       abstract_state: tree of arrays or ShapeDtypeStructs; each leaf's shape and
         dtype are demanded, its sharding is given to the result. Or a function
         that gives the tree of a step.
+      check: called with `extra` before the state is read; what it raises ends
+        the restore.
 
     Returns:
       (step, state, extra) as they were saved.
@@ -146,9 +165,11 @@ class Checkpointer:
       if not problem:
         for other, what in damage.items():
           say(f"warning: {other} is damaged ({what}); going on from {path}")
+        extra = storage.load_values(path)
+        check(extra)
         like = abstract_state
         state = storage.load(path, like(step) if callable(like) else like)
-        return step, state, storage.load_values(path)
+        return step, state, extra
       damage[path] = problem
       del self._scores[step]  # A later save takes its place.
     if not damage:

@@ -239,6 +239,31 @@ def _replace(
     raise
 
 
+def publish_directory(
+  new: str | os.PathLike[str], directory: str | os.PathLike[str]
+) -> None:
+  """Renames a directory into its place when all of it is on the disk.
+
+  Args:
+    new: a directory on the same file system, which nothing else writes.
+    directory: its place; nothing is there yet.
+  """
+  for folder, _, names in os.walk(new):
+    for name in names:
+      _flush(os.path.join(folder, name))
+    _flush(folder)
+  os.rename(new, directory)
+  _flush(os.path.dirname(os.path.abspath(directory)))
+
+
+def _flush(path: str | os.PathLike[str]) -> None:
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
+
+
 def plain(value: Any) -> Any:
   """JSON's own types for numpy and jax scalars; NaN and infinity as strings."""
   if isinstance(value, Mapping):
@@ -423,8 +448,10 @@ def claim_workdir(
 def release_workdir(workdir: str | os.PathLike[str]) -> None:
   """Takes `claim_workdir` back where nothing has been written since.
 
-  A mistake in the flags can then be put right in the same folder.
+  A mistake in the flags can then be put right in the same folder. Hidden files
+  do not count: they are locks and temporary files.
   """
   with contextlib.suppress(OSError):
-    if os.listdir(workdir) == [CONFIG]:
+    names = [n for n in os.listdir(workdir) if not n.startswith(".")]
+    if names == [CONFIG]:
       os.unlink(pathlib.Path(workdir) / CONFIG)

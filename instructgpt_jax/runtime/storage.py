@@ -28,6 +28,8 @@ from instructgpt_jax.runtime import files, manifest, processes, tables
 
 OLD = ".old"  # what a folder is called that is being deleted
 _SAVING = ".saving"
+# Orbax adds to the name of what it has not ended.
+_TEMPORARY = re.compile(r"\d+\.(?:saving(?:\.(?:partial_save|orbax-).*)?|old)")
 _BYTES = "__bytes__"
 _FULL = re.compile(
   r"no space left|quota exceeded|file too large|disk full|ENOSPC|EFBIG", re.I
@@ -141,6 +143,11 @@ def problem(folder: pathlib.Path, *, deep: bool = True) -> str:
 def beside(folder: pathlib.Path, suffix: str) -> pathlib.Path:
   """The folder of the same name with a suffix."""
   return folder.with_name(folder.name + suffix)
+
+
+def is_temporary(folder: pathlib.Path) -> bool:
+  """Whether a checkpoint's name is one that `save` gives for a while."""
+  return _TEMPORARY.fullmatch(folder.name) is not None
 
 
 def remove(folder: pathlib.Path) -> None:

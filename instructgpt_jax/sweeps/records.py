@@ -1,24 +1,14 @@
-"""What a sweep keeps beside its runs: logs, seconds and locks.
-
-Locks are `flock`s on files. The system drops one when the last process that
-holds it ends, however it ends, so none is ever left over. Network file systems
-that SQLite can be used on (NFS 4, Lustre, GPFS with their lock service on) have
-them across machines as well.
-"""
+"""What a sweep keeps beside its runs: logs, seconds and locks."""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import pathlib
-import time
-from collections.abc import Iterator
 
-from instructgpt_jax.errors import UserError
-from instructgpt_jax.runtime import files
+from instructgpt_jax.runtime import files, locks
 from instructgpt_jax.sweeps import jobs
 
+acquire, held = locks.acquire, locks.held
 SECONDS = "seconds.json"
 LOCKS = ".locks"
 _LINES = 10
@@ -43,49 +33,6 @@ def last_lines(path: str, start: int = 0) -> str:
     return ""
   lines = [line.rstrip() for line in text.splitlines() if line.strip()]
   return "\n".join(lines[-_LINES:])
-
-
-def acquire(path: str | os.PathLike[str], seconds: float = 0.0) -> int | None:
-  """Takes a lock; gives it back with `os.close`.
-
-  Args:
-    path: the lock's file; made when missing.
-    seconds: how long to wait for another process that has it.
-
-  Returns:
-    The open file that holds the lock, or None when another process has it.
-  """
-  files.make_directory(os.path.dirname(path) or ".")
-  until = time.monotonic() + seconds
-  with files.writing(path):
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-  while True:
-    try:
-      fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      return descriptor
-    except BlockingIOError:
-      if time.monotonic() >= until:
-        os.close(descriptor)
-        return None
-    except OSError as error:
-      os.close(descriptor)
-      raise UserError(
-        f"cannot be locked: {error.strerror}",
-        file=str(path),
-        fix="choose a --workdir on a file system that has locks",
-      ) from error
-    time.sleep(0.05)
-
-
-@contextlib.contextmanager
-def held(path: str | os.PathLike[str]) -> Iterator[None]:
-  """Waits for a lock and has it during the block."""
-  descriptor = acquire(path, float("inf"))
-  assert descriptor is not None
-  try:
-    yield
-  finally:
-    os.close(descriptor)
 
 
 def lock_path(root: str, name: str) -> str:

@@ -29,7 +29,7 @@ def language(**kw):
 
 def mixed(**kw):
   return pipelines.mixed_language_batches(
-    rows_of(7), rows_of(5, first=500), 0.25, batch_size=4, **kw
+    rows_of(7), rows_of(5, first=500), 0.25, batch_size=3, **kw
   )
 
 
@@ -151,20 +151,84 @@ def test_mixed_batches_hold_their_share():
   assert sorted(mine) == sorted([*range(100, 107)] * 2)
 
 
-def test_mixed_share_of_nothing_and_of_little():
+def counts(batch):
+  """Rows of demonstrations, of pretraining and of padding."""
+  first = np.asarray(batch.tokens)[:, 0]
+  real = np.asarray(batch.segments)[:, 0] > 0
+  assert not np.asarray(batch.weights)[~real].any()
+  return (
+    int((real & (first < 500)).sum()),
+    int((real & (first >= 500)).sum()),
+    int((~real).sum()),
+  )
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.1, 0.25, 1 / 3, 0.5, 0.9])
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 32])
+def test_pretraining_rows_are_dealt_over_the_steps(fraction, size):
+  """After every step their share is the fraction within one row."""
+  stream = pipelines.mixed_language_batches(
+    rows_of(40), rows_of(7, first=500), fraction, batch_size=size, seed=2
+  )
+  total, others = 0, 0
+  for _ in range(60):
+    mine, theirs, _ = counts(next(stream))
+    assert mine == size
+    total, others = total + mine + theirs, others + theirs
+    assert abs(others - fraction * total) <= 1
+
+
+def test_mixed_share_of_nothing():
   args = rows_of(4), rows_of(4, first=500)
   plain = next(
     pipelines.mixed_language_batches(*args, 0.0, batch_size=4, epochs=1)
   )
   assert (plain.tokens < 500).all()
-  little = next(
-    pipelines.mixed_language_batches(*args, 0.01, batch_size=4, epochs=1)
-  )
-  assert (little.tokens[:, 0] >= 500).sum() == 1
   with pytest.raises(ValueError, match="length"):
     pipelines.mixed_language_batches(
       rows_of(2, 4), rows_of(2, 8), 0.5, batch_size=4
     )
+
+
+@pytest.mark.parametrize("make", [language, mixed])
+def test_padding_changes_nothing_but_the_padding(make):
+  """The same rows at the same positions, whatever a mesh needs."""
+  narrow, wide = (
+    list(make(seed=4, epochs=3, padded_size=size)) for size in (4, 16)
+  )
+  assert len(narrow) == len(wide) > 4
+  for a, b in zip(narrow, wide, strict=True):
+    assert b.tokens.shape[0] == 16
+    for name, value in leaves(a).items():
+      np.testing.assert_array_equal(leaves(b)[name][:4], value)
+    assert not np.asarray(b.weights)[4:].any()
+    assert not np.asarray(b.segments)[4:].any()
+
+
+def test_padding_that_does_not_hold_a_batch():
+  with pytest.raises(ValueError, match="padded"):
+    language(padded_size=2)
+
+
+def test_shares_of_a_mixture_are_those_of_its_batches():
+  rows, others = rows_of(7), rows_of(5, first=500)
+  rows["weights"][:, :3] = 0
+  others["weights"][2] = 0
+  stream = pipelines.mixed_language_batches(
+    rows, others, 0.4, batch_size=2, seed=5
+  )
+  shares = pipelines.mixed_shares(
+    rows, others, 0.4, batch_size=2, seed=5, steps=12
+  )
+  sums = np.zeros((2, 2))
+  for step in range(12):
+    batch = next(stream)
+    theirs = np.asarray(batch.tokens)[:, 0] >= 500
+    real = np.asarray(batch.segments)[:, 0] > 0
+    tokens = np.asarray(batch.weights)[:, 1:].sum(axis=1)
+    for kind, chosen in enumerate((real & ~theirs, real & theirs)):
+      sums[kind] += chosen.sum(), tokens[chosen].sum()
+    np.testing.assert_allclose(shares[step], sums[1] / sums.sum(axis=0))
 
 
 def test_prompts_are_left_padded_and_named():

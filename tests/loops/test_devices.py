@@ -1,5 +1,6 @@
 """Whole stages on eight devices do what they do on one."""
 
+import functools
 import itertools
 import json
 import pathlib
@@ -131,6 +132,94 @@ def test_rankings_on_the_way_go_on_on_other_devices(stages, tmp_path):
     row.pop("padding", None)
   assert len(rows[0]) > 7
   assert_close(*rows)
+
+
+# A step of either has 3 to 5 rows, which 2 and 8 devices do not divide.
+UNEVEN = {
+  "sft": (),
+  "policy_init": ("--sft.microbatch=2", "--sft.batch_size=9"),
+}
+
+
+def complete(done, path):
+  """The metrics and the summary of a run that has ended well."""
+  assert done.status == 0, done.err
+  return results.metrics(path), results.summary(path)
+
+
+@pytest.fixture(scope="module")
+def on_one_device(stages, tmp_path_factory):
+  """name → the metrics and the summary of the whole run on one device."""
+
+  def run(name):
+    if not UNEVEN[name]:
+      return results.metrics(stages[name]), results.summary(stages[name])
+    path = tmp_path_factory.mktemp("one") / name
+    flags = [*stages.flags(name), *UNEVEN[name]]
+    return complete(stages.run(name, *flags, f"--workdir={path}"), path)
+
+  return functools.cache(run)
+
+
+def assert_same_course(found, wanted):
+  """The same steps, and the same losses but for rounding."""
+  for a, b in zip(found[0], wanted[0], strict=True):
+    assert a == pytest.approx(b, rel=2e-3, abs=2e-4)
+  assert found[1].keys() == wanted[1].keys()
+  for name, value in found[1].items():
+    if name == "selected_by":
+      assert value == wanted[1][name]
+    else:
+      assert value == pytest.approx(wanted[1][name], rel=2e-3, abs=2e-4)
+  assert found[1]["steps"] == wanted[0][-1]["step"]
+
+
+@pytest.mark.parametrize(
+  "name, count", [("sft", 8), ("policy_init", 2), ("policy_init", 8)]
+)
+def test_a_whole_run_is_the_same_on_other_devices(
+  name, count, on_one_device, stages, tmp_path
+):
+  """Its steps and its losses, dropout, microbatches and mixing included."""
+  flags = [*stages.flags(name), *UNEVEN[name], f"--workdir={tmp_path}"]
+  found = complete(stages.run(name, *flags, env=devices(count)), tmp_path)
+  assert_same_course(found, on_one_device(name))
+
+
+@pytest.mark.parametrize("first, second", [(1, 8), (8, 1)])
+def test_a_run_resumes_on_other_devices(
+  first, second, on_one_device, stages, tmp_path
+):
+  """At the same place of the data, and to the same number of steps."""
+  name = "policy_init"
+  flags = [*stages.flags(name), *UNEVEN[name], f"--workdir={tmp_path}"]
+  done = stages.server.run(
+    "tests.loops.at_step", "5", "sigterm", name, *flags, env=devices(first)
+  )
+  assert done.status == 0, done.err
+  assert results.metrics(tmp_path)[-1]["step"] == 5
+  assert not (tmp_path / "complete.json").exists()
+  found = complete(stages.run(name, *flags, env=devices(second)), tmp_path)
+  assert_same_course(found, on_one_device(name))
+
+
+def test_a_batch_that_devices_do_not_divide_is_refused(stages, tmp_path):
+  """Pretraining and the reward model never take another batch for a mesh."""
+  for name, size in (
+    ("pretrain", "--pretrain.batch_size=10 --pretrain.microbatch=0"),
+    ("reward", "--reward.batch_size=3"),
+  ):
+    path = tmp_path / name
+    done = stages.run(
+      name,
+      *stages.flags(name),
+      *size.split(),
+      f"--workdir={path}",
+      env=devices(4),
+    )
+    assert done.status == 2
+    assert "cannot be split over 4 devices" in done.err
+    assert not results.snapshot(path)
 
 
 def test_a_mesh_that_is_not_there(stages, tmp_path):

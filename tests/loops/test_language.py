@@ -5,6 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from instructgpt_jax import config
+from instructgpt_jax.errors import UserError
+from instructgpt_jax.loops import language, supervised
 from instructgpt_jax.runtime import checkpoint
 from tests.loops import exact, results
 
@@ -174,3 +177,71 @@ def test_selection_by_reward_needs_a_reward_model(stages, tmp_path):
   assert (done.status, done.out) == (2, "")
   assert "--sft.reward_model=DIR" in done.err
   assert not results.snapshot(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+  ("select", "by_reward", "valid", "code"),
+  [
+    ("reward", False, 5, "no_reward_model"),
+    ("reward", True, 0, "no_validation"),
+    ("loss", False, 0, "no_validation"),
+  ],
+)
+def test_an_explicit_choice_that_cannot_be_made_is_refused(
+  select, by_reward, valid, code
+):
+  section = config.Sft(select_by=select)
+  with pytest.raises(UserError) as caught:
+    language.selection(section, "sft", by_reward, valid)
+  assert (caught.value.code, caught.value.field) == (code, "sft.select_by")
+
+
+def test_without_validation_records_the_last_step_is_kept_and_said(capsys):
+  chosen = {
+    (select, valid): language.selection(
+      config.Sft(select_by=select), "sft", by_reward, valid
+    )
+    for select, by_reward, valid in (
+      ("auto", False, 3), ("loss", False, 3), ("last", False, 0),
+    )
+  }  # fmt: skip
+  assert chosen == {
+    ("auto", 3): "loss",
+    ("loss", 3): "loss",
+    ("last", 0): "last",
+  }
+  assert capsys.readouterr().err == ""
+  assert language.selection(config.Sft(), "sft", True, 3) == "reward"
+  assert language.selection(config.Sft(), "sft", False, 0) == "last"
+  assert "no validation records" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  ("measure", "measures", "fits"),
+  [
+    ("", [], True),
+    ("valid_loss", ["valid_loss"], True),
+    ("valid_loss", [], False),
+    ("valid_rm_score", ["valid_loss"], False),
+    ("reward", ["valid_loss", "valid_rm_score"], False),
+  ],
+)
+def test_the_best_is_kept_by_what_is_measured(measure, measures, fits):
+  run = config.Run(keep_best=measure)
+  if fits:
+    supervised.require_measure(run, measures)
+    return
+  with pytest.raises(UserError) as caught:
+    supervised.require_measure(run, measures)
+  error = caught.value
+  assert (error.code, error.field) == ("no_such_measure", "run.keep_best")
+
+
+def test_the_share_of_pretraining_data_is_shown_and_logged(stages):
+  log = results.metrics(stages["policy_init"])
+  rows = [r["pretraining_row_share"] for r in log if "loss" in r]
+  assert rows[-1] == pytest.approx(0.2, abs=0.05)
+  assert (
+    rows[-1] == results.summary(stages["policy_init"])["pretraining_row_share"]
+  )
+  assert all(0 < r["pretraining_token_share"] < 1 for r in log if "loss" in r)

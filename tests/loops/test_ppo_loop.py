@@ -151,7 +151,7 @@ def test_rollouts_start_from_the_prompts_of_the_file(stages):
     ppo=config.Ppo(rollout_batch=20),
   )
   mesh = mesh_lib.make_mesh(settings.mesh)
-  batch = next(ppo._prompts(settings, stage.tokenizer, mesh))
+  batch = next(ppo._prompts(settings, stage.tokenizer, mesh, {}))
   sft = exact.Finished(stages["sft"])
   records = map(
     json.loads, (stages.data / "prompts.jsonl").read_text().splitlines()

@@ -69,6 +69,16 @@ def test_two_train_as_one_does(axis, stages, tmp_path):
   )
 
 
+def test_two_mix_and_pad_as_one_does(stages, tmp_path):
+  """A step of policy_init has an odd number of rows, and padding for two."""
+  path = tmp_path / "run"
+  flags = [*stages.flags("policy_init"), f"--workdir={path}"]
+  finish(start(stages.server, 2, "experiments.policy_init", *flags))
+  found, wanted = map(results.metrics, (path, stages["policy_init"]))
+  for a, b in zip(found, wanted, strict=True):
+    assert a == pytest.approx(b, rel=1e-3, abs=1e-4)
+
+
 def pipeline(*more):
   def flags(stages):
     return [*soak.flags(stages.data), "--policy_init.epochs=4", *more]

@@ -24,7 +24,9 @@ def test_the_network_of_the_start_is_inherited(stages, capsys):
   stage = workdir.open_stage(str(stages["pretrain"]))
   for name in ("vocab_size", "context", "layers", "width", "heads"):
     assert getattr(found.model, name) == getattr(stage.model_config, name)
-  assert dataclasses.replace(found, model=asked.model) == asked
+  same = dict(model=asked.model, data=asked.data)
+  assert dataclasses.replace(found, **same) == asked
+  assert found.data.user_tag == stage.data.user_tag == "U:"
   told = capsys.readouterr().err
   for change in ("model.layers=1", "model.width=16", "model.context=24"):
     assert change in told

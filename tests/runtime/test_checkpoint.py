@@ -78,6 +78,58 @@ def test_the_newest_are_kept(tmp_path):
   assert left == {"2", "10"}
 
 
+def test_opening_deletes_only_what_a_save_leaves(tmp_path):
+  with checkpoint.Checkpointer(tmp_path) as saver:
+    saver.save(5, _state(5), {})
+  folder = tmp_path / "checkpoints"
+  mine = ["5.bak", "before_v1.1", "5.saving.bak", "old", "x.old", "notes.txt"]
+  halves = [
+    "7.saving",
+    "7.old",
+    "7.saving.orbax-checkpoint-tmp",
+    "7.saving.partial_save.orbax-checkpoint-tmp",
+  ]
+  for name in (*mine, *halves):
+    (folder / name).mkdir()
+  with checkpoint.Checkpointer(tmp_path) as saver:
+    assert saver.steps == [5]
+    saver.save(6, _state(6), {})
+  assert set(os.listdir(folder)) == {"5", "6", *mine}
+
+
+def test_a_save_under_way_is_not_deleted_by_another_run(tmp_path):
+  first = checkpoint.Checkpointer(tmp_path)
+  first.save(1, _state(1), {})
+  first.wait()
+  half = tmp_path / "checkpoints" / "2.saving"
+  half.mkdir()
+  with checkpoint.Checkpointer(tmp_path) as second:
+    found = second.restore_latest(_state())
+    assert found is not None and found[0] == 1
+    assert half.exists()
+    with pytest.raises(UserError) as caught:
+      second.save(3, _state(3), {})
+    assert caught.value.code == "workdir_in_use"
+    half.rmdir()
+    first.save(2, _state(2), {})
+    first.close()
+    with pytest.raises(UserError):  # What it has restored is the past by now.
+      second.save(3, _state(3), {})
+  with checkpoint.Checkpointer(tmp_path) as third:
+    third.save(4, _state(4), {})
+  assert set(os.listdir(tmp_path / "checkpoints")) == {"2", "4"}
+
+
+def test_a_check_comes_before_the_state_is_read(tmp_path):
+  def check(extra):
+    raise UserError(f"other data than {extra['data']}")
+
+  with checkpoint.Checkpointer(tmp_path) as saver:
+    saver.save(1, _state(1), {"data": 7})
+    with pytest.raises(UserError, match="other data than 7"):
+      saver.restore_latest({"of": jnp.ones(1)}, check)
+
+
 def test_a_saved_step_is_left_alone(tmp_path):
   with checkpoint.Checkpointer(tmp_path) as saver:
     saver.save(1, _state(1), {"first": True})

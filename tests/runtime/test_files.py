@@ -380,3 +380,37 @@ def test_a_pointer_in_place_of_a_file_is_named(tmp_path):
   with pytest.raises(UserError) as caught:
     files.read_json(path)
   assert (caught.value.code, caught.value.file) == ("lfs_pointer", str(path))
+
+
+def test_the_umask_is_read_and_never_set(tmp_path, monkeypatch):
+  """Files that other threads make meanwhile keep their modes."""
+  before = os.umask(0o027)
+  try:
+    monkeypatch.setattr(os, "umask", pytest.fail)
+    files.write_text_atomic(tmp_path / "a.txt", "text")
+  finally:
+    monkeypatch.undo()
+    os.umask(before)
+  assert stat.S_IMODE((tmp_path / "a.txt").stat().st_mode) == 0o640
+
+
+def test_a_directory_is_on_the_disk_before_it_is_in_its_place(
+  tmp_path, monkeypatch
+):
+  new, place = tmp_path / "new", tmp_path / "place"
+  (new / "inner").mkdir(parents=True)
+  for name in ("a", "b", "inner/c"):
+    (new / name).write_text(name)
+  flushed, honest = [], os.fsync
+
+  def fsync(descriptor):
+    path = os.readlink(f"/proc/self/fd/{descriptor}")
+    flushed.append((os.path.relpath(path, tmp_path), place.exists()))
+    honest(descriptor)
+
+  monkeypatch.setattr(os, "fsync", fsync)
+  files.publish_directory(new, place)
+  within = {"new/a", "new/b", "new/inner/c", "new/inner", "new"}
+  assert {name for name, published in flushed if not published} == within
+  assert flushed[-1] == (".", True)
+  assert (place / "inner" / "c").read_text() == "inner/c"

@@ -12,6 +12,8 @@ from instructgpt_jax.data.formats.at import is_blank
 from instructgpt_jax.data.formats.common import split_name
 
 _BLANK = re.compile(r"[ \t\r\n]*")
+_NAMES = ("data", "dataset", "examples", "instances", "items", "records",
+          "rows", "samples")  # fmt: skip
 _TEXT_LISTS = ("prompts", "data")
 _CONVERSATIONS = ("messages", "conversations", "conversation")
 
@@ -20,8 +22,8 @@ def record_lists(value: Any) -> list[str]:
   """Returns the fields of an object that hold its records; may be none.
 
   That is its only list of objects, such as `data` of {"data": [{…}, …]}, or
-  several lists that are named after splits. An object that is a record itself
-  has none.
+  several lists that are named after splits. The objects have a known format,
+  or the list a usual name. An object that is a record itself has none.
   """
   if not isinstance(value, dict):
     return []
@@ -35,8 +37,10 @@ def record_lists(value: Any) -> list[str]:
 
 
 def _holds_records(name: str, items: list[Any]) -> bool:
-  return all(isinstance(item, dict) for item in items) or (
-    name in _TEXT_LISTS and all(isinstance(item, str) for item in items)
+  if name in _TEXT_LISTS and all(isinstance(item, str) for item in items):
+    return True
+  return all(isinstance(item, dict) for item in items) and (
+    name in _NAMES or any(known.fits(items[0]) for known in FORMATS)
   )
 
 

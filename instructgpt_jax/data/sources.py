@@ -385,7 +385,7 @@ def _json_container(
 
 
 def _values(
-  path: str, unused: collections.Counter[str]
+  path: str, unused: collections.Counter[str] | None = None
 ) -> Iterator[tuple[int, Any]] | str:
   """(line, JSON value) pairs of a file, or its text where it is no JSON.
 
@@ -405,7 +405,8 @@ def _values(
       return _json_lines(text, path)
     lists = containers.record_lists(value)
     if lists:
-      unused.update(containers.other_fields(value, lists))
+      if unused is not None:
+        unused.update(containers.other_fields(value, lists))
       return _json_container(text, path, lists)
     return iter([(1, _checked(value, text, formats.At(path, 1)))])
   if suffix in (".jsonl", ".json") or start in ("{", '"'):

@@ -650,6 +650,18 @@ def test_other_files_are_shown_what_there_is(tmp_path, value):
   assert all(known.name in e.value.fix for known in formats.FORMATS)
 
 
+def test_a_list_of_unknown_objects_is_no_list_of_records(tmp_path):
+  path = tmp_path / "state.json"
+  path.write_text('{"_data_files": [{"filename": "a"}, {"filename": "b"}]}')
+  with pytest.raises(UserError) as e:
+    sources.read_any(str(path))
+  assert "'_data_files'" in e.value.problem
+  path.write_text('{\n"data": [\n{"filename": "a"}, {"filename": "b"}]}')
+  with pytest.raises(UserError) as e:
+    sources.read_any(str(path))
+  assert "'filename'" in e.value.problem and e.value.line == 3
+
+
 def test_an_object_of_objects(tmp_path):
   path = tmp_path / "x.json"
   path.write_text('{"0": {"article": "a"}, "1": {"article": "b"}}')

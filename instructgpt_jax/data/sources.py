@@ -375,13 +375,13 @@ def _json_array(
 
 
 def _json_container(
-  text: str, path: str, lists: list[str]
+  text: str, path: str, lists: list[str], split: str
 ) -> Iterator[tuple[int, Any]]:
-  """Elements of the lists of an object, each with its line."""
+  """Elements of the lists of an object, each with its line and its split."""
   for name, start in containers.list_starts(text, lists):
     before = text.count("\n", 0, start)
     for line, value in _json_array(text[start:], path, inside=True):
-      yield before + line, containers.with_split(value, name, len(lists))
+      yield before + line, containers.with_split(value, split or name)
 
 
 def _values(
@@ -407,7 +407,8 @@ def _values(
     if lists:
       if unused is not None:
         unused.update(containers.other_fields(value, lists))
-      return _json_container(text, path, lists)
+      split = containers.outer_split(value)
+      return _json_container(text, path, lists, split)
     return iter([(1, _checked(value, text, formats.At(path, 1)))])
   if suffix in (".jsonl", ".json") or start in ("{", '"'):
     return _json_lines(text, path)

@@ -587,6 +587,32 @@ def test_lists_named_after_splits(tmp_path):
   ]
 
 
+@pytest.mark.parametrize(
+  "value",
+  [
+    {"test": [{"prompt": "q", "completion": "a"}]},
+    {"split": "test", "data": [{"prompt": "q", "completion": "a"}]},
+    {"data": [{"prompt": "q", "completion": "a", "split": "test"}]},
+    {"split": "train",
+     "data": [{"prompt": "q", "completion": "a", "split": "test"}]},
+  ],
+)  # fmt: skip
+def test_the_split_of_a_list(tmp_path, value):
+  (r,), report = read(tmp_path, value, name="x.json")
+  assert r.split == "test" and not report.unused
+
+
+def test_other_lists_beside_the_records(tmp_path):
+  value = {
+    "tags": ["x", "y"],
+    "features": [{"name": "prompt"}],
+    "rows": [{"prompt": "q", "completion": "a"}],
+  }
+  (r,), report = read(tmp_path, value, name="x.json")
+  assert r.turns == user("q")
+  assert report.unused == {"tags (beside rows)": 1, "features (beside rows)": 1}
+
+
 def test_prompts_inside_an_object(tmp_path):
   found, _ = read(tmp_path, {"prompts": ["a", "b"]}, name="x.json")
   assert [r.turns for r in found] == [user("a"), user("b")]

@@ -515,6 +515,26 @@ def test_label_studio_rankings(tmp_path, order):
   assert r.ranks == (1, 2, 3) and not report.unused
 
 
+@pytest.mark.parametrize(
+  "order", [["y", 3, "x"], {"rank": ["y", "3", "x"]},
+            {"type": "ranker", "ranker": {"rank": ["y", "3", "x"]}}],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["items", "answers"])
+def test_label_studio_rankings_in_json_min(tmp_path, order, name):
+  value = {
+    "id": 1,
+    "prompt": "q",
+    name: ITEMS["items"],
+    "ranking": order,
+    "annotator": 4,
+    "lead_time": 2.5,
+  }
+  (r,), report = read(tmp_path, [value], name="x.json")
+  assert report.format == "Label Studio rankings, JSON-MIN"
+  assert (r.turns, r.completions) == (user("q"), ("b", "c", "a"))
+  assert (r.ranks, r.labeler_id) == ((1, 2, 3), "4") and not report.unused
+
+
 def test_label_studio_buckets_rank_nothing(tmp_path):
   result = {
     "type": "ranker",

@@ -12,6 +12,8 @@ from instructgpt_jax.data.formats.at import is_blank
 from instructgpt_jax.data.formats.common import split_name
 
 _BLANK = re.compile(r"[ \t\r\n]*")
+_NAMES = ("data", "dataset", "examples", "instances", "items", "records",
+          "rows", "samples")  # fmt: skip
 _TEXT_LISTS = ("prompts", "data")
 _CONVERSATIONS = ("messages", "conversations", "conversation")
 
@@ -19,15 +21,19 @@ _CONVERSATIONS = ("messages", "conversations", "conversation")
 def record_lists(value: Any) -> list[str]:
   """Returns the fields of an object that hold its records; may be none.
 
-  That is its only list of objects, such as `data` of {"data": [{…}, …]}, or
-  several lists that are named after splits. An object that is a record itself
-  has none.
+  That is its only list of records, such as `data` of {"data": [{…}, …]}, or
+  several lists that are named after splits. Records are objects of a known
+  format, or any objects in a list of a usual name. An object that is a record
+  itself has none.
   """
   if not isinstance(value, dict):
     return []
-  lists = [k for k, v in value.items() if isinstance(v, list) and v]
-  names = [k for k in lists if _holds_records(k, value[k])]
-  if names != lists or not names or _is_record(value, names):
+  names = [
+    name
+    for name, items in value.items()
+    if isinstance(items, list) and items and _holds_records(name, items)
+  ]
+  if not names or _is_record(value, names):
     return []
   if len(names) > 1 and not all(split_name(name) for name in names):
     return []
@@ -35,8 +41,10 @@ def record_lists(value: Any) -> list[str]:
 
 
 def _holds_records(name: str, items: list[Any]) -> bool:
-  return all(isinstance(item, dict) for item in items) or (
-    name in _TEXT_LISTS and all(isinstance(item, str) for item in items)
+  if name in _TEXT_LISTS and all(isinstance(item, str) for item in items):
+    return True
+  return all(isinstance(item, dict) for item in items) and (
+    name in _NAMES or any(known.fits(items[0]) for known in FORMATS)
   )
 
 
@@ -51,7 +59,9 @@ def other_fields(value: dict[str, Any], lists: list[str]) -> list[str]:
   return [
     f"{name} (beside {', '.join(lists)})"
     for name, item in value.items()
-    if name not in lists and not is_blank(item)
+    if name not in lists
+    and not is_blank(item)
+    and not (name == "split" and outer_split(value))
   ]
 
 
@@ -73,14 +83,15 @@ def list_starts(text: str, fields: list[str]) -> Iterator[tuple[str, int]]:
     position = skip(position)
 
 
-def with_split(value: Any, name: str, count: int) -> Any:
-  """Returns a record with the split after which its list is named.
-
-  Args:
-    value: the record.
-    name: name of its list.
-    count: how many lists there are; one alone is no split.
-  """
-  if count < 2 or not isinstance(value, dict) or value.get("split"):
+def with_split(value: Any, name: str) -> Any:
+  """Returns a record with the split after which its list is named, if any."""
+  split = split_name(name)
+  if not split or not isinstance(value, dict) or value.get("split"):
     return value
-  return {**value, "split": split_name(name)}
+  return {**value, "split": split}
+
+
+def outer_split(value: dict[str, Any]) -> str:
+  """Returns the split that an object around a list of records names."""
+  split = value.get("split")
+  return (split_name(split) or "") if isinstance(split, str) else ""

@@ -303,17 +303,17 @@ def _json_array(
 
 
 def _json_container(
-  text: str, path: str, lists: list[str]
+  text: str, path: str, lists: list[str], split: str
 ) -> Iterator[tuple[int, Any]]:
-  """Elements of the lists of an object, each with its line."""
+  """Elements of the lists of an object, each with its line and its split."""
   for name, start in containers.list_starts(text, lists):
     before = text.count("\n", 0, start)
     for line, value in _json_array(text[start:], path, inside=True):
-      yield before + line, containers.with_split(value, name, len(lists))
+      yield before + line, containers.with_split(value, split or name)
 
 
 def _values(
-  path: str, unused: collections.Counter[str]
+  path: str, unused: collections.Counter[str] | None = None
 ) -> Iterator[tuple[int, Any]] | str:
   """(line, JSON value) pairs of a file, or its text where it is no JSON.
 
@@ -336,8 +336,10 @@ def _values(
       return _json_lines(text, path)
     lists = containers.record_lists(value)
     if lists:
-      unused.update(containers.other_fields(value, lists))
-      return _json_container(text, path, lists)
+      if unused is not None:
+        unused.update(containers.other_fields(value, lists))
+      split = containers.outer_split(value)
+      return _json_container(text, path, lists, split)
     return iter([(1, _checked(value, text, formats.At(path, 1)))])
   return _json_lines(text, path)
 

@@ -515,6 +515,26 @@ def test_label_studio_rankings(tmp_path, order):
   assert r.ranks == (1, 2, 3) and not report.unused
 
 
+@pytest.mark.parametrize(
+  "order", [["y", 3, "x"], {"rank": ["y", "3", "x"]},
+            {"type": "ranker", "ranker": {"rank": ["y", "3", "x"]}}],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["items", "answers"])
+def test_label_studio_rankings_in_json_min(tmp_path, order, name):
+  value = {
+    "id": 1,
+    "prompt": "q",
+    name: ITEMS["items"],
+    "ranking": order,
+    "annotator": 4,
+    "lead_time": 2.5,
+  }
+  (r,), report = read(tmp_path, [value], name="x.json")
+  assert report.format == "Label Studio rankings, JSON-MIN"
+  assert (r.turns, r.completions) == (user("q"), ("b", "c", "a"))
+  assert (r.ranks, r.labeler_id) == ((1, 2, 3), "4") and not report.unused
+
+
 def test_label_studio_buckets_rank_nothing(tmp_path):
   result = {
     "type": "ranker",
@@ -587,6 +607,32 @@ def test_lists_named_after_splits(tmp_path):
   ]
 
 
+@pytest.mark.parametrize(
+  "value",
+  [
+    {"test": [{"prompt": "q", "completion": "a"}]},
+    {"split": "test", "data": [{"prompt": "q", "completion": "a"}]},
+    {"data": [{"prompt": "q", "completion": "a", "split": "test"}]},
+    {"split": "train",
+     "data": [{"prompt": "q", "completion": "a", "split": "test"}]},
+  ],
+)  # fmt: skip
+def test_the_split_of_a_list(tmp_path, value):
+  (r,), report = read(tmp_path, value, name="x.json")
+  assert r.split == "test" and not report.unused
+
+
+def test_other_lists_beside_the_records(tmp_path):
+  value = {
+    "tags": ["x", "y"],
+    "features": [{"name": "prompt"}],
+    "rows": [{"prompt": "q", "completion": "a"}],
+  }
+  (r,), report = read(tmp_path, value, name="x.json")
+  assert r.turns == user("q")
+  assert report.unused == {"tags (beside rows)": 1, "features (beside rows)": 1}
+
+
 def test_prompts_inside_an_object(tmp_path):
   found, _ = read(tmp_path, {"prompts": ["a", "b"]}, name="x.json")
   assert [r.turns for r in found] == [user("a"), user("b")]
@@ -648,6 +694,18 @@ def test_other_files_are_shown_what_there_is(tmp_path, value):
   with pytest.raises(UserError) as e:
     sources.read_any(str(path))
   assert all(known.name in e.value.fix for known in formats.FORMATS)
+
+
+def test_a_list_of_unknown_objects_is_no_list_of_records(tmp_path):
+  path = tmp_path / "state.json"
+  path.write_text('{"_data_files": [{"filename": "a"}, {"filename": "b"}]}')
+  with pytest.raises(UserError) as e:
+    sources.read_any(str(path))
+  assert "'_data_files'" in e.value.problem
+  path.write_text('{\n"data": [\n{"filename": "a"}, {"filename": "b"}]}')
+  with pytest.raises(UserError) as e:
+    sources.read_any(str(path))
+  assert "'filename'" in e.value.problem and e.value.line == 3
 
 
 def test_an_object_of_objects(tmp_path):

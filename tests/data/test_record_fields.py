@@ -228,6 +228,30 @@ def test_an_input_is_added_though_the_instruction_holds_it(tmp_path):
   assert r.turns == turns("double 4\n\n4")
 
 
+@pytest.mark.parametrize(
+  "value, name",
+  [
+    ({"instruction": "q", "output": None}, "output"),
+    ({"question": None, "answer": "a"}, "question"),
+    ({"prompt": "q", "chosen": "a", "rejected": None}, "rejected"),
+    ({"prompt": "q", "response": "a", "helpfulness": None}, "helpfulness"),
+  ],
+)
+def test_null_skips_a_public_record(tmp_path, value, name):
+  good = {key: text or "z" for key, text in value.items()}
+  if name == "helpfulness":
+    good[name] = 3
+  found, report = read(tmp_path, good, value)
+  assert len(found) == 1
+  assert report.skipped[f"records whose {name!r} is null"] == 1
+
+
+def test_null_is_an_error_in_our_own_formats(tmp_path):
+  with pytest.raises(UserError) as e:
+    read(tmp_path, {"prompt": "q", "completion": None})
+  assert (e.value.code, e.value.field) == ("wrong_type", "completion")
+
+
 def test_an_input_can_stand_alone(tmp_path):
   (r,), _ = read(tmp_path, {"instruction": "", "input": "why?", "output": "a"})
   assert r.turns == turns("why?")

@@ -27,7 +27,13 @@ NOT_TEXT = "records with images or other parts that are not text"
 BAD = "completions labelled bad"
 WEIGHT_0 = "replies of weight 0"
 
-_TYPES = {str: "text", list: "a list", dict: "an object", int: "a whole number"}
+_TYPES = {
+  str: "text",
+  list: "a list",
+  dict: "an object",
+  int: "a whole number",
+  float: "a number",
+}
 
 
 class Skip(Exception):
@@ -78,7 +84,10 @@ class At:
 
   def get(self, obj: Mapping[str, Any], name: str, kind: type = str,
           where: str = "") -> Any:  # fmt: skip
-    """Returns a required field of a given type; `where` prefixes its name."""
+    """Returns a required field of a given type; `where` prefixes its name.
+
+    Null skips the record in public formats.
+    """
     if name not in obj:
       near = difflib.get_close_matches(name, list(obj), n=1, cutoff=0.6)
       self.fail(
@@ -89,6 +98,8 @@ class At:
       )
     value = obj[name]
     if not isinstance(value, kind) or isinstance(value, bool):
+      if is_null(value) and not self.own:
+        raise Skip(f"records whose {name!r} is null")
       self.fail(
         f"{_TYPES[kind]} is expected, not {type_name(value)}",
         where + name,
@@ -111,8 +122,8 @@ class At:
     return value
 
   def optional(self, obj: Mapping[str, Any], name: str) -> str:
-    """Returns a text, or "" where it is absent, null or NaN."""
-    return "" if is_null(obj.get(name)) else self.get(obj, name)
+    """Returns a text, or "" where it is absent, null, NaN, [] or {}."""
+    return "" if is_blank(obj.get(name)) else self.get(obj, name)
 
   def identity(self, obj: Mapping[str, Any], name: str, where: str = "") -> str:
     """Returns an optional id as text; ids are texts or whole numbers."""
@@ -131,9 +142,9 @@ class At:
     return str(value)
 
   def number(self, obj: Mapping[str, Any], name: str, where: str = "") -> float:
-    """Returns a required number."""
-    if name not in obj:
-      self.get(obj, name, where=where)
+    """Returns a required number; null skips the record in public formats."""
+    if is_null(obj.get(name)):
+      self.get(obj, name, float, where)
     value = obj[name]
     if isinstance(value, bool) or not isinstance(value, int | float):
       self.fail(

@@ -41,6 +41,16 @@ def _prompt(data: Mapping[str, Any], at: At) -> Turns:
   return read_prompt(data[name], f"data.{name}", at)
 
 
+def _check_object(value: Any, where: str, at: At) -> None:
+  if not isinstance(value, dict):
+    at.fail(
+      f"an object is expected, not {reading.type_name(value)}",
+      where,
+      "export the project again",
+      "wrong_type",
+    )
+
+
 def _labeler(annotation: Mapping[str, Any], at: At) -> str:
   person = annotation.get("completed_by")
   if isinstance(person, dict):
@@ -58,11 +68,13 @@ def _export(obj: Any, at: At) -> Iterator[Record]:
   count = 0
   for i, annotation in enumerate(at.get(obj, "annotations", list)):
     where = f"annotations[{i}]."
+    _check_object(annotation, f"annotations[{i}]", at)
     if annotation.get("was_cancelled"):
       reasons.append(_CANCELLED)
       continue
     labeler = _labeler(annotation, at)
     for result in at.get(annotation, "result", list, where=where):
+      _check_object(result, where + "result", at)
       try:
         for record in _result(data, turns, result, labeler, at):
           count += 1
@@ -119,7 +131,8 @@ def _ranked(
   items = at.get(data, choose(data, _LISTS, at) or "items", list, where="data.")
   texts = {}
   for i, item in enumerate(items):
-    name = first_of(item, _TEXTS)
+    _check_object(item, f"data.items[{i}]", at)
+    name = first_of(item, _TEXTS) or "text"
     texts[str(item.get("id"))] = at.get(item, name, where=f"data.items[{i}].")
   if not isinstance(order, list) or any(str(i) not in texts for i in order):
     at.fail(
@@ -159,6 +172,55 @@ def _minimal(obj: Any, at: At) -> Iterator[Record]:
   texts = at.get(obj, names[0]), at.get(obj, names[1])
   labeler = at.identity(obj, "annotator")
   yield from pair(turns, texts, _SIDES[obj[choice]], at, labeler)
+
+
+def _order(value: Any) -> Any:
+  """Returns the order that a ranker's value holds, or None."""
+  if isinstance(value, dict) and "ranker" in value:
+    value = value["ranker"]
+  lists = value.values() if isinstance(value, dict) else [value]
+  if lists and all(
+    isinstance(ids, list)
+    and all(isinstance(i, str | int) and not isinstance(i, bool) for i in ids)
+    for ids in lists
+  ):
+    return value
+  return None
+
+
+def _order_field(obj: Mapping[str, Any]) -> str:
+  """Returns the field that orders the items of a record, or ""."""
+  known = {str(item.get("id")) for item in obj[first_of(obj, _LISTS)]}
+  for name, value in obj.items():
+    order = None if name in _LISTS else _order(value)
+    lists = order.values() if isinstance(order, dict) else [order or []]
+    ids = [str(i) for items in lists for i in items]
+    if ids and known.issuperset(ids):
+      return name
+  return ""
+
+
+def _minimal_ranking(obj: Any, at: At) -> Iterator[Record]:
+  """Yields the ranking of a JSON-MIN record, the best item first."""
+  turns = _prompt(obj, at)
+  name = _order_field(obj)
+  at.unused.discard(name)
+  if not name:
+    raise Skip(reading.UNRANKED)
+  labeler = at.identity(obj, "annotator")
+  yield from _ranked(obj, turns, _order(obj[name]), labeler, at)
+
+
+def _is_minimal_ranking(obj: Any) -> bool:
+  if not isinstance(obj, dict) or not first_of(obj, _PROMPTS):
+    return False
+  items = obj.get(first_of(obj, _LISTS))
+  return (
+    ("annotator" in obj or "annotation_id" in obj)
+    and isinstance(items, list)
+    and bool(items)
+    and all(isinstance(i, dict) and "id" in i for i in items)
+  )
 
 
 def _is_export(obj: Any) -> bool:
@@ -208,4 +270,18 @@ MINIMAL = Format(
   ("prompt", "answer1", "answer2", "prefer"),
   ("annotation_id", "lead_time"),
   result="rankings, K = 2",
+)
+MINIMAL_RANKING = Format(
+  "Label Studio rankings, JSON-MIN",
+  _is_minimal_ranking,
+  _minimal_ranking,
+  {
+    **dict.fromkeys(_PROMPTS, "the prompt"),
+    **dict.fromkeys(_LISTS, "the replies, with ids"),
+    "rank": "the ids, best first; the field may have another name",
+    "annotator": "labeler id",
+  },
+  ("prompt", "items", "rank"),
+  ("annotation_id", "lead_time"),
+  result="rankings",
 )

@@ -208,6 +208,7 @@ PROMPTS = Format(
   _prompts,
   {"prompt": _PROMPT},
   ("prompt",),
+  ("family",),
   own=True,
   result="prompts",
 )

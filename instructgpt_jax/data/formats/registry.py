@@ -21,6 +21,7 @@ FORMATS: tuple[Format, ...] = (
   own.STRINGS,
   trees.TREES,
   label_studio.EXPORT,
+  label_studio.MINIMAL_RANKING,
   pairs.HH,
   pairs.PREFERENCE,
   pairs.REJECTED_RESPONSE,

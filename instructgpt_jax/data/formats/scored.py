@@ -25,6 +25,7 @@ _PROMPTS = ("prompt", "instruction", "question", "query", "user_input")
 _LISTS = ("completions", "responses", "answers", "responses_and_scores")
 _TEXTS = ("response", "completion", "answer", "text", "content", "output")
 _SCORES = ("overall_score", "score", "rating", "fine-grained_score", "reward")
+_OTHER_SCORES = ("correctness", "coherence", "complexity", "verbosity")
 _ASPECTS = ("helpfulness", "honesty", "instruction_following", "truthfulness")
 
 
@@ -160,7 +161,8 @@ def _helpsteer(obj: Any, at: At) -> Iterator[tuple[Turns, Any, str]]:
   """Yields one scored reply; `_group` makes the rankings."""
   turns = read_prompt(at.get(obj, "prompt"), "prompt", at)
   score = at.number(obj, "helpfulness")
-  at.notes.add("scores other than helpfulness, which gives the ranks")
+  if any(not reading.is_blank(obj.get(name)) for name in _OTHER_SCORES):
+    at.notes.add("scores other than helpfulness, which gives the ranks")
   yield turns, (at.get(obj, "response"), score), ""
 
 
@@ -172,7 +174,8 @@ def _summary_axes(obj: Any, at: At) -> Iterator[tuple[Turns, Any, str]]:
   if score is None:
     raise Skip(_NO_SCORE)
   text = at.get(summary, "text", where="summary.")
-  at.notes.add("scores other than overall, which gives the ranks")
+  if len(axes) > 1:
+    at.notes.add("scores other than overall, which gives the ranks")
   yield summary_prompt(obj, at), (text, score), at.identity(obj, "worker")
 
 
@@ -243,7 +246,7 @@ HELPSTEER = Format(
     "response": "a reply",
     "helpfulness": "the score: highest best, equal ones tie",
     **dict.fromkeys(
-      ("correctness", "coherence", "complexity", "verbosity"),
+      _OTHER_SCORES,
       "counted: not used",
     ),
   },

@@ -50,6 +50,7 @@ _TOOL_PARTS = ("tool_use", "tool_result", "tool_call", "function_call")
 _TAG = r"(Human|Assistant):[ ]?"
 _WIDE = re.compile(r"(?:^|\n\n)" + _TAG)
 _NARROW = re.compile(r"(?:^|\n)" + _TAG)
+_USER = re.compile(r"(^|\n)User:")
 _STARTS = re.compile(r"\s*(Human|Assistant):")
 
 
@@ -68,18 +69,23 @@ def user(text: str) -> Turns:
 def transcript(text: str, lead: bool = False) -> Turns | None:
   """Returns the turns of "\\n\\nHuman: …\\n\\nAssistant: …", or None.
 
+  The user's tag may be "User:" in a transcript that ends with "Assistant:".
+
   Args:
     text: what may be a transcript; single newlines between turns count where
       no tag follows an empty line.
     lead: whether a text ahead of the first "\\n\\nHuman:" is a system turn.
   """
   head = ""
-  if not _STARTS.match(text):
+  is_users = text.lstrip().startswith("User:") and text.rstrip().endswith(
+    "\nAssistant:"
+  )
+  if not is_users and not _STARTS.match(text):
     start = text.find("\n\nHuman:") if lead else -1
     if start < 0:
       return None
     head, text = text[:start].strip(), text[start:]
-  text = text.strip()
+  text = _USER.sub(r"\1Human:", text.strip()) if is_users else text.strip()
   split = _WIDE if "\n\nHuman:" in text or "\n\nAssistant:" in text else _NARROW
   parts = split.split(text)
   turns = [

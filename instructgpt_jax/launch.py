@@ -37,6 +37,8 @@ _TEXTS = (
   "prefixes",
   "refusal",
 )
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_PATHS = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)
 _PRETENDED = re.compile(r"--xla_force_host_platform_device_count=(\d+)")
 
 
@@ -152,9 +154,17 @@ def guarded(body: Callable[[], Any]) -> int:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1
   except OSError as error:
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+    if error.errno in _DISK:
+      known = files.disk_error(error, error.filename or "the disk")
+    elif error.errno in _PATHS and error.filename is not None:
+      known = UserError(
+        f"cannot be used: {error.strerror}",
+        file=os.fsdecode(error.filename),
+        fix="check the path and its permissions",
+        code="unusable_path",
+      )
+    else:
       raise
-    known = files.disk_error(error, error.filename or "the disk")
     print(error_text(known), file=sys.stderr)
     return USER_ERROR
   return 0

@@ -272,3 +272,19 @@ def test_flags_of_texts_must_be_utf8(tmp_path, capsys, flag):
   for _ in range(2):  # the config that the first wrote is that of the second
     assert _main(*argv) == 0
   assert (workdir / "config.json").exists()
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.ENAMETOOLONG])
+def test_a_path_that_cannot_be_used_is_no_traceback(capsys, code):
+  def body():
+    raise OSError(code, os.strerror(code), "some/file")
+
+  assert launch.guarded(body) == 2
+  error = capsys.readouterr().err
+  assert error.startswith("error: some/file: ") and "fix: " in error
+
+
+def test_other_faults_of_the_system_keep_their_traceback():
+  for fault in (OSError(errno.EACCES, "no name"), OSError(errno.EIO, "", "a")):
+    with pytest.raises(OSError):
+      launch.guarded(lambda fault=fault: (_ for _ in ()).throw(fault))

@@ -178,7 +178,11 @@ def _add_many(
   for match in sorted(regular, key=lambda m: (_is_by_link(m), m)):
     if match in listing.files:
       continue
-    if _is_new(os.stat(match), known):
+    try:
+      new = _is_new(os.stat(match), known)
+    except OSError:
+      new = True  # It has just vanished: an error when it is read.
+    if new:
       names[match] = False
     else:
       listing.ignore(match, SAME_FILE)

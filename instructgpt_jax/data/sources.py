@@ -431,7 +431,10 @@ def _tfds_values(spec: str) -> Iterator[tuple[int, Any]]:
 def _plain(value: Any) -> Any:
   """TFDS's bytes, numpy scalars and arrays as what JSON would hold."""
   if isinstance(value, bytes):
-    return value.decode("utf-8", errors="replace")
+    try:
+      return value.decode()
+    except UnicodeDecodeError:
+      return value  # An image, or an error where a text is expected.
   if isinstance(value, dict):
     result = {k: _plain(v) for k, v in value.items()}
     for field in ("messages", "conversations", "prompt", "completion",

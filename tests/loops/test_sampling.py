@@ -6,6 +6,7 @@ import pytest
 
 from instructgpt_jax import config
 from instructgpt_jax.data.tokenizer import train_tokenizer
+from instructgpt_jax.errors import UserError
 from instructgpt_jax.loops import sampling, scoring
 from instructgpt_jax.models.transformer import LanguageModel
 from instructgpt_jax.runtime import mesh as mesh_lib
@@ -142,3 +143,26 @@ def test_an_answer_can_be_judged_behind_another_prompt(
     logp = twin.log_softmax(logits[len(ids) - 1 : -1])
     expected = logp[np.arange(len(said)), said].sum()
     assert found[row] == pytest.approx(expected, abs=2e-5)
+
+
+def test_answers_of_a_model_that_is_not_finite_are_refused(
+  model, params, prompts, tokenizer, mesh
+):
+  broken = jax.tree.map(lambda x: x * np.float32(np.nan), params)
+  with pytest.raises(UserError) as caught:
+    sampling.respond(
+      model, broken, prompts, jax.random.key(0), tokenizer=tokenizer,
+      mesh=mesh, max_new_tokens=NEW, samples=2, batch_size=16,
+    )  # fmt: skip
+  assert caught.value.code == "not_finite"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_only_drawn_tokens_have_to_be_finite(value):
+  logp = np.array([[-1.0, value], [-2.0, -3.0]], np.float32)
+  mask = np.array([[True, False], [True, True]])
+  sampling.require_finite(logp, mask)
+  for drawn in (None, ~mask):
+    with pytest.raises(UserError) as caught:
+      sampling.require_finite(logp, drawn)
+    assert caught.value.code == "not_finite"

@@ -255,7 +255,7 @@ class Talker:
         temperature=s.temperature,
         top_k=s.top_k,
         top_p=s.top_p,
-        eos_id=self._tokenizer.eos_id,
+        eos_id=self._tokenizer.stop_ids,
         pad_id=self._tokenizer.pad_id,
       )
 

@@ -146,7 +146,7 @@ def generate(
   temperature: float = 1.0,
   top_k: int = 0,
   top_p: float = 1.0,
-  eos_id: int,
+  eos_id: int | tuple[int, ...],
   pad_id: int,
   samples: int = 1,
   slots: int = 0,
@@ -172,7 +172,7 @@ def generate(
     temperature: 0 is greedy.
     top_k: for use only; training refuses it.
     top_p: for use only; training refuses it.
-    eos_id: ends a row; itself part of the response.
+    eos_id: ends a row; itself part of the response. Of several ids, each does.
     pad_id: fills up ended rows.
     samples: responses to each prompt.
     slots: rows decoded at once, rounded down to whole waves; 0 is all.
@@ -223,7 +223,7 @@ def generate(
     return dataclasses.replace(
       state,
       step=step,
-      active=state.active & (token != eos_id) & (step < max_new_tokens),
+      active=state.active & ~_ends(token, eos_id) & (step < max_new_tokens),
       tokens=jnp.where(here, token[:, None], state.tokens),
       logp=jnp.where(here, logp[:, None], state.logp),
     )
@@ -309,8 +309,15 @@ def generate(
     positions=positions_of(real),
     response_mask=mask,
     logp=logp,
-    ended=(tokens == eos_id).any(axis=1),
+    ended=_ends(tokens, eos_id).any(axis=1),
   )
+
+
+def _ends(tokens: Array, eos_id: int | tuple[int, ...]) -> Array:
+  """Whether each token ends a row."""
+  if isinstance(eos_id, int):
+    return tokens == eos_id
+  return jnp.isin(tokens, jnp.array(eos_id))
 
 
 def _in_waves(

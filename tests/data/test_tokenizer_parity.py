@@ -87,11 +87,11 @@ def test_texts(kind, begins, ends, tmp_path):
   assert len(ours.begin) == begins
 
 
-@pytest.mark.parametrize("template", ["chatml", "inst"])
+@pytest.mark.parametrize("template", folders.TEMPLATES)
 @pytest.mark.parametrize("kind", folders.KINDS)
 def test_conversations(kind, template, tmp_path):
-  names = CHAT if template == "chatml" else BOTH
-  text = folders.CHATML if template == "chatml" else folders.INST
+  text, end = folders.TEMPLATES[template]
+  names = {**BOTH, "eos_token": end}
   ours = folders.load(
     tmp_path,
     folders.KINDS[kind](),

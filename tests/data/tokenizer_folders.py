@@ -27,6 +27,28 @@ INST = (
   "{{ ' ' + m['content'] + ' ' + eos_token }}"
   "{% else %}[INST] {{ m['content'] | trim }} [/INST]{% endif %}{% endfor %}"
 )
+# As Gemma's: end of text is another token, and texts are trimmed.
+TRIMMING = (
+  "{{ bos_token }}{% for m in messages %}<|im_start|>"
+  "{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n"
+  "{{ m['content'] | trim }}<|im_end|>\n{% endfor %}"
+  "{% if add_generation_prompt %}<|im_start|>model\n{% endif %}"
+)
+# As Qwen 3's: the last reply has an empty thought ahead of it.
+THINKING = (
+  "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+  "{% if loop.last and m['role'] == 'assistant' %}"
+  "{{ '(think)\n\n(done)\n\n' + m['content'].lstrip('\n') }}"
+  "{% else %}{{ m['content'] }}{% endif %}<|im_end|>\n{% endfor %}"
+  "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TEMPLATES = {
+  "chatml": (CHATML, "<|im_end|>"),
+  "chatml_of_a_base_model": (CHATML, "</s>"),
+  "inst": (INST, "</s>"),
+  "trimming": (TRIMMING, "</s>"),
+  "thinking": (THINKING, "<|im_end|>"),
+}
 LINES = [
   "Human: hi there\n\nAssistant: yes it is",
   "the quick brown fox jumps over the lazy dog",

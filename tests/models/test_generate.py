@@ -111,6 +111,24 @@ def test_invariant_15_ended_tells_of_the_configured_token(model, params):
   assert ((tokens == EOS).any(axis=1) & ~np.asarray(found.ended)).any()
 
 
+def test_a_row_ends_at_the_first_of_several_tokens(model, params):
+  never = make_run(model, eos_id=99)(params, make_prompts(), jax.random.key(0))
+  ends = (EOS, int(never.tokens[0, 6]))
+  both = make_run(model, eos_id=ends)(params, make_prompts(), jax.random.key(0))
+  for row, mask, ended, whole in zip(
+    np.asarray(both.tokens)[:, 5:],
+    np.asarray(both.response_mask),
+    np.asarray(both.ended),
+    np.asarray(never.tokens)[:, 5:],
+    strict=True,
+  ):
+    at = [i for i, token in enumerate(whole) if token in ends]
+    length = at[0] + 1 if at else NEW
+    assert (mask.sum(), ended) == (length, bool(at))
+    np.testing.assert_array_equal(row[:length], whole[:length])
+  assert {*np.asarray(both.tokens)[:, 5:].ravel()} >= {*ends}
+
+
 @pytest.mark.parametrize(
   "ids", [[5, 2, 0, 4, 3, 1], [3, 4], [2, 7, 8, 9, 4, 11, 12, 13, 14]]
 )

@@ -84,11 +84,11 @@ def train(
   below = (start.frozen, value_start.frozen)
   marks = {k: int(_fingerprint(v)) for k, v in frozen.items()}
 
-  updates = section.inner_epochs * (section.rollout_batch // section.minibatch)
+  updates = ppo_programs.updates_per_iteration(section)
   iterations = -(-section.episodes // section.rollout_batch)
   optimizers = [
     state_lib.make_optimizer(o, updates * iterations)
-    for o in (config.optimizer, config.value_optimizer)
+    for o in ppo_programs.optimizer_configs(config)
   ]
   policy, value = (
     networks.train_state(network, _copied(params), optimizer, mesh)
@@ -275,8 +275,7 @@ def _run(
   iteration then goes on with the experience that is saved too.
   """
   section, run = config.ppo, config.run
-  minibatches = section.rollout_batch // section.minibatch
-  updates = section.inner_epochs * minibatches
+  updates = ppo_programs.updates_per_iteration(section)
   total = iterations * updates
   key = jax.random.key(config.seed)
 
@@ -295,8 +294,7 @@ def _run(
     return vars(state) | {"experience": held}
 
   rates = [
-    state_lib.schedule(o, total)
-    for o in (config.optimizer, config.value_optimizer)
+    state_lib.schedule(o, total) for o in ppo_programs.optimizer_configs(config)
   ]
   with checkpoint.Checkpointer(directory, supervised.kept(run)) as saver:
     found = saver.restore_latest(like)

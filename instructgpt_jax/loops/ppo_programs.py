@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -45,6 +46,30 @@ def divides(section: config_lib.Ppo) -> None:
     (section.ptx_microbatch, rows, "ppo.ptx_microbatch"),
   ):
     inputs.divides(value, whole, field)
+
+
+def updates_per_iteration(section: config_lib.Ppo) -> int:
+  """Counts the optimiser updates on one rollout batch."""
+  return section.inner_epochs * (section.rollout_batch // section.minibatch)
+
+
+def optimizer_configs(
+  config: config_lib.PpoExperiment,
+) -> tuple[config_lib.Optimizer, config_lib.Optimizer]:
+  """Returns the settings of policy and value optimizer, in updates.
+
+  A warmup_steps of -1 becomes ppo.warmup_iterations, counted in updates of the
+  rollout batch, minibatch and inner epochs of this run.
+  """
+  updates = updates_per_iteration(config.ppo)
+  steps = config.ppo.warmup_iterations * updates
+
+  def resolved(optimizer: config_lib.Optimizer) -> config_lib.Optimizer:
+    if optimizer.warmup_steps >= 0:
+      return optimizer
+    return dataclasses.replace(optimizer, warmup_steps=steps)
+
+  return resolved(config.optimizer), resolved(config.value_optimizer)
 
 
 def jitted(

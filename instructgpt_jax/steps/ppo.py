@@ -255,7 +255,7 @@ def update(
   """One update of policy and value network on a minibatch.
 
   The pretraining gradient, scaled by γ, is added to the PPO gradient before
-  the one optimiser step (Eq. 2, C.4); the average of the weights follows once.
+  the one optimiser step (Eq. 2, C.4); the average of the weights moves once.
 
   Args:
     state: what is trained.
@@ -368,12 +368,8 @@ def update(
   value = state_lib.apply_gradients(state.value, grads, value_optimizer)
   ema = state.ema
   if ema:
-    ema = jax.tree.map(
-      lambda average, new: (
-        state.ema_decay * average + (1 - state.ema_decay) * new
-      ),
-      ema,
-      policy.params,
+    ema = state_lib.move_average(
+      ema, policy.params, state.ema_decay, policy.step
     )
   state = dataclasses.replace(state, policy=policy, value=value, ema=ema)
   return state, metrics

@@ -319,7 +319,7 @@ def _run(
       ) as progress,
       preemption.Watch() as watch,
     ):
-      guard = supervised.Guard(directory)
+      guard, gaps = supervised.Guard(directory), None
       began = time.monotonic()
       for iteration in range(start // updates, iterations):
         since = time.monotonic()
@@ -332,7 +332,7 @@ def _run(
             policy, mesh_lib.put_batch(batch, mesh), key
           )
           if first == start:
-            ppo_checks.agree(
+            gaps = ppo_checks.agree(
               programs.compare,
               policy,
               frozen,
@@ -368,8 +368,8 @@ def _run(
         guard.check()
         done = first + len(logged)
         rolled, logged = jax.device_get((rolled, logged))
-        if first == 0:
-          ppo_checks.first_update(logged[0], config.model.dtype)
+        if first == 0 and gaps is not None:
+          ppo_checks.first_update(logged[0], gaps, config)
         taken = time.monotonic() - since
         share = len(logged) / updates
         speed = {

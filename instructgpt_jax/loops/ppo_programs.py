@@ -8,18 +8,16 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from instructgpt_jax import config as config_lib
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.loops import inputs, networks
+from instructgpt_jax.loops import inputs, networks, ppo_checks
 from instructgpt_jax.models.generate import generate
 from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
 from instructgpt_jax.runtime import mesh as mesh_lib
 from instructgpt_jax.steps import ppo as ppo_step
 from instructgpt_jax.steps.state import PpoState
-from instructgpt_jax.types import PyTree, Rollout
 
 
 class Programs(NamedTuple):
@@ -104,19 +102,6 @@ def jitted(
     ema_decay=mesh_lib.replicated(mesh),
   )
 
-  def compare(policy: PyTree, reference: PyTree, rollout: Rollout):
-    """Largest gaps between log-probabilities that must be equal."""
-    ours, theirs = (
-      ppo_step.response_logp(model, params, rollout, section.temperature)
-      for params in (policy, reference)
-    )
-    mask = rollout.response_mask
-
-    def gap(a, b):
-      return jnp.max(jnp.where(mask, jnp.abs(a - b), 0.0))
-
-    return gap(rollout.logp, ours), gap(ours, theirs)
-
   def on_mesh(function: Any, **settings: Any) -> Any:
     return mesh_lib.on(mesh, functools.partial(function, **settings))
 
@@ -158,5 +143,12 @@ def jitted(
       donate_argnums=0,
       out_shardings=(places, None),
     ),
-    compare=jax.jit(on_mesh(compare)),
+    compare=jax.jit(
+      on_mesh(
+        ppo_checks.compare,
+        model=model,
+        temperature=section.temperature,
+        clip_ratio=section.clip_ratio,
+      )
+    ),
   )

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from instructgpt_jax import config as config_lib
+from instructgpt_jax import precision
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.losses import masked
-from instructgpt_jax.models import precision
 from instructgpt_jax.models.transformer import LanguageModel
 from instructgpt_jax.runtime.progress import say
 from instructgpt_jax.steps import ppo as ppo_step

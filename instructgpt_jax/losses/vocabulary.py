@@ -16,9 +16,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from instructgpt_jax import placement
+from instructgpt_jax import placement, precision
 from instructgpt_jax.losses import language
-from instructgpt_jax.models import precision
 from instructgpt_jax.types import Array, PyTree
 
 # Each chunk reads and writes the unembedding's gradient, which a small chunk is

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from instructgpt_jax import config as config_lib
-from instructgpt_jax import placement
-from instructgpt_jax.models import precision, splash
+from instructgpt_jax import placement, precision
+from instructgpt_jax.models import splash
 from instructgpt_jax.types import Array, Reach
 
 _LARGEST = 1024  # queries of a block

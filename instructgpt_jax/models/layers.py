@@ -17,8 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
-from instructgpt_jax import placement
-from instructgpt_jax.models import precision
+from instructgpt_jax import placement, precision
 from instructgpt_jax.types import Array, PyTree
 
 EPSILON = 1e-5  # of LayerNorm

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from instructgpt_jax import config as config_lib
-from instructgpt_jax import placement
-from instructgpt_jax.models import lora, precision
+from instructgpt_jax import placement, precision
+from instructgpt_jax.models import lora
 from instructgpt_jax.models.attention import soft_cap
 from instructgpt_jax.models.decoder import Cache, Transformer
 from instructgpt_jax.models.layers import (

@@ -8,11 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from instructgpt_jax import config
+from instructgpt_jax import config, precision
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.loops import ppo_checks
 from instructgpt_jax.losses import ppo as ppo_losses
-from instructgpt_jax.models import precision
 from instructgpt_jax.models.generate import generate
 from instructgpt_jax.models.transformer import LanguageModel, init_params
 from instructgpt_jax.steps import ppo as ppo_step

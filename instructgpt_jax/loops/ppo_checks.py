@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,77 +13,15 @@ import numpy as np
 from instructgpt_jax import config as config_lib
 from instructgpt_jax import precision
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.losses import masked
-from instructgpt_jax.models.transformer import LanguageModel
 from instructgpt_jax.runtime.progress import say
-from instructgpt_jax.steps import ppo as ppo_step
-from instructgpt_jax.types import Array, PyTree, Rollout
+from instructgpt_jax.steps.ppo_gaps import Gap, Gaps
+from instructgpt_jax.types import PyTree, Rollout
 
 # Healthy networks of 1 to 30 layers and logits as wide as trained ones' stay
 # below 0.7 and 4 of the unit that `rounding_unit` computes.
 _MEAN_LIMIT = 2.0
 _HIGH_LIMIT = 16.0
-_QUANTILE = 0.999
 _FLOOR = 1e-5  # nats, where logits hardly vary
-
-
-class Gap(NamedTuple):
-  """How far two ways to compute log-probabilities differ, in nats a token."""
-
-  mean: Any  # [] mean of |gap|
-  high: Any  # [] its 99.9 % quantile
-  kl: Any  # [] mean of ratio − 1 − log ratio
-  outside: Any  # [] share of tokens whose ratio leaves the clipping interval
-
-
-class Gaps(NamedTuple):
-  """What is compared on a rollout."""
-
-  decoding: Gap  # recorded while decoding, against the policy's full pass
-  reference: Gap  # the policy's full pass against the reference's
-  spread: Any  # [] standard deviation of log-probabilities over the vocabulary
-
-
-def compare(
-  policy: PyTree,
-  reference: PyTree,
-  rollout: Rollout,
-  *,
-  model: LanguageModel,
-  temperature: float,
-  clip_ratio: float,
-) -> Gaps:
-  """Compares log-probabilities that must be equal but for rounding.
-
-  Args:
-    policy: parameters that sampled the rollout.
-    reference: those of the frozen reference.
-    rollout: what was sampled.
-    model: the network of both.
-    temperature: of sampling.
-    clip_ratio: half-width of the clipping interval.
-  """
-  mask = rollout.response_mask
-  ours, spread = ppo_step.response_logp_and_spread(
-    model, policy, rollout, temperature
-  )
-  theirs = ppo_step.response_logp(model, reference, rollout, temperature)
-
-  def gap(new: Array, old: Array) -> Gap:
-    log_ratio = jnp.where(mask, new - old, 0)
-    size = jnp.abs(log_ratio)
-    order = jnp.sort(jnp.where(mask, size, -1).reshape(-1), descending=True)
-    rank = jnp.floor((1 - _QUANTILE) * mask.sum()).astype(jnp.int32)
-    return Gap(
-      mean=masked.masked_mean(size, mask),
-      high=order[rank],
-      kl=masked.masked_mean(jnp.expm1(log_ratio) - log_ratio, mask),
-      outside=masked.masked_mean(
-        jnp.abs(jnp.expm1(log_ratio)) > clip_ratio, mask
-      ),
-    )
-
-  return Gaps(gap(ours, rollout.logp), gap(ours, theirs), spread)
 
 
 def rounding_unit(model: config_lib.Model, spread: float) -> float:
@@ -111,7 +49,7 @@ def agree(
   """Checks invariants 6 and 3 on the run's first rollout, and logs the gaps.
 
   Args:
-    compare: `compare`, compiled.
+    compare: `ppo_gaps.compare`, compiled.
     policy: its parameters.
     frozen: those of the reference.
     rollout: what the policy sampled.

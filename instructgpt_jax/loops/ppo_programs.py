@@ -12,11 +12,12 @@ import optax
 
 from instructgpt_jax import config as config_lib
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.loops import inputs, networks, ppo_checks
+from instructgpt_jax.loops import inputs, networks
 from instructgpt_jax.models.generate import generate
 from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
 from instructgpt_jax.runtime import mesh as mesh_lib
 from instructgpt_jax.steps import ppo as ppo_step
+from instructgpt_jax.steps import ppo_gaps
 from instructgpt_jax.steps.state import PpoState
 
 
@@ -145,7 +146,7 @@ def jitted(
     ),
     compare=jax.jit(
       on_mesh(
-        ppo_checks.compare,
+        ppo_gaps.compare,
         model=model,
         temperature=section.temperature,
         clip_ratio=section.clip_ratio,

@@ -15,6 +15,7 @@ from instructgpt_jax.losses import ppo as ppo_losses
 from instructgpt_jax.models.generate import generate
 from instructgpt_jax.models.transformer import LanguageModel, init_params
 from instructgpt_jax.steps import ppo as ppo_step
+from instructgpt_jax.steps import ppo_gaps
 from instructgpt_jax.types import PromptBatch
 
 TYPES = ("float32", "bfloat16")
@@ -61,10 +62,10 @@ def sampled(dtype):
 
 @functools.cache
 def compared(dtype, temperature):
-  """`ppo_checks.compare`, compiled."""
+  """`ppo_gaps.compare`, compiled."""
   return jax.jit(
     functools.partial(
-      ppo_checks.compare,
+      ppo_gaps.compare,
       model=sampled(dtype)[0],
       temperature=temperature,
       clip_ratio=0.2,
@@ -225,8 +226,8 @@ def test_a_clipped_token_of_a_wide_model_is_no_fault():
     config.PpoExperiment(),
     model=config.Model(layers=12, width=128, heads=4, dtype="bfloat16"),
   )
-  gap = ppo_checks.Gap(mean=0.038, high=0.29, kl=0.0018, outside=0.011)
-  gaps = ppo_checks.Gaps(gap, gap, 7.4)
+  gap = ppo_gaps.Gap(mean=0.038, high=0.29, kl=0.0018, outside=0.011)
+  gaps = ppo_gaps.Gaps(gap, gap, 7.4)
   healthy = {"ratio_mean": 1.002, "approx_kl": 0.002, "clip_fraction": 0.006}
   ppo_checks.first_update(healthy, gaps, settings)
   for name, value in (

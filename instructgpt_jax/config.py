@@ -353,10 +353,10 @@ class Optimizer(Checked):
   )
   warmup_steps: int = option(
     0,
-    "linear warm-up",
+    "linear warm-up; -1, in PPO only, is ppo.warmup_iterations",
     unit="updates",
     paper="C.1 none, C.4 10 iterations",
-    minimum=0,
+    minimum=-1,
   )
   warmup_init: float = option(
     0.0,
@@ -668,6 +668,13 @@ class Ppo(Checked):
   inner_epochs: int = option(
     1, "passes over a rollout batch", paper="C.4 [P]", minimum=1
   )
+  warmup_iterations: int = option(
+    10,
+    "linear warm-up of optimizers whose warmup_steps is -1",
+    unit="iterations",
+    paper="C.4 [P]",
+    minimum=0,
+  )
   kl_coef: float = option(
     0.02,
     "β, per-token penalty towards the initial policy",
@@ -760,7 +767,8 @@ class Ppo(Checked):
   )
   ema_decay: float = option(
     0.992,
-    "decay of the averaged weights, once per update",
+    "decay of the averaged weights, once per update; 0 saves the last weights."
+    " The average holds no share of the start (bias-corrected, as in Adam)",
     paper="C.4 [P]",
     minimum=0.0,
     maximum=0.999999,
@@ -911,16 +919,14 @@ class PpoExperiment(Experiment):
   optimizer: Optimizer = Optimizer(
     learning_rate=1.18e-5,
     schedule="constant",
-    warmup_steps=80,
+    warmup_steps=-1,
     warmup_init=0.1,
-    eps=1e-5,
   )
   value_optimizer: Optimizer = Optimizer(
     learning_rate=9e-6,
     schedule="constant",
-    warmup_steps=80,
+    warmup_steps=-1,
     warmup_init=0.1,
-    eps=1e-5,
   )
 
 

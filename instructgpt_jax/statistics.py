@@ -3,6 +3,10 @@
 The unit of every interval is the distinct prompt: samples of one prompt are not
 independent, so they are averaged first, and a prompt that occurs several times
 is one cluster (`group_by_prompt`).
+
+A bootstrap over a few units is too narrow, and over one has no width at all.
+Below `FEW` units a share has Wilson's interval and a mean Student's; a single
+unit has none, and its bounds are NaN.
 """
 
 from __future__ import annotations
@@ -10,27 +14,52 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Hashable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 Z_95 = 1.959963984540054  # 97.5 % quantile of the standard normal
+FEW = 30  # units below which nothing can be concluded
 _CHUNK = 4_000_000  # resampled indices held at once
+# 97.5 % quantiles of Student's t with 1 to 29 degrees of freedom.
+_T_95 = (
+  12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622,
+  2.2281, 2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009,
+  2.0930, 2.0860, 2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518,
+  2.0484, 2.0452,
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-  """An estimate with its 95 % confidence interval."""
+  """An estimate with its 95 % confidence interval.
+
+  Attributes:
+    mean: the estimate.
+    low: the interval's lower bound; NaN where there is none.
+    high: its upper bound; NaN where there is none.
+    units: independent units that it is from, where that is one number.
+  """
 
   mean: float
   low: float
   high: float
+  units: int | None = None
 
-  def as_dict(self) -> dict[str, float]:
-    """What report.json holds."""
-    return dataclasses.asdict(self)
+  def as_dict(self) -> dict[str, Any]:
+    """Returns what report.json holds; a bound that is NaN is None."""
+    known = not (math.isnan(self.low) or math.isnan(self.high))
+    result: dict[str, Any] = {
+      "mean": self.mean,
+      "low": self.low if known else None,
+      "high": self.high if known else None,
+    }
+    return result if self.units is None else result | {"units": self.units}
 
   def __str__(self) -> str:
+    if math.isnan(self.low) or math.isnan(self.high):
+      return f"{self.mean:.3f} [–]"
     return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
@@ -80,8 +109,13 @@ def bootstrap_interval(
   resamples: int = 2000,
   seed: int = 0,
   paired: ArrayLike | None = None,
+  share: bool = False,
 ) -> Interval:
-  """Percentile bootstrap of the mean over prompts, 95 %.
+  """Computes the mean over prompts with its 95 % interval.
+
+  The interval is a percentile bootstrap from `FEW` prompts on; below, it is
+  Student's, or Wilson's for a share. Wilson's also stands where a share is 0 or
+  1 in every prompt, of which all resamples would be equal.
 
   Args:
     values: [prompts, samples], or [prompts]; one row per distinct prompt.
@@ -89,9 +123,7 @@ def bootstrap_interval(
     seed: of the draws.
     paired: values of another model on the same prompts, in the same order; the
       interval is then of the mean difference, values − paired.
-
-  Returns:
-    The mean with the 2.5 % and 97.5 % quantiles of the resampled means.
+    share: whether values are shares, from 0 to 1.
   """
   means = per_prompt(values)
   if paired is not None:
@@ -101,9 +133,54 @@ def bootstrap_interval(
     means = means - others
   if resamples < 1:
     raise ValueError(f"{resamples} resamples")
+  count, mean = len(means), float(means.mean())
+  if share:
+    _check_shares(means)
+    if count > 1 and (count < FEW or mean in (0.0, 1.0)):
+      return dataclasses.replace(
+        wilson_interval(float(means.sum()), count), mean=mean, units=count
+      )
+  if count < FEW:
+    return _student(mean, means - mean, count)
   drawn = _resampled(means, resamples, np.random.default_rng(seed))
   low, high = np.quantile(drawn, (0.025, 0.975))
-  return Interval(float(means.mean()), float(low), float(high))
+  return Interval(mean, float(low), float(high), count)
+
+
+def _check_shares(values: np.ndarray) -> None:
+  if values.min() < 0 or values.max() > 1:
+    raise ValueError(f"shares from {values.min()} to {values.max()}")
+
+
+def _student(mean: float, residuals: np.ndarray, count: int) -> Interval:
+  """Student's interval of a mean of `count` units, fewer than `FEW`.
+
+  It has no bounds where the units do not differ: how much others would differ
+  is then unknown.
+  """
+  if count < 2 or not residuals.any():
+    return Interval(mean, math.nan, math.nan, count)
+  deviation = math.sqrt(np.square(residuals).sum() / (count - 1))
+  half = student_t(count - 1) * deviation / math.sqrt(count)
+  return Interval(mean, mean - half, mean + half, count)
+
+
+def student_t(freedom: int) -> float:
+  """Returns the 97.5 % quantile of Student's t.
+
+  Args:
+    freedom: degrees of freedom, at least 1.
+  """
+  if freedom < 1:
+    raise ValueError(f"{freedom} degrees of freedom")
+  if freedom <= len(_T_95):
+    return _T_95[freedom - 1]
+  z = Z_95  # the expansion in 1 / freedom, good to 1e-4 from here on
+  return (
+    z
+    + (z**3 + z) / (4 * freedom)
+    + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+  )
 
 
 def ratio_interval(
@@ -112,61 +189,74 @@ def ratio_interval(
   *,
   resamples: int = 2000,
   seed: int = 0,
+  share: bool = False,
 ) -> Interval:
-  """Percentile bootstrap of Σ numerators / Σ denominators, 95 %.
+  """Computes Σ numerators / Σ denominators with its 95 % interval.
+
+  The interval is chosen as in `bootstrap_interval`. Student's is that of the
+  linearised ratio; Wilson's counts (Σ d)² / Σ d² units, as many equal ones as
+  would tell as much.
 
   Args:
     numerators: [units] float.
     denominators: [units] float, not negative and not all 0.
     resamples: draws of as many units as there are, with replacement.
     seed: of the draws.
+    share: whether no numerator is above its denominator.
   """
   top, bottom = per_prompt(numerators), per_prompt(denominators)
   if top.shape != bottom.shape or (bottom < 0).any() or not bottom.any():
     raise ValueError("denominators must be positive, one per numerator")
+  top, bottom = top[bottom > 0], bottom[bottom > 0]
+  count, ratio = len(top), float(top.sum() / bottom.sum())
+  if share:
+    _check_shares(top / bottom)
+    if count > 1 and (count < FEW or ratio in (0.0, 1.0)):
+      effective = bottom.sum() ** 2 / np.square(bottom).sum()
+      return dataclasses.replace(
+        wilson_interval(ratio * effective, effective), mean=ratio, units=count
+      )
+  if count < FEW:
+    return _student(ratio, (top - ratio * bottom) / bottom.mean(), count)
   generator = np.random.default_rng(seed)
   drawn = np.empty(resamples)
   for i in range(resamples):
-    index = generator.integers(0, len(top), len(top))
-    drawn[i] = top[index].sum() / max(bottom[index].sum(), 1e-300)
+    index = generator.integers(0, count, count)
+    drawn[i] = top[index].sum() / bottom[index].sum()
   low, high = np.quantile(drawn, (0.025, 0.975))
-  return Interval(float(top.sum() / bottom.sum()), float(low), float(high))
+  return Interval(ratio, float(low), float(high), count)
 
 
 def pooled_interval(
   groups: Sequence[ArrayLike], *, resamples: int = 2000, seed: int = 0
 ) -> Interval:
-  """Bootstrap of the mean over seeds of the means over prompts, 95 %.
+  """Computes the mean over seeds of the means over prompts, 95 %.
 
-  Seeds are drawn with replacement, and prompts within each drawn seed, so the
-  interval holds both kinds of chance. With few seeds it is somewhat too narrow:
-  the spread of 3 draws out of 3 is that of the sample, not of the population,
-  and is widened by √(S / (S − 1)).
+  From two seeds on the interval is Student's over the seeds' means, whose
+  spread holds both kinds of chance; so it is valid however much seeds differ.
+  Where few seeds happen to agree by luck it is at least as wide as what the
+  prompts within them leave open. One seed says nothing about others: its
+  interval is over its prompts alone, as `bootstrap_interval`.
 
   Args:
     groups: for each seed [prompts, samples] or [prompts]; sizes may differ.
-    resamples: draws.
+    resamples: draws, with one seed.
     seed: of the draws.
   """
   means = [per_prompt(values) for values in groups]
   if not means:
     raise ValueError("no seeds")
-  generator = np.random.default_rng(seed)
   count = len(means)
-  within = np.stack([
-    _resampled(values, resamples, generator) for values in means
-  ])  # fmt: skip
+  if count == 1:
+    one = bootstrap_interval(means[0], resamples=resamples, seed=seed)
+    return dataclasses.replace(one, units=None)
   centres = np.array([values.mean() for values in means])
-  centre = centres.mean()
-  drawn = generator.integers(0, count, (resamples, count))
-  chosen = within[drawn, np.arange(resamples)[:, None]]
-  noise = chosen - centres[drawn]
-  spread = (centres[drawn] - centre) * (
-    math.sqrt(count / (count - 1)) if count > 1 else 1.0
-  )
-  totals = centre + (noise + spread).mean(axis=1)
-  low, high = np.quantile(totals, (0.025, 0.975))
-  return Interval(float(centre), float(low), float(high))
+  centre = float(centres.mean())
+  over_seeds = student_t(count - 1) * centres.std(ddof=1) / math.sqrt(count)
+  variances = [v.var(ddof=1) / len(v) if len(v) > 1 else 0.0 for v in means]
+  over_prompts = Z_95 * math.sqrt(sum(variances)) / count
+  half = max(float(over_seeds), over_prompts)
+  return Interval(centre, centre - half, centre + half)
 
 
 def _resampled(
@@ -205,7 +295,7 @@ def win_rate(scores_a: ArrayLike, scores_b: ArrayLike) -> np.ndarray:
   return (0.5 * (np.sign(difference) + 1)).mean(axis=(1, 2))
 
 
-def wilson_interval(successes: float, n: int) -> Interval:
+def wilson_interval(successes: float, n: float) -> Interval:
   """Wilson's score interval of a proportion, 95 %.
 
   Args:

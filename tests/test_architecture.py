@@ -18,7 +18,7 @@ PACKAGE = "instructgpt_jax"
 LAYERS = (
   {"errors"},
   {"config", "types", "statistics", "signatures", "streams"},
-  {"placement"},
+  {"placement", "precision"},
   {"presets", "data", "models"},
   {"losses"},
   {"steps"},
@@ -172,9 +172,12 @@ def test_parts_of_the_last_row_do_not_form_a_circle():
 
 def test_losses_see_arrays_only():
   for path in _files(f"{PACKAGE}/losses"):
-    assert set(_own_imports(path)) <= {"losses", "placement", "types"}, _name(
-      path
-    )
+    assert set(_own_imports(path)) <= {
+      "losses",
+      "placement",
+      "precision",
+      "types",
+    }, _name(path)
 
 
 def test_models_meet_losses_in_steps_only():

@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 
-from instructgpt_jax import presets
+from instructgpt_jax import config, flags, presets
 from instructgpt_jax.errors import UserError
+from instructgpt_jax.loops import ppo_programs
 from tests import update_golden
 
 # arXiv:2005.14165 table 2.1: layers, width, heads, tokens a batch, rate; 16
@@ -103,8 +104,10 @@ def test_printed_settings(preset, sft, init, batch, ppo, ptx, value):
     assert found.value_optimizer.learning_rate == value
     for optimizer in (found.optimizer, found.value_optimizer):
       assert optimizer.schedule == "constant"
-      # Ten iterations of eight updates.
-      assert (optimizer.warmup_steps, optimizer.warmup_init) == (80, 0.1)
+      assert optimizer.warmup_init == 0.1
+    assert found.ppo.warmup_iterations == 10
+    for optimizer in ppo_programs.optimizer_configs(found):
+      assert optimizer.warmup_steps == 80  # ten iterations of eight updates
     settings = found.ppo
     assert settings.ptx_coef == gamma
     assert settings.episodes == 256_000
@@ -131,6 +134,66 @@ def test_other_sizes_take_the_nearest_printed_recipe(name, printed):
     wanted = get_config(printed)
     found = get_config(name)
     assert dataclasses.replace(found, model=wanted.model) == wanted
+
+
+@pytest.mark.parametrize(
+  "changes, updates",
+  [
+    ({}, 8),
+    ({"ppo.minibatch": 16}, 32),
+    ({"ppo.rollout_batch": 64}, 1),
+    ({"ppo.inner_epochs": 4}, 32),
+    ({"ppo.rollout_batch": 256, "ppo.inner_epochs": 2}, 8),
+  ],
+)
+@pytest.mark.parametrize("preset", ["125m", "1.3b", "175b"])
+def test_the_warm_up_stays_at_ten_iterations(preset, changes, updates):
+  for get_config in (presets.ppo, presets.ppo_ptx):
+    found = flags.replace(get_config(preset), changes)
+    assert ppo_programs.updates_per_iteration(found.ppo) == updates
+    for optimizer in ppo_programs.optimizer_configs(found):
+      assert optimizer.warmup_steps == 10 * updates
+  # The pipeline's PPO stages take these very sections.
+  whole = flags.replace(presets.pipeline(preset), changes)
+  for policy in (whole.ppo_optimizer, whole.ptx_optimizer):
+    stage = config.PpoExperiment(
+      ppo=whole.ppo, optimizer=policy, value_optimizer=whole.value_optimizer
+    )
+    for optimizer in ppo_programs.optimizer_configs(stage):
+      assert optimizer.warmup_steps == 10 * updates
+
+
+def test_a_warm_up_that_is_set_in_updates_stays():
+  found = flags.replace(
+    presets.ppo("1.3b"),
+    {"optimizer.warmup_steps": 0, "value_optimizer.warmup_steps": 7},
+  )
+  policy, value = ppo_programs.optimizer_configs(found)
+  assert (policy.warmup_steps, value.warmup_steps) == (0, 7)
+  found = flags.replace(presets.ppo("1.3b"), {"ppo.warmup_iterations": 3})
+  assert {o.warmup_steps for o in ppo_programs.optimizer_configs(found)} == {24}
+
+
+@pytest.mark.parametrize("preset", [*FAMILY, "tiny", "world"])
+def test_epsilon_does_not_shrink_a_clipped_step(preset):
+  """Of a gradient of norm clip_norm that is equal over all weights."""
+  size = SIZES.get(preset, 1e6)
+  whole = presets.pipeline(preset)
+  for optimizer in (
+    whole.pretrain_optimizer, whole.sft_optimizer, whole.policy_init_optimizer,
+    whole.reward_optimizer, whole.ppo_optimizer, whole.ptx_optimizer,
+    whole.value_optimizer,
+  ):  # fmt: skip
+    gradient = optimizer.clip_norm / size**0.5
+    assert gradient / (gradient + optimizer.eps) > 0.99
+
+
+@pytest.mark.parametrize("preset", [*FAMILY, "tiny", "world"])
+def test_the_average_is_over_the_end_of_the_run(preset):
+  section = presets.ppo_ptx(preset).ppo
+  updates = section.episodes // section.rollout_batch
+  updates *= ppo_programs.updates_per_iteration(section)
+  assert 1 / (1 - section.ema_decay) <= updates / 8 + 1e-6
 
 
 def test_names():

@@ -18,10 +18,104 @@ def test_bootstrap_interval_has_the_normal_width_for_many_prompts():
   assert found.high == pytest.approx(values.mean() + half, abs=0.1 * half)
 
 
-def test_bootstrap_interval_of_two_prompts_is_their_range():
-  """A mean of two draws from {0, 1} is 0, ½ or 1, the ends ¼ of the time."""
-  found = statistics.bootstrap_interval([0.0, 1.0], resamples=1000, seed=0)
-  assert found == statistics.Interval(0.5, 0.0, 1.0)
+def test_an_interval_of_two_prompts_is_students():
+  found = statistics.bootstrap_interval([0.0, 1.0])
+  assert found.mean == 0.5 and found.units == 2
+  assert found.high - 0.5 == pytest.approx(12.7062 * 0.5, rel=1e-4)
+  assert 0.5 - found.low == pytest.approx(12.7062 * 0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_one_prompt_has_no_interval(share):
+  for found in (
+    statistics.bootstrap_interval([[0.25, 0.75]], share=share),
+    statistics.ratio_interval([1.0, 0.0], [2.0, 0.0], share=share),
+  ):
+    assert found.mean == 0.5 and found.units == 1
+    assert math.isnan(found.low) and math.isnan(found.high)
+    assert found.as_dict() == {
+      "mean": 0.5, "low": None, "high": None, "units": 1
+    }  # fmt: skip
+    assert str(found) == "0.500 [–]"
+  seeds = statistics.pooled_interval([[0.3]])
+  assert seeds.mean == 0.3 and math.isnan(seeds.low)
+
+
+def test_a_few_shares_have_wilsons_interval():
+  """Also where all are 1, which no resample differs from."""
+  for wins in ([1.0] * 9 + [0.0] * 2, [1.0] * 11, [0.0] * 11):
+    found = statistics.bootstrap_interval(wins, share=True)
+    known = statistics.wilson_interval(sum(wins), 11)
+    assert (found.low, found.high) == (known.low, known.high)
+    assert 0 <= found.low < found.high <= 1 and found.units == 11
+  never = statistics.bootstrap_interval(np.zeros(500), share=True)
+  assert never.low == 0 and 0 < never.high < 0.01
+  with pytest.raises(ValueError, match="shares"):
+    statistics.bootstrap_interval([0.5, 1.5], share=True)
+  with pytest.raises(ValueError, match="shares"):
+    statistics.ratio_interval([3.0, 1.0], [2.0, 2.0], share=True)
+
+
+def test_a_few_equal_means_have_no_interval():
+  found = statistics.bootstrap_interval([7.0] * 5)
+  assert found.mean == 7 and math.isnan(found.low)
+
+
+def test_wilsons_interval_of_a_ratio_counts_unequal_units_as_fewer():
+  equal = statistics.ratio_interval([3.0] * 4, [5.0] * 4, share=True)
+  known = statistics.wilson_interval(0.6 * 4, 4)
+  assert (equal.low, equal.high) == pytest.approx((known.low, known.high))
+  pairs = [36.0, 1.0, 1.0, 1.0]
+  unequal = statistics.ratio_interval(0.6 * np.array(pairs), pairs, share=True)
+  assert unequal.mean == pytest.approx(0.6) and unequal.units == 4
+  assert unequal.high - unequal.low > equal.high - equal.low
+
+
+@pytest.mark.parametrize("units", [2, 3, 5, 11, 29])
+def test_intervals_of_a_few_units_cover_the_truth(units):
+  rng = np.random.default_rng(units)
+  trials, inside = 600, dict.fromkeys(("mean", "share", "ratio"), 0)
+  for _ in range(trials):
+    found = {
+      "mean": (statistics.bootstrap_interval(rng.normal(2, 1, units)), 2),
+      "share": (
+        statistics.bootstrap_interval(rng.random(units) < 0.7, share=True),
+        0.7,
+      ),
+    }
+    weight = rng.uniform(1, 3, units)
+    found["ratio"] = (
+      statistics.ratio_interval(weight * rng.normal(2, 1, units), weight),
+      2,
+    )
+    for name, (interval, truth) in found.items():
+      inside[name] += interval.low <= truth <= interval.high
+  assert inside["mean"] / trials > 0.92
+  assert inside["ratio"] / trials > 0.91
+  assert inside["share"] / trials > (0.89 if units < 5 else 0.92)
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize("spread", [0.0, 0.01, 0.03, 0.1])
+def test_the_interval_over_seeds_covers_the_truth(seeds, spread):
+  """However much seeds differ beside what their prompts do."""
+  rng = np.random.default_rng(int(1000 * spread) + seeds)
+  trials, inside = 800, 0
+  for _ in range(trials):
+    groups = rng.normal(0, spread, (seeds, 1)) + rng.normal(0, 0.4, (seeds, 50))
+    found = statistics.pooled_interval(list(groups))
+    inside += found.low <= 0 <= found.high
+  assert inside / trials > 0.93
+
+
+def test_student_t_known_answers():
+  for freedom, known in (
+    (1, 12.706), (2, 4.303), (10, 2.228), (29, 2.045), (30, 2.042),
+    (60, 2.000), (120, 1.980), (10**6, statistics.Z_95),
+  ):  # fmt: skip
+    assert statistics.student_t(freedom) == pytest.approx(known, abs=6e-4)
+  with pytest.raises(ValueError):
+    statistics.student_t(0)
 
 
 def test_bootstrap_interval_covers_the_truth_about_95_percent_of_the_time():
@@ -47,7 +141,7 @@ def test_bootstrap_resamples_prompts_not_samples():
 
 
 def test_bootstrap_is_fixed_by_its_seed():
-  values = np.arange(20.0)
+  values = np.arange(40.0)
   first = statistics.bootstrap_interval(values, resamples=200, seed=1)
   assert first == statistics.bootstrap_interval(values, resamples=200, seed=1)
   assert first != statistics.bootstrap_interval(values, resamples=200, seed=2)
@@ -235,19 +329,19 @@ def test_pooled_interval_of_like_seeds_is_that_of_all_prompts():
   rng = np.random.default_rng(1)
   values = rng.normal(size=500)
   groups = [values, values, values]
-  found = statistics.pooled_interval(groups, resamples=4000)
+  found = statistics.pooled_interval(groups)
   assert found.mean == pytest.approx(values.mean())
   half = (found.high - found.low) / 2
   # Three seeds of 500 prompts each, independent: 1 / √1500.
   assert half == pytest.approx(
-    statistics.Z_95 * values.std() / math.sqrt(1500), rel=0.35
+    statistics.Z_95 * values.std(ddof=1) / math.sqrt(1500)
   )
 
 
 def test_pooled_interval_of_one_prompt_a_seed_is_over_seeds():
-  found = statistics.pooled_interval([[0.0], [1.0], [2.0]], resamples=4000)
+  found = statistics.pooled_interval([[0.0], [1.0], [2.0]])
   assert found.mean == 1.0
-  assert found.low < 0.2 and found.high > 1.8
+  assert found.high - 1 == pytest.approx(4.3027 / math.sqrt(3), rel=1e-4)
   with pytest.raises(ValueError, match="no seeds"):
     statistics.pooled_interval([])
 

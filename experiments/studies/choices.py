@@ -51,6 +51,38 @@ def jobs(f: Family) -> Sequence[Job]:
   ]
 
 
+def learned(families: Sequence[Family]) -> str:
+  """Says whether the best K learns more than each other one does."""
+  values = {
+    k: [reward_model.held(f, ranked(f, k), "correct") for f in families]
+    for k in COMPLETIONS
+  }
+  means = {k: statistics.pooled_interval(v).mean for k, v in values.items()}
+  best = max(means, key=lambda k: means[k])
+  others = [
+    k
+    for k in COMPLETIONS
+    if k != best
+    and not gather.above(
+      statistics.pooled_interval([
+        a - b for a, b in zip(values[best], values[k], strict=True)
+      ])
+    )
+  ]  # fmt: skip
+  if others:
+    return (
+      f"Of {LABELS} labeled completions as much is learned with any K from"
+      f" {min(others + [best])} to {max(others + [best])}, as far as"
+      f" {len(families)} seeds can tell:"
+      f" {100 * min(means[k] for k in [*others, best]):.1f} to"
+      f" {100 * means[best]:.1f} % of held-out pairs."
+    )
+  return (
+    f"Of {LABELS} labeled completions the most is learned with K = {best}:"
+    f" {100 * means[best]:.1f} % of held-out pairs."
+  )
+
+
 def analyse(families: Sequence[Family]) -> Finding:
   """Gold score of each variant beside the default, accuracy over K."""
 
@@ -77,13 +109,11 @@ def analyse(families: Sequence[Family]) -> Finding:
     for n, x in gaps.items()
     if gather.above(x) or gather.below(x)
   ]
-  best = max(right, key=lambda item: item[1].mean)
   return Finding(
     None,
     ("Changes in gold score: " + "; ".join(clear) if clear
      else "No choice changes the gold score beyond its interval")
-    + f". Of {LABELS} labeled completions the most is learned with K ="
-    f" {best[0]}: {100 * best[1].mean:.1f} % of held-out pairs.",
+    + f". {learned(families)}",
     [
       Figure(
         "What each choice is worth",

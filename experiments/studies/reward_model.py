@@ -260,6 +260,8 @@ STUDY = Study(
     f" one epoch, {EPOCHS[-1]} epochs a higher one than one (whole 95 %"
     " intervals, paired); the learning rate moves the accuracy by less than"
     " 1.5 points; labelers left out are predicted at most 5 points worse."
+    " Written before a first run with other batches and one draw of the"
+    " rankings, which were changed after it: see the notes."
   ),
   jobs=jobs,
   analyse=analyse,

@@ -4,8 +4,9 @@ The numbers of a prompt stay apart, so that models can be compared in pairs and
 seeds pooled afterwards. `answers.json` holds
 
   prompts, families   [P] text, and kind of request in the embedded world
-  sampled, greedy     temperature 1 and 0: gold (or the judge's score), rm, kl,
-                      length, ended and failures.<field>, each [P][answers]
+  sampled, greedy     temperature 1 and 0: gold (or the judge's score), rm, kl
+                      (sampled alone), length, ended and failures.<field>, each
+                      [P][answers]
   kept                gold and rm of `samples_kept` answers, [P][N]
   lm                  nll and weight, [rows]
   tasks               {kind: [items]} 0 or 1
@@ -85,7 +86,7 @@ def run(config: config_lib.EvaluateExperiment, directory: str) -> None:
           model, prefix=prefix, temperature=temperature, samples=samples,
           stream=10 + (name == "greedy"),
         )  # fmt: skip
-      result[name] = _table(found)
+      result[name] = _table(found, greedy=temperature == 0)
     if section.samples_kept:
       kept = e.answers(
         model, prefix=prefix, temperature=1.0, samples=section.samples_kept,
@@ -191,14 +192,16 @@ def _prefix(
   return e.choose_prefix(model, candidates, choosing)
 
 
-def _table(found: Answers) -> dict[str, Any]:
+def _table(found: Answers, *, greedy: bool = False) -> dict[str, Any]:
+  """Numbers of each answer; greedy ones are no sample, and have no KL."""
+
   def rows(values: Any) -> list[list[float]]:
     return np.round(found.per_prompt(np.asarray(values)), _DIGITS).tolist()
 
   return {
     "gold": rows(found.judged.scores),
     "rm": rows(found.rm),
-    "kl": rows(found.kl),
+    **({} if greedy else {"kl": rows(found.kl)}),
     "length": rows(np.asarray(found.rollout.response_mask).sum(1)),
     "ended": rows(found.rollout.ended),
     "failures": {k: rows(v) for k, v in found.judged.failures.items()},
@@ -249,10 +252,11 @@ def _language(
 
 def _means(result: dict[str, Any]) -> dict[str, Any]:
   """What a sweep's table shows."""
-  means: dict[str, Any] = {}
+  means: dict[str, Any] = {"prompts": len(result["prompts"])}
   for key, prefix in (("sampled", ""), ("greedy", "greedy_")):
     for name in ("gold", "rm", "kl", "length", "ended"):
-      means[prefix + name] = float(np.mean(result[key][name]))
+      if name in result[key]:
+        means[prefix + name] = float(np.mean(result[key][name]))
   if "lm" in result:
     lm = result["lm"]
     means["lm_loss"] = float(np.sum(lm["nll"]) / np.sum(lm["weight"]))

@@ -40,7 +40,8 @@ class Answers:
   texts: list[str]
   judged: judges.Judged
   rm: np.ndarray  # [R]
-  kl: np.ndarray  # [R] log-ratio to the policy's start
+  kl: np.ndarray  # [R] log-ratio to the policy's start; its mean is a KL only
+  # over answers that were sampled at temperature 1
   count: int  # answers a prompt
 
   def per_prompt(self, values: np.ndarray) -> np.ndarray:

@@ -86,11 +86,11 @@ def train(
   below = (start.frozen, value_start.frozen)
   marks = {k: int(_fingerprint(v)) for k, v in frozen.items()}
 
-  updates = section.inner_epochs * (section.rollout_batch // section.minibatch)
+  updates = ppo_programs.updates_per_iteration(section)
   iterations = -(-section.episodes // section.rollout_batch)
   optimizers = [
     state_lib.make_optimizer(o, updates * iterations)
-    for o in (config.optimizer, config.value_optimizer)
+    for o in ppo_programs.optimizer_configs(config)
   ]
   policy, value = (
     networks.train_state(network, _copied(params), optimizer, mesh)
@@ -298,8 +298,7 @@ def _run(
   iteration then goes on with the experience that is saved too.
   """
   section, run = config.ppo, config.run
-  minibatches = section.rollout_batch // section.minibatch
-  updates = section.inner_epochs * minibatches
+  updates = ppo_programs.updates_per_iteration(section)
   total = iterations * updates
   key = jax.random.key(config.seed)
 
@@ -318,8 +317,7 @@ def _run(
     return vars(state) | {"experience": held}
 
   rates = [
-    state_lib.schedule(o, total)
-    for o in (config.optimizer, config.value_optimizer)
+    state_lib.schedule(o, total) for o in ppo_programs.optimizer_configs(config)
   ]
   with checkpoint.Checkpointer(directory, supervised.kept(run)) as saver:
     found = saver.restore_latest(
@@ -346,7 +344,7 @@ def _run(
       ) as progress,
       preemption.Watch() as watch,
     ):
-      guard = supervised.Guard(directory)
+      guard, gaps = supervised.Guard(directory), None
       began = time.monotonic()
       for iteration in range(start // updates, iterations):
         since = time.monotonic()
@@ -359,7 +357,7 @@ def _run(
             policy, mesh_lib.put_batch(batch, mesh), key
           )
           if first == start:
-            ppo_checks.agree(
+            gaps = ppo_checks.agree(
               programs.compare,
               policy,
               frozen,
@@ -395,8 +393,8 @@ def _run(
         guard.check()
         done = first + len(logged)
         rolled, logged = jax.device_get((rolled, logged))
-        if first == 0:
-          ppo_checks.first_update(logged[0], config.model.dtype)
+        if first == 0 and gaps is not None:
+          ppo_checks.first_update(logged[0], gaps, config)
         taken = time.monotonic() - since
         share = len(logged) / updates
         speed = {

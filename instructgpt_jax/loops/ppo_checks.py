@@ -2,75 +2,136 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from instructgpt_jax import config as config_lib
+from instructgpt_jax import precision
 from instructgpt_jax.errors import UserError
+from instructgpt_jax.runtime.progress import say
+from instructgpt_jax.steps.ppo_gaps import Gap, Gaps
 from instructgpt_jax.types import PyTree, Rollout
 
-# How far cached decoding and the full pass may differ, in nats a token.
-_TOLERANCE = {"float32": 2e-4, "bfloat16": 0.25}
+# Healthy networks of 1 to 30 layers and logits as wide as trained ones' stay
+# below 0.7 and 4 of the unit that `rounding_unit` computes.
+_MEAN_LIMIT = 2.0
+_HIGH_LIMIT = 16.0
+_FLOOR = 1e-5  # nats, where logits hardly vary
+
+
+def rounding_unit(model: config_lib.Model, spread: float) -> float:
+  """Estimates the error of a log-probability by rounding, in nats.
+
+  Each of the model's layers, and what is before and after them, adds an
+  independent relative error of the unit roundoff to the residual, so the error
+  grows as the root of their number; a sum over `width` products in float32
+  adds as many roundings. The logits turn it into nats by their spread.
+  """
+  roundoff = precision.unit_roundoff(model.dtype)
+  roundoff += float(jnp.finfo(jnp.float32).eps) / 2 * math.sqrt(model.width)
+  return roundoff * math.sqrt(model.layers + 4) * spread
 
 
 def agree(
-  compare: Callable[[PyTree, PyTree, Rollout], Any],
+  compare: Callable[[PyTree, PyTree, Rollout], Gaps],
   policy: PyTree,
   frozen: dict[str, PyTree],
   rollout: Rollout,
   config: config_lib.PpoExperiment,
   *,
   fresh: bool,
-) -> None:
-  """Invariants 6 and 3 on the run's first rollout.
+) -> Gaps:
+  """Checks invariants 6 and 3 on the run's first rollout, and logs the gaps.
 
   Args:
-    compare: (policy, reference, rollout) → the largest gaps, in nats, between
-      log-probabilities that must be equal.
+    compare: `ppo_gaps.compare`, compiled.
     policy: its parameters.
     frozen: those of the reference.
     rollout: what the policy sampled.
     config: the experiment.
     fresh: whether nothing has been updated yet.
+
+  Returns:
+    What was measured.
+
+  Raises:
+    UserError: log-probabilities are not finite.
+    InvariantError: they differ by more than rounding explains.
   """
-  cached, reference = jax.device_get(
-    compare(policy, frozen["reference"], rollout)
+  gaps: Gaps = jax.tree.map(
+    float, jax.device_get(compare(policy, frozen["reference"], rollout))
   )
-  tolerance = _TOLERANCE[config.model.dtype]
-  if not np.isfinite(cached):
+  if not np.isfinite([*gaps.decoding, gaps.spread]).all():
     raise UserError(
-      f"the policy's log-probabilities are not finite ({cached})",
+      "the policy's log-probabilities are not finite",
       field="init_from" if fresh else None,
       fix="lower the learning rate, or look at the model of --init_from",
+      code="not_finite",
     )
-  if not cached <= tolerance:
+  unit = rounding_unit(config.model, gaps.spread)
+  say(
+    f"self-check in {config.model.dtype}: decoding and full pass differ by"
+    f" {_text(gaps.decoding)}; limits {_limits(unit)}"
+  )
+  if not _within(gaps.decoding, unit):
     raise InvariantError(
       6,
       "log-probabilities recorded while decoding differ from the full pass by"
-      f" {cached:.2g} nats",
+      f" {_text(gaps.decoding)}; rounding explains {_limits(unit)}",
     )
-  if fresh and not reference <= tolerance:
+  if fresh and not _within(gaps.reference, unit):
     raise InvariantError(
-      3, f"the first policy is {reference:.2g} nats from its reference"
+      3,
+      "the first policy differs from its reference by"
+      f" {_text(gaps.reference)}; rounding explains {_limits(unit)}",
     )
+  return gaps
 
 
-def first_update(metrics: dict[str, Any], dtype: str) -> None:
-  """Invariant 1: before any update the ratio is 1."""
-  tolerance = _TOLERANCE[dtype]
-  if (
-    abs(metrics["ratio_mean"] - 1) > tolerance
-    or abs(metrics["approx_kl"]) > tolerance
-    or metrics["clip_fraction"] > 0
+def _within(gap: Gap, unit: float) -> bool:
+  return (
+    gap.mean <= _MEAN_LIMIT * unit + _FLOOR
+    and gap.high <= _HIGH_LIMIT * unit + 10 * _FLOOR
+  )
+
+
+def _text(gap: Gap) -> str:
+  return f"{gap.mean:.2g} nats a token (99.9 % quantile {gap.high:.2g})"
+
+
+def _limits(unit: float) -> str:
+  mean, high = _MEAN_LIMIT * unit + _FLOOR, _HIGH_LIMIT * unit + 10 * _FLOOR
+  return f"{mean:.2g} ({high:.2g})"
+
+
+def first_update(
+  metrics: dict[str, Any], gaps: Gaps, config: config_lib.PpoExperiment
+) -> None:
+  """Checks invariant 1: before any update the ratio is 1 but for rounding.
+
+  The rounding is what `agree` measured on the whole rollout. A minibatch's may
+  be a few times that by chance, and by its other programs.
+  """
+  unit = rounding_unit(config.model, gaps.spread)
+  mean = 3 * gaps.decoding.mean + unit / 4 + _FLOOR
+  kl = 4 * gaps.decoding.kl + mean**2
+  outside = 4 * gaps.decoding.outside + mean / math.log1p(config.ppo.clip_ratio)
+  if not (
+    abs(metrics["ratio_mean"] - 1) <= mean + kl
+    and abs(metrics["approx_kl"]) <= kl + 1e-6
+    and metrics["clip_fraction"] <= outside
   ):
     raise InvariantError(
       1,
       "on the first minibatch the ratio is"
-      f" {metrics['ratio_mean']:.6f} and the clip fraction"
-      f" {metrics['clip_fraction']:.3g}",
+      f" {metrics['ratio_mean']:.6f}, the KL {metrics['approx_kl']:.2g} and the"
+      f" clip fraction {metrics['clip_fraction']:.3g}; rounding explains"
+      f" 1 ± {mean + kl:.2g}, {kl:.2g} and {outside:.2g}",
     )
 
 
@@ -93,4 +154,5 @@ class InvariantError(UserError):
       f"invariant {number} does not hold: {problem}",
       fix="the models given do not belong together, or this is a defect;"
       " please report it with the config.json",
+      code=f"invariant_{number}",
     )

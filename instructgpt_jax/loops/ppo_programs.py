@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from instructgpt_jax import config as config_lib
@@ -17,8 +17,8 @@ from instructgpt_jax.models.generate import generate
 from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
 from instructgpt_jax.runtime import mesh as mesh_lib
 from instructgpt_jax.steps import ppo as ppo_step
+from instructgpt_jax.steps import ppo_gaps
 from instructgpt_jax.steps.state import PpoState
-from instructgpt_jax.types import PyTree, Rollout
 
 
 class Programs(NamedTuple):
@@ -45,6 +45,30 @@ def divides(section: config_lib.Ppo) -> None:
     (section.ptx_microbatch, rows, "ppo.ptx_microbatch"),
   ):
     inputs.divides(value, whole, field)
+
+
+def updates_per_iteration(section: config_lib.Ppo) -> int:
+  """Counts the optimiser updates on one rollout batch."""
+  return section.inner_epochs * (section.rollout_batch // section.minibatch)
+
+
+def optimizer_configs(
+  config: config_lib.PpoExperiment,
+) -> tuple[config_lib.Optimizer, config_lib.Optimizer]:
+  """Returns the settings of policy and value optimizer, in updates.
+
+  A warmup_steps of -1 becomes ppo.warmup_iterations, counted in updates of the
+  rollout batch, minibatch and inner epochs of this run.
+  """
+  updates = updates_per_iteration(config.ppo)
+  steps = config.ppo.warmup_iterations * updates
+
+  def resolved(optimizer: config_lib.Optimizer) -> config_lib.Optimizer:
+    if optimizer.warmup_steps >= 0:
+      return optimizer
+    return dataclasses.replace(optimizer, warmup_steps=steps)
+
+  return resolved(config.optimizer), resolved(config.value_optimizer)
 
 
 def jitted(
@@ -78,19 +102,6 @@ def jitted(
     ptx_coef=mesh_lib.replicated(mesh),
     ema_decay=mesh_lib.replicated(mesh),
   )
-
-  def compare(policy: PyTree, reference: PyTree, rollout: Rollout):
-    """Largest gaps between log-probabilities that must be equal."""
-    ours, theirs = (
-      ppo_step.response_logp(model, params, rollout, section.temperature)
-      for params in (policy, reference)
-    )
-    mask = rollout.response_mask
-
-    def gap(a, b):
-      return jnp.max(jnp.where(mask, jnp.abs(a - b), 0.0))
-
-    return gap(rollout.logp, ours), gap(ours, theirs)
 
   def on_mesh(function: Any, **settings: Any) -> Any:
     return mesh_lib.on(mesh, functools.partial(function, **settings))
@@ -133,5 +144,12 @@ def jitted(
       donate_argnums=0,
       out_shardings=(places, None),
     ),
-    compare=jax.jit(on_mesh(compare)),
+    compare=jax.jit(
+      on_mesh(
+        ppo_gaps.compare,
+        model=model,
+        temperature=section.temperature,
+        clip_ratio=section.clip_ratio,
+      )
+    ),
   )

@@ -48,7 +48,7 @@ class Counts(NamedTuple):
   @property
   def accuracy(self) -> statistics.Interval:
     """Share of pairs in the labelers' order."""
-    return statistics.ratio_interval(self.correct, self.pairs)
+    return statistics.ratio_interval(self.correct, self.pairs, share=True)
 
 
 def train(config: config_lib.RewardExperiment, directory: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from instructgpt_jax import placement
+from instructgpt_jax import placement, precision
 from instructgpt_jax.losses import language
 from instructgpt_jax.types import Array, PyTree
 
@@ -68,6 +68,7 @@ def _logits(hidden: Array, unembedding: Array) -> Array:
     hidden,
     unembedding,
     (((1,), (1,)), ((), ())),
+    precision=precision.of(hidden.dtype),
     preferred_element_type=jnp.float32,
   )
 
@@ -159,12 +160,13 @@ def _run(loss, hidden, unembedding, rows, used, *, grads: bool) -> Any:
     of_hidden, of_unembedding = held
     of_hidden = jax.lax.dynamic_update_slice(
       of_hidden,
-      (slope @ matrix).astype(hidden.dtype),
+      precision.matmul(slope, matrix).astype(hidden.dtype),
       (index * chunk, 0),
     )
     of_unembedding += jax.lax.dot_general(
       *((own, slope) if narrow else (slope, own)),
       (((0,), (0,)), ((), ())),
+      precision=precision.of(hidden.dtype),
       preferred_element_type=jnp.float32,
     )
     return jax.tree.map(jnp.add, total, found), (of_hidden, of_unembedding)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from instructgpt_jax import config as config_lib
-from instructgpt_jax import placement
+from instructgpt_jax import placement, precision
 from instructgpt_jax.models import splash
 from instructgpt_jax.types import Array, Reach
 
@@ -24,7 +24,14 @@ _LARGEST = 1024  # queries of a block
 _GPUS = ("cuda", "gpu")  # as JAX calls them while lowering, and otherwise
 _EXCLUDED = -1e30  # finite: a row's largest score is subtracted from it
 
-_product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+def _product(formula: str, *inputs: Array) -> Array:
+  return jnp.einsum(
+    formula,
+    *inputs,
+    precision=precision.of(jnp.result_type(*inputs)),
+    preferred_element_type=jnp.float32,
+  )
 
 
 def block_size(length: int, reach: Reach | None = None) -> int:
@@ -161,7 +168,8 @@ def attend(
     [B, H, T, D / H] in the query's type.
   """
   if placement.platform() == "tpu" and query.shape[2] >= splash.LEAST:
-    return splash.attend(query, key, value, mask, cap)
+    with precision.context(query.dtype):
+      return splash.attend(query, key, value, mask, cap)
   found: Any = _attend(query, key, value, mask, cap, reach)
   return found
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
-from instructgpt_jax import placement
+from instructgpt_jax import placement, precision
 from instructgpt_jax.types import Array, PyTree
 
 EPSILON = 1e-5  # of LayerNorm
@@ -144,7 +144,11 @@ def _of_kernel(inputs: Array, slope: Array) -> Array:
 
   def product(a: Array, b: Array) -> Array:
     return jax.lax.dot_general(
-      a, b, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
+      a,
+      b,
+      (((0,), (0,)), ((), ())),
+      precision=precision.of(a.dtype),
+      preferred_element_type=jnp.float32,
     )
 
   if slope.shape[1] >= min(_NARROW, inputs.shape[1]):
@@ -177,7 +181,7 @@ def dense(
   Returns:
     [M, O] in x's type.
   """
-  product = before(x, *weights) @ kernel.astype(x.dtype)
+  product = precision.matmul(before(x, *weights), kernel.astype(x.dtype))
   return product if bias is None else product + bias.astype(x.dtype)
 
 
@@ -188,7 +192,7 @@ def _forward(before, x, weights, kernel, bias):
 def _backward(before, saved, slope):
   x, weights, kernel, bias = saved
   inputs, pull = jax.vjp(before, after(x, slope), *weights)
-  of_x, *of_weights = pull(slope @ kernel.T.astype(x.dtype))
+  of_x, *of_weights = pull(precision.matmul(slope, kernel.T.astype(x.dtype)))
   of_bias = None
   if bias is not None:
     of_bias = slope.astype(jnp.float32).sum(axis=0)
@@ -350,7 +354,8 @@ class Dense(nn.Module):
       bias = self.get_variable("params", "bias")
 
     def product(chosen: int | slice, name: str | None) -> Array:
-      found = kernel[chosen].reshape(-1, len(x)).astype(x.dtype) @ x
+      weights = kernel[chosen].reshape(-1, len(x)).astype(x.dtype)
+      found = precision.matmul(weights, x)
       found = placement.place(found, name, "columns")
       if bias is None:
         return found

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from instructgpt_jax import config as config_lib
-from instructgpt_jax import placement
+from instructgpt_jax import placement, precision
 from instructgpt_jax.models import lora
 from instructgpt_jax.models.attention import soft_cap
 from instructgpt_jax.models.decoder import Cache, Transformer
@@ -48,6 +48,7 @@ class LanguageModel(nn.Module):
         c.rows,
         use_bias=c.unembedding_bias,
         dtype=jnp.dtype(c.dtype),
+        precision=precision.of(c.dtype),
         kernel_init=kernel_init(c.init_std, "embed", "vocab"),
         bias_init=vector_init(0.0, "vocab"),
       )
@@ -88,7 +89,8 @@ class LanguageModel(nn.Module):
     """`hidden` → [..., V] float32 logits."""
     c = self.config
     if c.tie_embeddings:
-      logits = self.transformer.embedding.attend(hidden)
+      with precision.context(hidden.dtype):
+        logits = self.transformer.embedding.attend(hidden)
     else:
       logits = self.unembedding(hidden[..., : c.width])
     return adjusted(c, logits.astype(jnp.float32))
@@ -101,7 +103,8 @@ class LanguageModel(nn.Module):
     else:
       matrix = self.unembedding.variables["params"][TRANSPOSED]
     hidden = placement.place(hidden, None, "columns")
-    logits = (matrix.astype(hidden.dtype) @ hidden).astype(jnp.float32)
+    logits = precision.matmul(matrix.astype(hidden.dtype), hidden)
+    logits = logits.astype(jnp.float32)
     logits = placement.place(logits, "classes", "columns")
     if c.unembedding_bias:
       logits += self.unembedding.variables["params"]["bias"][:, None]
@@ -193,6 +196,7 @@ class ScalarModel(nn.Module):
     self.head = nn.Dense(
       1,
       dtype=jnp.float32,
+      precision=precision.of(jnp.float32),
       kernel_init=kernel_init((self.config.width + 1) ** -0.5, "embed", None),
       bias_init=vector_init(0.0, None),
     )

@@ -131,13 +131,19 @@ def _setting(
   )
 
 
-def _measured(e: Evaluator, mine: Answers, sft: Answers) -> dict[str, Any]:
-  """The report's numbers of one model at one temperature."""
+def _measured(
+  e: Evaluator, mine: Answers, sft: Answers, *, greedy: bool
+) -> dict[str, Any]:
+  """The report's numbers of one model at one temperature.
+
+  Greedy answers have no KL: they are not a sample of the model, and the mean of
+  log model − log start over them estimates nothing.
+  """
   resamples = e.settings.bootstrap
 
-  def interval(values: np.ndarray) -> dict[str, float]:
+  def interval(values: np.ndarray, *, share: bool = False) -> dict[str, Any]:
     return statistics.bootstrap_interval(
-      mine.per_prompt(values), resamples=resamples
+      mine.per_prompt(values), resamples=resamples, share=share
     ).as_dict()
 
   judged, rollout = mine.judged, mine.rollout
@@ -145,18 +151,23 @@ def _measured(e: Evaluator, mine: Answers, sft: Answers) -> dict[str, Any]:
     mine.per_prompt(judged.scores), sft.per_prompt(sft.judged.scores)
   )
   gold = e.judge.kind == "gold"
+  win_rate = statistics.bootstrap_interval(
+    wins, resamples=resamples, share=True
+  ).as_dict()
+  if mine is sft:  # every answer ties with itself, whatever the prompts
+    win_rate |= {"low": 0.5, "high": 0.5}
   return {
-    "win_rate": statistics.bootstrap_interval(
-      wins, resamples=resamples
-    ).as_dict(),
-    "gold": interval(judged.scores) if gold else None,
+    "win_rate": win_rate,
+    "gold": interval(judged.scores, share=True) if gold else None,
     "judge_score": None if gold else interval(judged.scores),
     "likert": interval(judged.likert) if judged.likert is not None else None,
     "rm_score": interval(mine.rm),
-    "kl": interval(mine.kl),
+    "kl": None if greedy else interval(mine.kl),
     "response_length": interval(np.asarray(rollout.response_mask).sum(1)),
-    "ended": interval(np.asarray(rollout.ended)),
-    "failures": {k: interval(v) for k, v in judged.failures.items()},
+    "ended": interval(np.asarray(rollout.ended), share=True),
+    "failures": {
+      k: interval(v, share=True) for k, v in judged.failures.items()
+    },
   }
 
 
@@ -217,7 +228,8 @@ def evaluate(
   models = {}
   for name in ("base", "prompted", "sft", "best_of_n", "ppo", "ppo_ptx"):
     one, greedy = (
-      _measured(e, answers[name][t], answers["sft"][t]) for t in ("", _GREEDY)
+      _measured(e, answers[name][t], answers["sft"][t], greedy=t == _GREEDY)
+      for t in ("", _GREEDY)
     )
     models[name] = one | extra[name]
     models[name][_GREEDY] = greedy | extra[name]
@@ -259,7 +271,9 @@ def _language(setting: _Setting, model: Model) -> dict[str, Any]:
       mesh=e.mesh,
     )
     found["tasks"] = {
-      kind: statistics.bootstrap_interval(values, resamples=resamples).as_dict()
+      kind: statistics.bootstrap_interval(
+        values, resamples=resamples, share=True
+      ).as_dict()
       for kind, values in scores.items()
     }
   return found
@@ -334,9 +348,10 @@ def _notes(e: Evaluator, prefix: str) -> list[str]:
   n = e.settings.best_of_n
   notes = [
     f"{len(e.prompts)} {_SPLIT_NAMES[e.settings.split]} prompts; intervals are"
-    " 95 % bootstraps over distinct prompts.",
-    "KL is the mean of log model − log start over answers; the start of PPO is"
-    " policy_init.",
+    f" 95 % bootstraps over distinct prompts, and below {statistics.FEW} Wilson's of shares and"
+    " Student's of means.",
+    "KL is the mean of log model − log start over answers at temperature 1; the"
+    " start of PPO is policy_init.",
     f"Best of {n}: SFT's answer that the reward model likes best. Its KL is an"
     f" upper bound, with ln {n} − {n - 1}/{n} for the choice.",
     f"The prompted base model's prefix, which the reward model chose: {prefix}",

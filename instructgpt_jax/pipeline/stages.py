@@ -442,8 +442,8 @@ def _rounds(pipeline: Pipeline, base: str) -> str:
         pipeline,
         probe,
         name,
-        # A short run's average over long is hardly more than its start, and
-        # the holes to be labeled are where the policy has gone.
+        # The holes to be labeled are where the policy has gone, so the average
+        # of this short run is over its newest updates.
         dataclasses.replace(
           config.ppo,
           ptx_coef=0.0,

@@ -50,7 +50,7 @@ def ppo(
   )
   optimizers = [
     state_lib.make_optimizer(o, shapes.UPDATES)
-    for o in (config.optimizer, config.value_optimizer)
+    for o in ppo_programs.optimizer_configs(config)
   ]
   policy = shapes.in_training(models[0], optimizers[0], mesh)
   value = shapes.in_training(models[2], optimizers[1], mesh)
@@ -153,7 +153,7 @@ def ppo(
   if not policy.frozen:  # else it is the reference itself
     held["reference"] = start
   held["reward model"] = reward_params
-  updates = section.inner_epochs * (count // section.minibatch)
+  updates = ppo_programs.updates_per_iteration(section)
   trained = section.inner_epochs * count * length
   if ptx is not None:
     trained += updates * ptx.tokens.size

@@ -228,7 +228,7 @@ class Table:
       "caption": self.caption,
       "columns": list(self.columns),
       "rows": [
-        [c._asdict() if isinstance(c, Leaf) else c for c in row]
+        [c.as_dict() if isinstance(c, Leaf) else c for c in row]
         for row in self.rows
       ],
     }
@@ -259,7 +259,7 @@ def _point(item: Any) -> Point | None:
   x, *rest = item if (item := list(item)) else [None]
   place = x if isinstance(x, str) else number(x)
   found = _interval(rest[0]) if len(rest) == 1 else _bounds(rest)
-  return None if place is None or found is None else Point(place, *found)
+  return None if place is None or found is None else Point(place, *found[:3])
 
 
 def _bounds(rest: Sequence[Any]) -> Leaf | None:

@@ -177,7 +177,7 @@ def cell(leaf: Leaf | None, digits: int, scale: float = 1) -> tuple[str, str]:
     return "–", ""
   mean = f"{scale * leaf.mean:.{digits}f}"
   if leaf.low is None or leaf.high is None:
-    return mean, ""
+    return mean, "" if leaf.units is None else "–"
   low, high = scale * leaf.low, scale * leaf.high
   bounds = f"{low:.{digits}f} to {high:.{digits}f}"
   return mean.replace("-", "−"), bounds.replace("-", "−")

@@ -17,7 +17,8 @@ may be missing: what is absent is left out of the page and of the table.
               judge_score      where no gold labeler exists: the judge's score
               likert           1-7
               rm_score         of the reward model trained against
-              kl               nats a response, to the policy's start
+              kl               nats a response, to the policy's start; not at
+                               temperature 0, where answers are no sample
               lm_loss          nats a token, on held-out pretraining text
               response_length  tokens
               ended            share of responses ended by end-of-text
@@ -37,8 +38,10 @@ may be missing: what is absent is left out of the page and of the table.
   config    the whole config as a dict
 
 A leaf is {"mean", "low", "high"}, the bounds of a 95 % interval, or null where
-the number has no meaning. A bare number is a leaf without an interval; NaN and
-infinity become null.
+the number has no meaning. Bounds that are null are unknown, as from one prompt.
+"units" beside them is the number of prompts, rankings or rows that the mean is
+of; below `statistics.FEW` nothing is concluded from it. A bare number is a leaf
+without an interval; NaN and infinity become null.
 """
 
 from __future__ import annotations
@@ -48,6 +51,8 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
+
+from instructgpt_jax import statistics
 
 Results = Mapping[str, Any]
 
@@ -92,26 +97,40 @@ class Leaf(NamedTuple):
   mean: float
   low: float | None = None
   high: float | None = None
+  units: int | None = None  # that the mean is of, where it is known
+
+  @property
+  def few(self) -> bool:
+    """Whether it is of too few units to conclude anything from."""
+    return self.units is not None and self.units < statistics.FEW
+
+  def as_dict(self) -> dict[str, Any]:
+    """Returns what report.json and results.json hold."""
+    result = self._asdict()
+    if self.units is None:
+      del result["units"]
+    return result
+
+  def bounds(self, digits: int, scale: float = 1) -> str:
+    """Returns ' [0.620, 0.674]', ' [–]' where it is unknown, or ''."""
+    if self.low is None or self.high is None:
+      return "" if self.units is None else " [–]"
+    low, high = scale * self.low, scale * self.high
+    return f" [{low:.{digits}f}, {high:.{digits}f}]"
 
   def text(self, digits: int = 3) -> str:
-    """'0.648 [0.620, 0.674]'."""
-    text = f"{self.mean:.{digits}f}"
-    if self.low is None or self.high is None:
-      return text
-    return f"{text} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+    """Returns '0.648 [0.620, 0.674]'."""
+    return f"{self.mean:.{digits}f}{self.bounds(digits)}"
 
   def percent(self) -> str:
-    """'64.8 % [62.0, 67.4]'."""
-    text = f"{100 * self.mean:.1f}\u00a0%"
-    if self.low is None or self.high is None:
-      return text
-    return f"{text} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+    """Returns '64.8 % [62.0, 67.4]'."""
+    return f"{100 * self.mean:.1f}\u00a0%{self.bounds(1, 100)}"
 
   def narrow(self, digits: int = 3) -> str:
-    """'0.648±0.027', half of the interval's width."""
+    """Returns '0.648±0.027', half of the interval's width."""
     text = f"{self.mean:.{digits}f}"
     if self.low is None or self.high is None:
-      return text
+      return text if self.units is None else f"{text}±–"
     return f"{text}±{(self.high - self.low) / 2:.{digits}f}"
 
 
@@ -134,10 +153,12 @@ def leaf(value: Any) -> Leaf | None:
   mean = number(value.get("mean"))
   if mean is None:
     return None
+  units = number(value.get("units"))
+  count = None if units is None else int(units)
   low, high = number(value.get("low")), number(value.get("high"))
   if low is None or high is None:
-    return Leaf(mean)
-  return Leaf(mean, low, high)
+    return Leaf(mean, units=count)
+  return Leaf(mean, low, high, count)
 
 
 def mapping(value: Any) -> Mapping[str, Any]:
@@ -259,8 +280,19 @@ def removed_by_ptx(results: Results) -> Leaf | None:
   return Leaf((ppo.mean - ptx.mean) / (ppo.mean - base.mean))
 
 
+class _Sentence(NamedTuple):
+  """What may be said, and whether the data are enough to conclude from."""
+
+  text: str
+  few: bool = False
+
+
 def verdict(results: Results) -> list[str]:
-  """What the numbers say, as sentences; [] when there are none."""
+  """Says what the numbers show, first what the data can carry.
+
+  Numbers of too few prompts, rankings or rows follow without a conclusion,
+  behind a sentence that says how many there are.
+  """
   sentences = [
     *_wins(results),
     *_order(results),
@@ -268,22 +300,69 @@ def verdict(results: Results) -> list[str]:
     *_tax(results),
     *_reward_model(results),
   ]
-  if sentences and results.get("judge") and not has_gold(results):
-    sentences.append(
+  firm = [s.text for s in sentences if not s.few]
+  loose = [s.text for s in sentences if s.few]
+  shown = [*firm, *([_too_few(results)] if loose else []), *loose]
+  if shown and results.get("judge") and not has_gold(results):
+    shown.append(
       f"No gold labeler exists for these data: the judge is a "
       f"{_article(str(results['judge']))}, which can itself be wrong."
     )
-  return sentences
+  return shown
+
+
+def small_samples(results: Results) -> dict[str, int]:
+  """Returns what the report has too few of to conclude from, with counts."""
+  answers = [
+    found
+    for name in model_names(results)
+    for metric in ("win_rate", "gold", "judge_score", "rm_score")
+    if (found := value(results, name, metric))
+  ]
+  losses = [value(results, name, "lm_loss") for name in model_names(results)]
+  reward = mapping(results.get("reward_model"))
+  counts: dict[str, int] = {}
+  for what, leaves in (
+    ("held-out prompts", answers),
+    ("rows of held-out text", losses),
+    ("ranked held-out prompts", [leaf(reward.get("accuracy"))]),
+    (
+      "ranked prompts of held-out labelers",
+      [leaf(reward.get("held_out_labelers"))],
+    ),
+  ):
+    units = [x.units for x in leaves if x and x.units is not None]
+    if units and min(units) < statistics.FEW:
+      counts[what] = min(units)
+  return counts
+
+
+def _too_few(results: Results) -> str:
+  counts = small_samples(results)
+  found = ", ".join(
+    f"{count} {what.replace('prompts', 'prompt') if count == 1 else what}"
+    for what, count in counts.items()
+  )
+  return (
+    f"There are only {found}: from fewer than {statistics.FEW} nothing can be"
+    " concluded, and what follows shows only that the stages ran."
+  )
 
 
 def _article(judge: str) -> str:
   return judge[2:] if judge.lower().startswith("a ") else judge
 
 
-def _wins(results: Results) -> Iterator[str]:
+def _wins(results: Results) -> Iterator[_Sentence]:
   for name in ("ppo_ptx", "ppo"):
     rate = value(results, name, "win_rate")
     if rate is None:
+      continue
+    if rate.few:
+      yield _Sentence(
+        f"{label(name)} wins {rate.percent()} against SFT at temperature 1.",
+        few=True,
+      )
       continue
     if rate.low is None or rate.high is None:
       verb = "against SFT is preferred in"
@@ -293,12 +372,12 @@ def _wins(results: Results) -> Iterator[str]:
       verb = "loses to SFT, winning"
     else:
       verb = "cannot be told from SFT, winning"
-    yield (
+    yield _Sentence(
       f"{label(name)} {verb} {rate.percent()} of answers at temperature 1."
     )
 
 
-def _order(results: Results) -> Iterator[str]:
+def _order(results: Results) -> Iterator[_Sentence]:
   metric = main_metric(results)
   if metric is None:
     return
@@ -312,6 +391,9 @@ def _order(results: Results) -> Iterator[str]:
   shown = ", ".join(
     f"{label(name)} {found.mean:.{metric.digits}f}" for name, found in chain
   )
+  if any(found.few for _, found in chain):
+    yield _Sentence(f"{metric.title} at temperature 1: {shown}.", few=True)
+    return
   falling, close = [], []
   for (left, a), (right, b) in zip(chain, chain[1:], strict=False):
     pair = f"{label(left)} and {label(right)}"
@@ -325,10 +407,10 @@ def _order(results: Results) -> Iterator[str]:
     rest = f"in this order, but the intervals of {'; '.join(close)} overlap"
   else:
     rest = "in this order, and no interval overlaps the next"
-  yield f"{metric.title} at temperature 1: {shown}; {rest}."
+  yield _Sentence(f"{metric.title} at temperature 1: {shown}; {rest}.")
 
 
-def _greedy(results: Results) -> Iterator[str]:
+def _greedy(results: Results) -> Iterator[_Sentence]:
   metric = main_metric(results)
   if metric is None:
     return
@@ -337,43 +419,55 @@ def _greedy(results: Results) -> Iterator[str]:
   )
   if sft is None or ptx is None:
     return
+  digits = metric.digits
+  if sft.few or ptx.few:
+    yield _Sentence(
+      f"At temperature 0 PPO-ptx has {ptx.text(digits)}, SFT"
+      f" {sft.text(digits)}.",
+      few=True,
+    )
+    return
   if ptx.mean >= sft.mean:
     words_ = "PPO-ptx is not below SFT"
   else:
     words_ = "PPO-ptx is below SFT"
-  digits = metric.digits
-  yield (
+  yield _Sentence(
     f"At temperature 0 {words_}: {ptx.text(digits)} against {sft.text(digits)}."
   )
 
 
-def _tax(results: Results) -> Iterator[str]:
+def _tax(results: Results) -> Iterator[_Sentence]:
   base, ppo = (value(results, name, "lm_loss") for name in ("base", "ppo"))
   share = removed_by_ptx(results)
+  few = bool(base and base.few or ppo and ppo.few)
   if base is not None and ppo is not None and ppo.mean > base.mean:
     added = f"PPO adds {ppo.mean - base.mean:.3f} nats a token to the LM loss"
     if share is None:
-      yield added + "."
+      yield _Sentence(added + ".", few)
     elif share.mean < 0:
-      yield f"{added}, and PPO-ptx adds still more."
+      yield _Sentence(f"{added}, and PPO-ptx adds still more.", few)
     else:
-      yield f"{added}; PPO-ptx removes {share.percent()} of it."
+      yield _Sentence(f"{added}; PPO-ptx removes {share.percent()} of it.", few)
   elif share is not None:
-    yield f"PPO-ptx removes {share.percent()} of the LM loss that PPO adds."
+    yield _Sentence(
+      f"PPO-ptx removes {share.percent()} of the LM loss that PPO adds.", few
+    )
 
 
-def _reward_model(results: Results) -> Iterator[str]:
+def _reward_model(results: Results) -> Iterator[_Sentence]:
   model = mapping(results.get("reward_model"))
   accuracy = leaf(model.get("accuracy"))
   if accuracy is None:
     return
   held_out = leaf(model.get("held_out_labelers"))
+  few = accuracy.few or bool(held_out and held_out.few)
   more = ""
   if held_out:
     more = f", and {held_out.percent()} of those of held-out labelers"
-  yield (
+  yield _Sentence(
     f"The reward model orders {accuracy.percent()} of held-out pairs as the "
-    f"labelers did{more}."
+    f"labelers did{more}.",
+    few,
   )
 
 

@@ -238,7 +238,7 @@ def _facts(results: Results) -> list[str]:
   facts = []
   seconds = number(results.get("seconds"))
   if seconds is not None:
-    facts.append(f"{results_lib.duration(seconds)} of runs")
+    facts.append(f"{results_lib.duration(seconds)}, all runs added up")
   for key, before in (("machine", ""), ("size", "size "), ("command", "")):
     if results.get(key):
       facts.append(f"{before}{results[key]}")

@@ -140,24 +140,31 @@ def _sources(real: Array, place: Array) -> Array:
 
 
 def each(
-  packing: Packing, function: Callable[[PyTree], Array], rows: PyTree
-) -> Array:
+  packing: Packing,
+  function: Callable[[PyTree], PyTree],
+  rows: PyTree,
+  outputs: PyTree = 0,
+) -> PyTree:
   """function(rows) of each microbatch that holds tokens, zeros of others.
 
   Args:
     packing: of the rows.
-    function: tree of [M, …] → [M, S] float32.
+    function: tree of [M, …] → [M, S] float32, or a tree of them.
     rows: tree of [C, M, …].
+    outputs: a tree of anything, of the form that `function` returns.
 
   Returns:
-    [C, M, S] float32.
+    [C, M, S] float32, or a tree of them.
   """
   count = len(packing.states)
   if count == 1:
-    return function(jax.tree.map(lambda x: x[0], rows))[None]
+    result = function(jax.tree.map(lambda x: x[0], rows))
+    return jax.tree.map(lambda x: x[None], result)
 
-  def put(index: Array, found: Array) -> Array:
-    return found.at[index].set(function(jax.tree.map(lambda x: x[index], rows)))
+  def put(index: Array, found: PyTree) -> PyTree:
+    result = function(jax.tree.map(lambda x: x[index], rows))
+    return jax.tree.map(lambda x, y: x.at[index].set(y), found, result)
 
-  found = jnp.zeros(packing.states.shape, jnp.float32)
+  zeros = jnp.zeros(packing.states.shape, jnp.float32)
+  found = jax.tree.map(lambda _: zeros, outputs)
   return state_lib.up_to(packing.used, count, put, found)

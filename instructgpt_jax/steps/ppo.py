@@ -116,6 +116,44 @@ def response_logp(
   return jnp.where(rollout.response_mask, logp[:, :-1], 0)
 
 
+def response_logp_and_spread(
+  model: LanguageModel, params: PyTree, rollout: Rollout, temperature: float
+) -> tuple[Array, Array]:
+  """Computes `response_logp` and the spread of log-probabilities.
+
+  The spread is the standard deviation of the log-probabilities of tokens drawn
+  from the vocabulary at random. It is that of the logits, over temperature.
+
+  Returns:
+    [B, N], as `response_logp`; and [], in nats.
+  """
+  packed, rows = _packed(rollout, 0)
+  words = model.config.vocab_size
+  drawn = jax.random.randint(jax.random.key(0), rows.actions.shape, 0, words)
+
+  def both(part: tuple[_Rows, Array]) -> tuple[Array, Array]:
+    rows, drawn = part
+    hidden = _hidden(model, params, rows)
+    matrix = language_step.unembedding_matrix(model, params)
+
+    def logp(tokens: Array) -> Array:
+      return vocabulary.token_logp(
+        hidden,
+        matrix,
+        tokens.reshape(-1),
+        rows.mask.reshape(-1),
+        temperature=temperature,
+        adjust=language_step.adjust(model),
+      ).reshape(rows.mask.shape)
+
+    return logp(rows.actions), logp(drawn)
+
+  logp, of_drawn = packing.each(packed, both, (rows, drawn), (0, 0))
+  logp = packed.take_states(logp)[:, :-1]
+  variance = masked.masked_variance(of_drawn, rows.mask)
+  return jnp.where(rollout.response_mask, logp, 0), jnp.sqrt(variance)
+
+
 def experience(
   rollout: Rollout,
   reference_params: PyTree,
@@ -255,7 +293,7 @@ def update(
   """One update of policy and value network on a minibatch.
 
   The pretraining gradient, scaled by γ, is added to the PPO gradient before
-  the one optimiser step (Eq. 2, C.4); the average of the weights follows once.
+  the one optimiser step (Eq. 2, C.4); the average of the weights moves once.
 
   Args:
     state: what is trained.
@@ -368,12 +406,8 @@ def update(
   value = state_lib.apply_gradients(state.value, grads, value_optimizer)
   ema = state.ema
   if ema:
-    ema = jax.tree.map(
-      lambda average, new: (
-        state.ema_decay * average + (1 - state.ema_decay) * new
-      ),
-      ema,
-      policy.params,
+    ema = state_lib.move_average(
+      ema, policy.params, state.ema_decay, policy.step
     )
   state = dataclasses.replace(state, policy=policy, value=value, ema=ema)
   return state, metrics

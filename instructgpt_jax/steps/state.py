@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from instructgpt_jax import config as config_lib
+from instructgpt_jax.errors import UserError
 from instructgpt_jax.models import lora
 from instructgpt_jax.types import Array, PyTree, pytree
 
@@ -35,7 +36,7 @@ class PpoState:
 
   policy: TrainState
   value: TrainState
-  ema: PyTree  # averaged policy parameters, once per update; {} if decay is 0
+  ema: PyTree  # `move_average` of the policy's parameters; {} if decay is 0
   kl_coef: Array  # [] float32, β
   ptx_coef: Array  # [] float32, γ
   ema_decay: Array  # [] float32
@@ -68,6 +69,13 @@ class Schedule:
 
 
 def _new_schedule(config: config_lib.Optimizer, total_steps: int) -> Schedule:
+  if config.warmup_steps < 0:
+    raise UserError(
+      f"{config.warmup_steps} is for PPO, which counts in iterations",
+      field="optimizer.warmup_steps",
+      fix="give a number of updates, or 0 for no warm-up",
+      code="warmup_outside_ppo",
+    )
   constant = config.schedule == "constant"
   return Schedule(
     step=jnp.zeros((), jnp.int32),
@@ -154,6 +162,28 @@ def apply_gradients(
     params=optax.apply_updates(state.params, updates),
     opt_state=opt_state,
   )
+
+
+def move_average(
+  average: PyTree, new: PyTree, decay: Array, count: Array
+) -> PyTree:
+  """Updates a bias-corrected exponential average.
+
+  After t updates the average is Σ dᵗ⁻ⁱ xᵢ / Σ dᵗ⁻ⁱ over x₁ … x_t: its weights
+  sum to 1 without a share of what it began as, as in Adam. Once d^t is small
+  it is the plain d · average + (1 − d) · x.
+
+  Args:
+    average: after t − 1 updates; anything when t is 1.
+    new: x_t.
+    decay: [] float32, d; above 0 and below 1.
+    count: [] int32, t.
+
+  Returns:
+    The average after t updates.
+  """
+  weight = (1 - decay) / -jnp.expm1(count * jnp.log(decay))
+  return jax.tree.map(lambda a, x: a + weight * (x - a), average, new)
 
 
 def accumulate(

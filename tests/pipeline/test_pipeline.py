@@ -139,10 +139,16 @@ def test_the_report_holds_every_number_with_its_interval(world_run):
   found = report(world_run)
   assert set(found["models"]) == set(MODELS)
   for name in MODELS:
-    for part in (found["models"][name], found["models"][name]["greedy"]):
-      for key in LEAVES:
+    greedy = found["models"][name]["greedy"]
+    assert greedy["kl"] is None  # greedy answers are no sample of the model
+    for part in (found["models"][name], greedy):
+      for key in set(LEAVES) - ({"kl"} if part is greedy else set()):
         leaf = part[key]
-        assert leaf["low"] <= leaf["mean"] <= leaf["high"], (name, key)
+        assert leaf["units"] > 0
+        if leaf["low"] is None:  # a few prompts that do not differ
+          assert leaf["high"] is None and leaf["units"] < 30, (name, key)
+        else:
+          assert leaf["low"] <= leaf["mean"] <= leaf["high"], (name, key)
       assert set(part["tasks"]) == {
         "translation", "reading", "sentiment", "facts",
       }  # fmt: skip
@@ -331,6 +337,7 @@ def test_a_model_is_measured_prompt_by_prompt(measured, world_run):
   for part, samples in (("sampled", 2), ("greedy", 1), ("kept", 4)):
     for key in ("gold", "rm"):
       assert np.shape(found[part][key]) == (12, samples)
+    assert ("kl" in found[part]) == (part == "sampled")
   assert set(found["families"]) <= set(requests.FAMILIES)
   assert found["families"][3] == (
     requests.parse(world, found["prompts"][3]).family
@@ -345,6 +352,8 @@ def test_a_model_is_measured_prompt_by_prompt(measured, world_run):
 def test_the_means_are_of_what_is_kept(measured):
   found = files.read_json(measured / "answers.json")
   means = files.read_complete(measured) or {}
+  assert means["prompts"] == 12
+  assert "kl" in means and "greedy_kl" not in means
   assert means["gold"] == pytest.approx(np.mean(found["sampled"]["gold"]))
   assert means["lm_loss"] == pytest.approx(
     np.sum(found["lm"]["nll"]) / np.sum(found["lm"]["weight"])

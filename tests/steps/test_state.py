@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from instructgpt_jax import config
+from instructgpt_jax.errors import UserError
 from instructgpt_jax.steps import state as state_lib
 
 
@@ -57,6 +58,34 @@ def test_schedule_known_answers():
   )
   found = state_lib.learning_rate(c, 10, np.array([0, 1, 2, 6, 10, 99]))
   np.testing.assert_allclose(found, [0.5, 0.75, 1, 0.55, 0.1, 0.1], rtol=1e-6)
+
+
+def test_a_warm_up_in_iterations_is_for_ppo_alone():
+  c = config.Optimizer(warmup_steps=-1)
+  for begin in (
+    lambda: state_lib.schedule(c, 10),
+    lambda: state_lib.make_optimizer(c, 10).init({}),
+  ):
+    with pytest.raises(UserError) as caught:
+      begin()
+    assert caught.value.code == "warmup_outside_ppo"
+    assert caught.value.field == "optimizer.warmup_steps"
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.9, 0.992, 0.999999])
+def test_an_average_holds_no_share_of_its_start(decay):
+  rng = np.random.default_rng(0)
+  points = rng.normal(size=(200, 3)).astype(np.float32)
+  move = jax.jit(state_lib.move_average)
+  average = {"x": jnp.full(3, 1e3)}  # what it began as
+  for count, point in enumerate(points, 1):
+    average = move(average, {"x": point}, jnp.float32(decay), jnp.int32(count))
+    weights = decay ** np.arange(count - 1.0, -1, -1)
+    expected = weights @ points[:count] / weights.sum()
+    np.testing.assert_allclose(average["x"], expected, rtol=0, atol=2e-3)
+  plain = decay * average["x"] + (1 - decay) * points[0]
+  found = move(average, {"x": points[0]}, jnp.float32(decay), jnp.int32(10**7))
+  np.testing.assert_allclose(found["x"], plain, atol=1e-5)
 
 
 def adam_twin(c, total, params, gradients):

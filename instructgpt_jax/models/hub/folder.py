@@ -19,10 +19,17 @@ import numpy as np
 
 from instructgpt_jax.config import Model
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.models.hub import families, mapping, tensors
+from instructgpt_jax.models.hub import (
+  contents,
+  families,
+  mapping,
+  settings,
+  tensors,
+)
 from instructgpt_jax.types import PyTree
 
 CONFIG = "config.json"
+GENERATION = "generation_config.json"
 SHIFT = "instructgpt_jax_score_shift"
 _SCALAR = "ForSequenceClassification"
 _LANGUAGE = ("ForCausalLM", "LMHeadModel", "Model")
@@ -43,6 +50,7 @@ class Source:
   scalar: bool  # a reward model
   shift: float  # added to the scores of a reward model
   tensors: Mapping[str, tensors.Tensor]
+  origin: settings.Origin
 
 
 def is_folder(path: str | os.PathLike[str]) -> bool:
@@ -65,28 +73,50 @@ def look(path: str | os.PathLike[str]) -> Source:
   """
   folder = pathlib.Path(path)
   file = folder / CONFIG
-  try:
-    raw = json.loads(file.read_bytes())
-    if not isinstance(raw, dict):
-      raise ValueError("it is no table")
-  except (OSError, ValueError) as error:
-    raise UserError(
-      f"cannot be read ({error})",
-      file=str(file),
-      fix="give a folder that save_pretrained wrote",
-    ) from error
+  raw = _read_json(file)
   try:
     family = families.named(raw.get("model_type"))
     scalar = _is_scalar(raw, family)
     config = family.model(raw)
   except UserError as error:
     raise UserError(
-      error.problem, file=str(file), field=error.field, fix=error.fix
+      error.problem,
+      file=str(file),
+      field=error.field,
+      fix=error.fix,
+      code=error.code or "bad_config",
     ) from error
   found = _checked(folder, family, config, scalar)
+  generation = {}
+  if (folder / GENERATION).exists():
+    generation = _read_json(folder / GENERATION)
+  origin = settings.Origin(raw, generation, settings.saved_dtype(found))
   return Source(
-    str(path), family, config, scalar, float(raw.get(SHIFT, 0.0)), found
+    str(path), family, config, scalar, float(raw.get(SHIFT, 0.0)), found, origin
   )
+
+
+def _read_json(file: pathlib.Path) -> dict[str, Any]:
+  """A JSON table of a directory.
+
+  Raises:
+    UserError: the file is something else.
+  """
+  content = b""
+  try:
+    content = file.read_bytes()
+    value = json.loads(content)
+    if not isinstance(value, dict):
+      raise ValueError("it is no table")
+  except (OSError, ValueError, RecursionError) as error:
+    problem, fix = contents.described(content[: contents.ENOUGH])
+    raise UserError(
+      problem or f"cannot be read ({error})",
+      file=str(file),
+      fix=fix or "give a folder that save_pretrained wrote",
+      code="bad_config",
+    ) from error
+  return value
 
 
 def _is_scalar(raw: Mapping[str, Any], family: families.Family) -> bool:
@@ -234,6 +264,7 @@ def save(
   ids: Mapping[str, int],
   dtype: str = "float32",
   most: int = 5_000_000_000,
+  origin: settings.Origin | None = None,
 ) -> families.Family:
   """Writes a directory that `transformers` loads; whole or not at all.
 
@@ -244,19 +275,22 @@ def save(
       written.
     config: the network.
     files: of the tokenizer, name → bytes.
-    ids: config.json's pad_token_id, eos_token_id and so on.
+    ids: eos_token_id, and pad_token_id and bos_token_id where there are such.
+      A reward model gets a row for its padding, which no text has.
     dtype: of the tensors.
     most: bytes of a file.
+    origin: what the network was trained from, whose settings are kept.
 
   Returns:
     The family that it was written as.
   """
-  family = families.holding(config)
+  own = origin.family(config) if origin else None
+  family = own or families.holding(config)
   scalar = "head/kernel" in leaves
   vocabulary = config.vocab_size
   extra: dict[str, Any] = {"architectures": [family.language]}
   if scalar:
-    vocabulary = max(vocabulary, ids["pad_token_id"] + 1)
+    vocabulary = max(vocabulary, ids.get("pad_token_id", -1) + 1)
     leaves, shift = _folded(leaves)
     extra = {
       "architectures": [family.scalar],
@@ -273,19 +307,23 @@ def save(
     tensors.New(name, weight.shape(extent), functools.partial(make, weight, i))
     for weight, i, name in expanded(family, config, scalar)
   ]
-  described = {
-    **family.theirs(families.canonical(config)),
-    "vocab_size": vocabulary,
-    "dtype": dtype,
-    **ids,
-    **extra,
-  }
+  kept = origin if own else None
+  described = settings.config_json(
+    family, config, kept, rows=vocabulary, ids=ids, dtype=dtype
+  )
   with written(path) as scratch:
     for name, content in files.items():
       (scratch / name).write_bytes(content)
-    (scratch / CONFIG).write_text(json.dumps(described, indent=2) + "\n")
+    _write_json(scratch / CONFIG, described | extra)
+    if not scalar:
+      generation = settings.generation_json(origin, rows=vocabulary, ids=ids)
+      _write_json(scratch / GENERATION, generation)
     tensors.write(scratch, news, dtype, most)
   return family
+
+
+def _write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
+  path.write_text(json.dumps(value, indent=2) + "\n")
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ PACKAGE = "instructgpt_jax"
 # import each other, except in OPEN.
 LAYERS = (
   {"errors"},
-  {"config", "types", "statistics"},
+  {"config", "types", "statistics", "signatures"},
   {"placement"},
   {"presets", "data", "models"},
   {"losses"},

@@ -28,15 +28,12 @@ class Exported(NamedTuple):
 
   Attributes:
     files: file name → content.
-    pad: padding id, or None where the tokenizer has no padding token.
-    eos: end-of-text id.
-    bos: id that every text begins with, or None.
+    ids: config.json's eos_token_id (one, or a list whose first ends our
+      replies), and pad_token_id and bos_token_id where there are such.
   """
 
   files: dict[str, bytes]
-  pad: int | None
-  eos: int
-  bos: int | None
+  ids: dict[str, int | list[int]]
 
 
 def export(tokenizer: Tokenizer, *, needs_pad: bool) -> Exported:
@@ -52,15 +49,26 @@ def export(tokenizer: Tokenizer, *, needs_pad: bool) -> Exported:
     needs_pad: adds a padding token where the tokenizer has none of its own.
   """
   files = dict(tokenizer_json.files(tokenizer))
-  names = {"eos_token": _name(files, tokenizer.eos_id)}
+  stops = list(getattr(tokenizer, "stop_ids", (tokenizer.eos_id,)))
+  ends = {*stops, getattr(tokenizer, "document_end_id", tokenizer.eos_id)}
+  names: dict[str, str | None] = {}
+  settings = _json(files.get(_SETTINGS))
+  if _text(settings.get("eos_token")) not in {_name(files, i) for i in ends}:
+    names["eos_token"] = _name(files, tokenizer.eos_id)
   pad = tokenizer.pad_id if tokenizer.pad_id < tokenizer.base_size else None
   if pad is not None:
     names["pad_token"] = _name(files, pad)
   elif needs_pad:
     files, names["pad_token"], pad = _with_pad(files)
   more = {"padding_side": "right"} if needs_pad else {}
-  bos = tokenizer.begin[0] if tokenizer.begin else None
-  return Exported(_named(files, names, more), pad, tokenizer.eos_id, bos)
+  ids: dict[str, int | list[int]] = {
+    "eos_token_id": stops if len(stops) > 1 else stops[0]
+  }
+  if pad is not None:
+    ids["pad_token_id"] = pad
+  if tokenizer.begin:
+    ids["bos_token_id"] = tokenizer.begin[0]
+  return Exported(_named(files, names, more), ids)
 
 
 def same_ids(a: Tokenizer, b: Tokenizer) -> bool:

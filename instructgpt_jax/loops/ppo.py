@@ -136,6 +136,7 @@ def train(
         model=model.config,
         data=config.data,
         adapts=start.adapts,
+        starts_from=start_stage,
         stage=name,
         step=int(state.policy.step),
       )
@@ -163,6 +164,7 @@ def train(
     model=model.config,
     data=config.data,
     adapts=start.adapts,
+    starts_from=start_stage,
     stage=name,
     step=int(state.policy.step),
   )

@@ -20,7 +20,6 @@ import numpy as np
 from instructgpt_jax.config import Model
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.models.hub import (
-  contents,
   families,
   mapping,
   settings,
@@ -109,11 +108,11 @@ def _read_json(file: pathlib.Path) -> dict[str, Any]:
     if not isinstance(value, dict):
       raise ValueError("it is no table")
   except (OSError, ValueError, RecursionError) as error:
-    problem, fix = contents.described(content[: contents.ENOUGH])
+    tensors.refuse_other(file, content)
     raise UserError(
-      problem or f"cannot be read ({error})",
+      f"cannot be read ({error})",
       file=str(file),
-      fix=fix or "give a folder that save_pretrained wrote",
+      fix="give a folder that save_pretrained wrote",
       code="bad_config",
     ) from error
   return value
@@ -261,7 +260,7 @@ def save(
   config: Model,
   files: Mapping[str, bytes],
   *,
-  ids: Mapping[str, int],
+  ids: Mapping[str, Any],
   dtype: str = "float32",
   most: int = 5_000_000_000,
   origin: settings.Origin | None = None,

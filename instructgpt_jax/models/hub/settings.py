@@ -69,7 +69,7 @@ def config_json(
   origin: Origin | None,
   *,
   rows: int,
-  ids: Mapping[str, int],
+  ids: Mapping[str, Any],
   dtype: str,
 ) -> dict[str, Any]:
   """config.json, without what depends on the model's head.
@@ -93,7 +93,7 @@ def config_json(
 
 
 def generation_json(
-  origin: Origin | None, *, rows: int, ids: Mapping[str, int]
+  origin: Origin | None, *, rows: int, ids: Mapping[str, Any]
 ) -> dict[str, Any]:
   """generation_config.json: the base's settings and the export's ids.
 
@@ -112,7 +112,7 @@ def _token_ids(
   table: Mapping[str, Any],
   origin: Origin | None,
   rows: int,
-  ids: Mapping[str, int],
+  ids: Mapping[str, Any],
 ) -> dict[str, Any]:
   """The entries of special tokens; padding never ends a text.
 
@@ -120,8 +120,8 @@ def _token_ids(
   have no row.
   """
   bases = (origin.generation, origin.config) if origin else ()
-  pad = ids.get("pad_token_id")
-  stops = [ids["eos_token_id"]]
+  pad = next(iter(_listed(ids.get("pad_token_id"))), None)
+  stops = _listed(ids["eos_token_id"])
   starts = _listed(ids.get("bos_token_id"))
   for base in bases:
     stops += _listed(base.get("eos_token_id"))

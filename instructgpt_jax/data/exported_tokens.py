@@ -176,7 +176,9 @@ def _named(
   before = json.dumps(settings)
   settings.setdefault(
     "tokenizer_class",
-    "PreTrainedTokenizerFast" if "tokenizer.json" in files else "LlamaTokenizer",
+    "PreTrainedTokenizerFast"
+    if "tokenizer.json" in files
+    else "LlamaTokenizer",
   )
   for key, name in names.items():
     if _text(settings.get(key)) != name:

@@ -75,6 +75,7 @@ def look(path: str | os.PathLike[str]) -> Source:
   raw = _read_json(file)
   try:
     family = families.named(raw.get("model_type"))
+    _refuse_quantised(raw)
     scalar = _is_scalar(raw, family)
     config = family.model(raw)
   except UserError as error:
@@ -118,15 +119,50 @@ def _read_json(file: pathlib.Path) -> dict[str, Any]:
   return value
 
 
+def _refuse_quantised(raw: Mapping[str, Any]) -> None:
+  quantised = raw.get("quantization_config")
+  if quantised:
+    method = ""
+    if isinstance(quantised, dict) and quantised.get("quant_method"):
+      method = f" ({quantised['quant_method']})"
+    raise UserError(
+      f"its weights are quantised{method}, which is not supported",
+      field="quantization_config",
+      fix="give the model that was quantised",
+      code="quantised_model",
+    )
+
+
 def _is_scalar(raw: Mapping[str, Any], family: families.Family) -> bool:
-  name = str((raw.get("architectures") or [family.language])[0])
+  names = raw.get("architectures") or [family.language]
+  name = str(names[0] if isinstance(names, list) else names)
+  for other in families.FAMILIES.values():
+    if name in (other.language, other.scalar) and name not in (
+      family.language,
+      family.scalar,
+    ):
+      raise UserError(
+        f"is {name}, but model_type is {family.kind!r}",
+        field="architectures",
+        fix="give the config.json that the model was saved with",
+        code="contradicting_config",
+      )
   if name.endswith(_SCALAR):
+    labels = raw.get("num_labels", len(raw.get("id2label") or [0]))
+    if labels != 1:
+      raise UserError(
+        f"has {labels} labels; a reward model has 1",
+        field="num_labels" if "num_labels" in raw else "id2label",
+        fix="give a model with one score",
+        code="bad_config_value",
+      )
     return True
   if not name.endswith(_LANGUAGE):
     raise UserError(
       f"{name} is neither a language model nor a reward model",
       field="architectures",
       fix=f"give a {family.language} or a {family.scalar}",
+      code="bad_config_value",
     )
   return False
 
@@ -155,7 +191,10 @@ def _checked(
   for name, shape in wanted.items():
     if name not in found:
       raise UserError(
-        f"the tensor {name} is missing", file=str(folder), fix=fix
+        f"the tensor {name} is missing",
+        file=str(folder),
+        fix=fix,
+        code="missing_tensor",
       )
     tensor = found[name]
     if tensor.shape != shape or not tensors.is_float(tensor):
@@ -166,6 +205,17 @@ def _checked(
         fix=fix,
       )
   heads = (f"{family.unembedding}.weight", f"{family.unembedding}.bias")
+  head = found.get(heads[0])
+  if c.tie_embeddings and head is not None and not scalar:
+    embedding = found[f"{family.prefix}{family.names['embedding']}.weight"]
+    if not tensors.same_samples(embedding, head):
+      raise UserError(
+        f"is true, but {heads[0]} is unlike the embedding",
+        file=str(folder / CONFIG),
+        field="tie_word_embeddings",
+        fix="set it to false if the model was trained so",
+        code="contradicting_config",
+      )
   for name, tensor in found.items():
     spare = _DERIVED.search(name) or (
       name in heads and (scalar or c.tie_embeddings)

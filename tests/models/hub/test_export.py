@@ -6,13 +6,15 @@ import warnings
 import numpy as np
 import pytest
 
-from instructgpt_jax.loops import scoring, workdir
-from instructgpt_jax.models.hub import families, folder
+from instructgpt_jax import config
+from instructgpt_jax.loops import workdir
+from instructgpt_jax.models.hub import folder
 from instructgpt_jax.models.hub.__main__ import export_model, import_model
 from instructgpt_jax.models.transformer import ScalarModel, abstract_params
+from instructgpt_jax.runtime import files
 from instructgpt_jax.runtime import mesh as mesh_lib
 from tests.models import twin
-from tests.models.hub import tiny, vocabulary
+from tests.models.hub import ours, tiny, vocabulary
 
 torch = tiny.library("torch")
 transformers = tiny.library("transformers")
@@ -44,7 +46,9 @@ def with_tokenizer(path, pad):
 def tokenizer_of(path):
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    return transformers.AutoTokenizer.from_pretrained(path)
+    # AutoTokenizer takes the class of a model_type, which may read another kind
+    # of tokenizer than these.
+    return transformers.PreTrainedTokenizerFast.from_pretrained(path)
 
 
 def ids_of(value):
@@ -115,18 +119,6 @@ def test_language_models(base, tmp_path):
         assert answer[: len(alone)].tolist() == alone.tolist()
 
 
-def our_scores(path, rows):
-  """Scores of rows of ids by our own scorer."""
-  stage = workdir.open_stage(path)
-  params = stage.params(mesh_lib.unbox(abstract_params(stage.network)))
-  examples = [
-    scoring.Example(np.asarray(row, np.int32), np.ones(len(row), np.float32))
-    for row in rows
-  ]
-  mesh = mesh_lib.make_mesh(workdir.config_lib.Mesh())
-  return scoring.score(stage.network, params, examples, mesh), stage
-
-
 def their_scores(model, ids, mask):
   positions = (mask.cumsum(1) - 1).clamp(min=0)
   # OPT counts them from the mask.
@@ -135,56 +127,159 @@ def their_scores(model, ids, mask):
     return model(ids, attention_mask=mask, **more).logits[:, 0].numpy()
 
 
-@pytest.fixture(scope="module")
-def reward(base, tmp_path_factory):
-  """Our reward model on the base: its source, network and parameters."""
-  path, _ = base
-  source = folder.look(path)
-  model = ScalarModel(source.config)
-  return source, model, twin.make_params(model)
+def our_scores(model, params, rows):
+  """Scores at the last token of each row, as `scoring.score` gives them."""
+  width = max(map(len, rows))
+  tokens = np.zeros((len(rows), width), np.int32)
+  segments, positions = np.zeros_like(tokens), np.zeros_like(tokens)
+  for i, row in enumerate(rows):
+    tokens[i, : len(row)], segments[i, : len(row)] = row, 1
+    positions[i, : len(row)] = range(len(row))
+  scores = twin.jit(model.apply)(
+    {"params": params}, tokens, segments, positions
+  )
+  return np.asarray(scores)[range(len(rows)), [len(row) - 1 for row in rows]]
 
 
-@pytest.mark.parametrize("pad", vocabulary.PADS)
-def test_reward_models(base, reward, pad, tmp_path):
-  """Alone, padded left, padded right and in our scorer: one score."""
-  source, model, params = reward
-  start = workdir.open_stage(with_tokenizer(base[0], pad))
-  work = tmp_path / "work"
-  workdir.put_tokenizer(work, start.tokenizer)
+def as_stage(path, base, model, params):
+  """A finished reward stage that started from the base."""
+  start = workdir.open_stage(base)
+  workdir.put_tokenizer(path, start.tokenizer)
   workdir.save_stage_model(
-    work,
+    path,
     params,
     kind=workdir.SCALAR,
     model=model.config,
     data=start.data,
     starts_from=start,
   )
-  workdir.files.mark_complete(work, {})
-  out = tmp_path / "out"
-  name = export_model(str(work), str(out))
-  theirs, tokenizer = tiny.load(out, scalar=True), tokenizer_of(out)
-  assert type(theirs).__name__ == name == source.family.scalar
-  check_ids(out, tokenizer, scalar=True)
-  raw = json.loads((out / "config.json").read_text())
-  assert raw["pad_token_id"] == tokenizer.pad_token_id is not None
-  assert tokenizer.padding_side == "right"
-  # Rows end with end-of-text, which is never taken for padding.
-  rows = [row + [tokenizer.eos_token_id] for row in tokenizer(TEXTS).input_ids]
-  ours, _ = our_scores(str(work), rows)
-  again, stage = our_scores(str(out), rows)
-  workdir.same_tokenizer(stage.tokenizer, start.tokenizer, "", "")
-  np.testing.assert_allclose(again, ours, atol=1e-5)
-  shift = raw[folder.SHIFT]
-  alone = [
-    their_scores(theirs, torch.tensor([r]), torch.ones(1, len(r), dtype=int))[0]
-    for r in rows
-  ]
-  np.testing.assert_allclose(np.add(alone, shift), ours, atol=1e-4)
-  for side in ("left", "right"):
-    batch = padded(tokenizer, rows, side, tokenizer.pad_token_id)
-    np.testing.assert_allclose(their_scores(theirs, *batch), alone, atol=1e-4)
-  texts = [text + tokenizer.eos_token for text in TEXTS]
-  batch = tokenizer(texts, padding=True, return_tensors="pt")
-  np.testing.assert_array_equal(
-    batch.input_ids, padded(tokenizer, rows, "right", tokenizer.pad_token_id)[0]
+  files.mark_complete(path, {})
+  return start
+
+
+def test_reward_models(base, tmp_path):
+  """Alone, padded left, padded right and in our scorer: one score."""
+  source = folder.look(base[0])
+  model = ScalarModel(source.config)
+  params = twin.make_params(model)
+  scores = {}
+  for pad in vocabulary.PADS:
+    work, out = tmp_path / f"{pad}_work", tmp_path / pad
+    start = as_stage(work, with_tokenizer(base[0], pad), model, params)
+    name = export_model(str(work), str(out))
+    theirs, tokenizer = tiny.load(out, scalar=True), tokenizer_of(out)
+    assert type(theirs).__name__ == name == source.family.scalar
+    check_ids(out, tokenizer, scalar=True)
+    raw = json.loads((out / "config.json").read_text())
+    assert raw["pad_token_id"] == tokenizer.pad_token_id is not None
+    assert tokenizer.padding_side == "right"
+    # Rows end with end-of-text, which is never taken for padding.
+    end = [tokenizer.eos_token_id]
+    rows = [row + end for row in tokenizer(TEXTS).input_ids]
+    if str(rows) not in scores:
+      scores[str(rows)] = our_scores(model, params, rows)
+    wanted = scores[str(rows)] - raw[folder.SHIFT]
+    for row, score in zip(rows, wanted, strict=True):
+      mask = torch.ones(1, len(row), dtype=int)
+      alone = their_scores(theirs, torch.tensor([row]), mask)
+      np.testing.assert_allclose(alone, [score], atol=1e-4)
+    for side in ("left", "right"):
+      batch = padded(tokenizer, rows, side, tokenizer.pad_token_id)
+      np.testing.assert_allclose(
+        their_scores(theirs, *batch), wanted, atol=1e-4
+      )
+    texts = [text + tokenizer.eos_token for text in TEXTS]
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    np.testing.assert_array_equal(
+      batch.input_ids,
+      padded(tokenizer, rows, "right", tokenizer.pad_token_id)[0],
+    )
+    # Read back here, it goes with a policy of the same base.
+    again = workdir.open_stage(str(out))
+    workdir.same_tokenizer(again.tokenizer, start.tokenizer, "", "")
+
+
+@pytest.fixture
+def chosen(tmp_path):
+  """A Llama directory that says much of itself."""
+  path = tmp_path / "base"
+  tiny.save(tiny.make("llama", max_position_embeddings=64), path)
+  vocabulary.write(path, "none", chat_template="{{ messages[0].content }}")
+  raw = json.loads((path / "config.json").read_text())
+  raw |= {"eos_token_id": [0, 7], "bos_token_id": 1, "sep_token_id": 99}
+  raw |= {"pad_token_id": None, "pretraining_tp": 1, "_name_or_path": "/x"}
+  (path / "config.json").write_text(json.dumps(raw))
+  settings = {"temperature": 0.6, "top_p": 0.9, "do_sample": True}
+  (path / "generation_config.json").write_text(
+    json.dumps({**settings, "eos_token_id": [0, 8], "pad_token_id": 99})
   )
+  return path
+
+
+def test_what_the_base_had_is_kept(chosen, tmp_path):
+  """Through an import and a stage that ran with a shorter context."""
+  run = config.SftExperiment(model=config.Model(context=16))
+  start = workdir.open_stage(str(chosen), run=run)
+  assert start.model_config.context == 16
+  first = tmp_path / "first"
+  workdir.put_tokenizer(first, start.tokenizer)
+  workdir.save_stage_model(
+    first,
+    start.params(mesh_lib.unbox(abstract_params(start.network))),
+    kind=workdir.LANGUAGE,
+    model=start.model_config,
+    data=start.data,
+    starts_from=start,
+  )
+  files.mark_complete(first, {})
+  second = tmp_path / "second"
+  as_second = workdir.open_stage(str(first))
+  assert as_second.origin == start.origin
+  import_model(str(chosen), str(second))
+  before = json.loads((chosen / "config.json").read_text())
+  for path in (first, second):
+    out = tmp_path / f"{path.name}_out"
+    export_model(str(path), str(out))
+    after = json.loads((out / "config.json").read_text())
+    for key in ("rope_parameters", "pretraining_tp", "hidden_size", "dtype"):
+      assert after[key] == before[key], key
+    assert after["max_position_embeddings"] == 64
+    assert after["sep_token_id"] is None and "_name_or_path" not in after
+    generation = json.loads((out / "generation_config.json").read_text())
+    assert generation["temperature"] == 0.6 and generation["top_p"] == 0.9
+    assert generation["eos_token_id"][0] == 0
+    assert set(generation["eos_token_id"]) == {0, 7, 8}
+    assert generation["bos_token_id"] == 1
+    assert "pad_token_id" not in generation
+    assert tokenizer_of(out).chat_template == "{{ messages[0].content }}"
+    tiny.load(out)
+
+
+def test_the_dtype_is_the_bases(chosen, tmp_path):
+  model = tiny.load(chosen).to(torch.bfloat16)
+  tokens = {p.name: p.read_bytes() for p in chosen.glob("tokenizer*")}
+  tiny.save(model, tmp_path / "half")
+  for name, content in tokens.items():
+    (tmp_path / "half" / name).write_bytes(content)
+  import_model(str(tmp_path / "half"), str(tmp_path / "work"))
+  for given, dtype in (("", "bfloat16"), ("float32", "float32")):
+    out = tmp_path / f"out_{given}"
+    export_model(str(tmp_path / "work"), str(out), dtype=given)
+    assert json.loads((out / "config.json").read_text())["dtype"] == dtype
+    assert folder.look(out).origin.dtype == dtype
+
+
+def test_ids_without_a_row_are_left_out(tmp_path):
+  model, params = ours.make(tmp_path / "first")
+  folder.save(
+    tmp_path / "m",
+    folder.flattened(params),
+    model.config,
+    {},
+    ids=dict(pad_token_id=13, eos_token_id=[1, 99], bos_token_id=50),
+  )
+  loaded = tiny.load(tmp_path / "m")
+  assert loaded.config.pad_token_id is None
+  assert loaded.config.bos_token_id is None
+  assert loaded.config.eos_token_id == loaded.generation_config.eos_token_id
+  assert loaded.config.eos_token_id == 1

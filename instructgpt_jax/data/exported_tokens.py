@@ -16,6 +16,7 @@ import tokenizers
 
 from instructgpt_jax.data import tokenizer_json
 from instructgpt_jax.data.tokenizer import Tokenizer
+from instructgpt_jax.errors import UserError
 
 _SETTINGS = "tokenizer_config.json"
 _MAP = "special_tokens_map.json"
@@ -30,10 +31,14 @@ class Exported(NamedTuple):
     files: file name → content.
     ids: config.json's eos_token_id (one, or a list whose first ends our
       replies), and pad_token_id and bos_token_id where there are such.
+    pad: text of the padding token; "" where there is none.
+    adds_pad: whether the tokenizer lacks it.
   """
 
   files: dict[str, bytes]
   ids: dict[str, int | list[int]]
+  pad: str = ""
+  adds_pad: bool = False
 
 
 def export(tokenizer: Tokenizer, *, needs_pad: bool) -> Exported:
@@ -68,7 +73,12 @@ def export(tokenizer: Tokenizer, *, needs_pad: bool) -> Exported:
     ids["pad_token_id"] = pad
   if tokenizer.begin:
     ids["bos_token_id"] = tokenizer.begin[0]
-  return Exported(_named(files, names, more), ids)
+  return Exported(
+    _named(files, names, more),
+    ids,
+    names.get("pad_token") or "",
+    adds_pad=tokenizer.pad_id >= tokenizer.base_size,
+  )
 
 
 def same_ids(a: Tokenizer, b: Tokenizer) -> bool:
@@ -128,12 +138,8 @@ def _name(files: Mapping[str, bytes], index: int) -> str | None:
 def _with_pad(files: dict[str, bytes]) -> tuple[dict[str, bytes], str, int]:
   """Adds a padding token after all others: (files, its text, its id)."""
   if "tokenizer.json" in files:
-    fast = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
-    known = fast.get_vocab(with_added_tokens=True)
-    name = _new_name(known)
-    fast.add_special_tokens([name])
-    index = fast.token_to_id(name)
-    return files | {"tokenizer.json": fast.to_str().encode()}, name, index
+    content, name, index = _with_fast_pad(files["tokenizer.json"])
+    return files | {"tokenizer.json": content}, name, index
   model = sentencepiece.SentencePieceProcessor(
     model_proto=files["tokenizer.model"]
   )
@@ -143,7 +149,36 @@ def _with_pad(files: dict[str, bytes]) -> tuple[dict[str, bytes], str, int]:
   known = {model.id_to_piece(i) for i in range(model.vocab_size())}
   name = _new_name(known | {t["content"] for t in added.values()} | set(older))
   index = max([model.vocab_size() - 1, *map(int, added), *older.values()]) + 1
-  added[str(index)] = {
+  added[str(index)] = _added(name)
+  settings["added_tokens_decoder"] = added
+  files = files | {_SETTINGS: _bytes(settings)}
+  if older:
+    files[_ADDED] = _bytes(older | {name: index})
+  return files, name, index
+
+
+def _with_fast_pad(content: bytes) -> tuple[bytes, str, int]:
+  """`_with_pad` of a tokenizer.json, which otherwise stays as it is."""
+  vocab = tokenizers.Tokenizer.from_str(content.decode()).get_vocab()
+  name = _new_name(vocab)
+  values = json.loads(content)
+  token = _added(name)
+  for index in (max(vocab.values()) + 1, len(vocab)):
+    added = [*(values.get("added_tokens") or []), {"id": index, **token}]
+    new = _bytes(values | {"added_tokens": added})
+    fast = tokenizers.Tokenizer.from_str(new.decode())
+    if fast.token_to_id(name) == index and index not in vocab.values():
+      return new, name, index
+  raise UserError(
+    "its ids have gaps, so that no padding token can be added",
+    file="tokenizer.json",
+    fix="add a padding token to the tokenizer of the base",
+    code="no_padding_token",
+  )
+
+
+def _added(name: str) -> dict[str, Any]:
+  return {
     "content": name,
     "special": True,
     "lstrip": False,
@@ -151,11 +186,6 @@ def _with_pad(files: dict[str, bytes]) -> tuple[dict[str, bytes], str, int]:
     "single_word": False,
     "normalized": False,
   }
-  settings["added_tokens_decoder"] = added
-  files = files | {_SETTINGS: _bytes(settings)}
-  if older:
-    files[_ADDED] = _bytes(older | {name: index})
-  return files, name, index
 
 
 def _new_name(known: Any) -> str:

@@ -33,6 +33,7 @@ from instructgpt_jax.models.hub import peft, tensors
 from instructgpt_jax.models.transformer import abstract_params
 from instructgpt_jax.runtime import checkpoint, files, tables
 from instructgpt_jax.runtime.mesh import unbox
+from instructgpt_jax.runtime.progress import say
 
 _PART = 1 << 26  # bytes of arrays that are written together
 
@@ -175,6 +176,8 @@ def export_model(
   _new(to)
   stage = workdir.open_stage(path, field="--from")
   origin = stage.origin
+  if not dtype and origin and origin.dtype != "float32":
+    say(f"{to}: in {origin.dtype}, as the base; --dtype=float32 does not round")
   dtype = dtype or (origin.dtype if origin else "float32")
   if adapters:
     _adapters(stage, to, base, dtype)
@@ -182,6 +185,8 @@ def export_model(
   special = exported_tokens.export(
     stage.tokenizer, needs_pad=stage.kind == workdir.SCALAR
   )
+  if stage.kind == workdir.SCALAR and special.adds_pad:
+    say(f"{to}: with a padding token of its own, {special.pad}")
   family = hub.save(
     to,
     _Leaves(stage),
@@ -211,6 +216,12 @@ def _adapters(stage: workdir.Stage, to: str, base: str, dtype: str) -> None:
       field="--base",
       fix="export that too, and name its new folder with --base",
     )
+  exported = exported_tokens.export(stage.tokenizer, needs_pad=False)
+  if stage.kind == workdir.SCALAR and "pad_token_id" not in exported.ids:
+    say(
+      f"{to}: the base has no padding token; score one text at a time, or"
+      " export without --adapters"
+    )
   _, trained = lora.split(
     stage.model_config, unbox(abstract_params(stage.network))
   )
@@ -218,7 +229,7 @@ def _adapters(stage: workdir.Stage, to: str, base: str, dtype: str) -> None:
     to,
     hub.flattened(stage.reader()(trained)),
     stage.model_config,
-    exported_tokens.export(stage.tokenizer, needs_pad=False).files,
+    exported.files,
     base=base or os.path.abspath(stage.base.path),
     dtype=dtype,
   )

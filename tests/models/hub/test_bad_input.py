@@ -363,7 +363,7 @@ def test_the_field_of_a_configuration_is_named(tmp_path, changes, field, code):
 )
 def test_layers_of_a_configuration_are_judged(tmp_path, kinds, code):
   path = tmp_path / "model"
-  ours.make(path, **twin.LLAMA, window=4, window_pattern="wf")
+  ours.make(path, **twin.LLAMA, qk_norm=True, window=4, window_pattern="wf")
   set_config(path, layer_types=kinds)
   error = error_of(path)
   assert (error.field, error.code) == ("layer_types", code)

@@ -122,6 +122,7 @@ def _token_ids(
   bases = (origin.generation, origin.config) if origin else ()
   pad = next(iter(_listed(ids.get("pad_token_id"))), None)
   stops = _listed(ids["eos_token_id"])
+  pad = None if pad in stops else pad
   starts = _listed(ids.get("bos_token_id"))
   for base in bases:
     stops += _listed(base.get("eos_token_id"))
@@ -136,7 +137,7 @@ def _token_ids(
   }
   if starts and starts[0] < rows:
     found["bos_token_id"] = starts[0]
-  found["eos_token_id"] = stops if len(stops) > 1 else stops[0]
+  found["eos_token_id"] = stops if len(stops) > 1 else next(iter(stops), None)
   if pad is not None and pad < rows:
     found["pad_token_id"] = pad
   return found

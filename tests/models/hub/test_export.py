@@ -8,7 +8,7 @@ import pytest
 
 from instructgpt_jax import config
 from instructgpt_jax.loops import workdir
-from instructgpt_jax.models.hub import folder
+from instructgpt_jax.models.hub import folder, settings
 from instructgpt_jax.models.hub.__main__ import export_model, import_model
 from instructgpt_jax.models.transformer import ScalarModel, abstract_params
 from instructgpt_jax.runtime import files
@@ -199,6 +199,17 @@ def test_reward_models(base, tmp_path):
     workdir.same_tokenizer(again.tokenizer, start.tokenizer, "", "")
 
 
+def test_padding_that_ends_a_text_is_left_out():
+  for ids, eos, pad in (
+    (dict(pad_token_id=1, eos_token_id=1), 1, None),
+    (dict(pad_token_id=2, eos_token_id=[1, 2]), [1, 2], None),
+    (dict(pad_token_id=2, eos_token_id=1), 1, 2),
+    (dict(pad_token_id=0, eos_token_id=99), None, 0),
+  ):
+    found = settings.generation_json(None, rows=10, ids=ids)
+    assert (found["eos_token_id"], found.get("pad_token_id")) == (eos, pad)
+
+
 @pytest.fixture
 def chosen(tmp_path):
   """A Llama directory that says much of itself."""
@@ -209,9 +220,9 @@ def chosen(tmp_path):
   raw |= {"eos_token_id": [0, 7], "bos_token_id": 1, "sep_token_id": 99}
   raw |= {"pad_token_id": None, "pretraining_tp": 1, "_name_or_path": "/x"}
   (path / "config.json").write_text(json.dumps(raw))
-  settings = {"temperature": 0.6, "top_p": 0.9, "do_sample": True}
+  sampling = {"temperature": 0.6, "top_p": 0.9, "do_sample": True}
   (path / "generation_config.json").write_text(
-    json.dumps({**settings, "eos_token_id": [0, 8], "pad_token_id": 99})
+    json.dumps({**sampling, "eos_token_id": [0, 8], "pad_token_id": 99})
   )
   return path
 

@@ -409,7 +409,8 @@ class Data(Checked):
 
   `explicit` names the fields of this section that the user has set. A limit
   that somebody chose may drop most of a source, and a setting that nobody chose
-  follows the stage that a run starts from.
+  follows the stage that a run starts from. It also names the learning rates
+  that the user has set, such as optimizer.learning_rate.
   """
 
   demonstrations: str = option("", "prompt/completion records for SFT")

@@ -319,6 +319,8 @@ def parse(
 def mark_explicit(config: T, names: Iterable[str]) -> T:
   """A copy of a config whose `data.explicit` has more fields.
 
+  Beside data fields these are learning rates, by their whole dotted names.
+
   Args:
     config: a config; one without a data section is left as it is.
     names: dotted names that the user has set, of any section.
@@ -327,7 +329,9 @@ def mark_explicit(config: T, names: Iterable[str]) -> T:
   if not isinstance(data, config_lib.Data):
     return config
   known = {*filter(None, data.explicit.split(","))}
+  names = list(names)
   known |= {n.removeprefix("data.") for n in names if n.startswith("data.")}
+  known |= {n for n in names if n.endswith("optimizer.learning_rate")}
   explicit = ",".join(sorted(known - {"explicit"}))
   return replace(config, {"data.explicit": explicit})
 

@@ -425,6 +425,7 @@ def _train(
       model=model.config,
       data=config.data,
       adapts=adapts,
+      starts_from=stage,
       stage=name,
       step=step,
     )

@@ -142,6 +142,7 @@ def train(
         model=model.config,
         data=config.data,
         adapts=start.adapts,
+        starts_from=start_stage,
         stage=name,
         step=int(state.policy.step),
       )
@@ -170,6 +171,7 @@ def train(
     model=model.config,
     data=config.data,
     adapts=start.adapts,
+    starts_from=start_stage,
     stage=name,
     step=int(state.policy.step),
   )

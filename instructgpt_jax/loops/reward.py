@@ -174,6 +174,7 @@ def train(config: config_lib.RewardExperiment, directory: str) -> None:
     model=model.config,
     data=config.data,
     adapts=adapts,
+    starts_from=stage,
     stage="reward",
     step=total_steps,
   )

@@ -14,11 +14,14 @@ import jax
 import numpy as np
 
 from instructgpt_jax import config as config_lib
+from instructgpt_jax.data import exported_tokens
 from instructgpt_jax.data import tokenizer as tokenizer_lib
 from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.errors import UserError
+from instructgpt_jax.loops import not_a_stage, pretrained
 from instructgpt_jax.models import lora
 from instructgpt_jax.models.hub import folder as hub
+from instructgpt_jax.models.hub import settings
 from instructgpt_jax.models.transformer import (
   LanguageModel,
   ScalarModel,
@@ -67,6 +70,7 @@ class Stage:
   data: config_lib.Data
   tokenizer: Tokenizer
   source: hub.Source | None = None  # of another library's model
+  origin: settings.Origin | None = None  # what its training began from
   base: Stage | None = None  # that its adapters stand on
   mark: int = 0  # of the base
   has_prompts: bool = True  # whether it was trained on prompts
@@ -162,22 +166,13 @@ def open_stage(
   field_or_none = field or None
   folder = pathlib.Path(path)
   if not folder.is_dir():
-    raise UserError(
-      "there is no such folder", file=path, field=field_or_none,
-      fix="give the --workdir of a stage that has run to its end",
-    )  # fmt: skip
+    raise not_a_stage.no_directory(path, field_or_none)
   if hub.is_folder(folder):
     stage = _from_hub(path, field_or_none, run)
     _require(stage.kind, kind, path, field_or_none)
     return stage
   if not checkpoint.has_model(folder):
-    inner = sorted(p.name for p in folder.iterdir() if checkpoint.has_model(p))
-    raise UserError(
-      "holds no finished stage", file=path, field=field_or_none,
-      fix=f"name the folder of one of its stages: {', '.join(inner)}"
-      if inner
-      else "give the --workdir of a stage that has run to its end",
-    )  # fmt: skip
+    raise not_a_stage.no_model(folder, field_or_none)
   if files.read_complete(folder) is None:
     raise UserError(
       "has not run to its end", file=path, field=field_or_none,
@@ -188,15 +183,22 @@ def open_stage(
     found = str(info["kind"])
     model_config = config_lib.Model(**info["model"])
     data = config_lib.Data(**info["data"])
+    origin = settings.Origin(**info["origin"]) if info.get("origin") else None
   except (KeyError, TypeError) as error:
     raise UserError(
       f"its model was saved by another version ({error})", file=path,
       field=field_or_none, fix="run the stage again in a new --workdir",
     ) from error  # fmt: skip
   _require(found, kind, path, field_or_none)
-  tokenizer = read_tokenizer(folder / TOKENIZER, data)
-  prompts = info.get("stage") != "pretrain"
-  stage = Stage(path, found, model_config, data, tokenizer, has_prompts=prompts)
+  stage = Stage(
+    path,
+    found,
+    model_config,
+    data,
+    read_tokenizer(folder / TOKENIZER, data),
+    origin=origin,
+    has_prompts=info.get("stage") != "pretrain",
+  )
   if not model_config.lora_rank:
     return stage
   return _on_base(stage, info["adapts"], run)
@@ -281,7 +283,7 @@ def _from_hub(
     **{name: getattr(given, name) for name in _FREE},
   )
   kind = SCALAR if source.scalar else LANGUAGE
-  return Stage(path, kind, model, data, tokenizer, source)
+  return Stage(path, kind, model, data, tokenizer, source, source.origin)
 
 
 def load_policy(path: str) -> tuple[LanguageModel, Any, Tokenizer, Any]:
@@ -306,6 +308,8 @@ def inherit(config: C) -> C:
   if not config.init_from:
     return config
   stage = open_stage(config.init_from, field="init_from", run=config)
+  if stage.origin is not None:
+    pretrained.check_rates(config, stage.model_config)
   shape = {name: getattr(stage.model_config, name) for name in _SHAPE}
   changed = {
     f"model.{name}": value
@@ -440,7 +444,7 @@ def read_tokenizer(
 
 def same_tokenizer(a: Tokenizer, b: Tokenizer, file: str, field: str) -> None:
   """Refuses two models whose token ids mean different things."""
-  if a.files != b.files:
+  if not exported_tokens.same_ids(a, b):
     raise UserError(
       "was trained with another tokenizer",
       file=file,
@@ -514,6 +518,7 @@ def save_stage_model(
   model: config_lib.Model,
   data: config_lib.Data,
   adapts: Adapted | None = None,
+  starts_from: Stage | None = None,
   **info: Any,
 ) -> None:
   """Writes `model/`, from which `open_stage` reads.
@@ -525,23 +530,34 @@ def save_stage_model(
     model: the network.
     data: the limits that it was trained with.
     adapts: what its adapters stand on; its path is kept as seen from here.
+    starts_from: the stage that training began from; an export keeps the
+      settings of the Hugging Face directory at its beginning.
     **info: more to keep.
   """
   if adapts is not None:
     path = os.path.relpath(adapts.path, workdir)
     info["adapts"] = {"path": path, "mark": adapts.mark}
   _, trained = lora.split(model, params)
-  checkpoint.save_model(workdir, trained, model_info(kind, model, data, **info))
+  origin = None if starts_from is None else starts_from.origin
+  checkpoint.save_model(
+    workdir, trained, model_info(kind, model, data, origin=origin, **info)
+  )
 
 
 def model_info(
-  kind: str, model: config_lib.Model, data: config_lib.Data, **info: Any
+  kind: str,
+  model: config_lib.Model,
+  data: config_lib.Data,
+  *,
+  origin: settings.Origin | None = None,
+  **info: Any,
 ) -> dict[str, Any]:
   """What `open_stage` reads of a model beside its parameters."""
   return dict(
     kind=kind,
     model=dataclasses.asdict(model),
     data=dataclasses.asdict(data),
+    origin=origin._asdict() if origin else None,
     **info,
   )
 

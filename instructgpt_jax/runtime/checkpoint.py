@@ -292,7 +292,11 @@ def _model_path(base: pathlib.Path) -> pathlib.Path | None:
 def _whole_model(
   directory: str | pathlib.Path, *, deep: bool = True
 ) -> pathlib.Path:
-  """Where the model lies, after a look at its checksums."""
+  """Returns the model's directory once its checksums are verified.
+
+  Raises:
+    UserError: there is no model, it is damaged, or it has no checksums.
+  """
   base = pathlib.Path(directory).absolute()
   path = _model_path(base)
   if path is None:
@@ -302,12 +306,19 @@ def _whole_model(
       fix="give the --workdir of a stage that has run to its end",
     )
   if not (path / manifest.MANIFEST).exists():
-    say(f"warning: {path} has no checksums, so nothing tells damage")
-  elif problem := storage.problem(path, deep=deep):
+    raise UserError(
+      f"has no {manifest.MANIFEST}, so damage to it would not be noticed",
+      file=str(path),
+      fix="put the file back, or accept the model as it is with"
+      f" python -m instructgpt_jax.runtime.accept {directory}",
+      code="no_checksums",
+    )
+  if problem := storage.problem(path, deep=deep):
     raise UserError(
       f"is damaged ({problem})",
       file=str(path),
       fix=f"put back a copy, or delete {base} and run the stage again",
+      code="damaged_model",
     )
   return path
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.runtime import checkpoint, manifest
+from instructgpt_jax.runtime import accept, checkpoint, manifest
 
 
 def state(step):
@@ -138,14 +138,43 @@ def test_a_damaged_model_is_one_error(saved, tmp_path):
         checkpoint.load_model_info(run)
 
 
-def test_a_model_of_an_earlier_version_is_told(saved, tmp_path, capsys):
+@pytest.mark.parametrize("read", ["load_model", "load_model_info"])
+def test_a_model_without_checksums_is_an_error(saved, tmp_path, read):
   shutil.copytree(saved / "model", tmp_path / "model")
   (tmp_path / "model" / manifest.MANIFEST).unlink()
+  with pytest.raises(UserError) as caught:
+    getattr(checkpoint, read)(tmp_path)
+  assert caught.value.code == "no_checksums"
+  assert caught.value.file == str(tmp_path / "model")
+  assert f"instructgpt_jax.runtime.accept {tmp_path}" in caught.value.fix
+
+
+def test_a_model_without_checksums_can_be_accepted(saved, tmp_path, capsys):
+  shutil.copytree(saved / "model", tmp_path / "model")
+  (tmp_path / "model" / manifest.MANIFEST).unlink()
+  assert accept.main([str(tmp_path)]) == 0
   assert int(checkpoint.load_model(tmp_path)["n"]) == 7
-  (line,) = capsys.readouterr().err.splitlines()
-  assert line == (
-    f"warning: {tmp_path}/model has no checksums, so nothing tells damage"
-  )
+  assert checkpoint.load_model_info(tmp_path) == {"kind": "small"}
+  # From now on damage is noticed.
+  large = max(files_of(tmp_path / "model"), key=lambda p: p.stat().st_size)
+  flip(large)
+  with pytest.raises(UserError) as caught:
+    checkpoint.load_model(tmp_path)
+  assert caught.value.code == "damaged_model"
+  # Existing checksums are never replaced.
+  capsys.readouterr()
+  assert accept.main([str(tmp_path)]) == 2
+  assert "already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["nowhere"], ["a", "b"]])
+def test_accept_refuses_what_is_no_model(
+  arguments, tmp_path, capsys, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  assert accept.main(arguments) == 2
+  assert capsys.readouterr().err.startswith("error: ")
+  assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

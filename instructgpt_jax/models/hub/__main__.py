@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 import jax
 
 from instructgpt_jax import launch
-from instructgpt_jax.data import tokenizer_json
+from instructgpt_jax.data import exported_tokens
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.loops import workdir
 from instructgpt_jax.models import lora
@@ -33,6 +33,7 @@ from instructgpt_jax.models.hub import peft, tensors
 from instructgpt_jax.models.transformer import abstract_params
 from instructgpt_jax.runtime import checkpoint, files, tables
 from instructgpt_jax.runtime.mesh import unbox
+from instructgpt_jax.runtime.progress import say
 
 _PART = 1 << 26  # bytes of arrays that are written together
 
@@ -71,7 +72,12 @@ def import_model(path: str, to: str, *, scan_layers: bool = False) -> None:
       scratch,
       _parts(stage),
       workdir.model_info(
-        stage.kind, stage.model_config, stage.data, stage="import", step=0
+        stage.kind,
+        stage.model_config,
+        stage.data,
+        origin=stage.origin,
+        stage="import",
+        step=0,
       ),
     )
     files.mark_complete(scratch, {"imported": stage.source.family.kind})
@@ -147,7 +153,7 @@ def export_model(
   path: str,
   to: str,
   *,
-  dtype: str = "float32",
+  dtype: str = "",
   file_size: int = 5_000_000_000,
   adapters: bool = False,
   base: str = "",
@@ -157,7 +163,8 @@ def export_model(
   Args:
     path: workdir of a finished stage.
     to: the directory, which must not be there.
-    dtype: of the tensors.
+    dtype: of the tensors; "" is the dtype of the directory that training began
+      from, float32 where it began from nothing.
     file_size: most bytes of a file.
     adapters: writes the adapters alone, for PEFT; they are merged otherwise.
     base: where PEFT finds what they stand on; "" is where the stage did, if
@@ -168,31 +175,34 @@ def export_model(
   """
   _new(to)
   stage = workdir.open_stage(path, field="--from")
-  tokenizer = stage.tokenizer
-  ids = {"pad_token_id": tokenizer.pad_id, "eos_token_id": tokenizer.eos_id}
-  if tokenizer.begin:
-    ids["bos_token_id"] = tokenizer.begin[0]
-  written = tokenizer_json.files(tokenizer)
+  origin = stage.origin
+  if not dtype and origin and origin.dtype != "float32":
+    say(f"{to}: in {origin.dtype}, as the base; --dtype=float32 does not round")
+  dtype = dtype or (origin.dtype if origin else "float32")
   if adapters:
-    _adapters(stage, to, written, base, dtype)
+    _adapters(stage, to, base, dtype)
     return "adapter"
+  special = exported_tokens.export(
+    stage.tokenizer, needs_pad=stage.kind == workdir.SCALAR
+  )
+  if stage.kind == workdir.SCALAR and special.adds_pad:
+    say(f"{to}: with a padding token of its own, {special.pad}")
   family = hub.save(
     to,
     _Leaves(stage),
     dataclasses.replace(stage.model_config, lora_rank=0),
-    written,
-    ids=ids,
+    special.files,
+    ids=special.ids,
     dtype=dtype,
     most=file_size,
+    origin=origin,
   )
   if stage.kind == workdir.LANGUAGE:
     return family.language
   return family.scalar
 
 
-def _adapters(
-  stage: workdir.Stage, to: str, files: Any, base: str, dtype: str
-) -> None:
+def _adapters(stage: workdir.Stage, to: str, base: str, dtype: str) -> None:
   if stage.base is None:
     raise UserError(
       "has no adapters",
@@ -206,6 +216,12 @@ def _adapters(
       field="--base",
       fix="export that too, and name its new folder with --base",
     )
+  exported = exported_tokens.export(stage.tokenizer, needs_pad=False)
+  if stage.kind == workdir.SCALAR and "pad_token_id" not in exported.ids:
+    say(
+      f"{to}: the base has no padding token; score one text at a time, or"
+      " export without --adapters"
+    )
   _, trained = lora.split(
     stage.model_config, unbox(abstract_params(stage.network))
   )
@@ -213,7 +229,7 @@ def _adapters(
     to,
     hub.flattened(stage.reader()(trained)),
     stage.model_config,
-    files,
+    exported.files,
     base=base or os.path.abspath(stage.base.path),
     dtype=dtype,
   )
@@ -266,8 +282,9 @@ def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
   add(
     "--dtype",
     choices=tuple(tensors.NAMES),
-    default="float32",
-    help="export: of the tensors (default: float32)",
+    default="",
+    help="export: dtype of the tensors (default: that of the directory that"
+    " training began from, else float32)",
   )
   add(
     "--file_size",

@@ -20,9 +20,19 @@ def rope(base: str = "rope_theta", share: str = "", local: str = "") -> Aspect:
   """Rotary positions; the names of their base, their share, the local base."""
 
   def read(raw: Mapping[str, Any]) -> dict[str, Any]:
-    given = raw.get("rope_parameters") or {}
-    full = given.get("full_attention", given) or {}
-    full = {**(raw.get("rope_scaling") or {}), **full}
+    given = _table(raw, "rope_parameters")
+    scaling = _table(raw, "rope_scaling")
+    inner = given.get("full_attention", given) or {}
+    full = {**scaling, **inner}
+    where = "rope_parameters" if inner else "rope_scaling"
+    for key in ("factor", "rope_type"):
+      if key in scaling and scaling[key] != full[key]:
+        raise UserError(
+          f"has {key} {scaling[key]!r}, but rope_parameters {full[key]!r}",
+          field="rope_scaling",
+          fix="remove the one that the model was not trained with",
+          code="contradicting_config",
+        )
     kind = full.get("rope_type", full.get("type", "default"))
     if kind not in ("default", "linear", "llama3"):
       raise UserError(
@@ -35,11 +45,11 @@ def rope(base: str = "rope_theta", share: str = "", local: str = "") -> Aspect:
       "rotary_scaling": "none" if kind == "default" else kind,
     }
     if kind != "default":
-      found["rotary_factor"] = full["factor"]
+      found["rotary_factor"] = _number(full, "factor", where, kind)
     if kind == "llama3":
       found |= {
-        "rotary_low": full["low_freq_factor"],
-        "rotary_high": full["high_freq_factor"],
+        "rotary_low": _number(full, "low_freq_factor", where, kind),
+        "rotary_high": _number(full, "high_freq_factor", where, kind),
         "rotary_context": full.get(
           "original_max_position_embeddings", raw["max_position_embeddings"]
         ),
@@ -81,6 +91,43 @@ def rope(base: str = "rope_theta", share: str = "", local: str = "") -> Aspect:
   return Aspect(read, write)
 
 
+def _table(raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+  """A table of a config.json; empty where there is none."""
+  value = raw.get(key) or {}
+  if not isinstance(value, Mapping):
+    raise UserError(
+      f"is {value!r}, not a table",
+      field=key,
+      fix="give the config.json that the model was saved with",
+      code="bad_config_value",
+    )
+  return value
+
+
+def _number(
+  table: Mapping[str, Any], key: str, field: str, kind: str
+) -> int | float:
+  """A positive number that RoPE of a kind needs."""
+  value = table.get(key)
+  if value is None:
+    raise UserError(
+      f"has no {key}, which RoPE of type {kind} needs",
+      field=field,
+      fix="give the config.json that the model was saved with",
+      code="missing_config_value",
+    )
+  if (
+    isinstance(value, bool) or not isinstance(value, int | float) or value <= 0
+  ):
+    raise UserError(
+      f"has {key} {value!r}, not a positive number",
+      field=field,
+      fix="give the config.json that the model was saved with",
+      code="bad_config_value",
+    )
+  return value
+
+
 def shortest(pattern: str) -> str:
   """The shortest beginning that gives the pattern when it is repeated."""
   size = len(pattern)
@@ -88,6 +135,28 @@ def shortest(pattern: str) -> str:
     if (pattern[:end] * size)[:size] == pattern:
       return pattern[:end]
   return pattern
+
+
+def _layer_pattern(kinds: Any, layers: int) -> str:
+  """layer_types as letters, w (window) and f (full)."""
+  letters = {"sliding_attention": "w", "full_attention": "f"}
+  listed = isinstance(kinds, list)
+  unknown = [k for k in kinds if k not in letters] if listed else [kinds]
+  if unknown:
+    raise UserError(
+      f"{unknown[0]!r} is not supported",
+      field="layer_types",
+      fix=f"give a model whose layers are {' or '.join(letters)}",
+      code="bad_config_value",
+    )
+  if len(kinds) != layers:
+    raise UserError(
+      f"names {len(kinds)} layers, but num_hidden_layers is {layers}",
+      field="layer_types",
+      fix="give the config.json that the model was saved with",
+      code="contradicting_config",
+    )
+  return "".join(letters[kind] for kind in kinds)
 
 
 def windows(
@@ -112,7 +181,7 @@ def windows(
       layers = range(raw["num_hidden_layers"])
       pattern = "".join("fw"[sliding(raw, i)] for i in layers)
     else:
-      pattern = "".join("fw"[k == "sliding_attention"] for k in kinds)
+      pattern = _layer_pattern(kinds, raw["num_hidden_layers"])
     if not window or "w" not in pattern:
       return {}
     return {"window": window, "window_pattern": shortest(pattern)}

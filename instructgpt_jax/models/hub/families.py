@@ -84,10 +84,13 @@ class Family:
     for key, names in self.fields.items():
       if key not in raw:
         raise UserError(
-          "is missing", field=key, fix="give the whole config.json"
+          "is missing",
+          field=key,
+          fix="give the whole config.json",
+          code="missing_config_value",
         )
       for name in names.split():
-        value = self._ours(key, name, raw[key])
+        value = _typed(key, name, self._ours(key, name, raw[key]))
         if said.setdefault(name, value) != value:
           raise UserError(
             f"is {value!r}; only {said[name]!r} is supported here",
@@ -99,11 +102,34 @@ class Family:
       for aspect in self.aspects:
         found |= aspect.read(raw)
       return Model(**{k: _cast(k, v) for k, v in found.items()})
-    except (KeyError, TypeError, ValueError) as error:
+    except KeyError as error:
+      raise UserError(
+        "is missing",
+        field=str(error.args[0]),
+        fix="give the whole config.json",
+        code="missing_config_value",
+      ) from error
+    except (TypeError, ValueError) as error:
       raise UserError(
         f"does not describe a model of kind {self.kind} ({error})",
         fix="give the config.json that the model was saved with",
+        code="bad_config_value",
       ) from error
+    except UserError as error:
+      raise self._in_their_words(error) from error
+
+  def _in_their_words(self, error: UserError) -> UserError:
+    """An error about a field of ours, with the key of config.json."""
+    ours = (error.field or "").removeprefix("model.")
+    keys = [key for key, names in self.fields.items() if ours in names.split()]
+    if not keys:
+      return error
+    return UserError(
+      error.problem,
+      field=keys[0],
+      fix="give the config.json that the model was saved with",
+      code=error.code or "contradicting_config",
+    )
 
   def _ours(self, key: str, name: str, value: Any) -> Any:
     if name != "activation":
@@ -140,6 +166,20 @@ def _cast(name: str, value: Any) -> Any:
   if found != value:
     raise ValueError(f"{name} {value!r}")
   return found
+
+
+def _typed(key: str, name: str, value: Any) -> Any:
+  """A value as our field's type; the error names the key."""
+  try:
+    return _cast(name, value)
+  except (TypeError, ValueError, OverflowError) as error:
+    kinds = {bool: "true or false", int: "a whole number", float: "a number"}
+    raise UserError(
+      f"is {value!r}, not {kinds.get(type(_DEFAULTS[name]), 'text')}",
+      field=key,
+      fix="give the config.json that the model was saved with",
+      code="bad_config_value",
+    ) from error
 
 
 def canonical(c: Model) -> Model:

@@ -19,10 +19,16 @@ import numpy as np
 
 from instructgpt_jax.config import Model
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.models.hub import families, mapping, tensors
+from instructgpt_jax.models.hub import (
+  families,
+  mapping,
+  settings,
+  tensors,
+)
 from instructgpt_jax.types import PyTree
 
 CONFIG = "config.json"
+GENERATION = "generation_config.json"
 SHIFT = "instructgpt_jax_score_shift"
 _SCALAR = "ForSequenceClassification"
 _LANGUAGE = ("ForCausalLM", "LMHeadModel", "Model")
@@ -43,6 +49,7 @@ class Source:
   scalar: bool  # a reward model
   shift: float  # added to the scores of a reward model
   tensors: Mapping[str, tensors.Tensor]
+  origin: settings.Origin
 
 
 def is_folder(path: str | os.PathLike[str]) -> bool:
@@ -65,39 +72,97 @@ def look(path: str | os.PathLike[str]) -> Source:
   """
   folder = pathlib.Path(path)
   file = folder / CONFIG
-  try:
-    raw = json.loads(file.read_bytes())
-    if not isinstance(raw, dict):
-      raise ValueError("it is no table")
-  except (OSError, ValueError) as error:
-    raise UserError(
-      f"cannot be read ({error})",
-      file=str(file),
-      fix="give a folder that save_pretrained wrote",
-    ) from error
+  raw = _read_json(file)
   try:
     family = families.named(raw.get("model_type"))
+    _refuse_quantised(raw)
     scalar = _is_scalar(raw, family)
     config = family.model(raw)
   except UserError as error:
     raise UserError(
-      error.problem, file=str(file), field=error.field, fix=error.fix
+      error.problem,
+      file=str(file),
+      field=error.field,
+      fix=error.fix,
+      code=error.code or "bad_config",
     ) from error
   found = _checked(folder, family, config, scalar)
+  generation = {}
+  if (folder / GENERATION).exists():
+    generation = _read_json(folder / GENERATION)
+  origin = settings.Origin(raw, generation, settings.saved_dtype(found))
   return Source(
-    str(path), family, config, scalar, float(raw.get(SHIFT, 0.0)), found
+    str(path), family, config, scalar, float(raw.get(SHIFT, 0.0)), found, origin
   )
 
 
+def _read_json(file: pathlib.Path) -> dict[str, Any]:
+  """A JSON table of a directory.
+
+  Raises:
+    UserError: the file is something else.
+  """
+  content = b""
+  try:
+    content = file.read_bytes()
+    value = json.loads(content)
+    if not isinstance(value, dict):
+      raise ValueError("it is no table")
+  except (OSError, ValueError, RecursionError) as error:
+    tensors.refuse_other(file, content)
+    raise UserError(
+      f"cannot be read ({error})",
+      file=str(file),
+      fix="give a folder that save_pretrained wrote",
+      code="bad_config",
+    ) from error
+  return value
+
+
+def _refuse_quantised(raw: Mapping[str, Any]) -> None:
+  quantised = raw.get("quantization_config")
+  if quantised:
+    method = ""
+    if isinstance(quantised, dict) and quantised.get("quant_method"):
+      method = f" ({quantised['quant_method']})"
+    raise UserError(
+      f"its weights are quantised{method}, which is not supported",
+      field="quantization_config",
+      fix="give the model that was quantised",
+      code="quantised_model",
+    )
+
+
 def _is_scalar(raw: Mapping[str, Any], family: families.Family) -> bool:
-  name = str((raw.get("architectures") or [family.language])[0])
+  names = raw.get("architectures") or [family.language]
+  name = str(names[0] if isinstance(names, list) else names)
+  for other in families.FAMILIES.values():
+    if name in (other.language, other.scalar) and name not in (
+      family.language,
+      family.scalar,
+    ):
+      raise UserError(
+        f"is {name}, but model_type is {family.kind!r}",
+        field="architectures",
+        fix="give the config.json that the model was saved with",
+        code="contradicting_config",
+      )
   if name.endswith(_SCALAR):
+    labels = raw.get("num_labels", len(raw.get("id2label") or [0]))
+    if labels != 1:
+      raise UserError(
+        f"has {labels} labels; a reward model has 1",
+        field="num_labels" if "num_labels" in raw else "id2label",
+        fix="give a model with one score",
+        code="bad_config_value",
+      )
     return True
   if not name.endswith(_LANGUAGE):
     raise UserError(
       f"{name} is neither a language model nor a reward model",
       field="architectures",
       fix=f"give a {family.language} or a {family.scalar}",
+      code="bad_config_value",
     )
   return False
 
@@ -126,7 +191,10 @@ def _checked(
   for name, shape in wanted.items():
     if name not in found:
       raise UserError(
-        f"the tensor {name} is missing", file=str(folder), fix=fix
+        f"the tensor {name} is missing",
+        file=str(folder),
+        fix=fix,
+        code="missing_tensor",
       )
     tensor = found[name]
     if tensor.shape != shape or not tensors.is_float(tensor):
@@ -137,6 +205,17 @@ def _checked(
         fix=fix,
       )
   heads = (f"{family.unembedding}.weight", f"{family.unembedding}.bias")
+  head = found.get(heads[0])
+  if c.tie_embeddings and head is not None and not scalar:
+    embedding = found[f"{family.prefix}{family.names['embedding']}.weight"]
+    if not tensors.same_samples(embedding, head):
+      raise UserError(
+        f"is true, but {heads[0]} is unlike the embedding",
+        file=str(folder / CONFIG),
+        field="tie_word_embeddings",
+        fix="set it to false if the model was trained so",
+        code="contradicting_config",
+      )
   for name, tensor in found.items():
     spare = _DERIVED.search(name) or (
       name in heads and (scalar or c.tie_embeddings)
@@ -231,9 +310,10 @@ def save(
   config: Model,
   files: Mapping[str, bytes],
   *,
-  ids: Mapping[str, int],
+  ids: Mapping[str, Any],
   dtype: str = "float32",
   most: int = 5_000_000_000,
+  origin: settings.Origin | None = None,
 ) -> families.Family:
   """Writes a directory that `transformers` loads; whole or not at all.
 
@@ -244,19 +324,22 @@ def save(
       written.
     config: the network.
     files: of the tokenizer, name → bytes.
-    ids: config.json's pad_token_id, eos_token_id and so on.
+    ids: eos_token_id, and pad_token_id and bos_token_id where there are such.
+      A reward model gets a row for its padding, which no text has.
     dtype: of the tensors.
     most: bytes of a file.
+    origin: what the network was trained from, whose settings are kept.
 
   Returns:
     The family that it was written as.
   """
-  family = families.holding(config)
+  own = origin.family(config) if origin else None
+  family = own or families.holding(config)
   scalar = "head/kernel" in leaves
   vocabulary = config.vocab_size
   extra: dict[str, Any] = {"architectures": [family.language]}
   if scalar:
-    vocabulary = max(vocabulary, ids["pad_token_id"] + 1)
+    vocabulary = max(vocabulary, ids.get("pad_token_id", -1) + 1)
     leaves, shift = _folded(leaves)
     extra = {
       "architectures": [family.scalar],
@@ -273,19 +356,23 @@ def save(
     tensors.New(name, weight.shape(extent), functools.partial(make, weight, i))
     for weight, i, name in expanded(family, config, scalar)
   ]
-  described = {
-    **family.theirs(families.canonical(config)),
-    "vocab_size": vocabulary,
-    "dtype": dtype,
-    **ids,
-    **extra,
-  }
+  kept = origin if own else None
+  described = settings.config_json(
+    family, config, kept, rows=vocabulary, ids=ids, dtype=dtype
+  )
   with written(path) as scratch:
     for name, content in files.items():
       (scratch / name).write_bytes(content)
-    (scratch / CONFIG).write_text(json.dumps(described, indent=2) + "\n")
+    _write_json(scratch / CONFIG, described | extra)
+    if not scalar:
+      generation = settings.generation_json(origin, rows=vocabulary, ids=ids)
+      _write_json(scratch / GENERATION, generation)
     tensors.write(scratch, news, dtype, most)
   return family
+
+
+def _write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
+  path.write_text(json.dumps(value, indent=2) + "\n")
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from instructgpt_jax import signatures
 from instructgpt_jax.errors import UserError
 
 INDEX = "model.safetensors.index.json"
@@ -56,11 +57,48 @@ class New(NamedTuple):
   make: Callable[[], np.ndarray]  # its values, once they are needed
 
 
-def _damaged(path: str | pathlib.Path, what: str) -> UserError:
+def _damaged(
+  path: str | pathlib.Path, what: str, code: str = "bad_safetensors"
+) -> UserError:
   return UserError(
     f"is not a whole safetensors file: {what}",
     file=str(path),
     fix="copy it again from where it came from",
+    code=code,
+  )
+
+
+def _truncated(path: str | pathlib.Path, size: int, whole: int) -> UserError:
+  return _damaged(
+    path, f"it ends early, {size:,} of {whole:,} bytes", "truncated_file"
+  )
+
+
+def refuse_other(
+  path: str | pathlib.Path, head: bytes, problem: str = "cannot be read"
+) -> None:
+  """Raises an error that names a file of a model for what it is.
+
+  Args:
+    path: a file that cannot be read as what its name says.
+    head: its first bytes.
+    problem: what is wrong with it, in general.
+
+  Raises:
+    UserError: the bytes are those of another kind of file, such as a Git LFS
+      pointer or an HTML page.
+  """
+  kind = signatures.recognise(head[: signatures.HEAD])
+  if not head:
+    kind = signatures.Signature("empty_file", "empty")
+  if kind is None:
+    return
+  pointer = kind.code.endswith("_pointer")
+  raise UserError(
+    f"is {kind.name}" if pointer else f"{problem}: it is {kind.name}",
+    file=str(path),
+    fix=kind.fix if pointer else "download it again from where it came from",
+    code=kind.code,
   )
 
 
@@ -81,12 +119,17 @@ def read_header(path: str | pathlib.Path) -> dict[str, Tensor]:
   try:
     with open(path, "rb") as file:
       size = os.fstat(file.fileno()).st_size
-      length = file.read(8)
-      if len(length) < 8:
+      head = file.read(signatures.HEAD)
+      if head[8:9] != b"{":
+        refuse_other(path, head, "is not a whole safetensors file")
+      if len(head) < 9:
         raise _damaged(path, f"it has {size} bytes")
-      (count,) = struct.unpack("<Q", length)
-      if count > min(size - 8, _MOST_HEADER):
-        raise _damaged(path, f"a header of {count} bytes in {size}")
+      (count,) = struct.unpack("<Q", head[:8])
+      if head[8:9] != b"{" or count > _MOST_HEADER:
+        raise _damaged(path, "it does not begin with a header")
+      if count > size - 8:
+        raise _truncated(path, size, 8 + count)
+      file.seek(8)
       header = file.read(count)
   except OSError as error:
     raise UserError(
@@ -109,6 +152,8 @@ def read_header(path: str | pathlib.Path) -> dict[str, Tensor]:
     if begin != at:
       raise _damaged(path, f"{name} begins at byte {begin}, not {at}")
     at = end
+  if size < at:
+    raise _truncated(path, size, at)
   if at != size:
     raise _damaged(path, f"{at} bytes are described, {size} are there")
   return found
@@ -212,10 +257,32 @@ def read(
       file.seek(tensor.begin + start * size)
       data = file.read((stop - start) * size)
       if len(data) != (stop - start) * size:
-        raise _damaged(tensor.file, "it ends early")
+        raise _damaged(tensor.file, "it ends early", "truncated_file")
       part = np.frombuffer(data, dtype).reshape(stop - start, *shape[1:])
       at = slice(start - rows.start, stop - rows.start)
       into[at] = part[(slice(None), *others)]
+
+
+def same_samples(a: Tensor, b: Tensor) -> bool:
+  """Whether two tensors have the same type, shape, and some of their bytes.
+
+  The first and the last bytes are compared, which tells tensors that were
+  trained apart.
+  """
+  if (a.kind, a.shape) != (b.kind, b.shape):
+    return False
+  size = math.prod(a.shape) * _BYTES[a.kind]
+  count = min(size, 1 << 16)
+
+  def samples(tensor: Tensor) -> list[bytes]:
+    with open(tensor.file, "rb") as file:
+      parts = []
+      for start in (0, size - count):
+        file.seek(tensor.begin + start)
+        parts.append(file.read(count))
+      return parts
+
+  return samples(a) == samples(b)
 
 
 def is_float(tensor: Tensor) -> bool:

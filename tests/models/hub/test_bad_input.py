@@ -253,3 +253,117 @@ def test_a_decoder_that_was_saved_alone(made):
   }  # fmt: skip
   join(made, header, data + b"1234")
   assert folder.look(made).config.layers == 2
+
+
+def error_of(path):
+  with pytest.raises(UserError) as caught:
+    folder.look(path)
+  return caught.value
+
+
+POINTER = (
+  b"version https://git-lfs.github.com/spec/v1\n"
+  b"oid sha256:" + b"0" * 64 + b"\nsize 269060552\n"
+)
+
+
+@pytest.mark.parametrize(
+  "content, code",
+  [
+    (POINTER, "lfs_pointer"),
+    (b"<!DOCTYPE html>\n<html><body>Sign in</body></html>", "html_page"),
+    (b"\n <html><head></head></html>", "html_page"),
+    (b"Entry not found", "error_page"),
+    (b"", "empty_file"),
+    (b"GGUF\x03\x00\x00\x00" + b"\x00" * 40, "binary_file"),
+    (b"\x1f\x8b\x08" + b"\x00" * 40, "compressed_file"),
+  ],
+)
+@pytest.mark.parametrize("name", [tensors.WHOLE, folder.CONFIG])
+def test_what_stands_in_place_of_a_file_is_named(made, name, content, code):
+  (made / name).write_bytes(content)
+  error = error_of(made)
+  assert error.code == code and error.file == str(made / name)
+  if code == "lfs_pointer":
+    assert "git lfs pull" in error.fix
+
+
+@pytest.mark.parametrize("keep", [300, -1])
+def test_a_file_that_is_cut_short_is_named(made, keep):
+  path = made / tensors.WHOLE
+  whole = path.read_bytes()
+  path.write_bytes(whole[:keep])
+  error = error_of(made)
+  assert (error.code, error.file) == ("truncated_file", str(path))
+  assert f"{len(whole):,}" in error.problem or keep == 300
+
+
+def set_config(path, **changes):
+  """Changes config.json; None removes a key."""
+  file = path / folder.CONFIG
+  raw = {**json.loads(file.read_text()), **changes}
+  raw = {key: value for key, value in raw.items() if value != "absent"}
+  file.write_text(json.dumps(raw))
+
+
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}
+
+
+@pytest.mark.parametrize(
+  "changes, field, code",
+  [
+    ({"rope_scaling": {"rope_type": "linear"}}, "rope_scaling",
+     "missing_config_value"),
+    ({"rope_scaling": {"type": "linear", "factor": None}}, "rope_scaling",
+     "missing_config_value"),
+    ({"rope_scaling": LLAMA3}, "rope_scaling", "missing_config_value"),
+    ({"rope_parameters": {"rope_type": "linear"}}, "rope_parameters",
+     "missing_config_value"),
+    ({"rope_scaling": {"rope_type": "linear", "factor": "two"}},
+     "rope_scaling", "bad_config_value"),
+    ({"rope_scaling": {"rope_type": "linear", "factor": -2}}, "rope_scaling",
+     "bad_config_value"),
+    ({"rope_scaling": [2.0]}, "rope_scaling", "bad_config_value"),
+    ({"rope_scaling": {"rope_type": "linear", "factor": 2.0},
+      "rope_parameters": {"rope_type": "linear", "factor": 4.0}},
+     "rope_scaling", "contradicting_config"),
+    ({"hidden_size": "absent"}, "hidden_size", "missing_config_value"),
+    ({"max_position_embeddings": "absent"}, "max_position_embeddings",
+     "missing_config_value"),
+    ({"hidden_size": "wide"}, "hidden_size", "bad_config_value"),
+    ({"num_hidden_layers": 1.5}, "num_hidden_layers", "bad_config_value"),
+    ({"num_key_value_heads": 3}, "num_key_value_heads",
+     "contradicting_config"),
+    ({"architectures": ["MistralForCausalLM"]}, "architectures",
+     "contradicting_config"),
+    ({"architectures": ["LlamaForSequenceClassification"],
+      "id2label": {"0": "a", "1": "b"}}, "id2label", "bad_config_value"),
+    ({"quantization_config": {"quant_method": "gptq"}},
+     "quantization_config", "quantised_model"),
+    ({"tie_word_embeddings": True}, "tie_word_embeddings",
+     "contradicting_config"),
+  ],
+)  # fmt: skip
+def test_the_field_of_a_configuration_is_named(tmp_path, changes, field, code):
+  path = tmp_path / "model"
+  ours.make(path, **twin.LLAMA)
+  set_config(path, **changes)
+  error = error_of(path)
+  assert (error.field, error.code) == (field, code)
+  assert error.file == str(path / folder.CONFIG)
+
+
+@pytest.mark.parametrize(
+  "kinds, code",
+  [
+    (["full_attention"], "contradicting_config"),
+    (["full_attention", "chunked_attention"], "bad_config_value"),
+    ("full_attention", "bad_config_value"),
+  ],
+)
+def test_layers_of_a_configuration_are_judged(tmp_path, kinds, code):
+  path = tmp_path / "model"
+  ours.make(path, **twin.LLAMA, qk_norm=True, window=4, window_pattern="wf")
+  set_config(path, layer_types=kinds)
+  error = error_of(path)
+  assert (error.field, error.code) == ("layer_types", code)

@@ -1,0 +1,71 @@
+"""Accepts a model that has no checksums, as it lies on the disk now.
+
+  python -m instructgpt_jax.runtime.accept WORKDIR
+
+A stage refuses to start from a model without checksums.json, since damage to it
+would not be noticed. This command writes the file for a model that an early
+version saved, or whose checksums.json was lost.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from instructgpt_jax.errors import UserError
+from instructgpt_jax.runtime import checkpoint, manifest, storage
+
+
+def accept(directory: str | pathlib.Path) -> pathlib.Path:
+  """Writes the checksums of a stage's model.
+
+  Args:
+    directory: workdir of a stage.
+
+  Returns:
+    The model's directory.
+
+  Raises:
+    UserError: there is no model, it cannot be read, or it has checksums.
+  """
+  model = pathlib.Path(directory).absolute() / checkpoint.MODEL
+  if not model.is_dir():
+    raise UserError(
+      "holds no trained model",
+      file=str(directory),
+      fix="give the --workdir of a stage that has run to its end",
+      code="no_model",
+    )
+  if (model / manifest.MANIFEST).exists():
+    raise UserError(
+      f"has a {manifest.MANIFEST} already",
+      file=str(model),
+      fix="leave it as it is",
+      code="has_checksums",
+    )
+  storage.load_values(model)
+  manifest.write(model)
+  return model
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command line; returns the exit status."""
+  arguments = sys.argv[1:] if argv is None else list(argv)
+  try:
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+      raise UserError(
+        "exactly one workdir is needed",
+        fix="python -m instructgpt_jax.runtime.accept WORKDIR",
+        code="bad_arguments",
+      )
+    model = accept(arguments[0])
+  except UserError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+  print(f"{model}: {manifest.MANIFEST} written", file=sys.stderr)
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,173 @@
+"""Paths that are no stage, and recipes that destroy a pretrained model."""
+
+import dataclasses
+import json
+
+import pytest
+
+from instructgpt_jax import config, flags, presets
+from instructgpt_jax.errors import UserError
+from instructgpt_jax.loops import workdir
+from instructgpt_jax.models.hub import folder, tensors
+from instructgpt_jax.models.hub.__main__ import import_model
+from tests.loops import hub
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+  return hub.make(tmp_path_factory.mktemp("start") / "hf", "gpt2")
+
+
+@pytest.fixture(scope="module")
+def imported(made, tmp_path_factory):
+  path = tmp_path_factory.mktemp("start") / "work"
+  import_model(made, str(path))
+  return str(path)
+
+
+def refused(path, **options):
+  with pytest.raises(UserError) as caught:
+    workdir.open_stage(str(path), field="init_from", **options)
+  error = caught.value
+  assert (error.field, error.file) == ("init_from", str(path))
+  return error
+
+
+@pytest.mark.parametrize(
+  "name, code",
+  [
+    ("HuggingFaceTB/SmolLM2-135M", "hub_name"),
+    ("org/name.v1", "hub_name"),
+    ("runs", "no_directory"),
+    ("/org/name", "no_directory"),
+    ("./org/name", "no_directory"),
+    ("a/b/c", "no_directory"),
+    ("there/name", "no_directory"),
+  ],
+)
+def test_only_what_looks_like_a_hub_name_is_told_so(
+  name, code, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "there").mkdir()
+  error = refused(name)
+  assert error.code == code
+  assert (f"download {name} --local-dir" in error.fix) == (code == "hub_name")
+
+
+def test_other_paths_are_named(made, imported, tmp_path):
+  source = f"{made}/{tensors.WHOLE}"
+  assert refused(source).code == "not_a_directory"
+  assert made in refused(source).fix
+  assert refused(f"{imported}/model").code == "part_of_a_stage"
+  assert imported in refused(f"{imported}/model").fix
+  (tmp_path / "adapters").mkdir()
+  (tmp_path / "adapters" / "adapter_config.json").write_text("{}")
+  assert refused(tmp_path / "adapters").code == "adapters_alone"
+  (tmp_path / "weights").mkdir()
+  (tmp_path / "weights" / "model.gguf").write_bytes(b"GGUF")
+  assert refused(tmp_path / "weights").code == "no_config"
+  cache = tmp_path / "models--org--name" / "snapshots" / "0123"
+  cache.parent.mkdir(parents=True)
+  cache.symlink_to(made)
+  error = refused(tmp_path / "models--org--name")
+  assert error.code == "hub_cache" and str(cache) in error.fix
+  (tmp_path / "empty").mkdir()
+  assert refused(tmp_path / "empty").code == "no_stage"
+
+
+def test_a_pointer_in_place_of_the_configuration_is_named(made, tmp_path):
+  path = tmp_path / "hf"
+  path.mkdir()
+  (path / folder.CONFIG).write_text(
+    "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+  )
+  (path / tensors.WHOLE).write_bytes(b"")
+  with pytest.raises(UserError) as caught:
+    workdir.open_stage(str(path))
+  assert caught.value.code == "lfs_pointer"
+  assert caught.value.file == str(path / folder.CONFIG)
+
+
+def parsed(name, *arguments):
+  found, _ = flags.parse(
+    [*arguments, "--workdir=w", "--model.context=24"],
+    getattr(presets, name),
+    default_preset="tiny",
+  )
+  return found
+
+
+STAGES = ("pretrain", "sft", "policy_init", "reward", "ppo", "ppo_ptx")
+
+
+@pytest.mark.parametrize("preset", presets.SMALL)
+@pytest.mark.parametrize("name", STAGES)
+def test_a_recipe_from_nothing_is_refused(name, preset, made, imported):
+  for start in (made, imported):
+    with pytest.raises(UserError) as caught:
+      workdir.inherit(
+        parsed(name, f"--preset={preset}", f"--init_from={start}")
+      )
+    error = caught.value
+    assert error.code == "recipe_from_nothing"
+    assert error.field == "optimizer.learning_rate"
+    assert "--optimizer.learning_rate=1e-5" in error.fix
+    assert ("--value_optimizer.learning_rate" in error.fix) == ("ppo" in name)
+
+
+def test_a_recipe_for_pretrained_models_is_used(made):
+  for name in ("sft", "reward", "ppo_ptx"):
+    workdir.inherit(parsed(name, "--preset=125m", f"--init_from={made}"))
+  # GPT-3's rates are those of a model trained from nothing.
+  with pytest.raises(UserError):
+    workdir.inherit(parsed("pretrain", "--preset=125m", f"--init_from={made}"))
+
+
+def test_a_rate_that_was_set_is_used(made):
+  """Also where it is the preset's own."""
+  rate = "--optimizer.learning_rate"
+  run = parsed("sft", f"--init_from={made}", f"{rate}=1e-3")
+  assert workdir.inherit(run).optimizer.learning_rate == 1e-3
+  value = "--value_optimizer.learning_rate=3e-4"
+  with pytest.raises(UserError) as caught:
+    workdir.inherit(parsed("ppo", f"--init_from={made}", value))
+  assert "value_optimizer" not in caught.value.fix
+  workdir.inherit(parsed("ppo", f"--init_from={made}", value, f"{rate}=3e-4"))
+
+
+def test_a_pipeline_is_judged_as_a_whole(made):
+  rates = [
+    f"--{name}_optimizer.learning_rate=1e-3"
+    for name in ("sft", "policy_init", "reward", "ppo", "ptx")
+  ]
+  start = f"--init_from={made}"
+  with pytest.raises(UserError) as caught:
+    workdir.inherit(parsed("pipeline", start, *rates))
+  assert caught.value.field == "value_optimizer.learning_rate"
+  whole = parsed(
+    "pipeline", start, *rates, "--value_optimizer.learning_rate=1e-3"
+  )
+  whole = workdir.inherit(whole)
+  # Its stages are not judged again.
+  stage = config.SftExperiment(
+    init_from=made, optimizer=whole.sft_optimizer, data=whole.data
+  )
+  workdir.inherit(stage)
+
+
+def test_stages_remember_where_training_began(made, imported, tmp_path):
+  start = workdir.open_stage(imported)
+  assert start.origin == workdir.open_stage(made).origin
+  raw = json.loads((tmp_path / made / folder.CONFIG).read_text())
+  assert start.origin.config == raw
+
+
+def test_stages_of_our_own_keep_their_recipes(imported, monkeypatch):
+  opened = workdir.open_stage(imported)
+  monkeypatch.setattr(
+    workdir, "open_stage", lambda *a, **k: dataclasses.replace(
+      opened, origin=None
+    ),
+  )  # fmt: skip
+  workdir.inherit(parsed("sft", f"--init_from={imported}"))

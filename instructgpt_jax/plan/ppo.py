@@ -68,9 +68,7 @@ def ppo(
   programs = ppo_programs.jitted(
     config, models, optimizers, state, mesh, eos_id=0, pad_id=1
   )
-  start = networks.abstract(
-    LanguageModel(dataclasses.replace(shape, lora_rank=0)), mesh
-  )
+  start = policy.whole
   reward_params = networks.abstract(models[1], mesh)
   width = max(transforms.bucket_sizes(data.max_prompt_tokens))
   width = min(width, config.model.context - data.max_response_tokens)
@@ -150,8 +148,8 @@ def ppo(
   if section.ema_decay:
     held["policy average"] = state.ema
   held |= shapes.held(value, "value")
-  if not policy.frozen:  # else it is the reference itself
-    held["reference"] = start
+  # What is frozen serves both; the start of what is trained is a copy.
+  held["reference"] = policy.state.params
   held["reward model"] = reward_params
   updates = section.inner_epochs * (count // section.minibatch)
   trained = section.inner_epochs * count * length

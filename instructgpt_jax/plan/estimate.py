@@ -51,7 +51,6 @@ class _Sizes:
   layers: int
   item: int  # bytes of an activation
   shards: int  # of fsdp, over which weights are split
-  sums: int  # of a layer's two halves, those that end in a sum over tensor
 
 
 def _sizes(model: config.Model, layout: _Layout) -> _Sizes:
@@ -75,7 +74,6 @@ def _sizes(model: config.Model, layout: _Layout) -> _Sizes:
     layers=model.layers,
     item=2 if model.dtype == "bfloat16" else 4,
     shards=1 if model.width % layout.fsdp else layout.fsdp,
-    sums=(model.all_heads % t == 0) + (model.hidden % t == 0),
   )
 
 
@@ -131,10 +129,9 @@ _SCORES_MOVED = {"forward": 4.0, "none": 11.0, "dots": 15.0, "full": 15.0}
 _QUERIES_HELD = {"forward": 6.0, "none": 18.0, "dots": 18.0, "full": 18.0}
 _QUERIES_MOVED = {"forward": 30.0, "none": 85.0, "dots": 150.0, "full": 150.0}
 _RESIDUALS_MOVED = {"forward": 40.0, "none": 80.0, "dots": 110.0, "full": 110.0}
-# Sums over `tensor` of each half of a layer, attention and MLP: one a way. Full
-# rematerialisation computes that of attention again.
-_SUMS = {"forward": 1, "none": 2, "dots": 2, "full": 2}
-_SUMS_AGAIN = {"full": 1}
+# Sums over `tensor` of a layer: two a way, and one that is computed again. The
+# compiler makes as many where it leaves the heads whole.
+_SUMS = {"forward": 2, "none": 4, "dots": 4, "full": 5}
 # Gathers of a layer's weights: one a way; what is computed anew needs them all
 # again, and the gradient those of queries, keys and values once more.
 _GATHERS = {"forward": 1.0, "none": 2.0, "dots": 2.0, "full": 2.25}
@@ -201,10 +198,7 @@ def _network(one: Pass, layout: _Layout) -> dict[str, float]:
     whole = part * 2 * (d * f - 1) / (d * f) * _MASTER * sizes.embedding
     fsdp += whole if f > 1 else 0.0
     data += whole if f == 1 else 0.0
-  sums = sizes.sums * _SUMS[kind]
-  if one.model.all_heads % t == 0:
-    sums += _SUMS_AGAIN.get(kind, 0)
-  sums *= 2 * (t - 1) / t * sizes.layers
+  sums = 2 * (t - 1) / t * _SUMS[kind] * sizes.layers
   tensor = sums * rows * one.length * sizes.width * sizes.item
   return {"data": data, "fsdp": fsdp, "tensor": tensor}
 
@@ -222,7 +216,7 @@ def _of_token(one: Pass, layout: _Layout) -> dict[str, float]:
   columns = -(-one.rows // d)
   wide = sizes.wide - 2 * sizes.width
   fsdp = (sizes.shards - 1) / sizes.shards * wide * 2
-  tensor = 2 * (t - 1) / t * sizes.sums * sizes.width / sizes.shards
+  tensor = 2 * (t - 1) / t * 2 * sizes.width / sizes.shards
   each = sizes.layers * columns * sizes.item
   vocabulary_part = sizes.embedding / sizes.width
   logits = (f - 1) / f * _MASTER * layout.rows(one.rows) * vocabulary_part

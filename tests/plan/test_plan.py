@@ -168,7 +168,6 @@ def test_undivided_heads_are_whole_on_each_chip(remat):
     topology="h100:4", tensor=4, **values | {"model.heads": 4}
   )
   assert split.flops == pytest.approx(one.flops / 4, rel=0.02)
-  assert here.network["tensor"] < split.network["tensor"]
   assert divided <= kept_here
 
 

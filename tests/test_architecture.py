@@ -18,7 +18,7 @@ PACKAGE = "instructgpt_jax"
 LAYERS = (
   {"errors"},
   {"config", "types", "statistics"},
-  {"placement"},
+  {"placement", "checks"},
   {"presets", "data", "models"},
   {"losses"},
   {"steps"},

@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from instructgpt_jax import checks
 from instructgpt_jax import config as config_lib
 from instructgpt_jax.data import transforms
 from instructgpt_jax.loops import (
-  inputs,
   networks,
   ppo_programs,
 )
@@ -35,8 +35,8 @@ def ppo(
 ) -> Work:
   """Prompts and responses of full length."""
   section, data = config.ppo, config.data
-  inputs.fits(data, config.model.context)
-  ppo_programs.divides(section)
+  checks.fits(data, config.model.context)
+  checks.ppo_batches(section)
   shape = shapes.shaped(config.model, config, mesh)
   scores = shapes.shaped(reward_model or config.model, config, mesh)
   adapters = {
@@ -128,7 +128,7 @@ def ppo(
   ]
   trips = shapes.chunks(shape, mesh, updated * states, updated * answer)
   if section.ptx_coef:
-    ptx_length = inputs.row_length(
+    ptx_length = checks.row_length(
       section.ptx_sequence, config.model.context, "ppo.ptx_sequence"
     )
     ptx_rows = section.minibatch * section.ptx_ratio

@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from instructgpt_jax import checks
 from instructgpt_jax import config as config_lib
 from instructgpt_jax.data import ranking_rows, transforms
 from instructgpt_jax.loops import (
-  inputs,
   language,
   supervised,
 )
@@ -35,9 +35,9 @@ COMPLETIONS = 9  # K: the paper's labelers rank 4 to 9
 def pretrain(config: config_lib.PretrainExperiment, mesh: AnyMesh) -> Work:
   """Whole rows of documents."""
   section = config.pretrain
-  inputs.divides(section.microbatch, section.batch_size, "pretrain.microbatch")
+  checks.divides(section.microbatch, section.batch_size, "pretrain.microbatch")
   mesh_lib.require_even(section.batch_size, mesh)
-  length = inputs.row_length(
+  length = checks.row_length(
     section.sequence, config.model.context, "pretrain.sequence"
   )
   return _language(config, section, mesh, section.batch_size, length)
@@ -79,7 +79,7 @@ def reward(
   section, data = config.reward, config.data
   prompts = section.batch_size
   mesh_lib.require_even(prompts, mesh)
-  inputs.divides(section.microbatch, prompts, "reward.microbatch")
+  checks.divides(section.microbatch, prompts, "reward.microbatch")
   count = section.max_completions or COMPLETIONS
   longest = transforms.EncodedRanking(
     [0] * data.max_prompt_tokens,

@@ -22,6 +22,7 @@ from instructgpt_jax.sweeps import (
   execute,
   grid,
   plan,
+  preflight,
   records,
   search,
   shared,
@@ -241,6 +242,13 @@ def run(sweep: Sweep) -> int:
     space = grid.space(sweep.text, sweep.config)
   else:
     chosen = grid.runs(sweep.text, sweep.config)
+  jobs = [sweep.job(name, values) for name, values in chosen.items()]
+  preflight.check(
+    jobs or _corners(sweep, space),
+    sweep.config,
+    args.workdir,
+    numbers=not args.search,
+  )
   if args.dry_run:
     for number, values in enumerate(
       search.preview(sweep.search, space) if args.search else ()
@@ -252,11 +260,30 @@ def run(sweep: Sweep) -> int:
   if args.search:
     outcome = _search(sweep, space)
   else:
-    jobs = [sweep.job(name, values) for name, values in chosen.items()]
     outcome = execute.execute(
       [*sweep.first, *jobs], args.workdir, **sweep.place
     )
   return _report(sweep, outcome)
+
+
+def _corners(sweep: Sweep, space: Mapping[str, Any]) -> list[Job]:
+  """The jobs of a search with one text of a list changed at a time.
+
+  Which values meet is not known before.
+  """
+  jobs = [sweep.job("trials", {})]
+  listed = [
+    (field, value)
+    for field, part in space.items()
+    if isinstance(part, grid.Choices)
+    for value in part.values
+  ]
+  jobs += [
+    sweep.job(f"{field}={number}", {field: value})
+    for number, (field, value) in enumerate(listed)
+    if isinstance(value, str)
+  ]
+  return jobs
 
 
 def _begin(sweep: Sweep, chosen: Mapping[str, Mapping[str, Any]]) -> None:

@@ -18,7 +18,7 @@ PACKAGE = "instructgpt_jax"
 LAYERS = (
   {"errors"},
   {"config", "types", "statistics", "signatures", "streams"},
-  {"placement", "precision"},
+  {"placement", "precision", "checks"},
   {"presets", "data", "models"},
   {"losses"},
   {"steps"},

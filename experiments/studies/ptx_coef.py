@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from instructgpt_jax.report.findings import Figure, Panel, Series, Table
 from instructgpt_jax.studies import gather, tax
 from instructgpt_jax.studies.family import Family
@@ -52,11 +54,23 @@ def analyse(families: Sequence[Family]) -> Finding:
   start_task = gather.interval(families, base, gather.tasks)
   added = loss[0][1].mean - start.mean
   removed = {g: (loss[0][1].mean - x.mean) / added for g, x in loss}
-  repaired = [g for g in GRID[1:] if added > 0 and removed[g] >= 0.8]
+  options = {g: at(g) for g in GRID[1:]}
+  chosen = gather.choose(families, options, lambda a: -a.lm_loss)
+  with_ptx, without, before = (
+    np.mean([
+      array.mean() for array in gather.held_out(families, job, gather.lm_loss)
+    ])
+    for job in (
+      lambda index: options[chosen[index]],
+      lambda index: at(0.0),
+      lambda index: base,
+    )
+  )  # fmt: skip
+  tax_of_ppo = without - before
+  share = (without - with_ptx) / tax_of_ppo if tax_of_ppo > 0 else 0.0
   cost = gather.gap(families, at(GRID[-1]), at(0.0), gather.rm)
   helped = gather.gap(families, at(GRID[-1]), at(0.0), gather.tasks)
-  won = bool(repaired) and gather.below(cost) and gather.above(helped)
-  first = f"γ of {min(repaired):g} removes" if repaired else "No γ removes"
+  won = bool(share >= 0.8) and gather.below(cost) and gather.above(helped)
   figures = [
     Figure(
       "Alignment tax over γ",
@@ -110,8 +124,9 @@ def analyse(families: Sequence[Family]) -> Finding:
   ]
   return Finding(
     won,
-    f"{first} at least 80 % of the LM loss that PPO adds; from γ = 0 to"
-    f" {GRID[-1]:g} the RM score changes by {gather.text(cost, 2)}.",
+    f"The γ that is best on the other seeds removes {100 * share:.0f} % of the"
+    f" LM loss that PPO adds; from γ = 0 to {GRID[-1]:g} the RM score changes"
+    f" by {gather.text(cost, 2)}.",
     figures,
     [
       Table(
@@ -146,9 +161,10 @@ STUDY = Study(
   ),
   criterion=(
     "Some γ removes at least 80 % of the LM loss that PPO adds to the base"
-    " model's; at the largest γ translation and reading are better, and the RM"
-    " score is lower, than at γ = 0, with whole 95 % intervals of the paired"
-    " differences."
+    " model's: the one that is best on the other seeds (with one seed, on half"
+    " of its documents), on what it was not chosen by. At the largest γ"
+    " translation and reading are better, and the RM score is lower, than at"
+    " γ = 0, with whole 95 % intervals of the paired differences."
   ),
   jobs=jobs,
   analyse=analyse,

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from instructgpt_jax import statistics
 from instructgpt_jax.report.findings import Figure, Panel, Series, Table
 from instructgpt_jax.runtime import files
 from instructgpt_jax.studies import gather
@@ -52,9 +51,8 @@ def analyse(families: Sequence[Family]) -> Finding:
     for metric in ("valid_loss", "valid_rm_score")
   )
   least = loss.argmin(axis=1)
-  later = statistics.pooled_interval([
-    [s[-1] - s[at]] for s, at in zip(score, least, strict=True)
-  ])  # fmt: skip
+  rises = [float(s[-1] - s[at]) for s, at in zip(score, least, strict=True)]
+  later = gather.over_seeds(rises)
   gold = {
     c: gather.interval(
       families, lambda f, c=c: f.measured(run(f, c)), gather.gold
@@ -74,19 +72,23 @@ def analyse(families: Sequence[Family]) -> Finding:
     gather.gold,
   )
   early = int(np.max(least)) + 1
-  won = early <= EPOCHS // 2 and gather.above(later) and gather.above(gain)
+  won = None  # one seed has no interval
+  change = f"{rises[0]:+.2f} (one seed)"
+  if later is not None:
+    won = early <= EPOCHS // 2 and gather.above(later) and gather.above(gain)
+    change = gather.signed(later)
   epochs = range(1, EPOCHS + 1)
 
   def series(values: np.ndarray) -> list:
     return [
-      (e, statistics.pooled_interval([[v] for v in values[:, e - 1]]))
+      (e, gather.over_seeds(values[:, e - 1]) or float(values[0, e - 1]))
       for e in epochs
     ]
 
   return Finding(
     won,
     f"The loss is least after at most {early} epoch{'s' * (early > 1)}; the RM"
-    f" score then changes by {gather.signed(later)} to the end. Its choice is"
+    f" score then changes by {change} to the end. Its choice is"
     f" {gather.signed(gain)} in gold score against the loss's.",
     [
       Figure(

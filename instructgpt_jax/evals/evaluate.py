@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from instructgpt_jax import checks, statistics
 from instructgpt_jax import config as config_lib
-from instructgpt_jax import statistics
 from instructgpt_jax.data import records
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.evals import bias, judges, measure, rules, tasks
@@ -56,7 +56,7 @@ def run(config: config_lib.EvaluateExperiment, directory: str) -> None:
     field="init_from",
     run=config,
   )
-  inputs.fits(config.data, stage.model_config.context)
+  checks.fits(config.data, stage.model_config.context)
   workdir.same_prompts(stage, config.data, "init_from")
   e, world, choosing = _evaluator(config, stage)
   model = measure.load(stage, e.mesh)

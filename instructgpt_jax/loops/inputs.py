@@ -327,37 +327,3 @@ def demonstration_rows(
     length,
     pad_id=tokenizer.pad_id,
   )
-
-
-def row_length(length: int, context: int, field: str) -> int:
-  """The length of document rows; 0 is the whole context."""
-  if length > context:
-    raise UserError(
-      f"rows of {length} tokens do not fit {context} positions",
-      field=field,
-      fix=f"give at most {context}, or 0 for the model's context",
-    )
-  return length or context
-
-
-def divides(part: int, whole: int, field: str) -> None:
-  """Refuses microbatches that do not make up the rows of an update."""
-  if 0 < part < whole and whole % part:
-    raise UserError(
-      f"{part} does not divide the {whole} rows of an update",
-      field=field,
-      fix=f"give a divisor of {whole}",
-    )
-
-
-def fits(data: config_lib.Data, context: int) -> None:
-  """Refuses limits whose prompt and response do not fit the positions."""
-  total = data.max_prompt_tokens + data.max_response_tokens
-  if total > context:
-    raise UserError(
-      f"prompts of {data.max_prompt_tokens} and responses of"
-      f" {data.max_response_tokens} tokens do not fit {context} positions",
-      field="data.max_response_tokens",
-      fix="lower data.max_prompt_tokens or data.max_response_tokens, or"
-      " raise model.context",
-    )

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from instructgpt_jax import checks, statistics
 from instructgpt_jax import config as config_lib
-from instructgpt_jax import statistics
 from instructgpt_jax.data import pipelines, transforms
 from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.errors import UserError
@@ -48,8 +48,8 @@ def pretrain(config: config_lib.PretrainExperiment, directory: str) -> None:
   if workdir.completed(directory):
     return
   section = config.pretrain
-  inputs.divides(section.microbatch, section.batch_size, "pretrain.microbatch")
-  length = inputs.row_length(
+  checks.divides(section.microbatch, section.batch_size, "pretrain.microbatch")
+  length = checks.row_length(
     section.sequence, config.model.context, "pretrain.sequence"
   )
   documents = inputs.documents(config.data)
@@ -106,7 +106,7 @@ def sft(
   if workdir.completed(directory):
     return
   section = config.sft
-  inputs.fits(config.data, config.model.context)
+  checks.fits(config.data, config.model.context)
   tokenizer = workdir.stage_tokenizer(
     directory, config, lambda: inputs.training_texts(config.data)
   )

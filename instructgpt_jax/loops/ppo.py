@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from instructgpt_jax import checks
 from instructgpt_jax import config as config_lib
 from instructgpt_jax.data import pipelines, transforms
 from instructgpt_jax.data.tokenizer import Tokenizer
@@ -56,7 +57,7 @@ def train(
     return
   section = config.ppo
   _consistent(config)
-  inputs.fits(config.data, config.model.context)
+  checks.fits(config.data, config.model.context)
   start_stage = workdir.open_stage(
     config.init_from, kind=workdir.LANGUAGE, field="init_from", run=config
   )
@@ -181,7 +182,7 @@ def train(
 def _consistent(config: config_lib.PpoExperiment) -> None:
   """Refuses settings that contradict each other."""
   section = config.ppo
-  ppo_programs.divides(section)
+  checks.ppo_batches(section)
   if not config.init_from:
     raise UserError(
       "a policy to start from is needed",
@@ -259,7 +260,7 @@ def _pretraining(
   section = config.ppo
   if not section.ptx_coef:
     return None
-  length = inputs.row_length(
+  length = checks.row_length(
     section.ptx_sequence, config.model.context, "ppo.ptx_sequence"
   )
   texts = inputs.documents(config.data).train

@@ -11,8 +11,7 @@ import jax
 import optax
 
 from instructgpt_jax import config as config_lib
-from instructgpt_jax.errors import UserError
-from instructgpt_jax.loops import inputs, networks
+from instructgpt_jax.loops import networks
 from instructgpt_jax.models.generate import generate
 from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
 from instructgpt_jax.runtime import mesh as mesh_lib
@@ -28,23 +27,6 @@ class Programs(NamedTuple):
   experience: Any  # (rollout, frozen and value parameters, β) → experience
   update: Any  # (state, experience, rows, ptx) → (state, metrics)
   compare: Any  # (policy, reference, rollout) → gaps, for the start-up checks
-
-
-def divides(section: config_lib.Ppo) -> None:
-  """Refuses batches that do not consist of whole parts."""
-  if section.rollout_batch % section.minibatch:
-    raise UserError(
-      f"{section.minibatch} does not divide rollout_batch"
-      f" {section.rollout_batch}",
-      field="ppo.minibatch",
-      fix="give a divisor of --ppo.rollout_batch",
-    )
-  rows = section.minibatch * section.ptx_ratio
-  for value, whole, field in (
-    (section.microbatch, section.minibatch, "ppo.microbatch"),
-    (section.ptx_microbatch, rows, "ppo.ptx_microbatch"),
-  ):
-    inputs.divides(value, whole, field)
 
 
 def updates_per_iteration(section: config_lib.Ppo) -> int:

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from instructgpt_jax import checks, statistics
 from instructgpt_jax import config as config_lib
-from instructgpt_jax import statistics
 from instructgpt_jax.data import ranking_rows, records, transforms
 from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.errors import UserError
@@ -62,8 +62,8 @@ def train(config: config_lib.RewardExperiment, directory: str) -> None:
     return
   section = config.reward
   supervised.require_measure(config.run, [])
-  inputs.divides(section.microbatch, section.batch_size, "reward.microbatch")
-  inputs.fits(config.data, config.model.context)
+  checks.divides(section.microbatch, section.batch_size, "reward.microbatch")
+  checks.fits(config.data, config.model.context)
   if section.normalize and not config.data.demonstrations:
     raise UserError(
       "demonstrations are needed, on which the mean reward becomes 0",

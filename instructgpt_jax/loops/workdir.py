@@ -197,7 +197,7 @@ def open_stage(
     data,
     read_tokenizer(folder / TOKENIZER, data),
     origin=origin,
-    has_prompts=info.get("stage") != "pretrain",
+    has_prompts=info.get("stage") not in ("pretrain", "import"),
   )
   if not model_config.lora_rank:
     return stage

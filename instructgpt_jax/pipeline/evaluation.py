@@ -348,8 +348,8 @@ def _notes(e: Evaluator, prefix: str) -> list[str]:
   n = e.settings.best_of_n
   notes = [
     f"{len(e.prompts)} {_SPLIT_NAMES[e.settings.split]} prompts; intervals are"
-    f" 95 % bootstraps over distinct prompts, and below {statistics.FEW} Wilson's of shares and"
-    " Student's of means.",
+    f" 95 % bootstraps over distinct prompts, and below {statistics.FEW}"
+    " Wilson's of shares and Student's of means.",
     "KL is the mean of log model − log start over answers at temperature 1; the"
     " start of PPO is policy_init.",
     f"Best of {n}: SFT's answer that the reward model likes best. Its KL is an"

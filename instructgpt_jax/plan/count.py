@@ -4,14 +4,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from jax.extend import core
 
 from instructgpt_jax.models import splash
 
 
-def flops(program: Any, arguments: Any, platform: str, trips: int) -> float:
+class Flops(NamedTuple):
+  """Floating-point operations of matrix products, on all chips together."""
+
+  split: float  # as if each product were split over all chips
+  kernels: float  # of kernels, as often as each chip runs them
+
+  @property
+  def total(self) -> float:
+    """Both."""
+    return self.split + self.kernels
+
+  def __add__(self, other: Flops) -> Flops:  # type: ignore[override]
+    return Flops(self.split + other.split, self.kernels + other.kernels)
+
+  def times(self, number: float) -> Flops:
+    """Of so many runs."""
+    return Flops(number * self.split, number * self.kernels)
+
+
+_NONE = Flops(0.0, 0.0)
+
+
+def flops(program: Any, arguments: Any, platform: str, trips: int) -> Flops:
   """Floating-point operations of matrix products, on all chips together.
 
   Args:
@@ -24,34 +46,34 @@ def flops(program: Any, arguments: Any, platform: str, trips: int) -> float:
   return _of(program.trace(*arguments).jaxpr.jaxpr, platform, trips)
 
 
-def _of(jaxpr: core.Jaxpr, platform: str, trips: int) -> float:
-  total = 0.0
+def _of(jaxpr: core.Jaxpr, platform: str, trips: int) -> Flops:
+  total = _NONE
   used = {id(v) for eqn in jaxpr.eqns for v in eqn.invars}
   used |= {id(v) for v in jaxpr.outvars}
   for eqn in jaxpr.eqns:
     name, params = eqn.primitive.name, eqn.params
     if name == "dot_general":
-      total += _of_product(eqn)
+      total += Flops(_of_product(eqn), 0.0)
     elif name == "cond":
       parts = [_of(b.jaxpr, platform, trips) for b in params["branches"]]
       written_for = params.get("branches_platforms")
-      total += (
-        parts[_index(written_for, platform)] if written_for else max(parts)
-      )
+      dearest = max(parts, key=lambda part: part.total)
+      total += parts[_index(written_for, platform)] if written_for else dearest
     elif name == "scan":
-      total += params["length"] * _of(params["jaxpr"].jaxpr, platform, trips)
+      once = _of(params["jaxpr"].jaxpr, platform, trips)
+      total += once.times(params["length"])
     elif name == "while":
       most = _most(params["cond_jaxpr"].jaxpr) or trips
-      total += most * _of(params["body_jaxpr"].jaxpr, platform, trips)
+      total += _of(params["body_jaxpr"].jaxpr, platform, trips).times(most)
     elif name == "shard_map":
       mesh, axes = params["mesh"], params["newly_manual_axes"]
       parts = math.prod(mesh.shape[axis] for axis in axes)
-      total += parts * _of(params["jaxpr"], platform, trips)
+      total += _of(params["jaxpr"], platform, trips).times(parts)
     elif name == "pallas_call":
       # What a gradient makes anew of a kept array's program is not run.
       if any(id(v) in used for v in eqn.outvars):
         queries = eqn.invars[splash.QUERIES].aval
-        total += splash.flops(params["name"], *queries.shape)
+        total += Flops(0.0, splash.flops(params["name"], *queries.shape))
     else:
       for value in params.values():
         for inner in _jaxprs(value):

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from instructgpt_jax import config
 from instructgpt_jax.losses import vocabulary
 from instructgpt_jax.models import attention, splash
+from instructgpt_jax.plan import undivided
 from instructgpt_jax.plan.cost import Cost
 from instructgpt_jax.plan.hardware import Chip
 from instructgpt_jax.plan.work import Pass, Program
@@ -43,25 +44,36 @@ class _Sizes:
   embedding: float  # parameters of the embedding, over tensor
   width: float
   wide: float  # numbers a token of a layer's four products
+  inner: float  # numbers a token of the queries
+  kv: float  # numbers a token of keys and values
+  up: float  # numbers a token of the MLP's first product
   heads: float
   layers: int
   item: int  # bytes of an activation
+  shards: int  # of fsdp, over which weights are split
 
 
 def _sizes(model: config.Model, layout: _Layout) -> _Sizes:
+  """What an axis of the mesh does not divide stays whole on each chip."""
   t = layout.tensor
-  inner = model.heads * model.head_size
-  kv = 2 * model.groups * model.head_size
-  up = model.hidden * (2 if model.gated else 1)
-  block = model.width * (2 * inner + kv + up + model.hidden)
+  heads = undivided.part(model.all_heads, t)
+  inner = heads * model.head_size
+  kv = 2 * undivided.part(model.all_groups, t) * model.head_size
+  hidden = undivided.part(model.hidden, t)
+  up = hidden * (2 if model.gated else 1)
+  block = model.width * (2 * inner + kv + up + hidden)
   return _Sizes(
-    block=block / t,
-    embedding=model.rows * model.width / t,
+    block=block,
+    embedding=undivided.part(model.rows, t) * model.width,
     width=model.width,
-    wide=(inner + kv + up) / t + 2 * model.width,
-    heads=model.heads / t,
+    wide=inner + kv + up + 2 * model.width,
+    inner=inner,
+    kv=kv,
+    up=up,
+    heads=heads,
     layers=model.layers,
     item=2 if model.dtype == "bfloat16" else 4,
+    shards=1 if model.width % layout.fsdp else layout.fsdp,
   )
 
 
@@ -94,10 +106,11 @@ def estimate(
 
 
 def kept(
-  programs: Sequence[Program], mesh: Mapping[str, int]
+  programs: Sequence[Program], mesh: Mapping[str, int], platform: str
 ) -> dict[str, float]:
   """Bytes of what passes keep: activations for a gradient, keys and values."""
-  layout, found = _Layout(**mesh), {"activations": 0.0, "caches": 0.0}
+  layout = _Layout(**mesh, platform=platform)
+  found = {"activations": 0.0, "caches": 0.0}
   for one in (one for program in programs for one in program.passes):
     if one.kind == "train":
       tokens = layout.rows(one.rows) * one.length
@@ -116,7 +129,8 @@ _SCORES_MOVED = {"forward": 4.0, "none": 11.0, "dots": 15.0, "full": 15.0}
 _QUERIES_HELD = {"forward": 6.0, "none": 18.0, "dots": 18.0, "full": 18.0}
 _QUERIES_MOVED = {"forward": 30.0, "none": 85.0, "dots": 150.0, "full": 150.0}
 _RESIDUALS_MOVED = {"forward": 40.0, "none": 80.0, "dots": 110.0, "full": 110.0}
-# Sums over `tensor` of a layer: two a way, and one that is computed anew.
+# Sums over `tensor` of a layer: two a way, and one that is computed again. The
+# compiler makes as many where it leaves the heads whole.
 _SUMS = {"forward": 2, "none": 4, "dots": 4, "full": 5}
 # Gathers of a layer's weights: one a way; what is computed anew needs them all
 # again, and the gradient those of queries, keys and values once more.
@@ -151,7 +165,7 @@ def _memory(one: Pass, layout: _Layout) -> float:
   sizes, rows = _sizes(one.model, layout), layout.rows(one.rows)
   if one.kind == "decode":
     weights = sizes.layers * sizes.block + sizes.embedding
-    return sizes.item * weights / layout.fsdp + _cache(one, layout)
+    return sizes.item * weights / sizes.shards + _cache(one, layout)
   kind, tokens = _kind(one), rows * one.length
   _, layer = _attention(one, layout)
   layer += _RESIDUALS_MOVED[kind] * sizes.item * tokens * sizes.width
@@ -161,9 +175,9 @@ def _memory(one: Pass, layout: _Layout) -> float:
 
 def _cache(one: Pass, layout: _Layout) -> float:
   """Bytes of keys and values."""
-  c = one.model
-  here = layout.rows(one.rows) * c.groups * c.head_size / layout.tensor
-  return 2 * c.layers * one.length * here * _sizes(c, layout).item
+  sizes = _sizes(one.model, layout)
+  tokens = layout.rows(one.rows) * one.length
+  return sizes.layers * tokens * sizes.kv * sizes.item
 
 
 def _network(one: Pass, layout: _Layout) -> dict[str, float]:
@@ -173,14 +187,14 @@ def _network(one: Pass, layout: _Layout) -> dict[str, float]:
     return _of_token(one, layout)
   kind, rows = _kind(one), layout.rows(one.rows)
   blocks = sizes.layers * sizes.block
-  share = (f - 1) / f
+  share = (sizes.shards - 1) / sizes.shards
   fsdp = _GATHERS[kind] * share * sizes.item * blocks
   fsdp += share * sizes.item * sizes.embedding
   data = 0.0
   if one.trained:
     part = one.trained / _parameters(one)
     fsdp += part * share * _MASTER * blocks
-    data += part * 2 * (d - 1) / d * _MASTER * blocks / f
+    data += part * 2 * (d - 1) / d * _MASTER * blocks / sizes.shards
     whole = part * 2 * (d * f - 1) / (d * f) * _MASTER * sizes.embedding
     fsdp += whole if f > 1 else 0.0
     data += whole if f == 1 else 0.0
@@ -201,10 +215,11 @@ def _of_token(one: Pass, layout: _Layout) -> dict[str, float]:
   d, f, t = layout.data, layout.fsdp, layout.tensor
   columns = -(-one.rows // d)
   wide = sizes.wide - 2 * sizes.width
-  fsdp = (f - 1) / f * wide * 2
-  tensor = 2 * (t - 1) / t * 2 * sizes.width / f
+  fsdp = (sizes.shards - 1) / sizes.shards * wide * 2
+  tensor = 2 * (t - 1) / t * 2 * sizes.width / sizes.shards
   each = sizes.layers * columns * sizes.item
-  logits = (f - 1) / f * _MASTER * layout.rows(one.rows) * one.model.rows / t
+  vocabulary_part = sizes.embedding / sizes.width
+  logits = (f - 1) / f * _MASTER * layout.rows(one.rows) * vocabulary_part
   return {"fsdp": each * fsdp + logits, "tensor": each * tensor}
 
 
@@ -215,8 +230,8 @@ def _temporary(program: Program, layout: _Layout) -> float:
 
 def _held(one: Pass, layout: _Layout) -> float:
   sizes, rows = _sizes(one.model, layout), layout.rows(one.rows)
-  tokens, shards = rows * one.length, layout.fsdp
-  parameters = (sizes.layers * sizes.block + sizes.embedding) / shards
+  tokens = rows * one.length
+  parameters = (sizes.layers * sizes.block + sizes.embedding) / sizes.shards
   if one.kind == "decode":
     return sizes.item * parameters + 2 * _cache(one, layout)
   scores, _ = _attention(one, layout)
@@ -227,7 +242,7 @@ def _held(one: Pass, layout: _Layout) -> float:
   held = max(
     scores,
     2 * sizes.item * tokens * sizes.wide,
-    3 * _MASTER * chunk * one.model.rows / layout.tensor,
+    3 * _MASTER * chunk * sizes.embedding / sizes.width,
   )
   held += sizes.item * (parameters + 2 * sizes.block)
   if one.kind != "train":
@@ -245,8 +260,8 @@ def _saved(one: Pass, layout: _Layout) -> float:
     return sizes.item * sizes.width
   if c.remat == "dots":
     return sizes.item * (sizes.width + sizes.wide)
-  padded = -(-c.head_size // _LANES) * _LANES / c.head_size
-  inner = c.heads * c.head_size / layout.tensor
-  kv = 2 * c.groups * c.head_size / layout.tensor
-  up = c.hidden * (2 if c.gated else 1) / layout.tensor
-  return sizes.item * (2 * sizes.width + padded * (2 * inner + kv) + up)
+  padded = 1.0
+  if layout.platform == "tpu":
+    padded = -(-c.head_size // _LANES) * _LANES / c.head_size
+  heads = padded * (2 * sizes.inner + sizes.kv)
+  return sizes.item * (2 * sizes.width + heads + sizes.up)

@@ -13,7 +13,16 @@ from typing import Any
 from instructgpt_jax import config as config_lib
 from instructgpt_jax import flags, presets
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.plan import compiled, count, estimate, hardware, table
+from instructgpt_jax.loops import workdir
+from instructgpt_jax.plan import (
+  compiled,
+  count,
+  estimate,
+  hardware,
+  memory,
+  table,
+  undivided,
+)
 from instructgpt_jax.plan.cost import Cost, Times, times
 from instructgpt_jax.plan.hardware import Topology
 from instructgpt_jax.plan.programs import work
@@ -42,6 +51,7 @@ class Plan:
   held: dict[str, float]  # bytes on a chip
   kept_within: dict[str, float]  # worked out, of what is temporary
   costs: dict[str, tuple[int, Cost, Times]]  # of each program
+  compiled: bool  # else worked out
 
   @property
   def kept(self) -> float:
@@ -54,9 +64,16 @@ class Plan:
     return self.kept + max(c.temporary for _, c, _ in self.costs.values())
 
   @property
+  def usable(self) -> float:
+    """Bytes of a chip that JAX reserves."""
+    chip = self.topology.chip
+    return chip.memory * memory.fraction(chip)
+
+  @property
   def fits(self) -> bool:
-    """Whether a chip's memory holds them."""
-    return self.peak <= self.topology.chip.memory
+    """Whether they hold the peak, with a margin where it is worked out."""
+    margin = 0.0 if self.compiled else memory.MARGIN
+    return self.peak <= self.usable * (1 - margin)
 
   def seconds(self, most: bool = False) -> float:
     """Of a step or iteration."""
@@ -86,8 +103,8 @@ def make(
     topology: where it would run.
     reward_model: of PPO.
     compiling: whether the compiler is asked, or costs are worked out.
-    counted: operations of programs, by name, of all chips; what is not there
-      is counted and added.
+    counted: operations of programs, by name, of all chips where the mesh
+      divides all parts; what is not there is counted and added.
   """
   sizes = mesh_lib.mesh_sizes(config.mesh, topology.count)
   axes = dict(zip(mesh_lib.AXES, sizes, strict=True))
@@ -96,14 +113,22 @@ def make(
   )
   if compiling:
     mesh = compiled.mesh(topology, config.mesh)
-  found = work(config, mesh, topology.chip.platform, reward_model)
+  platform = topology.chip.platform
+  found = work(config, mesh, platform, reward_model)
+  counted = {} if counted is None else counted
+  whole = {}
+  if not compiling:
+    for program in found.programs:
+      if program.name not in counted:
+        counted[program.name] = _count(program, platform).total
+    whole = _whole(config, mesh, platform, reward_model, found)
   costs = {}
   for program in found.programs:
     if compiling:
       say(f"compiling {program.name} for {topology}")
       cost = compiled.compile_program(program, mesh, topology.chip)
     else:
-      flops = _flops(program, topology, counted)
+      flops = counted[program.name] + whole.get(program.name, 0.0)
       cost = estimate.estimate(program, topology.chip, axes, flops)
     took = times(cost, topology, mesh_lib.AXES, sizes)
     costs[program.name] = (program.times, cost, took)
@@ -112,23 +137,51 @@ def make(
     sizes=sizes,
     work=found,
     held={name: bytes_here(tree) for name, tree in found.held.items()},
-    kept_within=estimate.kept(found.programs, axes),
+    kept_within=estimate.kept(found.programs, axes, platform),
     costs=costs,
+    compiled=compiling,
   )
 
 
-def _flops(
-  program: Program, topology: Topology, counted: dict[str, float] | None
-) -> float:
-  counted = {} if counted is None else counted
-  if program.name not in counted:
-    counted[program.name] = count.flops(
-      program.function,
-      program.arguments,
-      topology.chip.platform,
-      program.trips,
-    )
-  return counted[program.name]
+def _count(program: Program, platform: str) -> count.Flops:
+  return count.flops(
+    program.function, program.arguments, platform, program.trips
+  )
+
+
+def _whole(
+  config: config_lib.Experiment,
+  mesh: mesh_lib.AnyMesh,
+  platform: str,
+  reward_model: config_lib.Model | None,
+  found: Work,
+) -> dict[str, float]:
+  """Operations beside those counted, since parts are whole on each chip.
+
+  Returns:
+    Name of a program → operations of all chips together.
+  """
+  tensor = mesh.shape["tensor"]
+  others = [
+    (dataclasses.replace(config, model=model), reward_model, share)
+    for model, share in undivided.larger(config.model, tensor)
+  ]
+  if reward_model is not None and isinstance(config, config_lib.PpoExperiment):
+    others += [
+      (config, model, share)
+      for model, share in undivided.larger(reward_model, tensor)
+    ]
+  extra: dict[str, float] = {}
+  if not others:
+    return extra
+  counts = {p.name: _count(p, platform).split for p in found.programs}
+  for other, scores, share in others:
+    for program in work(other, mesh, platform, scores).programs:
+      added = _count(program, platform).split - counts[program.name]
+      extra[program.name] = (
+        extra.get(program.name, 0.0) + (tensor - 1) * share * added
+      )
+  return extra
 
 
 def say(text: str) -> None:
@@ -178,12 +231,26 @@ def text(plan: Plan, name: str, price: float) -> str:
   elif price:
     hours = [topology.count * s / _HOUR for s in (least, most)]
     lines.append(f"1,000 steps{_cost([1000 * h for h in hours], price)}")
-  verdict = "fits" if plan.fits else "does not fit"
-  lines.append(
-    f"{verdict}: at most {table.gigabytes(plan.peak)} of"
-    f" {table.gigabytes(topology.chip.memory)} GB"
-  )
+  lines.append(_verdict(plan))
   return "\n".join(lines)
+
+
+def _verdict(plan: Plan) -> str:
+  """Whether it fits, into what, and with what margin."""
+  chip = plan.topology.chip
+  parts = [
+    f"{'fits' if plan.fits else 'does not fit'}: at most"
+    f" {table.gigabytes(plan.peak)} of {table.gigabytes(plan.usable)} GB"
+  ]
+  share = memory.fraction(chip)
+  if chip.platform == "cuda":
+    parts.append(
+      f"JAX reserves {share:.0%} of a GPU's {table.gigabytes(chip.memory)} GB"
+      f" ({memory.FRACTION})"
+    )
+  if not plan.compiled:
+    parts.append(f"{memory.MARGIN:.0%} are left for what arithmetic misses")
+  return "; ".join(parts)
 
 
 def _cost(hours: Sequence[float], price: float) -> str:
@@ -195,9 +262,11 @@ def _cost(hours: Sequence[float], price: float) -> str:
   return found
 
 
-def layouts(model: config_lib.Model, chips: int) -> Iterator[config_lib.Mesh]:
-  """Meshes whose tensor axis divides the heads."""
-  for tensor in _divisors(math.gcd(chips, model.heads)):
+def layouts(
+  models: Sequence[config_lib.Model], chips: int
+) -> Iterator[config_lib.Mesh]:
+  """Meshes whose tensor axis divides the heads and MLPs of all networks."""
+  for tensor in _divisors(undivided.most(models, chips)):
     for fsdp in _divisors(chips // tensor):
       data = chips // tensor // fsdp
       yield config_lib.Mesh(data=data, fsdp=fsdp, tensor=tensor)
@@ -213,7 +282,8 @@ def sweep(
   """Layouts by arithmetic: those that fit first, then the faster."""
   known: dict[str, float] = {}
   found = []
-  for mesh in layouts(config.model, topology.count):
+  models = [config.model, *([reward_model] if reward_model else [])]
+  for mesh in layouts(models, topology.count):
     one = dataclasses.replace(config, mesh=mesh)
     try:
       plan = make(
@@ -307,9 +377,10 @@ def show(arguments: argparse.Namespace, rest: Sequence[str]) -> bool:
     presets=presets.NAMES,
     runs=False,
   )
-  reward_model = _reward_model(arguments.reward_preset, arguments.preset)
+  ranked = arguments.sweep_mesh
+  config, reward_model = _networks(config, arguments, filled=not ranked)
   title = f"{name} {arguments.preset}"
-  if arguments.sweep_mesh:
+  if ranked:
     found = sweep(config, topology, reward_model)
     unit = "iteration" if name.startswith("ppo") else "step"
     print(f"{title} on {topology}, by arithmetic")
@@ -328,8 +399,39 @@ def show(arguments: argparse.Namespace, rest: Sequence[str]) -> bool:
   how = compiled.version() if compiling else "worked out, not compiled"
   print(f"costs: {how}")
   if not plan.fits:
+    config, reward_model = _networks(config, arguments, filled=False)
     print("try " + suggestion(config, name, topology, reward_model))
   return plan.fits
+
+
+def _networks(
+  config: Any, arguments: argparse.Namespace, *, filled: bool
+) -> tuple[Any, config_lib.Model]:
+  """The config with the network of `init_from`, and the reward model.
+
+  Args:
+    config: the experiment.
+    arguments: of the command.
+    filled: whether heads and vocabulary are filled up for the config's mesh,
+      as the run does with another library's model; else they are its own.
+  """
+  mesh = config.mesh if filled else config_lib.Mesh()
+  own = workdir.inherit(dataclasses.replace(config, mesh=mesh))
+  config = dataclasses.replace(own, mesh=config.mesh)
+  folder = config.ppo.reward_model if hasattr(config, "ppo") else ""
+  if not folder:
+    return config, _reward_model(arguments.reward_preset, arguments.preset)
+  if arguments.reward_preset:
+    raise UserError(
+      "is given beside --ppo.reward_model",
+      field="--reward_preset",
+      fix="leave one of them out",
+      code="two_reward_models",
+    )
+  stage = workdir.open_stage(
+    folder, kind=workdir.SCALAR, field="ppo.reward_model", run=own
+  )
+  return config, stage.model_config
 
 
 def _reward_model(asked: str, preset: str) -> config_lib.Model:

@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from instructgpt_jax import checks
 from instructgpt_jax import config as config_lib
 from instructgpt_jax.data import transforms
 from instructgpt_jax.loops import (
-  inputs,
   networks,
   ppo_programs,
 )
@@ -35,8 +35,8 @@ def ppo(
 ) -> Work:
   """Prompts and responses of full length."""
   section, data = config.ppo, config.data
-  inputs.fits(data, config.model.context)
-  ppo_programs.divides(section)
+  checks.fits(data, config.model.context)
+  checks.ppo_batches(section)
   shape = shapes.shaped(config.model, config, mesh)
   scores = shapes.shaped(reward_model or config.model, config, mesh)
   adapters = {
@@ -68,9 +68,7 @@ def ppo(
   programs = ppo_programs.jitted(
     config, models, optimizers, state, mesh, eos_id=0, pad_id=1
   )
-  start = networks.abstract(
-    LanguageModel(dataclasses.replace(shape, lora_rank=0)), mesh
-  )
+  start = policy.whole
   reward_params = networks.abstract(models[1], mesh)
   width = max(transforms.bucket_sizes(data.max_prompt_tokens))
   width = min(width, config.model.context - data.max_response_tokens)
@@ -130,7 +128,7 @@ def ppo(
   ]
   trips = shapes.chunks(shape, mesh, updated * states, updated * answer)
   if section.ptx_coef:
-    ptx_length = inputs.row_length(
+    ptx_length = checks.row_length(
       section.ptx_sequence, config.model.context, "ppo.ptx_sequence"
     )
     ptx_rows = section.minibatch * section.ptx_ratio
@@ -150,8 +148,8 @@ def ppo(
   if section.ema_decay:
     held["policy average"] = state.ema
   held |= shapes.held(value, "value")
-  if not policy.frozen:  # else it is the reference itself
-    held["reference"] = start
+  # What is frozen serves both; the start of what is trained is a copy.
+  held["reference"] = policy.state.params
   held["reward model"] = reward_params
   updates = ppo_programs.updates_per_iteration(section)
   trained = section.inner_epochs * count * length

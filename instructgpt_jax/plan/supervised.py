@@ -9,14 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from instructgpt_jax import checks
 from instructgpt_jax import config as config_lib
 from instructgpt_jax.data import ranking_rows, transforms
+from instructgpt_jax.loops import reward as reward_loop
 from instructgpt_jax.loops import (
-  inputs,
   step_layout,
   supervised,
 )
-from instructgpt_jax.loops import reward as reward_loop
 from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
 from instructgpt_jax.plan import shapes
 from instructgpt_jax.plan.work import Program, Work
@@ -35,9 +35,9 @@ COMPLETIONS = 9  # K: the paper's labelers rank 4 to 9
 def pretrain(config: config_lib.PretrainExperiment, mesh: AnyMesh) -> Work:
   """Whole rows of documents."""
   section = config.pretrain
-  inputs.divides(section.microbatch, section.batch_size, "pretrain.microbatch")
+  checks.divides(section.microbatch, section.batch_size, "pretrain.microbatch")
   mesh_lib.require_even(section.batch_size, mesh)
-  length = inputs.row_length(
+  length = checks.row_length(
     section.sequence, config.model.context, "pretrain.sequence"
   )
   return _language(config, section, mesh, section.batch_size, length)
@@ -83,7 +83,7 @@ def reward(
   section, data = config.reward, config.data
   prompts = section.batch_size
   mesh_lib.require_even(prompts, mesh)
-  inputs.divides(section.microbatch, prompts, "reward.microbatch")
+  checks.divides(section.microbatch, prompts, "reward.microbatch")
   count = section.max_completions or COMPLETIONS
   longest = transforms.EncodedRanking(
     [0] * data.max_prompt_tokens,

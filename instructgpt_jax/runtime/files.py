@@ -40,6 +40,11 @@ _MISSING = object()
 _FREE = ("run.", "until", "processes.", "data.explicit")
 
 
+def may_change(name: str) -> bool:
+  """Whether a later call of the same run may give the field another value."""
+  return name.startswith(_FREE)
+
+
 def disk_error(error: OSError, path: str | os.PathLike[str]) -> UserError:
   """The UserError for a file that could not be written."""
   if error.errno in _FULL:
@@ -427,7 +432,7 @@ def claim_workdir(
     changed = [
       item
       for item in _differences(held["config"], wanted["config"])
-      if not item[0].startswith(_FREE)
+      if not may_change(item[0])
     ]
     if changed:
       name, old, new = changed[0]

@@ -2,8 +2,9 @@
 
 Process 0 listens at the coordinator's address. The others tell it who they are
 and what they were told to do, and keep the connection: where one ends early, or
-never comes, all end with one error that names it. JAX's own service, which ends
-a process with a stack trace, starts when everyone is there.
+never comes, all end with one error that names it. Each sends heartbeats, so
+that one which is frozen is named as well. JAX's own service, which ends a
+process with a stack trace, starts when everyone is there.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from instructgpt_jax import config as config_lib
@@ -27,6 +28,13 @@ _GRACE = 3.0  # seconds
 _LINE = 1 << 22  # most bytes of a message
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _FIX = "see its own error; the same command goes on from the last checkpoint"
+_FIX_SILENT = (
+  "see whether it is stopped, or its disk or network hangs; the same command"
+  " goes on from the last checkpoint. --processes.timeout is how long a process"
+  " may be silent"
+)
+_BEATS = 10  # heartbeats within processes.timeout
+_SELDOM = 5.0  # seconds between two of them at most
 
 
 _index, _count = 0, 1
@@ -69,8 +77,10 @@ def joined(
     yield
     return
   line = (_Server if found.index == 0 else _Client)(found, section.timeout)
+  beats: _Heartbeat | None = None
   try:
     port = line.meet(dict(told))
+    beats = _Heartbeat(line.say, section.timeout, told.get("workdir"))
     _start_jax(found, port, section)
     _set(found.index, found.count)
     line.watch()
@@ -93,6 +103,8 @@ def joined(
     raise
   finally:
     _set(0, 1)
+    if beats is not None:
+      beats.stop()
     line.close()
 
 
@@ -154,35 +166,125 @@ class _Line:
     for name, value in (("KEEPIDLE", 10), ("KEEPINTVL", 5), ("KEEPCNT", 4)):
       if hasattr(socket, f"TCP_{name}"):
         number = getattr(socket, f"TCP_{name}")
-        self._socket.setsockopt(socket.IPPROTO_TCP, number, value)
-    self._file = connection.makefile("rb")
+        with contextlib.suppress(OSError):  # not of a pair without addresses
+          self._socket.setsockopt(socket.IPPROTO_TCP, number, value)
+    self._unread = b""
+    self._sending = threading.Lock()
 
   def say(self, **message: Any) -> None:
     """Sends a message; nothing happens where nobody is left to hear it."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), self._sending:
       self._socket.sendall(json.dumps(message).encode() + b"\n")
 
-  def hear(self, seconds: float | None) -> dict[str, Any] | None:
+  def hear(self, seconds: float) -> dict[str, Any] | None:
     """The next message; None where the other side is gone or too slow."""
-    self._socket.settimeout(seconds)
     try:
-      line = self._file.readline(_LINE)
-      message = json.loads(line)
+      return self._next(seconds)
     except (OSError, ValueError):
       return None
-    return message if isinstance(message, dict) else None
+
+  def follow(self, seconds: float, name: str) -> dict[str, Any] | None:
+    """The next message that is no heartbeat; None where the other is gone.
+
+    Args:
+      seconds: how long the other side may be silent; half of it is warned of.
+      name: what the other side is called.
+
+    Raises:
+      TimeoutError: not even a heartbeat has come for so long.
+    """
+    warned = False
+    while True:
+      try:
+        message = self._next(seconds / 2)
+      except TimeoutError:
+        if warned:
+          raise
+        warned = True
+        _warn(
+          f"{name} has sent nothing for {seconds / 2:g} s; after"
+          f" {seconds:g} s all processes end"
+        )
+        continue
+      except (OSError, ValueError):
+        return None
+      if "beat" not in message:
+        return message
+      if warned:
+        _warn(f"{name} is there again")
+        warned = False
+
+  def _next(self, seconds: float) -> dict[str, Any]:
+    """The next message.
+
+    Raises:
+      TimeoutError: it has not come in time; what has come of it is kept.
+      ConnectionError: the other side is gone.
+      ValueError: it is no message.
+    """
+    until = time.monotonic() + seconds
+    while b"\n" not in self._unread:
+      self._socket.settimeout(max(1e-3, until - time.monotonic()))
+      try:
+        more = self._socket.recv(1 << 16)
+      except TimeoutError as error:
+        if error.errno is None:
+          raise
+        raise ConnectionError from error  # by TCP's own count
+      if not more or len(self._unread) > _LINE:
+        raise ConnectionError
+      self._unread += more
+    line, _, self._unread = self._unread.partition(b"\n")
+    message = json.loads(line)
+    if not isinstance(message, dict):
+      raise ValueError(f"{message!r} is no message")
+    return message
 
   def close(self) -> None:
     """Ends the connection."""
     with contextlib.suppress(OSError):
       self._socket.shutdown(socket.SHUT_RDWR)
-    self._file.close()
     self._socket.close()
 
 
-def _end(error: str) -> None:
+class _Heartbeat:
+  """A thread that tells the others that this process is not frozen.
+
+  It also asks the workdir's file system each time: where that hangs, so does
+  the thread, and the process is named.
+  """
+
+  def __init__(
+    self, say: Callable[..., None], timeout: float, workdir: str | None
+  ):
+    self._say, self._workdir = say, workdir
+    self._every = min(_SELDOM, timeout / _BEATS)
+    self._over = threading.Event()
+    threading.Thread(target=self._beat, daemon=True).start()
+
+  def _beat(self) -> None:
+    while not self._over.wait(self._every):
+      if self._workdir:
+        with contextlib.suppress(OSError):  # it may not exist as yet
+          os.statvfs(self._workdir)
+      self._say(beat=True)
+
+  def stop(self) -> None:
+    """Ends the thread."""
+    self._over.set()
+
+
+def _warn(text: str) -> None:
+  print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+def _silent(name: str, seconds: float) -> str:
+  return f"{name} has been silent for {seconds:g} s: it is frozen"
+
+
+def _end(error: str, fix: str = _FIX) -> None:
   """Ends this process because of another one."""
-  print(f"error: {error}\nfix: {_FIX}", file=sys.stderr, flush=True)
+  print(f"error: {error}\n  fix: {fix}", file=sys.stderr, flush=True)
   os._exit(ENDED_EARLY)
 
 
@@ -281,17 +383,27 @@ class _Server:
       ).start()
 
   def _listen(self, index: int, line: _Line) -> None:
-    message = line.hear(None)
-    with self._changed:
-      if message is not None and not message.get("error"):
-        self._left.add(index)
-        self._changed.notify_all()
-        return
-    why = f": {message['error']}" if message else " without a word"
-    problem = f"process {index} has ended{why}"
+    fix = _FIX
+    try:
+      message = line.follow(self._timeout, f"process {index}")
+      with self._changed:
+        if message is not None and not message.get("error"):
+          self._left.add(index)
+          self._changed.notify_all()
+          return
+      why = f": {message['error']}" if message else " without a word"
+      problem = f"process {index} has ended{why}"
+    except TimeoutError:
+      problem = _silent(f"process {index}", self._timeout)
+      fix = _FIX_SILENT
     for other in self._lines.values():
-      other.say(error=problem)
-    _end(problem)
+      other.say(error=problem, fix=fix)
+    _end(problem, fix)
+
+  def say(self, **message: Any) -> None:
+    """Sends a message to all others."""
+    for line in self._lines.values():
+      line.say(**message)
 
   def leave(self) -> None:
     """Waits until the others are done, and ends JAX's service after them."""
@@ -359,10 +471,23 @@ class _Client:
 
   def _listen(self) -> None:
     assert self._line is not None
-    message = self._line.hear(None)
-    if self._over.is_set() or (message or {}).get("end"):
+    try:
+      message = self._line.follow(self._timeout, "process 0") or {}
+    except TimeoutError:
+      message = {
+        "error": _silent("process 0", self._timeout), "fix": _FIX_SILENT
+      }  # fmt: skip
+    if self._over.is_set() or message.get("end"):
       return
-    _end((message or {}).get("error", "process 0 has ended without a word"))
+    _end(
+      message.get("error", "process 0 has ended without a word"),
+      message.get("fix", _FIX),
+    )
+
+  def say(self, **message: Any) -> None:
+    """Sends a message to process 0."""
+    if self._line is not None:
+      self._line.say(**message)
 
   def leave(self) -> None:
     """Tells process 0 that this one is done, and waits for the others."""
@@ -375,8 +500,7 @@ class _Client:
   def fail(self, error: str) -> None:
     """Tells process 0 why there is no going on."""
     self._over.set()
-    if self._line is not None:
-      self._line.say(error=error)
+    self.say(error=error)
 
   def close(self) -> None:
     """Ends the line."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -14,6 +16,7 @@ from instructgpt_jax.sweeps.jobs import Job
 
 Of = Callable[[Family], Job]
 Value = Callable[[Answers], np.ndarray]
+K = TypeVar("K")
 
 
 def values(
@@ -38,6 +41,95 @@ def gap(
       values(families, job, value), values(families, other, value), strict=True
     )
   ])  # fmt: skip
+
+
+def over_seeds(numbers: Sequence[float]) -> Interval | None:
+  """The mean of one number a seed, with Student's interval; None for one seed.
+
+  A bootstrap over a few seeds never leaves their range, and has no width at all
+  for one.
+  """
+  count = len(numbers)
+  if count < 2:
+    return None
+  values = np.asarray(numbers, np.float64)
+  half = _student(count - 1) * values.std(ddof=1) / math.sqrt(count)
+  mean = values.mean()
+  return Interval(float(mean), float(mean - half), float(mean + half))
+
+
+# 97.5 % quantiles of Student's distribution for 1, 2, … degrees of freedom.
+_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+
+
+def _student(freedom: int) -> float:
+  if freedom <= len(_STUDENT):
+    return _STUDENT[freedom - 1]
+  z = statistics.Z_95  # the expansion in 1 / freedom, to 0.001
+  return (
+    z
+    + (z**3 + z) / (4 * freedom)
+    + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+  )
+
+
+def choose(
+  families: Sequence[Family], options: Mapping[K, Of], value: Value
+) -> list[K]:
+  """For each seed the option whose mean is highest on the others' data.
+
+  What is chosen and tested on the same data looks better than it is. Other
+  seeds have other worlds and models. With a single seed the choice is made on
+  its even prompts, and `held_out` leaves its odd ones.
+  """
+  means = {
+    key: [
+      held.mean() if len(families) > 1 else held[::2].mean()
+      for held in values(families, job, value)
+    ]
+    for key, job in options.items()
+  }
+
+  def others(key: K, index: int) -> float:
+    rest = means[key][:index] + means[key][index + 1 :]
+    return float(np.mean(rest or means[key]))
+
+  return [
+    max(options, key=lambda key, i=i: others(key, i))
+    for i in range(len(families))
+  ]
+
+
+def held_out(
+  families: Sequence[Family], job: Callable[[int], Of], value: Value
+) -> list[np.ndarray]:
+  """One array a seed of what `choose` has not looked at.
+
+  Args:
+    families: of the seeds.
+    job: index of a seed → its run.
+    value: of a run's answers.
+  """
+  arrays = [
+    value(family.answers(job(index)(family)))
+    for index, family in enumerate(families)
+  ]
+  return arrays if len(families) > 1 else [array[1::2] for array in arrays]
+
+
+def gap_from_chosen(
+  families: Sequence[Family],
+  job: Of,
+  options: Mapping[K, Of],
+  chosen: Sequence[K],
+  value: Value,
+) -> Interval:
+  """Mean of job − the option chosen for each seed, paired by prompt."""
+  ours = held_out(families, lambda unused: job, value)
+  theirs = held_out(families, lambda index: options[chosen[index]], value)
+  return statistics.pooled_interval(
+    [a - b for a, b in zip(ours, theirs, strict=True)]
+  )
 
 
 def wins(families: Sequence[Family], job: Of, other: Of) -> Interval:

@@ -64,11 +64,13 @@ class Task:
   def __call__(self) -> None:
     job, root = self.job, self.root
     with records.held(records.lock_path(root, f"runs/{job.name}")):
+      records.settle_span(root, job)
       if job.complete(root):
         return
       log = records.log_path(root, job.name)
       files.make_directory(os.path.dirname(log))
       began = time.monotonic()
+      records.begin_span(root, job)
       command = job.command(root)
       with files.writing(log), open(log, "ab") as file:
         file.write(f"$ {jobs.shown(command)}\n".encode())
@@ -79,7 +81,7 @@ class Task:
         finally:
           processes.end(process)
           processes.kill(process)
-          records.add_seconds(root, job.name, time.monotonic() - began)
+          records.end_span(root, job.name, time.monotonic() - began)
       if status or not job.complete(root):
         raise RuntimeError(processes.ending(status))
 

@@ -6,6 +6,8 @@ import argparse
 import dataclasses
 import functools
 import inspect
+import math
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,6 +22,7 @@ from instructgpt_jax.sweeps import (
   execute,
   grid,
   plan,
+  preflight,
   records,
   search,
   shared,
@@ -74,6 +77,8 @@ class Sweep:
   text: str  # the sweep without names
   stages: shared.Shared | None
   module: str
+  # "flags" and "shared" → the preset's value of each.
+  defaults: Mapping[str, Mapping[str, Any]]
 
   @property
   def first(self) -> list[Job]:
@@ -153,7 +158,14 @@ def parse(
       field=mine[0].replace("--", _SHARED, 1).partition("=")[0],
       fix="leave it out",
     )
-  return Sweep(args, config, settings, text, stages, module)
+  defaults = {"flags": _values(get_config(preset))}
+  if stages:
+    defaults["shared"] = _values(presets.pipeline(preset))
+  return Sweep(args, config, settings, text, stages, module, defaults)
+
+
+def _values(config: Any) -> dict[str, Any]:
+  return {name: value for name, value, _ in flags.leaves(config)}
 
 
 def _load(name: str, load: Callable[[str], Any]) -> Any:
@@ -213,10 +225,10 @@ def _settings(
       field=error.field.replace("--", mark, 1),
       fix=error.fix.replace("mean --", f"mean {mark}"),
     ) from error
-  usual = {name: value for name, value, _ in flags.leaves(get_config(preset))}
+  usual = _values(get_config(preset))
   changed = {
     name: value
-    for name, value, _ in flags.leaves(config)
+    for name, value in _values(config).items()
     if value != usual[name]
   }
   return config, {"preset": preset, **changed}
@@ -230,6 +242,13 @@ def run(sweep: Sweep) -> int:
     space = grid.space(sweep.text, sweep.config)
   else:
     chosen = grid.runs(sweep.text, sweep.config)
+  jobs = [sweep.job(name, values) for name, values in chosen.items()]
+  preflight.check(
+    jobs or _corners(sweep, space),
+    sweep.config,
+    args.workdir,
+    numbers=not args.search,
+  )
   if args.dry_run:
     for number, values in enumerate(
       search.preview(sweep.search, space) if args.search else ()
@@ -241,11 +260,30 @@ def run(sweep: Sweep) -> int:
   if args.search:
     outcome = _search(sweep, space)
   else:
-    jobs = [sweep.job(name, values) for name, values in chosen.items()]
     outcome = execute.execute(
       [*sweep.first, *jobs], args.workdir, **sweep.place
     )
   return _report(sweep, outcome)
+
+
+def _corners(sweep: Sweep, space: Mapping[str, Any]) -> list[Job]:
+  """The jobs of a search with one text of a list changed at a time.
+
+  Which values meet is not known before.
+  """
+  jobs = [sweep.job("trials", {})]
+  listed = [
+    (field, value)
+    for field, part in space.items()
+    if isinstance(part, grid.Choices)
+    for value in part.values
+  ]
+  jobs += [
+    sweep.job(f"{field}={number}", {field: value})
+    for number, (field, value) in enumerate(listed)
+    if isinstance(value, str)
+  ]
+  return jobs
 
 
 def _begin(sweep: Sweep, chosen: Mapping[str, Mapping[str, Any]]) -> None:
@@ -258,21 +296,26 @@ def _begin(sweep: Sweep, chosen: Mapping[str, Mapping[str, Any]]) -> None:
     "shared": dict(sweep.stages.job.flags) if sweep.stages else {},
   }
   if args.search:
-    head |= {"space": sweep.text, "direction": args.direction}
+    head |= {
+      "space": sweep.text,
+      "direction": args.direction,
+      "search_seed": args.search_seed,
+    }
   entries = [{"name": n, "overrides": dict(o)} for n, o in chosen.items()]
-  plan.begin(args.workdir, head, entries)
+  plan.begin(args.workdir, head, entries, sweep.defaults)
 
 
 def _search(sweep: Sweep, space: Any) -> execute.Outcome:
   """The shared stages, by one worker while the others wait; then trials."""
   root = sweep.args.workdir
-  if sweep.first:
-    before = execute.execute(
-      sweep.first, root, title="shared", wait=True, **sweep.place
-    )
-    if before.failed:
-      return before
-  return search.run(root, sweep.search, space, sweep.job, **sweep.place)
+  with search.joined(root, sweep.search, space, sweep.job) as trials:
+    if sweep.first:
+      before = execute.execute(
+        sweep.first, root, title="shared", wait=True, **sweep.place
+      )
+      if before.failed:
+        return before
+    return search.run_trials(trials, **sweep.place)
 
 
 def _show(sweep: Sweep, jobs: Sequence[Job]) -> None:
@@ -297,7 +340,7 @@ def _report(sweep: Sweep, outcome: execute.Outcome) -> int:
   if args.search:
     found = [row for row in found if row["run"] in outcome.done]
     found.sort(
-      key=lambda row: float(row[args.objective]),
+      key=functools.partial(_value, sweep),
       reverse=args.direction == "maximize",
     )
   print(collect.table(found, first))
@@ -309,6 +352,13 @@ def _report(sweep: Sweep, outcome: execute.Outcome) -> int:
   for name, need in outcome.skipped.items():
     print(f"skipped: {name}, which needs {need}", file=sys.stderr)
   return int(bool(outcome.failed or outcome.skipped))
+
+
+def _value(sweep: Sweep, row: Mapping[str, Any]) -> float:
+  """The objective of a row's run, which is complete."""
+  folder = os.path.join(sweep.args.workdir, *row["run"].split("/"))
+  value = search.objective(sweep.search, folder)
+  return math.nan if value is None else value
 
 
 def main(

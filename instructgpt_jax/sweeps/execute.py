@@ -152,6 +152,7 @@ def _drive(
   for job in ordered:
     if job.complete(root):
       check_complete(job, root)
+      _settle(job, root)
       outcome.done.append(job.name)
     else:
       waiting[job.name] = job
@@ -177,6 +178,19 @@ def _drive(
     finally:
       launcher.stop()
   return outcome
+
+
+def _settle(job: Job, root: str) -> None:
+  """Counts the time of a complete job whose runner was killed as it ended.
+
+  On a cluster the job's own process may be about to do so.
+  """
+  lock = records.acquire(records.lock_path(root, f"runs/{job.name}"))
+  if lock is not None:
+    try:
+      records.settle_span(root, job)
+    finally:
+      os.close(lock)
 
 
 def _ready(waiting: dict[str, Job], outcome: Outcome) -> list[Job]:

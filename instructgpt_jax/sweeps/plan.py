@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.runtime import files
@@ -23,14 +23,21 @@ def read(root: str) -> dict[str, Any]:
 
 
 def begin(
-  root: str, head: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]
+  root: str,
+  head: Mapping[str, Any],
+  entries: Sequence[Mapping[str, Any]],
+  defaults: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
   """Writes the plan, or adds runs to one that is there.
 
   Args:
     root: the sweep's folder.
-    head: what all runs share. A plan that is there must have the same.
+    head: what all runs share. A plan that is there must have the same, but for
+      flags that a run itself may change from call to call (`run.keep`).
     entries: {"name": …, "overrides": {field: value}} of each run.
+    defaults: name of a part of `head` → the preset's value of each flag in it,
+      by which an error names the value of a flag that one of two calls left
+      out.
 
   Raises:
     UserError: the folder holds another sweep.
@@ -41,11 +48,14 @@ def begin(
     else:
       held = read(root)
       for name, value in files.plain(head).items():
-        _same(root, name, held.get(name), value)
+        if name in held:  # a sweep.json of an earlier version may lack it
+          _same(root, name, held[name], value, (defaults or {}).get(name))
+      held |= head
     known = {entry["name"]: entry for entry in held["jobs"]}
     for entry in entries:
       old = known.setdefault(entry["name"], dict(entry))
-      _same(root, entry["name"], old["overrides"], entry["overrides"])
+      overrides = files.plain(entry["overrides"])
+      _same(root, entry["name"], old["overrides"], overrides)
     _write(root, {**held, "jobs": list(known.values())})
 
 
@@ -63,18 +73,31 @@ def _write(root: str, held: Mapping[str, Any]) -> None:
   files.write_json_atomic(pathlib.Path(root) / NAME, held)
 
 
-def _same(root: str, what: str, old: Any, new: Any) -> None:
-  if old == new:
-    return
+def _same(
+  root: str,
+  what: str,
+  old: Any,
+  new: Any,
+  defaults: Mapping[str, Any] | None = None,
+) -> None:
+  """Refuses a value that differs from that of the earlier call."""
   if isinstance(old, dict) and isinstance(new, dict):
-    for name in [*new, *old]:
-      if old.get(name) != new.get(name):
-        what, old, new = name, old.get(name), new.get(name)
-        break
+    for name in dict.fromkeys([*new, *old]):
+      default = (defaults or {}).get(name)
+      before, now = (values.get(name, default) for values in (old, new))
+      if before != now and not files.may_change(name):
+        _refuse(root, name, before, now)
+  elif old != new:
+    _refuse(root, what, old, new)
+
+
+def _refuse(root: str, what: str, old: Any, new: Any) -> NoReturn:
   before, now = ("nothing" if v is None else jobs.flag_text(v)
                  for v in (old, new))  # fmt: skip
   raise UserError(
     f"holds a sweep that was begun with {what}={before}, not {now}",
     file=root,
+    field=what,
     fix="give the old value, or choose another --workdir",
+    code="other_sweep",
   )

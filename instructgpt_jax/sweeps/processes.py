@@ -72,6 +72,7 @@ class Local:
     log = records.log_path(self._root, job.name)
     files.make_directory(os.path.dirname(log))
     command = job.command(self._root)
+    records.begin_span(self._root, job)
     with files.writing(log), open(log, "ab") as file:
       start = file.tell()
       file.write(f"$ {jobs.shown(command)}\n".encode())
@@ -110,7 +111,7 @@ class Local:
   def _forget(self, one: _Running) -> None:
     self._running.remove(one)
     spent = time.monotonic() - one.began
-    records.add_seconds(self._root, one.job.name, spent)
+    records.end_span(self._root, one.job.name, spent)
 
   def _error(self, one: _Running) -> str:
     status = one.process.returncode

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
+import time
 
 from instructgpt_jax.runtime import files, locks
 from instructgpt_jax.sweeps import jobs
@@ -11,6 +13,7 @@ from instructgpt_jax.sweeps import jobs
 acquire, held = locks.acquire, locks.held
 SECONDS = "seconds.json"
 LOCKS = ".locks"
+SPANS = ".spans"
 _LINES = 10
 
 
@@ -44,6 +47,47 @@ def read_seconds(root: str) -> dict[str, float]:
   """Job → wall time in seconds, over all calls."""
   path = pathlib.Path(root) / SECONDS
   return files.read_json(path) if path.exists() else {}
+
+
+def begin_span(root: str, job: jobs.Job) -> None:
+  """Notes that a job starts now, in case this process is killed.
+
+  The caller has the job to itself. Time of an earlier start whose end nobody
+  noted is added first.
+  """
+  settle_span(root, job)
+  files.write_text_atomic(_span_path(root, job.name), repr(time.time()))
+
+
+def end_span(root: str, name: str, spent: float) -> None:
+  """Adds the time since `begin_span` to a job's wall time."""
+  pathlib.Path(_span_path(root, name)).unlink(missing_ok=True)
+  add_seconds(root, name, spent)
+
+
+def settle_span(root: str, job: jobs.Job) -> None:
+  """Adds the time of a start whose process was killed before `end_span`.
+
+  It lasted until the job last wrote to its log or to a file of its folder. The
+  caller has the job to itself.
+  """
+  path = pathlib.Path(_span_path(root, job.name))
+  try:
+    began = float(path.read_text())
+  except (OSError, ValueError):
+    return
+  written = [log_path(root, job.name)]
+  with contextlib.suppress(OSError):
+    written += [entry.path for entry in os.scandir(job.folder(root))]
+  times = [began]
+  for one in written:
+    with contextlib.suppress(OSError):
+      times.append(os.stat(one).st_mtime)
+  end_span(root, job.name, max(times) - began)
+
+
+def _span_path(root: str, name: str) -> str:
+  return os.path.join(root, SPANS, *name.split("/")) + ".began"
 
 
 def add_seconds(root: str, name: str, spent: float) -> None:

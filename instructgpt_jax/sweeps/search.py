@@ -11,11 +11,12 @@ old one.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -31,6 +32,12 @@ KINDS = ("random", "tpe")
 DIRECTIONS = ("maximize", "minimize")
 DATABASE = "search.db"
 _PATIENCE = 1.0  # seconds between two looks for a trial to take over
+# Complete runs without a field of the objective's name, and none with it, after
+# which the name is taken for a mistake.
+_ABSENT = 5
+# Attributes of the study and of a trial.
+_OBJECTIVE, _KNOWN, _UNDECIDED = "objective", "known", "undecided"
+_NOT_FINITE = ("nan", "inf", "-inf")  # as `files.plain` writes them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,11 +75,12 @@ class Trials:
     space: Mapping[str, Range | Choices],
     make_job: Callable[[str, Mapping[str, Any]], Job],
   ):
-    self._root, self._wanted, self._make_job = root, wanted, make_job
+    self.root, self.wanted, self._make_job = root, wanted, make_job
     self._lock = records.lock_path(root, "search")
     self._optuna = load_optuna()
     self._space = distributions(self._optuna, space)
     self.left = wanted.trials  # not finished, when last looked at
+    self._worker: int | None = None  # the lock that all live workers share
     path = os.path.abspath(os.path.join(root, DATABASE))
     with records.held(self._lock):
       self._storage = self._optuna.storages.RDBStorage(
@@ -87,22 +95,59 @@ class Trials:
       )
 
   def aim(self) -> None:
-    """Refuses another objective once there is a result for the first."""
-    told = [self._optuna.trial.TrialState.COMPLETE]
-    new = self._wanted.objective
+    """Joins the workers of the search, all of which have one objective.
+
+    Raises:
+      UserError: there is a result, an unfinished trial or a live worker for
+        another objective, or the study has another direction.
+    """
+    path = records.lock_path(self.root, "workers")
+    new = self.wanted.objective
     with records.held(self._lock):
-      old = self._study.user_attrs.get("objective", new)
-      if old != new and self._study.get_trials(states=told):
-        raise UserError(
-          f"was begun with --objective={old}, not {new}",
-          file=self._root,
-          field="--objective",
-          fix="give the old one, or choose another --workdir",
-        )
-      self._study.set_user_attr("objective", new)
+      self._check_direction()
+      old = self._study.user_attrs.get(_OBJECTIVE, new)
+      if old != new:
+        alone = records.acquire(path)
+        if alone is not None:
+          os.close(alone)
+        if alone is None or self._has_trials_of_its_own():
+          raise UserError(
+            f"was begun with --objective={old}, not {new}",
+            file=self.root,
+            field="--objective",
+            fix="give the old one, or choose another --workdir",
+            code="other_objective",
+          )
+        self._study.set_user_attr(_KNOWN, False)
+      self._study.set_user_attr(_OBJECTIVE, new)
+      self._worker = records.acquire(path, shared=True)
+
+  def _check_direction(self) -> None:
+    old = self._study.direction.name.lower()
+    if old != self.wanted.direction:
+      raise UserError(
+        f"was begun with --direction={old}, not {self.wanted.direction}",
+        file=self.root,
+        field="--direction",
+        fix="give the old one, or choose another --workdir",
+        code="other_direction",
+      )
+
+  def _has_trials_of_its_own(self) -> bool:
+    """Whether a trial has a result, or is to have one, for the objective."""
+    failed = self._optuna.trial.TrialState.FAIL
+    return any(
+      self._whole(trial)
+      and trial.state != failed
+      and _UNDECIDED not in trial.user_attrs
+      for trial in self._study.get_trials(deepcopy=False)
+    )
 
   def close(self) -> None:
-    """Closes the data base."""
+    """Leaves the workers and closes the data base."""
+    if self._worker is not None:
+      os.close(self._worker)
+      self._worker = None
     self._storage.remove_session()
     self._storage.engine.dispose()
 
@@ -113,7 +158,7 @@ class Trials:
       trials = self._study.get_trials(deepcopy=False)
       whole = [t for t in trials if self._whole(t)]
       for trial in trials:
-        if trial.state.is_finished():
+        if self._ended(trial):
           continue
         lock = self._try(trial.number)
         if lock is not None and self._whole(trial):
@@ -122,10 +167,10 @@ class Trials:
           # Its worker was killed before all values were chosen: it never ran.
           self._study.tell(trial.number, state=states.FAIL)
           os.close(lock)
-      if len(whole) >= self._wanted.trials:
-        self.left = sum(not t.state.is_finished() for t in whole)
+      if len(whole) >= self.wanted.trials:
+        self.left = sum(not self._ended(t) for t in whole)
         return None
-      self._study.sampler = sampler(self._optuna, self._wanted, len(trials))
+      self._study.sampler = sampler(self._optuna, self.wanted, len(trials))
       trial = self._study.ask(self._space)
       lock = self._try(trial.number)
       assert lock is not None
@@ -134,35 +179,121 @@ class Trials:
   def finished(self) -> int:
     """How many trials have ended, well or not."""
     trials = self._study.get_trials(deepcopy=False)
-    return sum(t.state.is_finished() and self._whole(t) for t in trials)
+    return sum(self._ended(t) and self._whole(t) for t in trials)
 
   def tell(self, claim: Claim, error: str) -> str:
-    """Takes down what became of a trial; gives the error if there is one."""
-    states = self._optuna.trial.TrialState
-    value = None
+    """Takes down what became of a trial; gives the error if there is one.
+
+    A complete run without the objective is a failed trial where another run has
+    it. Until one has it, the trial is undecided: the name may be wrong, and the
+    run still be good for the right one.
+
+    Raises:
+      UserError: so many runs are complete, and none has a field of that name.
+    """
+    folder = claim.job.folder(self.root)
+    fail = self._optuna.trial.TrialState.FAIL
+    value, missing = None, False
     if not error:
-      value = objective(self._wanted, claim.job.folder(self._root))
-      if not math.isfinite(value):
-        error = f"{self._wanted.objective} is {value}"
+      value = objective(self.wanted, folder)
+      missing = value is None
+      if value is None:
+        error = f"{self.wanted.objective!r} is no number of its complete.json"
+      elif not math.isfinite(value):
+        error = f"{self.wanted.objective} is {value}"
     with records.held(self._lock):
-      plan.note(self._root, claim.job.name, error=error)
-      if error:
-        self._study.tell(claim.number, state=states.FAIL)
+      plan.note(self.root, claim.job.name, error=error)
+      if value is not None:
+        self._decide()
+      if missing and not self._is_known():
+        self._postpone(claim.number)
+      elif error:
+        self._study.tell(claim.number, state=fail)
       else:
         self._study.tell(claim.number, value)
+    if missing and self._absent() >= _ABSENT:
+      raise self._no_objective()
     return error
+
+  def check_objective(self) -> None:
+    """Raises a UserError where runs are complete but none has the objective."""
+    if self._undecided():
+      raise self._no_objective()
+
+  def _decide(self) -> None:
+    """Notes that a run has the objective: undecided trials have failed."""
+    if not self._is_known():
+      self._study.set_user_attr(_KNOWN, True)
+    for trial in self._undecided():
+      self._study.tell(trial.number, state=self._optuna.trial.TrialState.FAIL)
+
+  def _is_known(self) -> bool:
+    """Whether some run has had the objective, if only as NaN."""
+    complete = [self._optuna.trial.TrialState.COMPLETE]
+    return self._study.user_attrs.get(_KNOWN, False) or bool(
+      self._study.get_trials(deepcopy=False, states=complete)
+    )
+
+  def _postpone(self, number: int) -> None:
+    trial = self._study.get_trials(deepcopy=False)[number]
+    self._storage.set_trial_user_attr(
+      trial._trial_id, _UNDECIDED, self.wanted.objective
+    )
+
+  def _undecided(self) -> list[Any]:
+    """Trials that are complete, while no run has the objective."""
+    return [
+      trial
+      for trial in self._study.get_trials(deepcopy=False)
+      if not trial.state.is_finished() and self._ended(trial)
+    ]
+
+  def _summary(self, trial: Any) -> dict[str, Any]:
+    folder = os.path.join(self.root, *trial_name(trial.number).split("/"))
+    return collect.flat(files.read_complete(folder) or {})
+
+  def _absent(self) -> int:
+    """How many undecided trials have no field of the objective's name."""
+    name = self.wanted.objective
+    return sum(name not in self._summary(t) for t in self._undecided())
+
+  def _no_objective(self) -> UserError:
+    """No complete run has the number."""
+    trials = self._undecided()
+    numbers = dict.fromkeys(
+      name
+      for trial in trials
+      for name, value in self._summary(trial).items()
+      if _number(value) is not None
+    )
+    some = f"give one of {', '.join(numbers)}" if numbers else ""
+    return UserError(
+      f"{self.wanted.objective!r} is a number of none of the {len(trials)}"
+      " complete runs",
+      file=os.path.join(
+        self.root, *trial_name(trials[0].number).split("/"), files.COMPLETE
+      ),
+      field="--objective",
+      fix=config_lib.nearest(self.wanted.objective, numbers) or some,
+      code="no_objective",
+    )
+
+  def _ended(self, trial: Any) -> bool:
+    """Whether nothing is left to do for a trial."""
+    undecided = trial.user_attrs.get(_UNDECIDED)
+    return trial.state.is_finished() or undecided == self.wanted.objective
 
   def _whole(self, trial: Any) -> bool:
     """Whether a trial has all its values."""
     return trial.params.keys() == self._space.keys()
 
   def _try(self, number: int) -> int | None:
-    return records.acquire(records.lock_path(self._root, trial_name(number)))
+    return records.acquire(records.lock_path(self.root, trial_name(number)))
 
   def _claimed(self, number: int, params: Mapping, lock: int) -> Claim:
     name = trial_name(number)
     overrides = {field: params[field] for field in self._space}
-    plan.begin(self._root, {}, [{"name": name, "overrides": overrides}])
+    plan.begin(self.root, {}, [{"name": name, "overrides": overrides}])
     return Claim(number, self._make_job(name, overrides), lock)
 
 
@@ -193,17 +324,47 @@ def run(
     What became of all trials, those of other workers too.
 
   Raises:
-    UserError: a complete run has no such objective, or the search has results
-      for another one.
+    UserError: no complete run has the objective, or the search has trials or
+      workers for another one.
+  """
+  with joined(root, wanted, space, make_job) as trials:
+    return run_trials(
+      trials, workers=workers, launcher=launcher, slurm=slurm, log=log
+    )
+
+
+@contextlib.contextmanager
+def joined(
+  root: str,
+  wanted: Search,
+  space: Mapping[str, Range | Choices],
+  make_job: Callable[[str, Mapping[str, Any]], Job],
+) -> Iterator[Trials]:
+  """During the block this process is one of the search's workers.
+
+  Args and errors are those of `run`.
   """
   trials = Trials(root, wanted, space, make_job)
   try:
     trials.aim()
-    place = execute.open_launcher(launcher, root, workers, slurm)
-    _work(trials, wanted.trials, place, log)
+    yield trials
   finally:
     trials.close()
-  return _outcome(root)
+
+
+def run_trials(
+  trials: Trials,
+  *,
+  workers: int = 1,
+  launcher: str = "local",
+  slurm: Slurm | None = None,
+  log: Callable[[str], None] = execute.say,
+) -> execute.Outcome:
+  """Runs trials of a search that this process has joined, as `run` does."""
+  place = execute.open_launcher(launcher, trials.root, workers, slurm)
+  _work(trials, trials.wanted.trials, place, log)
+  trials.check_objective()
+  return _outcome(trials.root)
 
 
 def _work(
@@ -253,27 +414,24 @@ def _outcome(root: str) -> execute.Outcome:
   return outcome
 
 
-def objective(wanted: Search, folder: str) -> float:
-  """The number that is searched for, of a complete run.
+def objective(wanted: Search, folder: str) -> float | None:
+  """The number that is searched for, of a complete run; None if there is none.
 
-  Raises:
-    UserError: its summary has no such number.
+  NaN and infinity are numbers here.
   """
   summary = collect.flat(files.read_complete(folder) or {})
-  value = summary.get(wanted.objective)
+  return _number(summary.get(wanted.objective))
+
+
+def _number(value: Any) -> float | None:
+  if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+    return None
+  if isinstance(value, str) and value not in _NOT_FINITE:
+    return None
   try:
-    if not isinstance(value, bool):
-      return float(value)  # type: ignore[arg-type]
-  except (TypeError, ValueError):
-    pass
-  numbers = [k for k, v in summary.items() if isinstance(v, int | float)]
-  raise UserError(
-    f"{wanted.objective!r} is not in the summary of a run",
-    file=os.path.join(folder, files.COMPLETE),
-    field="--objective",
-    fix=config_lib.nearest(wanted.objective, numbers)
-    or f"give one of {', '.join(numbers)}",
-  )
+    return float(value)
+  except OverflowError:  # a whole number beyond float64
+    return math.inf if int(value) > 0 else -math.inf
 
 
 def sampler(optuna: ModuleType, wanted: Search, count: int) -> Any:

@@ -92,7 +92,8 @@ def test_most_of_a_source_is_an_error_unless_its_flag_is_set(
     inputs.demonstrations(config.Data(**data), Words())
   assert e.value.code == "most_dropped"
   assert e.value.field == "data.demonstrations"
-  assert e.value.file == data["demonstrations"] and e.value.line >= 10
+  assert e.value.file == data["demonstrations"]
+  assert e.value.line is not None and e.value.line >= 10
   assert f"--data.{flag}" in e.value.fix
   assert inputs.demonstrations(config.Data(**data, explicit=flag), Words())
   assert "warning" in capsys.readouterr().err

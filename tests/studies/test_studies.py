@@ -219,6 +219,26 @@ def test_sft_epochs_wants_the_choice_by_reward_to_be_better(tmp_path):
   assert not findings(str(tmp_path / "b"), "sft_epochs", {}).reproduced
 
 
+def test_sft_epochs_has_no_verdict_with_one_seed(tmp_path, monkeypatch):
+  """The rise of the RM score has one number a seed, and so no interval."""
+  better = {"select_by=reward$": {"gold_mean": 0.6}}
+  whole = fake.families
+  monkeypatch.setattr(fake, "families", lambda *args: whole(*args)[:1])
+  found = findings(str(tmp_path / "a"), "sft_epochs", better)
+  assert found.reproduced is None and "(one seed)" in found.measured
+  monkeypatch.setattr(fake, "families", lambda *args: whole(*args)[:2])
+  found = findings(str(tmp_path / "b"), "sft_epochs", better)
+  assert found.reproduced is not None
+
+
+@pytest.mark.parametrize("name", [study.name for study in ALL])
+def test_every_study_can_be_told_of_one_seed(tmp_path, monkeypatch, name):
+  whole = fake.families
+  monkeypatch.setattr(fake, "families", lambda *args: whole(*args)[:1])
+  found = findings(str(tmp_path), name, {})
+  assert found.reproduced in (True, False, None) and found.measured
+
+
 def test_failures_wants_four_gains_over_the_base(tmp_path):
   better = {
     "measured/ppo_ptx/default$": {"failures": 0.02},

@@ -9,7 +9,7 @@ import pytest
 
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.runtime import files
-from instructgpt_jax.sweeps import collect
+from instructgpt_jax.sweeps import collect, plan
 from tests.sweeps.fake import sweep
 from tests.sweeps.runs import ROOT, starts
 
@@ -89,7 +89,7 @@ def test_a_grid_can_be_extended_in_its_folder(tmp_path):
 @pytest.mark.parametrize(
   "argv, words",
   [
-    (("--steps=2", "--sweep=seed=1"), "begun with steps=nothing, not 2"),
+    (("--steps=2", "--sweep=seed=1"), "begun with steps=1, not 2"),
     (("--preset=large", "--sweep=seed=1"), "preset=small, not large"),
     (
       ("--sweep=seed=int:0:9", "--search=random", "--objective=count"),
@@ -104,6 +104,46 @@ def test_another_sweep_is_refused(tmp_path, capsys, argv, words):
   error = capsys.readouterr().err
   assert words in error and "choose another --workdir" in error
   assert (tmp_path / "sweep.json").read_text() == before
+
+
+def test_the_old_value_of_a_flag_is_named_as_the_preset_has_it(
+  tmp_path, capsys
+):
+  assert main(tmp_path, "--sweep=seed=0", "--steps=2") == 0
+  assert main(tmp_path, "--sweep=seed=1") == 2  # 1 is the preset's own
+  assert "steps=2, not 1" in capsys.readouterr().err
+  with pytest.raises(UserError) as error:
+    plan.begin(str(tmp_path), {"flags": {"preset": "small", "steps": 3}}, [])
+  assert error.value.code == "other_sweep" and error.value.field == "steps"
+
+
+def test_flags_that_a_run_may_change_may_differ_between_calls(tmp_path):
+  for keep in (1, 5):
+    head = {"flags": {"run.keep": keep, "seed": 3}, "search_seed": 1}
+    plan.begin(str(tmp_path), head, [])
+  held = plan.read(str(tmp_path))
+  assert held["flags"]["run.keep"] == 5
+  plan.begin(str(tmp_path), {"flags": {"seed": 3}}, [])
+  with pytest.raises(UserError) as error:
+    plan.begin(str(tmp_path), {"flags": {"seed": 4}}, [])
+  assert error.value.field == "seed"
+
+
+def test_the_seed_of_a_search_is_held(tmp_path):
+  plan.begin(str(tmp_path), {"kind": "random"}, [])  # by an earlier version
+  for _ in range(2):
+    plan.begin(str(tmp_path), {"kind": "random", "search_seed": 1}, [])
+  with pytest.raises(UserError) as error:
+    plan.begin(str(tmp_path), {"kind": "random", "search_seed": 2}, [])
+  assert error.value.field == "search_seed"
+
+
+def test_a_search_with_another_seed_is_refused(tmp_path, capsys):
+  argv = ("--sweep=seed=int:0:9", "--search=random", "--objective=count")
+  assert main(tmp_path, *argv, "--trials=1", "--search_seed=3") == 0
+  assert main(tmp_path, *argv, "--trials=2") == 2
+  assert "search_seed=3, not 0" in capsys.readouterr().err
+  assert main(tmp_path, *argv, "--trials=2", "--search_seed=3") == 0
 
 
 def test_settings_come_from_the_preset_and_the_flags(tmp_path):

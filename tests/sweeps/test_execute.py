@@ -126,6 +126,36 @@ def test_nothing_is_left_behind_and_a_second_call_goes_on(
   assert records.read_seconds(str(tmp_path))["seed=0"] > before
 
 
+def killed_after(root, one, seconds):
+  """Leaves what a runner leaves that is killed so long after a start."""
+  folder = root / one.name
+  folder.mkdir(parents=True, exist_ok=True)
+  (folder / "metrics.jsonl").touch()
+  records.begin_span(str(root), one)
+  (path,) = (root / records.SPANS).rglob("*.began")
+  written = max(p.stat().st_mtime for p in folder.iterdir())
+  path.write_text(repr(written - seconds))
+
+
+def test_the_time_before_a_kill_is_counted(tmp_path):
+  one = job("seed=0", seed=0)
+  killed_after(tmp_path, one, 50.0)
+  outcome = execute.execute([one], str(tmp_path))
+  assert outcome.done == [one.name]
+  assert 50.0 < outcome.seconds[one.name] < 80.0
+  again = execute.execute([one], str(tmp_path))
+  assert again.seconds == outcome.seconds
+
+
+def test_a_run_that_ended_as_its_runner_was_killed_has_its_time(tmp_path):
+  one = job("seed=0", seed=0)
+  (tmp_path / one.name).mkdir()
+  files.mark_complete(tmp_path / one.name, {"score": 1})
+  killed_after(tmp_path, one, 7.0)
+  assert execute.execute([one], str(tmp_path)).seconds[one.name] == 7.0
+  assert execute.execute([one], str(tmp_path)).seconds[one.name] == 7.0
+
+
 def test_a_run_that_alone_is_asked_to_end_goes_on(tmp_path, start_sweep):
   argv = ("--steps=5", "--sweep=seed=0", f"--gate={tmp_path}/gate")
   runner = start_sweep(tmp_path, *argv)

@@ -1,6 +1,7 @@
 """Searches: every trial once, whatever happens to their workers."""
 
 import contextlib
+import math
 import os
 import signal
 import sqlite3
@@ -10,7 +11,7 @@ import pytest
 
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.runtime import files
-from instructgpt_jax.sweeps import grid, plan, search
+from instructgpt_jax.sweeps import execute, grid, plan, processes, search
 from tests.sweeps.fake import counter, sweep
 from tests.sweeps.runs import (
   at_the_gate,
@@ -101,13 +102,106 @@ def test_a_failed_trial_is_told_and_does_not_stop_the_search(tmp_path):
   assert len(starts(tmp_path / "trials/001")) == 1
 
 
-def test_an_infinite_objective_is_a_failure(tmp_path, monkeypatch):
-  monkeypatch.setattr(search, "objective", lambda wanted, folder: float("nan"))
-  outcome = run(tmp_path, search.Search("random", 2, "score.mean"))
-  assert outcome.failed == dict.fromkeys(
-    ("trials/000", "trials/001"), "score.mean is nan"
-  )
+class Instant:
+  """A launcher whose runs are complete at once."""
+
+  poll = 0.0
+
+  def __init__(self, root, summaries):
+    self._root, self._summaries = root, summaries
+    self.names, self.started = [], []
+
+  @property
+  def free(self):
+    return 1 - len(self.names)
+
+  def start(self, job, lock, alone=False):
+    self.names.append(job.name)
+    if files.read_complete(job.folder(self._root)) is None:
+      number = int(job.name[-3:])
+      summary = self._summaries[number % len(self._summaries)]
+      files.mark_complete(job.folder(self._root), summary)
+      self.started.append(number)
+
+  def ended(self):
+    over = [processes.Ended(name) for name in self.names]
+    self.names.clear()
+    return over
+
+  def stop(self):
+    pass
+
+
+def run_with(root, monkeypatch, summaries, trials, objective="a"):
+  """A search over runs with these summaries, in order: (outcome, launcher)."""
+  launcher = Instant(str(root), summaries)
+  monkeypatch.setattr(execute, "open_launcher", lambda *unused: launcher)
+  wanted = search.Search("random", trials, objective)
+  return lambda: run(root, wanted), launcher
+
+
+@pytest.mark.parametrize(
+  "value",
+  [math.nan, math.inf, -math.inf, 10**400],
+  ids=["nan", "inf", "-inf", "huge"],
+)
+def test_an_infinite_objective_is_a_failure(tmp_path, monkeypatch, value):
+  call, _ = run_with(tmp_path, monkeypatch, [{"a": value}], 2)
+  outcome = call()
+  assert set(outcome.failed) == {"trials/000", "trials/001"}
+  assert "inf" in outcome.failed["trials/000"] or math.isnan(value)
   assert states(tmp_path) == {"FAIL": 2}
+
+
+@pytest.mark.parametrize(
+  "summary", [{"a": None}, {}, {"a": True}, {"a": "1.5"}, {"a": [1]}, {"b": 2}]
+)
+@pytest.mark.parametrize("at", [0, 1, 3])
+def test_a_run_without_the_objective_is_one_failed_trial(
+  tmp_path, monkeypatch, summary, at
+):
+  summaries: list = [{"a": 1.0}] * 4
+  summaries[at] = summary
+  call, launcher = run_with(tmp_path, monkeypatch, summaries, 4)
+  outcome = call()
+  assert list(outcome.failed) == [f"trials/{at:03}"]
+  assert len(outcome.done) == 3 and launcher.started == [0, 1, 2, 3]
+  assert states(tmp_path) == {"COMPLETE": 3, "FAIL": 1}
+  # The same command finds nothing left to do.
+  assert call().failed == outcome.failed and len(launcher.started) == 4
+
+
+def test_several_runs_without_the_objective_before_one_that_has_it(
+  tmp_path, monkeypatch
+):
+  summaries = [{}, {"a": None}, {}, {"a": math.nan}, {"a": 2}, {}]
+  call, _ = run_with(tmp_path, monkeypatch, summaries, 6)
+  outcome = call()
+  assert outcome.done == ["trials/004"] and len(outcome.failed) == 5
+  assert states(tmp_path) == {"COMPLETE": 1, "FAIL": 5}
+
+
+def test_an_objective_that_no_run_has_is_an_error(tmp_path, monkeypatch):
+  call, launcher = run_with(tmp_path, monkeypatch, [{"a": None, "b": 1}], 3)
+  for _ in range(2):
+    with pytest.raises(UserError) as error:
+      call()
+    assert error.value.code == "no_objective"
+    assert error.value.field == "--objective"
+    assert error.value.file == str(tmp_path / "trials/000/complete.json")
+  assert launcher.started == [0, 1, 2]
+  # More trials go on, and the runs serve another objective.
+  call, launcher = run_with(tmp_path, monkeypatch, [{"b": 1}], 4, "b")
+  assert len(call().done) == 4 and launcher.started == [3]
+  assert states(tmp_path) == {"COMPLETE": 4}
+
+
+def test_a_mistyped_objective_ends_a_long_search_early(tmp_path, monkeypatch):
+  call, launcher = run_with(tmp_path, monkeypatch, [{"loss": 1}], 50, "lose")
+  with pytest.raises(UserError) as error:
+    call()
+  assert error.value.code == "no_objective" and "'loss'" in error.value.fix
+  assert len(launcher.started) == 5
 
 
 def test_a_missing_objective_names_what_there_is_and_loses_no_run(tmp_path):
@@ -115,6 +209,7 @@ def test_a_missing_objective_names_what_there_is_and_loses_no_run(tmp_path):
   with pytest.raises(UserError) as error:
     run(tmp_path, wrong)
   assert error.value.field == "--objective"
+  assert error.value.code == "no_objective"
   assert "did you mean 'score.mean'?" in str(error.value)
   for name in ("text", "score"):  # no numbers
     with pytest.raises(UserError, match="--objective"):
@@ -126,8 +221,56 @@ def test_a_missing_objective_names_what_there_is_and_loses_no_run(tmp_path):
 
 def test_another_objective_is_refused_once_there_are_results(tmp_path):
   run(tmp_path, search.Search("random", 1, "score.mean"))
-  with pytest.raises(UserError, match="was begun with --objective=score.mean"):
+  with pytest.raises(UserError) as error:
     run(tmp_path, search.Search("random", 2, "score.low"))
+  assert error.value.code == "other_objective"
+  with pytest.raises(UserError) as error:
+    run(tmp_path, search.Search("random", 2, "score.mean", "minimize"))
+  assert error.value.code == "other_direction"
+
+
+def opened(root, name, direction="maximize"):
+  plan.begin(str(root), {}, [])
+  wanted = search.Search("random", 2, name, direction)
+  return search.joined(str(root), wanted, SPACE, make_job)
+
+
+@pytest.mark.parametrize(
+  "name, direction, code",
+  [
+    ("score.low", "maximize", "other_objective"),
+    ("score.mean", "minimize", "other_direction"),
+  ],
+)
+def test_live_workers_of_a_search_have_one_aim(tmp_path, name, direction, code):
+  with opened(tmp_path, "score.mean") as one:
+    # There is no trial as yet, only a worker.
+    with pytest.raises(UserError) as error:
+      with opened(tmp_path, name, direction):
+        pass
+    assert error.value.code == code
+    assert error.value.field in ("--objective", "--direction")
+    with opened(tmp_path, "score.mean") as two:
+      assert two.claim().number == 0
+    assert one.claim().number == 1
+
+
+def test_an_unfinished_trial_holds_its_objective(tmp_path):
+  with opened(tmp_path, "score.mean") as one:
+    claim = one.claim()
+    os.close(claim.lock)  # as when its worker is killed
+  with pytest.raises(UserError) as error:
+    with opened(tmp_path, "score.low"):
+      pass
+  assert error.value.code == "other_objective"
+  with opened(tmp_path, "score.mean") as two:
+    assert two.claim().number == 0
+
+
+def test_without_trials_or_workers_the_objective_may_change(tmp_path):
+  for name in ("score.mean", "score.low", "score.mean"):
+    with opened(tmp_path, name):
+      pass
 
 
 def test_a_trial_without_all_its_values_is_given_up(tmp_path):

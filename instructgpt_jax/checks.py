@@ -1,0 +1,90 @@
+"""Checks of a config by itself, before anything is read or traced.
+
+A stage makes them at its start, a sweep for each of its runs before the first
+one starts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from instructgpt_jax import config as config_lib
+from instructgpt_jax.errors import UserError
+
+
+def divides(part: int, whole: int, field: str) -> None:
+  """Refuses microbatches that do not make up the rows of an update."""
+  if 0 < part < whole and whole % part:
+    raise UserError(
+      f"{part} does not divide the {whole} rows of an update",
+      field=field,
+      fix=f"give a divisor of {whole}",
+      code="not_a_divisor",
+    )
+
+
+def fits(data: config_lib.Data, context: int) -> None:
+  """Refuses limits whose prompt and response do not fit the positions."""
+  total = data.max_prompt_tokens + data.max_response_tokens
+  if total > context:
+    raise UserError(
+      f"prompts of {data.max_prompt_tokens} and responses of"
+      f" {data.max_response_tokens} tokens do not fit {context} positions",
+      field="data.max_response_tokens",
+      fix="lower data.max_prompt_tokens or data.max_response_tokens, or"
+      " raise model.context",
+      code="context_too_small",
+    )
+
+
+def row_length(length: int, context: int, field: str) -> int:
+  """The length of document rows; 0 is the whole context."""
+  if length > context:
+    raise UserError(
+      f"rows of {length} tokens do not fit {context} positions",
+      field=field,
+      fix=f"give at most {context}, or 0 for the model's context",
+      code="context_too_small",
+    )
+  return length or context
+
+
+def ppo_batches(section: config_lib.Ppo) -> None:
+  """Refuses batches of PPO that do not consist of whole parts."""
+  if section.rollout_batch % section.minibatch:
+    raise UserError(
+      f"{section.minibatch} does not divide rollout_batch"
+      f" {section.rollout_batch}",
+      field="ppo.minibatch",
+      fix="give a divisor of --ppo.rollout_batch",
+      code="not_a_divisor",
+    )
+  divides(section.microbatch, section.minibatch, "ppo.microbatch")
+  rows = section.minibatch * section.ptx_ratio
+  divides(section.ptx_microbatch, rows, "ppo.ptx_microbatch")
+
+
+def batches(config: Any) -> None:
+  """Refuses batches of any stage that its parts do not make up."""
+  if isinstance(config, config_lib.PpoExperiment):
+    ppo_batches(config.ppo)
+  for name in ("pretrain", "reward"):
+    section = getattr(config, name, None)
+    if section is not None and hasattr(section, "microbatch"):
+      divides(section.microbatch, section.batch_size, f"{name}.microbatch")
+
+
+def lengths(config: Any) -> None:
+  """Refuses limits that the context of a stage trained from nothing cuts.
+
+  A stage with `init_from` has its context from there.
+  """
+  if not isinstance(config, config_lib.Experiment) or config.init_from:
+    return
+  context = config.model.context
+  if isinstance(config, config_lib.PretrainExperiment):
+    row_length(config.pretrain.sequence, context, "pretrain.sequence")
+    return
+  fits(config.data, context)
+  if isinstance(config, config_lib.PpoExperiment) and config.ppo.ptx_coef:
+    row_length(config.ppo.ptx_sequence, context, "ppo.ptx_sequence")

@@ -1,0 +1,96 @@
+"""What is known of a sweep's runs before the first one starts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from instructgpt_jax import checks, flags
+from instructgpt_jax.data import sources
+from instructgpt_jax.errors import UserError
+from instructgpt_jax.sweeps.jobs import Job
+
+_FOLDERS = ("init_from", "ppo.reward_model", "sft.reward_model")
+_DATA = ("demonstrations", "comparisons", "prompts", "pretraining")
+
+
+def check(
+  jobs: Iterable[Job], config: Any, root: str, *, numbers: bool = True
+) -> None:
+  """Checks every run that is not complete, by its flags and their files.
+
+  Args:
+    jobs: the runs, without shared stages.
+    config: of every run, before anything is swept.
+    root: the sweep's folder. What lies in it may come to be while it runs.
+    numbers: whether to check batches and lengths beside files.
+
+  Raises:
+    UserError: names the run, the flag and the file.
+  """
+  known = {name for name, _, _ in flags.leaves(config)}
+  for job in jobs:
+    if job.complete(root):
+      continue
+    values = {k: v for k, v in job.flags.items() if k in known}
+    whole = flags.replace(config, values)
+    if numbers:
+      _of(job, lambda whole=whole: checks.batches(whole))
+      _of(job, lambda whole=whole: checks.lengths(whole))
+    leaves = {name: value for name, value, _ in flags.leaves(whole)}
+    _of(job, lambda leaves=leaves: _paths(leaves, root))
+
+
+def _of(job: Job, body: Callable[[], None]) -> None:
+  """Names the run in an error of the block."""
+  try:
+    body()
+  except UserError as error:
+    raise UserError(
+      f"{error.problem} (run {job.name})",
+      file=error.file,
+      line=error.line,
+      field=error.field,
+      fix=error.fix,
+      code=error.code or "bad_run",
+    ) from error
+
+
+def _paths(leaves: Mapping[str, Any], root: str) -> None:
+  for name in _FOLDERS:
+    path = leaves.get(name)
+    if path and not _within(path, root) and not os.path.isdir(path):
+      raise UserError(
+        "there is no such folder",
+        file=path,
+        field=name,
+        fix="give the --workdir of a stage that has run to its end",
+        code="no_folder",
+      )
+  path = leaves.get("tokenizer.path")
+  if path and not _within(path, root) and not os.path.exists(path):
+    raise UserError(
+      "there is no such tokenizer", file=path, field="tokenizer.path",
+      fix="give a folder that holds one", code="no_file",
+    )  # fmt: skip
+  for source in _DATA:
+    spec = leaves.get(f"data.{source}")
+    if not spec or any(_within(part, root) for part in spec.split(",")):
+      continue
+    try:
+      sources.expand(spec)
+    except UserError as error:
+      raise UserError(
+        error.problem,
+        file=error.file,
+        field=f"data.{source}",
+        fix=error.fix,
+        code=error.code or "no_file",
+      ) from error
+
+
+def _within(path: str, root: str) -> bool:
+  """Whether a path lies in the sweep's folder."""
+  whole, folder = os.path.abspath(path), os.path.abspath(root)
+  return os.path.commonpath([whole, folder]) == folder

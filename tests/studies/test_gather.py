@@ -1,0 +1,127 @@
+"""What is chosen is tested on other data, and one seed has no interval."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from instructgpt_jax.studies import gather
+
+STEPS = range(7)
+PROMPTS = 60
+
+
+@dataclasses.dataclass
+class Seed:
+  """A family whose runs are numbers of steps, by arrays of gold scores."""
+
+  gold: np.ndarray  # [steps, prompts]
+
+  def answers(self, job):
+    return self.gold[job]
+
+
+def run(step):
+  return lambda family: step
+
+
+def whole(array):
+  return array
+
+
+OPTIONS = {step: run(step) for step in STEPS}
+
+
+def seeds(rng, count, spread=0.1):
+  """Seeds of which no step is better than another, but by chance."""
+  return [
+    Seed(
+      0.02 * rng.standard_normal((len(STEPS), 1))
+      + spread * rng.standard_normal((len(STEPS), PROMPTS))
+    )
+    for _ in range(count)
+  ]
+
+
+@pytest.fixture
+def few_resamples(monkeypatch):
+  pooled = gather.statistics.pooled_interval
+  monkeypatch.setattr(
+    gather.statistics,
+    "pooled_interval",
+    lambda groups: pooled(groups, resamples=200),
+  )
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_no_fall_is_found_where_there_is_none(few_resamples, count):
+  """A peak that is chosen and tested on the same data falls far too often."""
+  rng, trials = np.random.default_rng(0), 300
+  same, other = 0, 0
+  for _ in range(trials):
+    families = seeds(rng, count, 0.1 if count > 1 else 0.3)
+    means = [np.mean([f.gold[step].mean() for f in families]) for step in STEPS]
+    peak = int(np.argmax(means))
+    last = run(STEPS[-1])
+    old = gather.gap(families, last, run(peak), whole)
+    chosen = gather.choose(families, OPTIONS, whole)
+    new = gather.gap_from_chosen(families, last, OPTIONS, chosen, whole)
+    same += gather.below(old)
+    other += gather.below(new)
+  assert same / trials > 0.09
+  assert other / trials < 0.06
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_real_fall_is_found(few_resamples, count):
+  rng = np.random.default_rng(1)
+  families = seeds(rng, count)
+  for family in families:
+    family.gold[3] += 0.5
+  chosen = gather.choose(families, OPTIONS, whole)
+  assert chosen == [3] * count
+  found = gather.gap_from_chosen(
+    families, run(STEPS[-1]), OPTIONS, chosen, whole
+  )
+  assert gather.below(found) and found.mean == pytest.approx(-0.5, abs=0.15)
+
+
+def test_a_seed_has_no_part_in_its_own_choice():
+  rng = np.random.default_rng(2)
+  families = seeds(rng, 3)
+  before = gather.choose(families, OPTIONS, whole)
+  families[1].gold[6] += 100.0
+  after = gather.choose(families, OPTIONS, whole)
+  assert after == [6, before[1], 6]
+  # With one seed, prompts that are tested have none.
+  (only,) = seeds(rng, 1)
+  (before,) = gather.choose([only], OPTIONS, whole)
+  only.gold[(before + 1) % 7, 1::2] += 100.0
+  assert gather.choose([only], OPTIONS, whole) == [before]
+  (held,) = gather.held_out([only], lambda unused: run(0), whole)
+  np.testing.assert_array_equal(held, only.gold[0, 1::2])
+
+
+def test_one_seed_has_no_interval():
+  assert gather.over_seeds([1e-9]) is None
+
+
+@pytest.mark.parametrize(
+  "numbers, half",
+  [([0.0, 2.0], 12.706), ([0, 1, 2], 4.303 / 3**0.5), ([1, 1, 1], 0.0)],
+)
+def test_intervals_over_seeds_are_students(numbers, half):
+  found = gather.over_seeds(numbers)
+  assert found is not None and found.mean == 1.0
+  assert (found.low, found.high) == pytest.approx((1 - half, 1 + half))
+
+
+def test_intervals_over_seeds_hold_the_mean_as_often_as_they_say():
+  rng = np.random.default_rng(3)
+  for count in (2, 3, 12, 25):
+    held = 0
+    for _ in range(2000):
+      found = gather.over_seeds(rng.standard_normal(count))
+      assert found is not None
+      held += found.low < 0 < found.high
+    assert held / 2000 == pytest.approx(0.95, abs=0.015)

@@ -1,0 +1,118 @@
+"""What is wrong with any run is told before the first one starts."""
+
+import pytest
+
+from experiments import sweep as sweep_lib
+from instructgpt_jax import checks, config, presets
+from instructgpt_jax.errors import UserError
+from instructgpt_jax.sweeps import command, preflight
+from instructgpt_jax.sweeps.jobs import Job
+
+
+def checked(root, experiment, *argv):
+  """Parses a sweep's command line and checks its runs."""
+  parsed = command.parse(
+    [f"--experiment={experiment}", "--preset=world", f"--workdir={root}", *argv,
+     "--dry_run"],
+    sweep_lib.load, "", "experiments",
+  )  # fmt: skip
+  return command.run(parsed)
+
+
+@pytest.fixture
+def start(tmp_path):
+  (tmp_path / "start").mkdir()
+  (tmp_path / "demos.jsonl").write_text("{}\n")
+  return tmp_path / "start"
+
+
+@pytest.mark.parametrize(
+  "experiment, argv, field, run",
+  [
+    ("ppo_ptx", ("--ppo.minibatch=4", "--ppo.ptx_ratio=1",
+                 "--ppo.ptx_microbatch=4",
+                 "--sweep=ppo.rollout_batch=8,9"),
+     "ppo.minibatch", "rollout_batch=9"),
+    ("ppo_ptx", ("--sweep=ppo.microbatch=0,3",), "ppo.microbatch",
+     "microbatch=3"),
+    ("ppo_ptx", ("--sweep=ppo.ptx_microbatch=1,7",), "ppo.ptx_microbatch",
+     "ptx_microbatch=7"),
+    ("reward", ("--sweep=reward.microbatch=0,3", "--reward.batch_size=16"),
+     "reward.microbatch", "microbatch=3"),
+    ("pretrain", ("--sweep=pretrain.microbatch=0,3",
+                  "--pretrain.batch_size=16"),
+     "pretrain.microbatch", "microbatch=3"),
+    ("pretrain", ("--sweep=pretrain.sequence=0,100000",), "pretrain.sequence",
+     "sequence=100000"),
+  ],
+)  # fmt: skip
+def test_batches_and_lengths_of_every_run(
+  tmp_path, experiment, argv, field, run
+):
+  with pytest.raises(UserError) as error:
+    checked(tmp_path / "S", experiment, *argv)
+  assert error.value.field == field and run in error.value.problem
+  assert error.value.code in ("not_a_divisor", "context_too_small")
+  assert not (tmp_path / "S").exists()
+
+
+@pytest.mark.parametrize("kind", [(), ("--search=random", "--objective=x")])
+@pytest.mark.parametrize(
+  "experiment, argv, field, code",
+  [
+    ("sft", ("--sweep=init_from=START,NOWHERE",), "init_from", "no_folder"),
+    ("sft", ("--init_from=NOWHERE", "--sweep=seed=0,1"), "init_from",
+     "no_folder"),
+    ("ppo", ("--init_from=START", "--data.prompts=START/../demos.jsonl",
+             "--sweep=ppo.reward_model=START,NOWHERE"),
+     "ppo.reward_model", "no_folder"),
+    ("sft", ("--init_from=START", "--sft.reward_model=NOWHERE",
+             "--sweep=seed=0,1"), "sft.reward_model", "no_folder"),
+    ("sft", ("--init_from=START",
+             "--sweep=data.demonstrations=START/../demos.jsonl,NOWHERE.jsonl"),
+     "data.demonstrations", "no_file"),
+    ("sft", ("--tokenizer.path=NOWHERE", "--sweep=seed=0,1"),
+     "tokenizer.path", "no_file"),
+  ],
+)  # fmt: skip
+def test_files_of_every_run(
+  tmp_path, start, experiment, argv, field, code, kind
+):
+  argv = [
+    text.replace("START", str(start)).replace(
+      "NOWHERE", str(tmp_path / "nowhere")
+    )
+    for text in argv
+  ]
+  with pytest.raises(UserError) as error:
+    checked(tmp_path / "S", experiment, *argv, *kind)
+  assert (error.value.field, error.value.code) == (field, code)
+  assert error.value.file.startswith(str(tmp_path / "nowhere"))
+
+
+def test_what_the_sweep_makes_itself_may_be_missing(tmp_path, capsys):
+  assert checked(tmp_path / "S", "ppo", "--sweep=seed=0,1") == 0
+  made = tmp_path / "S" / "shared" / "policy_init"
+  argv = (f"--init_from={made}", "--sweep=seed=0,1")
+  assert checked(tmp_path / "S", "sft", *argv) == 0
+
+
+def test_a_run_that_is_complete_is_not_checked_again(tmp_path):
+  root = str(tmp_path)
+  one = Job("seed=0", "sft", {"init_from": str(tmp_path.parent / "gone")})
+  whole = presets.sft("tiny")
+  with pytest.raises(UserError):
+    preflight.check([one], whole, root)
+  (tmp_path / "seed=0").mkdir()
+  (tmp_path / "seed=0" / "complete.json").write_text("{}")
+  preflight.check([one], whole, root)
+
+
+def test_a_start_brings_its_own_context():
+  long = config.Data(max_prompt_tokens=500, max_response_tokens=500)
+  model = config.Model(context=64, width=16, heads=1)
+  alone = config.SftExperiment(data=long, model=model)
+  with pytest.raises(UserError) as error:
+    checks.lengths(alone)
+  assert error.value.code == "context_too_small"
+  checks.lengths(config.SftExperiment(data=long, model=model, init_from="x"))

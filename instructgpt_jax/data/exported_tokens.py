@@ -54,15 +54,15 @@ def export(tokenizer: Tokenizer, *, needs_pad: bool) -> Exported:
     needs_pad: adds a padding token where the tokenizer has none of its own.
   """
   files = dict(tokenizer_json.files(tokenizer))
-  stops = list(getattr(tokenizer, "stop_ids", (tokenizer.eos_id,)))
-  ends = {*stops, getattr(tokenizer, "document_end_id", tokenizer.eos_id)}
+  stops = list(tokenizer.stop_ids)
+  ends = {tokenizer.token(i) for i in (*stops, tokenizer.document_end_id)}
   names: dict[str, str | None] = {}
   settings = _json(files.get(_SETTINGS))
-  if _text(settings.get("eos_token")) not in {_name(files, i) for i in ends}:
-    names["eos_token"] = _name(files, tokenizer.eos_id)
+  if _text(settings.get("eos_token")) not in ends - {""}:
+    names["eos_token"] = tokenizer.token(tokenizer.eos_id) or None
   pad = tokenizer.pad_id if tokenizer.pad_id < tokenizer.base_size else None
   if pad is not None:
-    names["pad_token"] = _name(files, pad)
+    names["pad_token"] = tokenizer.token(pad) or None
   elif needs_pad:
     files, names["pad_token"], pad = _with_pad(files)
   more = {"padding_side": "right"} if needs_pad else {}
@@ -118,21 +118,6 @@ def _meaning(tokenizer: Tokenizer) -> list[Any]:
 def _json(content: bytes | None) -> dict[str, Any]:
   value = json.loads(content) if content else {}
   return value if isinstance(value, dict) else {}
-
-
-def _name(files: Mapping[str, bytes], index: int) -> str | None:
-  """The text of a token, by the file that defines it."""
-  if "tokenizer.json" in files:
-    text = files["tokenizer.json"].decode()
-    return tokenizers.Tokenizer.from_str(text).id_to_token(index)
-  if "tokenizer.model" in files:
-    model = sentencepiece.SentencePieceProcessor(
-      model_proto=files["tokenizer.model"]
-    )
-    if index < model.vocab_size():
-      return model.id_to_piece(index)
-  added = _json(files.get(_SETTINGS)).get("added_tokens_decoder") or {}
-  return (added.get(str(index)) or {}).get("content")
 
 
 def _with_pad(files: dict[str, bytes]) -> tuple[dict[str, bytes], str, int]:

@@ -174,13 +174,17 @@ def below(found: Interval, bar: float = 0.0) -> bool:
   return found.high < bar
 
 
-def signed(found: Interval) -> str:
-  """'+0.12 [0.08, 0.16]'."""
-  return f"{found.mean:+.2f} [{found.low:.2f}, {found.high:.2f}]"
+def signed(interval: Interval) -> str:
+  """Writes '+0.12 [0.08, 0.16]', without bounds where there are none."""
+  return f"{interval.mean:+.2f} {_bounds(interval, 2)}"
 
 
-def text(found: Interval, digits: int = 3) -> str:
-  """'0.120 [0.080, 0.160]'."""
-  return (
-    f"{found.mean:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
-  )
+def text(interval: Interval, digits: int = 3) -> str:
+  """Writes '0.120 [0.080, 0.160]', without bounds where there are none."""
+  return f"{interval.mean:.{digits}f} {_bounds(interval, digits)}"
+
+
+def _bounds(interval: Interval, digits: int) -> str:
+  if math.isnan(interval.low):
+    return "[–]"
+  return f"[{interval.low:.{digits}f}, {interval.high:.{digits}f}]"

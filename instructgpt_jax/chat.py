@@ -373,17 +373,17 @@ def talk(
       line = read("you> ")
     except (EOFError, KeyboardInterrupt):
       return
-    said = line.strip()
-    if said == "/quit":
+    message = line.strip()
+    if message == "/quit":
       return
-    if said == "/reset":
+    if message == "/reset":
       turns = list(begin)
     answer = _answer_of_program(line)
     if answer:
       print(answer, file=out)
-    if answer or not said:
+    if answer or not message:
       continue
-    turns = [*(turns if keep else begin), Turn("user", said)]
+    turns = [*(turns if keep else begin), Turn("user", message)]
     try:
       turns = list(talker.fitting(turns))
     except UserError as error:
@@ -396,17 +396,17 @@ def talk(
 
 def _answer_of_program(line: str) -> str:
   """The answer to a line that is not for the model, or ""."""
-  said = line.strip()
-  if said == "/reset":
+  message = line.strip()
+  if message == "/reset":
     return "(forgotten)"
-  if said == "/help":
+  if message == "/help":
     return _COMMANDS
   if _COMMAND.match(line):
-    return f"{printable(said.split()[0])} is not a command: {_COMMANDS}"
+    return f"{printable(message.split()[0])} is not a command: {_COMMANDS}"
   problem = ""
-  if not streams.is_utf8(said):
+  if not streams.is_utf8(message):
     problem = "the message is not valid UTF-8, and was not sent"
-  elif "\0" in said:
+  elif "\0" in message:
     problem = "the message holds NUL characters, and was not sent"
   return launch.error_text(UserError(problem)) if problem else ""
 
@@ -450,7 +450,7 @@ def answer_file(
   """
   path = pathlib.Path("/dev/stdout" if output == "-" else output)
   files.check_output(path, field="--output", overwrite=overwrite)
-  found, report = sources.read_prompts(prompts)
+  records, report = sources.read_prompts(prompts)
   if report.skipped or report.unused or report.notes:
     print(report, file=sys.stderr)
   if (path.is_file() or path.is_fifo()) and any(
@@ -468,7 +468,7 @@ def answer_file(
   encoded: list[np.ndarray] = []
   rows: list[dict[str, Any]] = []
   longest = 0  # tokens of the longest prompt that is skipped
-  for prompt in found:
+  for prompt in records:
     turns = prompt.turns
     if system and turns[0].role != "system":
       turns = (Turn("system", system), *turns)
@@ -603,10 +603,10 @@ def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
       code="not_utf8",
     )  # fmt: skip
   if bool(flags.prompts) != bool(flags.output):
-    given, other = "--prompts", "--output"
+    flag, other = "--prompts", "--output"
     if flags.output:
-      given, other = other, given
-    raise UserError(f"{given} is given without {other}", fix=f"add {other}")
+      flag, other = other, flag
+    raise UserError(f"{flag} is given without {other}", fix=f"add {other}")
   return flags
 
 

@@ -297,13 +297,13 @@ def parse(
   config = get_config(preset)
   if values["config"].value:
     config = _from_file(config, values["config"].value, experiment)
-  given = {
+  flag_values = {
     name: values[name].value
     for name, _, _ in leaves(config)
     if values[name].present and values[name].value is not None
   }
   try:
-    config = mark_explicit(replace(config, given), given)
+    config = mark_explicit(replace(config, flag_values), flag_values)
   except UserError as error:
     if error.field is None:
       raise

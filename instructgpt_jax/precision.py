@@ -59,10 +59,10 @@ def unit_roundoff(dtype: Any) -> float:
   On this device and with its settings: 2⁻²⁴ in float32, 2⁻¹¹ where float32
   inputs are taken in TF32, 2⁻⁸ in bfloat16.
   """
-  own = float(jnp.finfo(dtype).eps) / 2
+  nominal = float(jnp.finfo(dtype).eps) / 2
   if jnp.dtype(dtype) != jnp.float32:
-    return own
+    return nominal
   values = np.zeros(_SIZE, np.float32)
   values[:24] = 1 + 2.0 ** -np.arange(24)
   error = np.abs(np.asarray(_rounded(values)) - values[:, None])
-  return max(own, float(error.max()))
+  return max(nominal, float(error.max()))

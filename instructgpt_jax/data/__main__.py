@@ -109,12 +109,12 @@ def describe(file: File, settings: Settings) -> list[str]:
     f"  {line}" for line in sources.remarks(report.unused, report.notes)
   ]
   for kind, plural in sources.KIND_NAMES.items():
-    found = file.of_kind(kind)
-    if found:
-      lines.append(f"  {plural}: {len(found)}")
-      lines += _lengths(found, settings)
-      lines += _judged(found, report.skipped, settings)
-      lines += _as_seen(found[0], settings)
+    items = file.of_kind(kind)
+    if items:
+      lines.append(f"  {plural}: {len(items)}")
+      lines += _lengths(items, settings)
+      lines += _judged(items, report.skipped, settings)
+      lines += _as_seen(items[0], settings)
   return lines
 
 
@@ -126,17 +126,17 @@ def _statistics(texts: Sequence[str], settings: Settings) -> str:
   )
 
 
-def _lengths(found: Sequence[Any], settings: Settings) -> list[str]:
+def _lengths(items: Sequence[Any], settings: Settings) -> list[str]:
   """How long records of one kind are."""
-  if isinstance(found[0], records.Document):
-    return ["    " + _statistics([r.text for r in found], settings)]
-  prompts = [records.prompt_text(r.turns, settings.data) for r in found]
+  if isinstance(items[0], records.Document):
+    return ["    " + _statistics([r.text for r in items], settings)]
+  prompts = [records.prompt_text(r.turns, settings.data) for r in items]
   lines = ["    prompt " + _statistics(prompts, settings)]
-  if isinstance(found[0], records.Ranking):
-    sizes = collections.Counter(len(r.ranks) for r in found)
+  if isinstance(items[0], records.Ranking):
+    sizes = collections.Counter(len(r.ranks) for r in items)
     counts = ", ".join(f"{n} of K={k}" for k, n in sorted(sizes.items()))
     lines.append(f"    completions a prompt: {counts}")
-  replies = [c for r in found for c in curation.replies(r)]
+  replies = [c for r in items for c in curation.replies(r)]
   if replies:
     lines.append("    completion " + _statistics(replies, settings))
   return lines
@@ -146,14 +146,14 @@ def _lengths(found: Sequence[Any], settings: Settings) -> list[str]:
 
 
 def _judged(
-  found: Sequence[Any], skipped: dict[str, int], settings: Settings
+  items: Sequence[Any], skipped: dict[str, int], settings: Settings
 ) -> list[str]:
   """What curation drops, warnings, a refusal, and the splits."""
-  data, field = settings.data, _FLAGS_OF[type(found[0])]
-  if isinstance(found[0], records.Document):
-    parts, dropped = splits.split_documents(found, data), drops.Drops()
+  data, field = settings.data, _FLAGS_OF[type(items[0])]
+  if isinstance(items[0], records.Document):
+    parts, dropped = splits.split_documents(items, data), drops.Drops()
   else:
-    parts, dropped = curation.curate(found, data, settings.tokenizer)
+    parts, dropped = curation.curate(items, data, settings.tokenizer)
   lines = [f"    curation drops: {n} {reason}" for reason, n in dropped.items()]
   lines = lines or ["    curation drops: nothing"]
   if dropped.cut:
@@ -166,7 +166,7 @@ def _judged(
       f"    {dropped.templates} prompts with a shared beginning are compared"
       " from where they differ"
     )
-  total = len(found) + sum(skipped.values())
+  total = len(items) + sum(skipped.values())
   causes = drops.causes(dropped, skipped, {})
   lines += ["    " + w for w in drops.warnings(field, dropped, causes, total)]
   try:
@@ -351,10 +351,10 @@ def _trained(
   files: Sequence[File], data: config.Data, section: config.Tokenizer
 ) -> tokenizer.Tokenizer:
   """Trains a tokenizer on the files' documents, or else on all their texts."""
-  found = [r for f in files for r in f.records]
-  texts = [r.text for r in found if isinstance(r, records.Document)]
+  items = [r for f in files for r in f.records]
+  texts = [r.text for r in items if isinstance(r, records.Document)]
   if not texts:
-    for record in found:
+    for record in items:
       prompt = records.prompt_text(record.turns, data)
       texts += [
         prompt + records.completion_text(c) for c in curation.replies(record)
@@ -367,9 +367,9 @@ def _judge_together(files: Sequence[File], settings: Settings) -> None:
   for kind, plural in sources.KIND_NAMES.items():
     parts = [part for f in files if (part := f.of_kind(kind))]
     if len(parts) > 1:
-      found = [r for part in parts for r in part]
-      print(f"{plural} of {len(parts)} files together: {len(found)}")
-      print("\n".join(_judged(found, {}, settings)), flush=True)
+      items = [r for part in parts for r in part]
+      print(f"{plural} of {len(parts)} files together: {len(items)}")
+      print("\n".join(_judged(items, {}, settings)), flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -160,18 +160,18 @@ def _fix(group: str, drops: Drops) -> str:
 
 
 def warnings(
-  field: str, drops: Drops, found: list[Cause], total: int
+  field: str, drops: Drops, causes: list[Cause], total: int
 ) -> list[str]:
   """What the user has to see of one source, a line each.
 
   Args:
     field: the source's flag.
     drops: what curation has dropped.
-    found: all causes.
+    causes: all causes.
     total: number of records before anything was dropped or skipped.
   """
   lines = [f"warning: {field}: {remark}" for remark in drops.remarks]
-  for cause in found:
+  for cause in causes:
     if cause.count > WARN_SHARE * total:
       example = excerpt(cause.example) if cause.example else cause.where
       lines.append(
@@ -195,13 +195,13 @@ def _share(count: int, total: int) -> str:
 
 
 def judge(
-  field: str, found: list[Cause], total: int, data: config.Data
+  field: str, causes: list[Cause], total: int, data: config.Data
 ) -> None:
   """Refuses a source of which most is not used.
 
   Args:
     field: the source's flag.
-    found: all causes, the largest first.
+    causes: all causes, the largest first.
     total: number of records before anything was dropped or skipped.
     data: has `max_dropped`, and the flags that the user has set.
 
@@ -209,14 +209,14 @@ def judge(
     UserError: more than `max_dropped` of the source goes, and the user has not
       set the flag of the largest cause.
   """
-  found = [cause for cause in found if cause.name not in _HARMLESS]
-  count = sum(cause.count for cause in found)
-  if not found or count <= data.max_dropped * total:
+  causes = [cause for cause in causes if cause.name not in _HARMLESS]
+  count = sum(cause.count for cause in causes)
+  if not causes or count <= data.max_dropped * total:
     return
-  largest = found[0]
+  largest = causes[0]
   if largest.flag and data.is_explicit(largest.flag):
     return
-  what = ", ".join(f"{c.count} {c.name}" for c in found)
+  what = ", ".join(f"{c.count} {c.name}" for c in causes)
   file, line = _place(
     largest.example.origin if largest.example else largest.where
   )

@@ -272,8 +272,8 @@ def _json_array(
   blank = re.compile(r"[ \t\r\n]*")
 
   def skip(at: int) -> int:
-    found = blank.match(text, at)
-    return found.end() if found else at
+    space = blank.match(text, at)
+    return space.end() if space else at
 
   at = skip(0) + 1
   line, counted = 1, 0
@@ -457,17 +457,17 @@ def _plain(value: Any) -> Any:
 # Records of a wanted kind.
 
 
-def _convert(found: list[Record], wanted: type[_R]) -> list[_R]:
+def _convert(records: list[Record], kind: type[_R]) -> list[_R]:
   """What of one JSON value serves as the wanted kind.
 
   Prompts can be drawn from demonstrations and rankings; nothing else changes
   its kind.
   """
-  kept = [r for r in found if isinstance(r, wanted)]
-  if kept or wanted is not Prompt:
-    return kept
+  usable = [r for r in records if isinstance(r, kind)]
+  if usable or kind is not Prompt:
+    return usable
   drawn: dict[Any, Prompt] = {}
-  for r in found:
+  for r in records:
     if isinstance(r, Demonstration | Ranking):
       drawn.setdefault(
         r.turns,
@@ -479,7 +479,7 @@ def _convert(found: list[Record], wanted: type[_R]) -> list[_R]:
 
 
 def _scan(
-  path: str, wanted: type | None, reader: formats.Reader
+  path: str, kind: type | None, reader: formats.Reader
 ) -> Iterator[tuple[int, formats.Format, list[Record], str]]:
   """(line, format, records, why they are left out) of each JSON value."""
   values = (
@@ -488,12 +488,12 @@ def _scan(
     else _values(path, reader.unused)
   )
   if isinstance(values, str):
-    if wanted not in (None, Document):
+    if kind not in (None, Document):
       raise UserError(
-        f"is plain text, which holds no {KIND_NAMES[wanted]}",
+        f"is plain text, which holds no {KIND_NAMES[kind]}",
         file=path,
         line=1,
-        field=_FIRST_FIELD[wanted],
+        field=_FIRST_FIELD[kind],
         fix="give a .jsonl file; docs/data.md has one example each",
         code="plain_text",
       )
@@ -512,30 +512,30 @@ def _scan(
 
 
 def _read_file(
-  path: str, wanted: type[_R], must: bool
+  path: str, kind: type[_R], must: bool
 ) -> tuple[list[_R], FileReport]:
-  kept: list[_R] = []
+  records: list[_R] = []
   skipped: collections.Counter[str] = collections.Counter()
   first_skip: dict[str, int] = {}
   others: collections.Counter[str] = collections.Counter()
   name = formats.PLAIN.name
-  reader = formats.Reader(path, wanted)
-  for line, known, found, reason in _scan(path, wanted, reader):
+  reader = formats.Reader(path, kind)
+  for line, known, items, reason in _scan(path, kind, reader):
     name = known.name
-    usable = _convert(found, wanted)
-    if found and not usable and not reason:
-      reason = f"records without {KIND_NAMES[wanted]}"
-      others.update(KIND_NAMES[type(r)] for r in found)
+    usable = _convert(items, kind)
+    if items and not usable and not reason:
+      reason = f"records without {KIND_NAMES[kind]}"
+      others.update(KIND_NAMES[type(r)] for r in items)
     if reason and not usable:
       skipped[reason] += 1
       first_skip.setdefault(reason, line)
-    kept += usable
-  if not kept and must:
-    _nothing_left(path, name, wanted, skipped, first_skip, others)
-  return kept, FileReport(
+    records += usable
+  if not records and must:
+    _nothing_left(path, name, kind, skipped, first_skip, others)
+  return records, FileReport(
     path,
     name,
-    len(kept),
+    len(records),
     dict(skipped),
     dict(reader.unused),
     dict(reader.notes),
@@ -546,20 +546,20 @@ def _read_file(
 def _nothing_left(
   path: str,
   name: str,
-  wanted: type,
+  kind: type,
   skipped: Mapping[str, int],
   first_skip: Mapping[str, int],
   others: Mapping[str, int],
 ) -> NoReturn:
-  kind = KIND_NAMES[wanted]
+  plural = KIND_NAMES[kind]
   if others:
-    held = " and ".join(others)
+    contents = " and ".join(others)
     raise UserError(
-      f"is recognised as {name}, which holds {held} but no {kind}",
+      f"is recognised as {name}, which holds {contents} but no {plural}",
       file=path,
       line=min(first_skip.values()),
-      field=_FIRST_FIELD[wanted],
-      fix=_FIXES[wanted],
+      field=_FIRST_FIELD[kind],
+      fix=_FIXES[kind],
     )
   reasons = ", ".join(f"{n} {why}" for why, n in skipped.items())
   raise UserError(
@@ -568,39 +568,38 @@ def _nothing_left(
     line=min(first_skip.values()),
     fix="give at least one ranking with two different ranks"
     if max(skipped, key=lambda reason: skipped[reason]) == formats.TIES
-    else f"give a file with usable {kind}; docs/data.md says what is skipped",
+    else f"give a file with usable {plural}; docs/data.md says what is skipped",
     code="nothing_left",
   )
 
 
-def _read(spec: str, wanted: type[_R]) -> tuple[list[_R], Report]:
+def _read(spec: str, kind: type[_R]) -> tuple[list[_R], Report]:
   listing = list_files(spec)
   # Among the many files of a directory some may hold records of other kinds
   # only; a file that was named, or the only one, has to give something.
-  kept: list[_R] = []
+  records: list[_R] = []
   reports = []
   for path, named in listing.files.items():
     try:
-      found, report = _read_file(path, wanted, named or len(listing.files) == 1)
+      usable, report = _read_file(path, kind, named or len(listing.files) == 1)
     except UserError as error:
       if named or error.code != "plain_text":
         raise
-      listing.ignore(path, f"plain text, without {KIND_NAMES[wanted]}")
+      listing.ignore(path, f"plain text, without {KIND_NAMES[kind]}")
       continue
-    kept += found
+    records += usable
     reports.append(report)
-    if not found:
+    if not usable:
       logging.warning("Nothing of %s is used: %s", path, report.skipped)
-  if not kept:
+  if not records:
     raise UserError(
-      f"none of its {len(listing.files)} files holds usable"
-      f" {KIND_NAMES[wanted]}",
+      f"none of its {len(listing.files)} files holds usable {KIND_NAMES[kind]}",
       file=spec,
       line=1,
-      fix=_FIXES[wanted],
+      fix=_FIXES[kind],
       code="no_records",
     )
-  return kept, Report(tuple(reports), tuple(listing.ignored))
+  return records, Report(tuple(reports), tuple(listing.ignored))
 
 
 def read_demonstrations(spec: str) -> tuple[list[Demonstration], Report]:
@@ -625,19 +624,19 @@ def read_documents(spec: str) -> tuple[list[Document], Report]:
 
 def read_any(path: str) -> tuple[list[Record], FileReport]:
   """Every record of any kind of one file, and its report."""
-  found: list[Record] = []
+  records: list[Record] = []
   skipped: collections.Counter[str] = collections.Counter()
   name = formats.PLAIN.name
   reader = formats.Reader(path, None)
-  for _, known, some, reason in _scan(path, None, reader):
+  for _, known, items, reason in _scan(path, None, reader):
     name = known.name
-    found += some
+    records += items
     if reason:
       skipped[reason] += 1
-  return found, FileReport(
+  return records, FileReport(
     path,
     name,
-    len(found),
+    len(records),
     dict(skipped),
     dict(reader.unused),
     dict(reader.notes),

@@ -53,14 +53,14 @@ def _optimizers(
   config: config_lib.Experiment,
 ) -> dict[str, config_lib.Optimizer]:
   """The optimizers that a run with `init_from` uses, by field."""
-  found = {
+  optimizers = {
     field.name: getattr(config, field.name)
     for field in dataclasses.fields(config)
     if isinstance(getattr(config, field.name), config_lib.Optimizer)
   }
   # A pipeline that starts from a model does not pretrain one.
-  found.pop("pretrain_optimizer", None)
-  return found
+  optimizers.pop("pretrain_optimizer", None)
+  return optimizers
 
 
 def _is_pretraining(config: config_lib.Experiment) -> bool:
@@ -71,16 +71,16 @@ def _is_pretraining(config: config_lib.Experiment) -> bool:
 def _rates(pretraining: bool) -> frozenset[float]:
   """Learning rates of the recipes that train a model from nothing."""
   configs = [presets.pipeline(name) for name in presets.SMALL]
-  found = {
+  rates = {
     optimizer.learning_rate
     for config in configs
     for optimizer in _optimizers(config).values()
   }
   if pretraining:
-    found |= {
+    rates |= {
       presets.pretrain(name).optimizer.learning_rate for name in presets.MODELS
     }
-  return frozenset(found)
+  return frozenset(rates)
 
 
 def _is_explicit(config: config_lib.Experiment, name: str) -> bool:

@@ -110,15 +110,15 @@ def kept(
 ) -> dict[str, float]:
   """Bytes of what passes keep: activations for a gradient, keys and values."""
   layout = _Layout(**mesh, platform=platform)
-  found = {"activations": 0.0, "caches": 0.0}
+  sizes = {"activations": 0.0, "caches": 0.0}
   for one in (one for program in programs for one in program.passes):
     if one.kind == "train":
       tokens = layout.rows(one.rows) * one.length
       size = one.model.layers * tokens * _saved(one, layout)
-      found["activations"] = max(found["activations"], size)
+      sizes["activations"] = max(sizes["activations"], size)
     elif one.kind == "decode":
-      found["caches"] = max(found["caches"], _cache(one, layout))
-  return {name: size for name, size in found.items() if size}
+      sizes["caches"] = max(sizes["caches"], _cache(one, layout))
+  return {name: size for name, size in sizes.items() if size}
 
 
 # How often a block of attention's scores is held, and all of them are read or

@@ -114,16 +114,16 @@ def make(
   if compiling:
     mesh = compiled.mesh(topology, config.mesh)
   platform = topology.chip.platform
-  found = work(config, mesh, platform, reward_model)
+  planned = work(config, mesh, platform, reward_model)
   counted = {} if counted is None else counted
   whole = {}
   if not compiling:
-    for program in found.programs:
+    for program in planned.programs:
       if program.name not in counted:
         counted[program.name] = _count(program, platform).total
-    whole = _whole(config, mesh, platform, reward_model, found)
+    whole = _whole(config, mesh, platform, reward_model, planned)
   costs = {}
-  for program in found.programs:
+  for program in planned.programs:
     if compiling:
       say(f"compiling {program.name} for {topology}")
       cost = compiled.compile_program(program, mesh, topology.chip)
@@ -135,9 +135,9 @@ def make(
   return Plan(
     topology=topology,
     sizes=sizes,
-    work=found,
-    held={name: bytes_here(tree) for name, tree in found.held.items()},
-    kept_within=estimate.kept(found.programs, axes, platform),
+    work=planned,
+    held={name: bytes_here(tree) for name, tree in planned.held.items()},
+    kept_within=estimate.kept(planned.programs, axes, platform),
     costs=costs,
     compiled=compiling,
   )
@@ -154,7 +154,7 @@ def _whole(
   mesh: mesh_lib.AnyMesh,
   platform: str,
   reward_model: config_lib.Model | None,
-  found: Work,
+  planned: Work,
 ) -> dict[str, float]:
   """Operations beside those counted, since parts are whole on each chip.
 
@@ -174,7 +174,7 @@ def _whole(
   extra: dict[str, float] = {}
   if not others:
     return extra
-  counts = {p.name: _count(p, platform).split for p in found.programs}
+  counts = {p.name: _count(p, platform).split for p in planned.programs}
   for other, scores, share in others:
     for program in work(other, mesh, platform, scores).programs:
       added = _count(program, platform).split - counts[program.name]
@@ -416,8 +416,8 @@ def _networks(
       as the run does with another library's model; else they are its own.
   """
   mesh = config.mesh if filled else config_lib.Mesh()
-  own = workdir.inherit(dataclasses.replace(config, mesh=mesh))
-  config = dataclasses.replace(own, mesh=config.mesh)
+  inherited = workdir.inherit(dataclasses.replace(config, mesh=mesh))
+  config = dataclasses.replace(inherited, mesh=config.mesh)
   folder = config.ppo.reward_model if hasattr(config, "ppo") else ""
   if not folder:
     return config, _reward_model(arguments.reward_preset, arguments.preset)
@@ -429,7 +429,7 @@ def _networks(
       code="two_reward_models",
     )
   stage = workdir.open_stage(
-    folder, kind=workdir.SCALAR, field="ppo.reward_model", run=own
+    folder, kind=workdir.SCALAR, field="ppo.reward_model", run=inherited
   )
   return config, stage.model_config
 
@@ -438,5 +438,7 @@ def _reward_model(asked: str, preset: str) -> config_lib.Model:
   """The paper scores every policy with a 6B reward model."""
   if asked:
     return presets.model(asked, "--reward_preset")
-  own, paper = presets.model(preset), presets.model("6b")
-  return own if own.width < presets.model("125m").width else paper
+  preset_model, paper = presets.model(preset), presets.model("6b")
+  return (
+    preset_model if preset_model.width < presets.model("125m").width else paper
+  )

@@ -314,10 +314,10 @@ def verdict(results: Results) -> list[str]:
 def small_samples(results: Results) -> dict[str, int]:
   """Returns what the report has too few of to conclude from, with counts."""
   answers = [
-    found
+    interval
     for name in model_names(results)
     for metric in ("win_rate", "gold", "judge_score", "rm_score")
-    if (found := value(results, name, metric))
+    if (interval := value(results, name, metric))
   ]
   losses = [value(results, name, "lm_loss") for name in model_names(results)]
   reward = mapping(results.get("reward_model"))
@@ -339,12 +339,12 @@ def small_samples(results: Results) -> dict[str, int]:
 
 def _too_few(results: Results) -> str:
   counts = small_samples(results)
-  found = ", ".join(
+  counted = ", ".join(
     f"{count} {what.replace('prompts', 'prompt') if count == 1 else what}"
     for what, count in counts.items()
   )
   return (
-    f"There are only {found}: from fewer than {statistics.FEW} nothing can be"
+    f"There are only {counted}: from fewer than {statistics.FEW} nothing can be"
     " concluded, and what follows shows only that the stages ran."
   )
 
@@ -382,16 +382,17 @@ def _order(results: Results) -> Iterator[_Sentence]:
   if metric is None:
     return
   chain = [
-    (name, found)
+    (name, interval)
     for name in ("base", "prompted", "sft", "ppo_ptx")
-    if (found := value(results, name, metric.name)) is not None
+    if (interval := value(results, name, metric.name)) is not None
   ]
   if len(chain) < 2:
     return
   shown = ", ".join(
-    f"{label(name)} {found.mean:.{metric.digits}f}" for name, found in chain
+    f"{label(name)} {interval.mean:.{metric.digits}f}"
+    for name, interval in chain
   )
-  if any(found.few for _, found in chain):
+  if any(interval.few for _, interval in chain):
     yield _Sentence(f"{metric.title} at temperature 1: {shown}.", few=True)
     return
   falling, close = [], []

@@ -414,24 +414,27 @@ def claim_workdir(
   """
   directory = pathlib.Path(workdir)
   path = directory / CONFIG
-  wanted = {"experiment": experiment, "config": plain(config)}
+  requested = {"experiment": experiment, "config": plain(config)}
   if path.exists():
-    held = read_json(path, fix="delete it, or choose another --workdir")
-    if not isinstance(held, dict) or not isinstance(held.get("config"), dict):
+    recorded = read_json(path, fix="delete it, or choose another --workdir")
+    if not isinstance(recorded, dict) or not isinstance(
+      recorded.get("config"), dict
+    ):
       raise UserError(
         "is not the config of a run",
         file=str(path),
         fix="choose another --workdir",
       )
-    if held.get("experiment") != experiment:
+    if recorded.get("experiment") != experiment:
       raise UserError(
-        f"holds the experiment {held.get('experiment')!r}, not {experiment!r}",
+        f"holds the experiment {recorded.get('experiment')!r}, not"
+        f" {experiment!r}",
         file=str(directory),
         fix="choose another --workdir, or delete this one",
       )
     changed = [
       item
-      for item in _differences(held["config"], wanted["config"])
+      for item in _differences(recorded["config"], requested["config"])
       if not may_change(item[0])
     ]
     if changed:
@@ -443,10 +446,10 @@ def claim_workdir(
         field=name,
         fix="give the old value to go on, or choose another --workdir",
       )
-    if held == wanted:
+    if recorded == requested:
       return directory
   make_directory(directory)
-  write_json_atomic(path, wanted)
+  write_json_atomic(path, requested)
   return directory
 
 

@@ -79,7 +79,7 @@ def lock(
 
 
 @contextlib.contextmanager
-def held(path: str | os.PathLike[str]) -> Iterator[None]:
+def locked(path: str | os.PathLike[str]) -> Iterator[None]:
   """Waits for a lock and has it during the block."""
   descriptor = acquire(path, float("inf"))
   assert descriptor is not None

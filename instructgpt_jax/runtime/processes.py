@@ -61,28 +61,28 @@ def together(name: str) -> None:
 
 @contextlib.contextmanager
 def joined(
-  section: config_lib.Processes, told: Mapping[str, Any]
+  section: config_lib.Processes, flags: Mapping[str, Any]
 ) -> Iterator[None]:
   """During the block this process is one of its run's.
 
   Args:
     section: the flags.
-    told: what every process must have been told alike: dotted name → value.
+    flags: values on which all processes must agree: dotted name → value.
 
   Raises:
-    UserError: one did not come in time, or was told something else.
+    UserError: a process did not come in time, or has other flags.
   """
-  found = places.place(section)
-  if found is None:
+  place = places.place(section)
+  if place is None:
     yield
     return
-  line = (_Server if found.index == 0 else _Client)(found, section.timeout)
+  line = (_Server if place.index == 0 else _Client)(place, section.timeout)
   beats: _Heartbeat | None = None
   try:
-    port = line.meet(dict(told))
-    beats = _Heartbeat(line.say, section.timeout, told.get("workdir"))
-    _start_jax(found, port, section)
-    _set(found.index, found.count)
+    port = line.meet(dict(flags))
+    beats = _Heartbeat(line.say, section.timeout, flags.get("workdir"))
+    _start_jax(place, port, section)
+    _set(place.index, place.count)
     line.watch()
     try:
       yield

@@ -84,8 +84,8 @@ def choose(
   """
   means = {
     key: [
-      held.mean() if len(families) > 1 else held[::2].mean()
-      for held in values(families, job, value)
+      scores.mean() if len(families) > 1 else scores[::2].mean()
+      for scores in values(families, job, value)
     ]
     for key, job in options.items()
   }

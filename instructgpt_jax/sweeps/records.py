@@ -10,7 +10,7 @@ import time
 from instructgpt_jax.runtime import files, locks
 from instructgpt_jax.sweeps import jobs
 
-acquire, held = locks.acquire, locks.held
+acquire, locked = locks.acquire, locks.locked
 SECONDS = "seconds.json"
 LOCKS = ".locks"
 SPANS = ".spans"
@@ -92,7 +92,7 @@ def _span_path(root: str, name: str) -> str:
 
 def add_seconds(root: str, name: str, spent: float) -> None:
   """Adds to a job's wall time."""
-  with held(lock_path(root, "seconds")):
+  with locked(lock_path(root, "seconds")):
     seconds = read_seconds(root)
     seconds[name] = round(seconds.get(name, 0.0) + spent, 3)
     files.write_json_atomic(pathlib.Path(root) / SECONDS, seconds)

@@ -15,7 +15,7 @@ a prompt, in their order: {"prompt", "completion", "ended"}, with a null
 completion and a "skipped" reason where a prompt is too long. The prompt is a
 text, or the list of its messages where it has several. The output may be a pipe
 or "-", the standard output. What a prompt is answered depends on the seed and
-on its place in the file, not on the batch it falls into.
+on its position in the file, not on its batch.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class Talker:
     )
 
   def fix_for_length(self, length: int) -> str:
-    """What to do about a prompt of more than `max_prompt` tokens."""
+    """Returns the fix for a prompt of more than `max_prompt` tokens."""
     room = self._model.config.context - length
     if room > 0 and length <= self.data.max_prompt_tokens:
       return f"start with --max_tokens={room} or less, which leaves room for it"
@@ -333,7 +333,7 @@ def load(checkpoint: str, sampling: Sampling) -> Talker:
         "holds the models of several stages",
         file=checkpoint,
         field="--checkpoint",
-        fix=f"name the folder of one of them: {names}",
+        fix=f"name the directory of one of them: {names}",
       )
   model, params, tokenizer, config = workdir.load_policy(checkpoint)
   return Talker(model, params, tokenizer, config.data, sampling)
@@ -355,7 +355,7 @@ def talk(
   read: Callable[[str], str] = input,
   out: TextIO | None = None,
 ) -> None:
-  """The conversation, until the input ends.
+  """Holds the conversation until the input ends.
 
   Args:
     talker: the model.
@@ -395,7 +395,7 @@ def talk(
 
 
 def _answer_of_program(line: str) -> str:
-  """The answer to a line that is not for the model, or ""."""
+  """Answers a line that is not for the model; "" for messages."""
   message = line.strip()
   if message == "/reset":
     return "(forgotten)"
@@ -438,7 +438,7 @@ def answer_file(
   """Answers each prompt of a file; the output appears whole or not at all.
 
   Args:
-    prompts: a source of prompts: path, glob, folder or tfds name.
+    prompts: a source of prompts: path, glob, directory or tfds name.
     output: the jsonl file to write.
     load_talker: gives the model, called after the files have been looked at.
     system: text before every prompt that brings none of its own.
@@ -507,7 +507,7 @@ def answer_file(
 
 
 def _as_given(turns: Sequence[Turn]) -> str | list[dict[str, str]]:
-  """A prompt as a record of prompts holds it: a text, or its messages."""
+  """Returns a prompt as its record states it: a text, or its messages."""
   if len(turns) == 1 and turns[0].role == "user":
     return turns[0].text
   return [{"role": turn.role, "content": turn.text} for turn in turns]

@@ -317,12 +317,12 @@ def parse(
 
 
 def mark_explicit(config: T, names: Iterable[str]) -> T:
-  """A copy of a config whose `data.explicit` has more fields.
+  """Returns a copy of a config with more fields in `data.explicit`.
 
   Beside data fields these are learning rates, by their whole dotted names.
 
   Args:
-    config: a config; one without a data section is left as it is.
+    config: a config; one without a data section is returned unchanged.
     names: dotted names that the user has set, of any section.
   """
   data = getattr(config, "data", None)

@@ -1,8 +1,8 @@
 """Describes data files: python -m instructgpt_jax.data PATH... [--preset=tiny]
 
-For each file: the format it is recognised as, how many records of which kind it
-has, how long they are, what was skipped, what curation would drop at the limits
-of a preset or of the flags given, and one record as the model sees it.
+For each file it prints the format, the number of records of each kind, their
+lengths, what was skipped, what curation would drop at the limits of a preset or
+of flags, and one record as the model sees it.
 """
 
 from __future__ import annotations
@@ -56,23 +56,23 @@ class _Words(tokenizer.Tokenizer):
 
 @dataclasses.dataclass(frozen=True)
 class File:
-  """What one file holds."""
+  """The records of one file, and its report."""
 
   records: list[Any]
   report: sources.FileReport
 
   def of_kind(self, kind: type) -> list[Any]:
-    """The records of one kind."""
+    """Returns the records of one kind."""
     return [r for r in self.records if isinstance(r, kind)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What files are judged by.
+  """Settings by which files are judged.
 
   Attributes:
     data: limits, tags and shares.
-    tokenizer: counts tokens; words where none is given.
+    tokenizer: counts tokens; None counts words.
     unit: what the tokenizer counts.
   """
 
@@ -127,7 +127,7 @@ def _statistics(texts: Sequence[str], settings: Settings) -> str:
 
 
 def _lengths(items: Sequence[Any], settings: Settings) -> list[str]:
-  """How long records of one kind are."""
+  """Describes the lengths of records of one kind."""
   if isinstance(items[0], records.Document):
     return ["    " + _statistics([r.text for r in items], settings)]
   prompts = [records.prompt_text(r.turns, settings.data) for r in items]
@@ -148,7 +148,7 @@ def _lengths(items: Sequence[Any], settings: Settings) -> list[str]:
 def _judged(
   items: Sequence[Any], skipped: dict[str, int], settings: Settings
 ) -> list[str]:
-  """What curation drops, warnings, a refusal, and the splits."""
+  """Describes what curation drops, with warnings, a refusal, and splits."""
   data, field = settings.data, _FLAGS_OF[type(items[0])]
   if isinstance(items[0], records.Document):
     parts, dropped = splits.split_documents(items, data), drops.Drops()
@@ -182,7 +182,7 @@ def _judged(
 
 
 def _as_seen(record: Any, settings: Settings) -> list[str]:
-  """A record's text with its token counts, where loss starts and it is cut."""
+  """Shows a record's text, its token counts, and where loss and cut are."""
   data, coder = settings.data, settings.tokenizer
   lines = [f"    as the model sees {record.origin}:"]
   if isinstance(record, records.Document):
@@ -204,7 +204,7 @@ def _as_seen(record: Any, settings: Settings) -> list[str]:
 
 
 def _ranked(record: Any) -> list[tuple[str, str]]:
-  """(label, reply) of each reply of a record, the best first."""
+  """Returns (label, reply) of each reply of a record, the best first."""
   if isinstance(record, records.Demonstration):
     return [("reply", record.completion)]
   pairs = sorted(zip(record.ranks, record.completions, strict=True))
@@ -235,7 +235,7 @@ def _count(n: int, settings: Settings) -> str:
 
 
 def _decoded(coder: tokenizer.Tokenizer, ids: Any, text: str) -> str:
-  """What tokens say, or the text itself where words are counted."""
+  """Decodes tokens; returns the text itself where words are counted."""
   if not isinstance(coder, _Words):
     text = coder.decode(ids)
   return _shown(text)
@@ -253,7 +253,7 @@ def _shown(text: str) -> str:
 
 
 def _value(kind: type) -> Any:
-  """Text of a flag → its value."""
+  """Returns the value of a flag from its text."""
   if kind is not bool:
     return kind
 
@@ -282,13 +282,13 @@ def _parser() -> argparse.ArgumentParser:
     default="",
     metavar="PATH",
     help="what counts tokens: a workdir or model directory, a sentencepiece"
-    " .model, a tokenizer.json, or a folder with encoder.json and vocab.bpe"
+    " .model, a tokenizer.json, or a directory with encoder.json and vocab.bpe"
     " (default: words between blanks)",
   )
   parser.add_argument(
     "--preset",
     default="",
-    help="whose limits are taken: " + ", ".join(presets.NAMES),
+    help="preset whose limits apply: " + ", ".join(presets.NAMES),
   )
   for field in dataclasses.fields(config.Data):
     if field.name in (*_SOURCES, "explicit"):
@@ -307,7 +307,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _data(args: argparse.Namespace) -> config.Data:
-  """The data section of the preset, with the flags given."""
+  """Returns the data section of the preset, changed by the flags."""
   data = presets.sft(args.preset).data if args.preset else config.Data()
   changes = {
     f.name: value
@@ -321,7 +321,7 @@ def _data(args: argparse.Namespace) -> config.Data:
 def _settings(
   args: argparse.Namespace, data: config.Data, files: Sequence[File]
 ) -> tuple[Settings, str]:
-  """What files are judged by, and a sentence that says so."""
+  """Returns the settings for judging files, and a sentence about them."""
   preset = args.preset
   text = (
     f"Limits{f' of the preset {preset}' if preset else ''}:"

@@ -1,9 +1,9 @@
-"""From a path, glob, folder, comma list or TFDS name to records.
+"""Reads the records of a path, glob, directory, comma list or TFDS name.
 
 A malformed file is an error that names file, line and fix. A record that is
 well formed but of no use (a ranking with only ties, an empty reply in a public
-file) is skipped and counted in the Report; a named file of which nothing is
-left is an error. See docs/data.md for the whole list.
+file) is skipped and counted in the Report. A named file without a usable record
+is an error. See docs/data.md for the whole list.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _R = TypeVar("_R", Demonstration, Ranking, Prompt, Document)
 
 @dataclasses.dataclass(frozen=True)
 class FileReport:
-  """What one file gave.
+  """Counts of one file.
 
   Attributes:
     path: the file.
@@ -112,7 +112,7 @@ class Report:
 
   @property
   def first_skips(self) -> dict[str, str]:
-    """Reason -> file and line of the first value that is skipped for it."""
+    """Returns reason -> file and line of the first value skipped for it."""
     first: dict[str, str] = {}
     for f in self.files:
       for reason, line in f.first_skips.items():
@@ -143,7 +143,7 @@ def remarks(unused: Mapping[str, int], notes: Mapping[str, int]) -> list[str]:
 
 
 def _reason_to_ignore(path: str) -> str:
-  """Why a file that stands in a directory is not read, or ""."""
+  """Returns why a file of a directory is not read, or ""."""
   try:
     if os.path.getsize(path) < _SMALL:
       contents.read_text(path)
@@ -173,10 +173,10 @@ def _is_metadata(path: str) -> bool:
 
 
 def list_files(spec: str) -> paths.Listing:
-  """The files that a source names, and those that it holds and ignores.
+  """Lists the files that a source names, and the files that are ignored.
 
-  Empty files and metadata in directories and globs are ignored, unless nothing
-  else is there: they then give the error.
+  Empty files and metadata in directories and globs are ignored. Where there are
+  no other files, they are read and cause an error.
   """
   listing = paths.list_files(spec)
   others = {
@@ -192,7 +192,7 @@ def list_files(spec: str) -> paths.Listing:
 
 
 def expand(spec: str) -> list[str]:
-  """The files that a source names, in the order in which they are read.
+  """Lists the files that a source names, in the order of reading.
 
   Args:
     spec: a comma list of files, directories (read with all their
@@ -261,7 +261,7 @@ def _json_lines(text: str, path: str) -> Iterator[tuple[int, Any]]:
 def _json_array(
   text: str, path: str, inside: bool = False
 ) -> Iterator[tuple[int, Any]]:
-  """Elements of one array, each with the line on which it starts.
+  """Yields the elements of an array, each with the line it starts on.
 
   Args:
     text: the file's text.
@@ -305,7 +305,7 @@ def _json_array(
 def _json_container(
   text: str, path: str, lists: list[str], split: str
 ) -> Iterator[tuple[int, Any]]:
-  """Elements of the lists of an object, each with its line and its split."""
+  """Yields the elements of an object's lists, with line and split."""
   for name, start in containers.list_starts(text, lists):
     before = text.count("\n", 0, start)
     for line, value in _json_array(text[start:], path, inside=True):
@@ -315,7 +315,7 @@ def _json_container(
 def _values(
   path: str, unused: collections.Counter[str] | None = None
 ) -> Iterator[tuple[int, Any]] | str:
-  """(line, JSON value) pairs of a file, or its text where it is no JSON.
+  """Returns (line, JSON value) pairs of a file, or the text if not JSON.
 
   Fields of an object around a list of records are added to `unused`.
   """
@@ -365,10 +365,10 @@ def _refuse_json_in_txt(text: str, path: str) -> None:
 
 
 def _sniffed(text: str) -> str:
-  """The suffix that fits a text, as pipes have none.
+  """Returns the suffix that fits a text; pipes have none.
 
-  What begins like JSON has to be JSON: an error in it is found, not read as
-  plain text.
+  A text that begins like JSON has to be JSON: an error in it is reported, and
+  the text is not read as plain text.
   """
   if re.match(r'\s*(\{\s*["}]|\[\s*[{\]])', text):
     return ".json"
@@ -458,7 +458,7 @@ def _plain(value: Any) -> Any:
 
 
 def _convert(records: list[Record], kind: type[_R]) -> list[_R]:
-  """What of one JSON value serves as the wanted kind.
+  """Converts the records of one JSON value to the requested kind.
 
   Prompts can be drawn from demonstrations and rankings; nothing else changes
   its kind.
@@ -481,7 +481,7 @@ def _convert(records: list[Record], kind: type[_R]) -> list[_R]:
 def _scan(
   path: str, kind: type | None, reader: formats.Reader
 ) -> Iterator[tuple[int, formats.Format, list[Record], str]]:
-  """(line, format, records, why they are left out) of each JSON value."""
+  """Yields (line, format, records, why they are left out) of each value."""
   values = (
     _tfds_values(path)
     if path.startswith(TFDS)
@@ -563,7 +563,7 @@ def _nothing_left(
     )
   reasons = ", ".join(f"{n} {why}" for why, n in skipped.items())
   raise UserError(
-    f"no record is left of it: {reasons}",
+    f"holds no usable record: {reasons}",
     file=path,
     line=min(first_skip.values()),
     fix="give at least one ranking with two different ranks"
@@ -575,8 +575,8 @@ def _nothing_left(
 
 def _read(spec: str, kind: type[_R]) -> tuple[list[_R], Report]:
   listing = list_files(spec)
-  # Among the many files of a directory some may hold records of other kinds
-  # only; a file that was named, or the only one, has to give something.
+  # A file of a directory may hold only records of other kinds. A file that was
+  # named, or the only one, must hold a usable record.
   records: list[_R] = []
   reports = []
   for path, named in listing.files.items():
@@ -623,7 +623,7 @@ def read_documents(spec: str) -> tuple[list[Document], Report]:
 
 
 def read_any(path: str) -> tuple[list[Record], FileReport]:
-  """Every record of any kind of one file, and its report."""
+  """Reads all records of a file, of any kind, and returns its report too."""
   records: list[Record] = []
   skipped: collections.Counter[str] = collections.Counter()
   name = formats.PLAIN.name

@@ -110,7 +110,7 @@ def _needed(path: str, field: str, what: str) -> str:
 def _evaluator(
   config: config_lib.EvaluateExperiment, stage: workdir.Stage
 ) -> tuple[Evaluator, World | None, Sequence[records.Prompt]]:
-  """The evaluator, the world, and the prompts on which a prefix is chosen."""
+  """Returns the evaluator, the world, and prompts to choose a prefix on."""
   section = config.measure
   mesh = mesh_lib.make_mesh(config.mesh)
   tokenizer = stage.tokenizer
@@ -193,7 +193,7 @@ def _prefix(
 
 
 def _table(answers: Answers, *, greedy: bool = False) -> dict[str, Any]:
-  """Numbers of each answer; greedy ones are no sample, and have no KL."""
+  """Returns the numbers of each answer; greedy answers have no KL."""
 
   def rows(values: Any) -> list[list[float]]:
     return np.round(answers.per_prompt(np.asarray(values)), _DIGITS).tolist()

@@ -229,7 +229,7 @@ def _prompts(
   mesh: Mesh,
   sources: dict[str, fingerprint_lib.Source],
 ) -> grain.DatasetIterator:
-  """Batches of prompts, whose fingerprint is added to `sources`."""
+  """Makes batches of prompts, and adds their fingerprint to `sources`."""
   records = inputs.prompts(config.data, tokenizer).train
   prompts = transforms.encode_prompts(
     [p.turns for p in records], tokenizer, config.data
@@ -256,7 +256,7 @@ def _pretraining(
   mesh: Mesh,
   sources: dict[str, fingerprint_lib.Source],
 ) -> grain.DatasetIterator | None:
-  """Batches of documents, whose fingerprint is added to `sources`."""
+  """Makes batches of documents; adds their fingerprint to `sources`."""
   section = config.ppo
   if not section.ptx_coef:
     return None

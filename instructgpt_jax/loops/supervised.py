@@ -121,7 +121,7 @@ def fit(
     step_fn: jitted (state, batch) → (state, metrics with "loss"); metrics may
       hold "tokens", from which the speed follows.
     batches: endless or long enough, with get_state and set_state.
-    workdir: folder of the run.
+    workdir: directory of the run.
     name: shown beside the progress.
     run: logging and saving.
     total_steps: updates.

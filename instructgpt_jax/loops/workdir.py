@@ -150,7 +150,7 @@ def open_stage(
   field: str = "",
   run: config_lib.Experiment | None = None,
 ) -> Stage:
-  """Reads what a finished stage left, but for its parameters.
+  """Reads the model of a finished stage, but not its parameters.
 
   Args:
     path: its workdir, or a Hugging Face directory.
@@ -160,7 +160,7 @@ def open_stage(
       context, and with a vocabulary and heads that its mesh divides.
 
   Raises:
-    UserError: there is no such folder, it is not finished, or holds another
+    UserError: there is no such directory, it is not finished, or holds another
       kind of model.
   """
   field_or_none = field or None
@@ -176,7 +176,7 @@ def open_stage(
   if files.read_complete(folder) is None:
     raise UserError(
       "has not run to its end", file=path, field=field_or_none,
-      fix="give its own command again: it goes on where it stopped",
+      fix="run its command again: it resumes where it stopped",
     )  # fmt: skip
   info = checkpoint.load_model_info(folder)
   try:
@@ -242,11 +242,12 @@ def _require(stage_kind: str, kind: str, path: str, field: str | None) -> None:
 def _from_hub(
   path: str, field: str | None, run: config_lib.Experiment | None
 ) -> Stage:
-  """A Hugging Face directory as a stage, its vocabulary and heads filled up.
+  """Opens a Hugging Face directory as a stage; pads vocabulary and heads.
 
   Rows are added for a padding token that its tokenizer does not have, and until
-  the mesh divides them. They are never predicted. So are heads, all of whose
-  weights are zero; their gradients then are as well, so that they stay so.
+  the mesh divides them. They are never predicted. Heads are added until the
+  mesh divides them. Their weights are zero, and stay so: their gradients are
+  zero as well.
   """
   source = hub.look(path)
   tokenizer = read_tokenizer(
@@ -260,7 +261,7 @@ def _from_hub(
       f" {hub_config.vocab_size} rows",
       file=path,
       field=field,
-      fix="give a folder with the model's own tokenizer"
+      fix="give a directory with the model's own tokenizer"
       if tokenizer.eos_id < tokenizer.base_size
       else "name eos_token in its tokenizer_config.json",
       code="no_end_of_text"
@@ -458,10 +459,10 @@ def stage_tokenizer(
   config: config_lib.Experiment,
   texts: Callable[[], Iterable[str]],
 ) -> Tokenizer:
-  """The run's tokenizer; `put_tokenizer` saves it once all data are read.
+  """Returns the run's tokenizer; `put_tokenizer` saves it later.
 
-  That of an earlier call, else of `init_from`, else of `tokenizer.path`, else
-  one trained on `texts()`.
+  It is that of an earlier call, else of `init_from`, else of `tokenizer.path`,
+  else one trained on `texts()`.
   """
   folder = pathlib.Path(workdir) / TOKENIZER
   if folder.exists():

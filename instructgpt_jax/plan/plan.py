@@ -60,18 +60,18 @@ class Plan:
 
   @property
   def peak(self) -> float:
-    """Bytes that a chip holds at the most."""
+    """Returns the most bytes that a chip holds."""
     return self.kept + max(c.temporary for _, c, _ in self.costs.values())
 
   @property
   def usable(self) -> float:
-    """Bytes of a chip that JAX reserves."""
+    """Returns the bytes of a chip that JAX reserves."""
     chip = self.topology.chip
     return chip.memory * memory.fraction(chip)
 
   @property
   def fits(self) -> bool:
-    """Whether they hold the peak, with a margin where it is worked out."""
+    """Whether `usable` holds the peak, with a margin if it is estimated."""
     margin = 0.0 if self.compiled else memory.MARGIN
     return self.peak <= self.usable * (1 - margin)
 
@@ -102,9 +102,9 @@ def make(
     config: the experiment; its mesh is taken.
     topology: where it would run.
     reward_model: of PPO.
-    compiling: whether the compiler is asked, or costs are worked out.
-    counted: operations of programs, by name, of all chips where the mesh
-      divides all parts; what is not there is counted and added.
+    compiling: whether costs are the compiler's, or estimated.
+    counted: name of a program → FLOPs on all chips where the mesh divides all
+      parts; programs that are missing are counted and added.
   """
   sizes = mesh_lib.mesh_sizes(config.mesh, topology.count)
   axes = dict(zip(mesh_lib.AXES, sizes, strict=True))
@@ -156,10 +156,10 @@ def _whole(
   reward_model: config_lib.Model | None,
   planned: Work,
 ) -> dict[str, float]:
-  """Operations beside those counted, since parts are whole on each chip.
+  """Counts the further FLOPs of parts that are whole on each chip.
 
   Returns:
-    Name of a program → operations of all chips together.
+    Name of a program → FLOPs of all chips together.
   """
   tensor = mesh.shape["tensor"]
   others = [
@@ -236,7 +236,7 @@ def text(plan: Plan, name: str, price: float) -> str:
 
 
 def _verdict(plan: Plan) -> str:
-  """Whether it fits, into what, and with what margin."""
+  """Says whether the plan fits into which memory, and the margin."""
   chip = plan.topology.chip
   parts = [
     f"{'fits' if plan.fits else 'does not fit'}: at most"
@@ -265,7 +265,7 @@ def _cost(hours: Sequence[float], price: float) -> str:
 def layouts(
   models: Sequence[config_lib.Model], chips: int
 ) -> Iterator[config_lib.Mesh]:
-  """Meshes whose tensor axis divides the heads and MLPs of all networks."""
+  """Yields meshes whose tensor axis divides all networks' heads and MLPs."""
   for tensor in _divisors(undivided.most(models, chips)):
     for fsdp in _divisors(chips // tensor):
       data = chips // tensor // fsdp
@@ -407,13 +407,13 @@ def show(arguments: argparse.Namespace, rest: Sequence[str]) -> bool:
 def _networks(
   config: Any, arguments: argparse.Namespace, *, filled: bool
 ) -> tuple[Any, config_lib.Model]:
-  """The config with the network of `init_from`, and the reward model.
+  """Returns the config with the network of `init_from`, and the reward model.
 
   Args:
     config: the experiment.
-    arguments: of the command.
-    filled: whether heads and vocabulary are filled up for the config's mesh,
-      as the run does with another library's model; else they are its own.
+    arguments: arguments of the command.
+    filled: whether heads and vocabulary are padded for the config's mesh, as
+      the run does with another library's model.
   """
   mesh = config.mesh if filled else config_lib.Mesh()
   inherited = workdir.inherit(dataclasses.replace(config, mesh=mesh))

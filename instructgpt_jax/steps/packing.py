@@ -145,7 +145,7 @@ def each(
   rows: PyTree,
   outputs: PyTree = 0,
 ) -> PyTree:
-  """function(rows) of each microbatch that holds tokens, zeros of others.
+  """Calls a function for each microbatch with tokens; others give zeros.
 
   Args:
     packing: of the rows.

@@ -14,7 +14,7 @@ NAME = "sweep.json"
 
 
 def read(root: str) -> dict[str, Any]:
-  """The plan; a UserError where the folder holds no sweep."""
+  """Reads the plan; a UserError where the directory holds no sweep."""
   path = pathlib.Path(root) / NAME
   value = files.read_json(path, fix="give the --workdir of a sweep")
   if not isinstance(value, dict) or not isinstance(value.get("jobs"), list):
@@ -28,19 +28,18 @@ def begin(
   entries: Sequence[Mapping[str, Any]],
   defaults: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
-  """Writes the plan, or adds runs to one that is there.
+  """Writes the plan, or adds runs to an existing one.
 
   Args:
-    root: the sweep's folder.
-    head: what all runs share. A plan that is there must have the same, but for
+    root: the sweep's directory.
+    head: what all runs share. An existing plan must have the same, but for
       flags that a run itself may change from call to call (`run.keep`).
     entries: {"name": …, "overrides": {field: value}} of each run.
-    defaults: name of a part of `head` → the preset's value of each flag in it,
-      by which an error names the value of a flag that one of two calls left
-      out.
+    defaults: name of a part of `head` → the preset's value of each flag in it.
+      An error names this value for a flag that only one of two calls sets.
 
   Raises:
-    UserError: the folder holds another sweep.
+    UserError: the directory holds another sweep.
   """
   with records.locked(records.lock_path(root, "plan")):
     if not (pathlib.Path(root) / NAME).exists():

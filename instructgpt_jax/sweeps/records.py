@@ -1,4 +1,4 @@
-"""What a sweep keeps beside its runs: logs, seconds and locks."""
+"""Logs, seconds and locks that a sweep keeps beside its runs."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def read_seconds(root: str) -> dict[str, float]:
 def begin_span(root: str, job: jobs.Job) -> None:
   """Notes that a job starts now, in case this process is killed.
 
-  The caller has the job to itself. Time of an earlier start whose end nobody
-  noted is added first.
+  The caller holds the job's lock. The time of an earlier start without a noted
+  end is added first.
   """
   settle_span(root, job)
   files.write_text_atomic(_span_path(root, job.name), repr(time.time()))
@@ -68,8 +68,8 @@ def end_span(root: str, name: str, spent: float) -> None:
 def settle_span(root: str, job: jobs.Job) -> None:
   """Adds the time of a start whose process was killed before `end_span`.
 
-  It lasted until the job last wrote to its log or to a file of its folder. The
-  caller has the job to itself.
+  It lasted until the job last wrote to its log or to a file of its directory.
+  The caller holds the job's lock.
   """
   path = pathlib.Path(_span_path(root, job.name))
   try:

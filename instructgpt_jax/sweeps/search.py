@@ -95,7 +95,7 @@ class Trials:
       )
 
   def aim(self) -> None:
-    """Joins the workers of the search, all of which have one objective.
+    """Joins the workers of the search; all have one objective.
 
     Raises:
       UserError: there is a result, an unfinished trial or a live worker for
@@ -134,7 +134,7 @@ class Trials:
       )
 
   def _has_trials_of_its_own(self) -> bool:
-    """Whether a trial has a result, or is to have one, for the objective."""
+    """Whether a trial has a result, or will have one, for the objective."""
     failed = self._optuna.trial.TrialState.FAIL
     return any(
       self._whole(trial)
@@ -144,7 +144,7 @@ class Trials:
     )
 
   def close(self) -> None:
-    """Leaves the workers and closes the data base."""
+    """Leaves the workers and closes the database."""
     if self._worker is not None:
       os.close(self._worker)
       self._worker = None
@@ -182,14 +182,14 @@ class Trials:
     return sum(self._ended(t) and self._whole(t) for t in trials)
 
   def tell(self, claim: Claim, error: str) -> str:
-    """Takes down what became of a trial; gives the error if there is one.
+    """Records the result of a trial; returns its error, or "".
 
-    A complete run without the objective is a failed trial where another run has
-    it. Until one has it, the trial is undecided: the name may be wrong, and the
-    run still be good for the right one.
+    A complete run without the objective is a failed trial if another run has
+    it. Until one has it, the trial is undecided: the objective's name may be wrong,
+    and the run usable for the right name.
 
     Raises:
-      UserError: so many runs are complete, and none has a field of that name.
+      UserError: several runs are complete, and none has a field of that name.
     """
     folder = claim.job.folder(self.root)
     fail = self._optuna.trial.TrialState.FAIL
@@ -198,7 +198,7 @@ class Trials:
       value = objective(self.search, folder)
       missing = value is None
       if value is None:
-        error = f"{self.search.objective!r} is no number of its complete.json"
+        error = f"its complete.json has no number {self.search.objective!r}"
       elif not math.isfinite(value):
         error = f"{self.search.objective} is {value}"
     with records.locked(self._lock):
@@ -228,7 +228,7 @@ class Trials:
       self._study.tell(trial.number, state=self._optuna.trial.TrialState.FAIL)
 
   def _is_known(self) -> bool:
-    """Whether some run has had the objective, if only as NaN."""
+    """Whether a run has had the objective, if only as NaN."""
     complete = [self._optuna.trial.TrialState.COMPLETE]
     return self._study.user_attrs.get(_KNOWN, False) or bool(
       self._study.get_trials(deepcopy=False, states=complete)
@@ -241,7 +241,7 @@ class Trials:
     )
 
   def _undecided(self) -> list[Any]:
-    """Trials that are complete, while no run has the objective."""
+    """Returns trials that are complete, while no run has the objective."""
     return [
       trial
       for trial in self._study.get_trials(deepcopy=False)
@@ -253,12 +253,12 @@ class Trials:
     return collect.flat(files.read_complete(folder) or {})
 
   def _absent(self) -> int:
-    """How many undecided trials have no field of the objective's name."""
+    """Counts undecided trials without a field of the objective's name."""
     name = self.search.objective
     return sum(name not in self._summary(t) for t in self._undecided())
 
   def _no_objective(self) -> UserError:
-    """No complete run has the number."""
+    """Returns the error for complete runs without the objective."""
     trials = self._undecided()
     numbers = dict.fromkeys(
       name
@@ -268,8 +268,8 @@ class Trials:
     )
     names = f"give one of {', '.join(numbers)}" if numbers else ""
     return UserError(
-      f"{self.search.objective!r} is a number of none of the {len(trials)}"
-      " complete runs",
+      f"none of the {len(trials)} complete runs has a number"
+      f" {self.search.objective!r}",
       file=os.path.join(
         self.root, *trial_name(trials[0].number).split("/"), files.COMPLETE
       ),
@@ -308,12 +308,12 @@ def run(
   slurm: Slurm | None = None,
   log: Callable[[str], None] = execute.say,
 ) -> execute.Outcome:
-  """Runs trials until so many are finished, with whoever else works at it.
+  """Runs trials until `search.trials` are finished, beside other workers.
 
   Args:
-    root: the sweep's folder, which holds a plan.
-    search: how to search.
-    space: field → what it may be.
+    root: the sweep's directory, which holds a plan.
+    search: settings of the search.
+    space: field → its range or choices.
     make_job: (name, overrides) → the job of a trial.
     workers: trials at once in this process.
     launcher: one of `execute.LAUNCHERS`.
@@ -340,7 +340,7 @@ def joined(
   space: Mapping[str, Range | Choices],
   make_job: Callable[[str, Mapping[str, Any]], Job],
 ) -> Iterator[Trials]:
-  """During the block this process is one of the search's workers.
+  """Joins the search's workers during the block.
 
   Args and errors are those of `run`.
   """
@@ -415,7 +415,7 @@ def _outcome(root: str) -> execute.Outcome:
 
 
 def objective(search: Search, folder: str) -> float | None:
-  """The number that is searched for, of a complete run; None if there is none.
+  """Returns the objective of a complete run; None if there is none.
 
   NaN and infinity are numbers here.
   """
@@ -435,7 +435,7 @@ def _number(value: Any) -> float | None:
 
 
 def sampler(optuna: ModuleType, search: Search, count: int) -> Any:
-  """What chooses the next trial.
+  """Returns the sampler that chooses the next trial.
 
   Its seed depends on how many there are: workers never choose the same, and a
   random search is the same whoever runs it.

@@ -205,7 +205,7 @@ def test_a_replacement_that_was_cut_short_is_ended(tmp_path):
 def test_no_model(tmp_path):
   with pytest.raises(UserError, match="holds no trained model"):
     checkpoint.load_model(tmp_path)
-  with pytest.raises(UserError, match="no such folder"):
+  with pytest.raises(UserError, match="no such directory"):
     checkpoint.load_model(tmp_path / "none")
 
 

@@ -234,9 +234,9 @@ def pooled_interval(
 
   From two seeds on the interval is Student's over the seeds' means. Their
   spread includes that of seeds and of prompts, so the interval is valid however
-  much seeds differ. It is at least as wide as the interval over the prompts within
-  seeds, which matters where few seeds agree by chance. The interval of a single
-  seed is over its prompts alone, as in `bootstrap_interval`.
+  much seeds differ. It is at least as wide as the interval over the prompts
+  within seeds, which matters where few seeds agree by chance. The interval of a
+  single seed is over its prompts alone, as in `bootstrap_interval`.
 
   Args:
     groups: for each seed [prompts, samples] or [prompts]; sizes may differ.

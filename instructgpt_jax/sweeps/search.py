@@ -185,8 +185,8 @@ class Trials:
     """Records the result of a trial; returns its error, or "".
 
     A complete run without the objective is a failed trial if another run has
-    it. Until one has it, the trial is undecided: the objective's name may be wrong,
-    and the run usable for the right name.
+    it. Until one has it, the trial is undecided: the objective's name may be
+    wrong, and the run usable for the right name.
 
     Raises:
       UserError: several runs are complete, and none has a field of that name.

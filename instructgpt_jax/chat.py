@@ -15,7 +15,7 @@ a prompt, in their order: {"prompt", "completion", "ended"}, with a null
 completion and a "skipped" reason where a prompt is too long. The prompt is a
 text, or the list of its messages where it has several. The output may be a pipe
 or "-", the standard output. What a prompt is answered depends on the seed and
-on its place in the file, not on the batch it falls into.
+on its position in the file, not on its batch.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class Talker:
     )
 
   def fix_for_length(self, length: int) -> str:
-    """What to do about a prompt of more than `max_prompt` tokens."""
+    """Returns the fix for a prompt of more than `max_prompt` tokens."""
     room = self._model.config.context - length
     if room > 0 and length <= self.data.max_prompt_tokens:
       return f"start with --max_tokens={room} or less, which leaves room for it"
@@ -333,7 +333,7 @@ def load(checkpoint: str, sampling: Sampling) -> Talker:
         "holds the models of several stages",
         file=checkpoint,
         field="--checkpoint",
-        fix=f"name the folder of one of them: {names}",
+        fix=f"name the directory of one of them: {names}",
       )
   model, params, tokenizer, config = workdir.load_policy(checkpoint)
   return Talker(model, params, tokenizer, config.data, sampling)
@@ -355,7 +355,7 @@ def talk(
   read: Callable[[str], str] = input,
   out: TextIO | None = None,
 ) -> None:
-  """The conversation, until the input ends.
+  """Holds the conversation until the input ends.
 
   Args:
     talker: the model.
@@ -373,17 +373,17 @@ def talk(
       line = read("you> ")
     except (EOFError, KeyboardInterrupt):
       return
-    said = line.strip()
-    if said == "/quit":
+    message = line.strip()
+    if message == "/quit":
       return
-    if said == "/reset":
+    if message == "/reset":
       turns = list(begin)
     answer = _answer_of_program(line)
     if answer:
       print(answer, file=out)
-    if answer or not said:
+    if answer or not message:
       continue
-    turns = [*(turns if keep else begin), Turn("user", said)]
+    turns = [*(turns if keep else begin), Turn("user", message)]
     try:
       turns = list(talker.fitting(turns))
     except UserError as error:
@@ -395,18 +395,18 @@ def talk(
 
 
 def _answer_of_program(line: str) -> str:
-  """The answer to a line that is not for the model, or ""."""
-  said = line.strip()
-  if said == "/reset":
+  """Answers a line that is not for the model; "" for messages."""
+  message = line.strip()
+  if message == "/reset":
     return "(forgotten)"
-  if said == "/help":
+  if message == "/help":
     return _COMMANDS
   if _COMMAND.match(line):
-    return f"{printable(said.split()[0])} is not a command: {_COMMANDS}"
+    return f"{printable(message.split()[0])} is not a command: {_COMMANDS}"
   problem = ""
-  if not streams.is_utf8(said):
+  if not streams.is_utf8(message):
     problem = "the message is not valid UTF-8, and was not sent"
-  elif "\0" in said:
+  elif "\0" in message:
     problem = "the message holds NUL characters, and was not sent"
   return launch.error_text(UserError(problem)) if problem else ""
 
@@ -438,7 +438,7 @@ def answer_file(
   """Answers each prompt of a file; the output appears whole or not at all.
 
   Args:
-    prompts: a source of prompts: path, glob, folder or tfds name.
+    prompts: a source of prompts: path, glob, directory or tfds name.
     output: the jsonl file to write.
     load_talker: gives the model, called after the files have been looked at.
     system: text before every prompt that brings none of its own.
@@ -450,7 +450,7 @@ def answer_file(
   """
   path = pathlib.Path("/dev/stdout" if output == "-" else output)
   files.check_output(path, field="--output", overwrite=overwrite)
-  found, report = sources.read_prompts(prompts)
+  records, report = sources.read_prompts(prompts)
   if report.skipped or report.unused or report.notes:
     print(report, file=sys.stderr)
   if (path.is_file() or path.is_fifo()) and any(
@@ -468,7 +468,7 @@ def answer_file(
   encoded: list[np.ndarray] = []
   rows: list[dict[str, Any]] = []
   longest = 0  # tokens of the longest prompt that is skipped
-  for prompt in found:
+  for prompt in records:
     turns = prompt.turns
     if system and turns[0].role != "system":
       turns = (Turn("system", system), *turns)
@@ -507,7 +507,7 @@ def answer_file(
 
 
 def _as_given(turns: Sequence[Turn]) -> str | list[dict[str, str]]:
-  """A prompt as a record of prompts holds it: a text, or its messages."""
+  """Returns a prompt as its record states it: a text, or its messages."""
   if len(turns) == 1 and turns[0].role == "user":
     return turns[0].text
   return [{"role": turn.role, "content": turn.text} for turn in turns]
@@ -603,10 +603,10 @@ def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
       code="not_utf8",
     )  # fmt: skip
   if bool(flags.prompts) != bool(flags.output):
-    given, other = "--prompts", "--output"
+    flag, other = "--prompts", "--output"
     if flags.output:
-      given, other = other, given
-    raise UserError(f"{given} is given without {other}", fix=f"add {other}")
+      flag, other = other, flag
+    raise UserError(f"{flag} is given without {other}", fix=f"add {other}")
   return flags
 
 

@@ -24,7 +24,7 @@ def divides(part: int, whole: int, field: str) -> None:
 
 
 def fits(data: config_lib.Data, context: int) -> None:
-  """Refuses limits whose prompt and response do not fit the positions."""
+  """Refuses limits on prompt and response that exceed the context."""
   total = data.max_prompt_tokens + data.max_response_tokens
   if total > context:
     raise UserError(
@@ -38,7 +38,7 @@ def fits(data: config_lib.Data, context: int) -> None:
 
 
 def row_length(length: int, context: int, field: str) -> int:
-  """The length of document rows; 0 is the whole context."""
+  """Returns the length of document rows; 0 is the whole context."""
   if length > context:
     raise UserError(
       f"rows of {length} tokens do not fit {context} positions",
@@ -50,7 +50,7 @@ def row_length(length: int, context: int, field: str) -> int:
 
 
 def ppo_batches(section: config_lib.Ppo) -> None:
-  """Refuses batches of PPO that do not consist of whole parts."""
+  """Refuses PPO batches that minibatches or microbatches do not divide."""
   if section.rollout_batch % section.minibatch:
     raise UserError(
       f"{section.minibatch} does not divide rollout_batch"
@@ -65,7 +65,7 @@ def ppo_batches(section: config_lib.Ppo) -> None:
 
 
 def batches(config: Any) -> None:
-  """Refuses batches of any stage that its parts do not make up."""
+  """Refuses batches of any stage that its microbatches do not divide."""
   if isinstance(config, config_lib.PpoExperiment):
     ppo_batches(config.ppo)
   for name in ("pretrain", "reward"):

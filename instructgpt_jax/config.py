@@ -84,7 +84,7 @@ def _in_range(value: Any, metadata: Any) -> bool:
 
 
 def _is_date(text: str) -> bool:
-  """Whether a text is a day of the calendar, as YYYY-MM-DD."""
+  """Whether a text is a date of the calendar, as YYYY-MM-DD."""
   if not re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text):
     return False
   year, month, day = map(int, text.split("-"))
@@ -353,7 +353,7 @@ class Optimizer(Checked):
   )
   warmup_steps: int = option(
     0,
-    "linear warm-up; -1, in PPO only, is ppo.warmup_iterations",
+    "length of the linear warm-up; -1 uses ppo.warmup_iterations (PPO only)",
     unit="updates",
     paper="C.1 none, C.4 10 iterations",
     minimum=-1,
@@ -408,9 +408,9 @@ class Data(Checked):
   """Four sources; each a path, a quoted glob, a comma list, or tfds:…
 
   `explicit` names the fields of this section that the user has set. A limit
-  that somebody chose may drop most of a source, and a setting that nobody chose
-  follows the stage that a run starts from. It also names the learning rates
-  that the user has set, such as optimizer.learning_rate.
+  that the user has set may drop most of a source. A setting that the user has
+  not set is taken from the stage that a run starts from. `explicit` also names
+  the learning rates that the user has set, such as optimizer.learning_rate.
   """
 
   demonstrations: str = option("", "prompt/completion records for SFT")
@@ -426,7 +426,8 @@ class Data(Checked):
     True, "prompts by the tokenizer's chat template, where it has one"
   )
   template_date: str = option(
-    "2025-01-01", "today's date to a chat template that asks for it, YYYY-MM-DD"
+    "2025-01-01",
+    "date, as YYYY-MM-DD, that a chat template gets when it asks for today's",
   )
   max_prompt_tokens: int = option(
     1024,
@@ -443,8 +444,8 @@ class Data(Checked):
   )
   common_prefix_chars: int = option(
     200,
-    "of --data.prompts alone: prompts whose last turns share this many"
-    " characters at the start count as one; 0 compares whole prompts",
+    "prompts of --data.prompts whose last turns begin with this many equal"
+    " characters count as one; 0 compares whole prompts",
     unit="characters",
     paper="A [P], length [I]",
     minimum=0,
@@ -468,15 +469,15 @@ class Data(Checked):
   )
   max_dropped: float = option(
     0.5,
-    "largest share of a source that may be dropped or skipped; more is an"
-    " error, unless the flag of the largest cause is given",
+    "largest share of a source's records that may be dropped or skipped; more"
+    " is an error, unless you set the flag that drops the most",
     minimum=0.0,
     maximum=1.0,
   )
   explicit: str = option(
     "",
-    "data fields that were set by flag or --config, a comma list; filled in by"
-    " the program",
+    "comma list of the data fields set by flag or --config; the program fills"
+    " it in",
   )
 
   def __post_init__(self):
@@ -671,7 +672,7 @@ class Ppo(Checked):
   )
   warmup_iterations: int = option(
     10,
-    "linear warm-up of optimizers whose warmup_steps is -1",
+    "length of the linear warm-up of optimizers whose warmup_steps is -1",
     unit="iterations",
     paper="C.4 [P]",
     minimum=0,
@@ -768,8 +769,8 @@ class Ppo(Checked):
   )
   ema_decay: float = option(
     0.992,
-    "decay of the averaged weights, once per update; 0 saves the last weights."
-    " The average holds no share of the start (bias-corrected, as in Adam)",
+    "decay of the averaged weights, applied once per update; 0 saves the last"
+    " weights; the average is bias-corrected, as in Adam",
     paper="C.4 [P]",
     minimum=0.0,
     maximum=0.999999,
@@ -841,8 +842,8 @@ class Evaluation(Checked):
   )
   split: str = option(
     "test",
-    "split of --data.prompts that is evaluated on; train measures on prompts"
-    " that models have been trained on",
+    "split of --data.prompts to evaluate on; train measures on prompts that the"
+    " models were trained on",
     choices=("test", "valid", "train"),
   )
   samples: int = option(

@@ -43,7 +43,7 @@ class UserError(Exception):
 
 
 def json_problem(error: Exception) -> str:
-  """Describes what `json.loads` has raised in a few words."""
+  """Describes an error of `json.loads` in a few words."""
   if isinstance(error, json.JSONDecodeError):
     return error.msg
   if isinstance(error, RecursionError):

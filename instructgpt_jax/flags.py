@@ -297,13 +297,13 @@ def parse(
   config = get_config(preset)
   if values["config"].value:
     config = _from_file(config, values["config"].value, experiment)
-  given = {
+  flag_values = {
     name: values[name].value
     for name, _, _ in leaves(config)
     if values[name].present and values[name].value is not None
   }
   try:
-    config = mark_explicit(replace(config, given), given)
+    config = mark_explicit(replace(config, flag_values), flag_values)
   except UserError as error:
     if error.field is None:
       raise
@@ -317,12 +317,12 @@ def parse(
 
 
 def mark_explicit(config: T, names: Iterable[str]) -> T:
-  """A copy of a config whose `data.explicit` has more fields.
+  """Returns a copy of a config with more fields in `data.explicit`.
 
   Beside data fields these are learning rates, by their whole dotted names.
 
   Args:
-    config: a config; one without a data section is left as it is.
+    config: a config; one without a data section is returned unchanged.
     names: dotted names that the user has set, of any section.
   """
   data = getattr(config, "data", None)

@@ -1,10 +1,10 @@
 """The precision of matmuls: a float32 model computes in float32.
 
 Left to itself, JAX rounds float32 inputs of matmuls to TF32's 11 significant
-bits on Ampere and later GPUs, and to bfloat16's 8 on TPUs. A model in float32
-would then be one in name only, and decoding would differ from a full pass by a
-thousand times what float32 explains. Matmuls of bfloat16 inputs are left
-alone: they are exact products summed in float32.
+bits on Ampere and later GPUs, and to bfloat16's 8 on TPUs. A float32 model
+would then have that precision, and decoding would differ from a full pass by a
+thousand times the rounding error of float32. Matmuls of bfloat16 inputs are
+left alone: they are exact products summed in float32.
 
 JAX's own setting wins: with JAX_DEFAULT_MATMUL_PRECISION=tensorfloat32, or
 `jax.default_matmul_precision`, float32 models compute as it says.
@@ -25,7 +25,7 @@ _SIZE = 128  # of the matrices by which a device is measured
 
 
 def of(dtype: Any) -> jax.lax.Precision | None:
-  """Returns the precision of matmuls whose inputs have a type."""
+  """Returns the precision of matmuls of inputs of this type."""
   unset = jax.config.jax_default_matmul_precision is None  # type: ignore
   if unset and jnp.dtype(dtype) == jnp.float32:
     return jax.lax.Precision.HIGHEST
@@ -59,10 +59,10 @@ def unit_roundoff(dtype: Any) -> float:
   On this device and with its settings: 2⁻²⁴ in float32, 2⁻¹¹ where float32
   inputs are taken in TF32, 2⁻⁸ in bfloat16.
   """
-  own = float(jnp.finfo(dtype).eps) / 2
+  nominal = float(jnp.finfo(dtype).eps) / 2
   if jnp.dtype(dtype) != jnp.float32:
-    return own
+    return nominal
   values = np.zeros(_SIZE, np.float32)
   values[:24] = 1 + 2.0 ** -np.arange(24)
   error = np.abs(np.asarray(_rounded(values)) - values[:, None])
-  return max(own, float(error.max()))
+  return max(nominal, float(error.max()))

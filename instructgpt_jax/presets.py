@@ -244,11 +244,11 @@ def _value(preset: str) -> config.Optimizer:
 
 
 def _warmed(rate: float) -> config.Optimizer:
-  """Constant after a warm-up over `ppo.warmup_iterations` from a tenth (C.4).
+  """Returns a constant rate, warmed up over `ppo.warmup_iterations` (C.4).
 
-  The paper states neither Adam's ε nor clipping. A gradient clipped to norm 1
-  over 175B weights is 2.4e-6 a weight, of which ε = 1e-5 would leave a fifth
-  of the step; the default of 1e-8 leaves all of it at every size.
+  The warm-up begins at a tenth. The paper states neither Adam's ε nor clipping.
+  A gradient clipped to norm 1 over 175B weights is 2.4e-6 a weight: ε = 1e-5
+  would reduce the step to a fifth. The default of 1e-8 hardly changes it.
   """
   return config.Optimizer(
     learning_rate=rate, schedule="constant", warmup_steps=-1, warmup_init=0.1

@@ -1,7 +1,7 @@
 """Recognises files by their first bytes, whatever their names say.
 
 `refuse` raises an error that names what a file is (an archive, a Parquet table,
-a Git LFS pointer, a page of an error, ...) and how to get at its data.
+a Git LFS pointer, an error page, ...) and how to read its data.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Signature(NamedTuple):
   Attributes:
     code: code of the error, such as "compressed_file".
     name: kind of file with its article, as it follows "is".
-    fix: how to get at the data in it; may be empty.
+    fix: how to read the data in it; may be empty.
   """
 
   code: str
@@ -32,7 +32,7 @@ class Signature(NamedTuple):
 _UNPACK = "unpack it, and give the files that it holds"
 _TO_JSONL = "write it as JSON lines, for example with DataFrame.to_json(\
 'data.jsonl', orient='records', lines=True) of pandas"
-_DOWNLOAD = "download the file again; this page came in its place"
+_DOWNLOAD = "download the file again; the server sent this page instead"
 _OTHER = "give the file that holds the records or the text"
 _WEIGHTS = "it holds weights, not data; give the file of records or text"
 
@@ -159,7 +159,7 @@ _MARKS = (
 
 
 def recognise(head: bytes) -> Signature | None:
-  """Returns the kind of file that begins so, or None where it may be text.
+  """Returns the kind of file by its first bytes; None if it may be text.
 
   Args:
     head: its first `HEAD` bytes, or all where it is shorter.
@@ -171,7 +171,7 @@ def recognise(head: bytes) -> Signature | None:
 
 
 def _recognise_text(head: bytes) -> Signature | None:
-  """Texts that stand in place of a file."""
+  """Recognises texts that servers or Git store instead of a file."""
   if _POINTER.match(head):
     return _LFS
   if _ANNEX.match(head):
@@ -191,7 +191,7 @@ def _recognise_text(head: bytes) -> Signature | None:
 
 
 def _recognise_binary(head: bytes) -> Signature | None:
-  """Beginnings that a text might have, with what shows that it is none."""
+  """Recognises binary files whose first bytes a text might have, too."""
   if head[4:8] == b"ftyp" and _CONTROL.search(head):
     return _binary("a film (MP4)")
   if head[257:262] == b"ustar":
@@ -224,12 +224,12 @@ def _recognise_zip(head: bytes) -> Signature:
 
 
 def byte_order_mark(head: bytes) -> str | None:
-  """Returns the encoding that a byte order mark of UTF-16 or UTF-32 names."""
+  """Returns the encoding of a byte order mark of UTF-16 or UTF-32."""
   return next((name for mark, name in _MARKS if head.startswith(mark)), None)
 
 
 def encoding(head: bytes) -> str | None:
-  """Returns "utf-16-le" and the like for text in it without a mark, or None.
+  """Returns "utf-16-le" and the like for text without a mark, or None.
 
   Every second byte of UTF-16 is 0 in Latin text, three in four of UTF-32 are
   in every script.

@@ -39,7 +39,7 @@ class Interval:
     mean: the estimate.
     low: the interval's lower bound; NaN where there is none.
     high: its upper bound; NaN where there is none.
-    units: independent units that it is from, where that is one number.
+    units: number of independent units, where it is one number.
   """
 
   mean: float
@@ -48,7 +48,7 @@ class Interval:
   units: int | None = None
 
   def as_dict(self) -> dict[str, Any]:
-    """Returns what report.json holds; a bound that is NaN is None."""
+    """Returns the values for report.json; a bound that is NaN is None."""
     known = not (math.isnan(self.low) or math.isnan(self.high))
     result: dict[str, Any] = {
       "mean": self.mean,
@@ -114,8 +114,8 @@ def bootstrap_interval(
   """Computes the mean over prompts with its 95 % interval.
 
   The interval is a percentile bootstrap from `FEW` prompts on; below, it is
-  Student's, or Wilson's for a share. Wilson's also stands where a share is 0 or
-  1 in every prompt, of which all resamples would be equal.
+  Student's, or Wilson's for a share. It is Wilson's as well where a share
+  is 0 or 1 in every prompt: all resamples would be equal.
 
   Args:
     values: [prompts, samples], or [prompts]; one row per distinct prompt.
@@ -153,10 +153,10 @@ def _check_shares(values: np.ndarray) -> None:
 
 
 def _student(mean: float, residuals: np.ndarray, count: int) -> Interval:
-  """Student's interval of a mean of `count` units, fewer than `FEW`.
+  """Returns Student's interval of a mean of `count` units, fewer than `FEW`.
 
-  It has no bounds where the units do not differ: how much others would differ
-  is then unknown.
+  The bounds are NaN where the units do not differ: how much further units would
+  differ is then unknown.
   """
   if count < 2 or not residuals.any():
     return Interval(mean, math.nan, math.nan, count)
@@ -194,8 +194,8 @@ def ratio_interval(
   """Computes Σ numerators / Σ denominators with its 95 % interval.
 
   The interval is chosen as in `bootstrap_interval`. Student's is that of the
-  linearised ratio; Wilson's counts (Σ d)² / Σ d² units, as many equal ones as
-  would tell as much.
+  linearised ratio; Wilson's counts (Σ d)² / Σ d² units, the effective
+  number of equal ones.
 
   Args:
     numerators: [units] float.
@@ -232,11 +232,11 @@ def pooled_interval(
 ) -> Interval:
   """Computes the mean over seeds of the means over prompts, 95 %.
 
-  From two seeds on the interval is Student's over the seeds' means, whose
-  spread holds both kinds of chance; so it is valid however much seeds differ.
-  Where few seeds happen to agree by luck it is at least as wide as what the
-  prompts within them leave open. One seed says nothing about others: its
-  interval is over its prompts alone, as `bootstrap_interval`.
+  From two seeds on the interval is Student's over the seeds' means. Their
+  spread includes that of seeds and of prompts, so the interval is valid however
+  much seeds differ. It is at least as wide as the interval over the prompts
+  within seeds, which matters where few seeds agree by chance. The interval of a
+  single seed is over its prompts alone, as in `bootstrap_interval`.
 
   Args:
     groups: for each seed [prompts, samples] or [prompts]; sizes may differ.

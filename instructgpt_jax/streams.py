@@ -26,7 +26,7 @@ def accept_all_text() -> None:
 
 
 def is_utf8(text: str) -> bool:
-  """Whether a text holds no lone surrogates, as bytes that are no text give."""
+  """Whether a text holds no lone surrogates, as of undecodable bytes."""
   try:
     text.encode()
   except UnicodeEncodeError:
@@ -35,9 +35,9 @@ def is_utf8(text: str) -> bool:
 
 
 def accept_all_bytes() -> bool:
-  """Makes stdin take bytes that are no text; returns whether it is open.
+  """Makes stdin take undecodable bytes; returns whether it is open.
 
-  Such a byte becomes a lone surrogate, which `as_utf8` and `is_utf8` tell.
+  Such a byte becomes a lone surrogate, which `as_utf8` and `is_utf8` detect.
   """
   stream = sys.stdin
   if isinstance(stream, io.TextIOWrapper):

@@ -19,24 +19,24 @@ def test_bootstrap_interval_has_the_normal_width_for_many_prompts():
 
 
 def test_an_interval_of_two_prompts_is_students():
-  found = statistics.bootstrap_interval([0.0, 1.0])
-  assert found.mean == 0.5 and found.units == 2
-  assert found.high - 0.5 == pytest.approx(12.7062 * 0.5, rel=1e-4)
-  assert 0.5 - found.low == pytest.approx(12.7062 * 0.5, rel=1e-4)
+  interval = statistics.bootstrap_interval([0.0, 1.0])
+  assert interval.mean == 0.5 and interval.units == 2
+  assert interval.high - 0.5 == pytest.approx(12.7062 * 0.5, rel=1e-4)
+  assert 0.5 - interval.low == pytest.approx(12.7062 * 0.5, rel=1e-4)
 
 
 @pytest.mark.parametrize("share", [False, True])
 def test_one_prompt_has_no_interval(share):
-  for found in (
+  for interval in (
     statistics.bootstrap_interval([[0.25, 0.75]], share=share),
     statistics.ratio_interval([1.0, 0.0], [2.0, 0.0], share=share),
   ):
-    assert found.mean == 0.5 and found.units == 1
-    assert math.isnan(found.low) and math.isnan(found.high)
-    assert found.as_dict() == {
+    assert interval.mean == 0.5 and interval.units == 1
+    assert math.isnan(interval.low) and math.isnan(interval.high)
+    assert interval.as_dict() == {
       "mean": 0.5, "low": None, "high": None, "units": 1
     }  # fmt: skip
-    assert str(found) == "0.500 [–]"
+    assert str(interval) == "0.500 [–]"
   seeds = statistics.pooled_interval([[0.3]])
   assert seeds.mean == 0.3 and math.isnan(seeds.low)
 
@@ -44,10 +44,10 @@ def test_one_prompt_has_no_interval(share):
 def test_a_few_shares_have_wilsons_interval():
   """Also where all are 1, which no resample differs from."""
   for wins in ([1.0] * 9 + [0.0] * 2, [1.0] * 11, [0.0] * 11):
-    found = statistics.bootstrap_interval(wins, share=True)
+    interval = statistics.bootstrap_interval(wins, share=True)
     known = statistics.wilson_interval(sum(wins), 11)
-    assert (found.low, found.high) == (known.low, known.high)
-    assert 0 <= found.low < found.high <= 1 and found.units == 11
+    assert (interval.low, interval.high) == (known.low, known.high)
+    assert 0 <= interval.low < interval.high <= 1 and interval.units == 11
   never = statistics.bootstrap_interval(np.zeros(500), share=True)
   assert never.low == 0 and 0 < never.high < 0.01
   with pytest.raises(ValueError, match="shares"):
@@ -57,8 +57,8 @@ def test_a_few_shares_have_wilsons_interval():
 
 
 def test_a_few_equal_means_have_no_interval():
-  found = statistics.bootstrap_interval([7.0] * 5)
-  assert found.mean == 7 and math.isnan(found.low)
+  interval = statistics.bootstrap_interval([7.0] * 5)
+  assert interval.mean == 7 and math.isnan(interval.low)
 
 
 def test_wilsons_interval_of_a_ratio_counts_unequal_units_as_fewer():
@@ -76,7 +76,7 @@ def test_intervals_of_a_few_units_cover_the_truth(units):
   rng = np.random.default_rng(units)
   trials, inside = 600, dict.fromkeys(("mean", "share", "ratio"), 0)
   for _ in range(trials):
-    found = {
+    estimates = {
       "mean": (statistics.bootstrap_interval(rng.normal(2, 1, units)), 2),
       "share": (
         statistics.bootstrap_interval(rng.random(units) < 0.7, share=True),
@@ -84,11 +84,11 @@ def test_intervals_of_a_few_units_cover_the_truth(units):
       ),
     }
     weight = rng.uniform(1, 3, units)
-    found["ratio"] = (
+    estimates["ratio"] = (
       statistics.ratio_interval(weight * rng.normal(2, 1, units), weight),
       2,
     )
-    for name, (interval, truth) in found.items():
+    for name, (interval, truth) in estimates.items():
       inside[name] += interval.low <= truth <= interval.high
   assert inside["mean"] / trials > 0.92
   assert inside["ratio"] / trials > 0.91
@@ -103,8 +103,8 @@ def test_the_interval_over_seeds_covers_the_truth(seeds, spread):
   trials, inside = 800, 0
   for _ in range(trials):
     groups = rng.normal(0, spread, (seeds, 1)) + rng.normal(0, 0.4, (seeds, 50))
-    found = statistics.pooled_interval(list(groups))
-    inside += found.low <= 0 <= found.high
+    interval = statistics.pooled_interval(list(groups))
+    inside += interval.low <= 0 <= interval.high
   assert inside / trials > 0.93
 
 

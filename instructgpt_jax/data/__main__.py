@@ -1,8 +1,8 @@
 """Describes data files: python -m instructgpt_jax.data PATH... [--preset=tiny]
 
-For each file: the format it is recognised as, how many records of which kind it
-has, how long they are, what was skipped, what curation would drop at the limits
-of a preset or of the flags given, and one record as the model sees it.
+For each file it prints the format, the number of records of each kind, their
+lengths, what was skipped, what curation would drop at the limits of a preset or
+of flags, and one record as the model sees it.
 """
 
 from __future__ import annotations
@@ -56,23 +56,23 @@ class _Words(tokenizer.Tokenizer):
 
 @dataclasses.dataclass(frozen=True)
 class File:
-  """What one file holds."""
+  """The records of one file, and its report."""
 
   records: list[Any]
   report: sources.FileReport
 
   def of_kind(self, kind: type) -> list[Any]:
-    """The records of one kind."""
+    """Returns the records of one kind."""
     return [r for r in self.records if isinstance(r, kind)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What files are judged by.
+  """Settings by which files are judged.
 
   Attributes:
     data: limits, tags and shares.
-    tokenizer: counts tokens; words where none is given.
+    tokenizer: counts tokens; None counts words.
     unit: what the tokenizer counts.
   """
 
@@ -109,12 +109,12 @@ def describe(file: File, settings: Settings) -> list[str]:
     f"  {line}" for line in sources.remarks(report.unused, report.notes)
   ]
   for kind, plural in sources.KIND_NAMES.items():
-    found = file.of_kind(kind)
-    if found:
-      lines.append(f"  {plural}: {len(found)}")
-      lines += _lengths(found, settings)
-      lines += _judged(found, report.skipped, settings)
-      lines += _as_seen(found[0], settings)
+    items = file.of_kind(kind)
+    if items:
+      lines.append(f"  {plural}: {len(items)}")
+      lines += _lengths(items, settings)
+      lines += _judged(items, report.skipped, settings)
+      lines += _as_seen(items[0], settings)
   return lines
 
 
@@ -126,17 +126,17 @@ def _statistics(texts: Sequence[str], settings: Settings) -> str:
   )
 
 
-def _lengths(found: Sequence[Any], settings: Settings) -> list[str]:
-  """How long records of one kind are."""
-  if isinstance(found[0], records.Document):
-    return ["    " + _statistics([r.text for r in found], settings)]
-  prompts = [records.prompt_text(r.turns, settings.data) for r in found]
+def _lengths(items: Sequence[Any], settings: Settings) -> list[str]:
+  """Describes the lengths of records of one kind."""
+  if isinstance(items[0], records.Document):
+    return ["    " + _statistics([r.text for r in items], settings)]
+  prompts = [records.prompt_text(r.turns, settings.data) for r in items]
   lines = ["    prompt " + _statistics(prompts, settings)]
-  if isinstance(found[0], records.Ranking):
-    sizes = collections.Counter(len(r.ranks) for r in found)
+  if isinstance(items[0], records.Ranking):
+    sizes = collections.Counter(len(r.ranks) for r in items)
     counts = ", ".join(f"{n} of K={k}" for k, n in sorted(sizes.items()))
     lines.append(f"    completions a prompt: {counts}")
-  replies = [c for r in found for c in curation.replies(r)]
+  replies = [c for r in items for c in curation.replies(r)]
   if replies:
     lines.append("    completion " + _statistics(replies, settings))
   return lines
@@ -146,14 +146,14 @@ def _lengths(found: Sequence[Any], settings: Settings) -> list[str]:
 
 
 def _judged(
-  found: Sequence[Any], skipped: dict[str, int], settings: Settings
+  items: Sequence[Any], skipped: dict[str, int], settings: Settings
 ) -> list[str]:
-  """What curation drops, warnings, a refusal, and the splits."""
-  data, field = settings.data, _FLAGS_OF[type(found[0])]
-  if isinstance(found[0], records.Document):
-    parts, dropped = splits.split_documents(found, data), drops.Drops()
+  """Describes what curation drops, with warnings, a refusal, and splits."""
+  data, field = settings.data, _FLAGS_OF[type(items[0])]
+  if isinstance(items[0], records.Document):
+    parts, dropped = splits.split_documents(items, data), drops.Drops()
   else:
-    parts, dropped = curation.curate(found, data, settings.tokenizer)
+    parts, dropped = curation.curate(items, data, settings.tokenizer)
   lines = [f"    curation drops: {n} {reason}" for reason, n in dropped.items()]
   lines = lines or ["    curation drops: nothing"]
   if dropped.cut:
@@ -166,7 +166,7 @@ def _judged(
       f"    {dropped.templates} prompts with a shared beginning are compared"
       " from where they differ"
     )
-  total = len(found) + sum(skipped.values())
+  total = len(items) + sum(skipped.values())
   causes = drops.causes(dropped, skipped, {})
   lines += ["    " + w for w in drops.warnings(field, dropped, causes, total)]
   try:
@@ -182,7 +182,7 @@ def _judged(
 
 
 def _as_seen(record: Any, settings: Settings) -> list[str]:
-  """A record's text with its token counts, where loss starts and it is cut."""
+  """Shows a record's text, its token counts, and where loss and cut are."""
   data, coder = settings.data, settings.tokenizer
   lines = [f"    as the model sees {record.origin}:"]
   if isinstance(record, records.Document):
@@ -204,7 +204,7 @@ def _as_seen(record: Any, settings: Settings) -> list[str]:
 
 
 def _ranked(record: Any) -> list[tuple[str, str]]:
-  """(label, reply) of each reply of a record, the best first."""
+  """Returns (label, reply) of each reply of a record, the best first."""
   if isinstance(record, records.Demonstration):
     return [("reply", record.completion)]
   pairs = sorted(zip(record.ranks, record.completions, strict=True))
@@ -235,7 +235,7 @@ def _count(n: int, settings: Settings) -> str:
 
 
 def _decoded(coder: tokenizer.Tokenizer, ids: Any, text: str) -> str:
-  """What tokens say, or the text itself where words are counted."""
+  """Decodes tokens; returns the text itself where words are counted."""
   if not isinstance(coder, _Words):
     text = coder.decode(ids)
   return _shown(text)
@@ -253,7 +253,7 @@ def _shown(text: str) -> str:
 
 
 def _value(kind: type) -> Any:
-  """Text of a flag → its value."""
+  """Returns the value of a flag from its text."""
   if kind is not bool:
     return kind
 
@@ -282,13 +282,13 @@ def _parser() -> argparse.ArgumentParser:
     default="",
     metavar="PATH",
     help="what counts tokens: a workdir or model directory, a sentencepiece"
-    " .model, a tokenizer.json, or a folder with encoder.json and vocab.bpe"
+    " .model, a tokenizer.json, or a directory with encoder.json and vocab.bpe"
     " (default: words between blanks)",
   )
   parser.add_argument(
     "--preset",
     default="",
-    help="whose limits are taken: " + ", ".join(presets.NAMES),
+    help="preset whose limits apply: " + ", ".join(presets.NAMES),
   )
   for field in dataclasses.fields(config.Data):
     if field.name in (*_SOURCES, "explicit"):
@@ -307,7 +307,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _data(args: argparse.Namespace) -> config.Data:
-  """The data section of the preset, with the flags given."""
+  """Returns the data section of the preset, changed by the flags."""
   data = presets.sft(args.preset).data if args.preset else config.Data()
   changes = {
     f.name: value
@@ -321,7 +321,7 @@ def _data(args: argparse.Namespace) -> config.Data:
 def _settings(
   args: argparse.Namespace, data: config.Data, files: Sequence[File]
 ) -> tuple[Settings, str]:
-  """What files are judged by, and a sentence that says so."""
+  """Returns the settings for judging files, and a sentence about them."""
   preset = args.preset
   text = (
     f"Limits{f' of the preset {preset}' if preset else ''}:"
@@ -351,10 +351,10 @@ def _trained(
   files: Sequence[File], data: config.Data, section: config.Tokenizer
 ) -> tokenizer.Tokenizer:
   """Trains a tokenizer on the files' documents, or else on all their texts."""
-  found = [r for f in files for r in f.records]
-  texts = [r.text for r in found if isinstance(r, records.Document)]
+  items = [r for f in files for r in f.records]
+  texts = [r.text for r in items if isinstance(r, records.Document)]
   if not texts:
-    for record in found:
+    for record in items:
       prompt = records.prompt_text(record.turns, data)
       texts += [
         prompt + records.completion_text(c) for c in curation.replies(record)
@@ -367,9 +367,9 @@ def _judge_together(files: Sequence[File], settings: Settings) -> None:
   for kind, plural in sources.KIND_NAMES.items():
     parts = [part for f in files if (part := f.of_kind(kind))]
     if len(parts) > 1:
-      found = [r for part in parts for r in part]
-      print(f"{plural} of {len(parts)} files together: {len(found)}")
-      print("\n".join(_judged(found, {}, settings)), flush=True)
+      items = [r for part in parts for r in part]
+      print(f"{plural} of {len(parts)} files together: {len(items)}")
+      print("\n".join(_judged(items, {}, settings)), flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -24,13 +24,13 @@ from instructgpt_jax import config
 from instructgpt_jax.data.records import Turn
 from instructgpt_jax.errors import UserError
 
-# Texts that no template writes itself; they find a turn in what it writes.
+# Texts that no template writes itself; they locate a turn in its output.
 _QUESTION, _REPLY, _SYSTEM = "\ue000Q\ue001", "\ue000A\ue001", "\ue000S\ue001"
 _DATE = config.Data().template_date
 
 
 class ChatTemplate:
-  """Conversations to text.
+  """Writes conversations as text.
 
   Attributes:
     context: what a template writes between a user's text and a reply.
@@ -122,7 +122,7 @@ class ChatTemplate:
 
   @functools.cached_property
   def takes_system(self) -> bool:
-    """Whether it writes a system turn, rather than refuse or leave it out."""
+    """Whether the template writes system turns, and does not drop them."""
     turns = [Turn("system", _SYSTEM), Turn("user", _QUESTION)]
     try:
       return _SYSTEM in self.render(turns)
@@ -130,7 +130,7 @@ class ChatTemplate:
       return False
 
   def _around_reply(self) -> tuple[str, str]:
-    """(text ahead of a reply, all text behind it)."""
+    """Returns (text ahead of a reply, all text behind it)."""
     turns = [Turn("user", _QUESTION), Turn("assistant", _REPLY)]
     try:
       whole = self.render(turns, reply_follows=False)
@@ -142,7 +142,7 @@ class ChatTemplate:
 
 
 class _Generation(jinja2.ext.Extension):
-  """Reads {% generation %} … {% endgeneration %}: what it holds is written."""
+  """Reads {% generation %} … {% endgeneration %} and writes its content."""
 
   tags = {"generation"}
 
@@ -154,7 +154,7 @@ class _Generation(jinja2.ext.Extension):
 
 
 def _environment() -> jinja2.Environment:
-  """Jinja with what chat templates use, as in `transformers`."""
+  """Returns a Jinja environment as chat templates expect it."""
   environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
     trim_blocks=True,
     lstrip_blocks=True,

@@ -1,4 +1,4 @@
-"""A JSON file whose records stand in a list inside one object."""
+"""Reads JSON files whose records are in a list inside one object."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _is_record(value: dict[str, Any], names: list[str]) -> bool:
 
 
 def other_fields(value: dict[str, Any], lists: list[str]) -> list[str]:
-  """Returns the fields beside the lists of records that say something."""
+  """Returns the non-empty fields beside the lists of records."""
   return [
     f"{name} (beside {', '.join(lists)})"
     for name, item in value.items()

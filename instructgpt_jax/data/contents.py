@@ -1,4 +1,4 @@
-"""From a file to its text: read once, unpacked, decoded, or refused by name."""
+"""Reads the text of a file: once, unpacked and decoded, or refuses it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def read_text(path: str) -> str:
   The file may be a pipe, gzip data, and UTF-16 or UTF-32 with its mark.
 
   Raises:
-    UserError: it is something else, or cannot be read.
+    UserError: the file is something else, or cannot be read.
   """
   content = _unpacked(_read_bytes(path), path)
   _refuse_other_text(content, path)
@@ -113,7 +113,7 @@ def _kind(mode: int, path: str) -> str:
 
 
 def _read_pipe(path: str, status: os.stat_result) -> bytes:
-  """Reads a pipe to its end the first time, and remembers it."""
+  """Reads a pipe to its end the first time, and remembers its content."""
   key = (path, status.st_dev, status.st_ino)
   if key not in _pipes:
     import jax
@@ -132,7 +132,7 @@ def _read_pipe(path: str, status: os.stat_result) -> bytes:
 
 
 def _unpacked(content: bytes, path: str) -> bytes:
-  """The bytes of a file, out of gzip data; other kinds are refused."""
+  """Unpacks the bytes of a file from gzip; refuses other kinds."""
   if content.startswith(_GZIP):
     content = _gunzip(content, path)
     if content.startswith(_GZIP):
@@ -158,7 +158,7 @@ def _unpacked(content: bytes, path: str) -> bytes:
 
 
 def _gunzip(packed: bytes, path: str) -> bytes:
-  """All members of a gzip file; a broken one is an error with its line."""
+  """Unpacks all members of a gzip file; a broken one is an error."""
   parts: list[bytes] = []
   while packed:
     unpack = zlib.decompressobj(wbits=31)
@@ -217,7 +217,7 @@ def _decode(content: bytes, path: str) -> str:
 def _undecodable(
   error: UnicodeDecodeError, content: bytes, path: str, encoding: str | None
 ) -> UserError:
-  """The error for bytes that are not text of the expected encoding."""
+  """Returns the error for bytes that are not in the expected encoding."""
   line = error.object.count(b"\n", 0, error.start) + 1
   if encoding:
     problem = f"is damaged or cut short: no whole {encoding.upper()}"
@@ -243,7 +243,7 @@ def _is_binary(content: bytes) -> bool:
 
 
 def _refuse_nuls(text: str, path: str) -> None:
-  """Refuses what UTF-16 read as another encoding, or a crash, leaves."""
+  """Refuses NUL characters, as from UTF-16 misread or from a crash."""
   if "\0" not in text:
     return
   problem = ""

@@ -1,8 +1,8 @@
 """Counts what curation drops, and judges whether it is too much.
 
-A cause that drops more than a tenth of a source is a warning. When more than
-`data.max_dropped` of a source goes, that is an error, unless the user has set
-the flag of the largest cause.
+A cause that drops more than a tenth of a source is a warning. Dropping more
+than `data.max_dropped` of a source is an error, unless the user has set the
+flag of the largest cause.
 """
 
 from __future__ import annotations
@@ -76,12 +76,12 @@ class Drops(collections.Counter[str]):
     self.remarks: list[str] = []
 
   def drop(self, cause: str, record: Record, count: int = 1) -> None:
-    """Counts a record, or some of its completions."""
+    """Counts a record, or several of its completions."""
     self[cause] += count
     self.examples.setdefault(cause, record)
 
   def add(self, other: Drops) -> None:
-    """Adds what a later step has dropped."""
+    """Adds the drops of a later step."""
     for cause, count in other.items():
       self.drop(cause, other.examples[cause], count)
     self.replies += other.replies
@@ -93,12 +93,12 @@ class Drops(collections.Counter[str]):
 
   @property
   def records(self) -> int:
-    """Number of records that are dropped."""
+    """Returns the number of records that are dropped."""
     return sum(n for cause, n in self.items() if cause not in _PARTS)
 
 
 def excerpt(record: Record) -> str:
-  """The origin of a record and the beginning of its text."""
+  """Returns the origin of a record and the beginning of its text."""
   text = record.text if isinstance(record, Document) else record.turns[-1].text
   text = " ".join(text.split())
   if len(text) > _EXCERPT_CHARS:
@@ -120,7 +120,7 @@ class Cause(NamedTuple):
 def causes(
   drops: Drops, skipped: Mapping[str, int], first: Mapping[str, str]
 ) -> list[Cause]:
-  """All causes of one source, the largest first.
+  """Returns all causes of one source, the largest first.
 
   Args:
     drops: what curation has dropped.
@@ -160,18 +160,18 @@ def _fix(group: str, drops: Drops) -> str:
 
 
 def warnings(
-  field: str, drops: Drops, found: list[Cause], total: int
+  field: str, drops: Drops, causes: list[Cause], total: int
 ) -> list[str]:
-  """What the user has to see of one source, a line each.
+  """Returns the warnings about one source, a line each.
 
   Args:
     field: the source's flag.
     drops: what curation has dropped.
-    found: all causes.
+    causes: all causes.
     total: number of records before anything was dropped or skipped.
   """
   lines = [f"warning: {field}: {remark}" for remark in drops.remarks]
-  for cause in found:
+  for cause in causes:
     if cause.count > WARN_SHARE * total:
       example = excerpt(cause.example) if cause.example else cause.where
       lines.append(
@@ -195,28 +195,28 @@ def _share(count: int, total: int) -> str:
 
 
 def judge(
-  field: str, found: list[Cause], total: int, data: config.Data
+  field: str, causes: list[Cause], total: int, data: config.Data
 ) -> None:
-  """Refuses a source of which most is not used.
+  """Refuses a source if most of its records are not used.
 
   Args:
     field: the source's flag.
-    found: all causes, the largest first.
+    causes: all causes, the largest first.
     total: number of records before anything was dropped or skipped.
     data: has `max_dropped`, and the flags that the user has set.
 
   Raises:
-    UserError: more than `max_dropped` of the source goes, and the user has not
-      set the flag of the largest cause.
+    UserError: more than `max_dropped` of the source is dropped, and the user
+      has not set the flag of the largest cause.
   """
-  found = [cause for cause in found if cause.name not in _HARMLESS]
-  count = sum(cause.count for cause in found)
-  if not found or count <= data.max_dropped * total:
+  causes = [cause for cause in causes if cause.name not in _HARMLESS]
+  count = sum(cause.count for cause in causes)
+  if not causes or count <= data.max_dropped * total:
     return
-  largest = found[0]
+  largest = causes[0]
   if largest.flag and data.is_explicit(largest.flag):
     return
-  what = ", ".join(f"{c.count} {c.name}" for c in found)
+  what = ", ".join(f"{c.count} {c.name}" for c in causes)
   file, line = _place(
     largest.example.origin if largest.example else largest.where
   )
@@ -234,12 +234,12 @@ def judge(
 
 
 def _enough(count: int, total: int) -> str:
-  """The smallest share in hundredths that allows this many drops."""
+  """Returns the smallest share in hundredths that allows `count` drops."""
   return f"{min(1.0, -(-100 * count // total) / 100):g}"
 
 
 def _place(origin: str) -> tuple[str | None, int | None]:
-  """(file, line) of an origin."""
+  """Returns (file, line) of an origin."""
   file, _, line = origin.rpartition(":")
   if file and line.isdigit():
     return file, int(line)

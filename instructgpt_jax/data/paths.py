@@ -1,7 +1,7 @@
-"""From a path, glob, directory or comma list to the files that are read.
+"""Lists the files that a path, glob, directory or comma list names.
 
-Each file is read once, however many links and names lead to it. What stands in
-directories and globs and is not read is listed with the reason.
+Each file is read once, however many links and names lead to it. Files of
+directories and globs that are not read are listed with the reason.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SUFFIXES = (".jsonl", ".json", ".txt")
 OTHER_KIND = f"not {', '.join(SUFFIXES)}"
 SAME_FILE = "another name of a file that is read"
 SAME_DIRECTORY = "another name of a directory that is read"
-DIRECTORY = "a directory, of which a glob takes no files"
+DIRECTORY = "a directory, whose files a glob does not take"
 NO_FILE = "a pipe, socket or device"
 EMPTY = "empty"
 NO_RECORDS = "JSON that describes data and holds no records"
@@ -46,7 +46,7 @@ class Listing:
 
   Attributes:
     files: the files to read, in order; True where a file was named itself.
-    ignored: what a directory or a glob holds besides.
+    ignored: files of a directory or a glob that are not read.
   """
 
   files: dict[str, bool] = dataclasses.field(default_factory=dict)
@@ -115,7 +115,7 @@ def _split_commas(spec: str) -> list[str]:
 
 
 def _status(path: str, part: str) -> os.stat_result | None:
-  """The status of what was named, or None where it may be a glob."""
+  """Returns the status of a named path, or None where it may be a glob."""
   try:
     return os.stat(path)
   except (FileNotFoundError, NotADirectoryError, ValueError) as error:
@@ -204,7 +204,7 @@ def _is_by_link(path: str) -> bool:
 
 
 def _glob(pattern: str, listing: Listing) -> Iterator[str]:
-  """Like glob.glob, but each directory below `**` is visited once."""
+  """Expands a glob; each directory below `**` is visited once."""
   before, star, after = _cut_at_stars(pattern)
   if not star:
     yield from glob.glob(pattern)
@@ -222,7 +222,7 @@ def _glob(pattern: str, listing: Listing) -> Iterator[str]:
 
 
 def _cut_at_stars(pattern: str) -> tuple[str, bool, str]:
-  """What stands before and after the first `**` that is a whole component."""
+  """Splits a glob at the first `**` that is a whole component."""
   parts = pattern.split(os.sep)
   if "**" not in parts:
     return pattern, False, ""
@@ -238,7 +238,7 @@ def _cut_at_stars(pattern: str) -> tuple[str, bool, str]:
 
 
 def _walk(top: str, listing: Listing) -> Iterator[tuple[str, list[str]]]:
-  """Each directory at and below one, once, with the names of its files.
+  """Yields each directory at and below one, once, with its file names.
 
   Links to directories come last: a directory is known by its own name, if it
   has one below `top`. Hidden names are left out, as in globs.
@@ -291,7 +291,7 @@ def _no_files(
   else:
     problem = f"holds no {'/'.join(SUFFIXES)} file (plain or .gz)"
     problem += f", only {', '.join(kinds[:5])}" if kinds else ""
-    fix = "give a file, directory or glob that holds some"
+    fix = "give a file, directory or glob that holds records"
   return UserError(problem, file=part, fix=fix, code="no_files")
 
 
@@ -305,7 +305,7 @@ def _missing(path: str, part: str) -> UserError:
 
 
 def _suggest(path: pathlib.Path) -> str:
-  """A fix that names the one existing file of nearly the same name, if any."""
+  """Returns a fix that names the one file of nearly the same name, if any."""
   parent, name = path.parent, path.name
   is_last = True
   while not parent.is_dir() and parent != parent.parent:

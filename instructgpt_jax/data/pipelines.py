@@ -63,7 +63,7 @@ def language_batches(
   shard_index: int = 0,
   shard_count: int = 1,
 ) -> grain.DatasetIterator:
-  """Batches of packed rows.
+  """Makes batches of packed rows.
 
   Args:
     rows: tokens, segments, positions, weights, each [R, T].
@@ -110,12 +110,11 @@ def mixed_language_batches(
   shard_index: int = 0,
   shard_count: int = 1,
 ) -> grain.DatasetIterator:
-  """Batches of rows, then pretraining rows, then padding.
+  """Makes batches of rows, then pretraining rows, then padding.
 
   `Mixture` says how many pretraining rows a batch has. Epochs count passes over
   `rows`; the pretraining rows are repeated as often as needed. The other
-  arguments are those of `language_batches`, of which `batch_size` counts `rows`
-  alone.
+  arguments are those of `language_batches`; `batch_size` counts `rows` alone.
   """
   mixture = Mixture(fraction, batch_size)
   needed = batch_size + mixture.most

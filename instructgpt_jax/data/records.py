@@ -84,9 +84,9 @@ def prompt_text(turns: tuple[Turn, ...], data: config.Data) -> str:
 
 
 def completion_text(completion: str) -> str:
-  """A reply as the text that follows the bare assistant tag.
+  """Returns a reply as the text that follows the bare assistant tag.
 
-  One space of its own is that text's space; more are an indent, and stay.
+  A reply's single leading space is that text's space; more are an indent.
   """
   if completion.startswith(" ") and not completion.startswith("  "):
     return completion

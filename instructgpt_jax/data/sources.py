@@ -1,9 +1,9 @@
-"""From a path, glob, folder, comma list or TFDS name to records.
+"""Reads the records of a path, glob, directory, comma list or TFDS name.
 
 A malformed file is an error that names file, line and fix. A record that is
 well formed but of no use (a ranking with only ties, an empty reply in a public
-file) is skipped and counted in the Report; a named file of which nothing is
-left is an error. See docs/data.md for the whole list.
+file) is skipped and counted in the Report. A named file without a usable record
+is an error. See docs/data.md for the whole list.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _R = TypeVar("_R", Demonstration, Ranking, Prompt, Document)
 
 @dataclasses.dataclass(frozen=True)
 class FileReport:
-  """What one file gave.
+  """Counts of one file.
 
   Attributes:
     path: the file.
@@ -112,7 +112,7 @@ class Report:
 
   @property
   def first_skips(self) -> dict[str, str]:
-    """Reason -> file and line of the first value that is skipped for it."""
+    """Returns reason -> file and line of the first value skipped for it."""
     first: dict[str, str] = {}
     for f in self.files:
       for reason, line in f.first_skips.items():
@@ -143,7 +143,7 @@ def remarks(unused: Mapping[str, int], notes: Mapping[str, int]) -> list[str]:
 
 
 def _reason_to_ignore(path: str) -> str:
-  """Why a file that stands in a directory is not read, or ""."""
+  """Returns why a file of a directory is not read, or ""."""
   try:
     if os.path.getsize(path) < _SMALL:
       contents.read_text(path)
@@ -173,10 +173,10 @@ def _is_metadata(path: str) -> bool:
 
 
 def list_files(spec: str) -> paths.Listing:
-  """The files that a source names, and those that it holds and ignores.
+  """Lists the files that a source names, and the files that are ignored.
 
-  Empty files and metadata in directories and globs are ignored, unless nothing
-  else is there: they then give the error.
+  Empty files and metadata in directories and globs are ignored. Where there are
+  no other files, they are read and cause an error.
   """
   listing = paths.list_files(spec)
   others = {
@@ -192,7 +192,7 @@ def list_files(spec: str) -> paths.Listing:
 
 
 def expand(spec: str) -> list[str]:
-  """The files that a source names, in the order in which they are read.
+  """Lists the files that a source names, in the order of reading.
 
   Args:
     spec: a comma list of files, directories (read with all their
@@ -261,7 +261,7 @@ def _json_lines(text: str, path: str) -> Iterator[tuple[int, Any]]:
 def _json_array(
   text: str, path: str, inside: bool = False
 ) -> Iterator[tuple[int, Any]]:
-  """Elements of one array, each with the line on which it starts.
+  """Yields the elements of an array, each with the line it starts on.
 
   Args:
     text: the file's text.
@@ -272,8 +272,8 @@ def _json_array(
   blank = re.compile(r"[ \t\r\n]*")
 
   def skip(at: int) -> int:
-    found = blank.match(text, at)
-    return found.end() if found else at
+    space = blank.match(text, at)
+    return space.end() if space else at
 
   at = skip(0) + 1
   line, counted = 1, 0
@@ -305,7 +305,7 @@ def _json_array(
 def _json_container(
   text: str, path: str, lists: list[str], split: str
 ) -> Iterator[tuple[int, Any]]:
-  """Elements of the lists of an object, each with its line and its split."""
+  """Yields the elements of an object's lists, with line and split."""
   for name, start in containers.list_starts(text, lists):
     before = text.count("\n", 0, start)
     for line, value in _json_array(text[start:], path, inside=True):
@@ -315,7 +315,7 @@ def _json_container(
 def _values(
   path: str, unused: collections.Counter[str] | None = None
 ) -> Iterator[tuple[int, Any]] | str:
-  """(line, JSON value) pairs of a file, or its text where it is no JSON.
+  """Returns (line, JSON value) pairs of a file, or the text if not JSON.
 
   Fields of an object around a list of records are added to `unused`.
   """
@@ -365,10 +365,10 @@ def _refuse_json_in_txt(text: str, path: str) -> None:
 
 
 def _sniffed(text: str) -> str:
-  """The suffix that fits a text, as pipes have none.
+  """Returns the suffix that fits a text; pipes have none.
 
-  What begins like JSON has to be JSON: an error in it is found, not read as
-  plain text.
+  A text that begins like JSON has to be JSON: an error in it is reported, and
+  the text is not read as plain text.
   """
   if re.match(r'\s*(\{\s*["}]|\[\s*[{\]])', text):
     return ".json"
@@ -457,17 +457,17 @@ def _plain(value: Any) -> Any:
 # Records of a wanted kind.
 
 
-def _convert(found: list[Record], wanted: type[_R]) -> list[_R]:
-  """What of one JSON value serves as the wanted kind.
+def _convert(records: list[Record], kind: type[_R]) -> list[_R]:
+  """Converts the records of one JSON value to the requested kind.
 
   Prompts can be drawn from demonstrations and rankings; nothing else changes
   its kind.
   """
-  kept = [r for r in found if isinstance(r, wanted)]
-  if kept or wanted is not Prompt:
-    return kept
+  usable = [r for r in records if isinstance(r, kind)]
+  if usable or kind is not Prompt:
+    return usable
   drawn: dict[Any, Prompt] = {}
-  for r in found:
+  for r in records:
     if isinstance(r, Demonstration | Ranking):
       drawn.setdefault(
         r.turns,
@@ -479,21 +479,21 @@ def _convert(found: list[Record], wanted: type[_R]) -> list[_R]:
 
 
 def _scan(
-  path: str, wanted: type | None, reader: formats.Reader
+  path: str, kind: type | None, reader: formats.Reader
 ) -> Iterator[tuple[int, formats.Format, list[Record], str]]:
-  """(line, format, records, why they are left out) of each JSON value."""
+  """Yields (line, format, records, why they are left out) of each value."""
   values = (
     _tfds_values(path)
     if path.startswith(TFDS)
     else _values(path, reader.unused)
   )
   if isinstance(values, str):
-    if wanted not in (None, Document):
+    if kind not in (None, Document):
       raise UserError(
-        f"is plain text, which holds no {KIND_NAMES[wanted]}",
+        f"is plain text, which holds no {KIND_NAMES[kind]}",
         file=path,
         line=1,
-        field=_FIRST_FIELD[wanted],
+        field=_FIRST_FIELD[kind],
         fix="give a .jsonl file; docs/data.md has one example each",
         code="plain_text",
       )
@@ -512,30 +512,30 @@ def _scan(
 
 
 def _read_file(
-  path: str, wanted: type[_R], must: bool
+  path: str, kind: type[_R], must: bool
 ) -> tuple[list[_R], FileReport]:
-  kept: list[_R] = []
+  records: list[_R] = []
   skipped: collections.Counter[str] = collections.Counter()
   first_skip: dict[str, int] = {}
   others: collections.Counter[str] = collections.Counter()
   name = formats.PLAIN.name
-  reader = formats.Reader(path, wanted)
-  for line, known, found, reason in _scan(path, wanted, reader):
+  reader = formats.Reader(path, kind)
+  for line, known, items, reason in _scan(path, kind, reader):
     name = known.name
-    usable = _convert(found, wanted)
-    if found and not usable and not reason:
-      reason = f"records without {KIND_NAMES[wanted]}"
-      others.update(KIND_NAMES[type(r)] for r in found)
+    usable = _convert(items, kind)
+    if items and not usable and not reason:
+      reason = f"records without {KIND_NAMES[kind]}"
+      others.update(KIND_NAMES[type(r)] for r in items)
     if reason and not usable:
       skipped[reason] += 1
       first_skip.setdefault(reason, line)
-    kept += usable
-  if not kept and must:
-    _nothing_left(path, name, wanted, skipped, first_skip, others)
-  return kept, FileReport(
+    records += usable
+  if not records and must:
+    _nothing_left(path, name, kind, skipped, first_skip, others)
+  return records, FileReport(
     path,
     name,
-    len(kept),
+    len(records),
     dict(skipped),
     dict(reader.unused),
     dict(reader.notes),
@@ -546,61 +546,60 @@ def _read_file(
 def _nothing_left(
   path: str,
   name: str,
-  wanted: type,
+  kind: type,
   skipped: Mapping[str, int],
   first_skip: Mapping[str, int],
   others: Mapping[str, int],
 ) -> NoReturn:
-  kind = KIND_NAMES[wanted]
+  plural = KIND_NAMES[kind]
   if others:
-    held = " and ".join(others)
+    contents = " and ".join(others)
     raise UserError(
-      f"is recognised as {name}, which holds {held} but no {kind}",
+      f"is recognised as {name}, which holds {contents} but no {plural}",
       file=path,
       line=min(first_skip.values()),
-      field=_FIRST_FIELD[wanted],
-      fix=_FIXES[wanted],
+      field=_FIRST_FIELD[kind],
+      fix=_FIXES[kind],
     )
   reasons = ", ".join(f"{n} {why}" for why, n in skipped.items())
   raise UserError(
-    f"no record is left of it: {reasons}",
+    f"holds no usable record: {reasons}",
     file=path,
     line=min(first_skip.values()),
     fix="give at least one ranking with two different ranks"
     if max(skipped, key=lambda reason: skipped[reason]) == formats.TIES
-    else f"give a file with usable {kind}; docs/data.md says what is skipped",
+    else f"give a file with usable {plural}; docs/data.md says what is skipped",
     code="nothing_left",
   )
 
 
-def _read(spec: str, wanted: type[_R]) -> tuple[list[_R], Report]:
+def _read(spec: str, kind: type[_R]) -> tuple[list[_R], Report]:
   listing = list_files(spec)
-  # Among the many files of a directory some may hold records of other kinds
-  # only; a file that was named, or the only one, has to give something.
-  kept: list[_R] = []
+  # A file of a directory may hold only records of other kinds. A file that was
+  # named, or the only one, must hold a usable record.
+  records: list[_R] = []
   reports = []
   for path, named in listing.files.items():
     try:
-      found, report = _read_file(path, wanted, named or len(listing.files) == 1)
+      usable, report = _read_file(path, kind, named or len(listing.files) == 1)
     except UserError as error:
       if named or error.code != "plain_text":
         raise
-      listing.ignore(path, f"plain text, without {KIND_NAMES[wanted]}")
+      listing.ignore(path, f"plain text, without {KIND_NAMES[kind]}")
       continue
-    kept += found
+    records += usable
     reports.append(report)
-    if not found:
+    if not usable:
       logging.warning("Nothing of %s is used: %s", path, report.skipped)
-  if not kept:
+  if not records:
     raise UserError(
-      f"none of its {len(listing.files)} files holds usable"
-      f" {KIND_NAMES[wanted]}",
+      f"none of its {len(listing.files)} files holds usable {KIND_NAMES[kind]}",
       file=spec,
       line=1,
-      fix=_FIXES[wanted],
+      fix=_FIXES[kind],
       code="no_records",
     )
-  return kept, Report(tuple(reports), tuple(listing.ignored))
+  return records, Report(tuple(reports), tuple(listing.ignored))
 
 
 def read_demonstrations(spec: str) -> tuple[list[Demonstration], Report]:
@@ -624,20 +623,20 @@ def read_documents(spec: str) -> tuple[list[Document], Report]:
 
 
 def read_any(path: str) -> tuple[list[Record], FileReport]:
-  """Every record of any kind of one file, and its report."""
-  found: list[Record] = []
+  """Reads all records of a file, of any kind, and returns its report too."""
+  records: list[Record] = []
   skipped: collections.Counter[str] = collections.Counter()
   name = formats.PLAIN.name
   reader = formats.Reader(path, None)
-  for _, known, some, reason in _scan(path, None, reader):
+  for _, known, items, reason in _scan(path, None, reader):
     name = known.name
-    found += some
+    records += items
     if reason:
       skipped[reason] += 1
-  return found, FileReport(
+  return records, FileReport(
     path,
     name,
-    len(found),
+    len(records),
     dict(skipped),
     dict(reader.unused),
     dict(reader.notes),

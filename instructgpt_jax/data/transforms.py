@@ -47,9 +47,9 @@ def encode_prompts(
 def encode_completions(
   completions: Sequence[str], tokenizer: Tokenizer, data: config.Data
 ) -> list[np.ndarray]:
-  """Token ids of replies with their end-of-text token.
+  """Encodes replies with their end-of-text token.
 
-  A reply is encoded as it stands behind its prompt in one text. One of more
+  A reply is encoded as it follows its prompt in one text. One of more
   than `data.max_response_tokens` is cut there, and then has no end-of-text
   token: it did not end.
   """
@@ -60,7 +60,7 @@ def encode_completions(
 def encode_uncut(
   completions: Sequence[str], tokenizer: Tokenizer, data: config.Data
 ) -> list[np.ndarray]:
-  """Token ids of whole replies with their end-of-text token."""
+  """Encodes whole replies with their end-of-text token."""
   if uses_template(tokenizer, data):
     encoded = tokenizer.encode_replies(completions)
     end = tokenizer.eos_id
@@ -78,7 +78,7 @@ def uses_template(tokenizer: Tokenizer, data: config.Data) -> bool:
   """Whether conversations are written by the tokenizer's chat template.
 
   Raises:
-    UserError: they are, but the template cannot be used.
+    UserError: the template is to be used, but cannot be.
   """
   return data.chat_template and tokenizer.template is not None
 
@@ -89,10 +89,10 @@ def with_instruction(
   tokenizer: Tokenizer,
   data: config.Data,
 ) -> tuple[records.Turn, ...]:
-  """A conversation with an instruction ahead of it.
+  """Puts an instruction ahead of a conversation.
 
-  It is a system turn, or part of the one that there is. Where the chat template
-  takes no system turns, it stands ahead of the first turn's text.
+  The instruction is a system turn, or joins the existing one. Where the chat
+  template takes no system turns, it precedes the first turn's text.
   """
   template = tokenizer.template if data.chat_template else None
   if template is None:
@@ -351,7 +351,7 @@ def encode_documents(
 def encode_continuations(
   texts: Sequence[str], contexts: Sequence[str], tokenizer: Tokenizer
 ) -> list[np.ndarray]:
-  """Token ids of texts, each as it stands behind its context in one text."""
+  """Encodes texts, each as it follows its context in one text."""
   return [_int32(ids) for ids in tokenizer.encode_after(texts, contexts)]
 
 

@@ -76,23 +76,23 @@ def run(config: config_lib.EvaluateExperiment, directory: str) -> None:
       ("greedy", 0.0, 1),
     ):
       if section.filter:
-        found = rules.filtered(
+        answers = rules.filtered(
           e, model, section.filter.split("|"), section.refusal,
           draws=draws if temperature else 1, temperature=temperature,
           prefix=prefix,
         )  # fmt: skip
       else:
-        found = e.answers(
+        answers = e.answers(
           model, prefix=prefix, temperature=temperature, samples=samples,
           stream=10 + (name == "greedy"),
         )  # fmt: skip
-      result[name] = _table(found, greedy=temperature == 0)
+      result[name] = _table(answers, greedy=temperature == 0)
     if section.samples_kept:
-      kept = e.answers(
+      saved_answers = e.answers(
         model, prefix=prefix, temperature=1.0, samples=section.samples_kept,
         stream=12,
       )  # fmt: skip
-      result["kept"] = {k: _table(kept)[k] for k in ("gold", "rm")}
+      result["kept"] = {k: _table(saved_answers)[k] for k in ("gold", "rm")}
   result |= _language(config, e, model, world, prefix)
   result["prefix"] = prefix
   files.write_json_atomic(
@@ -110,7 +110,7 @@ def _needed(path: str, field: str, what: str) -> str:
 def _evaluator(
   config: config_lib.EvaluateExperiment, stage: workdir.Stage
 ) -> tuple[Evaluator, World | None, Sequence[records.Prompt]]:
-  """The evaluator, the world, and the prompts on which a prefix is chosen."""
+  """Returns the evaluator, the world, and prompts to choose a prefix on."""
   section = config.measure
   mesh = mesh_lib.make_mesh(config.mesh)
   tokenizer = stage.tokenizer
@@ -192,19 +192,19 @@ def _prefix(
   return e.choose_prefix(model, candidates, choosing)
 
 
-def _table(found: Answers, *, greedy: bool = False) -> dict[str, Any]:
-  """Numbers of each answer; greedy ones are no sample, and have no KL."""
+def _table(answers: Answers, *, greedy: bool = False) -> dict[str, Any]:
+  """Returns the numbers of each answer; greedy answers have no KL."""
 
   def rows(values: Any) -> list[list[float]]:
-    return np.round(found.per_prompt(np.asarray(values)), _DIGITS).tolist()
+    return np.round(answers.per_prompt(np.asarray(values)), _DIGITS).tolist()
 
   return {
-    "gold": rows(found.judged.scores),
-    "rm": rows(found.rm),
-    **({} if greedy else {"kl": rows(found.kl)}),
-    "length": rows(np.asarray(found.rollout.response_mask).sum(1)),
-    "ended": rows(found.rollout.ended),
-    "failures": {k: rows(v) for k, v in found.judged.failures.items()},
+    "gold": rows(answers.judged.scores),
+    "rm": rows(answers.rm),
+    **({} if greedy else {"kl": rows(answers.kl)}),
+    "length": rows(np.asarray(answers.rollout.response_mask).sum(1)),
+    "ended": rows(answers.rollout.ended),
+    "failures": {k: rows(v) for k, v in answers.judged.failures.items()},
   }
 
 

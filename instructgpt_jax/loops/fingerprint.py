@@ -1,8 +1,8 @@
-"""The fingerprint of what a run reads, which its checkpoints hold.
+"""Fingerprints of a run's data, saved in its checkpoints.
 
-A position in the data means something only for the same records in the same
-batches. A run that resumes compares the fingerprint in its checkpoint with that
-of what it has read now, and ends with an error where they differ.
+A position in the data is valid only for the same records in the same batches.
+A run that resumes compares the fingerprint in its checkpoint with that of the
+data it has just read, and ends with an error where they differ.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _FIX = "put back what the run began with, or choose another --workdir"
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """One source of a run.
+  """Fingerprint of one source of a run.
 
   Attributes:
     files: [name, size in bytes] of each file.
     records: split → number of records that the run uses.
-    hash: of these records, as the run uses them.
+    hash: hash of these records, as the run uses them.
   """
 
   files: Sequence[Sequence[Any]]
@@ -40,7 +40,7 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Fingerprint:
-  """What a position in the data of a run depends on.
+  """Values that a position in the data of a run depends on.
 
   Attributes:
     batch: name → value, what a step holds.
@@ -135,11 +135,11 @@ class Fingerprint:
 
 
 def of_source(spec: str, values: Any, **records: int) -> Source:
-  """Takes the fingerprint of a source.
+  """Computes the fingerprint of a source.
 
   Args:
-    spec: the source's flag, as `data.sources` reads it; "" for what no file
-      holds.
+    spec: the source's flag, as `data.sources` reads it; "" for a source without
+      files.
     values: the encoded records that the run uses: arrays, numbers and texts in
       mappings and sequences.
     **records: split → number of records.
@@ -158,7 +158,7 @@ def _files(spec: str) -> list[list[Any]]:
 
 
 def _add(digest: Any, value: Any) -> None:
-  """Adds a value to a hash, with what tells it from any other one."""
+  """Adds a value to a hash, with its type and length."""
   if isinstance(value, np.ndarray):
     digest.update(f"array {value.dtype.str} {value.shape} ".encode())
     digest.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
@@ -176,7 +176,7 @@ def _add(digest: Any, value: Any) -> None:
 
 
 def _changes(old: Source | None, new: Source | None) -> str:
-  """Says in words how two sources differ."""
+  """Describes how two sources differ."""
   if old is None:
     return "the run had no such source"
   if new is None:

@@ -53,7 +53,7 @@ def _required(spec: str, field: str, what: str) -> str:
     raise UserError(
       f"{what} are needed here",
       field=field,
-      fix=f"give --{field}=PATH (a file, a folder or a quoted glob)",
+      fix=f"give --{field}=PATH (a file, a directory or a quoted glob)",
       code="missing_source",
     )
   return spec
@@ -152,7 +152,7 @@ def evaluation_prompts(
 ) -> EvaluationPrompts:
   """Draws the prompts of an evaluation by seed.
 
-  A prompt's place in the draw depends on the seed and its text alone, so models
+  A prompt's rank in the draw depends only on the seed and its text, so models
   of one seed answer the same prompts.
 
   Args:
@@ -176,7 +176,7 @@ def evaluation_prompts(
 
 
 def _other_split(parts: Splits, split: str, data: config_lib.Data) -> str:
-  """How to get prompts for an evaluation whose split has none."""
+  """Returns the fix for an evaluation whose split has no prompts."""
   fixes = []
   if split == "test" and not data.test_fraction:
     fixes.append("give --data.test_fraction=0.1")
@@ -203,7 +203,7 @@ def require_evaluation(
 def _evaluated(
   parts: Splits, split: str, data: config_lib.Data
 ) -> list[Prompt]:
-  """The prompts of a split, or an error that says how to get some."""
+  """Returns the prompts of a split; refuses a split without prompts."""
   pool = getattr(parts, split)
   if not pool:
     counts = ", ".join(f"{len(v)} {k}" for k, v in parts._asdict().items())
@@ -217,17 +217,17 @@ def _evaluated(
 
 
 def _draw(pool: Sequence[Prompt], count: int, key: str) -> list[Prompt]:
-  """Prompts drawn by a hash of their text."""
+  """Draws prompts by a hash of their text."""
 
-  def place(prompt: Prompt) -> float:
+  def rank(prompt: Prompt) -> float:
     text = "\n".join(f"{t.role}:{t.text}" for t in prompt.turns)
     return splits.hash_fraction(f"{key}\n{text}")
 
-  return sorted(pool, key=place)[:count]
+  return sorted(pool, key=rank)[:count]
 
 
 def documents(data: config_lib.Data, *, tell: bool = True) -> Splits:
-  """Documents, split by a hash of their text.
+  """Reads documents, split by a hash of their text.
 
   Args:
     data: the run's data section.
@@ -253,7 +253,7 @@ def documents(data: config_lib.Data, *, tell: bool = True) -> Splits:
 def evaluation_documents(
   data: config_lib.Data, split: str, *, tell: bool = True
 ) -> list[Document]:
-  """Documents on which an LM loss is measured.
+  """Returns the documents on which an LM loss is measured.
 
   Args:
     data: the run's data section.
@@ -273,7 +273,7 @@ def evaluation_documents(
       field="data.pretraining",
       fix="give more documents"
       + ("" if data.valid_fraction else " and --data.valid_fraction=0.1")
-      + ', or mark some with "split": "valid"; --evaluation.split=train takes'
+      + ', or mark others with "split": "valid"; --evaluation.split=train takes'
       " documents that were trained on",
       code="no_evaluation_documents",
     )

@@ -154,7 +154,7 @@ def _sft_course(
   source: fingerprint.Source,
   mesh: Mesh,
 ) -> _Course:
-  """Batches of demonstrations with their share of pretraining rows.
+  """Makes batches of demonstrations, with their share of pretraining rows.
 
   Args:
     config: the experiment.
@@ -235,7 +235,7 @@ def _share_metrics(
   layout: step_layout.StepLayout,
   total_steps: int,
 ) -> Callable[[int], dict[str, float]]:
-  """Says how much of the run is pretraining data; the shares up to a step."""
+  """Logs the share of pretraining data; returns the shares up to a step."""
   shares = pipelines.mixed_shares(
     rows,
     others,
@@ -349,7 +349,7 @@ def _reward_measure(
 
 @dataclasses.dataclass(frozen=True)
 class _Course:
-  """The batches of a training and what becomes of them.
+  """Batches of a training run, and how they are used.
 
   Attributes:
     batches: of this process.

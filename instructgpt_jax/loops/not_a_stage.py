@@ -1,4 +1,4 @@
-"""Errors for paths that hold no finished stage, by what is there instead."""
+"""Errors for paths that hold no finished stage, by their contents."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def no_directory(path: str, field: str | None) -> UserError:
       code="hub_name",
     )
   return UserError(
-    "there is no such folder", file=path, field=field, fix=_FIX,
+    "there is no such directory", file=path, field=field, fix=_FIX,
     code="no_directory",
   )  # fmt: skip
 
@@ -51,13 +51,13 @@ def no_model(folder: pathlib.Path, field: str | None) -> UserError:
 
 
 def _instead(folder: pathlib.Path) -> tuple[str, str, str]:
-  """(problem, fix, code) of a directory, by what it holds."""
+  """Returns (problem, fix, code) of a directory, by its contents."""
   names = sorted(path.name for path in folder.iterdir())
   stages = [name for name in names if checkpoint.has_model(folder / name)]
   if stages:
     return (
       "holds no finished stage",
-      f"name the folder of one of its stages: {', '.join(stages)}",
+      f"name the directory of one of its stages: {', '.join(stages)}",
       "no_stage",
     )
   for inside in (folder.parent, folder.parent.parent):
@@ -81,7 +81,7 @@ def _instead(folder: pathlib.Path) -> tuple[str, str, str]:
   )
   if models:
     return (
-      "is a cache of the Hugging Face Hub, which holds whole versions",
+      "is a cache of the Hugging Face Hub, which holds versions of models",
       f"give {models[-1]}",
       "hub_cache",
     )
@@ -90,9 +90,9 @@ def _instead(folder: pathlib.Path) -> tuple[str, str, str]:
     if hub.CONFIG in names:
       hub.look(folder)  # names what is wrong with config.json
     return (
-      f"holds {(weights or [tensors.INDEX])[0]}, but no config.json that says"
-      " what model it is",
-      "give a folder that save_pretrained wrote, all of it",
+      f"holds {(weights or [tensors.INDEX])[0]}, but no config.json that"
+      " describes the model",
+      "give a complete directory that save_pretrained wrote",
       "no_config",
     )
   return "holds no finished stage", _FIX, "no_stage"

@@ -229,7 +229,7 @@ def _prompts(
   mesh: Mesh,
   sources: dict[str, fingerprint_lib.Source],
 ) -> grain.DatasetIterator:
-  """Batches of prompts, whose fingerprint is added to `sources`."""
+  """Makes batches of prompts, and adds their fingerprint to `sources`."""
   records = inputs.prompts(config.data, tokenizer).train
   prompts = transforms.encode_prompts(
     [p.turns for p in records], tokenizer, config.data
@@ -256,7 +256,7 @@ def _pretraining(
   mesh: Mesh,
   sources: dict[str, fingerprint_lib.Source],
 ) -> grain.DatasetIterator | None:
-  """Batches of documents, whose fingerprint is added to `sources`."""
+  """Makes batches of documents; adds their fingerprint to `sources`."""
   section = config.ppo
   if not section.ptx_coef:
     return None
@@ -314,22 +314,22 @@ def _run(
     """What a checkpoint of so many updates holds."""
     if not step % updates:
       return vars(state)
-    held = _abstract_experience(
+    experience = _abstract_experience(
       programs, networks_now(state), state.kl_coef, frozen, prompts, key, mesh
     )
-    return vars(state) | {"experience": held}
+    return vars(state) | {"experience": experience}
 
   rates = [
     state_lib.schedule(o, total) for o in ppo_programs.optimizer_configs(config)
   ]
   with checkpoint.Checkpointer(directory, supervised.kept(run)) as saver:
-    found = saver.restore_latest(
+    restored = saver.restore_latest(
       like, lambda extra: fingerprint.require_same(extra, directory)
     )
     start, seconds, last = 0, 0.0, {}
     begun: Any = None  # experience and metrics of an iteration under way
-    if found is not None:
-      start, saved, extra = found
+    if restored is not None:
+      start, saved, extra = restored
       if "experience" in saved:
         begun = (*saved.pop("experience"), extra["rolled"])
       state = PpoState(**saved)
@@ -380,16 +380,16 @@ def _run(
         logged, stop = [], False
         rows_of = _minibatches(config.seed, iteration, section)
         for rows in rows_of[first % updates :]:
-          given, extra_rows = {"prompts": batch, "episodes": rows}, None
+          inputs, extra_rows = {"prompts": batch, "episodes": rows}, None
           if ptx is not None:
             position = position | {"ptx": ptx.get_state()}
-            given["ptx"] = next(ptx)
-            extra_rows = mesh_lib.put_batch(given["ptx"], mesh)
+            inputs["ptx"] = next(ptx)
+            extra_rows = mesh_lib.put_batch(inputs["ptx"], mesh)
           state, metrics = programs.update(
             state, experience, rows, extra_rows, *below
           )
           logged.append(metrics)
-          guard.watch(first + len(logged), position, given, metrics)
+          guard.watch(first + len(logged), position, inputs, metrics)
           stop = watch.asked()
           if stop:
             break
@@ -417,11 +417,11 @@ def _run(
             },
           )
         if done % updates:
-          held = vars(state) | {"experience": (experience, kl_coef)}
+          saved_state = vars(state) | {"experience": (experience, kl_coef)}
         else:
           position = {"prompts": prompts.get_state()}
           state = dataclasses.replace(state, kl_coef=kl_coef)
-          held, begun = vars(state), None
+          saved_state, begun = vars(state), None
           progress.update(1, reward=rolled["reward"], kl=rolled["kl"])
           every = section.snapshot_every
           if every and not (iteration + 1) % every:
@@ -434,7 +434,7 @@ def _run(
         ):
           saver.save(
             done,
-            held,
+            saved_state,
             {
               "prompts": position["prompts"],
               "ptx": ptx.get_state() if ptx is not None else None,

@@ -114,8 +114,8 @@ def first_update(
 ) -> None:
   """Checks invariant 1: before any update the ratio is 1 but for rounding.
 
-  The rounding is what `agree` measured on the whole rollout. A minibatch's may
-  be a few times that by chance, and by its other programs.
+  The rounding error is that measured by `agree` on the whole rollout. That of a
+  minibatch may be a few times larger by chance, and by its other programs.
   """
   unit = rounding_unit(config.model, gaps.spread)
   mean = 3 * gaps.decoding.mean + unit / 4 + _FLOOR

@@ -1,4 +1,4 @@
-"""Refuses recipes for models trained from nothing where a model is pretrained.
+"""Refuses learning rates of from-nothing recipes for pretrained models.
 
 The small presets train networks of a million parameters, at learning rates that
 destroy a pretrained model within a few steps.
@@ -52,15 +52,15 @@ def check_rates(config: config_lib.Experiment, model: config_lib.Model) -> None:
 def _optimizers(
   config: config_lib.Experiment,
 ) -> dict[str, config_lib.Optimizer]:
-  """The optimizers that a run with `init_from` uses, by field."""
-  found = {
+  """Returns the optimizers that a run with `init_from` uses, by field."""
+  optimizers = {
     field.name: getattr(config, field.name)
     for field in dataclasses.fields(config)
     if isinstance(getattr(config, field.name), config_lib.Optimizer)
   }
   # A pipeline that starts from a model does not pretrain one.
-  found.pop("pretrain_optimizer", None)
-  return found
+  optimizers.pop("pretrain_optimizer", None)
+  return optimizers
 
 
 def _is_pretraining(config: config_lib.Experiment) -> bool:
@@ -69,18 +69,18 @@ def _is_pretraining(config: config_lib.Experiment) -> bool:
 
 @functools.cache
 def _rates(pretraining: bool) -> frozenset[float]:
-  """Learning rates of the recipes that train a model from nothing."""
+  """Returns the learning rates of recipes that train from nothing."""
   configs = [presets.pipeline(name) for name in presets.SMALL]
-  found = {
+  rates = {
     optimizer.learning_rate
     for config in configs
     for optimizer in _optimizers(config).values()
   }
   if pretraining:
-    found |= {
+    rates |= {
       presets.pretrain(name).optimizer.learning_rate for name in presets.MODELS
     }
-  return frozenset(found)
+  return frozenset(rates)
 
 
 def _is_explicit(config: config_lib.Experiment, name: str) -> bool:
@@ -99,7 +99,7 @@ def _is_explicit(config: config_lib.Experiment, name: str) -> bool:
 
 
 def _advice(run: config_lib.Model, c: config_lib.Model) -> str:
-  """A learning rate for a pretrained model of this size."""
+  """Returns a learning rate for a pretrained model of this size."""
   if run.lora_rank:
     return "1e-4"
   parameters = 12 * c.layers * c.width**2

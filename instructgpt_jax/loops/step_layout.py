@@ -1,4 +1,4 @@
-"""How many rows a step of SFT has, which no mesh changes."""
+"""Number of rows in a step of SFT, the same on every mesh."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class StepLayout:
   Attributes:
     demonstration_rows: rows of demonstrations.
     fraction: share of pretraining rows in the run.
-    microbatches: in how many parts the rows are computed.
+    microbatches: number of microbatches of the rows.
   """
 
   demonstration_rows: int
@@ -33,7 +33,7 @@ class StepLayout:
 
   @property
   def rows(self) -> int:
-    """Most rows of a step that are not padding."""
+    """Returns the most rows of a step that are not padding."""
     mixture = pipelines.Mixture(self.fraction, self.demonstration_rows)
     return self.demonstration_rows + mixture.most
 
@@ -50,7 +50,7 @@ class StepLayout:
 def step_layout(
   section: config_lib.Sft, rows: int, demonstrations: int
 ) -> StepLayout:
-  """Chooses the rows whose demonstrations are about `batch_size`.
+  """Chooses the rows so that they hold about `batch_size` demonstrations.
 
   Args:
     section: the settings.

@@ -121,7 +121,7 @@ def fit(
     step_fn: jitted (state, batch) → (state, metrics with "loss"); metrics may
       hold "tokens", from which the speed follows.
     batches: endless or long enough, with get_state and set_state.
-    workdir: folder of the run.
+    workdir: directory of the run.
     name: shown beside the progress.
     run: logging and saving.
     total_steps: updates.
@@ -137,13 +137,13 @@ def fit(
     Preempted: SIGTERM has come, and the state is saved.
   """
   with checkpoint.Checkpointer(workdir, kept(run)) as saver:
-    found = saver.restore_latest(
+    restored = saver.restore_latest(
       state, lambda extra: fingerprint.require_same(extra, workdir)
     )
     start, best, seconds = 0, None, 0.0
     last: Mapping[str, float] = {}
-    if found is not None:
-      start, state, extra = found
+    if restored is not None:
+      start, state, extra = restored
       batches.set_state(extra["data"])
       best, seconds, last = extra["best"], extra["seconds"], extra["last"]
     with (
@@ -177,19 +177,19 @@ def fit(
           progress.update(step - progress.done, loss=row["loss"])
         else:
           progress.update(1)
-        found_score = None
+        new_score = None
         if evaluation and (step % evaluation.every == 0 or step == total_steps):
           guard.check()
           last = dict(evaluation.measure(state.params, step))
           writer.write(step, last)
           best = _selected(evaluation, best, last, state.params, step)
-          found_score = score(run, last)
+          new_score = score(run, last)
           meter.restart()
         stop = watch.asked()
         if (
           stop
           or step == total_steps
-          or found_score is not None
+          or new_score is not None
           or (run.save_every and step % run.save_every == 0)
         ):
           guard.check()
@@ -203,7 +203,7 @@ def fit(
               "last": last,
               "seconds": seconds + time.monotonic() - began,
             },
-            found_score,
+            new_score,
           )
         if stop:
           saver.wait()

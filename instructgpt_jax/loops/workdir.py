@@ -150,7 +150,7 @@ def open_stage(
   field: str = "",
   run: config_lib.Experiment | None = None,
 ) -> Stage:
-  """Reads what a finished stage left, but for its parameters.
+  """Reads the model of a finished stage, but not its parameters.
 
   Args:
     path: its workdir, or a Hugging Face directory.
@@ -160,7 +160,7 @@ def open_stage(
       context, and with a vocabulary and heads that its mesh divides.
 
   Raises:
-    UserError: there is no such folder, it is not finished, or holds another
+    UserError: there is no such directory, it is not finished, or holds another
       kind of model.
   """
   field_or_none = field or None
@@ -176,11 +176,11 @@ def open_stage(
   if files.read_complete(folder) is None:
     raise UserError(
       "has not run to its end", file=path, field=field_or_none,
-      fix="give its own command again: it goes on where it stopped",
+      fix="run its command again: it resumes where it stopped",
     )  # fmt: skip
   info = checkpoint.load_model_info(folder)
   try:
-    found = str(info["kind"])
+    stage_kind = str(info["kind"])
     model_config = config_lib.Model(**info["model"])
     data = config_lib.Data(**info["data"])
     origin = settings.Origin(**info["origin"]) if info.get("origin") else None
@@ -189,10 +189,10 @@ def open_stage(
       f"its model was saved by another version ({error})", file=path,
       field=field_or_none, fix="run the stage again in a new --workdir",
     ) from error  # fmt: skip
-  _require(found, kind, path, field_or_none)
+  _require(stage_kind, kind, path, field_or_none)
   stage = Stage(
     path,
-    found,
+    stage_kind,
     model_config,
     data,
     read_tokenizer(folder / TOKENIZER, data),
@@ -227,10 +227,10 @@ def _on_base(
   )
 
 
-def _require(found: str, kind: str, path: str, field: str | None) -> None:
-  if kind and found != kind:
+def _require(stage_kind: str, kind: str, path: str, field: str | None) -> None:
+  if kind and stage_kind != kind:
     raise UserError(
-      f"holds a {_WHAT[found]}, where a {_WHAT[kind]} is needed",
+      f"holds a {_WHAT[stage_kind]}, where a {_WHAT[kind]} is needed",
       file=path,
       field=field,
       fix="give the workdir of a reward stage"
@@ -242,45 +242,46 @@ def _require(found: str, kind: str, path: str, field: str | None) -> None:
 def _from_hub(
   path: str, field: str | None, run: config_lib.Experiment | None
 ) -> Stage:
-  """A Hugging Face directory as a stage, its vocabulary and heads filled up.
+  """Opens a Hugging Face directory as a stage; pads vocabulary and heads.
 
   Rows are added for a padding token that its tokenizer does not have, and until
-  the mesh divides them. They are never predicted. So are heads, all of whose
-  weights are zero; their gradients then are as well, so that they stay so.
+  the mesh divides them. They are never predicted. Heads are added until the
+  mesh divides them. Their weights are zero, and stay so: their gradients are
+  zero as well.
   """
   source = hub.look(path)
   tokenizer = read_tokenizer(
     path, config_lib.Data() if run is None else run.data
   )
-  held = source.config
-  if max(tokenizer.base_size, tokenizer.eos_id + 1) > held.vocab_size:
+  hub_config = source.config
+  if max(tokenizer.base_size, tokenizer.eos_id + 1) > hub_config.vocab_size:
     what = "ids" if tokenizer.eos_id < tokenizer.base_size else "no end-of-text"
     raise UserError(
       f"its tokenizer has {what} ({tokenizer.vocab_size}), its model"
-      f" {held.vocab_size} rows",
+      f" {hub_config.vocab_size} rows",
       file=path,
       field=field,
-      fix="give a folder with the model's own tokenizer"
+      fix="give a directory with the model's own tokenizer"
       if tokenizer.eos_id < tokenizer.base_size
       else "name eos_token in its tokenizer_config.json",
       code="no_end_of_text"
       if tokenizer.eos_id >= tokenizer.base_size
       else "tokenizer_beyond_model",
     )
-  given, unit, data = config_lib.Model(), 1, config_lib.Data()
-  context = held.context
+  requested, unit, data = config_lib.Model(), 1, config_lib.Data()
+  context = hub_config.context
   if run is not None:
-    given, unit, data = run.model, run.mesh.tensor, run.data
-    if held.positions == "rotary":  # no array depends on it
-      context = min(context, given.context)
-  rows = -(-max(tokenizer.vocab_size, held.vocab_size) // unit) * unit
+    requested, unit, data = run.model, run.mesh.tensor, run.data
+    if hub_config.positions == "rotary":  # no array depends on it
+      context = min(context, requested.context)
+  rows = -(-max(tokenizer.vocab_size, hub_config.vocab_size) // unit) * unit
   model = dataclasses.replace(
-    held,
+    hub_config,
     context=context,
-    vocab_padding=rows - held.vocab_size,
-    head_padding=-held.groups % unit,
-    scan_layers=given.scan_layers,
-    **{name: getattr(given, name) for name in _FREE},
+    vocab_padding=rows - hub_config.vocab_size,
+    head_padding=-hub_config.groups % unit,
+    scan_layers=requested.scan_layers,
+    **{name: getattr(requested, name) for name in _FREE},
   )
   kind = SCALAR if source.scalar else LANGUAGE
   return Stage(path, kind, model, data, tokenizer, source, source.origin)
@@ -458,27 +459,27 @@ def stage_tokenizer(
   config: config_lib.Experiment,
   texts: Callable[[], Iterable[str]],
 ) -> Tokenizer:
-  """The run's tokenizer; `put_tokenizer` saves it once all data are read.
+  """Returns the run's tokenizer; `put_tokenizer` saves it later.
 
-  That of an earlier call, else of `init_from`, else of `tokenizer.path`, else
-  one trained on `texts()`.
+  It is that of an earlier call, else of `init_from`, else of `tokenizer.path`,
+  else one trained on `texts()`.
   """
   folder = pathlib.Path(workdir) / TOKENIZER
   if folder.exists():
     return read_tokenizer(folder, config.data)
-  given = config.tokenizer.path
-  chosen = read_tokenizer(given, config.data) if given else None
+  path = config.tokenizer.path
+  chosen = read_tokenizer(path, config.data) if path else None
   if config.init_from:
     stage = open_stage(config.init_from, field="init_from", run=config)
     source = stage.tokenizer
     if chosen is not None:
-      same_tokenizer(source, chosen, given, "tokenizer.path")
+      same_tokenizer(source, chosen, path, "tokenizer.path")
     chosen = source
   if chosen is None:
     say("training a tokenizer")
     chosen = tokenizer_lib.train_tokenizer(texts(), config.tokenizer)
   for note in chosen.notes:
-    say(f"tokenizer of {config.init_from or given}: {note}")
+    say(f"tokenizer of {config.init_from or path}: {note}")
   return chosen
 
 

@@ -355,11 +355,11 @@ class Dense(nn.Module):
 
     def product(chosen: int | slice, name: str | None) -> Array:
       weights = kernel[chosen].reshape(-1, len(x)).astype(x.dtype)
-      found = precision.matmul(weights, x)
-      found = placement.place(found, name, "columns")
+      output = precision.matmul(weights, x)
+      output = placement.place(output, name, "columns")
       if bias is None:
-        return found
-      return found + bias[chosen].reshape(-1, 1).astype(x.dtype)
+        return output
+      return output + bias[chosen].reshape(-1, 1).astype(x.dtype)
 
     first = self.axes[self.inputs]
     if self._shards(parts) > 1:

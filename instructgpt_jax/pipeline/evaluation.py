@@ -134,7 +134,7 @@ def _setting(
 def _measured(
   e: Evaluator, mine: Answers, sft: Answers, *, greedy: bool
 ) -> dict[str, Any]:
-  """The report's numbers of one model at one temperature.
+  """Returns the report's numbers of one model at one temperature.
 
   Greedy answers have no KL: they are not a sample of the model, and the mean of
   log model − log start over them estimates nothing.

@@ -46,9 +46,9 @@ E = TypeVar("E", bound=config_lib.Experiment)
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
-  """A pipeline's config and where its stages lie.
+  """A pipeline's config and the directories of its stages.
 
-  `config.data` names real files by now, the world's or the user's. `valid` has
+  `config.data` names real files, the world's or the user's. `valid` has
   the number of validation records of each source.
   """
 
@@ -142,7 +142,7 @@ def run(config: config_lib.PipelineExperiment, directory: str) -> None:
 
   Args:
     config: the experiment.
-    directory: its workdir; each stage gets a folder in it.
+    directory: its workdir; each stage gets a directory in it.
   """
   with _undone_on_error(directory):
     _run(config, directory)
@@ -274,8 +274,8 @@ def _checked(pipeline: Pipeline) -> Pipeline:
   """Reads every source, before anything is trained on one of them.
 
   Raises:
-    UserError: a source cannot be read, is not what the pipeline began with, or
-      lacks the validation records that a setting needs.
+    UserError: a source cannot be read, differs from an earlier call's, or lacks
+      the validation records that a setting needs.
   """
   config, directory = pipeline.config, pipeline.directory
   data = config.data

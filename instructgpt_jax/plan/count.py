@@ -12,21 +12,21 @@ from instructgpt_jax.models import splash
 
 
 class Flops(NamedTuple):
-  """Floating-point operations of matrix products, on all chips together."""
+  """FLOPs of matmuls, on all chips together."""
 
   split: float  # as if each product were split over all chips
   kernels: float  # of kernels, as often as each chip runs them
 
   @property
   def total(self) -> float:
-    """Both."""
+    """Returns the sum of both."""
     return self.split + self.kernels
 
   def __add__(self, other: Flops) -> Flops:  # type: ignore[override]
     return Flops(self.split + other.split, self.kernels + other.kernels)
 
   def times(self, number: float) -> Flops:
-    """Of so many runs."""
+    """Returns the FLOPs of `number` runs."""
     return Flops(number * self.split, number * self.kernels)
 
 

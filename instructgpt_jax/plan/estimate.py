@@ -54,7 +54,7 @@ class _Sizes:
 
 
 def _sizes(model: config.Model, layout: _Layout) -> _Sizes:
-  """What an axis of the mesh does not divide stays whole on each chip."""
+  """Computes sizes on a chip; parts that the mesh does not divide are whole."""
   t = layout.tensor
   heads = undivided.part(model.all_heads, t)
   inner = heads * model.head_size
@@ -108,17 +108,17 @@ def estimate(
 def kept(
   programs: Sequence[Program], mesh: Mapping[str, int], platform: str
 ) -> dict[str, float]:
-  """Bytes of what passes keep: activations for a gradient, keys and values."""
+  """Returns the bytes that passes keep: saved activations, and KV caches."""
   layout = _Layout(**mesh, platform=platform)
-  found = {"activations": 0.0, "caches": 0.0}
+  sizes = {"activations": 0.0, "caches": 0.0}
   for one in (one for program in programs for one in program.passes):
     if one.kind == "train":
       tokens = layout.rows(one.rows) * one.length
       size = one.model.layers * tokens * _saved(one, layout)
-      found["activations"] = max(found["activations"], size)
+      sizes["activations"] = max(sizes["activations"], size)
     elif one.kind == "decode":
-      found["caches"] = max(found["caches"], _cache(one, layout))
-  return {name: size for name, size in found.items() if size}
+      sizes["caches"] = max(sizes["caches"], _cache(one, layout))
+  return {name: size for name, size in sizes.items() if size}
 
 
 # How often a block of attention's scores is held, and all of them are read or

@@ -1,4 +1,4 @@
-"""How much of a chip's memory a run can use."""
+"""The share of a chip's memory that a run can use."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ MARGIN = 0.1
 
 
 def fraction(chip: Chip, env: Mapping[str, str] = os.environ) -> float:
-  """The share of a chip's memory that JAX reserves: a TPU's is all.
+  """Returns the share of a chip's memory that JAX reserves; 1 on TPUs.
 
   Raises:
-    UserError: the variable does not hold a share.
+    UserError: the environment variable does not hold a share.
   """
   if chip.platform != "cuda":
     return 1.0

@@ -60,18 +60,18 @@ class Plan:
 
   @property
   def peak(self) -> float:
-    """Bytes that a chip holds at the most."""
+    """Returns the most bytes that a chip holds."""
     return self.kept + max(c.temporary for _, c, _ in self.costs.values())
 
   @property
   def usable(self) -> float:
-    """Bytes of a chip that JAX reserves."""
+    """Returns the bytes of a chip that JAX reserves."""
     chip = self.topology.chip
     return chip.memory * memory.fraction(chip)
 
   @property
   def fits(self) -> bool:
-    """Whether they hold the peak, with a margin where it is worked out."""
+    """Whether `usable` holds the peak, with a margin if it is estimated."""
     margin = 0.0 if self.compiled else memory.MARGIN
     return self.peak <= self.usable * (1 - margin)
 
@@ -102,9 +102,9 @@ def make(
     config: the experiment; its mesh is taken.
     topology: where it would run.
     reward_model: of PPO.
-    compiling: whether the compiler is asked, or costs are worked out.
-    counted: operations of programs, by name, of all chips where the mesh
-      divides all parts; what is not there is counted and added.
+    compiling: whether costs are the compiler's, or estimated.
+    counted: name of a program → FLOPs on all chips where the mesh divides all
+      parts; programs that are missing are counted and added.
   """
   sizes = mesh_lib.mesh_sizes(config.mesh, topology.count)
   axes = dict(zip(mesh_lib.AXES, sizes, strict=True))
@@ -114,16 +114,16 @@ def make(
   if compiling:
     mesh = compiled.mesh(topology, config.mesh)
   platform = topology.chip.platform
-  found = work(config, mesh, platform, reward_model)
+  planned = work(config, mesh, platform, reward_model)
   counted = {} if counted is None else counted
   whole = {}
   if not compiling:
-    for program in found.programs:
+    for program in planned.programs:
       if program.name not in counted:
         counted[program.name] = _count(program, platform).total
-    whole = _whole(config, mesh, platform, reward_model, found)
+    whole = _whole(config, mesh, platform, reward_model, planned)
   costs = {}
-  for program in found.programs:
+  for program in planned.programs:
     if compiling:
       say(f"compiling {program.name} for {topology}")
       cost = compiled.compile_program(program, mesh, topology.chip)
@@ -135,9 +135,9 @@ def make(
   return Plan(
     topology=topology,
     sizes=sizes,
-    work=found,
-    held={name: bytes_here(tree) for name, tree in found.held.items()},
-    kept_within=estimate.kept(found.programs, axes, platform),
+    work=planned,
+    held={name: bytes_here(tree) for name, tree in planned.held.items()},
+    kept_within=estimate.kept(planned.programs, axes, platform),
     costs=costs,
     compiled=compiling,
   )
@@ -154,12 +154,12 @@ def _whole(
   mesh: mesh_lib.AnyMesh,
   platform: str,
   reward_model: config_lib.Model | None,
-  found: Work,
+  planned: Work,
 ) -> dict[str, float]:
-  """Operations beside those counted, since parts are whole on each chip.
+  """Counts the further FLOPs of parts that are whole on each chip.
 
   Returns:
-    Name of a program → operations of all chips together.
+    Name of a program → FLOPs of all chips together.
   """
   tensor = mesh.shape["tensor"]
   others = [
@@ -174,7 +174,7 @@ def _whole(
   extra: dict[str, float] = {}
   if not others:
     return extra
-  counts = {p.name: _count(p, platform).split for p in found.programs}
+  counts = {p.name: _count(p, platform).split for p in planned.programs}
   for other, scores, share in others:
     for program in work(other, mesh, platform, scores).programs:
       added = _count(program, platform).split - counts[program.name]
@@ -236,7 +236,7 @@ def text(plan: Plan, name: str, price: float) -> str:
 
 
 def _verdict(plan: Plan) -> str:
-  """Whether it fits, into what, and with what margin."""
+  """Says whether the plan fits into which memory, and the margin."""
   chip = plan.topology.chip
   parts = [
     f"{'fits' if plan.fits else 'does not fit'}: at most"
@@ -265,7 +265,7 @@ def _cost(hours: Sequence[float], price: float) -> str:
 def layouts(
   models: Sequence[config_lib.Model], chips: int
 ) -> Iterator[config_lib.Mesh]:
-  """Meshes whose tensor axis divides the heads and MLPs of all networks."""
+  """Yields meshes whose tensor axis divides all networks' heads and MLPs."""
   for tensor in _divisors(undivided.most(models, chips)):
     for fsdp in _divisors(chips // tensor):
       data = chips // tensor // fsdp
@@ -407,17 +407,17 @@ def show(arguments: argparse.Namespace, rest: Sequence[str]) -> bool:
 def _networks(
   config: Any, arguments: argparse.Namespace, *, filled: bool
 ) -> tuple[Any, config_lib.Model]:
-  """The config with the network of `init_from`, and the reward model.
+  """Returns the config with the network of `init_from`, and the reward model.
 
   Args:
     config: the experiment.
-    arguments: of the command.
-    filled: whether heads and vocabulary are filled up for the config's mesh,
-      as the run does with another library's model; else they are its own.
+    arguments: arguments of the command.
+    filled: whether heads and vocabulary are padded for the config's mesh, as
+      the run does with another library's model.
   """
   mesh = config.mesh if filled else config_lib.Mesh()
-  own = workdir.inherit(dataclasses.replace(config, mesh=mesh))
-  config = dataclasses.replace(own, mesh=config.mesh)
+  inherited = workdir.inherit(dataclasses.replace(config, mesh=mesh))
+  config = dataclasses.replace(inherited, mesh=config.mesh)
   folder = config.ppo.reward_model if hasattr(config, "ppo") else ""
   if not folder:
     return config, _reward_model(arguments.reward_preset, arguments.preset)
@@ -429,7 +429,7 @@ def _networks(
       code="two_reward_models",
     )
   stage = workdir.open_stage(
-    folder, kind=workdir.SCALAR, field="ppo.reward_model", run=own
+    folder, kind=workdir.SCALAR, field="ppo.reward_model", run=inherited
   )
   return config, stage.model_config
 
@@ -438,5 +438,7 @@ def _reward_model(asked: str, preset: str) -> config_lib.Model:
   """The paper scores every policy with a 6B reward model."""
   if asked:
     return presets.model(asked, "--reward_preset")
-  own, paper = presets.model(preset), presets.model("6b")
-  return own if own.width < presets.model("125m").width else paper
+  preset_model, paper = presets.model(preset), presets.model("6b")
+  return (
+    preset_model if preset_model.width < presets.model("125m").width else paper
+  )

@@ -14,12 +14,12 @@ from instructgpt_jax import config as config_lib
 
 
 def part(size: int, shards: int) -> float:
-  """How much of an axis one chip holds: a share, or all where none divides."""
+  """Returns the size of an axis on one chip; all if shards do not divide it."""
   return size if size % shards else size / shards
 
 
 def most(models: Sequence[config_lib.Model], chips: int) -> int:
-  """The largest tensor axis that divides all parts of all networks."""
+  """Returns the largest tensor axis that divides all parts of all networks."""
   sizes = [size for c in models for size in (c.all_groups, c.hidden)]
   return math.gcd(chips, *sizes)
 
@@ -29,7 +29,7 @@ class Larger(NamedTuple):
 
   Attributes:
     model: the network.
-    share: the part's operations, by those that the larger network adds.
+    share: the part's FLOPs over those that the larger network adds.
   """
 
   model: config_lib.Model
@@ -37,9 +37,9 @@ class Larger(NamedTuple):
 
 
 def larger(model: config_lib.Model, tensor: int) -> Iterator[Larger]:
-  """For each part that is whole on each chip, a network with more of it.
+  """Yields a larger network for each part that is whole on each chip.
 
-  The operations of attention grow with the width of a head, those of the MLP
+  The FLOPs of attention grow with the width of a head, those of the MLP
   with its width, and those that make keys and values with their heads.
   """
   if model.all_heads % tensor:

@@ -42,7 +42,7 @@ def _show(flags: argparse.Namespace) -> None:
       fix=f"name it {flags.picture.with_suffix('.svg').name}",
     )
   path = flags.directory / page.JSON
-  results = files.read_json(path, fix="give the folder of a finished pipeline")
+  results = files.read_json(path, fix="give the workdir of a finished pipeline")
   if not isinstance(results, dict):
     raise UserError(
       "is not a report", file=str(path), fix="run the pipeline again"

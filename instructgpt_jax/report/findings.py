@@ -258,8 +258,10 @@ def _point(item: Any) -> Point | None:
     return None
   x, *rest = item if (item := list(item)) else [None]
   place = x if isinstance(x, str) else number(x)
-  found = _interval(rest[0]) if len(rest) == 1 else _bounds(rest)
-  return None if place is None or found is None else Point(place, *found[:3])
+  interval = _interval(rest[0]) if len(rest) == 1 else _bounds(rest)
+  return (
+    None if place is None or interval is None else Point(place, *interval[:3])
+  )
 
 
 def _bounds(rest: Sequence[Any]) -> Leaf | None:

@@ -1,4 +1,4 @@
-"""What a report's numbers look like, and what may be said of them.
+"""Formats a report's numbers, and draws its conclusions.
 
 The results are one nested dict; `report.json` is that dict, tidied. Every part
 may be missing: what is absent is left out of the page and of the table.
@@ -101,11 +101,11 @@ class Leaf(NamedTuple):
 
   @property
   def few(self) -> bool:
-    """Whether it is of too few units to conclude anything from."""
+    """Whether its units are too few to conclude anything from."""
     return self.units is not None and self.units < statistics.FEW
 
   def as_dict(self) -> dict[str, Any]:
-    """Returns what report.json and results.json hold."""
+    """Returns the values for report.json and results.json."""
     result = self._asdict()
     if self.units is None:
       del result["units"]
@@ -281,17 +281,17 @@ def removed_by_ptx(results: Results) -> Leaf | None:
 
 
 class _Sentence(NamedTuple):
-  """What may be said, and whether the data are enough to conclude from."""
+  """A sentence, and whether its data are too few to conclude from."""
 
   text: str
   few: bool = False
 
 
 def verdict(results: Results) -> list[str]:
-  """Says what the numbers show, first what the data can carry.
+  """Summarises the numbers, first whether the data suffice.
 
-  Numbers of too few prompts, rankings or rows follow without a conclusion,
-  behind a sentence that says how many there are.
+  Numbers of too few prompts, rankings or rows follow a sentence with their
+  counts, and have no conclusion.
   """
   sentences = [
     *_wins(results),
@@ -312,12 +312,12 @@ def verdict(results: Results) -> list[str]:
 
 
 def small_samples(results: Results) -> dict[str, int]:
-  """Returns what the report has too few of to conclude from, with counts."""
+  """Counts the units that are too few to conclude from."""
   answers = [
-    found
+    interval
     for name in model_names(results)
     for metric in ("win_rate", "gold", "judge_score", "rm_score")
-    if (found := value(results, name, metric))
+    if (interval := value(results, name, metric))
   ]
   losses = [value(results, name, "lm_loss") for name in model_names(results)]
   reward = mapping(results.get("reward_model"))
@@ -339,12 +339,12 @@ def small_samples(results: Results) -> dict[str, int]:
 
 def _too_few(results: Results) -> str:
   counts = small_samples(results)
-  found = ", ".join(
+  counted = ", ".join(
     f"{count} {what.replace('prompts', 'prompt') if count == 1 else what}"
     for what, count in counts.items()
   )
   return (
-    f"There are only {found}: from fewer than {statistics.FEW} nothing can be"
+    f"There are only {counted}: from fewer than {statistics.FEW} nothing can be"
     " concluded, and what follows shows only that the stages ran."
   )
 
@@ -382,16 +382,17 @@ def _order(results: Results) -> Iterator[_Sentence]:
   if metric is None:
     return
   chain = [
-    (name, found)
+    (name, interval)
     for name in ("base", "prompted", "sft", "ppo_ptx")
-    if (found := value(results, name, metric.name)) is not None
+    if (interval := value(results, name, metric.name)) is not None
   ]
   if len(chain) < 2:
     return
   shown = ", ".join(
-    f"{label(name)} {found.mean:.{metric.digits}f}" for name, found in chain
+    f"{label(name)} {interval.mean:.{metric.digits}f}"
+    for name, interval in chain
   )
-  if any(found.few for _, found in chain):
+  if any(interval.few for _, interval in chain):
     yield _Sentence(f"{metric.title} at temperature 1: {shown}.", few=True)
     return
   falling, close = [], []

@@ -1,10 +1,10 @@
-"""Accepts a model that has no checksums, as it lies on the disk now.
+"""Accepts a model that has no checksums, as it is on the disk.
 
   python -m instructgpt_jax.runtime.accept WORKDIR
 
-A stage refuses to start from a model without checksums.json, since damage to it
-would not be noticed. This command writes the file for a model that an early
-version saved, or whose checksums.json was lost.
+A stage refuses to start from a model without checksums.json, because it could
+not detect damage. This command writes the file for a model of an early version,
+or for one that has lost its checksums.json.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def accept(directory: str | pathlib.Path) -> pathlib.Path:
     raise UserError(
       f"has a {manifest.MANIFEST} already",
       file=str(model),
-      fix="leave it as it is",
+      fix="leave the model unchanged",
       code="has_checksums",
     )
   storage.load_values(model)

@@ -52,7 +52,7 @@ class Checkpointer:
   """A run's checkpoints, saved while the run goes on."""
 
   def __init__(self, directory: str | pathlib.Path, keep: Keep | None = None):
-    """Opens `directory`/checkpoints, and clears what a kill has left there.
+    """Opens `directory`/checkpoints, and deletes remains of killed saves.
 
     While another process saves there, this one can only read.
 
@@ -63,7 +63,7 @@ class Checkpointer:
     self._path = pathlib.Path(directory).absolute() / CHECKPOINTS
     self._keep = keep or Keep()
     files.make_directory(self._path)
-    # An open folder's number is not given to another one.
+    # The number of an open directory is not reused.
     self._opened = os.open(self._path, os.O_RDONLY)
     self._locked = self._lock()
     self._scores = {
@@ -75,7 +75,7 @@ class Checkpointer:
     self._pending: concurrent.futures.Future | None = None
 
   def _lock(self) -> bool:
-    """Tries to become the one that saves, and clears what a kill has left."""
+    """Tries to become the writer, and deletes remains of killed saves."""
     if not processes.is_writer():
       return True
     try:
@@ -142,7 +142,7 @@ class Checkpointer:
     abstract_state: Any,
     check: Callable[[dict[str, Any]], None] = lambda extra: None,
   ) -> tuple[int, Any, dict[str, Any]] | None:
-    """The newest whole checkpoint, or None when there is none at all.
+    """Restores the newest whole checkpoint; None when there is none at all.
 
     Args:
       abstract_state: tree of arrays or ShapeDtypeStructs; each leaf's shape and
@@ -301,7 +301,9 @@ def _whole_model(
   path = _model_path(base)
   if path is None:
     raise UserError(
-      "holds no trained model" if base.is_dir() else "there is no such folder",
+      "holds no trained model"
+      if base.is_dir()
+      else "there is no such directory",
       file=str(directory),
       fix="give the --workdir of a stage that has run to its end",
     )

@@ -41,7 +41,7 @@ _FREE = ("run.", "until", "processes.", "data.explicit")
 
 
 def may_change(name: str) -> bool:
-  """Whether a later call of the same run may give the field another value."""
+  """Whether a later call of the same run may change the field."""
   return name.startswith(_FREE)
 
 
@@ -91,7 +91,7 @@ def write_bytes_atomic(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
-  """Writes a whole UTF-8 file, or leaves what was there.
+  """Writes a whole UTF-8 file, or leaves the old one.
 
   Lone surrogates, as in names of files that are not UTF-8, become escapes.
   """
@@ -99,7 +99,7 @@ def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
 
 
 def _encoded(text: str) -> bytes:
-  """A text in UTF-8; "\\udc80" and the like are what JSON reads back."""
+  """Encodes a text in UTF-8, lone surrogates as JSON escapes."""
   return text.encode("utf-8", "backslashreplace")
 
 
@@ -109,8 +109,8 @@ def write_chunks_atomic(
   """Writes the chunks one after the other into a whole file.
 
   A symbolic link stays, and the file that it leads to is replaced. A pipe or a
-  device stays, too: the chunks are written into it. Of several processes, all
-  of which call this, one writes.
+  device stays, too: the chunks are written into it. All processes of a run call
+  this; one writes.
 
   Raises:
     UserError: the target is a directory, a socket or a block device, or it
@@ -134,7 +134,7 @@ def write_chunks_atomic(
 def check_output(
   path: str | os.PathLike[str], *, field: str, overwrite: bool
 ) -> None:
-  """Refuses an output that could not be written, before there is one.
+  """Refuses an output that could not be written later.
 
   Args:
     path: file that the user names for the output.
@@ -201,10 +201,10 @@ def _open_stream(path: pathlib.Path) -> BinaryIO | None:
 
 
 def output_status(path: str | os.PathLike[str]) -> os.stat_result | None:
-  """Returns the status of what an output will be written to, None if missing.
+  """Returns the status of an output's target, None if missing.
 
   Raises:
-    UserError: it is nothing that can be written to or replaced.
+    UserError: the target can be neither written to nor replaced.
   """
   try:
     status = os.stat(path)
@@ -247,11 +247,11 @@ def _replace(
 def publish_directory(
   new: str | os.PathLike[str], directory: str | os.PathLike[str]
 ) -> None:
-  """Renames a directory into its place when all of it is on the disk.
+  """Renames a directory to its final path once all of it is on the disk.
 
   Args:
     new: a directory on the same file system, which nothing else writes.
-    directory: its place; nothing is there yet.
+    directory: the final path; must not exist.
   """
   for folder, _, names in os.walk(new):
     for name in names:
@@ -321,7 +321,7 @@ def read_text(path: str | os.PathLike[str], *, fix: str = "") -> str:
     raise UserError("there is no such file", file=str(path), fix=fix) from error
   except IsADirectoryError as error:
     raise UserError(
-      "is a folder, not a file", file=str(path), fix=fix
+      "is a directory, not a file", file=str(path), fix=fix
     ) from error
   except UnicodeDecodeError as error:
     line = error.object[: error.start].count(b"\n") + 1
@@ -400,9 +400,9 @@ def claim_workdir(
   """Makes the workdir this run's own, or refuses one that belongs to another.
 
   Args:
-    workdir: folder of the run; made when missing.
+    workdir: directory of the run; made when missing.
     experiment: for example "sft".
-    config: the whole config as nested JSON values. Where the folder already
+    config: the whole config as nested JSON values. Where it already
       holds this experiment, only `until`, `data.explicit` and fields under
       `run` and `processes` may differ.
 
@@ -414,24 +414,27 @@ def claim_workdir(
   """
   directory = pathlib.Path(workdir)
   path = directory / CONFIG
-  wanted = {"experiment": experiment, "config": plain(config)}
+  requested = {"experiment": experiment, "config": plain(config)}
   if path.exists():
-    held = read_json(path, fix="delete it, or choose another --workdir")
-    if not isinstance(held, dict) or not isinstance(held.get("config"), dict):
+    recorded = read_json(path, fix="delete it, or choose another --workdir")
+    if not isinstance(recorded, dict) or not isinstance(
+      recorded.get("config"), dict
+    ):
       raise UserError(
         "is not the config of a run",
         file=str(path),
         fix="choose another --workdir",
       )
-    if held.get("experiment") != experiment:
+    if recorded.get("experiment") != experiment:
       raise UserError(
-        f"holds the experiment {held.get('experiment')!r}, not {experiment!r}",
+        f"holds the experiment {recorded.get('experiment')!r}, not"
+        f" {experiment!r}",
         file=str(directory),
         fix="choose another --workdir, or delete this one",
       )
     changed = [
       item
-      for item in _differences(held["config"], wanted["config"])
+      for item in _differences(recorded["config"], requested["config"])
       if not may_change(item[0])
     ]
     if changed:
@@ -441,20 +444,20 @@ def claim_workdir(
         f"was begun with --{name}={_shown(old)}, not {_shown(new)}{more}",
         file=str(directory),
         field=name,
-        fix="give the old value to go on, or choose another --workdir",
+        fix="give the old value to resume, or choose another --workdir",
       )
-    if held == wanted:
+    if recorded == requested:
       return directory
   make_directory(directory)
-  write_json_atomic(path, wanted)
+  write_json_atomic(path, requested)
   return directory
 
 
 def release_workdir(workdir: str | os.PathLike[str]) -> None:
-  """Takes `claim_workdir` back where nothing has been written since.
+  """Undoes `claim_workdir` if nothing else has been written.
 
-  A mistake in the flags can then be put right in the same folder. Hidden files
-  do not count: they are locks and temporary files.
+  Flags can then be corrected with the same workdir. Hidden files do not count:
+  they are locks and temporary files.
   """
   with contextlib.suppress(OSError):
     names = [n for n in os.listdir(workdir) if not n.startswith(".")]

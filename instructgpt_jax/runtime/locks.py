@@ -1,9 +1,9 @@
 """Locks between processes: `flock`s on files or directories.
 
-The system drops such a lock when the last process that has it ends, however it
-ends, so none is ever left over. Network file systems that SQLite can be used on
-(NFS 4, Lustre, GPFS with their lock service on) have them across hosts as well;
-on others they hold between the processes of one host, or not at all.
+The system releases such a lock when the last process that has it ends, however
+it ends. Network file systems that SQLite can be used on (NFS 4, Lustre, GPFS
+with their lock service on) have these locks across hosts as well. On others
+they work between the processes of one host, or not at all.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 def acquire(
   path: str | os.PathLike[str], seconds: float = 0.0, *, shared: bool = False
 ) -> int | None:
-  """Takes a lock; `os.close` of the result gives it back.
+  """Takes a lock; `os.close` of the result releases it.
 
   Args:
     path: the lock's file; made when missing.
@@ -79,7 +79,7 @@ def lock(
 
 
 @contextlib.contextmanager
-def held(path: str | os.PathLike[str]) -> Iterator[None]:
+def locked(path: str | os.PathLike[str]) -> Iterator[None]:
   """Waits for a lock and has it during the block."""
   descriptor = acquire(path, float("inf"))
   assert descriptor is not None
@@ -93,8 +93,8 @@ def held(path: str | os.PathLike[str]) -> Iterator[None]:
 def workdir(directory: str | os.PathLike[str]) -> Iterator[None]:
   """Locks a run's workdir during the block, in the process that writes.
 
-  Of several processes of one run, one takes the lock. A file system without
-  locks is a warning, since a run of its own needs none.
+  One process of a run takes the lock. A file system without locks is only a
+  warning: a run that shares its workdir with no other needs no lock.
 
   Args:
     directory: made when missing, and removed again when it stays empty.
@@ -172,7 +172,7 @@ def _is_at(descriptor: int, path: pathlib.Path) -> bool:
 
 
 def _owner(path: pathlib.Path) -> str:
-  """Names the process that has a lock, as far as it has written its name."""
+  """Names the process that has a lock, if it has written its name."""
   try:
     owner = json.loads(path.read_text())
     return f"process {int(owner['process'])} on {owner['host']}"

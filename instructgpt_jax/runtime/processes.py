@@ -1,9 +1,9 @@
-"""The processes of one run: they meet, stay in touch, and end together.
+"""Connects the processes of one run, which start and end together.
 
-Process 0 listens at the coordinator's address. The others tell it who they are
-and what they were told to do, and keep the connection: where one ends early, or
-never comes, all end with one error that names it. Each sends heartbeats, so
-that one which is frozen is named as well. JAX's own service, which ends a
+Process 0 listens at the coordinator's address. The others send it their index
+and their flags, and keep the connection: where one ends early, or never comes,
+all end with one error that names it. Each sends heartbeats, so a frozen process
+is named as well. JAX's own service, which ends a
 process with a stack trace, starts when everyone is there.
 """
 
@@ -27,10 +27,10 @@ ENDED_EARLY = 1  # exit status of a process because of another one
 _GRACE = 3.0  # seconds
 _LINE = 1 << 22  # most bytes of a message
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
-_FIX = "see its own error; the same command goes on from the last checkpoint"
+_FIX = "see its own error; the same command resumes from the last checkpoint"
 _FIX_SILENT = (
   "see whether it is stopped, or its disk or network hangs; the same command"
-  " goes on from the last checkpoint. --processes.timeout is how long a process"
+  " resumes from the last checkpoint. --processes.timeout is how long a process"
   " may be silent"
 )
 _BEATS = 10  # heartbeats within processes.timeout
@@ -61,28 +61,28 @@ def together(name: str) -> None:
 
 @contextlib.contextmanager
 def joined(
-  section: config_lib.Processes, told: Mapping[str, Any]
+  section: config_lib.Processes, flags: Mapping[str, Any]
 ) -> Iterator[None]:
   """During the block this process is one of its run's.
 
   Args:
     section: the flags.
-    told: what every process must have been told alike: dotted name → value.
+    flags: values on which all processes must agree: dotted name → value.
 
   Raises:
-    UserError: one did not come in time, or was told something else.
+    UserError: a process did not come in time, or has other flags.
   """
-  found = places.place(section)
-  if found is None:
+  place = places.place(section)
+  if place is None:
     yield
     return
-  line = (_Server if found.index == 0 else _Client)(found, section.timeout)
+  line = (_Server if place.index == 0 else _Client)(place, section.timeout)
   beats: _Heartbeat | None = None
   try:
-    port = line.meet(dict(told))
-    beats = _Heartbeat(line.say, section.timeout, told.get("workdir"))
-    _start_jax(found, port, section)
-    _set(found.index, found.count)
+    port = line.meet(dict(flags))
+    beats = _Heartbeat(line.say, section.timeout, flags.get("workdir"))
+    _start_jax(place, port, section)
+    _set(place.index, place.count)
     line.watch()
     try:
       yield
@@ -184,7 +184,7 @@ class _Line:
       return None
 
   def follow(self, seconds: float, name: str) -> dict[str, Any] | None:
-    """The next message that is no heartbeat; None where the other is gone.
+    """Returns the next message but heartbeats; None if the other side is gone.
 
     Args:
       seconds: how long the other side may be silent; half of it is warned of.
@@ -215,10 +215,10 @@ class _Line:
         warned = False
 
   def _next(self, seconds: float) -> dict[str, Any]:
-    """The next message.
+    """Returns the next message.
 
     Raises:
-      TimeoutError: it has not come in time; what has come of it is kept.
+      TimeoutError: it has not come in time; the part that has is kept.
       ConnectionError: the other side is gone.
       ValueError: it is no message.
     """
@@ -248,7 +248,7 @@ class _Line:
 
 
 class _Heartbeat:
-  """A thread that tells the others that this process is not frozen.
+  """A thread that shows other processes that this one is not frozen.
 
   It also asks the workdir's file system each time: where that hangs, so does
   the thread, and the process is named.

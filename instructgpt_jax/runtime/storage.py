@@ -146,7 +146,7 @@ def beside(folder: pathlib.Path, suffix: str) -> pathlib.Path:
 
 
 def is_temporary(folder: pathlib.Path) -> bool:
-  """Whether a checkpoint's name is one that `save` gives for a while."""
+  """Whether a name is that of an unfinished save or deletion."""
   return _TEMPORARY.fullmatch(folder.name) is not None
 
 
@@ -182,7 +182,7 @@ def _same_table(
   stored: Mapping[str, tuple[tuple[int, ...], Any]],
   path: pathlib.Path,
 ) -> None:
-  fix = "give the model's own --preset or --config, or another folder"
+  fix = "give the model's own --preset or --config, or another directory"
   for name in [*wanted, *(n for n in stored if n not in wanted)]:
     if name not in stored or name not in wanted:
       where = "is not in the checkpoint" if name in wanted else "is not wanted"
@@ -278,7 +278,7 @@ def _refusals(path: pathlib.Path) -> Iterator[None]:
       raise UserError(
         "may not be written",
         file=str(path),
-        fix="choose a folder with --workdir that you may write to",
+        fix="choose a --workdir that you may write to",
       ) from error
     raise
 
@@ -295,5 +295,5 @@ def _loading(path: pathlib.Path) -> Iterator[None]:
     raise UserError(
       f"cannot be read as a checkpoint: {problem[:200]}",
       file=str(path),
-      fix="delete this folder and run the stage again",
+      fix="delete this directory and run the stage again",
     ) from error

@@ -19,7 +19,7 @@ def claimed(
   """Locks a workdir for a run during the block, and writes its config.
 
   Where an error or an interrupt comes before anything else is written, the
-  workdir is as it was: the command can be corrected and run in the same one.
+  workdir is restored: the corrected command can use the same one.
 
   Args:
     directory: the workdir.

@@ -145,7 +145,7 @@ def each(
   rows: PyTree,
   outputs: PyTree = 0,
 ) -> PyTree:
-  """function(rows) of each microbatch that holds tokens, zeros of others.
+  """Calls a function for each microbatch with tokens; others give zeros.
 
   Args:
     packing: of the rows.
@@ -161,10 +161,10 @@ def each(
     result = function(jax.tree.map(lambda x: x[0], rows))
     return jax.tree.map(lambda x: x[None], result)
 
-  def put(index: Array, found: PyTree) -> PyTree:
+  def put(index: Array, results: PyTree) -> PyTree:
     result = function(jax.tree.map(lambda x: x[index], rows))
-    return jax.tree.map(lambda x, y: x.at[index].set(y), found, result)
+    return jax.tree.map(lambda x, y: x.at[index].set(y), results, result)
 
   zeros = jnp.zeros(packing.states.shape, jnp.float32)
-  found = jax.tree.map(lambda _: zeros, outputs)
-  return state_lib.up_to(packing.used, count, put, found)
+  empty = jax.tree.map(lambda _: zeros, outputs)
+  return state_lib.up_to(packing.used, count, put, empty)

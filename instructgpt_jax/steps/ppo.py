@@ -290,7 +290,7 @@ def update(
   value_optimizer: optax.GradientTransformation,
   config: config_lib.Ppo,
 ) -> tuple[PpoState, Metrics]:
-  """One update of policy and value network on a minibatch.
+  """Updates policy and value network on a minibatch.
 
   The pretraining gradient, scaled by γ, is added to the PPO gradient before
   the one optimiser step (Eq. 2, C.4); the average of the weights moves once.

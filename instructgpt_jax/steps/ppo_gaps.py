@@ -1,4 +1,4 @@
-"""How far log-probabilities that must be equal differ on a rollout."""
+"""Gaps between log-probabilities that must be equal on a rollout."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ QUANTILE = 0.999
 
 
 class Gap(NamedTuple):
-  """How far two ways to compute log-probabilities differ, in nats a token."""
+  """Difference of two ways to compute log-probabilities, in nats a token."""
 
   mean: Any  # [] mean of |gap|
   high: Any  # [] its 99.9 % quantile
@@ -24,7 +24,7 @@ class Gap(NamedTuple):
 
 
 class Gaps(NamedTuple):
-  """What is compared on a rollout."""
+  """Gaps of the comparisons on a rollout."""
 
   decoding: Gap  # recorded while decoding, against the policy's full pass
   reference: Gap  # the policy's full pass against the reference's

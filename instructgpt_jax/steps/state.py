@@ -170,7 +170,7 @@ def move_average(
   """Updates a bias-corrected exponential average.
 
   After t updates the average is Σ dᵗ⁻ⁱ xᵢ / Σ dᵗ⁻ⁱ over x₁ … x_t: its weights
-  sum to 1 without a share of what it began as, as in Adam. Once d^t is small
+  sum to 1 without a share of its initial value, as in Adam. Once d^t is small
   it is the plain d · average + (1 − d) · x.
 
   Args:

@@ -44,7 +44,7 @@ def gap(
 
 
 def over_seeds(numbers: Sequence[float]) -> Interval | None:
-  """The mean of one number a seed, with Student's interval; None for one seed.
+  """Returns the mean over seeds with Student's interval; None for one seed.
 
   A bootstrap over a few seeds never leaves their range, and has no width at all
   for one.
@@ -76,16 +76,16 @@ def _student(freedom: int) -> float:
 def choose(
   families: Sequence[Family], options: Mapping[K, Of], value: Value
 ) -> list[K]:
-  """For each seed the option whose mean is highest on the others' data.
+  """Chooses for each seed the option of highest mean on other seeds' data.
 
-  What is chosen and tested on the same data looks better than it is. Other
-  seeds have other worlds and models. With a single seed the choice is made on
-  its even prompts, and `held_out` leaves its odd ones.
+  An option chosen and tested on the same data looks better than it is. Other
+  seeds have other worlds and models. With a single seed the choice uses its
+  even prompts, and `held_out` returns the odd ones.
   """
   means = {
     key: [
-      held.mean() if len(families) > 1 else held[::2].mean()
-      for held in values(families, job, value)
+      scores.mean() if len(families) > 1 else scores[::2].mean()
+      for scores in values(families, job, value)
     ]
     for key, job in options.items()
   }
@@ -103,7 +103,7 @@ def choose(
 def held_out(
   families: Sequence[Family], job: Callable[[int], Of], value: Value
 ) -> list[np.ndarray]:
-  """One array a seed of what `choose` has not looked at.
+  """Returns one array a seed of the data that `choose` has not used.
 
   Args:
     families: of the seeds.
@@ -124,7 +124,7 @@ def gap_from_chosen(
   chosen: Sequence[K],
   value: Value,
 ) -> Interval:
-  """Mean of job − the option chosen for each seed, paired by prompt."""
+  """Computes the mean of job − each seed's chosen option, paired by prompt."""
   ours = held_out(families, lambda unused: job, value)
   theirs = held_out(families, lambda index: options[chosen[index]], value)
   return statistics.pooled_interval(

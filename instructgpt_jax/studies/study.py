@@ -161,10 +161,10 @@ def claim(root: str, scale: Scale) -> None:
   """Notes the size in the folder, or refuses one that holds another size."""
   path = os.path.join(root, _SCALE)
   if os.path.exists(path):
-    held = claimed(root)
-    if (held.name, held.seeds) != (scale.name, scale.seeds):
+    recorded = claimed(root)
+    if (recorded.name, recorded.seeds) != (scale.name, scale.seeds):
       raise UserError(
-        f"holds size {held.name!r} with seeds {held.seeds}, not"
+        f"holds size {recorded.name!r} with seeds {recorded.seeds}, not"
         f" {scale.name!r} with {scale.seeds}",
         file=root,
         fix="choose another --workdir",
@@ -178,10 +178,11 @@ def claimed(root: str) -> Scale:
   """The size that a folder's studies have."""
   path = os.path.join(root, _SCALE)
   fix = "give the --workdir of python -m experiments.study"
-  held = files.read_json(path, fix=fix)
+  recorded = files.read_json(path, fix=fix)
   try:
     return dataclasses.replace(
-      scale_lib.scale(held["size"]), seeds=tuple(map(int, held["seeds"]))
+      scale_lib.scale(recorded["size"]),
+      seeds=tuple(map(int, recorded["seeds"])),
     )
   except (KeyError, TypeError, ValueError) as error:
     raise UserError("is not a study's", file=path, fix=fix) from error

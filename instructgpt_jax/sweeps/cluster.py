@@ -63,7 +63,7 @@ class Task:
 
   def __call__(self) -> None:
     job, root = self.job, self.root
-    with records.held(records.lock_path(root, f"runs/{job.name}")):
+    with records.locked(records.lock_path(root, f"runs/{job.name}")):
       records.settle_span(root, job)
       if job.complete(root):
         return

@@ -267,9 +267,9 @@ def run(sweep: Sweep) -> int:
 
 
 def _corners(sweep: Sweep, space: Mapping[str, Any]) -> list[Job]:
-  """The jobs of a search with one text of a list changed at a time.
+  """Returns a search's jobs with one value of a list changed at a time.
 
-  Which values meet is not known before.
+  Their combinations are not known in advance.
   """
   jobs = [sweep.job("trials", {})]
   listed = [
@@ -355,7 +355,7 @@ def _report(sweep: Sweep, outcome: execute.Outcome) -> int:
 
 
 def _value(sweep: Sweep, row: Mapping[str, Any]) -> float:
-  """The objective of a row's run, which is complete."""
+  """Returns the objective of a row's run, which is complete."""
   folder = os.path.join(sweep.args.workdir, *row["run"].split("/"))
   value = search.objective(sweep.search, folder)
   return math.nan if value is None else value

@@ -119,5 +119,5 @@ def check_complete(job: Job, root: str) -> None:
       raise UserError(
         f"was run with --{name}={flag_text(old)}, not {flag_text(value)}",
         file=job.folder(root),
-        fix="delete it to run it anew, or choose another --workdir",
+        fix="delete it to run it again, or choose another --workdir",
       )

@@ -14,12 +14,12 @@ NAME = "sweep.json"
 
 
 def read(root: str) -> dict[str, Any]:
-  """The plan; a UserError where the folder holds no sweep."""
+  """Reads the plan; a UserError where the directory holds no sweep."""
   path = pathlib.Path(root) / NAME
-  held = files.read_json(path, fix="give the --workdir of a sweep")
-  if not isinstance(held, dict) or not isinstance(held.get("jobs"), list):
+  value = files.read_json(path, fix="give the --workdir of a sweep")
+  if not isinstance(value, dict) or not isinstance(value.get("jobs"), list):
     raise UserError("is not a sweep", file=str(path), fix="delete it")
-  return held
+  return value
 
 
 def begin(
@@ -28,49 +28,48 @@ def begin(
   entries: Sequence[Mapping[str, Any]],
   defaults: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
-  """Writes the plan, or adds runs to one that is there.
+  """Writes the plan, or adds runs to an existing one.
 
   Args:
-    root: the sweep's folder.
-    head: what all runs share. A plan that is there must have the same, but for
+    root: the sweep's directory.
+    head: what all runs share. An existing plan must have the same, but for
       flags that a run itself may change from call to call (`run.keep`).
     entries: {"name": …, "overrides": {field: value}} of each run.
-    defaults: name of a part of `head` → the preset's value of each flag in it,
-      by which an error names the value of a flag that one of two calls left
-      out.
+    defaults: name of a part of `head` → the preset's value of each flag in it.
+      An error names this value for a flag that only one of two calls sets.
 
   Raises:
-    UserError: the folder holds another sweep.
+    UserError: the directory holds another sweep.
   """
-  with records.held(records.lock_path(root, "plan")):
+  with records.locked(records.lock_path(root, "plan")):
     if not (pathlib.Path(root) / NAME).exists():
-      held = {**head, "jobs": []}
+      sweep = {**head, "jobs": []}
     else:
-      held = read(root)
+      sweep = read(root)
       for name, value in files.plain(head).items():
-        if name in held:  # a sweep.json of an earlier version may lack it
-          _same(root, name, held[name], value, (defaults or {}).get(name))
-      held |= head
-    known = {entry["name"]: entry for entry in held["jobs"]}
+        if name in sweep:  # a sweep.json of an earlier version may lack it
+          _same(root, name, sweep[name], value, (defaults or {}).get(name))
+      sweep |= head
+    known = {entry["name"]: entry for entry in sweep["jobs"]}
     for entry in entries:
       old = known.setdefault(entry["name"], dict(entry))
       overrides = files.plain(entry["overrides"])
       _same(root, entry["name"], old["overrides"], overrides)
-    _write(root, {**held, "jobs": list(known.values())})
+    _write(root, {**sweep, "jobs": list(known.values())})
 
 
 def note(root: str, name: str, **values: Any) -> None:
   """Adds values to the entry of a run."""
-  with records.held(records.lock_path(root, "plan")):
-    held = read(root)
-    for entry in held["jobs"]:
+  with records.locked(records.lock_path(root, "plan")):
+    sweep = read(root)
+    for entry in sweep["jobs"]:
       if entry["name"] == name:
         entry.update(values)
-    _write(root, held)
+    _write(root, sweep)
 
 
-def _write(root: str, held: Mapping[str, Any]) -> None:
-  files.write_json_atomic(pathlib.Path(root) / NAME, held)
+def _write(root: str, sweep: Mapping[str, Any]) -> None:
+  files.write_json_atomic(pathlib.Path(root) / NAME, sweep)
 
 
 def _same(

@@ -1,4 +1,4 @@
-"""What is known of a sweep's runs before the first one starts."""
+"""Checks a sweep's runs before the first one starts."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _DATA = ("demonstrations", "comparisons", "prompts", "pretraining")
 def check(
   jobs: Iterable[Job], config: Any, root: str, *, numbers: bool = True
 ) -> None:
-  """Checks every run that is not complete, by its flags and their files.
+  """Checks the flags and input files of every run that is not complete.
 
   Args:
     jobs: the runs, without shared stages.
-    config: of every run, before anything is swept.
-    root: the sweep's folder. What lies in it may come to be while it runs.
+    config: config of every run, before swept fields are set.
+    root: the sweep's directory. Files in it may be made while it runs.
     numbers: whether to check batches and lengths beside files.
 
   Raises:
@@ -43,7 +43,7 @@ def check(
 
 
 def _of(job: Job, body: Callable[[], None]) -> None:
-  """Names the run in an error of the block."""
+  """Calls `body`, and names the run in its error."""
   try:
     body()
   except UserError as error:
@@ -62,7 +62,7 @@ def _paths(leaves: Mapping[str, Any], root: str) -> None:
     path = leaves.get(name)
     if path and not _within(path, root) and not os.path.isdir(path):
       raise UserError(
-        "there is no such folder",
+        "there is no such directory",
         file=path,
         field=name,
         fix="give the --workdir of a stage that has run to its end",
@@ -72,7 +72,7 @@ def _paths(leaves: Mapping[str, Any], root: str) -> None:
   if path and not _within(path, root) and not os.path.exists(path):
     raise UserError(
       "there is no such tokenizer", file=path, field="tokenizer.path",
-      fix="give a folder that holds one", code="no_file",
+      fix="give a tokenizer's file or directory", code="no_file",
     )  # fmt: skip
   for source in _DATA:
     spec = leaves.get(f"data.{source}")
@@ -91,6 +91,6 @@ def _paths(leaves: Mapping[str, Any], root: str) -> None:
 
 
 def _within(path: str, root: str) -> bool:
-  """Whether a path lies in the sweep's folder."""
+  """Whether a path lies in the sweep's directory."""
   whole, folder = os.path.abspath(path), os.path.abspath(root)
   return os.path.commonpath([whole, folder]) == folder

@@ -1,4 +1,4 @@
-"""What a sweep keeps beside its runs: logs, seconds and locks."""
+"""Logs, seconds and locks that a sweep keeps beside its runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import time
 from instructgpt_jax.runtime import files, locks
 from instructgpt_jax.sweeps import jobs
 
-acquire, held = locks.acquire, locks.held
+acquire, locked = locks.acquire, locks.locked
 SECONDS = "seconds.json"
 LOCKS = ".locks"
 SPANS = ".spans"
@@ -52,8 +52,8 @@ def read_seconds(root: str) -> dict[str, float]:
 def begin_span(root: str, job: jobs.Job) -> None:
   """Notes that a job starts now, in case this process is killed.
 
-  The caller has the job to itself. Time of an earlier start whose end nobody
-  noted is added first.
+  The caller holds the job's lock. The time of an earlier start without a noted
+  end is added first.
   """
   settle_span(root, job)
   files.write_text_atomic(_span_path(root, job.name), repr(time.time()))
@@ -68,8 +68,8 @@ def end_span(root: str, name: str, spent: float) -> None:
 def settle_span(root: str, job: jobs.Job) -> None:
   """Adds the time of a start whose process was killed before `end_span`.
 
-  It lasted until the job last wrote to its log or to a file of its folder. The
-  caller has the job to itself.
+  It lasted until the job last wrote to its log or to a file of its directory.
+  The caller holds the job's lock.
   """
   path = pathlib.Path(_span_path(root, job.name))
   try:
@@ -92,7 +92,7 @@ def _span_path(root: str, name: str) -> str:
 
 def add_seconds(root: str, name: str, spent: float) -> None:
   """Adds to a job's wall time."""
-  with held(lock_path(root, "seconds")):
+  with locked(lock_path(root, "seconds")):
     seconds = read_seconds(root)
     seconds[name] = round(seconds.get(name, 0.0) + spent, 3)
     files.write_json_atomic(pathlib.Path(root) / SECONDS, seconds)

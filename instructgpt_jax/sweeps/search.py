@@ -71,18 +71,18 @@ class Trials:
   def __init__(
     self,
     root: str,
-    wanted: Search,
+    search: Search,
     space: Mapping[str, Range | Choices],
     make_job: Callable[[str, Mapping[str, Any]], Job],
   ):
-    self.root, self.wanted, self._make_job = root, wanted, make_job
+    self.root, self.search, self._make_job = root, search, make_job
     self._lock = records.lock_path(root, "search")
     self._optuna = load_optuna()
     self._space = distributions(self._optuna, space)
-    self.left = wanted.trials  # not finished, when last looked at
+    self.left = search.trials  # not finished, when last looked at
     self._worker: int | None = None  # the lock that all live workers share
     path = os.path.abspath(os.path.join(root, DATABASE))
-    with records.held(self._lock):
+    with records.locked(self._lock):
       self._storage = self._optuna.storages.RDBStorage(
         f"sqlite:///{path}",
         engine_kwargs={"connect_args": {"timeout": 120}},
@@ -90,20 +90,20 @@ class Trials:
       self._study = self._optuna.create_study(
         study_name="search",
         storage=self._storage,
-        direction=wanted.direction,
+        direction=search.direction,
         load_if_exists=True,
       )
 
   def aim(self) -> None:
-    """Joins the workers of the search, all of which have one objective.
+    """Joins the workers of the search; all have one objective.
 
     Raises:
       UserError: there is a result, an unfinished trial or a live worker for
         another objective, or the study has another direction.
     """
     path = records.lock_path(self.root, "workers")
-    new = self.wanted.objective
-    with records.held(self._lock):
+    new = self.search.objective
+    with records.locked(self._lock):
       self._check_direction()
       old = self._study.user_attrs.get(_OBJECTIVE, new)
       if old != new:
@@ -124,9 +124,9 @@ class Trials:
 
   def _check_direction(self) -> None:
     old = self._study.direction.name.lower()
-    if old != self.wanted.direction:
+    if old != self.search.direction:
       raise UserError(
-        f"was begun with --direction={old}, not {self.wanted.direction}",
+        f"was begun with --direction={old}, not {self.search.direction}",
         file=self.root,
         field="--direction",
         fix="give the old one, or choose another --workdir",
@@ -134,7 +134,7 @@ class Trials:
       )
 
   def _has_trials_of_its_own(self) -> bool:
-    """Whether a trial has a result, or is to have one, for the objective."""
+    """Whether a trial has a result, or will have one, for the objective."""
     failed = self._optuna.trial.TrialState.FAIL
     return any(
       self._whole(trial)
@@ -144,7 +144,7 @@ class Trials:
     )
 
   def close(self) -> None:
-    """Leaves the workers and closes the data base."""
+    """Leaves the workers and closes the database."""
     if self._worker is not None:
       os.close(self._worker)
       self._worker = None
@@ -154,7 +154,7 @@ class Trials:
   def claim(self) -> Claim | None:
     """A trial whose worker is gone, else a new one, else None."""
     states = self._optuna.trial.TrialState
-    with records.held(self._lock):
+    with records.locked(self._lock):
       trials = self._study.get_trials(deepcopy=False)
       whole = [t for t in trials if self._whole(t)]
       for trial in trials:
@@ -167,10 +167,10 @@ class Trials:
           # Its worker was killed before all values were chosen: it never ran.
           self._study.tell(trial.number, state=states.FAIL)
           os.close(lock)
-      if len(whole) >= self.wanted.trials:
+      if len(whole) >= self.search.trials:
         self.left = sum(not self._ended(t) for t in whole)
         return None
-      self._study.sampler = sampler(self._optuna, self.wanted, len(trials))
+      self._study.sampler = sampler(self._optuna, self.search, len(trials))
       trial = self._study.ask(self._space)
       lock = self._try(trial.number)
       assert lock is not None
@@ -182,26 +182,26 @@ class Trials:
     return sum(self._ended(t) and self._whole(t) for t in trials)
 
   def tell(self, claim: Claim, error: str) -> str:
-    """Takes down what became of a trial; gives the error if there is one.
+    """Records the result of a trial; returns its error, or "".
 
-    A complete run without the objective is a failed trial where another run has
-    it. Until one has it, the trial is undecided: the name may be wrong, and the
-    run still be good for the right one.
+    A complete run without the objective is a failed trial if another run has
+    it. Until one has it, the trial is undecided: the objective's name may be
+    wrong, and the run usable for the right name.
 
     Raises:
-      UserError: so many runs are complete, and none has a field of that name.
+      UserError: several runs are complete, and none has a field of that name.
     """
     folder = claim.job.folder(self.root)
     fail = self._optuna.trial.TrialState.FAIL
     value, missing = None, False
     if not error:
-      value = objective(self.wanted, folder)
+      value = objective(self.search, folder)
       missing = value is None
       if value is None:
-        error = f"{self.wanted.objective!r} is no number of its complete.json"
+        error = f"its complete.json has no number {self.search.objective!r}"
       elif not math.isfinite(value):
-        error = f"{self.wanted.objective} is {value}"
-    with records.held(self._lock):
+        error = f"{self.search.objective} is {value}"
+    with records.locked(self._lock):
       plan.note(self.root, claim.job.name, error=error)
       if value is not None:
         self._decide()
@@ -228,7 +228,7 @@ class Trials:
       self._study.tell(trial.number, state=self._optuna.trial.TrialState.FAIL)
 
   def _is_known(self) -> bool:
-    """Whether some run has had the objective, if only as NaN."""
+    """Whether a run has had the objective, if only as NaN."""
     complete = [self._optuna.trial.TrialState.COMPLETE]
     return self._study.user_attrs.get(_KNOWN, False) or bool(
       self._study.get_trials(deepcopy=False, states=complete)
@@ -237,11 +237,11 @@ class Trials:
   def _postpone(self, number: int) -> None:
     trial = self._study.get_trials(deepcopy=False)[number]
     self._storage.set_trial_user_attr(
-      trial._trial_id, _UNDECIDED, self.wanted.objective
+      trial._trial_id, _UNDECIDED, self.search.objective
     )
 
   def _undecided(self) -> list[Any]:
-    """Trials that are complete, while no run has the objective."""
+    """Returns trials that are complete, while no run has the objective."""
     return [
       trial
       for trial in self._study.get_trials(deepcopy=False)
@@ -253,12 +253,12 @@ class Trials:
     return collect.flat(files.read_complete(folder) or {})
 
   def _absent(self) -> int:
-    """How many undecided trials have no field of the objective's name."""
-    name = self.wanted.objective
+    """Counts undecided trials without a field of the objective's name."""
+    name = self.search.objective
     return sum(name not in self._summary(t) for t in self._undecided())
 
   def _no_objective(self) -> UserError:
-    """No complete run has the number."""
+    """Returns the error for complete runs without the objective."""
     trials = self._undecided()
     numbers = dict.fromkeys(
       name
@@ -266,22 +266,22 @@ class Trials:
       for name, value in self._summary(trial).items()
       if _number(value) is not None
     )
-    some = f"give one of {', '.join(numbers)}" if numbers else ""
+    names = f"give one of {', '.join(numbers)}" if numbers else ""
     return UserError(
-      f"{self.wanted.objective!r} is a number of none of the {len(trials)}"
-      " complete runs",
+      f"none of the {len(trials)} complete runs has a number"
+      f" {self.search.objective!r}",
       file=os.path.join(
         self.root, *trial_name(trials[0].number).split("/"), files.COMPLETE
       ),
       field="--objective",
-      fix=config_lib.nearest(self.wanted.objective, numbers) or some,
+      fix=config_lib.nearest(self.search.objective, numbers) or names,
       code="no_objective",
     )
 
   def _ended(self, trial: Any) -> bool:
     """Whether nothing is left to do for a trial."""
     undecided = trial.user_attrs.get(_UNDECIDED)
-    return trial.state.is_finished() or undecided == self.wanted.objective
+    return trial.state.is_finished() or undecided == self.search.objective
 
   def _whole(self, trial: Any) -> bool:
     """Whether a trial has all its values."""
@@ -299,7 +299,7 @@ class Trials:
 
 def run(
   root: str,
-  wanted: Search,
+  search: Search,
   space: Mapping[str, Range | Choices],
   make_job: Callable[[str, Mapping[str, Any]], Job],
   *,
@@ -308,12 +308,12 @@ def run(
   slurm: Slurm | None = None,
   log: Callable[[str], None] = execute.say,
 ) -> execute.Outcome:
-  """Runs trials until so many are finished, with whoever else works at it.
+  """Runs trials until `search.trials` are finished, beside other workers.
 
   Args:
-    root: the sweep's folder, which holds a plan.
-    wanted: how to search.
-    space: field → what it may be.
+    root: the sweep's directory, which holds a plan.
+    search: settings of the search.
+    space: field → its range or choices.
     make_job: (name, overrides) → the job of a trial.
     workers: trials at once in this process.
     launcher: one of `execute.LAUNCHERS`.
@@ -327,7 +327,7 @@ def run(
     UserError: no complete run has the objective, or the search has trials or
       workers for another one.
   """
-  with joined(root, wanted, space, make_job) as trials:
+  with joined(root, search, space, make_job) as trials:
     return run_trials(
       trials, workers=workers, launcher=launcher, slurm=slurm, log=log
     )
@@ -336,15 +336,15 @@ def run(
 @contextlib.contextmanager
 def joined(
   root: str,
-  wanted: Search,
+  search: Search,
   space: Mapping[str, Range | Choices],
   make_job: Callable[[str, Mapping[str, Any]], Job],
 ) -> Iterator[Trials]:
-  """During the block this process is one of the search's workers.
+  """Joins the search's workers during the block.
 
   Args and errors are those of `run`.
   """
-  trials = Trials(root, wanted, space, make_job)
+  trials = Trials(root, search, space, make_job)
   try:
     trials.aim()
     yield trials
@@ -362,7 +362,7 @@ def run_trials(
 ) -> execute.Outcome:
   """Runs trials of a search that this process has joined, as `run` does."""
   place = execute.open_launcher(launcher, trials.root, workers, slurm)
-  _work(trials, trials.wanted.trials, place, log)
+  _work(trials, trials.search.trials, place, log)
   trials.check_objective()
   return _outcome(trials.root)
 
@@ -414,13 +414,13 @@ def _outcome(root: str) -> execute.Outcome:
   return outcome
 
 
-def objective(wanted: Search, folder: str) -> float | None:
-  """The number that is searched for, of a complete run; None if there is none.
+def objective(search: Search, folder: str) -> float | None:
+  """Returns the objective of a complete run; None if there is none.
 
   NaN and infinity are numbers here.
   """
   summary = collect.flat(files.read_complete(folder) or {})
-  return _number(summary.get(wanted.objective))
+  return _number(summary.get(search.objective))
 
 
 def _number(value: Any) -> float | None:
@@ -434,14 +434,14 @@ def _number(value: Any) -> float | None:
     return math.inf if int(value) > 0 else -math.inf
 
 
-def sampler(optuna: ModuleType, wanted: Search, count: int) -> Any:
-  """What chooses the next trial.
+def sampler(optuna: ModuleType, search: Search, count: int) -> Any:
+  """Returns the sampler that chooses the next trial.
 
   Its seed depends on how many there are: workers never choose the same, and a
   random search is the same whoever runs it.
   """
-  seed = (wanted.seed * 1_000_003 + count) % 2**32
-  if wanted.kind == "random":
+  seed = (search.seed * 1_000_003 + count) % 2**32
+  if search.kind == "random":
     return optuna.samplers.RandomSampler(seed=seed)
   return optuna.samplers.TPESampler(seed=seed)
 
@@ -451,31 +451,31 @@ def distributions(
 ) -> dict[str, Any]:
   """Field → Optuna's own kind of range."""
   kinds = optuna.distributions
-  found = {}
+  result = {}
   for field, part in space.items():
     if isinstance(part, Choices):
-      found[field] = kinds.CategoricalDistribution(part.values)
+      result[field] = kinds.CategoricalDistribution(part.values)
     elif part.whole:
-      found[field] = kinds.IntDistribution(part.low, part.high, log=part.log)
+      result[field] = kinds.IntDistribution(part.low, part.high, log=part.log)
     else:
-      found[field] = kinds.FloatDistribution(part.low, part.high, log=part.log)
-  return found
+      result[field] = kinds.FloatDistribution(part.low, part.high, log=part.log)
+  return result
 
 
 def preview(
-  wanted: Search, space: Mapping[str, Range | Choices]
+  search: Search, space: Mapping[str, Range | Choices]
 ) -> list[dict[str, Any]]:
   """What the first trials set, as far as it does not depend on results."""
   optuna = load_optuna()
-  study = optuna.create_study(direction=wanted.direction)
+  study = optuna.create_study(direction=search.direction)
   chosen = distributions(optuna, space)
-  found = []
+  overrides = []
   # TPE chooses at random until it has ten results.
-  most = wanted.trials if wanted.kind == "random" else 10
-  for count in range(min(wanted.trials, most)):
-    study.sampler = sampler(optuna, wanted, count)
-    found.append(dict(study.ask(chosen).params))
-  return found
+  most = search.trials if search.kind == "random" else 10
+  for count in range(min(search.trials, most)):
+    study.sampler = sampler(optuna, search, count)
+    overrides.append(dict(study.ask(chosen).params))
+  return overrides
 
 
 def load_optuna() -> ModuleType:

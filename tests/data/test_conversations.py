@@ -64,8 +64,8 @@ def test_replies_of_weight_0_are_not_learned(tmp_path, flag):
   assert (r.turns, r.completion) == (turns("a", "bad", "c"), "good")
   assert not report.unused
   conversation[3].update(flag)
-  found, report = read(tmp_path, {"messages": conversation})
-  assert not found and report.skipped == {"replies of weight 0": 1}
+  demonstrations, report = read(tmp_path, {"messages": conversation})
+  assert not demonstrations and report.skipped == {"replies of weight 0": 1}
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ TOOLS = "conversations with tools or tool calls"
   ],
 )
 def test_turns_without_a_text_are_skipped(tmp_path, content, reason):
-  found, report = read(
+  records, report = read(
     tmp_path,
     {"messages": messages("q", "a")},
     {
@@ -125,7 +125,7 @@ def test_turns_without_a_text_are_skipped(tmp_path, content, reason):
       ]
     },
   )
-  assert len(found) == 1 and report.skipped == {reason: 1}
+  assert len(records) == 1 and report.skipped == {reason: 1}
 
 
 @pytest.mark.parametrize(
@@ -150,12 +150,12 @@ def test_turns_without_a_text_are_skipped(tmp_path, content, reason):
   ],
 )
 def test_tool_calls_are_skipped(tmp_path, conversation):
-  found, report = read(
+  records, report = read(
     tmp_path,
     {"messages": messages("q", "a")},
     {"messages": conversation},
   )
-  assert len(found) == 1 and report.skipped == {TOOLS: 1}
+  assert len(records) == 1 and report.skipped == {TOOLS: 1}
 
 
 @pytest.mark.parametrize(
@@ -176,8 +176,8 @@ def test_tool_calls_are_skipped(tmp_path, conversation):
   ],
 )  # fmt: skip
 def test_conversations_that_nobody_can_use(tmp_path, value, reason):
-  found, report = read(tmp_path, {"messages": messages("q", "a")}, value)
-  assert len(found) == 1 and report.skipped == {reason: 1}
+  records, report = read(tmp_path, {"messages": messages("q", "a")}, value)
+  assert len(records) == 1 and report.skipped == {reason: 1}
 
 
 def test_messages_beside_a_prompt_or_a_completion(tmp_path):
@@ -295,12 +295,12 @@ def test_end_of_text_inside_a_reply_stays(tmp_path):
 
 
 def test_end_tokens_of_other_models_are_counted(tmp_path):
-  found, report = read(
+  records, report = read(
     tmp_path,
     {"prompt": "q", "completion": "a</s>"},
     {"prompt": "q", "completion": "b"},
   )
-  assert [r.completion for r in found] == ["a</s>", "b"]
+  assert [r.completion for r in records] == ["a</s>", "b"]
   ((note, count),) = report.notes.items()
   assert "'</s>'" in note and count == 1
 
@@ -379,8 +379,8 @@ def test_prompts_of_pairs(tmp_path, value, expected):
 )  # fmt: skip
 def test_pairs_that_contradict_themselves(tmp_path, value, reason):
   good = pair("q", ["q"])
-  found, report = read(tmp_path, good, value)
-  assert len(found) == 1 and report.skipped == {reason: 1}
+  records, report = read(tmp_path, good, value)
+  assert len(records) == 1 and report.skipped == {reason: 1}
 
 
 def test_other_prompts_of_a_pair_are_counted(tmp_path):

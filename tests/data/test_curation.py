@@ -292,14 +292,14 @@ def ranking(completions, ranks, **kw):
 def test_completions_that_the_cut_makes_equal(completions, ranks, stay):
   data = config.Data(max_response_tokens=6)
   record = ranking(completions, ranks)
-  found, drops = curation.drop_cut([record], Letters(), data)
+  rankings, drops = curation.drop_cut([record], Letters(), data)
   if stay is None:
-    assert not found and drops == {curation.CUT_EQUAL: 1}
+    assert not rankings and drops == {curation.CUT_EQUAL: 1}
     assert drops.records == 1
     return
   rows, left = stay
-  assert found[0].completions == tuple(completions[i] for i in rows)
-  assert found[0].ranks == left
+  assert rankings[0].completions == tuple(completions[i] for i in rows)
+  assert rankings[0].ranks == left
   lost = len(completions) - len(rows)
   assert drops == ({curation.CUT_COMPLETIONS: lost} if lost else {})
   assert drops.records == 0
@@ -316,10 +316,10 @@ def test_the_limit_of_replies_is_applied_by_curation():
 def test_long_prompts_are_dropped_and_counted():
   # The tags are two more words.
   data = config.Data(max_prompt_tokens=5)
-  found, counts = curation.drop_long(
+  short, counts = curation.drop_long(
     [prompt("one two three"), prompt("one two three four")], Words(), data
   )
-  assert texts(found) == ["one two three"]
+  assert texts(short) == ["one two three"]
   assert counts == {curation.LONG: 1}
 
 

@@ -27,10 +27,10 @@ def settings_of(files):
 def test_a_language_models_tokenizer_stays_as_it_is(tmp_path, pad):
   vocabulary.write(tmp_path, pad)
   tokenizer = load_tokenizer(tmp_path)
-  found = exported_tokens.export(tokenizer, needs_pad=False)
-  assert found.files == tokenizer.files
-  assert found.ids.get("pad_token_id") == (3 if pad == "own" else None)
-  assert found.ids["eos_token_id"] == 0
+  tokens = exported_tokens.export(tokenizer, needs_pad=False)
+  assert tokens.files == tokenizer.files
+  assert tokens.ids.get("pad_token_id") == (3 if pad == "own" else None)
+  assert tokens.ids["eos_token_id"] == 0
 
 
 @pytest.mark.parametrize("pad", vocabulary.PADS)
@@ -43,16 +43,16 @@ def test_a_reward_models_tokenizer_has_padding(tmp_path, pad):
   elif pad == "none":
     files["special_tokens_map.json"] = b"{}"
   base = written(tmp_path / "files", files)
-  found = exported_tokens.export(base, needs_pad=True)
-  index = found.ids["pad_token_id"]
+  tokens = exported_tokens.export(base, needs_pad=True)
+  index = tokens.ids["pad_token_id"]
   assert index not in (0, 1, 2)
   name = vocabulary.PAD if pad == "own" else "<pad>"
-  assert settings_of(found.files)["pad_token"] == name
-  map_ = json.loads(found.files["special_tokens_map.json"])
+  assert settings_of(tokens.files)["pad_token"] == name
+  map_ = json.loads(tokens.files["special_tokens_map.json"])
   assert map_["pad_token"] == name and map_.get("eos_token", "</s>") == "</s>"
-  fast = tokenizers.Tokenizer.from_str(found.files["tokenizer.json"].decode())
+  fast = tokenizers.Tokenizer.from_str(tokens.files["tokenizer.json"].decode())
   assert fast.token_to_id(name) == index
-  again = written(tmp_path / "again", found.files)
+  again = written(tmp_path / "again", tokens.files)
   assert again.pad_id == index == base.pad_id
   assert exported_tokens.same_ids(again, base)
   text = "w1 w2 <pad> w3"
@@ -83,10 +83,10 @@ def test_a_sentencepiece_model_gets_padding_beside_it(tmp_path):
   )
   files = {"tokenizer.model": proto.getvalue()}
   base = written(tmp_path / "base", files)
-  found = exported_tokens.export(base, needs_pad=True)
-  assert found.ids["pad_token_id"] == base.base_size
-  settings = settings_of(found.files)
+  tokens = exported_tokens.export(base, needs_pad=True)
+  assert tokens.ids["pad_token_id"] == base.base_size
+  settings = settings_of(tokens.files)
   added = settings["added_tokens_decoder"][str(base.base_size)]
   assert added["content"] == settings["pad_token"] == "<pad>"
   assert settings["eos_token"] == "</s>"
-  assert found.files["tokenizer.model"] == files["tokenizer.model"]
+  assert tokens.files["tokenizer.model"] == files["tokenizer.model"]

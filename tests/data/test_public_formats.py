@@ -137,12 +137,14 @@ OUTPUTS = {
 )
 def test_verdicts(tmp_path, value, change, form):
   """The better reply has rank 1, whichever it is."""
-  found, report = read(tmp_path, value, {**value, **change})
+  rankings, report = read(tmp_path, value, {**value, **change})
   assert report.format == form and not report.skipped
-  assert all(isinstance(r, Ranking) for r in found)
-  assert [r.completions for r in found] == [("a", "b")] * 2
-  assert [r.ranks for r in found] == [(1, 2), (2, 1)]
-  assert {r.turns for r in found} == {POST if value is SUMMARIES else user("q")}
+  assert all(isinstance(r, Ranking) for r in rankings)
+  assert [r.completions for r in rankings] == [("a", "b")] * 2
+  assert [r.ranks for r in rankings] == [(1, 2), (2, 1)]
+  assert {r.turns for r in rankings} == {
+    POST if value is SUMMARIES else user("q")
+  }
   graded = value in (SHP, WEBGPT, SUMMARIES, STRENGTH, STRENGTH_3, OUTPUTS)
   assert report.notes == ({GRADED: 2} if graded else {})
   assert not report.unused or value is WEBGPT
@@ -181,8 +183,8 @@ def test_verdicts_that_rank_nothing(tmp_path, value, reason):
   for name in (WEBGPT, ARENA, STRENGTH, MINIMAL, OUTPUTS, OPENAI, SHP):
     if name.keys() == value.keys():
       good = name
-  found, report = read(tmp_path, good, value)
-  assert len(found) == 1 and report.skipped == {reason: 1}
+  rankings, report = read(tmp_path, good, value)
+  assert len(rankings) == 1 and report.skipped == {reason: 1}
 
 
 @pytest.mark.parametrize(
@@ -210,9 +212,9 @@ def test_articles_to_summarize(tmp_path):
 
 
 def test_openai_preferences(tmp_path):
-  found, report = read(tmp_path, OPENAI)
+  rankings, report = read(tmp_path, OPENAI)
   assert report.format == "OpenAI preferences" and not report.unused
-  (r,) = found
+  (r,) = rankings
   assert (r.turns, r.completions, r.ranks) == (user("q"), ("a", "b"), (1, 2))
 
 
@@ -225,14 +227,14 @@ def test_openai_batch_requests(tmp_path):
       "body": {"model": "m", "messages": chat(*texts), **body},
     }
 
-  found, report = read(
+  records, report = read(
     tmp_path,
     request("a"),
     request("a", "b", "c", max_tokens=9),
     request("a", tools=[{"type": "function"}]),
     request("a", response_format={"type": "json"}),
   )
-  prompts = [r for r in found if isinstance(r, Prompt)]
+  prompts = [r for r in records if isinstance(r, Prompt)]
   assert [len(p.turns) for p in prompts] == [1, 3, 1]
   assert report.skipped == {"conversations with tools or tool calls": 1}
   assert report.unused == {"body.response_format": 1}
@@ -288,18 +290,18 @@ def ultrafeedback(*scores, **fields):
 
 
 def test_ultrafeedback(tmp_path):
-  found, report = read(
+  rankings, report = read(
     tmp_path,
     ultrafeedback(7.5, 9.0, 7.5, 3),
     ultrafeedback("8", "2", custom_system_prompt="S"),
     ultrafeedback(5, 5),
   )
   assert report.format == "scored or ranked replies"
-  assert [(r.turns, r.ranks) for r in found] == [
+  assert [(r.turns, r.ranks) for r in rankings] == [
     (user("q"), (2, 1, 2, 3)),
     (user("q"), (1, 2)),
   ]
-  assert found[0].completions == ("r0", "r1", "r2", "r3")
+  assert rankings[0].completions == ("r0", "r1", "r2", "r3")
   assert report.skipped == {"rankings with only ties": 1}
   assert report.unused == {"completions[].custom_system_prompt": 1}
   assert report.notes == {GRADED: 3}
@@ -409,13 +411,13 @@ def test_helpsteer_is_grouped_by_prompt(tmp_path):
   ]
   path = tmp_path / "x.jsonl"
   path.write_text("".join(json.dumps(v) + "\n" for v in values))
-  found, report = sources.read_rankings(str(path))
+  rankings, report = sources.read_rankings(str(path))
   assert report.files[0].format == "HelpSteer"
-  assert [(r.turns, r.completions, r.ranks, r.split) for r in found] == [
+  assert [(r.turns, r.completions, r.ranks, r.split) for r in rankings] == [
     (user("p"), ("a", "b", "c"), (2, 1, 2), ""),
     (user("p"), ("d", "e"), (2, 1), "test"),
   ]
-  assert found[0].origin == f"{path}:1"
+  assert rankings[0].origin == f"{path}:1"
   assert report.skipped == {
     "replies that no other reply to the prompt is compared with": 1,
     "rankings with only ties": 1,
@@ -434,18 +436,18 @@ def test_summary_scores_are_grouped_by_worker(tmp_path):
       "worker": worker, "batch": "b", "split": "test",
     }  # fmt: skip
 
-  found, _ = read(
+  rankings, _ = read(
     tmp_path,
     value("a", 3, "w"),
     value("a", 7, "v"),
     value("b", 6, "w"),
     value("b", 2, "v"),
   )
-  assert [(r.ranks, r.labeler_id, r.split) for r in found] == [
+  assert [(r.ranks, r.labeler_id, r.split) for r in rankings] == [
     ((2, 1), "w", "test"),
     ((1, 2), "v", "test"),
   ]
-  assert found[0].turns == POST
+  assert rankings[0].turns == POST
 
 
 # Label Studio.
@@ -477,7 +479,7 @@ ITEMS = {
 
 
 def test_label_studio_pairs(tmp_path):
-  found, report = read(
+  rankings, report = read(
     tmp_path,
     [
       task(selected("left"), selected("right")),
@@ -488,7 +490,7 @@ def test_label_studio_pairs(tmp_path):
     name="x.json",
   )
   assert report.format == "Label Studio"
-  assert [(r.completions, r.ranks, r.labeler_id) for r in found] == [
+  assert [(r.completions, r.ranks, r.labeler_id) for r in rankings] == [
     (("a", "b"), (1, 2), "5"),
     (("a", "b"), (2, 1), "5"),
     (("a", "b"), (1, 2), "8"),
@@ -541,10 +543,10 @@ def test_label_studio_buckets_rank_nothing(tmp_path):
     "value": {"ranker": {"good": ["x"], "bad": ["y"]}},
   }
   good = {"type": "ranker", "value": {"ranker": ["y", "x"]}}
-  found, report = read(
+  rankings, report = read(
     tmp_path, task(good, data=ITEMS), task(result, data=ITEMS)
   )
-  assert len(found) == 1
+  assert len(rankings) == 1
   assert report.skipped == {"rankings in several named buckets": 1}
   assert report.notes == {"rankings of a part of their items": 1}
 
@@ -564,17 +566,17 @@ def test_label_studio_fields_that_nothing_reads(tmp_path):
 )  # fmt: skip
 def test_a_list_inside_an_object(tmp_path, name):
   records = [{"messages": chat("q", "a")}, {"messages": chat("r", "a")}]
-  found, report = read(
+  documents, report = read(
     tmp_path, {"version": "1", "meta": {"n": 2}, name: records}, name="x.json"
   )
   assert report.format == "messages"
-  assert [r.turns for r in found] == [user("q"), user("r")]
+  assert [r.turns for r in documents] == [user("q"), user("r")]
   assert report.unused == {
     f"version (beside {name})": 1,
     f"meta (beside {name})": 1,
   }
   # One value a line by json.dumps(indent=1).
-  first, second = (int(r.origin.split(":")[-1]) for r in found)
+  first, second = (int(r.origin.split(":")[-1]) for r in documents)
   lines = (tmp_path / "x.json").read_text().split("\n")
   assert '"q"' in "".join(lines[first : first + 6])
   assert '"r"' in "".join(lines[second : second + 6])
@@ -595,12 +597,12 @@ def test_lists_named_after_splits(tmp_path):
   def records(name):
     return [{"prompt": name, "completion": "a"}]
 
-  found, _ = read(
+  loaded, _ = read(
     tmp_path,
     {name: records(name) for name in ("train", "validation", "test")},
     name="x.json",
   )
-  assert [(r.turns, r.split) for r in found] == [
+  assert [(r.turns, r.split) for r in loaded] == [
     (user("train"), "train"),
     (user("validation"), "valid"),
     (user("test"), "test"),
@@ -634,8 +636,8 @@ def test_other_lists_beside_the_records(tmp_path):
 
 
 def test_prompts_inside_an_object(tmp_path):
-  found, _ = read(tmp_path, {"prompts": ["a", "b"]}, name="x.json")
-  assert [r.turns for r in found] == [user("a"), user("b")]
+  prompts, _ = read(tmp_path, {"prompts": ["a", "b"]}, name="x.json")
+  assert [r.turns for r in prompts] == [user("a"), user("b")]
 
 
 @pytest.mark.parametrize(
@@ -647,8 +649,8 @@ def test_prompts_inside_an_object(tmp_path):
   ],
 )
 def test_a_record_is_no_container(tmp_path, value):
-  found, _ = read(tmp_path, value, name="x.json")
-  assert [r.turns for r in found] == [user("q")]
+  records, _ = read(tmp_path, value, name="x.json")
+  assert [r.turns for r in records] == [user("q")]
 
 
 # What is not recognised.

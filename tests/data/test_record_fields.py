@@ -107,12 +107,12 @@ def test_system_history_and_ids_are_read_in_every_format(tmp_path, shape):
 @shapes
 def test_unknown_fields_are_counted_in_every_format(tmp_path, shape):
   value = SHAPES[shape]
-  found, report = read(
+  records, report = read(
     tmp_path,
     {**value, "quality": 3, "empty": None, "id": 1},
     {**value, "quality": 4, "more": {"a": 1}, "blank": ""},
   )
-  assert len(found) == 2
+  assert len(records) == 2
   assert report.unused == {"quality": 2, "more": 1}
 
 
@@ -131,11 +131,11 @@ def test_unknown_fields_are_counted_in_every_format(tmp_path, shape):
 )
 def test_fields_that_exclude_a_record(tmp_path, shape, fields, reason):
   value = SHAPES[shape]
-  found, report = read(tmp_path, value, {**value, **fields})
-  assert len(found) == 1 and report.skipped == {reason: 1}
+  records, report = read(tmp_path, value, {**value, **fields})
+  assert len(records) == 1 and report.skipped == {reason: 1}
   blank = {name: [] for name in ("tools", "images")}
-  found, report = read(tmp_path, {**value, **blank, "weight": 1})
-  assert len(found) == 1 and not report.skipped and not report.unused
+  records, report = read(tmp_path, {**value, **blank, "weight": 1})
+  assert len(records) == 1 and not report.skipped and not report.unused
 
 
 @pytest.mark.parametrize("label", [False, 0, "false", "bad"])
@@ -153,20 +153,20 @@ def test_completions_labelled_bad_are_no_demonstrations(tmp_path, label, field):
       # A label beside a pair says nothing that is known.
       assert report.unused == {field: 2}
       continue
-    found, report = sources.read_demonstrations(str(path))
-    assert len(found) == 1, shape
+    loaded, report = sources.read_demonstrations(str(path))
+    assert len(loaded) == 1, shape
     assert report.skipped == {"completions labelled bad": 1}
     prompts, report = sources.read_prompts(str(path))
     assert len(prompts) == 2 and not report.skipped
 
 
 def test_other_labels_are_counted(tmp_path):
-  found, report = read(
+  records, report = read(
     tmp_path, {"prompt": "q", "completion": "a", "label": "sports"}
   )
-  assert isinstance(found[0], Demonstration) and report.unused == {"label": 1}
-  found, report = read(tmp_path, {"text": "t", "label": 0})
-  assert isinstance(found[0], Document) and report.unused == {"label": 1}
+  assert isinstance(records[0], Demonstration) and report.unused == {"label": 1}
+  records, report = read(tmp_path, {"text": "t", "label": 0})
+  assert isinstance(records[0], Document) and report.unused == {"label": 1}
 
 
 def test_a_file_of_bad_completions_is_an_error(tmp_path):
@@ -241,8 +241,8 @@ def test_null_skips_a_public_record(tmp_path, value, name):
   good = {key: text or "z" for key, text in value.items()}
   if name == "helpfulness":
     good[name] = 3
-  found, report = read(tmp_path, good, value)
-  assert len(found) == 1
+  records, report = read(tmp_path, good, value)
+  assert len(records) == 1
   assert report.skipped[f"records whose {name!r} is null"] == 1
 
 
@@ -288,14 +288,14 @@ def test_a_history_of_another_shape_is_refused(tmp_path, history, field):
 def test_two_system_texts_have_to_agree(tmp_path):
   value = {"messages": messages("q", "a", system="S")}
   for system, count in (("S", 1), ("T", 0)):
-    found, report = read(tmp_path, {**value, "system": system})
-    assert len(found) == count
+    records, report = read(tmp_path, {**value, "system": system})
+    assert len(records) == count
     assert bool(report.skipped) == (count == 0)
   assert report.skipped == {"records whose fields contradict each other": 1}
-  found, report = read(
+  records, report = read(
     tmp_path, {**SHAPES["Alpaca"], "system": "S", "system_prompt": "T"}
   )
-  assert not found and report.skipped
+  assert not records and report.skipped
 
 
 @pytest.mark.parametrize(

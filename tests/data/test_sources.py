@@ -279,8 +279,8 @@ def test_a_link_to_a_directory_is_not_read_again(tmp_path):
   (tmp_path / "latest").symlink_to("v1")
   assert paths_of(tmp_path, "") == ["v1/a.jsonl", "v1/b.jsonl"]
   assert reasons(tmp_path) == {"latest": paths.SAME_DIRECTORY}
-  found, report = sources.read_demonstrations(str(tmp_path))
-  assert len(found) == 2 and "latest" in str(report)
+  demonstrations, report = sources.read_demonstrations(str(tmp_path))
+  assert len(demonstrations) == 2 and "latest" in str(report)
   assert paths_of(tmp_path, "**", "latest", "*/*.jsonl") == [
     "v1/a.jsonl", "v1/b.jsonl",
   ]  # fmt: skip
@@ -337,8 +337,10 @@ def test_names_with_signs_of_globs_and_of_other_encodings(tmp_path):
   make(tmp_path, "a[1]/x?.jsonl", "a*/y.jsonl", "caf\udce9.jsonl")
   assert paths_of(tmp_path, "a[1]") == ["a[1]/x?.jsonl"]
   assert paths_of(tmp_path, "a*") == ["a*/y.jsonl"]
-  found, report = sources.read_demonstrations(str(tmp_path / "caf\udce9.jsonl"))
-  assert len(found) == 1 and "caf\udce9" in str(report)
+  demonstrations, report = sources.read_demonstrations(
+    str(tmp_path / "caf\udce9.jsonl")
+  )
+  assert len(demonstrations) == 1 and "caf\udce9" in str(report)
 
 
 def test_globs_with_stars_for_directories(tmp_path, monkeypatch):
@@ -426,8 +428,8 @@ def test_a_pipe_is_read_once_and_asked_twice(tmp_path, name, content, read):
   pipe(tmp_path / name, content)
   count = 1 if read is T else 3
   for _ in range(2):
-    found, _ = read(str(tmp_path / name))
-    assert len(found) == count
+    demonstrations, _ = read(str(tmp_path / name))
+    assert len(demonstrations) == count
 
 
 @pytest.mark.parametrize("name", ["-", "/dev/stdin"])
@@ -498,8 +500,8 @@ def test_metadata_and_empty_files_are_counted(tmp_path):
   }.items():
     (tmp_path / name).write_bytes(content)
   for spec in (tmp_path, tmp_path / "*"):
-    found, report = sources.read_demonstrations(str(spec))
-    assert len(found) == 1
+    demonstrations, report = sources.read_demonstrations(str(spec))
+    assert len(demonstrations) == 1
     ignored = {os.path.basename(i.path): i.reason for i in report.ignored}
     notes = ignored.pop("notes.txt")
     assert notes.startswith("plain text")
@@ -527,8 +529,8 @@ def test_metadata_alone_is_an_error(tmp_path):
 def test_a_record_in_a_json_file_is_read(tmp_path):
   make(tmp_path, "a.jsonl", "b.json")
   (tmp_path / "c.json").write_bytes(GOOD * 2)
-  found, _ = sources.read_demonstrations(str(tmp_path))
-  assert len(found) == 4
+  documents, _ = sources.read_demonstrations(str(tmp_path))
+  assert len(documents) == 4
 
 
 def test_what_is_ignored_is_printed(tmp_path, capsys):
@@ -618,45 +620,45 @@ def test_marked_encodings_and_newlines_are_read(tmp_path, encoding, newline):
   else:
     content = text.encode(encoding)
   (tmp_path / "a.jsonl").write_bytes(content)
-  found, _ = sources.read_documents(str(tmp_path / "a.jsonl"))
-  assert [d.text for d in found] == texts
+  documents, _ = sources.read_documents(str(tmp_path / "a.jsonl"))
+  assert [d.text for d in documents] == texts
   (tmp_path / "a.txt").write_bytes(newline.join(texts).encode("utf-8-sig"))
-  found, _ = sources.read_documents(str(tmp_path / "a.txt"))
-  assert [d.text for d in found] == ["\n".join(texts)]
+  documents, _ = sources.read_documents(str(tmp_path / "a.txt"))
+  assert [d.text for d in documents] == ["\n".join(texts)]
 
 
 def test_marks_between_joined_files_are_removed(tmp_path):
   mark = "\ufeff".encode()
   (tmp_path / "a.jsonl").write_bytes(mark + GOOD + mark + GOOD)
-  found, _ = sources.read_demonstrations(str(tmp_path / "a.jsonl"))
-  assert len(found) == 2
+  documents, _ = sources.read_demonstrations(str(tmp_path / "a.jsonl"))
+  assert len(documents) == 2
   (tmp_path / "a.txt").write_bytes(
     mark + mark + b"a\n" + mark + b"b \xef\xbb\xbf"
   )
-  found, _ = sources.read_documents(str(tmp_path / "a.txt"))
-  assert found[0].text == "a\nb \ufeff"
+  documents, _ = sources.read_documents(str(tmp_path / "a.txt"))
+  assert documents[0].text == "a\nb \ufeff"
 
 
 def test_few_nul_characters_are_text(tmp_path):
   (tmp_path / "a.txt").write_bytes(b"a\0b c")
   (tmp_path / "a.jsonl").write_bytes(b'{"text": "a\\u0000b"}')
   for name, text in (("a.txt", "a\0b c"), ("a.jsonl", "a\0b")):
-    found, _ = sources.read_documents(str(tmp_path / name))
-    assert [d.text for d in found] == [text]
+    documents, _ = sources.read_documents(str(tmp_path / name))
+    assert [d.text for d in documents] == [text]
 
 
 def test_a_long_line_is_read(tmp_path):
   text = "word " * 1_000_000
   (tmp_path / "a.jsonl").write_text(json.dumps({"text": text}))
-  found, _ = sources.read_documents(str(tmp_path / "a.jsonl"))
-  assert len(found[0].text.split()) == 1_000_000
+  documents, _ = sources.read_documents(str(tmp_path / "a.jsonl"))
+  assert len(documents[0].text.split()) == 1_000_000
 
 
 def test_other_texts_by_name_are_documents(tmp_path):
   for name in ("a.md", "b.tex", "c", "d.txt"):
     (tmp_path / name).write_bytes(b"{\\bf a} text, with, commas")
-    found, _ = sources.read_documents(str(tmp_path / name))
-    assert len(found) == 1
+    documents, _ = sources.read_documents(str(tmp_path / name))
+    assert len(documents) == 1
 
 
 @pytest.mark.parametrize(

@@ -107,11 +107,11 @@ def test_a_held_out_prompt_is_in_no_training_record(with_ids, how):
   parts = []
   for place, source in enumerate(sources):
     others = [s for i, s in enumerate(sources) if i != place]
-    found, drops = curation.curate(source, config.Data(), None, others)
-    assert sum(map(len, found.values())) + drops.records == 600
+    by_split, drops = curation.curate(source, config.Data(), None, others)
+    assert sum(map(len, by_split.values())) + drops.records == 600
     # Records without ids follow those with ids, so nothing has to be dropped.
     assert not drops
-    parts.append(found)
+    parts.append(by_split)
   for held in ("test", "valid"):
     texts_held = set().union(*(texts(p[held]) for p in parts))
     assert len(texts_held) >= 20
@@ -127,11 +127,11 @@ def test_one_prompt_of_two_users_is_held_out_if_either_is():
     for i in range(40)
     for u in (i, i + 1)
   ]
-  found, drops = curation.curate(records, data)
+  parts, drops = curation.curate(records, data)
   assert drops[HELD_OUT] > 0 and drops.examples[HELD_OUT] in records
-  assert sum(map(len, found.values())) + drops[HELD_OUT] == len(records)
-  assert not texts(found["train"]) & texts(found["test"] + found["valid"])
-  assert not texts(found["valid"]) & texts(found["test"])
+  assert sum(map(len, parts.values())) + drops[HELD_OUT] == len(records)
+  assert not texts(parts["train"]) & texts(parts["test"] + parts["valid"])
+  assert not texts(parts["valid"]) & texts(parts["test"])
 
 
 def test_a_held_out_prompt_is_not_an_earlier_turn_of_a_training_record():
@@ -145,8 +145,8 @@ def test_a_held_out_prompt_is_not_an_earlier_turn_of_a_training_record():
     turns=(Turn("system", "Be brief."), Turn("user", " what  IS it?")),
     split="test",
   )
-  found, drops = curation.curate(records, config.Data(), None, [[held]])
-  assert found["train"] == records[1:] and drops == {HELD_OUT: 1}
+  parts, drops = curation.curate(records, config.Data(), None, [[held]])
+  assert parts["train"] == records[1:] and drops == {HELD_OUT: 1}
 
 
 def test_the_same_question_under_many_system_prompts_is_many_prompts():
@@ -157,10 +157,10 @@ def test_the_same_question_under_many_system_prompts_is_many_prompts():
     )
     for i in range(200)
   ]
-  found, drops = curation.curate(records, config.Data())
+  parts, drops = curation.curate(records, config.Data())
   assert not drops
-  assert all(len(part) > 5 for part in found.values())
-  assert len(found["train"]) > 120
+  assert all(len(part) > 5 for part in parts.values())
+  assert len(parts["train"]) > 120
 
 
 def test_splits_do_not_depend_on_the_order_of_sources():

@@ -220,7 +220,7 @@ def nothing(path):
 
 # What is wrong with the stage to start from, and what is said.
 STARTS: dict[str, tuple[str, str, Callable | None, str]] = {
-  "no such folder": ("ppo", "sft", nothing, "there is no such folder"),
+  "no such directory": ("ppo", "sft", nothing, "there is no such directory"),
   "unfinished": ("ppo", "sft", unfinished, "has not run to its end"),
   "no stage": ("sft", "pretrain", model_lost, "holds no finished stage"),
   "damaged": ("sft", "pretrain", model_damaged, "cannot be read"),

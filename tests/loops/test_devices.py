@@ -161,17 +161,17 @@ def on_one_device(stages, tmp_path_factory):
   return functools.cache(run)
 
 
-def assert_same_course(found, wanted):
+def assert_same_course(actual, expected):
   """The same steps, and the same losses but for rounding."""
-  for a, b in zip(found[0], wanted[0], strict=True):
+  for a, b in zip(actual[0], expected[0], strict=True):
     assert a == pytest.approx(b, rel=2e-3, abs=2e-4)
-  assert found[1].keys() == wanted[1].keys()
-  for name, value in found[1].items():
+  assert actual[1].keys() == expected[1].keys()
+  for name, value in actual[1].items():
     if name == "selected_by":
-      assert value == wanted[1][name]
+      assert value == expected[1][name]
     else:
-      assert value == pytest.approx(wanted[1][name], rel=2e-3, abs=2e-4)
-  assert found[1]["steps"] == wanted[0][-1]["step"]
+      assert value == pytest.approx(expected[1][name], rel=2e-3, abs=2e-4)
+  assert actual[1]["steps"] == expected[0][-1]["step"]
 
 
 @pytest.mark.parametrize(

@@ -276,8 +276,8 @@ def test_float32_models_ask_for_float32(monkeypatch, fresh_programs, bits):
   jax.clear_caches()
   rounding(monkeypatch, bits, obey=True)
   assert precision.unit_roundoff("float32") == 2.0**-24
-  found = ppo_step.response_logp(model, params, rollout, 1.0)
-  np.testing.assert_allclose(found, expected, atol=1e-4)
+  logp = ppo_step.response_logp(model, params, rollout, 1.0)
+  np.testing.assert_allclose(logp, expected, atol=1e-4)
   agree("float32")
 
 

@@ -74,8 +74,8 @@ def test_two_mix_and_pad_as_one_does(stages, tmp_path):
   path = tmp_path / "run"
   flags = [*stages.flags("policy_init"), f"--workdir={path}"]
   finish(start(stages.server, 2, "experiments.policy_init", *flags))
-  found, wanted = map(results.metrics, (path, stages["policy_init"]))
-  for a, b in zip(found, wanted, strict=True):
+  actual, expected = map(results.metrics, (path, stages["policy_init"]))
+  for a, b in zip(actual, expected, strict=True):
     assert a == pytest.approx(b, rel=1e-3, abs=1e-4)
 
 

@@ -81,14 +81,14 @@ def test_what_nobody_has_set_follows_the_stage_and_is_shown(
   name, kind, make, capsys
 ):
   asked = run_from(make(name), kind)
-  found = workdir.inherit(asked)
+  inherited = workdir.inherit(asked)
   shown = capsys.readouterr().err
   for field in FIELDS:
-    assert getattr(found.data, field) == getattr(DATA, field)
+    assert getattr(inherited.data, field) == getattr(DATA, field)
     assert f"data.{field}={getattr(DATA, field)}" in shown
   same = {name: getattr(asked.data, name) for name in FIELDS}
-  assert dataclasses.replace(found.data, **same) == asked.data
-  assert workdir.inherit(found) == found
+  assert dataclasses.replace(inherited.data, **same) == asked.data
+  assert workdir.inherit(inherited) == inherited
   assert capsys.readouterr().err == ""
 
 
@@ -106,26 +106,26 @@ def test_other_tags_are_refused_like_another_tokenizer(field, make):
 
 def test_the_same_tags_may_be_given(make):
   same = dict(user_tag="Q>", assistant_tag="A>", turn_separator="|")
-  found = workdir.inherit(run_from(make("sft"), explicit=[*same], **same))
-  assert (found.data.user_tag, found.data.assistant_tag) == ("Q>", "A>")
+  inherited = workdir.inherit(run_from(make("sft"), explicit=[*same], **same))
+  assert (inherited.data.user_tag, inherited.data.assistant_tag) == ("Q>", "A>")
 
 
 def test_a_base_model_has_no_format_of_its_own(make):
   """It has read documents; the first stage with prompts chooses."""
-  found = workdir.inherit(
+  inherited = workdir.inherit(
     run_from(make("pretrain"), presets.sft, ["user_tag"], user_tag="User>")
   )
-  assert found.data.user_tag == "User>"
+  assert inherited.data.user_tag == "User>"
   large = dataclasses.replace(DATA, max_prompt_tokens=999)
-  found = workdir.inherit(run_from(make("pretrain", large), presets.sft))
-  assert found.data.max_prompt_tokens == PRESET.max_prompt_tokens
+  inherited = workdir.inherit(run_from(make("pretrain", large), presets.sft))
+  assert inherited.data.max_prompt_tokens == PRESET.max_prompt_tokens
 
 
 def test_other_limits_are_told_in_one_line(make, capsys):
   limit = {"max_response_tokens": 7}
-  found = workdir.inherit(run_from(make("sft"), explicit=[*limit], **limit))
-  assert found.data.max_response_tokens == 7
-  assert found.data.max_prompt_tokens == 20
+  inherited = workdir.inherit(run_from(make("sft"), explicit=[*limit], **limit))
+  assert inherited.data.max_response_tokens == 7
+  assert inherited.data.max_prompt_tokens == 20
   (line,) = [
     line
     for line in capsys.readouterr().err.splitlines()

@@ -403,7 +403,7 @@ def test_a_prefix_can_be_chosen_by_the_reward_model(world_run, tmp_path):
     ({"init_from": ""}, "init_from"),
     ({"measure.start": ""}, "measure.start"),
     ({"measure.world": ""}, "measure.judge"),
-    ({"measure.reward_model": "policy_init"}, "no such folder"),
+    ({"measure.reward_model": "policy_init"}, "no such directory"),
   ],
 )
 def test_what_is_missing_for_a_measurement_is_named(

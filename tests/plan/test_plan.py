@@ -94,12 +94,12 @@ def test_a_plan_that_does_not_fit_says_what_does():
 
 def test_a_gpu_plan_leaves_what_jax_does_not_reserve(monkeypatch):
   monkeypatch.delenv(memory.FRACTION, raising=False)
-  found = planned("sft", "tiny", "h100:8", fsdp=8, tensor=1)
-  assert found.usable == 0.75 * 80e9 and found.fits
+  base_plan = planned("sft", "tiny", "h100:8", fsdp=8, tensor=1)
+  assert base_plan.usable == 0.75 * 80e9 and base_plan.fits
 
   def with_peak(size):
-    held = {**found.held, "more": size - found.peak}
-    return dataclasses.replace(found, held=held)
+    held = {**base_plan.held, "more": size - base_plan.peak}
+    return dataclasses.replace(base_plan, held=held)
 
   # A tenth is left for what arithmetic misses.
   assert with_peak(53.9e9).fits and not with_peak(54.1e9).fits
@@ -109,7 +109,7 @@ def test_a_gpu_plan_leaves_what_jax_does_not_reserve(monkeypatch):
   for text in ("2", "0", "most", "nan"):
     monkeypatch.setenv(memory.FRACTION, text)
     with pytest.raises(UserError) as error:
-      assert found.fits
+      assert base_plan.fits
     assert error.value.code == "bad_memory_fraction"
   # All of a TPU's is JAX's.
   chip = hardware.topology("v5p:2x2x1").chip
@@ -219,15 +219,15 @@ def test_layouts_divide_heads_and_mlps(values, most):
 def test_adapters_have_a_plan(experiment):
   values = {"fsdp": 8, "tensor": 1}
   whole = planned(experiment, "tiny", "h100:8", **values)
-  found = planned(
+  plan = planned(
     experiment, "tiny", "h100:8", **values, **{"model.lora_rank": 4}
   )
   name = "policy " * experiment.startswith("ppo")
-  assert found.held[f"{name}parameters"] < whole.held[f"{name}parameters"]
-  frozen = found.held[f"{name}frozen parameters"]
+  assert plan.held[f"{name}parameters"] < whole.held[f"{name}parameters"]
+  frozen = plan.held[f"{name}frozen parameters"]
   assert frozen == pytest.approx(whole.held[f"{name}parameters"], rel=0.01)
   if experiment != "reward" and name:
-    assert found.held["reference"] == found.held["policy parameters"]
+    assert plan.held["reference"] == plan.held["policy parameters"]
 
 
 def test_layouts_are_ranked():

@@ -44,30 +44,30 @@ FIRM = ("beats", "loses to", "cannot be told", "in this order", "not below")
 
 
 def test_the_summary_leads_with_what_the_data_can_carry():
-  said = results_lib.verdict(small())
+  summary = results_lib.verdict(small())
   # 200 rows of text are enough for the LM loss.
-  assert said[0].startswith("PPO adds 0.500 nats")
-  limit = said[1]
+  assert summary[0].startswith("PPO adds 0.500 nats")
+  limit = summary[1]
   assert "11 held-out prompts" in limit and "1 ranked held-out prompt:" in limit
   assert "fewer than 30" in limit and "nothing can be concluded" in limit
-  for sentence in said:
+  for sentence in summary:
     assert not any(word in sentence for word in FIRM), sentence
-  assert any("81.8\u00a0%" in sentence for sentence in said[2:])
-  assert any("33.3\u00a0% [–]" in sentence for sentence in said[2:])
+  assert any("81.8\u00a0%" in sentence for sentence in summary[2:])
+  assert any("33.3\u00a0% [–]" in sentence for sentence in summary[2:])
 
 
 @pytest.mark.parametrize("rows", [5, 29])
 def test_rows_of_text_are_counted_as_well(rows):
-  said = results_lib.verdict(small(rows=rows))
-  assert said[0].startswith("There are only 11 held-out prompts")
-  assert f"{rows} rows of held-out text" in said[0]
+  summary = results_lib.verdict(small(rows=rows))
+  assert summary[0].startswith("There are only 11 held-out prompts")
+  assert f"{rows} rows of held-out text" in summary[0]
 
 
 @pytest.mark.parametrize("units", [30, 500])
 def test_enough_units_are_concluded_from(units):
-  said = results_lib.verdict(small(units, units, units))
-  assert said[0].startswith("PPO-ptx beats SFT in 81.8")
-  assert not any("only" in sentence for sentence in said)
+  summary = results_lib.verdict(small(units, units, units))
+  assert summary[0].startswith("PPO-ptx beats SFT in 81.8")
+  assert not any("only" in sentence for sentence in summary)
   assert results_lib.small_samples(small(units, units, units)) == {}
 
 

@@ -104,8 +104,8 @@ def test_a_save_under_way_is_not_deleted_by_another_run(tmp_path):
   half = tmp_path / "checkpoints" / "2.saving"
   half.mkdir()
   with checkpoint.Checkpointer(tmp_path) as second:
-    found = second.restore_latest(_state())
-    assert found is not None and found[0] == 1
+    restored = second.restore_latest(_state())
+    assert restored is not None and restored[0] == 1
     assert half.exists()
     with pytest.raises(UserError) as caught:
       second.save(3, _state(3), {})
@@ -205,7 +205,7 @@ def test_a_replacement_that_was_cut_short_is_ended(tmp_path):
 def test_no_model(tmp_path):
   with pytest.raises(UserError, match="holds no trained model"):
     checkpoint.load_model(tmp_path)
-  with pytest.raises(UserError, match="no such folder"):
+  with pytest.raises(UserError, match="no such directory"):
     checkpoint.load_model(tmp_path / "none")
 
 

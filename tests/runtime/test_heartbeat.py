@@ -122,18 +122,18 @@ def test_silence_and_an_end_are_told_apart():
 def test_a_file_system_that_hangs_stops_the_heartbeat(monkeypatch, tmp_path):
   hangs = threading.Event()
   monkeypatch.setattr(os, "statvfs", lambda path: hangs.wait(30))
-  said = []
+  messages = []
   beats = processes._Heartbeat(
-    lambda **message: said.append(message), 0.2, str(tmp_path)
+    lambda **message: messages.append(message), 0.2, str(tmp_path)
   )
   time.sleep(0.3)
-  assert not said
+  assert not messages
   hangs.set()
   until = time.monotonic() + 30
-  while not said and time.monotonic() < until:
+  while not messages and time.monotonic() < until:
     time.sleep(0.01)
   beats.stop()
-  assert said[0] == {"beat": True}
+  assert messages[0] == {"beat": True}
 
 
 def test_beats_are_many_within_the_timeout():

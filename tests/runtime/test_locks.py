@@ -39,8 +39,8 @@ def test_a_second_run_is_refused_until_the_first_is_killed(tmp_path):
   try:
     assert process.stdout is not None
     assert process.stdout.readline() == "locked\n"
-    said = refused(run)
-    assert f"process {process.pid} on {socket.gethostname()}" in said
+    message = refused(run)
+    assert f"process {process.pid} on {socket.gethostname()}" in message
     assert os.listdir(run) == [".lock"], "the refused run has written"
   finally:
     process.kill()

@@ -84,8 +84,8 @@ def test_an_average_holds_no_share_of_its_start(decay):
     expected = weights @ points[:count] / weights.sum()
     np.testing.assert_allclose(average["x"], expected, rtol=0, atol=2e-3)
   plain = decay * average["x"] + (1 - decay) * points[0]
-  found = move(average, {"x": points[0]}, jnp.float32(decay), jnp.int32(10**7))
-  np.testing.assert_allclose(found["x"], plain, atol=1e-5)
+  actual = move(average, {"x": points[0]}, jnp.float32(decay), jnp.int32(10**7))
+  np.testing.assert_allclose(actual["x"], plain, atol=1e-5)
 
 
 def adam_twin(c, total, params, gradients):

@@ -80,10 +80,10 @@ def test_a_real_fall_is_found(few_resamples, count):
     family.gold[3] += 0.5
   chosen = gather.choose(families, OPTIONS, whole)
   assert chosen == [3] * count
-  found = gather.gap_from_chosen(
+  share = gather.gap_from_chosen(
     families, run(STEPS[-1]), OPTIONS, chosen, whole
   )
-  assert gather.below(found) and found.mean == pytest.approx(-0.5, abs=0.15)
+  assert gather.below(share) and share.mean == pytest.approx(-0.5, abs=0.15)
 
 
 def test_a_seed_has_no_part_in_its_own_choice():
@@ -98,8 +98,8 @@ def test_a_seed_has_no_part_in_its_own_choice():
   (before,) = gather.choose([only], OPTIONS, whole)
   only.gold[(before + 1) % 7, 1::2] += 100.0
   assert gather.choose([only], OPTIONS, whole) == [before]
-  (held,) = gather.held_out([only], lambda unused: run(0), whole)
-  np.testing.assert_array_equal(held, only.gold[0, 1::2])
+  (remaining,) = gather.held_out([only], lambda unused: run(0), whole)
+  np.testing.assert_array_equal(remaining, only.gold[0, 1::2])
 
 
 def test_one_seed_has_no_interval():
@@ -111,17 +111,17 @@ def test_one_seed_has_no_interval():
   [([0.0, 2.0], 12.706), ([0, 1, 2], 4.303 / 3**0.5), ([1, 1, 1], 0.0)],
 )
 def test_intervals_over_seeds_are_students(numbers, half):
-  found = gather.over_seeds(numbers)
-  assert found is not None and found.mean == 1.0
-  assert (found.low, found.high) == pytest.approx((1 - half, 1 + half))
+  interval = gather.over_seeds(numbers)
+  assert interval is not None and interval.mean == 1.0
+  assert (interval.low, interval.high) == pytest.approx((1 - half, 1 + half))
 
 
 def test_intervals_over_seeds_hold_the_mean_as_often_as_they_say():
   rng = np.random.default_rng(3)
   for count in (2, 3, 12, 25):
-    held = 0
+    covered = 0
     for _ in range(2000):
-      found = gather.over_seeds(rng.standard_normal(count))
-      assert found is not None
-      held += found.low < 0 < found.high
-    assert held / 2000 == pytest.approx(0.95, abs=0.015)
+      interval = gather.over_seeds(rng.standard_normal(count))
+      assert interval is not None
+      covered += interval.low < 0 < interval.high
+    assert covered / 2000 == pytest.approx(0.95, abs=0.015)

@@ -178,15 +178,15 @@ def test_reward_models(base, tmp_path):
     rows = [row + end for row in tokenizer(TEXTS).input_ids]
     if str(rows) not in scores:
       scores[str(rows)] = our_scores(model, params, rows)
-    wanted = scores[str(rows)] - raw[folder.SHIFT]
-    for row, score in zip(rows, wanted, strict=True):
+    expected = scores[str(rows)] - raw[folder.SHIFT]
+    for row, score in zip(rows, expected, strict=True):
       mask = torch.ones(1, len(row), dtype=int)
       alone = their_scores(theirs, torch.tensor([row]), mask)
       np.testing.assert_allclose(alone, [score], atol=1e-4)
     for side in ("left", "right"):
       batch = padded(tokenizer, rows, side, tokenizer.pad_token_id)
       np.testing.assert_allclose(
-        their_scores(theirs, *batch), wanted, atol=1e-4
+        their_scores(theirs, *batch), expected, atol=1e-4
       )
     texts = [text + tokenizer.eos_token for text in TEXTS]
     batch = tokenizer(texts, padding=True, return_tensors="pt")
@@ -206,8 +206,8 @@ def test_padding_that_ends_a_text_is_left_out():
     (dict(pad_token_id=2, eos_token_id=1), 1, 2),
     (dict(pad_token_id=0, eos_token_id=99), None, 0),
   ):
-    found = settings.generation_json(None, rows=10, ids=ids)
-    assert (found["eos_token_id"], found.get("pad_token_id")) == (eos, pad)
+    actual = settings.generation_json(None, rows=10, ids=ids)
+    assert (actual["eos_token_id"], actual.get("pad_token_id")) == (eos, pad)
 
 
 @pytest.fixture

@@ -348,18 +348,21 @@ def _refuse_json_in_txt(text: str, path: str) -> None:
   """Refuses JSON lines in a .txt file, which would be read as one text."""
   lines = [line for line in text[:_START].split("\n") if line.strip()]
   whole = lines if len(text) <= _START else lines[:-1]
-  if not whole or not whole[0].startswith("{"):
+  start = text.lstrip()[:_START]
+  array = re.match(r"\[\s*\{", start) and text.rstrip().endswith("]")
+  if not array and (not whole or not whole[0].startswith("{")):
     return
   try:
-    values = [json.loads(line) for line in whole]
+    values = json.loads(text) if array else [json.loads(w) for w in whole]
   except (ValueError, RecursionError):
     return
   if all(isinstance(value, dict) for value in values):
     raise UserError(
-      "is a .txt file, which is read as one text, but holds JSON lines",
+      "is a .txt file, which is read as one text, but holds JSON"
+      + ("" if array else " lines"),
       file=path,
       line=1,
-      fix="name it .jsonl",
+      fix=f"name it {'.json' if array else '.jsonl'}",
       code="json_in_txt",
     )
 

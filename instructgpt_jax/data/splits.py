@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import hashlib
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
@@ -25,6 +26,9 @@ _BLANKS = re.compile(r"\s+")
 # A first question that is asked under at least this many system prompts is an
 # instruction for what they hold, and does not identify a prompt.
 _GENERIC_SYSTEMS = 5
+# A later user turn of this many characters identifies a prompt by itself; a
+# shorter one, such as "Go on.", means nothing without what precedes it.
+_TELLING_CHARS = 40
 PART_CHARS = 20_000
 
 
@@ -71,6 +75,10 @@ def _system(turns: Sequence[Turn]) -> str:
   return normalised("\n".join(t.text for t in turns if t.role == "system"))
 
 
+def _key_part(role: str, text: str) -> bytes:
+  return f"{role}:{len(text)}:{text}\n".encode("utf-8", "surrogatepass")
+
+
 class Splitter:
   """Decides splits so that no held-out prompt is in a record of another split.
 
@@ -111,18 +119,27 @@ class Splitter:
     ranks[key] = max(ranks.get(key, 0), rank)
 
   def _keys(self, record: Record) -> Iterator[str]:
-    """One text for each prompt of a conversation, the whole one last."""
+    """One digest for each prompt of a conversation, the whole one last."""
     generic = _first_user_turn(record.turns) in self._generic
     last = max(
       (i for i, t in enumerate(record.turns) if t.role == "user"),
       default=len(record.turns) - 1,
     )
-    parts: list[str] = []
+    # A running digest: texts of all prefixes would be quadratic.
+    digest = hashlib.sha256()
     for i, turn in enumerate(record.turns):
       if turn.role != "system" or generic:
-        parts.append(f"{turn.role}:{normalised(turn.text)}")
+        digest.update(_key_part(turn.role, normalised(turn.text)))
       if (turn.role == "user" and i < last) or i == len(record.turns) - 1:
-        yield "\n".join(parts)
+        yield digest.hexdigest()
+
+  def _later_turns(self, record: Record) -> Iterator[str]:
+    """The key that each later user turn would have as a prompt by itself."""
+    users = [t for t in record.turns if t.role == "user"]
+    for turn in users[1:]:
+      text = normalised(turn.text)
+      if len(text) >= _TELLING_CHARS and text not in self._generic:
+        yield hashlib.sha256(_key_part("user", text)).hexdigest()
 
   def split_of(self, record: Record) -> str:
     """The split of a record of any source."""
@@ -140,7 +157,8 @@ class Splitter:
   def is_held_out_elsewhere(self, record: Record) -> bool:
     """Whether a prompt of the record is held out, but not in its own split."""
     rank = SPLITS.index(self.split_of(record))
-    return any(self._held.get(key, 0) > rank for key in self._keys(record))
+    keys = itertools.chain(self._keys(record), self._later_turns(record))
+    return any(self._held.get(key, 0) > rank for key in keys)
 
   def split(self, records: Iterable[_P]) -> tuple[dict[str, list[_P]], Drops]:
     """Splits the records of one source.

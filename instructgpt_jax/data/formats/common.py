@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -52,8 +53,13 @@ _SPLIT_NAMES = {"": "", "validation": "valid", "val": "valid", "dev": "valid",
                 "eval": "valid", "training": "train", "testing": "test",
                 "valid1": "valid", "valid2": "valid"}  # fmt: skip
 _SPLIT_NAMES.update({name: name for name in SPLITS})
-_GOOD = ("true", "1", "good", "desirable", "chosen")
-_BAD = ("false", "0", "bad", "undesirable", "rejected")
+_HELD_OUT = re.compile(r"(?:held|hold)[ _-]?out\b")
+# test_sft, test2, dev-clean and test[:10%], but not train/test or test+valid.
+_SPLIT_WORD = re.compile(r"([a-z]+)(?:[_-][\w.-]*|\d+|\[[^\]]*\])?\Z")
+_GOOD = ("true", "1", "good", "desirable", "chosen",
+         "thumbs_up")  # fmt: skip
+_BAD = ("false", "0", "bad", "undesirable", "rejected",
+        "thumbs_down", "-1", "-1.0")  # fmt: skip
 # Blank values that some writers put into a text.
 _EMPTY_JSON = ("[]", "{}", "null", "none", "false")
 
@@ -77,7 +83,10 @@ def split_name(value: str) -> str | None:
   name = value.strip().lower()
   if name in _SPLIT_NAMES:
     return _SPLIT_NAMES[name]
-  return _SPLIT_NAMES.get(name.replace("-", "_").split("_")[0])
+  if _HELD_OUT.match(name):
+    return "test"
+  word = _SPLIT_WORD.match(name)
+  return _SPLIT_NAMES.get(word.group(1)) if word else None
 
 
 def read(
@@ -135,6 +144,8 @@ def _is_empty(value: Any) -> bool:
 def _read_context(value: Any, common: Common, at: At) -> None:
   if isinstance(value, str):
     common.context = "" if is_placeholder(value) else value
+  elif isinstance(value, list) and all(isinstance(v, str) for v in value):
+    common.context = "\n\n".join(v for v in value if not is_placeholder(v))
   elif not reading.is_blank(value):
     at.unused.add("context")
 

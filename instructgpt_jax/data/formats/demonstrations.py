@@ -180,6 +180,11 @@ QUESTIONS = _single("GSM8K questions and answers", "question", "answer")
 # OpenOrca's system prompt is read as the common field of that name.
 OPEN_ORCA = _single("OpenOrca", "question", "response")
 QUERIES = _single("query/response", "query", "response")
+P3 = _single(
+  "P3", "inputs_pretokenized", "targets_pretokenized",
+  irrelevant=("inputs", "targets"),
+)  # fmt: skip
+FLAN = _single("FLAN", "inputs", "targets")
 INPUTS = _single(
   "input/output", "input", "output", without=("instruction", "output_1")
 )

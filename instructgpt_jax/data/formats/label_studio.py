@@ -94,7 +94,7 @@ def _result(
   if not isinstance(value, dict):
     raise Skip(reading.UNRANKED)
   if result.get("type") == "pairwise":
-    yield from _pairwise(data, turns, value.get("selected"), labeler, at)
+    yield from _pairwise(data, turns, result, labeler, at)
   elif "ranker" in value:
     yield from _ranked(data, turns, value["ranker"], labeler, at)
   else:
@@ -102,9 +102,14 @@ def _result(
 
 
 def _pairwise(
-  data: Mapping[str, Any], turns: Turns, selected: Any, labeler: str, at: At
-) -> Iterator[Record]:
+  data: Mapping[str, Any], turns: Turns, result: Mapping[str, Any],
+  labeler: str, at: At,
+) -> Iterator[Record]:  # fmt: skip
+  # The left side is the first tag that the control names.
+  tags = str(result.get("to_name") or "").split(",")
   names = _pair_fields(data)
+  if names is not None and tags == [names[1], names[0]]:
+    names = names[1], names[0]
   if names is None:
     at.fail(
       "two answers are expected",
@@ -112,6 +117,7 @@ def _pairwise(
       "name them 'answer1' and 'answer2'",
       "missing_field",
     )
+  selected = result["value"].get("selected")
   if selected is None:
     raise Skip(reading.UNRANKED)
   texts = tuple(at.get(data, name, where="data.") for name in names)

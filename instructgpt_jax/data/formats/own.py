@@ -8,7 +8,12 @@ from typing import Any
 from instructgpt_jax.data.formats import at as reading
 from instructgpt_jax.data.formats.at import At, Skip, type_name
 from instructgpt_jax.data.formats.format import Format, has
-from instructgpt_jax.data.formats.texts import clean, ranks_of, reply
+from instructgpt_jax.data.formats.texts import (
+  check_repeated,
+  clean,
+  ranks_of,
+  reply,
+)
 from instructgpt_jax.data.formats.turns import (
   Turns,
   merge,
@@ -66,9 +71,11 @@ def _rankings(obj: Any, at: At) -> Iterator[Record]:
   turns = _prompt(obj, at)
   if len(set(ranks)) == 1:
     raise Skip(reading.TIES)
+  texts = tuple(clean(c) for c in completions)
+  check_repeated(texts, ranks, at)
   yield Ranking(
     turns=turns,
-    completions=tuple(clean(c) for c in completions),
+    completions=texts,
     ranks=ranks,
     origin=at.origin,
   )

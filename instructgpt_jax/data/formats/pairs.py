@@ -22,6 +22,7 @@ from instructgpt_jax.data.formats.turns import (
   read_messages,
   read_prompt,
   read_turns,
+  refuse_encoded,
   transcript,
 )
 from instructgpt_jax.data.records import Ranking, Record, Turn
@@ -81,9 +82,19 @@ _CONVERSATIONS = ("conversations", "messages", "conversation")
 
 def _preference(obj: Any, at: At) -> Iterator[Record]:
   """Yields the pair of chosen and rejected replies to a prompt."""
+  _check_status(obj)
   _check_scores(obj, at)
   chosen, rejected = _side(obj, "chosen", at), _side(obj, "rejected", at)
   yield from _from_sides(_pair_prompt(obj, chosen, at), chosen, rejected, at)
+
+
+def _check_status(obj: Mapping[str, Any]) -> None:
+  """Skips the ties of distilabel's pairs, where neither reply was better."""
+  ratings = obj.get("rating")
+  if obj.get("status") == "tie" or (
+    isinstance(ratings, list) and len(ratings) == 2 and ratings[0] == ratings[1]
+  ):
+    raise Skip(reading.TIES)
 
 
 def _check_scores(obj: Mapping[str, Any], at: At) -> None:
@@ -122,6 +133,7 @@ def _side(obj: Mapping[str, Any], name: str, at: At) -> Turns:
     check_texts(turns[:-1], name, at)
   else:
     text = at.get(obj, name)
+    refuse_encoded(text, name, at)
     whole = transcript(text)
     if whole and len(whole) > 1 and whole[-1].role == "assistant":
       turns = whole
@@ -257,6 +269,8 @@ PREFERENCE = Format(
     "chosen": _SIDE,
     "rejected": _SIDE,
     **{name: _SCORE for names in _SCORES for name in names},
+    "status": '"tie" is a tie',
+    "rating": "two equal ratings are a tie",
   },
   ("prompt", "chosen", "rejected"),
   result=PAIR,

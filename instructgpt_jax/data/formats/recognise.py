@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Sequence
 from typing import Any
 
-from instructgpt_jax.data.formats.at import At, type_name
+from instructgpt_jax.data.formats.at import At, Skip, type_name
 from instructgpt_jax.data.formats.format import Format
 from instructgpt_jax.data.formats.registry import FORMATS, by_name
 from instructgpt_jax.data.records import (
@@ -15,6 +15,7 @@ from instructgpt_jax.data.records import (
   Prompt,
   Ranking,
 )
+from instructgpt_jax.errors import UserError
 
 # What a record of each kind needs at least, for hints.
 _NEEDED = {
@@ -38,9 +39,10 @@ def recognise(obj: Any, at: At, wanted: type | None = None) -> Format:
       format that is written otherwise where there is just one, and the fields
       that the kind needs.
   """
-  for known in FORMATS:
-    if known.fits(obj):
-      return known
+  _refuse_columns(obj, at)
+  known = _first_fit(obj)
+  if known:
+    return known
   if not isinstance(obj, dict):
     at.fail(
       f"an object or a text is expected, not {type_name(obj)}",
@@ -74,6 +76,44 @@ def recognise(obj: Any, at: At, wanted: type | None = None) -> Format:
   )
 
 
+def _first_fit(obj: Any) -> Format | None:
+  """Returns the first format that fits, without fields that are null if any.
+
+  Files with the columns of several formats write null for those of the others.
+  A prompt is no reason to forget a field: its reply may be null by mistake.
+  """
+  first = next((known for known in FORMATS if known.fits(obj)), None)
+  if not isinstance(obj, dict) or None not in obj.values():
+    return first
+  present = {name: value for name, value in obj.items() if value is not None}
+  known = next((known for known in FORMATS if known.fits(present)), None)
+  if known is None or known.name == by_name("own prompts").name:
+    return first
+  return known
+
+
+def _refuse_columns(obj: Any, at: At) -> None:
+  """Refuses an object that is a table: one list, or object, for each column."""
+  if not isinstance(obj, dict) or len(obj) < 2:
+    return
+  columns = list(obj.values())
+  if all(isinstance(c, dict) and "0" in c for c in columns):
+    lengths = {len(c) for c in columns}
+  elif all(isinstance(c, list) and c for c in columns) and not any(
+    isinstance(c[0], dict) for c in columns
+  ):
+    lengths = {len(c) for c in columns}
+  else:
+    return
+  if len(lengths) == 1:
+    at.fail(
+      f"is a table of columns ({_list(sorted(obj))}), not a record",
+      "",
+      "write one record a line (pandas: to_json(orient='records', lines=True))",
+      "columns",
+    )
+
+
 def _list(names: Sequence[str]) -> str:
   rest = f" and {len(names) - 8} more" if len(names) > 8 else ""
   return ", ".join(repr(n) for n in names[:8]) + rest
@@ -93,6 +133,29 @@ def _needs(wanted: type | None) -> str:
   return f"give each record {' and '.join(map(repr, fields))}; "
 
 
+def _is_renamed(
+  obj: dict[str, Any], name: str, field: str, known: Format
+) -> bool:
+  """Whether a record is one of a format once a field is renamed.
+
+  `answerKey` or `answer_idx` is no misspelt `answer`, and an `answers` that
+  holds an object is none either.
+  """
+  if len(name) > len(field) + 1 and name.startswith(field):
+    return False
+  others = {k: v for k, v in obj.items() if k != name}
+  renamed = {**others, field: obj[name]}
+  if not known.fits(renamed):
+    return False
+  try:
+    list(known.parse(renamed, At("", 1, known.own)))
+  except UserError:
+    return False
+  except Skip:
+    return True
+  return True
+
+
 def _misspelt(
   obj: dict[str, Any], wanted: type | None
 ) -> tuple[str, str, Format] | None:
@@ -104,7 +167,7 @@ def _misspelt(
       continue
     others = [n for n in obj if n not in known.example]
     near = difflib.get_close_matches(missing[0], others, n=1, cutoff=0.8)
-    if near and known.fits({**obj, missing[0]: obj[near[0]]}):
+    if near and _is_renamed(obj, near[0], missing[0], known):
       matches.append((near[0], missing[0], known))
   if len({match[:2] for match in matches}) > 1:
     matches = [m for m in matches if m[2].name == _NEEDED.get(wanted)]  # type: ignore[arg-type]

@@ -52,6 +52,8 @@ FORMATS: tuple[Format, ...] = (
   demonstrations.QUERIES,
   demonstrations.RESPONSES,
   demonstrations.INPUTS,
+  demonstrations.P3,
+  demonstrations.FLAN,
   prompts.QUESTIONS,
   own.PROMPTS,
   own.TEXT,

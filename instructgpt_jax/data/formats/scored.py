@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from instructgpt_jax.data.formats.format import Format, choose, first_of, has
 from instructgpt_jax.data.formats.pairs import GRADED
 from instructgpt_jax.data.formats.texts import (
   add_input,
+  check_repeated,
   clean,
   optional_input,
   ranks_of,
@@ -46,11 +48,10 @@ def ranking(
   rows = [row for row in rows if row[0]]
   if len(rows) < 2:
     raise Skip(SINGLE)
-  if len({text for text, _ in rows}) == 1:
-    raise Skip(reading.IDENTICAL)
   ranks = ranks_of([score for _, score in rows])
   if len(set(ranks)) == 1:
     raise Skip(reading.TIES)
+  check_repeated([text for text, _ in rows], ranks, at)
   yield Ranking(
     turns=turns,
     completions=tuple(text for text, _ in rows),
@@ -104,6 +105,21 @@ def _score(reply: Mapping[str, Any]) -> float | None:
   return None
 
 
+def _check_ranks(replies: Sequence[Any], scores: Sequence[float | None]):
+  """Skips replies whose scores order them otherwise than their ranks."""
+  ranks = [_number(reply.get("rank")) for reply in replies]
+  both = [
+    (score, -rank)
+    for score, rank in zip(scores, ranks, strict=True)
+    if score is not None and rank is not None
+  ]
+  by_score = ranks_of([score for score, _ in both])
+  by_rank = ranks_of([rank for _, rank in both])
+  pairs = sorted(zip(by_score, by_rank, strict=True))
+  if any(a > b for (_, a), (_, b) in itertools.pairwise(pairs)):
+    raise Skip(reading.CONTRADICTION)
+
+
 def _scored(obj: Any, at: At) -> Iterator[Record]:
   """Yields the ranking of a list of replies, or a prompt without scores."""
   name = choose(obj, _LISTS, at)
@@ -124,6 +140,7 @@ def _scored(obj: Any, at: At) -> Iterator[Record]:
     return
   if None in scores:
     at.notes.add("rankings without their replies that lack a score")
+  _check_ranks(replies, scores)
   if not any("rank" in reply for reply in replies):
     at.notes.add(GRADED)
   rows = [(t, s) for t, s in zip(texts, scores, strict=True) if s is not None]

@@ -87,6 +87,14 @@ def reply(completion: str, at: At) -> str:
   return text
 
 
+def check_repeated(texts: Sequence[str], ranks: Sequence[int], at: At) -> None:
+  """Notes a reply that has several ranks; skips a ranking of nothing else."""
+  if len(set(texts)) == 1:
+    raise Skip(reading.IDENTICAL)
+  if len(set(zip(texts, ranks, strict=True))) > len(set(texts)):
+    at.notes.add("rankings with one reply at several ranks")
+
+
 def ranks_of(scores: Sequence[float]) -> tuple[int, ...]:
   """Returns ranks from scores: 1 for the highest, equal scores tie."""
   order = sorted(set(scores), reverse=True)

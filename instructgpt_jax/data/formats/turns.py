@@ -42,6 +42,9 @@ _MESSAGE_FIELDS = frozenset(
   ("role", "content", "from", "value", "weight", "train", "trainable", "loss")
   + ("label", "tool_calls", "function_call", "tool_call_id")
 )
+# Capybara's conversations.
+_EXCHANGE = frozenset(("input", "output"))
+_SPEAKERS = ("role", "from")
 _CALLS = ("tool_calls", "function_call", "tool_call_id")
 _TRAINED = ("weight", "train", "trainable", "loss", "label")
 _TEXT_PARTS = ("text", "input_text", "output_text")
@@ -51,6 +54,9 @@ _TAG = r"(Human|Assistant):[ ]?"
 _WIDE = re.compile(r"(?:^|\n\n)" + _TAG)
 _NARROW = re.compile(r"(?:^|\n)" + _TAG)
 _USER = re.compile(r"(^|\n)User:")
+_ENCODED = re.compile(
+  r"\s*\[\s*\{\s*[\"'](?:role|from|content|value)[\"']\s*:\s*[\"']"
+)
 _STARTS = re.compile(r"\s*(Human|Assistant):")
 
 
@@ -101,6 +107,7 @@ def read_prompt(value: Any, field: str, at: At) -> Turns:
     turns = read_turns(value, field, at)
   else:
     text = at.text({field: value}, field)
+    refuse_encoded(text, field, at)
     turns = transcript(text, lead=True)
     if turns and turns[-1] == Turn("assistant", ""):
       turns = turns[:-1]
@@ -123,6 +130,18 @@ def read_prompt(value: Any, field: str, at: At) -> Turns:
       "prompt_end",
     )
   return turns
+
+
+def refuse_encoded(text: str, field: str, at: At) -> None:
+  """Refuses a text that is a whole list of messages, as CSV files hold it."""
+  if _ENCODED.match(text) and text.rstrip().endswith("]"):
+    at.fail(
+      "is a list of messages that is written as one text",
+      field,
+      "write the list itself, not a text of it (in Python json.loads, or"
+      " ast.literal_eval where it has single quotes)",
+      "encoded_messages",
+    )
 
 
 def check_texts(turns: Sequence[Turn], field: str, at: At) -> None:
@@ -148,6 +167,8 @@ def read_turns(value: Any, field: str, at: At) -> Turns:
 def read_messages(value: Any, field: str, at: At) -> list[Message]:
   """Reads OpenAI's {"role", "content"} or ShareGPT's {"from", "value"} list.
 
+  Capybara's {"input", "output"} is a user's turn and its reply.
+
   A system message without a text is left out.
 
   Raises:
@@ -172,12 +193,26 @@ def read_messages(value: Any, field: str, at: At) -> list[Message]:
         'write each turn as {"role": "user", "content": "..."}',
         "wrong_type",
       )
+    if _EXCHANGE <= message.keys() and message.keys().isdisjoint(_SPEAKERS):
+      messages += _read_exchange(message, where, at)
+      continue
     message = read_message(message, where, at)
     if message.turn.role != "system" or message.turn.text.strip():
       messages.append(message)
   if not messages:
     raise Skip(reading.NO_TURNS)
   return messages
+
+
+def _read_exchange(
+  exchange: Mapping[str, Any], where: str, at: At
+) -> list[Message]:
+  """Reads a question and its answer that stand in one object."""
+  reading.note_others(at, exchange, _EXCHANGE, f"{where.split('[')[0]}[]")
+  return [
+    Message(Turn(role, at.get(exchange, name, where=where + ".")), True)
+    for role, name in (("user", "input"), ("assistant", "output"))
+  ]
 
 
 def read_message(message: Mapping[str, Any], where: str, at: At) -> Message:

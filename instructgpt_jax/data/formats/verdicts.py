@@ -31,11 +31,13 @@ def _outputs(obj: Any, at: At) -> Iterator[Record]:
   if obj[field] is None:
     raise Skip(reading.UNRANKED)
   value = at.number(obj, field)
-  if not (value == 0 or 1 <= value <= 2):
+  # Labels of 0 and 1 count from 0, and would be a tie and the wrong reply.
+  if not (1 <= value <= 2 or (value == 0 and field == "preference")):
     at.fail(
       f"{obj[field]} is no preference",
       field,
-      "write 1 or 2, 0 for a tie",
+      "write 1 or 2 for the better reply"
+      + (", 0 for a tie" if field == "preference" else ""),
       "bad_preference",
     )
   # AlpacaEval writes 1.5, older files 0, for a tie; a weighted preference is
@@ -200,6 +202,12 @@ def _is_strength(obj: Any) -> bool:
   ) or has("context", "response1", "response2", "overall_preference")(obj)
 
 
+def _is_pandalm(obj: Any) -> bool:
+  return has("response1", "response2", without=("overall_preference",))(
+    obj
+  ) and not obj.keys().isdisjoint(("instruction", "annotator1"))
+
+
 _GRADES = "counted: only the order is used"
 OUTPUTS = Format(
   "AlpacaEval/LLMBar pairs",
@@ -210,7 +218,7 @@ OUTPUTS = Format(
     " prompt where it is alone", "output_1": "a reply", "output_2": "a reply",
     "preference": "1 or 2 for the better reply, 0 or 1.5 for a tie; numbers"
     " between are counted: only the order is used",
-    "label": "as preference", "annotator": "labeler id",
+    "label": "1 or 2 for the better reply", "annotator": "labeler id",
   },
   ("instruction", "output_1", "output_2", "preference"),
   ("generator", "generator_1", "generator_2", "price_per_example",
@@ -220,7 +228,7 @@ OUTPUTS = Format(
 )  # fmt: skip
 PANDALM = Format(
   "PandaLM pairs",
-  has("response1", "response2", without=("overall_preference",)),
+  _is_pandalm,
   _pandalm,
   {
     "instruction": "the prompt", "input": "input below the instruction",

@@ -13,6 +13,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
+from instructgpt_jax import streams
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.runtime import checkpoint, manifest, storage
 
@@ -51,6 +52,7 @@ def accept(directory: str | pathlib.Path) -> pathlib.Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command line; returns the exit status."""
+  streams.accept_all_text()
   arguments = sys.argv[1:] if argv is None else list(argv)
   try:
     if len(arguments) != 1 or arguments[0].startswith("-"):

@@ -41,8 +41,10 @@ def test_a_tokenizer_without_an_end(tmp_path):
   with pytest.raises(UserError) as e:
     workdir.open_stage(str(tmp_path / "m"))
   assert e.value.code == "special_token_unknown"
-  assert e.value.file == str(tmp_path / "m" / "config.json")
-  change_json(tmp_path / "m" / "config.json", lambda c: c.pop("eos_token_id"))
+  names = ("generation_config.json", "config.json")
+  assert e.value.file == str(tmp_path / "m" / names[0])
+  for name in names:
+    change_json(tmp_path / "m" / name, lambda c: c.pop("eos_token_id"))
   with pytest.raises(UserError) as e:
     workdir.open_stage(str(tmp_path / "m"))
   assert e.value.code == "no_end_of_text"

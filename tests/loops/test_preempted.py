@@ -7,7 +7,7 @@ import time
 import pytest
 
 from instructgpt_jax.runtime import preemption
-from tests.loops import results, toy
+from tests.loops import results
 
 # Steps of a call at which it comes; 32 updates of PPO-ptx, 4 an iteration.
 STEPS = {"sft": (11,), "reward": (7,), "ppo_ptx": (1, 6, 12)}
@@ -101,13 +101,13 @@ def test_the_best_and_every_so_many_are_kept(stages, tmp_path):
   )
 
 
-def test_a_stage_without_the_measure_keeps_the_newest(stages, tmp_path):
+def test_a_stage_without_the_measure_refuses_it(stages, tmp_path):
   done = stages.run(
     "reward",
     *stages.flags("reward"),
     "--run.keep_best=valid_loss",
     f"--workdir={tmp_path}",
   )
-  assert done.status == 0, done.err
-  assert results.steps(tmp_path) == results.steps(stages["reward"])
-  assert "reward" in toy.STAGES
+  assert done.status == 2
+  assert "[run.keep_best]" in done.err
+  assert not list(tmp_path.glob("checkpoints/*"))

@@ -57,7 +57,12 @@ def trained(server, tmp_path_factory):
     make_ranking(rng, n, s) for n, s in enumerate(toy.splits(3000, 60))
   ]
   demonstrations = [
-    {"prompt": toy.COLOURS[i % 2], "completion": ITEMS[i], "split": "train"}
+    # Prompts of their own: those of held-out rankings would be dropped.
+    {
+      "prompt": f"{toy.COLOURS[0]} {toy.COLOURS[i % 2]}",
+      "completion": ITEMS[i],
+      "split": "train",
+    }
     for i in (0, 1, 2, 5)
   ]
   command = [

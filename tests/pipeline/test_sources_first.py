@@ -20,10 +20,11 @@ class Reached(Exception):
 @pytest.fixture
 def sources(tmp_path):
   toy.write_data(tmp_path / "data")
-  return {
+  paths = {
     f"data.{kind}": str(tmp_path / "data" / f"{kind}.jsonl")
     for kind in toy.KINDS
   }
+  return paths | {"evaluation.split": "valid"}
 
 
 def start(folder, **values):

@@ -72,7 +72,8 @@ def test_a_study_runs_to_its_page_and_is_not_run_again(tmp_path, capsys):
   assert study.main(command) == 0, capsys.readouterr().err
   results = files.read_json(tmp_path / "results.json")
   verdict = results["verdicts"]["sft_epochs"]
-  assert isinstance(verdict["reproduced"], bool) and verdict["seeds"] == [0]
+  # One seed allows no verdict.
+  assert verdict["reproduced"] is None and verdict["seeds"] == [0]
   assert results["studies"]["sft_epochs"]["runs"] == 6
   assert verdict["seconds"] > 0
   page = (tmp_path / "index.html").read_text()

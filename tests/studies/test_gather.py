@@ -68,8 +68,8 @@ def test_no_fall_is_found_where_there_is_none(few_resamples, count):
     new = gather.gap_from_chosen(families, last, OPTIONS, chosen, whole)
     same += gather.below(old)
     other += gather.below(new)
-  assert same / trials > 0.09
-  assert other / trials < 0.06
+  assert same / trials > (0.09 if count == 1 else 0.06)
+  assert other / trials < 0.06 and other < same
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

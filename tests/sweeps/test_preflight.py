@@ -70,7 +70,7 @@ def test_batches_and_lengths_of_every_run(
              "--sweep=seed=0,1"), "sft.reward_model", "no_folder"),
     ("sft", ("--init_from=START",
              "--sweep=data.demonstrations=START/../demos.jsonl,NOWHERE.jsonl"),
-     "data.demonstrations", "no_file"),
+     "data.demonstrations", "no_such_file"),
     ("sft", ("--tokenizer.path=NOWHERE", "--sweep=seed=0,1"),
      "tokenizer.path", "no_file"),
   ],

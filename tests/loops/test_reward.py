@@ -39,8 +39,9 @@ def make_ranking(rng, number, split):
   if TWIN in drawn:  # an equal that is told from it by no labeler
     drawn[TWINS_TWIN] = drawn[TWIN]
   places = sorted(set(drawn.values()), reverse=True)
+  colour = toy.COLOURS[number % 4]
   return {
-    "prompt": toy.COLOURS[number % 4],
+    "prompt": colour if split == "train" else f"{colour} {colour}",
     "completions": [ITEMS[i] for i in drawn],
     "ranks": [1 + places.index(value) for value in drawn.values()],
     "labeler_id": str(number),
@@ -59,7 +60,7 @@ def trained(server, tmp_path_factory):
   demonstrations = [
     # Prompts of their own: those of held-out rankings would be dropped.
     {
-      "prompt": f"{toy.COLOURS[0]} {toy.COLOURS[i % 2]}",
+      "prompt": f"{toy.COLOURS[2]} {toy.COLOURS[i % 2]}",
       "completion": ITEMS[i],
       "split": "train",
     }

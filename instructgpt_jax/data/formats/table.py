@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from instructgpt_jax import streams
 from instructgpt_jax.data.formats import common
 from instructgpt_jax.data.formats.registry import FORMATS
 
@@ -51,4 +52,5 @@ def markdown() -> str:
 
 
 if __name__ == "__main__":
+  streams.accept_all_text()
   print(markdown(), end="")

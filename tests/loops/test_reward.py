@@ -125,7 +125,7 @@ def test_accuracy_is_of_held_out_pairs_without_ties(trained):
   found = results.summary(trained[0])["accuracy"]
   assert found["mean"] == pytest.approx(right / pairs)
   assert found["low"] < found["mean"] < found["high"]
-  assert found["high"] - found["low"] < 0.5
+  assert found["high"] - found["low"] < 0.7  # Student's, of 4 prompts
 
 
 def test_one_epoch_gives_every_ranking_once(trained):

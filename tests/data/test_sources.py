@@ -412,10 +412,10 @@ def pipe(path, content):
   "name, content, read",
   [
     ("p", GOOD * 3, D),
-    ("p", gzip.compress(GOOD * 3), D),
+    ("p", gzip.compress(GOOD * 3, mtime=0), D),
     ("p", b"[" + GOOD + b"," + GOOD + b"," + GOOD + b"]", D),
     ("p.jsonl", GOOD * 3, D),
-    ("p.jsonl.gz", gzip.compress(GOOD * 3), D),
+    ("p.jsonl.gz", gzip.compress(GOOD * 3, mtime=0), D),
     ("p", b'"one"\n"two"\n"three"\n', P),
     ("p", b'["one",\n"two","three"]\n'.replace(b"\n", b""), P),
     ("p", b"[Verse]\nSing\n", T),

@@ -70,9 +70,6 @@ STAGES: Mapping[str, tuple[str, ...]] = {
     "--ppo.ptx_ratio=2",
     "--ppo.ptx_microbatch=4",
     "--ppo.ptx_sequence=24",
-    # Rounding of gradients near zero stays rounding: runs are compared.
-    "--optimizer.eps=1e-5",
-    "--value_optimizer.eps=1e-5",
     "--ppo.kl_target=2",
     "--ppo.kl_horizon=20",
     "--ppo.ema_decay=0.9",

@@ -53,10 +53,10 @@ def few_resamples(monkeypatch):
   )
 
 
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("count", [1, 3, 8])
 def test_no_fall_is_found_where_there_is_none(few_resamples, count):
   """A peak that is chosen and tested on the same data falls far too often."""
-  rng, trials = np.random.default_rng(0), 300
+  rng, trials = np.random.default_rng(0), 600
   same, other = 0, 0
   for _ in range(trials):
     families = seeds(rng, count, 0.1 if count > 1 else 0.3)
@@ -68,11 +68,12 @@ def test_no_fall_is_found_where_there_is_none(few_resamples, count):
     new = gather.gap_from_chosen(families, last, OPTIONS, chosen, whole)
     same += gather.below(old)
     other += gather.below(new)
-  assert same / trials > (0.09 if count == 1 else 0.06)
+  # Student's interval of three seeds is wide, and hides some of the bias.
+  assert same / trials > (0.06 if count == 3 else 0.09)
   assert other / trials < 0.06 and other < same
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 8])
 def test_a_real_fall_is_found(few_resamples, count):
   rng = np.random.default_rng(1)
   families = seeds(rng, count)

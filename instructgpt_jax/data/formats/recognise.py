@@ -25,6 +25,9 @@ _NEEDED = {
   Document: "own text",
 }
 
+# Fields that hold a list in one record.
+_LISTS = ("completions", "ranks", "scores", "turns")
+
 
 def recognise(obj: Any, at: At, wanted: type | None = None) -> Format:
   """Returns the format of a record.
@@ -96,6 +99,8 @@ def _refuse_columns(obj: Any, at: At) -> None:
   """Refuses an object that is a table: one list, or object, for each column."""
   if not isinstance(obj, dict) or len(obj) < 2:
     return
+  if not obj.keys().isdisjoint(_LISTS):
+    return  # A single record may lack its other fields.
   columns = list(obj.values())
   if all(isinstance(c, dict) and "0" in c for c in columns):
     lengths = {len(c) for c in columns}

@@ -317,7 +317,7 @@ def inherit(config: C) -> C:
     for name, value in shape.items()
     if name != "vocab_size" and getattr(config.model, name) != value
   }
-  data = _inherited_data(config.data, stage)
+  data = inherited_data(config.data, stage)
   changed |= {
     f"data.{name}": getattr(data, name)
     for name in (*_PROMPTS, *_LIMITS)
@@ -330,8 +330,16 @@ def inherit(config: C) -> C:
   return dataclasses.replace(config, model=model, data=data)
 
 
-def _inherited_data(data: config_lib.Data, stage: Stage) -> config_lib.Data:
-  """Takes the prompt format and the limits of a stage, unless they are set."""
+def inherited_data(data: config_lib.Data, stage: Stage) -> config_lib.Data:
+  """Takes the prompt format and the limits of a stage, unless they are set.
+
+  Args:
+    data: the data section of a run that starts from the stage.
+    stage: of this library, or another library's model, which has neither.
+
+  Raises:
+    UserError: another prompt format is set than the stage was trained with.
+  """
   if stage.source is not None:
     return data  # Another library's model says nothing of them.
   names = _PROMPTS

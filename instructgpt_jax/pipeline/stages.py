@@ -278,14 +278,17 @@ def _checked(pipeline: Pipeline) -> Pipeline:
       the validation records that a setting needs.
   """
   config, directory = pipeline.config, pipeline.directory
-  data = config.data
+  data, tokenizer = config.data, None
+  if config.init_from:  # Its chat template may refuse a conversation.
+    stage = workdir.open_stage(config.init_from, field="init_from", run=config)
+    data, tokenizer = workdir.inherited_data(data, stage), stage.tokenizer
   splits = {
     "data.pretraining": inputs.documents(data),
-    "data.demonstrations": inputs.demonstrations(data, None),
-    "data.prompts": inputs.prompts(data, None),
+    "data.demonstrations": inputs.demonstrations(data, tokenizer),
+    "data.prompts": inputs.prompts(data, tokenizer),
   }
   if data.comparisons:
-    splits["data.comparisons"] = inputs.rankings(data, None)
+    splits["data.comparisons"] = inputs.rankings(data, tokenizer)
   valid = {field: len(split.valid) for field, split in splits.items()}
   if config.sft.select_by in ("reward", "loss"):
     language.selection(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 
 import pytest
 
@@ -10,7 +11,7 @@ from instructgpt_jax.errors import UserError
 from instructgpt_jax.loops import language
 from instructgpt_jax.pipeline import stages
 from instructgpt_jax.runtime import files, workdirs
-from tests.loops import toy
+from tests.loops import hub, toy
 
 
 class Reached(Exception):
@@ -34,7 +35,7 @@ def start(folder, **values):
     stages.run(wanted, str(folder))
 
 
-def stop(config, directory):
+def stop(config, directory, **options):
   (files.make_directory(directory) / "metrics.jsonl").touch()
   raise Reached
 
@@ -119,6 +120,42 @@ def test_a_wish_for_validation_without_records_is_an_early_error(
     assert (error.code, error.field) == ("no_validation", "sft.select_by")
   with pytest.raises(Reached):
     start(tmp_path / "run", **sources)
+
+
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
+def test_a_prompt_that_the_template_refuses_ends_it_before_training(
+  split, sources, tmp_path, monkeypatch
+):
+  """Evaluation, which asks test prompts, comes after all training."""
+  monkeypatch.setattr(language, "sft", stop)
+  path = tmp_path / "data" / "prompts.jsonl"
+  base = pathlib.Path(hub.make(tmp_path / "base", "llama"))
+  settings = json.loads((base / "tokenizer_config.json").read_text())
+  settings["chat_template"] = (
+    "{% if messages[0].role == 'system' %}"
+    "{{ raise_exception('System role not supported') }}{% endif %}"
+  ) + settings["chat_template"]
+  (base / "tokenizer_config.json").write_text(json.dumps(settings))
+  values = sources | {
+    "init_from": str(base),
+    "data.max_prompt_tokens": 10,
+    "data.max_response_tokens": 6,
+    "policy_init_optimizer.learning_rate": 1e-4,
+    "reward_optimizer.learning_rate": 1e-4,
+    "sft_optimizer.learning_rate": 1e-4,
+    "ppo_optimizer.learning_rate": 1e-4,
+    "value_optimizer.learning_rate": 1e-4,
+  }
+  with pytest.raises(Reached):
+    start(tmp_path / "run", **values)
+  turns = [
+    {"role": "system", "content": "ka"},
+    {"role": "user", "content": "red ba"},
+  ]
+  with open(path, "a", encoding="utf-8") as file:
+    file.write(json.dumps({"prompt": turns, "split": split}) + "\n")
+  error = refused(tmp_path / "other", values)
+  assert error.code == "template_refuses" and error.file == str(base)
 
 
 def test_a_stage_keeps_the_best_by_what_it_measures(tmp_path):

@@ -223,8 +223,9 @@ class Talker:
         drawn = np.asarray(rollout.tokens)[:, size:]
         real, ended = np.asarray(rollout.response_mask), rollout.ended
         require_finite(rollout.logp, real)
+        text_ids = real & ~np.isin(drawn, self._tokenizer.stop_ids)
         for r, (index, _) in enumerate(part):
-          text = self._tokenizer.decode_reply(drawn[r][real[r]])
+          text = self._tokenizer.decode_reply(drawn[r][text_ids[r]])
           yield index, (text, bool(ended[r]))
         progress.update(len(part))
 

@@ -121,7 +121,7 @@ def train(
     optimizers,
     state,
     mesh,
-    eos_id=tokenizer.eos_id,
+    eos_id=tokenizer.stop_ids,
     pad_id=tokenizer.pad_id,
   )
   sources: dict[str, fingerprint_lib.Source] = {}

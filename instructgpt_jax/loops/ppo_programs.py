@@ -60,7 +60,7 @@ def jitted(
   state: PpoState,
   mesh: mesh_lib.AnyMesh,
   *,
-  eos_id: int,
+  eos_id: int | tuple[int, ...],
   pad_id: int,
 ) -> Programs:
   """The programs of an iteration.
@@ -71,7 +71,7 @@ def jitted(
     optimizers: of policy and value network.
     state: what is trained, or its shapes.
     mesh: where it lies.
-    eos_id: ends a response.
+    eos_id: ends a response; of several ids, each does.
     pad_id: fills up ended rows.
   """
   section = config.ppo

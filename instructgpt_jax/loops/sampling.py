@@ -91,7 +91,7 @@ def respond(
       key,
       max_new_tokens=max_new_tokens,
       temperature=temperature,
-      eos_id=tokenizer.eos_id,
+      eos_id=tokenizer.stop_ids,
       pad_id=tokenizer.pad_id,
       samples=samples,
       slots=batch_size,
@@ -129,12 +129,14 @@ def require_finite(logp: Array, mask: Array | None = None) -> None:
 
 
 def texts(rollout: Rollout, tokenizer: Tokenizer) -> list[str]:
-  """The answers as text, without end-of-text."""
+  """Decodes the answers, without the ids that end them."""
   length = rollout.response_mask.shape[1]
-  tokens, mask = np.asarray(rollout.tokens), np.asarray(rollout.response_mask)
+  answers = np.asarray(rollout.tokens)[:, -length:]
+  mask = np.asarray(rollout.response_mask)
+  mask = mask & ~np.isin(answers, tokenizer.stop_ids)
   return [
-    tokenizer.decode_reply(row[real])
-    for row, real in zip(tokens[:, -length:], mask, strict=True)
+    tokenizer.decode_reply(row[kept])
+    for row, kept in zip(answers, mask, strict=True)
   ]
 
 

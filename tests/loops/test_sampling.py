@@ -1,5 +1,7 @@
 """Answers to many prompts against the numpy twin, whatever the batch."""
 
+import copy
+
 import jax
 import numpy as np
 import pytest
@@ -166,3 +168,27 @@ def test_only_drawn_tokens_have_to_be_finite(value):
     with pytest.raises(UserError) as caught:
       sampling.require_finite(logp, drawn)
     assert caught.value.code == "not_finite"
+
+
+def test_each_id_that_stops_a_reply_ends_an_answer(
+  model, params, prompts, tokenizer, mesh, rollout
+):
+  """As in `transformers`, where generation_config.json lists several."""
+  drawn = np.asarray(rollout.tokens)[:, -NEW:].ravel()
+  (stop, *_) = (int(i) for i in drawn if tokenizer.decode([i]) in WORDS.split())
+  other = copy.copy(tokenizer)
+  other.stop_ids = (tokenizer.eos_id, stop)
+  answers = sampling.respond(
+    model, params, prompts, jax.random.key(0), tokenizer=other, mesh=mesh,
+    max_new_tokens=NEW, samples=2, batch_size=16,
+  )  # fmt: skip
+  before = np.asarray(rollout.tokens)[:, -NEW:]
+  for row, (ids, mask) in enumerate(
+    zip(before, np.asarray(rollout.response_mask), strict=True)
+  ):
+    ends = np.flatnonzero((ids == stop) & mask)
+    count = ends[0] + 1 if len(ends) else mask.sum()
+    assert answers.response_mask[row].sum() == count
+    assert answers.ended[row] == (rollout.ended[row] or len(ends) > 0)
+  shown = sampling.texts(answers, other)
+  assert tokenizer.decode([stop]) not in " ".join(shown).split()

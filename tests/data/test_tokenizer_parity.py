@@ -1,11 +1,14 @@
 """Ids and decoded text are those of `transformers`' tokenizer."""
 
+import json
+
 import pytest
 
 from instructgpt_jax import config
-from instructgpt_jax.data import transforms
+from instructgpt_jax.data import exported_tokens, transforms
 from instructgpt_jax.data.records import Turn
 from instructgpt_jax.data.tokenizer import load_tokenizer
+from instructgpt_jax.errors import UserError
 from tests.data import tokenizer_folders as folders
 from tests.models.hub import tiny
 
@@ -180,3 +183,105 @@ def test_where_a_template_is(form, place, tmp_path):
   assert_talks_equal(ours, theirs(tmp_path))
   ours.save(tmp_path / "saved")
   assert load_tokenizer(tmp_path / "saved").template.text == folders.INST
+
+
+@pytest.mark.parametrize("adds", [None, True, False])
+@pytest.mark.parametrize("kind", ["byte_level", "byte_level_prefix"])
+def test_gpt2_tokenizer_class_takes_the_prefix_space_from_the_settings(
+  kind, adds, tmp_path
+):
+  values = {"tokenizer_class": "GPT2Tokenizer", **BOTH}
+  if adds is not None:
+    values["add_prefix_space"] = adds
+  ours = folders.load(
+    tmp_path, folders.KINDS[kind](), begins=True, tokenizer_config=values
+  )
+  assert_texts_equal(ours, theirs(tmp_path))
+  assert (ours.encode("the") == ours.encode(" the")) == bool(adds)
+
+
+@pytest.mark.parametrize(
+  "kind", ["prepend", "metaspace_first", "metaspace_always", "metaspace_never"]
+)
+@pytest.mark.parametrize("adds", [None, True, False])
+def test_llama_tokenizer_class_with_and_without_prefix_space(
+  kind, adds, tmp_path
+):
+  values = {"tokenizer_class": "LlamaTokenizer", **BOTH}
+  ours = folders.load(
+    tmp_path,
+    folders.KINDS[kind](),
+    tokenizer_config={**values, "add_prefix_space": adds, "legacy": False},
+  )
+  assert_texts_equal(ours, theirs(tmp_path))
+
+
+def write_vocabulary(folder, **values):
+  """vocab.json and merges.txt, as OPT has them, with their settings."""
+  model = json.loads(folders.byte_level().to_str())["model"]
+  vocab = model["vocab"]
+  for token in ("<pad>", "</s>"):
+    vocab[token] = len(vocab)
+  merges = "\n".join(map(" ".join, model["merges"]))
+  (folder / "vocab.json").write_text(json.dumps(vocab))
+  (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n")
+  names = {"eos_token": "</s>", "bos_token": "</s>", "pad_token": "<pad>"}
+  values = {"tokenizer_class": "GPT2Tokenizer", **names, **values}
+  (folder / "tokenizer_config.json").write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize("space", [None, True, False])
+@pytest.mark.parametrize("begins", [None, True, False])
+def test_a_vocabulary_of_two_files(begins, space, tmp_path):
+  values = {"add_bos_token": begins, "add_prefix_space": space}
+  write_vocabulary(
+    tmp_path, **{k: v for k, v in values.items() if v is not None}
+  )
+  ours, other = load_tokenizer(tmp_path), theirs(tmp_path)
+  assert_texts_equal(ours, other)
+  assert ours.begin == ((ours.eos_id,) if begins else ())
+  ours.save(tmp_path / "saved")
+  assert_texts_equal(load_tokenizer(tmp_path / "saved"), other)
+  exported = tmp_path / "exported"
+  exported.mkdir()
+  files = exported_tokens.export(ours, needs_pad=False).files
+  for name, content in files.items():
+    (exported / name).write_bytes(content)
+  assert_texts_equal(ours, theirs(exported))
+  assert_texts_equal(load_tokenizer(exported), other)
+
+
+def test_a_vocabulary_of_a_class_that_splits_otherwise_is_refused(tmp_path):
+  write_vocabulary(tmp_path, tokenizer_class="Qwen2Tokenizer")
+  with pytest.raises(UserError) as caught:
+    load_tokenizer(tmp_path)
+  assert caught.value.code == "unknown_tokenizer_class"
+  assert caught.value.field == "tokenizer_class"
+  assert caught.value.file == str(tmp_path / "tokenizer_config.json")
+
+
+@pytest.mark.parametrize("where", ["eos_token", "list", "added_tokens_decoder"])
+def test_a_sentencepiece_model_whose_pieces_are_special(where, tmp_path):
+  """As a template's tokens they are found; what a user types is text."""
+  symbols = ["<|im_start|>", "<|im_end|>"]
+  proto = folders.proto(user_defined_symbols=",".join(symbols))
+  values = {"tokenizer_class": "LlamaTokenizer", **CHAT}
+  values["chat_template"] = folders.CHATML
+  if where == "list":
+    values["additional_special_tokens"] = symbols
+  elif where == "added_tokens_decoder":
+    values["added_tokens_decoder"] = {
+      str(i): {"content": name, "special": True}
+      for i, name in enumerate(symbols, start=3)
+    }
+  ours = folders.load(tmp_path, proto, tokenizer_config=values)
+  assert_talks_equal(ours, theirs(tmp_path))
+  typed = ours.encode("the <|im_end|> fox")
+  assert 4 not in typed and ours.decode(typed) == "the <|im_end|> fox"
+  (prompt,) = transforms.encode_prompts(
+    [(Turn("user", "a<|im_end|>b"),)], ours, TEMPLATE
+  )
+  assert list(prompt).count(4) == 1
+  assert ours.decode([*ours.encode("the fox"), 4]) == "the fox"
+  if where != "eos_token":
+    assert ours.decode([3, *ours.encode("the fox")]).strip() == "the fox"

@@ -13,9 +13,18 @@ import tokenizers.pre_tokenizers
 
 from instructgpt_jax.data.tokenization import hugging_face, settings
 from instructgpt_jax.data.tokenization.hugging_face import HuggingFace
+from instructgpt_jax.data.tokenization.special_tokens import TOKENIZER_CONFIG
 from instructgpt_jax.errors import UserError
 
 END = "<|endoftext|>"
+# Classes of `transformers` that split texts as GPT-2 does.
+_CLASSES = (
+  "GPT2Tokenizer",
+  "GPT2TokenizerFast",
+  "CodeGenTokenizer",
+  "CodeGenTokenizerFast",
+  "PreTrainedTokenizerFast",
+)
 
 
 def build(
@@ -33,8 +42,9 @@ def build(
   tokenizer = tokenizers.Tokenizer(
     tokenizers.models.BPE(vocab=vocab, merges=merges)
   )
+  values = settings.read(path.parent).config
   tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
-    add_prefix_space=False, use_regex=True
+    add_prefix_space=bool(values.get("add_prefix_space")), use_regex=True
   )
   tokenizer.decoder = tokenizers.decoders.ByteLevel()
   if END in vocab:
@@ -46,11 +56,22 @@ def load(directory: pathlib.Path) -> HuggingFace:
   """Loads encoder.json with vocab.bpe, or vocab.json with merges.txt.
 
   Raises:
-    UserError: they are not GPT-2's.
+    UserError: they are not GPT-2's, or those of a class that splits texts
+      otherwise.
   """
   names = ("encoder.json", "vocab.bpe")
   if not (directory / names[0]).exists():
     names = ("vocab.json", "merges.txt")
+  kind = settings.read(directory).config.get("tokenizer_class", _CLASSES[0])
+  if kind not in _CLASSES:
+    raise UserError(
+      f"is of class {kind}, which splits texts otherwise than {names[0]} and"
+      f" {names[1]} say",
+      file=f"{directory}/{TOKENIZER_CONFIG}",
+      field="tokenizer_class",
+      fix="copy the model's tokenizer.json there",
+      code="unknown_tokenizer_class",
+    )
   encoder, bpe = (settings.read_bytes(directory / n) for n in names)
   try:
     vocab = json.loads(encoder)

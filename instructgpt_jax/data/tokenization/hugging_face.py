@@ -26,6 +26,7 @@ from instructgpt_jax.errors import UserError
 TOKENIZER = "tokenizer.json"
 _SPECIAL = ("eos_token", "bos_token", "pad_token")
 _LLAMA = ("LlamaTokenizer", "LlamaTokenizerFast")
+_GPT2 = ("GPT2Tokenizer", "GPT2TokenizerFast")
 
 
 class HuggingFace(base.Tokenizer):
@@ -261,6 +262,9 @@ def build(description: dict[str, Any], path: pathlib.Path) -> HuggingFace:
     ids = tokenizers.Tokenizer.from_str(json.dumps(description)).get_vocab()
     description = _with_added(description, ids, beside, path)
     description = _as_llama(description, beside)
+    description = _as_gpt2(description, beside)
+    if path.name != TOKENIZER:
+      description = _with_begin(description, ids, beside)
     tokenizer = tokenizers.Tokenizer.from_str(json.dumps(description))
   except UserError:
     raise
@@ -329,13 +333,16 @@ def _as_llama(
   """tokenizer.json as `transformers` reads it for its class LlamaTokenizer.
 
   There the file's normalizer, which puts a space behind every special token,
-  gives way to one that puts it at the beginning of a text.
+  gives way to one that puts it at the beginning of a text, if the settings
+  want it.
   """
   if beside.config.get("tokenizer_class") not in _LLAMA:
     return description
   normalizer = description.get("normalizer") or {}
   parts = normalizer.get("normalizers") or [normalizer]
-  if [part.get("type") for part in parts] != ["Prepend", "Replace"]:
+  splits = description.get("pre_tokenizer") or {}
+  prepends = [part.get("type") for part in parts] == ["Prepend", "Replace"]
+  if not prepends and splits.get("type") != "Metaspace":
     return description
   scheme = "always" if beside.config.get("legacy", False) else "first"
   if beside.config.get("add_prefix_space") is False:
@@ -346,7 +353,58 @@ def _as_llama(
     "prepend_scheme": scheme,
     "split": False,
   }
-  return {**description, "normalizer": None, "pre_tokenizer": metaspace}
+  decoders: list[dict[str, Any]] = [
+    {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+    {"type": "ByteFallback"},
+    {"type": "Fuse"},
+  ]
+  if scheme != "never":
+    decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+  return {
+    **description,
+    "normalizer": None,
+    "pre_tokenizer": metaspace,
+    "decoder": {"type": "Sequence", "decoders": decoders},
+  }
+
+
+def _as_gpt2(
+  description: dict[str, Any], beside: settings.Settings
+) -> dict[str, Any]:
+  """tokenizer.json as `transformers` reads it for its class GPT2Tokenizer.
+
+  There tokenizer_config.json alone says whether texts begin with a space.
+  """
+  splits = description.get("pre_tokenizer") or {}
+  if beside.config.get("tokenizer_class") not in _GPT2:
+    return description
+  if splits.get("type") != "ByteLevel":
+    return description
+  adds = bool(beside.config.get("add_prefix_space", False))
+  splits = {**splits, "add_prefix_space": adds}
+  return {**description, "pre_tokenizer": splits}
+
+
+def _with_begin(
+  description: dict[str, Any],
+  ids: Mapping[str, int],
+  beside: settings.Settings,
+) -> dict[str, Any]:
+  """A vocabulary's description, whose texts begin as the settings say."""
+  names = named_tokens(beside.files, beside.directory)
+  name = names.get("bos_token", "")
+  if not beside.config.get("add_bos_token") or name not in ids:
+    return description
+  begin = {"SpecialToken": {"id": name, "type_id": 0}}
+  texts = [{"Sequence": {"id": i, "type_id": 0}} for i in "AB"]
+  token = {"id": name, "ids": [ids[name]], "tokens": [name]}
+  processor = {
+    "type": "TemplateProcessing",
+    "single": [begin, texts[0]],
+    "pair": [begin, *texts],
+    "special_tokens": {name: token},
+  }
+  return {**description, "post_processor": processor}
 
 
 def _bos_note(

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 
 import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
 
 from instructgpt_jax.data.tokenization import base, settings
 from instructgpt_jax.data.tokenization.hidden import Hidden
@@ -63,11 +64,23 @@ class SentencePiece(base.Tokenizer):
     names = special.names
     controls = {self._sp.id_to_piece(i) for i in self._controls()}
     controls |= {names[n] for n in ("eos_token", "bos_token") if n in names}
-    controls |= {t["content"] for t in self._new.values() if t["special"]}
+    controls |= {
+      t["content"] for t in beside.added_tokens().values() if t["special"]
+    }
+    controls |= beside.listed_special() & vocabulary.ids.keys()
     self._special = pattern(controls)
-    self._typed = pattern(
-      t["content"] for t in self._new.values() if not t["special"]
-    )
+    # The model's own pieces, which it would find in what a user types.
+    self._special_pieces = {
+      vocabulary.ids[name]
+      for name in controls
+      if not name.startswith("▁")
+      and vocabulary.ids[name] not in self._new
+      and not self._sp.is_control(vocabulary.ids[name])
+    }
+    typed = {t["content"] for t in self._new.values()}
+    if self._adds_space and not self._is_word:
+      typed |= _user_defined(proto)  # no space goes ahead of one
+    self._typed = pattern(typed - controls)
     self.bos_id = special.bos_id
     if beside.config.get("add_bos_token") and self.bos_id >= 0:
       self.begin = (self.bos_id,)
@@ -161,7 +174,29 @@ class SentencePiece(base.Tokenizer):
       texts = [t.replace("\n", f" {NEWLINE_WORD} ") for t in texts]
     elif self._adds_space:
       texts = [t[1:] if t.startswith(_SPACES) else t for t in texts]
-    return self._sp.encode(list(texts), out_type=int, num_threads=1)
+    encoded = self._sp.encode(list(texts), out_type=int, num_threads=1)
+    if not self._special_pieces:
+      return encoded
+    return [
+      ids if self._special_pieces.isdisjoint(ids) else self._spelled(ids)
+      for ids in encoded
+    ]
+
+  def _spelled(self, ids: Sequence[int]) -> list[int]:
+    """Ids of a text with a special piece's characters in place of the piece.
+
+    What a user types is text, never the token that ends a reply.
+    """
+    result: list[int] = []
+    head = self._inner.encode("\n", out_type=int)
+    for i in ids:
+      if i not in self._special_pieces:
+        result.append(i)
+        continue
+      for character in self._sp.id_to_piece(i).replace("▁", " "):
+        part = self._inner.encode(f"\n{character}", out_type=int)
+        result += part[len(head) :] if part[: len(head)] == head else part
+    return result
 
   def encode_after(
     self, texts: Sequence[str], contexts: Sequence[str]
@@ -194,13 +229,14 @@ class SentencePiece(base.Tokenizer):
     """Ids of the beginning of a text, by the model alone."""
     if self._adds_space and text.startswith(_SPACES):
       text = text[1:]
-    return self._sp.encode(text, out_type=int)
+    ids = self._sp.encode(text, out_type=int)
+    return self._spelled(ids)
 
   def _encode_inner(self, text: str) -> list[int]:
     """Ids of a text behind a special token."""
     if self._inner is self._sp:
       return self._encode_plain(text)
-    return self._inner.encode(text, out_type=int)
+    return self._spelled(self._inner.encode(text, out_type=int))
 
   def _encode_written(
     self, texts: Sequence[str], hidden: Hidden
@@ -233,6 +269,8 @@ class SentencePiece(base.Tokenizer):
     ]
 
   def _decode(self, ids: list[int]) -> str:
+    if self._special_pieces:
+      ids = [i for i in ids if i not in self._special_pieces]
     text = ""
     for new, group in itertools.groupby(ids, self._new.__contains__):
       run = list(group)
@@ -276,6 +314,13 @@ def _processors(
   if beside.config.get("legacy") or not adds:
     return begin, begin
   return begin, _unnormalized(proto, False)
+
+
+def _user_defined(proto: bytes) -> set[str]:
+  """Returns the pieces that a model finds in a text ahead of all others."""
+  model = sentencepiece_model_pb2.ModelProto.FromString(proto)
+  kind = sentencepiece_model_pb2.ModelProto.SentencePiece.USER_DEFINED
+  return {p.piece for p in model.pieces if p.type == kind}
 
 
 def _unnormalized(

@@ -87,14 +87,14 @@ class Settings:
           fix="make the two files agree",
           code="added_token_conflict",
         )
-      special = text in names or text in self._listed_special()
+      special = text in names or text in self.listed_special()
       tokens.setdefault(
         i, {"content": text, "special": special, "normalized": not special}
       )
     return dict(sorted(tokens.items()))
 
-  def _listed_special(self) -> set[str]:
-    """Tokens that are special although no field is named for them."""
+  def listed_special(self) -> set[str]:
+    """Returns tokens that are special although no field is named for them."""
     texts = set()
     for file in (special_tokens.TOKENIZER_CONFIG, special_tokens.SPECIAL_MAP):
       for key in ("additional_special_tokens", "extra_special_tokens"):

@@ -129,6 +129,22 @@ class Talker:
       code="prompt_too_long",
     )
 
+  def require_system(self, text: str) -> None:
+    """Refuses a system text that leaves no room for a message.
+
+    Raises:
+      UserError: the text and the shortest message do not fit.
+    """
+    turns = (Turn("system", text), Turn("user", "?"))
+    length = len(self.encode(turns)) if text else 0
+    if length > self.max_prompt:
+      raise UserError(
+        f"has {length} tokens, of which {self.max_prompt} fit",
+        field="--system",
+        fix=self.fix_for_length(length),
+        code="prompt_too_long",
+      )
+
   def fix_for_length(self, length: int) -> str:
     """Returns the fix for a prompt of more than `max_prompt` tokens."""
     room = self._model.config.context - length
@@ -466,6 +482,7 @@ def answer_file(
       code="output_is_input",
     )
   talker = load_talker()
+  talker.require_system(system)
   encoded: list[np.ndarray] = []
   rows: list[dict[str, Any]] = []
   longest = 0  # tokens of the longest prompt that is skipped
@@ -667,6 +684,7 @@ def _run(flags: argparse.Namespace) -> None:
       code="no_input",
     )
   talker = loaded()
+  talker.require_system(flags.system)
   on_terminal = sys.stdin.isatty()
   if on_terminal:
     try:

@@ -346,6 +346,19 @@ def test_prompts_that_are_all_too_long_are_an_error(policy, tmp_path):
   assert make_talker(policy, max_tokens=18).max_prompt == 14
 
 
+def test_a_system_text_that_leaves_no_room_is_named(policy, tmp_path):
+  talker = make_talker(policy)
+  talker.require_system("")
+  talker.require_system("fox")
+  prompts = _write_prompts(tmp_path / "p.jsonl", ["fox"])
+  output = tmp_path / "answers.jsonl"
+  with pytest.raises(UserError) as caught:
+    chat.answer_file(prompts, str(output), lambda: talker, system="fox " * 99)
+  assert caught.value.code == "prompt_too_long"
+  assert caught.value.field == "--system"
+  assert not output.exists()
+
+
 def test_a_fix_for_a_long_message_names_what_helps(policy):
   """Fewer tokens for the answer help as long as the prompt limit allows."""
   talker = make_talker(policy, max_tokens=25)

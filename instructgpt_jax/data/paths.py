@@ -29,6 +29,13 @@ DIRECTORY = "a directory, whose files a glob does not take"
 NO_FILE = "a pipe, socket or device"
 EMPTY = "empty"
 NO_RECORDS = "JSON that describes data and holds no records"
+RUN = "written by a run of this program"
+# What a run writes into its workdir, which may lie among the data.
+_RUN_NAMES = {
+  "bad_batch.json", "checkpoints", "complete.json", "config.json",
+  "metrics.jsonl", "model", "report.json", "seconds.json", "snapshots",
+  "sources.json", "tensorboard", "tokenizer",
+}  # fmt: skip
 _SIMILAR = 0.7  # how much of two names agrees, for one to suggest the other
 _SHOWN = 5  # names of ignored files
 
@@ -263,17 +270,26 @@ def _walk(top: str, listing: Listing) -> Iterator[tuple[str, list[str]]]:
         code="unreadable",
       ) from error
     names = []
+    own = _RUN_NAMES if _is_workdir(entries) else ()
     for name in entries:
       path = os.path.join(directory, name)
       if name.startswith("."):
         continue
-      if not os.path.isdir(path):
+      if name in own:
+        listing.ignore(path, RUN)
+      elif not os.path.isdir(path):
         names.append(name)
       elif os.path.islink(path):
         links.append(path)
       else:
         directories.append(path)
     yield directory, names
+
+
+def _is_workdir(names: Sequence[str]) -> bool:
+  """Whether a directory with these files is the workdir of a run."""
+  written = {"checkpoints", "complete.json", "metrics.jsonl"}
+  return "config.json" in names and not written.isdisjoint(names)
 
 
 # Errors.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,8 +18,11 @@ import numpy as np
 
 from instructgpt_jax.data import sources
 from instructgpt_jax.errors import UserError
+from instructgpt_jax.runtime import manifest
 from instructgpt_jax.runtime.progress import say
 
+_MODEL = "model"  # `checkpoint.MODEL`, without importing JAX
+_WHOLE = 1 << 26  # bytes of a file that are hashed at its beginning and end
 KEY = "inputs"  # of a fingerprint in what a checkpoint keeps
 _FIX = "put back what the run began with, or choose another --workdir"
 
@@ -147,6 +151,51 @@ def of_source(spec: str, values: Any, **records: int) -> Source:
   digest = hashlib.blake2b(digest_size=16)
   _add(digest, values)
   return Source(_files(spec), records, digest.hexdigest())
+
+
+def of_files(spec: str) -> Source:
+  """Computes the fingerprint of a source from its files, unread.
+
+  Of a large file the beginning, the end and the size count.
+
+  Args:
+    spec: the source's flag, as `data.sources` reads it.
+  """
+  digest = hashlib.blake2b(digest_size=16)
+  for path in sources.expand(spec):
+    _add_file(digest, pathlib.Path(path))
+  return Source(_files(spec), {}, digest.hexdigest())
+
+
+def of_model(path: str | os.PathLike[str]) -> Source:
+  """Computes the fingerprint of a model from its directory's files.
+
+  Args:
+    path: workdir of a stage, or a directory of another library.
+  """
+  folder = pathlib.Path(path)
+  if (folder / _MODEL).is_dir():
+    folder /= _MODEL
+  manifest_path = folder / manifest.MANIFEST  # It has a checksum of each file.
+  paths = [manifest_path] if manifest_path.exists() else folder.rglob("*")
+  digest = hashlib.blake2b(digest_size=16)
+  for file in sorted(p for p in paths if p.is_file()):
+    _add_file(digest, file)
+  return Source((), {}, digest.hexdigest())
+
+
+def _add_file(digest: Any, path: pathlib.Path) -> None:
+  """Adds a file's name, size and content, or the two ends of a large one."""
+  if not path.is_file():  # A pipe can be read once only.
+    _add(digest, str(path))
+    return
+  size = path.stat().st_size
+  _add(digest, [path.name, size])
+  with path.open("rb") as file:
+    digest.update(file.read(_WHOLE))
+    if size > _WHOLE:
+      file.seek(max(_WHOLE, size - _WHOLE))
+      digest.update(file.read(_WHOLE))
 
 
 def _files(spec: str) -> list[list[Any]]:

@@ -170,6 +170,8 @@ def _sft_course(
   total_steps = section.epochs * steps_per_epoch
   sources = {"data.demonstrations": source}
   others, log = None, _no_metrics
+  if section.reward_model:  # It chooses among the steps.
+    sources["sft.reward_model"] = fingerprint.of_model(section.reward_model)
   if section.pretraining_fraction:
     documents = inputs.documents(config.data)
     others = inputs.document_rows(

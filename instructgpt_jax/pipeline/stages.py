@@ -294,17 +294,17 @@ def _checked(pipeline: Pipeline) -> Pipeline:
     language.selection(
       config.sft, "sft", by_reward=True, valid=valid["data.demonstrations"]
     )
-  sources = fingerprint.Fingerprint(
-    {},
-    {
-      field: fingerprint.of_source(
-        getattr(data, field.removeprefix("data.")),
-        [_contents(part) for part in split],
-        **{k: len(v) for k, v in split._asdict().items()},
-      )
-      for field, split in splits.items()
-    },
-  )
+  inputs_of_run = {
+    field: fingerprint.of_source(
+      getattr(data, field.removeprefix("data.")),
+      [_contents(part) for part in split],
+      **{k: len(v) for k, v in split._asdict().items()},
+    )
+    for field, split in splits.items()
+  }
+  if config.init_from:
+    inputs_of_run["init_from"] = fingerprint.of_model(config.init_from)
+  sources = fingerprint.Fingerprint({}, inputs_of_run)
   path = pathlib.Path(directory) / SOURCES
   if path.exists():
     sources.require_same({fingerprint.KEY: files.read_json(path)}, directory)

@@ -13,6 +13,7 @@ out. All other flags are the experiment's. docs/planning.md says more.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 
@@ -41,7 +42,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     help="network of PPO's reward model; 6b by default, as in the paper, and"
     " the preset's own where that is smaller",
   )
-  add("--price", type=float, default=0.0, help="of a chip, an hour")
+  add("--price", type=_price, default=0.0, help="price of a chip hour")
   add(
     "--compile",
     default="auto",
@@ -50,6 +51,13 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
   )
   add("--sweep_mesh", action="store_true", help="rank layouts, by arithmetic")
   return parser.parse_known_args(argv)
+
+
+def _price(text: str) -> float:
+  value = float(text)
+  if not 0 <= value < math.inf:
+    raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
+  return value
 
 
 def main(argv: Sequence[str]) -> int:

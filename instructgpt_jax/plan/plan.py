@@ -415,6 +415,10 @@ def _networks(
     filled: whether heads and vocabulary are padded for the config's mesh, as
       the run does with another library's model.
   """
+  if config.init_from and not hasattr(config, "reward"):
+    workdir.open_stage(
+      config.init_from, kind=workdir.LANGUAGE, field="init_from", run=config
+    )
   mesh = config.mesh if filled else config_lib.Mesh()
   inherited = workdir.inherit(dataclasses.replace(config, mesh=mesh))
   config = dataclasses.replace(inherited, mesh=config.mesh)

@@ -63,14 +63,17 @@ class Checkpointer:
     self._path = pathlib.Path(directory).absolute() / CHECKPOINTS
     self._keep = keep or Keep()
     files.make_directory(self._path)
+    self._scores: dict[int, float | None] = {}
+    for folder in self._path.iterdir():
+      step = _step(folder)
+      if step is not None:
+        values = _values(folder)
+        if values.get("step", step) != step:
+          raise _misnamed(folder, values["step"])
+        self._scores[step] = values.get("score")
     # The number of an open directory is not reused.
     self._opened = os.open(self._path, os.O_RDONLY)
     self._locked = self._lock()
-    self._scores = {
-      int(folder.name): _score(folder)
-      for folder in self._path.iterdir()
-      if folder.name.isdigit()
-    }
     self._background = concurrent.futures.ThreadPoolExecutor(1)
     self._pending: concurrent.futures.Future | None = None
 
@@ -119,7 +122,9 @@ class Checkpointer:
     if not self._locked:
       raise locks.in_use(self._path)
     with storage.saving(self._path):
-      finish = storage.save(self._path / str(step), state, extra, score=score)
+      finish = storage.save(
+        self._path / str(step), state, extra, step=step, score=score
+      )
     self._pending = self._background.submit(self._end, finish, step, score)
 
   def _end(
@@ -132,7 +137,7 @@ class Checkpointer:
     self._scores = {step: scores[step] for step in kept}
     if processes.is_writer():
       for folder in self._path.iterdir():
-        if folder.name.isdigit() and int(folder.name) not in kept:
+        if _step(folder) not in {None, *kept}:
           # Renamed first: what is deleted by halves is no checkpoint.
           old = storage.beside(folder, storage.OLD)
           storage.remove(folder.rename(old))
@@ -325,8 +330,25 @@ def _whole_model(
   return path
 
 
-def _score(folder: pathlib.Path) -> float | None:
-  """A checkpoint's score; None where it has none or is damaged."""
+def _step(folder: pathlib.Path) -> int | None:
+  """Returns the step that a directory's name says; None for another name."""
+  name = folder.name
+  whole = name.isascii() and name.isdecimal() and name == str(int(name))
+  return int(name) if whole else None
+
+
+def _values(folder: pathlib.Path) -> dict[str, Any]:
+  """Returns a checkpoint's step and score; nothing where it is damaged."""
   with contextlib.suppress(UserError):
-    return manifest.read(folder).get("score")
-  return None
+    return manifest.read(folder)
+  return {}
+
+
+def _misnamed(folder: pathlib.Path, step: int) -> UserError:
+  return UserError(
+    f"holds step {step}, so it is a copy under the name of another step",
+    file=str(folder),
+    fix="rename it to what is not a number, such as copy-of-"
+    f"{step}, or remove it",
+    code="misnamed_checkpoint",
+  )

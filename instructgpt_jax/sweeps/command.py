@@ -194,6 +194,12 @@ def _check(args: argparse.Namespace) -> None:
       field="--objective",
       fix="name a number of the runs' complete.json, such as accuracy.mean",
     )
+  if "," in args.objective:
+    raise UserError(
+      f"is {args.objective!r}, but a search has one objective",
+      field="--objective",
+      fix=f"give --objective={args.objective.split(',')[0].strip()}",
+    )
   if args.objective and not args.search:
     raise UserError(
       "is for a search", field="--objective", fix="give --search=tpe too"
@@ -243,12 +249,8 @@ def run(sweep: Sweep) -> int:
   else:
     chosen = grid.runs(sweep.text, sweep.config)
   jobs = [sweep.job(name, values) for name, values in chosen.items()]
-  preflight.check(
-    jobs or _corners(sweep, space),
-    sweep.config,
-    args.workdir,
-    numbers=not args.search,
-  )
+  checked = jobs or _corners(sweep, space)
+  preflight.check(checked, sweep.config, args.workdir, numbers=not args.search)
   if args.dry_run:
     for number, values in enumerate(
       search.preview(sweep.search, space) if args.search else ()
@@ -256,7 +258,8 @@ def run(sweep: Sweep) -> int:
       chosen[search.trial_name(number)] = values
     _show(sweep, [sweep.job(name, values) for name, values in chosen.items()])
     return 0
-  _begin(sweep, chosen)
+  inputs = preflight.fingerprints(checked, sweep.config, args.workdir)
+  _begin(sweep, chosen, inputs)
   if args.search:
     outcome = _search(sweep, space)
   else:
@@ -286,7 +289,11 @@ def _corners(sweep: Sweep, space: Mapping[str, Any]) -> list[Job]:
   return jobs
 
 
-def _begin(sweep: Sweep, chosen: Mapping[str, Mapping[str, Any]]) -> None:
+def _begin(
+  sweep: Sweep,
+  chosen: Mapping[str, Mapping[str, Any]],
+  inputs: Mapping[str, str],
+) -> None:
   """Writes sweep.json."""
   args = sweep.args
   head = {
@@ -302,7 +309,7 @@ def _begin(sweep: Sweep, chosen: Mapping[str, Mapping[str, Any]]) -> None:
       "search_seed": args.search_seed,
     }
   entries = [{"name": n, "overrides": dict(o)} for n, o in chosen.items()]
-  plan.begin(args.workdir, head, entries, sweep.defaults)
+  plan.begin(args.workdir, head, entries, sweep.defaults, inputs)
 
 
 def _search(sweep: Sweep, space: Any) -> execute.Outcome:

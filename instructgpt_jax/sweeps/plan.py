@@ -27,6 +27,7 @@ def begin(
   head: Mapping[str, Any],
   entries: Sequence[Mapping[str, Any]],
   defaults: Mapping[str, Mapping[str, Any]] | None = None,
+  inputs: Mapping[str, str] | None = None,
 ) -> None:
   """Writes the plan, or adds runs to an existing one.
 
@@ -37,19 +38,30 @@ def begin(
     entries: {"name": …, "overrides": {field: value}} of each run.
     defaults: name of a part of `head` → the preset's value of each flag in it.
       An error names this value for a flag that only one of two calls sets.
+    inputs: "FIELD=PATH" → hash of what the runs read. An existing plan must
+      have the same hash wherever it has one.
 
   Raises:
-    UserError: the directory holds another sweep.
+    UserError: the directory holds another sweep, or what it reads has changed.
   """
   with records.locked(records.lock_path(root, "plan")):
     if not (pathlib.Path(root) / NAME).exists():
+      if (pathlib.Path(root) / files.CONFIG).exists():
+        raise UserError(
+          "is the workdir of a run",
+          file=root,
+          fix="choose another --workdir for the sweep",
+          code="workdir_of_a_run",
+        )
       sweep = {**head, "jobs": []}
     else:
       sweep = read(root)
       for name, value in files.plain(head).items():
         if name in sweep:  # a sweep.json of an earlier version may lack it
           _same(root, name, sweep[name], value, (defaults or {}).get(name))
+      _same_inputs(root, sweep.get("inputs", {}), inputs or {})
       sweep |= head
+    sweep["inputs"] = {**sweep.get("inputs", {}), **(inputs or {})}
     known = {entry["name"]: entry for entry in sweep["jobs"]}
     for entry in entries:
       old = known.setdefault(entry["name"], dict(entry))
@@ -66,6 +78,21 @@ def note(root: str, name: str, **values: Any) -> None:
       if entry["name"] == name:
         entry.update(values)
     _write(root, sweep)
+
+
+def _same_inputs(
+  root: str, old: Mapping[str, str], new: Mapping[str, str]
+) -> None:
+  for key in sorted(old.keys() & new.keys()):
+    if old[key] != new[key]:
+      field, _, path = key.partition("=")
+      raise UserError(
+        f"{path} is not what this sweep began with",
+        file=root,
+        field=field,
+        fix="put back what it began with, or choose another --workdir",
+        code="data_changed",
+      )
 
 
 def _write(root: str, sweep: Mapping[str, Any]) -> None:

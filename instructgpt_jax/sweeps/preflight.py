@@ -9,6 +9,7 @@ from typing import Any
 from instructgpt_jax import checks, flags
 from instructgpt_jax.data import sources
 from instructgpt_jax.errors import UserError
+from instructgpt_jax.loops import fingerprint
 from instructgpt_jax.sweeps.jobs import Job
 
 _FOLDERS = ("init_from", "ppo.reward_model", "sft.reward_model")
@@ -40,6 +41,32 @@ def check(
       _of(job, lambda whole=whole: checks.lengths(whole))
     leaves = {name: value for name, value, _ in flags.leaves(whole)}
     _of(job, lambda leaves=leaves: _paths(leaves, root))
+
+
+def fingerprints(jobs: Iterable[Job], config: Any, root: str) -> dict[str, str]:
+  """Computes fingerprints of what unfinished runs read from outside the sweep.
+
+  Args:
+    jobs: the runs, without shared stages.
+    config: config of every run, before swept fields are set.
+    root: the sweep's directory.
+
+  Returns:
+    "FIELD=PATH" → hash, for data and for models.
+  """
+  known = {name: value for name, value, _ in flags.leaves(config)}
+  result: dict[str, str] = {}
+  for job in jobs:
+    if job.complete(root):
+      continue
+    for name in (*_FOLDERS, *(f"data.{source}" for source in _DATA)):
+      path = job.flags.get(name, known.get(name))
+      key = f"{name}={path}"
+      if not path or key in result or _within(path.split(",")[0], root):
+        continue
+      of = fingerprint.of_model if name in _FOLDERS else fingerprint.of_files
+      result[key] = of(path).hash
+  return result
 
 
 def _of(job: Job, body: Callable[[], None]) -> None:

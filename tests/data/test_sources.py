@@ -286,6 +286,19 @@ def test_a_link_to_a_directory_is_not_read_again(tmp_path):
   ]  # fmt: skip
 
 
+@pytest.mark.parametrize("others", [["run/checkpoints/5/x.json"], []])
+def test_what_a_run_writes_among_the_data_is_no_data(others, tmp_path):
+  """The workdir may lie there, and is read again where the run resumes."""
+  make(tmp_path, "a.jsonl", "run/mine.jsonl", "model/b.jsonl")
+  written = ["run/config.json", "run/metrics.jsonl", *others]
+  make(tmp_path, *written)
+  assert paths_of(tmp_path, "") == [
+    "a.jsonl", "model/b.jsonl", "run/mine.jsonl",
+  ]  # fmt: skip
+  top = {os.sep.join(name.split(os.sep)[:2]) for name in written}
+  assert reasons(tmp_path) == dict.fromkeys(top, paths.RUN)
+
+
 def test_links_in_circles_end(tmp_path):
   make(tmp_path, "a.jsonl", "in/b.jsonl")
   for name in ("loop", "loop2", "in/up", "in/up2"):

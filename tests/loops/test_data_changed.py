@@ -1,9 +1,12 @@
 """A run that is stopped does not go on with other data."""
 
 import json
+import shutil
 
+import jax
 import pytest
 
+from instructgpt_jax.runtime import checkpoint
 from tests.loops import results
 from tests.loops.test_bad_input import error_of, replaced
 
@@ -82,3 +85,19 @@ def test_two_runs_do_not_share_a_workdir(stages, tmp_path):
   done = first.wait()
   assert done.status == 0, done.err
   results.assert_same_run(tmp_path / "run", stages["sft"])
+
+
+def test_steps_are_chosen_among_by_one_reward_model(stages, tmp_path):
+  """Scores of two models do not compare."""
+  scorer = tmp_path / "scorer"
+  shutil.copytree(stages["reward"], scorer)
+  flags = [*stages.flags("sft"), f"--sft.reward_model={scorer}"]
+  flags.append(f"--workdir={tmp_path / 'run'}")
+  stopped(stages, "sft", flags)
+  shutil.rmtree(scorer / "model")
+  params = checkpoint.load_model(stages["reward"])
+  params = jax.tree.map(lambda leaf: leaf + 1, params)
+  info = checkpoint.load_model_info(stages["reward"])
+  checkpoint.save_model(scorer, params, info)
+  error = error_of(stages.run("sft", *flags))
+  assert "[sft.reward_model]" in error and "contents differ" in error

@@ -134,3 +134,23 @@ def test_sequences_are_told_from_what_they_hold_one_after_the_other():
     )
   ]
   assert len(set(marks)) == len(marks)
+
+
+def test_another_model_at_the_same_path_is_noticed(tmp_path):
+  folder = tmp_path / "base"
+  folder.mkdir()
+  (folder / "config.json").write_text("{}")
+  (folder / "model.safetensors").write_bytes(b"1" * 100)
+  first = fingerprint.of_model(folder)
+  assert fingerprint.of_model(folder) == first
+  (folder / "model.safetensors").write_bytes(b"1" * 99 + b"2")
+  assert fingerprint.of_model(folder) != first
+
+
+def test_files_are_known_by_size_and_by_both_ends(tmp_path, monkeypatch):
+  monkeypatch.setattr(fingerprint, "_WHOLE", 10)
+  path = write(tmp_path, "a" * 100)
+  first = fingerprint.of_files(path)
+  assert fingerprint.of_files(str(tmp_path)) == first
+  for text in ("a" * 101, "b" + "a" * 99, "a" * 99 + "b"):
+    assert fingerprint.of_files(write(tmp_path, text)) != first

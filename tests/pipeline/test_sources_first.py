@@ -122,6 +122,36 @@ def test_a_wish_for_validation_without_records_is_an_early_error(
     start(tmp_path / "run", **sources)
 
 
+def with_base(sources, base):
+  """The flags of a pipeline that starts from a directory."""
+  rates = ("policy_init", "reward", "sft", "ppo", "value")
+  return sources | {
+    "init_from": str(base),
+    "data.max_prompt_tokens": 10,
+    "data.max_response_tokens": 6,
+    **{f"{name}_optimizer.learning_rate": 1e-4 for name in rates},
+  }
+
+
+def test_another_base_model_between_stages_is_refused(
+  sources, tmp_path, monkeypatch
+):
+  """Else the stages of one report would come from two models."""
+  monkeypatch.setattr(language, "sft", stop)
+  base, folder = tmp_path / "base", tmp_path / "run"
+  values = with_base(sources, hub.make(base, "llama"))
+  for _ in range(2):
+    with pytest.raises(Reached):
+      start(folder, **values)
+  path = base / "model.safetensors"
+  path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\1")
+  with pytest.raises(UserError) as caught:
+    start(folder, **values)
+  assert (caught.value.code, caught.value.field) == (
+    "data_changed", "init_from",
+  )  # fmt: skip
+
+
 @pytest.mark.parametrize("split", ["train", "valid", "test"])
 def test_a_prompt_that_the_template_refuses_ends_it_before_training(
   split, sources, tmp_path, monkeypatch
@@ -136,16 +166,7 @@ def test_a_prompt_that_the_template_refuses_ends_it_before_training(
     "{{ raise_exception('System role not supported') }}{% endif %}"
   ) + settings["chat_template"]
   (base / "tokenizer_config.json").write_text(json.dumps(settings))
-  values = sources | {
-    "init_from": str(base),
-    "data.max_prompt_tokens": 10,
-    "data.max_response_tokens": 6,
-    "policy_init_optimizer.learning_rate": 1e-4,
-    "reward_optimizer.learning_rate": 1e-4,
-    "sft_optimizer.learning_rate": 1e-4,
-    "ppo_optimizer.learning_rate": 1e-4,
-    "value_optimizer.learning_rate": 1e-4,
-  }
+  values = with_base(sources, base)
   with pytest.raises(Reached):
     start(tmp_path / "run", **values)
   turns = [

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -83,6 +84,7 @@ def test_opening_deletes_only_what_a_save_leaves(tmp_path):
     saver.save(5, _state(5), {})
   folder = tmp_path / "checkpoints"
   mine = ["5.bak", "before_v1.1", "5.saving.bak", "old", "x.old", "notes.txt"]
+  mine += ["005", "5²", "٥", "+4", "-5", "5.0"]
   halves = [
     "7.saving",
     "7.old",
@@ -95,6 +97,22 @@ def test_opening_deletes_only_what_a_save_leaves(tmp_path):
     assert saver.steps == [5]
     saver.save(6, _state(6), {})
   assert set(os.listdir(folder)) == {"5", "6", *mine}
+
+
+@pytest.mark.parametrize("name", ["4", "9", "20240101"])
+def test_a_copy_under_the_name_of_another_step_is_refused(name, tmp_path):
+  """Resumed from, it would end the run as complete; a save would replace it."""
+  with checkpoint.Checkpointer(tmp_path) as saver:
+    saver.save(5, _state(5), {})
+  folder = tmp_path / "checkpoints"
+  shutil.copytree(folder / "5", folder / name)
+  with pytest.raises(UserError) as caught:
+    checkpoint.Checkpointer(tmp_path)
+  assert caught.value.code == "misnamed_checkpoint"
+  assert caught.value.file == str(folder / name)
+  (folder / name).rename(folder / f"copy-{name}")
+  with checkpoint.Checkpointer(tmp_path) as saver:
+    assert saver.steps == [5]
 
 
 def test_a_save_under_way_is_not_deleted_by_another_run(tmp_path):

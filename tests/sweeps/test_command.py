@@ -221,3 +221,30 @@ def test_a_folder_without_a_sweep_has_no_rows(tmp_path):
   files.write_json_atomic(tmp_path / "sweep.json", [1])
   with pytest.raises(UserError, match="is not a sweep"):
     collect.rows(str(tmp_path))
+
+
+def test_what_a_sweep_reads_may_not_change_between_calls(tmp_path):
+  root, key = str(tmp_path), "data.demonstrations=d.jsonl"
+  plan.begin(root, {}, [])  # by an earlier version
+  plan.begin(root, {}, [], inputs={key: "a"})
+  plan.begin(root, {}, [], inputs={"init_from=base": "b"})
+  assert plan.read(root)["inputs"] == {key: "a", "init_from=base": "b"}
+  for name, changed in ((key, "c"), ("init_from=base", "d")):
+    with pytest.raises(UserError) as caught:
+      plan.begin(root, {}, [], inputs={name: changed})
+    assert caught.value.code == "data_changed"
+    assert caught.value.field == name.partition("=")[0]
+
+
+def test_a_run_is_no_place_for_a_sweep(tmp_path, capsys):
+  (tmp_path / files.CONFIG).write_text("{}")
+  assert main(tmp_path, "--sweep=seed=0") == 2
+  assert str(tmp_path) in capsys.readouterr().err
+  assert [path.name for path in tmp_path.glob("*.json")] == [files.CONFIG]
+
+
+def test_two_objectives_are_refused_before_a_trial(tmp_path, capsys):
+  argv = ("--sweep=seed=int:0:9", "--search=random", "--trials=1")
+  assert main(tmp_path / "s", *argv, "--objective=count,seed") == 2
+  assert "--objective" in capsys.readouterr().err
+  assert not (tmp_path / "s").exists()

@@ -1,9 +1,11 @@
 """What is wrong with any run is told before the first one starts."""
 
+import os
+
 import pytest
 
 from experiments import sweep as sweep_lib
-from instructgpt_jax import checks, config, presets
+from instructgpt_jax import checks, config, flags, presets
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.sweeps import command, preflight
 from instructgpt_jax.sweeps.jobs import Job
@@ -116,3 +118,35 @@ def test_a_start_brings_its_own_context():
     checks.lengths(alone)
   assert error.value.code == "context_too_small"
   checks.lengths(config.SftExperiment(data=long, model=model, init_from="x"))
+
+
+def test_fingerprints_are_of_data_and_models_outside_the_sweep(tmp_path, start):
+  root, data = str(tmp_path / "S"), str(tmp_path / "demos.jsonl")
+  (start / "config.json").write_text("{}")
+  whole = flags.replace(
+    presets.sft("tiny"), {"data.demonstrations": data, "init_from": str(start)}
+  )
+  jobs = [
+    Job(f"seed={seed}", "sft", {"seed": seed, "sft.reward_model": f"{root}/rm"})
+    for seed in (0, 1)
+  ]
+
+  def fingerprints():
+    return preflight.fingerprints(jobs, whole, root)
+
+  first = fingerprints()
+  assert first.keys() == {f"data.demonstrations={data}", f"init_from={start}"}
+  (start / "config.json").write_text('{"a": 1}')
+  changed = {
+    key for key, value in fingerprints().items() if value != first[key]
+  }
+  assert changed == {f"init_from={start}"}
+  with open(data, "a", encoding="utf-8") as file:
+    file.write("{}\n")
+  assert not first.items() & fingerprints().items()
+  # A run that is complete reads nothing any more.
+  for job in jobs:
+    (tmp_path / "S" / job.name).mkdir(parents=True)
+    (tmp_path / "S" / job.name / "complete.json").write_text("{}")
+  os.remove(data)
+  assert fingerprints() == {}

@@ -51,9 +51,12 @@ _FIRST_FIELD = {
 }
 # name, name/config, name:1.0.0 or a folder; then train, train[:10%], a+b.
 _TFDS_NAME = re.compile(r"(.+?):([A-Za-z_]\w*(?:\[[^\]]*\])?(?:\+.+)?)")
+# The beginning of an array of texts, each on a line of its own.
+_PRETTY_TEXTS = re.compile(r'\s*\[\s*"(?:[^"\\\n]|\\.)*"[ \t]*,[ \t]*\n')
 _START = 100_000  # characters of a .txt file that are looked at
 _SMALL = 4096  # bytes of a file that may hold nothing but blanks
 _FEW_NULS = 20  # characters of a record for each NUL in it
+_ESCAPE = re.compile(r"\\(u0000|.)", re.DOTALL)
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _R = TypeVar("_R", Demonstration, Ranking, Prompt, Document)
 
@@ -231,9 +234,18 @@ def _has_lone_surrogates(value: Any) -> bool:
   return not streams.is_utf8(json.dumps(value, ensure_ascii=False))
 
 
-def _checked(value: Any, raw: str, at: formats.At) -> Any:
+def _count_nuls(raw: str) -> int:
+  """Counts the NUL characters that a JSON text escapes."""
+  if raw.count(r"\u0000") <= contents.STRAY_NULS:
+    return 0
+  # Escape by escape: "\\u0000" is a backslash before a word.
+  return _ESCAPE.findall(raw).count("u0000")
+
+
+def _as_record(value: Any, raw: str, at: formats.At) -> Any:
+  """Returns a JSON value as a record, or refuses what is no text."""
   problem = ""
-  nuls = raw.count(r"\u0000")
+  nuls = _count_nuls(raw)
   if nuls > contents.STRAY_NULS and nuls * _FEW_NULS > len(raw):
     problem = "holds many NUL characters (\\u0000), so it is not text"
     fix = "convert the original text from its encoding (UTF-16?) to UTF-8"
@@ -244,7 +256,7 @@ def _checked(value: Any, raw: str, at: formats.At) -> Any:
     code = "lone_surrogate"
   if problem:
     raise UserError(problem, file=at.file, line=at.line, fix=fix, code=code)
-  return value
+  return containers.with_messages(value)
 
 
 def _json_lines(text: str, path: str) -> Iterator[tuple[int, Any]]:
@@ -255,7 +267,7 @@ def _json_lines(text: str, path: str) -> Iterator[tuple[int, Any]]:
       value = json.loads(line)
     except (ValueError, RecursionError) as e:
       raise _bad_json(e, path, number, True) from e
-    yield number, _checked(value, line, formats.At(path, number))
+    yield number, _as_record(value, line, formats.At(path, number))
 
 
 def _json_array(
@@ -288,7 +300,7 @@ def _json_array(
     except (ValueError, RecursionError) as e:
       wrong = line + text.count("\n", counted, getattr(e, "pos", at))
       raise _bad_json(e, path, wrong, False) from e
-    yield line, _checked(value, text[at:end], formats.At(path, line))
+    yield line, _as_record(value, text[at:end], formats.At(path, line))
     at = skip(end)
     if text[at : at + 1] == ",":
       at += 1
@@ -334,13 +346,13 @@ def _values(
       value = json.loads(text)
     except (ValueError, RecursionError):
       return _json_lines(text, path)
-    lists = containers.record_lists(value)
+    lists = containers.record_lists(containers.with_messages(value))
     if lists:
       if unused is not None:
         unused.update(containers.other_fields(value, lists))
       split = containers.outer_split(value)
       return _json_container(text, path, lists, split)
-    return iter([(1, _checked(value, text, formats.At(path, 1)))])
+    return iter([(1, _as_record(value, text, formats.At(path, 1)))])
   return _json_lines(text, path)
 
 
@@ -349,14 +361,15 @@ def _refuse_json_in_txt(text: str, path: str) -> None:
   lines = [line for line in text[:_START].split("\n") if line.strip()]
   whole = lines if len(text) <= _START else lines[:-1]
   start = text.lstrip()[:_START]
-  array = re.match(r"\[\s*\{", start) and text.rstrip().endswith("]")
+  array = re.match(r'\[\s*[{"]', start) and text.rstrip().endswith("]")
   if not array and (not whole or not whole[0].startswith("{")):
     return
   try:
     values = json.loads(text) if array else [json.loads(w) for w in whole]
   except (ValueError, RecursionError):
     return
-  if all(isinstance(value, dict) for value in values):
+  texts = array and all(isinstance(value, str) for value in values)
+  if texts or all(isinstance(value, dict) for value in values):
     raise UserError(
       "is a .txt file, which is read as one text, but holds JSON"
       + ("" if array else " lines"),
@@ -375,6 +388,8 @@ def _sniffed(text: str) -> str:
   """
   if re.match(r'\s*(\{\s*["}]|\[\s*[{\]])', text):
     return ".json"
+  if _PRETTY_TEXTS.match(text) or _is_array(text):
+    return ".json"
   first = text.lstrip().split("\n", 1)[0]
   if first.startswith(('"', "[")):
     try:
@@ -383,6 +398,17 @@ def _sniffed(text: str) -> str:
       return ".txt"
     return ".json" if first.startswith("[") else ".jsonl"
   return ".txt"
+
+
+def _is_array(text: str) -> bool:
+  """Whether a text is one JSON array."""
+  if not text.lstrip().startswith("[") or not text.rstrip().endswith("]"):
+    return False
+  try:
+    json.loads(text)
+  except (ValueError, RecursionError):
+    return False
+  return True
 
 
 def _tfds_values(spec: str) -> Iterator[tuple[int, Any]]:
@@ -428,7 +454,9 @@ def _tfds_values(spec: str) -> Iterator[tuple[int, Any]]:
     raise UserError(
       "is empty", file=spec, line=1, fix="choose a split with records"
     )
-  return ((i, _plain(source[i])) for i in range(count))
+  return (
+    (i, containers.with_messages(_plain(source[i]))) for i in range(count)
+  )
 
 
 def _plain(value: Any) -> Any:

@@ -418,7 +418,11 @@ def pipe(path, content):
     ("p.jsonl.gz", gzip.compress(GOOD * 3, mtime=0), D),
     ("p", b'"one"\n"two"\n"three"\n', P),
     ("p", b'["one",\n"two","three"]\n'.replace(b"\n", b""), P),
+    ("p", b'[\n "one",\n "two",\n "three"\n]\n', P),
+    ("p", b'["one",\n"two",\n"three"]', P),
     ("p", b"[Verse]\nSing\n", T),
+    ("p", b'["So," she said,\n"he came."]', T),
+    ("p", b'["So", she said,\n"he came."]', T),
     ("p", b'"So," she said\n', T),
     ("p", b"{brace} of a text", T),
     ("p.txt", b"some text", T),
@@ -588,6 +592,7 @@ NOT_TEXT = {
   "long number in an array": (
     "x.json", b'[{"text": "a", "n": %s}]' % (b"9" * 5000), "bad_json",
   ),
+  "an array of texts as txt": ("x.txt", b'[\n "a",\n "b"\n]', "json_in_txt"),
   "JSON lines as txt": ("x.txt", b'{"text": "a"}\n{"text": "b"}\n',
                         "json_in_txt"),
 }  # fmt: skip
@@ -637,6 +642,26 @@ def test_marks_between_joined_files_are_removed(tmp_path):
   )
   documents, _ = sources.read_documents(str(tmp_path / "a.txt"))
   assert documents[0].text == "a\nb \ufeff"
+
+
+def test_an_unfinished_array_of_texts_is_an_error(tmp_path):
+  (tmp_path / "part").write_bytes(b'[\n "one",\n "two"\n')
+  with pytest.raises(UserError) as e:
+    sources.read_any(str(tmp_path / "part"))
+  assert e.value.code == "bad_json"
+
+
+def test_escaped_backslashes_are_no_nul_characters(tmp_path):
+  path = tmp_path / "a.jsonl"
+  text = r"\u0000" * 9
+  path.write_text(json.dumps({"text": text}))
+  documents, _ = sources.read_documents(str(path))
+  assert documents[0].text == text
+  for before in ("", "\\"):
+    path.write_text(json.dumps({"text": (before + "\0") * 9}))
+    with pytest.raises(UserError) as e:
+      sources.read_documents(str(path))
+    assert e.value.code == "nul_characters"
 
 
 def test_few_nul_characters_are_text(tmp_path):

@@ -452,6 +452,36 @@ def test_the_standard_input_is_a_source(name, tmp_path):
   assert done.stdout.split() == [b"3", b"3"], done.stderr
 
 
+@pytest.mark.parametrize(
+  "names", [("/dev/fd/0", "/dev/stdin"), ("-", "/dev/stdin")]
+)
+def test_two_names_of_the_standard_input(names):
+  run = [sys.executable, "-m", "instructgpt_jax.data", *names]
+  done = subprocess.run(run, input=GOOD * 3, capture_output=True)
+  out = done.stdout.decode()
+  assert done.returncode == 0, done.stderr
+  assert out.count("demonstrations: 3") == 1 and "together" not in out
+  assert paths.SAME_FILE in out
+  script = """
+    import sys
+    from instructgpt_jax.data import sources
+    for name in sys.argv[1:]:
+      print(len(sources.read_demonstrations(name)[0]))
+  """
+  run = [sys.executable, "-c", textwrap.dedent(script), *names]
+  done = subprocess.run(run, input=GOOD * 3, capture_output=True)
+  assert done.stdout.split() == [b"3", b"3"], done.stderr
+
+
+def test_a_name_that_is_repeated_is_counted(tmp_path):
+  make(tmp_path, "a.jsonl")
+  listing = sources.list_files(f"{tmp_path}/*.jsonl,{tmp_path}/a.jsonl")
+  assert list(listing.files.values()) == [True] and not listing.ignored
+  listing = sources.list_files(*[str(tmp_path / "a.jsonl")] * 2)
+  assert len(listing.files) == 1
+  assert [i.reason for i in listing.ignored] == [paths.SAME_FILE]
+
+
 def test_errors_in_a_pipe_have_lines(tmp_path):
   pipe(tmp_path / "p", GOOD + b"{oops}\n")
   with pytest.raises(UserError) as e:

@@ -13,7 +13,7 @@ import dataclasses
 import re
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from instructgpt_jax import config, presets, streams
 from instructgpt_jax.data import (
   curation,
   drops,
+  formats,
   paths,
   records,
   sources,
@@ -56,14 +57,27 @@ class _Words(tokenizer.Tokenizer):
 
 @dataclasses.dataclass(frozen=True)
 class File:
-  """The records of one file, and its report."""
+  """What is read of one file.
 
-  records: list[Any]
-  report: sources.FileReport
+  Attributes:
+    named: whether the file was named itself.
+    kinds: kind -> what a stage of the kind reads; None -> all records.
+  """
 
-  def of_kind(self, kind: type) -> list[Any]:
-    """Returns the records of one kind."""
-    return [r for r in self.records if isinstance(r, kind)]
+  named: bool
+  kinds: dict[type | None, sources.FileRecords]
+
+  @property
+  def records(self) -> list[Any]:
+    return self.kinds[None].records
+
+  @property
+  def report(self) -> sources.FileReport:
+    return self.kinds[None].report
+
+  def holds(self, kind: type) -> bool:
+    """Whether the file has records of a kind; drawn prompts do not count."""
+    return any(isinstance(r, kind) for r in self.records)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,9 +98,9 @@ class Settings:
 # One file.
 
 
-def _read(path: str) -> File:
-  file = File(*sources.read_any(path))
-  if not file.records:
+def _read(path: str, named: bool, must: bool) -> File:
+  file = File(named, sources.read_kinds(path))
+  if not file.records and must:
     skipped = file.report.skipped.items()
     raise UserError(
       "no record is left of it: "
@@ -99,6 +113,40 @@ def _read(path: str) -> File:
   return file
 
 
+def _read_all(listing: paths.Listing) -> list[File]:
+  """Reads the files as one source, with the splits that their names say."""
+  only = len(listing.files) == 1
+  files = [
+    _read(path, named, named or only) for path, named in listing.files.items()
+  ]
+  for kind in sources.KIND_NAMES:
+    members = _members(files, kind)
+    parts = [file.kinds[kind] for file in members]
+    parts = sources.split_by_name(parts, listing.roots)
+    for file, part in zip(members, parts, strict=True):
+      file.kinds[kind] = part
+  return files
+
+
+def _members(files: Sequence[File], kind: type) -> list[File]:
+  """Returns the files that a stage of a kind would read together.
+
+  These are files with records of the kind, and where there are any, the other
+  files of directories and globs that a stage does not ignore.
+  """
+  if not any(file.holds(kind) for file in files):
+    return []
+  return [
+    file
+    for file in files
+    if file.holds(kind) or (not file.named and not _is_ignored(file, kind))
+  ]
+
+
+def _is_ignored(file: File, kind: type) -> bool:
+  return file.report.format == formats.PLAIN.name and kind != records.Document
+
+
 def describe(file: File, settings: Settings) -> list[str]:
   """Returns the report on one file, as lines."""
   report = file.report
@@ -109,11 +157,13 @@ def describe(file: File, settings: Settings) -> list[str]:
     f"  {line}" for line in sources.remarks(report.unused, report.notes)
   ]
   for kind, plural in sources.KIND_NAMES.items():
-    items = file.of_kind(kind)
-    if items:
+    if file.holds(kind):
+      items, of_kind = file.kinds[kind]
       lines.append(f"  {plural}: {len(items)}")
+      by_name = of_kind.notes.keys() - report.notes.keys()
+      lines += [f"    {of_kind.notes[note]} {note}" for note in sorted(by_name)]
       lines += _lengths(items, settings)
-      lines += _judged(items, report.skipped, settings)
+      lines += _judged(items, of_kind.skipped, settings, alone=not by_name)
       lines += _as_seen(items[0], settings)
   return lines
 
@@ -146,9 +196,20 @@ def _lengths(items: Sequence[Any], settings: Settings) -> list[str]:
 
 
 def _judged(
-  items: Sequence[Any], skipped: dict[str, int], settings: Settings
+  items: Sequence[Any],
+  skipped: Mapping[str, int],
+  settings: Settings,
+  *,
+  alone: bool = True,
 ) -> list[str]:
-  """Describes what curation drops, with warnings, a refusal, and splits."""
+  """Describes what curation drops, with warnings, a refusal, and splits.
+
+  Args:
+    items: records of one kind.
+    skipped: reason -> number of values that a stage of the kind skips.
+    settings: limits, tags and shares.
+    alone: whether the records need a training record among them.
+  """
   data, field = settings.data, _FLAGS_OF[type(items[0])]
   if isinstance(items[0], records.Document):
     parts, dropped = splits.split_documents(items, data), drops.Drops()
@@ -171,7 +232,8 @@ def _judged(
   lines += ["    " + w for w in drops.warnings(field, dropped, causes, total)]
   try:
     drops.judge(field, causes, total, data)
-    curation.require(parts, dropped, field, skipped)
+    if alone:
+      curation.require(parts, dropped, field, skipped)
   except UserError as error:
     lines.append(f"    a stage refuses it: {error}".replace("\n", "\n    "))
   counts = ", ".join(f"{len(v)} {k}" for k, v in parts.items())
@@ -365,11 +427,12 @@ def _trained(
 def _judge_together(files: Sequence[File], settings: Settings) -> None:
   """Prints what curation makes of the records of several files."""
   for kind, plural in sources.KIND_NAMES.items():
-    parts = [part for f in files if (part := f.of_kind(kind))]
+    parts = [file.kinds[kind] for file in _members(files, kind)]
     if len(parts) > 1:
-      items = [r for part in parts for r in part]
+      items = [r for part in parts for r in part.records]
+      report = sources.Report(tuple(part.report for part in parts))
       print(f"{plural} of {len(parts)} files together: {len(items)}")
-      print("\n".join(_judged(items, {}, settings)), flush=True)
+      print("\n".join(_judged(items, report.skipped, settings)), flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -378,15 +441,14 @@ def main(argv: Sequence[str] | None = None) -> int:
   args = _parser().parse_args(argv)
   try:
     data = _data(args)
-    listings = [sources.list_files(spec) for spec in args.paths]
-    files = [_read(path) for listing in listings for path in listing.files]
+    listing = sources.list_files(*args.paths)
+    files = _read_all(listing)
     settings, text = _settings(args, data, files)
     print(text)
     for file in files:
       print("\n".join(describe(file, settings)), flush=True)
-    for listing in listings:
-      for line in paths.show_ignored(listing.ignored):
-        print(line)
+    for line in paths.show_ignored(listing.ignored):
+      print(line)
     _judge_together(files, settings)
   except UserError as e:
     print(f"error: {e}", file=sys.stderr)

@@ -16,6 +16,32 @@ _NAMES = ("data", "dataset", "examples", "instances", "items", "records",
           "rows", "samples")  # fmt: skip
 _TEXT_LISTS = ("prompts", "data")
 _CONVERSATIONS = ("messages", "conversations", "conversation")
+# A record has one of them, a list of records has none.
+_IDS = ("id", "_id", "idx", "index", "uuid", "guid", "prompt_id",
+        "conversation_id")  # fmt: skip
+
+
+def with_messages(value: Any) -> Any:
+  """Returns UltraChat's record with its texts as messages.
+
+  It is {"id": "7", "data": ["question", "answer", ...]}. Another value is
+  returned unchanged.
+  """
+  if not isinstance(value, dict) or "data" not in value:
+    return value
+  texts = value["data"]
+  if not isinstance(texts, list) or not texts or value.keys().isdisjoint(_IDS):
+    return value
+  if not all(isinstance(text, str) for text in texts):
+    return value
+  if any(known.fits(value) for known in FORMATS):
+    return value
+  messages = [
+    {"role": "assistant" if i % 2 else "user", "content": text}
+    for i, text in enumerate(texts)
+  ]
+  others = {name: item for name, item in value.items() if name != "data"}
+  return {**others, "messages": messages}
 
 
 def record_lists(value: Any) -> list[str]:

@@ -36,8 +36,8 @@ _OTHER_TEXTS = {
 }
 
 # A pipe can be read once, and stages read a source again: for the tokenizer,
-# for the data. By path, device and inode.
-_pipes: dict[tuple[str, int, int], bytes] = {}
+# for the data. By device and inode: a pipe has several names.
+_pipes: dict[tuple[int, int], bytes] = {}
 
 
 def suffix(path: str | os.PathLike[str]) -> str:
@@ -114,7 +114,7 @@ def _kind(mode: int, path: str) -> str:
 
 def _read_pipe(path: str, status: os.stat_result) -> bytes:
   """Reads a pipe to its end the first time, and remembers its content."""
-  key = (path, status.st_dev, status.st_ino)
+  key = (status.st_dev, status.st_ino)
   if key not in _pipes:
     import jax
 

@@ -346,12 +346,12 @@ def curate(
     {"train", "valid", "test"} -> records, and what was dropped.
   """
   stay, drops = prepare(records, data)
-  pool: list[_Record] = list(stay)
-  for source in others:
-    # The same steps as in their own curation.
-    pool += prepare(source, data)[0]  # type: ignore[type-var]
-  splits, more = Splitter(pool, data).split(stay)
+  # The same steps as in their own curation.
+  prepared = [prepare(source, data)[0] for source in others]  # type: ignore[type-var]
+  splitter = Splitter(stay, data, prepared)
+  splits, more = splitter.split(stay)
   drops.add(more)
+  drops.remarks += splitter.remarks
   for name in splits:
     if tokenizer is not None and splits[name]:
       splits[name], more = drop_long(splits[name], tokenizer, data)

@@ -54,10 +54,13 @@ class Listing:
   Attributes:
     files: the files to read, in order; True where a file was named itself.
     ignored: files of a directory or a glob that are not read.
+    roots: the directory that holds the directory of each file that is named, or
+      the directory or glob that gave the file.
   """
 
   files: dict[str, bool] = dataclasses.field(default_factory=dict)
   ignored: list[Ignored] = dataclasses.field(default_factory=list)
+  roots: dict[str, str] = dataclasses.field(default_factory=dict)
 
   def ignore(self, path: str, reason: str) -> None:
     self.ignored.append(Ignored(path, reason))
@@ -78,28 +81,21 @@ def show_ignored(ignored: Iterable[Ignored]) -> list[str]:
   return lines
 
 
-def list_files(spec: str) -> Listing:
+def list_files(*specs: str) -> Listing:
   """Lists the files that a source names.
 
   Args:
-    spec: a comma list of files, directories, globs and TFDS names; "-" is the
+    *specs: comma lists of files, directories, globs and TFDS names; "-" is the
       standard input.
 
   Raises:
     UserError: one of them does not exist, or holds no file of a known kind.
   """
   listing = Listing()
-  parts = _split_commas(spec)
-  if not parts:
-    raise UserError(
-      "no data is given",
-      fix="give a file, directory, quoted glob, comma list or tfds:name:split",
-      code="no_data",
-    )
   known: set[tuple[int, int]] = set()
-  for part in parts:
+  for part in [part for spec in specs for part in _parts(spec)]:
     if part.startswith(TFDS):
-      listing.files[part] = True
+      _add_named(part, part, part not in listing.files, listing)
       continue
     path = os.path.expanduser(part)
     if part == "-" and not os.path.lexists(part):
@@ -107,18 +103,32 @@ def list_files(spec: str) -> Listing:
     status = _status(path, part)
     if status is None or stat.S_ISDIR(status.st_mode):
       _add_many(path, part, status is not None, known, listing)
-    elif path not in listing.files:
-      if _is_new(status, known):
-        listing.files[path] = True
-      else:
-        listing.ignore(path, SAME_FILE)
+    else:
+      _add_named(path, part, _is_new(status, known), listing)
   return listing
 
 
-def _split_commas(spec: str) -> list[str]:
+def _add_named(path: str, part: str, is_new: bool, listing: Listing) -> None:
+  """Adds a file that is named itself, unless it is listed already."""
+  if is_new or listing.files.get(path) is False:
+    listing.files[path] = True
+    listing.roots.setdefault(path, _above(os.path.dirname(path)))
+  else:
+    listing.ignore(part, SAME_FILE)
+
+
+def _parts(spec: str) -> list[str]:
+  """Splits a source at its commas, unless it is the name of a file."""
   if os.path.lexists(os.path.expanduser(spec)):
     return [spec]
-  return [part.strip() for part in spec.split(",") if part.strip()]
+  parts = [part.strip() for part in spec.split(",") if part.strip()]
+  if not parts:
+    raise UserError(
+      "no data is given",
+      fix="give a file, directory, quoted glob, comma list or tfds:name:split",
+      code="no_data",
+    )
+  return parts
 
 
 def _status(path: str, part: str) -> os.stat_result | None:
@@ -194,6 +204,20 @@ def _add_many(
     else:
       listing.ignore(match, SAME_FILE)
   listing.files.update({match: False for match in regular if match in names})
+  top = path if is_directory else _directory_of(path)
+  listing.roots.update(dict.fromkeys(names, _above(top)))
+
+
+def _above(directory: str) -> str:
+  return os.path.dirname(os.path.abspath(directory))
+
+
+def _directory_of(pattern: str) -> str:
+  """Returns the directory that a glob starts from."""
+  directory = os.path.dirname(pattern)
+  while glob.has_magic(directory):
+    directory = os.path.dirname(directory)
+  return directory
 
 
 def _regular(matches: Sequence[str], listing: Listing) -> list[str]:

@@ -14,13 +14,19 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from absl import logging
 
 from instructgpt_jax import streams
-from instructgpt_jax.data import containers, contents, formats, paths
+from instructgpt_jax.data import (
+  containers,
+  contents,
+  file_splits,
+  formats,
+  paths,
+)
 from instructgpt_jax.data.records import (
   Demonstration,
   Document,
@@ -51,9 +57,12 @@ _FIRST_FIELD = {
 }
 # name, name/config, name:1.0.0 or a folder; then train, train[:10%], a+b.
 _TFDS_NAME = re.compile(r"(.+?):([A-Za-z_]\w*(?:\[[^\]]*\])?(?:\+.+)?)")
+# The beginning of an array of texts, each on a line of its own.
+_PRETTY_TEXTS = re.compile(r'\s*\[\s*"(?:[^"\\\n]|\\.)*"[ \t]*,[ \t]*\n')
 _START = 100_000  # characters of a .txt file that are looked at
 _SMALL = 4096  # bytes of a file that may hold nothing but blanks
 _FEW_NULS = 20  # characters of a record for each NUL in it
+_ESCAPE = re.compile(r"\\(u0000|.)", re.DOTALL)
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _R = TypeVar("_R", Demonstration, Ranking, Prompt, Document)
 
@@ -172,13 +181,14 @@ def _is_metadata(path: str) -> bool:
   return False
 
 
-def list_files(spec: str) -> paths.Listing:
+def list_files(*specs: str) -> paths.Listing:
   """Lists the files that a source names, and the files that are ignored.
 
-  Empty files and metadata in directories and globs are ignored. Where there are
-  no other files, they are read and cause an error.
+  Several arguments are one source, as in a comma list. Empty files and metadata
+  in directories and globs are ignored. Where there are no other files, they are
+  read and cause an error.
   """
-  listing = paths.list_files(spec)
+  listing = paths.list_files(*specs)
   others = {
     path: reason
     for path, named in listing.files.items()
@@ -231,9 +241,18 @@ def _has_lone_surrogates(value: Any) -> bool:
   return not streams.is_utf8(json.dumps(value, ensure_ascii=False))
 
 
-def _checked(value: Any, raw: str, at: formats.At) -> Any:
+def _count_nuls(raw: str) -> int:
+  """Counts the NUL characters that a JSON text escapes."""
+  if raw.count(r"\u0000") <= contents.STRAY_NULS:
+    return 0
+  # Escape by escape: "\\u0000" is a backslash before a word.
+  return _ESCAPE.findall(raw).count("u0000")
+
+
+def _as_record(value: Any, raw: str, at: formats.At) -> Any:
+  """Returns a JSON value as a record, or refuses what is no text."""
   problem = ""
-  nuls = raw.count(r"\u0000")
+  nuls = _count_nuls(raw)
   if nuls > contents.STRAY_NULS and nuls * _FEW_NULS > len(raw):
     problem = "holds many NUL characters (\\u0000), so it is not text"
     fix = "convert the original text from its encoding (UTF-16?) to UTF-8"
@@ -244,7 +263,7 @@ def _checked(value: Any, raw: str, at: formats.At) -> Any:
     code = "lone_surrogate"
   if problem:
     raise UserError(problem, file=at.file, line=at.line, fix=fix, code=code)
-  return value
+  return containers.with_messages(value)
 
 
 def _json_lines(text: str, path: str) -> Iterator[tuple[int, Any]]:
@@ -255,7 +274,7 @@ def _json_lines(text: str, path: str) -> Iterator[tuple[int, Any]]:
       value = json.loads(line)
     except (ValueError, RecursionError) as e:
       raise _bad_json(e, path, number, True) from e
-    yield number, _checked(value, line, formats.At(path, number))
+    yield number, _as_record(value, line, formats.At(path, number))
 
 
 def _json_array(
@@ -288,7 +307,7 @@ def _json_array(
     except (ValueError, RecursionError) as e:
       wrong = line + text.count("\n", counted, getattr(e, "pos", at))
       raise _bad_json(e, path, wrong, False) from e
-    yield line, _checked(value, text[at:end], formats.At(path, line))
+    yield line, _as_record(value, text[at:end], formats.At(path, line))
     at = skip(end)
     if text[at : at + 1] == ",":
       at += 1
@@ -334,13 +353,13 @@ def _values(
       value = json.loads(text)
     except (ValueError, RecursionError):
       return _json_lines(text, path)
-    lists = containers.record_lists(value)
+    lists = containers.record_lists(containers.with_messages(value))
     if lists:
       if unused is not None:
         unused.update(containers.other_fields(value, lists))
       split = containers.outer_split(value)
       return _json_container(text, path, lists, split)
-    return iter([(1, _checked(value, text, formats.At(path, 1)))])
+    return iter([(1, _as_record(value, text, formats.At(path, 1)))])
   return _json_lines(text, path)
 
 
@@ -349,14 +368,15 @@ def _refuse_json_in_txt(text: str, path: str) -> None:
   lines = [line for line in text[:_START].split("\n") if line.strip()]
   whole = lines if len(text) <= _START else lines[:-1]
   start = text.lstrip()[:_START]
-  array = re.match(r"\[\s*\{", start) and text.rstrip().endswith("]")
+  array = re.match(r'\[\s*[{"]', start) and text.rstrip().endswith("]")
   if not array and (not whole or not whole[0].startswith("{")):
     return
   try:
     values = json.loads(text) if array else [json.loads(w) for w in whole]
   except (ValueError, RecursionError):
     return
-  if all(isinstance(value, dict) for value in values):
+  texts = array and all(isinstance(value, str) for value in values)
+  if texts or all(isinstance(value, dict) for value in values):
     raise UserError(
       "is a .txt file, which is read as one text, but holds JSON"
       + ("" if array else " lines"),
@@ -375,6 +395,8 @@ def _sniffed(text: str) -> str:
   """
   if re.match(r'\s*(\{\s*["}]|\[\s*[{\]])', text):
     return ".json"
+  if _PRETTY_TEXTS.match(text) or _is_array(text):
+    return ".json"
   first = text.lstrip().split("\n", 1)[0]
   if first.startswith(('"', "[")):
     try:
@@ -383,6 +405,17 @@ def _sniffed(text: str) -> str:
       return ".txt"
     return ".json" if first.startswith("[") else ".jsonl"
   return ".txt"
+
+
+def _is_array(text: str) -> bool:
+  """Whether a text is one JSON array."""
+  if not text.lstrip().startswith("[") or not text.rstrip().endswith("]"):
+    return False
+  try:
+    json.loads(text)
+  except (ValueError, RecursionError):
+    return False
+  return True
 
 
 def _tfds_values(spec: str) -> Iterator[tuple[int, Any]]:
@@ -428,7 +461,9 @@ def _tfds_values(spec: str) -> Iterator[tuple[int, Any]]:
     raise UserError(
       "is empty", file=spec, line=1, fix="choose a split with records"
     )
-  return ((i, _plain(source[i])) for i in range(count))
+  return (
+    (i, containers.with_messages(_plain(source[i]))) for i in range(count)
+  )
 
 
 def _plain(value: Any) -> Any:
@@ -514,49 +549,133 @@ def _scan(
     )
 
 
-def _read_file(
-  path: str, kind: type[_R], must: bool
-) -> tuple[list[_R], FileReport]:
-  records: list[_R] = []
-  skipped: collections.Counter[str] = collections.Counter()
-  first_skip: dict[str, int] = {}
-  others: collections.Counter[str] = collections.Counter()
+class FileRecords(NamedTuple):
+  """The records of one file that are of one kind, and the report on them."""
+
+  records: list[Any]
+  report: FileReport
+
+
+class _Collected:
+  """What a stage of one kind reads and skips of a file.
+
+  Attributes:
+    records: the records of the kind, or all of them.
+    skipped: number of skipped values for each reason.
+    first_skip: line of the first value that is skipped for each reason.
+    others: number of records of each other kind in skipped values.
+  """
+
+  def __init__(self, kind: type | None):
+    self._kind = kind
+    self.records: list[Any] = []
+    self.skipped: collections.Counter[str] = collections.Counter()
+    self.first_skip: dict[str, int] = {}
+    self.others: collections.Counter[str] = collections.Counter()
+
+  def add(self, line: int, items: list[Record], reason: str) -> None:
+    """Adds the records of one value; `reason` says why some are left out."""
+    usable: list[Any] = items
+    if self._kind is not None:
+      usable = _convert(items, self._kind)  # type: ignore[type-var]
+      if items and not usable and not reason:
+        reason = f"records without {KIND_NAMES[self._kind]}"
+        self.others.update(KIND_NAMES[type(r)] for r in items)
+    if reason and (self._kind is None or not usable):
+      self.skipped[reason] += 1
+      self.first_skip.setdefault(reason, line)
+    self.records += usable
+
+  def report(self, path: str, name: str, reader: formats.Reader) -> FileReport:
+    return FileReport(
+      path,
+      name,
+      len(self.records),
+      dict(self.skipped),
+      dict(reader.unused),
+      dict(reader.notes),
+      dict(self.first_skip),
+    )
+
+
+def _read_file(path: str, kind: type[_R], must: bool) -> FileRecords:
+  collected = _Collected(kind)
   name = formats.PLAIN.name
   reader = formats.Reader(path, kind)
   for line, known, items, reason in _scan(path, kind, reader):
     name = known.name
-    usable = _convert(items, kind)
-    if items and not usable and not reason:
-      reason = f"records without {KIND_NAMES[kind]}"
-      others.update(KIND_NAMES[type(r)] for r in items)
-    if reason and not usable:
-      skipped[reason] += 1
-      first_skip.setdefault(reason, line)
-    records += usable
-  if not records and must:
-    _nothing_left(path, name, kind, skipped, first_skip, others)
-  return records, FileReport(
-    path,
-    name,
-    len(records),
-    dict(skipped),
-    dict(reader.unused),
-    dict(reader.notes),
-    dict(first_skip),
-  )
+    collected.add(line, items, reason)
+  if not collected.records and must:
+    _nothing_left(path, name, kind, collected)
+  return FileRecords(collected.records, collected.report(path, name, reader))
+
+
+def read_kinds(path: str) -> dict[type | None, FileRecords]:
+  """Reads a file once, as a stage of each kind would.
+
+  Returns:
+    Kind -> its records, and the report with what a stage of the kind skips;
+    None -> the records of all kinds.
+  """
+  kinds = (None, *KIND_NAMES)
+  collected = {kind: _Collected(kind) for kind in kinds}
+  name = formats.PLAIN.name
+  reader = formats.Reader(path, None)
+  for line, known, items, reason in _scan(path, None, reader):
+    name = known.name
+    for part in collected.values():
+      part.add(line, items, reason)
+  return {
+    kind: FileRecords(part.records, part.report(path, name, reader))
+    for kind, part in collected.items()
+  }
+
+
+def read_any(path: str) -> FileRecords:
+  """Reads all records of a file, of any kind, and returns its report too."""
+  return read_kinds(path)[None]
+
+
+def split_by_name(
+  files: Sequence[FileRecords], roots: Mapping[str, str]
+) -> list[FileRecords]:
+  """Gives records the split that their file's name says.
+
+  It stands where the names of files with records say two splits or more.
+  Records with a split of their own keep it. The reports note how many records
+  the name decides for.
+
+  Args:
+    files: all files of one source, with the records of one kind.
+    roots: those of the source's listing.
+  """
+  names = [f.report.path for f in files if f.records]
+  by_name = file_splits.by_name(names, roots)
+  result = []
+  for file in files:
+    split = by_name.get(file.report.path, "")
+    if split and (count := sum(not r.split for r in file.records)):
+      records = [
+        r if r.split else dataclasses.replace(r, split=split)
+        for r in file.records
+      ]
+      notes = {**file.report.notes, f"records in {split} by file name": count}
+      report = dataclasses.replace(file.report, notes=notes)
+      file = FileRecords(records, report)
+    result.append(file)
+  return result
 
 
 def _nothing_left(
   path: str,
   name: str,
   kind: type,
-  skipped: Mapping[str, int],
-  first_skip: Mapping[str, int],
-  others: Mapping[str, int],
+  collected: _Collected,
 ) -> NoReturn:
   plural = KIND_NAMES[kind]
-  if others:
-    contents = " and ".join(others)
+  skipped, first_skip = collected.skipped, collected.first_skip
+  if collected.others:
+    contents = " and ".join(collected.others)
     raise UserError(
       f"is recognised as {name}, which holds {contents} but no {plural}",
       file=path,
@@ -580,20 +699,20 @@ def _read(spec: str, kind: type[_R]) -> tuple[list[_R], Report]:
   listing = list_files(spec)
   # A file of a directory may hold only records of other kinds. A file that was
   # named, or the only one, must hold a usable record.
-  records: list[_R] = []
-  reports = []
+  files: list[FileRecords] = []
   for path, named in listing.files.items():
     try:
-      usable, report = _read_file(path, kind, named or len(listing.files) == 1)
+      file = _read_file(path, kind, named or len(listing.files) == 1)
     except UserError as error:
       if named or error.code != "plain_text":
         raise
       listing.ignore(path, f"plain text, without {KIND_NAMES[kind]}")
       continue
-    records += usable
-    reports.append(report)
-    if not usable:
-      logging.warning("Nothing of %s is used: %s", path, report.skipped)
+    files.append(file)
+    if not file.records:
+      logging.warning("Nothing of %s is used: %s", path, file.report.skipped)
+  files = split_by_name(files, listing.roots)
+  records: list[_R] = [r for file in files for r in file.records]
   if not records:
     raise UserError(
       f"none of its {len(listing.files)} files holds usable {KIND_NAMES[kind]}",
@@ -602,7 +721,8 @@ def _read(spec: str, kind: type[_R]) -> tuple[list[_R], Report]:
       fix=_FIXES[kind],
       code="no_records",
     )
-  return records, Report(tuple(reports), tuple(listing.ignored))
+  reports = tuple(file.report for file in files)
+  return records, Report(reports, tuple(listing.ignored))
 
 
 def read_demonstrations(spec: str) -> tuple[list[Demonstration], Report]:
@@ -623,24 +743,3 @@ def read_prompts(spec: str) -> tuple[list[Prompt], Report]:
 def read_documents(spec: str) -> tuple[list[Document], Report]:
   """Texts for pretraining; a .txt file is one document."""
   return _read(spec, Document)
-
-
-def read_any(path: str) -> tuple[list[Record], FileReport]:
-  """Reads all records of a file, of any kind, and returns its report too."""
-  records: list[Record] = []
-  skipped: collections.Counter[str] = collections.Counter()
-  name = formats.PLAIN.name
-  reader = formats.Reader(path, None)
-  for _, known, items, reason in _scan(path, None, reader):
-    name = known.name
-    records += items
-    if reason:
-      skipped[reason] += 1
-  return records, FileReport(
-    path,
-    name,
-    len(records),
-    dict(skipped),
-    dict(reader.unused),
-    dict(reader.notes),
-  )

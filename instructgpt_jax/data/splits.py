@@ -30,6 +30,12 @@ _GENERIC_SYSTEMS = 5
 # shorter one, such as "Go on.", means nothing without what precedes it.
 _TELLING_CHARS = 40
 PART_CHARS = 20_000
+# First user turns of this many records, and of this share of a source, that
+# begin as many different conversations do not tell conversations apart. Nor
+# does one that nearly all records have.
+_SHARED_RECORDS, _SHARED_SHARE, _CONSTANT_SHARE = 10, 0.1, 0.9
+_LARGE_SHARE = 0.5  # a prompt of this share of a source is remarked
+_SHOWN_CHARS = 60
 
 
 def normalised(text: str) -> str:
@@ -84,20 +90,35 @@ class Splitter:
 
   A record has the split that its file gives, or its user's hash. One without
   either takes the split of the same prompt in another record that has one, and
-  else the hash of its first user turn. A prompt that is held out in one record
-  is held out everywhere: other records with it are dropped. System turns do
-  not tell prompts apart, except where one question is asked under many.
+  else the hash of its first user turn. Where many conversations begin with one
+  user turn, it is the hash of all user turns up to the first that tells them
+  apart, or of the whole prompt. A prompt that is held out in one record is held
+  out everywhere: other records with it are dropped. So a prompt with which many
+  conversations begin is in train. System turns do not tell prompts apart,
+  except where one question is asked under many.
+
+  Attributes:
+    remarks: sentences about user turns that do not tell the conversations of
+      the first source apart.
   """
 
-  def __init__(self, records: Iterable[Record], data: config.Data):
+  def __init__(
+    self,
+    records: Iterable[Record],
+    data: config.Data,
+    others: Iterable[Sequence[Record]] = (),
+  ):
     """Reads all records of all sources.
 
     Args:
-      records: of every source of the run.
+      records: of the source that is split.
       data: shares of the splits.
+      others: records of the run's other sources.
     """
-    records = list(records)
+    sources = [list(records), *others]
+    records = [record for source in sources for record in source]
     self._data = data
+    self.remarks: list[str] = []
     systems: dict[str, set[str]] = collections.defaultdict(set)
     for record in records:
       first = systems[_first_user_turn(record.turns)]
@@ -106,6 +127,12 @@ class Splitter:
     self._generic = {
       turn for turn, found in systems.items() if len(found) >= _GENERIC_SYSTEMS
     }
+    # User turns, and prompts, with which many conversations begin.
+    self._shared_turns: set[str] = set()
+    self._shared_prompts: set[str] = set()
+    for i, source in enumerate(sources):
+      remarks = self._find_shared(source)
+      self.remarks += [] if i else remarks
     self._known: dict[str, int] = {}
     for record in records:
       if record.split or record.user_id:
@@ -113,6 +140,57 @@ class Splitter:
     self._held: dict[str, int] = {}
     for record in records:
       self._raise(self._held, record, SPLITS.index(self.split_of(record)))
+
+  def _find_shared(self, source: Sequence[Record]) -> list[str]:
+    """Finds the user turns with which many conversations of a source begin."""
+    hashed = [r for r in source if not (r.split or r.user_id)]
+    least = max(_SHARED_RECORDS, _SHARED_SHARE * len(hashed))
+    constant = max(_SHARED_RECORDS, _CONSTANT_SHARE * len(hashed))
+    large = max(_SHARED_RECORDS, _LARGE_SHARE * len(hashed))
+    firsts = [_first_user_turn(r.turns) for r in hashed]
+    counts = collections.Counter(firsts)
+    frequent = {t: list[Record]() for t, n in counts.items() if n >= least}
+    for first, record in zip(firsts, hashed, strict=True):
+      if first in frequent:
+        frequent[first].append(record)
+    pending = [(0, group) for group in frequent.values()]
+    remarks = []
+    shared: dict[str, list[Record]] = collections.defaultdict(list)
+    while pending:
+      depth, group = pending.pop()
+      begun: dict[str, list[Record]] = collections.defaultdict(list)
+      for record in group:
+        beginnings = list(self._beginnings(record))
+        if depth < len(beginnings):
+          begun[beginnings[depth]].append(record)
+      for beginning, same in begun.items():
+        if len(same) < least:
+          continue
+        prompts = collections.Counter(k for r in same for k in self._keys(r))
+        different = len({list(self._keys(r))[-1] for r in same})
+        if len(same) < constant and different < _SHARED_RECORDS:
+          if len(same) >= large and not depth:
+            remarks.append(_large_remark(same, len(source)))
+          continue
+        self._shared_turns.add(beginning)
+        self._shared_prompts.update(k for k, n in prompts.items() if n >= least)
+        pending.append((depth + 1, same))
+        if not depth:
+          shared[_first_user_turn(same[0].turns)] += same
+    for same in shared.values():
+      different = len({list(self._keys(r))[-1] for r in same})
+      remarks.append(_shared_remark(same, different, len(source)))
+    return remarks
+
+  def _beginnings(self, record: Record) -> Iterator[str]:
+    """One digest for the user turns up to each user turn of a prompt."""
+    digest = hashlib.sha256()
+    if _first_user_turn(record.turns) in self._generic:
+      digest.update(_key_part("system", _system(record.turns)))
+    for turn in record.turns:
+      if turn.role == "user":
+        digest.update(_key_part(turn.role, normalised(turn.text)))
+        yield digest.hexdigest()
 
   def _raise(self, ranks: dict[str, int], record: Record, rank: int) -> None:
     *_, key = self._keys(record)
@@ -146,13 +224,31 @@ class Splitter:
     if record.split or record.user_id:
       return split_of(record, self._data)
     keys = list(self._keys(record))
-    for key in (keys[-1], keys[0]):
+    shared = [b in self._shared_turns for b in self._beginnings(record)]
+    telling = [key for key in keys if key not in self._shared_prompts]
+    for key in (keys[-1], *telling[:1]):
       if key in self._known:
         return SPLITS[self._known[key]]
+    if shared and all(shared) and keys[-1] in self._shared_prompts:
+      return "train"
+    return _split_name(self.group_of(record), self._data)
+
+  def group_of(self, record: Record) -> str:
+    """Whose prompt it is: the user, or else the conversations it belongs to.
+
+    As `user_of`, but for beginnings that do not tell conversations apart.
+    """
+    if record.user_id:
+      return user_of(record)
     first = _first_user_turn(record.turns)
+    beginnings = list(self._beginnings(record))
+    if beginnings and beginnings[0] in self._shared_turns:
+      telling = [b for b in beginnings if b not in self._shared_turns]
+      *_, whole = self._keys(record)
+      return "prompt:" + (telling[0] if telling else whole)
     if first in self._generic:
       first = f"{_system(record.turns)}\n{first}"
-    return _split_name("prompt:" + first, self._data)
+    return "prompt:" + first
 
   def is_held_out_elsewhere(self, record: Record) -> bool:
     """Whether a prompt of the record is held out, but not in its own split."""
@@ -175,6 +271,29 @@ class Splitter:
       else:
         result[self.split_of(record)].append(record)
     return result, drops
+
+
+def _shared_remark(same: Sequence[Record], different: int, total: int) -> str:
+  """Returns a sentence about conversations that begin with one user turn."""
+  text, count = _shown_turn(same), f"{len(same)} of {total} records"
+  if different == 1:
+    return f"{count} have the prompt {text}, so they are all in train"
+  return (
+    f"{count} begin with the user turn {text}, which does not tell"
+    " conversations apart: they are split by what follows it"
+  )
+
+
+def _large_remark(same: Sequence[Record], total: int) -> str:
+  return (
+    f"{len(same)} of {total} records begin with the user turn"
+    f" {_shown_turn(same)}, and are all in one split"
+  )
+
+
+def _shown_turn(records: Sequence[Record]) -> str:
+  text = _first_user_turn(records[0].turns)
+  return repr(text[:_SHOWN_CHARS] + "…" * (len(text) > _SHOWN_CHARS))
 
 
 def _parts(text: str) -> Iterator[str]:
@@ -201,20 +320,21 @@ def split_documents(
   its share is not 0) valid get at least one.
   """
   result: dict[str, list[Document]] = {name: [] for name in SPLITS}
-  hashed = 0
+  movable: dict[str, list[int]] = {name: [] for name in SPLITS}
   for document in documents:
     if document.split:
       result[document.split].append(document)
       continue
     for part in _parts(document.text):
-      hashed += 1
-      result[_split_name("text:" + normalised(part), data)].append(
-        Document(text=part, origin=document.origin)
-      )
+      name = _split_name("text:" + normalised(part), data)
+      movable[name].append(len(result[name]))
+      result[name].append(Document(text=part, origin=document.origin))
+  hashed = sum(map(len, movable.values()))
   for needy, share in (("train", 1.0), ("valid", data.valid_fraction)):
     if hashed >= 2 and share and not result[needy]:
-      donors = [n for n in SPLITS if len(result[n]) > 1]
+      donors = [n for n in SPLITS if movable[n] and len(result[n]) > 1]
       if donors:
-        donor = max(donors, key=lambda n: len(result[n]))
-        result[needy].append(result[donor].pop())
+        donor = max(donors, key=lambda n: len(movable[n]))
+        movable[needy].append(0)
+        result[needy].append(result[donor].pop(movable[donor].pop()))
   return result

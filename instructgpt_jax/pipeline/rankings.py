@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import random
 from collections.abc import Iterable, Sequence
@@ -164,11 +165,14 @@ def split_for_judge(
     return
   pools = inputs.rankings(config.data, tokenizer)
   parts: dict[str, list[dict[str, Any]]] = {p: [] for p in paths}
+  rankings = [ranking for pool in pools for ranking in pool]
+  hashed = [dataclasses.replace(ranking, split="") for ranking in rankings]
+  splitter = splits.Splitter(hashed, config.data)
   for split, pool in pools._asdict().items():
     if split == "test":
       continue
     for ranking in pool:
-      drawn = splits.hash_fraction("judge:" + splits.user_of(ranking))
+      drawn = splits.hash_fraction("judge:" + splitter.group_of(ranking))
       mine = drawn >= config.evaluation.judge_fraction
       parts[paths[0] if mine else paths[1]].append(
         _line(

@@ -6,7 +6,7 @@ import pytest
 
 from instructgpt_jax import config
 from instructgpt_jax.data import __main__ as command
-from instructgpt_jax.data import tokenizer
+from instructgpt_jax.data import paths, sources, tokenizer
 
 
 @pytest.fixture
@@ -116,3 +116,62 @@ def test_bad_flags_are_errors(write, capsys):
   assert status == 2 and "huge" in err
   status, _, err = run(capsys, path, "--data.max_prompt_tokens=0")
   assert status == 2 and "data.max_prompt_tokens" in err
+
+
+def labelled(count, label, completion="x"):
+  return [
+    {"prompt": f"{label} {completion} {i}", "completion": completion,
+     "label": label}
+    for i in range(count)
+  ]  # fmt: skip
+
+
+def section(out, title):
+  """Returns the part of a report that is about one kind."""
+  rest = out[out.index(f"  {title}:") :]
+  lines = rest.split("\n")
+  end = next((i for i, s in enumerate(lines[1:], 1) if s[:4].strip()), None)
+  return "\n".join(lines[:end])
+
+
+def test_each_kind_is_judged_by_its_own_skips(write, capsys):
+  values = labelled(90, False) + labelled(8, True, "<|endoftext|>")
+  path = write(values + labelled(2, True))
+  prompts, report = sources.read_prompts(path)
+  assert (len(prompts), sum(report.skipped.values())) == (92, 8)
+  _, out, _ = run(capsys, path)
+  part = section(out, "prompts")
+  assert "prompts: 92" in part and "a stage refuses it" not in part
+  part = section(out, "demonstrations")
+  assert "98 of 100" in part and "a stage refuses it" in part
+
+
+def test_records_of_other_kinds_are_skips(write, capsys):
+  values = [
+    {"messages": [{"role": "user", "content": f"q{i}"}]
+     + [{"role": "assistant", "content": "a"}] * (i < 20)}
+    for i in range(100)
+  ]  # fmt: skip
+  path = write(values)
+  _, report = sources.read_demonstrations(path)
+  assert sum(report.skipped.values()) == 80
+  _, out, _ = run(capsys, path)
+  assert "80 of 100" in section(out, "demonstrations")
+  assert "prompts: 100" in out
+
+
+def test_files_of_a_directory_are_judged_together(write, capsys, tmp_path):
+  write(demonstrations(9), "a.jsonl")
+  ranked = {"completions": ["a", "b"], "ranks": [1, 2]}
+  write([{"prompt": f"p{i}", **ranked} for i in range(30)], "b.jsonl")
+  status, out, _ = run(capsys, str(tmp_path))
+  # As a stage: 30 of 39 records of the directory are no demonstrations.
+  assert status == 0 and "30 of 39" in out
+  status, out, _ = run(capsys, *map(str, sorted(tmp_path.iterdir())))
+  assert status == 0 and "a stage refuses it" not in out
+
+
+def test_a_file_named_twice_is_read_once(write, capsys):
+  path = write(demonstrations(20))
+  _, out, _ = run(capsys, path, path)
+  assert "together" not in out and paths.SAME_FILE in out

@@ -640,6 +640,27 @@ def test_prompts_inside_an_object(tmp_path):
   assert [r.turns for r in prompts] == [user("a"), user("b")]
 
 
+@pytest.mark.parametrize("name", ["x.json", "x.jsonl", "x"])
+def test_texts_beside_an_id_are_a_conversation(tmp_path, name):
+  path = tmp_path / name
+  path.write_text(json.dumps({"id": "0", "data": ["q1", "a1", "q2", "a2"]}))
+  (r,), report = sources.read_any(str(path))
+  assert (len(r.turns), r.turns[0], r.completion) == (3, user("q1")[0], "a2")
+  assert not report.unused and not report.skipped
+
+
+def test_a_directory_with_one_conversation(tmp_path):
+  (tmp_path / "a.json").write_text(json.dumps({"id": 0, "data": ["q", "a"]}))
+  (tmp_path / "b.jsonl").write_text('{"prompt": "p", "completion": "c"}\n')
+  records, report = sources.read_demonstrations(str(tmp_path))
+  assert [r.completion for r in records] == ["a", "c"] and not report.ignored
+
+
+def test_texts_without_an_id_are_prompts(tmp_path):
+  prompts, _ = read(tmp_path, {"version": 1, "data": ["a", "b"]}, name="x.json")
+  assert [r.turns for r in prompts] == [user("a"), user("b")]
+
+
 @pytest.mark.parametrize(
   "value",
   [

@@ -431,7 +431,11 @@ def pipe(path, content):
     ("p.jsonl.gz", gzip.compress(GOOD * 3, mtime=0), D),
     ("p", b'"one"\n"two"\n"three"\n', P),
     ("p", b'["one",\n"two","three"]\n'.replace(b"\n", b""), P),
+    ("p", b'[\n "one",\n "two",\n "three"\n]\n', P),
+    ("p", b'["one",\n"two",\n"three"]', P),
     ("p", b"[Verse]\nSing\n", T),
+    ("p", b'["So," she said,\n"he came."]', T),
+    ("p", b'["So", she said,\n"he came."]', T),
     ("p", b'"So," she said\n', T),
     ("p", b"{brace} of a text", T),
     ("p.txt", b"some text", T),
@@ -459,6 +463,36 @@ def test_the_standard_input_is_a_source(name, tmp_path):
     capture_output=True,
   )
   assert done.stdout.split() == [b"3", b"3"], done.stderr
+
+
+@pytest.mark.parametrize(
+  "names", [("/dev/fd/0", "/dev/stdin"), ("-", "/dev/stdin")]
+)
+def test_two_names_of_the_standard_input(names):
+  run = [sys.executable, "-m", "instructgpt_jax.data", *names]
+  done = subprocess.run(run, input=GOOD * 3, capture_output=True)
+  out = done.stdout.decode()
+  assert done.returncode == 0, done.stderr
+  assert out.count("demonstrations: 3") == 1 and "together" not in out
+  assert paths.SAME_FILE in out
+  script = """
+    import sys
+    from instructgpt_jax.data import sources
+    for name in sys.argv[1:]:
+      print(len(sources.read_demonstrations(name)[0]))
+  """
+  run = [sys.executable, "-c", textwrap.dedent(script), *names]
+  done = subprocess.run(run, input=GOOD * 3, capture_output=True)
+  assert done.stdout.split() == [b"3", b"3"], done.stderr
+
+
+def test_a_name_that_is_repeated_is_counted(tmp_path):
+  make(tmp_path, "a.jsonl")
+  listing = sources.list_files(f"{tmp_path}/*.jsonl,{tmp_path}/a.jsonl")
+  assert list(listing.files.values()) == [True] and not listing.ignored
+  listing = sources.list_files(*[str(tmp_path / "a.jsonl")] * 2)
+  assert len(listing.files) == 1
+  assert [i.reason for i in listing.ignored] == [paths.SAME_FILE]
 
 
 def test_errors_in_a_pipe_have_lines(tmp_path):
@@ -601,6 +635,7 @@ NOT_TEXT = {
   "long number in an array": (
     "x.json", b'[{"text": "a", "n": %s}]' % (b"9" * 5000), "bad_json",
   ),
+  "an array of texts as txt": ("x.txt", b'[\n "a",\n "b"\n]', "json_in_txt"),
   "JSON lines as txt": ("x.txt", b'{"text": "a"}\n{"text": "b"}\n',
                         "json_in_txt"),
 }  # fmt: skip
@@ -650,6 +685,26 @@ def test_marks_between_joined_files_are_removed(tmp_path):
   )
   documents, _ = sources.read_documents(str(tmp_path / "a.txt"))
   assert documents[0].text == "a\nb \ufeff"
+
+
+def test_an_unfinished_array_of_texts_is_an_error(tmp_path):
+  (tmp_path / "part").write_bytes(b'[\n "one",\n "two"\n')
+  with pytest.raises(UserError) as e:
+    sources.read_any(str(tmp_path / "part"))
+  assert e.value.code == "bad_json"
+
+
+def test_escaped_backslashes_are_no_nul_characters(tmp_path):
+  path = tmp_path / "a.jsonl"
+  text = r"\u0000" * 9
+  path.write_text(json.dumps({"text": text}))
+  documents, _ = sources.read_documents(str(path))
+  assert documents[0].text == text
+  for before in ("", "\\"):
+    path.write_text(json.dumps({"text": (before + "\0") * 9}))
+    with pytest.raises(UserError) as e:
+      sources.read_documents(str(path))
+    assert e.value.code == "nul_characters"
 
 
 def test_few_nul_characters_are_text(tmp_path):

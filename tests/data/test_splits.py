@@ -196,3 +196,111 @@ def test_a_few_documents_still_give_both_sides():
   marked = [Document(text="x" * 90_000, split="test")]
   parts = splits.split_documents(marked, config.Data())
   assert [len(d.text) for d in parts["test"]] == [90_000]
+
+
+def conversation(*texts, **kw):
+  roles = ("user", "assistant")
+  turns = tuple(Turn(roles[i % 2], text) for i, text in enumerate(texts))
+  return Demonstration(turns=turns, completion="c", **kw)
+
+
+def curated(records, others=()):
+  parts, drops = curation.curate(records, config.Data(), None, others)
+  held = texts(parts["valid"] + parts["test"])
+  assert not held & {
+    splits.normalised(t.text) for r in parts["train"] for t in r.turns
+  }
+  return [len(parts[name]) for name in splits.SPLITS], drops
+
+
+@pytest.mark.parametrize("first", ["Hi!", "Hello", "."])
+def test_one_first_turn_of_all_conversations_is_no_conversation(first):
+  records = [
+    conversation(first, "Hello.", f"Question {i}?") for i in range(300)
+  ]
+  sizes, drops = curated(records)
+  assert not drops and sum(sizes) == 300
+  assert min(sizes) >= 15 and sizes[0] >= 200
+  (remark,) = drops.remarks
+  assert "300 of 300" in remark and repr(first.lower()) in remark
+
+
+def test_several_turns_that_all_conversations_share():
+  turns = ("Hi!", "Hello.", "How are you?", "Well.")
+  records = [conversation(*turns, f"Question {i}?") for i in range(200)]
+  # The beginning alone cannot be held out: it is in every conversation.
+  records += [conversation("Hi!", user_id="") for _ in range(1)]
+  records += [conversation("Hi!", "Hello.", "How are you?")]
+  sizes, drops = curated(records)
+  assert not drops and sum(sizes) == 202 and min(sizes) >= 10
+
+
+def test_conversations_of_several_greetings():
+  records = [
+    conversation(("Hi!", "Hello", "Hey")[i % 3], "Hello.", f"Question {i}?")
+    for i in range(300)
+  ]
+  sizes, drops = curated(records)
+  assert not drops and min(sizes) >= 15 and len(drops.remarks) == 3
+
+
+def test_a_shared_first_turn_under_several_system_prompts():
+  records = [
+    Demonstration(
+      turns=(Turn("system", f"Text {i % 5}"),)
+      + conversation("Hi!", "Hello.", f"Question {i}?").turns,
+      completion="c",
+    )
+    for i in range(200)
+  ]
+  sizes, drops = curated(records)
+  assert not drops and min(sizes) >= 10
+  (remark,) = drops.remarks
+  assert "200 of 200" in remark
+
+
+def test_later_turns_stay_with_the_turn_that_tells_conversations_apart():
+  beginnings = [
+    ("Hi!", f"Hello {i}.", f"Question {i % 60}?") for i in range(120)
+  ]
+  records = [conversation(*b) for b in beginnings]
+  records += [conversation(*b, "Yes.", f"More {i}?")
+              for i, b in enumerate(beginnings)]  # fmt: skip
+  sizes, drops = curated(records)
+  assert not drops and sum(sizes) == 240 and min(sizes) >= 8
+
+
+def test_a_prompt_of_all_records_is_trained_on():
+  for text in ("Hi!", "Write a poem.", "Name a river."):
+    records = [demonstration(text, completion=f"poem {i}") for i in range(100)]
+    sizes, drops = curated(records)
+    assert sizes == [100, 0, 0] and "100 of 100" in drops.remarks[0]
+
+
+def test_a_prompt_of_half_the_records_is_remarked_but_stays_whole():
+  records = [demonstration("Hi!", completion=f"{i}") for i in range(60)]
+  records += [demonstration(f"Question {i}?") for i in range(40)]
+  data = config.Data()
+  parts, drops = curation.curate(records, data)
+  assert "60 of 100" in drops.remarks[0]
+  assert sum("hi!" in texts(part) for part in parts.values()) == 1
+
+
+def test_shared_beginnings_count_in_every_source():
+  records = [
+    conversation("Hi!", "Hello.", f"Question {i}?") for i in range(100)
+  ]
+  others = [prompt("Hi!"), *(prompt(f"q{i}") for i in range(2000))]
+  sizes, drops = curated(records, [others])
+  alone, _ = curated(records)
+  assert sizes == alone and not drops
+  parts, _ = curation.curate(others, config.Data(), None, [records])
+  assert others[0] in parts["train"]
+
+
+def test_groups_tell_conversations_apart():
+  records = [conversation("Hi!", "Hello.", f"Question {i}?") for i in range(50)]
+  splitter = splits.Splitter(records, config.Data())
+  assert len({splitter.group_of(r) for r in records}) == 50
+  few = splits.Splitter(records[:5], config.Data())
+  assert {few.group_of(r) for r in records} == {"prompt:hi!"}

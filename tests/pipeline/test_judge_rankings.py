@@ -1,0 +1,33 @@
+"""How given rankings are divided between the reward model and the judge."""
+
+import json
+
+import pytest
+
+from instructgpt_jax import config as config_lib
+from instructgpt_jax.data.records import Ranking, Turn
+from instructgpt_jax.loops import inputs
+from instructgpt_jax.pipeline import rankings
+
+
+@pytest.mark.parametrize("system", [False, True])
+def test_conversations_that_begin_alike_are_divided(
+  tmp_path, monkeypatch, system
+):
+  records = []
+  for i in range(60):
+    turns = (Turn("user", "Hi!"),)
+    if system:
+      turns = (Turn("system", f"Text {i}"), *turns)
+    else:
+      turns += (Turn("assistant", "Hello."), Turn("user", f"Question {i}?"))
+    records.append(Ranking(turns=turns, completions=("a", "b"), ranks=(1, 2)))
+  pools = inputs.Splits(records[:50], records[50:], [])
+  monkeypatch.setattr(inputs, "rankings", lambda data, tokenizer: pools)
+  rankings.split_for_judge(config_lib.PipelineExperiment(), str(tmp_path), None)
+  prompts = []
+  for path in (rankings.for_reward(tmp_path), rankings.for_judge(tmp_path)):
+    with open(path) as file:
+      prompts.append({json.dumps(json.loads(s)["prompt"]) for s in file})
+  assert min(map(len, prompts)) >= 5 and sum(map(len, prompts)) == 60
+  assert not prompts[0] & prompts[1]

@@ -2,22 +2,25 @@
 
 Every pattern is linear in the length of the text: what repeats is bounded, and
 no two parts of a pattern can match the same characters in many ways. Code is
-not personal information: `@name` in Ruby, `@list` in Perl, decorators, npm
-scopes and links to repositories stay.
+not personal information: `@name` in Ruby, `@list` in Perl, decorators, matrix
+products, npm scopes and links to repositories stay.
 """
 
 from __future__ import annotations
 
-import bisect
-import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+
+from instructgpt_jax.data.code_spans import CodeSpans, is_operand
+from instructgpt_jax.data.personal_handles import has_handle
+from instructgpt_jax.data.personal_numbers import NUMBER_DETECTORS
 
 # E-mail addresses.
 
 _AT_DOMAIN = re.compile(
-  r"(?<=[\w.+%-])@(?=[A-Za-z0-9])"
-  r"((?:[A-Za-z0-9-]{1,63}\.){1,8})([A-Za-z]{2,24})(?![A-Za-z0-9-]|\.\w|\()"
+  r"(?<=[\w.+%-])@(?=[^\W_])"
+  r"((?:(?:[^\W_]|-){1,63}\.){1,8})([A-Za-z]{2,24})"
+  r"(?![A-Za-z0-9-]|_\w|\.\w|[(\[])"
 )
 _LOCAL_CHARS = 64
 # postgres://name:password@host: the password is no mailbox.
@@ -28,14 +31,36 @@ _SERVICES = frozenset(
   """git hg svn root ubuntu admin debian centos pi ec2-user noreply no-reply
   donotreply do-not-reply""".split()
 )
+_COUNTRIES = frozenset(
+  """ac ad ae af ag ai al am ao aq ar as at au aw ax az ba bb bd be bf bg bh bi
+  bj bm bn bo br bs bt bw by bz ca cc cd cf cg ch ci ck cl cm cn co cr cu cv cw
+  cx cy cz de dj dk dm do dz ec ee eg er es et eu fi fj fk fm fo fr ga gb gd ge
+  gf gg gh gi gl gm gn gp gq gr gs gt gu gw gy hk hm hn hr ht hu id ie il im in
+  io iq ir is it je jm jo jp ke kg kh ki km kn kp kr kw ky kz la lb lc li lk lr
+  ls lt lu lv ly ma mc md me mg mh mk ml mm mn mo mp mq mr ms mt mu mv mw mx my
+  mz na nc ne nf ng ni nl no np nr nu nz om pa pe pf pg ph pk pl pm pn pr ps pt
+  pw py qa re ro rs ru rw sa sb sc sd se sg sh si sk sl sm sn so sr ss st su sv
+  sx sy sz tc td tf tg th tj tk tl tm tn to tr tt tv tw tz ua ug uk us uy uz va
+  vc ve vg vi vn vu wf ws ye yt za zm zw""".split()
+)
 _GENERIC_DOMAINS = frozenset(
   """com org net edu gov mil int info biz name pro aero museum coop jobs mobi
   app dev online site tech cloud blog email""".split()
 )
+# logo@2x.png is a file, getty@tty1.service a unit.
+_NOT_DOMAINS = frozenset(
+  """png jpg jpeg gif svg webp ico pdf css scss html htm json xml yaml yml toml
+  txt csv js jsx ts tsx java cpp service socket timer mount target""".split()
+)
+# The names that RFC 2606, RFC 6761 and RFC 6762 reserve.
+_RESERVED_DOMAIN = re.compile(
+  r"(?:\A|\.)(?:test|example|invalid|local|localhost|localdomain|internal"
+  r"|example\.(?:[a-z]{2,24}|(?:com?|org|net|ac)\.[a-z]{2}))\Z"
+)
 
 
 def _local_part(text: str, at: int) -> str:
-  """What stands before the @ at an index, at most 64 characters."""
+  """Returns the characters before the @ at an index, at most 64."""
   start = at
   while (
     start > 0 and at - start < _LOCAL_CHARS and _LOCAL.match(text[start - 1])
@@ -44,155 +69,53 @@ def _local_part(text: str, at: int) -> str:
   return text[start:at]
 
 
+def _is_mail_domain(domain: str, top: str) -> bool:
+  """Reports whether a domain can receive a person's mail."""
+  if not (top.islower() or top.isupper() or top.istitle()):
+    return False
+  if len(top) == 2 and top.lower() not in _COUNTRIES:
+    return False
+  if top.lower() in _NOT_DOMAINS:
+    return False
+  return not _RESERVED_DOMAIN.search(domain.lower())
+
+
+def _is_matmul(
+  text: str, start: int, local: str, domain: str, in_code: bool
+) -> bool:
+  """Reports whether an "address" at an index is a matrix product.
+
+  In code, x@w.weight is a product, jane@studio.photography an address. Where
+  the domain could be either (x@w.net), the code around it decides.
+  """
+  labels = domain.lower().split(".")
+  is_known = len(labels[-1]) == 2 or labels[-1] in _GENERIC_DOMAINS
+  if not is_known and (in_code or labels[0] == "self" or len(labels[0]) == 1):
+    return True
+  if not in_code:
+    return False
+  if labels[0] in ("self", "this", "cls") or is_operand(text, start):
+    return True
+  return len(local) == 1 and text[max(0, start - 1) : start] not in tuple(
+    "\"'<"
+  )
+
+
 def _has_email(text: str) -> bool:
-  code: _CodeLines | None = None
+  code: CodeSpans | None = None
   for match in _AT_DOMAIN.finditer(text):
     raw = _local_part(text, match.start())
-    before = text[
-      max(0, match.start() - len(raw) - 80) : match.start() - len(raw)
-    ]
-    if _CONNECTION.search(before):
+    start = match.start() - len(raw)
+    if _CONNECTION.search(text[max(0, start - 80) : start]):
       continue
     local = raw.strip(".+%-_").lower()
     if not local or local in _SERVICES or not re.search(r"[^\W_]", local):
       continue
-    top = match.group(2).lower()
-    if len(top) == 2 or top in _GENERIC_DOMAINS:
-      return True
-    # x@self.weight is a matmul, jane@studio.photography an address.
-    code = code or _CodeLines(text)
-    if match.start() not in code:
-      return True
-  return False
-
-
-# Code.
-
-_CODE_LINE = re.compile(
-  r"""^[ \t]*(?:
-    (?:(?:async|public|private|protected|static|export|abstract|final)[ ]){0,3}
-      (?:def|class|module|struct|enum|trait|impl|interface|namespace|package|sub
-      |func|fn|function|fun)[ ]+[A-Za-z_][\w.:!?]{0,80}[ ]*
-      (?:[(<:{;].*|do|extends\b.*|implements\b.*)?$
-    | (?:end|else|begin|ensure|rescue|try:|else:|fi|done|esac)[;,)]?[ \t]*$
-    | (?:elif|elsif|except|catch|if|for|while|with|foreach|switch|unless)\b
-      .{0,200}(?:[:{]|\bdo|\bthen)[ \t]*$
-    | (?:from[ ]+[\w.]+[ ]+import\b|import[ ]+[\w.*{"'][^.!?]{0,200}$)
-    | (?:export|require|require_once|include|using|use)\b[ (]+['"\w]
-      [^ ]{0,100}$
-    | (?:\#include|\#define|\#!/|//|/\*|<\?php|\\[a-zA-Z@]+[\[{@]|\\make)
-    | (?:SELECT|INSERT[ ]INTO|UPDATE|DELETE[ ]FROM|DECLARE|CREATE|ALTER|EXEC)\b
-    | (?:declare|set|select|exec)[ ]+@\w
-    | [\w$@%.\[\]:*&<>'"]{1,60}(?:[ ][\w$@%.\[\]:*&<>'"]{1,60}){0,3}[ ]*
-      (?:[-+*/|&.:%^]|\|\||&&)?=[ ]?(?![=\s])
-    | [\w.:>$@-]{1,80}\([^()]{0,200}\)[;,]?[ \t]*$
-    | @\w+[ ]+(?:[\w.]{1,60}\(|[\d"':\[{]|(?:public|private|protected|static
-      |final|class|void|abstract|override|func|var|let|val|weak|interface|fun|int
-      |double|float|boolean|bool|string)\b)
-    | (?:my|our|local|push|unshift|splice|foreach|puts|print|say|return|echo)
-      [ (]+[\\]?[@%$]\w
-    | [$>][ ]\w
-  )
-  | ^\t@\w
-  | [;{}][ \t]*$
-  | [\w)\]]\(\) | \w->\w | [^-\s]?=>[ ] | \w::\w | [^=!<>]==[^=] | &&[ ]
-  | \$[A-Za-z_]\w{0,60}[ ]*[;=)\[-] | </[A-Za-z] | =[ ]*@\w
-  | [@$%]\w{1,60}[ ]*[\[{=] | \\@\w | @\w{1,60}\)[ ]*[;{]
-  | ['"]@[\w-]{1,60}/""",
-  re.VERBOSE,
-)  # fmt: skip
-_FENCE = re.compile(r"^[ \t]{0,8}(?:```|~~~)")
-_MAX_LINE = 2000
-
-
-def _is_code(line: str) -> bool:
-  return _CODE_LINE.search(line[:_MAX_LINE]) is not None
-
-
-class _CodeLines:
-  """Which characters of a text stand in code.
-
-  Code is what stands between fences (``` or ~~~), and each run of lines without
-  an empty line of which one looks like code. A run that is indented and follows
-  code belongs to it.
-  """
-
-  def __init__(self, text: str):
-    self._spans: list[tuple[int, float]] = []
-    fenced = before = False
-    for start, end, lines in _runs(text):
-      code = before and lines[0][:1] in (" ", "\t")
-      inside = fenced
-      for line in lines:
-        if _FENCE.match(line):
-          fenced = not fenced
-          inside = True
-      before = code or inside or any(map(_is_code, lines))
-      if before:
-        self._spans.append((start, end))
-
-  def __contains__(self, index: int) -> bool:
-    place = bisect.bisect_right(self._spans, (index, math.inf)) - 1
-    return place >= 0 and index < self._spans[place][1]
-
-
-def _runs(text: str) -> Iterator[tuple[int, int, list[str]]]:
-  """(start, end, lines) of each run of lines that are not empty."""
-  start, at, lines = 0, 0, []
-  for line in text.split("\n"):
-    if line.strip():
-      start = start if lines else at
-      lines.append(line)
-    elif lines:
-      yield start, at, lines
-      lines = []
-    at += len(line) + 1
-  if lines:
-    yield start, at, lines
-
-
-# User names.
-
-_HANDLE = re.compile(
-  r"(?<![\w@./+\\$%&*`=\[{-])@([A-Za-z_]\w{2,29})(?![(@\w=\[{<\\]|[./:]\w)"
-)
-# A line that is nothing but @word, above another line of code.
-_DECORATOR = re.compile(
-  r"[ \t]*@\w{1,60}[ \t]*\n[ \t]*(?:@\w|(?:async|def|class|func|fun|public"
-  r"|private|protected|static|final|export|const|var|let|val|void|override"
-  r"|abstract|interface|struct|type|enum|data|suspend)\b"
-  r"|[\w<>\[\]]{1,40} \w{1,60}\()"
-)
-_CODE_NAMES = frozenset(
-  """media import keyframes charset supports page namespace include mixin
-  override deprecated param return returns throws author since see todo test
-  property staticmethod classmethod dataclass abstractmethod autowired
-  component service entity inject decorator interface end class implementation
-  protocol selector synthesize name names list lists array arrays hash value
-  values items item data user users var vars variable count total index result
-  results args argv inc id ids key keys input output decorated decorator before
-  beforeeach after aftereach before_all nullable notnull state binding published
-  objc escaping observable injectable controller restcontroller repository bean
-  configuration query mutation tailwind apply layer font-face example
-  suppresswarnings safevarargs functionalinterface lru_cache cached_property
-  wraps contextmanager pytest fixture jit njit echo rest self time show assert
-  everyone here channel all daily weekly hourly monthly yearly annually midnight
-  reboot""".split()
-)
-
-
-def _has_handle(text: str) -> bool:
-  code: _CodeLines | None = None
-  for match in _HANDLE.finditer(text):
-    if match.group(1).lower() in _CODE_NAMES:
+    domain = match.group(1) + match.group(2)
+    if not _is_mail_domain(domain, match.group(2)):
       continue
-    line = (
-      text.rfind("\n", max(0, match.start() - _MAX_LINE), match.start()) + 1
-    )
-    if _DECORATOR.match(text, line):
-      continue
-    code = code or _CodeLines(text)
-    if match.start() not in code:
+    code = code or CodeSpans(text)
+    if not _is_matmul(text, start, local, domain, match.start() in code):
       return True
   return False
 
@@ -212,7 +135,7 @@ _USER_PAGE = re.compile(
     (?:twitter|x|instagram|tiktok|facebook|medium|patreon|soundcloud)
       \.com/(?!(?:{_NO_USERS})\b)@?[A-Za-z0-9_][\w.-]{{0,60}}
     | (?:github|gitlab)\.com/(?!(?:{_NO_USERS})\b)
-      [A-Za-z0-9][\w.-]{{0,60}}/?(?![\w./-]*[\w-])
+      [A-Za-z0-9][\w.-]{{0,60}}/?(?![./]{{0,8}}[\w-])
     | linkedin\.com/in/[\w%-]
     | reddit\.com/u(?:ser)?/[\w-]
     | youtube\.com/(?:@|user/|c/)[\w.-]
@@ -233,82 +156,20 @@ _HOME_PAGE = re.compile(
   re.IGNORECASE,
 )
 
-# Numbers.
 
-_PHONE = re.compile(
-  r"""(?<![\w.+-])(?:
-    (?:\+|00)[1-9]\d{0,2}[ .-]?(?:\(\d{1,4}\)[ .-]?)?\d(?:[ .-]?\d){6,11}
-    | (?:1[ .-]?)?\([2-9]\d\d\)[ .-]?\d{3}[ .-]?\d{4}
-    | (?:1[ .-])?[2-9]\d\d[ .-][2-9]\d\d[ .-]\d{4}
-    | 0[1-9]\d{1,3}[ -]\d{3,4}[ -]\d{3,4}
-    | 07\d{3}[ ]?\d{6}
-  )(?![\w-]|\.\d)""",
-  re.VERBOSE,
-)
-_CARD = re.compile(
-  r"(?<![\d.,-])(?:[2-6]\d{12,18}|[2-6]\d{3}(?:[ -]\d{4}){3}"
-  r"|3\d{3}[ -]\d{6}[ -]\d{5})(?![\d-]|[.,]\d)"
-)
-_SSN = re.compile(
-  r"(?<![\d-])(?!000|666|9)\d{3}-(?!00)\d\d-(?!0000)\d{4}(?![\d-])"
-)
-_IBAN = re.compile(
-  r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b"
-)
-_ID_NUMBER = re.compile(
-  r"\b(?:passport|driver'?s? licen[cs]e|licen[cs]e|national id|identity card|id"
-  r" card|tax id|ssn|social security)(?: number| no\.?| #)?(?: is|:| =|#){0,4}"
-  r"\s{0,4}[A-Z]{0,3}\d[\d -]{4,24}(?<=\d)\b",
-  re.IGNORECASE,
-)
-_IPV4 = re.compile(
-  r"(?<![\w.-])(?!0\.|127\.|255\.|192\.168\.|10\.)"
-  r"(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)"
-  r"(?![\w-]|\.\d)"
-)
+def _has(pattern: re.Pattern[str]) -> Callable[[str], bool]:
+  return lambda text: pattern.search(text) is not None
 
 
-def _luhn(text: str) -> bool:
-  digits = [int(c) for c in text if c.isdigit()]
-  if len(set(digits)) == 1 or len(digits) < 13:
-    return False
-  doubled = [d * 2 - 9 * (d > 4) for d in digits[-2::-2]]
-  return (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0
-
-
-def _iban(text: str) -> bool:
-  code = text.replace(" ", "")
-  if not 15 <= len(code) <= 34:
-    return False
-  moved = "".join(str(int(c, 36)) for c in code[4:] + code[:4])
-  return int(moved) % 97 == 1
-
-
-def _address(text: str) -> bool:
-  """Four short numbers are a version more often than an address."""
-  return sum(len(part) > 1 for part in text.split(".")) >= 2
-
-
-def _any(
-  pattern: re.Pattern[str], check: Callable[[str], bool] = lambda text: True
-) -> Callable[[str], bool]:
-  return lambda text: any(check(m.group()) for m in pattern.finditer(text))
-
-
-_HAS_DIGITS = re.compile(r"\d\D{0,3}\d")
 DETECTORS: tuple[tuple[str, str, Callable[[str], bool]], ...] = (
   # (kind, what a text must contain before the detector is tried, detector)
   ("e-mail address", "@", _has_email),
-  ("user name", "@", _has_handle),
-  ("page of a user", "/", _any(_USER_PAGE)),
-  ("page of a user", "://", _any(_HOME_PAGE)),
-  ("card number", "", _any(_CARD, _luhn)),
-  ("id number", "", _any(_SSN)),
-  ("id number", "", _any(_IBAN, _iban)),
-  ("id number", "", _any(_ID_NUMBER)),
-  ("phone number", "", _any(_PHONE)),
-  ("network address", "", _any(_IPV4, _address)),
+  ("user name", "@", has_handle),
+  ("page of a user", "/", _has(_USER_PAGE)),
+  ("page of a user", "://", _has(_HOME_PAGE)),
+  *((kind, "", detect) for kind, detect in NUMBER_DETECTORS),
 )
+_HAS_DIGITS = re.compile(r"\d\D{0,3}\d")
 
 
 def personal_information(text: str) -> str:
@@ -316,7 +177,8 @@ def personal_information(text: str) -> str:
 
   The kinds: e-mail addresses, phone numbers, card numbers (with their check
   digit), id numbers (social security, IBAN with its check sum, passport and the
-  like after their name), user names (@name), pages of users and IP addresses.
+  like after their name), user names (@name), pages of users and global IP
+  addresses.
   """
   has_digits = _HAS_DIGITS.search(text) is not None
   for kind, needs, detect in DETECTORS:

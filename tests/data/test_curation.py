@@ -324,7 +324,7 @@ def test_long_prompts_are_dropped_and_counted():
 
 
 def test_personal_information_anywhere_in_a_record():
-  bad = "jane@example.com"
+  bad = "jane@corp.io"
   records = [
     prompt(bad),
     Prompt(turns=(Turn("system", bad), Turn("user", "x"))),
@@ -339,9 +339,9 @@ def test_personal_information_anywhere_in_a_record():
 
 def test_filter_is_for_the_train_split_and_can_be_off():
   records = [
-    demonstration("a jane@example.com", split="train"),
-    demonstration("b jane@example.com", split="valid"),
-    demonstration("c jane@example.com", split="test"),
+    demonstration("a jane@corp.io", split="train"),
+    demonstration("b jane@corp.io", split="valid"),
+    demonstration("c jane@corp.io", split="test"),
   ]
   splits, counts = curation.curate(records, config.Data())
   assert {k: len(v) for k, v in splits.items()} == {

@@ -227,7 +227,7 @@ def test_unreadable(tmp_path, monkeypatch):
 def test_command_line(tmp_path, capsys):
   lines = [
     {"prompt": "What is it?", "completion": "one two three"},
-    {"prompt": "Mail a@example.com please", "completion": "one"},
+    {"prompt": "Mail ann@corp.io please", "completion": "one"},
     {"prompt": "What is it?", "completion": "one two three"},
     {"prompt": " ".join(["long"] * 50), "completion": "x", "user_id": "u"},
   ]

@@ -184,7 +184,7 @@ def test_a_wrong_path_is_put_right_in_the_same_workdir(stages, tmp_path):
     (
       "sft",
       "demonstrations",
-      {"prompt": "write to me@mail.example", "completion": "ba"},
+      {"prompt": "write to me@corp.io", "completion": "ba"},
       "dropped 1 records with personal information: e-mail address",
     ),
   ],

@@ -112,7 +112,9 @@ def list_starts(text: str, fields: list[str]) -> Iterator[tuple[str, int]]:
 def with_split(value: Any, name: str) -> Any:
   """Returns a record with the split after which its list is named, if any."""
   split = split_name(name)
-  if not split or not isinstance(value, dict) or value.get("split"):
+  if (
+    not split or not isinstance(value, dict) or not is_blank(value.get("split"))
+  ):
     return value
   return {**value, "split": split}
 

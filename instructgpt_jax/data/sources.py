@@ -537,7 +537,7 @@ def _scan(
       )
     yield 1, formats.PLAIN, [Document(text=values, origin=f"{path}:1")], ""
     return
-  for line, value in values:
+  for line, value in _recognised(values, reader):
     yield reader.read(line, value)
   yield from reader.finish()
   if reader.format is None:
@@ -547,6 +547,22 @@ def _scan(
       line=1,
       fix="give a file with records, or leave this one out",
     )
+
+
+def _recognised(
+  values: Iterator[tuple[int, Any]], reader: formats.Reader
+) -> Iterator[tuple[int, Any]]:
+  """Returns the values of a file, of which the first gave its format.
+
+  Where that has blank fields, the values after it are looked at as well.
+  """
+  head = list(itertools.islice(values, 1))
+  if head and formats.is_ambiguous(head[0][1]):
+    head += itertools.islice(values, formats.LOOKAHEAD)
+  if head:
+    (line, value), *others = head
+    reader.recognise(line, value, [other for _, other in others])
+  return itertools.chain(head, values)
 
 
 class FileRecords(NamedTuple):

@@ -233,7 +233,7 @@ def test_the_fix_of_mixed_names_renames_them(tmp_path):
     ("Human: a\n\nb\n\nAssistant:", turns("a\n\nb")),
     ("User: a\n\nAssistant:", turns("a")),
     ("User: a\nAssistant: b\nUser: c\nAssistant:", turns("a", "b", "c")),
-    ("User: a feedback form", turns("User: a feedback form")),
+    ("User: a feedback form", turns("a feedback form")),
     ("What does Human: mean?", turns("What does Human: mean?")),
     ("Sum up:\n\nHuman: a\n\nAssistant: b",
      turns("Sum up:\n\nHuman: a\n\nAssistant: b")),
@@ -383,12 +383,13 @@ def test_pairs_that_contradict_themselves(tmp_path, value, reason):
   assert len(records) == 1 and report.skipped == {reason: 1}
 
 
-def test_other_prompts_of_a_pair_are_counted(tmp_path):
+def test_other_prompts_of_a_pair_have_to_agree(tmp_path):
+  value = {"prompt": "Question: p", "chosen": "x", "rejected": "y"}
   (r,), report = read(
-    tmp_path,
-    {"prompt": "p", "question": "q", "chosen": "x", "rejected": "y"},
+    tmp_path, {**value, "question": "p"}, {**value, "question": "q"}
   )
-  assert r.turns == turns("p") and report.unused == {"question": 1}
+  assert r.turns == turns("Question: p") and not report.unused
+  assert report.skipped == {"records whose fields contradict each other": 1}
 
 
 def test_a_reply_that_quotes_a_transcript_stays_whole(tmp_path):

@@ -10,11 +10,13 @@ from instructgpt_jax.data.records import Ranking
 from instructgpt_jax.errors import UserError
 
 JUNK = (
-  None, True, False, 0, -1, 2.5, float("nan"), float("inf"), "", " ", "text",
-  "Human: a", "\n\nHuman: a\n\nAssistant:", "<|endoftext|>", [], [[]], [None],
+  None, True, False, 0, -1, 2.5, float("nan"), float("inf"), 10**400, "", "1",
+  " ", "text", "Human: a", "\n\nHuman: a\n\nAssistant:", "<|endoftext|>", [],
+  [[]], [None],
   ["a"], [1], [{}], {}, {"a": 1}, {"text": None}, {"role": "user"},
   [{"role": "user", "content": "q"}], [{"from": "gpt", "value": "a"}],
-  [{"id": 1, "text": "a"}], [["a", "b"]],
+  [{"id": 1, "text": "a"}], [["a", "b"]], [{"content": "q"}],
+  {"role": "assistant", "content": "a"}, [{"role": None, "from": 1}],
 )  # fmt: skip
 CHAT = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 ITEMS = [{"id": "x", "body": "a"}, {"id": "y", "body": "b"}]
@@ -115,6 +117,66 @@ def test_wrong_values_are_no_tracebacks(known):
         if hasattr(r, "turns"):
           assert r.turns[-1].role == "user"
           assert all(t.text.strip() for t in r.turns)
+
+
+MISSING = object()
+
+
+def variants(value):
+  """Yields a value with each of its parts missing or replaced, at any depth."""
+  yield MISSING
+  yield from JUNK
+  parts = (
+    value.items() if isinstance(value, dict)
+    else enumerate(value) if isinstance(value, list) else ()
+  )  # fmt: skip
+  for name, part in parts:
+    for other in variants(part):
+      copied = copy.copy(value)
+      if other is not MISSING:
+        copied[name] = other
+      else:
+        del copied[name]
+      yield copied
+
+
+@pytest.mark.parametrize(
+  "known", [f for f in FORMATS if f.example], ids=lambda f: f.name
+)
+def test_each_field_of_a_later_record_may_be_wrong_or_missing(known):
+  good = example(known)
+  whole = {**good, **COMMON}
+  for name in {**whole, **known.fields}:
+    for other in variants(whole.get(name)):
+      bad = {**(whole if name in COMMON else good), name: other}
+      if other is MISSING:
+        del bad[name]
+      reader = Reader("x.jsonl", None)
+      reader.read(1, copy.deepcopy(good))
+      assert reader.format == known
+      try:
+        rows = [reader.read(2, copy.deepcopy(bad)), *reader.finish()]
+      except UserError as error:
+        assert error.line == 2 and error.code
+        continue
+      assert all(row[2] or row[3] or known.group for row in rows)
+
+
+@pytest.mark.parametrize(
+  "known", [f for f in FORMATS if f.example], ids=lambda f: f.name
+)
+@pytest.mark.parametrize(
+  "record", [{}, {"id": 3}, {"prompt": "q"}, {"prompt": "q", "completion": "a"}]
+)
+def test_a_later_record_of_another_format(known, record):
+  reader = Reader("x.jsonl", None)
+  reader.read(1, example(known))
+  try:
+    rows = [reader.read(2, record), *reader.finish()]
+  except UserError as error:
+    assert error.line == 2 and error.code and error.field != ""
+    return
+  assert all(row[2] or row[3] or known.group for row in rows)
 
 
 @pytest.mark.parametrize(

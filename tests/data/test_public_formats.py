@@ -123,7 +123,7 @@ OUTPUTS = {
 @pytest.mark.parametrize(
   "value, change, form",
   [
-    (SHP, {"labels": 0}, "SHP"),
+    (SHP, {"labels": 0, "score_A": 3, "score_B": 9}, "SHP"),
     (WEBGPT, {"score_0": -1, "score_1": 1}, "WebGPT comparisons"),
     (SUMMARIES, {"choice": 1}, "OpenAI summary comparisons"),
     (ARENA, {"winner": "model_b"}, "Chatbot Arena"),

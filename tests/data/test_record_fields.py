@@ -164,7 +164,8 @@ def test_other_labels_are_counted(tmp_path):
   records, report = read(
     tmp_path, {"prompt": "q", "completion": "a", "label": "sports"}
   )
-  assert isinstance(records[0], Demonstration) and report.unused == {"label": 1}
+  assert isinstance(records[0], Prompt) and report.unused == {"label": 1}
+  assert report.skipped == {"completions with an unknown label": 1}
   records, report = read(tmp_path, {"text": "t", "label": 0})
   assert isinstance(records[0], Document) and report.unused == {"label": 1}
 
@@ -186,10 +187,11 @@ def test_context_is_an_input(tmp_path):
   ):
     (r,), report = read(tmp_path, value)
     assert r.turns == turns("q\n\nc") and not report.unused
-  (r,), _ = read(
-    tmp_path, {"prompt": "c means?", "completion": "a", "context": "c means"}
-  )
-  assert r.turns == turns("c means?")
+  for prompt in ("c\n\nq", "q\n c \n", "q\nc"):
+    (r,), _ = read(
+      tmp_path, {"prompt": prompt, "completion": "a", "context": "c"}
+    )
+    assert r.turns == turns(prompt)
   (r,), report = read(
     tmp_path, {"question": "q", "answer": "a", "context": {"title": ["t"]}}
   )

@@ -13,13 +13,18 @@ those that mean the same in all formats. `Reader` counts all others.
 from instructgpt_jax.data.formats.at import EMPTY, TIES, At, Skip
 from instructgpt_jax.data.formats.format import Format
 from instructgpt_jax.data.formats.reader import Reader
-from instructgpt_jax.data.formats.recognise import recognise
+from instructgpt_jax.data.formats.recognise import (
+  LOOKAHEAD,
+  is_ambiguous,
+  recognise,
+)
 from instructgpt_jax.data.formats.registry import FORMATS, PLAIN, by_name
-from instructgpt_jax.data.formats.turns import transcript
+from instructgpt_jax.data.formats.transcripts import transcript
 
 __all__ = [
   "EMPTY",
   "FORMATS",
+  "LOOKAHEAD",
   "PLAIN",
   "TIES",
   "At",
@@ -27,6 +32,7 @@ __all__ = [
   "Reader",
   "Skip",
   "by_name",
+  "is_ambiguous",
   "recognise",
   "transcript",
 ]

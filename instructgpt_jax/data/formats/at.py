@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
@@ -25,7 +26,12 @@ NOT_ANSWERING = "replies that do not follow a user's turn"
 TOOLS = "conversations with tools or tool calls"
 NOT_TEXT = "records with images or other parts that are not text"
 BAD = "completions labelled bad"
+UNKNOWN_LABEL = "completions with an unknown label"
+LATER_CONTEXT = "replies to a question before that of the context"
+NO_REPLIES = "prompts without replies"
+UNREADABLE = "replies whose score is no number"
 WEIGHT_0 = "replies of weight 0"
+NOT_FINITE = "records with a number that is not finite"
 
 _TYPES = {
   str: "text",
@@ -50,6 +56,8 @@ class At:
     own: whether the format is one of ours, where an unusable value is an error.
     unused: fields of the record that nothing reads.
     notes: other facts about the record that the report counts.
+    context_turns: length of the conversation up to the question of `context`,
+      where the record has several questions; 0 where it has one.
   """
 
   file: str
@@ -57,6 +65,7 @@ class At:
   own: bool = False
   unused: set[str] = dataclasses.field(default_factory=set)
   notes: set[str] = dataclasses.field(default_factory=set)
+  context_turns: int = 0
 
   @property
   def origin(self) -> str:
@@ -99,7 +108,7 @@ class At:
     value = obj[name]
     if not isinstance(value, kind) or isinstance(value, bool):
       if is_null(value) and not self.own:
-        raise Skip(f"records whose {name!r} is null")
+        raise Skip(f"records whose {_shown(where, name)!r} is null")
       self.fail(
         f"{_TYPES[kind]} is expected, not {type_name(value)}",
         where + name,
@@ -142,18 +151,65 @@ class At:
     return str(value)
 
   def number(self, obj: Mapping[str, Any], name: str, where: str = "") -> float:
-    """Returns a required number; null skips the record in public formats."""
-    if is_null(obj.get(name)):
-      self.get(obj, name, float, where)
-    value = obj[name]
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    """Returns a required number, also one that is written as text.
+
+    Null and NaN skip the record in public formats, and so does infinity.
+    """
+    value = obj.get(name)
+    if is_null(value):
+      value = self.get({name: None} if name in obj else obj, name, float, where)
+    number = as_number(value)
+    if number is None:
       self.fail(
         f"a number is expected, not {type_name(value)}",
         where + name,
         f"write {where + name!r} as a number",
         "wrong_type",
       )
-    return float(value)
+    if math.isinf(number):
+      self.refuse(
+        NOT_FINITE,
+        "is not finite",
+        where + name,
+        f"write {where + name!r} as a finite number",
+        "not_finite",
+      )
+    return number
+
+  def whole(self, obj: Mapping[str, Any], name: str, where: str = "") -> int:
+    """Returns a required whole number; 1.0 and "1" are whole numbers too."""
+    number = self.number(obj, name, where)
+    if not number.is_integer():
+      self.fail(
+        "a whole number is expected",
+        where + name,
+        f"write {where + name!r} as a whole number",
+        "wrong_type",
+      )
+    return int(number)
+
+
+def as_number(value: Any) -> float | None:
+  """Returns a number, also one that is written as text; None for others.
+
+  Whole numbers beyond the range of floats are infinite. NaN is no number.
+  """
+  if isinstance(value, bool) or not isinstance(value, int | float | str):
+    return None
+  if isinstance(value, str) and "_" in value:
+    return None  # Python reads "1_000" as a number.
+  try:
+    number = float(value)
+  except ValueError:
+    return None
+  except OverflowError:
+    return math.inf if value > 0 else -math.inf  # type: ignore[operator]
+  return None if math.isnan(number) else number
+
+
+def _shown(where: str, name: str) -> str:
+  """Names a field in counts, without positions in lists."""
+  return re.sub(r"\[\d+\]", "[]", where + name)
 
 
 def note_others(
@@ -168,6 +224,11 @@ def note_others(
 def is_null(value: Any) -> bool:
   """Whether a value is null or NaN, pandas' mark for nothing."""
   return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def is_set(value: Any) -> bool:
+  """Whether a flag or a list says something: not false, 0, null or blank."""
+  return bool(value) and not is_null(value)
 
 
 def is_blank(value: Any) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 from instructgpt_jax.data.formats import at as reading
 from instructgpt_jax.data.formats import turns as turns_lib
 from instructgpt_jax.data.formats.at import At, Skip
+from instructgpt_jax.data.formats.labels import is_zero, reason_to_exclude
 from instructgpt_jax.data.formats.texts import add_input, is_placeholder
 from instructgpt_jax.data.records import (
   SPLITS,
@@ -29,16 +30,20 @@ _SKIPPED = "the record is skipped and counted, unless the field is empty"
 FIELDS = {
   **dict.fromkeys(_SYSTEM, "system turn ahead of the conversation"),
   "history": "turns ahead of the prompt: [user, assistant] pairs or messages",
-  "context": "input below the last user turn, unless it stands there already",
+  "context": "input below the last user turn, unless it stands there already:"
+  " on lines of its own, or 40 characters or more; a reply to an earlier turn"
+  " is skipped and counted",
   "user_id": "user id",
   "labeler_id": "labeler id; prompts have none",
   "split": "split, where it names one; otherwise unused and counted",
   **dict.fromkeys(
-    _WEIGHTS, "0 or false skips and counts the record; others are not used"
+    _WEIGHTS, "0, below 0 or false skips and counts the record; others are not"
+    " used"
   ),
   **dict.fromkeys(
     _LABELS,
-    "false (or 0, \"bad\") makes a demonstration a prompt, and is counted",
+    "a label that is not known to be good (true, 1, \"good\", \"yes\")"
+    " makes a demonstration a prompt, and is counted",
   ),
   **dict.fromkeys(_TOOLS, _SKIPPED),
   **dict.fromkeys(_MEDIA, _SKIPPED),
@@ -56,10 +61,9 @@ _SPLIT_NAMES.update({name: name for name in SPLITS})
 _HELD_OUT = re.compile(r"(?:held|hold)[ _-]?out\b")
 # test_sft, test2, dev-clean and test[:10%], but not train/test or test+valid.
 _SPLIT_WORD = re.compile(r"([a-z]+)(?:[_-][\w.-]*|\d+|\[[^\]]*\])?\Z")
-_GOOD = ("true", "1", "good", "desirable", "chosen",
-         "thumbs_up")  # fmt: skip
-_BAD = ("false", "0", "bad", "undesirable", "rejected",
-        "thumbs_down", "-1", "-1.0")  # fmt: skip
+_END_OF_LINE = re.compile(r"[ \t\r]*\n[ \t]*")
+# Characters of a text that no other text holds by chance.
+_LONG = 40
 # Blank values that some writers put into a text.
 _EMPTY_JSON = ("[]", "{}", "null", "none", "false")
 
@@ -74,7 +78,7 @@ class Common:
   user_id: str = ""
   labeler_id: str = ""
   split: str = ""
-  bad: bool = False
+  excluded: str = ""
   label: str = ""
 
 
@@ -125,11 +129,12 @@ def read(
     elif name in _WEIGHTS:
       _read_weight(name, value, at)
     elif name in _LABELS:
-      common.label = name
-      common.bad |= _is_bad(value)
-      if not _is_label(value):
+      reason = reason_to_exclude(value)
+      common.excluded = common.excluded or reason
+      if reason == reading.UNKNOWN_LABEL:
         at.unused.add(name)
-        common.label = ""
+      elif not reading.is_blank(value):
+        common.label = name
     elif not _is_empty(value):
       raise Skip(reading.TOOLS if name in _TOOLS else reading.NOT_TEXT)
   return common
@@ -152,7 +157,7 @@ def _read_context(value: Any, common: Common, at: At) -> None:
 
 def read_history(value: Any, at: At) -> turns_lib.Turns:
   """Reads turns ahead of the prompt: pairs of texts, or messages."""
-  if reading.is_blank(value):
+  if _is_empty(value):
     return ()
   if not isinstance(value, list):
     at.fail(
@@ -197,34 +202,47 @@ def _read_split(value: Any, at: At, strict: bool) -> str:
 
 
 def _read_weight(name: str, value: Any, at: At) -> None:
-  if turns_lib.is_zero(value) and value != "":
+  if is_zero(value) and value != "":
     raise Skip(reading.WEIGHT_0)
   if value not in (1, "1", "true", "True", ""):
     at.unused.add(f"{name} (other than 0 and 1)")
 
 
-def _is_label(value: Any) -> bool:
-  return str(value).strip().lower() in (*_GOOD, *_BAD, "1.0", "0.0")
+def holds_block(text: str, part: str) -> bool:
+  """Whether a text holds another one as a block, not as a few of its words.
+
+  That is one on lines of its own, or a long one.
+  """
+  part = part.strip()
+  if len(part) >= _LONG:
+    return part in text
+  return f"\n{part}\n" in "\n" + _END_OF_LINE.sub("\n", text) + "\n"
 
 
-def _is_bad(value: Any) -> bool:
-  return str(value).strip().lower() in (*_BAD, "0.0")
-
-
-def apply(record: Record, common: Common) -> Record:
+def apply(record: Record, common: Common, context_turns: int = 0) -> Record:
   """Returns a record with what its common fields say.
 
-  A demonstration that is labelled bad becomes its prompt.
+  A demonstration whose label is bad or unknown becomes its prompt.
+
+  Args:
+    record: the record.
+    common: its common fields.
+    context_turns: length of the conversation up to the question of the context;
+      0 for the last turn of any record.
 
   Raises:
-    Skip: where a field contradicts the conversation.
+    Skip: where a field contradicts the conversation, or where the context
+      belongs to a later question.
   """
   if isinstance(record, Document):
     return dataclasses.replace(record, split=common.split or record.split)
   changes: dict[str, Any] = {}
   turns = record.turns
-  if common.context and common.context.strip() not in turns[-1].text:
-    turns = add_input(turns, common.context)
+  if common.context:
+    if context_turns > len(turns):
+      raise Skip(reading.LATER_CONTEXT)
+    if not holds_block(turns[-1].text, common.context):
+      turns = add_input(turns, common.context)
   if common.history:
     turns = _add_history(turns, common.history)
   if common.system:
@@ -237,7 +255,7 @@ def apply(record: Record, common: Common) -> Record:
     changes["split"] = common.split
   if common.labeler_id and not isinstance(record, Prompt):
     changes["labeler_id"] = common.labeler_id
-  if isinstance(record, Demonstration) and common.bad:
+  if isinstance(record, Demonstration) and common.excluded:
     return Prompt(
       turns=turns,
       origin=record.origin,

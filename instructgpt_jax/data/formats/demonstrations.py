@@ -17,6 +17,7 @@ from instructgpt_jax.data.formats.turns import (
   Message,
   Turns,
   check_texts,
+  read_message,
   read_messages,
   read_prompt,
 )
@@ -69,31 +70,58 @@ def conversation_field(obj: Mapping[str, Any]) -> str:
 
 def _conversation(obj: Any, at: At) -> Iterator[Record]:
   """Yields the last reply that may be learned, and an open end's prompt."""
-  field = conversation_field(obj)
-  choose(obj, _CONVERSATIONS, at)
+  field = choose(obj, _CONVERSATIONS, at) or _CONVERSATIONS[0]
+  if field not in obj:
+    at.get(obj, field, list)
   messages = read_messages(obj[field], field, at)
   _check_prompt(obj, messages, at)
   answer = choose(obj, ("completion", "response"), at)
   if not reading.is_blank(obj.get(answer)):
-    last = messages[-1].turn
-    text = at.get(obj, answer)
-    if last.role == "user":
-      messages.append(Message(Turn("assistant", text), True))
-    elif clean(last.text) != clean(text):
-      raise Skip(reading.CONTRADICTION)
+    messages = add_answer(messages, obj, answer, at)
   yield from _last_reply(messages, field, at)
+
+
+def add_answer(
+  messages: list[Message], obj: Mapping[str, Any], field: str, at: At
+) -> list[Message]:
+  """Returns a conversation with the answer of another field at its end.
+
+  The answer is a text, a message, or messages that may repeat the conversation.
+
+  Raises:
+    Skip: where the conversation has another reply or other turns.
+  """
+  value = obj[field]
+  if isinstance(value, list):
+    *before, answer = read_messages(value, field, at)
+  elif isinstance(value, dict):
+    before, answer = [], read_message(value, field, at)
+  else:
+    before, answer = [], Message(Turn("assistant", at.get(obj, field)))
+  if answer.turn.role != "assistant":
+    raise Skip(reading.NOT_ANSWERING)
+  last = messages[-1].turn
+  context = messages if last.role == "user" else messages[:-1]
+  turns = [m.turn for m in context]
+  repeated = [m.turn for m in before]
+  if repeated and turns[-len(repeated) :] != repeated:
+    raise Skip(reading.CONTRADICTION)
+  if last.role == "user":
+    return [*messages, answer]
+  if clean(last.text) != clean(answer.turn.text):
+    raise Skip(reading.CONTRADICTION)
+  excluded = messages[-1].excluded or answer.excluded
+  return [*context, Message(last, excluded)]
 
 
 def _check_prompt(obj: Mapping[str, Any], messages: list[Message], at: At):
   """Skips a record whose `prompt` is no part of its conversation."""
-  prompt = obj.get("prompt")
-  if isinstance(prompt, str) and prompt.strip():
-    texts = [m.turn.text.strip() for m in messages if m.turn.role == "user"]
-    turns = read_prompt(prompt, "prompt", at)
-    if turns[-1].text.strip() not in texts:
-      raise Skip(reading.CONTRADICTION)
-  elif not reading.is_blank(prompt):
-    at.unused.add("prompt")
+  if reading.is_blank(obj.get("prompt")):
+    return
+  prompt = read_prompt(obj["prompt"], "prompt", at)
+  texts = [m.turn.text.strip() for m in messages if m.turn.role == "user"]
+  if prompt[-1].text.strip() not in texts:
+    raise Skip(reading.CONTRADICTION)
 
 
 def _last_reply(
@@ -103,6 +131,7 @@ def _last_reply(
   if not any(t.role == "user" for t in turns):
     raise Skip(reading.NO_USER)
   ends_with_user = turns[-1].role == "user"
+  at.context_turns = max(i for i, t in enumerate(turns, 1) if t.role == "user")
   if not ends_with_user and turns[-1].role != "assistant":
     raise Skip(reading.NOT_ANSWERING)
   replies = [
@@ -118,9 +147,9 @@ def _last_reply(
     at.notes.add(_OPEN_END)
   elif not replies:
     raise Skip(reading.NO_USER)
-  learnable = [i for i in replies if messages[i].trained]
+  learnable = [i for i in replies if not messages[i].excluded]
   if not learnable:
-    raise Skip(reading.WEIGHT_0)
+    raise Skip(messages[replies[-1]].excluded)
   last = learnable[-1]
   if turns[last - 1].role != "user":
     raise Skip(reading.NOT_ANSWERING)

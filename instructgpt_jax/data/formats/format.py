@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from instructgpt_jax.data.formats.at import At, is_blank
+from instructgpt_jax.data.formats.at import At, is_blank, is_null
 from instructgpt_jax.data.records import Turn
 
 # Yields the records of the replies to one prompt.
@@ -52,7 +52,7 @@ def has(*fields: str, without: tuple[str, ...] = ()) -> Callable[[Any], bool]:
     return (
       isinstance(obj, dict)
       and all(f in obj for f in fields)
-      and not any(obj.get(f) is not None for f in without)
+      and all(is_null(obj.get(f)) for f in without)
     )
 
   return fits
@@ -61,7 +61,7 @@ def has(*fields: str, without: tuple[str, ...] = ()) -> Callable[[Any], bool]:
 def first_of(obj: Mapping[str, Any], names: tuple[str, ...]) -> str:
   """Returns the first name that the object has with a value, or ""."""
   for name in names:
-    if obj.get(name) is not None:
+    if not is_null(obj.get(name)):
       return name
   return next((name for name in names if name in obj), "")
 

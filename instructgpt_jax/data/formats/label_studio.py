@@ -7,6 +7,7 @@ from typing import Any
 
 from instructgpt_jax.data.formats import at as reading
 from instructgpt_jax.data.formats.at import At, Skip
+from instructgpt_jax.data.formats.common import IRRELEVANT
 from instructgpt_jax.data.formats.format import Format, choose, first_of
 from instructgpt_jax.data.formats.pairs import pair
 from instructgpt_jax.data.formats.scored import ranking
@@ -25,6 +26,14 @@ _PAIRS = (
 _PAIR_NAMES = tuple(name for names in _PAIRS for name in names)
 _LISTS = ("items", "answers", "responses", "results", "list")
 _TEXTS = ("body", "text", "html", "title")
+# Usual names of the control whose field holds the verdict.
+_VERDICTS = ("prefer", "preference", "choice", "pairwise", "comparison",
+             "selected", "verdict", "winner", "better")  # fmt: skip
+_RANKS = ("rank", "ranks", "ranking", "ranker", "order")
+# Fields beside the verdict, of which none holds it.
+_NO_VERDICTS = ("annotator", "annotation_id", "lead_time", "system", "context",
+                "history", "split", "user_id", "labeler_id", "tools",
+                *IRRELEVANT)  # fmt: skip
 _SIDES = {"left": 1, "right": 2}
 _BUCKETS = "rankings in several named buckets"
 _CANCELLED = "cancelled annotations"
@@ -34,11 +43,11 @@ def _pair_fields(obj: Mapping[str, Any]) -> tuple[str, str] | None:
   return next((p for p in _PAIRS if p[0] in obj and p[1] in obj), None)
 
 
-def _prompt(data: Mapping[str, Any], at: At) -> Turns:
-  name = choose(data, _PROMPTS, at)
+def _prompt(data: Mapping[str, Any], at: At, where: str = "") -> Turns:
+  name = choose(data, _PROMPTS, at) or "prompt"
   if not isinstance(data.get(name), list):
-    at.get(data, name or "prompt", where="data.")
-  return read_prompt(data[name], f"data.{name}", at)
+    at.get(data, name, where=where)
+  return read_prompt(data[name], where + name, at)
 
 
 def _check_object(value: Any, where: str, at: At) -> None:
@@ -63,13 +72,13 @@ def _export(obj: Any, at: At) -> Iterator[Record]:
   data = at.get(obj, "data", dict)
   known = {*_PROMPTS, *_LISTS, *(_pair_fields(data) or ()), "id"}
   reading.note_others(at, data, known, "data")
-  turns = _prompt(data, at)
+  turns = _prompt(data, at, "data.")
   reasons: list[str] = []
   count = 0
   for i, annotation in enumerate(at.get(obj, "annotations", list)):
     where = f"annotations[{i}]."
     _check_object(annotation, f"annotations[{i}]", at)
-    if annotation.get("was_cancelled"):
+    if reading.is_set(annotation.get("was_cancelled")):
       reasons.append(_CANCELLED)
       continue
     labeler = _labeler(annotation, at)
@@ -96,7 +105,7 @@ def _result(
   if result.get("type") == "pairwise":
     yield from _pairwise(data, turns, result, labeler, at)
   elif "ranker" in value:
-    yield from _ranked(data, turns, value["ranker"], labeler, at)
+    yield from _ranked(data, turns, value["ranker"], labeler, at, "data.")
   else:
     at.unused.add(f"annotations[].result of type {result.get('type')!r}")
 
@@ -118,7 +127,7 @@ def _pairwise(
       "missing_field",
     )
   selected = result["value"].get("selected")
-  if selected is None:
+  if reading.is_null(selected):
     raise Skip(reading.UNRANKED)
   texts = tuple(at.get(data, name, where="data.") for name in names)
   better = _SIDES.get(selected, 0) if isinstance(selected, str) else 0
@@ -126,20 +135,23 @@ def _pairwise(
 
 
 def _ranked(
-  data: Mapping[str, Any], turns: Turns, order: Any, labeler: str, at: At
-) -> Iterator[Record]:
+  data: Mapping[str, Any], turns: Turns, order: Any, labeler: str, at: At,
+  where: str = "",
+) -> Iterator[Record]:  # fmt: skip
   """Yields the ranking of a list of ids, the best one first."""
   if isinstance(order, dict):
     named = {k: v for k, v in order.items() if k != "_"}
     if len(named) > 1 or not order:
       raise Skip(_BUCKETS)
     order = next(iter(named.values())) if named else order["_"]
-  items = at.get(data, choose(data, _LISTS, at) or "items", list, where="data.")
+  field = choose(data, _LISTS, at) or "items"
+  items = at.get(data, field, list, where=where)
   texts = {}
   for i, item in enumerate(items):
-    _check_object(item, f"data.items[{i}]", at)
+    _check_object(item, f"{where}{field}[{i}]", at)
     name = first_of(item, _TEXTS) or "text"
-    texts[str(item.get("id"))] = at.get(item, name, where=f"data.items[{i}].")
+    text = at.get(item, name, where=f"{where}{field}[{i}].")
+    texts[str(item.get("id"))] = text
   if not isinstance(order, list) or any(str(i) not in texts for i in order):
     at.fail(
       "the ranking names items that are not there",
@@ -158,10 +170,37 @@ def _ranked(
   )
 
 
-def _choice_field(obj: Mapping[str, Any]) -> str:
-  return next(
-    (k for k, v in obj.items() if isinstance(v, str) and v in _SIDES), ""
-  )
+def _one_field(fields: list[str], named: tuple[str, ...], at: At) -> str:
+  """Returns the field that holds the verdict, or "" where there is none.
+
+  A field of a usual name comes first.
+
+  Raises:
+    UserError: where several fields may be the verdict.
+  """
+  usual = [name for name in fields if name in named]
+  if len(usual or fields) > 1:
+    at.fail(
+      f"several fields may hold the verdict: {', '.join(usual or fields)}",
+      (usual or fields)[1],
+      f"delete all but one of them, or name that one {named[0]!r}",
+      "ambiguous_verdict",
+    )
+  return (usual or fields or [""])[0]
+
+
+def _choice_field(obj: Mapping[str, Any], at: At) -> str:
+  """Returns the field that says left or right, or ""."""
+  if "prefer" in obj:
+    return "prefer" if _side_of(obj["prefer"]) else ""
+  others = {*_PROMPTS, *_PAIR_NAMES, *_LISTS, *_NO_VERDICTS}
+  fields = [k for k, v in obj.items() if k not in others and _side_of(v)]
+  return _one_field(fields, _VERDICTS, at)
+
+
+def _side_of(value: Any) -> int:
+  """Returns 1 for left, 2 for right and 0 for anything else."""
+  return _SIDES.get(value.strip().lower(), 0) if isinstance(value, str) else 0
 
 
 def _minimal(obj: Any, at: At) -> Iterator[Record]:
@@ -171,13 +210,13 @@ def _minimal(obj: Any, at: At) -> Iterator[Record]:
     at, {f: obj[f] for f in _PAIR_NAMES if f in obj}, names, "other answers"
   )
   turns = _prompt(obj, at)
-  choice = _choice_field(obj)
+  choice = _choice_field(obj, at)
   at.unused.discard(choice)
   if not choice:
     raise Skip(reading.UNRANKED)
   texts = at.get(obj, names[0]), at.get(obj, names[1])
   labeler = at.identity(obj, "annotator")
-  yield from pair(turns, texts, _SIDES[obj[choice]], at, labeler)
+  yield from pair(turns, texts, _side_of(obj[choice]), at, labeler)
 
 
 def _order(value: Any) -> Any:
@@ -194,22 +233,26 @@ def _order(value: Any) -> Any:
   return None
 
 
-def _order_field(obj: Mapping[str, Any]) -> str:
+def _order_field(obj: Mapping[str, Any], items: list[Any], at: At) -> str:
   """Returns the field that orders the items of a record, or ""."""
-  known = {str(item.get("id")) for item in obj[first_of(obj, _LISTS)]}
+  known = {str(item.get("id")) for item in items if isinstance(item, dict)}
+  fields = []
   for name, value in obj.items():
-    order = None if name in _LISTS else _order(value)
+    if name in (*_LISTS, *_PROMPTS, *_NO_VERDICTS):
+      continue
+    order = _order(value)
     lists = order.values() if isinstance(order, dict) else [order or []]
     ids = [str(i) for items in lists for i in items]
     if ids and known.issuperset(ids):
-      return name
-  return ""
+      fields.append(name)
+  return _one_field(fields, _RANKS, at)
 
 
 def _minimal_ranking(obj: Any, at: At) -> Iterator[Record]:
   """Yields the ranking of a JSON-MIN record, the best item first."""
   turns = _prompt(obj, at)
-  name = _order_field(obj)
+  field = choose(obj, _LISTS, at) or "items"
+  name = _order_field(obj, at.get(obj, field, list), at)
   at.unused.discard(name)
   if not name:
     raise Skip(reading.UNRANKED)

@@ -59,8 +59,8 @@ def _conversational(obj: Mapping[str, Any], at: At) -> tuple[Turns, str]:
       "end the completion with an assistant's turn",
       "completion_end",
     )
-  if not last.trained:
-    raise Skip(reading.WEIGHT_0)
+  if last.excluded:
+    raise Skip(last.excluded)
   before = tuple(m.turn for m in messages[:-1])
   return merge(_prompt(obj, at), before), last.turn.text
 
@@ -111,24 +111,26 @@ def _completions(obj: Mapping[str, Any], at: At) -> list[str]:
 def _ranks(obj: Mapping[str, Any], count: int, at: At) -> tuple[int, ...]:
   """Ranks as they are written, or from scores; both have to agree."""
   by_score: tuple[int, ...] = ()
-  if obj.get("scores") is not None:
+  if not reading.is_null(obj.get("scores")):
     scores = at.get(obj, "scores", list)
     by_score = ranks_of(
-      [at.number({f"[{i}]": s}, f"[{i}]", "scores")
+      [at.number({f"scores[{i}]": s}, f"scores[{i}]")
        for i, s in enumerate(scores)]
     )  # fmt: skip
     _same_count(len(by_score), count, "scores", at)
-    if obj.get("ranks") is None:
+    if reading.is_null(obj.get("ranks")):
       return by_score
   ranks = at.get(obj, "ranks", list)
   for i, rank in enumerate(ranks):
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+    number = reading.as_number(rank)
+    if number is None or number < 1 or not number.is_integer():
       at.fail(
         f"{rank!r} is no rank",
         f"ranks[{i}]",
         "give whole numbers, 1 for best",
         "bad_rank",
       )
+  ranks = [int(reading.as_number(rank)) for rank in ranks]  # type: ignore[arg-type]
   _same_count(len(ranks), count, "ranks", at)
   if by_score and ranks_of([-rank for rank in ranks]) != by_score:
     at.fail(

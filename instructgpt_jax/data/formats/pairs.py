@@ -7,13 +7,19 @@ from typing import Any
 
 from instructgpt_jax.data.formats import at as reading
 from instructgpt_jax.data.formats.at import At, Skip
-from instructgpt_jax.data.formats.demonstrations import conversation_field
+from instructgpt_jax.data.formats.demonstrations import (
+  add_answer,
+  conversation_field,
+)
 from instructgpt_jax.data.formats.format import Format, choose, first_of, has
 from instructgpt_jax.data.formats.texts import (
   add_input,
+  agreeing_prompt,
   optional_input,
+  read_named_prompt,
   reply,
 )
+from instructgpt_jax.data.formats.transcripts import transcript
 from instructgpt_jax.data.formats.turns import (
   Turns,
   check_texts,
@@ -21,9 +27,8 @@ from instructgpt_jax.data.formats.turns import (
   read_message,
   read_messages,
   read_prompt,
-  read_turns,
+  read_replied,
   refuse_encoded,
-  transcript,
 )
 from instructgpt_jax.data.records import Ranking, Record, Turn
 
@@ -57,6 +62,12 @@ def pair(
 
 
 def _hh(obj: Any, at: At) -> Iterator[Record]:
+  if any(
+    not reading.is_blank(obj.get(f)) for f in (*_PROMPTS, *_CONVERSATIONS)
+  ):
+    yield from _preference(obj, at)
+    return
+  _check_order(obj, at)
   sides = []
   for name in ("chosen", "rejected"):
     turns = transcript(at.text(obj, name), lead=True)
@@ -82,10 +93,33 @@ _CONVERSATIONS = ("conversations", "messages", "conversation")
 
 def _preference(obj: Any, at: At) -> Iterator[Record]:
   """Yields the pair of chosen and rejected replies to a prompt."""
+  _check_order(obj, at)
+  chosen, rejected = _side(obj, "chosen", at), _side(obj, "rejected", at)
+  prompt = _pair_prompt(obj, chosen, at)
+  chosen, rejected = _with_leads(
+    obj, ("chosen", "rejected"), prompt, chosen, rejected
+  )
+  blank = first_of(obj, _PROMPTS)
+  if not prompt and blank and len(chosen) == len(rejected) == 1:
+    prompt = read_named_prompt(obj, blank, at)
+  yield from _from_sides(prompt, chosen, rejected, at)
+
+
+def _check_order(obj: Mapping[str, Any], at: At) -> None:
+  """Skips ties, and pairs whose other fields contradict which was chosen."""
   _check_status(obj)
   _check_scores(obj, at)
-  chosen, rejected = _side(obj, "chosen", at), _side(obj, "rejected", at)
-  yield from _from_sides(_pair_prompt(obj, chosen, at), chosen, rejected, at)
+  if not reading.is_null(obj.get("margin")):
+    _check_margin(at.number(obj, "margin"), at)
+
+
+def _check_margin(margin: float, at: At) -> None:
+  """Skips a tie or a contradiction; other margins are graded."""
+  if margin == 0:
+    raise Skip(reading.TIES)
+  if margin < 0:
+    raise Skip(reading.CONTRADICTION)
+  at.notes.add(GRADED)
 
 
 def _check_status(obj: Mapping[str, Any]) -> None:
@@ -104,11 +138,7 @@ def _check_scores(obj: Mapping[str, Any], at: At) -> None:
       at.unused.update(n for n in (chosen, rejected) if obj.get(n) is not None)
       continue
     better, worse = at.number(obj, chosen), at.number(obj, rejected)
-    if better == worse:
-      raise Skip(reading.TIES)
-    if better < worse:
-      raise Skip(reading.CONTRADICTION)
-    at.notes.add(GRADED)
+    _check_margin(better - worse if better != worse else 0, at)
 
 
 _SCORES = (
@@ -124,12 +154,12 @@ def _side(obj: Mapping[str, Any], name: str, at: At) -> Turns:
   """Returns a reply, with its conversation where that comes with it."""
   value = obj.get(name)
   if isinstance(value, dict):
-    turns: Turns = (read_message(value, name, at).turn,)
+    message = read_message(value, name, at)
+    if message.excluded:
+      raise Skip(message.excluded)
+    turns: Turns = (message.turn,)
   elif isinstance(value, list):
-    messages = read_messages(value, name, at)
-    if not messages[-1].trained:
-      raise Skip(reading.WEIGHT_0)
-    turns = tuple(m.turn for m in messages)
+    turns = read_replied(value, name, at)
     check_texts(turns[:-1], name, at)
   else:
     text = at.get(obj, name)
@@ -149,20 +179,51 @@ def _side(obj: Mapping[str, Any], name: str, at: At) -> Turns:
   return turns
 
 
+def _with_leads(
+  obj: Mapping[str, Any],
+  names: tuple[str, str],
+  prompt: Turns,
+  chosen: Turns,
+  rejected: Turns,
+) -> tuple[Turns, Turns]:
+  """Returns replies whose transcripts have a text ahead of them as turns.
+
+  A reply may quote a transcript too. It is one itself where it ends with the
+  prompt's question and a reply, or where both replies begin in the same way.
+  """
+  sides = []
+  for name, turns in zip(names, (chosen, rejected), strict=True):
+    whole, text = None, obj.get(name)
+    if isinstance(text, str) and len(turns) == 1:
+      whole = transcript(text, lead=True)
+    if whole and not (
+      len(whole) > 2
+      and (whole[-2].role, whole[-1].role) == ("user", "assistant")
+    ):
+      whole = None
+    sides.append((turns, whole))
+  (_, first), (_, second) = sides
+  same = first and second and first[:-1] == second[:-1]
+  question = prompt[-1].text.strip() if prompt else None
+  chosen, rejected = (
+    whole if whole and (same or whole[-2].text == question) else turns
+    for turns, whole in sides
+  )
+  return chosen, rejected
+
+
 def _pair_prompt(obj: Mapping[str, Any], chosen: Turns, at: At) -> Turns:
   """Merges the prompt field and the conversation field of a pair."""
-  name = choose(obj, _PROMPTS[:-1], at) or first_of(obj, ("input",))
-  turns: Turns = ()
-  if name and not reading.is_blank(obj[name]):
-    if not isinstance(obj[name], list):
-      at.get(obj, name)
-    turns = read_prompt(obj[name], name, at)
-    if name != "input":
-      turns = add_input(turns, optional_input(obj, "input", at))
+  turns = agreeing_prompt(obj, _PROMPTS[:-1], at)
+  if turns:
+    turns = add_input(turns, optional_input(obj, "input", at))
+  elif not reading.is_blank(obj.get("input")):
+    turns = read_named_prompt(obj, "input", at)
   field = choose(obj, _CONVERSATIONS, at)
   if not field or reading.is_blank(obj[field]):
     return turns
-  other = read_turns(obj[field], field, at)
+  other = read_replied(obj[field], field, at)
+  check_texts(other, field, at)
   if other[-1].role == "assistant":
     # UltraFeedback's `messages` are the prompt with the chosen reply.
     if other[-1].text.strip() != chosen[-1].text.strip():
@@ -196,22 +257,47 @@ def _from_sides(
 
 def _rejected_response(obj: Any, at: At) -> Iterator[Record]:
   """ms-swift: a conversation whose last reply is the chosen one."""
-  if conversation_field(obj):
-    field = conversation_field(obj)
-    chosen = read_turns(obj[field], field, at)
+  if not reading.is_null(obj.get("margin")):
+    _check_margin(at.number(obj, "margin"), at)
+  field = choose(obj, _CONVERSATIONS, at)
+  prompt: Turns = ()
+  if not reading.is_blank(obj.get("query")):
+    prompt = read_named_prompt(obj, "query", at)
+  if not reading.is_blank(obj.get(field)):
+    messages = read_messages(obj[field], field, at)
+    if not reading.is_blank(obj.get("response")):
+      messages = add_answer(messages, obj, "response", at)
+    if messages[-1].excluded and messages[-1].turn.role == "assistant":
+      raise Skip(messages[-1].excluded)
+    chosen = tuple(m.turn for m in messages)
+    check_texts(chosen[:-1], field, at)
   else:
-    prompt = read_prompt(at.get(obj, "query"), "query", at)
-    chosen = (*prompt, Turn("assistant", at.get(obj, "response")))
+    if not prompt and field and "query" not in obj:
+      raise Skip(reading.NO_TURNS)
+    prompt = prompt or read_named_prompt(obj, "query", at)
+    chosen = _side(obj, "response", at)
   if chosen[-1].role != "assistant":
     raise Skip(reading.NOT_ANSWERING)
-  if not reading.is_blank(obj.get("rejected_messages")):
-    messages = obj["rejected_messages"]
-    rejected = read_turns(messages, "rejected_messages", at)
-    if rejected[-1].role != "assistant":
-      raise Skip(reading.NOT_ANSWERING)
-  else:
-    rejected = (Turn("assistant", at.get(obj, "rejected_response")),)
-  yield from _from_sides((), chosen, rejected, at)
+  chosen, rejected = _with_leads(
+    obj, ("response", "rejected_response"), prompt, chosen, _rejected(obj, at)
+  )
+  yield from _from_sides(prompt, chosen, rejected, at)
+
+
+def _rejected(obj: Mapping[str, Any], at: At) -> Turns:
+  """Returns ms-swift's rejected reply, or the conversation it ends."""
+  field, text = "rejected_messages", obj.get("rejected_response")
+  if reading.is_blank(obj.get(field)):
+    return _side(obj, "rejected_response", at)
+  rejected = read_replied(obj[field], field, at)
+  check_texts(rejected[:-1], field, at)
+  if rejected[-1].role != "assistant":
+    raise Skip(reading.NOT_ANSWERING)
+  if not reading.is_blank(text):
+    reply_text = at.get(obj, "rejected_response")
+    if reply_text.strip() != rejected[-1].text.strip():
+      raise Skip(reading.CONTRADICTION)
+  return rejected
 
 
 def _openai(obj: Any, at: At) -> Iterator[Record]:
@@ -233,7 +319,7 @@ def _is_hh(obj: Any) -> bool:
     isinstance(obj, dict)
     and isinstance(obj.get("chosen"), str)
     and "rejected" in obj
-    and not any(obj.get(f) for f in (*_PROMPTS, *_CONVERSATIONS))
+    and all(reading.is_blank(obj.get(f)) for f in (*_PROMPTS, *_CONVERSATIONS))
   )
 
 
@@ -247,13 +333,29 @@ def _is_rejected_response(obj: Any) -> bool:
 PAIR = "rankings, K = 2"
 _SCORE = "equal scores are a tie; an order other than chosen's skips the record"
 _SIDE = "a reply: text, message, or whole conversation"
-_PAIR_PROMPT = "the prompt; has to agree with the conversations"
+_PAIR_PROMPT = (
+  "the prompt; has to agree with the conversations and with other prompts"
+)
+_MARGIN = "above 0; 0 is a tie, and below 0 skips the record"
+_ORDER = {
+  **{name: _SCORE for names in _SCORES for name in names},
+  "margin": _MARGIN,
+  "status": '"tie" is a tie',
+  "rating": "two equal ratings are a tie",
+}
+_PAIR_PROMPTS = {
+  **dict.fromkeys(_PROMPTS[:-1], _PAIR_PROMPT),
+  "input": "input below the instruction, or the prompt where it is alone",
+  **dict.fromkeys(_CONVERSATIONS, "as the prompt; the chosen reply may"
+                  " stand at its end"),
+}  # fmt: skip
 HH = Format(
   "Anthropic HH transcripts",
   _is_hh,
   _hh,
   {"chosen": "the conversation with the better reply",
-   "rejected": "the conversation with the worse reply"},
+   "rejected": "the conversation with the worse reply",
+   **_PAIR_PROMPTS, **_ORDER},
   ("chosen", "rejected"),
   result=PAIR,
 )  # fmt: skip
@@ -261,20 +363,10 @@ PREFERENCE = Format(
   "prompt/chosen/rejected",
   has("chosen", "rejected"),
   _preference,
-  {
-    **dict.fromkeys(_PROMPTS[:-1], _PAIR_PROMPT),
-    "input": "input below the instruction, or the prompt where it is alone",
-    **dict.fromkeys(_CONVERSATIONS, "as the prompt; the chosen reply may"
-                    " stand at its end"),
-    "chosen": _SIDE,
-    "rejected": _SIDE,
-    **{name: _SCORE for names in _SCORES for name in names},
-    "status": '"tie" is a tie',
-    "rating": "two equal ratings are a tie",
-  },
+  {**_PAIR_PROMPTS, "chosen": _SIDE, "rejected": _SIDE, **_ORDER},
   ("prompt", "chosen", "rejected"),
   result=PAIR,
-)  # fmt: skip
+)
 REJECTED_RESPONSE = Format(
   "messages with a rejected response",
   _is_rejected_response,
@@ -284,6 +376,7 @@ REJECTED_RESPONSE = Format(
     "query": "the prompt", "response": "the chosen reply",
     "rejected_response": "the rejected reply",
     "rejected_messages": "the conversation with the rejected reply",
+    "margin": _MARGIN,
   },
   ("messages", "rejected_response"),
   result=PAIR,

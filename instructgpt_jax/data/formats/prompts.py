@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from instructgpt_jax.data.formats.at import At
+from instructgpt_jax.data.formats import at as reading
+from instructgpt_jax.data.formats.at import At, Skip
 from instructgpt_jax.data.formats.format import Format, has
-from instructgpt_jax.data.formats.texts import instructed
+from instructgpt_jax.data.formats.texts import (
+  instructed,
+  read_named_prompt,
+)
 from instructgpt_jax.data.formats.turns import user
-from instructgpt_jax.data.records import Prompt, Record
+from instructgpt_jax.data.records import Document, Prompt, Record
 
 
 def _predictions(obj: Any, at: At) -> Iterator[Record]:
@@ -22,12 +26,29 @@ def _predictions(obj: Any, at: At) -> Iterator[Record]:
 def _questions(obj: Any, at: At) -> Iterator[Record]:
   turns = obj.get("turns")
   if isinstance(turns, list) and turns:
-    text = at.text({"turns[0]": turns[0]}, "turns[0]")
+    first = turns[0]
+    if isinstance(first, dict):
+      # Arena-Hard's questions are objects.
+      text = at.text(first, "content", "turns[0].")
+      reading.note_others(at, first, ("content", "role"), "turns[]")
+      if first.get("role", "user") not in ("user", "human", None):
+        raise Skip(reading.NO_USER)
+    else:
+      text = at.text({"turns[0]": first}, "turns[0]")
     if len(turns) > 1:
       at.notes.add("questions after the first, which are not used")
   else:
     text = at.text(obj, "text" if "text" in obj else "turns")
   yield Prompt(turns=user(text), origin=at.origin)
+
+
+def _prompt_and_text(obj: Any, at: At) -> Iterator[Record]:
+  """Cosmopedia: a prompt, and the document that a model wrote for it."""
+  turns = read_named_prompt(obj, "prompt", at)
+  yield Prompt(turns=turns, origin=at.origin)
+  text = at.optional(obj, "text")
+  if text.strip():
+    yield Document(text=text, origin=at.origin)
 
 
 def _is_question(obj: Any) -> bool:
@@ -51,9 +72,19 @@ QUESTIONS = Format(
   _is_question,
   _questions,
   {
-    "turns": "the first is the prompt; the others are counted",
+    "turns": "the first is the prompt, a text or its `content`; the others"
+    " are counted",
     "text": "the prompt",
   },
   irrelevant=("question_id", "category", "reference"),
   result="prompts",
+)
+TEXTS = Format(
+  "prompt/text",
+  has("prompt", "text"),
+  _prompt_and_text,
+  {"prompt": "the prompt", "text": "the document"},
+  ("prompt", "text"),
+  ("text_token_length", "token_length", "seed_data", "format", "audience"),
+  result="prompts; documents (Cosmopedia)",
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from instructgpt_jax.data.formats import at as reading
@@ -32,7 +32,8 @@ class _Group:
 class Reader:
   """Turns the JSON values of one file into records.
 
-  The first value decides the format.
+  The first value decides the format, with those after it where a field of the
+  first is blank.
 
   Attributes:
     unused: how many records have each field that nothing reads.
@@ -51,11 +52,16 @@ class Reader:
     """The format of the file, once a value has been read."""
     return self._format
 
+  def recognise(self, line: int, value: Any, others: Iterable[Any]) -> None:
+    """Sets the format by the first value and by values after it."""
+    at = At(self._path, line)
+    self._set_format(recognise(value, at, self._wanted, others))
+
   def read(self, line: int, value: Any) -> Row:
     """Reads one value; a value of a grouped format gives no record yet."""
     at = At(self._path, line)
     if self._format is None:
-      self._set_format(recognise(value, at, self._wanted))
+      self.recognise(line, value, ())
     known = self._format
     assert known is not None
     at.own = known.own
@@ -135,13 +141,21 @@ class Reader:
       return [], reading.EMPTY
     if common is None:
       return records, ""
-    applied = [common_lib.apply(record, common) for record in records]
+    applied: list[Record] = []
+    reason = ""
+    for record in records:
+      try:
+        applied.append(common_lib.apply(record, common, at.context_turns))
+      except Skip as skip:
+        if str(skip) != reading.LATER_CONTEXT:
+          raise
+        reason = str(skip)
+        continue
+      if type(applied[-1]) is not type(record):
+        reason = common.excluded
     if common.label and not any(isinstance(r, Demonstration) for r in records):
       at.unused.add(common.label)
-    bad = any(
-      type(a) is not type(b) for a, b in zip(applied, records, strict=True)
-    )
-    return applied, reading.BAD if bad else ""
+    return applied, reason
 
   def _add_to_groups(
     self, value: Any, common: common_lib.Common | None, at: At
@@ -152,6 +166,8 @@ class Reader:
       if common is not None:
         head = common_lib.apply(head, common)
         labeler_id = common.labeler_id or labeler_id
+        if common.label:
+          at.unused.add(common.label)
       key = (head.turns, head.user_id, head.split, labeler_id)
       group = self._groups.setdefault(
         key, _Group(At(at.file, at.line), head, labeler_id, [])

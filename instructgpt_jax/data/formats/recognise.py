@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from instructgpt_jax.data.formats.at import At, Skip, type_name
+from instructgpt_jax.data.formats.at import (
+  At,
+  Skip,
+  is_blank,
+  is_null,
+  type_name,
+)
 from instructgpt_jax.data.formats.format import Format
 from instructgpt_jax.data.formats.registry import FORMATS, by_name
 from instructgpt_jax.data.records import (
@@ -29,13 +35,44 @@ _NEEDED = {
 _LISTS = ("completions", "ranks", "scores", "turns")
 
 
-def recognise(obj: Any, at: At, wanted: type | None = None) -> Format:
+# Records in which a blank field of the first one is looked for.
+LOOKAHEAD = 1000
+
+
+def is_ambiguous(obj: Any) -> bool:
+  """Whether the format of a record depends on fields that are blank in it."""
+  return isinstance(obj, dict) and any(map(is_blank, obj.values()))
+
+
+def _filled(obj: Any, others: Iterable[Any]) -> Any:
+  """Returns a record whose blank fields have the values of later records."""
+  if not is_ambiguous(obj):
+    return obj
+  obj = dict(obj)
+  missing = {name for name, value in obj.items() if is_blank(value)}
+  for other in others:
+    if not missing:
+      break
+    if isinstance(other, dict):
+      for name in [n for n in missing if not is_blank(other.get(n))]:
+        obj[name] = other[name]
+        missing.discard(name)
+  return obj
+
+
+def recognise(
+  obj: Any,
+  at: At,
+  wanted: type | None = None,
+  others: Iterable[Any] = (),
+) -> Format:
   """Returns the format of a record.
 
   Args:
     obj: the first record of a file.
     at: its position.
     wanted: the kind of record that is read, or None for any.
+    others: records after it, where a blank field may have a value.
 
   Raises:
     UserError: where no format fits. It names the fields, a field of the same
@@ -43,7 +80,7 @@ def recognise(obj: Any, at: At, wanted: type | None = None) -> Format:
       that the kind needs.
   """
   _refuse_columns(obj, at)
-  known = _first_fit(obj)
+  known = _first_fit(_filled(obj, others))
   if known:
     return known
   if not isinstance(obj, dict):
@@ -80,19 +117,23 @@ def recognise(obj: Any, at: At, wanted: type | None = None) -> Format:
 
 
 def _first_fit(obj: Any) -> Format | None:
-  """Returns the first format that fits, without fields that are null if any.
+  """Returns the first format that fits, without null and empty lists if any.
 
-  Files with the columns of several formats write null for those of the others.
+  Files with the columns of several formats write them for those of the others.
   A prompt is no reason to forget a field: its reply may be null by mistake.
   """
   first = next((known for known in FORMATS if known.fits(obj)), None)
-  if not isinstance(obj, dict) or None not in obj.values():
+  if first is None or not isinstance(obj, dict):
     return first
-  present = {name: value for name, value in obj.items() if value is not None}
+  present = {n: v for n, v in obj.items() if not is_null(v) and v != []}
+  if len(present) == len(obj):
+    return first
   known = next((known for known in FORMATS if known.fits(present)), None)
   if known is None or known.name == by_name("own prompts").name:
     return first
-  return known
+  # A field that tells the two apart and has a value speaks for the first.
+  telling = present.keys() & set(first.example) - set(known.fields)
+  return first if telling else known
 
 
 def _refuse_columns(obj: Any, at: At) -> None:

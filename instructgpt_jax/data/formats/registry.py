@@ -55,6 +55,7 @@ FORMATS: tuple[Format, ...] = (
   demonstrations.P3,
   demonstrations.FLAN,
   prompts.QUESTIONS,
+  prompts.TEXTS,
   own.PROMPTS,
   own.TEXT,
 )

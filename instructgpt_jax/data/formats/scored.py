@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,12 +13,15 @@ from instructgpt_jax.data.formats.format import Format, choose, first_of, has
 from instructgpt_jax.data.formats.pairs import GRADED
 from instructgpt_jax.data.formats.texts import (
   add_input,
+  agreeing_prompt,
   check_repeated,
   clean,
+  is_placeholder,
   optional_input,
   ranks_of,
+  read_named_prompt,
 )
-from instructgpt_jax.data.formats.turns import Turns, read_prompt
+from instructgpt_jax.data.formats.turns import Turns
 from instructgpt_jax.data.formats.verdicts import summary_prompt
 from instructgpt_jax.data.records import Prompt, Ranking, Record
 
@@ -27,6 +31,9 @@ _PROMPTS = ("prompt", "instruction", "question", "query", "user_input")
 _LISTS = ("completions", "responses", "answers", "responses_and_scores")
 _TEXTS = ("response", "completion", "answer", "text", "content", "output")
 _SCORES = ("overall_score", "score", "rating", "fine-grained_score", "reward")
+# Means of ratings, which UltraFeedback's overall_score may contradict.
+_MEANS = ("fine-grained_score", "annotations")
+_ORDERS = ("scores", "ratings", "ranks")
 _OTHER_SCORES = ("correctness", "coherence", "complexity", "verbosity")
 _ASPECTS = ("helpfulness", "honesty", "instruction_following", "truthfulness")
 
@@ -62,85 +69,116 @@ def ranking(
 
 
 def _prompt(obj: Mapping[str, Any], at: At) -> Turns:
-  name = choose(obj, _PROMPTS, at)
-  if not isinstance(obj.get(name), list):
-    at.get(obj, name or "prompt")
-  turns = read_prompt(obj[name], name, at)
+  turns = agreeing_prompt(obj, _PROMPTS, at)
+  if not turns:
+    turns = read_named_prompt(obj, first_of(obj, _PROMPTS) or "prompt", at)
   return add_input(turns, optional_input(obj, "input", at))
 
 
 def _number(value: Any) -> float | None:
-  """Returns a score, also one that is written as text; None for "N/A"."""
-  if isinstance(value, bool) or not isinstance(value, int | float | str):
-    return None
-  try:
-    number = float(value)
-  except ValueError:
-    return None
-  return None if reading.is_null(number) else number
+  """Returns a finite score, also one that is text; None for "N/A"."""
+  number = reading.as_number(value)
+  return None if number is None or math.isinf(number) else number
 
 
-def _score(reply: Mapping[str, Any]) -> float | None:
-  """Returns what a reply is ordered by: its score or minus its rank.
+def _is_unreadable(value: Any) -> bool:
+  """Whether a value is neither a score nor a mark for none, such as "N/A"."""
+  if isinstance(value, str) and is_placeholder(value):
+    return False
+  return not reading.is_blank(value) and _number(value) is None
 
-  UltraFeedback's overall_score precedes the mean of its four ratings.
+
+def _orders(replies: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+  """Returns what orders the replies, by field; None where a reply lacks it.
+
+  Ranks are negated. UltraFeedback's overall_score precedes the mean of its four
+  ratings.
   """
-  for name in _SCORES:
-    score = _number(reply.get(name))
-    if score is not None:
-      return score
-  rank = _number(reply.get("rank"))
-  if rank is not None:
-    return -rank
-  aspects = reply.get("annotations")
-  if isinstance(aspects, dict):
-    ratings = [
-      _number(aspects[a].get("Rating"))
-      for a in _ASPECTS
-      if isinstance(aspects.get(a), dict)
-    ]
-    known = [r for r in ratings if r is not None]
-    if known:
-      return sum(known) / len(known)
-  return None
-
-
-def _check_ranks(replies: Sequence[Any], scores: Sequence[float | None]):
-  """Skips replies whose scores order them otherwise than their ranks."""
+  orders = {
+    name: [_number(reply.get(name)) for reply in replies] for name in _SCORES
+  }
   ranks = [_number(reply.get("rank")) for reply in replies]
-  both = [
-    (score, -rank)
-    for score, rank in zip(scores, ranks, strict=True)
-    if score is not None and rank is not None
+  orders["rank"] = [None if rank is None else -rank for rank in ranks]
+  orders["annotations"] = [_mean_rating(reply) for reply in replies]
+  return orders
+
+
+def _mean_rating(reply: Mapping[str, Any]) -> float | None:
+  """Returns the mean of UltraFeedback's four ratings of a reply, if any."""
+  aspects = reply.get("annotations")
+  if not isinstance(aspects, dict):
+    return None
+  ratings = [
+    _number(aspects[a].get("Rating"))
+    for a in _ASPECTS
+    if isinstance(aspects.get(a), dict)
   ]
-  by_score = ranks_of([score for score, _ in both])
-  by_rank = ranks_of([rank for _, rank in both])
-  pairs = sorted(zip(by_score, by_rank, strict=True))
-  if any(a > b for (_, a), (_, b) in itertools.pairwise(pairs)):
-    raise Skip(reading.CONTRADICTION)
+  known = [r for r in ratings if r is not None]
+  return sum(known) / len(known) if known else None
+
+
+def _first_order(orders: Mapping[str, list[Any]]) -> list[float | None]:
+  """Returns the first order of two replies or more, else of one.
+
+  Replies are compared by one field alone: two fields may have two scales.
+  """
+  for least in (2, 1):
+    for order in orders.values():
+      if sum(score is not None for score in order) >= least:
+        return order
+  return next(iter(orders.values()))
+
+
+def _check_agree(orders: Sequence[Sequence[float | None]]) -> None:
+  """Skips replies that two lists of scores order in opposite ways.
+
+  Each list holds the scores of all replies, or None where a reply has none.
+  """
+  for first, second in itertools.combinations(orders, 2):
+    both = [
+      (a, b)
+      for a, b in zip(first, second, strict=True)
+      if a is not None and b is not None
+    ]
+    by_first = ranks_of([a for a, _ in both])
+    by_second = ranks_of([b for _, b in both])
+    pairs = sorted(zip(by_first, by_second, strict=True))
+    if any(a > b for (_, a), (_, b) in itertools.pairwise(pairs)):
+      raise Skip(reading.CONTRADICTION)
 
 
 def _scored(obj: Any, at: At) -> Iterator[Record]:
   """Yields the ranking of a list of replies, or a prompt without scores."""
-  name = choose(obj, _LISTS, at)
+  name = choose(obj, _LISTS, at) or _LISTS[0]
   replies = at.get(obj, name, list)
   turns = _prompt(obj, at)
-  texts, scores = [], []
+  if not replies:
+    raise Skip(reading.NO_REPLIES)
+  texts = []
+  unreadable = False
   for i, reply in enumerate(replies):
     if not isinstance(reply, dict):
       at.fail("an object is expected", f"{name}[{i}]", code="wrong_type")
     field = first_of(reply, _TEXTS) or "response"
     texts.append(at.get(reply, field, where=f"{name}[{i}]."))
-    scores.append(_score(reply))
     known = {field, "model", "source", "rank", "annotations", *_SCORES}
     reading.note_others(at, reply, known, f"{name}[]")
+    for score in (*_SCORES, "rank"):
+      if _is_unreadable(reply.get(score)):
+        unreadable = True
+        at.unused.add(f"{name}[].{score} (no number)")
+  orders = _orders(replies)
+  scores = _first_order(orders)
   if not any(score is not None for score in scores):
+    if unreadable:
+      raise Skip(reading.UNREADABLE)
     # Replies that nobody ranked.
     yield Prompt(turns=turns, origin=at.origin)
     return
   if None in scores:
     at.notes.add("rankings without their replies that lack a score")
-  _check_ranks(replies, scores)
+  facts = [orders[name] for name in orders if name not in _MEANS]
+  _check_agree([scores, *facts])
   if not any("rank" in reply for reply in replies):
     at.notes.add(GRADED)
   rows = [(t, s) for t, s in zip(texts, scores, strict=True) if s is not None]
@@ -149,26 +187,40 @@ def _scored(obj: Any, at: At) -> Iterator[Record]:
 
 def _parallel(obj: Any, at: At) -> Iterator[Record]:
   """Yields the ranking of a list of texts beside a list of scores."""
-  name = choose(obj, _LISTS, at)
+  name = choose(obj, _LISTS, at) or _LISTS[0]
   texts = at.get(obj, name, list)
-  by = choose(obj, ("scores", "ratings", "ranks"), at)
+  names = [by for by in _ORDERS if not reading.is_blank(obj.get(by))]
+  orders = [
+    _parallel_scores(obj, by, len(texts), name, at)
+    for by in names or [first_of(obj, _ORDERS) or _ORDERS[0]]
+  ]
+  if not texts:
+    raise Skip(reading.NO_REPLIES)
+  for i in range(len(texts)):
+    at.get({f"{name}[{i}]": texts[i]}, f"{name}[{i}]")
+  _check_agree(orders)
+  if names != ["ranks"]:
+    at.notes.add(GRADED)
+  yield from ranking(_prompt(obj, at), texts, orders[0], at)
+
+
+def _parallel_scores(
+  obj: Mapping[str, Any], by: str, count: int, replies: str, at: At
+) -> list[float]:
+  """Returns the scores of one field, or minus the ranks."""
   values = at.get(obj, by, list)
-  if len(texts) != len(values):
+  if len(values) != count:
     at.fail(
-      f"{len(values)} {by} for {len(texts)} {name}",
+      f"{len(values)} {by} for {count} {replies}",
       by,
-      f"give each of {name} one of the {by}",
+      f"give each of {replies} one of the {by}",
       "rank_count",
     )
-  scores = [
-    at.number({f"[{i}]": v}, f"[{i}]", by) * (-1 if by == "ranks" else 1)
-    for i, v in enumerate(values)
+  sign = -1 if by == "ranks" else 1
+  return [
+    sign * at.number({f"{by}[{i}]": value}, f"{by}[{i}]")
+    for i, value in enumerate(values)
   ]
-  for i in range(len(texts)):
-    at.get({f"[{i}]": texts[i]}, f"[{i}]", where=name)
-  if by != "ranks":
-    at.notes.add(GRADED)
-  yield from ranking(_prompt(obj, at), texts, scores, at)
 
 
 # Rankings that are spread over several records.
@@ -176,7 +228,7 @@ def _parallel(obj: Any, at: At) -> Iterator[Record]:
 
 def _helpsteer(obj: Any, at: At) -> Iterator[tuple[Turns, Any, str]]:
   """Yields one scored reply; `_group` makes the rankings."""
-  turns = read_prompt(at.get(obj, "prompt"), "prompt", at)
+  turns = read_named_prompt(obj, "prompt", at)
   score = at.number(obj, "helpfulness")
   if any(not reading.is_blank(obj.get(name)) for name in _OTHER_SCORES):
     at.notes.add("scores other than helpfulness, which gives the ranks")
@@ -201,33 +253,36 @@ def _group(rows: list[Any], turns: Turns, at: At) -> Iterator[Record]:
   yield from ranking(turns, [t for t, _ in rows], [s for _, s in rows], at)
 
 
-def _has_list(kind: type) -> Any:
-  def fits(obj: Any) -> bool:
-    if not isinstance(obj, dict) or not first_of(obj, _PROMPTS):
-      return False
-    value = obj.get(first_of(obj, _LISTS))
-    return (
-      isinstance(value, list) and bool(value) and isinstance(value[0], kind)
-    )
+def _has_list(obj: Any, kind: type) -> bool:
+  """Whether a record has a prompt and a list of one kind, or an empty list."""
+  if not isinstance(obj, dict) or not first_of(obj, _PROMPTS):
+    return False
+  name = first_of(obj, _LISTS)
+  value = obj.get(name)
+  if not name or reading.is_null(value) or value == []:
+    return bool(name)
+  return isinstance(value, list) and isinstance(value[0], kind)
 
-  return fits
+
+def _is_scored(obj: Any) -> bool:
+  return _has_list(obj, dict) and not (
+    _has_list(obj, str) and first_of(obj, _ORDERS)
+  )
 
 
 def _is_parallel(obj: Any) -> bool:
-  return _has_list(str)(obj) and bool(
-    first_of(obj, ("scores", "ratings", "ranks"))
-  )
+  return _has_list(obj, str) and bool(first_of(obj, _ORDERS))
 
 
 _GRADES = "counted: only the order is used"
 _LIST = (
   "the replies: their text; their score (highest best) or rank (lowest best),"
   " UltraFeedback's overall_score before the mean of its ratings; without"
-  " either a prompt"
+  " either a prompt; scores that are no numbers are counted"
 )
 SCORED = Format(
   "scored or ranked replies",
-  _has_list(dict),
+  _is_scored,
   _scored,
   {
     **dict.fromkeys(_PROMPTS, "the prompt"),

@@ -49,6 +49,43 @@ def optional_input(obj: Mapping[str, Any], name: str, at: At) -> str:
   return "" if is_placeholder(text) else text
 
 
+def read_named_prompt(obj: Mapping[str, Any], name: str, at: At) -> Turns:
+  """Returns the prompt of a required field: a text or messages."""
+  if not isinstance(obj.get(name), list):
+    at.get(obj, name)
+  return read_prompt(obj[name], name, at)
+
+
+def agreeing_prompt(
+  obj: Mapping[str, Any], names: tuple[str, ...], at: At
+) -> Turns:
+  """Returns the prompt of the first of several fields with a value, or ().
+
+  Raises:
+    Skip: where the prompt of another field is no part of it, nor it of that.
+  """
+  turns: Turns = ()
+  for name in names:
+    value = obj.get(name)
+    if reading.is_blank(value):
+      continue
+    if turns and not isinstance(value, str) and not _are_objects(value):
+      at.unused.add(name)
+      continue
+    other = read_named_prompt(obj, name, at)
+    if not turns:
+      turns = other
+      continue
+    first, second = turns[-1].text.strip(), other[-1].text.strip()
+    if first not in second and second not in first:
+      raise Skip(reading.CONTRADICTION)
+  return turns
+
+
+def _are_objects(value: Any) -> bool:
+  return isinstance(value, list) and all(isinstance(v, dict) for v in value)
+
+
 def instructed(obj: Mapping[str, Any], name: str, more: str, at: At) -> Turns:
   """Returns the prompt of an instruction and its input.
 

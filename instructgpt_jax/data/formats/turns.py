@@ -1,4 +1,4 @@
-"""Conversations: messages, transcripts and prompts as turns."""
+"""Conversations: messages and prompts as turns."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from instructgpt_jax.data.formats import at as reading
+from instructgpt_jax.data.formats import transcripts
 from instructgpt_jax.data.formats.at import At, Skip, type_name
+from instructgpt_jax.data.formats.labels import is_zero, reason_to_exclude
 from instructgpt_jax.data.records import Turn
 
 Turns = tuple[Turn, ...]
@@ -45,60 +47,32 @@ _MESSAGE_FIELDS = frozenset(
 # Capybara's conversations.
 _EXCHANGE = frozenset(("input", "output"))
 _SPEAKERS = ("role", "from")
+_CONTENTS = ("content", "value")
 _CALLS = ("tool_calls", "function_call", "tool_call_id")
-_TRAINED = ("weight", "train", "trainable", "loss", "label")
+_WEIGHTS = ("weight", "train", "trainable", "loss")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _TOOL_PARTS = ("tool_use", "tool_result", "tool_call", "function_call")
 
-_TAG = r"(Human|Assistant):[ ]?"
-_WIDE = re.compile(r"(?:^|\n\n)" + _TAG)
-_NARROW = re.compile(r"(?:^|\n)" + _TAG)
-_USER = re.compile(r"(^|\n)User:")
 _ENCODED = re.compile(
   r"\s*\[\s*\{\s*[\"'](?:role|from|content|value)[\"']\s*:\s*[\"']"
 )
-_STARTS = re.compile(r"\s*(Human|Assistant):")
 
 
 class Message(NamedTuple):
-  """One message, and whether a model may be trained on it."""
+  """One message.
+
+  Attributes:
+    turn: its role and text.
+    excluded: why a model may not be trained on it, or "".
+  """
 
   turn: Turn
-  trained: bool
+  excluded: str = ""
 
 
 def user(text: str) -> Turns:
   """Returns a conversation of one user turn."""
   return (Turn("user", text),)
-
-
-def transcript(text: str, lead: bool = False) -> Turns | None:
-  """Returns the turns of "\\n\\nHuman: …\\n\\nAssistant: …", or None.
-
-  The user's tag may be "User:" in a transcript that ends with "Assistant:".
-
-  Args:
-    text: what may be a transcript; single newlines between turns count where
-      no tag follows an empty line.
-    lead: whether a text ahead of the first "\\n\\nHuman:" is a system turn.
-  """
-  head = ""
-  is_users = text.lstrip().startswith("User:") and text.rstrip().endswith(
-    "\nAssistant:"
-  )
-  if not is_users and not _STARTS.match(text):
-    start = text.find("\n\nHuman:") if lead else -1
-    if start < 0:
-      return None
-    head, text = text[:start].strip(), text[start:]
-  text = _USER.sub(r"\1Human:", text.strip()) if is_users else text.strip()
-  split = _WIDE if "\n\nHuman:" in text or "\n\nAssistant:" in text else _NARROW
-  parts = split.split(text)
-  turns = [
-    Turn(ROLES[role.lower()], words.strip())
-    for role, words in zip(parts[1::2], parts[2::2], strict=True)
-  ]
-  return (Turn("system", head), *turns) if head else tuple(turns)
 
 
 def read_prompt(value: Any, field: str, at: At) -> Turns:
@@ -108,12 +82,7 @@ def read_prompt(value: Any, field: str, at: At) -> Turns:
   else:
     text = at.text({field: value}, field)
     refuse_encoded(text, field, at)
-    turns = transcript(text, lead=True)
-    if turns and turns[-1] == Turn("assistant", ""):
-      turns = turns[:-1]
-    elif turns and not _STARTS.match(text) and turns[-1].role != "user":
-      # A text that quotes a conversation, not a transcript.
-      turns = None
+    turns = transcripts.of_prompt(text)
     if not turns:
       return user(text)
     check_texts(turns, field, at)
@@ -164,6 +133,18 @@ def read_turns(value: Any, field: str, at: At) -> Turns:
   return turns
 
 
+def read_replied(value: Any, field: str, at: At) -> Turns:
+  """Reads a conversation whose last reply is learned or ranked.
+
+  Raises:
+    Skip: where the last message is excluded, as by a weight of 0.
+  """
+  messages = read_messages(value, field, at)
+  if messages[-1].excluded and messages[-1].turn.role == "assistant":
+    raise Skip(messages[-1].excluded)
+  return tuple(m.turn for m in messages)
+
+
 def read_messages(value: Any, field: str, at: At) -> list[Message]:
   """Reads OpenAI's {"role", "content"} or ShareGPT's {"from", "value"} list.
 
@@ -193,7 +174,9 @@ def read_messages(value: Any, field: str, at: At) -> list[Message]:
         'write each turn as {"role": "user", "content": "..."}',
         "wrong_type",
       )
-    if _EXCHANGE <= message.keys() and message.keys().isdisjoint(_SPEAKERS):
+    if _EXCHANGE <= message.keys() and all(
+      reading.is_null(message.get(name)) for name in _SPEAKERS
+    ):
       messages += _read_exchange(message, where, at)
       continue
     message = read_message(message, where, at)
@@ -210,16 +193,16 @@ def _read_exchange(
   """Reads a question and its answer that stand in one object."""
   reading.note_others(at, exchange, _EXCHANGE, f"{where.split('[')[0]}[]")
   return [
-    Message(Turn(role, at.get(exchange, name, where=where + ".")), True)
+    Message(Turn(role, at.get(exchange, name, where=where + ".")))
     for role, name in (("user", "input"), ("assistant", "output"))
   ]
 
 
 def read_message(message: Mapping[str, Any], where: str, at: At) -> Message:
   """Reads one message; `where` names it in errors."""
-  who, what = ("from", "value") if "from" in message else ("role", "content")
+  who, what = _message_fields(message, where, at)
   role = at.get(message, who, where=where + ".").lower()
-  if role in _TOOL_ROLES or any(message.get(f) for f in _CALLS):
+  if role in _TOOL_ROLES or any(reading.is_set(message.get(f)) for f in _CALLS):
     raise Skip(reading.TOOLS)
   if role not in ROLES:
     at.fail(
@@ -228,9 +211,40 @@ def read_message(message: Mapping[str, Any], where: str, at: At) -> Message:
       "use 'system', 'user' or 'assistant'",
       "unknown_role",
     )
-  content = message.get(what)
-  other = "content" if what == "value" else "value"
-  if what not in message and other in message:
+  content = _content(message, what, where, at)
+  excluded = ""
+  if len(message) > 2:
+    excluded = _reason_to_exclude(message, at)
+    name = where.split("[")[0]
+    reading.note_others(at, message, _MESSAGE_FIELDS, f"{name}[]")
+  return Message(Turn(ROLES[role], content), excluded)
+
+
+def _message_fields(
+  message: Mapping[str, Any], where: str, at: At
+) -> tuple[str, str]:
+  """Returns the names of a message's role and of its content.
+
+  Null counts as absent. Two roles or two contents have to agree.
+  """
+  speakers = [f for f in _SPEAKERS if not reading.is_null(message.get(f))]
+  contents = [f for f in _CONTENTS if not reading.is_null(message.get(f))]
+  if len(speakers) == 2:
+    first, second = (
+      at.get(message, name, where=where + ".").lower() for name in speakers
+    )
+    if ROLES.get(first, first) != ROLES.get(second, second):
+      _contradict(where, at)
+  if len(contents) == 2 and message["content"] != message["value"]:
+    _contradict(where, at)
+  if speakers:
+    who = speakers[0]
+  else:
+    who = "from" if "from" in message and "role" not in message else "role"
+  what, other = _CONTENTS if who == "role" else _CONTENTS[::-1]
+  if contents == [other]:
+    if len(speakers) == 2:
+      return who, other
     at.fail(
       f"the field {what!r} is missing beside {who!r}",
       f"{where}.{what}",
@@ -238,25 +252,36 @@ def read_message(message: Mapping[str, Any], where: str, at: At) -> Message:
       f" {'role' if who == 'from' else 'from'!r}",
       "missing_field",
     )
+  return who, what
+
+
+def _contradict(where: str, at: At) -> None:
+  at.refuse(
+    reading.CONTRADICTION,
+    "has two roles or two texts that differ",
+    where,
+    "delete the fields of one of the two",
+    "contradiction",
+  )
+
+
+def _content(message: Mapping[str, Any], what: str, where: str, at: At) -> str:
+  """Returns the text of a message; null is an empty text."""
+  content = message.get(what)
   if isinstance(content, list):
-    content = _join(content, f"{where}.{what}", at)
-  elif content is None and what in message:
-    content = ""
-  elif not isinstance(content, str):
-    at.get(message, what, where=where + ".")
-  trained = True
-  if len(message) > 2:
-    trained = _is_trained(message, at)
-    name = where.split("[")[0]
-    reading.note_others(at, message, _MESSAGE_FIELDS, f"{name}[]")
-  return Message(Turn(ROLES[role], content), trained)
+    return _join(content, f"{where}.{what}", at)
+  if isinstance(content, str):
+    return content
+  if what in message and reading.is_null(content):
+    return ""
+  return at.get(message, what, where=where + ".")
 
 
 def _join(parts: list[Any], where: str, at: At) -> str:
   """Joins the texts of content parts; null parts are left out."""
   texts = []
   for i, part in enumerate(parts):
-    if part is None:
+    if reading.is_null(part):
       continue
     if isinstance(part, str):
       texts.append(part)
@@ -278,26 +303,23 @@ def _join(parts: list[Any], where: str, at: At) -> str:
       else:
         raise Skip(reading.NOT_TEXT)
     text = part.get("text")
-    if text is not None:
+    if not reading.is_null(text):
       texts.append(at.get(part, "text", where=f"{where}[{i}]."))
   return "".join(texts)
 
 
-def is_zero(value: Any) -> bool:
-  """Whether a weight or a flag excludes a record or a reply from training."""
-  if isinstance(value, str):
-    return value.strip().lower() in ("0", "0.0", "false", "no")
-  return value is not None and not isinstance(value, list | dict) and not value
-
-
-def _is_trained(message: Mapping[str, Any], at: At) -> bool:
-  for name in _TRAINED:
+def _reason_to_exclude(message: Mapping[str, Any], at: At) -> str:
+  """Returns why a model may not be trained on a message, or ""."""
+  for name in _WEIGHTS:
     value = message.get(name)
     if is_zero(value):
-      return False
+      return reading.WEIGHT_0
     if not reading.is_null(value) and value not in (1, "1", "true", "True"):
       at.unused.add(f"messages[].{name} (other than 0 and 1)")
-  return True
+  reason = reason_to_exclude(message.get("label"))
+  if reason == reading.UNKNOWN_LABEL:
+    at.unused.add("messages[].label")
+  return reason
 
 
 def split_system(turns: Turns) -> tuple[str, Turns]:

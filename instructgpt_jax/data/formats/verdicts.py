@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from instructgpt_jax.data.formats import at as reading
 from instructgpt_jax.data.formats.at import At, Skip
-from instructgpt_jax.data.formats.format import Format, choose, has
+from instructgpt_jax.data.formats.format import (
+  Format,
+  choose,
+  first_of,
+  has,
+)
 from instructgpt_jax.data.formats.pairs import GRADED, PAIR, pair
-from instructgpt_jax.data.formats.texts import instructed
+from instructgpt_jax.data.formats.texts import (
+  agreeing_prompt,
+  instructed,
+  read_named_prompt,
+)
 from instructgpt_jax.data.formats.turns import (
   Turns,
+  check_texts,
   read_prompt,
-  read_turns,
+  read_replied,
   user,
 )
 from instructgpt_jax.data.records import Record
@@ -25,11 +36,24 @@ def _outputs(obj: Any, at: At) -> Iterator[Record]:
     turns = instructed(obj, "instruction", "input", at)
   else:
     turns = instructed(obj, "input", "", at)
-  field = choose(obj, ("preference", "label"), at)
-  if not field:
+  fields = [
+    name
+    for name in ("preference", "label")
+    if not reading.is_null(obj.get(name))
+  ]
+  if not fields and obj.keys().isdisjoint(("preference", "label")):
     at.get(obj, "preference")
-  if obj[field] is None:
+  values = [_preference(obj, name, at) for name in fields]
+  if not values:
     raise Skip(reading.UNRANKED)
+  if len(set(values)) > 1:
+    raise Skip(reading.CONTRADICTION)
+  replies = at.get(obj, "output_1"), at.get(obj, "output_2")
+  yield from pair(turns, replies, values[0], at, at.identity(obj, "annotator"))
+
+
+def _preference(obj: Mapping[str, Any], field: str, at: At) -> float:
+  """Returns 1 or 2 for the better output, or another number for a tie."""
   value = at.number(obj, field)
   # Labels of 0 and 1 count from 0, and would be a tie and the wrong reply.
   if not (1 <= value <= 2 or (value == 0 and field == "preference")):
@@ -45,15 +69,17 @@ def _outputs(obj: Any, at: At) -> Iterator[Record]:
   if value not in (0, 1, 1.5, 2):
     at.notes.add(GRADED)
     value = 1 if value < 1.5 else 2
-  replies = at.get(obj, "output_1"), at.get(obj, "output_2")
-  yield from pair(turns, replies, value, at, at.identity(obj, "annotator"))
+  return 0 if value == 1.5 else value
+
+
+_VOTE = re.compile(r"annotator\d+")
 
 
 def _pandalm(obj: Any, at: At) -> Iterator[Record]:
   """PandaLM: the majority of its annotators; no majority is a tie."""
   turns = instructed(obj, "instruction", "input", at)
-  fields = sorted(f for f in obj if f.startswith("annotator"))
-  votes = [at.get(obj, f, int) for f in fields or ["annotator1"]]
+  fields = sorted(f for f in obj if _VOTE.fullmatch(f))
+  votes = [at.whole(obj, f) for f in fields or ["annotator1"]]
   for field, vote in zip(fields, votes, strict=False):
     if vote not in (0, 1, 2):
       at.fail(f"{vote} is no label", field, "write 0, 1 or 2", "bad_preference")
@@ -74,19 +100,20 @@ def _shp(obj: Any, at: At) -> Iterator[Record]:
       f"{obj['labels']} is no label", "labels", "write 1 for A, 0 for B",
       "bad_preference",
     )  # fmt: skip
-  _note_graded(obj, ("score_A", "score_B", "score_ratio"), at)
+  names = ("score_A", "score_B")
+  if any(not reading.is_blank(obj.get(n)) for n in (*names, "score_ratio")):
+    at.notes.add(GRADED)
+  if not any(reading.is_null(obj.get(name)) for name in names):
+    first, second = (at.number(obj, name) for name in names)
+    if (first < second) if label == 1 else (first > second):
+      raise Skip(reading.CONTRADICTION)
   replies = at.get(obj, "human_ref_A"), at.get(obj, "human_ref_B")
   yield from pair(turns, replies, 1 if label == 1 else 2, at)
 
 
-def _note_graded(obj: Mapping[str, Any], names: tuple[str, ...], at: At):
-  if any(not reading.is_blank(obj.get(name)) for name in names):
-    at.notes.add(GRADED)
-
-
 def _webgpt(obj: Any, at: At) -> Iterator[Record]:
   """WebGPT's comparisons: the answer with the higher score is better."""
-  question = obj["question"]
+  question = obj.get("question")
   if isinstance(question, dict):
     turns = read_prompt(
       at.get(question, "full_text", where="question."), "question", at
@@ -134,7 +161,7 @@ def _summaries(obj: Any, at: At) -> Iterator[Record]:
   )
   for summary in summaries:
     reading.note_others(at, summary, ("text", "policy", "note"), "summaries[]")
-  choice = at.get(obj, "choice", int)
+  choice = at.whole(obj, "choice")
   if choice not in (0, 1):
     at.fail(
       f"{choice} is no index of summaries", "choice", "write 0 or 1",
@@ -150,7 +177,7 @@ def _summaries(obj: Any, at: At) -> Iterator[Record]:
 
 def _safe_rlhf(obj: Any, at: At) -> Iterator[Record]:
   """PKU-SafeRLHF: the more helpful of two responses."""
-  better = at.get(obj, "better_response_id", int)
+  better = at.whole(obj, "better_response_id")
   if better not in (0, 1):
     raise Skip(reading.TIES)
   turns = read_prompt(at.get(obj, "prompt"), "prompt", at)
@@ -160,21 +187,26 @@ def _safe_rlhf(obj: Any, at: At) -> Iterator[Record]:
 
 def _strength(obj: Any, at: At) -> Iterator[Record]:
   """HelpSteer's preferences: a strength below 0 prefers the first reply."""
-  first = choose(obj, ("response_1", "response1"), at)
-  second = choose(obj, ("response_2", "response2"), at)
-  source = choose(obj, ("prompt", "context"), at)
-  turns = read_prompt(obj.get(source), source, at)
-  value = obj.get(
-    choose(obj, ("preference_strength", "overall_preference"), at)
-  )
-  if reading.is_null(value):
+  first = choose(obj, ("response_1", "response1"), at) or "response_1"
+  second = choose(obj, ("response_2", "response2"), at) or "response_2"
+  turns = agreeing_prompt(obj, ("prompt", "context"), at)
+  if not turns:
+    source = first_of(obj, ("prompt", "context")) or "prompt"
+    turns = read_named_prompt(obj, source, at)
+  values = [
+    at.number(obj, name)
+    for name in ("preference_strength", "overall_preference")
+    if not reading.is_null(obj.get(name))
+  ]
+  if not values:
     raise Skip(reading.UNRANKED)
-  strength = at.number({"preference_strength": value}, "preference_strength")
-  if strength:
+  if any(values):
     at.notes.add(GRADED)
-  better = 0 if strength == 0 else 1 if strength < 0 else 2
+  verdicts = {0 if v == 0 else 1 if v < 0 else 2 for v in values}
+  if len(verdicts) > 1:
+    raise Skip(reading.CONTRADICTION)
   replies = at.get(obj, first), at.get(obj, second)
-  yield from pair(turns, replies, better, at)
+  yield from pair(turns, replies, verdicts.pop(), at)
 
 
 _WINNERS = {"model_a": 1, "model_b": 2}
@@ -183,9 +215,11 @@ _WINNERS = {"model_a": 1, "model_b": 2}
 def _arena(obj: Any, at: At) -> Iterator[Record]:
   """Chatbot Arena: two conversations and the model that won."""
   sides = [
-    read_turns(obj[name], name, at)
+    read_replied(at.get(obj, name, list), name, at)
     for name in ("conversation_a", "conversation_b")
   ]
+  for side in sides:
+    check_texts(side[:-1], "conversation_a", at)
   if any(len(s) < 2 or s[-1].role != "assistant" for s in sides):
     raise Skip(reading.NOT_ANSWERING)
   if sides[0][:-1] != sides[1][:-1]:

@@ -197,6 +197,12 @@ def export_model(
     most=file_size,
     origin=origin,
   )
+  other = exported_tokens.reads_otherwise(special.files, family.kind)
+  if other:
+    say(
+      f"{to}: AutoTokenizer of transformers 5 reads every {family.kind} by"
+      f" {other}; load the tokenizer with PreTrainedTokenizerFast"
+    )
   if stage.kind == workdir.LANGUAGE:
     return family.language
   return family.scalar

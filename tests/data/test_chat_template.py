@@ -423,7 +423,8 @@ PARTS = (
 MIXED = (
   "{% for m in messages %}<|im_start|>{% if m['role'] == 'assistant' %}"
   "{{ m['content'] + '' }}{% else %}{{ m['content'][0]['text'] }}{% endif %}"
-  "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>{% endif %}"
+  "<|im_end|>\n{% endfor %}"
+  "{% if add_generation_prompt %}<|im_start|>{% endif %}"
 )
 REFUSES_TEXT = (
   "{% for m in messages %}{% if m['content'] is string %}"

@@ -63,8 +63,9 @@ def exported(ours, folder, kind):
 
 def assert_one_tokenizer(ours, folder, kind):
   """What is saved and exported has the same ids as what was read."""
-  exported(ours, folder / "exported", kind)
-  others = [saved(ours, folder / "saved"), load_tokenizer(folder / "exported")]
+  others = [saved(ours, folder / "saved")]
+  exported(others[0], folder / "exported", kind)
+  others.append(load_tokenizer(folder / "exported"))
   others.append(saved(others[0], folder / "resaved"))
   theirs = parity.theirs(folder / "exported")
   for text in TEXTS:
@@ -120,6 +121,19 @@ def test_a_sentencepiece_folder_of_mistral(legacy, tmp_path):
   parity.assert_texts_equal(ours, theirs)
   parity.assert_talks_equal(ours, theirs)
   assert len(ours.notes) == 1
+  assert_one_tokenizer(ours, tmp_path, "mistral")
+
+
+def test_a_sentencepiece_folder_of_mistral_that_names_no_tokens(tmp_path):
+  """The special tokens are those of the model."""
+  config = {"add_bos_token": True, "chat_template": folders.INST}
+  ours = folders.load(
+    tmp_path,
+    folders.proto(bos_piece="<begin>", eos_piece="<end>"),
+    tokenizer_config=config,
+    config={"model_type": "mistral"},
+  )
+  assert (ours.begin, ours.eos_id) == ((1,), 2)
   assert_one_tokenizer(ours, tmp_path, "mistral")
 
 

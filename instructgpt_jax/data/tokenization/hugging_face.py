@@ -247,17 +247,22 @@ def load(path: pathlib.Path) -> HuggingFace:
   return result
 
 
-def build(description: dict[str, Any], path: pathlib.Path) -> HuggingFace:
+def build(
+  description: dict[str, Any],
+  path: pathlib.Path,
+  beside: settings.Settings | None = None,
+) -> HuggingFace:
   """Makes a tokenizer with the files beside it, which are in its `files`.
 
   Args:
     description: the content of a tokenizer.json.
     path: the tokenizer's file.
+    beside: the files beside it; None reads them.
 
   Raises:
     UserError: a file is damaged, or two contradict each other.
   """
-  beside = settings.read(path.parent)
+  beside = beside or settings.read(path.parent)
   reader = classes.of(beside.files)
   try:
     ids = tokenizers.Tokenizer.from_str(json.dumps(description)).get_vocab()

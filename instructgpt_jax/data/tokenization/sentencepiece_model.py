@@ -24,6 +24,7 @@ from instructgpt_jax.data.tokenization.special_tokens import (
   ADDED,
   TOKENIZER_CONFIG,
   Vocabulary,
+  named_tokens,
   reconcile,
 )
 from instructgpt_jax.data.tokenization.special_tokens import (
@@ -304,7 +305,8 @@ def _reader(beside: settings.Settings) -> str:
   reader = classes.of(beside.files)
   if reader in (classes.GPT2, classes.NEOX, classes.QWEN2):
     reader = classes.of({TOKENIZER_CONFIG: beside.config})
-  if not reader and beside.files.get(MODEL_CONFIG, {}).get("model_type"):
+  kind = beside.files.get(MODEL_CONFIG, {}).get("model_type")
+  if not reader and kind == "llama":
     reader = classes.LLAMA
   return reader
 
@@ -368,7 +370,7 @@ def load(path: pathlib.Path) -> base.Tokenizer:
       if classes.of(beside.files) == classes.AS_IS:
         description = converted.description(content)
         if description is not None:
-          return _as_json(description, path)
+          return _as_json(description, content, beside, path)
     return SentencePiece(content, beside)
   except UserError:
     raise
@@ -382,13 +384,28 @@ def load(path: pathlib.Path) -> base.Tokenizer:
 
 
 def _as_json(
-  description: dict[str, Any], path: pathlib.Path
+  description: dict[str, Any],
+  proto: bytes,
+  beside: settings.Settings,
+  path: pathlib.Path,
 ) -> hugging_face.HuggingFace:
-  result = hugging_face.build(description, path)
+  """A model as its tokenizer.json, with the special tokens that it names."""
+  sp = sentencepiece.SentencePieceProcessor(model_proto=proto)
+  ids = {"bos_token": sp.bos_id(), "eos_token": sp.eos_id()}
+  names = named_tokens(beside.files, beside.directory)
+  beside = beside.with_config(
+    {
+      key: sp.id_to_piece(i)
+      for key, i in ids.items()
+      if i >= 0 and key not in names
+    }
+  )
+  result = hugging_face.build(description, path, beside)
   content = result.rust.to_str(pretty=True).encode()
   result.files = {hugging_face.TOKENIZER: content, **result.files}
-  result.notes += (
-    f"{MODEL} is read as the tokenizer.json that belongs to it: transformers 5"
-    " alone begins no text with a space",
-  )
+  if sp.encode("a", out_type=str)[0].startswith("▁"):
+    result.notes += (
+      f"{MODEL} is read as the tokenizer.json that belongs to it:"
+      " transformers 5 alone begins no text with a space",
+    )
   return result

@@ -26,6 +26,9 @@ from instructgpt_jax.errors import UserError
 
 # Texts that no template writes itself; they locate a turn in its output.
 _QUESTION, _REPLY, _SYSTEM = "\ue000Q\ue001", "\ue000A\ue001", "\ue000S\ue001"
+_LATER = "\ue000L\ue001"
+_ROLES = {"user": _QUESTION, "assistant": _REPLY, "system": _SYSTEM}
+_LEAVES_OUT = "template_leaves_out"
 _DATE = config.Data().template_date
 
 
@@ -55,7 +58,8 @@ class ChatTemplate:
       special: finds the special tokens that can end a reply.
 
     Raises:
-      UserError: the template cannot be compiled, or refuses a plain question.
+      UserError: the template cannot be compiled, refuses a plain question, or
+        leaves out its text or that of the reply.
     """
     self.text = text
     self._file, self._tokens = file, dict(tokens)
@@ -68,6 +72,8 @@ class ChatTemplate:
         fix="mend it, or leave it out with --data.chat_template=false",
         code="bad_chat_template",
       ) from error
+    self._in_parts: frozenset[str] = frozenset()
+    self._take_contents()
     self._before = self.render([Turn("user", _QUESTION)])
     self.context = self._before.rpartition(_QUESTION)[2] or "a"
     self.lead, self._rest = self._around_reply()
@@ -90,12 +96,21 @@ class ChatTemplate:
       date: today's date to the template, as YYYY-MM-DD.
 
     Raises:
-      UserError: the template refuses it.
+      UserError: the template refuses it, or leaves out what precedes the last
+        turn.
     """
+    if sum(t.role != "system" for t in turns) > 2:
+      self._require_history()
+    return self._render(turns, reply_follows, date)
+
+  def _render(
+    self, turns: Sequence[Turn], reply_follows: bool, date: str = _DATE
+  ) -> str:
+    """`render` without a look at what it leaves out."""
     day = datetime.datetime.fromisoformat(date)
     try:
       return self._template.render(
-        messages=[{"role": t.role, "content": t.text} for t in turns],
+        messages=[self._message(turn) for turn in turns],
         add_generation_prompt=reply_follows,
         tools=None,
         documents=None,
@@ -119,6 +134,80 @@ class ChatTemplate:
     if start < 0 or not whole.endswith(self._rest):
       return self.lead + text + self.tail
     return whole[start:end] + self.tail
+
+  def _message(self, turn: Turn) -> dict[str, Any]:
+    """A turn as the template reads it."""
+    if turn.role not in self._in_parts:
+      return {"role": turn.role, "content": turn.text}
+    parts = [{"type": "text", "text": turn.text}]
+    return {"role": turn.role, "content": parts}
+
+  def _take_contents(self) -> None:
+    """Finds the roles whose content is a list of parts to the template.
+
+    Templates of models that see images read it so, and write nothing of a text.
+
+    Raises:
+      UserError: the template leaves out a user's text, or a reply's.
+    """
+    question = Turn("user", _QUESTION)
+    self._try_parts("user", [question], reply_follows=True)
+    self._try_parts(
+      "assistant", [question, Turn("assistant", _REPLY)], reply_follows=False
+    )
+    try:
+      self._try_parts(
+        "system", [Turn("system", _SYSTEM), question], reply_follows=True
+      )
+    except UserError:  # it takes no system turns
+      pass
+
+  def _try_parts(
+    self, role: str, turns: Sequence[Turn], reply_follows: bool
+  ) -> None:
+    """Gives a role's content as text, or in parts if only these are written."""
+    plain = self._in_parts
+    errors: list[UserError] = []
+    for self._in_parts in (plain, plain | {role}):
+      try:
+        if _ROLES[role] in self._render(turns, reply_follows):
+          return
+        errors.append(self._leaves_out(f"the {role}'s text"))
+      except UserError as error:
+        errors.append(error)
+    self._in_parts = plain
+    if role != "assistant" or errors[0].code == _LEAVES_OUT:
+      raise errors[0]  # where it refuses a reply, it writes prompts alone
+
+  def _leaves_out(self, text: str) -> UserError:
+    return UserError(
+      f"its chat template leaves out {text}",
+      file=self._file,
+      fix="give --data.chat_template=false",
+      code=_LEAVES_OUT,
+    )
+
+  @functools.cached_property
+  def _history(self) -> str:
+    """A conversation of three turns; "" where the template refuses it."""
+    turns = [
+      Turn("user", _QUESTION),
+      Turn("assistant", _REPLY),
+      Turn("user", _LATER),
+    ]
+    try:
+      return self._render(turns, reply_follows=True)
+    except UserError:
+      return ""
+
+  def _require_history(self) -> None:
+    """Raises an error where a conversation's first turns are not written."""
+    if not self._history:
+      return
+    if _REPLY not in self._history:
+      raise self._leaves_out("the assistant's text ahead of the last turn")
+    if _QUESTION not in self._history or _LATER not in self._history:
+      raise self._leaves_out("the user's text of one of several turns")
 
   @functools.cached_property
   def takes_system(self) -> bool:

@@ -15,7 +15,8 @@ import sentencepiece
 import tokenizers
 
 from instructgpt_jax.data import tokenizer_json
-from instructgpt_jax.data.tokenizer import Tokenizer
+from instructgpt_jax.data.tokenization import classes
+from instructgpt_jax.data.tokenizer import HuggingFace, Tokenizer
 from instructgpt_jax.errors import UserError
 
 _SETTINGS = "tokenizer_config.json"
@@ -91,28 +92,51 @@ def same_ids(a: Tokenizer, b: Tokenizer) -> bool:
 
 
 def _meaning(tokenizer: Tokenizer) -> list[Any]:
-  files = {
-    name: content
-    for name, content in tokenizer.files.items()
-    if name not in (_SETTINGS, _MAP, _ADDED, "generation_config.json")
-  }
   settings = _json(tokenizer.files.get(_SETTINGS))
-  values: Any = None
-  if "tokenizer.json" in files:
-    values = json.loads(files.pop("tokenizer.json"))
-    values["added_tokens"] = [
-      token
-      for token in values.get("added_tokens") or []
-      if token.get("id") != tokenizer.pad_id
-    ]
+  template = tokenizer.files.get("chat_template.jinja")
+  if isinstance(tokenizer, HuggingFace):
+    content: Any = json.loads(tokenizer.rust.to_str())
+    for key in ("added_tokens", "truncation", "padding"):
+      del content[key]
+    ids = tokenizer.rust.get_vocab(with_added_tokens=True)
+    content["ids"] = {t: i for t, i in ids.items() if i != tokenizer.pad_id}
+  else:
+    content = {
+      name: content
+      for name, content in tokenizer.files.items()
+      if name not in (_SETTINGS, _MAP, _ADDED, "generation_config.json")
+    }
   return [
-    files,
-    values,
+    content,
+    template,
     settings.get("chat_template"),
     tokenizer.pad_id,
     tokenizer.eos_id,
     tokenizer.begin,
   ]
+
+
+def reads_otherwise(files: Mapping[str, bytes], model_type: str) -> str:
+  """Returns the class by which `AutoTokenizer` reads an export otherwise.
+
+  It takes a model type's own class for some, whatever the files say.
+
+  Args:
+    files: the files of an export.
+    model_type: of its config.json.
+
+  Returns:
+    "" where it reads the export as it is.
+  """
+  settings = _json(files.get(_SETTINGS))
+  name = classes.of(
+    {_SETTINGS: settings, "config.json": {"model_type": model_type}}
+  )
+  if "tokenizer.json" not in files or model_type not in classes.FORCED:
+    return ""
+  content = _json(files["tokenizer.json"])
+  rebuilt = classes.rebuilt(name, content, settings)
+  return "" if rebuilt and classes.same(rebuilt, content) else name
 
 
 def _json(content: bytes | None) -> dict[str, Any]:

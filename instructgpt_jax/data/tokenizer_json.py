@@ -12,6 +12,7 @@ import json
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
+from instructgpt_jax.data.tokenization import classes
 from instructgpt_jax.data.tokenizer import (
   NEWLINE_WORD,
   HuggingFace,
@@ -25,6 +26,7 @@ _NEWLINES = {
   "bpe": "\n\n|\n",
   "unigram": "(?<!\n)\n(?=(\n\n)+(?!\n))|\n\n|\n",
 }
+_SETTINGS = "tokenizer_config.json"
 _SPACE = "▁"  # what sentencepiece writes for a space
 
 
@@ -36,7 +38,7 @@ def files(tokenizer: Tokenizer) -> dict[str, bytes]:
   """
   if isinstance(tokenizer, HuggingFace):
     if "tokenizer.json" in tokenizer.files:
-      return tokenizer.files
+      return _portable(tokenizer)
     converted = tokenizer.rust
   elif isinstance(tokenizer, SentencePiece) and tokenizer.is_ours:
     converted = _converted(tokenizer)
@@ -62,6 +64,29 @@ def files(tokenizer: Tokenizer) -> dict[str, bytes]:
     "tokenizer.json": converted.to_str().encode(),
     "tokenizer_config.json": json.dumps(config).encode(),
   }
+
+
+def _portable(tokenizer: HuggingFace) -> dict[str, bytes]:
+  """The files, from which any class of `transformers` makes this tokenizer.
+
+  tokenizer.json says what is used here, also where a class or config.json
+  changed what it said. Where the class would make another tokenizer of it, a
+  class that reads it as it is takes its place.
+  """
+  files = dict(tokenizer.files)
+  content = files["tokenizer.json"].decode("utf-8-sig")
+  used = json.loads(tokenizer.rust.to_str())
+  written = json.loads(tokenizers.Tokenizer.from_str(content).to_str())
+  if not classes.same(used, written):
+    text = json.dumps(used, indent=2, ensure_ascii=False)
+    files["tokenizer.json"] = text.encode()
+  config = json.loads(files.get(_SETTINGS, b"{}").decode("utf-8-sig"))
+  name = classes.of({_SETTINGS: config})
+  rebuilt = classes.rebuilt(name, used, config)
+  if rebuilt is None or not classes.same(rebuilt, used):
+    config["tokenizer_class"] = classes.AS_IS
+    files[_SETTINGS] = json.dumps(config, indent=2).encode()
+  return files
 
 
 def _converted(tokenizer: SentencePiece) -> tokenizers.Tokenizer:

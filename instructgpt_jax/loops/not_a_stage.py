@@ -11,12 +11,24 @@ from instructgpt_jax.models.hub import tensors
 from instructgpt_jax.runtime import checkpoint
 
 _FIX = "give the --workdir of a stage that has run to its end"
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_WORD = r"[A-Za-z0-9][\w.-]*"
+_HUB_NAME = re.compile(rf"{_WORD}/{_WORD}")
+_ADDRESS = re.compile(
+  r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/|hf://"
+)
+_REVISION = re.compile(r"(?:@|/(?:tree|blob|resolve)/)([\w.-]+).*")
+_CACHED = re.compile(rf"models--({_WORD}?)--({_WORD})")
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".msgpack")
 
 
-def no_directory(path: str, field: str | None) -> UserError:
-  """Returns the error for a path that is no directory."""
+def no_directory(path: str, field: str | None, *, fix: str = _FIX) -> UserError:
+  """Returns the error for a path that is no directory.
+
+  Args:
+    path: the path.
+    field: the flag that named it.
+    fix: what to give where the path does not say what it is.
+  """
   place = pathlib.Path(path)
   if place.is_file():
     inside = place.suffix in _WEIGHTS or place.name == hub.CONFIG
@@ -24,24 +36,63 @@ def no_directory(path: str, field: str | None) -> UserError:
       "is a file, not a directory",
       file=path,
       field=field,
-      fix=f"give its directory, {place.parent}" if inside else _FIX,
+      fix=f"give its directory, {place.parent}" if inside else fix,
       code="not_a_directory",
     )
-  if _HUB_NAME.fullmatch(path) and not place.parent.exists():
-    name = place.name
+  name, revision = _hub_name(path)
+  if name:
     return UserError(
       "looks like the name of a model on the Hugging Face Hub; nothing is"
       " downloaded here",
       file=path,
       field=field,
-      fix=f"run `hf download {path} --local-dir {name}` (in older versions"
-      f" `huggingface-cli download`), and give {name}",
+      fix=f"run {_download(name, revision)}, and give"
+      f" {name.rpartition('/')[2]}",
       code="hub_name",
     )
+  if re.fullmatch(_WORD, path):
+    fix += (
+      f"; if {path} is the name of a model on the Hugging Face Hub, run"
+      f" {_download(path)}, and give {path}"
+    )
   return UserError(
-    "there is no such directory", file=path, field=field, fix=_FIX,
+    "there is no such directory", file=path, field=field, fix=fix,
     code="no_directory",
   )  # fmt: skip
+
+
+def _hub_name(path: str) -> tuple[str, str]:
+  """Returns (name of a model on the Hub, its revision) of a path; "" if none.
+
+  A name has an organisation and a model (org/name), alone, with a revision
+  (org/name@main), in an address, or as a directory of a cache
+  (models--org--name).
+  """
+  address = _ADDRESS.match(path)
+  text = path[address.end() :] if address else path
+  for part in pathlib.Path(path).parts:
+    cached = _CACHED.fullmatch(part)
+    if cached:
+      return "/".join(cached.groups()), ""
+  text = text.removeprefix("models/") if address else text
+  revision = _REVISION.search(text)
+  text = text[: revision.start()] if revision else text
+  text = text.rstrip("/")
+  named = _HUB_NAME.fullmatch(text)
+  if address and not named and not re.fullmatch(_WORD, text):
+    return "", ""
+  if not address and (not named or pathlib.Path(text).parent.exists()):
+    return "", ""
+  return text, revision.group(1) if revision else ""
+
+
+def _download(name: str, revision: str = "") -> str:
+  """Returns the command that downloads a model."""
+  at = f" --revision {revision}" if revision else ""
+  return (
+    f"`hf download {name}{at} --local-dir {name.rpartition('/')[2]}` (in older"
+    " versions `huggingface-cli download`)"
+  )
 
 
 def no_model(folder: pathlib.Path, field: str | None) -> UserError:

@@ -145,6 +145,7 @@ def test_a_template_stays_in_its_sandbox(text):
 
 
 QUESTION = (Turn("user", "hi"),)
+ALL = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
 
 
 def ask(text, tokens=None, **options):
@@ -170,7 +171,7 @@ def test_what_a_generation_tag_sets_is_not_seen_outside():
   text = (
     "{% set x = 1 %}{% generation %}{% set x = 2 %}{% endgeneration %}{{x}}"
   )
-  assert ask(text) == "1"
+  assert ask(text + ALL) == "1hi"
 
 
 @pytest.mark.parametrize(
@@ -189,7 +190,7 @@ def test_what_a_generation_tag_sets_is_not_seen_outside():
   ],
 )
 def test_templates_have_what_transformers_gives_them(text, tmp_path):
-  tokenizer = make(tmp_path, text)
+  tokenizer = make(tmp_path, text + ALL)
   theirs = tiny.library("transformers").AutoTokenizer.from_pretrained(tmp_path)
   expected = theirs.apply_chat_template(
     [{"role": "user", "content": "hi"}], tokenize=False
@@ -408,3 +409,99 @@ def test_an_instruction_as_a_system_turn(tmp_path):
     system,
     *both,
   )
+
+
+# As models that see images have it: content is a list of parts.
+PARTS = (
+  "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+  "{% for c in m['content'] %}{% if c['type'] == 'image' %}<image>"
+  "{% elif c['type'] == 'text' %}{{ c['text'] }}{% endif %}{% endfor %}"
+  "<|im_end|>\n{% endfor %}"
+  "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# Users' texts in parts, replies as they are.
+MIXED = (
+  "{% for m in messages %}<|im_start|>{% if m['role'] == 'assistant' %}"
+  "{{ m['content'] + '' }}{% else %}{{ m['content'][0]['text'] }}{% endif %}"
+  "<|im_end|>\n{% endfor %}"
+  "{% if add_generation_prompt %}<|im_start|>{% endif %}"
+)
+REFUSES_TEXT = (
+  "{% for m in messages %}{% if m['content'] is string %}"
+  "{{ raise_exception('give parts') }}{% endif %}{% endfor %}"
+) + PARTS
+
+
+@pytest.mark.parametrize("text", [PARTS, MIXED, REFUSES_TEXT])
+def test_a_template_that_writes_parts_gets_them(text, tmp_path):
+  tokenizer = make(tmp_path, text)
+  theirs = tiny.library("transformers").AutoTokenizer.from_pretrained(tmp_path)
+  messages = [
+    {
+      "role": t.role,
+      "content": t.text
+      if text == MIXED and t.role == "assistant"
+      else [{"type": "text", "text": t.text}],
+    }
+    for t in (*TALK, Turn("assistant", "see you"))
+  ]
+  (prompt,) = transforms.encode_prompts([TALK], tokenizer, DATA)
+  whole = theirs.apply_chat_template(
+    messages[:-1], add_generation_prompt=True, tokenize=False
+  )
+  assert tokenizer.template.render(TALK) == whole
+  assert all(t.text in whole for t in TALK)
+  (reply,) = transforms.encode_completions(["see you"], tokenizer, DATA)
+  ids = theirs.apply_chat_template(messages, return_dict=False)
+  assert [*prompt, *reply] == ids[: len(prompt) + len(reply)]
+  assert tokenizer.template.takes_system
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    "hello",
+    "{% for m in messages %}<|im_start|>{{ m['text'] }}<|im_end|>{% endfor %}",
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}"
+    "{{ m['content'] }}{% endif %}{% endfor %}",
+    "{% for m in messages %}{% if m['role'] == 'user' %}"
+    "{{ m['content'] }}{% endif %}{% endfor %}",
+    "{{ messages[0]['content'] }}",
+  ],
+)
+def test_a_template_that_leaves_out_a_text_is_an_error(text, tmp_path):
+  tokenizer = make(tmp_path, text)
+  with pytest.raises(UserError) as e:
+    transforms.encode_prompts([QUESTION], tokenizer, DATA)
+  assert (e.value.code, e.value.file) == ("template_leaves_out", str(tmp_path))
+  assert "--data.chat_template=false" in e.value.fix
+  plain = config.Data(chat_template=False)
+  assert transforms.encode_prompts([QUESTION], tokenizer, plain)
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    "{% for m in messages[-2:] %}{{ m['content'] }}{% endfor %}",
+    "{% for m in messages %}{% if loop.last or m['role'] == 'user' %}"
+    "{{ m['content'] }}{% endif %}{% endfor %}",
+  ],
+)
+def test_a_template_that_forgets_is_an_error_of_longer_talks(text):
+  template = ChatTemplate(text, {}, "f")
+  talk = (*QUESTION, Turn("assistant", "yes"))
+  assert template.render(talk, reply_follows=False) == "hiyes"
+  with pytest.raises(UserError) as e:
+    template.render((*talk, Turn("user", "bye")))
+  assert (e.value.code, e.value.file) == ("template_leaves_out", "f")
+
+
+def test_a_template_that_writes_prompts_alone(tmp_path):
+  text = (
+    "{% for m in messages %}{% if m['role'] != 'user' %}"
+    "{{ raise_exception('prompts alone') }}{% endif %}"
+    "Q {{ m['content'] }} A {% endfor %}"
+  )
+  tokenizer = make(tmp_path, text)
+  assert tokenizer.template.render(QUESTION) == "Q hi A "
+  assert not tokenizer.template.takes_system

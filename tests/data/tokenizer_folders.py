@@ -166,6 +166,24 @@ def byte_level(add_prefix_space=False):
   return tokenizer
 
 
+def digits(add_prefix_space=False):
+  """As StarCoder 2 and SmolLM 2 have it: each digit is a token."""
+  tokenizer = byte_level()
+  vocab = json.loads(tokenizer.to_str())["model"]
+  merges = [*map(tuple, vocab["merges"]), ("1", "2"), ("12", "3")]
+  ids = vocab["vocab"] | {
+    a + b: len(vocab["vocab"]) + i for i, (a, b) in enumerate(merges[-2:])
+  }
+  tokenizer.model = models.BPE(ids, merges)
+  tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+    [
+      pre_tokenizers.Digits(individual_digits=True),
+      pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space),
+    ]
+  )
+  return tokenizer
+
+
 def word_level():
   words = sorted({w for line in LINES for w in line.split()})
   vocab = {w: i for i, w in enumerate(["<unk>", *words])}

@@ -34,25 +34,73 @@ def refused(path, **options):
 
 
 @pytest.mark.parametrize(
-  "name, code",
+  "path, name, revision",
   [
-    ("HuggingFaceTB/SmolLM2-135M", "hub_name"),
-    ("org/name.v1", "hub_name"),
-    ("runs", "no_directory"),
-    ("/org/name", "no_directory"),
-    ("./org/name", "no_directory"),
-    ("a/b/c", "no_directory"),
-    ("there/name", "no_directory"),
+    ("HuggingFaceTB/SmolLM2-135M", "HuggingFaceTB/SmolLM2-135M", ""),
+    ("org/name.v1", "org/name.v1", ""),
+    ("org/name/", "org/name", ""),
+    ("org/name@main", "org/name", "main"),
+    ("hf://org/name", "org/name", ""),
+    ("hf://org/name@v1.0", "org/name", "v1.0"),
+    ("hf://models/org/name", "org/name", ""),
+    ("https://huggingface.co/org/name", "org/name", ""),
+    ("https://huggingface.co/org/name/tree/main", "org/name", "main"),
+    ("https://hf.co/org/name/", "org/name", ""),
+    ("huggingface.co/org/name", "org/name", ""),
+    ("https://huggingface.co/gpt2", "gpt2", ""),
+    ("models--org--name", "org/name", ""),
+    ("/cache/hub/models--org--name", "org/name", ""),
+    ("/cache/hub/models--org--name/snapshots/0123", "org/name", ""),
   ],
 )
-def test_only_what_looks_like_a_hub_name_is_told_so(
-  name, code, tmp_path, monkeypatch
+def test_a_name_on_the_hub_is_told_so(
+  path, name, revision, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  error = refused(path)
+  assert error.code == "hub_name"
+  target = name.rpartition("/")[2]
+  at = f" --revision {revision}" if revision else ""
+  assert f"`hf download {name}{at} --local-dir {target}`" in error.fix
+  assert error.fix.endswith(f"give {target}")
+  with pytest.raises(UserError) as caught:
+    import_model(path, str(tmp_path / "to"))
+  assert (caught.value.code, caught.value.field) == ("hub_name", "--from")
+  assert caught.value.fix == error.fix
+
+
+@pytest.mark.parametrize(
+  "path",
+  [
+    "/org/name",
+    "./org/name",
+    "a/b/c",
+    "there/name",
+    "there/name@main",
+    "https://example.com/org/name",
+    "https://huggingface.co/datasets/org/name",
+  ],
+)
+def test_other_missing_paths_are_no_names_on_the_hub(
+  path, tmp_path, monkeypatch
 ):
   monkeypatch.chdir(tmp_path)
   (tmp_path / "there").mkdir()
-  error = refused(name)
-  assert error.code == code
-  assert (f"download {name} --local-dir" in error.fix) == (code == "hub_name")
+  error = refused(path)
+  assert error.code == "no_directory" and "--workdir" in error.fix
+  assert "download" not in error.fix
+  with pytest.raises(UserError) as caught:
+    import_model(path, str(tmp_path / "to"))
+  assert caught.value.code == "no_directory"
+  assert "save_pretrained" in caught.value.fix
+
+
+@pytest.mark.parametrize("path", ["gpt2", "runs"])
+def test_a_lone_word_may_be_either(path, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  error = refused(path)
+  assert error.code == "no_directory" and "--workdir" in error.fix
+  assert f"hf download {path} --local-dir {path}" in error.fix
 
 
 def test_other_paths_are_named(made, imported, tmp_path):

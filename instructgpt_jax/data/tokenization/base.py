@@ -11,10 +11,12 @@ from typing import Any, Self
 from instructgpt_jax.data import records
 from instructgpt_jax.data.chat_template import ChatTemplate
 from instructgpt_jax.data.records import Turn
+from instructgpt_jax.data.tokenization import classes
 from instructgpt_jax.data.tokenization.hidden import Hidden
 from instructgpt_jax.data.tokenization.settings import Settings
 from instructgpt_jax.data.tokenization.special_tokens import (
   STOP_KEY,
+  TOKENIZER_CONFIG,
   SpecialTokens,
   Vocabulary,
   reconcile,
@@ -41,10 +43,12 @@ class Tokenizer:
     files: file name -> bytes, all that `save` has to write.
     begin: ids that every text begins with, such as Llama's <s>.
     notes: what a user should know of how the files were read.
+    reader: class of `transformers` by which the files are read; "" for none.
   """
 
   begin: tuple[int, ...] = ()
   bos_id: int = -1
+  reader: str = ""
   _special: re.Pattern[str] = _NO_TOKEN
 
   def __init__(self, base_size: int, pad_id: int, eos_id: int):
@@ -110,6 +114,8 @@ class Tokenizer:
         f" {self.document_end_id} ends texts",
       )
     values = self._unsaved(vocabulary, special)
+    if self.reader != classes.of({TOKENIZER_CONFIG: settings.config}):
+      values["tokenizer_class"] = self.reader
     more = [i for i in special.stop_ids if i != special.eos_id]
     if more and settings.config.get(STOP_KEY) != more:
       values[STOP_KEY] = more

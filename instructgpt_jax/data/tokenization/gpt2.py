@@ -11,20 +11,14 @@ import tokenizers.decoders
 import tokenizers.models
 import tokenizers.pre_tokenizers
 
-from instructgpt_jax.data.tokenization import hugging_face, settings
+from instructgpt_jax.data.tokenization import classes, hugging_face, settings
 from instructgpt_jax.data.tokenization.hugging_face import HuggingFace
 from instructgpt_jax.data.tokenization.special_tokens import TOKENIZER_CONFIG
 from instructgpt_jax.errors import UserError
 
 END = "<|endoftext|>"
 # Classes of `transformers` that split texts as GPT-2 does.
-_CLASSES = (
-  "GPT2Tokenizer",
-  "GPT2TokenizerFast",
-  "CodeGenTokenizer",
-  "CodeGenTokenizerFast",
-  "PreTrainedTokenizerFast",
-)
+_CLASSES = (classes.GPT2, "CodeGenTokenizer", classes.AS_IS, "")
 
 
 def build(
@@ -62,7 +56,7 @@ def load(directory: pathlib.Path) -> HuggingFace:
   names = ("encoder.json", "vocab.bpe")
   if not (directory / names[0]).exists():
     names = ("vocab.json", "merges.txt")
-  kind = settings.read(directory).config.get("tokenizer_class", _CLASSES[0])
+  kind = classes.of(settings.read(directory).files)
   if kind not in _CLASSES:
     raise UserError(
       f"is of class {kind}, which splits texts otherwise than {names[0]} and"

@@ -11,7 +11,7 @@ from typing import Any
 
 import tokenizers
 
-from instructgpt_jax.data.tokenization import base, settings
+from instructgpt_jax.data.tokenization import base, classes, settings
 from instructgpt_jax.data.tokenization.hidden import Hidden, unused_characters
 from instructgpt_jax.data.tokenization.special_tokens import (
   ADDED,
@@ -25,8 +25,8 @@ from instructgpt_jax.errors import UserError
 
 TOKENIZER = "tokenizer.json"
 _SPECIAL = ("eos_token", "bos_token", "pad_token")
-_LLAMA = ("LlamaTokenizer", "LlamaTokenizerFast")
-_GPT2 = ("GPT2Tokenizer", "GPT2TokenizerFast")
+# Texts that classes of `transformers` split differently.
+_PROBES = ("a 12345 b", "e\u0301", "  two  spaces\n\n yes", "It's IT'S", "\n a")
 
 
 class HuggingFace(base.Tokenizer):
@@ -247,22 +247,30 @@ def load(path: pathlib.Path) -> HuggingFace:
   return result
 
 
-def build(description: dict[str, Any], path: pathlib.Path) -> HuggingFace:
+def build(
+  description: dict[str, Any],
+  path: pathlib.Path,
+  beside: settings.Settings | None = None,
+) -> HuggingFace:
   """Makes a tokenizer with the files beside it, which are in its `files`.
 
   Args:
     description: the content of a tokenizer.json.
     path: the tokenizer's file.
+    beside: the files beside it; None reads them.
 
   Raises:
     UserError: a file is damaged, or two contradict each other.
   """
-  beside = settings.read(path.parent)
+  beside = beside or settings.read(path.parent)
+  reader = classes.of(beside.files)
   try:
     ids = tokenizers.Tokenizer.from_str(json.dumps(description)).get_vocab()
     description = _with_added(description, ids, beside, path)
-    description = _as_llama(description, beside)
-    description = _as_gpt2(description, beside)
+    if reader == classes.LLAMA:
+      description = _as_llama(description, beside)
+    if reader in (classes.GPT2, classes.NEOX):
+      description = _as_gpt2(description, beside)
     if path.name != TOKENIZER:
       description = _with_begin(description, ids, beside)
     tokenizer = tokenizers.Tokenizer.from_str(json.dumps(description))
@@ -284,8 +292,10 @@ def build(description: dict[str, Any], path: pathlib.Path) -> HuggingFace:
   )
   special = reconcile(beside.files, vocabulary, beside.directory)
   result = HuggingFace(tokenizer, special, vocabulary.unk_id)
+  result.reader = reader
   result.files = result._read_settings(beside, vocabulary, special)
   result.notes += _bos_note(result, beside)
+  result.notes += _class_note(description, reader, beside)
   return result
 
 
@@ -336,8 +346,6 @@ def _as_llama(
   gives way to one that puts it at the beginning of a text, if the settings
   want it.
   """
-  if beside.config.get("tokenizer_class") not in _LLAMA:
-    return description
   normalizer = description.get("normalizer") or {}
   parts = normalizer.get("normalizers") or [normalizer]
   splits = description.get("pre_tokenizer") or {}
@@ -347,42 +355,27 @@ def _as_llama(
   scheme = "always" if beside.config.get("legacy", False) else "first"
   if beside.config.get("add_prefix_space") is False:
     scheme = "never"
-  metaspace = {
-    "type": "Metaspace",
-    "replacement": "▁",
-    "prepend_scheme": scheme,
-    "split": False,
-  }
-  decoders: list[dict[str, Any]] = [
-    {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
-    {"type": "ByteFallback"},
-    {"type": "Fuse"},
-  ]
-  if scheme != "never":
-    decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
-  return {
-    **description,
-    "normalizer": None,
-    "pre_tokenizer": metaspace,
-    "decoder": {"type": "Sequence", "decoders": decoders},
-  }
+  return {**description, **classes.metaspace(scheme)}
 
 
 def _as_gpt2(
   description: dict[str, Any], beside: settings.Settings
 ) -> dict[str, Any]:
-  """tokenizer.json as `transformers` reads it for its class GPT2Tokenizer.
+  """tokenizer.json with the prefix space of `transformers`' GPT2Tokenizer.
 
   There tokenizer_config.json alone says whether texts begin with a space.
+  Behind other splits, ByteLevel would put one ahead of every piece, from which
+  the text does not come back: it then puts none.
   """
   splits = description.get("pre_tokenizer") or {}
-  if beside.config.get("tokenizer_class") not in _GPT2:
+  parts = splits.get("pretokenizers") or [splits]
+  if parts[-1].get("type") != "ByteLevel":
     return description
-  if splits.get("type") != "ByteLevel":
-    return description
-  adds = bool(beside.config.get("add_prefix_space", False))
-  splits = {**splits, "add_prefix_space": adds}
-  return {**description, "pre_tokenizer": splits}
+  adds = len(parts) == 1 and bool(beside.config.get("add_prefix_space", False))
+  letters = {**parts[-1], "add_prefix_space": adds}
+  if "pretokenizers" in splits:
+    letters = {**splits, "pretokenizers": [*parts[:-1], letters]}
+  return {**description, "pre_tokenizer": letters}
 
 
 def _with_begin(
@@ -421,3 +414,24 @@ def _bos_note(
     f"{TOKENIZER} {does} {tokenizer.token(tokenizer.bos_id)}, whatever"
     f" add_bos_token of {TOKENIZER_CONFIG} says",
   )
+
+
+def _class_note(
+  description: Mapping[str, Any], reader: str, beside: settings.Settings
+) -> tuple[str, ...]:
+  """Says that a class of `transformers` does not read tokenizer.json."""
+  other = classes.rebuilt(reader, description, beside.config)
+  if other is None or classes.same(other, description):
+    return ()
+  try:
+    theirs = tokenizers.Tokenizer.from_str(json.dumps(other))
+  except Exception:  # it is not known what they do then
+    return ()
+  ours = tokenizers.Tokenizer.from_str(json.dumps(description))
+  for text in _PROBES:
+    if ours.encode(text).ids != theirs.encode(text).ids:
+      return (
+        f"{TOKENIZER} is used; {reader}, as which transformers 5 reads the"
+        f" directory, gives other ids, for example of {text!r}",
+      )
+  return ()

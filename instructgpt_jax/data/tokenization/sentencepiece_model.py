@@ -6,17 +6,25 @@ import itertools
 import pathlib
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
-from instructgpt_jax.data.tokenization import base, settings
+from instructgpt_jax.data.tokenization import (
+  base,
+  classes,
+  converted,
+  hugging_face,
+  settings,
+)
 from instructgpt_jax.data.tokenization.hidden import Hidden
 from instructgpt_jax.data.tokenization.hugging_face import pattern
 from instructgpt_jax.data.tokenization.special_tokens import (
   ADDED,
   TOKENIZER_CONFIG,
   Vocabulary,
+  named_tokens,
   reconcile,
 )
 from instructgpt_jax.data.tokenization.special_tokens import (
@@ -30,8 +38,6 @@ MODEL = "tokenizer.model"
 CHUNK = 1000  # characters
 _SPACES = (" ", "▁")  # one to the model
 _BOUNDARY = re.compile(r"[^\n]\n(?=[^\n])")
-# Classes and kinds of model whose tokenizer in `transformers` is Llama's.
-_LLAMA = ("LlamaTokenizer", "LlamaTokenizerFast", "llama", "mistral")
 
 
 class SentencePiece(base.Tokenizer):
@@ -53,7 +59,8 @@ class SentencePiece(base.Tokenizer):
       UserError: two files contradict each other.
     """
     beside = beside or settings.Settings("", {}, {})
-    self._sp, self._inner = _processors(proto, beside)
+    self.reader = _reader(beside)
+    self._sp, self._inner = _processors(proto, self.reader, beside)
     self._read_pieces()
     self._new = self._added_tokens(beside)
     vocabulary = self._vocabulary()
@@ -293,8 +300,19 @@ class SentencePiece(base.Tokenizer):
     return tuple(self._sp.encode("a"))
 
 
+def _reader(beside: settings.Settings) -> str:
+  """The class of `transformers` by which a sentencepiece model is read."""
+  reader = classes.of(beside.files)
+  if reader in (classes.GPT2, classes.NEOX, classes.QWEN2):
+    reader = classes.of({TOKENIZER_CONFIG: beside.config})
+  kind = beside.files.get(MODEL_CONFIG, {}).get("model_type")
+  if not reader and kind == "llama":
+    reader = classes.LLAMA
+  return reader
+
+
 def _processors(
-  proto: bytes, beside: settings.Settings
+  proto: bytes, reader: str, beside: settings.Settings
 ) -> tuple[
   sentencepiece.SentencePieceProcessor, sentencepiece.SentencePieceProcessor
 ]:
@@ -303,10 +321,7 @@ def _processors(
   The class LlamaTokenizer of `transformers` normalises no text and, without
   `legacy`, begins only whole texts with a space.
   """
-  kind = beside.config.get("tokenizer_class")
-  if kind is None and "model_type" in beside.files.get(MODEL_CONFIG, {}):
-    kind = beside.files[MODEL_CONFIG]["model_type"]
-  if kind not in _LLAMA:
+  if reader != classes.LLAMA:
     processor = sentencepiece.SentencePieceProcessor(model_proto=proto)
     return processor, processor
   adds = beside.config.get("add_prefix_space") is not False
@@ -337,8 +352,11 @@ def _unnormalized(
   return sentencepiece.SentencePieceProcessor(model_proto=changed)
 
 
-def load(path: pathlib.Path) -> SentencePiece:
+def load(path: pathlib.Path) -> base.Tokenizer:
   """Loads a sentencepiece model, with the files beside a tokenizer.model.
+
+  A model of a kind whose tokenizer.json `transformers` reads as it is, such as
+  Mistral's, becomes the tokenizer.json that its makers publish with it.
 
   Raises:
     UserError: a file is damaged, or two contradict each other.
@@ -348,6 +366,11 @@ def load(path: pathlib.Path) -> SentencePiece:
   try:
     if not content:
       raise ValueError("empty file")
+    if beside is not None and MODEL_CONFIG in beside.files:
+      if classes.of(beside.files) == classes.AS_IS:
+        description = converted.description(content)
+        if description is not None:
+          return _as_json(description, content, beside, path)
     return SentencePiece(content, beside)
   except UserError:
     raise
@@ -358,3 +381,31 @@ def load(path: pathlib.Path) -> SentencePiece:
       fix=settings.FIX,
       code="bad_tokenizer",
     ) from error
+
+
+def _as_json(
+  description: dict[str, Any],
+  proto: bytes,
+  beside: settings.Settings,
+  path: pathlib.Path,
+) -> hugging_face.HuggingFace:
+  """A model as its tokenizer.json, with the special tokens that it names."""
+  sp = sentencepiece.SentencePieceProcessor(model_proto=proto)
+  ids = {"bos_token": sp.bos_id(), "eos_token": sp.eos_id()}
+  names = named_tokens(beside.files, beside.directory)
+  beside = beside.with_config(
+    {
+      key: sp.id_to_piece(i)
+      for key, i in ids.items()
+      if i >= 0 and key not in names
+    }
+  )
+  result = hugging_face.build(description, path, beside)
+  content = result.rust.to_str(pretty=True).encode()
+  result.files = {hugging_face.TOKENIZER: content, **result.files}
+  if sp.encode("a", out_type=str)[0].startswith("▁"):
+    result.notes += (
+      f"{MODEL} is read as the tokenizer.json that belongs to it:"
+      " transformers 5 alone begins no text with a space",
+    )
+  return result

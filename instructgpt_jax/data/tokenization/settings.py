@@ -142,6 +142,15 @@ class Settings:
       )
     )
 
+  def with_config(self, values: Mapping[str, Any]) -> Settings:
+    """These settings with some more fields in tokenizer_config.json."""
+    name = special_tokens.TOKENIZER_CONFIG
+    return dataclasses.replace(
+      self,
+      files={**self.files, name: {**self.config, **values}},
+      saved=self.saved_with(values),
+    )
+
   def saved_with(self, values: Mapping[str, Any]) -> dict[str, bytes]:
     """`saved`, with some more fields in tokenizer_config.json.
 

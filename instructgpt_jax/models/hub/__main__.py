@@ -26,7 +26,7 @@ import jax
 from instructgpt_jax import launch
 from instructgpt_jax.data import exported_tokens
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.loops import workdir
+from instructgpt_jax.loops import not_a_stage, workdir
 from instructgpt_jax.models import lora
 from instructgpt_jax.models.hub import folder as hub
 from instructgpt_jax.models.hub import peft, tensors
@@ -49,13 +49,14 @@ def import_model(path: str, to: str, *, scan_layers: bool = False) -> None:
   Raises:
     UserError: the directory is not as it should be; nothing is written.
   """
+  fix = "give a directory that save_pretrained wrote"
+  if not pathlib.Path(path).is_dir():
+    raise not_a_stage.no_directory(path, "--from", fix=fix)
   if not hub.is_folder(path):
     raise UserError(
-      "holds no config.json of a model",
-      file=path,
-      field="--from",
-      fix="give a folder that save_pretrained wrote",
-    )
+      "holds no config.json of a model", file=path, field="--from", fix=fix,
+      code="no_config",
+    )  # fmt: skip
   target = _new(to)
   stage = workdir.open_stage(path, field="--from")
   stage = dataclasses.replace(
@@ -197,6 +198,12 @@ def export_model(
     most=file_size,
     origin=origin,
   )
+  other = exported_tokens.reads_otherwise(special.files, family.kind)
+  if other:
+    say(
+      f"{to}: AutoTokenizer of transformers 5 reads every {family.kind} by"
+      f" {other}; load the tokenizer with PreTrainedTokenizerFast"
+    )
   if stage.kind == workdir.LANGUAGE:
     return family.language
   return family.scalar

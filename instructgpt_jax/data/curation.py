@@ -352,6 +352,8 @@ def curate(
   splits, more = splitter.split(stay)
   drops.add(more)
   drops.remarks += splitter.remarks
+  if tokenizer is not None:
+    drops.remarks += _left_out(stay, tokenizer)
   for name in splits:
     if tokenizer is not None and splits[name]:
       splits[name], more = drop_long(splits[name], tokenizer, data)
@@ -362,6 +364,20 @@ def curate(
     splits["train"], more = drop_personal(splits["train"])
     drops.add(more)
   return splits, drops
+
+
+def _left_out(records: Sequence[_P], tokenizer: Tokenizer) -> list[str]:
+  """Returns a sentence about system turns that the template does not write."""
+  template = tokenizer.template
+  if template is None or template.takes_system:
+    return []
+  count = sum(r.turns[0].role == "system" for r in records)
+  if not count:
+    return []
+  return [
+    f"{count} of {len(records)} records have a system turn, which the model's"
+    " chat template leaves out; --data.chat_template=false writes it"
+  ]
 
 
 def require(

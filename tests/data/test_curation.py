@@ -14,6 +14,7 @@ from instructgpt_jax.data.records import (
 )
 from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.errors import UserError
+from tests.data import tokenizer_folders as folders
 
 
 def prompt(text, **kw):
@@ -391,3 +392,27 @@ def test_the_fix_of_an_empty_split_is_that_of_the_largest_cause():
   with pytest.raises(UserError) as e:
     curation.require(splits, drops, "data.prompts")
   assert "--data" not in e.value.fix and "1 in test" in e.value.problem
+
+
+def test_system_turns_that_a_chat_template_leaves_out_are_said(tmp_path):
+  dropping = (
+    "{% for m in messages if m['role'] != 'system' %}<|im_start|>"
+    "{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+  )
+  records = [demonstration(f"the fox {n}") for n in range(4)]
+  turns = (Turn("system", "yes"), Turn("user", "the dog"))
+  records.append(Demonstration(turns=turns, completion="c"))
+  for name, template in (("drops", dropping), ("writes", folders.CHATML)):
+    tokenizer = folders.load(
+      tmp_path / name,
+      folders.byte_level(),
+      tokenizer_config={"eos_token": "<|im_end|>", "chat_template": template},
+    )
+    _, drops = curation.curate(records, config.Data(), tokenizer)
+    said = [r for r in drops.remarks if r.startswith("1 of 5 records")]
+    assert len(said) == (name == "drops")
+    _, drops = curation.curate(
+      records, config.Data(), tokenizer.without_template()
+    )
+    assert not drops.remarks

@@ -133,10 +133,18 @@ class Talker:
     """Refuses a system text that leaves no room for a message.
 
     Raises:
-      UserError: the text and the shortest message do not fit.
+      UserError: the text and the shortest message do not fit, or the chat
+        template takes no system turn.
     """
     turns = (Turn("system", text), Turn("user", "?"))
-    length = len(self.encode(turns)) if text else 0
+    try:
+      length = len(self.encode(turns)) if text else 0
+    except UserError as error:
+      if error.code != "template_refuses":
+        raise
+      raise UserError(
+        error.problem, field="--system", fix="leave it out", code=error.code
+      ) from error
     if length > self.max_prompt:
       raise UserError(
         f"has {length} tokens, of which {self.max_prompt} fit",
@@ -490,7 +498,17 @@ def answer_file(
     turns = prompt.turns
     if system and turns[0].role != "system":
       turns = (Turn("system", system), *turns)
-    ids = talker.encode(turns)
+    try:
+      ids = talker.encode(turns)
+    except UserError as error:
+      if error.code != "template_refuses":
+        raise
+      raise UserError(
+        error.problem,
+        file=prompt.origin or prompts,
+        fix="give it other turns, or leave it out",
+        code=error.code,
+      ) from error
     row: dict[str, Any] = {
       "prompt": _as_given(prompt.turns),
       "completion": None,

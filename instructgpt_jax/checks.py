@@ -88,3 +88,28 @@ def lengths(config: Any) -> None:
   fits(config.data, context)
   if isinstance(config, config_lib.PpoExperiment) and config.ppo.ptx_coef:
     row_length(config.ppo.ptx_sequence, context, "ppo.ptx_sequence")
+
+
+def pipeline(config: config_lib.PipelineExperiment, context: int) -> None:
+  """Refuses what any stage of a pipeline would refuse after others have run.
+
+  Args:
+    config: the pipeline, with the limits that its stages take over.
+    context: positions of the base model.
+  """
+  if not config.init_from:
+    row_length(config.pretrain.sequence, context, "pretrain.sequence")
+    divides(
+      config.pretrain.microbatch,
+      config.pretrain.batch_size,
+      "pretrain.microbatch",
+    )
+  if config.until in ("world", "pretrain"):
+    return
+  fits(config.data, context)
+  divides(
+    config.reward.microbatch, config.reward.batch_size, "reward.microbatch"
+  )
+  ppo_batches(config.ppo)
+  if config.ppo.ptx_coef:
+    row_length(config.ppo.ptx_sequence, context, "ppo.ptx_sequence")

@@ -128,9 +128,10 @@ def start(
   if not c.lora_rank:
     found = lora.merged(stage.model_config, found)
   elif stage.base is None:
-    adapts = Adapted(stage.path, workdir.mark(hub.flattened(found)))
+    size = stage.model_config.vocab_size
+    adapts = Adapted(stage.path, workdir.mark(hub.flattened(found), size))
   elif lora.described(c) == lora.described(stage.model_config):
-    adapts = Adapted(stage.base.path, stage.mark)
+    adapts = Adapted(stage.base.path, stage.mark, stage.blocks_only)
   else:
     held = stage.model_config
     raise UserError(

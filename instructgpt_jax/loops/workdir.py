@@ -56,6 +56,7 @@ _TEMPLATE = tuple(
 )
 _PROMPTS = (*_TAGS, *_TEMPLATE)
 _LIMITS = ("max_prompt_tokens", "max_response_tokens")
+INHERITED = (*_PROMPTS, *_LIMITS)  # fields of `data`
 
 C = TypeVar("C", bound=config_lib.Experiment)
 
@@ -73,6 +74,7 @@ class Stage:
   origin: settings.Origin | None = None  # what its training began from
   base: Stage | None = None  # that its adapters stand on
   mark: int = 0  # of the base
+  blocks_only: bool = False  # whether the mark is of the base's blocks alone
   has_prompts: bool = True  # whether it was trained on prompts
 
   def params(self, abstract: PyTree, below: PyTree = None) -> PyTree:
@@ -100,7 +102,8 @@ class Stage:
   def check(self, below: Mapping[str, Any]) -> None:
     """Refuses leaves of a base that are not those that were adapted."""
     assert self.base is not None
-    if mark(below) != self.mark:
+    size = self.base.model_config.vocab_size
+    if mark(below, size, blocks_only=self.blocks_only) != self.mark:
       raise UserError(
         "is not the model that was adapted",
         file=self.base.path,
@@ -128,19 +131,31 @@ class Adapted(NamedTuple):
 
   path: str
   mark: int
+  blocks_only: bool = False
 
 
-def mark(leaves: Mapping[str, Any]) -> int:
-  """A hash of a model's blocks: embeddings may have rows for the mesh's sake.
+def mark(
+  leaves: Mapping[str, Any], vocab_size: int, *, blocks_only: bool = False
+) -> int:
+  """Computes a hash of a model.
 
   Args:
     leaves: path → array, one of which is held at a time.
+    vocab_size: rows of the vocabulary that count. Others pad it for a mesh.
+    blocks_only: whether only the blocks count, as in stages of an earlier
+      version.
   """
-  found = np.uint32(0)
+  result = np.uint32(0)
   for path in sorted(leaves):
-    if path.startswith("transformer/blocks"):
-      found = _add_to_mark(found, leaves[path])
-  return int(found)
+    if blocks_only and not path.startswith("transformer/blocks"):
+      continue
+    leaf = leaves[path]
+    if path == "transformer/embedding/embedding":
+      leaf = leaf[:vocab_size]
+    elif path.startswith("unembedding/"):
+      leaf = leaf[..., :vocab_size]
+    result = _add_to_mark(result, leaf)
+  return int(result)
 
 
 def open_stage(
@@ -189,6 +204,12 @@ def open_stage(
       f"its model was saved by another version ({error})", file=path,
       field=field_or_none, fix="run the stage again in a new --workdir",
     ) from error  # fmt: skip
+  if info.get("stage") == "import" and run is not None:
+    # As from the directory that was imported: it has no limits of its own.
+    data = run.data
+    if model_config.positions == "rotary":  # no array depends on the context
+      context = min(model_config.context, run.model.context)
+      model_config = dataclasses.replace(model_config, context=context)
   _require(stage_kind, kind, path, field_or_none)
   stage = Stage(
     path,
@@ -223,7 +244,11 @@ def _on_base(
     shape = dataclasses.replace(held, lora_rank=0)
     base = dataclasses.replace(base, model_config=shape)
   return dataclasses.replace(
-    stage, model_config=held, base=base, mark=int(adapts["mark"])
+    stage,
+    model_config=held,
+    base=base,
+    mark=int(adapts["hash"] if "hash" in adapts else adapts["mark"]),
+    blocks_only="hash" not in adapts,
   )
 
 
@@ -320,7 +345,7 @@ def inherit(config: C) -> C:
   data = inherited_data(config.data, stage)
   changed |= {
     f"data.{name}": getattr(data, name)
-    for name in (*_PROMPTS, *_LIMITS)
+    for name in INHERITED
     if getattr(data, name) != getattr(config.data, name)
   }
   if changed:
@@ -545,7 +570,8 @@ def save_stage_model(
   """
   if adapts is not None:
     path = os.path.relpath(adapts.path, workdir)
-    info["adapts"] = {"path": path, "mark": adapts.mark}
+    key = "mark" if adapts.blocks_only else "hash"
+    info["adapts"] = {"path": path, key: adapts.mark}
   _, trained = lora.split(model, params)
   origin = None if starts_from is None else starts_from.origin
   checkpoint.save_model(

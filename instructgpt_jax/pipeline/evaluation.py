@@ -114,6 +114,7 @@ def _setting(
     judge=judge,
     prompts=prompts.measured,
   )
+  context = stages["policy_init"].model_config.context
   return _Setting(
     config=config,
     directory=directory,
@@ -124,7 +125,7 @@ def _setting(
     documents=held_out_rows(
       config.data,
       tokenizer,
-      config.pretrain.sequence or config.model.context,
+      min(config.pretrain.sequence or context, context),
       config.evaluation.split,
     ),
     tasks=items,

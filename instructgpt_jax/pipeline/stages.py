@@ -17,10 +17,11 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+from instructgpt_jax import checks, flags
 from instructgpt_jax import config as config_lib
-from instructgpt_jax import flags
+from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.loops import (
   fingerprint,
@@ -173,7 +174,9 @@ def _names(directory: str) -> set[str]:
 
 
 def _run(config: config_lib.PipelineExperiment, directory: str) -> None:
-  pipeline = _checked(_with_data(config, directory))
+  start = _start(config)
+  checks.pipeline(dataclasses.replace(config, data=start.data), start.context)
+  pipeline = _checked(_with_data(config, directory), start)
 
   def ends_with(stage: str) -> bool:
     if config.until == stage:
@@ -270,18 +273,41 @@ def _with_data(
   )
 
 
-def _checked(pipeline: Pipeline) -> Pipeline:
+class _Start(NamedTuple):
+  """What all stages take over from `init_from`, or have themselves."""
+
+  data: config_lib.Data
+  tokenizer: Tokenizer | None  # None: one is trained
+  context: int
+
+
+def _start(config: config_lib.PipelineExperiment) -> _Start:
+  if not config.init_from:
+    return _Start(config.data, None, config.model.context)
+  stage = workdir.open_stage(
+    config.init_from, kind=workdir.LANGUAGE, field="init_from", run=config
+  )
+  data = workdir.inherited_data(config.data, stage)
+  return _Start(data, stage.tokenizer, stage.model_config.context)
+
+
+def _checked(pipeline: Pipeline, start: _Start) -> Pipeline:
   """Reads every source, before anything is trained on one of them.
+
+  Args:
+    pipeline: names the sources.
+    start: its limits count, and its chat template may refuse a conversation.
 
   Raises:
     UserError: a source cannot be read, differs from an earlier call's, or lacks
       the validation records that a setting needs.
   """
   config, directory = pipeline.config, pipeline.directory
-  data, tokenizer = config.data, None
-  if config.init_from:  # Its chat template may refuse a conversation.
-    stage = workdir.open_stage(config.init_from, field="init_from", run=config)
-    data, tokenizer = workdir.inherited_data(data, stage), stage.tokenizer
+  data = dataclasses.replace(
+    config.data,
+    **{name: getattr(start.data, name) for name in workdir.INHERITED},
+  )
+  tokenizer = start.tokenizer
   splits = {
     "data.pretraining": inputs.documents(data),
     "data.demonstrations": inputs.demonstrations(data, tokenizer),

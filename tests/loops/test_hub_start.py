@@ -219,3 +219,27 @@ def test_stages_of_our_own_keep_their_recipes(imported, monkeypatch):
     ),
   )  # fmt: skip
   workdir.inherit(parsed("sft", f"--init_from={imported}"))
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_an_import_is_no_more_than_its_directory(kind, tmp_path):
+  """Limits and context are the run's, as from the directory itself."""
+  source = hub.make(tmp_path / "hf", kind)
+  import_model(source, str(tmp_path / "work"))
+  run = flags.replace(
+    presets.sft("tiny"),
+    {
+      "model.context": 16,
+      "data.max_prompt_tokens": 9,
+      "data.max_response_tokens": 5,
+      "optimizer.learning_rate": 1e-5,
+    },
+  )
+  inherited = [
+    workdir.inherit(dataclasses.replace(run, init_from=str(path)))
+    for path in (source, tmp_path / "work")
+  ]
+  first, second = (dataclasses.replace(c, init_from="") for c in inherited)
+  assert first == second
+  assert first.model.context == (24 if kind == "gpt2" else 16)
+  assert first.data.max_prompt_tokens == 9

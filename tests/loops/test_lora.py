@@ -181,6 +181,7 @@ def test_what_cannot_be_adapted_is_refused(flags, said, runs, tmp_path):
 
 
 def test_a_base_that_is_gone_or_another(runs, tmp_path):
+  assert runs["sft"] == runs.base / "sft"
   for name in ("hf", "sft"):
     shutil.copytree(runs.base / name, tmp_path / name)
   moved = str(tmp_path / "sft")
@@ -190,17 +191,22 @@ def test_a_base_that_is_gone_or_another(runs, tmp_path):
   stage.params(shapes)
 
   file = tmp_path / "hf" / "model.safetensors"
-  content = bytearray(file.read_bytes())
-  content[-400] ^= 64  # of a block or of the last norm
+  content = file.read_bytes()
   source = folder.look(tmp_path / "hf")
-  at = source.tensors["model.layers.0.mlp.up_proj.weight"].begin
-  content[at + 3] ^= 64
-  file.write_bytes(bytes(content))
-  with pytest.raises(UserError, match="is not the model that was adapted"):
-    workdir.open_stage(moved).params(shapes)
-  with pytest.raises(UserError, match="is not the model that was adapted"):
-    export_model(moved, str(tmp_path / "out"))
-  assert not (tmp_path / "out").exists()
+  for name in (
+    "model.layers.0.mlp.up_proj.weight",
+    "model.embed_tokens.weight",
+    "model.norm.weight",
+    "lm_head.weight",
+  ):
+    changed = bytearray(content)
+    changed[source.tensors[name].begin + 3] ^= 64
+    file.write_bytes(bytes(changed))
+    with pytest.raises(UserError, match="is not the model that was adapted"):
+      workdir.open_stage(moved).params(shapes)
+    with pytest.raises(UserError, match="is not the model that was adapted"):
+      export_model(moved, str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
   shutil.rmtree(tmp_path / "hf")
   with pytest.raises(UserError, match="the model that was adapted: there is"):

@@ -129,6 +129,7 @@ def with_base(sources, base):
     "init_from": str(base),
     "data.max_prompt_tokens": 10,
     "data.max_response_tokens": 6,
+    "ppo.ptx_sequence": 0,
     **{f"{name}_optimizer.learning_rate": 1e-4 for name in rates},
   }
 
@@ -208,3 +209,34 @@ def test_a_stage_keeps_the_best_by_what_it_measures(tmp_path):
     "reward": ["", "", "", "", "reward"],
     "": [""] * 5,
   }
+
+
+@pytest.mark.parametrize(
+  "values, field",
+  [
+    ({"pretrain.sequence": 500}, "pretrain.sequence"),
+    (
+      {"pretrain.batch_size": 8, "pretrain.microbatch": 3},
+      "pretrain.microbatch",
+    ),
+    ({"data.max_response_tokens": 500}, "data.max_response_tokens"),
+    ({"reward.batch_size": 8, "reward.microbatch": 3}, "reward.microbatch"),
+    ({"ppo.rollout_batch": 9, "ppo.minibatch": 4}, "ppo.minibatch"),
+    ({"ppo.ptx_sequence": 500}, "ppo.ptx_sequence"),
+  ],
+)
+def test_what_a_later_stage_would_refuse_is_refused_first(
+  values, field, sources, tmp_path
+):
+  error = refused(tmp_path / "run", sources | values)
+  assert error.field == field
+
+
+def test_lengths_are_checked_against_the_models_own_context(sources, tmp_path):
+  """It has 24 positions, of which the preset knows nothing."""
+  values = with_base(sources, hub.make(tmp_path / "base", "llama"))
+  values |= {"model.context": 24, "ppo.ptx_sequence": 25}
+  error = refused(tmp_path / "run", values)
+  assert error.field == "ppo.ptx_sequence"
+  values |= {"ppo.ptx_sequence": 24, "data.max_response_tokens": 15}
+  assert refused(tmp_path / "run", values).field == "data.max_response_tokens"

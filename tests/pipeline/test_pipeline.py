@@ -15,6 +15,7 @@ import pytest
 from instructgpt_jax import config, flags, presets
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.evals import evaluate
+from instructgpt_jax.pipeline import evaluation as pipeline_evaluation
 from instructgpt_jax.pipeline import stages
 from instructgpt_jax.runtime import files
 from instructgpt_jax.world import requests, words, write
@@ -295,6 +296,26 @@ def test_a_base_model_takes_the_place_of_pretraining(world_run, tmp_path):
   assert stages._pretrain(pipeline) == base
   assert not (tmp_path / "pretrain").exists()
   assert isinstance(wanted, config.PipelineExperiment)
+
+
+def test_held_out_documents_fit_the_models_context(world_run):
+  """Where the base is another's, its context may be below the preset's rows."""
+  wanted = small("world")
+  paths = write.world_files(pathlib.Path(world_run) / "world")
+  wanted = dataclasses.replace(
+    wanted,
+    data=dataclasses.replace(
+      wanted.data, prompts=paths.prompts, pretraining=paths.pretraining
+    ),
+    pretrain=dataclasses.replace(wanted.pretrain, sequence=4096),
+  )
+  names = ("policy_init", "reward")
+  folders = {name: f"{world_run}/{name}" for name in names}
+  setting = pipeline_evaluation._setting(
+    wanted, str(world_run), folders, has_gold=True
+  )
+  context = setting.stages["policy_init"].model_config.context
+  assert setting.documents["tokens"].shape[1] == context < 4096
 
 
 def evaluation(world_run, model, **more):

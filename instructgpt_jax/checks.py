@@ -12,9 +12,18 @@ from instructgpt_jax import config as config_lib
 from instructgpt_jax.errors import UserError
 
 
-def divides(part: int, whole: int, field: str) -> None:
-  """Refuses microbatches that do not make up the rows of an update."""
-  if 0 < part < whole and whole % part:
+def divides(
+  part: int, whole: int, field: str, *, allow_larger: bool = True
+) -> None:
+  """Refuses microbatches that do not make up the rows of an update.
+
+  Args:
+    part: rows of a microbatch; 0 is not checked.
+    whole: rows of an update.
+    field: name of the setting.
+    allow_larger: whether a microbatch of more than `whole` rows is allowed.
+  """
+  if 0 < part and whole % part and (part < whole or not allow_larger):
     raise UserError(
       f"{part} does not divide the {whole} rows of an update",
       field=field,
@@ -59,7 +68,13 @@ def ppo_batches(section: config_lib.Ppo) -> None:
       fix="give a divisor of --ppo.rollout_batch",
       code="not_a_divisor",
     )
-  divides(section.microbatch, section.minibatch, "ppo.microbatch")
+  # Packed episodes have rows for whole microbatches alone.
+  divides(
+    section.microbatch,
+    section.minibatch,
+    "ppo.microbatch",
+    allow_larger=False,
+  )
   rows = section.minibatch * section.ptx_ratio
   divides(section.ptx_microbatch, rows, "ppo.ptx_microbatch")
 

@@ -6,7 +6,8 @@ is one cluster (`group_by_prompt`).
 
 A bootstrap over a few units is too narrow, and over one has no width at all.
 Below `FEW` units a share has Wilson's interval and a mean Student's; a single
-unit has none, and its bounds are NaN.
+unit has none, and its bounds are NaN. Units that are all equal do not show how
+much others would differ: a share has Wilson's interval then, other values none.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from numpy.typing import ArrayLike
 
 Z_95 = 1.959963984540054  # 97.5 % quantile of the standard normal
 FEW = 30  # units below which nothing can be concluded
+_ROUNDING = 1e-9  # relative differences that say nothing
 _CHUNK = 4_000_000  # resampled indices held at once
 # 97.5 % quantiles of Student's t with 1 to 29 degrees of freedom.
 _T_95 = (
@@ -114,8 +116,9 @@ def bootstrap_interval(
   """Computes the mean over prompts with its 95 % interval.
 
   The interval is a percentile bootstrap from `FEW` prompts on; below, it is
-  Student's, or Wilson's for a share. It is Wilson's as well where a share
-  is 0 or 1 in every prompt: all resamples would be equal.
+  Student's, or Wilson's for a share. Where all prompts have the same value, all
+  resamples would be equal: the interval is Wilson's for a share, and has no
+  bounds otherwise.
 
   Args:
     values: [prompts, samples], or [prompts]; one row per distinct prompt.
@@ -126,20 +129,25 @@ def bootstrap_interval(
     share: whether values are shares, from 0 to 1.
   """
   means = per_prompt(values)
+  scale = np.abs(means).max()
   if paired is not None:
     others = per_prompt(paired)
     if others.shape != means.shape:
       raise ValueError(f"{len(others)} paired prompts for {len(means)}")
+    scale = max(scale, np.abs(others).max())
     means = means - others
   if resamples < 1:
     raise ValueError(f"{resamples} resamples")
   count, mean = len(means), float(means.mean())
+  equal = _are_equal(means - mean, scale)
   if share:
     _check_shares(means)
-    if count > 1 and (count < FEW or mean in (0.0, 1.0)):
+    if count > 1 and (count < FEW or equal):
       return dataclasses.replace(
         wilson_interval(float(means.sum()), count), mean=mean, units=count
       )
+  if equal:
+    return Interval(mean, math.nan, math.nan, count)
   if count < FEW:
     return _student(mean, means - mean, count)
   drawn = _resampled(means, resamples, np.random.default_rng(seed))
@@ -152,14 +160,18 @@ def _check_shares(values: np.ndarray) -> None:
     raise ValueError(f"shares from {values.min()} to {values.max()}")
 
 
-def _student(mean: float, residuals: np.ndarray, count: int) -> Interval:
-  """Returns Student's interval of a mean of `count` units, fewer than `FEW`.
+def _are_equal(residuals: np.ndarray, scale: float) -> bool:
+  """Returns whether units differ by rounding alone, or there is just one.
 
-  The bounds are NaN where the units do not differ: how much further units would
-  differ is then unknown.
+  Args:
+    residuals: difference of each unit from the mean.
+    scale: largest magnitude among the values that were averaged or subtracted.
   """
-  if count < 2 or not residuals.any():
-    return Interval(mean, math.nan, math.nan, count)
+  return len(residuals) < 2 or np.abs(residuals).max() <= _ROUNDING * scale
+
+
+def _student(mean: float, residuals: np.ndarray, count: int) -> Interval:
+  """Returns Student's interval of a mean of `count` units, fewer than `FEW`."""
   deviation = math.sqrt(np.square(residuals).sum() / (count - 1))
   half = student_t(count - 1) * deviation / math.sqrt(count)
   return Interval(mean, mean - half, mean + half, count)
@@ -209,15 +221,19 @@ def ratio_interval(
     raise ValueError("denominators must be positive, one per numerator")
   top, bottom = top[bottom > 0], bottom[bottom > 0]
   count, ratio = len(top), float(top.sum() / bottom.sum())
+  residuals = top - ratio * bottom
+  equal = _are_equal(residuals, np.abs(top).max())
   if share:
     _check_shares(top / bottom)
-    if count > 1 and (count < FEW or ratio in (0.0, 1.0)):
+    if count > 1 and (count < FEW or equal):
       effective = bottom.sum() ** 2 / np.square(bottom).sum()
       return dataclasses.replace(
         wilson_interval(ratio * effective, effective), mean=ratio, units=count
       )
+  if equal:
+    return Interval(ratio, math.nan, math.nan, count)
   if count < FEW:
-    return _student(ratio, (top - ratio * bottom) / bottom.mean(), count)
+    return _student(ratio, residuals / bottom.mean(), count)
   generator = np.random.default_rng(seed)
   drawn = np.empty(resamples)
   for i in range(resamples):
@@ -228,7 +244,11 @@ def ratio_interval(
 
 
 def pooled_interval(
-  groups: Sequence[ArrayLike], *, resamples: int = 2000, seed: int = 0
+  groups: Sequence[ArrayLike],
+  *,
+  resamples: int = 2000,
+  seed: int = 0,
+  share: bool = False,
 ) -> Interval:
   """Computes the mean over seeds of the means over prompts, 95 %.
 
@@ -238,20 +258,28 @@ def pooled_interval(
   within seeds, which matters where few seeds agree by chance. The interval of a
   single seed is over its prompts alone, as in `bootstrap_interval`.
 
+  Where all prompts of all seeds have the same value, both widths would be 0.
+  The interval is then that of the seed with the fewest prompts: Wilson's for a
+  share, and without bounds otherwise.
+
   Args:
     groups: for each seed [prompts, samples] or [prompts]; sizes may differ.
     resamples: draws, with one seed.
     seed: of the draws.
+    share: whether values are shares, from 0 to 1.
   """
   means = [per_prompt(values) for values in groups]
   if not means:
     raise ValueError("no seeds")
   count = len(means)
-  if count == 1:
-    one = bootstrap_interval(means[0], resamples=resamples, seed=seed)
-    return dataclasses.replace(one, units=None)
-  centres = np.array([values.mean() for values in means])
+  centres = np.array([seed_means.mean() for seed_means in means])
   centre = float(centres.mean())
+  values = np.concatenate(means)
+  if count == 1 or _are_equal(values - centre, np.abs(values).max()):
+    one = bootstrap_interval(
+      min(means, key=len), resamples=resamples, seed=seed, share=share
+    )
+    return dataclasses.replace(one, units=None)
   over_seeds = student_t(count - 1) * centres.std(ddof=1) / math.sqrt(count)
   variances = [v.var(ddof=1) / len(v) if len(v) > 1 else 0.0 for v in means]
   over_prompts = Z_95 * math.sqrt(sum(variances)) / count

@@ -56,9 +56,58 @@ def test_a_few_shares_have_wilsons_interval():
     statistics.ratio_interval([3.0, 1.0], [2.0, 2.0], share=True)
 
 
-def test_a_few_equal_means_have_no_interval():
-  interval = statistics.bootstrap_interval([7.0] * 5)
-  assert interval.mean == 7 and math.isnan(interval.low)
+@pytest.mark.parametrize("count", [2, 3, 6, 7, 12, 15, 18, 29, 30, 31, 500])
+@pytest.mark.parametrize("value", [0.0, 0.1, 1 / 3, -71.23])
+def test_equal_values_have_no_interval(count, value):
+  """Whatever the rounding of their mean, and however many they are."""
+  values = np.full(count, value)
+  for interval in (
+    statistics.bootstrap_interval(values),
+    statistics.bootstrap_interval(np.full((count, 5), value)),
+    statistics.bootstrap_interval(values + 1e3, paired=np.full(count, 1e3)),
+    statistics.ratio_interval(3 * values, np.full(count, 3.0)),
+    statistics.ratio_interval(
+      value * np.arange(1.0, count + 1), np.arange(1.0, count + 1)
+    ),
+    statistics.pooled_interval([values]),
+    statistics.pooled_interval([values, values[:1]]),
+    statistics.pooled_interval([np.full((count, 3), value), values, values]),
+  ):
+    assert interval.mean == pytest.approx(value)
+    assert math.isnan(interval.low) and math.isnan(interval.high)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("count", [3, 29, 31, 500])
+def test_equal_shares_have_wilsons_interval(count, share):
+  known = statistics.wilson_interval(share * count, count)
+  for interval in (
+    statistics.bootstrap_interval(np.full((count, 5), share), share=True),
+    statistics.ratio_interval(
+      np.full(count, 3 * share), np.full(count, 3.0), share=True
+    ),
+    statistics.pooled_interval([np.full(count, share)], share=True),
+    # Seeds that agree add nothing to the one with the fewest prompts.
+    statistics.pooled_interval(
+      [np.full(count + 1, share), np.full((count, 2), share)], share=True
+    ),
+  ):
+    assert interval.mean == pytest.approx(share)
+    assert interval.units in (count, None)
+    bounds = (interval.low, interval.high)
+    assert bounds == pytest.approx((known.low, known.high))
+
+
+def test_values_that_hardly_differ_have_an_interval():
+  """Float32 tells them apart, so it is no rounding of the mean."""
+  for count in (5, 40):
+    values = 1 + 1e-6 * np.arange(count)
+    for interval in (
+      statistics.bootstrap_interval(values),
+      statistics.ratio_interval(values, np.ones(count)),
+      statistics.pooled_interval([values, values]),
+    ):
+      assert interval.low < interval.mean < interval.high
 
 
 def test_wilsons_interval_of_a_ratio_counts_unequal_units_as_fewer():

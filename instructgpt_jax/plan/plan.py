@@ -279,9 +279,14 @@ def _divisors(number: int) -> list[int]:
 def sweep(
   config: Any, topology: Topology, reward_model: config_lib.Model | None
 ) -> list[tuple[config_lib.Mesh, Plan]]:
-  """Layouts by arithmetic: those that fit first, then the faster."""
+  """Ranks layouts by arithmetic: those that fit first, then the faster.
+
+  Raises:
+    UserError: the experiment has no plan on any layout.
+  """
   known: dict[str, float] = {}
   found = []
+  errors = []
   models = [config.model, *([reward_model] if reward_model else [])]
   for mesh in layouts(models, topology.count):
     one = dataclasses.replace(config, mesh=mesh)
@@ -293,10 +298,33 @@ def sweep(
         compiling=False,
         counted=known,
       )
-    except UserError:
-      continue  # its microbatches do not divide
+    except UserError as error:
+      errors.append((mesh, error))
+      continue
     found.append((mesh, plan))
+  if not found:
+    raise _no_layout(errors, topology)
   return sorted(found, key=lambda pair: (not pair[1].fits, pair[1].seconds()))
+
+
+def _no_layout(
+  errors: Sequence[tuple[config_lib.Mesh, UserError]], topology: Topology
+) -> UserError:
+  """Returns the error of all layouts, or that of the last if they differ.
+
+  The last layout has the largest tensor axis, and so the fewest shards.
+  """
+  mesh, last = errors[-1]
+  if len({str(error) for _, error in errors}) == 1:
+    return last
+  axes = ", ".join(f"{axis} {getattr(mesh, axis)}" for axis in mesh_lib.AXES)
+  return UserError(
+    f"no layout of {topology} whose tensor axis divides heads and MLPs can be"
+    f" planned; on {axes}: {last.problem}",
+    field=last.field,
+    fix=last.fix,
+    code="no_layout",
+  )
 
 
 def ranking(found: Sequence[tuple[config_lib.Mesh, Plan]], unit: str) -> str:
@@ -323,13 +351,28 @@ def suggestion(
   topology: Topology,
   reward_model: config_lib.Model | None,
 ) -> str:
-  """Flags with which it would fit, by arithmetic."""
+  """Returns flags with which it would fit, by arithmetic.
+
+  Args:
+    config: the experiment.
+    name: its name.
+    topology: where it would run.
+    reward_model: of PPO.
+
+  Raises:
+    UserError: no layout has a plan, whatever the microbatches.
+  """
   fields = _PART[name]
   whole = [_rows(config, field) for field in fields]
+  first_error, planned = None, False
   for part in itertools.count():
     sizes = [max(1, rows >> part) for rows in whole]
     given = dict(zip(fields, sizes, strict=True))
-    best = sweep(flags.replace(config, given), topology, reward_model)
+    try:
+      best = sweep(flags.replace(config, given), topology, reward_model)
+    except UserError as error:  # such as a microbatch that does not divide
+      best, first_error = [], first_error or error
+    planned = planned or bool(best)
     if best and best[0][1].fits:
       mesh = best[0][0]
       return " ".join(
@@ -337,6 +380,8 @@ def suggestion(
         + [f"--{field}={size}" for field, size in given.items()]
       )
     if all(size == 1 for size in sizes):
+      if first_error and not planned:
+        raise first_error
       return "more chips, or chips with more memory"
   raise AssertionError
 
@@ -385,7 +430,7 @@ def show(arguments: argparse.Namespace, rest: Sequence[str]) -> bool:
     unit = "iteration" if name.startswith("ppo") else "step"
     print(f"{title} on {topology}, by arithmetic")
     print(ranking(found, unit))
-    return bool(found) and found[0][1].fits
+    return found[0][1].fits
   possible = compiled.possible(topology)
   if arguments.compile == "true" and not possible:
     raise UserError(
@@ -400,14 +445,19 @@ def show(arguments: argparse.Namespace, rest: Sequence[str]) -> bool:
   print(f"costs: {how}")
   if not plan.fits:
     config, reward_model = _networks(config, arguments, filled=False)
-    print("try " + suggestion(config, name, topology, reward_model))
+    try:
+      print("try " + suggestion(config, name, topology, reward_model))
+    except UserError as error:
+      print(f"no layout to try: {error}")
   return plan.fits
 
 
 def _networks(
   config: Any, arguments: argparse.Namespace, *, filled: bool
-) -> tuple[Any, config_lib.Model]:
+) -> tuple[Any, config_lib.Model | None]:
   """Returns the config with the network of `init_from`, and the reward model.
+
+  Only PPO has a reward model.
 
   Args:
     config: the experiment.
@@ -422,7 +472,16 @@ def _networks(
   mesh = config.mesh if filled else config_lib.Mesh()
   inherited = workdir.inherit(dataclasses.replace(config, mesh=mesh))
   config = dataclasses.replace(inherited, mesh=config.mesh)
-  folder = config.ppo.reward_model if hasattr(config, "ppo") else ""
+  if not hasattr(config, "ppo"):
+    if arguments.reward_preset:
+      raise UserError(
+        f"{arguments.experiment} has no reward model",
+        field="--reward_preset",
+        fix="leave it out",
+        code="no_reward_model",
+      )
+    return config, None
+  folder = config.ppo.reward_model
   if not folder:
     return config, _reward_model(arguments.reward_preset, arguments.preset)
   if arguments.reward_preset:

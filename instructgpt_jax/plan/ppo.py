@@ -37,6 +37,7 @@ def ppo(
   section, data = config.ppo, config.data
   checks.fits(data, config.model.context)
   checks.ppo_batches(section)
+  mesh_lib.require_even(section.rollout_batch, mesh)
   shape = shapes.shaped(config.model, config, mesh)
   scores = shapes.shaped(reward_model or config.model, config, mesh)
   adapters = {
@@ -132,6 +133,7 @@ def ppo(
       section.ptx_sequence, config.model.context, "ppo.ptx_sequence"
     )
     ptx_rows = section.minibatch * section.ptx_ratio
+    mesh_lib.require_even(ptx_rows, mesh)
     ptx = shapes.language_batch(mesh, ptx_rows, ptx_length)
     trips = shapes.chunks(shape, mesh, section.ptx_microbatch * ptx_length)
     passes.append(

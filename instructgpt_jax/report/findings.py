@@ -282,6 +282,7 @@ def _cell(value: Any) -> Cell:
   if isinstance(value, bool):
     return "yes" if value else "no"
   found = _interval(value)
-  if found is not None and found.low is None:
+  has_bounds = hasattr(value, "low") or "low" in mapping(value)
+  if found is not None and found.low is None and not has_bounds:
     return found.mean
   return found

@@ -49,6 +49,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -339,14 +340,21 @@ def small_samples(results: Results) -> dict[str, int]:
 
 def _too_few(results: Results) -> str:
   counts = small_samples(results)
-  counted = ", ".join(
-    f"{count} {what.replace('prompts', 'prompt') if count == 1 else what}"
+  *others, last = [
+    f"{count} {_singular(what) if count == 1 else what}"
     for what, count in counts.items()
-  )
+  ]
+  counted = f"{', '.join(others)} and {last}" if others else last
+  verb = "is" if next(iter(counts.values())) == 1 else "are"
   return (
-    f"There are only {counted}: from fewer than {statistics.FEW} nothing can be"
-    " concluded, and what follows shows only that the stages ran."
+    f"There {verb} only {counted}: from fewer than {statistics.FEW} nothing"
+    " can be concluded, and what follows shows only that the stages ran."
   )
+
+
+def _singular(what: str) -> str:
+  """Returns 'row of held-out text' for 'rows of held-out text'."""
+  return re.sub(r"\b(prompt|row)s\b", r"\1", what)
 
 
 def _article(judge: str) -> str:

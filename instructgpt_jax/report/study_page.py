@@ -331,7 +331,8 @@ def _cell(cell: Any, digits: int | None) -> tuple[str, str]:
   if isinstance(cell, str):
     return cell, ""
   if isinstance(cell, Leaf):
-    return page.cell(cell, 3 if digits is None else digits)
+    mean, bounds = page.cell(cell, 3 if digits is None else digits)
+    return mean, bounds or "–"
   if float(cell).is_integer():
     return f"{cell:.15g}".replace("-", "−"), ""
   if digits is None:

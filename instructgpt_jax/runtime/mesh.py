@@ -272,6 +272,7 @@ def require_even(size: int, mesh: AnyMesh) -> None:
       f"a batch of {size} rows cannot be split over {shards} devices",
       field="mesh",
       fix=f"give batch sizes that are multiples of {shards}",
+      code="uneven_batch",
     )
 
 

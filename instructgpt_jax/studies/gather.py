@@ -47,30 +47,11 @@ def over_seeds(numbers: Sequence[float]) -> Interval | None:
   """Returns the mean over seeds with Student's interval; None for one seed.
 
   A bootstrap over a few seeds never leaves their range, and has no width at all
-  for one.
+  for one. Seeds that are all equal have no bounds.
   """
-  count = len(numbers)
-  if count < 2:
+  if len(numbers) < 2:
     return None
-  values = np.asarray(numbers, np.float64)
-  half = _student(count - 1) * values.std(ddof=1) / math.sqrt(count)
-  mean = values.mean()
-  return Interval(float(mean), float(mean - half), float(mean + half))
-
-
-# 97.5 % quantiles of Student's distribution for 1, 2, … degrees of freedom.
-_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-
-
-def _student(freedom: int) -> float:
-  if freedom <= len(_STUDENT):
-    return _STUDENT[freedom - 1]
-  z = statistics.Z_95  # the expansion in 1 / freedom, to 0.001
-  return (
-    z
-    + (z**3 + z) / (4 * freedom)
-    + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
-  )
+  return statistics.pooled_interval([[number] for number in numbers])
 
 
 def choose(
@@ -147,7 +128,8 @@ def gap_from_chosen(
 def wins(families: Sequence[Family], job: Of, other: Of) -> Interval:
   """Win rate of job against other by gold score, a tie one half."""
   return statistics.pooled_interval(
-    [f.answers(job(f)).wins(f.answers(other(f))) for f in families]
+    [f.answers(job(f)).wins(f.answers(other(f))) for f in families],
+    share=True,
   )
 
 
@@ -177,12 +159,12 @@ def tasks(a: Answers) -> np.ndarray:
 
 
 def above(found: Interval, bar: float = 0.0) -> bool:
-  """Whether the whole interval lies above the bar."""
+  """Whether the whole interval lies above the bar; no if it has no bounds."""
   return found.low > bar
 
 
 def below(found: Interval, bar: float = 0.0) -> bool:
-  """Whether the whole interval lies below the bar."""
+  """Whether the whole interval lies below the bar; no if it has no bounds."""
   return found.high < bar
 
 

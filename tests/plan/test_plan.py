@@ -274,6 +274,120 @@ def test_batches_that_a_run_would_refuse(experiment, values):
     planned(experiment, "tiny", "h100:8", fsdp=8, tensor=1, **values)
 
 
+@pytest.mark.parametrize(
+  "experiment, values",
+  [
+    ("ppo", {"ppo.rollout_batch": 16, "ppo.minibatch": 8}),
+    ("ppo_ptx", {"ppo.rollout_batch": 12, "ppo.minibatch": 2}),
+    ("pretrain", {"pretrain.batch_size": 16}),
+    ("reward", {"reward.batch_size": 16}),
+  ],
+)
+def test_a_batch_that_does_not_split_is_refused(experiment, values):
+  """Pretraining rows of PPO-ptx too: 2 · 2 of them are fewer than 6 shards."""
+  if experiment == "ppo_ptx":
+    values = values | {"ppo.ptx_ratio": 2, "ppo.ptx_microbatch": 1}
+  with pytest.raises(UserError) as error:
+    planned(experiment, "tiny", "h100:6", fsdp=2, tensor=1, **values)
+  assert error.value.code == "uneven_batch" and error.value.field == "mesh"
+
+
+@pytest.mark.parametrize("microbatch", [3, 8])
+def test_a_microbatch_that_does_not_divide_the_minibatch(microbatch):
+  """One that is larger than the minibatch has no row to pack episodes into."""
+  values = {"ppo.rollout_batch": 16, "ppo.minibatch": 4}
+  with pytest.raises(UserError) as error:
+    planned(
+      "ppo",
+      "tiny",
+      "h100:2",
+      fsdp=1,
+      tensor=1,
+      **values,
+      **{"ppo.microbatch": microbatch},
+    )
+  assert error.value.code == "not_a_divisor"
+  assert error.value.field == "ppo.microbatch"
+
+
+@pytest.mark.parametrize(
+  "topology, flags",
+  [("h100:6", []), ("h100:6", ["--sweep_mesh"]), ("v5p:2x2x3", [])],
+)
+def test_a_rollout_batch_that_chips_do_not_divide(topology, flags):
+  done = command(
+    "--experiment=ppo",
+    "--preset=125m",
+    f"--topology={topology}",
+    "--compile=false",
+    *flags,
+  )
+  assert done.returncode == 2 and not done.stdout
+  assert "a batch of 512 rows cannot be split over" in done.stderr
+  assert "Traceback" not in done.stderr
+
+
+def test_a_plan_without_another_layout_says_why():
+  """Four heads of keys and values leave no tensor axis of 3."""
+  done = command(
+    "--experiment=ppo_ptx",
+    "--preset=125m",
+    "--topology=h100:6",
+    "--mesh.tensor=3",
+    "--model.lora_rank=8",
+    "--model.kv_heads=4",
+  )
+  assert done.returncode == 1, done.stderr
+  assert "no layout to try" in done.stdout
+  assert "cannot be split over 3 devices" in done.stdout
+
+
+def tiny(experiment, **values):
+  return flags.replace(presets.EXPERIMENTS[experiment]("tiny"), values)
+
+
+def test_a_sweep_without_a_layout_says_why():
+  chips = hardware.topology("h100:6")
+  model = {"model.width": 96, "model.heads": 6, "model.mlp_width": 96}
+  with pytest.raises(UserError) as error:  # 6, 3 and 2 shards, and 1
+    plan.sweep(tiny("pretrain", **{"pretrain.microbatch": 5}), chips, None)
+  assert error.value.code == "not_a_divisor"
+  one = tiny("pretrain", **{"pretrain.batch_size": 16, "model.heads": 1})
+  with pytest.raises(UserError) as error:  # 6 shards alone
+    plan.sweep(one, chips, None)
+  assert error.value.code == "uneven_batch"
+  two = {"model.heads": 2, "pretrain.batch_size": 16}
+  with pytest.raises(UserError) as error:  # 6 shards, or 3
+    plan.sweep(tiny("pretrain", **model | two), chips, None)
+  assert error.value.code == "no_layout"
+  assert "multiples of 3" in error.value.fix
+  # 2 shards or 1 with tensor axes of 3 and 6.
+  three = tiny("pretrain", **model | {"pretrain.batch_size": 16})
+  layouts = [mesh for mesh, _ in plan.sweep(three, chips, None)]
+  assert {mesh.tensor for mesh in layouts} == {3, 6}
+
+
+def test_only_ppo_is_limited_by_a_reward_models_heads():
+  """6B's 32 heads leave no tensor axis of 3 or 6, and 256 rows no other."""
+  done = command(
+    "--experiment=pretrain",
+    "--preset=125m",
+    "--topology=h100:6",
+    "--sweep_mesh",
+  )
+  assert done.returncode == 0, done.stderr
+  rows = [line.split() for line in done.stdout.splitlines()[2:]]
+  assert {row[2] for row in rows} == {"3", "6"}
+
+
+@pytest.mark.parametrize("experiment", ["pretrain", "sft", "reward"])
+def test_a_reward_preset_is_ppos(experiment):
+  done = command(
+    f"--experiment={experiment}", "--topology=h100:8", "--reward_preset=6b"
+  )
+  assert done.returncode == 2 and "no reward model" in done.stderr
+
+
 def test_sft_fills_its_batch_as_a_run_does():
   """Whole microbatches on every chip, documents on top."""
 

@@ -56,6 +56,33 @@ def test_the_summary_leads_with_what_the_data_can_carry():
   assert any("33.3\u00a0% [–]" in sentence for sentence in summary[2:])
 
 
+@pytest.mark.parametrize(
+  "counts, start",
+  [
+    (
+      {"prompts": 100},
+      "There is only 1 ranked held-out prompt: from fewer than 30",
+    ),
+    (
+      {"prompts": 100, "rankings": 2},
+      "There are only 2 ranked held-out prompts: from",
+    ),
+    (
+      {"rankings": 100, "rows": 1},
+      "There are only 11 held-out prompts and 1 row of held-out text: from",
+    ),
+    (
+      {"prompts": 1, "rows": 5},
+      "There is only 1 held-out prompt, 5 rows of held-out text and 1 ranked"
+      " held-out prompt: from",
+    ),
+  ],
+)
+def test_counts_are_in_grammatical_number(counts, start):
+  few = [x for x in results_lib.verdict(small(**counts)) if "only" in x]
+  assert few[0].startswith(start)
+
+
 @pytest.mark.parametrize("rows", [5, 29])
 def test_rows_of_text_are_counted_as_well(rows):
   summary = results_lib.verdict(small(rows=rows))

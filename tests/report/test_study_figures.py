@@ -82,6 +82,15 @@ def test_what_a_study_builds_survives_json():
   assert found["rows"] == [["x", interval, None, 3.0, "text", None]]
 
 
+def test_a_cell_without_bounds_is_read_back_as_one():
+  """A number without an interval stays a number."""
+  table = Table("c", ["m"], [("x", Interval(1, math.nan, math.nan), 1.0)])
+  found = json.loads(json.dumps(table.as_dict()))
+  assert Table.from_dict(found) == table
+  unknown = {"mean": 1.0, "low": None, "high": None}
+  assert found["rows"] == [["x", unknown, 1.0]]
+
+
 def test_a_scale_that_does_not_exist_is_refused():
   with pytest.raises(ValueError, match="logarithmic"):
     _panel(x_scale="logarithmic")

@@ -95,9 +95,10 @@ def run(root, job, chosen=None):
   elif job.experiment == "reward":
     write(folder, "held_out.json", held_out(job.name, **chosen))
   elif job.experiment == "sft":
+    spread = 0.01 * _rng(job.folder("")).standard_normal()  # between seeds
     lines = [
       {"step": e, "valid_loss": 1.0 + 0.01 * abs(e - 2),
-       "valid_rm_score": 0.1 * e}
+       "valid_rm_score": (0.1 + spread) * e}
       for e in range(1, EPOCHS + 1)
     ]  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """What is chosen is tested on other data, and one seed has no interval."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -109,12 +110,28 @@ def test_one_seed_has_no_interval():
 
 @pytest.mark.parametrize(
   "numbers, half",
-  [([0.0, 2.0], 12.706), ([0, 1, 2], 4.303 / 3**0.5), ([1, 1, 1], 0.0)],
+  [([0.0, 2.0], 12.7062), ([0, 1, 2], 4.3027 / 3**0.5)],
 )
 def test_intervals_over_seeds_are_students(numbers, half):
   interval = gather.over_seeds(numbers)
   assert interval is not None and interval.mean == 1.0
   assert (interval.low, interval.high) == pytest.approx((1 - half, 1 + half))
+
+
+def test_seeds_that_agree_exactly_conclude_nothing():
+  families = [Seed(np.full((len(STEPS), PROMPTS), 0.1)) for _ in range(3)]
+  families[0].gold[1] = families[1].gold[1] = families[2].gold[1] = 0.3
+  intervals = [
+    gather.over_seeds([1.0, 1.0]),
+    gather.interval(families, run(1), whole),
+    gather.gap(families, run(1), run(0), whole),
+    gather.gap(families[:1], run(1), run(0), whole),
+  ]
+  for interval in intervals:
+    assert interval is not None and interval.mean > 0
+    assert math.isnan(interval.low) and math.isnan(interval.high)
+    assert not gather.above(interval) and not gather.below(interval, 2.0)
+    assert gather.text(interval).endswith(" [–]")
 
 
 def test_intervals_over_seeds_hold_the_mean_as_often_as_they_say():

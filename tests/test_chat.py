@@ -165,6 +165,9 @@ class _Echo:
       raise UserError("too long")
     return tuple(turns)
 
+  def require_system(self, text):
+    del text
+
   def stream(self, turns, index):
     yield f"{index}:"
     yield "|".join(f"{t.role[0]}.{t.text}" for t in turns)

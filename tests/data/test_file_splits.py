@@ -54,8 +54,8 @@ def test_names_of_files(name, split):
 
 
 def test_directories_above_the_source_and_pipes_say_nothing():
-  names = ["/dev/stdin", "/home/dev/p/d/a.jsonl", "/m/train.jsonl"]
-  roots = {names[1]: "/home/dev/p", names[2]: "/"}
+  names = ["/dev/stdin", "/srv/dev/p/d/a.jsonl", "/m/train.jsonl"]
+  roots = {names[1]: "/srv/dev/p", names[2]: "/"}
   assert file_splits.by_name(names, roots) == {}
   names = ["/test_x/train.jsonl", "/test_x/more.jsonl", "/test_x/dev.jsonl"]
   assert file_splits.by_name(names, {}) == {

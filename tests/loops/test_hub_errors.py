@@ -101,7 +101,7 @@ def test_the_command_writes_over_nothing(made, tmp_path, what, capsys):
   [
     (["import"], "--from"),
     (["convert", "--from=a", "--to=b"], "convert"),
-    (["import", "--from=nowhere", "--to=b"], "config.json"),
+    (["import", "--from=nowhere", "--to=b"], "no such directory"),
     (["export", "--from=a", "--to=b", "--file_size=big"], "big"),
     (["export", "--from=nowhere", "--to=b"], "no such directory"),
   ],

@@ -362,6 +362,32 @@ def test_a_system_text_that_leaves_no_room_is_named(policy, tmp_path):
   assert not output.exists()
 
 
+def test_a_system_text_that_the_template_refuses_is_named(policy, tmp_path):
+  """The fix of another command would name a flag that this one lacks."""
+  talker, encode = make_talker(policy), chat.Talker.encode
+
+  def refuses(turns):
+    if turns[0].role == "system":
+      raise UserError("no system", file="t", fix="f", code="template_refuses")
+    return encode(talker, turns)
+
+  talker.encode = refuses
+  with pytest.raises(UserError) as caught:
+    talker.require_system("fox")
+  assert (caught.value.field, caught.value.file) == ("--system", None)
+  prompts = tmp_path / "p.jsonl"
+  turns = [{"role": r, "content": "fox"} for r in ("system", "user")]
+  lines = [{"prompt": "fox"}, {"prompt": turns}]
+  prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
+  with pytest.raises(UserError) as caught:
+    chat.answer_file(
+      str(prompts), str(tmp_path / "answers.jsonl"), lambda: talker
+    )
+  assert caught.value.file == f"{prompts}:2"
+  assert "chat_template" not in caught.value.fix
+  assert not (tmp_path / "answers.jsonl").exists()
+
+
 def test_a_fix_for_a_long_message_names_what_helps(policy):
   """Fewer tokens for the answer help as long as the prompt limit allows."""
   talker = make_talker(policy, max_tokens=25)

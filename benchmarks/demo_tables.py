@@ -12,17 +12,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from instructgpt_jax import launch
+from instructgpt_jax.report import results
 from instructgpt_jax.runtime import files
 
 Report = dict[str, Any]
 
 MODELS = {
-  "base": "base",
+  **results.MODELS,
   "prompted": "prompted base",
-  "sft": "SFT",
   "best_of_n": "best of 8",
-  "ppo": "PPO",
-  "ppo_ptx": "PPO-ptx",
 }
 FAILURES = (
   "fails_instruction",

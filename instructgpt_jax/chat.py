@@ -124,7 +124,7 @@ class Talker:
       if length <= self.max_prompt:
         return kept
     raise UserError(
-      f"the message has {length} tokens, of which {self.max_prompt} fit",
+      f"the message has {length} tokens, and at most {self.max_prompt} fit",
       fix=self.fix_for_length(length),
       code="prompt_too_long",
     )
@@ -147,7 +147,7 @@ class Talker:
       ) from error
     if length > self.max_prompt:
       raise UserError(
-        f"has {length} tokens, of which {self.max_prompt} fit",
+        f"has {length} tokens, and at most {self.max_prompt} fit",
         field="--system",
         fix=self.fix_for_length(length),
         code="prompt_too_long",

@@ -144,7 +144,7 @@ def test_conversation_keeps_the_newest_turns_that_fit(policy):
   assert size <= 20
   longer = (turns[0], *turns[-len(kept) - 1 :])
   assert len(talker.encode(longer)) > 20
-  with pytest.raises(UserError, match="of which 20 fit"):
+  with pytest.raises(UserError, match="32 tokens, and at most 20 fit"):
     talker.fitting(user("fox " * 30))
 
 

@@ -20,8 +20,8 @@ _SHARD = re.compile(r"(?:[-_. ]+(?:\d+|of))+\Z")
 def by_name(names: Iterable[str], roots: Mapping[str, str]) -> dict[str, str]:
   """Returns the split of each file whose name says one.
 
-  A name says nothing where all names of the source say the same: whoever names
-  test.jsonl alone means its records.
+  Names count only where they say different splits: a source of test.jsonl alone
+  may be training data.
 
   Args:
     names: paths and TFDS names of one source.

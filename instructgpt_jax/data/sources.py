@@ -552,9 +552,9 @@ def _scan(
 def _recognised(
   values: Iterator[tuple[int, Any]], reader: formats.Reader
 ) -> Iterator[tuple[int, Any]]:
-  """Returns the values of a file, of which the first gave its format.
+  """Recognises a file's format by its first value; returns all its values.
 
-  Where that has blank fields, the values after it are looked at as well.
+  Where that value has blank fields, the values after it are read as well.
   """
   head = list(itertools.islice(values, 1))
   if head and formats.is_ambiguous(head[0][1]):

@@ -22,6 +22,10 @@ from instructgpt_jax.runtime import manifest
 from instructgpt_jax.runtime.progress import say
 
 _MODEL = "model"  # `checkpoint.MODEL`, without importing JAX
+# Files of another library's model that decide what it computes.
+_MODEL_SUFFIXES = (
+  ".json", ".safetensors", ".model", ".txt", ".jinja", ".tiktoken", ".bpe",
+)  # fmt: skip
 _WHOLE = 1 << 26  # bytes of a file that are hashed at its beginning and end
 KEY = "inputs"  # of a fingerprint in what a checkpoint keeps
 _FIX = "put back what the run began with, or choose another --workdir"
@@ -176,8 +180,10 @@ def of_model(path: str | os.PathLike[str]) -> Source:
   folder = pathlib.Path(path)
   if (folder / _MODEL).is_dir():
     folder /= _MODEL
-  manifest_path = folder / manifest.MANIFEST  # It has a checksum of each file.
-  paths = [manifest_path] if manifest_path.exists() else folder.rglob("*")
+    manifest_path = folder / manifest.MANIFEST  # a checksum of each file
+    paths = [manifest_path] if manifest_path.exists() else folder.rglob("*")
+  else:  # Notes, caches and runs may lie there as well.
+    paths = [p for p in folder.glob("*") if p.suffix in _MODEL_SUFFIXES]
   digest = hashlib.blake2b(digest_size=16)
   for file in sorted(p for p in paths if p.is_file()):
     _add_file(digest, file)

@@ -143,6 +143,10 @@ def test_another_model_at_the_same_path_is_noticed(tmp_path):
   (folder / "model.safetensors").write_bytes(b"1" * 100)
   first = fingerprint.of_model(folder)
   assert fingerprint.of_model(folder) == first
+  (folder / "README.md").write_text("notes")
+  (folder / "runs").mkdir()
+  (folder / "runs" / "complete.json").write_text("{}")
+  assert fingerprint.of_model(folder) == first
   (folder / "model.safetensors").write_bytes(b"1" * 99 + b"2")
   assert fingerprint.of_model(folder) != first
 

@@ -30,7 +30,7 @@ _TEXTS = ("body", "text", "html", "title")
 _VERDICTS = ("prefer", "preference", "choice", "pairwise", "comparison",
              "selected", "verdict", "winner", "better")  # fmt: skip
 _RANKS = ("rank", "ranks", "ranking", "ranker", "order")
-# Fields beside the verdict, of which none holds it.
+# Fields that never hold the verdict.
 _NO_VERDICTS = ("annotator", "annotation_id", "lead_time", "system", "context",
                 "history", "split", "user_id", "labeler_id", "tools",
                 *IRRELEVANT)  # fmt: skip

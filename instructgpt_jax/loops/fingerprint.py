@@ -158,7 +158,7 @@ def of_source(spec: str, values: Any, **records: int) -> Source:
 
 
 def of_files(spec: str) -> Source:
-  """Computes the fingerprint of a source from its files, unread.
+  """Computes the fingerprint of a source from its files' bytes.
 
   Of a large file the beginning, the end and the size count.
 

@@ -216,9 +216,7 @@ def test_a_class_makes_what_we_say_that_it_makes(name, tmp_path):
 
 
 def test_classes_are_those_of_transformers():
-  tiny.library("transformers")
-  from transformers.models.auto import tokenization_auto as auto
-
+  auto = tiny.library("transformers.models.auto.tokenization_auto")
   for kind, name in classes._BY_KIND.items():
     theirs = auto.TOKENIZER_MAPPING_NAMES[kind]
     as_is = ("TokenizersBackend", "MistralCommonBackend")

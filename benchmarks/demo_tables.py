@@ -11,9 +11,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from instructgpt_jax import launch
+from instructgpt_jax.cli import launch
 from instructgpt_jax.report import results
-from instructgpt_jax.runtime import files
+from instructgpt_jax.runs import files
 
 Report = dict[str, Any]
 

@@ -12,18 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import work
-from instructgpt_jax.data import ranking_rows, transforms
+from instructgpt_jax.data import ranking_packing, transforms
+from instructgpt_jax.distributed.mesh import decoding_options, drawing_options
 from instructgpt_jax.models import transformer
-from instructgpt_jax.models.generate import generate
+from instructgpt_jax.models.sampling import generate
 from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
-from instructgpt_jax.runtime.mesh import decoding_options, drawing_options
 from instructgpt_jax.steps import language, ppo, reward
 from instructgpt_jax.steps import state as state_lib
-from instructgpt_jax.types import (
-  LanguageBatch,
-  PromptBatch,
-  RankingBatch,
-)
+from instructgpt_jax.types import LanguageBatch, PromptBatch, RankingBatch
 
 Step = Callable[[int], Any]  # the number of a step → arrays to wait for
 
@@ -75,9 +71,9 @@ def ranking_batch(found: work.Rankings, rows: int = 1) -> RankingBatch:
     for prompt, completions, ranks in zip(*found, strict=True)
   ]
   count = len(rankings)
-  layout = ranking_rows.Layout(rows=rows, groups=count)
+  layout = ranking_packing.Layout(rows=rows, groups=count)
   return next(
-    ranking_rows.batches(
+    ranking_packing.batches(
       rankings, batch_size=count, pad_id=0, layout=layout, shuffle=False
     )
   )

@@ -20,8 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import measure
-from instructgpt_jax import launch, streams
-from instructgpt_jax.runtime.mesh import decoding_options
+from instructgpt_jax import streams
+from instructgpt_jax.cli import launch
+from instructgpt_jax.distributed.mesh import decoding_options
 from instructgpt_jax.types import Array
 
 Product = Callable[[Array, Array], Array]  # [O, I], [B, I] → [O, B]

@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 import jax
 
 from benchmarks import ours, run
-from instructgpt_jax import launch, streams
+from instructgpt_jax import streams
+from instructgpt_jax.cli import launch
 
 
 class Spent(NamedTuple):

@@ -22,7 +22,8 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-from instructgpt_jax import launch, streams
+from instructgpt_jax import streams
+from instructgpt_jax.cli import launch
 
 MODELS = ("S", "M", "125m", "350m", "1.3b", "1.3b-chat", "tiny", "tiny-chat")
 WORKS = ("sft", "pretrain", "reward", "generate", "ppo")

@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from instructgpt_jax import config, presets
+from instructgpt_jax import configs
+from instructgpt_jax.configs import presets
 
 SEED = 20261120
 _STREAMS = {"sft": 1, "pretrain": 1, "reward": 2, "generate": 3, "ppo": 4}
@@ -44,9 +45,11 @@ _TINY = dataclasses.replace(
   _LARGE["125m"], vocab_size=512, width=32, layers=2, heads=2, context=128
 )
 # S and M are the peers'. "-chat" is DeepSpeed-Chat's: 256 tokens after 256.
-MODELS: dict[str, config.Model] = {
-  "S": config.Model(vocab_size=8192, width=256, layers=6, heads=8, context=256),
-  "M": config.Model(
+MODELS: dict[str, configs.Model] = {
+  "S": configs.Model(
+    vocab_size=8192, width=256, layers=6, heads=8, context=256
+  ),
+  "M": configs.Model(
     vocab_size=50257, width=768, layers=12, heads=12, context=512
   ),
   "tiny": _TINY,
@@ -90,7 +93,7 @@ SHAPES: dict[str, Shape] = {
   ),
 }
 COMPLETIONS = 4
-OPTIMIZER = config.Optimizer(
+OPTIMIZER = configs.Optimizer(
   learning_rate=1e-5,
   schedule="constant",
   b1=0.9,
@@ -101,9 +104,9 @@ OPTIMIZER = config.Optimizer(
 )
 
 
-def ppo(model: str) -> config.Ppo:
+def ppo(model: str) -> configs.Ppo:
   """One rollout, and one epoch over it."""
-  return config.Ppo(
+  return configs.Ppo(
     rollout_batch=SHAPES[model].episodes,
     minibatch=SHAPES[model].minibatch,
     inner_epochs=1,
@@ -216,7 +219,7 @@ def units(
 class _Cost:
   """Operations of one model's parts."""
 
-  model: config.Model
+  model: configs.Model
 
   @property
   def weights(self) -> int:

@@ -13,9 +13,10 @@ model is the judge: --measure.judge=DIR.
 
 import sys
 
-from instructgpt_jax import launch, presets
-from instructgpt_jax.evals import evaluate
-from instructgpt_jax.loops import workdir
+from instructgpt_jax.cli import launch
+from instructgpt_jax.configs import presets
+from instructgpt_jax.evaluation import evaluate
+from instructgpt_jax.training import workdir
 
 
 def get_config(preset: str = "1.3b"):

@@ -12,9 +12,10 @@ same table on the terminal.
 
 import sys
 
-from instructgpt_jax import launch, presets
-from instructgpt_jax.loops import workdir
+from instructgpt_jax.cli import launch
+from instructgpt_jax.configs import presets
 from instructgpt_jax.pipeline import stages
+from instructgpt_jax.training import workdir
 
 
 def get_config(preset: str = "world"):

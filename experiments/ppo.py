@@ -10,8 +10,9 @@ clip_fraction, explained_variance, response_length and ended in metrics.jsonl.
 
 import sys
 
-from instructgpt_jax import launch, presets
-from instructgpt_jax.loops import ppo, workdir
+from instructgpt_jax.cli import launch
+from instructgpt_jax.configs import presets
+from instructgpt_jax.training import ppo, workdir
 
 
 def get_config(preset: str = "1.3b"):

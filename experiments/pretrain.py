@@ -9,8 +9,9 @@ metrics.jsonl, checkpoints/, tokenizer/ and model/ into the workdir.
 
 import sys
 
-from instructgpt_jax import launch, presets
-from instructgpt_jax.loops import language, workdir
+from instructgpt_jax.cli import launch
+from instructgpt_jax.configs import presets
+from instructgpt_jax.training import language, workdir
 
 
 def get_config(preset: str = "1.3b"):

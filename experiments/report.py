@@ -14,7 +14,8 @@ import sys
 from collections.abc import Sequence
 
 from experiments import studies
-from instructgpt_jax import launch, streams
+from instructgpt_jax import streams
+from instructgpt_jax.cli import launch
 from instructgpt_jax.report import study_page
 from instructgpt_jax.studies import study as study_lib
 

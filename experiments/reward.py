@@ -11,8 +11,9 @@ rankings is told with its 95 % interval.
 
 import sys
 
-from instructgpt_jax import launch, presets
-from instructgpt_jax.loops import reward, workdir
+from instructgpt_jax.cli import launch
+from instructgpt_jax.configs import presets
+from instructgpt_jax.training import reward, workdir
 
 
 def get_config(preset: str = "6b"):

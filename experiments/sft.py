@@ -10,8 +10,9 @@ in the paper; by validation loss otherwise.
 
 import sys
 
-from instructgpt_jax import launch, presets
-from instructgpt_jax.loops import language, workdir
+from instructgpt_jax.cli import launch
+from instructgpt_jax.configs import presets
+from instructgpt_jax.training import language, workdir
 
 
 def get_config(preset: str = "1.3b"):

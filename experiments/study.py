@@ -13,7 +13,8 @@ import sys
 from collections.abc import Sequence
 
 from experiments import report, studies
-from instructgpt_jax import config, launch
+from instructgpt_jax import configs
+from instructgpt_jax.cli import launch
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.studies import scale as scale_lib
 from instructgpt_jax.studies import study as study_lib
@@ -61,7 +62,7 @@ def chosen(names: str) -> list[study_lib.Study]:
       raise UserError(
         f"there is no study {name!r}",
         field="--study",
-        fix=config.nearest(name, studies.ALL)
+        fix=configs.nearest(name, studies.ALL)
         or f"give some of {', '.join(studies.ALL)}",
       )
     found.append(studies.ALL[name])

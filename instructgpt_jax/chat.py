@@ -31,14 +31,14 @@ from typing import Any, NamedTuple, NoReturn, TextIO
 
 import numpy as np
 
-from instructgpt_jax import config as config_lib
-from instructgpt_jax import launch, streams
-from instructgpt_jax.data import sources, transforms
+from instructgpt_jax import configs, streams
+from instructgpt_jax.cli import launch
+from instructgpt_jax.data import reading, transforms
 from instructgpt_jax.data.records import Turn
 from instructgpt_jax.data.tokenizer import StreamDecoder, Tokenizer
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.runtime import files
-from instructgpt_jax.runtime.progress import Progress
+from instructgpt_jax.runs import files
+from instructgpt_jax.runs.progress import Progress
 
 _BIG = 2**31 - 1
 _COMMAND = re.compile(r"/[^\s/]*(\s|$)")
@@ -71,7 +71,7 @@ class Talker:
     model: Any,
     params: Any,
     tokenizer: Tokenizer,
-    data: config_lib.Data,
+    data: configs.Data,
     sampling: Sampling,
   ):
     """Takes a loaded policy.
@@ -180,7 +180,7 @@ class Talker:
     """Draws token after token until end-of-text, which is not given out."""
     import jax
 
-    from instructgpt_jax.loops.sampling import require_finite
+    from instructgpt_jax.training.sampling import require_finite
 
     prefill, step = self._programs
     size = transforms.bucket(len(ids), self._buckets)
@@ -224,7 +224,7 @@ class Talker:
   ) -> Iterator[tuple[int, tuple[str, bool]]]:
     import jax
 
-    from instructgpt_jax.loops.sampling import require_finite
+    from instructgpt_jax.training.sampling import require_finite
     from instructgpt_jax.types import PromptBatch
 
     key = jax.random.key(self._sampling.seed)
@@ -265,8 +265,8 @@ class Talker:
   def _generate(self) -> Callable[..., Any]:
     import jax
 
-    from instructgpt_jax.models.generate import generate
-    from instructgpt_jax.runtime.mesh import decoding_options
+    from instructgpt_jax.distributed.mesh import decoding_options
+    from instructgpt_jax.models.sampling import generate
 
     s = self._sampling
 
@@ -295,9 +295,9 @@ class Talker:
     """
     import jax
 
-    from instructgpt_jax.models.generate import sample
+    from instructgpt_jax.distributed.mesh import decoding_options
+    from instructgpt_jax.models.sampling import sample
     from instructgpt_jax.models.transformer import positions_of
-    from instructgpt_jax.runtime.mesh import decoding_options
 
     model, s = self._model, self._sampling
 
@@ -346,8 +346,8 @@ def _transposed(model: Any, params: Any) -> Any:
 
 def load(checkpoint: str, sampling: Sampling) -> Talker:
   """The policy of a stage's workdir."""
-  from instructgpt_jax.loops import workdir
-  from instructgpt_jax.runtime import checkpoint as checkpoint_lib
+  from instructgpt_jax.checkpoint import checkpoints as checkpoint_lib
+  from instructgpt_jax.training import workdir
 
   folder = pathlib.Path(checkpoint)
   if folder.is_dir() and not checkpoint_lib.has_model(folder):
@@ -475,12 +475,12 @@ def answer_file(
   """
   path = pathlib.Path("/dev/stdout" if output == "-" else output)
   files.check_output(path, field="--output", overwrite=overwrite)
-  records, report = sources.read_prompts(prompts)
+  records, report = reading.read_prompts(prompts)
   if report.skipped or report.unused or report.notes:
     print(report, file=sys.stderr)
   if (path.is_file() or path.is_fifo()) and any(
     pathlib.Path(p).exists() and path.samefile(p)
-    for p in sources.expand(prompts)
+    for p in reading.expand(prompts)
   ):
     raise UserError(
       "is one of the files of prompts",
@@ -559,7 +559,7 @@ class _Parser(argparse.ArgumentParser):
     if unknown != message:
       flag = unknown.split("=")[0].split()[0]
       message = f"there is no flag {flag}"
-      fix = config_lib.nearest(flag, names) or fix
+      fix = configs.nearest(flag, names) or fix
     raise UserError(message, fix=fix)
 
 

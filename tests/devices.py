@@ -1,6 +1,6 @@
 """Several devices on one CPU, for processes that tests start."""
 
-from instructgpt_jax import launch
+from instructgpt_jax.cli import launch
 
 
 def pretended(count, flags=""):

@@ -17,24 +17,27 @@ PACKAGE = "instructgpt_jax"
 # import each other, except in OPEN.
 LAYERS = (
   {"errors"},
-  {"config", "types", "statistics", "signatures", "streams"},
-  {"placement", "precision", "checks"},
-  {"presets", "data", "models"},
-  {"losses"},
+  {"types", "statistics", "file_signatures", "streams"},
+  {"configs"},
+  {"sharding", "precision"},
+  {"data", "models"},
+  {"losses", "interop"},
   {"steps"},
-  {"runtime"},
-  {"flags"},
-  {"launch", "loops"},
+  {"distributed"},
+  {"runs"},
+  {"checkpoint"},
+  {"cli"},
+  {"training"},
   {
-    "evals",
-    "world",
-    "pipeline",
-    "report",
-    "sweeps",
-    "studies",
     "chat",
-    "tools",
-    "plan",
+    "evaluation",
+    "hub",
+    "pipeline",
+    "planner",
+    "report",
+    "studies",
+    "sweeps",
+    "world",
   },
   {"experiments", "benchmarks"},
 )
@@ -43,9 +46,8 @@ OPEN = LAYERS[-2]
 ROW = {part: row for row, parts in enumerate(LAYERS) for part in parts}
 
 # No files, logs, flags, clocks, host randomness or device queries.
-PURE = ("config.py", "types.py", "data/transforms.py")
-PURE_FOLDERS = ("models", "losses", "steps")
-IMPURE_FOLDER = "models/hub/"
+PURE = ("types.py", "data/transforms.py")
+PURE_FOLDERS = ("configs", "models", "losses", "steps")
 IMPURE_MODULES = {
   "absl",
   "datetime",
@@ -104,9 +106,6 @@ def _part(path):
   parts = path.relative_to(ROOT).parts
   if parts[0] in TOPS:
     return parts[0]
-  # What is run with python -m is a tool, wherever it stands.
-  if parts[-1] == "__main__.py":
-    return "tools"
   return parts[1].removesuffix(".py")
 
 
@@ -134,7 +133,7 @@ def _name(path):
 
 def test_the_walk_sees_the_house():
   names = {_name(path) for path in _house()}
-  for part in ("config.py", "models/transformer.py", "losses/ppo.py"):
+  for part in ("configs/model.py", "models/transformer.py", "losses/ppo.py"):
     assert f"{PACKAGE}/{part}" in names
   found = set(_own_imports(ROOT / PACKAGE / "losses" / "ppo.py"))
   assert {"losses", "types"} <= found
@@ -147,8 +146,6 @@ def test_imports_go_one_way(path):
   for other in _own_imports(path):
     if other in (part, "__version__"):
       continue
-    if part == "tools" and other == path.parent.name:
-      continue
     allowed = ROW[other] < ROW[part] or {part, other} <= OPEN
     assert allowed, f"{_name(path)} imports {other}"
 
@@ -156,7 +153,7 @@ def test_imports_go_one_way(path):
 def test_parts_of_the_last_row_do_not_form_a_circle():
   graph = {}
   for path in _house():
-    if _part(path) in OPEN - {"tools"}:
+    if _part(path) in OPEN:
       graph.setdefault(_part(path), set()).update(
         other for other in _own_imports(path) if other in OPEN
       )
@@ -174,7 +171,7 @@ def test_losses_see_arrays_only():
   for path in _files(f"{PACKAGE}/losses"):
     assert set(_own_imports(path)) <= {
       "losses",
-      "placement",
+      "sharding",
       "precision",
       "types",
     }, _name(path)
@@ -185,14 +182,12 @@ def test_models_meet_losses_in_steps_only():
     found = set(_own_imports(path))
     if {"models", "losses"} <= found:
       # A plan asks both for the sizes of their blocks.
-      assert _part(path) in ("steps", "plan"), _name(path)
+      assert _part(path) in ("steps", "planner"), _name(path)
 
 
 def _pure():
   for path in _files():
     name = str(path.relative_to(ROOT / PACKAGE))
-    if name.startswith(IMPURE_FOLDER):
-      continue
     if name in PURE or name.split("/")[0] in PURE_FOLDERS:
       yield path
 
@@ -248,10 +243,10 @@ def test_the_pure_parts_are_there():
 @pytest.mark.parametrize(
   "library, allowed",
   [
-    ("orbax", {f"{PACKAGE}/runtime/storage.py"}),
-    ("flax", {f"{PACKAGE}/models/", f"{PACKAGE}/runtime/mesh.py"}),
-    ("tensorboardX", {f"{PACKAGE}/runtime/metrics.py"}),
-    ("grain", {f"{PACKAGE}/data/", f"{PACKAGE}/loops/"}),
+    ("orbax", {f"{PACKAGE}/checkpoint/storage.py"}),
+    ("flax", {f"{PACKAGE}/models/", f"{PACKAGE}/distributed/mesh.py"}),
+    ("tensorboardX", {f"{PACKAGE}/runs/metrics.py"}),
+    ("grain", {f"{PACKAGE}/data/", f"{PACKAGE}/training/"}),
     ("tensorflow_datasets", {f"{PACKAGE}/data/"}),
     ("sentencepiece", {f"{PACKAGE}/data/"}),
     ("tokenizers", {f"{PACKAGE}/data/"}),
@@ -322,7 +317,7 @@ def test_importing_everything_is_quiet_and_changes_nothing():
   )
   assert done.returncode == 0, done.stderr
   found = json.loads(done.stdout.splitlines()[-1])
-  assert f"{PACKAGE}.runtime.checkpoint" in found["names"]
+  assert f"{PACKAGE}.checkpoint.checkpoints" in found["names"]
   assert found["said"] == ""
   assert found["settings"] and found["flags"]
   assert not found["devices"] and not found["tensorflow"]

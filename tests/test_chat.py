@@ -12,17 +12,17 @@ import jax
 import numpy as np
 import pytest
 
-from instructgpt_jax import chat, config
+from instructgpt_jax import chat, configs
 from instructgpt_jax.data import tokenizer as tokenizer_lib
 from instructgpt_jax.data import transforms
 from instructgpt_jax.data.records import Turn
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.models.generate import generate
+from instructgpt_jax.models.sampling import generate
 from instructgpt_jax.models.transformer import LanguageModel, init_params
-from instructgpt_jax.runtime.progress import Progress
+from instructgpt_jax.runs.progress import Progress
 from instructgpt_jax.types import PromptBatch
 
-DATA = config.Data(
+DATA = configs.Data(
   user_tag="U:",
   assistant_tag="A:",
   turn_separator=" ",
@@ -37,11 +37,11 @@ def policy(tmp_path_factory):
   texts = [" ".join(["U:", *WORDS[i:], "A:", *WORDS[:i]]) for i in range(14)]
   tokenizer = tokenizer_lib.train_tokenizer(
     texts,
-    config.Tokenizer(vocab_size=64, kind="word"),
+    configs.Tokenizer(vocab_size=64, kind="word"),
     tmp_path_factory.mktemp("tokenizer"),
   )
   model = LanguageModel(
-    config.Model(
+    configs.Model(
       layers=1,
       width=16,
       heads=2,
@@ -400,7 +400,7 @@ def test_a_fix_for_a_long_message_names_what_helps(policy):
 
 def test_an_answer_leaves_room_for_a_prompt(policy):
   """Limits that do not fit the context, as an exported model has them."""
-  data = config.Data(max_prompt_tokens=512, max_response_tokens=150)
+  data = configs.Data(max_prompt_tokens=512, max_response_tokens=150)
   talker = chat.Talker(*policy, data, chat.Sampling())
   assert (talker.max_prompt, talker.max_tokens) == (16, 16)
 

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from instructgpt_jax import launch, streams
+from instructgpt_jax import streams
+from instructgpt_jax.cli import launch
 from instructgpt_jax.data import __main__ as data_command
 from instructgpt_jax.report import __main__ as report_command
 

@@ -5,7 +5,8 @@ The diff is then read as part of the change: it shows every recipe that moved.
 
 import pathlib
 
-from instructgpt_jax import flags, presets
+from instructgpt_jax.cli import flags
+from instructgpt_jax.configs import presets
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 PRESETS = ("tiny", "world", "1.3b", "6b", "175b")

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from instructgpt_jax import statistics
-from instructgpt_jax.loops import reward as reward_loop
 from instructgpt_jax.report.findings import Figure, Panel, Series, Table
-from instructgpt_jax.runtime import files
+from instructgpt_jax.runs import files
 from instructgpt_jax.statistics import Interval
 from instructgpt_jax.studies import gather
 from instructgpt_jax.studies.family import Family
 from instructgpt_jax.studies.study import Finding, Study
 from instructgpt_jax.sweeps.jobs import Job
+from instructgpt_jax.training import reward as reward_loop
 from instructgpt_jax.world import labelers
 
 EPOCHS = (1, 2, 4)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from instructgpt_jax.report.findings import Figure, Panel, Series, Table
-from instructgpt_jax.runtime import files
+from instructgpt_jax.runs import files
 from instructgpt_jax.studies import gather
 from instructgpt_jax.studies.family import Family
 from instructgpt_jax.studies.study import Finding, Study

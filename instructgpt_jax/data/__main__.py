@@ -18,14 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from instructgpt_jax import config, presets, streams
+from instructgpt_jax import configs, streams
+from instructgpt_jax.configs import presets
 from instructgpt_jax.data import (
   curation,
   drops,
   formats,
   paths,
+  reading,
   records,
-  sources,
   splits,
   tokenizer,
   transforms,
@@ -65,14 +66,14 @@ class File:
   """
 
   named: bool
-  kinds: dict[type | None, sources.FileRecords]
+  kinds: dict[type | None, reading.FileRecords]
 
   @property
   def records(self) -> list[Any]:
     return self.kinds[None].records
 
   @property
-  def report(self) -> sources.FileReport:
+  def report(self) -> reading.FileReport:
     return self.kinds[None].report
 
   def holds(self, kind: type) -> bool:
@@ -90,7 +91,7 @@ class Settings:
     unit: what the tokenizer counts.
   """
 
-  data: config.Data
+  data: configs.Data
   tokenizer: tokenizer.Tokenizer
   unit: str
 
@@ -99,7 +100,7 @@ class Settings:
 
 
 def _read(path: str, named: bool, must: bool) -> File:
-  file = File(named, sources.read_kinds(path))
+  file = File(named, reading.read_kinds(path))
   if not file.records and must:
     skipped = file.report.skipped.items()
     raise UserError(
@@ -119,10 +120,10 @@ def _read_all(listing: paths.Listing) -> list[File]:
   files = [
     _read(path, named, named or only) for path, named in listing.files.items()
   ]
-  for kind in sources.KIND_NAMES:
+  for kind in reading.KIND_NAMES:
     members = _members(files, kind)
     parts = [file.kinds[kind] for file in members]
-    parts = sources.split_by_name(parts, listing.roots)
+    parts = reading.split_by_name(parts, listing.roots)
     for file, part in zip(members, parts, strict=True):
       file.kinds[kind] = part
   return files
@@ -154,9 +155,9 @@ def describe(file: File, settings: Settings) -> list[str]:
   for reason, n in report.skipped.items():
     lines.append(f"  skipped: {n} {reason}")
   lines += [
-    f"  {line}" for line in sources.remarks(report.unused, report.notes)
+    f"  {line}" for line in reading.remarks(report.unused, report.notes)
   ]
-  for kind, plural in sources.KIND_NAMES.items():
+  for kind, plural in reading.KIND_NAMES.items():
     if file.holds(kind):
       items, of_kind = file.kinds[kind]
       lines.append(f"  {plural}: {len(items)}")
@@ -352,7 +353,7 @@ def _parser() -> argparse.ArgumentParser:
     default="",
     help="preset whose limits apply: " + ", ".join(presets.NAMES),
   )
-  for field in dataclasses.fields(config.Data):
+  for field in dataclasses.fields(configs.Data):
     if field.name in (*_SOURCES, "explicit"):
       continue
     parser.add_argument(
@@ -368,12 +369,12 @@ def _parser() -> argparse.ArgumentParser:
   return parser
 
 
-def _data(args: argparse.Namespace) -> config.Data:
+def _data(args: argparse.Namespace) -> configs.Data:
   """Returns the data section of the preset, changed by the flags."""
-  data = presets.sft(args.preset).data if args.preset else config.Data()
+  data = presets.sft(args.preset).data if args.preset else configs.Data()
   changes = {
     f.name: value
-    for f in dataclasses.fields(config.Data)
+    for f in dataclasses.fields(configs.Data)
     if (value := getattr(args, f.name, None)) is not None
   }
   explicit = ",".join(sorted(changes))
@@ -381,7 +382,7 @@ def _data(args: argparse.Namespace) -> config.Data:
 
 
 def _settings(
-  args: argparse.Namespace, data: config.Data, files: Sequence[File]
+  args: argparse.Namespace, data: configs.Data, files: Sequence[File]
 ) -> tuple[Settings, str]:
   """Returns the settings for judging files, and a sentence about them."""
   preset = args.preset
@@ -410,7 +411,7 @@ def _settings(
 
 
 def _trained(
-  files: Sequence[File], data: config.Data, section: config.Tokenizer
+  files: Sequence[File], data: configs.Data, section: configs.Tokenizer
 ) -> tokenizer.Tokenizer:
   """Trains a tokenizer on the files' documents, or else on all their texts."""
   items = [r for f in files for r in f.records]
@@ -426,11 +427,11 @@ def _trained(
 
 def _judge_together(files: Sequence[File], settings: Settings) -> None:
   """Prints what curation makes of the records of several files."""
-  for kind, plural in sources.KIND_NAMES.items():
+  for kind, plural in reading.KIND_NAMES.items():
     parts = [file.kinds[kind] for file in _members(files, kind)]
     if len(parts) > 1:
       items = [r for part in parts for r in part.records]
-      report = sources.Report(tuple(part.report for part in parts))
+      report = reading.Report(tuple(part.report for part in parts))
       print(f"{plural} of {len(parts)} files together: {len(items)}")
       print("\n".join(_judged(items, report.skipped, settings)), flush=True)
 
@@ -441,7 +442,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   args = _parser().parse_args(argv)
   try:
     data = _data(args)
-    listing = sources.list_files(*args.paths)
+    listing = reading.list_files(*args.paths)
     files = _read_all(listing)
     settings, text = _settings(args, data, files)
     print(text)

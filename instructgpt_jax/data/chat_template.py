@@ -20,7 +20,7 @@ import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 
-from instructgpt_jax import config
+from instructgpt_jax import configs
 from instructgpt_jax.data.records import Turn
 from instructgpt_jax.errors import UserError
 
@@ -29,7 +29,7 @@ _QUESTION, _REPLY, _SYSTEM = "\ue000Q\ue001", "\ue000A\ue001", "\ue000S\ue001"
 _LATER = "\ue000L\ue001"
 _ROLES = {"user": _QUESTION, "assistant": _REPLY, "system": _SYSTEM}
 _LEAVES_OUT = "template_leaves_out"
-_DATE = config.Data().template_date
+_DATE = configs.Data().template_date
 
 
 class ChatTemplate:

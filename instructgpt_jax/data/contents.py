@@ -8,7 +8,7 @@ import re
 import stat
 import zlib
 
-from instructgpt_jax import signatures
+from instructgpt_jax import file_signatures
 from instructgpt_jax.errors import UserError
 
 STDIN = "/dev/stdin"
@@ -144,7 +144,7 @@ def _unpacked(content: bytes, path: str) -> bytes:
         code="compressed_file",
       )
   elif content and path.lower().endswith(".gz"):
-    signatures.refuse(content[: signatures.HEAD], path, line=1)
+    file_signatures.refuse(content[: file_signatures.HEAD], path, line=1)
     raise UserError(
       "is no valid gzip data",
       file=path,
@@ -153,7 +153,7 @@ def _unpacked(content: bytes, path: str) -> bytes:
       " again (gzip -t checks it)",
       code="bad_gzip",
     )
-  signatures.refuse(content[: signatures.HEAD], path, line=1)
+  file_signatures.refuse(content[: file_signatures.HEAD], path, line=1)
   return content
 
 
@@ -195,10 +195,10 @@ def _refuse_other_text(content: bytes, path: str) -> None:
 
 
 def _decode(content: bytes, path: str) -> str:
-  head = content[: signatures.HEAD]
-  encoding = signatures.byte_order_mark(head)
+  head = content[: file_signatures.HEAD]
+  encoding = file_signatures.byte_order_mark(head)
   if encoding is None:
-    unmarked = signatures.encoding(head)
+    unmarked = file_signatures.encoding(head)
     if unmarked:
       name = unmarked[:-3].upper() + unmarked[-2:].upper()  # as iconv has it
       raise UserError(
@@ -226,7 +226,7 @@ def _undecodable(
     problem = "is cut short: it ends in the middle of a character"
     fix, code = "copy the file again", "cut_short"
   elif _is_binary(content):
-    return signatures.as_error(signatures.BINARY, path, line=1)
+    return file_signatures.as_error(file_signatures.BINARY, path, line=1)
   else:
     problem = f"byte 0x{error.object[error.start]:02x} is not valid UTF-8"
     fix = "convert the file from its encoding to UTF-8, for example with iconv"
@@ -237,7 +237,7 @@ def _undecodable(
 
 def _is_binary(content: bytes) -> bool:
   """Whether more of the first bytes are control characters than in a text."""
-  head = content[: signatures.HEAD]
+  head = content[: file_signatures.HEAD]
   controls = sum(byte < 32 and byte not in b"\t\n\r\f\x1b" for byte in head)
   return controls * 50 > len(head)
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from instructgpt_jax import config
+from instructgpt_jax import configs
 from instructgpt_jax.data import drops as drops_lib
 from instructgpt_jax.data import transforms
 from instructgpt_jax.data.drops import (
@@ -61,7 +61,7 @@ def _normalised(turns: Sequence[Turn]) -> tuple[tuple[str, str], ...]:
 
 
 def deduplicate(
-  records: Iterable[_P], data: config.Data
+  records: Iterable[_P], data: configs.Data
 ) -> tuple[list[_P], Drops]:
   """Drops records that are repeated, and prompts that are nearly the same.
 
@@ -172,7 +172,7 @@ def ignore_constant_users(
 
 
 def limit_users(
-  records: Iterable[_P], data: config.Data
+  records: Iterable[_P], data: configs.Data
 ) -> tuple[list[_P], Drops]:
   """Keeps the first `data.max_prompts_per_user` distinct prompts of each user.
 
@@ -193,7 +193,9 @@ def limit_users(
   return stay, drops
 
 
-def prepare(records: Sequence[_P], data: config.Data) -> tuple[list[_P], Drops]:
+def prepare(
+  records: Sequence[_P], data: configs.Data
+) -> tuple[list[_P], Drops]:
   """The steps that need no other source: dedupe, and the limit per user.
 
   A limit that the user has set holds for user ids that are ignored later, too.
@@ -213,7 +215,7 @@ def prepare(records: Sequence[_P], data: config.Data) -> tuple[list[_P], Drops]:
 
 
 def drop_long(
-  records: Sequence[_P], tokenizer: Tokenizer, data: config.Data
+  records: Sequence[_P], tokenizer: Tokenizer, data: configs.Data
 ) -> tuple[list[_P], Drops]:
   """Drops prompts of more than `data.max_prompt_tokens`, tags included."""
   encoded = transforms.encode_prompts(
@@ -237,7 +239,7 @@ def replies(record: _Record) -> tuple[str, ...]:
 
 
 def drop_cut(
-  records: Sequence[_P], tokenizer: Tokenizer, data: config.Data
+  records: Sequence[_P], tokenizer: Tokenizer, data: configs.Data
 ) -> tuple[list[_P], Drops]:
   """Counts replies that are cut, and drops what the cut makes equal.
 
@@ -326,7 +328,7 @@ def drop_personal(records: Iterable[_P]) -> tuple[list[_P], Drops]:
 
 def curate(
   records: Sequence[_P],
-  data: config.Data,
+  data: configs.Data,
   tokenizer: Tokenizer | None = None,
   others: Iterable[Sequence[_Record]] = (),
 ) -> tuple[dict[str, list[_P]], Drops]:

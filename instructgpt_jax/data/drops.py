@@ -11,7 +11,7 @@ import collections
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from instructgpt_jax import config
+from instructgpt_jax import configs
 from instructgpt_jax.data.records import (
   Demonstration,
   Document,
@@ -195,7 +195,7 @@ def _share(count: int, total: int) -> str:
 
 
 def judge(
-  field: str, causes: list[Cause], total: int, data: config.Data
+  field: str, causes: list[Cause], total: int, data: configs.Data
 ) -> None:
   """Refuses a source if most of its records are not used.
 

@@ -15,8 +15,8 @@ import sentencepiece
 import tokenizers
 
 from instructgpt_jax.data import tokenizer_json
-from instructgpt_jax.data.tokenization import classes
 from instructgpt_jax.data.tokenizer import HuggingFace, Tokenizer
+from instructgpt_jax.data.tokenizers import classes
 from instructgpt_jax.errors import UserError
 
 _SETTINGS = "tokenizer_config.json"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from instructgpt_jax import config
+from instructgpt_jax import configs
 
 ROLES = ("system", "user", "assistant")
 SPLITS = ("train", "valid", "test")
@@ -65,12 +65,12 @@ class Document:
 Record = Prompt | Demonstration | Ranking | Document
 
 
-def separator(data: config.Data) -> str:
+def separator(data: configs.Data) -> str:
   """The turn separator, with its escapes \\n and \\t resolved."""
   return data.turn_separator.replace("\\n", "\n").replace("\\t", "\t")
 
 
-def prompt_text(turns: tuple[Turn, ...], data: config.Data) -> str:
+def prompt_text(turns: tuple[Turn, ...], data: configs.Data) -> str:
   """A conversation as the text that a reply follows.
 
   "Human: hi\\n\\nAssistant:" for one turn. A system turn stands alone, without

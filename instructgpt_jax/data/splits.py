@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
-from instructgpt_jax import config
+from instructgpt_jax import configs
 from instructgpt_jax.data.drops import HELD_OUT, Drops
 from instructgpt_jax.data.records import (
   SPLITS,
@@ -63,7 +63,7 @@ def hash_fraction(key: str) -> float:
   return int.from_bytes(digest[:8], "big") / 2.0**64
 
 
-def _split_name(key: str, data: config.Data) -> str:
+def _split_name(key: str, data: configs.Data) -> str:
   fraction = hash_fraction(key)
   if fraction < data.valid_fraction:
     return "valid"
@@ -72,7 +72,7 @@ def _split_name(key: str, data: config.Data) -> str:
   return "train"
 
 
-def split_of(record: Record, data: config.Data) -> str:
+def split_of(record: Record, data: configs.Data) -> str:
   """The split of a record by itself: its file's, or else its user's hash."""
   return record.split or _split_name(user_of(record), data)
 
@@ -105,7 +105,7 @@ class Splitter:
   def __init__(
     self,
     records: Iterable[Record],
-    data: config.Data,
+    data: configs.Data,
     others: Iterable[Sequence[Record]] = (),
   ):
     """Reads all records of all sources.
@@ -310,7 +310,7 @@ def _parts(text: str) -> Iterator[str]:
 
 
 def split_documents(
-  documents: Iterable[Document], data: config.Data
+  documents: Iterable[Document], data: configs.Data
 ) -> dict[str, list[Document]]:
   """{"train", "valid", "test"} -> documents, by a hash of their text.
 

@@ -5,14 +5,14 @@ what the vocabulary lacks is appended to it, so `vocab_size` may be one or two
 larger than the file's. Text never encodes to either of them.
 """
 
-from instructgpt_jax.data.tokenization.base import StreamDecoder, Tokenizer
-from instructgpt_jax.data.tokenization.hugging_face import HuggingFace
-from instructgpt_jax.data.tokenization.loading import load_tokenizer
-from instructgpt_jax.data.tokenization.sentencepiece_model import (
+from instructgpt_jax.data.tokenizers.base import StreamDecoder, Tokenizer
+from instructgpt_jax.data.tokenizers.hugging_face import HuggingFace
+from instructgpt_jax.data.tokenizers.loading import load_tokenizer
+from instructgpt_jax.data.tokenizers.sentencepiece_model import (
   NEWLINE_WORD,
   SentencePiece,
 )
-from instructgpt_jax.data.tokenization.training import (
+from instructgpt_jax.data.tokenizers.training import (
   MAX_TRAINING_CHARS,
   train_tokenizer,
 )

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from instructgpt_jax import config
+from instructgpt_jax import configs
 from instructgpt_jax.data import records
 from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.errors import UserError
@@ -33,7 +33,7 @@ def _int32(ids) -> np.ndarray:
 def encode_prompts(
   turns: Sequence[tuple[records.Turn, ...]],
   tokenizer: Tokenizer,
-  data: config.Data,
+  data: configs.Data,
 ) -> list[np.ndarray]:
   """Token ids of prompts, exactly as a rollout starts from them."""
   if uses_template(tokenizer, data):
@@ -45,7 +45,7 @@ def encode_prompts(
 
 
 def encode_completions(
-  completions: Sequence[str], tokenizer: Tokenizer, data: config.Data
+  completions: Sequence[str], tokenizer: Tokenizer, data: configs.Data
 ) -> list[np.ndarray]:
   """Encodes replies with their end-of-text token.
 
@@ -58,7 +58,7 @@ def encode_completions(
 
 
 def encode_uncut(
-  completions: Sequence[str], tokenizer: Tokenizer, data: config.Data
+  completions: Sequence[str], tokenizer: Tokenizer, data: configs.Data
 ) -> list[np.ndarray]:
   """Encodes whole replies with their end-of-text token."""
   if uses_template(tokenizer, data):
@@ -74,7 +74,7 @@ def encode_uncut(
   return [_int32([*ids, end]) for ids in encoded]
 
 
-def uses_template(tokenizer: Tokenizer, data: config.Data) -> bool:
+def uses_template(tokenizer: Tokenizer, data: configs.Data) -> bool:
   """Whether conversations are written by the tokenizer's chat template.
 
   Raises:
@@ -87,7 +87,7 @@ def with_instruction(
   instruction: str,
   turns: tuple[records.Turn, ...],
   tokenizer: Tokenizer,
-  data: config.Data,
+  data: configs.Data,
 ) -> tuple[records.Turn, ...]:
   """Puts an instruction ahead of a conversation.
 
@@ -107,7 +107,7 @@ def with_instruction(
 def encode_demonstration(
   demonstration: records.Demonstration,
   tokenizer: Tokenizer,
-  data: config.Data,
+  data: configs.Data,
 ) -> tuple[np.ndarray, np.ndarray]:
   """(prompt ids, completion ids with end-of-text) of one demonstration."""
   return encode_demonstrations([demonstration], tokenizer, data)[0]
@@ -116,7 +116,7 @@ def encode_demonstration(
 def encode_demonstrations(
   demonstrations: Sequence[records.Demonstration],
   tokenizer: Tokenizer,
-  data: config.Data,
+  data: configs.Data,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
   """`encode_demonstration` of many, in two tokenizer calls."""
   return list(
@@ -133,7 +133,7 @@ def encode_demonstrations(
 def encode_rankings(
   rankings: Sequence[records.Ranking],
   tokenizer: Tokenizer,
-  data: config.Data,
+  data: configs.Data,
 ) -> list[EncodedRanking]:
   """Rankings in token ids; every completion ends as a rollout's does."""
   prompts = encode_prompts([r.turns for r in rankings], tokenizer, data)

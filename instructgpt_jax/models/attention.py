@@ -15,9 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from instructgpt_jax import config as config_lib
-from instructgpt_jax import placement, precision
-from instructgpt_jax.models import splash
+from instructgpt_jax import configs, precision, sharding
+from instructgpt_jax.models.kernels import splash
 from instructgpt_jax.types import Array, Reach
 
 _LARGEST = 1024  # queries of a block
@@ -78,7 +77,7 @@ def has_kernel(dtype: Any, length: int, width: int, cap: float) -> bool:
 
 def pairs(
   platform: str,
-  model: config_lib.Model,
+  model: configs.Model,
   length: int,
   reach: Reach | None = None,
 ) -> int:
@@ -167,7 +166,7 @@ def attend(
   Returns:
     [B, H, T, D / H] in the query's type.
   """
-  if placement.platform() == "tpu" and query.shape[2] >= splash.LEAST:
+  if sharding.platform() == "tpu" and query.shape[2] >= splash.LEAST:
     with precision.context(query.dtype):
       return splash.attend(query, key, value, mask, cap)
   found: Any = _attend(query, key, value, mask, cap, reach)

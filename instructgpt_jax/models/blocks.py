@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from instructgpt_jax import config as config_lib
-from instructgpt_jax import placement
-from instructgpt_jax.models import attention, layers, rotary
+from instructgpt_jax import configs, sharding
+from instructgpt_jax.models import attention, layers, rope
 from instructgpt_jax.models.layers import Dense, Norm
 from instructgpt_jax.types import Array, Reach, pytree, static
 
@@ -22,7 +21,7 @@ class View:
   """What the tokens of a layer see, and how their heads are turned."""
 
   mask: Array  # [B, T, S] bool
-  turns: rotary.Turns | None  # None with learned positions
+  turns: rope.Turns | None  # None with learned positions
   reach: Reach | None = static(None)  # the mask is False beyond it
 
 
@@ -43,7 +42,7 @@ def attention_mask(segments: Array) -> Array:
 
 
 def views(
-  c: config_lib.Model,
+  c: configs.Model,
   mask: Array,
   age: Callable[[], Array],
   positions: Array,
@@ -67,13 +66,13 @@ def views(
     seen = mask & (age() < c.window) if windowed else mask
     turns = None
     if c.positions == "rotary":
-      turns = rotary.turns(c, positions, windowed)
+      turns = rope.turns(c, positions, windowed)
     return View(mask=seen, turns=turns, reach=reach)
 
   return tuple(map(view, kinds))
 
 
-def kinds(c: config_lib.Model) -> list[int]:
+def kinds(c: configs.Model) -> list[int]:
   """Which of the model's views each layer has."""
   windowed = [c.windowed(i) for i in range(c.layers)]
   mixed = len(set(windowed)) > 1
@@ -90,7 +89,7 @@ def _chosen(seen: Views, kind: Any) -> View:
 
 def _by_heads(x: Array) -> Array:
   """[B, H, T, D / H], placed."""
-  return placement.place(x, "batch", "heads", None, None)
+  return sharding.place(x, "batch", "heads", None, None)
 
 
 def columns(x: Array, wanted: Array, axis: int) -> Array:
@@ -109,13 +108,13 @@ def _written(
     found = jax.lax.dynamic_update_slice_in_dim(old, one, column, axis=2)
     return _by_heads(found)
   found = jax.lax.dynamic_update_slice(old, one[None], (layer, 0, 0, column, 0))
-  return placement.place(found, None, "batch", "heads", None, None)
+  return sharding.place(found, None, "batch", "heads", None, None)
 
 
 class Block(nn.Module):
   """Attention and MLP behind a norm each, or as `config.Model.block` says."""
 
-  config: config_lib.Model
+  config: configs.Model
 
   def setup(self):
     c = self.config
@@ -172,7 +171,7 @@ class Block(nn.Module):
     if c.qk_norm:
       both = [self.norm_query(query), self.norm_key(key)]
     if view.turns is not None:
-      both = [rotary.turn(x, view.turns, c.rotary_pairs) for x in both]
+      both = [rope.turn(x, view.turns, c.rotary_pairs) for x in both]
     if c.query_scalar:
       both[0] *= (c.head_size / c.query_scalar) ** 0.5
     return both
@@ -208,7 +207,7 @@ class Block(nn.Module):
   def _halves(self) -> bool:
     """Whether the mesh splits each half of a gated MLP."""
     c = self.config
-    return c.gated and placement.parts("mlp", c.hidden) > 1
+    return c.gated and sharding.parts("mlp", c.hidden) > 1
 
   def _up(self, read: Array, norm: Norm) -> Array:
     """[M, F], or what a gated activation is of."""
@@ -314,7 +313,7 @@ class Block(nn.Module):
       query, keys, values, view.mask, c.attention_cap
     )
     attended = attended.transpose(1, 2, 3, 0).reshape(-1, x.shape[1])
-    attended = placement.place(attended, "heads", "columns")
+    attended = sharding.place(attended, "heads", "columns")
     found = self.project.columns(attended)
     if c.block == "sandwich":
       found = self.norm_attended.columns(found)

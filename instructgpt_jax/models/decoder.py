@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from instructgpt_jax import config as config_lib
-from instructgpt_jax import placement
+from instructgpt_jax import configs, sharding
 from instructgpt_jax.models import blocks, layers
 from instructgpt_jax.models.layers import Norm, kernel_init
 from instructgpt_jax.types import Array, Reach, pytree
@@ -29,7 +28,7 @@ class Cache:
   index: Array  # [] int32, tokens are written at column index mod S
 
 
-def _positions(c: config_lib.Model) -> Any:
+def _positions(c: configs.Model) -> Any:
   """Half of GPT-2's kernel noise, or sines and cosines of amplitude init_std.
 
   A shift by one position is then a rotation from the start, which attention to
@@ -54,7 +53,7 @@ def _positions(c: config_lib.Model) -> Any:
 class Transformer(nn.Module):
   """Embedding, blocks and the final norm; the heads sit on top."""
 
-  config: config_lib.Model
+  config: configs.Model
 
   def setup(self):
     c = self.config
@@ -121,7 +120,7 @@ class Transformer(nn.Module):
       values, of all columns.
     """
     c = self.config
-    x = placement.place(self._embed(tokens, positions), "batch", None, None)
+    x = sharding.place(self._embed(tokens, positions), "batch", None, None)
     seen = blocks.views(
       c,
       blocks.attention_mask(segments),
@@ -149,7 +148,7 @@ class Transformer(nn.Module):
   ) -> tuple[Array, Cache]:
     """One token a row: token [B], position [B] → [D, B] and the next cache."""
     c = self.config
-    x = placement.place(self._embed(token, position).T, "embed", "columns")
+    x = sharding.place(self._embed(token, position).T, "embed", "columns")
     columns = cache.valid.shape[1]
     column = cache.index % columns
     places = jnp.arange(columns)
@@ -200,7 +199,7 @@ class Transformer(nn.Module):
     return x, (keys,), (values,)
 
 
-def _rematerialised(c: config_lib.Model, static_argnums: Any) -> Any:
+def _rematerialised(c: configs.Model, static_argnums: Any) -> Any:
   if c.remat == "none":
     return blocks.Block
   policy = (

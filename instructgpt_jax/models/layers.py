@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
-from instructgpt_jax import placement, precision
+from instructgpt_jax import precision, sharding
 from instructgpt_jax.types import Array, PyTree
 
 EPSILON = 1e-5  # of LayerNorm
@@ -303,7 +303,7 @@ class Dense(nn.Module):
       low *= self.alpha / self.rank
       found = jnp.add(found, dense(_same, low, (), self._flat(up, parts), None))
     name = self.axes[self.inputs + (self._shards(parts) > 1)]
-    found = checkpoint_name(placement.place(found, "batch", name), PRODUCT)
+    found = checkpoint_name(sharding.place(found, "batch", name), PRODUCT)
     if parts == 1:
       return [found]
     if self._shards(parts) == 1:
@@ -315,7 +315,7 @@ class Dense(nn.Module):
     """Into how many the mesh splits each part of the outputs."""
     after = self.inputs + 1
     return (
-      placement.parts(self.axes[after], self.shape[after]) if parts > 1 else 1
+      sharding.parts(self.axes[after], self.shape[after]) if parts > 1 else 1
     )
 
   def _flat(self, x: Array, parts: int) -> Array:
@@ -356,7 +356,7 @@ class Dense(nn.Module):
     def product(chosen: int | slice, name: str | None) -> Array:
       weights = kernel[chosen].reshape(-1, len(x)).astype(x.dtype)
       output = precision.matmul(weights, x)
-      output = placement.place(output, name, "columns")
+      output = sharding.place(output, name, "columns")
       if bias is None:
         return output
       return output + bias[chosen].reshape(-1, 1).astype(x.dtype)

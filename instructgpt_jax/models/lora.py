@@ -11,14 +11,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from instructgpt_jax import config as config_lib
+from instructgpt_jax import configs
 from instructgpt_jax.types import Array, PyTree
 
 DOWN, UP = "lora_a", "lora_b"  # [inputs, R] and [R, outputs]
 _HEAD = "head"  # of a scalar model; trained with its adapters
 
 
-def split(c: config_lib.Model, params: PyTree) -> tuple[PyTree, PyTree]:
+def split(c: configs.Model, params: PyTree) -> tuple[PyTree, PyTree]:
   """(frozen, trained) parameters; without adapters all are trained."""
   if not c.lora_rank:
     return {}, params
@@ -68,7 +68,7 @@ def within(tree: PyTree, other: PyTree) -> PyTree:
   }
 
 
-def described(c: config_lib.Model) -> str:
+def described(c: configs.Model) -> str:
   """The adapters of a network."""
   return f"rank {c.lora_rank}, alpha {c.lora_alpha:g}, {c.lora_layers} layers"
 
@@ -84,7 +84,7 @@ def added(
   return kernel + scale * (jax.vmap(product) if stacked else product)(down, up)
 
 
-def merged(c: config_lib.Model, params: PyTree) -> PyTree:
+def merged(c: configs.Model, params: PyTree) -> PyTree:
   """The parameters of the same network without adapters."""
   if not c.lora_rank:
     return params

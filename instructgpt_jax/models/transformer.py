@@ -9,22 +9,17 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from instructgpt_jax import config as config_lib
-from instructgpt_jax import placement, precision
+from instructgpt_jax import configs, precision, sharding
 from instructgpt_jax.models import lora
 from instructgpt_jax.models.attention import soft_cap
 from instructgpt_jax.models.decoder import Cache, Transformer
-from instructgpt_jax.models.layers import (
-  TRANSPOSED,
-  kernel_init,
-  vector_init,
-)
+from instructgpt_jax.models.layers import TRANSPOSED, kernel_init, vector_init
 from instructgpt_jax.types import Array, PyTree, Reach
 
 _NEVER = -1e30  # a logit; finite, so that its probability times it is 0
 
 
-def adjusted(c: config_lib.Model, logits: Array, axis: int = -1) -> Array:
+def adjusted(c: configs.Model, logits: Array, axis: int = -1) -> Array:
   """Logits as they are predicted with: capped, and never of padding."""
   logits = soft_cap(logits, c.logit_cap)
   if not c.vocab_padding:
@@ -38,7 +33,7 @@ def adjusted(c: config_lib.Model, logits: Array, axis: int = -1) -> Array:
 class LanguageModel(nn.Module):
   """The decoder with an unembedding."""
 
-  config: config_lib.Model
+  config: configs.Model
 
   def setup(self):
     c = self.config
@@ -102,10 +97,10 @@ class LanguageModel(nn.Module):
       matrix = self.transformer.embedding.embedding
     else:
       matrix = self.unembedding.variables["params"][TRANSPOSED]
-    hidden = placement.place(hidden, None, "columns")
+    hidden = sharding.place(hidden, None, "columns")
     logits = precision.matmul(matrix.astype(hidden.dtype), hidden)
     logits = logits.astype(jnp.float32)
-    logits = placement.place(logits, "classes", "columns")
+    logits = sharding.place(logits, "classes", "columns")
     if c.unembedding_bias:
       logits += self.unembedding.variables["params"]["bias"][:, None]
     return adjusted(c, logits, axis=0)
@@ -189,7 +184,7 @@ class ScalarModel(nn.Module):
   computed in float32.
   """
 
-  config: config_lib.Model
+  config: configs.Model
 
   def setup(self):
     self.transformer = Transformer(self.config)
@@ -279,7 +274,7 @@ def decoding_params(model: LanguageModel, params: dict[str, Any]) -> PyTree:
   tied = model.config.tie_embeddings
   layer = found["transformer"]["embedding"] if tied else found["unembedding"]
   name = "embedding" if tied else TRANSPOSED
-  layer[name] = placement.place(layer[name], "classes", "embed")
+  layer[name] = sharding.place(layer[name], "classes", "embed")
   return found
 
 

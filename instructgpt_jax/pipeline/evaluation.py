@@ -9,19 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from instructgpt_jax import config as config_lib
-from instructgpt_jax import flags, statistics
+from instructgpt_jax import configs, statistics
+from instructgpt_jax.cli import flags
 from instructgpt_jax.data import records, transforms
 from instructgpt_jax.data.tokenizer import Tokenizer
-from instructgpt_jax.evals import judges, measure, tasks
-from instructgpt_jax.evals.measure import Answers, Evaluator, Model
-from instructgpt_jax.loops import inputs, language, workdir
-from instructgpt_jax.loops import reward as reward_loop
+from instructgpt_jax.distributed import mesh as mesh_lib
+from instructgpt_jax.evaluation import judges, measure, tasks
+from instructgpt_jax.evaluation.measure import Answers, Evaluator, Model
 from instructgpt_jax.pipeline import rankings
 from instructgpt_jax.report import curves
-from instructgpt_jax.runtime import files
-from instructgpt_jax.runtime import mesh as mesh_lib
-from instructgpt_jax.runtime.progress import Progress
+from instructgpt_jax.runs import files
+from instructgpt_jax.runs.progress import Progress
+from instructgpt_jax.training import inputs, language, workdir
+from instructgpt_jax.training import reward as reward_loop
 from instructgpt_jax.world import write
 
 # Candidates for real data; the world brings its own.
@@ -62,7 +62,7 @@ _GREEDY = "greedy"
 class _Setting:
   """The evaluator with what only the pipeline measures."""
 
-  config: config_lib.PipelineExperiment
+  config: configs.PipelineExperiment
   directory: str
   stages: Mapping[str, workdir.Stage]
   evaluator: Evaluator
@@ -73,7 +73,7 @@ class _Setting:
 
 
 def _setting(
-  config: config_lib.PipelineExperiment,
+  config: configs.PipelineExperiment,
   directory: str,
   folders: Mapping[str, str],
   *,
@@ -173,7 +173,7 @@ def _measured(
 
 
 def evaluate(
-  config: config_lib.PipelineExperiment,
+  config: configs.PipelineExperiment,
   directory: str,
   stages: Mapping[str, str],
   *,
@@ -281,7 +281,7 @@ def _language(setting: _Setting, model: Model) -> dict[str, Any]:
 
 
 def held_out_rows(
-  data: config_lib.Data, tokenizer: Tokenizer, length: int, split: str = "test"
+  data: configs.Data, tokenizer: Tokenizer, length: int, split: str = "test"
 ) -> transforms.Rows:
   """Rows of documents that were not trained on, unless `split` is train."""
   rows = inputs.document_rows(

@@ -10,14 +10,15 @@ from typing import Any, NamedTuple
 
 import jax
 
-from instructgpt_jax import config as config_lib
-from instructgpt_jax.data import records, sources, splits, transforms
+from instructgpt_jax import configs
+from instructgpt_jax.data import reading, records, splits, transforms
 from instructgpt_jax.data.tokenizer import Tokenizer
+from instructgpt_jax.distributed import mesh as mesh_lib
+from instructgpt_jax.distributed import processes
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.loops import inputs, networks, sampling, workdir
-from instructgpt_jax.runtime import files, processes
-from instructgpt_jax.runtime import mesh as mesh_lib
-from instructgpt_jax.runtime.progress import Progress
+from instructgpt_jax.runs import files
+from instructgpt_jax.runs.progress import Progress
+from instructgpt_jax.training import inputs, networks, sampling, workdir
 from instructgpt_jax.world import labelers, words, write
 
 REWARD, JUDGE = "reward.jsonl", "judge.jsonl"
@@ -47,7 +48,7 @@ def held_out(folder: str, number: int) -> str:
 
 
 def label_round(
-  config: config_lib.PipelineExperiment,
+  config: configs.PipelineExperiment,
   folder: str,
   number: int,
   from_: Sequence[Source],
@@ -109,7 +110,7 @@ def _has_pair(line: dict[str, Any]) -> bool:
 
 
 def _sampled(
-  config: config_lib.PipelineExperiment,
+  config: configs.PipelineExperiment,
   from_: Sequence[Source],
   turns: Sequence[tuple[records.Turn, ...]],
   number: int,
@@ -154,7 +155,7 @@ def _sampled(
 
 
 def split_for_judge(
-  config: config_lib.PipelineExperiment, folder: str, tokenizer: Tokenizer
+  config: configs.PipelineExperiment, folder: str, tokenizer: Tokenizer
 ) -> None:
   """Splits given rankings between the reward model and the judge, by user.
 
@@ -211,9 +212,9 @@ def _line(
   }
 
 
-def read(path: str, tokenizer: Tokenizer, data: config_lib.Data, split: str):
+def read(path: str, tokenizer: Tokenizer, data: configs.Data, split: str):
   """The encoded rankings of one split of a file written here."""
-  found, _ = sources.read_rankings(path)
+  found, _ = reading.read_rankings(path)
   return transforms.encode_rankings(
     [r for r in found if r.split == split], tokenizer, data
   )

@@ -19,11 +19,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
-from instructgpt_jax import checks, flags
-from instructgpt_jax import config as config_lib
+from instructgpt_jax import configs
+from instructgpt_jax.cli import flags
+from instructgpt_jax.configs import checks
 from instructgpt_jax.data.tokenizer import Tokenizer
+from instructgpt_jax.distributed import processes
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.loops import (
+from instructgpt_jax.pipeline import evaluation, rankings
+from instructgpt_jax.report import page
+from instructgpt_jax.runs import claims, files
+from instructgpt_jax.runs.progress import say
+from instructgpt_jax.training import (
   fingerprint,
   inputs,
   language,
@@ -31,10 +37,6 @@ from instructgpt_jax.loops import (
   reward,
   workdir,
 )
-from instructgpt_jax.pipeline import evaluation, rankings
-from instructgpt_jax.report import page
-from instructgpt_jax.runtime import files, processes, workdirs
-from instructgpt_jax.runtime.progress import say
 from instructgpt_jax.world import write
 
 SECONDS = "seconds.json"
@@ -42,7 +44,7 @@ SOURCES = "sources.json"  # the fingerprint of what the pipeline reads
 WORLD = "world"
 _SOURCES = ("demonstrations", "comparisons", "prompts", "pretraining")
 
-E = TypeVar("E", bound=config_lib.Experiment)
+E = TypeVar("E", bound=configs.Experiment)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Pipeline:
   the number of validation records of each source.
   """
 
-  config: config_lib.PipelineExperiment
+  config: configs.PipelineExperiment
   directory: str
   has_gold: bool
   valid: Mapping[str, int] = dataclasses.field(default_factory=dict)
@@ -62,7 +64,7 @@ class Pipeline:
     """The workdir of a stage."""
     return str(pathlib.Path(self.directory) / name)
 
-  def data(self, **sources: str) -> config_lib.Data:
+  def data(self, **sources: str) -> configs.Data:
     """The data section with other sources."""
     return dataclasses.replace(self.config.data, **sources)
 
@@ -82,15 +84,15 @@ class Pipeline:
     experiment = kind(**(shared | sections))
     return dataclasses.replace(experiment, run=self._run_settings(experiment))
 
-  def _run_settings(self, experiment: config_lib.Experiment) -> config_lib.Run:
+  def _run_settings(self, experiment: configs.Experiment) -> configs.Run:
     """Leaves `keep_best` out where a stage does not measure it."""
     run = self.config.run
     measured: list[str] = []
-    if isinstance(experiment, config_lib.PpoExperiment):
+    if isinstance(experiment, configs.PpoExperiment):
       measured = ["reward"]
-    elif isinstance(experiment, config_lib.PretrainExperiment):
+    elif isinstance(experiment, configs.PretrainExperiment):
       measured = ["valid_loss"] * bool(self.valid.get("data.pretraining"))
-    elif isinstance(experiment, config_lib.SftExperiment):
+    elif isinstance(experiment, configs.SftExperiment):
       measured = ["valid_loss"] * bool(self.valid.get("data.demonstrations"))
       if experiment.sft.reward_model:
         measured.append("valid_rm_score")
@@ -110,7 +112,7 @@ class Pipeline:
     with self.timed(name):
       config = workdir.inherit(config)
       values = flags.config_to_dict(config)
-      with workdirs.claimed(folder, experiment, values):
+      with claims.claimed(folder, experiment, values):
         run(config, folder)
 
   @contextmanager
@@ -138,7 +140,7 @@ class Pipeline:
       files.write_json_atomic(path, seconds)
 
 
-def run(config: config_lib.PipelineExperiment, directory: str) -> None:
+def run(config: configs.PipelineExperiment, directory: str) -> None:
   """Runs everything, and ends in a report.
 
   Args:
@@ -173,7 +175,7 @@ def _names(directory: str) -> set[str]:
   return {name for name in os.listdir(directory) if not name.startswith(".")}
 
 
-def _run(config: config_lib.PipelineExperiment, directory: str) -> None:
+def _run(config: configs.PipelineExperiment, directory: str) -> None:
   start = _start(config)
   checks.pipeline(dataclasses.replace(config, data=start.data), start.context)
   pipeline = _checked(_with_data(config, directory), start)
@@ -237,9 +239,7 @@ def _run(config: config_lib.PipelineExperiment, directory: str) -> None:
   files.mark_complete(directory, {"report": str(path)})
 
 
-def _with_data(
-  config: config_lib.PipelineExperiment, directory: str
-) -> Pipeline:
+def _with_data(config: configs.PipelineExperiment, directory: str) -> Pipeline:
   """Takes the user's data, or writes the world's where none are given."""
   given = [s for s in _SOURCES if getattr(config.data, s)]
   if given:
@@ -276,12 +276,12 @@ def _with_data(
 class _Start(NamedTuple):
   """What all stages take over from `init_from`, or have themselves."""
 
-  data: config_lib.Data
+  data: configs.Data
   tokenizer: Tokenizer | None  # None: one is trained
   context: int
 
 
-def _start(config: config_lib.PipelineExperiment) -> _Start:
+def _start(config: configs.PipelineExperiment) -> _Start:
   if not config.init_from:
     return _Start(config.data, None, config.model.context)
   stage = workdir.open_stage(
@@ -353,7 +353,7 @@ def _pretrain(pipeline: Pipeline) -> str:
   if config.init_from:
     return config.init_from
   experiment = pipeline.experiment(
-    config_lib.PretrainExperiment,
+    configs.PretrainExperiment,
     "",
     pretrain=config.pretrain,
     optimizer=config.pretrain_optimizer,
@@ -375,7 +375,7 @@ def _policy_init(pipeline: Pipeline, base: str) -> None:
     "policy_init",
     "policy_init",
     pipeline.experiment(
-      config_lib.SftExperiment,
+      configs.SftExperiment,
       base,
       sft=config.policy_init,
       optimizer=config.policy_init_optimizer,
@@ -398,7 +398,7 @@ def _sft(pipeline: Pipeline, base: str, reward_name: str) -> None:
     "sft",
     "sft",
     pipeline.experiment(
-      config_lib.SftExperiment,
+      configs.SftExperiment,
       base,
       sft=section,
       optimizer=config.sft_optimizer,
@@ -413,7 +413,7 @@ def _reward(pipeline: Pipeline, name: str, comparisons: str) -> None:
     name,
     "reward",
     pipeline.experiment(
-      config_lib.RewardExperiment,
+      configs.RewardExperiment,
       pipeline.folder("policy_init"),
       data=pipeline.data(comparisons=comparisons),
       reward=config.reward,
@@ -424,14 +424,14 @@ def _reward(pipeline: Pipeline, name: str, comparisons: str) -> None:
 
 
 def _ppo(
-  pipeline: Pipeline, name: str, reward_name: str, section: config_lib.Ppo
+  pipeline: Pipeline, name: str, reward_name: str, section: configs.Ppo
 ) -> None:
   config = pipeline.config
   pipeline.stage(
     name,
     "ppo_ptx" if section.ptx_coef else "ppo",
     pipeline.experiment(
-      config_lib.PpoExperiment,
+      configs.PpoExperiment,
       pipeline.folder("policy_init"),
       ppo=dataclasses.replace(
         section, reward_model=pipeline.folder(reward_name)

@@ -13,10 +13,11 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from instructgpt_jax import launch, streams
+from instructgpt_jax import streams
+from instructgpt_jax.cli import launch
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.report import page
-from instructgpt_jax.runtime import files
+from instructgpt_jax.runs import files
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from instructgpt_jax.report import results as results_lib
-from instructgpt_jax.runtime import metrics
+from instructgpt_jax.runs import metrics
 
 POINTS = 300
 

@@ -19,7 +19,7 @@ import jinja2
 from instructgpt_jax.report import figures
 from instructgpt_jax.report import results as results_lib
 from instructgpt_jax.report.results import Leaf, Metric, Results
-from instructgpt_jax.runtime import files
+from instructgpt_jax.runs import files
 
 JSON = "report.json"
 HTML = "report.html"

@@ -30,7 +30,7 @@ from instructgpt_jax.report import results as results_lib
 from instructgpt_jax.report.findings import Table
 from instructgpt_jax.report.results import Leaf, Results, mapping, number
 from instructgpt_jax.report.study_figures import Drawing
-from instructgpt_jax.runtime import files
+from instructgpt_jax.runs import files
 
 HTML = "index.html"
 JSON = "results.json"

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from instructgpt_jax.losses import language, vocabulary
+from instructgpt_jax.losses import chunked, language
 from instructgpt_jax.losses.masked import safe_divide
 from instructgpt_jax.models import lora
 from instructgpt_jax.models.transformer import LanguageModel, adjusted
@@ -40,7 +40,7 @@ def loss_and_metrics(
   hidden, targets, weights = _flat(
     model, params, batch, dropout_key=dropout_key
   )
-  total, sums = vocabulary.summed(
+  total, sums = chunked.summed(
     _cross_entropy,
     hidden,
     unembedding_matrix(model, params),
@@ -69,7 +69,7 @@ def unembedding_matrix(model: LanguageModel, params: PyTree) -> Array:
   return model.apply({"params": params}, method="unembedding_matrix")
 
 
-def adjust(model: LanguageModel) -> vocabulary.Adjust:
+def adjust(model: LanguageModel) -> chunked.Adjust:
   """Makes the model's logits of products with `unembedding_matrix`."""
   return functools.partial(adjusted, model.config)
 
@@ -180,7 +180,7 @@ def token_logp(
     [B, T] float32; 0 where the weight is 0.
   """
   hidden, targets, weights = _flat(model, params, batch)
-  found = vocabulary.token_logp(
+  found = chunked.token_logp(
     hidden,
     unembedding_matrix(model, params),
     targets,

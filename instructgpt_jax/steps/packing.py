@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from instructgpt_jax import placement
+from instructgpt_jax import sharding
 from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.types import Array, PyTree, pytree
 
@@ -46,12 +46,12 @@ class Packing:
 
   def take_states(self, x: Array) -> Array:
     """[C, M, S] → [B, S]; what stands in padding means nothing."""
-    return placement.place(x.reshape(-1)[self.place], "batch", None)
+    return sharding.place(x.reshape(-1)[self.place], "batch", None)
 
 
 def _put(x: Array, source: Array) -> Array:
   found = x.reshape(-1).at[source].get(mode="fill", fill_value=0)
-  return placement.place(found, None, "batch", None)
+  return sharding.place(found, None, "batch", None)
 
 
 def microbatch_size(rows: int, length: int, shards: int) -> int:
@@ -80,7 +80,7 @@ def pack(real: Array, states: int, microbatch: int = 0) -> Packing:
     microbatch: M, a divisor of B; 0 is `microbatch_size`.
   """
   count, length = real.shape
-  shards = placement.parts("batch", count)
+  shards = sharding.parts("batch", count)
   size = microbatch or microbatch_size(count, length, shards)
   if count % size:
     raise ValueError(f"microbatch {size} does not divide batch {count}")

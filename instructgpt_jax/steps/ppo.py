@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from instructgpt_jax import config as config_lib
-from instructgpt_jax.losses import language, masked, ppo, returns, vocabulary
+from instructgpt_jax import configs
+from instructgpt_jax.losses import chunked, language, masked, ppo, returns
 from instructgpt_jax.models import layers, lora
 from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
 from instructgpt_jax.steps import language as language_step
@@ -78,7 +78,7 @@ def _logp(
   model: LanguageModel, params: PyTree, rows: _Rows, temperature: float
 ) -> Array:
   """[M, S] log-probabilities of the response tokens, 0 elsewhere."""
-  logp = vocabulary.token_logp(
+  logp = chunked.token_logp(
     _hidden(model, params, rows),
     language_step.unembedding_matrix(model, params),
     rows.actions.reshape(-1),
@@ -137,7 +137,7 @@ def response_logp_and_spread(
     matrix = language_step.unembedding_matrix(model, params)
 
     def logp(tokens: Array) -> Array:
-      return vocabulary.token_logp(
+      return chunked.token_logp(
         hidden,
         matrix,
         tokens.reshape(-1),
@@ -164,7 +164,7 @@ def experience(
   model: LanguageModel,
   scalar_model: ScalarModel,
   value_model: ScalarModel,
-  config: config_lib.Ppo,
+  config: configs.Ppo,
 ) -> tuple[Experience, Array, Metrics]:
   """Scores a rollout [B, P + N] and works out advantages (section 3.5, C.4).
 
@@ -288,7 +288,7 @@ def update(
   value_model: ScalarModel,
   optimizer: optax.GradientTransformation,
   value_optimizer: optax.GradientTransformation,
-  config: config_lib.Ppo,
+  config: configs.Ppo,
 ) -> tuple[PpoState, Metrics]:
   """Updates policy and value network on a minibatch.
 
@@ -331,7 +331,7 @@ def update(
     del index
     params = lora.union(frozen, params)
     rows, old_logp, advantages = part
-    loss, sums = vocabulary.summed(
+    loss, sums = chunked.summed(
       token_loss,
       _hidden(model, params, rows),
       language_step.unembedding_matrix(model, params),

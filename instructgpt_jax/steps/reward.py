@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from instructgpt_jax.losses import preference
+from instructgpt_jax.losses import reward
 from instructgpt_jax.models import lora
 from instructgpt_jax.models.transformer import ScalarModel, positions_of
 from instructgpt_jax.steps import state as state_lib
@@ -104,11 +104,11 @@ def count_pairs(
   The loss is summed over a prompt's pairs.
   """
   scores = score_rankings(model, params, batch)
-  correct, pairs = preference.pair_accuracy(scores, batch.ranks, batch.valid)
+  correct, pairs = reward.pair_accuracy(scores, batch.ranks, batch.valid)
   return (
     correct,
     pairs,
-    preference.pair_losses(scores, batch.ranks, batch.valid),
+    reward.pair_losses(scores, batch.ranks, batch.valid),
   )
 
 
@@ -142,7 +142,7 @@ def train_step(
     raise ValueError(
       f"microbatch {microbatch} parts the {together} prompts of a group"
     )
-  normalizer = preference.count_prompts(batch.ranks, batch.valid)
+  normalizer = reward.count_prompts(batch.ranks, batch.valid)
   key = None
   if model.config.dropout:
     key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -151,7 +151,7 @@ def train_step(
     part_key = None if key is None else jax.random.fold_in(key, index)
     params = lora.union(frozen, params)
     scores = score_rankings(model, params, part, dropout_key=part_key)
-    return preference.ranking_loss(
+    return reward.ranking_loss(
       scores, part.ranks, part.valid, normalizer=normalizer
     )
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from instructgpt_jax import config as config_lib
+from instructgpt_jax import configs
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.models import lora
 from instructgpt_jax.types import Array, PyTree, pytree
@@ -68,7 +68,7 @@ class Schedule:
     return self.peak * jnp.where(self.step < self.warmup_steps, warming, after)
 
 
-def _new_schedule(config: config_lib.Optimizer, total_steps: int) -> Schedule:
+def _new_schedule(config: configs.Optimizer, total_steps: int) -> Schedule:
   if config.warmup_steps < 0:
     raise UserError(
       f"{config.warmup_steps} is for PPO, which counts in iterations",
@@ -88,7 +88,7 @@ def _new_schedule(config: config_lib.Optimizer, total_steps: int) -> Schedule:
 
 
 def schedule(
-  config: config_lib.Optimizer, total_steps: int
+  config: configs.Optimizer, total_steps: int
 ) -> Callable[[int], Array]:
   """Updates done → the next one's learning rate."""
   begun = _new_schedule(config, total_steps)
@@ -100,7 +100,7 @@ def schedule(
 
 
 def _follow_schedule(
-  config: config_lib.Optimizer, total_steps: int
+  config: configs.Optimizer, total_steps: int
 ) -> optax.GradientTransformation:
   """Multiplies updates by minus the learning rate."""
 
@@ -118,7 +118,7 @@ def _follow_schedule(
 
 
 def make_optimizer(
-  config: config_lib.Optimizer, total_steps: int
+  config: configs.Optimizer, total_steps: int
 ) -> optax.GradientTransformation:
   """Clipping by global norm, then Adam with decay on matrices only.
 
@@ -318,7 +318,7 @@ def add_to_fingerprint(mark: Array, x: Array) -> Array:
 
 
 def learning_rate(
-  config: config_lib.Optimizer, total_steps: int, step: Any
+  config: configs.Optimizer, total_steps: int, step: Any
 ) -> Array:
   """The learning rate of update number `step`, for the log."""
   return jnp.asarray(schedule(config, total_steps)(step))

@@ -7,8 +7,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from instructgpt_jax.evals import evaluate
-from instructgpt_jax.runtime import files
+from instructgpt_jax.evaluation import evaluate
+from instructgpt_jax.runs import files
 from instructgpt_jax.studies.answers import Answers
 from instructgpt_jax.studies.scale import OWN, Scale, flags_of
 from instructgpt_jax.sweeps.jobs import Job

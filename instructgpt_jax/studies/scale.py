@@ -9,7 +9,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from instructgpt_jax import config, flags, presets
+from instructgpt_jax import configs
+from instructgpt_jax.cli import flags
+from instructgpt_jax.configs import presets
 from instructgpt_jax.errors import UserError
 
 SIZES = ("small", "middle", "large")
@@ -45,7 +47,7 @@ class Scale:
       found = getattr(found, part)
     return found
 
-  def model(self, size: str) -> config.Model:
+  def model(self, size: str) -> configs.Model:
     """The network at one of SIZES."""
     whole = flags.replace(
       presets.pipeline(self.preset),
@@ -90,7 +92,7 @@ def flags_of(experiment: str, recipe: Mapping[str, Any]) -> dict[str, Any]:
   return found
 
 
-def parameters(model: config.Model, vocabulary: int) -> int:
+def parameters(model: configs.Model, vocabulary: int) -> int:
   """Parameters of the network, embeddings and positions included."""
   width, hidden = model.width, model.width * model.mlp_ratio
   block = 4 * width * (width + 1) + 2 * width * hidden + hidden + width
@@ -105,7 +107,7 @@ def scale(name: str) -> Scale:
     raise UserError(
       f"there is no size {name!r}",
       field="--size",
-      fix=config.nearest(name, SCALES) or f"give one of {', '.join(SCALES)}",
+      fix=configs.nearest(name, SCALES) or f"give one of {', '.join(SCALES)}",
     )
   return SCALES[name]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.report.findings import Figure, Table
-from instructgpt_jax.runtime import files
+from instructgpt_jax.runs import files
 from instructgpt_jax.studies import scale as scale_lib
 from instructgpt_jax.studies.family import Family
 from instructgpt_jax.studies.scale import Scale

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.runtime import files
+from instructgpt_jax.runs import files
 from instructgpt_jax.sweeps import jobs, processes, records
 
 FOLDER = "submitit"

@@ -12,8 +12,9 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from instructgpt_jax import config as config_lib
-from instructgpt_jax import flags, launch, presets
+from instructgpt_jax import configs
+from instructgpt_jax.cli import flags, launch
+from instructgpt_jax.configs import presets
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.sweeps import (
   arguments,
@@ -174,7 +175,7 @@ def _load(name: str, load: Callable[[str], Any]) -> Any:
     raise UserError(
       f"there is no experiment {name!r}",
       field="--experiment",
-      fix=config_lib.nearest(name, presets.EXPERIMENTS)
+      fix=configs.nearest(name, presets.EXPERIMENTS)
       or f"give one of {', '.join(presets.EXPERIMENTS)}",
     )
   return found

@@ -20,8 +20,9 @@ from typing import Protocol
 
 import tqdm
 
+from instructgpt_jax.distributed import preemption
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.runtime import files, preemption, progress
+from instructgpt_jax.runs import files, progress
 from instructgpt_jax.sweeps import processes, records
 from instructgpt_jax.sweeps.cluster import Slurm, Submitit
 from instructgpt_jax.sweeps.jobs import Job, check_complete, in_order

@@ -16,8 +16,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
-from instructgpt_jax import config as config_lib
-from instructgpt_jax import flags
+from instructgpt_jax import configs
+from instructgpt_jax.cli import flags
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.sweeps.jobs import flag_text
 
@@ -56,7 +56,7 @@ def expand(text: str, named: Callable[[], Mapping[str, str]]) -> str:
         _refuse(
           part,
           "there is no such sweep",
-          config_lib.nearest(part, named()) or f"give {_some(named())}",
+          configs.nearest(part, named()) or f"give {_some(named())}",
         )
       parts[i] = named()[part]
   if not parts:
@@ -246,7 +246,7 @@ def _leaf(part: str, field: str, config: Any) -> Any:
   """The field's value in the config."""
   known = {name: value for name, value, _ in flags.leaves(config)}
   if field not in known:
-    near = config_lib.nearest(field, known)
+    near = configs.nearest(field, known)
     _refuse(part, f"there is no field {field!r}", near or "--help lists them")
   return known[field]
 

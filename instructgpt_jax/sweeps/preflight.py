@@ -6,11 +6,12 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from instructgpt_jax import checks, flags
-from instructgpt_jax.data import sources
+from instructgpt_jax.cli import flags
+from instructgpt_jax.configs import checks
+from instructgpt_jax.data import reading
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.loops import fingerprint
 from instructgpt_jax.sweeps.jobs import Job
+from instructgpt_jax.training import fingerprint
 
 _FOLDERS = ("init_from", "ppo.reward_model", "sft.reward_model")
 _DATA = ("demonstrations", "comparisons", "prompts", "pretraining")
@@ -106,7 +107,7 @@ def _paths(leaves: Mapping[str, Any], root: str) -> None:
     if not spec or any(_within(part, root) for part in spec.split(",")):
       continue
     try:
-      sources.expand(spec)
+      reading.expand(spec)
     except UserError as error:
       raise UserError(
         error.problem,

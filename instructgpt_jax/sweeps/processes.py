@@ -13,7 +13,8 @@ import time
 from collections.abc import Sequence
 
 import instructgpt_jax
-from instructgpt_jax.runtime import files, preemption
+from instructgpt_jax.distributed import preemption
+from instructgpt_jax.runs import files
 from instructgpt_jax.sweeps import child, jobs, records
 
 _GRACE = 10.0  # seconds between asking a process to end and killing it

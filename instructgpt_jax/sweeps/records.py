@@ -7,7 +7,7 @@ import os
 import pathlib
 import time
 
-from instructgpt_jax.runtime import files, locks
+from instructgpt_jax.runs import files, locks
 from instructgpt_jax.sweeps import jobs
 
 acquire, locked = locks.acquire, locks.locked

@@ -20,9 +20,9 @@ from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
-from instructgpt_jax import config as config_lib
+from instructgpt_jax import configs
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.runtime import files
+from instructgpt_jax.runs import files
 from instructgpt_jax.sweeps import collect, execute, plan, records
 from instructgpt_jax.sweeps.cluster import Slurm
 from instructgpt_jax.sweeps.grid import Choices, Range
@@ -274,7 +274,7 @@ class Trials:
         self.root, *trial_name(trials[0].number).split("/"), files.COMPLETE
       ),
       field="--objective",
-      fix=config_lib.nearest(self.search.objective, numbers) or names,
+      fix=configs.nearest(self.search.objective, numbers) or names,
       code="no_objective",
     )
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from instructgpt_jax import flags
+from instructgpt_jax.cli import flags
 from instructgpt_jax.sweeps.jobs import Job
 
 NAME = "shared"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.runtime import files
+from instructgpt_jax.runs import files
 from instructgpt_jax.world import tasks as public
 from instructgpt_jax.world import words
 from instructgpt_jax.world.demonstrations import demonstrate

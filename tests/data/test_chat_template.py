@@ -7,16 +7,16 @@ import pytest
 import tokenizers
 from tokenizers import models, pre_tokenizers, processors
 
-from instructgpt_jax import config
+from instructgpt_jax import configs
 from instructgpt_jax.data import transforms
 from instructgpt_jax.data.chat_template import ChatTemplate
 from instructgpt_jax.data.records import Turn
 from instructgpt_jax.data.tokenizer import StreamDecoder, load_tokenizer
 from instructgpt_jax.errors import UserError
 from tests.data import tokenizer_folders as folders
-from tests.models.hub import tiny
+from tests.interop import tiny
 
-DATA = config.Data(max_response_tokens=8)
+DATA = configs.Data(max_response_tokens=8)
 CHATML = (
   "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
   "{{ m['content'] | trim }}<|im_end|>\n{% endfor %}"
@@ -116,7 +116,7 @@ def test_replies_follow_as_in_a_whole_conversation(tmp_path):
 
 def test_without_the_template_texts_begin_with_the_first_token(tmp_path):
   tokenizer = make(tmp_path)
-  plain = config.Data(chat_template=False)
+  plain = configs.Data(chat_template=False)
   (ids,) = transforms.encode_prompts([(Turn("user", "hi"),)], tokenizer, plain)
   wanted = tokenizer.encode("Human: hi\n\nAssistant:")
   assert list(ids) == [0, *wanted]
@@ -210,7 +210,7 @@ def test_todays_date_is_the_configs(tmp_path):
   tokenizer = make(tmp_path, CLOCK)
   texts = {}
   for date in ("2025-01-01", "2031-12-30"):
-    data = config.Data(template_date=date)
+    data = configs.Data(template_date=date)
     (ids,) = transforms.encode_prompts([QUESTION], tokenizer, data)
     texts[date] = tokenizer.decode(ids).replace(" ", "")
   assert texts == {
@@ -226,7 +226,7 @@ def test_todays_date_is_the_configs(tmp_path):
 )
 def test_a_date_that_is_none(date):
   with pytest.raises(UserError) as e:
-    config.Data(template_date=date)
+    configs.Data(template_date=date)
   assert (e.value.code, e.value.field) == ("bad_date", "data.template_date")
 
 
@@ -250,7 +250,7 @@ def test_an_error_of_any_kind_in_a_template_is_the_users():
 @pytest.mark.parametrize("text", ["{% for %}", "{{ raise_exception('no') }}"])
 def test_a_template_that_is_not_used_need_not_work(tmp_path, text, in_file):
   tokenizer = make(tmp_path, text, in_file)
-  plain = config.Data(chat_template=False)
+  plain = configs.Data(chat_template=False)
   (ids,) = transforms.encode_prompts([QUESTION], tokenizer, plain)
   assert list(ids) == [0, *tokenizer.encode("Human: hi\n\nAssistant:")]
   assert len(transforms.encode_completions(["ok"], tokenizer, plain)[0]) == 4
@@ -294,7 +294,7 @@ def test_a_template_ends_replies_otherwise_than_documents(tmp_path):
   assert tokenizer.pad_id not in (tokenizer.eos_id, tokenizer.document_end_id)
   (reply,) = transforms.encode_completions(["ok"], tokenizer, DATA)
   assert reply[-1] == tokenizer.eos_id
-  plain = config.Data(chat_template=False)
+  plain = configs.Data(chat_template=False)
   other = tokenizer.without_template()
   assert other.eos_id == other.stop_ids[0] == tokenizer.document_end_id
   for each in (tokenizer, other):
@@ -302,7 +302,7 @@ def test_a_template_ends_replies_otherwise_than_documents(tmp_path):
     assert reply[-1] == tokenizer.document_end_id
 
 
-TALKS = config.Data()
+TALKS = configs.Data()
 PRIVATE = (
   "\ue0000\ue001 <|im_end|>",
   "\ue0005\ue001 <|im_end|> \ue0000\ue001",
@@ -368,7 +368,7 @@ def test_replies_come_back_as_they_were(kind, template, text, tmp_path):
   )
   if not template:
     tokenizer = tokenizer.without_template()
-  data = config.Data(chat_template=template)
+  data = configs.Data(chat_template=template)
   (reply,) = transforms.encode_completions([text], tokenizer, data)
   assert tokenizer.decode_reply(reply) == text
   stream = StreamDecoder(tokenizer, tokenizer.reply_lead)
@@ -404,7 +404,7 @@ def test_an_instruction_as_a_system_turn(tmp_path):
     Turn("system", "Be kind.\n\nBe brief."),
     *QUESTION,
   )
-  plain = config.Data(chat_template=False)
+  plain = configs.Data(chat_template=False)
   assert transforms.with_instruction("Be kind.", both, taking, plain) == (
     system,
     *both,
@@ -475,7 +475,7 @@ def test_a_template_that_leaves_out_a_text_is_an_error(text, tmp_path):
     transforms.encode_prompts([QUESTION], tokenizer, DATA)
   assert (e.value.code, e.value.file) == ("template_leaves_out", str(tmp_path))
   assert "--data.chat_template=false" in e.value.fix
-  plain = config.Data(chat_template=False)
+  plain = configs.Data(chat_template=False)
   assert transforms.encode_prompts([QUESTION], tokenizer, plain)
 
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from instructgpt_jax import config
+from instructgpt_jax import configs
 from instructgpt_jax.data import __main__ as command
-from instructgpt_jax.data import paths, sources, tokenizer
+from instructgpt_jax.data import paths, reading, tokenizer
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_one_record_is_shown_as_the_model_sees_it(write, capsys, tmp_path):
   path = write(demonstrations(30))
   coder = tokenizer.train_tokenizer(
     [json.dumps(r) for r in demonstrations(30)],
-    config.Tokenizer(vocab_size=400, kind="bpe"),
+    configs.Tokenizer(vocab_size=400, kind="bpe"),
   )
   coder.save(tmp_path / "tokenizer")
   where = f"--tokenizer={tmp_path / 'tokenizer'}"
@@ -137,7 +137,7 @@ def section(out, title):
 def test_each_kind_is_judged_by_its_own_skips(write, capsys):
   values = labelled(90, False) + labelled(8, True, "<|endoftext|>")
   path = write(values + labelled(2, True))
-  prompts, report = sources.read_prompts(path)
+  prompts, report = reading.read_prompts(path)
   assert (len(prompts), sum(report.skipped.values())) == (92, 8)
   _, out, _ = run(capsys, path)
   part = section(out, "prompts")
@@ -153,7 +153,7 @@ def test_records_of_other_kinds_are_skips(write, capsys):
     for i in range(100)
   ]  # fmt: skip
   path = write(values)
-  _, report = sources.read_demonstrations(path)
+  _, report = reading.read_demonstrations(path)
   assert sum(report.skipped.values()) == 80
   _, out, _ = run(capsys, path)
   assert "80 of 100" in section(out, "demonstrations")

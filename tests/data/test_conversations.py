@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from instructgpt_jax.data import sources
+from instructgpt_jax.data import reading
 from instructgpt_jax.data.records import Demonstration, Prompt, Turn
 from instructgpt_jax.errors import UserError
 
@@ -16,7 +16,7 @@ def write(tmp_path, *values):
 
 
 def read(tmp_path, *values):
-  return sources.read_any(write(tmp_path, *values))
+  return reading.read_any(write(tmp_path, *values))
 
 
 def turns(*texts, system=""):
@@ -37,12 +37,12 @@ def test_the_last_question_is_the_prompt(tmp_path):
     {"messages": messages("a", "b", "c", system="S")},
     {"messages": messages("only")},
   )
-  prompts, _ = sources.read_prompts(spec)
+  prompts, _ = reading.read_prompts(spec)
   assert [p.turns for p in prompts] == [
     turns("a", "b", "c", system="S"),
     turns("only"),
   ]
-  demonstrations, report = sources.read_demonstrations(spec)
+  demonstrations, report = reading.read_demonstrations(spec)
   assert [(d.turns, d.completion) for d in demonstrations] == [
     (turns("a", system="S"), "b")
   ]

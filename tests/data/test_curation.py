@@ -4,14 +4,9 @@ import dataclasses
 
 import pytest
 
-from instructgpt_jax import config
+from instructgpt_jax import configs
 from instructgpt_jax.data import curation
-from instructgpt_jax.data.records import (
-  Demonstration,
-  Prompt,
-  Ranking,
-  Turn,
-)
+from instructgpt_jax.data.records import Demonstration, Prompt, Ranking, Turn
 from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.errors import UserError
 from tests.data import tokenizer_folders as folders
@@ -38,7 +33,7 @@ class Words(Tokenizer):
 
 
 def test_prompts_with_a_common_prefix_are_one():
-  data = config.Data(common_prefix_chars=30)
+  data = configs.Data(common_prefix_chars=30)
   start = "translate this text for me: "
   found, counts = curation.deduplicate(
     [
@@ -56,7 +51,7 @@ def test_prompts_with_a_common_prefix_are_one():
 
 
 def test_no_prefix_rule():
-  data = config.Data(common_prefix_chars=0)
+  data = configs.Data(common_prefix_chars=0)
   long = "word " * 100
   found, _ = curation.deduplicate(
     [prompt(long + "a"), prompt(long + "b")], data
@@ -71,7 +66,7 @@ TEMPLATE = "Use the context to answer the question at the end. " * 5
 
 
 def test_records_that_share_a_beginning_stay():
-  data = config.Data()
+  data = configs.Data()
   turns = [
     (Turn("system", SYSTEM), Turn("user", TEMPLATE + f"Question {i}?"))
     for i in range(30)
@@ -96,7 +91,7 @@ def test_prompts_with_a_template_are_compared_from_where_they_differ(shared):
     Prompt(turns=(Turn("system", system), Turn("user", template + q)))
     for q in questions
   ]
-  stay, drops = curation.deduplicate(records, config.Data())
+  stay, drops = curation.deduplicate(records, configs.Data())
   assert stay == records[:-1]
   assert drops == {curation.PREFIX: 1}
   assert drops.templates == (202 if template else 0)
@@ -109,7 +104,7 @@ def test_templates_within_templates():
     for i in range(50)
   ]
   for chars in (1, 7, 200):
-    data = config.Data(common_prefix_chars=chars)
+    data = configs.Data(common_prefix_chars=chars)
     stay, _ = curation.deduplicate(records, data)
     assert len({r.turns for r in stay} & {r.turns for r in records[:50]}) > 9
     if chars == 200:
@@ -118,7 +113,7 @@ def test_templates_within_templates():
 
 def test_few_prompts_with_a_long_prefix_are_one():
   records = [prompt(TEMPLATE + f"Question {i}?") for i in range(9)]
-  stay, drops = curation.deduplicate(records, config.Data())
+  stay, drops = curation.deduplicate(records, configs.Data())
   assert stay == records[:1] and drops == {curation.PREFIX: 8}
   assert drops.examples[curation.PREFIX] == records[1]
 
@@ -131,7 +126,7 @@ def test_the_same_last_turn_after_other_turns_is_another_prompt():
   ]
   records += [Prompt(turns=(Turn("system", "Be brief."), *records[0].turns))]
   repeated = [dataclasses.replace(records[0], origin="x:9", user_id="u")]
-  stay, drops = curation.deduplicate(records + repeated, config.Data())
+  stay, drops = curation.deduplicate(records + repeated, configs.Data())
   assert stay == records and drops == {curation.REPEATED: 1}
   assert drops.examples[curation.REPEATED].origin == "x:9"
 
@@ -148,12 +143,12 @@ def test_whole_records_are_compared_as_they_are():
   again = [
     dataclasses.replace(r, origin=f"x:{i}") for i, r in enumerate(records)
   ]
-  stay, drops = curation.deduplicate(records + again, config.Data())
+  stay, drops = curation.deduplicate(records + again, configs.Data())
   assert stay == records and drops == {curation.DUPLICATE: 6}
 
 
 def test_several_labelers_on_one_prompt_stay():
-  data = config.Data()
+  data = configs.Data()
   found, counts = curation.deduplicate(
     [
       demonstration("p", "a"),
@@ -177,7 +172,7 @@ def test_several_labelers_on_one_prompt_stay():
 
 
 def test_prompts_per_user():
-  data = config.Data(max_prompts_per_user=2)
+  data = configs.Data(max_prompts_per_user=2)
   found, counts = curation.limit_users(
     [
       demonstration("a", "1", user_id="u"),
@@ -196,14 +191,14 @@ def test_prompts_per_user():
 
 def test_the_paper_limit_is_200():
   many = [demonstration(f"p{i}", user_id="u") for i in range(250)]
-  assert len(curation.limit_users(many, config.Data())[0]) == 200
+  assert len(curation.limit_users(many, configs.Data())[0]) == 200
 
 
 @pytest.mark.parametrize("user", ["anonymous", "0", "u7", "-1", "None"])
 def test_an_id_of_nearly_all_records_tells_no_users_apart(user):
   records = [demonstration(f"p{i}", user_id=user) for i in range(290)]
   records += [demonstration(f"q{i}", user_id=f"other {i}") for i in range(10)]
-  splits, drops = curation.curate(records, config.Data())
+  splits, drops = curation.curate(records, configs.Data())
   assert not drops and sum(map(len, splits.values())) == 300
   assert all(len(part) >= 10 for part in splits.values())
   (remark,) = drops.remarks
@@ -214,7 +209,7 @@ def test_an_id_of_nearly_all_records_tells_no_users_apart(user):
 def test_placeholders_are_no_users(user):
   records = [demonstration(f"p{i}", user_id=user) for i in range(40)]
   records += [demonstration(f"q{i}", user_id=f"u{i % 9}") for i in range(160)]
-  splits, drops = curation.curate(records, config.Data())
+  splits, drops = curation.curate(records, configs.Data())
   (remark,) = drops.remarks
   assert "40 of 200" in remark
   sides = {name: {r.user_id for r in part} for name, part in splits.items()}
@@ -224,7 +219,7 @@ def test_placeholders_are_no_users(user):
 def test_a_user_of_half_the_records_is_remarked_but_stays_whole():
   records = [demonstration(f"p{i}", user_id="u") for i in range(60)]
   records += [demonstration(f"q{i}", user_id=f"u{i}") for i in range(40)]
-  splits, drops = curation.curate(records, config.Data())
+  splits, drops = curation.curate(records, configs.Data())
   assert "60 of 100" in drops.remarks[0]
   sides = [
     n for n, part in splits.items() if any(r.user_id == "u" for r in part)
@@ -234,11 +229,13 @@ def test_a_user_of_half_the_records_is_remarked_but_stays_whole():
 
 def test_a_limit_that_is_set_holds_for_constant_ids():
   records = [demonstration(f"p{i}", user_id="u7") for i in range(30)]
-  data = config.Data(max_prompts_per_user=20, explicit="max_prompts_per_user")
+  data = configs.Data(max_prompts_per_user=20, explicit="max_prompts_per_user")
   splits, drops = curation.curate(records, data)
   assert drops == {curation.USER_LIMIT: 10}
   assert sum(map(len, splits.values())) == 20
-  splits, drops = curation.curate(records, config.Data(max_prompts_per_user=20))
+  splits, drops = curation.curate(
+    records, configs.Data(max_prompts_per_user=20)
+  )
   assert not drops and sum(map(len, splits.values())) == 30
 
 
@@ -254,7 +251,7 @@ class Letters(Tokenizer):
 
 def test_cut_replies_are_counted():
   # A space stands before a reply, and end-of-text after it.
-  data = config.Data(max_response_tokens=6)
+  data = configs.Data(max_response_tokens=6)
   records = [
     demonstration("a", "four"),
     demonstration("b", "fiver", origin="f:2"),
@@ -291,7 +288,7 @@ def ranking(completions, ranks, **kw):
   ],
 )
 def test_completions_that_the_cut_makes_equal(completions, ranks, stay):
-  data = config.Data(max_response_tokens=6)
+  data = configs.Data(max_response_tokens=6)
   record = ranking(completions, ranks)
   rankings, drops = curation.drop_cut([record], Letters(), data)
   if stay is None:
@@ -307,7 +304,7 @@ def test_completions_that_the_cut_makes_equal(completions, ranks, stay):
 
 
 def test_the_limit_of_replies_is_applied_by_curation():
-  data = config.Data(max_response_tokens=6)
+  data = configs.Data(max_response_tokens=6)
   records = [ranking((f"same a{i}", f"same b{i}"), (1, 2)) for i in range(9)]
   splits, drops = curation.curate(records, data, Letters())
   assert not any(splits.values()) and drops[curation.CUT_EQUAL] == 9
@@ -316,7 +313,7 @@ def test_the_limit_of_replies_is_applied_by_curation():
 
 def test_long_prompts_are_dropped_and_counted():
   # The tags are two more words.
-  data = config.Data(max_prompt_tokens=5)
+  data = configs.Data(max_prompt_tokens=5)
   short, counts = curation.drop_long(
     [prompt("one two three"), prompt("one two three four")], Words(), data
   )
@@ -344,17 +341,17 @@ def test_filter_is_for_the_train_split_and_can_be_off():
     demonstration("b jane@corp.io", split="valid"),
     demonstration("c jane@corp.io", split="test"),
   ]
-  splits, counts = curation.curate(records, config.Data())
+  splits, counts = curation.curate(records, configs.Data())
   assert {k: len(v) for k, v in splits.items()} == {
     "train": 0, "valid": 1, "test": 1,
   }  # fmt: skip
   assert sum(counts.values()) == 1
-  splits, counts = curation.curate(records, config.Data(filter_personal=False))
+  splits, counts = curation.curate(records, configs.Data(filter_personal=False))
   assert len(splits["train"]) == 1 and not counts
 
 
 def test_curation_accounts_for_every_record():
-  data = config.Data(max_prompts_per_user=3, max_prompt_tokens=8)
+  data = configs.Data(max_prompts_per_user=3, max_prompt_tokens=8)
   records = [
     demonstration(f"q {i % 40} " + "w " * (i % 8), user_id=f"u{i % 10}")
     for i in range(200)
@@ -368,7 +365,7 @@ def test_curation_accounts_for_every_record():
 
 
 def test_nothing_left_says_where_it_went():
-  data = config.Data(max_prompt_tokens=1)
+  data = configs.Data(max_prompt_tokens=1)
   splits, counts = curation.curate([prompt("a b c")], data, Words())
   with pytest.raises(UserError) as e:
     curation.require(splits, counts, "data.prompts")
@@ -383,7 +380,7 @@ def test_nothing_left_says_where_it_went():
 def test_the_fix_of_an_empty_split_is_that_of_the_largest_cause():
   records = [demonstration("Ask @jane_doe", f"{i}") for i in range(42)]
   records += [demonstration("w " * 9, "x")]
-  data = config.Data(max_prompt_tokens=8, valid_fraction=0, test_fraction=0)
+  data = configs.Data(max_prompt_tokens=8, valid_fraction=0, test_fraction=0)
   splits, drops = curation.curate(records, data, Words())
   with pytest.raises(UserError) as e:
     curation.require(splits, drops, "data.demonstrations")
@@ -409,10 +406,10 @@ def test_system_turns_that_a_chat_template_leaves_out_are_said(tmp_path):
       folders.byte_level(),
       tokenizer_config={"eos_token": "<|im_end|>", "chat_template": template},
     )
-    _, drops = curation.curate(records, config.Data(), tokenizer)
+    _, drops = curation.curate(records, configs.Data(), tokenizer)
     said = [r for r in drops.remarks if r.startswith("1 of 5 records")]
     assert len(said) == (name == "drops")
     _, drops = curation.curate(
-      records, config.Data(), tokenizer.without_template()
+      records, configs.Data(), tokenizer.without_template()
     )
     assert not drops.remarks

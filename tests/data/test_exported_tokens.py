@@ -9,7 +9,7 @@ import tokenizers
 
 from instructgpt_jax.data import exported_tokens
 from instructgpt_jax.data.tokenizer import load_tokenizer
-from tests.models.hub import vocabulary
+from tests.interop import vocabulary
 
 
 def written(folder, files):

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from instructgpt_jax import config
+from instructgpt_jax import configs
 from instructgpt_jax.data import __main__ as command
-from instructgpt_jax.data import curation, file_splits, sources, splits
+from instructgpt_jax.data import curation, file_splits, reading, splits
 
 
 def write(path, values):
@@ -81,24 +81,24 @@ def test_a_test_file_is_not_trained_on(tmp_path, how):
     "list": f"{hf}/train.jsonl,{hf}/test.jsonl",
     "directories": f"{hf}/train,{hf}/test",
   }[how]
-  records, report = sources.read_demonstrations(spec)
+  records, report = reading.read_demonstrations(spec)
   assert counts(records) == {"train": 60, "valid": 0, "test": 20, "": 0}
   assert report.notes == {
     "records in train by file name": 60,
     "records in test by file name": 20,
   }
-  parts, _ = curation.curate(records, config.Data())
+  parts, _ = curation.curate(records, configs.Data())
   assert [len(parts[s]) for s in splits.SPLITS] == [60, 0, 20]
-  prompts, _ = sources.read_prompts(spec)
+  prompts, _ = reading.read_prompts(spec)
   assert counts(prompts) == counts(records)
 
 
 def test_every_kind_is_split_by_name(tmp_path):
   ranked = {"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2]}
   for value, read in (
-    (ranked, sources.read_rankings),
-    ({"prompt": "p"}, sources.read_prompts),
-    ({"text": "t"}, sources.read_documents),
+    (ranked, reading.read_rankings),
+    ({"prompt": "p"}, reading.read_prompts),
+    ({"text": "t"}, reading.read_documents),
   ):
     for name in ("train", "validation"):
       write(tmp_path / f"{name}.jsonl", [value])
@@ -107,8 +107,8 @@ def test_every_kind_is_split_by_name(tmp_path):
   for name in ("train", "validation"):
     (tmp_path / f"{name}.jsonl").unlink()
     (tmp_path / f"{name}.txt").write_text(name)
-  documents, _ = sources.read_documents(str(tmp_path))
-  parts = splits.split_documents(documents, config.Data())
+  documents, _ = reading.read_documents(str(tmp_path))
+  parts = splits.split_documents(documents, configs.Data())
   assert [d.text for d in parts["train"]] == ["train"]
   assert [d.text for d in parts["valid"]] == ["validation"]
 
@@ -117,14 +117,14 @@ def test_one_file_and_files_of_one_split_are_hashed(tmp_path):
   write(tmp_path / "test.jsonl", demonstrations("a", 30))
   write(tmp_path / "test_2.jsonl", demonstrations("b", 30))
   for spec in (tmp_path / "test.jsonl", tmp_path):
-    records, report = sources.read_demonstrations(str(spec))
+    records, report = reading.read_demonstrations(str(spec))
     assert {r.split for r in records} == {""} and not report.notes
 
 
 def test_files_without_records_of_the_kind_do_not_count(tmp_path):
   write(tmp_path / "train.jsonl", demonstrations("a", 9))
   write(tmp_path / "test.jsonl", [{"prompt": "p"}])
-  records, _ = sources.read_demonstrations(str(tmp_path))
+  records, _ = reading.read_demonstrations(str(tmp_path))
   assert {r.split for r in records} == {""}
 
 
@@ -133,7 +133,7 @@ def test_a_split_of_the_record_and_files_without_a_name(tmp_path):
   write(tmp_path / "test.jsonl", demonstrations("b", 5))
   write(tmp_path / "test_2.jsonl", demonstrations("c", 6, split="valid"))
   write(tmp_path / "more.jsonl", demonstrations("d", 7))
-  records, report = sources.read_demonstrations(str(tmp_path))
+  records, report = reading.read_demonstrations(str(tmp_path))
   assert counts(records) == {"train": 4, "valid": 6, "test": 5, "": 7}
   assert report.notes == {
     "records in train by file name": 4,
@@ -160,7 +160,7 @@ def test_a_document_of_a_test_file_is_never_moved():
   texts = [f"text {i}" for i in range(20)]
   texts = [t for t in texts if splits.hash_fraction(f"text:{t}") < 0.5]
   loose = [splits.Document(text=text) for text in texts[:2]]
-  data = config.Data(valid_fraction=0.5, test_fraction=0.0)
+  data = configs.Data(valid_fraction=0.5, test_fraction=0.0)
   parts = splits.split_documents([*held, *loose], data)
   assert parts["test"] == held
   assert len(parts["train"]) == len(parts["valid"]) == 1

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from instructgpt_jax.data import records, sources
+from instructgpt_jax.data import reading, records
 from instructgpt_jax.data.records import Turn
 from instructgpt_jax.errors import UserError
 
@@ -26,11 +26,11 @@ def user(text):
 
 def demonstrations(tmp_path, *values, name="x.jsonl"):
   spec = write(tmp_path / name, values, array=name.endswith(".json"))
-  return sources.read_demonstrations(spec)
+  return reading.read_demonstrations(spec)
 
 
 def rankings(tmp_path, *values):
-  return sources.read_rankings(write(tmp_path / "x.jsonl", values))
+  return reading.read_rankings(write(tmp_path / "x.jsonl", values))
 
 
 def pairs(found):
@@ -91,16 +91,16 @@ def test_own_rankings(tmp_path):
 
 
 def test_own_prompts_and_text(tmp_path):
-  found, _ = sources.read_prompts(
+  found, _ = reading.read_prompts(
     write(tmp_path / "p.jsonl", [{"prompt": "p", "user_id": "u"}])
   )
   assert found[0].turns == user("p") and found[0].user_id == "u"
-  documents, report = sources.read_documents(
+  documents, report = reading.read_documents(
     write(tmp_path / "t.jsonl", [{"text": "one"}, {"text": "two\n\n"}])
   )
   assert [d.text for d in documents] == ["one", "two\n\n"]
   (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbfa book\r\nline 2\n")
-  documents, report = sources.read_documents(str(tmp_path / "b.txt"))
+  documents, report = reading.read_documents(str(tmp_path / "b.txt"))
   assert [d.text for d in documents] == ["a book\nline 2\n"]
   assert report.files[0].format == "plain text"
 
@@ -338,7 +338,7 @@ def test_open_assistant_trees(tmp_path):
     ),
   }
   spec = write(tmp_path / "trees.jsonl", [tree])
-  found, report = sources.read_rankings(spec)
+  found, report = reading.read_rankings(spec)
   assert report.files[0].format == "Open-Assistant trees"
   got = {r.turns[-1].text: (r.completions, r.ranks) for r in found}
   assert got == {
@@ -350,12 +350,12 @@ def test_open_assistant_trees(tmp_path):
     Turn("assistant", "best"),
     Turn("user", "p2"),
   )
-  demos, _ = sources.read_demonstrations(spec)
+  demos, _ = reading.read_demonstrations(spec)
   assert [(d.turns[-1].text, d.completion) for d in demos] == [
     ("p0", "best"),
     ("p2", "y"),
   ]
-  prompts, _ = sources.read_prompts(spec)
+  prompts, _ = reading.read_prompts(spec)
   assert [p.turns[-1].text for p in prompts] == ["p0", "p2"]
 
 
@@ -379,7 +379,7 @@ def test_prompts_from_anything(tmp_path):
       "target": "t",
     },
   ):
-    found, _ = sources.read_prompts(write(tmp_path / "p.jsonl", [value]))
+    found, _ = reading.read_prompts(write(tmp_path / "p.jsonl", [value]))
     assert [p.turns for p in found] == [user("Why?")], value
     assert all(isinstance(p, records.Prompt) for p in found)
 
@@ -387,15 +387,15 @@ def test_prompts_from_anything(tmp_path):
 @pytest.mark.parametrize(
   "read, value, field",
   [
-    (sources.read_demonstrations, {"prompt": "p"}, "completion"),
+    (reading.read_demonstrations, {"prompt": "p"}, "completion"),
     (
-      sources.read_demonstrations,
+      reading.read_demonstrations,
       {"prompt": "p", "chosen": "a", "rejected": "b"},
       "completion",
     ),
-    (sources.read_rankings, {"prompt": "p", "completion": "c"}, "completions"),
-    (sources.read_documents, {"prompt": "p", "completion": "c"}, "text"),
-    (sources.read_prompts, {"text": "a text"}, "prompt"),
+    (reading.read_rankings, {"prompt": "p", "completion": "c"}, "completions"),
+    (reading.read_documents, {"prompt": "p", "completion": "c"}, "text"),
+    (reading.read_prompts, {"text": "a text"}, "prompt"),
   ],
 )
 def test_kinds_that_do_not_convert(tmp_path, read, value, field):
@@ -410,7 +410,7 @@ def test_gzip_whatever_the_name(tmp_path):
   for name in ("x.jsonl.gz", "packed.jsonl"):
     # Two members, as `cat a.gz b.gz` makes them.
     (tmp_path / name).write_bytes(gzip.compress(line) + gzip.compress(line))
-    found, _ = sources.read_demonstrations(str(tmp_path / name))
+    found, _ = reading.read_demonstrations(str(tmp_path / name))
     assert len(found) == 2
 
 
@@ -420,7 +420,7 @@ def test_json_array_lines(tmp_path):
     '[\n  {"prompt": "a",\n   "completion": "b"},\n\n  {"prompt": "c",\n'
     '   "completion": "d"}\n]\n'
   )
-  found, _ = sources.read_demonstrations(str(path))
+  found, _ = reading.read_demonstrations(str(path))
   assert [r.origin for r in found] == [f"{path}:2", f"{path}:5"]
   path.write_text('{"prompt": "a", "completion": "b"}\n' * 2)
-  assert len(sources.read_demonstrations(str(path))[0]) == 2
+  assert len(reading.read_demonstrations(str(path))[0]) == 2

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from instructgpt_jax import config
-from instructgpt_jax.data import sources, splits
+from instructgpt_jax import configs
+from instructgpt_jax.data import reading, splits
 from instructgpt_jax.data.drops import HELD_OUT
 from instructgpt_jax.data.formats import common
 from instructgpt_jax.data.records import Demonstration, Prompt, Ranking, Turn
@@ -15,7 +15,7 @@ from instructgpt_jax.errors import UserError
 def read(tmp_path, *values, name="x.jsonl"):
   path = tmp_path / name
   path.write_text("".join(json.dumps(v) + "\n" for v in values))
-  return sources.read_any(str(path))
+  return reading.read_any(str(path))
 
 
 def refused(tmp_path, value):
@@ -98,10 +98,10 @@ PAIR = {"prompt": "q", "chosen": "a", "rejected": "b"}
 def test_ties_among_pairs(tmp_path, more, used):
   if not used:
     with pytest.raises(UserError) as caught:
-      sources.read_rankings(write(tmp_path, PAIR | more))
+      reading.read_rankings(write(tmp_path, PAIR | more))
     assert caught.value.code == "nothing_left"
     return
-  (record,), _ = sources.read_rankings(write(tmp_path, PAIR | more))
+  (record,), _ = reading.read_rankings(write(tmp_path, PAIR | more))
   assert record.completions == ("a", "b") and record.ranks == (1, 2)
 
 
@@ -124,7 +124,7 @@ def test_scores_that_contradict_ranks_are_skipped(tmp_path):
     {"completion": "a", "score": 2, "rank": 1},
     {"completion": "b", "score": 9, "rank": 2},
   )
-  records, report = sources.read_rankings(write(tmp_path, good, bad))
+  records, report = reading.read_rankings(write(tmp_path, good, bad))
   assert [(r.completions, r.ranks) for r in records] == [(("a", "b"), (1, 2))]
   assert sum(report.skipped.values()) == 1
 
@@ -132,7 +132,7 @@ def test_scores_that_contradict_ranks_are_skipped(tmp_path):
 def test_one_reply_at_several_ranks_is_counted(tmp_path):
   ranking = {"prompt": "q", "completions": ["a", "b", "a"], "ranks": [1, 2, 3]}
   same = {"prompt": "p", "completions": ["a", "a"], "ranks": [1, 2]}
-  records, report = sources.read_rankings(write(tmp_path, ranking, same))
+  records, report = reading.read_rankings(write(tmp_path, ranking, same))
   assert [type(r) for r in records] == [Ranking]
   assert report.notes == {"rankings with one reply at several ranks": 1}
   assert sum(report.skipped.values()) == 1
@@ -194,10 +194,10 @@ def test_a_json_array_in_a_txt_file_is_refused(tmp_path):
   path = tmp_path / "x.txt"
   path.write_text(json.dumps([{"text": "a"}, {"text": "b"}], indent=1))
   with pytest.raises(UserError) as caught:
-    sources.read_documents(str(path))
+    reading.read_documents(str(path))
   assert (caught.value.code, caught.value.line) == ("json_in_txt", 1)
   path.write_text("[1] See the notes.\n[2] {Braces}.\n")
-  assert len(sources.read_documents(str(path))[0]) == 1
+  assert len(reading.read_documents(str(path))[0]) == 1
 
 
 def label_studio(to_name, selected):
@@ -227,7 +227,7 @@ def label_studio(to_name, selected):
 def test_the_left_side_is_the_one_that_the_control_names_first(
   tmp_path, to_name, selected, best
 ):
-  (record,), _ = sources.read_rankings(
+  (record,), _ = reading.read_rankings(
     write(tmp_path, label_studio(to_name, selected))
   )
   assert dict(zip(record.ranks, record.completions, strict=True))[1] == best
@@ -242,7 +242,7 @@ def later(text):
 
 
 def test_a_held_out_prompt_as_a_later_turn_is_no_training_record():
-  data = config.Data()
+  data = configs.Data()
   records = [later(LONG), later("Go on.")]
   held_out = [Prompt(turns=user(t), split="test") for t in (LONG, "Go on.")]
   splitter = splits.Splitter([*records, *held_out], data)

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from instructgpt_jax.data import sources
+from instructgpt_jax.data import reading
 from instructgpt_jax.data.records import (
   Demonstration,
   Document,
@@ -28,7 +28,7 @@ def write(tmp_path, *values):
 
 
 def read(tmp_path, *values):
-  return sources.read_any(write(tmp_path, *values))
+  return reading.read_any(write(tmp_path, *values))
 
 
 def error(tmp_path, *values):
@@ -452,7 +452,7 @@ def test_labels_that_are_not_good_are_not_learned(tmp_path, label, known):
      {"completion": messages[1:]}),
   ):  # fmt: skip
     path = write(tmp_path, good, {**good, **bad})
-    records, report = sources.read_demonstrations(path)
+    records, report = reading.read_demonstrations(path)
     assert len(records) == 1 and report.skipped == {reason: 1}
 
 
@@ -491,7 +491,7 @@ def test_labels_beside_rankings_are_counted(tmp_path):
 
 def test_a_context_belongs_to_the_last_question(tmp_path):
   path = write(tmp_path, {"messages": chat("a", "b", "c"), "context": "doc"})
-  (prompt,), _ = sources.read_prompts(path)
+  (prompt,), _ = reading.read_prompts(path)
   assert prompt.turns == turns("a", "b", "c\n\ndoc")
   records, report = read(
     tmp_path,
@@ -735,13 +735,13 @@ def test_a_text_beside_a_prompt_is_a_document(tmp_path):
     {"prompt": "q", "text": "A book.", "text_token_length": 3},
     {"prompt": "r", "text": None},
   )
-  (document,), report = sources.read_documents(path)
+  (document,), report = reading.read_documents(path)
   assert document == Document(text="A book.", origin=f"{path}:1")
-  prompts, _ = sources.read_prompts(path)
+  prompts, _ = reading.read_prompts(path)
   assert [p.turns for p in prompts] == [turns("q"), turns("r")]
   assert not report.unused
   with pytest.raises(UserError):
-    sources.read_demonstrations(path)
+    reading.read_demonstrations(path)
 
 
 @pytest.mark.parametrize("history", ["[]", "null", "", []])

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from instructgpt_jax.data import pipelines, ranking_rows
+from instructgpt_jax.data import batching, ranking_packing
 from tests.data.ranked import rankings_of
 
 
@@ -24,24 +24,24 @@ def prompts_of(count):
 
 
 def language(**kw):
-  return pipelines.language_batches(rows_of(7), batch_size=4, **kw)
+  return batching.language_batches(rows_of(7), batch_size=4, **kw)
 
 
 def mixed(**kw):
-  return pipelines.mixed_language_batches(
+  return batching.mixed_language_batches(
     rows_of(7), rows_of(5, first=500), 0.25, batch_size=3, **kw
   )
 
 
 def ranking(**kw):
-  layout = ranking_rows.Layout(rows=1, groups=2)
-  return ranking_rows.batches(
+  layout = ranking_packing.Layout(rows=1, groups=2)
+  return ranking_packing.batches(
     rankings_of(7), batch_size=4, pad_id=0, layout=layout, **kw
   )
 
 
 def prompt(**kw):
-  return pipelines.prompt_batches(
+  return batching.prompt_batches(
     prompts_of(7), batch_size=4, width=6, pad_id=0, **kw
   )
 
@@ -133,7 +133,7 @@ def test_endless():
 def test_source_rows_are_not_written_to():
   rows = rows_of(3)
   before = rows["tokens"].copy()
-  list(pipelines.language_batches(rows, batch_size=4, epochs=1))
+  list(batching.language_batches(rows, batch_size=4, epochs=1))
   np.testing.assert_array_equal(rows["tokens"], before)
 
 
@@ -167,7 +167,7 @@ def counts(batch):
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 32])
 def test_pretraining_rows_are_dealt_over_the_steps(fraction, size):
   """After every step their share is the fraction within one row."""
-  stream = pipelines.mixed_language_batches(
+  stream = batching.mixed_language_batches(
     rows_of(40), rows_of(7, first=500), fraction, batch_size=size, seed=2
   )
   total, others = 0, 0
@@ -181,11 +181,11 @@ def test_pretraining_rows_are_dealt_over_the_steps(fraction, size):
 def test_mixed_share_of_nothing():
   args = rows_of(4), rows_of(4, first=500)
   plain = next(
-    pipelines.mixed_language_batches(*args, 0.0, batch_size=4, epochs=1)
+    batching.mixed_language_batches(*args, 0.0, batch_size=4, epochs=1)
   )
   assert (plain.tokens < 500).all()
   with pytest.raises(ValueError, match="length"):
-    pipelines.mixed_language_batches(
+    batching.mixed_language_batches(
       rows_of(2, 4), rows_of(2, 8), 0.5, batch_size=4
     )
 
@@ -214,10 +214,10 @@ def test_shares_of_a_mixture_are_those_of_its_batches():
   rows, others = rows_of(7), rows_of(5, first=500)
   rows["weights"][:, :3] = 0
   others["weights"][2] = 0
-  stream = pipelines.mixed_language_batches(
+  stream = batching.mixed_language_batches(
     rows, others, 0.4, batch_size=2, seed=5
   )
-  shares = pipelines.mixed_shares(
+  shares = batching.mixed_shares(
     rows, others, 0.4, batch_size=2, seed=5, steps=12
   )
   sums = np.zeros((2, 2))
@@ -246,4 +246,4 @@ def test_prompts_are_left_padded_and_named():
 
 def test_no_records():
   with pytest.raises(ValueError, match="at least one"):
-    pipelines.language_batches(rows_of(0), batch_size=2)
+    batching.language_batches(rows_of(0), batch_size=2)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from instructgpt_jax.data import formats, sources
+from instructgpt_jax.data import formats, reading
 from instructgpt_jax.data.records import Demonstration, Prompt, Ranking, Turn
 from instructgpt_jax.errors import UserError
 
@@ -18,7 +18,7 @@ def read(tmp_path, *values, name="x.jsonl"):
     if name.endswith(".json")
     else "".join(json.dumps(v) + "\n" for v in values)
   )
-  return sources.read_any(str(path))
+  return reading.read_any(str(path))
 
 
 def user(text):
@@ -411,7 +411,7 @@ def test_helpsteer_is_grouped_by_prompt(tmp_path):
   ]
   path = tmp_path / "x.jsonl"
   path.write_text("".join(json.dumps(v) + "\n" for v in values))
-  rankings, report = sources.read_rankings(str(path))
+  rankings, report = reading.read_rankings(str(path))
   assert report.files[0].format == "HelpSteer"
   assert [(r.turns, r.completions, r.ranks, r.split) for r in rankings] == [
     (user("p"), ("a", "b", "c"), (2, 1, 2), ""),
@@ -422,7 +422,7 @@ def test_helpsteer_is_grouped_by_prompt(tmp_path):
     "replies that no other reply to the prompt is compared with": 1,
     "rankings with only ties": 1,
   }
-  prompts, report = sources.read_prompts(str(path))
+  prompts, report = reading.read_prompts(str(path))
   assert [p.turns for p in prompts] == [user(t) for t in "pqrp"]
   assert not report.skipped
 
@@ -589,7 +589,7 @@ def test_errors_in_a_list_inside_an_object_name_the_line(tmp_path):
     '  {"prompt": "c", "completion": 3}\n ],\n "end": true}\n'
   )
   with pytest.raises(UserError) as e:
-    sources.read_demonstrations(str(path))
+    reading.read_demonstrations(str(path))
   assert (e.value.line, e.value.field) == (4, "completion")
 
 
@@ -644,7 +644,7 @@ def test_prompts_inside_an_object(tmp_path):
 def test_texts_beside_an_id_are_a_conversation(tmp_path, name):
   path = tmp_path / name
   path.write_text(json.dumps({"id": "0", "data": ["q1", "a1", "q2", "a2"]}))
-  (r,), report = sources.read_any(str(path))
+  (r,), report = reading.read_any(str(path))
   assert (len(r.turns), r.turns[0], r.completion) == (3, user("q1")[0], "a2")
   assert not report.unused and not report.skipped
 
@@ -652,7 +652,7 @@ def test_texts_beside_an_id_are_a_conversation(tmp_path, name):
 def test_a_directory_with_one_conversation(tmp_path):
   (tmp_path / "a.json").write_text(json.dumps({"id": 0, "data": ["q", "a"]}))
   (tmp_path / "b.jsonl").write_text('{"prompt": "p", "completion": "c"}\n')
-  records, report = sources.read_demonstrations(str(tmp_path))
+  records, report = reading.read_demonstrations(str(tmp_path))
   assert [r.completion for r in records] == ["a", "c"] and not report.ignored
 
 
@@ -679,10 +679,10 @@ def test_a_record_is_no_container(tmp_path, value):
 
 def test_a_hint_names_a_field_only_where_it_is_known(tmp_path):
   for read_kind, value, field in (
-    (sources.read_demonstrations, {"promt": "q", "completion": "a"}, "prompt"),
-    (sources.read_demonstrations, {"instruction": "q", "outputs": "a"},
+    (reading.read_demonstrations, {"promt": "q", "completion": "a"}, "prompt"),
+    (reading.read_demonstrations, {"instruction": "q", "outputs": "a"},
      "output"),
-    (sources.read_rankings, {"prompt": "q", "choosen": "a", "rejected": "b"},
+    (reading.read_rankings, {"prompt": "q", "choosen": "a", "rejected": "b"},
      "chosen"),
   ):  # fmt: skip
     path = tmp_path / "x.jsonl"
@@ -709,13 +709,13 @@ def test_other_files_are_shown_what_there_is(tmp_path, value):
   path = tmp_path / "x.jsonl"
   path.write_text(json.dumps(value) + "\n")
   with pytest.raises(UserError) as e:
-    sources.read_demonstrations(str(path))
+    reading.read_demonstrations(str(path))
   assert (e.value.code, e.value.field) == ("unknown_format", None)
   assert all(repr(name) in e.value.problem for name in value)
   assert "'prompt' and 'completion'" in e.value.fix
   assert "Alpaca" in e.value.fix and "SHP" not in e.value.fix
   with pytest.raises(UserError) as e:
-    sources.read_any(str(path))
+    reading.read_any(str(path))
   assert all(known.name in e.value.fix for known in formats.FORMATS)
 
 
@@ -723,11 +723,11 @@ def test_a_list_of_unknown_objects_is_no_list_of_records(tmp_path):
   path = tmp_path / "state.json"
   path.write_text('{"_data_files": [{"filename": "a"}, {"filename": "b"}]}')
   with pytest.raises(UserError) as e:
-    sources.read_any(str(path))
+    reading.read_any(str(path))
   assert "'_data_files'" in e.value.problem
   path.write_text('{\n"data": [\n{"filename": "a"}, {"filename": "b"}]}')
   with pytest.raises(UserError) as e:
-    sources.read_any(str(path))
+    reading.read_any(str(path))
   assert "'filename'" in e.value.problem and e.value.line == 3
 
 
@@ -735,5 +735,5 @@ def test_an_object_of_objects(tmp_path):
   path = tmp_path / "x.json"
   path.write_text('{"0": {"article": "a"}, "1": {"article": "b"}}')
   with pytest.raises(UserError) as e:
-    sources.read_any(str(path))
+    reading.read_any(str(path))
   assert e.value.code == "unknown_format" and "list" in e.value.fix

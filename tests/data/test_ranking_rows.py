@@ -5,17 +5,17 @@ import math
 import numpy as np
 import pytest
 
-from instructgpt_jax.data import ranking_rows
-from instructgpt_jax.data.ranking_rows import Layout
+from instructgpt_jax.configs.presets import model as model_preset
+from instructgpt_jax.data import ranking_packing
+from instructgpt_jax.data.ranking_packing import Layout
 from instructgpt_jax.data.transforms import EncodedRanking
 from instructgpt_jax.models import attention, blocks
-from instructgpt_jax.presets import model as model_preset
 from tests.data.ranked import ragged, rankings_of
 
 
 def in_batches(data, rows, groups, batch_size=4, **kw):
   return list(
-    ranking_rows.batches(
+    ranking_packing.batches(
       data,
       batch_size=batch_size,
       pad_id=0,
@@ -102,7 +102,7 @@ def test_no_token_looks_beyond_its_batchs_reach(rows, groups):
     longest = max(len(r.prompt) for r in data)
     assert longest <= first < longest + 32
   else:
-    longest = max(ranking_rows.width(r, rows) for r in data)
+    longest = max(ranking_packing.width(r, rows) for r in data)
     assert first == 0 and longest <= last < longest + 32
   segments = batch.segments.reshape(-1, batch.segments.shape[2])
   _, query, key = np.nonzero(
@@ -120,7 +120,7 @@ def of(prompt, completion, k):
 
 def test_a_prompt_is_shared_when_that_is_cheaper():
   def rows(prompt, completion, width, pairs):
-    return ranking_rows.choose(
+    return ranking_packing.choose(
       [of(prompt, completion, 9)],
       batch_size=1,
       model_width=width,
@@ -145,7 +145,7 @@ def test_a_prompt_is_shared_when_that_is_cheaper():
 
 def chosen(data, batch_size=32, platform="cpu", **kw):
   model = model_preset("350m")
-  return ranking_rows.choose(
+  return ranking_packing.choose(
     data,
     batch_size=batch_size,
     model_width=model.width,
@@ -179,7 +179,7 @@ def test_less_than_a_tenth_is_padding(batch_size, platform):
   def padding(layout):
     real = total = 0
     lengths = set()
-    for batch in ranking_rows.batches(
+    for batch in ranking_packing.batches(
       data, batch_size=batch_size, pad_id=0, layout=layout
     ):
       real += (batch.segments != 0).sum()

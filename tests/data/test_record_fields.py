@@ -5,7 +5,7 @@ import json
 import pytest
 
 from instructgpt_jax.data import __main__ as command
-from instructgpt_jax.data import sources
+from instructgpt_jax.data import reading
 from instructgpt_jax.data.formats import common, registry
 from instructgpt_jax.data.records import (
   Demonstration,
@@ -20,7 +20,7 @@ from instructgpt_jax.errors import UserError
 def read(tmp_path, *values, name="x.jsonl"):
   path = tmp_path / name
   path.write_text("".join(json.dumps(v) + "\n" for v in values))
-  return sources.read_any(str(path))
+  return reading.read_any(str(path))
 
 
 def turns(*texts, system=""):
@@ -148,15 +148,15 @@ def test_completions_labelled_bad_are_no_demonstrations(tmp_path, label, field):
     good = {**value, field: True}
     lines = [good, {**value, field: label}]
     path.write_text("".join(json.dumps(v) + "\n" for v in lines))
-    records, report = sources.read_any(str(path))
+    records, report = reading.read_any(str(path))
     if not isinstance(records[0], Demonstration):
       # A label beside a pair says nothing that is known.
       assert report.unused == {field: 2}
       continue
-    loaded, report = sources.read_demonstrations(str(path))
+    loaded, report = reading.read_demonstrations(str(path))
     assert len(loaded) == 1, shape
     assert report.skipped == {"completions labelled bad": 1}
-    prompts, report = sources.read_prompts(str(path))
+    prompts, report = reading.read_prompts(str(path))
     assert len(prompts) == 2 and not report.skipped
 
 
@@ -174,7 +174,7 @@ def test_a_file_of_bad_completions_is_an_error(tmp_path):
   path = tmp_path / "x.jsonl"
   path.write_text('{"prompt": "q", "completion": "a", "label": false}\n')
   with pytest.raises(UserError) as e:
-    sources.read_demonstrations(str(path))
+    reading.read_demonstrations(str(path))
   assert (e.value.code, e.value.line) == ("nothing_left", 1)
   assert "1 completions labelled bad" in e.value.problem
 
@@ -213,7 +213,7 @@ def test_placeholders_are_no_input(tmp_path, text):
 def test_a_number_that_is_missing_is_no_input(tmp_path):
   path = tmp_path / "x.jsonl"
   path.write_text('{"instruction": "q", "input": NaN, "output": "a"}\n')
-  ((r,), _) = sources.read_any(str(path))
+  ((r,), _) = reading.read_any(str(path))
   assert r.turns == turns("q")
 
 
@@ -362,7 +362,7 @@ def test_unused_fields_are_shown(tmp_path, capsys):
   assert command.main([str(path)]) == 0
   shown = "unused fields: score (2 records), topic (1 records)"
   assert shown in capsys.readouterr().out
-  _, report = sources.read_demonstrations(str(path))
+  _, report = reading.read_demonstrations(str(path))
   assert report.unused == {"score": 2, "topic": 1}
   assert shown in str(report)
 

@@ -5,17 +5,17 @@ import pathlib
 import numpy as np
 import pytest
 
-from instructgpt_jax import config
-from instructgpt_jax.data import sources, splits, tokenizer, transforms
+from instructgpt_jax import configs
+from instructgpt_jax.data import reading, splits, tokenizer, transforms
 
 SHARED = pathlib.Path(__file__).parents[3] / "shared" / "data"
 pytestmark = pytest.mark.skipif(
   not SHARED.is_dir(), reason="../shared/data is not there"
 )
 DEMONSTRATIONS, RANKINGS, PROMPTS = (
-  sources.read_demonstrations,
-  sources.read_rankings,
-  sources.read_prompts,
+  reading.read_demonstrations,
+  reading.read_rankings,
+  reading.read_prompts,
 )
 # path: (reader, format, records, skipped), counted by other means.
 FILES = {
@@ -83,11 +83,11 @@ def test_open_assistant_has_its_published_group_sizes():
 
 
 def test_text_folder_to_rows():
-  found, _ = sources.read_documents(str(SHARED / "text" / "**"))
-  parts = splits.split_documents(found, config.Data())
+  found, _ = reading.read_documents(str(SHARED / "text" / "**"))
+  parts = splits.split_documents(found, configs.Data())
   assert all(parts.values())
   texts = [d.text for d in parts["valid"]]
-  coder = tokenizer.train_tokenizer(texts, config.Tokenizer(vocab_size=1000))
+  coder = tokenizer.train_tokenizer(texts, configs.Tokenizer(vocab_size=1000))
   encoded = transforms.encode_documents(texts, coder)
   assert coder.decode(encoded[0]) == texts[0]
   rows = transforms.document_rows(

@@ -13,7 +13,7 @@ import threading
 import pytest
 
 from instructgpt_jax.data import __main__ as command
-from instructgpt_jax.data import contents, paths, sources
+from instructgpt_jax.data import contents, paths, reading
 from instructgpt_jax.errors import UserError
 
 GOOD = b'{"prompt": "p", "completion": "c"}\n'
@@ -31,20 +31,20 @@ def test_globs_folders_and_lists(tmp_path, monkeypatch):
   make(tmp_path, "b.jsonl", "a.jsonl", "in/c.json", "in/deep/d.jsonl.gz",
        "in/README.md", "in/x.csv")  # fmt: skip
   monkeypatch.chdir(tmp_path)
-  assert sources.expand("*.jsonl") == ["a.jsonl", "b.jsonl"]
-  assert sources.expand("in/**") == ["in/c.json", "in/deep/d.jsonl.gz"]
-  assert sources.expand("in") == ["in/c.json", "in/deep/d.jsonl.gz"]
-  assert sources.expand("b.jsonl, *.jsonl,in") == [
+  assert reading.expand("*.jsonl") == ["a.jsonl", "b.jsonl"]
+  assert reading.expand("in/**") == ["in/c.json", "in/deep/d.jsonl.gz"]
+  assert reading.expand("in") == ["in/c.json", "in/deep/d.jsonl.gz"]
+  assert reading.expand("b.jsonl, *.jsonl,in") == [
     "b.jsonl", "a.jsonl", "in/c.json", "in/deep/d.jsonl.gz",
   ]  # fmt: skip
   make(tmp_path, "odd,name.jsonl", "[x].jsonl")
-  assert sources.expand("odd,name.jsonl") == ["odd,name.jsonl"]
-  assert sources.expand("[x].jsonl") == ["[x].jsonl"]
+  assert reading.expand("odd,name.jsonl") == ["odd,name.jsonl"]
+  assert reading.expand("[x].jsonl") == ["[x].jsonl"]
 
 
 def test_ignored_files_are_counted(tmp_path):
   make(tmp_path, "a.jsonl", "README.md", "x.csv")
-  found, report = sources.read_demonstrations(str(tmp_path))
+  found, report = reading.read_demonstrations(str(tmp_path))
   assert len(found) == 1 and len(report.ignored) == 2
   assert "ignored 2 files" in str(report)
 
@@ -52,13 +52,13 @@ def test_ignored_files_are_counted(tmp_path):
 def test_a_folder_may_hold_files_of_other_kinds(tmp_path):
   make(tmp_path, "a.jsonl")
   (tmp_path / "b.jsonl").write_bytes(b'{"prompt": "p"}\n')
-  found, report = sources.read_demonstrations(str(tmp_path))
+  found, report = reading.read_demonstrations(str(tmp_path))
   assert len(found) == 1
   assert report.skipped == {"records without demonstrations": 1}
   with pytest.raises(UserError):
-    sources.read_demonstrations(f"{tmp_path}/a.jsonl,{tmp_path}/b.jsonl")
+    reading.read_demonstrations(f"{tmp_path}/a.jsonl,{tmp_path}/b.jsonl")
   with pytest.raises(UserError, match="none of its 2 files"):
-    sources.read_rankings(str(tmp_path))
+    reading.read_rankings(str(tmp_path))
 
 
 def test_missing_path_names_the_nearest(tmp_path):
@@ -68,7 +68,7 @@ def test_missing_path_names_the_nearest(tmp_path):
     ("dada/train.jsonl", "data"),
   ):
     with pytest.raises(UserError) as e:
-      sources.expand(str(tmp_path / wrong))
+      reading.expand(str(tmp_path / wrong))
     assert e.value.file == str(tmp_path / wrong)
     assert f"{tmp_path / right}'" in e.value.fix
 
@@ -79,10 +79,10 @@ def ranks(value, completions=("a", "b")):
 
 
 D, R, P, T = (
-  sources.read_demonstrations,
-  sources.read_rankings,
-  sources.read_prompts,
-  sources.read_documents,
+  reading.read_demonstrations,
+  reading.read_rankings,
+  reading.read_prompts,
+  reading.read_documents,
 )
 # name: (reader, file name, content, line, part of the message)
 BAD = {
@@ -206,7 +206,7 @@ def test_bad_input_on_the_command_line(name, tmp_path, capsys):
 def test_only_ties_are_counted_where_others_are_left(tmp_path):
   path = tmp_path / "x.jsonl"
   path.write_bytes(ranks([1, 1]))
-  found, report = sources.read_rankings(str(path))
+  found, report = reading.read_rankings(str(path))
   assert len(found) == 1
   assert report.skipped == {"rankings with only ties": 1}
   assert "skipped 1 rankings with only ties" in str(report)
@@ -221,7 +221,7 @@ def test_unreadable(tmp_path, monkeypatch):
 
   monkeypatch.setattr("builtins.open", refuse)
   with pytest.raises(UserError, match="Permission denied"):
-    sources.read_demonstrations(str(path))
+    reading.read_demonstrations(str(path))
 
 
 def test_command_line(tmp_path, capsys):
@@ -264,11 +264,11 @@ def test_command_line_missing_file(tmp_path, capsys):
 
 def paths_of(tmp_path, *spec):
   names = ",".join(str(tmp_path / s) for s in spec)
-  return [str(os.path.relpath(p, tmp_path)) for p in sources.expand(names)]
+  return [str(os.path.relpath(p, tmp_path)) for p in reading.expand(names)]
 
 
 def reasons(tmp_path):
-  listing = sources.list_files(str(tmp_path))
+  listing = reading.list_files(str(tmp_path))
   return {
     os.path.relpath(i.path, tmp_path): i.reason for i in listing.ignored
   }  # fmt: skip
@@ -279,7 +279,7 @@ def test_a_link_to_a_directory_is_not_read_again(tmp_path):
   (tmp_path / "latest").symlink_to("v1")
   assert paths_of(tmp_path, "") == ["v1/a.jsonl", "v1/b.jsonl"]
   assert reasons(tmp_path) == {"latest": paths.SAME_DIRECTORY}
-  demonstrations, report = sources.read_demonstrations(str(tmp_path))
+  demonstrations, report = reading.read_demonstrations(str(tmp_path))
   assert len(demonstrations) == 2 and "latest" in str(report)
   assert paths_of(tmp_path, "**", "latest", "*/*.jsonl") == [
     "v1/a.jsonl", "v1/b.jsonl",
@@ -334,7 +334,7 @@ def test_a_link_to_nothing_is_an_error(tmp_path):
   (tmp_path / "b.jsonl").symlink_to("gone")
   for spec in (tmp_path, tmp_path / "b.jsonl", tmp_path / "*.jsonl"):
     with pytest.raises(UserError) as e:
-      sources.expand(str(spec))
+      reading.expand(str(spec))
     assert (e.value.code, e.value.file) == (
       "broken_link", str(tmp_path / "b.jsonl"),
     )  # fmt: skip
@@ -350,7 +350,7 @@ def test_names_with_signs_of_globs_and_of_other_encodings(tmp_path):
   make(tmp_path, "a[1]/x?.jsonl", "a*/y.jsonl", "caf\udce9.jsonl")
   assert paths_of(tmp_path, "a[1]") == ["a[1]/x?.jsonl"]
   assert paths_of(tmp_path, "a*") == ["a*/y.jsonl"]
-  demonstrations, report = sources.read_demonstrations(
+  demonstrations, report = reading.read_demonstrations(
     str(tmp_path / "caf\udce9.jsonl")
   )
   assert len(demonstrations) == 1 and "caf\udce9" in str(report)
@@ -359,18 +359,18 @@ def test_names_with_signs_of_globs_and_of_other_encodings(tmp_path):
 def test_globs_with_stars_for_directories(tmp_path, monkeypatch):
   make(tmp_path, "x/a.jsonl", "x/in/a.jsonl", "x/in/b.jsonl", "y/in/a.jsonl")
   monkeypatch.chdir(tmp_path)
-  assert sources.expand("**/in/a.jsonl") == ["x/in/a.jsonl", "y/in/a.jsonl"]
-  assert sources.expand("**/a.*") == [
+  assert reading.expand("**/in/a.jsonl") == ["x/in/a.jsonl", "y/in/a.jsonl"]
+  assert reading.expand("**/a.*") == [
     "x/a.jsonl", "x/in/a.jsonl", "y/in/a.jsonl",
   ]  # fmt: skip
-  assert sources.expand("x/**/**/b.jsonl") == ["x/in/b.jsonl"]
-  assert sources.expand("[xy]/**") == [
+  assert reading.expand("x/**/**/b.jsonl") == ["x/in/b.jsonl"]
+  assert reading.expand("[xy]/**") == [
     "x/a.jsonl", "x/in/a.jsonl", "x/in/b.jsonl", "y/in/a.jsonl",
   ]  # fmt: skip
-  assert sources.expand(f"{tmp_path}/**/b.jsonl") == [
+  assert reading.expand(f"{tmp_path}/**/b.jsonl") == [
     f"{tmp_path}/x/in/b.jsonl"
   ]
-  listing = sources.list_files("x/*")
+  listing = reading.list_files("x/*")
   assert list(listing.files) == ["x/a.jsonl"]
   assert listing.ignored == [("x/in", paths.DIRECTORY)]
 
@@ -386,7 +386,7 @@ def test_a_directory_that_may_not_be_read_is_an_error(tmp_path, monkeypatch):
 
   monkeypatch.setattr(os, "listdir", refuse)
   with pytest.raises(UserError) as e:
-    sources.expand(str(tmp_path))
+    reading.expand(str(tmp_path))
   assert (e.value.code, e.value.file) == ("unreadable", str(tmp_path / "in"))
 
 
@@ -401,9 +401,9 @@ def test_a_file_that_vanishes_is_an_error(tmp_path, monkeypatch):
 
   listing = paths.list_files(str(tmp_path))
   monkeypatch.setattr(contents, "read_text", read)
-  monkeypatch.setattr(sources, "list_files", lambda spec: listing)
+  monkeypatch.setattr(reading, "list_files", lambda spec: listing)
   with pytest.raises(UserError) as e:
-    sources.read_demonstrations(str(tmp_path))
+    reading.read_demonstrations(str(tmp_path))
   assert (e.value.code, e.value.file) == (
     "unreadable", str(tmp_path / "b.jsonl"),
   )  # fmt: skip
@@ -455,7 +455,7 @@ def test_the_standard_input_is_a_source(name, tmp_path):
     import sys
     from instructgpt_jax.data import contents, paths, sources
     for _ in range(2):
-      print(len(sources.read_demonstrations(sys.argv[1])[0]))
+      print(len(reading.read_demonstrations(sys.argv[1])[0]))
   """
   done = subprocess.run(
     [sys.executable, "-c", textwrap.dedent(script), name],
@@ -479,7 +479,7 @@ def test_two_names_of_the_standard_input(names):
     import sys
     from instructgpt_jax.data import sources
     for name in sys.argv[1:]:
-      print(len(sources.read_demonstrations(name)[0]))
+      print(len(reading.read_demonstrations(name)[0]))
   """
   run = [sys.executable, "-c", textwrap.dedent(script), *names]
   done = subprocess.run(run, input=GOOD * 3, capture_output=True)
@@ -488,9 +488,9 @@ def test_two_names_of_the_standard_input(names):
 
 def test_a_name_that_is_repeated_is_counted(tmp_path):
   make(tmp_path, "a.jsonl")
-  listing = sources.list_files(f"{tmp_path}/*.jsonl,{tmp_path}/a.jsonl")
+  listing = reading.list_files(f"{tmp_path}/*.jsonl,{tmp_path}/a.jsonl")
   assert list(listing.files.values()) == [True] and not listing.ignored
-  listing = sources.list_files(*[str(tmp_path / "a.jsonl")] * 2)
+  listing = reading.list_files(*[str(tmp_path / "a.jsonl")] * 2)
   assert len(listing.files) == 1
   assert [i.reason for i in listing.ignored] == [paths.SAME_FILE]
 
@@ -498,7 +498,7 @@ def test_a_name_that_is_repeated_is_counted(tmp_path):
 def test_errors_in_a_pipe_have_lines(tmp_path):
   pipe(tmp_path / "p", GOOD + b"{oops}\n")
   with pytest.raises(UserError) as e:
-    sources.read_demonstrations(str(tmp_path / "p"))
+    reading.read_demonstrations(str(tmp_path / "p"))
   assert (e.value.code, e.value.file, e.value.line) == (
     "bad_json", str(tmp_path / "p"), 2,
   )  # fmt: skip
@@ -508,7 +508,7 @@ def test_processes_do_not_share_a_pipe(tmp_path, monkeypatch):
   os.mkfifo(tmp_path / "p")
   monkeypatch.setattr("jax.distributed.is_initialized", lambda: True)
   with pytest.raises(UserError) as e:
-    sources.read_demonstrations(str(tmp_path / "p"))
+    reading.read_demonstrations(str(tmp_path / "p"))
   assert e.value.code == "shared_pipe"
 
 
@@ -518,7 +518,7 @@ def test_devices_and_sockets_are_refused(tmp_path, monkeypatch):
     server.bind("s.jsonl")
     for name in ("s.jsonl", "/dev/null"):
       with pytest.raises(UserError) as e:
-        sources.read_demonstrations(name)
+        reading.read_demonstrations(name)
       assert (e.value.code, e.value.file) == ("not_a_file", name)
 
 
@@ -547,7 +547,7 @@ def test_metadata_and_empty_files_are_counted(tmp_path):
   }.items():
     (tmp_path / name).write_bytes(content)
   for spec in (tmp_path, tmp_path / "*"):
-    demonstrations, report = sources.read_demonstrations(str(spec))
+    demonstrations, report = reading.read_demonstrations(str(spec))
     assert len(demonstrations) == 1
     ignored = {os.path.basename(i.path): i.reason for i in report.ignored}
     notes = ignored.pop("notes.txt")
@@ -569,14 +569,14 @@ def test_metadata_alone_is_an_error(tmp_path):
   for name in ("a.json", "b.json"):
     (tmp_path / name).write_bytes(b'{"default": {}}')
   with pytest.raises(UserError) as e:
-    sources.read_demonstrations(str(tmp_path))
+    reading.read_demonstrations(str(tmp_path))
   assert e.value.file == str(tmp_path / "a.json")
 
 
 def test_a_record_in_a_json_file_is_read(tmp_path):
   make(tmp_path, "a.jsonl", "b.json")
   (tmp_path / "c.json").write_bytes(GOOD * 2)
-  documents, _ = sources.read_demonstrations(str(tmp_path))
+  documents, _ = reading.read_demonstrations(str(tmp_path))
   assert len(documents) == 4
 
 
@@ -647,7 +647,7 @@ def test_what_is_no_text_is_named(name, tmp_path):
   path = tmp_path / file
   path.write_bytes(content)
   with pytest.raises(UserError) as e:
-    sources.read_documents(str(path))
+    reading.read_documents(str(path))
   assert (e.value.code, e.value.file) == (code, str(path))
   assert e.value.line == 1 and e.value.fix
   assert "latin1" not in e.value.fix
@@ -668,29 +668,29 @@ def test_marked_encodings_and_newlines_are_read(tmp_path, encoding, newline):
   else:
     content = text.encode(encoding)
   (tmp_path / "a.jsonl").write_bytes(content)
-  documents, _ = sources.read_documents(str(tmp_path / "a.jsonl"))
+  documents, _ = reading.read_documents(str(tmp_path / "a.jsonl"))
   assert [d.text for d in documents] == texts
   (tmp_path / "a.txt").write_bytes(newline.join(texts).encode("utf-8-sig"))
-  documents, _ = sources.read_documents(str(tmp_path / "a.txt"))
+  documents, _ = reading.read_documents(str(tmp_path / "a.txt"))
   assert [d.text for d in documents] == ["\n".join(texts)]
 
 
 def test_marks_between_joined_files_are_removed(tmp_path):
   mark = "\ufeff".encode()
   (tmp_path / "a.jsonl").write_bytes(mark + GOOD + mark + GOOD)
-  documents, _ = sources.read_demonstrations(str(tmp_path / "a.jsonl"))
+  documents, _ = reading.read_demonstrations(str(tmp_path / "a.jsonl"))
   assert len(documents) == 2
   (tmp_path / "a.txt").write_bytes(
     mark + mark + b"a\n" + mark + b"b \xef\xbb\xbf"
   )
-  documents, _ = sources.read_documents(str(tmp_path / "a.txt"))
+  documents, _ = reading.read_documents(str(tmp_path / "a.txt"))
   assert documents[0].text == "a\nb \ufeff"
 
 
 def test_an_unfinished_array_of_texts_is_an_error(tmp_path):
   (tmp_path / "part").write_bytes(b'[\n "one",\n "two"\n')
   with pytest.raises(UserError) as e:
-    sources.read_any(str(tmp_path / "part"))
+    reading.read_any(str(tmp_path / "part"))
   assert e.value.code == "bad_json"
 
 
@@ -698,12 +698,12 @@ def test_escaped_backslashes_are_no_nul_characters(tmp_path):
   path = tmp_path / "a.jsonl"
   text = r"\u0000" * 9
   path.write_text(json.dumps({"text": text}))
-  documents, _ = sources.read_documents(str(path))
+  documents, _ = reading.read_documents(str(path))
   assert documents[0].text == text
   for before in ("", "\\"):
     path.write_text(json.dumps({"text": (before + "\0") * 9}))
     with pytest.raises(UserError) as e:
-      sources.read_documents(str(path))
+      reading.read_documents(str(path))
     assert e.value.code == "nul_characters"
 
 
@@ -711,21 +711,21 @@ def test_few_nul_characters_are_text(tmp_path):
   (tmp_path / "a.txt").write_bytes(b"a\0b c")
   (tmp_path / "a.jsonl").write_bytes(b'{"text": "a\\u0000b"}')
   for name, text in (("a.txt", "a\0b c"), ("a.jsonl", "a\0b")):
-    documents, _ = sources.read_documents(str(tmp_path / name))
+    documents, _ = reading.read_documents(str(tmp_path / name))
     assert [d.text for d in documents] == [text]
 
 
 def test_a_long_line_is_read(tmp_path):
   text = "word " * 1_000_000
   (tmp_path / "a.jsonl").write_text(json.dumps({"text": text}))
-  documents, _ = sources.read_documents(str(tmp_path / "a.jsonl"))
+  documents, _ = reading.read_documents(str(tmp_path / "a.jsonl"))
   assert len(documents[0].text.split()) == 1_000_000
 
 
 def test_other_texts_by_name_are_documents(tmp_path):
   for name in ("a.md", "b.tex", "c", "d.txt"):
     (tmp_path / name).write_bytes(b"{\\bf a} text, with, commas")
-    documents, _ = sources.read_documents(str(tmp_path / name))
+    documents, _ = reading.read_documents(str(tmp_path / name))
     assert len(documents) == 1
 
 
@@ -751,7 +751,7 @@ def test_only_a_near_name_of_the_kind_is_suggested(
   else:
     (tmp_path / there).mkdir()
   with pytest.raises(UserError) as e:
-    sources.expand(str(tmp_path / missing))
+    reading.expand(str(tmp_path / missing))
   assert (e.value.code, e.value.file) == (
     "no_such_file", str(tmp_path / missing),
   )  # fmt: skip

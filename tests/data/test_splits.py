@@ -4,7 +4,7 @@ import collections
 
 import pytest
 
-from instructgpt_jax import config
+from instructgpt_jax import configs
 from instructgpt_jax.data import curation, splits
 from instructgpt_jax.data.drops import HELD_OUT
 from instructgpt_jax.data.records import (
@@ -31,7 +31,7 @@ def ranking(text, **kw):
 
 
 def test_split_is_by_user_and_known_in_advance():
-  data = config.Data()
+  data = configs.Data()
   by_user = collections.defaultdict(set)
   for u in range(300):
     for i in range(3):
@@ -51,7 +51,7 @@ KNOWN_PLACES[2], KNOWN_PLACES[12] = "valid", "test"
 
 
 def test_same_prompt_same_side_in_every_file():
-  data = config.Data(valid_fraction=0.3, test_fraction=0.3)
+  data = configs.Data(valid_fraction=0.3, test_fraction=0.3)
   for i in range(50):
     first = Turn("user", f"Question {i}?")
     more = (first, Turn("assistant", "x"), Turn("user", "And?"))
@@ -72,7 +72,7 @@ def test_same_prompt_same_side_in_every_file():
 
 
 def test_explicit_split_stands():
-  data = config.Data(valid_fraction=0.5, test_fraction=0.5)
+  data = configs.Data(valid_fraction=0.5, test_fraction=0.5)
   r = prompt("x", split="train", user_id="u")
   assert splits.split_of(r, data) == "train"
   parts = splits.Splitter([r], data).split([r])[0]
@@ -107,7 +107,7 @@ def test_a_held_out_prompt_is_in_no_training_record(with_ids, how):
   parts = []
   for place, source in enumerate(sources):
     others = [s for i, s in enumerate(sources) if i != place]
-    by_split, drops = curation.curate(source, config.Data(), None, others)
+    by_split, drops = curation.curate(source, configs.Data(), None, others)
     assert sum(map(len, by_split.values())) + drops.records == 600
     # Records without ids follow those with ids, so nothing has to be dropped.
     assert not drops
@@ -121,7 +121,7 @@ def test_a_held_out_prompt_is_in_no_training_record(with_ids, how):
 
 
 def test_one_prompt_of_two_users_is_held_out_if_either_is():
-  data = config.Data(valid_fraction=0.2, test_fraction=0.2)
+  data = configs.Data(valid_fraction=0.2, test_fraction=0.2)
   records = [
     demonstration(f"Question {i}?", f"{u}", user_id=f"u{u}")
     for i in range(40)
@@ -145,7 +145,7 @@ def test_a_held_out_prompt_is_not_an_earlier_turn_of_a_training_record():
     turns=(Turn("system", "Be brief."), Turn("user", " what  IS it?")),
     split="test",
   )
-  parts, drops = curation.curate(records, config.Data(), None, [[held]])
+  parts, drops = curation.curate(records, configs.Data(), None, [[held]])
   assert parts["train"] == records[1:] and drops == {HELD_OUT: 1}
 
 
@@ -157,7 +157,7 @@ def test_the_same_question_under_many_system_prompts_is_many_prompts():
     )
     for i in range(200)
   ]
-  parts, drops = curation.curate(records, config.Data())
+  parts, drops = curation.curate(records, configs.Data())
   assert not drops
   assert all(len(part) > 5 for part in parts.values())
   assert len(parts["train"]) > 120
@@ -166,7 +166,7 @@ def test_the_same_question_under_many_system_prompts_is_many_prompts():
 def test_splits_do_not_depend_on_the_order_of_sources():
   records = [demonstration(f"q{i}", user_id=f"u{i % 20}") for i in range(100)]
   others = [prompt(f"Q{i}") for i in range(100)]
-  data = config.Data()
+  data = configs.Data()
   one = splits.Splitter([*records, *others], data)
   two = splits.Splitter([*others[::-1], *records[::-1]], data)
   for record in [*records, *others]:
@@ -177,24 +177,24 @@ def test_books_give_a_validation_split():
   book = "".join(
     f"Paragraph {i}. " + "word " * 60 + "\n\n" for i in range(3000)
   )
-  parts = splits.split_documents([Document(text=book)], config.Data())
+  parts = splits.split_documents([Document(text=book)], configs.Data())
   texts = [d.text for part in parts.values() for d in part]
   assert sorted("".join(texts)) == sorted(book), "nothing is lost"
   assert all(t.startswith("Paragraph") and t.endswith("\n\n") for t in texts)
   share = len(parts["valid"]) / len(texts)
   assert 0.02 < share < 0.25 and len(parts["train"]) > len(texts) / 2
-  again = splits.split_documents([Document(text=book)], config.Data())
+  again = splits.split_documents([Document(text=book)], configs.Data())
   assert again == parts
 
 
 def test_a_few_documents_still_give_both_sides():
   documents = [Document(text=f"text {i}") for i in range(2)]
-  parts = splits.split_documents(documents, config.Data())
+  parts = splits.split_documents(documents, configs.Data())
   assert len(parts["train"]) == len(parts["valid"]) == 1
-  whole = splits.split_documents(documents[:1], config.Data())
+  whole = splits.split_documents(documents[:1], configs.Data())
   assert sum(map(len, whole.values())) == 1
   marked = [Document(text="x" * 90_000, split="test")]
-  parts = splits.split_documents(marked, config.Data())
+  parts = splits.split_documents(marked, configs.Data())
   assert [len(d.text) for d in parts["test"]] == [90_000]
 
 
@@ -205,7 +205,7 @@ def conversation(*texts, **kw):
 
 
 def curated(records, others=()):
-  parts, drops = curation.curate(records, config.Data(), None, others)
+  parts, drops = curation.curate(records, configs.Data(), None, others)
   held = texts(parts["valid"] + parts["test"])
   assert not held & {
     splits.normalised(t.text) for r in parts["train"] for t in r.turns
@@ -280,7 +280,7 @@ def test_a_prompt_of_all_records_is_trained_on():
 def test_a_prompt_of_half_the_records_is_remarked_but_stays_whole():
   records = [demonstration("Hi!", completion=f"{i}") for i in range(60)]
   records += [demonstration(f"Question {i}?") for i in range(40)]
-  data = config.Data()
+  data = configs.Data()
   parts, drops = curation.curate(records, data)
   assert "60 of 100" in drops.remarks[0]
   assert sum("hi!" in texts(part) for part in parts.values()) == 1
@@ -294,13 +294,13 @@ def test_shared_beginnings_count_in_every_source():
   sizes, drops = curated(records, [others])
   alone, _ = curated(records)
   assert sizes == alone and not drops
-  parts, _ = curation.curate(others, config.Data(), None, [records])
+  parts, _ = curation.curate(others, configs.Data(), None, [records])
   assert others[0] in parts["train"]
 
 
 def test_groups_tell_conversations_apart():
   records = [conversation("Hi!", "Hello.", f"Question {i}?") for i in range(50)]
-  splitter = splits.Splitter(records, config.Data())
+  splitter = splits.Splitter(records, configs.Data())
   assert len({splitter.group_of(r) for r in records}) == 50
-  few = splits.Splitter(records[:5], config.Data())
+  few = splits.Splitter(records[:5], configs.Data())
   assert {few.group_of(r) for r in records} == {"prompt:hi!"}

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from instructgpt_jax.data import sources
+from instructgpt_jax.data import reading
 from instructgpt_jax.data.records import Turn
 from instructgpt_jax.errors import UserError
 
@@ -68,14 +68,14 @@ def test_records(built, monkeypatch):
   monkeypatch.setenv("TFDS_DATA_DIR", str(folder))
   for name in ("tiny_rankings/plain", data_dir):
     spec = f"tfds:{name}:train"
-    found, report = sources.read_rankings(spec)
+    found, report = reading.read_rankings(spec)
     assert sorted(r.turns[0].text for r in found) == QUESTIONS[:4]
     assert all(r.turns[0] == Turn("user", r.turns[0].text) for r in found)
     for r in found:
       assert (r.completions, r.ranks) == (("a", "b", "ü"), (2, 1, 2))
       assert r.origin.startswith(spec)
     assert report.files[0].format == "own rankings"
-  prompts, _ = sources.read_prompts("tfds:tiny_rankings/plain:validation")
+  prompts, _ = reading.read_prompts("tfds:tiny_rankings/plain:validation")
   assert sorted(p.turns[0].text for p in prompts) == QUESTIONS[4:]
 
 
@@ -110,7 +110,7 @@ def test_without_tensorflow_from_the_command_line(built):
 def test_errors(built, monkeypatch, spec, part):
   monkeypatch.setenv("TFDS_DATA_DIR", str(built[0]))
   with pytest.raises(UserError) as e:
-    sources.read_rankings(spec)
+    reading.read_rankings(spec)
   message = str(e.value)
   assert message.startswith(spec) and part in message
   assert "fix" in message and message.count("\n") <= 2
@@ -132,7 +132,7 @@ def test_names_splits_and_no_download(monkeypatch, name, split):
     return [{"prompt": b"p"}]
 
   monkeypatch.setattr(tfds, "data_source", data_source)
-  sources.read_prompts(f"tfds:{name}:{split}")
+  reading.read_prompts(f"tfds:{name}:{split}")
   assert (asked["name"], asked["split"]) == (name, split)
   assert asked["download"] is False
 
@@ -140,4 +140,4 @@ def test_names_splits_and_no_download(monkeypatch, name, split):
 def test_wrong_kind(built, monkeypatch):
   monkeypatch.setenv("TFDS_DATA_DIR", str(built[0]))
   with pytest.raises(UserError, match="no demonstrations"):
-    sources.read_demonstrations("tfds:tiny_rankings/plain:train")
+    reading.read_demonstrations("tfds:tiny_rankings/plain:train")

@@ -6,10 +6,10 @@ import random
 import pytest
 import tokenizers
 
-from instructgpt_jax import config
+from instructgpt_jax import configs
 from instructgpt_jax.data import tokenizer as tok
-from instructgpt_jax.data.tokenization.gpt2 import byte_letters
-from instructgpt_jax.data.tokenization.sentencepiece_model import CHUNK
+from instructgpt_jax.data.tokenizers.gpt2 import byte_letters
+from instructgpt_jax.data.tokenizers.sentencepiece_model import CHUNK
 from instructgpt_jax.errors import UserError
 
 TEXTS = [
@@ -29,7 +29,7 @@ TRICKY = [
 
 def trained(kind, size=500, texts=TEXTS):
   return tok.train_tokenizer(
-    texts, config.Tokenizer(kind=kind, vocab_size=size)
+    texts, configs.Tokenizer(kind=kind, vocab_size=size)
   )
 
 

@@ -5,11 +5,11 @@ import json
 import pytest
 
 from instructgpt_jax.data import exported_tokens
-from instructgpt_jax.data.tokenization import classes
 from instructgpt_jax.data.tokenizer import load_tokenizer
+from instructgpt_jax.data.tokenizers import classes
 from tests.data import test_tokenizer_parity as parity
 from tests.data import tokenizer_folders as folders
-from tests.models.hub import tiny
+from tests.interop import tiny
 
 TEXTS = (*parity.TEXTS, "a 12345 b", " 1 2", "e\u0301", "It's IT'S\n\n  a")
 FILES = {

@@ -5,7 +5,7 @@ import random
 import pytest
 import tokenizers
 
-from instructgpt_jax import config
+from instructgpt_jax import configs
 from instructgpt_jax.data import tokenizer_json
 from instructgpt_jax.data.tokenizer import load_tokenizer, train_tokenizer
 
@@ -23,7 +23,7 @@ def texts(count, seed=0):
 def test_ids_and_texts_are_the_same(kind, tmp_path):
   size = 320 if kind != "word" else 64
   ours = train_tokenizer(
-    texts(300), config.Tokenizer(vocab_size=size, kind=kind)
+    texts(300), configs.Tokenizer(vocab_size=size, kind=kind)
   )
   assert ours.kind == kind and ours.is_ours
   files = tokenizer_json.files(ours)

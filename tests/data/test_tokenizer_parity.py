@@ -4,16 +4,16 @@ import json
 
 import pytest
 
-from instructgpt_jax import config
+from instructgpt_jax import configs
 from instructgpt_jax.data import exported_tokens, transforms
 from instructgpt_jax.data.records import Turn
 from instructgpt_jax.data.tokenizer import load_tokenizer
 from instructgpt_jax.errors import UserError
 from tests.data import tokenizer_folders as folders
-from tests.models.hub import tiny
+from tests.interop import tiny
 
-TEMPLATE = config.Data()
-TAGS = config.Data(chat_template=False)
+TEMPLATE = configs.Data()
+TAGS = configs.Data(chat_template=False)
 TEXTS = (
   "the quick fox",
   " the  fox\n yes ",

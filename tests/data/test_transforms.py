@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from instructgpt_jax import config
+from instructgpt_jax import configs
 from instructgpt_jax.data import records, transforms
 from instructgpt_jax.data.records import Demonstration, Ranking, Turn
 from instructgpt_jax.data.tokenizer import Tokenizer
@@ -24,7 +24,7 @@ class Letters(Tokenizer):
 
 
 LETTERS = Letters()
-DATA = config.Data()
+DATA = configs.Data()
 
 
 def test_prompt_text():
@@ -37,7 +37,7 @@ def test_prompt_text():
   assert records.prompt_text(turns, DATA) == (
     "Be brief.\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: And?\n\nAssistant:"
   )
-  world = config.Data(user_tag="U:", assistant_tag="A:", turn_separator=" ")
+  world = configs.Data(user_tag="U:", assistant_tag="A:", turn_separator=" ")
   assert records.prompt_text(turns[1:2], world) == "U: Hi A:"
   assert records.reply_text(records.completion_text("x")) == "x"
 
@@ -63,7 +63,7 @@ def test_demonstration_ends_with_end_of_text():
 
 
 def test_long_reply_is_cut_without_end_of_text():
-  data = config.Data(max_response_tokens=4)
+  data = configs.Data(max_response_tokens=4)
   cut, exact = transforms.encode_completions(["abcd", "ab"], LETTERS, data)
   assert LETTERS.decode(cut) == " abc" and LETTERS.eos_id not in cut
   assert exact.tolist() == [*map(ord, " ab"), LETTERS.eos_id]

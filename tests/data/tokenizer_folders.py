@@ -14,8 +14,8 @@ from tokenizers import (
   processors,
 )
 
-from instructgpt_jax.data.tokenization.gpt2 import byte_letters
 from instructgpt_jax.data.tokenizer import load_tokenizer
+from instructgpt_jax.data.tokenizers.gpt2 import byte_letters
 
 CHATML = (
   "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from instructgpt_jax.losses import preference
+from instructgpt_jax.losses import reward
 
 
 def twin(scores, ranks, valid):
@@ -44,18 +44,18 @@ def data(rng):
 
 
 def test_ranking_loss_equals_loop(data):
-  loss, metrics = jax.jit(preference.ranking_loss)(*data)
+  loss, metrics = jax.jit(reward.ranking_loss)(*data)
   expected, accuracy, pairs, prompts = twin(*data)
   assert 0 < prompts < 6  # some prompts have no pair
   np.testing.assert_allclose(loss, expected, rtol=1e-5)
   np.testing.assert_allclose(metrics["accuracy"], accuracy, rtol=1e-5)
   assert (metrics["pairs"], metrics["prompts"]) == (pairs, prompts)
-  assert preference.count_prompts(*data[1:]) == prompts
+  assert reward.count_prompts(*data[1:]) == prompts
 
 
 def test_pair_accuracy_equals_loop(data):
   scores, ranks, valid = data
-  correct, pairs = jax.jit(preference.pair_accuracy)(scores, ranks, valid)
+  correct, pairs = jax.jit(reward.pair_accuracy)(scores, ranks, valid)
   for b in range(6):
     _, accuracy, count, _ = twin(*(x[b : b + 1] for x in data))
     assert pairs[b] == count
@@ -66,35 +66,35 @@ def test_margin_is_averaged_as_the_loss_is():
   scores = np.array([[3.0, 2.0, 0.0], [5.0, 1.0, 7.0]])
   ranks = np.array([[1, 2, 3], [1, 2, 2]])
   valid = np.array([[1, 1, 1], [1, 1, 0]], bool)
-  _, metrics = preference.ranking_loss(scores, ranks, valid)
+  _, metrics = reward.ranking_loss(scores, ranks, valid)
   np.testing.assert_allclose(metrics["margin"], (2 + 4) / 2, rtol=1e-6)
 
 
 def test_known_answers():
   ranks, valid = np.array([[1, 2, 3, 4]]), np.ones((1, 4), bool)
-  loss, metrics = preference.ranking_loss(np.zeros((1, 4)), ranks, valid)
+  loss, metrics = reward.ranking_loss(np.zeros((1, 4)), ranks, valid)
   np.testing.assert_allclose(loss, math.log(2), rtol=1e-6)
   assert (metrics["pairs"], metrics["accuracy"]) == (6, 0.5)
   best = np.array([[4.0, 3.0, 2.0, 1.0]])
-  assert preference.ranking_loss(best, ranks, valid)[1]["accuracy"] == 1
-  assert preference.ranking_loss(-best, ranks, valid)[1]["accuracy"] == 0
+  assert reward.ranking_loss(best, ranks, valid)[1]["accuracy"] == 1
+  assert reward.ranking_loss(-best, ranks, valid)[1]["accuracy"] == 0
 
 
 def test_far_apart_scores_stay_finite():
   scores = np.array([[1e4, -1e4]])
   for ranks, expected in (([[1, 2]], 0.0), ([[2, 1]], 2e4)):
-    loss, _ = preference.ranking_loss(
+    loss, _ = reward.ranking_loss(
       scores, np.array(ranks), np.ones((1, 2), bool)
     )
     np.testing.assert_allclose(loss, expected)
 
 
 def test_invariant_25_order_of_completions_does_not_matter(data, rng):
-  loss, metrics = preference.ranking_loss(*data)
+  loss, metrics = reward.ranking_loss(*data)
   for _ in range(5):
     order = rng.permuted(np.tile(np.arange(5), (6, 1)), axis=1)
     shuffled = [np.take_along_axis(x, order, axis=1) for x in data]
-    again, same = preference.ranking_loss(*shuffled)
+    again, same = reward.ranking_loss(*shuffled)
     np.testing.assert_allclose(again, loss, rtol=1e-5)
     for name in metrics:
       np.testing.assert_allclose(same[name], metrics[name], rtol=1e-5)
@@ -104,7 +104,7 @@ def test_invariant_25_two_completions_are_the_pairwise_loss(rng):
   scores = rng.normal(size=(8, 2))
   first_wins = rng.random(8) < 0.5
   ranks = np.where(first_wins[:, None], [1, 2], [2, 1])
-  loss, _ = preference.ranking_loss(scores, ranks, np.ones((8, 2), bool))
+  loss, _ = reward.ranking_loss(scores, ranks, np.ones((8, 2), bool))
   margin = np.where(first_wins, 1, -1) * (scores[:, 0] - scores[:, 1])
   expected = np.mean(-np.log(1 / (1 + np.exp(-margin))))
   np.testing.assert_allclose(loss, expected, rtol=1e-5)
@@ -115,7 +115,7 @@ def test_invariant_25_ties_add_nothing():
   everything = np.ones((1, 3), bool)
 
   def loss(values, ranks):
-    return preference.ranking_loss(values, np.array([ranks]), everything)[0]
+    return reward.ranking_loss(values, np.array([ranks]), everything)[0]
 
   # 1 against 2 and 1 against 3 remain when 2 and 3 tie.
   expected = (math.log1p(math.exp(-0.5)) + math.log1p(math.exp(1.2))) / 2
@@ -127,9 +127,9 @@ def test_invariant_25_ties_add_nothing():
 
 def test_invariant_25_a_prompt_of_ties_leaves_the_mean_as_it_is(data):
   scores, ranks, valid = data
-  loss, _ = preference.ranking_loss(*data)
+  loss, _ = reward.ranking_loss(*data)
   rest = [0, 1, 2, 4, 5]
-  fewer, _ = preference.ranking_loss(scores[rest], ranks[rest], valid[rest])
+  fewer, _ = reward.ranking_loss(scores[rest], ranks[rest], valid[rest])
   np.testing.assert_allclose(loss, fewer, rtol=1e-6)
 
 
@@ -139,17 +139,17 @@ def test_invariant_25_every_prompt_weighs_the_same():
   scores[1] = [4, 0, 0, 0, 0]
   ranks = np.array([[1, 2, 3, 4, 5], [1, 2, 9, 9, 9]])
   valid = np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]], bool)
-  loss, _ = preference.ranking_loss(scores, ranks, valid)
+  loss, _ = reward.ranking_loss(scores, ranks, valid)
   expected = (math.log(2) + math.log1p(math.exp(-4))) / 2
   np.testing.assert_allclose(loss, expected, rtol=1e-6)
 
 
 def test_invariant_20_microbatches_add_up_to_the_batch(data):
   scores, ranks, valid = data
-  total = preference.count_prompts(ranks, valid)
+  total = reward.count_prompts(ranks, valid)
 
   def run(rows, normalizer):
-    return jax.value_and_grad(preference.ranking_loss, has_aux=True)(
+    return jax.value_and_grad(reward.ranking_loss, has_aux=True)(
       jnp.asarray(scores[rows]),
       ranks[rows],
       valid[rows],
@@ -170,7 +170,7 @@ def test_invariant_20_microbatches_add_up_to_the_batch(data):
 
 def test_filling_completions_never_matter(data, spoil):
   scores, ranks, valid = data
-  grad = jax.value_and_grad(preference.ranking_loss, has_aux=True)
+  grad = jax.value_and_grad(reward.ranking_loss, has_aux=True)
   clean = grad(jnp.asarray(scores), ranks, valid)
   other = np.where(valid, ranks, 0)
   dirty = grad(jnp.asarray(spoil(scores, valid)), other, valid)
@@ -182,7 +182,7 @@ def test_filling_completions_never_matter(data, spoil):
 def test_gradient_is_that_of_finite_differences(data, check_gradient):
   scores, ranks, valid = data
   found = check_gradient(
-    lambda s: preference.ranking_loss(s, ranks, valid)[0], scores
+    lambda s: reward.ranking_loss(s, ranks, valid)[0], scores
   )
   # Only differences count, so the gradient of each prompt adds up to 0.
   np.testing.assert_allclose(found.sum(axis=1), 0, atol=1e-12)
@@ -209,7 +209,7 @@ def test_invariant_25_rankings_recover_their_bradley_terry_scores(rng):
   def step(scores):
     def loss(s):
       batch = jnp.broadcast_to(s, ranks.shape)
-      return preference.ranking_loss(batch, ranks, valid)[0]
+      return reward.ranking_loss(batch, ranks, valid)[0]
 
     return scores - 4.0 * jax.grad(loss)(scores)
 
@@ -221,7 +221,7 @@ def test_invariant_25_rankings_recover_their_bradley_terry_scores(rng):
 
 def test_pair_losses_equal_loop(data):
   scores, ranks, valid = data
-  found = jax.jit(preference.pair_losses)(scores, ranks, valid)
+  found = jax.jit(reward.pair_losses)(scores, ranks, valid)
   for b in range(6):
     expected = sum(
       np.logaddexp(0, float(scores[b, j]) - float(scores[b, i]))

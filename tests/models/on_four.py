@@ -11,15 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from instructgpt_jax import config
-from instructgpt_jax.models import attention, splash
-from instructgpt_jax.runtime import mesh as mesh_lib
+from instructgpt_jax import configs
+from instructgpt_jax.distributed import mesh as mesh_lib
+from instructgpt_jax.models import attention
+from instructgpt_jax.models.kernels import splash
 from tests.models.test_attention import make
 
 
 def main() -> None:
   *heads, g, mask = map(jnp.asarray, make(150))
-  mesh = mesh_lib.make_mesh(config.Mesh(data=2, tensor=2))
+  mesh = mesh_lib.make_mesh(configs.Mesh(data=2, tensor=2))
   attend = functools.partial(splash.attend, interpret=True)
 
   @jax.jit

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from instructgpt_jax import config, types
+from instructgpt_jax import configs, types
 from instructgpt_jax.models import attention, blocks
 
 HEADS, SIZE = 2, 4
@@ -100,7 +100,7 @@ def test_what_is_out_of_reach_is_not_read():
 
 
 def test_pairs_that_are_computed():
-  half = config.Model(width=64, heads=1, dtype="bfloat16")
+  half = configs.Model(width=64, heads=1, dtype="bfloat16")
   reach = types.Reach(20, 30)
   # Four blocks of 64, each of which reads up to its end.
   blocks = 64 * 64 * (1 + 2 + 3 + 4)

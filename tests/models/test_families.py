@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from instructgpt_jax.models import attention, rotary
-from instructgpt_jax.models.generate import generate
+from instructgpt_jax.models import attention, rope
+from instructgpt_jax.models.sampling import generate
 from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
 from instructgpt_jax.steps import language
 from instructgpt_jax.types import LanguageBatch
@@ -173,8 +173,8 @@ def test_rotary_scores_depend_on_the_distance_alone(pairs):
   rng = np.random.default_rng(1)
   x = rng.normal(size=(1, 2, 5, 8)).astype(np.float32)
   positions = np.array([[0, 3, 4, 11, 7]])
-  found = rotary.turn(
-    jnp.asarray(x), rotary.turns(c, jnp.asarray(positions), False), pairs
+  found = rope.turn(
+    jnp.asarray(x), rope.turns(c, jnp.asarray(positions), False), pairs
   )
   at = [(0, 1), (2, 3), (4, 5)] if pairs else [(0, 3), (1, 4), (2, 5)]
   for i, (a, b) in enumerate(at):

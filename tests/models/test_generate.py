@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from instructgpt_jax.models import generate as generate_lib
+from instructgpt_jax.models import sampling as generate_lib
 from instructgpt_jax.models import transformer
 from instructgpt_jax.models.transformer import LanguageModel
 from instructgpt_jax.types import PromptBatch
@@ -269,9 +269,9 @@ def test_prompts_that_fill_up_a_batch_are_not_prefilled(params):
 EIGHT_DEVICES = """
   import sys
   import jax, numpy as np
-  from instructgpt_jax import config
+  from instructgpt_jax import configs
   from instructgpt_jax.models import transformer
-  from instructgpt_jax.runtime import mesh as mesh_lib
+  from instructgpt_jax.distributed import mesh as mesh_lib
   from tests.models import test_generate as here, twin
 
   assert len(jax.devices()) == 8
@@ -280,7 +280,7 @@ EIGHT_DEVICES = """
   run = here.make_run(model)
   prompts = twin.make_prompts(range(8))
   one = run(params, prompts, jax.random.key(0))
-  mesh = mesh_lib.make_mesh(config.Mesh(fsdp=2))
+  mesh = mesh_lib.make_mesh(configs.Mesh(fsdp=2))
   axes = mesh_lib.logical_axes(transformer.abstract_params(model))
   params = jax.device_put(params, mesh_lib.state_shardings(params, mesh, axes))
   prompts = mesh_lib.put_batch(prompts, mesh)

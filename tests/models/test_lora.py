@@ -8,10 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from instructgpt_jax import config
-from instructgpt_jax.models import generate, lora, transformer
+from instructgpt_jax import configs
+from instructgpt_jax.distributed.mesh import unbox
+from instructgpt_jax.models import lora, sampling, transformer
 from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
-from instructgpt_jax.runtime.mesh import unbox
 from instructgpt_jax.steps import language as language_step
 from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.types import LanguageBatch
@@ -37,7 +37,7 @@ def adapted(network=LanguageModel, **changes):
 
 def plain(model):
   return type(model)(
-    config.Model(**{**vars(model.config), "lora_rank": 0, "dropout": 0.0})
+    configs.Model(**{**vars(model.config), "lora_rank": 0, "dropout": 0.0})
   )
 
 
@@ -132,7 +132,7 @@ def test_decoding_samples_what_the_full_pass_says(changes):
   model, params = adapted(**changes)
   prompts = twin.make_prompts(range(3))
   rollout = jax.jit(
-    lambda p: generate.generate(
+    lambda p: sampling.generate(
       model, p, prompts, jax.random.key(0), max_new_tokens=4, temperature=1.0,
       eos_id=1, pad_id=0,
     )

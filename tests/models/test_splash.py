@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from instructgpt_jax import config
-from instructgpt_jax.models import attention, splash
-from instructgpt_jax.runtime import mesh as mesh_lib
+from instructgpt_jax import configs
+from instructgpt_jax.distributed import mesh as mesh_lib
+from instructgpt_jax.models import attention
+from instructgpt_jax.models.kernels import splash
 from tests.devices import pretended
 from tests.models.test_attention import gradients_twin, make, twin
 
@@ -67,7 +68,7 @@ def test_blocks_divide_the_row():
   [("tpu", 128, 1), ("tpu", 127, 0), ("cuda", 128, 0), ("cpu", 128, 0)],
 )
 def test_tpus_have_it(platform, length, kernels):
-  mesh = mesh_lib.abstract_mesh(config.Mesh(), 4, platform)
+  mesh = mesh_lib.abstract_mesh(configs.Mesh(), 4, platform)
   x = jnp.zeros((4, 2, length, 16))
   mask = jnp.ones((4, length, length), bool)
   text = str(jax.make_jaxpr(mesh_lib.on(mesh, attention.attend))(x, x, x, mask))

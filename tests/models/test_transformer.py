@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.models import transformer
 from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
-from instructgpt_jax.runtime import mesh as mesh_lib
 from tests.models import twin
 
 # Two documents and padding; one document and padding before it; no padding.

@@ -9,9 +9,9 @@ import functools
 import jax
 import numpy as np
 
-from instructgpt_jax import config
+from instructgpt_jax import configs
+from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.models import transformer
-from instructgpt_jax.runtime import mesh as mesh_lib
 from instructgpt_jax.types import PromptBatch
 
 # In tests this small, compilation is what takes the time.
@@ -38,7 +38,7 @@ LLAMA = dict(
 
 def make_config(**changes):
   """A decoder small enough for two cores."""
-  return config.Model(**{**SMALL, **changes})
+  return configs.Model(**{**SMALL, **changes})
 
 
 def make_params(model, seed=0):

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from instructgpt_jax import config as config_lib
+from instructgpt_jax import configs
 from instructgpt_jax.data.records import Ranking, Turn
-from instructgpt_jax.loops import inputs
 from instructgpt_jax.pipeline import rankings
+from instructgpt_jax.training import inputs
 
 
 @pytest.mark.parametrize("system", [False, True])
@@ -24,7 +24,7 @@ def test_conversations_that_begin_alike_are_divided(
     records.append(Ranking(turns=turns, completions=("a", "b"), ranks=(1, 2)))
   pools = inputs.Splits(records[:50], records[50:], [])
   monkeypatch.setattr(inputs, "rankings", lambda data, tokenizer: pools)
-  rankings.split_for_judge(config_lib.PipelineExperiment(), str(tmp_path), None)
+  rankings.split_for_judge(configs.PipelineExperiment(), str(tmp_path), None)
   prompts = []
   for path in (rankings.for_reward(tmp_path), rankings.for_judge(tmp_path)):
     with open(path) as file:

@@ -12,12 +12,14 @@ import jax
 import numpy as np
 import pytest
 
-from instructgpt_jax import config, flags, presets
+from instructgpt_jax import configs
+from instructgpt_jax.cli import flags
+from instructgpt_jax.configs import presets
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.evals import evaluate
+from instructgpt_jax.evaluation import evaluate
 from instructgpt_jax.pipeline import evaluation as pipeline_evaluation
 from instructgpt_jax.pipeline import stages
-from instructgpt_jax.runtime import files
+from instructgpt_jax.runs import files
 from instructgpt_jax.world import requests, words, write
 
 SMALL = {
@@ -295,7 +297,7 @@ def test_a_base_model_takes_the_place_of_pretraining(world_run, tmp_path):
   pipeline = stages.Pipeline(wanted, str(tmp_path), has_gold=True)
   assert stages._pretrain(pipeline) == base
   assert not (tmp_path / "pretrain").exists()
-  assert isinstance(wanted, config.PipelineExperiment)
+  assert isinstance(wanted, configs.PipelineExperiment)
 
 
 def test_held_out_documents_fit_the_models_context(world_run):

@@ -6,12 +6,13 @@ import pathlib
 
 import pytest
 
-from instructgpt_jax import flags, presets
+from instructgpt_jax.cli import flags
+from instructgpt_jax.configs import presets
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.loops import language
 from instructgpt_jax.pipeline import stages
-from instructgpt_jax.runtime import files, workdirs
-from tests.loops import hub, toy
+from instructgpt_jax.runs import claims, files
+from instructgpt_jax.training import language
+from tests.training import hub, toy
 
 
 class Reached(Exception):
@@ -31,7 +32,7 @@ def sources(tmp_path):
 def start(folder, **values):
   """Runs a pipeline as its command does, up to its first stage."""
   wanted = flags.replace(presets.pipeline("tiny"), values)
-  with workdirs.claimed(folder, "pipeline", flags.config_to_dict(wanted)):
+  with claims.claimed(folder, "pipeline", flags.config_to_dict(wanted)):
     stages.run(wanted, str(folder))
 
 
@@ -196,11 +197,11 @@ def test_a_stage_keeps_the_best_by_what_it_measures(tmp_path):
     kept[measure] = [
       pipeline.experiment(kind, "", **sections).run.keep_best
       for kind, sections in (
-        (stages.config_lib.PretrainExperiment, {}),
-        (stages.config_lib.SftExperiment, {}),
-        (stages.config_lib.SftExperiment, {"sft": scored}),
-        (stages.config_lib.RewardExperiment, {}),
-        (stages.config_lib.PpoExperiment, {}),
+        (stages.configs.PretrainExperiment, {}),
+        (stages.configs.SftExperiment, {}),
+        (stages.configs.SftExperiment, {"sft": scored}),
+        (stages.configs.RewardExperiment, {}),
+        (stages.configs.PpoExperiment, {}),
       )
     ]
   assert kept == {

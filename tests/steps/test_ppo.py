@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from instructgpt_jax import config
+from instructgpt_jax import configs
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.models import generate as generate_lib
+from instructgpt_jax.models import sampling as generate_lib
 from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
 from instructgpt_jax.steps import packing
 from instructgpt_jax.steps import ppo as ppo_step
@@ -30,7 +30,7 @@ MODEL = LanguageModel(twin.make_config(layers=1))
 SCALAR = ScalarModel(twin.make_config(layers=1, mlp_ratio=2))
 # With this ε the first step of Adam is smooth in the gradient.
 OPTIMIZER = state_lib.make_optimizer(
-  config.Optimizer(
+  configs.Optimizer(
     learning_rate=0.05, eps=0.1, clip_norm=0.3, schedule="constant"
   ),
   100,
@@ -40,7 +40,9 @@ ROWS = np.array([4, 0, 5, 1, 7, 3, 2, 6], np.int32)
 
 
 def ppo_config(**changes):
-  return config.Ppo(**{"temperature": 0.7, "ptx_coef": float(GAMMA), **changes})
+  return configs.Ppo(
+    **{"temperature": 0.7, "ptx_coef": float(GAMMA), **changes}
+  )
 
 
 def make_sampler(temperature, model=MODEL):
@@ -146,13 +148,13 @@ def rollout(sample):
 
 @pytest.fixture(scope="module")
 def evaluate():
-  """`experience`, one compilation a config."""
+  """`experience`, one compilation a all."""
   return functools.cache(make_experience)
 
 
 @pytest.fixture(scope="module")
 def base(evaluate, rollout, networks):
-  """The rollout's experience under the base config."""
+  """The rollout's experience under the base all."""
   return evaluate(ppo_config())(rollout, *networks[1:], BETA)
 
 
@@ -320,7 +322,7 @@ def test_invariant_04_every_log_probability_has_the_samplers_temperature(
 def test_invariant_04_a_truncating_sampler_is_refused_in_training():
   for options in (dict(top_k=5), dict(top_p=0.9), dict(temperature=0.0)):
     with pytest.raises(UserError, match="not allowed"):
-      config.Ppo(**options)
+      configs.Ppo(**options)
 
 
 def test_invariant_01_the_first_minibatch_has_ratio_one(base, update, networks):
@@ -683,9 +685,9 @@ def test_invariant_29_frozen_parts_are_what_they_were(
 EIGHT_DEVICES = """
   import sys
   import jax, numpy as np
-  from instructgpt_jax import config
+  from instructgpt_jax import configs
   from instructgpt_jax.models import transformer
-  from instructgpt_jax.runtime import mesh as mesh_lib
+  from instructgpt_jax.distributed import mesh as mesh_lib
   from instructgpt_jax.steps import state as state_lib
   from instructgpt_jax.types import Rollout
   from tests.models import twin
@@ -694,7 +696,7 @@ EIGHT_DEVICES = """
   assert len(jax.devices()) == 8
   saved = np.load(sys.argv[1])
   c = here.ppo_config(microbatch=4, ptx_microbatch=4)
-  mesh = mesh_lib.make_mesh(config.Mesh(fsdp=2))
+  mesh = mesh_lib.make_mesh(configs.Mesh(fsdp=2))
 
   def split(params, model):
     axes = mesh_lib.logical_axes(transformer.abstract_params(model))

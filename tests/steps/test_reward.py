@@ -9,8 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from instructgpt_jax import config
-from instructgpt_jax.data import ranking_rows, transforms
+from instructgpt_jax import configs
+from instructgpt_jax.data import ranking_packing, transforms
 from instructgpt_jax.models import transformer
 from instructgpt_jax.models.transformer import ScalarModel
 from instructgpt_jax.steps import reward as reward_step
@@ -166,14 +166,14 @@ def test_a_batchs_reach_changes_neither_scores_nor_gradients(changes, groups):
     return rng.integers(2, 13, rng.integers(1, most + 1)).astype(np.int32)
 
   batch = next(
-    ranking_rows.batches(
+    ranking_packing.batches(
       [
         transforms.EncodedRanking(ids(40), [ids(30) for _ in range(9)], [1] * 9)
         for _ in range(4)
       ],
       batch_size=4,
       pad_id=0,
-      layout=ranking_rows.Layout(rows=1, groups=groups),
+      layout=ranking_packing.Layout(rows=1, groups=groups),
     )
   )
   assert batch.reach is not None
@@ -208,11 +208,11 @@ def encoded():
 def in_groups(groups, rows=1):
   found = encoded()[:8]
   return next(
-    ranking_rows.batches(
+    ranking_packing.batches(
       found,
       batch_size=8,
       pad_id=9,
-      layout=ranking_rows.Layout(rows, groups),
+      layout=ranking_packing.Layout(rows, groups),
       shuffle=False,
     )
   )
@@ -444,12 +444,12 @@ def test_invariant_25_the_step_recovers_a_known_bradley_terry_scale():
   prompt = items  # one token, the same for all
   rankings = pack([([prompt], row[:, None]) for row in shown], ranks, k + 1)
   model = ScalarModel(
-    config.Model(vocab_size=items + 1, context=2, layers=1, width=16, heads=2)
+    configs.Model(vocab_size=items + 1, context=2, layers=1, width=16, heads=2)
   )
   batch, epochs = 1024, 5
   steps = epochs * count // batch
   optimizer = state_lib.make_optimizer(
-    config.Optimizer(learning_rate=0.03, final_fraction=0.0), steps
+    configs.Optimizer(learning_rate=0.03, final_fraction=0.0), steps
   )
   params = twin.jit(lambda key: transformer.init_params(model, key))(
     jax.random.key(0)

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from instructgpt_jax import config
+from instructgpt_jax import configs
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.steps import state as state_lib
 
@@ -46,14 +46,14 @@ SCHEDULES = [
 
 @pytest.mark.parametrize("options", SCHEDULES)
 def test_schedule_equals_twin(options):
-  c = config.Optimizer(learning_rate=0.01, **options)
+  c = configs.Optimizer(learning_rate=0.01, **options)
   found = state_lib.learning_rate(c, 10, np.arange(15))
   expected = [rate(c, 10, step) for step in range(15)]
   np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-9)
 
 
 def test_schedule_known_answers():
-  c = config.Optimizer(
+  c = configs.Optimizer(
     learning_rate=1.0, final_fraction=0.1, warmup_steps=2, warmup_init=0.5
   )
   found = state_lib.learning_rate(c, 10, np.array([0, 1, 2, 6, 10, 99]))
@@ -61,7 +61,7 @@ def test_schedule_known_answers():
 
 
 def test_a_warm_up_in_iterations_is_for_ppo_alone():
-  c = config.Optimizer(warmup_steps=-1)
+  c = configs.Optimizer(warmup_steps=-1)
   for begin in (
     lambda: state_lib.schedule(c, 10),
     lambda: state_lib.make_optimizer(c, 10).init({}),
@@ -121,7 +121,7 @@ def adam_twin(c, total, params, gradients):
 )
 def test_invariant_23_optimiser_equals_twin(options):
   """Gradients both above and below the limit of the norm."""
-  c = config.Optimizer(learning_rate=0.1, **options)
+  c = configs.Optimizer(learning_rate=0.1, **options)
   rng = np.random.default_rng(1)
   params = make_tree(rng)
   gradients = [
@@ -145,7 +145,7 @@ def test_invariant_23_optimiser_equals_twin(options):
 
 def test_invariant_23_epsilon_is_outside_the_root():
   """One step on a gradient as large as ε halves the move; inside, it is g/√."""
-  c = config.Optimizer(
+  c = configs.Optimizer(
     learning_rate=1.0, eps=0.01, clip_norm=0.0, schedule="constant"
   )
   optimizer = state_lib.make_optimizer(c, 2)

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from experiments import report, study
-from instructgpt_jax.runtime import files
+from instructgpt_jax.runs import files
 from tests.studies import fake
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from experiments import studies
-from instructgpt_jax import flags, presets
+from instructgpt_jax.cli import flags
+from instructgpt_jax.configs import presets
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.models import transformer
 from instructgpt_jax.studies import family as family_lib

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 
-from instructgpt_jax.runtime import files
+from instructgpt_jax.runs import files
 from instructgpt_jax.sweeps.jobs import Job
 
 ROOT = pathlib.Path(__file__).parent.parent.parent

@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.runtime import files
+from instructgpt_jax.runs import files
 from instructgpt_jax.sweeps import cluster, execute, records
 from tests.sweeps.fake import sweep
 from tests.sweeps.runs import (

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.runtime import files
+from instructgpt_jax.runs import files
 from instructgpt_jax.sweeps import collect, plan
 from tests.sweeps.fake import sweep
 from tests.sweeps.runs import ROOT, starts

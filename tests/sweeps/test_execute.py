@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.runtime import files
+from instructgpt_jax.runs import files
 from instructgpt_jax.sweeps import execute, processes, records
 from tests.sweeps.runs import (
   alive,

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from experiments import policy_init, ppo, ppo_ptx, pretrain, reward, sft
-from instructgpt_jax import presets
+from instructgpt_jax.configs import presets
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.sweeps import grid
 from tests.sweeps.fake import counter

@@ -5,7 +5,9 @@ import os
 import pytest
 
 from experiments import sweep as sweep_lib
-from instructgpt_jax import checks, config, flags, presets
+from instructgpt_jax import configs
+from instructgpt_jax.cli import flags
+from instructgpt_jax.configs import checks, presets
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.sweeps import command, preflight
 from instructgpt_jax.sweeps.jobs import Job
@@ -111,18 +113,18 @@ def test_a_run_that_is_complete_is_not_checked_again(tmp_path):
 
 
 def test_a_start_brings_its_own_context():
-  long = config.Data(max_prompt_tokens=500, max_response_tokens=500)
-  model = config.Model(context=64, width=16, heads=1)
-  alone = config.SftExperiment(data=long, model=model)
+  long = configs.Data(max_prompt_tokens=500, max_response_tokens=500)
+  model = configs.Model(context=64, width=16, heads=1)
+  alone = configs.SftExperiment(data=long, model=model)
   with pytest.raises(UserError) as error:
     checks.lengths(alone)
   assert error.value.code == "context_too_small"
-  checks.lengths(config.SftExperiment(data=long, model=model, init_from="x"))
+  checks.lengths(configs.SftExperiment(data=long, model=model, init_from="x"))
 
 
 def test_fingerprints_are_of_data_and_models_outside_the_sweep(tmp_path, start):
   root, data = str(tmp_path / "S"), str(tmp_path / "demos.jsonl")
-  (start / "config.json").write_text("{}")
+  (start / "configs.json").write_text("{}")
   whole = flags.replace(
     presets.sft("tiny"), {"data.demonstrations": data, "init_from": str(start)}
   )
@@ -136,7 +138,7 @@ def test_fingerprints_are_of_data_and_models_outside_the_sweep(tmp_path, start):
 
   first = fingerprints()
   assert first.keys() == {f"data.demonstrations={data}", f"init_from={start}"}
-  (start / "config.json").write_text('{"a": 1}')
+  (start / "configs.json").write_text('{"a": 1}')
   changed = {
     key for key, value in fingerprints().items() if value != first[key]
   }

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.runtime import files
+from instructgpt_jax.runs import files
 from instructgpt_jax.sweeps import execute, grid, plan, processes, search
 from tests.sweeps.fake import counter, sweep
 from tests.sweeps.runs import (

@@ -4,9 +4,10 @@ import os
 
 import pytest
 
-from instructgpt_jax import flags, presets
+from instructgpt_jax.cli import flags
+from instructgpt_jax.configs import presets
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.runtime import files
+from instructgpt_jax.runs import files
 from instructgpt_jax.sweeps import collect, command, shared
 from tests.sweeps.runs import ROOT
 

@@ -5,14 +5,7 @@ import random
 import pytest
 
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.world import (
-  facts,
-  gold,
-  labelers,
-  replies,
-  words,
-  write,
-)
+from instructgpt_jax.world import facts, gold, labelers, replies, words, write
 
 WORLD = facts.make_world(0)
 PROMPTS = write.draw_prompts(WORLD, "train", 800, 0)

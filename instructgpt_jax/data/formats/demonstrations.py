@@ -8,11 +8,7 @@ from typing import Any
 from instructgpt_jax.data.formats import at as reading
 from instructgpt_jax.data.formats.at import At, Skip
 from instructgpt_jax.data.formats.format import Format, choose, first_of, has
-from instructgpt_jax.data.formats.texts import (
-  clean,
-  instructed,
-  reply,
-)
+from instructgpt_jax.data.formats.texts import clean, instructed, reply
 from instructgpt_jax.data.formats.turns import (
   Message,
   Turns,

@@ -8,10 +8,7 @@ from typing import Any
 from instructgpt_jax.data.formats import at as reading
 from instructgpt_jax.data.formats.at import At, Skip
 from instructgpt_jax.data.formats.format import Format, has
-from instructgpt_jax.data.formats.texts import (
-  instructed,
-  read_named_prompt,
-)
+from instructgpt_jax.data.formats.texts import instructed, read_named_prompt
 from instructgpt_jax.data.formats.turns import user
 from instructgpt_jax.data.records import Document, Prompt, Record
 

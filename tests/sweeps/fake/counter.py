@@ -10,10 +10,10 @@ import pathlib
 import sys
 import time
 
-from instructgpt_jax import launch
-from instructgpt_jax.config import Checked, option
+from instructgpt_jax.cli import launch
+from instructgpt_jax.configs import Checked, option
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.runtime import files
+from instructgpt_jax.runs import files
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

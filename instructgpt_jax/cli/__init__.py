@@ -1,0 +1,1 @@
+"""Command lines: flags from configs, start of a program, errors as text."""

@@ -1,0 +1,63 @@
+"""Typed configs: frozen dataclasses whose defaults are the paper's numbers.
+
+Every field carries its help text, unit, paper section and allowed range, which
+`flags` turns into an absl flag. [P], [C], [D] and [I] mean: printed in the
+paper, from another source, our arithmetic, our inference. Nothing here reads a
+file or a clock.
+"""
+
+from instructgpt_jax.configs.data import Data, Tokenizer
+from instructgpt_jax.configs.evaluation import (
+  Evaluation,
+  Labeling,
+  Measure,
+  World,
+)
+from instructgpt_jax.configs.experiments import (
+  EvaluateExperiment,
+  Experiment,
+  PipelineExperiment,
+  PpoExperiment,
+  PretrainExperiment,
+  RewardExperiment,
+  SftExperiment,
+)
+from instructgpt_jax.configs.fields import (
+  Checked,
+  allowed_range,
+  nearest,
+  option,
+)
+from instructgpt_jax.configs.model import Model
+from instructgpt_jax.configs.optimizer import Optimizer
+from instructgpt_jax.configs.run import Mesh, Processes, Run
+from instructgpt_jax.configs.stages import Ppo, Pretrain, Reward, Sft
+
+__all__ = [
+  "Checked",
+  "Data",
+  "EvaluateExperiment",
+  "Evaluation",
+  "Experiment",
+  "Labeling",
+  "Measure",
+  "Mesh",
+  "Model",
+  "Optimizer",
+  "PipelineExperiment",
+  "Ppo",
+  "PpoExperiment",
+  "Pretrain",
+  "PretrainExperiment",
+  "Processes",
+  "Reward",
+  "RewardExperiment",
+  "Run",
+  "Sft",
+  "SftExperiment",
+  "Tokenizer",
+  "World",
+  "allowed_range",
+  "nearest",
+  "option",
+]

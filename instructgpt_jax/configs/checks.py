@@ -1,0 +1,130 @@
+"""Checks of a config by itself, before anything is read or traced.
+
+A stage makes them at its start, a sweep for each of its runs before the first
+one starts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from instructgpt_jax import configs
+from instructgpt_jax.errors import UserError
+
+
+def divides(
+  part: int, whole: int, field: str, *, allow_larger: bool = True
+) -> None:
+  """Refuses microbatches that do not make up the rows of an update.
+
+  Args:
+    part: rows of a microbatch; 0 is not checked.
+    whole: rows of an update.
+    field: name of the setting.
+    allow_larger: whether a microbatch of more than `whole` rows is allowed.
+  """
+  if 0 < part and whole % part and (part < whole or not allow_larger):
+    raise UserError(
+      f"{part} does not divide the {whole} rows of an update",
+      field=field,
+      fix=f"give a divisor of {whole}",
+      code="not_a_divisor",
+    )
+
+
+def fits(data: configs.Data, context: int) -> None:
+  """Refuses limits on prompt and response that exceed the context."""
+  total = data.max_prompt_tokens + data.max_response_tokens
+  if total > context:
+    raise UserError(
+      f"prompts of {data.max_prompt_tokens} and responses of"
+      f" {data.max_response_tokens} tokens do not fit {context} positions",
+      field="data.max_response_tokens",
+      fix="lower data.max_prompt_tokens or data.max_response_tokens, or"
+      " raise model.context",
+      code="context_too_small",
+    )
+
+
+def row_length(length: int, context: int, field: str) -> int:
+  """Returns the length of document rows; 0 is the whole context."""
+  if length > context:
+    raise UserError(
+      f"rows of {length} tokens do not fit {context} positions",
+      field=field,
+      fix=f"give at most {context}, or 0 for the model's context",
+      code="context_too_small",
+    )
+  return length or context
+
+
+def ppo_batches(section: configs.Ppo) -> None:
+  """Refuses PPO batches that minibatches or microbatches do not divide."""
+  if section.rollout_batch % section.minibatch:
+    raise UserError(
+      f"{section.minibatch} does not divide rollout_batch"
+      f" {section.rollout_batch}",
+      field="ppo.minibatch",
+      fix="give a divisor of --ppo.rollout_batch",
+      code="not_a_divisor",
+    )
+  # Packed episodes have rows for whole microbatches alone.
+  divides(
+    section.microbatch,
+    section.minibatch,
+    "ppo.microbatch",
+    allow_larger=False,
+  )
+  rows = section.minibatch * section.ptx_ratio
+  divides(section.ptx_microbatch, rows, "ppo.ptx_microbatch")
+
+
+def batches(config: Any) -> None:
+  """Refuses batches of any stage that its microbatches do not divide."""
+  if isinstance(config, configs.PpoExperiment):
+    ppo_batches(config.ppo)
+  for name in ("pretrain", "reward"):
+    section = getattr(config, name, None)
+    if section is not None and hasattr(section, "microbatch"):
+      divides(section.microbatch, section.batch_size, f"{name}.microbatch")
+
+
+def lengths(config: Any) -> None:
+  """Refuses limits that the context of a stage trained from nothing cuts.
+
+  A stage with `init_from` has its context from there.
+  """
+  if not isinstance(config, configs.Experiment) or config.init_from:
+    return
+  context = config.model.context
+  if isinstance(config, configs.PretrainExperiment):
+    row_length(config.pretrain.sequence, context, "pretrain.sequence")
+    return
+  fits(config.data, context)
+  if isinstance(config, configs.PpoExperiment) and config.ppo.ptx_coef:
+    row_length(config.ppo.ptx_sequence, context, "ppo.ptx_sequence")
+
+
+def pipeline(config: configs.PipelineExperiment, context: int) -> None:
+  """Refuses what any stage of a pipeline would refuse after others have run.
+
+  Args:
+    config: the pipeline, with the limits that its stages take over.
+    context: positions of the base model.
+  """
+  if not config.init_from:
+    row_length(config.pretrain.sequence, context, "pretrain.sequence")
+    divides(
+      config.pretrain.microbatch,
+      config.pretrain.batch_size,
+      "pretrain.microbatch",
+    )
+  if config.until in ("world", "pretrain"):
+    return
+  fits(config.data, context)
+  divides(
+    config.reward.microbatch, config.reward.batch_size, "reward.microbatch"
+  )
+  ppo_batches(config.ppo)
+  if config.ppo.ptx_coef:
+    row_length(config.ppo.ptx_sequence, context, "ppo.ptx_sequence")

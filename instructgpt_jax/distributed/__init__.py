@@ -1,0 +1,1 @@
+"""Meshes and processes: how one program runs on many devices."""

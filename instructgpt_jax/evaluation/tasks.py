@@ -1,0 +1,112 @@
+"""Public tasks, on which an alignment tax shows.
+
+As in the paper's automatic evaluations: answers at temperature 0, cut at the
+first sentence's end; multiple choice by the mean log-probability of a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from instructgpt_jax.data import transforms
+from instructgpt_jax.data.tokenizer import Tokenizer
+from instructgpt_jax.errors import UserError
+from instructgpt_jax.models.transformer import LanguageModel
+from instructgpt_jax.runs import files
+from instructgpt_jax.training import sampling, scoring
+from instructgpt_jax.types import PyTree
+from instructgpt_jax.world import tasks as grading
+
+
+def read_items(path: str) -> list[dict[str, Any]]:
+  """Items of a tasks.jsonl, see `world.tasks`."""
+  items = []
+  for number, line in enumerate(files.read_text(path).splitlines(), 1):
+    item = files.parse_json(line, path, number)
+    if not isinstance(item, dict) or not {"kind", "prompt"} <= set(item):
+      raise UserError(
+        "is no task item",
+        file=path,
+        line=number,
+        fix='give {"kind", "prompt", "reference"} or {…, "choices", "answer"}',
+      )
+    items.append(item)
+  return items
+
+
+def scores(
+  model: LanguageModel,
+  params: PyTree,
+  items: Sequence[Mapping[str, Any]],
+  *,
+  tokenizer: Tokenizer,
+  max_new_tokens: int,
+  mesh: Mesh,
+) -> dict[str, list[float]]:
+  """Each item's score, 0 or 1, by kind.
+
+  Args:
+    model: the language model.
+    params: its parameters.
+    items: see `read_items`.
+    tokenizer: the model's.
+    max_new_tokens: longest answer.
+    mesh: where batches are put.
+  """
+  open_ = [i for i in items if "reference" in i]
+  closed = [i for i in items if "choices" in i]
+  found: dict[str, list[float]] = {}
+  if open_:
+    rollout = sampling.respond(
+      model,
+      params,
+      transforms.encode_documents([i["prompt"] for i in open_], tokenizer),
+      jax.random.key(0),
+      tokenizer=tokenizer,
+      max_new_tokens=max_new_tokens,
+      mesh=mesh,
+      temperature=0.0,
+    )
+    for item, answer in zip(
+      open_, sampling.texts(rollout, tokenizer), strict=True
+    ):
+      found.setdefault(item["kind"], []).append(
+        grading.exact_match(answer, item["reference"])
+      )
+  if closed:
+    means = _choice_means(model, params, closed, tokenizer, mesh)
+    for item, logps in zip(closed, means, strict=True):
+      found.setdefault(item["kind"], []).append(
+        grading.choice_accuracy(logps, item["answer"])
+      )
+  return found
+
+
+def _choice_means(
+  model: LanguageModel,
+  params: PyTree,
+  items: Sequence[Mapping[str, Any]],
+  tokenizer: Tokenizer,
+  mesh: Mesh,
+) -> list[list[float]]:
+  """Mean log-probability of a token, for each choice of each item."""
+  questions = [i["prompt"] for i in items for _ in i["choices"]]
+  prompts = transforms.encode_documents(questions, tokenizer)
+  choices = transforms.encode_continuations(
+    [" " + c for i in items for c in i["choices"]], questions, tokenizer
+  )
+  examples = [
+    scoring.Example(*transforms.example(prompt, choice, mask_prompt=True))
+    for prompt, choice in zip(prompts, choices, strict=True)
+  ]
+  totals = scoring.log_likelihood(model, params, examples, mesh)
+  means = totals / [len(choice) for choice in choices]
+  result, at = [], 0
+  for item in items:
+    result.append([float(x) for x in means[at : at + len(item["choices"])]])
+    at += len(item["choices"])
+  return result

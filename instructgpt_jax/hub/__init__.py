@@ -1,0 +1,1 @@
+"""Imports, exports and inspects checkpoints of other libraries."""

@@ -1,0 +1,1 @@
+"""Kernels for particular devices, behind the interfaces of `models`."""

@@ -1,0 +1,68 @@
+"""Rotary positions (arXiv:2104.09864), whole or in part, stretched or not."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+
+from instructgpt_jax import configs
+from instructgpt_jax.types import Array, pytree
+
+
+@pytree
+class Turns:
+  """Cosine and sine of each position's angles."""
+
+  cos: Array  # [B, 1, T, R / 2] float32
+  sin: Array  # [B, 1, T, R / 2] float32
+
+
+def rates(c: configs.Model, windowed: bool) -> np.ndarray:
+  """[R / 2] float32 radians a position.
+
+  Layers with a window may have a base of their own, and are then not stretched.
+  """
+  size = c.rotary_dim or c.head_size
+  local = windowed and c.rotary_local_base > 0
+  base = c.rotary_local_base if local else c.rotary_base
+  found = base ** -(np.arange(0, size, 2, dtype=np.float32) / size)
+  if local or c.rotary_scaling == "none":
+    return found.astype(np.float32)
+  slow = found / c.rotary_factor
+  if c.rotary_scaling == "linear":
+    return slow.astype(np.float32)
+  turns = c.rotary_context * found / (2 * np.pi)
+  kept = (turns - c.rotary_low) / (c.rotary_high - c.rotary_low)
+  kept = np.clip(kept, 0, 1)
+  return ((1 - kept) * slow + kept * found).astype(np.float32)
+
+
+def turns(c: configs.Model, positions: Array, windowed: bool) -> Turns:
+  """The turns of [B, T] positions."""
+  angles = positions[:, None, :, None] * rates(c, windowed)
+  return Turns(cos=jnp.cos(angles), sin=jnp.sin(angles))
+
+
+def turn(x: Array, by: Turns, pairs: bool) -> Array:
+  """Turns the first R numbers of each head, in float32.
+
+  Args:
+    x: [B, H, T, D / H].
+    by: of the same positions.
+    pairs: neighbours turn together (GPT-J), not the halves (GPT-NeoX).
+
+  Returns:
+    [B, H, T, D / H] in x's type.
+  """
+  half = by.cos.shape[-1]
+  turned = x[..., : 2 * half].astype(jnp.float32)
+  if pairs:
+    a, b = turned[..., ::2], turned[..., 1::2]
+  else:
+    a, b = turned[..., :half], turned[..., half:]
+  parts = (a * by.cos - b * by.sin, b * by.cos + a * by.sin)
+  if pairs:
+    turned = jnp.stack(parts, axis=-1).reshape(turned.shape)
+  else:
+    turned = jnp.concatenate(parts, axis=-1)
+  return jnp.concatenate([turned.astype(x.dtype), x[..., 2 * half :]], axis=-1)

@@ -1,0 +1,77 @@
+"""Will it fit, and how fast: an experiment on chips that are not here.
+
+  python -m instructgpt_jax.planner --experiment=ppo_ptx --preset=175b \\
+    --topology=v5p:8x8x8 --mesh.fsdp=64 --mesh.tensor=8
+  python -m instructgpt_jax.planner --experiment=sft --preset=1.3b \\
+    --topology=h100:8 --sweep_mesh
+
+With libtpu (the extra `tpu`) every program of the experiment is compiled for a
+TPU topology; without it, for GPUs and with --compile=false, costs are worked
+out. All other flags are the experiment's. docs/planning.md says more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+
+import jax
+
+from instructgpt_jax.cli import launch
+from instructgpt_jax.planner import plan
+from instructgpt_jax.sweeps import arguments as arguments_lib
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+  """This command's flags, and the experiment's."""
+  parser = arguments_lib.Parser(
+    prog="python -m instructgpt_jax.planner",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  add = parser.add_argument
+  add("--experiment", required=True, help="such as ppo_ptx")
+  add("--preset", default="1.3b", help="its preset")
+  add("--topology", required=True, help="such as v5p:8x8x8 or h100:64")
+  add(
+    "--reward_preset",
+    default="",
+    help="network of PPO's reward model; 6b by default, as in the paper, and"
+    " the preset's own where that is smaller",
+  )
+  add("--price", type=_price, default=0.0, help="price of a chip hour")
+  add(
+    "--compile",
+    default="auto",
+    choices=("auto", "true", "false"),
+    help="whether the compiler is asked",
+  )
+  add("--sweep_mesh", action="store_true", help="rank layouts, by arithmetic")
+  return parser.parse_known_args(argv)
+
+
+def _price(text: str) -> float:
+  value = float(text)
+  if not 0 <= value < math.inf:
+    raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
+  return value
+
+
+def main(argv: Sequence[str]) -> int:
+  """Prints a plan; 2 after a user's mistake, 1 where it does not fit."""
+  fits = True
+
+  def run() -> None:
+    nonlocal fits
+    launch.quiet()
+    jax.config.update("jax_platforms", "cpu")  # those here are not planned for
+    fits = plan.show(*parse(argv))
+
+  return launch.guarded(run) or int(not fits)
+
+
+if __name__ == "__main__":
+  sys.exit(main(sys.argv[1:]))

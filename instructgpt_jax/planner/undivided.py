@@ -1,0 +1,53 @@
+"""Parts of a network that a mesh's tensor axis does not divide.
+
+They lie whole on each chip, and each chip computes all of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from instructgpt_jax import configs
+
+
+def part(size: int, shards: int) -> float:
+  """Returns the size of an axis on one chip; all if shards do not divide it."""
+  return size if size % shards else size / shards
+
+
+def most(models: Sequence[configs.Model], chips: int) -> int:
+  """Returns the largest tensor axis that divides all parts of all networks."""
+  sizes = [size for c in models for size in (c.all_groups, c.hidden)]
+  return math.gcd(chips, *sizes)
+
+
+class Larger(NamedTuple):
+  """A network with more of one part.
+
+  Attributes:
+    model: the network.
+    share: the part's FLOPs over those that the larger network adds.
+  """
+
+  model: configs.Model
+  share: float
+
+
+def larger(model: configs.Model, tensor: int) -> Iterator[Larger]:
+  """Yields a larger network for each part that is whole on each chip.
+
+  The FLOPs of attention grow with the width of a head, those of the MLP
+  with its width, and those that make keys and values with their heads.
+  """
+  if model.all_heads % tensor:
+    wider = dataclasses.replace(model, head_dim=2 * model.head_size)
+    yield Larger(wider, 1.0)
+  elif model.all_groups % tensor:
+    # Fewer than heads, which are divided.
+    more = dataclasses.replace(model, kv_heads=model.heads, head_padding=0)
+    yield Larger(more, 1.0 / (model.heads / model.groups - 1))
+  if model.hidden % tensor:
+    yield Larger(dataclasses.replace(model, mlp_width=2 * model.hidden), 1.0)

@@ -1,1 +1,0 @@
-"""Devices, disks and screens."""

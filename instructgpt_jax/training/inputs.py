@@ -1,0 +1,323 @@
+"""The four sources, read, curated and encoded for a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from instructgpt_jax import configs
+from instructgpt_jax.data import (
+  curation,
+  drops,
+  paths,
+  reading,
+  splits,
+  transforms,
+)
+from instructgpt_jax.data.records import (
+  Demonstration,
+  Document,
+  Prompt,
+  completion_text,
+  prompt_text,
+)
+from instructgpt_jax.data.tokenizer import Tokenizer
+from instructgpt_jax.errors import UserError
+from instructgpt_jax.runs.progress import say
+
+
+class Splits(NamedTuple):
+  """Curated records of one source."""
+
+  train: list[Any]
+  valid: list[Any]
+  test: list[Any]
+
+
+class _Kind(NamedTuple):
+  """A source of records with prompts."""
+
+  read: Callable[[str], tuple[list[Any], reading.Report]]
+  what: str
+
+
+_KINDS = {
+  "demonstrations": _Kind(reading.read_demonstrations, "demonstrations"),
+  "comparisons": _Kind(reading.read_rankings, "ranked completions"),
+  "prompts": _Kind(reading.read_prompts, "prompts"),
+}
+
+
+def _required(spec: str, field: str, what: str) -> str:
+  if not spec:
+    raise UserError(
+      f"{what} are needed here",
+      field=field,
+      fix=f"give --{field}=PATH (a file, a directory or a quoted glob)",
+      code="missing_source",
+    )
+  return spec
+
+
+def _curated(
+  name: str,
+  data: configs.Data,
+  tokenizer: Tokenizer | None,
+  *,
+  tell: bool = True,
+) -> Splits:
+  """Curates one source; splits are decided over all sources of the run.
+
+  Args:
+    name: key of `_KINDS`.
+    data: the run's data section.
+    tokenizer: counts tokens; without one, no limit in tokens is applied.
+    tell: whether counts and warnings are shown.
+  """
+  field, kind = f"data.{name}", _KINDS[name]
+  records, report = kind.read(_required(getattr(data, name), field, kind.what))
+  others = [
+    other.read(getattr(data, key))[0]
+    for key, other in _KINDS.items()
+    if key != name and getattr(data, key)
+  ]
+  parts, dropped = curation.curate(records, data, tokenizer, others)
+  total = len(records) + sum(report.skipped.values())
+  causes = drops.causes(dropped, report.skipped, report.first_skips)
+  drops.judge(field, causes, total, data)
+  curation.require(parts, dropped, field, report.skipped)
+  if tell:
+    _tell(field, report, dropped, parts)
+    for line in drops.warnings(field, dropped, causes, total):
+      say(line)
+  return Splits(**parts)
+
+
+def _tell(
+  field: str,
+  report: reading.Report,
+  dropped: drops.Drops,
+  parts: dict[str, list[Any]],
+) -> None:
+  """Shows the counts of one source on one line."""
+  counts = ", ".join(f"{len(v)} {k}" for k, v in parts.items() if v)
+  if not parts["valid"]:
+    counts += ", no validation records"
+  notes = [f"skipped {n} {why}" for why, n in report.skipped.items()]
+  notes += reading.remarks(report.unused, report.notes)
+  notes += [f"dropped {n} {why}" for why, n in dropped.items()]
+  notes += paths.show_ignored(report.ignored)
+  if dropped.cut:
+    notes.append(
+      f"cut {dropped.cut} of {dropped.replies} replies at"
+      " data.max_response_tokens"
+    )
+  if dropped.templates:
+    notes.append(
+      f"compared {dropped.templates} prompts with a shared beginning from"
+      " where they differ"
+    )
+  say(f"{field}: {counts}" + "".join(f"; {note}" for note in notes))
+
+
+def demonstrations(data: configs.Data, tokenizer: Tokenizer | None) -> Splits:
+  """Curated demonstrations; without a tokenizer, long prompts are kept."""
+  return _curated("demonstrations", data, tokenizer)
+
+
+def rankings(data: configs.Data, tokenizer: Tokenizer | None) -> Splits:
+  """Curated rankings."""
+  return _curated("comparisons", data, tokenizer)
+
+
+def prompts(data: configs.Data, tokenizer: Tokenizer | None) -> Splits:
+  """Curated prompts."""
+  return _curated("prompts", data, tokenizer)
+
+
+class EvaluationPrompts(NamedTuple):
+  """Prompts of an evaluation."""
+
+  measured: list[Prompt]  # what models are measured on
+  choosing: list[Prompt]  # what a prefix is chosen on
+
+
+def evaluation_prompts(
+  data: configs.Data,
+  tokenizer: Tokenizer | None,
+  section: configs.Evaluation,
+  seed: int,
+) -> EvaluationPrompts:
+  """Draws the prompts of an evaluation by seed.
+
+  A prompt's rank in the draw depends only on the seed and its text, so models
+  of one seed answer the same prompts.
+
+  Args:
+    data: the run's data section.
+    tokenizer: counts tokens.
+    section: says which split, and how many prompts.
+    seed: of the draw.
+
+  Raises:
+    UserError: the split has no prompts.
+  """
+  parts = prompts(data, tokenizer)
+  pool = _evaluated(parts, section.split, data)
+  choosing = parts.train
+  if parts.valid and section.split != "valid":
+    choosing = parts.valid
+  return EvaluationPrompts(
+    measured=_draw(pool, section.prompts, f"evaluation {seed}"),
+    choosing=_draw(choosing, section.prefix_prompts, f"prefix {seed}"),
+  )
+
+
+def _other_split(parts: Splits, split: str, data: configs.Data) -> str:
+  """Returns the fix for an evaluation whose split has no prompts."""
+  fixes = []
+  if split == "test" and not data.test_fraction:
+    fixes.append("give --data.test_fraction=0.1")
+  if split == "test" and parts.valid:
+    fixes.append("--evaluation.split=valid evaluates on validation prompts")
+  fixes.append(f'mark prompts with "split": "{split}", or give more prompts')
+  return "; or ".join(fixes)
+
+
+def require_evaluation(data: configs.Data, section: configs.Evaluation) -> None:
+  """Refuses sources that a later evaluation could not draw from.
+
+  Args:
+    data: the run's data section.
+    section: says which split is evaluated on.
+  """
+  parts = _curated("prompts", data, None, tell=False)
+  _evaluated(parts, section.split, data)
+  evaluation_documents(data, section.split, tell=False)
+
+
+def _evaluated(parts: Splits, split: str, data: configs.Data) -> list[Prompt]:
+  """Returns the prompts of a split; refuses a split without prompts."""
+  pool = getattr(parts, split)
+  if not pool:
+    counts = ", ".join(f"{len(v)} {k}" for k, v in parts._asdict().items())
+    raise UserError(
+      f"there is no {split} prompt to evaluate on ({counts})",
+      field="data.prompts",
+      fix=_other_split(parts, split, data),
+      code="no_evaluation_prompts",
+    )
+  return pool
+
+
+def _draw(pool: Sequence[Prompt], count: int, key: str) -> list[Prompt]:
+  """Draws prompts by a hash of their text."""
+
+  def rank(prompt: Prompt) -> float:
+    text = "\n".join(f"{t.role}:{t.text}" for t in prompt.turns)
+    return splits.hash_fraction(f"{key}\n{text}")
+
+  return sorted(pool, key=rank)[:count]
+
+
+def documents(data: configs.Data, *, tell: bool = True) -> Splits:
+  """Reads documents, split by a hash of their text.
+
+  Args:
+    data: the run's data section.
+    tell: whether counts and warnings are shown.
+  """
+  field = "data.pretraining"
+  records, report = reading.read_documents(
+    _required(data.pretraining, field, "documents")
+  )
+  parts = splits.split_documents(records, data)
+  none = drops.Drops()
+  total = len(records) + sum(report.skipped.values())
+  causes = drops.causes(none, report.skipped, report.first_skips)
+  drops.judge(field, causes, total, data)
+  curation.require(parts, none, field, report.skipped)
+  if tell:
+    _tell(field, report, none, parts)
+    for line in drops.warnings(field, none, causes, total):
+      say(line)
+  return Splits(**parts)
+
+
+def evaluation_documents(
+  data: configs.Data, split: str, *, tell: bool = True
+) -> list[Document]:
+  """Returns the documents on which an LM loss is measured.
+
+  Args:
+    data: the run's data section.
+    split: the evaluation's; train takes documents that were trained on, any
+      other the validation documents, or else those of test.
+    tell: whether counts and warnings are shown.
+
+  Raises:
+    UserError: no document is held out.
+  """
+  parts = documents(data, tell=tell)
+  if split == "train":
+    return parts.train
+  if not (parts.valid or parts.test):
+    raise UserError(
+      f"none of {len(parts.train)} documents is held out to measure a loss on",
+      field="data.pretraining",
+      fix="give more documents"
+      + ("" if data.valid_fraction else " and --data.valid_fraction=0.1")
+      + ', or mark others with "split": "valid"; --evaluation.split=train takes'
+      " documents that were trained on",
+      code="no_evaluation_documents",
+    )
+  return parts.valid or parts.test
+
+
+def training_texts(data: configs.Data) -> Iterator[str]:
+  """Texts to train a tokenizer on: documents if there are any, else all."""
+  if data.pretraining:
+    yield from (d.text for d in documents(data).train)
+    return
+  if data.demonstrations:
+    for d in _curated("demonstrations", data, None, tell=False).train:
+      yield prompt_text(d.turns, data) + completion_text(d.completion)
+  if data.comparisons:
+    for r in _curated("comparisons", data, None, tell=False).train:
+      prompt = prompt_text(r.turns, data)
+      yield from (prompt + completion_text(c) for c in r.completions)
+
+
+def document_rows(
+  texts: Sequence[Document], tokenizer: Tokenizer, length: int
+) -> transforms.Rows:
+  """Documents packed into rows of `length` tokens."""
+  return transforms.document_rows(
+    transforms.encode_documents([d.text for d in texts], tokenizer),
+    length,
+    eos_id=tokenizer.document_end_id,
+    pad_id=tokenizer.pad_id,
+  )
+
+
+def demonstration_rows(
+  records: Sequence[Demonstration],
+  tokenizer: Tokenizer,
+  data: configs.Data,
+  length: int,
+  *,
+  mask_prompt: bool,
+  pack: bool,
+) -> transforms.Rows:
+  """Demonstrations as rows of `length` tokens."""
+  layout = transforms.pack_examples if pack else transforms.pad_examples
+  return layout(
+    [
+      transforms.example(prompt, completion, mask_prompt=mask_prompt)
+      for prompt, completion in transforms.encode_demonstrations(
+        records, tokenizer, data
+      )
+    ],
+    length,
+    pad_id=tokenizer.pad_id,
+  )

@@ -1,0 +1,502 @@
+"""Language modelling: pretraining, SFT and policy initialisation."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import grain
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from instructgpt_jax import configs, statistics
+from instructgpt_jax.configs import checks
+from instructgpt_jax.data import batching, transforms
+from instructgpt_jax.data.tokenizer import Tokenizer
+from instructgpt_jax.distributed import mesh as mesh_lib
+from instructgpt_jax.errors import UserError
+from instructgpt_jax.models import lora
+from instructgpt_jax.models.transformer import LanguageModel
+from instructgpt_jax.runs import files
+from instructgpt_jax.steps import language as language_step
+from instructgpt_jax.steps import state as state_lib
+from instructgpt_jax.training import (
+  fingerprint,
+  inputs,
+  networks,
+  sampling,
+  scoring,
+  step_layout,
+  supervised,
+  workdir,
+)
+from instructgpt_jax.types import PyTree
+
+VALID_ROWS = 1024  # most rows that a validation loss is measured on
+_token_logp = mesh_lib.jitted(language_step.token_logp, static_argnames="model")
+
+
+def pretrain(config: configs.PretrainExperiment, directory: str) -> None:
+  """Trains a base model on documents.
+
+  Args:
+    config: the experiment.
+    directory: its workdir.
+  """
+  if workdir.completed(directory):
+    return
+  section = config.pretrain
+  checks.divides(section.microbatch, section.batch_size, "pretrain.microbatch")
+  length = checks.row_length(
+    section.sequence, config.model.context, "pretrain.sequence"
+  )
+  documents = inputs.documents(config.data)
+  tokenizer = workdir.stage_tokenizer(
+    directory, config, lambda: (d.text for d in documents.train)
+  )
+  model = LanguageModel(
+    workdir.model_config(config, tokenizer, section.dropout)
+  )
+  rows, valid = (
+    inputs.document_rows(part, tokenizer, length)
+    for part in (documents.train, documents.valid)
+  )
+  mesh = mesh_lib.make_mesh(config.mesh)
+  batches = batching.language_batches(
+    rows,
+    batch_size=section.batch_size,
+    seed=config.seed,
+    pad_id=tokenizer.pad_id,
+    **mesh_lib.shard(section.batch_size, mesh),
+  )
+  course = _Course(
+    batches,
+    total_steps=section.steps,
+    microbatch=section.microbatch,
+    eval_every=section.eval_every,
+    select="last",
+    fingerprint=fingerprint.Fingerprint(
+      {"rows": section.batch_size, "steps": section.steps},
+      {
+        "data.pretraining": _documents_fingerprint(
+          config.data, documents, [rows, valid]
+        )
+      },
+    ),
+  )
+  _train(config, directory, "pretrain", model, tokenizer, course, valid, mesh)
+
+
+def sft(
+  config: configs.SftExperiment, directory: str, *, name: str = "sft"
+) -> None:
+  """Fine-tunes on demonstrations; also the policy's initialisation.
+
+  A step has about `batch_size` demonstrations: packed rows hold several, and
+  the number of rows in a step follows from the average. The mesh changes only
+  how many rows of padding are added.
+
+  Args:
+    config: the experiment.
+    directory: its workdir.
+    name: "sft" or "policy_init".
+  """
+  if workdir.completed(directory):
+    return
+  section = config.sft
+  checks.fits(config.data, config.model.context)
+  tokenizer = workdir.stage_tokenizer(
+    directory, config, lambda: inputs.training_texts(config.data)
+  )
+  model = LanguageModel(
+    workdir.model_config(config, tokenizer, section.dropout)
+  )
+  records = inputs.demonstrations(config.data, tokenizer)
+  mesh = mesh_lib.make_mesh(config.mesh)
+  by_reward = _reward_measure(config, directory, tokenizer, records, mesh)
+  select = selection(section, name, by_reward is not None, len(records.valid))
+  rows, valid = (
+    inputs.demonstration_rows(
+      part,
+      tokenizer,
+      config.data,
+      config.model.context,
+      mask_prompt=section.mask_prompt,
+      pack=section.pack,
+    )
+    for part in (records.train, records.valid)
+  )
+  layout = step_layout.step_layout(
+    section, len(rows["tokens"]), len(records.train)
+  )
+  source = fingerprint.of_source(
+    config.data.demonstrations,
+    [rows, valid],
+    train=len(records.train),
+    valid=len(records.valid),
+  )
+  course = dataclasses.replace(
+    _sft_course(config, name, tokenizer, rows, layout, source, mesh),
+    select=select,
+    measure=by_reward,
+  )
+  _train(config, directory, name, model, tokenizer, course, valid, mesh)
+
+
+def _sft_course(
+  config: configs.SftExperiment,
+  name: str,
+  tokenizer: Tokenizer,
+  rows: transforms.Rows,
+  layout: step_layout.StepLayout,
+  source: fingerprint.Source,
+  mesh: Mesh,
+) -> _Course:
+  """Makes batches of demonstrations, with their share of pretraining rows.
+
+  Args:
+    config: the experiment.
+    name: of the stage, for what is shown.
+    tokenizer: of the run.
+    rows: of demonstrations.
+    layout: of a step.
+    source: the fingerprint of the demonstrations.
+    mesh: what the batches are padded for.
+  """
+  section = config.sft
+  steps_per_epoch = math.ceil(len(rows["tokens"]) / layout.demonstration_rows)
+  total_steps = section.epochs * steps_per_epoch
+  sources = {"data.demonstrations": source}
+  others, log = None, _no_metrics
+  if section.reward_model:  # It chooses among the steps.
+    sources["sft.reward_model"] = fingerprint.of_model(section.reward_model)
+  if section.pretraining_fraction:
+    documents = inputs.documents(config.data)
+    others = inputs.document_rows(
+      documents.train, tokenizer, config.model.context
+    )
+    sources["data.pretraining"] = _documents_fingerprint(
+      config.data, documents, [others]
+    )
+    log = _share_metrics(config, name, rows, others, layout, total_steps)
+  padded = layout.padded(mesh)
+  if padded.rows >= 2 * layout.rows:
+    workdir.say(
+      f"{name}: a step has {layout.rows} rows and {padded.rows - layout.rows}"
+      f" of padding, for {mesh_lib.batch_shards(mesh)} devices"
+    )
+  batches = batching.mixed_language_batches(
+    rows,
+    others,
+    section.pretraining_fraction,
+    batch_size=layout.demonstration_rows,
+    padded_size=padded.rows,
+    seed=config.seed,
+    pad_id=tokenizer.pad_id,
+    **mesh_lib.shard(padded.rows, mesh),
+  )
+  batch = {
+    "rows": layout.demonstration_rows,
+    "pretraining_fraction": section.pretraining_fraction,
+    "steps": total_steps,
+  }
+  return _Course(
+    batches,
+    total_steps=total_steps,
+    microbatch=padded.microbatch,
+    eval_every=steps_per_epoch,
+    select="last",
+    fingerprint=fingerprint.Fingerprint(batch, sources, counted=False),
+    log=log,
+  )
+
+
+def _no_metrics(step: int) -> dict[str, float]:
+  del step
+  return {}
+
+
+def _documents_fingerprint(
+  data: configs.Data, documents: inputs.Splits, rows: list[transforms.Rows]
+) -> fingerprint.Source:
+  return fingerprint.of_source(
+    data.pretraining,
+    rows,
+    train=len(documents.train),
+    valid=len(documents.valid),
+  )
+
+
+def _share_metrics(
+  config: configs.SftExperiment,
+  name: str,
+  rows: transforms.Rows,
+  others: transforms.Rows,
+  layout: step_layout.StepLayout,
+  total_steps: int,
+) -> Callable[[int], dict[str, float]]:
+  """Logs the share of pretraining data; returns the shares up to a step."""
+  shares = batching.mixed_shares(
+    rows,
+    others,
+    layout.fraction,
+    batch_size=layout.demonstration_rows,
+    seed=config.seed,
+    steps=total_steps,
+  )
+  workdir.say(
+    f"{name}: {shares[-1, 0]:.1%} of the rows and {shares[-1, 1]:.1%} of the"
+    " tokens that carry loss are pretraining data"
+  )
+  keys = ("pretraining_row_share", "pretraining_token_share")
+
+  def metrics(step: int) -> dict[str, float]:
+    return dict(zip(keys, shares[step - 1].tolist(), strict=True))
+
+  return metrics
+
+
+def selection(
+  section: configs.Sft, name: str, by_reward: bool, valid: int
+) -> str:
+  """Returns what chooses the parameters: "reward", "loss" or "last".
+
+  Args:
+    section: the settings.
+    name: of the stage, for what is shown.
+    by_reward: whether there is a reward model.
+    valid: number of validation records.
+
+  Raises:
+    UserError: `no_reward_model` or `no_validation`, the user has asked for what
+      cannot be measured.
+  """
+  select = section.select_by
+  if select == "reward" and not by_reward:
+    raise UserError(
+      "is 'reward', but no reward model is given",
+      field="sft.select_by",
+      fix="give --sft.reward_model=DIR, or --sft.select_by=loss",
+      code="no_reward_model",
+    )
+  if select in ("loss", "reward") and not valid:
+    raise UserError(
+      f"is {select!r}, but there are no validation records to measure it on",
+      field="sft.select_by",
+      fix="raise --data.valid_fraction, give demonstrations with a validation"
+      " split, or --sft.select_by=last",
+      code="no_validation",
+    )
+  if select != "auto":
+    return select
+  if by_reward:
+    return "reward"
+  if valid:
+    return "loss"
+  workdir.say(f"{name}: no validation records: the last step is kept")
+  return "last"
+
+
+def _reward_measure(
+  config: configs.SftExperiment,
+  directory: str,
+  tokenizer: Tokenizer,
+  records: inputs.Splits,
+  mesh: Mesh,
+) -> Callable[[LanguageModel, PyTree], dict[str, float]] | None:
+  """Mean RM score of sampled answers to validation prompts (C.1)."""
+  section = config.sft
+  if not section.reward_model:
+    return None
+  stage = workdir.open_stage(
+    section.reward_model,
+    kind=workdir.SCALAR,
+    field="sft.reward_model",
+    run=config,
+  )
+  workdir.require_compatible(stage, tokenizer, config.data, "sft.reward_model")
+  records_held = records.valid[: section.select_prompts]
+  if not records_held:
+    raise UserError(
+      "there is no validation prompt to choose a checkpoint on",
+      field="data.demonstrations",
+      fix="raise --data.valid_fraction, or leave out --sft.reward_model",
+      code="no_validation",
+    )
+  prompts = transforms.encode_prompts(
+    [d.turns for d in records_held], tokenizer, config.data
+  )
+  params = networks.load(stage, mesh)
+
+  def measure(model: LanguageModel, policy: PyTree) -> dict[str, float]:
+    rollout = sampling.respond(
+      model,
+      policy,
+      prompts,
+      jax.random.key(config.seed),
+      tokenizer=tokenizer,
+      max_new_tokens=config.data.max_response_tokens,
+      mesh=mesh,
+      samples=section.select_samples,
+    )
+    scores = scoring.score(
+      stage.network, params, scoring.answers(rollout), mesh
+    )
+    return {"valid_rm_score": float(scores.mean())}
+
+  return measure
+
+
+@dataclasses.dataclass(frozen=True)
+class _Course:
+  """Batches of a training run, and how they are used.
+
+  Attributes:
+    batches: of this process.
+    total_steps: updates.
+    microbatch: rows at a time; 0 is all.
+    eval_every: steps between two evaluations.
+    select: what chooses the parameters: "reward", "loss" or "last".
+    fingerprint: of the data and of what a step holds.
+    measure: (model, parameters) → more metrics of an evaluation.
+    log: step → more metrics of a step.
+  """
+
+  batches: grain.DatasetIterator
+  total_steps: int
+  microbatch: int
+  eval_every: int
+  select: str
+  fingerprint: fingerprint.Fingerprint
+  measure: Callable[[LanguageModel, PyTree], dict[str, float]] | None = None
+  log: Callable[[int], dict[str, float]] = _no_metrics
+
+
+def _train(
+  config: configs.PretrainExperiment | configs.SftExperiment,
+  directory: str,
+  name: str,
+  model: LanguageModel,
+  tokenizer: Tokenizer,
+  course: _Course,
+  valid: transforms.Rows,
+  mesh: Mesh,
+) -> None:
+  """Trains, and saves the parameters that `course.select` chooses."""
+  total_steps = course.total_steps
+  optimizer = state_lib.make_optimizer(config.optimizer, total_steps)
+  stage = None
+  if config.init_from:
+    stage = workdir.open_stage(
+      config.init_from, kind=workdir.LANGUAGE, field="init_from", run=config
+    )
+  measures = ["valid_loss"] * (len(valid["tokens"]) > 0)
+  measures += ["valid_rm_score"] * (course.measure is not None)
+  supervised.require_measure(config.run, measures)
+  frozen, params, adapts = networks.start(
+    model, stage, jax.random.key(config.seed), mesh
+  )
+  state = networks.train_state(model, params, optimizer, mesh)
+  step_fn = supervised.step_program(
+    language_step.train_step,
+    model,
+    optimizer,
+    state,
+    mesh,
+    seed=config.seed,
+    microbatch=course.microbatch,
+  )
+
+  def evaluate(params: PyTree, step: int) -> dict[str, float]:
+    del step
+    params = lora.union(frozen, params)
+    metrics = {}
+    if len(valid["tokens"]):
+      some = {k: v[:VALID_ROWS] for k, v in valid.items()}
+      nll, weight = row_losses(model, params, some, mesh)
+      metrics["valid_loss"] = float(nll.sum() / max(weight.sum(), 1))
+    return metrics | (course.measure(model, params) if course.measure else {})
+
+  def save(params: PyTree, step: int) -> None:
+    workdir.save_stage_model(
+      directory,
+      params,
+      kind=workdir.LANGUAGE,
+      model=model.config,
+      data=config.data,
+      adapts=adapts,
+      starts_from=stage,
+      stage=name,
+      step=step,
+    )
+
+  metric = {"loss": ("valid_loss", -1.0), "reward": ("valid_rm_score", 1.0)}
+  evaluation = supervised.Evaluation(
+    evaluate, course.eval_every, metric.get(course.select), save
+  )
+  workdir.put_tokenizer(directory, tokenizer)
+  fitted = supervised.fit(
+    state,
+    lambda state, batch: step_fn(state, batch, frozen),
+    course.batches,
+    workdir=directory,
+    name=name,
+    run=config.run,
+    total_steps=total_steps,
+    mesh=mesh,
+    learning_rate=state_lib.schedule(config.optimizer, total_steps),
+    fingerprint=course.fingerprint.with_base(adapts.mark if adapts else None),
+    evaluation=evaluation,
+    log=course.log,
+  )
+  if course.select not in metric:
+    save(fitted.state.params, total_steps)
+  files.mark_complete(directory, fitted.summary)
+
+
+def row_losses(
+  model: LanguageModel,
+  params: PyTree,
+  rows: transforms.Rows,
+  mesh: Mesh,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Σ weight · −log p and Σ weight of each row.
+
+  Args:
+    model: the language model; its dropout stays off.
+    params: its parameters.
+    rows: R rows.
+    mesh: where batches are put.
+
+  Returns:
+    [R] float64 and [R] float64.
+  """
+  count = len(rows["tokens"])
+  size = mesh_lib.fill(min(64, count), mesh)
+  found = [
+    mesh_lib.fetch(
+      _token_logp(mesh)(params, mesh_lib.put_whole(batch, mesh), model=model)
+    )
+    for batch in batching.language_batches(
+      rows, batch_size=size, epochs=1, shuffle=False
+    )
+  ]
+  logp = np.concatenate(found)[:count].astype(np.float64)
+  weights = rows["weights"].astype(np.float64)
+  weights[:, 0] = 0  # nothing stands before a row's first token
+  return -(weights * logp).sum(axis=1), weights.sum(axis=1)
+
+
+def loss_interval(
+  model: LanguageModel,
+  params: PyTree,
+  rows: transforms.Rows,
+  mesh: Mesh,
+  *,
+  resamples: int,
+) -> statistics.Interval:
+  """Mean loss a token, in nats, with an interval over rows."""
+  nll, weight = row_losses(model, params, rows, mesh)
+  return statistics.ratio_interval(nll, weight, resamples=resamples)

@@ -1,0 +1,171 @@
+"""Parameters and train states, placed on the mesh."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from instructgpt_jax.distributed import mesh as mesh_lib
+from instructgpt_jax.errors import UserError
+from instructgpt_jax.interop import directory as hub
+from instructgpt_jax.models import lora, transformer
+from instructgpt_jax.steps import state as state_lib
+from instructgpt_jax.training import workdir
+from instructgpt_jax.training.workdir import Adapted, Stage
+from instructgpt_jax.types import Array, PyTree
+
+Network = transformer.LanguageModel | transformer.ScalarModel
+
+
+def shardings(network: Network, tree: PyTree, mesh: mesh_lib.AnyMesh) -> PyTree:
+  """Where each array of a tree of (or around) the network's parameters lies."""
+  axes = mesh_lib.logical_axes(transformer.abstract_params(network))
+  return mesh_lib.state_shardings(tree, mesh, axes)
+
+
+def abstract(network: Network, mesh: mesh_lib.AnyMesh) -> PyTree:
+  """Shapes of the network's parameters with their shardings."""
+  tree = mesh_lib.unbox(transformer.abstract_params(network))
+  return with_shardings(tree, shardings(network, tree, mesh))
+
+
+def with_shardings(tree: PyTree, places: PyTree) -> PyTree:
+  """A tree of shapes, each with its sharding."""
+  return jax.tree.map(
+    lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+    tree,
+    places,
+  )
+
+
+def fresh(network: Network, key: Array, mesh: Mesh) -> PyTree:
+  """New parameters, made where they will lie."""
+  tree = mesh_lib.unbox(transformer.abstract_params(network))
+  init = jax.jit(
+    lambda k: transformer.init_params(network, k),
+    out_shardings=shardings(network, tree, mesh),
+    compiler_options=mesh_lib.drawing_options(mesh),
+  )
+  return init(key)
+
+
+def load(
+  stage: Stage, mesh: Mesh, shared: dict[str, PyTree] | None = None
+) -> PyTree:
+  """A stage's parameters.
+
+  Args:
+    stage: the stage.
+    mesh: where they will lie.
+    shared: what is loaded already, by the stage's folder; what adapters stand
+      on is loaded once and added here.
+  """
+  place = abstract(stage.network, mesh)
+  if stage.base is None:
+    shared = {} if shared is None else shared
+    folder = os.path.realpath(stage.path)
+    if folder not in shared:
+      shared[folder] = stage.params(place)
+    return shared[folder]
+  return stage.params(place, load(stage.base, mesh, shared))
+
+
+class Start(NamedTuple):
+  """Parameters that a training starts from."""
+
+  frozen: PyTree  # empty without adapters
+  trained: PyTree
+  adapts: Adapted | None  # whose the frozen ones are
+
+  @property
+  def whole(self) -> PyTree:
+    """All of them."""
+    return lora.union(self.frozen, self.trained)
+
+
+def start(
+  network: Network,
+  stage: Stage | None,
+  key: Array,
+  mesh: Mesh,
+  shared: dict[str, PyTree] | None = None,
+) -> Start:
+  """A network's parameters: a stage's, and new ones where it has none.
+
+  A scalar model takes a language model's decoder under a new head. A network
+  with adapters goes on with the stage's; without, they are merged.
+
+  Args:
+    network: what is trained.
+    stage: where it starts from; None makes all parameters anew.
+    key: for the new ones.
+    mesh: where they will lie.
+    shared: see `load`.
+
+  Raises:
+    UserError: adapters are wanted, but there is nothing to adapt, or others.
+  """
+  c = network.config
+  if stage is None:
+    if c.lora_rank:
+      raise UserError(
+        f"is {c.lora_rank}, but there is no model to adapt",
+        field="model.lora_rank",
+        fix="give --init_from=DIR, or --model.lora_rank=0",
+      )
+    if c.head_padding:
+      raise UserError(
+        f"is {c.head_padding}, but new heads are not zero",
+        field="model.head_padding",
+        fix="give --model.heads that --mesh.tensor divides",
+      )
+    return Start({}, fresh(network, key, mesh), None)
+  found, adapts = load(stage, mesh, shared), None
+  if not c.lora_rank:
+    found = lora.merged(stage.model_config, found)
+  elif stage.base is None:
+    size = stage.model_config.vocab_size
+    adapts = Adapted(stage.path, workdir.mark(hub.flattened(found), size))
+  elif lora.described(c) == lora.described(stage.model_config):
+    adapts = Adapted(stage.base.path, stage.mark, stage.blocks_only)
+  else:
+    held = stage.model_config
+    raise UserError(
+      f"has other adapters ({lora.described(held)}) than {lora.described(c)}",
+      file=stage.path,
+      fix="give the same ones, or export it (they are merged) and start"
+      " from that",
+    )
+
+  def missing(k: Array) -> PyTree:
+    return lora.without(transformer.init_params(network, k), found)
+
+  wanted = jax.eval_shape(missing, key)
+  if wanted:
+    draw = jax.jit(
+      missing,
+      out_shardings=shardings(network, wanted, mesh),
+      compiler_options=mesh_lib.drawing_options(mesh),
+    )
+    found = lora.union(found, draw(key))
+  found = lora.within(abstract(network, mesh), found)
+  return Start(*lora.split(c, found), adapts)
+
+
+def train_state(
+  network: Network,
+  params: PyTree,
+  optimizer: optax.GradientTransformation,
+  mesh: Mesh,
+) -> state_lib.TrainState:
+  """A state before its first update; takes the parameters over."""
+
+  def make(params):
+    return state_lib.new_state(params, optimizer)
+
+  places = shardings(network, jax.eval_shape(make, params), mesh)
+  return jax.jit(make, out_shardings=places, donate_argnums=0)(params)

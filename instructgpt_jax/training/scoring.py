@@ -1,0 +1,94 @@
+"""What models think of many given texts, packed so that no padding is run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+
+from instructgpt_jax.data import batching, transforms
+from instructgpt_jax.distributed import mesh as mesh_lib
+from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
+from instructgpt_jax.steps import language as language_step
+from instructgpt_jax.steps import reward as reward_step
+from instructgpt_jax.types import PyTree, Rollout
+
+_token_logp = mesh_lib.jitted(language_step.token_logp, static_argnames="model")
+_token_scores = mesh_lib.jitted(
+  reward_step.token_scores, static_argnames="model"
+)
+
+TOKENS = 4096  # of a batch, about
+
+
+class Example(NamedTuple):
+  """Token ids, and which of them are asked about."""
+
+  ids: np.ndarray  # [n] int32
+  weights: np.ndarray  # [n] float32
+
+
+def answers(rollout: Rollout) -> list[Example]:
+  """The rows of a rollout without padding; weight 1 on the response."""
+  tokens, real = np.asarray(rollout.tokens), np.asarray(rollout.segments) > 0
+  marks = np.zeros(tokens.shape, np.float32)
+  length = rollout.response_mask.shape[1]
+  marks[:, -length:] = rollout.response_mask
+  return [
+    Example(row[mask], mark[mask])
+    for row, mask, mark in zip(tokens, real, marks, strict=True)
+  ]
+
+
+def log_likelihood(
+  model: LanguageModel, params: PyTree, examples: Sequence[Example], mesh: Mesh
+) -> np.ndarray:
+  """[R] float64, Σ weight · log p over the tokens of each example."""
+  found = np.zeros(len(examples))
+  for index, weights, logp in _each(
+    _token_logp(mesh), model, params, examples, mesh
+  ):
+    found[index] = float(weights @ logp.astype(np.float64))
+  return found
+
+
+def score(
+  model: ScalarModel, params: PyTree, examples: Sequence[Example], mesh: Mesh
+) -> np.ndarray:
+  """[R] float32 scores of a reward model, at each example's last token."""
+  found = np.zeros(len(examples), np.float32)
+  for index, _, scores in _each(
+    _token_scores(mesh), model, params, examples, mesh
+  ):
+    found[index] = scores[-1]
+  return found
+
+
+def _each(
+  program: Callable[..., Any],
+  model: LanguageModel | ScalarModel,
+  params: PyTree,
+  examples: Sequence[Example],
+  mesh: Mesh,
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+  """(example, its weights, what the program says at its tokens)."""
+  length = model.config.context
+  rows = transforms.pack_examples(examples, length, pad_id=0)
+  members = transforms.bins([len(e.ids) for e in examples], length)
+  size = mesh_lib.fill(max(1, min(TOKENS // length, len(members))), mesh)
+  done = 0
+  for batch in batching.language_batches(
+    rows, batch_size=size, epochs=1, shuffle=False
+  ):
+    found = mesh_lib.fetch(
+      program(params, mesh_lib.put_whole(batch, mesh), model=model)
+    )
+    for row, chosen in zip(found, members[done : done + size], strict=False):
+      start = 0
+      for index in chosen:
+        end = start + len(examples[index].ids)
+        yield index, examples[index].weights, row[start:end]
+        start = end
+    done += size

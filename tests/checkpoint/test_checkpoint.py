@@ -1,0 +1,366 @@
+"""What is saved comes back bit for bit, whatever happens meanwhile."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from instructgpt_jax.checkpoint import checkpoints, storage
+from instructgpt_jax.errors import UserError
+
+
+def _state(seed=0):
+  key = jax.random.key(seed)
+  params = {
+    "block_0": {"kernel": jax.random.normal(key, (4, 8))},
+    "bias": jax.random.normal(key, (8,)).astype(jnp.bfloat16),
+  }
+  optimizer = optax.adam(1e-3)
+  return {
+    "params": params,
+    "optimizer": optimizer.init(params),
+    "step": jnp.int32(seed),
+    "key": jax.random.key(seed + 7),
+    "bits": np.arange(2, dtype=np.uint32) + seed,
+  }
+
+
+def _bits(tree):
+  return [
+    (
+      jax.random.key_data(leaf)
+      if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+      else np.asarray(leaf)
+    ).tobytes()
+    for leaf in jax.tree.leaves(tree)
+  ]
+
+
+def test_state_extra_and_step_come_back(tmp_path):
+  state, extra = _state(3), {"data": b"\x00\xff", "kl": {"coef": 0.1}}
+  with checkpoints.Checkpointer(tmp_path) as saver:
+    assert saver.restore_latest(state) is None
+    saver.save(3, state, extra)
+  with checkpoints.Checkpointer(tmp_path) as saver:
+    found = saver.restore_latest(jax.eval_shape(lambda: _state()))
+  assert found is not None
+  step, restored, found_extra = found
+  assert (step, found_extra) == (3, extra)
+  assert jax.tree.structure(restored) == jax.tree.structure(state)
+  assert _bits(restored) == _bits(state)
+  dtypes = jax.tree.map(lambda leaf: leaf.dtype, restored)
+  assert dtypes == jax.tree.map(lambda leaf: leaf.dtype, state)
+  # A typed key is a key again, not its bits.
+  assert jax.random.bits(restored["key"]) == jax.random.bits(state["key"])
+
+
+def test_the_newest_are_kept(tmp_path):
+  with checkpoints.Checkpointer(tmp_path, checkpoints.Keep(2)) as saver:
+    for step in (1, 2, 10):
+      saver.save(step, _state(step), {"at": step})
+    saver.wait()
+    assert saver.steps == [2, 10]
+    found = saver.restore_latest(_state())
+  assert found is not None
+  assert found[0] == 10
+  assert found[2] == {"at": 10}
+  assert int(found[1]["step"]) == 10
+  left = set(os.listdir(tmp_path / "checkpoints"))
+  assert left == {"2", "10"}
+
+
+def test_opening_deletes_only_what_a_save_leaves(tmp_path):
+  with checkpoints.Checkpointer(tmp_path) as saver:
+    saver.save(5, _state(5), {})
+  folder = tmp_path / "checkpoints"
+  mine = ["5.bak", "before_v1.1", "5.saving.bak", "old", "x.old", "notes.txt"]
+  mine += ["005", "5²", "٥", "+4", "-5", "5.0"]
+  halves = [
+    "7.saving",
+    "7.old",
+    "7.saving.orbax-checkpoint-tmp",
+    "7.saving.partial_save.orbax-checkpoint-tmp",
+  ]
+  for name in (*mine, *halves):
+    (folder / name).mkdir()
+  with checkpoints.Checkpointer(tmp_path) as saver:
+    assert saver.steps == [5]
+    saver.save(6, _state(6), {})
+  assert set(os.listdir(folder)) == {"5", "6", *mine}
+
+
+@pytest.mark.parametrize("name", ["4", "9", "20240101"])
+def test_a_copy_under_the_name_of_another_step_is_refused(name, tmp_path):
+  """Resumed from, it would end the run as complete; a save would replace it."""
+  with checkpoints.Checkpointer(tmp_path) as saver:
+    saver.save(5, _state(5), {})
+  folder = tmp_path / "checkpoints"
+  shutil.copytree(folder / "5", folder / name)
+  with pytest.raises(UserError) as caught:
+    checkpoints.Checkpointer(tmp_path)
+  assert caught.value.code == "misnamed_checkpoint"
+  assert caught.value.file == str(folder / name)
+  (folder / name).rename(folder / f"copy-{name}")
+  with checkpoints.Checkpointer(tmp_path) as saver:
+    assert saver.steps == [5]
+
+
+def test_a_save_under_way_is_not_deleted_by_another_run(tmp_path):
+  first = checkpoints.Checkpointer(tmp_path)
+  first.save(1, _state(1), {})
+  first.wait()
+  half = tmp_path / "checkpoints" / "2.saving"
+  half.mkdir()
+  with checkpoints.Checkpointer(tmp_path) as second:
+    restored = second.restore_latest(_state())
+    assert restored is not None and restored[0] == 1
+    assert half.exists()
+    with pytest.raises(UserError) as caught:
+      second.save(3, _state(3), {})
+    assert caught.value.code == "workdir_in_use"
+    half.rmdir()
+    first.save(2, _state(2), {})
+    first.close()
+    with pytest.raises(UserError):  # What it has restored is the past by now.
+      second.save(3, _state(3), {})
+  with checkpoints.Checkpointer(tmp_path) as third:
+    third.save(4, _state(4), {})
+  assert set(os.listdir(tmp_path / "checkpoints")) == {"2", "4"}
+
+
+def test_a_check_comes_before_the_state_is_read(tmp_path):
+  def check(extra):
+    raise UserError(f"other data than {extra['data']}")
+
+  with checkpoints.Checkpointer(tmp_path) as saver:
+    saver.save(1, _state(1), {"data": 7})
+    with pytest.raises(UserError, match="other data than 7"):
+      saver.restore_latest({"of": jnp.ones(1)}, check)
+
+
+def test_a_saved_step_is_left_alone(tmp_path):
+  with checkpoints.Checkpointer(tmp_path) as saver:
+    saver.save(1, _state(1), {"first": True})
+    saver.save(1, _state(2), {"first": False})
+    found = saver.restore_latest(_state())
+  assert found is not None
+  assert found[2] == {"first": True}
+
+
+def test_donation_after_save_does_not_change_what_is_saved(tmp_path):
+  bump = jax.jit(lambda x: x * 2 + 1, donate_argnums=0)
+  x = jnp.ones((1500, 1500))
+  with checkpoints.Checkpointer(tmp_path) as saver:
+    saver.save(0, {"x": x}, {})
+    for _ in range(10):
+      x = bump(x)
+    found = saver.restore_latest({"x": jax.eval_shape(lambda: x)})
+  assert found is not None
+  np.testing.assert_array_equal(found[1]["x"], 1.0)
+
+
+@pytest.mark.parametrize(
+  "change, words",
+  [
+    ({"more": jnp.ones(2)}, "more is not in the checkpoint"),
+    ({"step": jnp.ones(2)}, r"step is int32\[\], not float32\[2\]"),
+    ({"step": None}, "step is not wanted"),
+  ],
+)
+def test_another_models_state_is_refused(tmp_path, change, words):
+  with checkpoints.Checkpointer(tmp_path) as saver:
+    saver.save(1, _state(), {})
+    with pytest.raises(UserError, match=words) as caught:
+      saver.restore_latest({**_state(), **change})
+  assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [0.1, np.float64(0.1), np.arange(2)])
+def test_numbers_that_would_be_rounded_are_refused(tmp_path, number):
+  with checkpoints.Checkpointer(tmp_path) as saver:
+    with pytest.raises(TypeError, match="kl is no 32-bit array"):
+      saver.save(1, {"kl": number}, {})
+
+
+def test_model_round_trip_and_replacement(tmp_path):
+  assert not checkpoints.has_model(tmp_path)
+  checkpoints.save_model(tmp_path, _state(1)["params"], {"kind": "first"})
+  checkpoints.save_model(tmp_path, _state(2)["params"], {"kind": "second"})
+  assert checkpoints.has_model(tmp_path)
+  assert os.listdir(tmp_path) == ["model"]
+  assert checkpoints.load_model_info(tmp_path) == {"kind": "second"}
+  wanted = _state(2)["params"]
+  found = checkpoints.load_model(tmp_path)
+  assert jax.tree.structure(found) == jax.tree.structure(wanted)
+  assert _bits(found) == _bits(wanted)
+  abstract = jax.eval_shape(lambda: wanted)
+  assert _bits(checkpoints.load_model(tmp_path, abstract)) == _bits(wanted)
+
+
+def test_a_replacement_that_was_cut_short_is_ended(tmp_path):
+  params = _state(1)["params"]
+  checkpoints.save_model(tmp_path, params, {"kind": "first"})
+  os.rename(tmp_path / "model", tmp_path / "model.old")
+  (tmp_path / "model.saving").mkdir()
+  (tmp_path / "model.saving" / "half").touch()
+  assert checkpoints.has_model(tmp_path)
+  assert _bits(checkpoints.load_model(tmp_path)) == _bits(params)
+  checkpoints.save_model(tmp_path, _state(2)["params"], {"kind": "second"})
+  assert os.listdir(tmp_path) == ["model"]
+  assert checkpoints.load_model_info(tmp_path) == {"kind": "second"}
+
+
+def test_no_model(tmp_path):
+  with pytest.raises(UserError, match="holds no trained model"):
+    checkpoints.load_model(tmp_path)
+  with pytest.raises(UserError, match="no such directory"):
+    checkpoints.load_model(tmp_path / "none")
+
+
+def test_another_models_parameters_are_refused(tmp_path):
+  checkpoints.save_model(tmp_path, {"a": jnp.ones(3)}, {})
+  with pytest.raises(UserError, match=r"a is float32\[3\], not float32\[4\]"):
+    checkpoints.load_model(tmp_path, {"a": jnp.ones(4)})
+
+
+@pytest.mark.parametrize("begun_anew", [False, True])
+def test_a_folder_that_vanishes_under_a_save_is_told_as_such(
+  begun_anew, tmp_path, monkeypatch
+):
+  """Whatever the writer fails with then, and also if it makes a new one."""
+  saver = checkpoints.Checkpointer(tmp_path / "run")
+
+  def finish():
+    (tmp_path / "run").rename(tmp_path / "away")
+    if begun_anew:
+      (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    raise ValueError("No ArrayMetadata found")
+
+  monkeypatch.setattr(storage, "save", lambda *_, **unused: finish)
+  saver.save(1, _state(), {})
+  with pytest.raises(UserError, match="checkpoints: the folder has vanished"):
+    saver.close()
+
+
+def test_a_folder_that_vanishes_under_a_model(tmp_path):
+  def parts():
+    yield {"a": jnp.ones(4)}
+    (tmp_path / "run").rename(tmp_path / "away")
+    yield {"b": jnp.ones(4)}
+
+  with pytest.raises(UserError, match="run: the folder has vanished"):
+    checkpoints.save_model_parts(tmp_path / "run", parts(), {})
+
+
+def _run(script, *args, **options):
+  return subprocess.run(
+    [sys.executable, "-c", textwrap.dedent(script), *map(str, args)],
+    capture_output=True,
+    text=True,
+    check=True,
+    **options,
+  )
+
+
+def test_a_full_disk_is_a_user_error_and_the_checkpoint_before_is_whole(
+  tmp_path,
+):
+  # A limit on the size of files stands in for a full disk.
+  script = """
+    import resource, sys
+    import jax, jax.numpy as jnp
+    from instructgpt_jax.errors import UserError
+    from instructgpt_jax.checkpoint import checkpoints
+    from instructgpt_jax.checkpoint import storage
+
+    def state(step):
+      return {"x": jax.random.normal(jax.random.key(step), (300, 300))}
+
+    def limit(size):
+      resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    saver = checkpoints.Checkpointer(sys.argv[1])
+    saver.save(1, state(1), {})
+    saver.wait()
+    checkpoints.save_model(sys.argv[1], state(1), {})
+    limit(4096)
+    for save in (
+      lambda: (saver.save(2, state(2), {}), saver.wait()),
+      lambda: checkpoints.save_model(sys.argv[1], state(2), {}),
+    ):
+      try:
+        save()
+        print("saved")
+      except UserError as error:
+        print(str(error).replace("\\n", " "))
+    limit(hard)
+    found = checkpoints.Checkpointer(sys.argv[1]).restore_latest(state(0))
+    print(found[0], bool((found[1]["x"] == state(1)["x"]).all()))
+    found = checkpoints.load_model(sys.argv[1])
+    print(bool((found["x"] == state(1)["x"]).all()))
+  """
+  done = _run(script, tmp_path)
+  lines = done.stdout.splitlines()
+  for line in lines[:2]:
+    assert f"{tmp_path}" in line
+    assert "the disk is full" in line
+    assert "fix: free some space" in line
+  assert lines[2:] == ["1 True", "True"]
+
+
+def test_a_kill_at_any_moment_leaves_the_last_checkpoint_whole(tmp_path):
+  # Each leaf holds the step, so a mixture of two saves would show.
+  script = """
+    import sys
+    import jax.numpy as jnp
+    from instructgpt_jax.checkpoint import checkpoints
+    from instructgpt_jax.checkpoint import storage
+
+    def state(step):
+      return {f"x{i}": jnp.full((200, 200 + i), step) for i in range(20)}
+
+    saver = checkpoints.Checkpointer(sys.argv[1])
+    found = saver.restore_latest(state(0))
+    step = 0
+    if found is not None:
+      step = found[0]
+      for x in found[1].values():
+        assert (x == step).all(), (step, x)
+      assert found[2] == {"step": step}, found
+    print(step, flush=True)
+    for step in range(step + 1, 1000):
+      saver.save(step, state(step), {"step": step})
+      if sys.argv[2] == "check":
+        saver.close()
+        break
+      if step % 3 == 0:
+        print(step, flush=True)
+  """
+  command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
+  seen = []
+  for attempt in range(2):
+    process = subprocess.Popen(
+      [*command, "run"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None and process.stderr is not None
+    seen.append(int(process.stdout.readline() or -1))
+    process.stdout.readline()
+    time.sleep(random.Random(attempt).uniform(0.0, 0.3))
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+  last = int(_run(script, tmp_path, "check").stdout.split()[0])
+  assert seen[0] == 0
+  # Three steps were begun before the kill, so at least two were whole.
+  assert seen[1] >= 2
+  assert last >= seen[1]

@@ -1,0 +1,268 @@
+"""Command line, JSON and config agree, and mistakes are short and helpful."""
+
+import dataclasses
+import json
+
+import pytest
+
+from instructgpt_jax import configs
+from instructgpt_jax.cli import flags
+from instructgpt_jax.configs import presets
+from instructgpt_jax.errors import UserError
+
+
+def _get(preset):
+  return presets.ppo_ptx(preset)
+
+
+def _parse(*argv, experiment="ppo_ptx"):
+  return flags.parse(
+    argv, _get, experiment=experiment, default_preset="1.3b", doc="Doc."
+  )
+
+
+def _config(*argv):
+  return _parse("--workdir=w", *argv)[0]
+
+
+def test_without_flags_the_config_is_the_presets():
+  assert _parse("--workdir=w") == (presets.ppo_ptx("1.3b"), "w")
+  assert _config("--preset=tiny") == presets.ppo_ptx("tiny")
+  assert _config("--preset", "6B") == presets.ppo_ptx("6b")
+
+
+# Texts of one form.
+OTHERS = {"data.template_date": "2030-05-31"}
+# Without these some values of others are refused.
+GO_WITH_ALL = {"model.heads": "1", "model.tie_embeddings": "false"}
+
+
+@pytest.mark.parametrize("experiment", presets.EXPERIMENTS)
+def test_every_leaf_is_a_flag_that_reaches_its_field(experiment):
+  default = presets.EXPERIMENTS[experiment]("175b")
+  for name, old, field in flags.leaves(default):
+    new = OTHERS.get(name) or _another(old, field.metadata)
+    text = str(new).lower() if isinstance(new, bool) else str(new)
+    found, _ = flags.parse(
+      [
+        "--workdir=w",
+        f"--{name}={text}",
+        *(f"--{k}={v}" for k, v in GO_WITH_ALL.items() if k != name),
+      ],
+      presets.EXPERIMENTS[experiment],
+      default_preset="175b",
+    )
+    leaves = {name: value for name, value, _ in flags.leaves(found)}
+    assert leaves[name] == new, name
+    assert type(leaves[name]) is type(old), name
+
+
+def _another(old, metadata):
+  """A permitted value that differs from the old one, where there is one."""
+  if metadata.get("choices"):
+    return next(c for c in metadata["choices"] if c != old)
+  if isinstance(old, bool):
+    return not old
+  if isinstance(old, str):
+    return old + "x"
+  low, high = metadata.get("minimum"), metadata.get("maximum")
+  if low is not None and low == high:
+    return old
+  if isinstance(old, int):
+    return old * 2 if (old > 0 and high is None) else old + 1
+  new = old / 2 if old else (high if high is not None else 0.25)
+  return low if low is not None and new < low else new
+
+
+@pytest.mark.parametrize("experiment", presets.EXPERIMENTS)
+def test_every_leaf_has_help_and_a_plain_type(experiment):
+  default = presets.EXPERIMENTS[experiment]("1.3b")
+  for name, value, field in flags.leaves(default):
+    assert field.metadata.get("help"), name
+    assert type(value) in (bool, int, float, str), name
+
+
+def test_flags_override_the_preset_and_keep_the_rest():
+  found = _config("--preset=tiny", "--ppo.kl_coef=0.5", "--seed", "3")
+  tiny = presets.ppo_ptx("tiny")
+  assert found == dataclasses.replace(
+    tiny, seed=3, ppo=dataclasses.replace(tiny.ppo, kl_coef=0.5)
+  )
+
+
+def test_booleans():
+  assert _config("--norun.tensorboard").run.tensorboard is False
+  assert _config("--run.tensorboard=false").run.tensorboard is False
+  found = _config("--ppo.bootstrap_truncated", "--seed=4")
+  assert found.ppo.bootstrap_truncated is True
+  assert found.seed == 4
+
+
+def test_numbers():
+  assert _config("--optimizer.learning_rate=9.65e-6").optimizer == (
+    dataclasses.replace(
+      presets.ppo_ptx("1.3b").optimizer, learning_rate=9.65e-6
+    )
+  )
+  assert type(_config("--ppo.kl_coef=1").ppo.kl_coef) is float
+  assert _config("--mesh.data=-1").mesh.data == -1
+
+
+def test_fields_that_are_checked_together_change_together():
+  found = _config("--preset=tiny", "--model.width=96", "--model.heads=6")
+  assert (found.model.width, found.model.heads) == (96, 6)
+
+
+def test_flagfile(tmp_path):
+  path = tmp_path / "flags"
+  path.write_text("# A comment.\n--preset=tiny\n\n--ppo.kl_coef=0.5\n")
+  found = _config(f"--flagfile={path}", "--seed=2")
+  assert found.ppo.kl_coef == 0.5
+  assert found.model == presets.MODELS["tiny"]
+  assert found.seed == 2
+
+
+def test_a_config_file_and_flags_over_it(tmp_path):
+  wanted = _config("--preset=tiny", "--ppo.kl_coef=0.5")
+  path = tmp_path / "configs.json"
+  path.write_text(
+    json.dumps(
+      {"experiment": "ppo_ptx", "config": flags.config_to_dict(wanted)}
+    )
+  )
+  assert _config(f"--config={path}") == wanted
+  assert _config(f"--config={tmp_path}") == wanted
+  found = _config(f"--config={path}", "--ppo.kl_coef=0.25")
+  assert found.ppo.kl_coef == 0.25
+  assert found.model == presets.MODELS["tiny"]
+
+
+def test_a_config_file_of_another_experiment_is_refused(tmp_path):
+  path = tmp_path / "configs.json"
+  path.write_text(json.dumps({"experiment": "sft", "config": {}}))
+  with pytest.raises(UserError, match="config of 'sft', not of 'ppo_ptx'"):
+    _config(f"--config={path}")
+
+
+@pytest.mark.parametrize("preset", presets.NAMES)
+@pytest.mark.parametrize("experiment", presets.EXPERIMENTS)
+def test_json_round_trip(experiment, preset):
+  get_config = presets.EXPERIMENTS[experiment]
+  text = json.dumps(flags.config_to_dict(get_config(preset)))
+  other = get_config("tiny" if preset != "tiny" else "6b")
+  assert flags.config_from_dict(other, json.loads(text)) == get_config(preset)
+
+
+@pytest.mark.parametrize(
+  "argv, field, words, fix",
+  [
+    (["--kl_coef=1"], "--kl_coef", "no such flag", "--ppo.kl_coef"),
+    (["--ppo.kl_cof=1"], "--ppo.kl_cof", "no such flag", "--ppo.kl_coef"),
+    (["--learning_rate=1"], "--learning_rate", "no such", "learning_rate"),
+    (["--ppo.kl_coef=high"], "--ppo.kl_coef", "not a number", ">= 0.0"),
+    (["--ppo.kl_coef=-1"], "--ppo.kl_coef", "not allowed", ">= 0.0"),
+    (["--ppo.kl_coef=nan"], "--ppo.kl_coef", "not allowed", ">= 0.0"),
+    (["--ppo.episodes=1e3"], "--ppo.episodes", "not a whole number", ">= 1"),
+    (["--ppo.episodes=0"], "--ppo.episodes", "not allowed", ">= 1"),
+    (["--ppo.top_k=5"], "--ppo.top_k", "not allowed", "<= 0"),
+    (["--seed=-1"], "--seed", "not allowed", ">= 0"),
+    (["--model.dtype=int8"], "--model.dtype", "not allowed", "'bfloat16'"),
+    (["--model.heads=7"], "--model.heads", "not a multiple", "divides"),
+    (
+      ["--value_optimizer.learning_rate=0"],
+      "--value_optimizer.learning_rate",
+      "not allowed",
+      "> 0.0",
+    ),
+    (["--run.tensorboard=maybe"], "--run.tensorboard", "not true", "true or"),
+    (["--preset=6bb"], "--preset", "no preset '6bb'", "6b"),
+    (["stray"], None, "'stray' is not a flag", "--name=value"),
+    (["--seed"], None, "Missing value", "--name=value"),
+    (["--flagfile=none"], "--flagfile", "cannot be opened", "one flag a"),
+    (["--config=none"], None, "no such file", "configs.json"),
+  ],
+)
+def test_mistakes(argv, field, words, fix):
+  with pytest.raises(UserError, match=words) as caught:
+    _config(*argv)
+  assert caught.value.field == field
+  assert fix in caught.value.fix
+  assert len(str(caught.value).splitlines()) <= 3
+
+
+def test_workdir_is_needed():
+  with pytest.raises(UserError, match="missing") as caught:
+    _parse("--seed=1")
+  assert caught.value.field == "--workdir"
+
+
+@pytest.mark.parametrize(
+  "value, field, words",
+  [
+    ({"ppo": {"kl_cof": 1}}, "ppo.kl_cof", "no such field"),
+    ({"ppo": {"kl_coef": "1"}}, "ppo.kl_coef", "not a number"),
+    ({"ppo": {"kl_coef": True}}, "ppo.kl_coef", "not a number"),
+    ({"ppo": {"episodes": 1.5}}, "ppo.episodes", "not a whole number"),
+    ({"run": {"tensorboard": 1}}, "run.tensorboard", "not true or false"),
+    ({"ppo": {"kl_coef": -1}}, "ppo.kl_coef", "not allowed"),
+    ({"ppo": 3}, "ppo", "not a table"),
+    ({"seed": None}, "seed", "not a whole number"),
+  ],
+)
+def test_a_wrong_config_file_names_file_and_field(
+  tmp_path, value, field, words
+):
+  path = tmp_path / "configs.json"
+  path.write_text(json.dumps({"config": value}))
+  with pytest.raises(UserError, match=words) as caught:
+    _config(f"--config={path}")
+  # Fields of a file stand in it without the dashes of a flag.
+  assert caught.value.field == field
+  assert caught.value.file == str(path)
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h", "--helpfull"])
+def test_help_shows_every_flag_with_all_that_is_known_of_it(flag):
+  with pytest.raises(flags.Help) as caught:
+    flags.parse(
+      ["--preset=tiny", flag],
+      _get,
+      doc="What it does.",
+      default_preset="1.3b",
+      presets=presets.NAMES,
+    )
+  text = str(caught.value)
+  assert text.startswith("What it does.\n")
+  words = " ".join(text.split())
+  for name, _, _ in flags.leaves(_get("tiny")):
+    assert f"\n  --{name}=" in text, name
+  for name in (*presets.NAMES, "--workdir", "--flagfile", "--config"):
+    assert name in text
+  # Default of the preset, type, unit, range, section.
+  assert "--ppo.kl_coef=0.12 (float)" in words
+  assert "(episodes; >= 1) [C.4 [P]]" in words
+  assert "one of 'float32', 'bfloat16'" in words
+  assert "--preset='tiny' (str)" in words
+  assert max(map(len, text.splitlines())) <= 110
+
+
+def test_nothing_global_is_defined():
+  from absl import flags as absl_flags
+
+  before = set(absl_flags.FLAGS)
+  _config()
+  assert set(absl_flags.FLAGS) == before
+
+
+def test_replace_refuses_unknown_names():
+  with pytest.raises(UserError, match="no such field") as caught:
+    flags.replace(configs.PpoExperiment(), {"ppo.kl_cof": 1.0})
+  assert "ppo.kl_coef" in caught.value.fix
+
+
+def test_data_fields_that_the_user_set_are_remembered():
+  assert _config("--preset=tiny").data.explicit == ""
+  data = _config("--data.max_prompt_tokens=1024", "--seed=1").data
+  assert data.explicit == "max_prompt_tokens"
+  assert data.is_explicit("max_prompt_tokens")
+  assert not data.is_explicit("max_response_tokens")

@@ -1,0 +1,92 @@
+"""Where a process stands, by flags and by what schedulers say."""
+
+import pytest
+
+from instructgpt_jax import configs
+from instructgpt_jax.distributed import cluster
+from instructgpt_jax.errors import UserError
+
+AUTO = configs.Processes(coordinator="auto")
+
+
+def test_alone_without_flags():
+  assert cluster.place(configs.Processes(), {"SLURM_PROCID": "1"}) is None
+  section = configs.Processes(coordinator="h:1", count=1)
+  assert cluster.place(section, {}) is None
+
+
+def test_by_flags():
+  section = configs.Processes(coordinator="[::1]:80", count=3, index=2)
+  assert cluster.place(section, {}) == ("::1", 80, 3, 2)
+
+
+@pytest.mark.parametrize(
+  "env, wanted",
+  [
+    (
+      {
+        "SLURM_PROCID": "3",
+        "SLURM_NTASKS": "8",
+        "SLURM_JOB_ID": "123456",
+        "SLURM_STEP_NODELIST": "gpu[007-009,12],big1",
+      },
+      ("gpu007", 23456, 8, 3),
+    ),
+    (
+      {"TPU_WORKER_HOSTNAMES": "a.b,c.d", "TPU_WORKER_ID": "1"},
+      ("a.b", 8476, 2, 1),
+    ),
+    (
+      {
+        "JAX_COORDINATOR_ADDRESS": "pod-0.svc:1234",
+        "JAX_NUM_PROCESSES": "2",
+        "JOB_COMPLETION_INDEX": "0",
+        "SLURM_PROCID": "9",
+      },
+      ("pod-0.svc", 1234, 2, 0),
+    ),
+    ({"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}, None),
+  ],
+  ids=["slurm", "tpu", "jax", "one_tpu_host"],
+)
+def test_found(env, wanted):
+  assert cluster.place(AUTO, env) == wanted
+
+
+@pytest.mark.parametrize(
+  "nodes, first",
+  [
+    ("n1", "n1"),
+    ("n1,n2", "n1"),
+    ("n[3-5]", "n3"),
+    ("n[03,5]-ib", "n03-ib"),
+    ("a-b[1-2],c[3-4]", "a-b1"),
+  ],
+)
+def test_first_node_of_a_list(nodes, first):
+  assert cluster.first_node(nodes) == first
+
+
+@pytest.mark.parametrize(
+  "section, env, said",
+  [
+    (AUTO, {}, "neither Slurm"),
+    (AUTO, {"SLURM_PROCID": "0"}, "does not say which process"),
+    (
+      AUTO,
+      {"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "x"},
+      "does not say which process",
+    ),
+    (
+      configs.Processes(coordinator="h:1", count=2, index=2),
+      {},
+      "process 2 is not one of 2",
+    ),
+    (configs.Processes(coordinator="h", count=2), {}, "is not an address"),
+    (configs.Processes(coordinator="h:x", count=2), {}, "is not an address"),
+    (configs.Processes(coordinator=":70000", count=2), {}, "is not an address"),
+  ],
+)
+def test_what_does_not_say_it_is_refused(section, env, said):
+  with pytest.raises(UserError, match=said):
+    cluster.place(section, env)

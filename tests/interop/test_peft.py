@@ -1,0 +1,137 @@
+"""Adapters as PEFT loads them."""
+
+import dataclasses
+import json
+import warnings
+
+import jax
+import numpy as np
+import pytest
+
+from instructgpt_jax.interop import directory, peft
+from instructgpt_jax.models import lora
+from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
+from tests.interop import tiny
+from tests.interop.test_parity import (
+  POSITIONS,
+  SEGMENTS,
+  TOKENS,
+  params_of,
+  their_logits,
+)
+from tests.models import twin
+
+library = tiny.library("peft")
+
+
+def put_on(theirs, path):
+  """Their model with the adapters of a directory."""
+  with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    model = library.PeftModel.from_pretrained(theirs, str(path)).eval()
+  # PEFT says so when a tensor finds no place, or a place no tensor.
+  assert not [w for w in said if "adapter keys" in str(w.message)]
+  return model
+
+
+def with_adapters(theirs, path, network, head_padding=0, **changes):
+  """Our network of theirs with adapters, its parameters, and without them."""
+  source = directory.look(tiny.save(theirs, path))
+  c = dataclasses.replace(source.config, lora_rank=3, lora_alpha=5.0, **changes)
+  wide = dataclasses.replace(c, head_padding=head_padding)
+  model, plain = network(wide), network(dataclasses.replace(wide, lora_rank=0))
+  held = params_of(source, plain)
+  drawn = twin.fill_up(twin.make_params(network(c)), model)
+  fresh = lora.without(drawn, held)
+  params = lora.union(held, lora.within(fresh, drawn))
+  return model, params, plain, held
+
+
+@pytest.mark.parametrize("layers", ["all", "attention"])
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "llama", "gemma3"])
+def test_peft_puts_them_on_their_model(name, layers, tmp_path):
+  theirs = tiny.make(name)
+  model, params, plain, held = with_adapters(
+    theirs,
+    tmp_path / "theirs",
+    LanguageModel,
+    lora_layers=layers,
+    scan_layers=name == "llama",
+    head_padding=int(name in ("llama", "gpt2")),
+  )
+  rows = TOKENS[:3], SEGMENTS[:3], POSITIONS[:3]
+  found = twin.jit(model.apply)({"params": params}, *rows)
+  before = twin.jit(plain.apply)({"params": held}, *rows)
+  _, trained = lora.split(model.config, params)
+  peft.save(
+    tmp_path / "adapters",
+    directory.flattened(trained),
+    model.config,
+    {},
+    base=str(tmp_path / "theirs"),
+  )
+  theirs = put_on(theirs, tmp_path / "adapters")
+  wanted = their_logits(
+    theirs, TOKENS[:3], (SEGMENTS[:3] > 0).astype(int), POSITIONS[:3]
+  )
+  real = SEGMENTS[:3] > 0
+  np.testing.assert_allclose(found[real], wanted[real], atol=3e-4)
+  assert np.abs(found - before)[real].mean() > 0.1
+
+
+def test_a_reward_models_head_goes_with_them(tmp_path):
+  theirs = tiny.make("llama", scalar=True)
+  model, params, _, _ = with_adapters(theirs, tmp_path / "theirs", ScalarModel)
+  params["head"] = {
+    "kernel": params["head"]["kernel"] * 2,
+    "bias": np.asarray([0.7], np.float32),
+  }
+  _, trained = lora.split(model.config, params)
+  peft.save(
+    tmp_path / "adapters",
+    directory.flattened(trained),
+    model.config,
+    {},
+    base="x",
+  )
+  said = json.loads((tmp_path / "adapters" / peft.CONFIG).read_text())
+  tokens = np.where(SEGMENTS[:3] > 0, TOKENS[:3], 0)
+  rows = tokens, SEGMENTS[:3], POSITIONS[:3]
+  found = twin.jit(model.apply)({"params": params}, *rows)
+  found = np.asarray(found)[range(3), [11, 11, 6]]
+  wanted = their_logits(put_on(theirs, tmp_path / "adapters"), *rows)[:, 0]
+  shift = said["instructgpt_jax_score_shift"]
+  assert shift == pytest.approx(0.7)
+  np.testing.assert_allclose(found, wanted + shift, atol=3e-4)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gpt_neox", "qwen3"])
+def test_heads_that_are_zero_change_nothing(name, tmp_path):
+  """Nor are they exported."""
+  theirs = tiny.make(name)
+  source = directory.look(tiny.save(theirs, tmp_path / "theirs"))
+  plain, wide = (
+    LanguageModel(dataclasses.replace(source.config, head_padding=n))
+    for n in (0, 2)
+  )
+  params = params_of(source, wide)
+  shape = params["transformer"]["blocks_0"]["project"]["kernel"].shape
+  assert shape[0] > source.config.heads
+  a, b = (
+    twin.jit(m.apply)({"params": p}, TOKENS, SEGMENTS, POSITIONS)
+    for m, p in ((plain, params_of(source, plain)), (wide, params))
+  )
+  np.testing.assert_allclose(a, b, atol=1e-5)
+  directory.save(
+    tmp_path / "ours",
+    directory.flattened(params),
+    wide.config,
+    {},
+    ids=tiny.IDS,
+  )
+  again = directory.look(tmp_path / "ours")
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    params_of(again, plain),
+    params_of(source, plain),
+  )

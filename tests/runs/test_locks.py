@@ -1,0 +1,123 @@
+"""One run at a time writes a workdir."""
+
+import errno
+import fcntl
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from instructgpt_jax.cli import launch
+from instructgpt_jax.distributed import processes
+from instructgpt_jax.errors import UserError
+from instructgpt_jax.runs import claims, files, locks
+
+HOLDER = """
+import sys, time
+from instructgpt_jax.runs import locks
+with locks.workdir(sys.argv[1]):
+  print("locked", flush=True)
+  time.sleep(60)
+"""
+
+
+def refused(directory):
+  with pytest.raises(UserError) as caught:
+    with claims.claimed(directory, "sft", {"seed": 0}):
+      pytest.fail("two runs in one workdir")
+  assert caught.value.code == "workdir_in_use"
+  assert caught.value.file == str(directory)
+  return caught.value.problem
+
+
+def test_a_second_run_is_refused_until_the_first_is_killed(tmp_path):
+  run = tmp_path / "run"
+  process = subprocess.Popen(
+    [sys.executable, "-c", HOLDER, str(run)], stdout=subprocess.PIPE, text=True
+  )
+  try:
+    assert process.stdout is not None
+    assert process.stdout.readline() == "locked\n"
+    message = refused(run)
+    assert f"process {process.pid} on {socket.gethostname()}" in message
+    assert os.listdir(run) == [".lock"], "the refused run has written"
+  finally:
+    process.kill()
+    process.communicate()
+  with claims.claimed(run, "sft", {"seed": 0}):
+    assert "process" in refused(run)
+  assert os.listdir(run) == ["config.json"]
+
+
+def test_a_lock_is_gone_with_its_run(tmp_path):
+  for _ in range(2):
+    with locks.workdir(tmp_path / "run"):
+      assert os.listdir(tmp_path / "run") == [".lock"]
+    assert not (tmp_path / "run").exists()
+
+
+def test_only_the_writer_of_several_processes_locks(tmp_path, monkeypatch):
+  with locks.workdir(tmp_path):
+    monkeypatch.setattr(processes, "_index", 1)
+    with locks.workdir(tmp_path):
+      pass
+    assert os.listdir(tmp_path) == [".lock"]
+
+
+def test_a_file_system_without_locks_is_a_warning(
+  tmp_path, monkeypatch, capsys
+):
+  def none(descriptor, kind):
+    raise OSError(errno.ENOLCK, "No locks available")
+
+  monkeypatch.setattr(fcntl, "flock", none)
+  with claims.claimed(tmp_path, "sft", {"seed": 0}):
+    pass
+  assert "warning" in capsys.readouterr().err
+  with pytest.raises(UserError) as caught:
+    locks.acquire(tmp_path / "sweep.lock")
+  assert caught.value.code == "no_locks"
+
+
+def test_a_command_that_is_refused_says_it_shortly(tmp_path, capsys):
+  with locks.workdir(tmp_path):
+    status = launch.guarded(lambda: refused_command(tmp_path))
+  assert status == 2
+  lines = capsys.readouterr().err.splitlines()
+  assert lines[0].startswith("error: ") and "is in use by" in lines[0]
+  assert lines[1].startswith("  fix: ") and len(lines) == 2
+
+
+def refused_command(directory):
+  with claims.claimed(directory, "sft", {}):
+    pytest.fail("two runs in one workdir")
+
+
+def test_an_error_before_anything_is_written_leaves_nothing(tmp_path):
+  run = tmp_path / "run"
+  with pytest.raises(UserError, match="mistyped"):
+    with claims.claimed(run, "sft", {"seed": 0}):
+      raise UserError("mistyped")
+  assert not run.exists()
+  with pytest.raises(KeyboardInterrupt):
+    with claims.claimed(run, "sft", {"seed": 0}):
+      raise KeyboardInterrupt
+  assert not run.exists()
+  with claims.claimed(run, "sft", {"seed": 1}):
+    (run / "metrics.jsonl").touch()
+  with pytest.raises(UserError, match="mistyped"):
+    with claims.claimed(run, "sft", {"seed": 1}):
+      raise UserError("mistyped")
+  assert sorted(os.listdir(run)) == ["config.json", "metrics.jsonl"]
+  assert files.read_json(run / "config.json")["config"] == {"seed": 1}
+
+
+def test_an_error_keeps_what_was_there(tmp_path):
+  (tmp_path / "notes.txt").write_text("mine")
+  with pytest.raises(UserError, match="mistyped"):
+    with claims.claimed(tmp_path, "sft", {"seed": 0}):
+      (tmp_path / "model").mkdir()
+      raise UserError("mistyped")
+  assert sorted(os.listdir(tmp_path)) == ["config.json", "model", "notes.txt"]

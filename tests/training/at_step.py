@@ -1,0 +1,55 @@
+"""What happens at a step: `python -m tests.training.at_step STEP WHAT NAME …`.
+
+Runs an experiment, to whose loop WHAT happens when it has come to its STEP-th
+step of this call, so that no clock decides where that is.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import runpy
+import signal
+import sys
+from collections.abc import Callable
+
+from instructgpt_jax.distributed import preemption
+
+AWAY = ".away"
+
+
+def sigterm(workdir: str) -> None:
+  """It is asked to end."""
+  del workdir
+  os.kill(os.getpid(), signal.SIGTERM)
+
+
+def vanish(workdir: str) -> None:
+  """The disk that holds its workdir is taken away."""
+  os.rename(workdir, workdir + AWAY)
+
+
+def full(workdir: str) -> None:
+  """Nothing more fits its disk: no file may grow."""
+  del workdir
+  resource.setrlimit(resource.RLIMIT_FSIZE, (1, 1))
+
+
+EVENTS: dict[str, Callable[[str], None]] = {
+  f.__name__: f for f in (sigterm, vanish, full)
+}
+
+if __name__ == "__main__":
+  _, step, what, experiment, *flags = sys.argv
+  (folder,) = (f[10:] for f in flags if f.startswith("--workdir="))
+  honest, left = preemption.Watch.asked, [int(step)]
+
+  def asked(self: preemption.Watch) -> bool:
+    left[0] -= 1
+    if not left[0]:
+      EVENTS[what](folder)
+    return honest(self)
+
+  vars(preemption)["Watch"].asked = asked
+  sys.argv = [experiment, *flags]
+  runpy.run_module(f"experiments.{experiment}", run_name="__main__")

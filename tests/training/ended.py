@@ -1,0 +1,59 @@
+"""Is asked to end: `python -m tests.training.ended CASE [SECOND SIGNAL]`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+from instructgpt_jax.cli import launch
+from instructgpt_jax.distributed import preemption
+
+
+def _signal(number: int) -> None:
+  os.kill(os.getpid(), number)
+
+
+def nothing_to_save() -> None:
+  """Where no loop runs."""
+  _signal(signal.SIGTERM)
+  print("still here", flush=True)
+
+
+def in_a_loop() -> None:
+  """Goes on to its next step."""
+  with preemption.Watch() as watch:
+    _signal(signal.SIGTERM)
+    print("at the next step:", watch.asked(), flush=True)
+    raise preemption.Preempted
+
+
+def twice() -> None:
+  """A second signal, while it saves."""
+  with preemption.Watch():
+    _signal(signal.SIGTERM)
+    print("saving", flush=True)
+    _signal(int(sys.argv[2]))
+    print("still here", flush=True)
+
+
+def after_the_last_step() -> None:
+  """Between the loop's last look and its end."""
+  with preemption.Watch():
+    _signal(signal.SIGTERM)
+  print("still here", flush=True)
+
+
+CASES = {
+  f.__name__: f
+  for f in (nothing_to_save, in_a_loop, twice, after_the_last_step)
+}
+
+
+def _body() -> None:
+  with preemption.ending_at_once():
+    CASES[sys.argv[1]]()
+
+
+if __name__ == "__main__":
+  sys.exit(launch.guarded(_body))

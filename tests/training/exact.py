@@ -1,0 +1,71 @@
+"""What finished models say, worked out on rows without padding."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from instructgpt_jax.checkpoint import checkpoints
+from instructgpt_jax.training import workdir
+from tests.models import twin
+
+
+@functools.partial(twin.jit, static_argnums=0)
+def _apply(network, params, rows, ones, positions):
+  return network.apply({"params": params}, rows, ones, positions)
+
+
+def outputs(network: Any, params: Any, rows: Sequence[Sequence[int]]) -> Any:
+  """Float64 outputs at every token of rows of one length."""
+  tokens = np.asarray(rows, np.int32)
+  ones = np.ones_like(tokens)
+  positions = np.broadcast_to(
+    np.arange(tokens.shape[1], dtype=np.int32), tokens.shape
+  )
+  found = _apply(network, params, tokens, ones, positions)
+  return np.asarray(found, np.float64)
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+  """[..., V] logits → log-probabilities."""
+  return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+class Finished:
+  """A finished stage."""
+
+  def __init__(self, path: Any):
+    self.stage = workdir.open_stage(str(path))
+    self.tokenizer = self.stage.tokenizer
+    self.params = checkpoints.load_model(path)
+
+  def encode(self, prompt: str, completion: str) -> tuple[list[int], list[int]]:
+    """Ids of a prompt and of its reply with end-of-text, as the docs say."""
+    data = self.stage.data
+    text = f"{data.user_tag} {prompt}{data.turn_separator}{data.assistant_tag}"
+    reply = self.tokenizer.encode(f" {completion}")
+    return self.tokenizer.encode(text), [*reply, self.tokenizer.eos_id]
+
+  def outputs(self, row: Sequence[int]) -> np.ndarray:
+    """What it says at each token of one row."""
+    # One length, so that one program is compiled; later tokens do not matter.
+    filled = [*row, *[0] * (self.stage.model_config.context - len(row))]
+    return outputs(self.stage.network, self.params, [filled])[0][: len(row)]
+
+  def score(self, prompt: str, completion: str) -> float:
+    """The scalar at the end-of-text of a reply."""
+    before, reply = self.encode(prompt, completion)
+    return float(self.outputs([*before, *reply])[-1])
+
+  def token_losses(
+    self, prompt: str, completion: str
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """−log p of the prompt's tokens but the first, and of the reply's."""
+    before, reply = self.encode(prompt, completion)
+    row = [*before, *reply]
+    logp = log_softmax(self.outputs(row))
+    losses = -logp[np.arange(len(row) - 1), row[1:]]
+    return losses[: len(before) - 1], losses[len(before) - 1 :]

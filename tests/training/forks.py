@@ -1,0 +1,262 @@
+"""Real processes that start in milliseconds, to be killed and looked at.
+
+`python -m tests.training.forks` imports what the experiments import, and then
+forks a child for every command that it reads from its input. No backend of JAX
+is up in it, so a child is what a process started by hand is, without three
+seconds of imports.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import pathlib
+import runpy
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+ROOT = pathlib.Path(__file__).parents[2]
+_TIMEOUT = 150.0  # seconds; a command takes two or three
+
+
+class Done(NamedTuple):
+  """How a process ended; a negative status is the signal that killed it."""
+
+  status: int
+  out: str
+  err: str
+
+
+class Child:
+  """A running command."""
+
+  def __init__(self, server: Server, pid: int, folder: pathlib.Path):
+    self._server, self.pid, self._folder = server, pid, folder
+    self._status: int | None = None
+
+  def running(self) -> bool:
+    """Whether it has not ended yet."""
+    path = self._folder / "status"
+    if self._status is None and path.exists():
+      self._status = int(path.read_text())
+    return self._status is None
+
+  def kill(self) -> None:
+    """SIGKILL: no handler, no clean-up, no flush."""
+    self._server.say({"kill": self.pid})
+    self.wait()
+
+  def wait(self, seconds: float = _TIMEOUT) -> Done:
+    """Its end."""
+    until = time.monotonic() + seconds
+    while self.running():
+      if time.monotonic() > until:
+        self._server.say({"kill": self.pid})
+        raise TimeoutError((self._folder / "err").read_text()[-2000:])
+      time.sleep(0.005)
+    assert self._status is not None
+    out, err = (
+      (self._folder / name).read_text(errors="replace")
+      for name in ("out", "err")
+    )
+    return Done(self._status, out, err)
+
+
+class Server:
+  """The process that forks the others.
+
+  Args:
+    env: variables that differ from this process's.
+  """
+
+  def __init__(self, env: Mapping[str, str]):
+    self._folder = pathlib.Path(tempfile.mkdtemp(prefix="forks-"))
+    self._count = 0
+    self._process = subprocess.Popen(
+      [sys.executable, "-m", "tests.training.forks"],
+      cwd=ROOT,
+      env={**os.environ, **env},
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+    )
+
+  def say(self, message: Mapping[str, Any]) -> str:
+    """Sends a request; its answer."""
+    process = self._process
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(json.dumps(message) + "\n")
+    process.stdin.flush()
+    return process.stdout.readline().strip()
+
+  def start(
+    self,
+    module: str,
+    *arguments: str,
+    env: Mapping[str, str] | None = None,
+    cwd: str | pathlib.Path = ROOT,
+    file_size: int = -1,
+  ) -> Child:
+    """Runs `python -m module arguments` in a process of its own.
+
+    Args:
+      module: its name.
+      arguments: its command line.
+      env: more variables.
+      cwd: its folder.
+      file_size: bytes that a file may have, as on a disk that is full.
+    """
+    self._count += 1
+    folder = self._folder / str(self._count)
+    folder.mkdir()
+    pid = self.say(
+      dict(
+        module=module,
+        arguments=list(arguments),
+        env=dict(env or {}),
+        cwd=str(cwd),
+        folder=str(folder),
+        file_size=file_size,
+      )
+    )
+    return Child(self, int(pid), folder)
+
+  def run(self, module: str, *arguments: str, **options: Any) -> Done:
+    """`start`, and waits for the end."""
+    return self.start(module, *arguments, **options).wait()
+
+  def close(self) -> None:
+    """Ends the server."""
+    process = self._process
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.close()
+    process.wait(30)
+    process.stdout.close()
+    shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _child(order: Mapping[str, Any], out: int, err: int) -> None:
+  """What a forked process does; never returns."""
+  import resource
+  import traceback
+
+  os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+  os.dup2(out, 1)
+  os.dup2(err, 2)
+  os.environ.update(order["env"])
+  os.chdir(order["cwd"])
+  if order["file_size"] >= 0:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (order["file_size"], -1))
+  sys.argv = [order["module"], *order["arguments"]]
+  status = 0
+  try:
+    runpy.run_module(order["module"], run_name="__main__", alter_sys=True)
+  except SystemExit as error:
+    status = (
+      error.code if isinstance(error.code, int) else int(bool(error.code))
+    )
+  except BaseException:
+    traceback.print_exc()
+    status = 1
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(status)
+
+
+class _Served:
+  """A forked process, seen from the server.
+
+  Its output comes through pipes, which a limit on the size of files spares.
+  """
+
+  def __init__(self, order: Mapping[str, Any]):
+    self.folder = pathlib.Path(order["folder"])
+    pipes = [os.pipe() for _ in range(2)]
+    self.pid = os.fork()
+    if not self.pid:
+      _child(order, *(write for _, write in pipes))
+    self.files = {}
+    for (read, write), name in zip(pipes, ("out", "err"), strict=True):
+      os.close(write)
+      os.set_blocking(read, False)
+      self.files[read] = open(self.folder / name, "wb", buffering=0)
+
+  def copy(self) -> None:
+    """Writes what there is to read."""
+    for pipe, file in self.files.items():
+      with contextlib.suppress(BlockingIOError):
+        while content := os.read(pipe, 65536):
+          file.write(content)
+
+  def end(self, status: int) -> None:
+    """Writes the rest, and the status."""
+    self.copy()
+    for pipe, file in self.files.items():
+      os.close(pipe)
+      file.close()
+    path = self.folder / "status"
+    path.with_suffix(".next").write_text(str(os.waitstatus_to_exitcode(status)))
+    path.with_suffix(".next").rename(path)
+
+
+def _serve(preload: Sequence[str]) -> None:
+  for name in preload:
+    importlib.import_module(name)
+  children: dict[int, _Served] = {}
+  while True:
+    ready, _, _ = select.select([0], [], [], 0.005 if children else None)
+    for child in children.values():
+      child.copy()
+    while children:
+      pid, status = os.waitpid(-1, os.WNOHANG)
+      if not pid:
+        break
+      children.pop(pid).end(status)
+    if not ready:
+      continue
+    line = _line()
+    if not line:
+      for pid in children:
+        os.kill(pid, signal.SIGKILL)
+      return
+    order = json.loads(line)
+    if "kill" in order:
+      if order["kill"] in children:
+        os.kill(order["kill"], signal.SIGKILL)
+      print("", flush=True)
+      continue
+    served = _Served(order)
+    children[served.pid] = served
+    print(served.pid, flush=True)
+
+
+def _line() -> bytes:
+  """One line of the input, without reading ahead of it."""
+  found = b""
+  while not found.endswith(b"\n"):
+    piece = os.read(0, 1)
+    if not piece:
+      return b""
+    found += piece
+  return found
+
+
+if __name__ == "__main__":
+  _serve(
+    (
+      "instructgpt_jax.chat",
+      "instructgpt_jax.cli.launch",
+      "instructgpt_jax.pipeline.stages",
+      "instructgpt_jax.configs.presets",
+      "tensorboardX",
+    )
+  )

@@ -1,0 +1,120 @@
+"""Kills a pipeline again and again.
+
+Each kill is a SIGKILL, or now and then a SIGTERM, after a random time; the same
+command then goes on. Where a pipeline comes to its end, it has to be what one
+without a kill is, bit for bit, and the next one begins.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import random
+import shutil
+import signal
+import time
+
+from tests.training import forks, results, toy
+
+# All stages of a pipeline on given files, each of some steps.
+PIPELINE = (
+  "--pretrain.steps=12",
+  "--pretrain.batch_size=8",
+  "--pretrain.sequence=24",
+  "--pretrain.eval_every=6",
+  "--policy_init.epochs=1",
+  "--policy_init.batch_size=8",
+  "--sft.epochs=2",
+  "--sft.batch_size=8",
+  "--reward.batch_size=2",
+  "--ppo.episodes=24",
+  "--ppo.rollout_batch=8",
+  "--ppo.minibatch=4",
+  "--ppo.inner_epochs=2",
+  "--ppo.ptx_ratio=1",
+  "--ppo.ptx_microbatch=4",
+  "--ppo.ptx_sequence=24",
+  "--evaluation.prompts=4",
+  "--evaluation.samples=1",
+  "--evaluation.best_of_n=2",
+  "--evaluation.prefix_prompts=2",
+  "--evaluation.bootstrap=100",
+  "--evaluation.judge_fraction=0.4",
+)
+_PATIENCE = 600.0  # seconds for a whole pipeline, on a machine that is busy
+
+
+def flags(data: pathlib.Path) -> list[str]:
+  """The pipeline's command line but for its workdir."""
+  return [*toy.MODEL, *toy.RUN, "--run.save_every=2", *PIPELINE,
+          *toy.sources(data, *toy.KINDS)]  # fmt: skip
+
+
+def assert_same_pipeline(found: pathlib.Path, wanted: pathlib.Path) -> None:
+  """All that two pipelines leave, but for what a clock says."""
+  stages, others = (
+    sorted(p.parent.name for p in folder.glob("*/complete.json"))
+    for folder in (wanted, found)
+  )
+  assert stages and stages == others
+  for name in stages:
+    results.assert_same_run(found / name, wanted / name)
+  for path in wanted.glob("rankings/*"):
+    other = found / "rankings" / path.name
+    assert other.read_bytes() == path.read_bytes(), path.name
+  if (wanted / "report.json").exists():
+    assert results.report(found) == results.report(wanted)
+
+
+def soak(
+  server: forks.Server,
+  command: list[str],
+  folder: pathlib.Path,
+  kills: int,
+  rng: random.Random,
+) -> int:
+  """Kills `kills` times, and compares each pipeline that comes to its end.
+
+  Args:
+    server: starts processes.
+    command: the pipeline's, but for its workdir.
+    folder: where the pipelines are made.
+    kills: how often to kill.
+    rng: when, and by which signal.
+
+  Returns:
+    How many pipelines were compared.
+  """
+  straight = folder / "straight"
+  began = time.monotonic()
+  child = server.start(
+    "experiments.pipeline", *command, f"--workdir={straight}"
+  )
+  done = child.wait(_PATIENCE)
+  assert done.status == 0, done.err
+  whole = time.monotonic() - began
+  path, compared = folder / "killed", 0
+  while True:
+    pipeline = [*command, f"--workdir={path}"]
+    child = server.start("experiments.pipeline", *pipeline)
+    if kills > 0:
+      # Programs are compiled by now, so that a whole one takes far less.
+      until = time.monotonic() + whole * min(0.5, rng.expovariate(8))
+      while child.running() and time.monotonic() < until:
+        time.sleep(0.005)
+    if kills > 0 and child.running():
+      kills -= 1
+      if rng.random() < 0.8:
+        child.kill()
+      else:
+        os.kill(child.pid, signal.SIGTERM)
+    done = child.wait(_PATIENCE)
+    # A SIGTERM that comes before the program has begun is the system's.
+    assert done.status in (0, -signal.SIGKILL, -signal.SIGTERM), done.err
+    if (path / "complete.json").exists():
+      assert_same_pipeline(path, straight)
+      compared += 1
+      print(f"{compared} compared, {kills} kills to go", flush=True)
+      if kills <= 0:
+        return compared
+      shutil.rmtree(path)

@@ -1,0 +1,57 @@
+"""Toy stages that are run once, and shared by all tests and workers."""
+
+from __future__ import annotations
+
+import pathlib
+
+from tests.locks import alone
+from tests.training import forks, toy
+
+# Little is computed here and much compiled: as little optimising as can be, and
+# nothing twice.
+FAST = {
+  "JAX_PLATFORMS": "cpu",
+  "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+  "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+  "XLA_FLAGS": "--xla_backend_optimization_level=0",
+  "OPENBLAS_NUM_THREADS": "1",
+}
+
+
+class Stages:
+  """Workdirs of finished stages, each made when it is first asked for.
+
+  Args:
+    folder: common to all workers of a test run.
+    server: starts processes.
+  """
+
+  def __init__(self, folder: pathlib.Path, server: forks.Server):
+    self.folder, self.server = folder, server
+    self.data = folder / "data"
+    with alone(self.data):
+      if not self.data.exists():
+        toy.write_data(self.data)
+
+  def flags(self, name: str) -> list[str]:
+    """The command line of a stage, but for its workdir."""
+    found = [*toy.MODEL, *toy.RUN, *toy.STAGES[name]]
+    found += toy.sources(self.data, *toy.READS[name])
+    if name in toy.STARTS:
+      found.append(f"--init_from={self[toy.STARTS[name]]}")
+    if name.startswith("ppo"):
+      found.append(f"--ppo.reward_model={self['reward']}")
+    return found
+
+  def __getitem__(self, name: str) -> pathlib.Path:
+    path = self.folder / name
+    flags = [] if path.exists() else self.flags(name)
+    with alone(path):
+      if not (path / "complete.json").exists():
+        done = self.run(name, *flags, f"--workdir={path}")
+        assert done.status == 0, done.err
+    return path
+
+  def run(self, name: str, *flags: str, **options) -> forks.Done:
+    """`python -m experiments.NAME`, to its end."""
+    return self.server.run(f"experiments.{name}", *flags, **options)

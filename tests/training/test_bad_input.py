@@ -1,0 +1,363 @@
+"""What a user can get wrong: a short error with the place and the fix."""
+
+import dataclasses
+import gzip
+import json
+import shutil
+from collections.abc import Callable
+
+import pytest
+
+from tests.training import results
+
+DEMONSTRATION = {"prompt": "red ba", "completion": "ka", "split": "train"}
+RANKING = {
+  "prompt": "red ba",
+  "completions": ["ka", "ke"],
+  "ranks": [1, 2],
+  "split": "train",
+}
+
+
+def jsonl(*records):
+  """One record a line; a text stands as it is."""
+  return "".join(
+    (r if isinstance(r, str) else json.dumps(r)) + "\n" for r in records
+  ).encode()
+
+
+def without(record, field):
+  return {k: v for k, v in record.items() if k != field}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """A bad source of a stage, and what has to be said of it."""
+
+  stage: str
+  kind: str  # which source is bad
+  content: bytes
+  line: int | None  # where it says the fault is
+  said: str
+  name: str = "bad.jsonl"
+
+
+TEXT = {"text": "ba be bi"}
+BAD: dict[str, Case] = {
+  "empty file": Case("sft", "demonstrations", b"", 1, "is empty"),
+  "blank file": Case("pretrain", "pretraining", b" \n\n", 1, "is empty"),
+  "truncated gzip": Case(
+    "ppo", "prompts", gzip.compress(jsonl(*[RANKING] * 99))[:-9], None,
+    "the gzip data is cut short", "bad.jsonl.gz",
+  ),
+  "no gzip at all": Case(
+    "pretrain", "pretraining", b"\x1f\x8bnothing", 1, "no valid gzip data",
+    "bad.jsonl.gz",
+  ),
+  "invalid UTF-8": Case(
+    "sft", "demonstrations",
+    jsonl(DEMONSTRATION) + b'{"prompt": "caf\xe9", "completion": "b"}\n', 2,
+    "byte 0xe9 is not valid UTF-8",
+  ),
+  "a line that is not JSON": Case(
+    "reward", "comparisons", jsonl(RANKING, RANKING, "{'prompt': 1}"), 3,
+    "is not JSON",
+  ),
+  "a missing field": Case(
+    "sft", "demonstrations",
+    jsonl(DEMONSTRATION, without(DEMONSTRATION, "completion")), 2,
+    "completion",
+  ),
+  "a wrongly typed field": Case(
+    "ppo_ptx", "prompts", jsonl({"prompt": "ba"}, {"prompt": 7}), 2, "prompt",
+  ),
+  "a text that is a number": Case(
+    "ppo_ptx", "pretraining", jsonl(TEXT, {"text": 3.5}), 2, "text",
+  ),
+  "fewer ranks than completions": Case(
+    "reward", "comparisons", jsonl(RANKING, RANKING | {"ranks": [1]}), 2,
+    "ranks",
+  ),
+  "ranks from 0": Case(
+    "reward", "comparisons", jsonl(RANKING | {"ranks": [0, 1]}), 1, "ranks",
+  ),
+  "only ties": Case(
+    "reward", "comparisons", jsonl(*[RANKING | {"ranks": [1, 1]}] * 3), None,
+    "bad.jsonl",
+  ),
+  "an empty completion": Case(
+    "sft", "demonstrations",
+    jsonl(DEMONSTRATION, DEMONSTRATION | {"completion": " "}), 2,
+    "completion",
+  ),
+  "only prompts that are too long": Case(
+    "ppo", "prompts", jsonl({"prompt": "ba " * 40, "split": "train"}), None,
+    "1 prompts over the token limit",
+  ),
+  "records of another kind": Case(
+    "reward", "comparisons", jsonl(DEMONSTRATION), None, "bad.jsonl",
+  ),
+}  # fmt: skip
+
+
+def error_of(done):
+  """The error's lines, at most three, that end in a fix."""
+  assert done.status == 2, done.err
+  assert "Traceback" not in done.err
+  lines = done.err.splitlines()
+  (start,) = (i for i, line in enumerate(lines) if line.startswith("error: "))
+  error = lines[start:]
+  assert len(error) <= 3
+  assert all(len(line) <= 300 for line in error)
+  assert error[-1].startswith("  fix: ")
+  assert len(error[-1]) > len("  fix: ")
+  return "\n".join(error)
+
+
+def replaced(flags, **values):
+  """Flags with other values, each by the last part of its name."""
+  kept = [
+    f
+    for f in flags
+    if f.removeprefix("--").partition("=")[0].rpartition(".")[2] not in values
+  ]
+  assert len(kept) == len(flags) - len(values)
+  names = {
+    f.removeprefix("--").partition("=")[0].rpartition(".")[2]: f.partition("=")[
+      0
+    ]
+    for f in flags
+  }
+  return kept + [f"{names[k]}={v}" for k, v in values.items()]
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_file_is_told_with_line_and_fix(name, stages, tmp_path):
+  case = BAD[name]
+  bad = tmp_path / case.name
+  bad.write_bytes(case.content)
+  flags = replaced(stages.flags(case.stage), **{case.kind: bad})
+  command = [*flags, f"--workdir={tmp_path / 'run'}"]
+  error = error_of(stages.run(case.stage, *command))
+  assert case.said in error
+  if case.line is not None:
+    assert f"{bad}:{case.line}" in error
+  else:
+    assert str(bad) in error or f"[data.{case.kind}]" in error
+  assert not results.snapshot(tmp_path / "run")
+
+
+def test_a_mended_file_is_taken_by_the_same_command(stages, tmp_path):
+  data = tmp_path / "data.jsonl"
+  good = (stages.data / "demonstrations.jsonl").read_bytes()
+  data.write_bytes(good[:-20])
+  flags = replaced(stages.flags("sft"), demonstrations=data)
+  command = [*flags, f"--workdir={tmp_path / 'run'}"]
+  assert f"{data}:30" in error_of(stages.run("sft", *command))
+  data.write_bytes(good)
+  assert stages.run("sft", *command).status == 0
+  assert results.metrics(tmp_path / "run") == results.metrics(stages["sft"])
+
+
+def test_a_wrong_path_is_put_right_in_the_same_workdir(stages, tmp_path):
+  """A run that read nothing has not taken the folder."""
+  flags = stages.flags("sft")
+  wrong = replaced(flags, demonstrations=stages.data / "demonstration.jsonl")
+  error = error_of(stages.run("sft", *wrong, f"--workdir={tmp_path / 'run'}"))
+  assert f"did you mean '{stages.data / 'demonstrations.jsonl'}'?" in error
+  done = stages.run(
+    "sft", *flags, "--sft.epochs=1", f"--workdir={tmp_path / 'run'}"
+  )
+  assert done.status == 0, done.err
+
+
+@pytest.mark.parametrize(
+  ("stage", "kind", "bad", "said"),
+  [
+    ("ppo", "prompts", {"prompt": "ba " * 40}, "dropped 1 prompts over the"),
+    (
+      "reward",
+      "comparisons",
+      RANKING | {"ranks": [2, 2]},
+      "skipped 1 rankings with only ties",
+    ),
+    (
+      "sft",
+      "demonstrations",
+      {"prompt": "write to me@corp.io", "completion": "ba"},
+      "dropped 1 records with personal information: e-mail address",
+    ),
+  ],
+)
+def test_what_is_left_out_is_counted_and_the_rest_is_used(
+  stage, kind, bad, said, stages, tmp_path
+):
+  data = tmp_path / "data.jsonl"
+  good = (stages.data / f"{kind}.jsonl").read_bytes()
+  data.write_bytes(good + jsonl(bad | {"split": "train"}))
+  flags = replaced(stages.flags(stage), **{kind: data})
+  done = stages.run(stage, *flags, f"--workdir={tmp_path / 'run'}")
+  assert done.status == 0, done.err
+  assert said in done.err
+  assert results.metrics(tmp_path / "run") == results.metrics(stages[stage])
+
+
+def unfinished(path):
+  (path / "complete.json").unlink()
+
+
+def model_lost(path):
+  shutil.rmtree(path / "model")
+
+
+def model_damaged(path):
+  shutil.rmtree(path / "model" / "state")
+
+
+def nothing(path):
+  shutil.rmtree(path)
+
+
+# What is wrong with the stage to start from, and what is said.
+STARTS: dict[str, tuple[str, str, Callable | None, str]] = {
+  "no such directory": ("ppo", "sft", nothing, "there is no such directory"),
+  "unfinished": ("ppo", "sft", unfinished, "has not run to its end"),
+  "no stage": ("sft", "pretrain", model_lost, "holds no finished stage"),
+  "damaged": ("sft", "pretrain", model_damaged, "cannot be read"),
+  "a reward model as policy": (
+    "ppo",
+    "reward",
+    None,
+    "holds a reward model, where a language model is needed",
+  ),
+}
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_a_stage_that_cannot_be_started_from(name, stages, tmp_path):
+  stage, start, spoil, said = STARTS[name]
+  path = tmp_path / "start"
+  shutil.copytree(stages[start], path)
+  if spoil is not None:
+    spoil(path)
+  flags = replaced(stages.flags(stage), init_from=path)
+  error = error_of(stages.run(stage, *flags, f"--workdir={tmp_path / 'run'}"))
+  assert said in error
+  assert str(path) in error
+  assert not results.snapshot(tmp_path / "run")
+
+
+def test_a_policy_as_reward_model(stages, tmp_path):
+  flags = replaced(stages.flags("ppo"), reward_model=stages["sft"])
+  error = error_of(stages.run("ppo", *flags, f"--workdir={tmp_path}"))
+  assert "holds a language model, where a reward model is needed" in error
+  assert "[ppo.reward_model]" in error
+
+
+def test_the_workdir_of_another_experiment(stages, tmp_path):
+  shutil.copytree(stages["sft"], tmp_path / "run")
+  before = results.snapshot(tmp_path / "run")
+  error = error_of(
+    stages.run(
+      "policy_init", *stages.flags("policy_init"), f"--workdir={tmp_path}/run"
+    )
+  )
+  assert "holds the experiment 'sft', not 'policy_init'" in error
+  assert results.snapshot(tmp_path / "run") == before
+
+
+def test_a_workdir_with_another_config(stages, tmp_path):
+  shutil.copytree(stages["sft"], tmp_path / "run")
+  before = results.snapshot(tmp_path / "run")
+  flags = [*stages.flags("sft"), "--sft.epochs=9", f"--workdir={tmp_path}/run"]
+  error = error_of(stages.run("sft", *flags))
+  assert "was begun with --sft.epochs=8, not 9" in error
+  assert results.snapshot(tmp_path / "run") == before
+
+
+def test_a_workdir_that_is_a_file(stages, tmp_path):
+  (tmp_path / "run").write_text("mine")
+  flags = [*stages.flags("sft"), f"--workdir={tmp_path / 'run'}"]
+  assert str(tmp_path / "run") in error_of(stages.run("sft", *flags))
+  assert (tmp_path / "run").read_text() == "mine"
+
+
+TOKENIZERS = {
+  "missing.model": None,
+  "broken.model": b"\x00nothing",
+  "tokenizer.json": b'{"a": 1}',
+  "vocabulary.xyz": b"ba be",
+}
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_an_unknown_tokenizer_file(name, stages, tmp_path):
+  content = TOKENIZERS[name]
+  if content is not None:
+    (tmp_path / name).write_bytes(content)
+  flags = [*stages.flags("pretrain"), f"--tokenizer.path={tmp_path / name}"]
+  error = error_of(
+    stages.run("pretrain", *flags, f"--workdir={tmp_path / 'run'}")
+  )
+  assert str(tmp_path / name) in error
+  assert ".model" in error.splitlines()[-1]
+  assert not results.snapshot(tmp_path / "run")
+
+
+SETTINGS = {
+  "pretrain": [
+    ("--pretrain.microbatch=3", "pretrain.microbatch"),
+    ("--pretrain.sequence=25", "pretrain.sequence"),
+    ("--model.vocab_size=20", "model.vocab_size"),
+    ("--mesh.data=3", "mesh"),
+  ],
+  "sft": [("--data.max_response_tokens=15", "data.max_response_tokens")],
+  "reward": [
+    ("--reward.batch_size=8 --reward.microbatch=3", "reward.microbatch")
+  ],
+  "ppo_ptx": [
+    ("--ppo.minibatch=3", "ppo.minibatch"),
+    ("--ppo.microbatch=3", "ppo.microbatch"),
+    ("--ppo.ptx_microbatch=5", "ppo.ptx_microbatch"),
+    ("--ppo.ptx_sequence=25", "ppo.ptx_sequence"),
+    ("--ppo.top_k=5", "--ppo.top_k"),
+  ],
+}
+
+
+@pytest.mark.parametrize(
+  ("stage", "changes", "field"),
+  [(stage, *pair) for stage, pairs in SETTINGS.items() for pair in pairs],
+)
+def test_settings_that_do_not_go_together(
+  stage, changes, field, stages, tmp_path
+):
+  done = stages.run(
+    stage, *stages.flags(stage), *changes.split(), f"--workdir={tmp_path}/run"
+  )
+  assert f"[{field}]" in error_of(done)
+  assert not results.snapshot(tmp_path / "run")
+
+
+def test_a_microbatch_of_any_size_is_good_for_packed_rows(stages, tmp_path):
+  """How many rows a step has is not the user's to know."""
+  flags = [*stages.flags("policy_init"), "--sft.microbatch=3"]
+  done = stages.run("policy_init", *flags, f"--workdir={tmp_path}")
+  assert done.status == 0, done.err
+
+
+def test_other_tokenizers_do_not_mix(stages, tmp_path):
+  other = tmp_path / "other"
+  done = stages.run(
+    "pretrain",
+    *stages.flags("pretrain"),
+    "--tokenizer.kind=bpe",
+    "--tokenizer.vocab_size=330",
+    "--pretrain.steps=1",
+    f"--workdir={other}",
+  )
+  assert done.status == 0, done.err
+  flags = replaced(stages.flags("ppo"), init_from=other)
+  error = error_of(stages.run("ppo", *flags, f"--workdir={tmp_path / 'run'}"))
+  assert "was trained with another tokenizer" in error
+  assert not results.snapshot(tmp_path / "run")

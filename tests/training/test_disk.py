@@ -1,0 +1,130 @@
+"""A full disk: what is there stays whole, and the run goes on afterwards."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from tests.training import at_step, results
+
+
+def errors(done):
+  lines = done.err.splitlines()
+  (start,) = (i for i, line in enumerate(lines) if line.startswith("error: "))
+  assert len(lines) - start <= 3
+  assert "Traceback" not in done.err
+  assert done.status == 2
+  return "\n".join(lines[start:])
+
+
+@pytest.mark.parametrize("tensorboard", [False, True])
+def test_a_disk_that_fills_up_in_mid_run_loses_nothing(
+  tensorboard, stages, tmp_path
+):
+  """The limit on a file's size makes writes fail as a full disk does."""
+  straight, path = stages["pretrain"], tmp_path / "run"
+  flags = [*stages.flags("pretrain"), f"--run.tensorboard={tensorboard}"]
+  flags.append(f"--workdir={path}")
+  error = errors(
+    stages.server.run(
+      "tests.training.at_step", "12", "full", "pretrain", *flags
+    )
+  )
+  assert str(path) in error
+  assert "the disk is full" in error
+  assert "fix: free some space and give the same command again" in error
+  assert results.steps(path)[-1] >= 5
+  done = stages.run("pretrain", *flags)
+  assert done.status == 0, done.err
+  results.assert_same_run(path, straight)
+
+
+@pytest.mark.parametrize("room", [3_000, 30_000])
+def test_what_does_not_fit_is_said_and_leaves_nothing_half(
+  room, stages, tmp_path
+):
+  """However little fits a file, the error is short and the rest goes on."""
+  path = tmp_path / "run"
+  command = ["experiments.sft", *stages.flags("sft"), f"--workdir={path}"]
+  error = errors(stages.server.run(*command, file_size=room))
+  assert "the disk is full" in error
+  assert not (path / "complete.json").exists()
+  done = stages.server.run(*command)
+  assert done.status == 0, done.err
+  results.assert_same_run(path, stages["sft"])
+
+
+@pytest.fixture
+def disk(tmp_path):
+  """A file system of 400 kB, where this process may mount one."""
+  folder = tmp_path / "disk"
+  folder.mkdir()
+  mounted = subprocess.run(
+    ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  if mounted.returncode:
+    pytest.skip(f"no file system may be mounted here: {mounted.stderr.strip()}")
+  yield folder
+  subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def remount(disk, option):
+  subprocess.run(["mount", "-o", f"remount,{option}", str(disk)], check=True)
+
+
+def test_a_file_system_without_space(stages, disk):
+  path = disk / "run"
+  command = ["experiments.ppo", *stages.flags("ppo"), f"--workdir={path}"]
+  error = errors(stages.server.run(*command))
+  assert "the disk is full" in error
+  assert str(path) in error
+  saved = results.snapshot(path)
+  assert any(
+    re.fullmatch(r"checkpoints/\d+/checksums.json", name) for name in saved
+  )
+  remount(disk, "size=40m")
+  done = stages.server.run(*command)
+  assert done.status == 0, done.err
+  results.assert_same_run(path, stages["ppo"])
+
+
+def test_a_file_system_that_may_only_be_read(stages, disk):
+  remount(disk, "size=40m")
+  path = disk / "run"
+  command = ["experiments.pretrain", *stages.flags("pretrain")]
+  command.append(f"--workdir={path}")
+  assert results.kill_after(stages.server.start(*command), path, 12).status < 0
+  saved = results.snapshot(path)
+  remount(disk, "ro")
+  error = errors(stages.server.run(*command))
+  assert "may not be written" in error and str(path) in error
+  assert results.snapshot(path) == saved
+  remount(disk, "rw")
+  done = stages.server.run(*command)
+  assert done.status == 0, done.err
+  results.assert_same_run(path, stages["pretrain"])
+
+
+def test_a_folder_that_vanishes_is_not_begun_anew(stages, tmp_path):
+  """As when the disk that holds it is taken away, and comes back."""
+  path, away = tmp_path / "run", tmp_path / f"run{at_step.AWAY}"
+  command = [*stages.flags("pretrain"), f"--workdir={path}"]
+  error = errors(
+    stages.server.run(
+      "tests.training.at_step", "12", "vanish", "pretrain", *command
+    )
+  )
+  assert str(path) in error
+  # A save that was under way may notice first, or end in a folder of its own.
+  assert "has vanished" in error or "could not be written" in error
+  assert not (path / "complete.json").exists()
+  assert results.steps(away)[-1] >= 5
+  shutil.rmtree(path, ignore_errors=True)
+  away.rename(path)
+  done = stages.run("pretrain", *command)
+  assert done.status == 0, done.err
+  results.assert_same_run(path, stages["pretrain"])

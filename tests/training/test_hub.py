@@ -1,0 +1,189 @@
+"""From another library's directory to PPO-ptx, and back out."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from instructgpt_jax.data.tokenizer import load_tokenizer
+from instructgpt_jax.distributed.mesh import unbox
+from instructgpt_jax.hub.__main__ import export_model, import_model
+from instructgpt_jax.interop import directory
+from instructgpt_jax.models.transformer import abstract_params
+from instructgpt_jax.training import workdir
+from tests.devices import pretended
+from tests.interop import tiny
+from tests.locks import alone
+from tests.training import hub, results, toy
+from tests.training.stages import FAST
+
+EIGHT = pretended(8, FAST["XLA_FLAGS"])
+LIMITS = (
+  "--preset=tiny",
+  "--model.context=24",
+  "--data.max_prompt_tokens=12",
+  "--data.max_response_tokens=6",
+)
+STAGES = {
+  "sft": ("--sft.epochs=8", "--optimizer.learning_rate=2e-2"),
+  "reward": (
+    "--reward.batch_size=4",
+    "--reward.epochs=2",
+    "--optimizer.learning_rate=5e-4",
+  ),
+  "ppo_ptx": (
+    "--optimizer.learning_rate=5e-4",
+    "--value_optimizer.learning_rate=3e-4",
+    "--ppo.episodes=32",
+    "--ppo.rollout_batch=8",
+    "--ppo.minibatch=4",
+    "--ppo.ptx_sequence=24",
+    "--ppo.ptx_microbatch=4",
+  ),
+}
+
+
+class Runs:
+  """Stages of one directory, each run when it is first asked for."""
+
+  def __init__(self, kind, base, stages):
+    self.base, self.stages = base, stages
+    with alone(base / "hf"):
+      if not (base / "hf").exists():
+        hub.make(base / "hf", kind)
+    self.source = str(base / "hf")
+
+  def flags(self, name):
+    found = [*LIMITS, *toy.RUN, *STAGES[name]]
+    found += toy.sources(self.stages.data, *toy.READS[name])
+    if name == "ppo_ptx":
+      return [
+        *found,
+        f"--init_from={self['sft']}",
+        f"--ppo.reward_model={self['reward']}",
+      ]
+    return [*found, f"--init_from={self.source}"]
+
+  def __getitem__(self, name):
+    path = self.base / name
+    self.flags(name)  # the stages before, each of which is locked alone
+    with alone(path):
+      if not (path / "complete.json").exists():
+        self.run(name, path)
+    return path
+
+  def run(self, name, path, *more, **options):
+    done = self.stages.run(
+      name, *self.flags(name), *more, f"--workdir={path}", **options
+    )
+    assert done.status == 0, done.err
+
+
+@pytest.fixture(scope="module", params=hub.MODELS)
+def runs(request, shared, stages):
+  return Runs(request.param, shared / "hub" / request.param, stages)
+
+
+def test_sft_reward_and_ppo_and_out_again(runs, tmp_path):
+  """The README's worked example."""
+  last = results.metrics(runs["ppo_ptx"])[-1]
+  assert np.isfinite(last["kl"])
+  losses = [m["loss"] for m in results.metrics(runs["sft"]) if "loss" in m]
+  assert losses[-1] < 0.9 * losses[0]
+  for name, scalar in (("ppo_ptx", False), ("reward", True)):
+    out = tmp_path / name
+    export_model(str(runs[name]), str(out))
+    source = directory.look(out)
+    assert source.scalar == scalar
+    wanted = directory.look(runs.source).config
+    assert source.config.width == wanted.width
+    tokenizer = load_tokenizer(out)
+    if not scalar:  # A reward model gets a padding token.
+      assert tokenizer.files == load_tokenizer(runs.source).files
+    workdir.same_tokenizer(tokenizer, load_tokenizer(runs.source), "", "")
+  policy = workdir.open_stage(str(runs["ppo_ptx"]))
+  again = directory.load(
+    directory.look(tmp_path / "ppo_ptx"), unbox(abstract_params(policy.network))
+  )
+  held = policy.params(unbox(abstract_params(policy.network)))
+  size = wanted.vocab_size
+  np.testing.assert_array_equal(
+    again["transformer"]["embedding"]["embedding"][:size],
+    held["transformer"]["embedding"]["embedding"][:size],
+  )
+
+
+def test_transformers_answers_the_same_text(runs, tmp_path):
+  transformers = tiny.library("transformers")
+  torch = tiny.library("torch")
+  asked = ["red bo", "blue de ka", "green"]
+  prompts = tmp_path / "prompts.jsonl"
+  toy.write_lines(prompts, [{"prompt": text} for text in asked])
+  found = {}
+  out = tmp_path / "out"
+  export_model(str(runs["sft"]), str(out))
+  for name, checkpoint in (("workdir", runs["sft"]), ("directory", out)):
+    done = runs.stages.server.run(
+      "instructgpt_jax.chat",
+      f"--checkpoint={checkpoint}",
+      f"--prompts={prompts}",
+      f"--output={tmp_path / name}.jsonl",
+      "--temperature=0",
+      "--max_tokens=6",
+    )
+    assert done.status == 0, done.err
+    lines = (tmp_path / f"{name}.jsonl").read_text().splitlines()
+    found[name] = [json.loads(line)["completion"] for line in lines]
+  model = tiny.load(out)
+  theirs = transformers.AutoTokenizer.from_pretrained(out)
+  stage = workdir.open_stage(str(runs["sft"]))
+  for i, text in enumerate(asked):
+    if theirs.chat_template:
+      ids = theirs.apply_chat_template(
+        [{"role": "user", "content": text}],
+        add_generation_prompt=True,
+        return_dict=False,
+      )
+    else:
+      ids = theirs(f"Human: {text}\n\nAssistant:").input_ids
+    with torch.no_grad():
+      answer = model.generate(
+        torch.tensor([ids]), max_new_tokens=6, do_sample=False
+      )[0, len(ids) :]
+    wanted = stage.tokenizer.decode(answer.tolist())
+    for name in found:
+      assert found[name][i].split() == wanted.split(), name
+
+
+def test_eight_devices_do_what_one_does(runs, tmp_path):
+  """Straight into the shards; vocabulary and heads filled up to divide them.
+
+  The reward model, too, is another library's here.
+  """
+  mesh = ("--mesh.data=2", "--mesh.fsdp=2", "--mesh.tensor=2")
+  runs.run("sft", tmp_path / "sft", *mesh, env=EIGHT)
+  held = workdir.open_stage(str(tmp_path / "sft")).model_config
+  assert held.rows % 2 == 0 and held.rows - held.vocab_size < 2
+  assert held.all_groups % 2 == 0 and held.head_padding == held.groups % 2
+  export_model(str(runs["reward"]), str(tmp_path / "reward"))
+  reward = f"--ppo.reward_model={tmp_path / 'reward'}"
+  runs.run("ppo_ptx", tmp_path / "ppo", *mesh, reward, env=EIGHT)
+  found, wanted = (
+    results.metrics(path) for path in (tmp_path / "ppo", runs["ppo_ptx"])
+  )
+  assert len(found) == len(wanted) == 8
+  for a, b in zip(found[:4], wanted, strict=False):
+    assert a == pytest.approx(b, rel=2e-3, abs=2e-4)
+
+
+def test_import_writes_a_stage(runs, tmp_path):
+  import_model(runs.source, str(tmp_path / "stage"))
+  stage = workdir.open_stage(str(tmp_path / "stage"))
+  direct = workdir.open_stage(runs.source)
+  assert stage.model_config == direct.model_config
+  assert stage.tokenizer.files == direct.tokenizer.files
+  shapes = unbox(abstract_params(stage.network))
+  a, b = (s.params(shapes) for s in (stage, direct))
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+  assert {p.name for p in tmp_path.iterdir()} == {"stage"}

@@ -1,0 +1,247 @@
+"""Paths that are no stage, and recipes that destroy a pretrained model."""
+
+import dataclasses
+import json
+
+import pytest
+
+from instructgpt_jax import configs
+from instructgpt_jax.cli import flags
+from instructgpt_jax.configs import presets
+from instructgpt_jax.errors import UserError
+from instructgpt_jax.hub.__main__ import import_model
+from instructgpt_jax.interop import directory, tensors
+from instructgpt_jax.training import workdir
+from tests.training import hub
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+  return hub.make(tmp_path_factory.mktemp("start") / "hf", "gpt2")
+
+
+@pytest.fixture(scope="module")
+def imported(made, tmp_path_factory):
+  path = tmp_path_factory.mktemp("start") / "work"
+  import_model(made, str(path))
+  return str(path)
+
+
+def refused(path, **options):
+  with pytest.raises(UserError) as caught:
+    workdir.open_stage(str(path), field="init_from", **options)
+  error = caught.value
+  assert (error.field, error.file) == ("init_from", str(path))
+  return error
+
+
+@pytest.mark.parametrize(
+  "path, name, revision",
+  [
+    ("HuggingFaceTB/SmolLM2-135M", "HuggingFaceTB/SmolLM2-135M", ""),
+    ("org/name.v1", "org/name.v1", ""),
+    ("org/name/", "org/name", ""),
+    ("org/name@main", "org/name", "main"),
+    ("hf://org/name", "org/name", ""),
+    ("hf://org/name@v1.0", "org/name", "v1.0"),
+    ("hf://models/org/name", "org/name", ""),
+    ("https://huggingface.co/org/name", "org/name", ""),
+    ("https://huggingface.co/org/name/tree/main", "org/name", "main"),
+    ("https://hf.co/org/name/", "org/name", ""),
+    ("huggingface.co/org/name", "org/name", ""),
+    ("https://huggingface.co/gpt2", "gpt2", ""),
+    ("models--org--name", "org/name", ""),
+    ("/cache/hub/models--org--name", "org/name", ""),
+    ("/cache/hub/models--org--name/snapshots/0123", "org/name", ""),
+  ],
+)
+def test_a_name_on_the_hub_is_told_so(
+  path, name, revision, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  error = refused(path)
+  assert error.code == "hub_name"
+  target = name.rpartition("/")[2]
+  at = f" --revision {revision}" if revision else ""
+  assert f"`hf download {name}{at} --local-dir {target}`" in error.fix
+  assert error.fix.endswith(f"give {target}")
+  with pytest.raises(UserError) as caught:
+    import_model(path, str(tmp_path / "to"))
+  assert (caught.value.code, caught.value.field) == ("hub_name", "--from")
+  assert caught.value.fix == error.fix
+
+
+@pytest.mark.parametrize(
+  "path",
+  [
+    "/org/name",
+    "./org/name",
+    "a/b/c",
+    "there/name",
+    "there/name@main",
+    "https://example.com/org/name",
+    "https://huggingface.co/datasets/org/name",
+  ],
+)
+def test_other_missing_paths_are_no_names_on_the_hub(
+  path, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "there").mkdir()
+  error = refused(path)
+  assert error.code == "no_directory" and "--workdir" in error.fix
+  assert "download" not in error.fix
+  with pytest.raises(UserError) as caught:
+    import_model(path, str(tmp_path / "to"))
+  assert caught.value.code == "no_directory"
+  assert "save_pretrained" in caught.value.fix
+
+
+@pytest.mark.parametrize("path", ["gpt2", "runs"])
+def test_a_lone_word_may_be_either(path, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  error = refused(path)
+  assert error.code == "no_directory" and "--workdir" in error.fix
+  assert f"hf download {path} --local-dir {path}" in error.fix
+
+
+def test_other_paths_are_named(made, imported, tmp_path):
+  source = f"{made}/{tensors.WHOLE}"
+  assert refused(source).code == "not_a_directory"
+  assert made in refused(source).fix
+  assert refused(f"{imported}/model").code == "part_of_a_stage"
+  assert imported in refused(f"{imported}/model").fix
+  (tmp_path / "adapters").mkdir()
+  (tmp_path / "adapters" / "adapter_config.json").write_text("{}")
+  assert refused(tmp_path / "adapters").code == "adapters_alone"
+  (tmp_path / "weights").mkdir()
+  (tmp_path / "weights" / "model.gguf").write_bytes(b"GGUF")
+  assert refused(tmp_path / "weights").code == "no_config"
+  cache = tmp_path / "models--org--name" / "snapshots" / "0123"
+  cache.parent.mkdir(parents=True)
+  cache.symlink_to(made)
+  error = refused(tmp_path / "models--org--name")
+  assert error.code == "hub_cache" and str(cache) in error.fix
+  (tmp_path / "empty").mkdir()
+  assert refused(tmp_path / "empty").code == "no_stage"
+
+
+def test_a_pointer_in_place_of_the_configuration_is_named(made, tmp_path):
+  path = tmp_path / "hf"
+  path.mkdir()
+  (path / directory.CONFIG).write_text(
+    "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+  )
+  (path / tensors.WHOLE).write_bytes(b"")
+  with pytest.raises(UserError) as caught:
+    workdir.open_stage(str(path))
+  assert caught.value.code == "lfs_pointer"
+  assert caught.value.file == str(path / directory.CONFIG)
+
+
+def parsed(name, *arguments):
+  found, _ = flags.parse(
+    [*arguments, "--workdir=w", "--model.context=24"],
+    getattr(presets, name),
+    default_preset="tiny",
+  )
+  return found
+
+
+STAGES = ("pretrain", "sft", "policy_init", "reward", "ppo", "ppo_ptx")
+
+
+@pytest.mark.parametrize("preset", presets.SMALL)
+@pytest.mark.parametrize("name", STAGES)
+def test_a_recipe_from_nothing_is_refused(name, preset, made, imported):
+  for start in (made, imported):
+    with pytest.raises(UserError) as caught:
+      workdir.inherit(
+        parsed(name, f"--preset={preset}", f"--init_from={start}")
+      )
+    error = caught.value
+    assert error.code == "recipe_from_nothing"
+    assert error.field == "optimizer.learning_rate"
+    assert "--optimizer.learning_rate=1e-5" in error.fix
+    assert ("--value_optimizer.learning_rate" in error.fix) == ("ppo" in name)
+
+
+def test_a_recipe_for_pretrained_models_is_used(made):
+  for name in ("sft", "reward", "ppo_ptx"):
+    workdir.inherit(parsed(name, "--preset=125m", f"--init_from={made}"))
+  # GPT-3's rates are those of a model trained from nothing.
+  with pytest.raises(UserError):
+    workdir.inherit(parsed("pretrain", "--preset=125m", f"--init_from={made}"))
+
+
+def test_a_rate_that_was_set_is_used(made):
+  """Also where it is the preset's own."""
+  rate = "--optimizer.learning_rate"
+  run = parsed("sft", f"--init_from={made}", f"{rate}=1e-3")
+  assert workdir.inherit(run).optimizer.learning_rate == 1e-3
+  value = "--value_optimizer.learning_rate=3e-4"
+  with pytest.raises(UserError) as caught:
+    workdir.inherit(parsed("ppo", f"--init_from={made}", value))
+  assert "value_optimizer" not in caught.value.fix
+  workdir.inherit(parsed("ppo", f"--init_from={made}", value, f"{rate}=3e-4"))
+
+
+def test_a_pipeline_is_judged_as_a_whole(made):
+  rates = [
+    f"--{name}_optimizer.learning_rate=1e-3"
+    for name in ("sft", "policy_init", "reward", "ppo", "ptx")
+  ]
+  start = f"--init_from={made}"
+  with pytest.raises(UserError) as caught:
+    workdir.inherit(parsed("pipeline", start, *rates))
+  assert caught.value.field == "value_optimizer.learning_rate"
+  whole = parsed(
+    "pipeline", start, *rates, "--value_optimizer.learning_rate=1e-3"
+  )
+  whole = workdir.inherit(whole)
+  # Its stages are not judged again.
+  stage = configs.SftExperiment(
+    init_from=made, optimizer=whole.sft_optimizer, data=whole.data
+  )
+  workdir.inherit(stage)
+
+
+def test_stages_remember_where_training_began(made, imported, tmp_path):
+  start = workdir.open_stage(imported)
+  assert start.origin == workdir.open_stage(made).origin
+  raw = json.loads((tmp_path / made / directory.CONFIG).read_text())
+  assert start.origin.config == raw
+
+
+def test_stages_of_our_own_keep_their_recipes(imported, monkeypatch):
+  opened = workdir.open_stage(imported)
+  monkeypatch.setattr(
+    workdir, "open_stage", lambda *a, **k: dataclasses.replace(
+      opened, origin=None
+    ),
+  )  # fmt: skip
+  workdir.inherit(parsed("sft", f"--init_from={imported}"))
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_an_import_is_no_more_than_its_directory(kind, tmp_path):
+  """Limits and context are the run's, as from the directory itself."""
+  source = hub.make(tmp_path / "hf", kind)
+  import_model(source, str(tmp_path / "work"))
+  run = flags.replace(
+    presets.sft("tiny"),
+    {
+      "model.context": 16,
+      "data.max_prompt_tokens": 9,
+      "data.max_response_tokens": 5,
+      "optimizer.learning_rate": 1e-5,
+    },
+  )
+  inherited = [
+    workdir.inherit(dataclasses.replace(run, init_from=str(path)))
+    for path in (source, tmp_path / "work")
+  ]
+  first, second = (dataclasses.replace(c, init_from="") for c in inherited)
+  assert first == second
+  assert first.model.context == (24 if kind == "gpt2" else 16)
+  assert first.data.max_prompt_tokens == 9

@@ -1,0 +1,113 @@
+"""SIGTERM: a run saves at the next step, ends with 0, and goes on exactly."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from instructgpt_jax.distributed import preemption
+from tests.training import results
+
+# Steps of a call at which it comes; 32 updates of PPO-ptx, 4 an iteration.
+STEPS = {"sft": (11,), "reward": (7,), "ppo_ptx": (1, 6, 12)}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_each_stage_saves_where_it_is_and_goes_on(name, stages, tmp_path):
+  """In mid-epoch, and in PPO between the updates of an iteration."""
+  path = tmp_path / "run"
+  command = [*stages.flags(name), f"--workdir={path}"]
+  step = 0
+  for more in STEPS[name]:
+    step += more
+    done = stages.server.run(
+      "tests.training.at_step", str(more), "sigterm", name, *command
+    )
+    assert done.status == 0, done.err
+    assert done.err.splitlines()[-1] == preemption.TOLD
+    assert results.steps(path)[-1] == step
+    assert not (path / "complete.json").exists()
+  done = stages.run(name, *command)
+  assert done.status == 0, done.err
+  results.assert_same_run(path, stages[name])
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_a_signal_from_outside(count, stages, tmp_path):
+  """Before the loop, where nothing is there to be saved, and in it."""
+  path = tmp_path / "run"
+  child = stages.server.start(
+    "experiments.pretrain",
+    *stages.flags("pretrain"),
+    "--pretrain.steps=1000000",
+    "--run.save_every=0",
+    f"--workdir={path}",
+  )
+  while not path.exists() or results.lines(path) < count:
+    assert child.running()
+    time.sleep(0.002)
+  os.kill(child.pid, signal.SIGTERM)
+  done = child.wait()
+  assert done.status == 0, done.err
+  assert done.err.splitlines()[-1] == preemption.TOLD
+  if count:
+    assert results.steps(path) == [results.metrics(path)[-1]["step"]]
+
+
+@pytest.mark.parametrize(
+  "case, status, out",
+  [
+    (("nothing_to_save",), 0, ""),
+    (("in_a_loop",), 0, "at the next step: True\n"),
+    (("after_the_last_step",), 0, ""),
+    (("twice", str(int(signal.SIGTERM))), -signal.SIGTERM, "saving\n"),
+    (("twice", str(int(signal.SIGINT))), -signal.SIGINT, "saving\n"),
+  ],
+)
+def test_how_a_process_ends(server, case, status, out):
+  done = server.run("tests.training.ended", *case)
+  assert (done.status, done.out) == (status, out), done.err
+  assert done.err == (preemption.TOLD + "\n" if status == 0 else "")
+
+
+def test_the_best_and_every_so_many_are_kept(stages, tmp_path):
+  flags = ["--run.keep=1", "--run.keep_every=10", "--run.keep_best=valid_loss"]
+  done = stages.run(
+    "sft", *stages.flags("sft"), *flags, f"--workdir={tmp_path}"
+  )
+  assert done.status == 0, done.err
+  measured = {
+    row["step"]: row["valid_loss"]
+    for row in results.metrics(tmp_path)
+    if "valid_loss" in row
+  }
+  best = min(measured, key=lambda step: measured[step])
+  last = max(measured)
+  assert best < last  # it learns by heart
+  wanted = {best, last}
+  # The first saved at or after each multiple of ten.
+  saved = sorted({*measured, *range(5, last + 1, 5), last})
+  for ten in range(10, last + 1, 10):
+    wanted |= {
+      step
+      for step in saved
+      if step // 10 == ten // 10
+      and step == min(s for s in saved if s // 10 == ten // 10)
+    }
+  assert set(results.steps(tmp_path)) == wanted
+  results.assert_same_arrays(
+    results.model(tmp_path), results.model(stages["sft"])
+  )
+
+
+def test_a_stage_without_the_measure_refuses_it(stages, tmp_path):
+  done = stages.run(
+    "reward",
+    *stages.flags("reward"),
+    "--run.keep_best=valid_loss",
+    f"--workdir={tmp_path}",
+  )
+  assert done.status == 2
+  assert "[run.keep_best]" in done.err
+  assert not list(tmp_path.glob("checkpoints/*"))

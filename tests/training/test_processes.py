@@ -1,0 +1,243 @@
+"""Several processes as one run: what they make, and how they end."""
+
+import functools
+import os
+import signal
+import socket
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from instructgpt_jax.distributed import preemption
+from instructgpt_jax.distributed.mesh import unbox
+from instructgpt_jax.models.transformer import abstract_params
+from instructgpt_jax.training import workdir
+from tests.training import results, soak, toy
+
+ENDED = "has ended without a word"
+
+
+def free_port():
+  with socket.socket() as found:
+    found.bind(("localhost", 0))
+    return found.getsockname()[1]
+
+
+def start(server, count, module, *flags, each=lambda i: (), address=""):
+  """Processes of one run, each with its own flags."""
+  address = address or f"localhost:{free_port()}"
+  return [
+    server.start(
+      module,
+      *flags,
+      f"--processes.coordinator={address}",
+      f"--processes.count={count}",
+      f"--processes.index={i}",
+      "--processes.timeout=60",
+      *each(i),
+    )
+    for i in range(count)
+  ]
+
+
+def finish(children):
+  ends = [child.wait(400) for child in children]
+  assert [done.status for done in ends] == [0] * len(ends), ends
+  return ends
+
+
+@pytest.mark.parametrize("axis", ["data", "fsdp", "tensor"])
+def test_two_train_as_one_does(axis, stages, tmp_path):
+  """On the same rows; but over data each writes its part of a checkpoint."""
+  path = tmp_path / "run"
+  flags = [*stages.flags("pretrain"), f"--mesh.{axis}=2", f"--workdir={path}"]
+  ends = finish(start(stages.server, 2, "experiments.pretrain", *flags))
+  assert "training a tokenizer" in ends[0].err and not ends[1].err
+  found, wanted = map(results.metrics, (path, stages["pretrain"]))
+  assert [m["step"] for m in found] == [m["step"] for m in wanted]
+  for a, b in zip(found, wanted, strict=True):
+    assert a == pytest.approx(b, rel=1e-3, abs=1e-4)
+  stage, other = (
+    workdir.open_stage(str(p)) for p in (path, stages["pretrain"])
+  )
+  shapes = unbox(abstract_params(stage.network))
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-2, atol=1e-3),
+    *(s.params(shapes) for s in (stage, other)),
+  )
+
+
+def test_two_mix_and_pad_as_one_does(stages, tmp_path):
+  """A step of policy_init has an odd number of rows, and padding for two."""
+  path = tmp_path / "run"
+  flags = [*stages.flags("policy_init"), f"--workdir={path}"]
+  finish(start(stages.server, 2, "experiments.policy_init", *flags))
+  actual, expected = map(results.metrics, (path, stages["policy_init"]))
+  for a, b in zip(actual, expected, strict=True):
+    assert a == pytest.approx(b, rel=1e-3, abs=1e-4)
+
+
+def pipeline(*more):
+  def flags(stages):
+    return [*soak.flags(stages.data), "--policy_init.epochs=4", *more]
+
+  return flags
+
+
+MIXED = ("--mesh.fsdp=2", "--mesh.tensor=2")  # two hold the same rows
+LONG = pytest.mark.soak
+
+
+@pytest.mark.parametrize(
+  "count, experiment, flags, stage",
+  [
+    (2, "ppo_ptx", lambda stages: stages.flags("ppo_ptx"), "."),
+    (4, "pipeline", pipeline("--until=policy_init", *MIXED), "policy_init"),
+    pytest.param(2, "pipeline", pipeline(), "ppo_ptx", marks=LONG),
+    pytest.param(4, "pipeline", pipeline(*MIXED), "ppo", marks=LONG),
+  ],
+  ids=["ppo_ptx", "pipeline-of-4", "whole-of-2", "whole-of-4"],
+)
+def test_one_is_killed_and_all_are_started_again(
+  count, experiment, flags, stage, stages, tmp_path
+):
+  """What they then make is, bit for bit, what they make without the kill."""
+  straight, path = tmp_path / "straight", tmp_path / "killed"
+  run = functools.partial(
+    start,
+    stages.server,
+    count,
+    f"experiments.{experiment}",
+    *flags(stages),
+    address=f"localhost:{free_port()}",  # which the report tells
+  )
+  finish(run(f"--workdir={straight}"))
+  children = run(f"--workdir={path}")
+  victim = count - 1
+  while results.lines(path / stage) < 5:
+    assert all(child.running() for child in children)
+    time.sleep(0.002)
+  children[victim].kill()
+  began = time.monotonic()
+  for i, child in enumerate(children):
+    done = child.wait()
+    if i != victim:
+      assert done.status == 1
+      said = [x for x in done.err.splitlines() if x.startswith("error")]
+      assert said == [f"error: process {victim} {ENDED}"], done.err
+  assert time.monotonic() - began < 20
+  assert not (path / "complete.json").exists()
+  finish(run(f"--workdir={path}"))
+  if experiment == "pipeline":
+    soak.assert_same_pipeline(path, straight)
+  else:
+    results.assert_same_run(path, straight)
+
+
+def test_a_signal_to_one_is_heard_by_all(stages, tmp_path):
+  path = tmp_path / "run"
+  flags = [
+    *stages.flags("pretrain"),
+    "--pretrain.steps=1000000",
+    "--run.save_every=0",
+    f"--workdir={path}",
+  ]
+  children = start(stages.server, 2, "experiments.pretrain", *flags)
+  while results.lines(path) < 3:
+    assert all(child.running() for child in children)
+    time.sleep(0.002)
+  os.kill(children[1].pid, signal.SIGTERM)
+  for done in finish(children):
+    assert done.err.splitlines()[-1] == preemption.TOLD
+  assert results.steps(path) == [results.metrics(path)[-1]["step"]]
+
+
+def ends_of(children):
+  """Error lines of each, none of which is a traceback."""
+  found = []
+  for child in children:
+    done = child.wait(60)
+    assert done.status in (1, 2), done.err
+    assert "Traceback" not in done.err and "@" not in done.err, done.err
+    found.append(
+      [x for x in done.err.splitlines() if x.startswith("error")][-1]
+    )
+  return found
+
+
+def test_flags_that_differ(stages, tmp_path):
+  flags = [*stages.flags("pretrain"), f"--workdir={tmp_path / 'run'}"]
+  children = start(
+    stages.server, 3, "experiments.pretrain", *flags,
+    each=lambda i: [f"--pretrain.batch_size={16 if i == 1 else 8}"],
+  )  # fmt: skip
+  said = "process 1 was given --pretrain.batch_size=16, process 0 8"
+  for line in ends_of(children):
+    assert said in line
+  assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("missing", [0, 2])
+def test_one_that_never_comes_is_named(missing, stages, tmp_path):
+  flags = [*stages.flags("pretrain"), f"--workdir={tmp_path / 'run'}"]
+  address = f"localhost:{free_port()}"
+  began = time.monotonic()
+  children = [
+    stages.server.start(
+      "experiments.pretrain",
+      *flags,
+      f"--processes.coordinator={address}",
+      "--processes.count=3",
+      f"--processes.index={i}",
+      "--processes.timeout=4",
+    )
+    for i in range(3)
+    if i != missing
+  ]
+  said = "process 0 did not answer" if missing == 0 else (
+    "of 3 processes, number 2 did not come within 4 s"
+  )  # fmt: skip
+  for line in ends_of(children):
+    assert said in line
+  assert time.monotonic() - began < 40
+  assert not (tmp_path / "run").exists()
+
+
+def test_an_error_of_one_is_told_to_all(stages, tmp_path):
+  """Here a disk on which one of them cannot write its part of a checkpoint."""
+  path = tmp_path / "run"
+  flags = [*stages.flags("pretrain"), f"--workdir={path}", "--mesh.fsdp=2"]
+  address = f"localhost:{free_port()}"
+  children = [
+    stages.server.start(
+      "experiments.pretrain",
+      *flags,
+      f"--processes.coordinator={address}",
+      "--processes.count=2",
+      f"--processes.index={i}",
+      file_size=700 if i else -1,
+    )
+    for i in range(2)
+  ]
+  lines = ends_of(children)
+  assert "the disk is full" in lines[1]
+  assert "process 1 has ended" in lines[0] and "disk is full" in lines[0]
+
+
+def test_no_process_is_alone_with_a_wrong_address(stages, tmp_path):
+  flags = [*stages.flags("pretrain"), f"--workdir={tmp_path}", *toy.RUN]
+  for address, said in (
+    ("nowhere", "'nowhere' is not an address"),
+    ("localhost:0", "is not an address"),
+    ("auto", "neither Slurm, nor a TPU slice"),
+  ):
+    done = stages.server.run(
+      "experiments.pretrain",
+      *flags,
+      f"--processes.coordinator={address}",
+      "--processes.count=2",
+    )
+    assert done.status == 2 and said in done.err
+    assert "Traceback" not in done.err

@@ -1,0 +1,143 @@
+"""What one stage hands to the next, and to whoever talks to it."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from instructgpt_jax import configs
+from instructgpt_jax.configs import presets
+from instructgpt_jax.errors import UserError
+from instructgpt_jax.training import workdir
+from tests.training import exact, forks, results
+from tests.training.stages import FAST
+
+
+def test_the_network_of_the_start_is_inherited(stages, capsys):
+  asked = dataclasses.replace(
+    presets.sft("tiny"), init_from=str(stages["pretrain"])
+  )
+  found = workdir.inherit(asked)
+  stage = workdir.open_stage(str(stages["pretrain"]))
+  for name in ("vocab_size", "context", "layers", "width", "heads"):
+    assert getattr(found.model, name) == getattr(stage.model_config, name)
+  same = dict(model=asked.model, data=asked.data)
+  assert dataclasses.replace(found, **same) == asked
+  assert found.data.user_tag == stage.data.user_tag == "U:"
+  told = capsys.readouterr().err
+  for change in ("model.layers=1", "model.width=16", "model.context=24"):
+    assert change in told
+  assert workdir.inherit(found) == found
+  assert capsys.readouterr().err == ""
+  alone = configs.SftExperiment()
+  assert workdir.inherit(alone) is alone
+
+
+def test_a_stage_can_be_started_from_a_bigger_preset(stages, tmp_path):
+  """The flags of the network may be left out after the first stage."""
+  flags = [
+    f for f in stages.flags("sft") if "--model." not in f and "seed" not in f
+  ]
+  done = stages.run("sft", *flags, f"--workdir={tmp_path}")
+  assert done.status == 0, done.err
+  assert results.metrics(tmp_path) == results.metrics(stages["sft"])
+
+
+def test_a_run_is_run_again_from_its_config_file(stages, tmp_path):
+  done = stages.run(
+    "sft", f"--config={stages['sft']}/configs.json", f"--workdir={tmp_path}"
+  )
+  assert done.status == 0, done.err
+  results.assert_same_run(tmp_path, stages["sft"])
+  held, wanted = (
+    json.loads((path / "configs.json").read_text())
+    for path in (tmp_path, stages["sft"])
+  )
+  assert held == wanted
+
+
+def test_load_policy_gives_the_stage_that_was_trained(stages):
+  model, params, tokenizer, stage = workdir.load_policy(str(stages["sft"]))
+  assert model.config.dropout == 0  # trained with 0.2
+  assert stage.data.user_tag == "U:"
+  ours = exact.Finished(stages["sft"])
+  row = tokenizer.encode("U: red ba A:")
+  np.testing.assert_array_equal(
+    exact.outputs(model, params, [row])[0],
+    exact.outputs(ours.stage.network, ours.params, [row])[0],
+  )
+  with pytest.raises(UserError, match="holds a reward model"):
+    workdir.load_policy(str(stages["reward"]))
+
+
+def test_a_pipelines_folder_names_its_stages(stages):
+  with pytest.raises(UserError, match=r"one of its stages: .*pretrain"):
+    stages["pretrain"]
+    workdir.open_stage(str(stages.folder))
+
+
+@pytest.mark.parametrize("name", ["pretrain", "ppo_ptx"])
+def test_chat_answers_a_file_with_a_stages_model(name, stages, tmp_path):
+  output = tmp_path / "answers.jsonl"
+  done = stages.server.run(
+    "instructgpt_jax.chat",
+    f"--checkpoint={stages[name]}",
+    f"--prompts={stages.data / 'prompts.jsonl'}",
+    f"--output={output}",
+    "--temperature=0",
+    "--max_tokens=5",
+  )
+  assert done.status == 0, done.err
+  answers = [json.loads(line) for line in output.read_text().splitlines()]
+  prompts = [
+    json.loads(line)["prompt"]
+    for line in (stages.data / "prompts.jsonl").read_text().splitlines()
+  ]
+  assert len(answers) == len(prompts)
+  model = exact.Finished(stages[name])
+  for prompt, answer in list(zip(prompts, answers, strict=True))[:4]:
+    ids, _ = model.encode(prompt, "")
+    row = list(ids)
+    while len(row) < len(ids) + 5 and (
+      len(row) == len(ids) or row[-1] != model.tokenizer.eos_id
+    ):
+      row.append(int(model.outputs(row)[-1].argmax()))
+    assert answer["completion"] == model.tokenizer.decode(row[len(ids) :])
+    assert answer["ended"] == (row[-1] == model.tokenizer.eos_id)
+
+
+def test_a_tokenizer_is_whole_or_absent(stages, tmp_path):
+  """A kill while it is written leaves a folder that is written anew."""
+  stage = workdir.open_stage(str(stages["pretrain"]))
+  scratch = tmp_path / "tokenizer.next"
+  scratch.mkdir()
+  (scratch / "half").write_text("")
+  workdir.put_tokenizer(tmp_path, stage.tokenizer)
+  assert results.snapshot(tmp_path) == {
+    "tokenizer/tokenizer.model": stage.tokenizer.files["tokenizer.model"]
+  }
+
+
+def test_the_command_as_it_is_given(stages, tmp_path):
+  """A process of its own from start to end, with nothing preloaded."""
+  done = subprocess.run(
+    [sys.executable, "-m", "experiments.pretrain"]
+    + [*stages.flags("pretrain"), f"--workdir={tmp_path / 'run'}"]
+    + [f"--run.compile_cache={tmp_path / 'cache'}", "--run.tensorboard=true"],
+    cwd=forks.ROOT,
+    env={**os.environ, **FAST},
+    capture_output=True,
+    text=True,
+    timeout=200,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  assert "Traceback" not in done.stderr
+  assert "pretrain: 30/30 steps" in done.stderr
+  results.assert_same_run(tmp_path / "run", stages["pretrain"])
+  assert list((tmp_path / "cache").iterdir())
+  assert list((tmp_path / "run" / "tensorboard").iterdir())

@@ -155,7 +155,7 @@ def _sampler(model: str, new_tokens: int = 0):
       eos_id=-1,
       pad_id=work.pad_id(model),
     ),
-    compiler_options=decoding_options(network.config.width),
+    compiler_options=decoding_options(network.config.d_model),
   )
 
 

@@ -42,15 +42,20 @@ _LARGE = {
   for name in ("125m", "350m", "1.3b")
 }
 _TINY = dataclasses.replace(
-  _LARGE["125m"], vocab_size=512, width=32, layers=2, heads=2, context=128
+  _LARGE["125m"],
+  vocab_size=512,
+  d_model=32,
+  num_layers=2,
+  num_heads=2,
+  max_seq_len=128,
 )
 # S and M are the peers'. "-chat" is DeepSpeed-Chat's: 256 tokens after 256.
 MODELS: dict[str, configs.Model] = {
   "S": configs.Model(
-    vocab_size=8192, width=256, layers=6, heads=8, context=256
+    vocab_size=8192, d_model=256, num_layers=6, num_heads=8, max_seq_len=256
   ),
   "M": configs.Model(
-    vocab_size=50257, width=768, layers=12, heads=12, context=512
+    vocab_size=50257, d_model=768, num_layers=12, num_heads=12, max_seq_len=512
   ),
   "tiny": _TINY,
   "tiny-chat": _TINY,
@@ -224,14 +229,14 @@ class _Cost:
   @property
   def weights(self) -> int:
     """Matrix weights of the blocks."""
-    return 12 * self.model.layers * self.model.width**2
+    return 12 * self.model.num_layers * self.model.d_model**2
 
   def head(self, tokens: int) -> int:
-    return 2 * self.model.vocab_size * self.model.width * tokens
+    return 2 * self.model.vocab_size * self.model.d_model * tokens
 
   def attended(self, keys: int) -> int:
     """Of one token that attends to so many keys."""
-    return 4 * self.model.layers * self.model.width * keys
+    return 4 * self.model.num_layers * self.model.d_model * keys
 
   def rows(self, lengths) -> int:
     """Forward passes of whole rows; dense attention, nothing causal saved."""
@@ -279,6 +284,6 @@ def decode_bytes(model: str) -> int:
   """
   cost, c, shape = _Cost(MODELS[model]), MODELS[model], SHAPES[model]
   fed = (shape.shortest + shape.longest + shape.new_tokens) / 2
-  cache = 2 * c.layers * c.width * shape.episodes * fed
+  cache = 2 * c.num_layers * c.d_model * shape.episodes * fed
   size = 2 if c.dtype == "bfloat16" else 4
-  return round(size * (cost.weights + c.vocab_size * c.width + cache))
+  return round(size * (cost.weights + c.vocab_size * c.d_model + cache))

@@ -42,10 +42,10 @@ def policy(tmp_path_factory):
   )
   model = LanguageModel(
     configs.Model(
-      layers=1,
-      width=16,
-      heads=2,
-      context=32,
+      num_layers=1,
+      d_model=16,
+      num_heads=2,
+      max_seq_len=32,
       vocab_size=tokenizer.vocab_size,
     )
   )

@@ -96,7 +96,7 @@ def lengths(config: Any) -> None:
   """
   if not isinstance(config, configs.Experiment) or config.init_from:
     return
-  context = config.model.context
+  context = config.model.max_seq_len
   if isinstance(config, configs.PretrainExperiment):
     row_length(config.pretrain.sequence, context, "pretrain.sequence")
     return

@@ -18,14 +18,18 @@ class Model(Checked):
   vocab_size: int = option(
     0, "vocabulary size; 0 takes the tokenizer's", unit="tokens", minimum=0
   )
-  context: int = option(
+  max_seq_len: int = option(
     2048, "positions of a row", unit="tokens", paper="C [P]", minimum=2
   )
-  layers: int = option(24, "decoder blocks", paper="GPT-3 table 2.1", minimum=1)
-  width: int = option(
+  num_layers: int = option(
+    24, "decoder blocks", paper="GPT-3 table 2.1", minimum=1
+  )
+  d_model: int = option(
     2048, "residual width d_model", paper="GPT-3 table 2.1", minimum=1
   )
-  heads: int = option(16, "attention heads", paper="GPT-3 table 2.1", minimum=1)
+  num_heads: int = option(
+    16, "attention heads", paper="GPT-3 table 2.1", minimum=1
+  )
   mlp_ratio: int = option(4, "d_ff / d_model", paper="GPT-3 2.1", minimum=1)
   dropout: float = option(
     0.0,
@@ -69,21 +73,23 @@ class Model(Checked):
     " of a model of another library, for the mesh",
     minimum=0,
   )
-  kv_heads: int = option(
+  num_kv_heads: int = option(
     0, "heads of keys and values, a divisor of heads; 0 is heads", minimum=0
   )
   head_dim: int = option(0, "width of a head; 0 is width / heads", minimum=0)
-  mlp_width: int = option(0, "d_ff; 0 is mlp_ratio · width", minimum=0)
+  d_ff: int = option(0, "d_ff; 0 is mlp_ratio · width", minimum=0)
   activation: str = option(
     "gelu_tanh",
     "of the MLP",
     choices=("gelu_tanh", "gelu", "relu", "silu"),
   )
-  gated: bool = option(False, "the MLP's activation multiplies a second half")
+  gated_mlp: bool = option(
+    False, "the MLP's activation multiplies a second half"
+  )
   norm: str = option(
     "layer",
     "LayerNorm, RMSNorm, or RMSNorm whose scale is stored less one",
-    choices=("layer", "rms", "rms_less_one"),
+    choices=("layer", "rms", "gemma_rms"),
   )
   norm_eps: float = option(1e-5, "added to a norm's variance", above=0.0)
   block: str = option(
@@ -96,54 +102,54 @@ class Model(Checked):
   out_bias: bool = option(True, "bias of what attention adds")
   mlp_bias: bool = option(True, "biases of the MLP")
   qk_norm: bool = option(False, "norms of each head's query and key")
-  query_scalar: float = option(
+  query_pre_attn_scalar: float = option(
     0.0, "scores are divided by its root; 0 is head_dim", minimum=0.0
   )
-  attention_cap: float = option(
+  attn_logit_softcap: float = option(
     0.0, "soft cap of attention's scores; 0 is none", minimum=0.0
   )
-  logit_cap: float = option(0.0, "soft cap of logits; 0 is none", minimum=0.0)
+  final_logit_softcap: float = option(
+    0.0, "soft cap of logits; 0 is none", minimum=0.0
+  )
   scale_embeddings: bool = option(
     False, "embeddings are multiplied by the root of width"
   )
   unembedding_bias: bool = option(
     False, "bias of the logits; with untied embeddings"
   )
-  positions: str = option(
-    "learned", "how a token knows its place", choices=("learned", "rotary")
+  pos_emb: str = option(
+    "learned", "how a token knows its place", choices=("learned", "rope")
   )
   position_offset: int = option(
     0, "unused rows ahead of the learned positions", minimum=0
   )
-  rotary_dim: int = option(
-    0, "numbers of a head that turn; 0 is all", minimum=0
-  )
-  rotary_pairs: bool = option(
+  rope_dim: int = option(0, "numbers of a head that turn; 0 is all", minimum=0)
+  rope_interleaved: bool = option(
     False, "neighbours turn together, not the halves of a head"
   )
-  rotary_base: float = option(10_000.0, "slowest wavelength / 2 π", above=0.0)
-  rotary_scaling: str = option(
+  rope_theta: float = option(10_000.0, "slowest wavelength / 2 π", above=0.0)
+  rope_scaling: str = option(
     "none",
     "how wavelengths are stretched",
     choices=("none", "linear", "llama3"),
   )
-  rotary_factor: float = option(1.0, "by how much", minimum=1.0)
-  rotary_low: float = option(
+  rope_factor: float = option(1.0, "by how much", minimum=1.0)
+  rope_low_freq_factor: float = option(
     1.0, "llama3: stretched whole, of fewer turns in a context", above=0.0
   )
-  rotary_high: float = option(
+  rope_high_freq_factor: float = option(
     4.0, "llama3: not stretched, of more turns in a context", above=0.0
   )
-  rotary_context: int = option(
+  rope_original_max_seq_len: int = option(
     8192, "llama3: the context these turns are counted in", minimum=1
   )
-  rotary_local_base: float = option(
+  rope_local_theta: float = option(
     0.0, "of layers with a window, not stretched; 0 is as others", minimum=0.0
   )
-  window: int = option(
+  sliding_window: int = option(
     0, "tokens that a layer sees, itself included; 0 is all", minimum=0
   )
-  window_pattern: str = option(
+  sliding_window_pattern: str = option(
     "w", "layers with a window (w) and without (f), repeated to the last"
   )
   lora_rank: int = option(
@@ -158,31 +164,31 @@ class Model(Checked):
 
   def __post_init__(self):
     super().__post_init__()
-    if not self.head_dim and self.width % self.heads:
+    if not self.head_dim and self.d_model % self.num_heads:
       raise UserError(
-        f"width {self.width} is not a multiple of heads {self.heads}",
-        field="model.heads",
+        f"width {self.d_model} is not a multiple of heads {self.num_heads}",
+        field="model.num_heads",
         fix="give a number of heads that divides model.width",
       )
-    if self.heads % self.groups:
+    if self.num_heads % self.kv_heads:
       raise UserError(
-        f"{self.groups} is not a divisor of heads {self.heads}",
-        field="model.kv_heads",
+        f"{self.kv_heads} is not a divisor of heads {self.num_heads}",
+        field="model.num_kv_heads",
         fix="give a number that divides model.heads",
       )
-    turned = self.rotary_dim or self.head_size
-    if self.positions == "rotary" and (turned % 2 or turned > self.head_size):
+    turned = self.rope_dim or self.head_size
+    if self.pos_emb == "rope" and (turned % 2 or turned > self.head_size):
       raise UserError(
         f"{turned} of a head's {self.head_size} numbers cannot turn in pairs",
-        field="model.rotary_dim",
+        field="model.rope_dim",
         fix="give an even number, at most a head's width",
       )
-    if self.window and set(self.window_pattern) not in map(
+    if self.sliding_window and set(self.sliding_window_pattern) not in map(
       set, ("w", "f", "wf")
     ):
       raise UserError(
-        f"{self.window_pattern!r} is not a pattern of layers",
-        field="model.window_pattern",
+        f"{self.sliding_window_pattern!r} is not a pattern of layers",
+        field="model.sliding_window_pattern",
         fix="give letters w (window) and f (full), such as wf",
       )
     if self.unembedding_bias and self.tie_embeddings:
@@ -193,40 +199,40 @@ class Model(Checked):
       )
 
   @property
-  def groups(self) -> int:
+  def kv_heads(self) -> int:
     """K, heads of keys and values."""
-    return self.kv_heads or self.heads
+    return self.num_kv_heads or self.num_heads
 
   @property
-  def all_groups(self) -> int:
+  def padded_kv_heads(self) -> int:
     """`groups` and those that are zero."""
-    return self.groups + self.head_padding
+    return self.kv_heads + self.head_padding
 
   @property
-  def all_heads(self) -> int:
+  def padded_heads(self) -> int:
     """`heads` and those that are zero."""
-    return self.heads // self.groups * self.all_groups
+    return self.num_heads // self.kv_heads * self.padded_kv_heads
 
   @property
   def head_size(self) -> int:
     """Width of a head."""
-    return self.head_dim or self.width // self.heads
+    return self.head_dim or self.d_model // self.num_heads
 
   @property
-  def hidden(self) -> int:
+  def mlp_dim(self) -> int:
     """Width of the MLP."""
-    return self.mlp_width or self.mlp_ratio * self.width
+    return self.d_ff or self.mlp_ratio * self.d_model
 
   @property
-  def rows(self) -> int:
+  def padded_vocab_size(self) -> int:
     """Rows of the embedding."""
     return self.vocab_size + self.vocab_padding
 
-  def adapted(self, part: str) -> int:
+  def adapter_rank(self, part: str) -> int:
     """Rank of the adapters of "attention" or "mlp"."""
     return self.lora_rank if self.lora_layers in ("all", part) else 0
 
-  def windowed(self, layer: int) -> bool:
+  def has_sliding_window(self, layer: int) -> bool:
     """Whether a layer sees the newest `window` tokens only."""
-    pattern = self.window_pattern
-    return self.window > 0 and pattern[layer % len(pattern)] == "w"
+    pattern = self.sliding_window_pattern
+    return self.sliding_window > 0 and pattern[layer % len(pattern)] == "w"

@@ -20,10 +20,10 @@ from instructgpt_jax.errors import UserError
 
 def _gpt3(layers: int, width: int, heads: int, remat: str) -> configs.Model:
   return configs.Model(
-    layers=layers,
-    width=width,
-    heads=heads,
-    context=2048,
+    num_layers=layers,
+    d_model=width,
+    num_heads=heads,
+    max_seq_len=2048,
     dtype="bfloat16",
     scan_layers=True,
     remat=remat,
@@ -42,14 +42,16 @@ MODELS: dict[str, configs.Model] = {
   "13b": _gpt3(40, 5120, 40, "full"),
   "175b": _gpt3(96, 12288, 96, "full"),
   # 0.8M parameters in the blocks, about 1M with a vocabulary of 2,048.
-  "tiny": configs.Model(layers=4, width=128, heads=4, context=256),
+  "tiny": configs.Model(
+    num_layers=4, d_model=128, num_heads=4, max_seq_len=256
+  ),
   # Few heads, a wide start and sinusoidal positions: with them, looking things
   # up in a text is learned within a million tokens; without them, not at all.
   "world": configs.Model(
-    layers=4,
-    width=128,
-    heads=2,
-    context=96,
+    num_layers=4,
+    d_model=128,
+    num_heads=2,
+    max_seq_len=96,
     init_std=0.08,
     position_init="sinusoid",
   ),

@@ -56,7 +56,7 @@ def run(config: configs.EvaluateExperiment, directory: str) -> None:
     field="init_from",
     run=config,
   )
-  checks.fits(config.data, stage.model_config.context)
+  checks.fits(config.data, stage.model_config.max_seq_len)
   workdir.same_prompts(stage, config.data, "init_from")
   e, world, choosing = _evaluator(config, stage)
   model = measure.load(stage, e.mesh)
@@ -222,7 +222,7 @@ def _language(
     rows = inputs.document_rows(
       inputs.evaluation_documents(config.data, config.evaluation.split),
       e.tokenizer,
-      config.model.context,
+      config.model.max_seq_len,
     )
     nll, weight = language.row_losses(
       *model, {k: v[: section.rows] for k, v in rows.items()}, e.mesh

@@ -1,4 +1,4 @@
-"""What configurations say in more than a name: rotary positions, windows."""
+"""What configurations say in more than a name: RoPE, windows."""
 
 from __future__ import annotations
 
@@ -41,28 +41,28 @@ def rope(base: str = "rope_theta", share: str = "", local: str = "") -> Aspect:
         fix="give a model whose rope_type is default, linear or llama3",
       )
     found: dict[str, Any] = {
-      "rotary_base": full.get("rope_theta", raw.get(base, 10_000.0)),
-      "rotary_scaling": "none" if kind == "default" else kind,
+      "rope_theta": full.get("rope_theta", raw.get(base, 10_000.0)),
+      "rope_scaling": "none" if kind == "default" else kind,
     }
     if kind != "default":
-      found["rotary_factor"] = _number(full, "factor", where, kind)
+      found["rope_factor"] = _number(full, "factor", where, kind)
     if kind == "llama3":
       found |= {
-        "rotary_low": _number(full, "low_freq_factor", where, kind),
-        "rotary_high": _number(full, "high_freq_factor", where, kind),
-        "rotary_context": full.get(
+        "rope_low_freq_factor": _number(full, "low_freq_factor", where, kind),
+        "rope_high_freq_factor": _number(full, "high_freq_factor", where, kind),
+        "rope_original_max_seq_len": full.get(
           "original_max_position_embeddings", raw["max_position_embeddings"]
         ),
       }
     if local:
       sliding = given.get("sliding_attention") or {}
-      found["rotary_local_base"] = sliding.get(
+      found["rope_local_theta"] = sliding.get(
         "rope_theta", raw.get(local, 10_000.0)
       )
     part = full.get("partial_rotary_factor", raw.get(share or None, 1.0))
     if share:
       size = raw["hidden_size"] // raw["num_attention_heads"]
-      found["rotary_dim"] = int(size * part)
+      found["rope_dim"] = int(size * part)
     elif part != 1.0:
       raise UserError(
         "only whole heads turn here", field="partial_rotary_factor"
@@ -70,22 +70,22 @@ def rope(base: str = "rope_theta", share: str = "", local: str = "") -> Aspect:
     return found
 
   def write(c: Model) -> dict[str, Any]:
-    found: dict[str, Any] = {base: c.rotary_base, "rope_scaling": None}
-    if c.rotary_scaling != "none":
+    found: dict[str, Any] = {base: c.rope_theta, "rope_scaling": None}
+    if c.rope_scaling != "none":
       found["rope_scaling"] = {
-        "rope_type": c.rotary_scaling,
-        "factor": c.rotary_factor,
+        "rope_type": c.rope_scaling,
+        "factor": c.rope_factor,
       }
-    if c.rotary_scaling == "llama3":
+    if c.rope_scaling == "llama3":
       found["rope_scaling"] |= {
-        "low_freq_factor": c.rotary_low,
-        "high_freq_factor": c.rotary_high,
-        "original_max_position_embeddings": c.rotary_context,
+        "low_freq_factor": c.rope_low_freq_factor,
+        "high_freq_factor": c.rope_high_freq_factor,
+        "original_max_position_embeddings": c.rope_original_max_seq_len,
       }
     if local:
-      found[local] = c.rotary_local_base or c.rotary_base
+      found[local] = c.rope_local_theta or c.rope_theta
     if share:
-      found[share] = c.rotary_dim / c.head_size
+      found[share] = c.rope_dim / c.head_size
     return found
 
   return Aspect(read, write)
@@ -184,14 +184,19 @@ def windows(
       pattern = _layer_pattern(kinds, raw["num_hidden_layers"])
     if not window or "w" not in pattern:
       return {}
-    return {"window": window, "window_pattern": shortest(pattern)}
+    return {
+      "sliding_window": window,
+      "sliding_window_pattern": shortest(pattern),
+    }
 
   def write(c: Model) -> dict[str, Any]:
     kinds = ["full_attention", "sliding_attention"]
-    found: dict[str, Any] = {"sliding_window": c.window or None}
+    found: dict[str, Any] = {"sliding_window": c.sliding_window or None}
     if listed:
-      found["layer_types"] = [kinds[c.windowed(i)] for i in range(c.layers)]
-    return found | ({switch: c.window > 0} if switch else {})
+      found["layer_types"] = [
+        kinds[c.has_sliding_window(i)] for i in range(c.num_layers)
+      ]
+    return found | ({switch: c.sliding_window > 0} if switch else {})
 
   return Aspect(read, write)
 

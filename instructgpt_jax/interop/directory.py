@@ -167,7 +167,7 @@ def expanded(
 ) -> Iterator[tuple[mapping.Weight, int, str]]:
   """(tensor, layer, name) of each tensor; the layer of what has none is 0."""
   for weight in mapping.weights(family, c, scalar=scalar):
-    for layer in range(c.layers if "{}" in weight.theirs else 1):
+    for layer in range(c.num_layers if "{}" in weight.theirs else 1):
       yield weight, layer, weight.theirs.format(layer)
 
 

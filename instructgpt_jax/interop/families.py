@@ -149,9 +149,9 @@ class Family:
       value = getattr(c, names.split()[0])
       if names == "activation" and value == "gelu_tanh":
         value = self.tanh
-      if names in ("logit_cap", "attention_cap"):
+      if names in ("final_logit_softcap", "attn_logit_softcap"):
         value = value or None
-      if names == "query_scalar" and value == int(value):
+      if names == "query_pre_attn_scalar" and value == int(value):
         value = int(value)
       found[key] = value
     for aspect in self.aspects:
@@ -184,37 +184,41 @@ def _typed(key: str, name: str, value: Any) -> Any:
 
 def canonical(c: Model) -> Model:
   """The same network with every number said, and ours alone left out."""
-  seen = "".join("fw"[c.windowed(i)] for i in range(c.layers))
+  seen = "".join("fw"[c.has_sliding_window(i)] for i in range(c.num_layers))
   found: dict[str, Any] = {name: _DEFAULTS[name] for name in _OURS}
   found |= {
-    "kv_heads": c.groups,
+    "num_kv_heads": c.kv_heads,
     "head_dim": c.head_size,
-    "mlp_width": c.hidden,
+    "d_ff": c.mlp_dim,
     "mlp_ratio": _DEFAULTS["mlp_ratio"],
-    "query_scalar": c.query_scalar or float(c.head_size),
-    "rotary_dim": c.rotary_dim or c.head_size,
-    "window": c.window if "w" in seen else 0,
-    "window_pattern": shortest(seen) if "w" in seen else "w",
+    "query_pre_attn_scalar": c.query_pre_attn_scalar or float(c.head_size),
+    "rope_dim": c.rope_dim or c.head_size,
+    "sliding_window": c.sliding_window if "w" in seen else 0,
+    "sliding_window_pattern": shortest(seen) if "w" in seen else "w",
   }
-  rotary = [n for n in _DEFAULTS if n.startswith("rotary_")]
-  unused = rotary if c.positions == "learned" else []
-  if c.rotary_scaling != "llama3":
-    unused += ["rotary_low", "rotary_high", "rotary_context"]
-  if c.rotary_scaling == "none":
-    unused += ["rotary_factor"]
+  rope = [n for n in _DEFAULTS if n.startswith("rope_")]
+  unused = rope if c.pos_emb == "learned" else []
+  if c.rope_scaling != "llama3":
+    unused += [
+      "rope_low_freq_factor",
+      "rope_high_freq_factor",
+      "rope_original_max_seq_len",
+    ]
+  if c.rope_scaling == "none":
+    unused += ["rope_factor"]
   if "w" not in seen:
-    unused += ["rotary_local_base"]
+    unused += ["rope_local_theta"]
   found |= {name: _DEFAULTS[name] for name in unused}
   return dataclasses.replace(c, **found)
 
 
 _GPT2 = {
   "vocab_size": "vocab_size",
-  "n_positions": "context",
-  "n_embd": "width",
-  "n_layer": "layers",
-  "n_head": "heads",
-  "n_inner": "mlp_width",
+  "n_positions": "max_seq_len",
+  "n_embd": "d_model",
+  "n_layer": "num_layers",
+  "n_head": "num_heads",
+  "n_inner": "d_ff",
   "activation_function": "activation",
   "layer_norm_epsilon": "norm_eps",
   "tie_word_embeddings": "tie_embeddings",
@@ -226,17 +230,17 @@ _GPT2_ABSENT = {
 }
 _HIDDEN = {
   "vocab_size": "vocab_size",
-  "max_position_embeddings": "context",
-  "hidden_size": "width",
-  "num_hidden_layers": "layers",
-  "num_attention_heads": "heads",
+  "max_position_embeddings": "max_seq_len",
+  "hidden_size": "d_model",
+  "num_hidden_layers": "num_layers",
+  "num_attention_heads": "num_heads",
   "tie_word_embeddings": "tie_embeddings",
 }
 _LLAMA = {
   **_HIDDEN,
-  "num_key_value_heads": "kv_heads",
+  "num_key_value_heads": "num_kv_heads",
   "head_dim": "head_dim",
-  "intermediate_size": "mlp_width",
+  "intermediate_size": "d_ff",
   "rms_norm_eps": "norm_eps",
   "hidden_act": "activation",
 }
@@ -263,9 +267,9 @@ _LLAMA_NAMES = {
   "down": "layers.{}.mlp.down_proj",
 }
 _LLAMA_FIXED = {
-  "positions": "rotary",
+  "pos_emb": "rope",
   "norm": "rms",
-  "gated": True,
+  "gated_mlp": True,
   "qkv_bias": False,
   "out_bias": False,
   "mlp_bias": False,
@@ -278,9 +282,9 @@ _GEMMA = {
   **{k: v for k, v in _LLAMA.items() if v != "activation"},
   "hidden_activation": "activation",
   "attention_bias": "qkv_bias out_bias",
-  "query_pre_attn_scalar": "query_scalar",
-  "attn_logit_softcapping": "attention_cap",
-  "final_logit_softcapping": "logit_cap",
+  "query_pre_attn_scalar": "query_pre_attn_scalar",
+  "attn_logit_softcapping": "attn_logit_softcap",
+  "final_logit_softcapping": "final_logit_softcap",
 }
 _GEMMA_ABSENT = {
   "num_key_value_heads": 4,
@@ -299,10 +303,10 @@ _GEMMA_NAMES = {
   "norm_mixed": "layers.{}.post_feedforward_layernorm",
 }
 _GEMMA_FIXED = {
-  "positions": "rotary",
-  "norm": "rms_less_one",
+  "pos_emb": "rope",
+  "norm": "gemma_rms",
   "block": "sandwich",
-  "gated": True,
+  "gated_mlp": True,
   "mlp_bias": False,
   "scale_embeddings": True,
 }
@@ -351,15 +355,15 @@ FAMILIES = {
         "up": "h.{}.mlp.fc_in",
         "down": "h.{}.mlp.fc_out",
       },
-      fields={**_GPT2, "rotary_dim": "rotary_dim"},
+      fields={**_GPT2, "rotary_dim": "rope_dim"},
       absent={
         **_GPT2_ABSENT,
-        "rotary_dim": 64,
+        "rope_dim": 64,
         "tie_word_embeddings": False,
       },
       fixed={
-        "positions": "rotary",
-        "rotary_pairs": True,
+        "pos_emb": "rope",
+        "rope_interleaved": True,
         "block": "parallel_one_norm",
         "qkv_bias": False,
         "out_bias": False,
@@ -383,7 +387,7 @@ FAMILIES = {
       },
       fields={
         **_HIDDEN,
-        "intermediate_size": "mlp_width",
+        "intermediate_size": "d_ff",
         "hidden_act": "activation",
         "layer_norm_eps": "norm_eps",
         "attention_bias": "qkv_bias out_bias",
@@ -395,7 +399,7 @@ FAMILIES = {
         "tie_word_embeddings": False,
         "rotary_pct": 0.25,
       },
-      fixed={"positions": "rotary"},
+      fixed={"pos_emb": "rope"},
       aspects=(rope("rotary_emb_base", "rotary_pct"), PARALLEL),
       unembedding="embed_out",
       fused="hpk",
@@ -420,9 +424,9 @@ FAMILIES = {
       },
       fields={
         **_HIDDEN,
-        "ffn_dim": "mlp_width",
+        "ffn_dim": "d_ff",
         "activation_function": "activation",
-        "word_embed_proj_dim": "width",
+        "word_embed_proj_dim": "d_model",
       },
       absent={
         "activation_function": "relu",
@@ -512,8 +516,8 @@ FAMILIES = {
       },
       fields={
         **_HIDDEN,
-        "num_key_value_heads": "kv_heads",
-        "intermediate_size": "mlp_width",
+        "num_key_value_heads": "num_kv_heads",
+        "intermediate_size": "d_ff",
         "norm_epsilon": "norm_eps",
         "hidden_act": "activation",
         "use_bias": "qkv_bias out_bias mlp_bias",
@@ -525,7 +529,7 @@ FAMILIES = {
         "use_bias": True,
         "tie_word_embeddings": True,
       },
-      fixed={"positions": "rotary"},
+      fixed={"pos_emb": "rope"},
       aspects=(rope(), windows(lambda raw, i: True, listed=False)),
       tanh="gelu_pytorch_tanh",
     ),

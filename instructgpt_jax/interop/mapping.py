@@ -46,13 +46,13 @@ class Weight(NamedTuple):
 def sizes(c: Model, vocabulary: int) -> dict[str, int]:
   """What each letter stands for; of a tensor's p there is only QKV."""
   return {
-    "d": c.width,
+    "d": c.d_model,
     "v": vocabulary,
-    "t": c.context + c.position_offset,
-    "h": c.heads,
-    "g": c.groups,
+    "t": c.max_seq_len + c.position_offset,
+    "h": c.num_heads,
+    "g": c.kv_heads,
     "k": c.head_size,
-    "f": c.hidden,
+    "f": c.mlp_dim,
     "p": 3,
     "o": 1,
   }
@@ -61,7 +61,7 @@ def sizes(c: Model, vocabulary: int) -> dict[str, int]:
 def weights(family: Family, c: Model, *, scalar: bool) -> list[Weight]:
   """All tensors of a model, in their order."""
   names = family.names
-  grouped = c.groups != c.heads
+  grouped = c.kv_heads != c.num_heads
   found: list[Weight] = []
 
   def leaf(ours: str, name: str) -> tuple[str, str]:
@@ -106,9 +106,9 @@ def weights(family: Family, c: Model, *, scalar: bool) -> list[Weight]:
   for name in ("norm_attended", "norm_mlp", "norm_mixed"):
     if name in names:
       norm(name)
-  if c.gated:
+  if c.gated_mlp:
     dense("gate", "up", "d", "f", c.mlp_bias, 0)
-  dense("up", "up", "d", "f", c.mlp_bias, 1 if c.gated else None)
+  dense("up", "up", "d", "f", c.mlp_bias, 1 if c.gated_mlp else None)
   dense("down", "down", "f", "d", c.mlp_bias)
   norm("final_norm")
   if scalar:

@@ -48,9 +48,9 @@ class Origin(NamedTuple):
       before = families.canonical(family.model(self.config))
     except UserError:
       return None
-    context = before.context if c.positions == "rotary" else c.context
+    context = before.max_seq_len if c.pos_emb == "rope" else c.max_seq_len
     after = dataclasses.replace(
-      c, context=context, vocab_size=before.vocab_size
+      c, max_seq_len=context, vocab_size=before.vocab_size
     )
     return family if families.canonical(after) == before else None
 

@@ -83,7 +83,7 @@ def pairs(
 ) -> int:
   """Pairs of a query and a key whose score `attend` computes on a device."""
   if platform in _GPUS and has_kernel(
-    model.dtype, length, model.head_size, model.attention_cap
+    model.dtype, length, model.head_size, model.attn_logit_softcap
   ):
     return length * length  # cuDNN knows neither blocks nor reach
   if platform == "tpu" and length >= splash.LEAST:

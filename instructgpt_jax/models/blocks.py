@@ -60,12 +60,12 @@ def views(
   Returns:
     One view where all layers see alike, else the full and the windowed one.
   """
-  kinds = sorted({c.windowed(i) for i in range(c.layers)})
+  kinds = sorted({c.has_sliding_window(i) for i in range(c.num_layers)})
 
   def view(windowed: bool) -> View:
-    seen = mask & (age() < c.window) if windowed else mask
+    seen = mask & (age() < c.sliding_window) if windowed else mask
     turns = None
-    if c.positions == "rotary":
+    if c.pos_emb == "rope":
       turns = rope.turns(c, positions, windowed)
     return View(mask=seen, turns=turns, reach=reach)
 
@@ -74,7 +74,7 @@ def views(
 
 def kinds(c: configs.Model) -> list[int]:
   """Which of the model's views each layer has."""
-  windowed = [c.windowed(i) for i in range(c.layers)]
+  windowed = [c.has_sliding_window(i) for i in range(c.num_layers)]
   mixed = len(set(windowed)) > 1
   return [int(mixed and w) for w in windowed]
 
@@ -118,51 +118,59 @@ class Block(nn.Module):
 
   def setup(self):
     c = self.config
-    heads, groups = (c.all_heads, c.head_size), (c.all_groups, c.head_size)
+    heads, groups = (
+      (c.padded_heads, c.head_size),
+      (c.padded_kv_heads, c.head_size),
+    )
     layer = functools.partial(
       Dense, dtype=jnp.dtype(c.dtype), stddev=c.init_std, alpha=c.lora_alpha
     )
-    attending = functools.partial(layer, rank=c.adapted("attention"))
-    mixing = functools.partial(layer, rank=c.adapted("mlp"))
-    small = c.init_std / (2 * c.layers) ** 0.5  # of what the residual is given
+    attending = functools.partial(layer, rank=c.adapter_rank("attention"))
+    mixing = functools.partial(layer, rank=c.adapter_rank("mlp"))
+    small = (
+      c.init_std / (2 * c.num_layers) ** 0.5
+    )  # of what the residual is given
     norm = functools.partial(Norm, kind=c.norm, epsilon=c.norm_eps)
     axes = ("embed", None, "heads", None)
-    self.norm_attention = norm(c.width)
-    if c.groups == c.heads:
-      self.qkv = attending((c.width, 3, *heads), axes, use_bias=c.qkv_bias)
+    self.norm_attention = norm(c.d_model)
+    if c.kv_heads == c.num_heads:
+      self.qkv = attending((c.d_model, 3, *heads), axes, use_bias=c.qkv_bias)
     else:
       self.query = attending(
-        (c.width, *heads), ("embed", "heads", None), use_bias=c.qkv_bias
+        (c.d_model, *heads), ("embed", "heads", None), use_bias=c.qkv_bias
       )
       self.key_value = attending(
-        (c.width, 2, *groups), axes, use_bias=c.qkv_bias
+        (c.d_model, 2, *groups), axes, use_bias=c.qkv_bias
       )
     if c.qk_norm:
       self.norm_query, self.norm_key = (
         norm(c.head_size, axis=None) for _ in range(2)
       )
     self.project = attending(
-      (*heads, c.width),
+      (*heads, c.d_model),
       ("heads", None, "embed"),
       inputs=2,
       stddev=small,
       use_bias=c.out_bias,
-      zeros=c.all_heads - c.heads,
+      zeros=c.padded_heads - c.num_heads,
     )
     if c.block != "parallel_one_norm":
-      self.norm_mlp = norm(c.width)
+      self.norm_mlp = norm(c.d_model)
     if c.block == "sandwich":
-      self.norm_attended, self.norm_mixed = norm(c.width), norm(c.width)
+      self.norm_attended, self.norm_mixed = norm(c.d_model), norm(c.d_model)
     self.up = mixing(
-      (c.width, 2, c.hidden) if c.gated else (c.width, c.hidden),
-      ("embed", None, "mlp") if c.gated else ("embed", "mlp"),
+      (c.d_model, 2, c.mlp_dim) if c.gated_mlp else (c.d_model, c.mlp_dim),
+      ("embed", None, "mlp") if c.gated_mlp else ("embed", "mlp"),
       use_bias=c.mlp_bias,
     )
     self.down = mixing(
-      (c.hidden, c.width), ("mlp", "embed"), stddev=small, use_bias=c.mlp_bias
+      (c.mlp_dim, c.d_model),
+      ("mlp", "embed"),
+      stddev=small,
+      use_bias=c.mlp_bias,
     )
     self.drop = nn.Dropout(c.dropout)
-    self.act = layers.activation(c.activation, c.gated)
+    self.act = layers.activation(c.activation, c.gated_mlp)
 
   def _placed(self, query: Array, key: Array, view: View) -> list[Array]:
     """Query and key, normalised, turned and scaled, [B, ·, T, D / H]."""
@@ -171,9 +179,9 @@ class Block(nn.Module):
     if c.qk_norm:
       both = [self.norm_query(query), self.norm_key(key)]
     if view.turns is not None:
-      both = [rope.turn(x, view.turns, c.rotary_pairs) for x in both]
-    if c.query_scalar:
-      both[0] *= (c.head_size / c.query_scalar) ** 0.5
+      both = [rope.turn(x, view.turns, c.rope_interleaved) for x in both]
+    if c.query_pre_attn_scalar:
+      both[0] *= (c.head_size / c.query_pre_attn_scalar) ** 0.5
     return both
 
   def _heads(self, x: Array, shape: tuple[int, ...]) -> list[Array]:
@@ -187,7 +195,7 @@ class Block(nn.Module):
         part.reshape(*shape, -1, c.head_size).swapaxes(1, 2) for part in found
       ]
 
-    if c.groups == c.heads:
+    if c.kv_heads == c.num_heads:
       return split(self.qkv, 3)
     return split(self.query, 1) + split(self.key_value, 2)
 
@@ -207,7 +215,7 @@ class Block(nn.Module):
   def _halves(self) -> bool:
     """Whether the mesh splits each half of a gated MLP."""
     c = self.config
-    return c.gated and sharding.parts("mlp", c.hidden) > 1
+    return c.gated_mlp and sharding.parts("mlp", c.mlp_dim) > 1
 
   def _up(self, read: Array, norm: Norm) -> Array:
     """[M, F], or what a gated activation is of."""
@@ -245,18 +253,22 @@ class Block(nn.Module):
     query, key = self._placed(query, key, view)
     query, key, value = map(_by_heads, (query, key, value))
     stored = key, value
-    if c.groups != c.heads:
-      key, value = (jnp.repeat(y, c.heads // c.groups, axis=1) for y in stored)
+    if c.kv_heads != c.num_heads:
+      key, value = (
+        jnp.repeat(y, c.num_heads // c.kv_heads, axis=1) for y in stored
+      )
     mask, few = view.mask, False
     if wanted is not None:
       x = columns(x, wanted, 1)
       few = attention.few(wanted.shape[1], mask.shape[1])
     if few:
       query, mask = columns(query, wanted, 2), columns(mask, wanted, 1)
-      attended, _ = attention.read(query, key, value, mask, c.attention_cap)
+      attended, _ = attention.read(
+        query, key, value, mask, c.attn_logit_softcap
+      )
     else:
       attended = attention.attend(
-        query, key, value, mask, c.attention_cap, view.reach
+        query, key, value, mask, c.attn_logit_softcap, view.reach
       )
     attended = _by_heads(attended).swapaxes(1, 2)
     if wanted is not None and not few:
@@ -274,7 +286,7 @@ class Block(nn.Module):
       found = layer.split_columns(x, parts).reshape(heads)
       return found.transpose(0, 4, 1, 2, 3)
 
-    if c.groups == c.heads:
+    if c.kv_heads == c.num_heads:
       query, key, value = split(self.qkv, 3)
     else:
       (query,), (key, value) = split(self.query, 1), split(self.key_value, 2)
@@ -308,9 +320,9 @@ class Block(nn.Module):
         jax.lax.dynamic_index_in_dim(x, layer, keepdims=False) for x in stored
       )
     # The heads of a group are as many queries of its keys.
-    query = query.reshape(len(query), c.all_groups, -1, c.head_size)
+    query = query.reshape(len(query), c.padded_kv_heads, -1, c.head_size)
     attended, _ = attention.read(
-      query, keys, values, view.mask, c.attention_cap
+      query, keys, values, view.mask, c.attn_logit_softcap
     )
     attended = attended.transpose(1, 2, 3, 0).reshape(-1, x.shape[1])
     attended = sharding.place(attended, "heads", "columns")

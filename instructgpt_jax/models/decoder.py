@@ -42,7 +42,7 @@ def _positions(c: configs.Model) -> Any:
     del key
     length, width = shape
     half = -(-width // 2)
-    rates = jnp.pi / 2 * c.context ** -(jnp.arange(half) / half)
+    rates = jnp.pi / 2 * c.max_seq_len ** -(jnp.arange(half) / half)
     angles = jnp.arange(length)[:, None] * rates
     waves = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
     return (c.init_std * waves[:, :width]).astype(dtype)
@@ -58,39 +58,39 @@ class Transformer(nn.Module):
   def setup(self):
     c = self.config
     self.embedding = nn.Embed(
-      c.rows,
-      c.width,
+      c.padded_vocab_size,
+      c.d_model,
       dtype=jnp.dtype(c.dtype),
       embedding_init=kernel_init(c.init_std, "vocab", "embed"),
     )
-    if c.positions == "learned":
+    if c.pos_emb == "learned":
       self.position_embedding = nn.Embed(
-        c.context + c.position_offset,
-        c.width,
+        c.max_seq_len + c.position_offset,
+        c.d_model,
         dtype=jnp.dtype(c.dtype),
         embedding_init=_positions(c),
       )
-    self.final_norm = Norm(c.width, c.norm, c.norm_eps)
+    self.final_norm = Norm(c.d_model, c.norm, c.norm_eps)
     if c.scan_layers:
       self.blocks = nn.scan(
         _rematerialised(c, static_argnums=(4,)),
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=(nn.broadcast, 0, nn.broadcast),
-        length=c.layers,
+        length=c.num_layers,
         metadata_params={nn.PARTITION_NAME: "layers"},
         methods=None,
       )(c)
     else:
       block = _rematerialised(c, static_argnums=(3, 4))
-      self.blocks = [block(c) for _ in range(c.layers)]
+      self.blocks = [block(c) for _ in range(c.num_layers)]
 
   def _embed(self, tokens: Array, positions: Array) -> Array:
     c = self.config
     found = self.embedding(tokens)
     if c.scale_embeddings:
-      found *= jnp.asarray(c.width**0.5, found.dtype)
-    if c.positions == "learned":
+      found *= jnp.asarray(c.d_model**0.5, found.dtype)
+    if c.pos_emb == "learned":
       found += self.position_embedding(positions + c.position_offset)
     return found
 

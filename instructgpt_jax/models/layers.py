@@ -112,7 +112,7 @@ def norm_function(kind: str, epsilon: float) -> Before:
   """(x, *weights, axis) → x normalised as `config.Model.norm` says."""
   if kind == "layer":
     return functools.partial(normalized, epsilon=epsilon)
-  offset = 1.0 if kind == "rms_less_one" else 0.0
+  offset = 1.0 if kind == "gemma_rms" else 0.0
   return functools.partial(rms_normalized, epsilon=epsilon, offset=offset)
 
 
@@ -212,7 +212,7 @@ class Norm(nn.Module):
 
   def setup(self):
     shape = (self.width,)
-    start = 0.0 if self.kind == "rms_less_one" else 1.0
+    start = 0.0 if self.kind == "gemma_rms" else 1.0
     self.scale = self.param("scale", vector_init(start, self.axis), shape)
     if self.kind == "layer":
       self.bias = self.param("bias", vector_init(0.0, self.axis), shape)

@@ -22,17 +22,19 @@ def rates(c: configs.Model, windowed: bool) -> np.ndarray:
 
   Layers with a window may have a base of their own, and are then not stretched.
   """
-  size = c.rotary_dim or c.head_size
-  local = windowed and c.rotary_local_base > 0
-  base = c.rotary_local_base if local else c.rotary_base
+  size = c.rope_dim or c.head_size
+  local = windowed and c.rope_local_theta > 0
+  base = c.rope_local_theta if local else c.rope_theta
   found = base ** -(np.arange(0, size, 2, dtype=np.float32) / size)
-  if local or c.rotary_scaling == "none":
+  if local or c.rope_scaling == "none":
     return found.astype(np.float32)
-  slow = found / c.rotary_factor
-  if c.rotary_scaling == "linear":
+  slow = found / c.rope_factor
+  if c.rope_scaling == "linear":
     return slow.astype(np.float32)
-  turns = c.rotary_context * found / (2 * np.pi)
-  kept = (turns - c.rotary_low) / (c.rotary_high - c.rotary_low)
+  turns = c.rope_original_max_seq_len * found / (2 * np.pi)
+  kept = (turns - c.rope_low_freq_factor) / (
+    c.rope_high_freq_factor - c.rope_low_freq_factor
+  )
   kept = np.clip(kept, 0, 1)
   return ((1 - kept) * slow + kept * found).astype(np.float32)
 

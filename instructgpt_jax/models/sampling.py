@@ -182,10 +182,10 @@ def generate(
   """
   count, width = prompts.tokens.shape
   rows, columns = count * samples, width + max_new_tokens
-  if columns > model.config.context:
+  if columns > model.config.max_seq_len:
     raise ValueError(
       f"prompt {width} + response {max_new_tokens} tokens exceed the "
-      f"model's context {model.config.context}"
+      f"model's context {model.config.max_seq_len}"
     )
   wave = count
   if 0 < slots < rows:

@@ -21,12 +21,12 @@ _NEVER = -1e30  # a logit; finite, so that its probability times it is 0
 
 def adjusted(c: configs.Model, logits: Array, axis: int = -1) -> Array:
   """Logits as they are predicted with: capped, and never of padding."""
-  logits = soft_cap(logits, c.logit_cap)
+  logits = soft_cap(logits, c.final_logit_softcap)
   if not c.vocab_padding:
     return logits
   shape = [1] * logits.ndim
-  shape[axis] = c.rows
-  real = jnp.arange(c.rows) < c.vocab_size
+  shape[axis] = c.padded_vocab_size
+  real = jnp.arange(c.padded_vocab_size) < c.vocab_size
   return jnp.where(real.reshape(shape), logits, _NEVER)
 
 
@@ -40,7 +40,7 @@ class LanguageModel(nn.Module):
     self.transformer = Transformer(c)
     if not c.tie_embeddings:
       self.unembedding = nn.Dense(
-        c.rows,
+        c.padded_vocab_size,
         use_bias=c.unembedding_bias,
         dtype=jnp.dtype(c.dtype),
         precision=precision.of(c.dtype),
@@ -87,7 +87,7 @@ class LanguageModel(nn.Module):
       with precision.context(hidden.dtype):
         logits = self.transformer.embedding.attend(hidden)
     else:
-      logits = self.unembedding(hidden[..., : c.width])
+      logits = self.unembedding(hidden[..., : c.d_model])
     return adjusted(c, logits.astype(jnp.float32))
 
   def unembed_columns(self, hidden: Array) -> Array:
@@ -164,7 +164,7 @@ class LanguageModel(nn.Module):
       valid=jnp.pad(segments > 0, ((0, 0), (0, room))),
       index=jnp.asarray(tokens.shape[1], jnp.int32),
     )
-    return self.unembed_columns(hidden[:, 0, : self.config.width].T), cache
+    return self.unembed_columns(hidden[:, 0, : self.config.d_model].T), cache
 
   def decode(
     self, token: Array, position: Array, cache: Cache
@@ -192,7 +192,7 @@ class ScalarModel(nn.Module):
       1,
       dtype=jnp.float32,
       precision=precision.of(jnp.float32),
-      kernel_init=kernel_init((self.config.width + 1) ** -0.5, "embed", None),
+      kernel_init=kernel_init((self.config.d_model + 1) ** -0.5, "embed", None),
       bias_init=vector_init(0.0, None),
     )
 

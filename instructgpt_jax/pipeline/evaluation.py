@@ -114,7 +114,7 @@ def _setting(
     judge=judge,
     prompts=prompts.measured,
   )
-  context = stages["policy_init"].model_config.context
+  context = stages["policy_init"].model_config.max_seq_len
   return _Setting(
     config=config,
     directory=directory,

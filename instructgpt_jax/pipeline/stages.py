@@ -283,12 +283,12 @@ class _Start(NamedTuple):
 
 def _start(config: configs.PipelineExperiment) -> _Start:
   if not config.init_from:
-    return _Start(config.data, None, config.model.context)
+    return _Start(config.data, None, config.model.max_seq_len)
   stage = workdir.open_stage(
     config.init_from, kind=workdir.LANGUAGE, field="init_from", run=config
   )
   data = workdir.inherited_data(config.data, stage)
-  return _Start(data, stage.tokenizer, stage.model_config.context)
+  return _Start(data, stage.tokenizer, stage.model_config.max_seq_len)
 
 
 def _checked(pipeline: Pipeline, start: _Start) -> Pipeline:

@@ -57,24 +57,24 @@ class _Sizes:
 def _sizes(model: configs.Model, layout: _Layout) -> _Sizes:
   """Computes sizes on a chip; parts that the mesh does not divide are whole."""
   t = layout.tensor
-  heads = undivided.part(model.all_heads, t)
+  heads = undivided.part(model.padded_heads, t)
   inner = heads * model.head_size
-  kv = 2 * undivided.part(model.all_groups, t) * model.head_size
-  hidden = undivided.part(model.hidden, t)
-  up = hidden * (2 if model.gated else 1)
-  block = model.width * (2 * inner + kv + up + hidden)
+  kv = 2 * undivided.part(model.padded_kv_heads, t) * model.head_size
+  hidden = undivided.part(model.mlp_dim, t)
+  up = hidden * (2 if model.gated_mlp else 1)
+  block = model.d_model * (2 * inner + kv + up + hidden)
   return _Sizes(
     block=block,
-    embedding=undivided.part(model.rows, t) * model.width,
-    width=model.width,
-    wide=inner + kv + up + 2 * model.width,
+    embedding=undivided.part(model.padded_vocab_size, t) * model.d_model,
+    width=model.d_model,
+    wide=inner + kv + up + 2 * model.d_model,
     inner=inner,
     kv=kv,
     up=up,
     heads=heads,
-    layers=model.layers,
+    layers=model.num_layers,
     item=2 if model.dtype == "bfloat16" else 4,
-    shards=1 if model.width % layout.fsdp else layout.fsdp,
+    shards=1 if model.d_model % layout.fsdp else layout.fsdp,
   )
 
 
@@ -115,7 +115,7 @@ def kept(
   for one in (one for program in programs for one in program.passes):
     if one.kind == "train":
       tokens = layout.rows(one.rows) * one.length
-      size = one.model.layers * tokens * _saved(one, layout)
+      size = one.model.num_layers * tokens * _saved(one, layout)
       sizes["activations"] = max(sizes["activations"], size)
     elif one.kind == "decode":
       sizes["caches"] = max(sizes["caches"], _cache(one, layout))
@@ -237,7 +237,9 @@ def _held(one: Pass, layout: _Layout) -> float:
     return sizes.item * parameters + 2 * _cache(one, layout)
   scores, _ = _attention(one, layout)
   # Attention, MLP and the head are not at work at the same time.
-  chunk = chunked.chunk_size(max(1, round(rows * one.logits)), one.model.rows)
+  chunk = chunked.chunk_size(
+    max(1, round(rows * one.logits)), one.model.padded_vocab_size
+  )
   held = max(
     scores,
     2 * sizes.item * tokens * sizes.wide,

@@ -199,7 +199,7 @@ def text(plan: Plan, name: str, price: float) -> str:
   model = found.model
   lines = [
     f"{name} on {topology}: {topology.count:,} chips as {layout}",
-    f"{table.number(found.parameters)} parameters, vocabulary {model.rows:,};"
+    f"{table.number(found.parameters)} parameters, vocabulary {model.padded_vocab_size:,};"
     f" each {found.unit}: {found.examples:,} {found.what},"
     f" {found.tokens:,} tokens trained on",
     "",
@@ -504,5 +504,7 @@ def _reward_model(asked: str, preset: str) -> configs.Model:
     return presets.model(asked, "--reward_preset")
   preset_model, paper = presets.model(preset), presets.model("6b")
   return (
-    preset_model if preset_model.width < presets.model("125m").width else paper
+    preset_model
+    if preset_model.d_model < presets.model("125m").d_model
+    else paper
   )

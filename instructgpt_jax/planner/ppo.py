@@ -30,7 +30,7 @@ def ppo(
 ) -> Work:
   """Prompts and responses of full length."""
   section, data = config.ppo, config.data
-  checks.fits(data, config.model.context)
+  checks.fits(data, config.model.max_seq_len)
   checks.ppo_batches(section)
   mesh_lib.require_even(section.rollout_batch, mesh)
   shape = shapes.shaped(config.model, config, mesh)
@@ -67,7 +67,7 @@ def ppo(
   start = policy.whole
   reward_params = networks.abstract(models[1], mesh)
   width = max(transforms.bucket_sizes(data.max_prompt_tokens))
-  width = min(width, config.model.context - data.max_response_tokens)
+  width = min(width, config.model.max_seq_len - data.max_response_tokens)
   answer = data.max_response_tokens
   count, length = section.rollout_batch, width + answer
   states = answer + 1
@@ -125,7 +125,7 @@ def ppo(
   trips = shapes.chunks(shape, mesh, updated * states, updated * answer)
   if section.ptx_coef:
     ptx_length = checks.row_length(
-      section.ptx_sequence, config.model.context, "ppo.ptx_sequence"
+      section.ptx_sequence, config.model.max_seq_len, "ppo.ptx_sequence"
     )
     ptx_rows = section.minibatch * section.ptx_ratio
     mesh_lib.require_even(ptx_rows, mesh)

@@ -29,7 +29,7 @@ def shaped(
 ) -> configs.Model:
   """A network with a vocabulary, filled up for the mesh."""
   size = model.vocab_size
-  if not size and model.width >= presets.model("125m").width:
+  if not size and model.d_model >= presets.model("125m").d_model:
     size = VOCABULARY
   size = size or config.tokenizer.vocab_size
   shards = mesh.shape["tensor"] * mesh.shape["fsdp"]
@@ -121,7 +121,7 @@ def chunks(
   """Of the vocabulary's loss on so many tokens, some of which carry loss."""
   shards = mesh_lib.batch_shards(mesh)
   here, used = (-(-n // shards) for n in (tokens, used or tokens))
-  return -(-used // chunked.chunk_size(here, model.rows))
+  return -(-used // chunked.chunk_size(here, model.padded_vocab_size))
 
 
 def held(network: Network, name: str = "") -> dict[str, PyTree]:

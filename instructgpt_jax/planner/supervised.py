@@ -33,7 +33,7 @@ def pretrain(config: configs.PretrainExperiment, mesh: AnyMesh) -> Work:
   checks.divides(section.microbatch, section.batch_size, "pretrain.microbatch")
   mesh_lib.require_even(section.batch_size, mesh)
   length = checks.row_length(
-    section.sequence, config.model.context, "pretrain.sequence"
+    section.sequence, config.model.max_seq_len, "pretrain.sequence"
   )
   return _language(config, section, mesh, section.batch_size, length)
 
@@ -46,7 +46,7 @@ def sft(config: configs.SftExperiment, mesh: AnyMesh) -> Work:
   )
   rows, microbatch = layout.padded(mesh)
   section = dataclasses.replace(section, microbatch=microbatch)
-  return _language(config, section, mesh, rows, config.model.context)
+  return _language(config, section, mesh, rows, config.model.max_seq_len)
 
 
 def _language(

@@ -20,7 +20,7 @@ def part(size: int, shards: int) -> float:
 
 def most(models: Sequence[configs.Model], chips: int) -> int:
   """Returns the largest tensor axis that divides all parts of all networks."""
-  sizes = [size for c in models for size in (c.all_groups, c.hidden)]
+  sizes = [size for c in models for size in (c.padded_kv_heads, c.mlp_dim)]
   return math.gcd(chips, *sizes)
 
 
@@ -42,12 +42,14 @@ def larger(model: configs.Model, tensor: int) -> Iterator[Larger]:
   The FLOPs of attention grow with the width of a head, those of the MLP
   with its width, and those that make keys and values with their heads.
   """
-  if model.all_heads % tensor:
+  if model.padded_heads % tensor:
     wider = dataclasses.replace(model, head_dim=2 * model.head_size)
     yield Larger(wider, 1.0)
-  elif model.all_groups % tensor:
+  elif model.padded_kv_heads % tensor:
     # Fewer than heads, which are divided.
-    more = dataclasses.replace(model, kv_heads=model.heads, head_padding=0)
-    yield Larger(more, 1.0 / (model.heads / model.groups - 1))
-  if model.hidden % tensor:
-    yield Larger(dataclasses.replace(model, mlp_width=2 * model.hidden), 1.0)
+    more = dataclasses.replace(
+      model, num_kv_heads=model.num_heads, head_padding=0
+    )
+    yield Larger(more, 1.0 / (model.num_heads / model.num_kv_heads - 1))
+  if model.mlp_dim % tensor:
+    yield Larger(dataclasses.replace(model, d_ff=2 * model.mlp_dim), 1.0)

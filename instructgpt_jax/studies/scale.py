@@ -94,11 +94,11 @@ def flags_of(experiment: str, recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 def parameters(model: configs.Model, vocabulary: int) -> int:
   """Parameters of the network, embeddings and positions included."""
-  width, hidden = model.width, model.width * model.mlp_ratio
+  width, hidden = model.d_model, model.d_model * model.mlp_ratio
   block = 4 * width * (width + 1) + 2 * width * hidden + hidden + width
   block += 4 * width
-  whole = model.layers * block + 2 * width
-  return whole + (vocabulary + model.context) * width
+  whole = model.num_layers * block + 2 * width
+  return whole + (vocabulary + model.max_seq_len) * width
 
 
 def scale(name: str) -> Scale:
@@ -131,8 +131,8 @@ MINI = Scale(
   "mini",
   recipe=_QUIET
   | {
-    "model.layers": 2,
-    "model.width": 64,
+    "model.num_layers": 2,
+    "model.d_model": 64,
     "pretrain.steps": 2400,
     "labeling.completions": 9,
     "labeling.prompts": 1000,
@@ -146,11 +146,11 @@ MINI = Scale(
   },
   sizes={
     "small": {},
-    "middle": {"model.layers": 5, "model.width": 128},
+    "middle": {"model.num_layers": 5, "model.d_model": 128},
     # A third of the rates at three times the width, and as wide a start.
     "large": {
-      "model.layers": 5,
-      "model.width": 384,
+      "model.num_layers": 5,
+      "model.d_model": 384,
       "model.init_std": 0.046,
       "pretrain_optimizer.learning_rate": 3.5e-4,
       "policy_init_optimizer.learning_rate": 3.5e-4,
@@ -182,15 +182,15 @@ LARGE = Scale(
   sizes={
     "small": {},
     "middle": {
-      "model.layers": 10,
-      "model.width": 256,
-      "model.heads": 4,
+      "model.num_layers": 10,
+      "model.d_model": 256,
+      "model.num_heads": 4,
       "pretrain_optimizer.learning_rate": 8e-4,
     },
     "large": {
-      "model.layers": 20,
-      "model.width": 512,
-      "model.heads": 8,
+      "model.num_layers": 20,
+      "model.d_model": 512,
+      "model.num_heads": 8,
       "pretrain_optimizer.learning_rate": 5e-4,
     },
   },
@@ -202,9 +202,9 @@ SMOKE = Scale(
   "smoke",
   recipe=_QUIET
   | {
-    "model.layers": 1,
-    "model.width": 16,
-    "model.heads": 1,
+    "model.num_layers": 1,
+    "model.d_model": 16,
+    "model.num_heads": 1,
     "pretrain.steps": 6,
     "pretrain.batch_size": 4,
     "sft.epochs": 1,

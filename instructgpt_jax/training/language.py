@@ -50,7 +50,7 @@ def pretrain(config: configs.PretrainExperiment, directory: str) -> None:
   section = config.pretrain
   checks.divides(section.microbatch, section.batch_size, "pretrain.microbatch")
   length = checks.row_length(
-    section.sequence, config.model.context, "pretrain.sequence"
+    section.sequence, config.model.max_seq_len, "pretrain.sequence"
   )
   documents = inputs.documents(config.data)
   tokenizer = workdir.stage_tokenizer(
@@ -106,7 +106,7 @@ def sft(
   if workdir.completed(directory):
     return
   section = config.sft
-  checks.fits(config.data, config.model.context)
+  checks.fits(config.data, config.model.max_seq_len)
   tokenizer = workdir.stage_tokenizer(
     directory, config, lambda: inputs.training_texts(config.data)
   )
@@ -122,7 +122,7 @@ def sft(
       part,
       tokenizer,
       config.data,
-      config.model.context,
+      config.model.max_seq_len,
       mask_prompt=section.mask_prompt,
       pack=section.pack,
     )
@@ -175,7 +175,7 @@ def _sft_course(
   if section.pretraining_fraction:
     documents = inputs.documents(config.data)
     others = inputs.document_rows(
-      documents.train, tokenizer, config.model.context
+      documents.train, tokenizer, config.model.max_seq_len
     )
     sources["data.pretraining"] = _documents_fingerprint(
       config.data, documents, [others]

@@ -121,7 +121,7 @@ def start(
       raise UserError(
         f"is {c.head_padding}, but new heads are not zero",
         field="model.head_padding",
-        fix="give --model.heads that --mesh.tensor divides",
+        fix="give --model.num_heads that --mesh.tensor divides",
       )
     return Start({}, fresh(network, key, mesh), None)
   found, adapts = load(stage, mesh, shared), None

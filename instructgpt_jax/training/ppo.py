@@ -59,7 +59,7 @@ def train(
     return
   section = config.ppo
   _consistent(config)
-  checks.fits(config.data, config.model.context)
+  checks.fits(config.data, config.model.max_seq_len)
   start_stage = workdir.open_stage(
     config.init_from, kind=workdir.LANGUAGE, field="init_from", run=config
   )
@@ -244,7 +244,7 @@ def _prompts(
     batch_size=config.ppo.rollout_batch,
     width=min(
       max(transforms.bucket_sizes(max(map(len, prompts)))),
-      config.model.context - config.data.max_response_tokens,
+      config.model.max_seq_len - config.data.max_response_tokens,
     ),
     pad_id=tokenizer.pad_id,
     seed=config.seed,
@@ -263,7 +263,7 @@ def _pretraining(
   if not section.ptx_coef:
     return None
   length = checks.row_length(
-    section.ptx_sequence, config.model.context, "ppo.ptx_sequence"
+    section.ptx_sequence, config.model.max_seq_len, "ppo.ptx_sequence"
   )
   texts = inputs.documents(config.data).train
   rows = inputs.document_rows(texts, tokenizer, length)

@@ -32,8 +32,8 @@ def rounding_unit(model: configs.Model, spread: float) -> float:
   adds as many roundings. The logits turn it into nats by their spread.
   """
   roundoff = precision.unit_roundoff(model.dtype)
-  roundoff += float(jnp.finfo(jnp.float32).eps) / 2 * math.sqrt(model.width)
-  return roundoff * math.sqrt(model.layers + 4) * spread
+  roundoff += float(jnp.finfo(jnp.float32).eps) / 2 * math.sqrt(model.d_model)
+  return roundoff * math.sqrt(model.num_layers + 4) * spread
 
 
 def agree(

@@ -97,7 +97,7 @@ def jitted(
         eos_id=eos_id,
         pad_id=pad_id,
       ),
-      compiler_options=mesh_lib.decoding_options(model.config.width, mesh),
+      compiler_options=mesh_lib.decoding_options(model.config.d_model, mesh),
     ),
     experience=jax.jit(
       on_mesh(

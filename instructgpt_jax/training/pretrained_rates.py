@@ -102,5 +102,5 @@ def _advice(run: configs.Model, c: configs.Model) -> str:
   """Returns a learning rate for a pretrained model of this size."""
   if run.lora_rank:
     return "1e-4"
-  parameters = 12 * c.layers * c.width**2
+  parameters = 12 * c.num_layers * c.d_model**2
   return "1e-5" if parameters < _LARGE else "5e-6"

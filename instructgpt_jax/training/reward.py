@@ -63,7 +63,7 @@ def train(config: configs.RewardExperiment, directory: str) -> None:
   section = config.reward
   supervised.require_measure(config.run, [])
   checks.divides(section.microbatch, section.batch_size, "reward.microbatch")
-  checks.fits(config.data, config.model.context)
+  checks.fits(config.data, config.model.max_seq_len)
   if section.normalize and not config.data.demonstrations:
     raise UserError(
       "demonstrations are needed, on which the mean reward becomes 0",
@@ -198,7 +198,7 @@ def layout_of(
   platform = platform or jax.default_backend()
   pairs = functools.partial(attention.pairs, platform, model)
   return ranking_packing.choose(
-    rankings, model_width=model.width, pairs=pairs, **order
+    rankings, model_width=model.d_model, pairs=pairs, **order
   )
 
 

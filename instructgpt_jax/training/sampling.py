@@ -33,7 +33,7 @@ def _generate(model: LanguageModel, mesh: Mesh) -> Callable[..., Rollout]:
       "samples",
       "slots",
     ),
-    compiler_options=mesh_lib.decoding_options(model.config.width, mesh),
+    compiler_options=mesh_lib.decoding_options(model.config.d_model, mesh),
   )
 
 
@@ -74,7 +74,7 @@ def respond(
     follow each other.
   """
   longest = max(map(len, prompts))
-  room = max(longest, model.config.context - max_new_tokens)
+  room = max(longest, model.config.max_seq_len - max_new_tokens)
   width = min(-(-longest // 16) * 16, room)
   size = max(1, _CALL * batch_size // samples)
   if len(prompts) * samples <= batch_size:

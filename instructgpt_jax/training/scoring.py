@@ -74,7 +74,7 @@ def _each(
   mesh: Mesh,
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
   """(example, its weights, what the program says at its tokens)."""
-  length = model.config.context
+  length = model.config.max_seq_len
   rows = transforms.pack_examples(examples, length, pad_id=0)
   members = transforms.bins([len(e.ids) for e in examples], length)
   size = mesh_lib.fill(max(1, min(TOKENS // length, len(members))), mesh)

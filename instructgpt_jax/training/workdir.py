@@ -209,9 +209,9 @@ def open_stage(
   if info.get("stage") == "import" and run is not None:
     # As from the directory that was imported: it has no limits of its own.
     data = run.data
-    if model_config.positions == "rotary":  # no array depends on the context
-      context = min(model_config.context, run.model.context)
-      model_config = dataclasses.replace(model_config, context=context)
+    if model_config.pos_emb == "rope":  # no array depends on the context
+      context = min(model_config.max_seq_len, run.model.max_seq_len)
+      model_config = dataclasses.replace(model_config, max_seq_len=context)
   _require(stage_kind, kind, path, field_or_none)
   stage = Stage(
     path,
@@ -294,17 +294,17 @@ def _from_hub(
       else "tokenizer_beyond_model",
     )
   requested, unit, data = configs.Model(), 1, configs.Data()
-  context = hub_config.context
+  context = hub_config.max_seq_len
   if run is not None:
     requested, unit, data = run.model, run.mesh.tensor, run.data
-    if hub_config.positions == "rotary":  # no array depends on it
-      context = min(context, requested.context)
+    if hub_config.pos_emb == "rope":  # no array depends on it
+      context = min(context, requested.max_seq_len)
   rows = -(-max(tokenizer.vocab_size, hub_config.vocab_size) // unit) * unit
   model = dataclasses.replace(
     hub_config,
-    context=context,
+    max_seq_len=context,
     vocab_padding=rows - hub_config.vocab_size,
-    head_padding=-hub_config.groups % unit,
+    head_padding=-hub_config.kv_heads % unit,
     scan_layers=requested.scan_layers,
     **{name: getattr(requested, name) for name in _FREE},
   )
@@ -369,7 +369,7 @@ def inherited_data(data: configs.Data, stage: Stage) -> configs.Data:
     return data  # Another library's model says nothing of them.
   names = _PROMPTS
   # Pretraining does not use its limits, which may be anything.
-  if stage.has_prompts or _total(stage.data) <= stage.model_config.context:
+  if stage.has_prompts or _total(stage.data) <= stage.model_config.max_seq_len:
     names += _LIMITS
   following = {
     name: getattr(stage.data, name)
@@ -410,7 +410,7 @@ def require_compatible(
   """
   same_tokenizer(stage.tokenizer, tokenizer, stage.path, field)
   same_prompts(stage, data, field)
-  context = stage.model_config.context
+  context = stage.model_config.max_seq_len
   if _total(data) > context:
     raise UserError(
       f"has {context} positions, and prompts of {data.max_prompt_tokens} with"

@@ -34,7 +34,7 @@ def test_without_flags_the_config_is_the_presets():
 # Texts of one form.
 OTHERS = {"data.template_date": "2030-05-31"}
 # Without these some values of others are refused.
-GO_WITH_ALL = {"model.heads": "1", "model.tie_embeddings": "false"}
+GO_WITH_ALL = {"model.num_heads": "1", "model.tie_embeddings": "false"}
 
 
 @pytest.mark.parametrize("experiment", presets.EXPERIMENTS)
@@ -109,8 +109,8 @@ def test_numbers():
 
 
 def test_fields_that_are_checked_together_change_together():
-  found = _config("--preset=tiny", "--model.width=96", "--model.heads=6")
-  assert (found.model.width, found.model.heads) == (96, 6)
+  found = _config("--preset=tiny", "--model.d_model=96", "--model.num_heads=6")
+  assert (found.model.d_model, found.model.num_heads) == (96, 6)
 
 
 def test_flagfile(tmp_path):
@@ -167,7 +167,7 @@ def test_json_round_trip(experiment, preset):
     (["--ppo.top_k=5"], "--ppo.top_k", "not allowed", "<= 0"),
     (["--seed=-1"], "--seed", "not allowed", ">= 0"),
     (["--model.dtype=int8"], "--model.dtype", "not allowed", "'bfloat16'"),
-    (["--model.heads=7"], "--model.heads", "not a multiple", "divides"),
+    (["--model.num_heads=7"], "--model.num_heads", "not a multiple", "divides"),
     (
       ["--value_optimizer.learning_rate=0"],
       "--value_optimizer.learning_rate",

@@ -39,12 +39,16 @@ SIZES = {
 def test_family(name):
   layers, width, heads, tokens, rate = FAMILY[name]
   model = presets.model(name)
-  assert (model.layers, model.width, model.heads) == (layers, width, heads)
-  assert (model.context, model.mlp_ratio) == (2048, 4)
+  assert (model.num_layers, model.d_model, model.num_heads) == (
+    layers,
+    width,
+    heads,
+  )
+  assert (model.max_seq_len, model.mlp_ratio) == (2048, 4)
   assert model.dtype == "bfloat16" and model.scan_layers
   recipe = presets.pretrain(name)
   assert recipe.optimizer.learning_rate == rate
-  found = recipe.pretrain.batch_size * model.context
+  found = recipe.pretrain.batch_size * model.max_seq_len
   # The table rounds 2^19, 2^20 and 2^21.
   assert abs(found / tokens - 1) < 0.05
 
@@ -52,14 +56,16 @@ def test_family(name):
 @pytest.mark.parametrize("name", FAMILY)
 def test_family_has_the_size_in_its_name(name):
   model = presets.model(name)
-  count = 12 * model.layers * model.width**2 + (50257 + 2048) * model.width
+  count = (
+    12 * model.num_layers * model.d_model**2 + (50257 + 2048) * model.d_model
+  )
   assert abs(count / SIZES[name] - 1) < 0.07
 
 
 def test_tiny_has_about_a_million_parameters():
   model, words = presets.model("tiny"), presets.sft("tiny").tokenizer.vocab_size
-  count = 12 * model.layers * model.width**2
-  count += (words + model.context) * model.width
+  count = 12 * model.num_layers * model.d_model**2
+  count += (words + model.max_seq_len) * model.d_model
   assert 0.9e6 < count < 1.2e6
 
 
@@ -67,7 +73,7 @@ def test_training_steps_see_300_billion_tokens():
   for name in FAMILY:
     recipe = presets.pretrain(name)
     rows = recipe.pretrain.steps * recipe.pretrain.batch_size
-    assert abs(rows * recipe.model.context / 300e9 - 1) < 0.01
+    assert abs(rows * recipe.model.max_seq_len / 300e9 - 1) < 0.01
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ def chosen(data, batch_size=32, platform="cpu", **kw):
   return ranking_packing.choose(
     data,
     batch_size=batch_size,
-    model_width=model.width,
+    model_width=model.d_model,
     pairs=lambda *row: attention.pairs(platform, model, *row),
     **kw,
   )

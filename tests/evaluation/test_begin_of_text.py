@@ -61,7 +61,7 @@ def test_sentences_about_groups(prefix, tmp_path, examples):
 
 
 class Network:
-  config = configs.Model(context=2048)
+  config = configs.Model(max_seq_len=2048)
 
 
 @pytest.mark.parametrize("refuses", [True, False])

@@ -172,7 +172,7 @@ def test_a_pickle_is_never_read(made, tmp_path, monkeypatch):
     ({"architectures": ["GPT2ForTokenClassification"]}, ["GPT2LMHeadModel"]),
     ({"activation_function": "mish"}, ["activation_function", "mish", "silu"]),
     ({"scale_attn_by_inverse_layer_idx": True}, ["scale_attn_by_inverse"]),
-    ({"n_head": 3}, ["heads"]),
+    ({"n_head": 3}, ["num_heads"]),
     ({"n_embd": "wide"}, ["wide"]),
   ],
 )
@@ -200,7 +200,7 @@ def test_other_rope_types_are_refused(tmp_path):
 
 def test_a_network_that_no_architecture_is(tmp_path):
   with pytest.raises(UserError, match="no architecture"):
-    ours.make(tmp_path / "model", **twin.LLAMA, attention_cap=3.0)
+    ours.make(tmp_path / "model", **twin.LLAMA, attn_logit_softcap=3.0)
   assert not list(tmp_path.iterdir())
 
 
@@ -252,7 +252,7 @@ def test_a_decoder_that_was_saved_alone(made):
     "dtype": "BOOL", "shape": [4], "data_offsets": [len(data), len(data) + 4],
   }  # fmt: skip
   join(made, header, data + b"1234")
-  assert directory.look(made).config.layers == 2
+  assert directory.look(made).config.num_layers == 2
 
 
 def error_of(path):
@@ -363,7 +363,13 @@ def test_the_field_of_a_configuration_is_named(tmp_path, changes, field, code):
 )
 def test_layers_of_a_configuration_are_judged(tmp_path, kinds, code):
   path = tmp_path / "model"
-  ours.make(path, **twin.LLAMA, qk_norm=True, window=4, window_pattern="wf")
+  ours.make(
+    path,
+    **twin.LLAMA,
+    qk_norm=True,
+    sliding_window=4,
+    sliding_window_pattern="wf",
+  )
   set_config(path, layer_types=kinds)
   error = error_of(path)
   assert (error.field, error.code) == ("layer_types", code)

@@ -229,9 +229,9 @@ def chosen(tmp_path):
 
 def test_what_the_base_had_is_kept(chosen, tmp_path):
   """Through an import and a stage that ran with a shorter context."""
-  run = configs.SftExperiment(model=configs.Model(context=16))
+  run = configs.SftExperiment(model=configs.Model(max_seq_len=16))
   start = workdir.open_stage(str(chosen), run=run)
-  assert start.model_config.context == 16
+  assert start.model_config.max_seq_len == 16
   first = tmp_path / "first"
   workdir.put_tokenizer(first, start.tokenizer)
   workdir.save_stage_model(

@@ -65,7 +65,7 @@ def make(path, c):
 def test_a_move_holds_little_more_than_its_largest_tensor(tmp_path):
   """In and out again."""
   c = configs.Model(
-    vocab_size=24_000, context=64, layers=9, width=2048, heads=16
+    vocab_size=24_000, max_seq_len=64, num_layers=9, d_model=2048, num_heads=16
   )
   assert make(tmp_path / "large", c) > 2e9
   ours.make(tmp_path / "small")

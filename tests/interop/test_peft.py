@@ -116,7 +116,7 @@ def test_heads_that_are_zero_change_nothing(name, tmp_path):
   )
   params = params_of(source, wide)
   shape = params["transformer"]["blocks_0"]["project"]["kernel"].shape
-  assert shape[0] > source.config.heads
+  assert shape[0] > source.config.num_heads
   a, b = (
     twin.jit(m.apply)({"params": p}, TOKENS, SEGMENTS, POSITIONS)
     for m, p in ((plain, params_of(source, plain)), (wide, params))

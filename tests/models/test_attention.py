@@ -100,14 +100,18 @@ def test_what_is_out_of_reach_is_not_read():
 
 
 def test_pairs_that_are_computed():
-  half = configs.Model(width=64, heads=1, dtype="bfloat16")
+  half = configs.Model(d_model=64, num_heads=1, dtype="bfloat16")
   reach = types.Reach(20, 30)
   # Four blocks of 64, each of which reads up to its end.
   blocks = 64 * 64 * (1 + 2 + 3 + 4)
   for platform in ("cuda", "gpu"):
     assert attention.pairs(platform, half, 700, reach) == 700 * 700
     # What cuDNN has no kernel for is read in blocks there too.
-    for other in ({"dtype": "float32"}, {"heads": 16}, {"attention_cap": 9.0}):
+    for other in (
+      {"dtype": "float32"},
+      {"num_heads": 16},
+      {"attn_logit_softcap": 9.0},
+    ):
       model = dataclasses.replace(half, **other)
       assert attention.pairs(platform, model, 256) == blocks
   for platform in ("cpu", "tpu"):

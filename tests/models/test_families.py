@@ -16,27 +16,27 @@ from tests.models import twin
 
 # Layers of two kinds, grouped heads, norms everywhere, caps: as in Gemma.
 ALL = twin.make_config(
-  layers=3,
-  heads=4,
-  kv_heads=2,
+  num_layers=3,
+  num_heads=4,
+  num_kv_heads=2,
   head_dim=6,
-  mlp_width=20,
-  gated=True,
+  d_ff=20,
+  gated_mlp=True,
   activation="gelu",
-  norm="rms_less_one",
+  norm="gemma_rms",
   block="sandwich",
   qkv_bias=False,
   out_bias=False,
   mlp_bias=False,
   qk_norm=True,
-  query_scalar=5.0,
-  attention_cap=2.0,
-  logit_cap=3.0,
+  query_pre_attn_scalar=5.0,
+  attn_logit_softcap=2.0,
+  final_logit_softcap=3.0,
   scale_embeddings=True,
-  positions="rotary",
-  rotary_local_base=50.0,
-  window=3,
-  window_pattern="wf",
+  pos_emb="rope",
+  rope_local_theta=50.0,
+  sliding_window=3,
+  sliding_window_pattern="wf",
   vocab_padding=2,
 )
 # One norm for both halves, an unembedding's bias: as in GPT-J.
@@ -44,9 +44,9 @@ OTHER = twin.make_config(
   block="parallel_one_norm",
   qkv_bias=False,
   out_bias=False,
-  positions="rotary",
-  rotary_dim=4,
-  rotary_pairs=True,
+  pos_emb="rope",
+  rope_dim=4,
+  rope_interleaved=True,
   tie_embeddings=False,
   unembedding_bias=True,
 )
@@ -169,7 +169,7 @@ def test_losses_take_the_logits_that_are_predicted(config):
 @pytest.mark.parametrize("pairs", [False, True])
 def test_rotary_scores_depend_on_the_distance_alone(pairs):
   """Complex numbers: two that turn together are one, times e^(i · angle)."""
-  c = twin.make_config(positions="rotary", rotary_dim=6, rotary_base=30.0)
+  c = twin.make_config(pos_emb="rope", rope_dim=6, rope_theta=30.0)
   rng = np.random.default_rng(1)
   x = rng.normal(size=(1, 2, 5, 8)).astype(np.float32)
   positions = np.array([[0, 3, 4, 11, 7]])

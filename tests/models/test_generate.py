@@ -416,7 +416,9 @@ def test_draws_follow_the_softmax(temperature, options, allowed):
 
 def test_rows_and_steps_draw_independently():
   """χ² of 16 pairs of uniform draws: 44.3 is its 99.99 % quantile."""
-  model = LanguageModel(twin.make_config(vocab_size=4, layers=1, context=4))
+  model = LanguageModel(
+    twin.make_config(vocab_size=4, num_layers=1, max_seq_len=4)
+  )
   params = jax.tree.map(np.zeros_like, twin.make_params(model))
   prompts = PromptBatch(
     tokens=np.ones((2048, 1), np.int32),
@@ -472,7 +474,7 @@ def test_decoding_reads_one_type_of_weights_with_outputs_first(model):
   [
     {},
     {"scan_layers": True, "lora_rank": 2, "dtype": "bfloat16"},
-    {"tie_embeddings": False, "unembedding_bias": True, "kv_heads": 1},
+    {"tie_embeddings": False, "unembedding_bias": True, "num_kv_heads": 1},
   ],
   ids=str,
 )

@@ -69,10 +69,10 @@ def test_gradients_are_those_of_the_plain_layer(rng, inputs, outputs, normed):
   "before, weights",
   [
     (layers.norm_function("rms", 1e-3), 1),
-    (layers.norm_function("rms_less_one", 1e-3), 1),
+    (layers.norm_function("gemma_rms", 1e-3), 1),
     (layers.activation("silu", True), 0),
   ],
-  ids=["rms", "rms_less_one", "gated"],
+  ids=["rms", "gemma_rms", "gated_mlp"],
 )
 def test_other_layers_ahead_of_a_product_without_a_bias(rng, before, weights):
   x, _, kernel, _ = arguments(rng, 12, 40, False)
@@ -92,7 +92,7 @@ def test_other_layers_ahead_of_a_product_without_a_bias(rng, before, weights):
 def test_rms_norms_are_as_written(rng):
   x, scale = rng.normal(2, 3, (5, 64)), rng.normal(0, 0.3, 64)
   root = np.sqrt((x**2).mean(axis=1, keepdims=True) + 0.1)
-  for kind, factor in (("rms", scale), ("rms_less_one", 1 + scale)):
+  for kind, factor in (("rms", scale), ("gemma_rms", 1 + scale)):
     found = layers.norm_function(kind, 0.1)(jnp.asarray(x), jnp.asarray(scale))
     np.testing.assert_allclose(found, x / root * factor, atol=1e-5)
 

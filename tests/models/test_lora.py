@@ -171,7 +171,7 @@ def test_a_step_changes_the_adapters_alone_and_lowers_the_loss():
 
 def test_no_gradient_of_a_frozen_kernel_is_computed():
   """A third of a step's products are such gradients."""
-  c = twin.make_config(width=64, context=64, vocab_size=16, lora_rank=1)
+  c = twin.make_config(d_model=64, max_seq_len=64, vocab_size=16, lora_rank=1)
   rows = np.ones((8, 64), np.int32)
   batch = LanguageBatch(
     tokens=rows, segments=rows, positions=rows, weights=rows.astype("f4")
@@ -253,7 +253,7 @@ def test_heads_that_are_zero_stay_zero(changes, rank):
   blocks = params["transformer"]["blocks_0"]
   assert not np.any(blocks["project"]["kernel"][2:])
   layer = blocks["qkv" if "qkv" in blocks else "key_value"]
-  assert not np.any(layer["kernel"][:, :, plain.config.groups :])
+  assert not np.any(layer["kernel"][:, :, plain.config.kv_heads :])
   if rank:
     assert not np.any(blocks["project"]["lora_a"][2:])
-    assert not np.any(layer["lora_b"][:, :, plain.config.groups :])
+    assert not np.any(layer["lora_b"][:, :, plain.config.kv_heads :])

@@ -56,7 +56,7 @@ def test_language_model_equals_twin(tied):
 
 
 def test_scalar_model_equals_twin():
-  model = ScalarModel(twin.make_config(mlp_ratio=2, heads=4))
+  model = ScalarModel(twin.make_config(mlp_ratio=2, num_heads=4))
   params = twin.make_params(model)
   found = twin.jit(model.apply)({"params": params}, TOKENS, SEGMENTS, POSITIONS)
   assert found.shape == (3, 8) and found.dtype == jnp.float32
@@ -221,9 +221,9 @@ def test_fresh_kernels_have_the_configs_deviation(scan):
   """At least 10,000 draws a kernel: 5 % is seven deviations or more."""
   c = twin.make_config(
     vocab_size=200,
-    width=64,
-    context=200,
-    layers=3,
+    d_model=64,
+    max_seq_len=200,
+    num_layers=3,
     init_std=0.05,
     tie_embeddings=False,
     scan_layers=scan,
@@ -266,7 +266,11 @@ def test_fresh_kernels_have_the_configs_deviation(scan):
 def test_sinusoid_positions(width):
   """A sine and a cosine a rate, from a quarter turn a position to slow ones."""
   c = twin.make_config(
-    width=width, heads=1, context=24, position_init="sinusoid", init_std=0.1
+    d_model=width,
+    num_heads=1,
+    max_seq_len=24,
+    position_init="sinusoid",
+    init_std=0.1,
   )
   found = twin.jit(
     lambda: transformer.init_params(LanguageModel(c), jax.random.key(0))[
@@ -285,7 +289,7 @@ def test_sinusoid_positions(width):
 @pytest.mark.parametrize("width, seeds", [(8, 4096), (256, 128)])
 def test_invariant_27_fresh_heads_are_normal_with_bias_zero(width, seeds):
   """Variance 1 / (D + 1); 32,768 draws tell 8 from 9 by ten deviations."""
-  model = ScalarModel(twin.make_config(width=width, layers=1))
+  model = ScalarModel(twin.make_config(d_model=width, num_layers=1))
   head = twin.jit(
     jax.vmap(lambda key: transformer.init_params(model, key)["head"])
   )(jax.random.split(jax.random.key(5), seeds))

@@ -20,15 +20,17 @@ jit = functools.partial(
 )
 
 
-SMALL = dict(vocab_size=13, context=24, layers=2, width=16, heads=2)
+SMALL = dict(
+  vocab_size=13, max_seq_len=24, num_layers=2, d_model=16, num_heads=2
+)
 # Of a width of 16 and 2 heads.
 LLAMA = dict(
-  kv_heads=1,
-  mlp_width=24,
-  gated=True,
+  num_kv_heads=1,
+  d_ff=24,
+  gated_mlp=True,
   activation="silu",
   norm="rms",
-  positions="rotary",
+  pos_emb="rope",
   tie_embeddings=False,
   qkv_bias=False,
   out_bias=False,

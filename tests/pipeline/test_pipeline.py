@@ -23,8 +23,8 @@ from instructgpt_jax.runs import files
 from instructgpt_jax.world import requests, words, write
 
 SMALL = {
-  "model.layers": 1,
-  "model.width": 16,
+  "model.num_layers": 1,
+  "model.d_model": 16,
   "pretrain.steps": 6,
   "pretrain.batch_size": 4,
   "pretrain.eval_every": 3,
@@ -256,7 +256,7 @@ def run_on_files(folder):
     "tokenizer.vocab_size": 400,
     "data.max_prompt_tokens": 40,
     "data.max_response_tokens": 8,
-    "model.context": 64,
+    "model.max_seq_len": 64,
     "pretrain.sequence": 64,
     "ppo.ptx_sequence": 64,
     "reward.batch_size": 4,
@@ -316,7 +316,7 @@ def test_held_out_documents_fit_the_models_context(world_run):
   setting = pipeline_evaluation._setting(
     wanted, str(world_run), folders, has_gold=True
   )
-  context = setting.stages["policy_init"].model_config.context
+  context = setting.stages["policy_init"].model_config.max_seq_len
   assert setting.documents["tokens"].shape[1] == context < 4096
 
 
@@ -326,8 +326,8 @@ def evaluation(world_run, model, **more):
   return flags.replace(
     presets.evaluate("world"),
     {
-      "model.layers": 1,
-      "model.width": 16,
+      "model.num_layers": 1,
+      "model.d_model": 16,
       "init_from": str(root / model),
       "measure.start": str(root / "policy_init"),
       "measure.reward_model": str(root / "reward"),

@@ -236,7 +236,7 @@ def test_what_a_later_stage_would_refuse_is_refused_first(
 def test_lengths_are_checked_against_the_models_own_context(sources, tmp_path):
   """It has 24 positions, of which the preset knows nothing."""
   values = with_base(sources, hub.make(tmp_path / "base", "llama"))
-  values |= {"model.context": 24, "ppo.ptx_sequence": 25}
+  values |= {"model.max_seq_len": 24, "ppo.ptx_sequence": 25}
   error = refused(tmp_path / "run", values)
   assert error.field == "ppo.ptx_sequence"
   values |= {"ppo.ptx_sequence": 24, "data.max_response_tokens": 15}

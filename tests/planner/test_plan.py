@@ -61,10 +61,10 @@ def test_operations_are_those_of_the_equation():
   found = planned("sft", "175b", "v5p:8x8x8", fsdp=64, tensor=8)
   _, cost, _ = found.costs["step"]
   c, tokens = found.work.model, found.work.tokens
-  blocks = 12 * c.layers * c.width**2
-  head = 6 * c.rows * c.width
+  blocks = 12 * c.num_layers * c.d_model**2
+  head = 6 * c.padded_vocab_size * c.d_model
   # Two products ahead, twice, and seven of the kernel's for the gradient.
-  attention = 11 * 2 * c.context * c.width * c.layers * 5 / 8
+  attention = 11 * 2 * c.max_seq_len * c.d_model * c.num_layers * 5 / 8
   wanted = tokens * ((6 + 2 * 8 / 12) * blocks + head + attention) / 512
   assert cost.flops == pytest.approx(wanted, rel=0.01)
 
@@ -119,9 +119,9 @@ def test_a_gpu_plan_leaves_what_jax_does_not_reserve(monkeypatch):
 
 
 SMALL = {
-  "model.width": 192,
-  "model.layers": 2,
-  "model.context": 64,
+  "model.d_model": 192,
+  "model.num_layers": 2,
+  "model.max_seq_len": 64,
   "tokenizer.vocab_size": 2048,
   "data.max_prompt_tokens": 32,
   "data.max_response_tokens": 32,
@@ -141,12 +141,12 @@ def test_a_gpu_has_no_lanes():
   tokens, item = 8 * 64, 4
   by_hand = 2 * tokens * item * (2 * 192 + 4 * 192 + 4 * 192)
   for heads in (1, 3, 12):
-    values = {"tensor": 1, "model.heads": heads, "model.remat": "none"}
+    values = {"tensor": 1, "model.num_heads": heads, "model.remat": "none"}
     assert activations(**values)[0] == by_hand
   on_tpu, _ = activations(
     topology="v5p:1x1x1",
     tensor=1,
-    **{"model.heads": 3, "model.remat": "none"},
+    **{"model.num_heads": 3, "model.remat": "none"},
   )
   # A head of 64 fills 128 lanes there.
   assert on_tpu == 2 * tokens * item * (2 * 192 + 2 * 4 * 192 + 4 * 192)
@@ -155,7 +155,7 @@ def test_a_gpu_has_no_lanes():
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_undivided_heads_are_whole_on_each_chip(remat):
   """FLOPs: the attention's on each of 4 chips, the rest a quarter."""
-  values = {"model.remat": remat, "model.heads": 6}
+  values = {"model.remat": remat, "model.num_heads": 6}
   kept, one = activations(tensor=1, **values)
   kept_here, here = activations(topology="h100:4", tensor=4, **values)
   forward, backward = 2, 4
@@ -173,24 +173,24 @@ def test_undivided_heads_are_whole_on_each_chip(remat):
     assert kept_here == tokens_kept * (2 * 192 + 4 * 192 + 192)
   assert here.memory > one.memory / 4
   divided, split = activations(
-    topology="h100:4", tensor=4, **values | {"model.heads": 4}
+    topology="h100:4", tensor=4, **values | {"model.num_heads": 4}
   )
   assert split.flops == pytest.approx(one.flops / 4, rel=0.02)
   assert divided <= kept_here
 
 
 def test_undivided_groups_and_mlp_are_whole_on_each_chip():
-  base = {"model.heads": 4, "model.kv_heads": 2, "model.remat": "none"}
+  base = {"model.num_heads": 4, "model.num_kv_heads": 2, "model.remat": "none"}
   whole = activations(topology="h100:4", tensor=4, **base)[1]
   part = activations(topology="h100:4", tensor=4, **base | {
-    "model.kv_heads": 4})[1]  # fmt: skip
+    "model.num_kv_heads": 4})[1]  # fmt: skip
   one = activations(tensor=1, **base)[1]
   pairs = 3 * 2 * 8 * 64 * 2 * 192 * 2 * 96 / 2
   assert whole.flops - one.flops / 4 == pytest.approx(
     0.75 * pairs * 2, rel=0.01
   )
   assert part.flops == pytest.approx((one.flops + 2 * pairs) / 4, rel=0.01)
-  odd = {"model.heads": 4, "model.mlp_width": 766, "model.remat": "none"}
+  odd = {"model.num_heads": 4, "model.d_ff": 766, "model.remat": "none"}
   one, whole = (
     activations(topology=f"h100:{n}", tensor=n, **odd)[1] for n in (1, 4)
   )
@@ -201,19 +201,21 @@ def test_undivided_groups_and_mlp_are_whole_on_each_chip():
 @pytest.mark.parametrize(
   "values, most",
   [
-    ({"heads": 12}, 4),
-    ({"heads": 6}, 2),
-    ({"heads": 8, "kv_heads": 2}, 2),
-    ({"heads": 8, "mlp_width": 36}, 4),
-    ({"heads": 8, "kv_heads": 1}, 1),
+    ({"num_heads": 12}, 4),
+    ({"num_heads": 6}, 2),
+    ({"num_heads": 8, "num_kv_heads": 2}, 2),
+    ({"num_heads": 8, "d_ff": 36}, 4),
+    ({"num_heads": 8, "num_kv_heads": 1}, 1),
   ],
 )
 def test_layouts_divide_heads_and_mlps(values, most):
-  model = configs.Model(width=96 if values["heads"] != 8 else 64, **values)
+  model = configs.Model(
+    d_model=96 if values["num_heads"] != 8 else 64, **values
+  )
   found = [mesh.tensor for mesh in plan.layouts([model], 8)]
   assert max(found) == most
   # Of PPO's reward model as well.
-  other = configs.Model(width=64, heads=1)
+  other = configs.Model(d_model=64, num_heads=1)
   assert {m.tensor for m in plan.layouts([model, other], 8)} == {1}
 
 
@@ -337,7 +339,7 @@ def test_a_plan_without_another_layout_says_why():
     "--topology=h100:6",
     "--mesh.tensor=3",
     "--model.lora_rank=8",
-    "--model.kv_heads=4",
+    "--model.num_kv_heads=4",
   )
   assert done.returncode == 1, done.stderr
   assert "no layout to try" in done.stdout
@@ -350,15 +352,15 @@ def tiny(experiment, **values):
 
 def test_a_sweep_without_a_layout_says_why():
   chips = hardware.topology("h100:6")
-  model = {"model.width": 96, "model.heads": 6, "model.mlp_width": 96}
+  model = {"model.d_model": 96, "model.num_heads": 6, "model.d_ff": 96}
   with pytest.raises(UserError) as error:  # 6, 3 and 2 shards, and 1
     plan.sweep(tiny("pretrain", **{"pretrain.microbatch": 5}), chips, None)
   assert error.value.code == "not_a_divisor"
-  one = tiny("pretrain", **{"pretrain.batch_size": 16, "model.heads": 1})
+  one = tiny("pretrain", **{"pretrain.batch_size": 16, "model.num_heads": 1})
   with pytest.raises(UserError) as error:  # 6 shards alone
     plan.sweep(one, chips, None)
   assert error.value.code == "uneven_batch"
-  two = {"model.heads": 2, "pretrain.batch_size": 16}
+  two = {"model.num_heads": 2, "pretrain.batch_size": 16}
   with pytest.raises(UserError) as error:  # 6 shards, or 3
     plan.sweep(tiny("pretrain", **model | two), chips, None)
   assert error.value.code == "no_layout"

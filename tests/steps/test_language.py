@@ -41,7 +41,7 @@ def batch():
 
 @pytest.fixture(scope="module")
 def model():
-  return LanguageModel(twin.make_config(layers=1))
+  return LanguageModel(twin.make_config(num_layers=1))
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_loss_equals_twin(gradients, params, batch):
 def test_invariant_07_evaluation_gives_each_tokens_logp_without_dropout(
   params, batch
 ):
-  model = LanguageModel(twin.make_config(layers=1, dropout=0.3))
+  model = LanguageModel(twin.make_config(num_layers=1, dropout=0.3))
   logp = twin.jit(functools.partial(language_step.token_logp, model=model))(
     params, batch
   )
@@ -189,7 +189,7 @@ def test_invariant_08_end_of_text_is_trained(gradients, params):
 @pytest.fixture(scope="module")
 def leaky():
   """A step with dropout, on two rows that are the same."""
-  model = LanguageModel(twin.make_config(layers=1, dropout=0.3))
+  model = LanguageModel(twin.make_config(num_layers=1, dropout=0.3))
   row = jax.tree.map(lambda x: np.repeat(x[1:2], 2, axis=0), make_batch())
   optimizer = optax.sgd(0.0)
   step = twin.jit(

@@ -26,8 +26,8 @@ from tests.devices import pretended
 from tests.models import twin
 
 EOS, PAD, WIDTH, NEW = 5, 0, 5, 8
-MODEL = LanguageModel(twin.make_config(layers=1))
-SCALAR = ScalarModel(twin.make_config(layers=1, mlp_ratio=2))
+MODEL = LanguageModel(twin.make_config(num_layers=1))
+SCALAR = ScalarModel(twin.make_config(num_layers=1, mlp_ratio=2))
 # With this ε the first step of Adam is smooth in the gradient.
 OPTIMIZER = state_lib.make_optimizer(
   configs.Optimizer(
@@ -363,8 +363,10 @@ def test_invariant_07_dropout_is_off_in_every_part_of_ppo(base, networks):
   state, c = make_state(policy, value), ppo_config()
   programs = []
   for rate in (0.0, 0.5):
-    model = LanguageModel(twin.make_config(layers=1, dropout=rate))
-    scalar = ScalarModel(twin.make_config(layers=1, mlp_ratio=2, dropout=rate))
+    model = LanguageModel(twin.make_config(num_layers=1, dropout=rate))
+    scalar = ScalarModel(
+      twin.make_config(num_layers=1, mlp_ratio=2, dropout=rate)
+    )
     lowered = (
       make_sampler(0.7, model).lower(
         policy, twin.make_prompts(), jax.random.key(0)
@@ -622,7 +624,8 @@ def test_packed_episodes_are_worth_what_they_are_alone(
 def test_the_value_pass_begins_where_the_policys_has_ended(base, monkeypatch):
   """Else the activations of both are held, as temporary memory shows."""
   model, scalar = (
-    kind(twin.make_config(layers=6)) for kind in (LanguageModel, ScalarModel)
+    kind(twin.make_config(num_layers=6))
+    for kind in (LanguageModel, ScalarModel)
   )
   state = jax.eval_shape(
     lambda: make_state(twin.make_params(model), twin.make_params(scalar))

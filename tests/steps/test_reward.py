@@ -75,7 +75,7 @@ def batch():
 
 @pytest.fixture(scope="module")
 def model():
-  return ScalarModel(twin.make_config(layers=1))
+  return ScalarModel(twin.make_config(num_layers=1))
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def test_completions_that_share_a_prompt_score_as_alone(model, params, batch):
 
 @pytest.mark.parametrize(
   "changes",
-  [{}, {"scan_layers": True, "remat": "full", "positions": "rotary"}],
+  [{}, {"scan_layers": True, "remat": "full", "pos_emb": "rope"}],
 )
 @pytest.mark.parametrize("groups", [4, 2])
 def test_a_batchs_reach_changes_neither_scores_nor_gradients(changes, groups):
@@ -177,7 +177,7 @@ def test_a_batchs_reach_changes_neither_scores_nor_gradients(changes, groups):
     )
   )
   assert batch.reach is not None
-  model = ScalarModel(twin.make_config(layers=2, context=70, **changes))
+  model = ScalarModel(twin.make_config(num_layers=2, max_seq_len=70, **changes))
 
   @twin.jit
   def run(params, batch):
@@ -238,7 +238,7 @@ def learned(found):
 def test_rankings_that_share_a_row_score_and_learn_as_alone(
   groups, rows, changes
 ):
-  model = ScalarModel(twin.make_config(layers=2, **changes))
+  model = ScalarModel(twin.make_config(num_layers=2, **changes))
   params = twin.make_params(model)
   score = twin.jit(functools.partial(reward_step.score_rankings, model))
   step = make_step(model, optax.sgd(0.1))
@@ -376,7 +376,7 @@ def test_invariant_26_each_completion_runs_once(params, batch, microbatch):
     len(prompt) + sum(len(c) for c in completions if c)
     for prompt, completions in make_elements()
   )
-  step = make_step(Counted(twin.make_config(layers=1)), optax.sgd(0.1))
+  step = make_step(Counted(twin.make_config(num_layers=1)), optax.sgd(0.1))
   for done in (1, 2):
     step(start(params), batch, microbatch=microbatch)
     jax.effects_barrier()
@@ -385,7 +385,7 @@ def test_invariant_26_each_completion_runs_once(params, batch, microbatch):
 
 
 def test_invariant_07_scores_are_without_dropout(params, batch):
-  model = ScalarModel(twin.make_config(layers=1, dropout=0.5))
+  model = ScalarModel(twin.make_config(num_layers=1, dropout=0.5))
   found = twin.jit(functools.partial(reward_step.score_rankings, model))(
     params, batch
   )
@@ -397,7 +397,7 @@ def test_invariant_07_scores_are_without_dropout(params, batch):
 
 def test_training_drops_out_by_step_and_repeats(params, batch):
   step = make_step(
-    ScalarModel(twin.make_config(layers=1, dropout=0.5)), optax.sgd(0.0)
+    ScalarModel(twin.make_config(num_layers=1, dropout=0.5)), optax.sgd(0.0)
   )
   states = [start(params)]
   for _ in range(2):
@@ -444,7 +444,9 @@ def test_invariant_25_the_step_recovers_a_known_bradley_terry_scale():
   prompt = items  # one token, the same for all
   rankings = pack([([prompt], row[:, None]) for row in shown], ranks, k + 1)
   model = ScalarModel(
-    configs.Model(vocab_size=items + 1, context=2, layers=1, width=16, heads=2)
+    configs.Model(
+      vocab_size=items + 1, max_seq_len=2, num_layers=1, d_model=16, num_heads=2
+    )
   )
   batch, epochs = 1024, 5
   steps = epochs * count // batch

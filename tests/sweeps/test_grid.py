@@ -66,9 +66,11 @@ def test_fields_that_go_together():
 
 def test_fields_of_one_run_are_checked_together():
   config = presets.sft("world")
-  assert len(grid.runs("model.width=33;model.heads=3", config)) == 1
-  with pytest.raises(UserError, match="'model.heads=5': model.heads: width"):
-    grid.runs("model.width=33;model.heads=5", config)
+  assert len(grid.runs("model.d_model=33;model.num_heads=3", config)) == 1
+  with pytest.raises(
+    UserError, match="'model.num_heads=5': model.num_heads: width"
+  ):
+    grid.runs("model.d_model=33;model.num_heads=5", config)
 
 
 def test_names_are_short_safe_and_distinct():

@@ -114,7 +114,7 @@ def test_a_run_that_is_complete_is_not_checked_again(tmp_path):
 
 def test_a_start_brings_its_own_context():
   long = configs.Data(max_prompt_tokens=500, max_response_tokens=500)
-  model = configs.Model(context=64, width=16, heads=1)
+  model = configs.Model(max_seq_len=64, d_model=16, num_heads=1)
   alone = configs.SftExperiment(data=long, model=model)
   with pytest.raises(UserError) as error:
     checks.lengths(alone)

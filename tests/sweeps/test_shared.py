@@ -70,18 +70,18 @@ def test_the_flags_are_the_experiments_own(experiment):
 
 
 def test_common_settings_hold_for_the_shared_stages_unless_swept():
-  settings = {"seed": 3, "model.width": 64, "ppo.kl_coef": 0.1}
+  settings = {"seed": 3, "model.d_model": 64, "ppo.kl_coef": 0.1}
   found = stages("ppo", settings, ["ppo.clip_ratio"])
   assert found.job.flags == {
-    "preset": "world", "until": "reward", "seed": 3, "model.width": 64,
+    "preset": "world", "until": "reward", "seed": 3, "model.d_model": 64,
   }  # fmt: skip
-  found = stages("ppo", settings, ["seed", "model.width"], seed=5)
+  found = stages("ppo", settings, ["seed", "model.d_model"], seed=5)
   assert found.job.flags == {"preset": "world", "until": "reward", "seed": 5}
 
 
 def test_what_the_pipeline_refuses_is_refused_at_once():
-  with pytest.raises(UserError, match="model.heads"):
-    stages("ppo", {"model.heads": 3})
+  with pytest.raises(UserError, match="model.num_heads"):
+    stages("ppo", {"model.num_heads": 3})
 
 
 def test_a_real_sweep_trains_on_a_shared_world(tmp_path, monkeypatch, capsys):
@@ -91,7 +91,7 @@ def test_a_real_sweep_trains_on_a_shared_world(tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(ROOT)
   argv = [
     "--experiment=pretrain", "--preset=world", f"--workdir={tmp_path}",
-    "--sweep=pretrain.steps=2", "--model.layers=1", "--model.width=16",
+    "--sweep=pretrain.steps=2", "--model.num_layers=1", "--model.d_model=16",
     "--pretrain.batch_size=2", "--run.tensorboard=false",
     "--shared.world.pretraining_tokens=3000",
     "--shared.world.demonstrations=10", "--shared.world.train_prompts=20",

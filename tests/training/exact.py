@@ -52,7 +52,7 @@ class Finished:
   def outputs(self, row: Sequence[int]) -> np.ndarray:
     """What it says at each token of one row."""
     # One length, so that one program is compiled; later tokens do not matter.
-    filled = [*row, *[0] * (self.stage.model_config.context - len(row))]
+    filled = [*row, *[0] * (self.stage.model_config.max_seq_len - len(row))]
     return outputs(self.stage.network, self.params, [filled])[0][: len(row)]
 
   def score(self, prompt: str, completion: str) -> float:

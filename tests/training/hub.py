@@ -20,7 +20,9 @@ TEMPLATE = (
   "{% for m in messages %}{{ '<u>' if m['role'] == 'user' else '<a>' }}"
   " {{ m['content'] }} {% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
 )
-SHAPE: dict[str, Any] = dict(layers=1, width=16, heads=2, context=24)
+SHAPE: dict[str, Any] = dict(
+  num_layers=1, d_model=16, num_heads=2, max_seq_len=24
+)
 # As GPT-2 and Llama are: the one has no padding token, the other a template.
 MODELS: dict[str, dict[str, Any]] = {
   "gpt2": {},

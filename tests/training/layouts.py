@@ -27,13 +27,15 @@ from instructgpt_jax.types import LanguageBatch, PromptBatch, RankingBatch
 from tests.models import twin
 
 ROWS, LENGTH, PROMPT, ANSWER = 16, 16, 8, 8
-_GPT = configs.Model(vocab_size=64, context=16, layers=1, width=32, heads=8)
+_GPT = configs.Model(
+  vocab_size=64, max_seq_len=16, num_layers=1, d_model=32, num_heads=8
+)
 MODELS = {
   "gpt": _GPT,
   "llama": dataclasses.replace(
     _GPT,
-    **twin.LLAMA | dict(kv_heads=4, mlp_width=48),
-    layers=2,
+    **twin.LLAMA | dict(num_kv_heads=4, d_ff=48),
+    num_layers=2,
     scan_layers=True,
     remat="full",
   ),

@@ -36,7 +36,9 @@ def main(folder: str, fsdp: int, tensor: int) -> None:
   """Saves what it restores; the first call saves what it has drawn."""
   mesh = mesh_lib.make_mesh(configs.Mesh(fsdp=fsdp, tensor=tensor))
   model = LanguageModel(
-    configs.Model(vocab_size=64, context=16, layers=1, width=16, heads=4)
+    configs.Model(
+      vocab_size=64, max_seq_len=16, num_layers=1, d_model=16, num_heads=4
+    )
   )
 
   def state(seed: int) -> Any:

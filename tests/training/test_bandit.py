@@ -30,7 +30,7 @@ DATA = configs.Data(
 )
 FLAGS = (
   "--preset=world",
-  "--model.context=8",
+  "--model.max_seq_len=8",
   "--data.max_prompt_tokens=4",
   "--data.max_response_tokens=2",
   "--ppo.episodes=19200",
@@ -103,10 +103,10 @@ def bandit(tmp_path_factory):
     network(
       configs.Model(
         vocab_size=tokenizer.vocab_size,
-        context=8,
-        layers=1,
-        width=32,
-        heads=2,
+        max_seq_len=8,
+        num_layers=1,
+        d_model=32,
+        num_heads=2,
         init_std=init_std,
       )
     )

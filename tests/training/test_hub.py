@@ -21,7 +21,7 @@ from tests.training.stages import FAST
 EIGHT = pretended(8, FAST["XLA_FLAGS"])
 LIMITS = (
   "--preset=tiny",
-  "--model.context=24",
+  "--model.max_seq_len=24",
   "--data.max_prompt_tokens=12",
   "--data.max_response_tokens=6",
 )
@@ -97,7 +97,7 @@ def test_sft_reward_and_ppo_and_out_again(runs, tmp_path):
     source = directory.look(out)
     assert source.scalar == scalar
     wanted = directory.look(runs.source).config
-    assert source.config.width == wanted.width
+    assert source.config.d_model == wanted.d_model
     tokenizer = load_tokenizer(out)
     if not scalar:  # A reward model gets a padding token.
       assert tokenizer.files == load_tokenizer(runs.source).files
@@ -164,8 +164,13 @@ def test_eight_devices_do_what_one_does(runs, tmp_path):
   mesh = ("--mesh.data=2", "--mesh.fsdp=2", "--mesh.tensor=2")
   runs.run("sft", tmp_path / "sft", *mesh, env=EIGHT)
   held = workdir.open_stage(str(tmp_path / "sft")).model_config
-  assert held.rows % 2 == 0 and held.rows - held.vocab_size < 2
-  assert held.all_groups % 2 == 0 and held.head_padding == held.groups % 2
+  assert (
+    held.padded_vocab_size % 2 == 0
+    and held.padded_vocab_size - held.vocab_size < 2
+  )
+  assert (
+    held.padded_kv_heads % 2 == 0 and held.head_padding == held.kv_heads % 2
+  )
   export_model(str(runs["reward"]), str(tmp_path / "reward"))
   reward = f"--ppo.reward_model={tmp_path / 'reward'}"
   runs.run("ppo_ptx", tmp_path / "ppo", *mesh, reward, env=EIGHT)

@@ -69,13 +69,16 @@ def test_a_run_has_its_own_precision_and_context(tmp_path):
     run = configs.SftExperiment(
       init_from=made,
       model=configs.Model(
-        dtype=given.dtype, remat=given.remat, scan_layers=True, context=context
+        dtype=given.dtype,
+        remat=given.remat,
+        scan_layers=True,
+        max_seq_len=context,
       ),
     )
     found = workdir.inherit(run).model
     assert (found.dtype, found.remat) == ("bfloat16", "full")
-    assert found.scan_layers and found.context == wanted
-    assert found.kv_heads == 1 and found.positions == "rotary"
+    assert found.scan_layers and found.max_seq_len == wanted
+    assert found.num_kv_heads == 1 and found.pos_emb == "rope"
     assert workdir.inherit(workdir.inherit(run)) == workdir.inherit(run)
 
 
@@ -83,7 +86,10 @@ def test_a_mesh_gets_a_vocabulary_that_it_divides(made):
   for size in (1, 2, 3, 7):
     run = configs.SftExperiment(mesh=configs.Mesh(tensor=size))
     stage = workdir.open_stage(made, run=run)
-    rows, needed = stage.model_config.rows, stage.tokenizer.vocab_size
+    rows, needed = (
+      stage.model_config.padded_vocab_size,
+      stage.tokenizer.vocab_size,
+    )
     assert rows % size == 0 and needed <= rows < needed + size
 
 

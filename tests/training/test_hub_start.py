@@ -141,7 +141,7 @@ def test_a_pointer_in_place_of_the_configuration_is_named(made, tmp_path):
 
 def parsed(name, *arguments):
   found, _ = flags.parse(
-    [*arguments, "--workdir=w", "--model.context=24"],
+    [*arguments, "--workdir=w", "--model.max_seq_len=24"],
     getattr(presets, name),
     default_preset="tiny",
   )
@@ -231,7 +231,7 @@ def test_an_import_is_no_more_than_its_directory(kind, tmp_path):
   run = flags.replace(
     presets.sft("tiny"),
     {
-      "model.context": 16,
+      "model.max_seq_len": 16,
       "data.max_prompt_tokens": 9,
       "data.max_response_tokens": 5,
       "optimizer.learning_rate": 1e-5,
@@ -243,5 +243,5 @@ def test_an_import_is_no_more_than_its_directory(kind, tmp_path):
   ]
   first, second = (dataclasses.replace(c, init_from="") for c in inherited)
   assert first == second
-  assert first.model.context == (24 if kind == "gpt2" else 16)
+  assert first.model.max_seq_len == (24 if kind == "gpt2" else 16)
   assert first.data.max_prompt_tokens == 9

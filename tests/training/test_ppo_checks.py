@@ -39,7 +39,12 @@ def sharpened(model, seed=0):
 def sampled(dtype):
   """Model, parameters, a rollout of left-padded prompts, and the all."""
   c = configs.Model(
-    vocab_size=WORDS, context=48, layers=3, width=64, heads=4, dtype=dtype
+    vocab_size=WORDS,
+    max_seq_len=48,
+    num_layers=3,
+    d_model=64,
+    num_heads=4,
+    dtype=dtype,
   )
   model = LanguageModel(c)
   params = sharpened(model)
@@ -224,7 +229,9 @@ def test_a_clipped_token_of_a_wide_model_is_no_fault():
   """Tokens leave the interval by rounding where logits are very wide."""
   settings = dataclasses.replace(
     configs.PpoExperiment(),
-    model=configs.Model(layers=12, width=128, heads=4, dtype="bfloat16"),
+    model=configs.Model(
+      num_layers=12, d_model=128, num_heads=4, dtype="bfloat16"
+    ),
   )
   gap = ppo_gaps.Gap(mean=0.038, high=0.29, kl=0.0018, outside=0.011)
   gaps = ppo_gaps.Gaps(gap, gap, 7.4)
@@ -304,7 +311,7 @@ def test_jax_own_setting_wins():
   "changes",
   [
     {"tie_embeddings": False},
-    {"tie_embeddings": False, "unembedding_bias": True, "gated": True},
+    {"tie_embeddings": False, "unembedding_bias": True, "gated_mlp": True},
     {"scan_layers": True, "lora_rank": 2},
   ],
 )

@@ -34,7 +34,11 @@ def make(tmp_path_factory):
   )
   mesh = mesh_lib.make_mesh(configs.Mesh(data=1), jax.devices()[:1])
   model = configs.Model(
-    vocab_size=tokenizer.vocab_size, context=32, layers=1, width=8, heads=1
+    vocab_size=tokenizer.vocab_size,
+    max_seq_len=32,
+    num_layers=1,
+    d_model=8,
+    num_heads=1,
   )
   made = {}
 

@@ -23,13 +23,23 @@ def test_the_network_of_the_start_is_inherited(stages, capsys):
   )
   found = workdir.inherit(asked)
   stage = workdir.open_stage(str(stages["pretrain"]))
-  for name in ("vocab_size", "context", "layers", "width", "heads"):
+  for name in (
+    "vocab_size",
+    "max_seq_len",
+    "num_layers",
+    "d_model",
+    "num_heads",
+  ):
     assert getattr(found.model, name) == getattr(stage.model_config, name)
   same = dict(model=asked.model, data=asked.data)
   assert dataclasses.replace(found, **same) == asked
   assert found.data.user_tag == stage.data.user_tag == "U:"
   told = capsys.readouterr().err
-  for change in ("model.layers=1", "model.width=16", "model.context=24"):
+  for change in (
+    "model.num_layers=1",
+    "model.d_model=16",
+    "model.max_seq_len=24",
+  ):
     assert change in told
   assert workdir.inherit(found) == found
   assert capsys.readouterr().err == ""

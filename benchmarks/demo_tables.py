@@ -144,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for heading, lines in pages(reports).items():
       print(f"## {heading}\n\n{lines}\n")
 
-  return launch.guarded(run)
+  return launch.run_with_errors(run)
 
 
 if __name__ == "__main__":

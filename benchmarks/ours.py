@@ -13,7 +13,10 @@ import numpy as np
 
 from benchmarks import work
 from instructgpt_jax.data import ranking_packing, transforms
-from instructgpt_jax.distributed.mesh import decoding_options, drawing_options
+from instructgpt_jax.distributed.mesh import (
+  decode_compiler_options,
+  init_compiler_options,
+)
 from instructgpt_jax.models import transformer
 from instructgpt_jax.models.sampling import generate
 from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
@@ -47,7 +50,7 @@ def _state(network: LanguageModel | ScalarModel, seed: int):
     lambda key: state_lib.new_state(
       transformer.init_params(network, key), _optimizer()
     ),
-    compiler_options=drawing_options(),
+    compiler_options=init_compiler_options(),
   )
   return init(jax.random.key(seed))
 
@@ -155,7 +158,7 @@ def _sampler(model: str, new_tokens: int = 0):
       eos_id=-1,
       pad_id=work.pad_id(model),
     ),
-    compiler_options=decoding_options(network.config.d_model),
+    compiler_options=decode_compiler_options(network.config.d_model),
   )
 
 
@@ -209,7 +212,7 @@ def _ppo(model: str) -> Step:
   roll_out = _sampler(model)
   experience = jax.jit(
     functools.partial(
-      ppo.experience,
+      ppo.score_rollout,
       model=network,
       scalar_model=scalar,
       value_model=scalar,

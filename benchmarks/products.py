@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks import measure
 from instructgpt_jax import streams
 from instructgpt_jax.cli import launch
-from instructgpt_jax.distributed.mesh import decoding_options
+from instructgpt_jax.distributed.mesh import decode_compiler_options
 from instructgpt_jax.types import Array
 
 Product = Callable[[Array, Array], Array]  # [O, I], [B, I] → [O, B]
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.error("sizes and steps start at 1")
   if flags.rows % _WIDE or flags.outputs % _TALL or flags.rows < _WIDE:
     parser.error("--rows is even, --outputs a multiple of 8")
-  launch.quiet()
+  launch.silence_libraries()
   size = 4 * flags.inputs * flags.outputs
   rng = np.random.default_rng(0)
   count = min(max(2, flags.mib * 2**20 // size), 64)
@@ -102,8 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   rows = jnp.asarray(
     rng.standard_normal((flags.rows, flags.inputs), np.float32)
   )
-  without = decoding_options(0)
-  chosen = decoding_options(min(flags.inputs, flags.outputs))
+  without = decode_compiler_options(0)
+  chosen = decode_compiler_options(min(flags.inputs, flags.outputs))
   other, kind = ({}, "with") if chosen else (without, "without")
   for name, times, kernels, x, options in (
     ("decoding, one matrix", product, one, rows, chosen),

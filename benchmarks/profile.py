@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   flags = parser.parse_args(argv)
   if min(flags.steps, flags.top) < 1:
     parser.error("--steps and --top start at 1")
-  launch.quiet()
+  launch.silence_libraries()
   step = ours.make(flags.work, flags.model)
   seconds: list[float] = []
 

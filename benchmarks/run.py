@@ -233,8 +233,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   streams.accept_all_text()
   flags = parse(argv)
   if flags.child:
-    launch.quiet()
-    launch.give_back_memory()
+    launch.silence_libraries()
+    launch.trim_malloc_after_compile()
     print(json.dumps(measured(flags)))
     return 0
   for model in flags.model:

@@ -43,6 +43,6 @@ if __name__ == "__main__":
       __doc__,
       default_preset=default_preset(sys.argv[1:]),
       presets=presets.NAMES,
-      resolve=workdir.inherit,
+      resolve=workdir.inherit_architecture,
     )
   )

@@ -53,7 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--workdir", required=True, help="folder of the runs")
   parser.add_argument("--output", default="", help="folder of the page")
   arguments = parser.parse_args(argv)
-  return launch.guarded(lambda: build(arguments.workdir, arguments.output))
+  return launch.run_with_errors(
+    lambda: build(arguments.workdir, arguments.output)
+  )
 
 
 if __name__ == "__main__":

@@ -40,6 +40,6 @@ if __name__ == "__main__":
       __doc__,
       default_preset="6b",
       presets=presets.NAMES,
-      resolve=workdir.inherit,
+      resolve=workdir.inherit_architecture,
     )
   )

@@ -38,6 +38,6 @@ if __name__ == "__main__":
       __doc__,
       default_preset="1.3b",
       presets=presets.NAMES,
-      resolve=workdir.inherit,
+      resolve=workdir.inherit_architecture,
     )
   )

@@ -100,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
   """The exit status: 1 if some run failed, 2 after a user's mistake."""
   statuses: list[int] = []
-  status = launch.guarded(lambda: statuses.append(run(parse(argv))))
+  status = launch.run_with_errors(lambda: statuses.append(run(parse(argv))))
   return status or next(iter(statuses), 0)
 
 

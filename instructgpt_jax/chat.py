@@ -265,7 +265,7 @@ class Talker:
   def _generate(self) -> Callable[..., Any]:
     import jax
 
-    from instructgpt_jax.distributed.mesh import decoding_options
+    from instructgpt_jax.distributed.mesh import decode_compiler_options
     from instructgpt_jax.models.sampling import generate
 
     s = self._sampling
@@ -285,7 +285,7 @@ class Talker:
       )
 
     width = self._model.config.width
-    return jax.jit(run, compiler_options=decoding_options(width))
+    return jax.jit(run, compiler_options=decode_compiler_options(width))
 
   @functools.cached_property
   def _programs(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -295,7 +295,7 @@ class Talker:
     """
     import jax
 
-    from instructgpt_jax.distributed.mesh import decoding_options
+    from instructgpt_jax.distributed.mesh import decode_compiler_options
     from instructgpt_jax.models.sampling import sample
     from instructgpt_jax.models.transformer import positions_of
 
@@ -328,7 +328,7 @@ class Talker:
       )
       return token, logp, logits, cache
 
-    options = decoding_options(model.config.width)
+    options = decode_compiler_options(model.config.width)
     return (
       jax.jit(prefill, compiler_options=options),
       jax.jit(step, donate_argnums=(1, 2), compiler_options=options),
@@ -657,7 +657,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
       interrupted = True
 
-  status = launch.guarded(run)
+  status = launch.run_with_errors(run)
   if interrupted:
     print("interrupted; nothing was written", file=sys.stderr)
     return launch.INTERRUPTED
@@ -665,9 +665,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(flags: argparse.Namespace) -> None:
-  launch.quiet()
-  launch.give_back_memory()
-  launch.seek_garbage_seldom()
+  launch.silence_libraries()
+  launch.trim_malloc_after_compile()
+  launch.tune_gc()
   seed = flags.seed
   if seed is None:
     seed = 0 if flags.prompts else time.time_ns() % 2**31

@@ -18,7 +18,7 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from instructgpt_jax.types import Array, PyTree
 
 
-class Places(NamedTuple):
+class ShardingContext(NamedTuple):
   """A mesh, and what names of axes mean on it.
 
   Attributes:
@@ -30,13 +30,13 @@ class Places(NamedTuple):
   spec: Callable[[Sequence[str | None], Sequence[int]], PartitionSpec]
 
 
-_PLACES: contextvars.ContextVar[Places | None] = contextvars.ContextVar(
-  "places", default=None
+_PLACES: contextvars.ContextVar[ShardingContext | None] = (
+  contextvars.ContextVar("places", default=None)
 )
 
 
 @contextlib.contextmanager
-def on(places: Places) -> Iterator[None]:
+def sharding_context(places: ShardingContext) -> Iterator[None]:
   """What is traced inside is placed so."""
   token = _PLACES.set(places)
   try:
@@ -45,7 +45,7 @@ def on(places: Places) -> Iterator[None]:
     _PLACES.reset(token)
 
 
-def place(x: Array, *names: str | None) -> Array:
+def shard(x: Array, *names: str | None) -> Array:
   """The same array, split over the mesh as its axes' names say."""
   places = _PLACES.get()
   if places is None or places.mesh.size == 1:
@@ -55,7 +55,7 @@ def place(x: Array, *names: str | None) -> Array:
   return jax.lax.with_sharding_constraint(x, sharding)
 
 
-def parts(name: str | None, size: int) -> int:
+def num_shards(name: str | None, size: int) -> int:
   """Into how many parts the mesh splits an axis of this name and size."""
   places = _PLACES.get()
   spec = None if places is None else places.spec([name], [size])
@@ -76,7 +76,7 @@ def platform() -> str:
   return jax.default_backend() if device is None else device.platform
 
 
-def by_parts(
+def map_shards(
   function: Callable[..., Array],
   arrays: Sequence[Array],
   names: Sequence[Sequence[str | None]],
@@ -104,7 +104,7 @@ def by_parts(
   return found
 
 
-def summed_by_rows(
+def psum_over_batch(
   function: Callable[..., tuple[PyTree, PyTree]], rows: PyTree, whole: PyTree
 ) -> tuple[PyTree, PyTree]:
   """function(rows, whole), by each part of the mesh on its own rows.

@@ -33,7 +33,7 @@ def pytree(cls):
   return jax.tree_util.register_dataclass(cls)
 
 
-def static(default: Any) -> Any:
+def static_field(default: Any) -> Any:
   """A field of a pytree that is no array: programs are compiled for it."""
   return dataclasses.field(default=default, metadata={"static": True})
 
@@ -48,7 +48,7 @@ class LanguageBatch:
   weights: Array  # [B, T] float32, weight of predicting token t from < t
 
 
-class Reach(NamedTuple):
+class AttentionSpan(NamedTuple):
   """How far the tokens of a row look; what lies elsewhere need not be read."""
 
   first: int  # columns at the row's beginning, of a prefix that all look at
@@ -72,7 +72,9 @@ class RankingBatch:
   ranks: Array  # [G, E, K] int32, 1 is best, equal ranks are ties
   valid: Array  # [G, E, K] bool, False on completions that fill up K
   ids: Array  # [G, E] int32, which ranking it is; -1 fills up the batch
-  reach: Reach | None = static(None)  # None: anything behind a token
+  reach: AttentionSpan | None = static_field(
+    None
+  )  # None: anything behind a token
 
 
 @pytree

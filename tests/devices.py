@@ -7,5 +7,5 @@ def pretended(count, flags=""):
   """The environment of a process with as many devices; further XLA flags."""
   counted = f"--xla_force_host_platform_device_count={count}"
   env = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{flags} {counted}".strip()}
-  launch.spare_threads(env)
+  launch.set_cpu_device_threads(env)
   return env

@@ -36,7 +36,7 @@ def test_errors_are_printed_in_ascii(monkeypatch):
   def body():
     raise launch.UserError(TEXT)
 
-  assert launch.guarded(body) == 2
+  assert launch.run_with_errors(body) == 2
   stream.flush()
   assert stream.buffer.getvalue().startswith(b"error: ? ")
 
@@ -46,7 +46,7 @@ def test_a_closed_stream_discards(monkeypatch):
   monkeypatch.setattr(sys, "stderr", None)
   streams.accept_all_text()
   assert sys.stdout.write(TEXT) and sys.stderr.write(TEXT)
-  assert launch.guarded(lambda: print(TEXT)) == 0
+  assert launch.run_with_errors(lambda: print(TEXT)) == 0
   sys.stdout.close()
   sys.stderr.close()
 
@@ -66,7 +66,7 @@ def test_a_full_output_is_an_error_and_no_traceback(monkeypatch, capsys):
       raise OSError(28, "No space left on device")
 
   monkeypatch.setattr(sys, "stdout", Full())
-  assert launch.guarded(lambda: None) == 2
+  assert launch.run_with_errors(lambda: None) == 2
   error = capsys.readouterr().err
   assert error.startswith("error: ") and "Traceback" not in error
 
@@ -80,7 +80,7 @@ def test_lone_surrogates_are_not_text(text, answer):
 
 @pytest.mark.parametrize("name", ["data", "report"])
 def test_commands_in_ascii(name, monkeypatch, tmp_path):
-  """These look at the streams themselves, before `launch.guarded`."""
+  """These look at the streams themselves, before `launch.run_with_errors`."""
   stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
   monkeypatch.setattr(sys, "stdout", stream)
   monkeypatch.setattr(sys, "stderr", stream)
@@ -103,7 +103,8 @@ def _main_modules():
 def test_every_entry_point_prepares_its_streams():
   """Each calls accept_all_text itself, or through `launch` and the sweeps."""
   ways = (
-    "accept_all_text()", "launch.main(", "launch.guarded(", "command.main(",
+    "accept_all_text()", "launch.main(", "launch.run_with_errors(",
+    "command.main(",
   )  # fmt: skip
   count = 0
   for path in _main_modules():

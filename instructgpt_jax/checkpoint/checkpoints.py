@@ -14,7 +14,7 @@ from instructgpt_jax.checkpoint import manifest, storage
 from instructgpt_jax.distributed import processes
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.runs import files, locks
-from instructgpt_jax.runs.progress import say
+from instructgpt_jax.runs.progress import log_line
 
 CHECKPOINTS = "checkpoints"
 MODEL = "model"
@@ -22,7 +22,7 @@ _PATIENCE = 1.0  # seconds that another process may look at the checkpoints
 
 
 @dataclasses.dataclass(frozen=True)
-class Keep:
+class RetentionPolicy:
   """Which checkpoints outlive the next save.
 
   Attributes:
@@ -53,7 +53,9 @@ class Keep:
 class Checkpointer:
   """A run's checkpoints, saved while the run goes on."""
 
-  def __init__(self, directory: str | pathlib.Path, keep: Keep | None = None):
+  def __init__(
+    self, directory: str | pathlib.Path, keep: RetentionPolicy | None = None
+  ):
     """Opens `directory`/checkpoints, and deletes remains of killed saves.
 
     While another process saves there, this one can only read.
@@ -63,7 +65,7 @@ class Checkpointer:
       keep: which checkpoints are kept; the two newest when None.
     """
     self._path = pathlib.Path(directory).absolute() / CHECKPOINTS
-    self._keep = keep or Keep()
+    self._keep = keep or RetentionPolicy()
     files.make_directory(self._path)
     self._scores: dict[int, float | None] = {}
     for folder in self._path.iterdir():
@@ -81,7 +83,7 @@ class Checkpointer:
 
   def _lock(self) -> bool:
     """Tries to become the writer, and deletes remains of killed saves."""
-    if not processes.is_writer():
+    if not processes.is_main_process():
       return True
     try:
       locked = locks.lock(self._opened, _PATIENCE)
@@ -137,11 +139,11 @@ class Checkpointer:
     scores = self._scores | {step: score}
     kept = self._keep.chosen(scores)
     self._scores = {step: scores[step] for step in kept}
-    if processes.is_writer():
+    if processes.is_main_process():
       for folder in self._path.iterdir():
         if _step(folder) not in {None, *kept}:
           # Renamed first: what is deleted by halves is no checkpoint.
-          old = storage.beside(folder, storage.OLD)
+          old = storage.sibling(folder, storage.OLD)
           storage.remove(folder.rename(old))
 
   def restore_latest(
@@ -168,10 +170,12 @@ class Checkpointer:
     damage: dict[pathlib.Path, str] = {}
     for step in reversed(self.steps):
       path = self._path / str(step)
-      problem = storage.problem(path)
+      problem = storage.find_damage(path)
       if not problem:
         for other, what in damage.items():
-          say(f"warning: {other} is damaged ({what}); going on from {path}")
+          log_line(
+            f"warning: {other} is damaged ({what}); going on from {path}"
+          )
         extra = storage.load_values(path)
         check(extra)
         like = abstract_state
@@ -195,11 +199,11 @@ class Checkpointer:
       self._look()
       with storage.saving(self._path):
         pending.result()
-      processes.together("checkpoint")
+      processes.barrier("checkpoint")
 
   def _look(self) -> None:
     """Refuses to begin anew where the folder was, as orbax would."""
-    storage.same_folder(self._opened, self._path)
+    storage.check_same_inode(self._opened, self._path)
 
   def close(self) -> None:
     """Waits and closes; may be called twice."""
@@ -235,7 +239,7 @@ def save_model(
   base = files.make_directory(pathlib.Path(directory).absolute())
   with storage.saving(base):
     storage.save(base / MODEL, params, info)()
-  processes.together("model")
+  processes.barrier("model")
 
 
 def save_model_parts(
@@ -252,7 +256,7 @@ def save_model_parts(
   base = files.make_directory(pathlib.Path(directory).absolute())
   with storage.saving(base):
     storage.save_parts(base / MODEL, parts, info)
-  processes.together("model")
+  processes.barrier("model")
 
 
 def load_model(
@@ -290,7 +294,7 @@ def has_model(directory: str | pathlib.Path) -> bool:
 def _model_path(base: pathlib.Path) -> pathlib.Path | None:
   """Where the model lies; a kill may have come while one replaced another."""
   path = base / MODEL
-  for found in (path, storage.beside(path, storage.OLD)):
+  for found in (path, storage.sibling(path, storage.OLD)):
     if found.is_dir():
       return found
   return None
@@ -322,7 +326,7 @@ def _whole_model(
       f" python -m instructgpt_jax.checkpoint.accept {directory}",
       code="no_checksums",
     )
-  if problem := storage.problem(path, deep=deep):
+  if problem := storage.find_damage(path, deep=deep):
     raise UserError(
       f"is damaged ({problem})",
       file=str(path),

@@ -46,7 +46,7 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
   return _body(folder)["values"]
 
 
-def problem(
+def find_damage(
   folder: pathlib.Path, part: int = 0, parts: int = 1, *, deep: bool = True
 ) -> str:
   """What is wrong with a folder, in a few words; "" when nothing is.
@@ -90,7 +90,7 @@ def _body(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _own(body: dict[str, Any]) -> int:
-  text = json.dumps(files.plain(body), sort_keys=True)
+  text = json.dumps(files.to_json_values(body), sort_keys=True)
   return zlib.crc32(text.encode())
 
 

@@ -54,10 +54,10 @@ def save(
     A function, which any thread may call: it returns when the folder is whole
     and in its place, and raises what went wrong.
   """
-  scratch = beside(folder, _SAVING)
+  scratch = sibling(folder, _SAVING)
   response = ocp.save_async(
     scratch,
-    trees.table(tree),
+    trees.flatten_with_paths(tree),
     overwrite=True,
     custom_metadata={"info": _encoded(values)},
   )
@@ -79,11 +79,13 @@ def save_parts(
     parts: disjoint trees; each is written before the next is asked for.
     values: as in `save`.
   """
-  scratch = beside(folder, _SAVING)
+  scratch = sibling(folder, _SAVING)
   remove(scratch)
   for part in parts:
     ocp.partial.save(
-      scratch, trees.table(part), custom_metadata={"info": _encoded(values)}
+      scratch,
+      trees.flatten_with_paths(part),
+      custom_metadata={"info": _encoded(values)},
     )
     del part
   ocp.partial.finalize(scratch)
@@ -111,7 +113,7 @@ def load(folder: pathlib.Path, like: Any = None, *, part: bool = False) -> Any:
       for name, (shape, dtype) in stored.items()
     }
   else:
-    wanted = trees.table(like, abstract=True)
+    wanted = trees.flatten_with_paths(like, abstract=True)
     _same_table(
       wanted,
       {n: x for n, x in stored.items() if n in wanted or not part},
@@ -120,7 +122,11 @@ def load(folder: pathlib.Path, like: Any = None, *, part: bool = False) -> Any:
     wanted = {name: wanted.get(name, ocp.PLACEHOLDER) for name in stored}
   with _loading(folder):
     table: Any = ocp.load(folder, wanted)
-  return trees.nested(table) if like is None else trees.tree(table, like)
+  return (
+    trees.unflatten_dict(table)
+    if like is None
+    else trees.unflatten_like(table, like)
+  )
 
 
 def load_values(folder: pathlib.Path) -> dict[str, Any]:
@@ -130,10 +136,10 @@ def load_values(folder: pathlib.Path) -> dict[str, Any]:
   return _decoded((metadata.custom_metadata or {}).get("info") or {})
 
 
-def problem(folder: pathlib.Path, *, deep: bool = True) -> str:
-  """`manifest.problem`, looked for by all processes and told to all."""
-  count = processes.count()
-  found = manifest.problem(folder, jax.process_index(), count, deep=deep)
+def find_damage(folder: pathlib.Path, *, deep: bool = True) -> str:
+  """`manifest.find_damage`, looked for by all processes and told to all."""
+  count = processes.process_count()
+  found = manifest.find_damage(folder, jax.process_index(), count, deep=deep)
   if count == 1:
     return found
   told = np.frombuffer(found.encode()[:200].ljust(200), np.uint8)
@@ -142,7 +148,7 @@ def problem(folder: pathlib.Path, *, deep: bool = True) -> str:
   return next(filter(None, texts), "")
 
 
-def beside(folder: pathlib.Path, suffix: str) -> pathlib.Path:
+def sibling(folder: pathlib.Path, suffix: str) -> pathlib.Path:
   """The folder of the same name with a suffix."""
   return folder.with_name(folder.name + suffix)
 
@@ -158,10 +164,10 @@ def remove(folder: pathlib.Path) -> None:
 
 
 def _publish(new: pathlib.Path, folder: pathlib.Path, **scores: Any) -> None:
-  if not processes.is_writer():
+  if not processes.is_main_process():
     return
   manifest.write(new, **scores)
-  old = beside(folder, OLD)
+  old = sibling(folder, OLD)
   if folder.exists():
     remove(old)
     folder.rename(old)
@@ -206,7 +212,7 @@ def _encoded(value: Any) -> Any:
     return {str(key): _encoded(item) for key, item in value.items()}
   if isinstance(value, (list, tuple)):
     return [_encoded(item) for item in value]
-  return files.plain(value)
+  return files.to_json_values(value)
 
 
 def _decoded(value: Any) -> Any:
@@ -228,7 +234,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     error = error.__cause__ or error.__context__
 
 
-def same_folder(opened: int, path: pathlib.Path) -> None:
+def check_same_inode(opened: int, path: pathlib.Path) -> None:
   """Raises a UserError where `path` is no longer what was opened."""
   try:
     if os.path.samestat(os.fstat(opened), os.stat(path)):
@@ -253,13 +259,13 @@ def saving(path: pathlib.Path) -> Iterator[None]:
   opened = os.open(path, os.O_RDONLY)
   with contextlib.ExitStack() as ending:
     ending.callback(os.close, opened)
-    ending.callback(same_folder, opened, path)
-    with _refusals(path):
+    ending.callback(check_same_inode, opened, path)
+    with _disk_errors(path):
       yield
 
 
 @contextlib.contextmanager
-def _refusals(path: pathlib.Path) -> Iterator[None]:
+def _disk_errors(path: pathlib.Path) -> Iterator[None]:
   """A UserError for a disk that is full or may not be written."""
   try:
     yield

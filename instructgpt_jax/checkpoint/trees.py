@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 
-def table(tree: Any, *, abstract: bool = False) -> dict[str, Any]:
+def flatten_with_paths(tree: Any, *, abstract: bool = False) -> dict[str, Any]:
   """Path → leaf of a tree; typed keys as the bits they hold.
 
   Args:
@@ -31,7 +31,7 @@ def table(tree: Any, *, abstract: bool = False) -> dict[str, Any]:
   return found
 
 
-def tree(found: Mapping[str, Any], like: Any) -> Any:
+def unflatten_like(found: Mapping[str, Any], like: Any) -> Any:
   """The tree shaped as `like` with the table's leaves."""
 
   def leaf(path, old):
@@ -43,7 +43,7 @@ def tree(found: Mapping[str, Any], like: Any) -> Any:
   return jax.tree_util.tree_map_with_path(leaf, like)
 
 
-def nested(found: Mapping[str, Any]) -> dict[str, Any]:
+def unflatten_dict(found: Mapping[str, Any]) -> dict[str, Any]:
   """The table as a tree of dicts."""
   root: dict[str, Any] = {}
   for name, value in found.items():

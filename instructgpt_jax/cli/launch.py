@@ -87,25 +87,25 @@ def main(
       print(text, end="")
       return
     _require_text(config)
-    quiet()
-    spare_threads()
-    give_back_memory()
-    seek_garbage_seldom()
+    silence_libraries()
+    set_cpu_device_threads()
+    trim_malloc_after_compile()
+    tune_gc()
     section = getattr(config, "processes", configs.Processes())
-    with processes.joined(section, _told(config, workdir)):
+    with processes.distributed_context(section, _all_flags(config, workdir)):
       _run(config, workdir)
 
   def _run(config, workdir):
     config = resolve(config)
     values = flags.config_to_dict(config)
-    with claims.claimed(workdir, experiment, values):
+    with claims.claim(workdir, experiment, values):
       settings = getattr(config, "run", None)
       if settings is not None:
         use_compile_cache(settings.compile_cache)
       run(config, workdir)
 
   with preemption.ending_at_once():
-    status = guarded(launch)
+    status = run_with_errors(launch)
   if status:
     processes.end_after_error(status)
   return status
@@ -123,7 +123,7 @@ def _require_text(config: Any) -> None:
       )
 
 
-def _told(config: Any, workdir: str) -> dict[str, Any]:
+def _all_flags(config: Any, workdir: str) -> dict[str, Any]:
   """What all processes of a run must have been told alike."""
   leaves = {name: value for name, value, _ in flags.leaves(config)}
   return {
@@ -133,7 +133,7 @@ def _told(config: Any, workdir: str) -> dict[str, Any]:
   }
 
 
-def guarded(body: Callable[[], Any]) -> int:
+def run_with_errors(body: Callable[[], Any]) -> int:
   """Calls `body`; its exit status, with a user's mistake in three lines."""
   streams.accept_all_text()
   try:
@@ -143,7 +143,7 @@ def guarded(body: Callable[[], Any]) -> int:
     print(error_text(error), file=sys.stderr)
     return USER_ERROR
   except preemption.Preempted:
-    print(preemption.TOLD, file=sys.stderr)
+    print(preemption.STOPPED, file=sys.stderr)
   except KeyboardInterrupt:
     print(
       "interrupted; the same command goes on from the last checkpoint",
@@ -183,7 +183,7 @@ def error_text(error: UserError) -> str:
   )
 
 
-def quiet() -> None:
+def silence_libraries() -> None:
   """Keeps the libraries' own lines off the screen.
 
   On a full disk orbax logs a traceback in each of its threads, and tensorstore
@@ -220,7 +220,7 @@ def _unraisable(found: Any) -> None:
     sys.__unraisablehook__(found)
 
 
-def spare_threads(env: MutableMapping[str, str] = os.environ) -> None:
+def set_cpu_device_threads(env: MutableMapping[str, str] = os.environ) -> None:
   """Gives the devices that XLA_FLAGS make of a CPU two threads each.
 
   XLA runs a program on all of them, and what comes next, in one pool. With a
@@ -233,7 +233,7 @@ def spare_threads(env: MutableMapping[str, str] = os.environ) -> None:
 
 
 @functools.cache
-def give_back_memory() -> None:
+def trim_malloc_after_compile() -> None:
   """Has what a compilation leaves behind returned to the system.
 
   glibc keeps freed memory for later; after a few programs of XLA's that is a
@@ -254,7 +254,7 @@ def give_back_memory() -> None:
 
 
 @functools.cache
-def seek_garbage_seldom() -> None:
+def tune_gc() -> None:
   """Has Python look for garbage less often, and not in what is imported.
 
   Tracing a program makes a million objects, most of which stay; looking through

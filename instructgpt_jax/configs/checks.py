@@ -12,7 +12,7 @@ from instructgpt_jax import configs
 from instructgpt_jax.errors import UserError
 
 
-def divides(
+def check_divides(
   part: int, whole: int, field: str, *, allow_larger: bool = True
 ) -> None:
   """Refuses microbatches that do not make up the rows of an update.
@@ -32,7 +32,7 @@ def divides(
     )
 
 
-def fits(data: configs.Data, context: int) -> None:
+def check_lengths(data: configs.Data, context: int) -> None:
   """Refuses limits on prompt and response that exceed the context."""
   total = data.max_prompt_tokens + data.max_response_tokens
   if total > context:
@@ -58,7 +58,7 @@ def row_length(length: int, context: int, field: str) -> int:
   return length or context
 
 
-def ppo_batches(section: configs.Ppo) -> None:
+def check_ppo_batches(section: configs.Ppo) -> None:
   """Refuses PPO batches that minibatches or microbatches do not divide."""
   if section.rollout_batch % section.minibatch:
     raise UserError(
@@ -69,27 +69,29 @@ def ppo_batches(section: configs.Ppo) -> None:
       code="not_a_divisor",
     )
   # Packed episodes have rows for whole microbatches alone.
-  divides(
+  check_divides(
     section.microbatch,
     section.minibatch,
     "ppo.microbatch",
     allow_larger=False,
   )
   rows = section.minibatch * section.ptx_ratio
-  divides(section.ptx_microbatch, rows, "ppo.ptx_microbatch")
+  check_divides(section.ptx_microbatch, rows, "ppo.ptx_microbatch")
 
 
-def batches(config: Any) -> None:
+def check_batches(config: Any) -> None:
   """Refuses batches of any stage that its microbatches do not divide."""
   if isinstance(config, configs.PpoExperiment):
-    ppo_batches(config.ppo)
+    check_ppo_batches(config.ppo)
   for name in ("pretrain", "reward"):
     section = getattr(config, name, None)
     if section is not None and hasattr(section, "microbatch"):
-      divides(section.microbatch, section.batch_size, f"{name}.microbatch")
+      check_divides(
+        section.microbatch, section.batch_size, f"{name}.microbatch"
+      )
 
 
-def lengths(config: Any) -> None:
+def check_pipeline_lengths(config: Any) -> None:
   """Refuses limits that the context of a stage trained from nothing cuts.
 
   A stage with `init_from` has its context from there.
@@ -100,12 +102,12 @@ def lengths(config: Any) -> None:
   if isinstance(config, configs.PretrainExperiment):
     row_length(config.pretrain.sequence, context, "pretrain.sequence")
     return
-  fits(config.data, context)
+  check_lengths(config.data, context)
   if isinstance(config, configs.PpoExperiment) and config.ppo.ptx_coef:
     row_length(config.ppo.ptx_sequence, context, "ppo.ptx_sequence")
 
 
-def pipeline(config: configs.PipelineExperiment, context: int) -> None:
+def check_pipeline(config: configs.PipelineExperiment, context: int) -> None:
   """Refuses what any stage of a pipeline would refuse after others have run.
 
   Args:
@@ -114,17 +116,17 @@ def pipeline(config: configs.PipelineExperiment, context: int) -> None:
   """
   if not config.init_from:
     row_length(config.pretrain.sequence, context, "pretrain.sequence")
-    divides(
+    check_divides(
       config.pretrain.microbatch,
       config.pretrain.batch_size,
       "pretrain.microbatch",
     )
   if config.until in ("world", "pretrain"):
     return
-  fits(config.data, context)
-  divides(
+  check_lengths(config.data, context)
+  check_divides(
     config.reward.microbatch, config.reward.batch_size, "reward.microbatch"
   )
-  ppo_batches(config.ppo)
+  check_ppo_batches(config.ppo)
   if config.ppo.ptx_coef:
     row_length(config.ppo.ptx_sequence, context, "ppo.ptx_sequence")

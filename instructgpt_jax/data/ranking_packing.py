@@ -22,7 +22,7 @@ import numpy as np
 
 from instructgpt_jax.data import stream, transforms
 from instructgpt_jax.data.transforms import EncodedRanking
-from instructgpt_jax.types import RankingBatch, Reach
+from instructgpt_jax.types import AttentionSpan, RankingBatch
 
 _REACH = 32  # tokens that a reach is rounded up to
 _LONGEST = 2048  # tokens of rows that may hold several rankings in any case
@@ -50,7 +50,7 @@ def choose(
   *,
   batch_size: int,
   model_width: int,
-  pairs: Callable[[int, Reach], int],
+  pairs: Callable[[int, AttentionSpan], int],
   seed: int = 0,
   epochs: int = 1,
   shuffle: bool = True,
@@ -107,7 +107,9 @@ def choose(
   return min(found, key=operator.itemgetter(0, 1))[2]
 
 
-def reach(rankings: Sequence[EncodedRanking], rows: int, alone: bool) -> Reach:
+def reach(
+  rankings: Sequence[EncodedRanking], rows: int, alone: bool
+) -> AttentionSpan:
   """How far a row's tokens look: at their prompt and at their own completion.
 
   Rounded up, so that other rankings are likely to find compiled programs.
@@ -122,7 +124,7 @@ def reach(rankings: Sequence[EncodedRanking], rows: int, alone: bool) -> Reach:
     last = max((len(c) for r in rankings for c in r.completions), default=0)
   else:
     first, last = 0, int(_table(rankings, rows).max())
-  return Reach(*(-(-n // _REACH) * _REACH for n in (first, last)))
+  return AttentionSpan(*(-(-n // _REACH) * _REACH for n in (first, last)))
 
 
 def _widths(ranking: EncodedRanking, rows: int) -> list[int]:
@@ -316,7 +318,7 @@ def _batch(
   length: int,
   k: int,
   pad_id: int,
-  far: Reach,
+  far: AttentionSpan,
 ) -> RankingBatch:
   """The rankings of [G, E] places."""
   shape = (len(ids), rows, length)

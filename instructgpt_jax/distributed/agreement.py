@@ -10,7 +10,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 _any = jax.jit(jnp.any)
 
 
-def anyone(says: bool) -> jax.Array:
+def any_process(says: bool) -> jax.Array:
   """[] bool, whether any process says so; each of them has to call this."""
   mesh = jax.make_mesh(
     (jax.device_count(),), ("all",), axis_types=(AxisType.Auto,)

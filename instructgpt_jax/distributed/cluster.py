@@ -11,7 +11,7 @@ from instructgpt_jax import configs
 from instructgpt_jax.errors import UserError
 
 
-class Place(NamedTuple):
+class ProcessInfo(NamedTuple):
   """Which process of a run this is."""
 
   host: str
@@ -20,9 +20,9 @@ class Place(NamedTuple):
   index: int
 
 
-def place(
+def detect(
   section: configs.Processes, env: Mapping[str, str] = os.environ
-) -> Place | None:
+) -> ProcessInfo | None:
   """Where this process stands; None when it is alone.
 
   Args:
@@ -35,7 +35,7 @@ def place(
   if not section.coordinator:
     return None
   if section.coordinator == "auto":
-    address, number, index = _found(env)
+    address, number, index = _detected(env)
   else:
     address, number, index = section.coordinator, section.count, section.index
   host, _, port = address.rpartition(":")
@@ -53,10 +53,10 @@ def place(
     )
   if number == 1:
     return None
-  return Place(host.strip("[]"), int(port), number, index)
+  return ProcessInfo(host.strip("[]"), int(port), number, index)
 
 
-def _found(env: Mapping[str, str]) -> tuple[str, int, int]:
+def _detected(env: Mapping[str, str]) -> tuple[str, int, int]:
   """Address of process 0, number of processes, and which one this is."""
   try:
     if "JAX_COORDINATOR_ADDRESS" in env:

@@ -125,13 +125,15 @@ def partition_spec(
   return PartitionSpec(*spec)
 
 
-def on(mesh: AnyMesh, function: F) -> F:
+def with_mesh(mesh: AnyMesh, function: F) -> F:
   """The function, whose arrays lie on the mesh as RULES say; to be jitted."""
-  places = sharding.Places(mesh, functools.partial(partition_spec, mesh=mesh))
+  places = sharding.ShardingContext(
+    mesh, functools.partial(partition_spec, mesh=mesh)
+  )
 
   @functools.wraps(function)
   def placed(*args: Any, **kwargs: Any) -> Any:
-    with sharding.on(places):
+    with sharding.sharding_context(places):
       return function(*args, **kwargs)
 
   # A partial has no name, by which profiles and logs call a program.
@@ -140,19 +142,21 @@ def on(mesh: AnyMesh, function: F) -> F:
   return found
 
 
-def jitted(
+def jit_per_mesh(
   function: Callable[..., Any], **options: Any
 ) -> Callable[[Mesh], Any]:
   """mesh → the function, jitted for it; once for each mesh."""
 
   @functools.cache
   def of_mesh(mesh: Mesh) -> Any:
-    return jax.jit(on(mesh, function), **options)
+    return jax.jit(with_mesh(mesh, function), **options)
 
   return of_mesh
 
 
-def decoding_options(width: int, mesh: AnyMesh | None = None) -> dict[str, Any]:
+def decode_compiler_options(
+  width: int, mesh: AnyMesh | None = None
+) -> dict[str, Any]:
   """Compiler options of programs that decode, on a mesh or the usual device.
 
   On a CPU XLA leaves products to a library that is quick at large ones, and
@@ -166,7 +170,7 @@ def decoding_options(width: int, mesh: AnyMesh | None = None) -> dict[str, Any]:
   return {_LIBRARY: ""} if width <= _NARROW and _on_cpu(mesh) else {}
 
 
-def drawing_options(mesh: AnyMesh | None = None) -> dict[str, Any]:
+def init_compiler_options(mesh: AnyMesh | None = None) -> dict[str, Any]:
   """Compiler options of programs that draw parameters.
 
   On a CPU XLA would have all of them in the making at once, and hold three
@@ -260,13 +264,13 @@ def batch_shards(mesh: AnyMesh) -> int:
   return math.prod(mesh.shape[axis] for axis in RULES["batch"])
 
 
-def fill(size: int, mesh: AnyMesh) -> int:
+def round_up_to_shards(size: int, mesh: AnyMesh) -> int:
   """The least number of rows, `size` or more, that splits evenly."""
   shards = batch_shards(mesh)
   return -(-size // shards) * shards
 
 
-def require_even(size: int, mesh: AnyMesh) -> None:
+def check_divisible(size: int, mesh: AnyMesh) -> None:
   """Refuses a batch whose rows do not split evenly."""
   shards = batch_shards(mesh)
   if size % shards:
@@ -279,7 +283,7 @@ def require_even(size: int, mesh: AnyMesh) -> None:
 
 
 @functools.lru_cache
-def _held(mesh: Mesh) -> tuple[int, int]:
+def _local_shards(mesh: Mesh) -> tuple[int, int]:
   """Which of how many distinct parts of a batch this process's devices hold.
 
   Processes that only a tensor axis sets apart hold the same rows.
@@ -301,18 +305,18 @@ def _held(mesh: Mesh) -> tuple[int, int]:
   return parts.index(mine), len(parts)
 
 
-def shard(size: int, mesh: Mesh) -> dict[str, int]:
+def process_shard(size: int, mesh: Mesh) -> dict[str, int]:
   """Which part of each batch of `size` rows this process reads.
 
   Raises:
     UserError: rows do not split evenly over devices, or processes.
   """
-  require_even(size, mesh)
-  index, count = _held(mesh)
+  check_divisible(size, mesh)
+  index, count = _local_shards(mesh)
   return dict(shard_index=index, shard_count=count)
 
 
-def put_whole(batch: Any, mesh: Mesh) -> Any:
+def put_replicated_batch(batch: Any, mesh: Mesh) -> Any:
   """Rows that every process holds, as global arrays split over axis 0."""
 
   def put(array):
@@ -322,14 +326,14 @@ def put_whole(batch: Any, mesh: Mesh) -> Any:
   return jax.tree.map(put, batch)
 
 
-def fetch(tree: Any) -> Any:
+def allgather(tree: Any) -> Any:
   """Arrays as numpy's, whole in every process."""
   if jax.process_count() == 1:
     return jax.device_get(tree)
   return multihost_utils.process_allgather(tree, tiled=True)
 
 
-def put_batch(batch: Any, mesh: Mesh) -> Any:
+def put_local_batch(batch: Any, mesh: Mesh) -> Any:
   """This process's rows as global arrays, split over axis 0.
 
   Args:
@@ -338,12 +342,12 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
     mesh: the mesh.
   """
   whole, split = replicated(mesh), batch_sharding(mesh)
-  _, parts = _held(mesh)
+  _, parts = _local_shards(mesh)
 
   def put(array):
     if array.ndim == 0:
       return jax.make_array_from_process_local_data(whole, array)
-    require_even(array.shape[0] * parts, mesh)
+    check_divisible(array.shape[0] * parts, mesh)
     return jax.make_array_from_process_local_data(split, array)
 
   return jax.tree.map(put, batch)

@@ -15,7 +15,7 @@ from typing import Any
 
 from instructgpt_jax.distributed import processes
 
-TOLD = "ended as asked (SIGTERM); the same command goes on from here"
+STOPPED = "ended as asked (SIGTERM); the same command goes on from here"
 
 
 class Preempted(SystemExit):
@@ -25,7 +25,7 @@ class Preempted(SystemExit):
     super().__init__(0)
 
 
-class Watch:
+class PreemptionWatch:
   """During the block SIGTERM is remembered, for a loop to ask for."""
 
   def __init__(self):
@@ -33,26 +33,26 @@ class Watch:
     self._told: Any = None
     self._stack = contextlib.ExitStack()
 
-  def __enter__(self) -> Watch:
+  def __enter__(self) -> PreemptionWatch:
     self._stack.enter_context(_handled(self._remember))
     return self
 
   def __exit__(self, kind: Any, *unused: object) -> None:
     self._stack.close()
-    if kind is None and self._asked and processes.count() == 1:
+    if kind is None and self._asked and processes.process_count() == 1:
       raise Preempted
 
-  def asked(self) -> bool:
+  def requested(self) -> bool:
     """Whether to save and end; all processes hear the same.
 
     Each of them calls this at every step. What one of several knows is heard a
     step later, so that no device has to wait for it.
     """
-    if processes.count() == 1:
+    if processes.process_count() == 1:
       return self._asked
     from instructgpt_jax.distributed import agreement
 
-    before, self._told = self._told, agreement.anyone(self._asked)
+    before, self._told = self._told, agreement.any_process(self._asked)
     return before is not None and bool(before)
 
   def _remember(self, *unused: object) -> None:
@@ -68,7 +68,7 @@ def ending_at_once() -> Iterator[None]:
   def end(*unused: object) -> None:
     # Not an exception: one that meets a callback is lost. No file is harmed,
     # each is whole or absent.
-    os.write(2, f"{TOLD}\n".encode())
+    os.write(2, f"{STOPPED}\n".encode())
     os._exit(0)
 
   with _handled(end):

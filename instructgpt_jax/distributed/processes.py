@@ -41,17 +41,17 @@ _index, _count = 0, 1
 _failed = False  # this process, of several
 
 
-def count() -> int:
+def process_count() -> int:
   """How many processes there are."""
   return _count
 
 
-def is_writer() -> bool:
+def is_main_process() -> bool:
   """Whether this process is the one that writes what all of them know."""
   return _index == 0
 
 
-def together(name: str) -> None:
+def barrier(name: str) -> None:
   """Waits until all processes have come here."""
   if _count > 1:
     from jax.experimental import multihost_utils
@@ -60,7 +60,7 @@ def together(name: str) -> None:
 
 
 @contextlib.contextmanager
-def joined(
+def distributed_context(
   section: configs.Processes, flags: Mapping[str, Any]
 ) -> Iterator[None]:
   """During the block this process is one of its run's.
@@ -72,7 +72,7 @@ def joined(
   Raises:
     UserError: a process did not come in time, or has other flags.
   """
-  place = cluster.place(section)
+  place = cluster.detect(section)
   if place is None:
     yield
     return
@@ -128,7 +128,7 @@ def _set(index: int, number: int) -> None:
 
 
 def _start_jax(
-  found: cluster.Place, port: int, section: configs.Processes
+  found: cluster.ProcessInfo, port: int, section: configs.Processes
 ) -> None:
   import jax
 
@@ -291,7 +291,7 @@ def _end(error: str, fix: str = _FIX) -> None:
 class _Server:
   """Process 0's end of all lines."""
 
-  def __init__(self, found: cluster.Place, timeout: float):
+  def __init__(self, found: cluster.ProcessInfo, timeout: float):
     self._place, self._timeout = found, timeout
     self._lines: dict[int, _Line] = {}
     self._spare: list[_Line] = []  # of a number that is given twice
@@ -430,7 +430,7 @@ class _Server:
 class _Client:
   """Another process's end of its line."""
 
-  def __init__(self, found: cluster.Place, timeout: float):
+  def __init__(self, found: cluster.ProcessInfo, timeout: float):
     self._place, self._timeout = found, timeout
     self._line: _Line | None = None
     self._over = threading.Event()

@@ -47,7 +47,7 @@ def run(config: configs.EvaluateExperiment, directory: str) -> None:
     config: the experiment.
     directory: its workdir; gets answers.json, and means in complete.json.
   """
-  if workdir.completed(directory):
+  if workdir.is_complete(directory):
     return
   section = config.measure
   stage = workdir.open_stage(
@@ -56,8 +56,8 @@ def run(config: configs.EvaluateExperiment, directory: str) -> None:
     field="init_from",
     run=config,
   )
-  checks.fits(config.data, stage.model_config.max_seq_len)
-  workdir.same_prompts(stage, config.data, "init_from")
+  checks.check_lengths(config.data, stage.model_config.max_seq_len)
+  workdir.check_same_prompts(stage, config.data, "init_from")
   e, world, choosing = _evaluator(config, stage)
   model = measure.load(stage, e.mesh)
   result: dict[str, Any] = {

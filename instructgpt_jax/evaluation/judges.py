@@ -72,7 +72,7 @@ class RewardModel:
 
   def __init__(self, stage: Stage, mesh: Mesh):
     self._network, self._mesh = stage.network, mesh
-    self._params: Any = networks.load(stage, mesh)
+    self._params: Any = networks.load_params(stage, mesh)
 
   def __call__(
     self, prompts: Sequence[str], answers: Sequence[str], rollout: Rollout

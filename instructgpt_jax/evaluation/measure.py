@@ -28,7 +28,7 @@ class Model(NamedTuple):
 
 def load(stage: Stage, mesh: Mesh) -> Model:
   """A finished stage's model."""
-  return Model(stage.network, networks.load(stage, mesh))
+  return Model(stage.network, networks.load_params(stage, mesh))
 
 
 @dataclasses.dataclass

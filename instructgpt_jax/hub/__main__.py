@@ -33,7 +33,7 @@ from instructgpt_jax.interop import peft, tensors
 from instructgpt_jax.models import lora
 from instructgpt_jax.models.transformer import abstract_params
 from instructgpt_jax.runs import files
-from instructgpt_jax.runs.progress import say
+from instructgpt_jax.runs.progress import log_line
 from instructgpt_jax.training import stage_errors, workdir
 
 _PART = 1 << 26  # bytes of arrays that are written together
@@ -83,7 +83,7 @@ def import_model(path: str, to: str, *, scan_layers: bool = False) -> None:
       ),
     )
     files.mark_complete(scratch, {"imported": stage.source.family.kind})
-    with files.writing(target):
+    with files.disk_errors_as_user_errors(target):
       os.rename(scratch, target)
   finally:
     shutil.rmtree(scratch, ignore_errors=True)
@@ -136,12 +136,12 @@ class _Leaves(Mapping[str, Any]):
     found = self._below[path]
     if leaf == "kernel" and f"{layer}/{lora.UP}" in self._shapes:
       down, up = (self._own(f"{layer}/{n}") for n in (lora.DOWN, lora.UP))
-      found = lora.added(found, down, up, self._scale, "/blocks/" in path)
+      found = lora.apply_lora(found, down, up, self._scale, "/blocks/" in path)
     return found
 
   def _own(self, path: str) -> Any:
     """An array of the stage itself."""
-    tree = self._read(trees.nested({path: self._shapes[path]}))
+    tree = self._read(trees.unflatten_dict({path: self._shapes[path]}))
     return hub.flattened(tree)[path]
 
   def __iter__(self) -> Iterator[str]:
@@ -179,7 +179,9 @@ def export_model(
   stage = workdir.open_stage(path, field="--from")
   origin = stage.origin
   if not dtype and origin and origin.dtype != "float32":
-    say(f"{to}: in {origin.dtype}, as the base; --dtype=float32 does not round")
+    log_line(
+      f"{to}: in {origin.dtype}, as the base; --dtype=float32 does not round"
+    )
   dtype = dtype or (origin.dtype if origin else "float32")
   if adapters:
     _adapters(stage, to, base, dtype)
@@ -188,7 +190,7 @@ def export_model(
     stage.tokenizer, needs_pad=stage.kind == workdir.SCALAR
   )
   if stage.kind == workdir.SCALAR and special.adds_pad:
-    say(f"{to}: with a padding token of its own, {special.pad}")
+    log_line(f"{to}: with a padding token of its own, {special.pad}")
   family = hub.save(
     to,
     _Leaves(stage),
@@ -201,7 +203,7 @@ def export_model(
   )
   other = exported_tokens.reads_otherwise(special.files, family.kind)
   if other:
-    say(
+    log_line(
       f"{to}: AutoTokenizer of transformers 5 reads every {family.kind} by"
       f" {other}; load the tokenizer with PreTrainedTokenizerFast"
     )
@@ -226,7 +228,7 @@ def _adapters(stage: workdir.Stage, to: str, base: str, dtype: str) -> None:
     )
   exported = exported_tokens.export(stage.tokenizer, needs_pad=False)
   if stage.kind == workdir.SCALAR and "pad_token_id" not in exported.ids:
-    say(
+    log_line(
       f"{to}: the base has no padding token; score one text at a time, or"
       " export without --adapters"
     )
@@ -320,7 +322,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
   def run() -> None:
     flags = _flags(argv)
-    launch.quiet()
+    launch.silence_libraries()
     if flags.what == "import":
       import_model(flags.source, flags.to, scan_layers=flags.scan_layers)
       print(f"{flags.to}: give it as --init_from", file=sys.stderr)
@@ -335,7 +337,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     print(f"{flags.to}: a {name}", file=sys.stderr)
 
-  return launch.guarded(run)
+  return launch.run_with_errors(run)
 
 
 if __name__ == "__main__":

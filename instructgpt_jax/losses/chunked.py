@@ -84,7 +84,7 @@ def _same(logits: Array) -> Array:
   return logits
 
 
-def summed(
+def chunked_logits_loss(
   loss: TokenLoss,
   hidden: Array,
   unembedding: Array,
@@ -130,7 +130,7 @@ def _by_rows(loss, hidden, unembedding, rows, used, *, grads: bool) -> Any:
     of_hidden, *of_unembedding = held or (None,)
     return (total, of_unembedding), of_hidden
 
-  (total, of_unembedding), of_hidden = sharding.summed_by_rows(
+  (total, of_unembedding), of_hidden = sharding.psum_over_batch(
     run, (hidden, rows, used), unembedding
   )
   return total, (of_hidden, *of_unembedding)
@@ -249,4 +249,4 @@ def token_logp(
     found = jax.lax.fori_loop(0, chunks, body, found)
     return (), jnp.where(used, found[place], 0)
 
-  return sharding.summed_by_rows(run, (hidden, targets, used), unembedding)[1]
+  return sharding.psum_over_batch(run, (hidden, targets, used), unembedding)[1]

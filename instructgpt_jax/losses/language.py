@@ -11,7 +11,7 @@ from instructgpt_jax.types import Array
 
 
 def _scaled(logits: ArrayLike, temperature: ArrayLike) -> Array:
-  return masked.as_float(logits) / temperature
+  return masked.to_float32(logits) / temperature
 
 
 def _at(logits: Array, targets: ArrayLike) -> Array:
@@ -74,9 +74,9 @@ def weighted_cross_entropy(
     Σ weight · −log p, Σ weight, and a dict of sums: `correct`, the weight of
     the targets that no other token's logit exceeds.
   """
-  weights = masked.as_float(weights)
+  weights = masked.to_float32(weights)
   used = weights > 0
-  logits = jnp.where(used[..., None], masked.as_float(logits), 0)
+  logits = jnp.where(used[..., None], masked.to_float32(logits), 0)
   targets = jnp.where(used, jnp.asarray(targets), 0)
   logp = token_logp(logits, targets)
   best = jnp.max(jax.lax.stop_gradient(logits), axis=-1)

@@ -15,30 +15,30 @@ from instructgpt_jax.types import Array
 Axis = int | tuple[int, ...] | None
 
 
-def as_float(x: ArrayLike) -> Array:
+def to_float32(x: ArrayLike) -> Array:
   """`x` as float32; integers and 16-bit floats are widened first."""
   x = jnp.asarray(x)
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def as_mask(mask: ArrayLike) -> Array:
+def to_bool(mask: ArrayLike) -> Array:
   """`mask` as bool."""
   return jnp.asarray(mask).astype(jnp.bool_)
 
 
-def keep(x: ArrayLike, mask: ArrayLike) -> Array:
+def zero_outside(x: ArrayLike, mask: ArrayLike) -> Array:
   """`x` inside the mask and 0 outside, as floats.
 
   Args:
     x: [...] values; anything, NaN included, outside the mask.
     mask: [...] bool, broadcastable to `x`.
   """
-  return jnp.where(as_mask(mask), as_float(x), 0)
+  return jnp.where(to_bool(mask), to_float32(x), 0)
 
 
 def safe_divide(numerator: ArrayLike, denominator: ArrayLike) -> Array:
   """The quotient, and 0 where the denominator is not positive."""
-  numerator, denominator = as_float(numerator), as_float(denominator)
+  numerator, denominator = to_float32(numerator), to_float32(denominator)
   positive = denominator > 0
   return jnp.where(positive, numerator / jnp.where(positive, denominator, 1), 0)
 
@@ -51,7 +51,7 @@ def masked_sum(x: ArrayLike, mask: ArrayLike, axis: Axis = None) -> Array:
     mask: [...] bool, broadcastable to `x`.
     axis: axes to reduce; None is all.
   """
-  return jnp.sum(keep(x, mask), axis=axis)
+  return jnp.sum(zero_outside(x, mask), axis=axis)
 
 
 def masked_mean(
@@ -69,9 +69,9 @@ def masked_mean(
     axis: axes to reduce; None is all.
     normalizer: denominator to use instead of the mask's count.
   """
-  x = as_float(x)
+  x = to_float32(x)
   if normalizer is None:
-    count = jnp.broadcast_to(as_mask(mask), x.shape)
+    count = jnp.broadcast_to(to_bool(mask), x.shape)
     normalizer = jnp.sum(count.astype(x.dtype), axis=axis)
   return safe_divide(masked_sum(x, mask, axis), normalizer)
 
@@ -84,9 +84,9 @@ def masked_variance(x: ArrayLike, mask: ArrayLike, axis: Axis = None) -> Array:
     mask: [...] bool, broadcastable to `x`.
     axis: axes to reduce; None is all.
   """
-  x = keep(x, mask)
+  x = zero_outside(x, mask)
   kept_axes = tuple(range(x.ndim)) if axis is None else axis
-  count = jnp.broadcast_to(as_mask(mask), x.shape).astype(x.dtype)
+  count = jnp.broadcast_to(to_bool(mask), x.shape).astype(x.dtype)
   mean = safe_divide(
     jnp.sum(x, axis=kept_axes, keepdims=True),
     jnp.sum(count, axis=kept_axes, keepdims=True),
@@ -112,7 +112,7 @@ def whiten(
   Returns:
     [...] whitened values, 0 outside the mask.
   """
-  x = keep(x, mask)
+  x = zero_outside(x, mask)
   mean = masked_mean(x, mask)
   scaled = (x - mean) * jax.lax.rsqrt(masked_variance(x, mask) + eps)
-  return keep(scaled if shift_mean else scaled + mean, mask)
+  return zero_outside(scaled if shift_mean else scaled + mean, mask)

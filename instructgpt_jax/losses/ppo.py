@@ -36,9 +36,9 @@ def policy_loss(
     `approx_kl`, KL(old ‖ new) by ratio − 1 − log ratio (k3); `ratio_mean`; and
     `ratio_variance` around 1, the ratio's expectation under the old policy.
   """
-  logp = masked.keep(logp, mask)
-  old_logp = jax.lax.stop_gradient(masked.keep(old_logp, mask))
-  advantages = jax.lax.stop_gradient(masked.keep(advantages, mask))
+  logp = masked.zero_outside(logp, mask)
+  old_logp = jax.lax.stop_gradient(masked.zero_outside(old_logp, mask))
+  advantages = jax.lax.stop_gradient(masked.zero_outside(advantages, mask))
   log_ratio = logp - old_logp
   ratio = jnp.exp(log_ratio)
   plain = ratio * advantages
@@ -86,9 +86,9 @@ def value_loss(
     `value_clip_fraction`, tokens whose clipped error is the larger one, and
     `value_error`, the mean squared unclipped error.
   """
-  values = masked.keep(values, mask)
-  old_values = jax.lax.stop_gradient(masked.keep(old_values, mask))
-  returns = jax.lax.stop_gradient(masked.keep(returns, mask))
+  values = masked.zero_outside(values, mask)
+  old_values = jax.lax.stop_gradient(masked.zero_outside(old_values, mask))
+  returns = jax.lax.stop_gradient(masked.zero_outside(returns, mask))
 
   def average(x: Array) -> Array:
     return masked.masked_mean(x, mask, normalizer=normalizer)
@@ -127,8 +127,8 @@ def adaptive_kl(
   Returns:
     β · (1 + error · episodes / horizon), error = clip(KL / target − 1, ±0.2).
   """
-  error = jnp.clip(masked.as_float(kl) / target - 1, -0.2, 0.2)
-  return masked.as_float(kl_coef) * (1 + error * episodes / horizon)
+  error = jnp.clip(masked.to_float32(kl) / target - 1, -0.2, 0.2)
+  return masked.to_float32(kl_coef) * (1 + error * episodes / horizon)
 
 
 def explained_variance(
@@ -141,8 +141,8 @@ def explained_variance(
     returns: [B, N] returns.
     mask: [B, N] bool, True on response tokens.
   """
-  returns = masked.keep(returns, mask)
-  values = masked.keep(values, mask)
+  returns = masked.zero_outside(returns, mask)
+  values = masked.zero_outside(values, mask)
   total = masked.masked_variance(returns, mask)
   left = masked.masked_variance(returns - values, mask)
   return jnp.where(total > 0, 1 - masked.safe_divide(left, total), 0)

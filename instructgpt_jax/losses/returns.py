@@ -17,7 +17,7 @@ def kl_k1(logp: ArrayLike, ref_logp: ArrayLike) -> Array:
     logp: [...] log-probabilities under the policy that sampled.
     ref_logp: [...] the same tokens under the reference.
   """
-  return masked.as_float(logp) - masked.as_float(ref_logp)
+  return masked.to_float32(logp) - masked.to_float32(ref_logp)
 
 
 def kl_k2(logp: ArrayLike, ref_logp: ArrayLike) -> Array:
@@ -50,7 +50,7 @@ def last_token(mask: ArrayLike) -> Array:
   Returns:
     [B, N] bool, one True a row, none in a row without any.
   """
-  mask = masked.as_mask(mask)
+  mask = masked.to_bool(mask)
   left = jnp.cumsum(mask[..., ::-1].astype(jnp.int32), axis=-1)[..., ::-1]
   return mask & (left == 1)
 
@@ -77,9 +77,11 @@ def token_rewards(
   Returns:
     [B, N] float32, 0 outside the mask.
   """
-  penalty = -masked.as_float(kl_coef) * kl_k1(logp, ref_logp)
-  landed = masked.keep(masked.as_float(score)[..., None], last_token(mask))
-  return masked.keep(penalty, mask) + landed
+  penalty = -masked.to_float32(kl_coef) * kl_k1(logp, ref_logp)
+  landed = masked.zero_outside(
+    masked.to_float32(score)[..., None], last_token(mask)
+  )
+  return masked.zero_outside(penalty, mask) + landed
 
 
 def gae(
@@ -110,8 +112,11 @@ def gae(
     [B, N] advantages and [B, N] returns (advantages + values), 0 outside the
     mask. The advantages are not whitened.
   """
-  mask = masked.as_mask(mask)
-  rewards, values = masked.keep(rewards, mask), masked.keep(values, mask)
+  mask = masked.to_bool(mask)
+  rewards, values = (
+    masked.zero_outside(rewards, mask),
+    masked.zero_outside(values, mask),
+  )
   dtype = jnp.promote_types(rewards.dtype, values.dtype)
   rewards, values = rewards.astype(dtype), values.astype(dtype)
   discount = jnp.asarray(discount, dtype)

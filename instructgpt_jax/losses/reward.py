@@ -20,7 +20,7 @@ def comparable_pairs(ranks: ArrayLike, valid: ArrayLike) -> Array:
   Returns:
     […, K, K] bool, True at […, w, l] where completion w beats l.
   """
-  ranks, valid = jnp.asarray(ranks), masked.as_mask(valid)
+  ranks, valid = jnp.asarray(ranks), masked.to_bool(valid)
   better = ranks[..., :, None] < ranks[..., None, :]
   return better & valid[..., :, None] & valid[..., None, :]
 
@@ -38,7 +38,7 @@ def count_prompts(ranks: ArrayLike, valid: ArrayLike) -> Array:
 
 def _margins(scores: ArrayLike) -> Array:
   """[…, K, K] score of the row's completion minus that of the column's."""
-  scores = masked.as_float(scores)
+  scores = masked.to_float32(scores)
   return scores[..., :, None] - scores[..., None, :]
 
 

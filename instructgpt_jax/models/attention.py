@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from instructgpt_jax import configs, precision, sharding
 from instructgpt_jax.models.kernels import splash
-from instructgpt_jax.types import Array, Reach
+from instructgpt_jax.types import Array, AttentionSpan
 
 _LARGEST = 1024  # queries of a block
 _GPUS = ("cuda", "gpu")  # as JAX calls them while lowering, and otherwise
@@ -33,19 +33,19 @@ def _product(formula: str, *inputs: Array) -> Array:
   )
 
 
-def block_size(length: int, reach: Reach | None = None) -> int:
+def block_size(length: int, reach: AttentionSpan | None = None) -> int:
   """Queries of each of four blocks or more."""
   size = min(max(64, -(-length // 4)), _LARGEST)
   return size if reach is None else min(size, max(64, reach.last))
 
 
-def few(queries: int, length: int) -> bool:
+def fits_one_block(queries: int, length: int) -> bool:
   """Whether the scores of so many queries of a row are a block's at most."""
   return queries <= block_size(length)
 
 
 def key_blocks(
-  length: int, reach: Reach | None = None
+  length: int, reach: AttentionSpan | None = None
 ) -> Iterator[tuple[slice, list[slice]]]:
   """Queries of each block, and the stretches of keys that they may see."""
   size = block_size(length, reach)
@@ -57,7 +57,7 @@ def key_blocks(
     yield slice(start, end), [s for s in keys if s.stop > s.start]
 
 
-def block_pairs(length: int, reach: Reach | None = None) -> list[int]:
+def block_pairs(length: int, reach: AttentionSpan | None = None) -> list[int]:
   """Pairs of a query and a key whose score is computed, of each block."""
   return [
     (queries.stop - queries.start) * sum(k.stop - k.start for k in keys)
@@ -75,11 +75,11 @@ def has_kernel(dtype: Any, length: int, width: int, cap: float) -> bool:
   return half and fits and not cap
 
 
-def pairs(
+def num_scores(
   platform: str,
   model: configs.Model,
   length: int,
-  reach: Reach | None = None,
+  reach: AttentionSpan | None = None,
 ) -> int:
   """Pairs of a query and a key whose score `attend` computes on a device."""
   if platform in _GPUS and has_kernel(
@@ -119,7 +119,7 @@ def _scores(query: Array, key: Array, mask: Array, cap: float) -> Array:
   return jnp.where(mask[:, None], soft_cap(found, cap), _EXCLUDED)
 
 
-def read(
+def attend_dense(
   query: Array, key: Array, value: Array, mask: Array, cap: float = 0.0
 ) -> tuple[Array, Array]:
   """Scaled dot-product attention of a few queries, the softmax in float32.
@@ -150,7 +150,7 @@ def attend(
   value: Array,
   mask: Array,
   cap: float = 0.0,
-  reach: Reach | None = None,
+  reach: AttentionSpan | None = None,
 ) -> Array:
   """Causal scaled dot-product attention of whole rows.
 
@@ -206,7 +206,7 @@ def _on_device(
 def _forward(query, key, value, mask, cap, reach):
   def blocks(query, key, value, mask):
     parts = [
-      read(
+      attend_dense(
         query[:, :, q], _cut(key, k), _cut(value, k), _cut(mask[:, q], k), cap
       )
       for q, k in key_blocks(query.shape[2], reach)

@@ -13,19 +13,23 @@ from flax import linen as nn
 from instructgpt_jax import configs, sharding
 from instructgpt_jax.models import attention, layers, rope
 from instructgpt_jax.models.layers import Dense, Norm
-from instructgpt_jax.types import Array, Reach, pytree, static
+from instructgpt_jax.types import Array, AttentionSpan, pytree, static_field
 
 
 @pytree
-class View:
+class LayerInputs:
   """What the tokens of a layer see, and how their heads are turned."""
 
   mask: Array  # [B, T, S] bool
-  turns: rope.Turns | None  # None with learned positions
-  reach: Reach | None = static(None)  # the mask is False beyond it
+  turns: rope.RopeCosSin | None  # None with learned positions
+  reach: AttentionSpan | None = static_field(
+    None
+  )  # the mask is False beyond it
 
 
-Views = tuple[View, ...]  # one, or that of full layers and of windowed ones
+Views = tuple[
+  LayerInputs, ...
+]  # one, or that of full layers and of windowed ones
 
 
 def attention_mask(segments: Array) -> Array:
@@ -41,12 +45,12 @@ def attention_mask(segments: Array) -> Array:
   return causal & ((query == key) | (prefix[:, :, None] == key))
 
 
-def views(
+def layer_inputs(
   c: configs.Model,
   mask: Array,
   age: Callable[[], Array],
   positions: Array,
-  reach: Reach | None = None,
+  reach: AttentionSpan | None = None,
 ) -> Views:
   """The views that a model's layers have.
 
@@ -62,24 +66,24 @@ def views(
   """
   kinds = sorted({c.has_sliding_window(i) for i in range(c.num_layers)})
 
-  def view(windowed: bool) -> View:
+  def view(windowed: bool) -> LayerInputs:
     seen = mask & (age() < c.sliding_window) if windowed else mask
     turns = None
     if c.pos_emb == "rope":
-      turns = rope.turns(c, positions, windowed)
-    return View(mask=seen, turns=turns, reach=reach)
+      turns = rope.rope_cos_sin(c, positions, windowed)
+    return LayerInputs(mask=seen, turns=turns, reach=reach)
 
   return tuple(map(view, kinds))
 
 
-def kinds(c: configs.Model) -> list[int]:
+def layer_types(c: configs.Model) -> list[int]:
   """Which of the model's views each layer has."""
   windowed = [c.has_sliding_window(i) for i in range(c.num_layers)]
   mixed = len(set(windowed)) > 1
   return [int(mixed and w) for w in windowed]
 
 
-def _chosen(seen: Views, kind: Any) -> View:
+def _chosen(seen: Views, kind: Any) -> LayerInputs:
   if len(seen) == 1:
     return seen[0]
   if isinstance(kind, int):
@@ -89,7 +93,7 @@ def _chosen(seen: Views, kind: Any) -> View:
 
 def _by_heads(x: Array) -> Array:
   """[B, H, T, D / H], placed."""
-  return sharding.place(x, "batch", "heads", None, None)
+  return sharding.shard(x, "batch", "heads", None, None)
 
 
 def columns(x: Array, wanted: Array, axis: int) -> Array:
@@ -108,7 +112,7 @@ def _written(
     found = jax.lax.dynamic_update_slice_in_dim(old, one, column, axis=2)
     return _by_heads(found)
   found = jax.lax.dynamic_update_slice(old, one[None], (layer, 0, 0, column, 0))
-  return sharding.place(found, None, "batch", "heads", None, None)
+  return sharding.shard(found, None, "batch", "heads", None, None)
 
 
 class Block(nn.Module):
@@ -172,14 +176,14 @@ class Block(nn.Module):
     self.drop = nn.Dropout(c.dropout)
     self.act = layers.activation(c.activation, c.gated_mlp)
 
-  def _placed(self, query: Array, key: Array, view: View) -> list[Array]:
+  def _placed(self, query: Array, key: Array, view: LayerInputs) -> list[Array]:
     """Query and key, normalised, turned and scaled, [B, ·, T, D / H]."""
     c = self.config
     both = [query, key]
     if c.qk_norm:
       both = [self.norm_query(query), self.norm_key(key)]
     if view.turns is not None:
-      both = [rope.turn(x, view.turns, c.rope_interleaved) for x in both]
+      both = [rope.apply_rope(x, view.turns, c.rope_interleaved) for x in both]
     if c.query_pre_attn_scalar:
       both[0] *= (c.head_size / c.query_pre_attn_scalar) ** 0.5
     return both
@@ -215,7 +219,7 @@ class Block(nn.Module):
   def _halves(self) -> bool:
     """Whether the mesh splits each half of a gated MLP."""
     c = self.config
-    return c.gated_mlp and sharding.parts("mlp", c.mlp_dim) > 1
+    return c.gated_mlp and sharding.num_shards("mlp", c.mlp_dim) > 1
 
   def _up(self, read: Array, norm: Norm) -> Array:
     """[M, F], or what a gated activation is of."""
@@ -260,10 +264,10 @@ class Block(nn.Module):
     mask, few = view.mask, False
     if wanted is not None:
       x = columns(x, wanted, 1)
-      few = attention.few(wanted.shape[1], mask.shape[1])
+      few = attention.fits_one_block(wanted.shape[1], mask.shape[1])
     if few:
       query, mask = columns(query, wanted, 2), columns(mask, wanted, 1)
-      attended, _ = attention.read(
+      attended, _ = attention.attend_dense(
         query, key, value, mask, c.attn_logit_softcap
       )
     else:
@@ -321,11 +325,11 @@ class Block(nn.Module):
       )
     # The heads of a group are as many queries of its keys.
     query = query.reshape(len(query), c.padded_kv_heads, -1, c.head_size)
-    attended, _ = attention.read(
+    attended, _ = attention.attend_dense(
       query, keys, values, view.mask, c.attn_logit_softcap
     )
     attended = attended.transpose(1, 2, 3, 0).reshape(-1, x.shape[1])
-    attended = sharding.place(attended, "heads", "columns")
+    attended = sharding.shard(attended, "heads", "columns")
     found = self.project.columns(attended)
     if c.block == "sandwich":
       found = self.norm_attended.columns(found)

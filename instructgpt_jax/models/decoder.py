@@ -12,7 +12,7 @@ from flax import linen as nn
 from instructgpt_jax import configs, sharding
 from instructgpt_jax.models import blocks, layers
 from instructgpt_jax.models.layers import Norm, kernel_init
-from instructgpt_jax.types import Array, Reach, pytree
+from instructgpt_jax.types import Array, AttentionSpan, pytree
 
 
 @pytree
@@ -101,7 +101,7 @@ class Transformer(nn.Module):
     positions: Array,
     *,
     deterministic: bool = True,
-    reach: Reach | None = None,
+    reach: AttentionSpan | None = None,
     wanted: Array | None = None,
   ) -> tuple[Array, tuple[Sequence[Array], Sequence[Array]]]:
     """Runs whole rows.
@@ -120,15 +120,15 @@ class Transformer(nn.Module):
       values, of all columns.
     """
     c = self.config
-    x = sharding.place(self._embed(tokens, positions), "batch", None, None)
-    seen = blocks.views(
+    x = sharding.shard(self._embed(tokens, positions), "batch", None, None)
+    seen = blocks.layer_inputs(
       c,
       blocks.attention_mask(segments),
       lambda: positions[:, :, None] - positions[:, None, :],
       positions,
       reach,
     )
-    kinds = blocks.kinds(c)
+    kinds = blocks.layer_types(c)
     if c.scan_layers:
       x, (keys, values) = self.blocks(x, seen, jnp.array(kinds), deterministic)
       if wanted is not None:
@@ -148,19 +148,19 @@ class Transformer(nn.Module):
   ) -> tuple[Array, Cache]:
     """One token a row: token [B], position [B] → [D, B] and the next cache."""
     c = self.config
-    x = sharding.place(self._embed(token, position).T, "embed", "columns")
+    x = sharding.shard(self._embed(token, position).T, "embed", "columns")
     columns = cache.valid.shape[1]
     column = cache.index % columns
     places = jnp.arange(columns)
     valid = cache.valid | (places == column)[None]
     # A row's tokens stand side by side and end at this column.
-    seen = blocks.views(
+    seen = blocks.layer_inputs(
       c,
       valid[:, None, :],
       lambda: (column - places) % columns,
       position[:, None],
     )
-    kinds = blocks.kinds(c)
+    kinds = blocks.layer_types(c)
     if c.scan_layers:
       x, keys, values = self._decode_scanned(x, seen, kinds, cache, column)
     else:
@@ -203,7 +203,7 @@ def _rematerialised(c: configs.Model, static_argnums: Any) -> Any:
   if c.remat == "none":
     return blocks.Block
   policy = (
-    jax.checkpoint_policies.save_only_these_names(layers.PRODUCT)
+    jax.checkpoint_policies.save_only_these_names(layers.CHECKPOINT_NAME)
     if c.remat == "dots"
     else None
   )

@@ -21,7 +21,7 @@ from instructgpt_jax import precision, sharding
 from instructgpt_jax.types import Array, PyTree
 
 EPSILON = 1e-5  # of LayerNorm
-PRODUCT = "dense"  # what a checkpoint policy may call a layer's output
+CHECKPOINT_NAME = "dense"  # what a checkpoint policy may call a layer's output
 TRANSPOSED = "transposed"  # a kernel whose outputs come first
 # A CPU is slow at a transposed left side times fewer columns than this.
 _NARROW = 512
@@ -86,7 +86,7 @@ def activation(name: str, gated: bool) -> Before:
   return product
 
 
-def normalized(
+def layer_norm(
   x: Array, scale: Array, bias: Array, axis: int = -1, epsilon: float = EPSILON
 ) -> Array:
   """LayerNorm over an axis, in float32; in the input's shape and type."""
@@ -97,7 +97,7 @@ def normalized(
   return (found * scale + bias).astype(x.dtype)
 
 
-def rms_normalized(
+def rms_norm(
   x: Array, scale: Array, axis: int = -1, *, epsilon: float, offset: float
 ) -> Array:
   """RMSNorm (arXiv:1910.07467) over an axis, times scale + offset."""
@@ -111,12 +111,12 @@ def rms_normalized(
 def norm_function(kind: str, epsilon: float) -> Before:
   """(x, *weights, axis) → x normalised as `config.Model.norm` says."""
   if kind == "layer":
-    return functools.partial(normalized, epsilon=epsilon)
+    return functools.partial(layer_norm, epsilon=epsilon)
   offset = 1.0 if kind == "gemma_rms" else 0.0
-  return functools.partial(rms_normalized, epsilon=epsilon, offset=offset)
+  return functools.partial(rms_norm, epsilon=epsilon, offset=offset)
 
 
-def after(x: Array, done: PyTree) -> Array:
+def optimization_barrier(x: Array, done: PyTree) -> Array:
   """x, but the compiler cannot tell before it has computed `done`.
 
   What is made of it is computed no earlier, and again where it was before.
@@ -156,7 +156,9 @@ def _of_kernel(inputs: Array, slope: Array) -> Array:
   return jax.lax.platform_dependent(
     inputs,
     slope,
-    cpu=lambda inputs, slope: after(product(slope, inputs), slope).T,
+    cpu=lambda inputs, slope: (
+      optimization_barrier(product(slope, inputs), slope).T
+    ),
     default=product,
   )
 
@@ -191,7 +193,7 @@ def _forward(before, x, weights, kernel, bias):
 
 def _backward(before, saved, slope):
   x, weights, kernel, bias = saved
-  inputs, pull = jax.vjp(before, after(x, slope), *weights)
+  inputs, pull = jax.vjp(before, optimization_barrier(x, slope), *weights)
   of_x, *of_weights = pull(precision.matmul(slope, kernel.T.astype(x.dtype)))
   of_bias = None
   if bias is not None:
@@ -303,7 +305,9 @@ class Dense(nn.Module):
       low *= self.alpha / self.rank
       found = jnp.add(found, dense(_same, low, (), self._flat(up, parts), None))
     name = self.axes[self.inputs + (self._shards(parts) > 1)]
-    found = checkpoint_name(sharding.place(found, "batch", name), PRODUCT)
+    found = checkpoint_name(
+      sharding.shard(found, "batch", name), CHECKPOINT_NAME
+    )
     if parts == 1:
       return [found]
     if self._shards(parts) == 1:
@@ -315,7 +319,9 @@ class Dense(nn.Module):
     """Into how many the mesh splits each part of the outputs."""
     after = self.inputs + 1
     return (
-      sharding.parts(self.axes[after], self.shape[after]) if parts > 1 else 1
+      sharding.num_shards(self.axes[after], self.shape[after])
+      if parts > 1
+      else 1
     )
 
   def _flat(self, x: Array, parts: int) -> Array:
@@ -356,7 +362,7 @@ class Dense(nn.Module):
     def product(chosen: int | slice, name: str | None) -> Array:
       weights = kernel[chosen].reshape(-1, len(x)).astype(x.dtype)
       output = precision.matmul(weights, x)
-      output = sharding.place(output, name, "columns")
+      output = sharding.shard(output, name, "columns")
       if bias is None:
         return output
       return output + bias[chosen].reshape(-1, 1).astype(x.dtype)

@@ -40,40 +40,40 @@ def _split(tree: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
   return frozen, trained
 
 
-def union(frozen: PyTree, trained: PyTree) -> PyTree:
+def merge_trees(frozen: PyTree, trained: PyTree) -> PyTree:
   """The parameters that `split` took apart; None is an empty part."""
   found = dict(frozen or {})
   for name, x in (trained or {}).items():
-    found[name] = union(found.get(name), x) if isinstance(x, dict) else x
+    found[name] = merge_trees(found.get(name), x) if isinstance(x, dict) else x
   return found
 
 
-def without(tree: PyTree, other: PyTree) -> PyTree:
+def tree_difference(tree: PyTree, other: PyTree) -> PyTree:
   """The leaves of a tree that another one does not have."""
   found = {}
   for name, x in tree.items():
     if not isinstance(x, dict):
       if name not in other:
         found[name] = x
-    elif rest := without(x, other.get(name, {})):
+    elif rest := tree_difference(x, other.get(name, {})):
       found[name] = rest
   return found
 
 
-def within(tree: PyTree, other: PyTree) -> PyTree:
+def tree_select(tree: PyTree, other: PyTree) -> PyTree:
   """What stands in another tree where this one has its leaves."""
   return {
-    name: within(x, other[name]) if isinstance(x, dict) else other[name]
+    name: tree_select(x, other[name]) if isinstance(x, dict) else other[name]
     for name, x in tree.items()
   }
 
 
-def described(c: configs.Model) -> str:
+def lora_summary(c: configs.Model) -> str:
   """The adapters of a network."""
   return f"rank {c.lora_rank}, alpha {c.lora_alpha:g}, {c.lora_layers} layers"
 
 
-def added(
+def apply_lora(
   kernel: Array, down: Array, up: Array, scale: float, stacked: bool
 ) -> Array:
   """kernel + scale · down · up; of each layer if they are stacked."""
@@ -84,7 +84,7 @@ def added(
   return kernel + scale * (jax.vmap(product) if stacked else product)(down, up)
 
 
-def merged(c: configs.Model, params: PyTree) -> PyTree:
+def merge_lora(c: configs.Model, params: PyTree) -> PyTree:
   """The parameters of the same network without adapters."""
   if not c.lora_rank:
     return params
@@ -97,7 +97,7 @@ def merged(c: configs.Model, params: PyTree) -> PyTree:
     if DOWN in found:
       down, up = found.pop(DOWN), found.pop(UP)
       scale = c.lora_alpha / c.lora_rank
-      found["kernel"] = added(found["kernel"], down, up, scale, stacked)
+      found["kernel"] = apply_lora(found["kernel"], down, up, scale, stacked)
     return found
 
   return visit(params, False)

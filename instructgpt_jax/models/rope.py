@@ -10,14 +10,14 @@ from instructgpt_jax.types import Array, pytree
 
 
 @pytree
-class Turns:
+class RopeCosSin:
   """Cosine and sine of each position's angles."""
 
   cos: Array  # [B, 1, T, R / 2] float32
   sin: Array  # [B, 1, T, R / 2] float32
 
 
-def rates(c: configs.Model, windowed: bool) -> np.ndarray:
+def inverse_frequencies(c: configs.Model, windowed: bool) -> np.ndarray:
   """[R / 2] float32 radians a position.
 
   Layers with a window may have a base of their own, and are then not stretched.
@@ -39,13 +39,15 @@ def rates(c: configs.Model, windowed: bool) -> np.ndarray:
   return ((1 - kept) * slow + kept * found).astype(np.float32)
 
 
-def turns(c: configs.Model, positions: Array, windowed: bool) -> Turns:
+def rope_cos_sin(
+  c: configs.Model, positions: Array, windowed: bool
+) -> RopeCosSin:
   """The turns of [B, T] positions."""
-  angles = positions[:, None, :, None] * rates(c, windowed)
-  return Turns(cos=jnp.cos(angles), sin=jnp.sin(angles))
+  angles = positions[:, None, :, None] * inverse_frequencies(c, windowed)
+  return RopeCosSin(cos=jnp.cos(angles), sin=jnp.sin(angles))
 
 
-def turn(x: Array, by: Turns, pairs: bool) -> Array:
+def apply_rope(x: Array, by: RopeCosSin, pairs: bool) -> Array:
   """Turns the first R numbers of each head, in float32.
 
   Args:

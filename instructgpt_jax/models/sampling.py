@@ -110,7 +110,7 @@ def sample(
   return token.astype(jnp.int32), picked - top - jnp.log(upto[-1])
 
 
-def draws(key: Array, ids: Array, steps: int) -> Array:
+def uniforms(key: Array, ids: Array, steps: int) -> Array:
   """[B, steps] uniform numbers, of fold_in(fold_in(key, id), step) each."""
 
   def row(i: Array) -> Array:
@@ -202,14 +202,14 @@ def generate(
   )
   row_ids = jnp.repeat(queue.ids, samples) * samples
   row_ids += jnp.arange(len(row_ids)) % samples
-  uniform = draws(key, row_ids, max_new_tokens)
+  uniform = uniforms(key, row_ids, max_new_tokens)
   # Prompts up to the last one that is to be answered.
   asked = jnp.max(jnp.where(prompts.ids >= 0, 1 + jnp.arange(count), 0))
   weights = {"params": decoding_params(model, params)}
   axis = 1 if model.config.scan_layers else 0  # of a slot in the caches
 
   def emit(state: _Slots, logits: Array) -> _Slots:
-    logits = sharding.place(logits, None, "batch")
+    logits = sharding.shard(logits, None, "batch")
     token, logp = sample(
       logits,
       uniform[state.owner, state.step],

@@ -14,12 +14,14 @@ from instructgpt_jax.models import lora
 from instructgpt_jax.models.attention import soft_cap
 from instructgpt_jax.models.decoder import Cache, Transformer
 from instructgpt_jax.models.layers import TRANSPOSED, kernel_init, vector_init
-from instructgpt_jax.types import Array, PyTree, Reach
+from instructgpt_jax.types import Array, AttentionSpan, PyTree
 
-_NEVER = -1e30  # a logit; finite, so that its probability times it is 0
+_MASKED_LOGIT = -1e30  # a logit; finite, so that its probability times it is 0
 
 
-def adjusted(c: configs.Model, logits: Array, axis: int = -1) -> Array:
+def postprocess_logits(
+  c: configs.Model, logits: Array, axis: int = -1
+) -> Array:
   """Logits as they are predicted with: capped, and never of padding."""
   logits = soft_cap(logits, c.final_logit_softcap)
   if not c.vocab_padding:
@@ -27,7 +29,7 @@ def adjusted(c: configs.Model, logits: Array, axis: int = -1) -> Array:
   shape = [1] * logits.ndim
   shape[axis] = c.padded_vocab_size
   real = jnp.arange(c.padded_vocab_size) < c.vocab_size
-  return jnp.where(real.reshape(shape), logits, _NEVER)
+  return jnp.where(real.reshape(shape), logits, _MASKED_LOGIT)
 
 
 class LanguageModel(nn.Module):
@@ -88,7 +90,7 @@ class LanguageModel(nn.Module):
         logits = self.transformer.embedding.attend(hidden)
     else:
       logits = self.unembedding(hidden[..., : c.d_model])
-    return adjusted(c, logits.astype(jnp.float32))
+    return postprocess_logits(c, logits.astype(jnp.float32))
 
   def unembed_columns(self, hidden: Array) -> Array:
     """[D, B] → [V, B] float32 logits, by `decoding_params`."""
@@ -97,13 +99,13 @@ class LanguageModel(nn.Module):
       matrix = self.transformer.embedding.embedding
     else:
       matrix = self.unembedding.variables["params"][TRANSPOSED]
-    hidden = sharding.place(hidden, None, "columns")
+    hidden = sharding.shard(hidden, None, "columns")
     logits = precision.matmul(matrix.astype(hidden.dtype), hidden)
     logits = logits.astype(jnp.float32)
-    logits = sharding.place(logits, "classes", "columns")
+    logits = sharding.shard(logits, "classes", "columns")
     if c.unembedding_bias:
       logits += self.unembedding.variables["params"]["bias"][:, None]
-    return adjusted(c, logits, axis=0)
+    return postprocess_logits(c, logits, axis=0)
 
   def unembedding_matrix(self) -> Array:
     """[V, D] float32, the rows that products with `hidden` are taken of.
@@ -203,7 +205,7 @@ class ScalarModel(nn.Module):
     positions: Array,
     *,
     deterministic: bool = True,
-    reach: Reach | None = None,
+    reach: AttentionSpan | None = None,
     wanted: Array | None = None,
   ) -> Array:
     """[B, T] rows → [B, T] float32, a scalar at every token.
@@ -270,11 +272,11 @@ def decoding_params(model: LanguageModel, params: dict[str, Any]) -> PyTree:
       found["embedding"] = tree["embedding"].astype(dtype)
     return found
 
-  found = turned(lora.merged(model.config, params), 0)
+  found = turned(lora.merge_lora(model.config, params), 0)
   tied = model.config.tie_embeddings
   layer = found["transformer"]["embedding"] if tied else found["unembedding"]
   name = "embedding" if tied else TRANSPOSED
-  layer[name] = sharding.place(layer[name], "classes", "embed")
+  layer[name] = sharding.shard(layer[name], "classes", "embed")
   return found
 
 

@@ -101,7 +101,7 @@ def label_round(
       out.append(_line(turn, answers, ranks, split, labeler_id=labeler))
   for out, target in ((lines, path), (others, held_out(folder, number))):
     files.write_jsonl_atomic(target, (r for r in out if _has_pair(r)))
-  processes.together("rankings")
+  processes.barrier("rankings")
   return str(path)
 
 
@@ -135,7 +135,7 @@ def _sampled(
       )
       rollout = sampling.respond(
         stage.network,
-        networks.load(stage, mesh),
+        networks.load_params(stage, mesh),
         transforms.encode_prompts(
           [prefix + t for t in turns], stage.tokenizer, config.data
         ),

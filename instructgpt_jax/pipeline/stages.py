@@ -28,7 +28,7 @@ from instructgpt_jax.errors import UserError
 from instructgpt_jax.pipeline import evaluation, rankings
 from instructgpt_jax.report import page
 from instructgpt_jax.runs import claims, files
-from instructgpt_jax.runs.progress import say
+from instructgpt_jax.runs.progress import log_line
 from instructgpt_jax.training import (
   fingerprint,
   inputs,
@@ -110,9 +110,9 @@ class Pipeline:
     """Runs a stage in its folder, as its own command would."""
     folder = self.folder(name)
     with self.timed(name):
-      config = workdir.inherit(config)
+      config = workdir.inherit_architecture(config)
       values = flags.config_to_dict(config)
-      with claims.claimed(folder, experiment, values):
+      with claims.claim(folder, experiment, values):
         run(config, folder)
 
   @contextmanager
@@ -162,7 +162,7 @@ def _undone_on_error(directory: str) -> Iterator[None]:
     yield
   except UserError:
     made = _names(directory) - before
-    if processes.is_writer() and made <= {SECONDS, SOURCES, WORLD}:
+    if processes.is_main_process() and made <= {SECONDS, SOURCES, WORLD}:
       for name in made:
         path = pathlib.Path(directory) / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -177,7 +177,9 @@ def _names(directory: str) -> set[str]:
 
 def _run(config: configs.PipelineExperiment, directory: str) -> None:
   start = _start(config)
-  checks.pipeline(dataclasses.replace(config, data=start.data), start.context)
+  checks.check_pipeline(
+    dataclasses.replace(config, data=start.data), start.context
+  )
   pipeline = _checked(_with_data(config, directory), start)
 
   def ends_with(stage: str) -> bool:
@@ -201,7 +203,7 @@ def _run(config: configs.PipelineExperiment, directory: str) -> None:
       pipeline.folder("rankings"),
       workdir.open_stage(pipeline.folder("policy_init")).tokenizer,
     )
-    processes.together("rankings")
+    processes.barrier("rankings")
     _reward(
       pipeline, "reward", rankings.for_reward(pipeline.folder("rankings"))
     )
@@ -233,7 +235,7 @@ def _run(config: configs.PipelineExperiment, directory: str) -> None:
     )  # fmt: skip
   results["seconds"] = files.read_json(pathlib.Path(directory) / SECONDS)
   path = page.write_report(results, directory)
-  if processes.is_writer():
+  if processes.is_main_process():
     print(page.terminal_table(results))
     print(f"report: {path}")
   files.mark_complete(directory, {"report": str(path)})
@@ -257,12 +259,12 @@ def _with_data(config: configs.PipelineExperiment, directory: str) -> Pipeline:
   folder = pipeline.folder(WORLD)
   paths = write.world_files(folder)
   if not pathlib.Path(paths.world).exists():
-    say("writing the world")
+    log_line("writing the world")
     with pipeline.timed("world"):
       write.write_world(
         folder, seed=config.seed, **dataclasses.asdict(config.world)
       )
-  processes.together("world")
+  processes.barrier("world")
   data = pipeline.data(
     demonstrations=paths.demonstrations,
     prompts=paths.prompts,
@@ -321,7 +323,7 @@ def _checked(pipeline: Pipeline, start: _Start) -> Pipeline:
       config.sft, "sft", by_reward=True, valid=valid["data.demonstrations"]
     )
   inputs_of_run = {
-    field: fingerprint.of_source(
+    field: fingerprint.fingerprint_source(
       getattr(data, field.removeprefix("data.")),
       [_contents(part) for part in split],
       **{k: len(v) for k, v in split._asdict().items()},
@@ -329,7 +331,7 @@ def _checked(pipeline: Pipeline, start: _Start) -> Pipeline:
     for field, split in splits.items()
   }
   if config.init_from:
-    inputs_of_run["init_from"] = fingerprint.of_model(config.init_from)
+    inputs_of_run["init_from"] = fingerprint.fingerprint_model(config.init_from)
   sources = fingerprint.Fingerprint({}, inputs_of_run)
   path = pathlib.Path(directory) / SOURCES
   if path.exists():

@@ -66,11 +66,11 @@ def main(argv: Sequence[str]) -> int:
 
   def run() -> None:
     nonlocal fits
-    launch.quiet()
+    launch.silence_libraries()
     jax.config.update("jax_platforms", "cpu")  # those here are not planned for
     fits = plan.show(*parse(argv))
 
-  return launch.guarded(run) or int(not fits)
+  return launch.run_with_errors(run) or int(not fits)
 
 
 if __name__ == "__main__":

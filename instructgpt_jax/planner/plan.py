@@ -199,7 +199,8 @@ def text(plan: Plan, name: str, price: float) -> str:
   model = found.model
   lines = [
     f"{name} on {topology}: {topology.count:,} chips as {layout}",
-    f"{table.number(found.parameters)} parameters, vocabulary {model.padded_vocab_size:,};"
+    f"{table.number(found.parameters)} parameters,"
+    f" vocabulary {model.padded_vocab_size:,};"
     f" each {found.unit}: {found.examples:,} {found.what},"
     f" {found.tokens:,} tokens trained on",
     "",
@@ -471,7 +472,9 @@ def _networks(
       config.init_from, kind=workdir.LANGUAGE, field="init_from", run=config
     )
   mesh = config.mesh if filled else configs.Mesh()
-  inherited = workdir.inherit(dataclasses.replace(config, mesh=mesh))
+  inherited = workdir.inherit_architecture(
+    dataclasses.replace(config, mesh=mesh)
+  )
   config = dataclasses.replace(inherited, mesh=config.mesh)
   if not hasattr(config, "ppo"):
     if arguments.reward_preset:

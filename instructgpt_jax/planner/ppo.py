@@ -30,9 +30,9 @@ def ppo(
 ) -> Work:
   """Prompts and responses of full length."""
   section, data = config.ppo, config.data
-  checks.fits(data, config.model.max_seq_len)
-  checks.ppo_batches(section)
-  mesh_lib.require_even(section.rollout_batch, mesh)
+  checks.check_lengths(data, config.model.max_seq_len)
+  checks.check_ppo_batches(section)
+  mesh_lib.check_divisible(section.rollout_batch, mesh)
   shape = shapes.shaped(config.model, config, mesh)
   scores = shapes.shaped(reward_model or config.model, config, mesh)
   adapters = {
@@ -65,7 +65,7 @@ def ppo(
     config, models, optimizers, state, mesh, eos_id=0, pad_id=1
   )
   start = policy.whole
-  reward_params = networks.abstract(models[1], mesh)
+  reward_params = networks.abstract_params(models[1], mesh)
   width = max(transforms.bucket_sizes(data.max_prompt_tokens))
   width = min(width, config.model.max_seq_len - data.max_response_tokens)
   answer = data.max_response_tokens
@@ -128,7 +128,7 @@ def ppo(
       section.ptx_sequence, config.model.max_seq_len, "ppo.ptx_sequence"
     )
     ptx_rows = section.minibatch * section.ptx_ratio
-    mesh_lib.require_even(ptx_rows, mesh)
+    mesh_lib.check_divisible(ptx_rows, mesh)
     ptx = shapes.language_batch(mesh, ptx_rows, ptx_length)
     trips = shapes.chunks(shape, mesh, section.ptx_microbatch * ptx_length)
     passes.append(

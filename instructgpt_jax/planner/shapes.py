@@ -18,7 +18,7 @@ from instructgpt_jax.models import lora
 from instructgpt_jax.planner.work import Pass
 from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.training import networks
-from instructgpt_jax.types import LanguageBatch, PyTree, Reach
+from instructgpt_jax.types import AttentionSpan, LanguageBatch, PyTree
 
 VOCABULARY = 50_257  # GPT-2's and GPT-3's byte pairs
 UPDATES = 1000  # of a schedule; no shape depends on it
@@ -70,7 +70,7 @@ class Network:
   @property
   def whole(self) -> PyTree:
     """All of its parameters."""
-    return lora.union(self.frozen, self.state.params)
+    return lora.merge_trees(self.frozen, self.state.params)
 
 
 def in_training(
@@ -79,7 +79,7 @@ def in_training(
   mesh: AnyMesh,
 ) -> Network:
   """A network and its optimiser's state on a mesh."""
-  whole = networks.abstract(network, mesh)
+  whole = networks.abstract_params(network, mesh)
   frozen, trained = lora.split(network.config, whole)
   state = jax.eval_shape(lambda p: state_lib.new_state(p, optimizer), trained)
   places = networks.shardings(network, state, mesh)
@@ -99,7 +99,7 @@ def training(
   *,
   length: int,
   logits: int = 0,
-  reach: Reach | None = None,
+  reach: AttentionSpan | None = None,
 ) -> Pass:
   """The passes of an update over its rows, by microbatches (0 is one)."""
   part = microbatch if 0 < microbatch < rows else rows

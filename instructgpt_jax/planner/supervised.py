@@ -30,8 +30,10 @@ COMPLETIONS = 9  # K: the paper's labelers rank 4 to 9
 def pretrain(config: configs.PretrainExperiment, mesh: AnyMesh) -> Work:
   """Whole rows of documents."""
   section = config.pretrain
-  checks.divides(section.microbatch, section.batch_size, "pretrain.microbatch")
-  mesh_lib.require_even(section.batch_size, mesh)
+  checks.check_divides(
+    section.microbatch, section.batch_size, "pretrain.microbatch"
+  )
+  mesh_lib.check_divisible(section.batch_size, mesh)
   length = checks.row_length(
     section.sequence, config.model.max_seq_len, "pretrain.sequence"
   )
@@ -77,8 +79,8 @@ def reward(
   """K completions a prompt, all of the longest kind."""
   section, data = config.reward, config.data
   prompts = section.batch_size
-  mesh_lib.require_even(prompts, mesh)
-  checks.divides(section.microbatch, prompts, "reward.microbatch")
+  mesh_lib.check_divisible(prompts, mesh)
+  checks.check_divides(section.microbatch, prompts, "reward.microbatch")
   count = section.max_completions or COMPLETIONS
   longest = transforms.EncodedRanking(
     [0] * data.max_prompt_tokens,

@@ -12,7 +12,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from instructgpt_jax import configs
-from instructgpt_jax.types import PyTree, Reach
+from instructgpt_jax.types import AttentionSpan, PyTree
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class Pass:
   times: int = 1
   logits: int = 0  # tokens a row whose logits may be wanted
   trained: int = 0  # parameters that have a gradient
-  reach: Reach | None = None  # how far its tokens look at most
+  reach: AttentionSpan | None = None  # how far its tokens look at most
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--page", action="store_true")
   parser.add_argument("--picture", type=pathlib.Path)
   flags = parser.parse_args(argv)
-  return launch.guarded(lambda: _show(flags))
+  return launch.run_with_errors(lambda: _show(flags))
 
 
 def _show(flags: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ from instructgpt_jax.runs import files, locks
 
 
 @contextlib.contextmanager
-def claimed(
+def claim(
   directory: str | os.PathLike[str],
   experiment: str,
   config: Mapping[str, Any],
@@ -30,7 +30,7 @@ def claimed(
     UserError: another run writes it, or it belongs to another experiment or
       another config.
   """
-  with locks.workdir(directory):
+  with locks.lock_workdir(directory):
     begun = os.path.exists(os.path.join(directory, files.CONFIG))
     files.claim_workdir(directory, experiment, config)
     try:

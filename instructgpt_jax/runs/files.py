@@ -69,7 +69,7 @@ def disk_error(error: OSError, path: str | os.PathLike[str]) -> UserError:
 
 
 @contextlib.contextmanager
-def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+def disk_errors_as_user_errors(path: str | os.PathLike[str]) -> Iterator[None]:
   """Turns an OSError of the block into a UserError that names `path`."""
   try:
     yield
@@ -80,7 +80,7 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
 def make_directory(path: str | os.PathLike[str]) -> pathlib.Path:
   """Makes a folder and its parents; a UserError where that is impossible."""
   directory = pathlib.Path(path)
-  with writing(directory):
+  with disk_errors_as_user_errors(directory):
     directory.mkdir(parents=True, exist_ok=True)
   return directory
 
@@ -116,10 +116,10 @@ def write_chunks_atomic(
     UserError: the target is a directory, a socket or a block device, or it
       cannot be written.
   """
-  if not processes.is_writer():
+  if not processes.is_main_process():
     return
   target = pathlib.Path(path)
-  with writing(target):
+  with disk_errors_as_user_errors(target):
     stream = _open_stream(target)
     if stream is not None:
       with stream:
@@ -269,18 +269,18 @@ def _flush(path: str | os.PathLike[str]) -> None:
     os.close(descriptor)
 
 
-def plain(value: Any) -> Any:
+def to_json_values(value: Any) -> Any:
   """JSON's own types for numpy and jax scalars; NaN and infinity as strings."""
   if isinstance(value, Mapping):
-    return {str(key): plain(item) for key, item in value.items()}
+    return {str(key): to_json_values(item) for key, item in value.items()}
   if isinstance(value, (list, tuple)):
-    return [plain(item) for item in value]
+    return [to_json_values(item) for item in value]
   if value is None or isinstance(value, (bool, int, str)):
     return value
   if isinstance(value, os.PathLike):
     return os.fspath(value)
   if hasattr(value, "tolist"):
-    return plain(value.tolist())
+    return to_json_values(value.tolist())
   if isinstance(value, float):
     return value if math.isfinite(value) else str(value)
   raise TypeError(f"{type(value).__name__} cannot be written as JSON")
@@ -291,7 +291,7 @@ def write_json_atomic(
 ) -> None:
   """Writes one JSON value; NaN and infinity become "nan", "inf", "-inf"."""
   text = json.dumps(
-    plain(value), indent=indent, ensure_ascii=False, allow_nan=False
+    to_json_values(value), indent=indent, ensure_ascii=False, allow_nan=False
   )
   write_text_atomic(path, text + "\n")
 
@@ -304,7 +304,7 @@ def write_jsonl_atomic(
     path,
     (
       _encoded(
-        json.dumps(plain(value), ensure_ascii=False, allow_nan=False) + "\n"
+        json.dumps(to_json_values(value), ensure_ascii=False, allow_nan=False) + "\n"
       )
       for value in values
     ),
@@ -362,7 +362,7 @@ def mark_complete(
 ) -> None:
   """Says that the run in `workdir` has ended well, and how."""
   write_json_atomic(pathlib.Path(workdir) / COMPLETE, dict(summary))
-  processes.together("complete")
+  processes.barrier("complete")
 
 
 def read_complete(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
@@ -414,7 +414,7 @@ def claim_workdir(
   """
   directory = pathlib.Path(workdir)
   path = directory / CONFIG
-  requested = {"experiment": experiment, "config": plain(config)}
+  requested = {"experiment": experiment, "config": to_json_values(config)}
   if path.exists():
     recorded = read_json(path, fix="delete it, or choose another --workdir")
     if not isinstance(recorded, dict) or not isinstance(

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.runs import files
 from instructgpt_jax.distributed import processes
-from instructgpt_jax.runs.progress import say
+from instructgpt_jax.runs.progress import log_line
 
 LOCK = ".lock"  # in a workdir that a run writes
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
@@ -42,7 +42,7 @@ def acquire(
     The open file that holds the lock, or None when another process has it.
   """
   files.make_directory(os.path.dirname(path) or ".")
-  with files.writing(path):
+  with files.disk_errors_as_user_errors(path):
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
   try:
     if lock(descriptor, seconds, shared=shared):
@@ -91,7 +91,7 @@ def locked(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def workdir(directory: str | os.PathLike[str]) -> Iterator[None]:
+def lock_workdir(directory: str | os.PathLike[str]) -> Iterator[None]:
   """Locks a run's workdir during the block, in the process that writes.
 
   One process of a run takes the lock. A file system without locks is only a
@@ -103,7 +103,7 @@ def workdir(directory: str | os.PathLike[str]) -> Iterator[None]:
   Raises:
     UserError: `workdir_in_use`, another run has the lock.
   """
-  if not processes.is_writer():
+  if not processes.is_main_process():
     yield
     return
   existed = os.path.isdir(directory)
@@ -138,7 +138,7 @@ def _workdir_lock(path: pathlib.Path) -> int | None:
       os.close(descriptor)
       if error.errno not in _NO_LOCKS:
         raise files.disk_error(error, path) from error
-      say(
+      log_line(
         f"warning: {path.parent} cannot be locked ({error.strerror}); start no"
         " second run there"
       )
@@ -148,7 +148,7 @@ def _workdir_lock(path: pathlib.Path) -> int | None:
       raise in_use(path.parent, _owner(path))
     if _is_at(descriptor, path):
       owner = {"process": os.getpid(), "host": socket.gethostname()}
-      with files.writing(path):
+      with files.disk_errors_as_user_errors(path):
         os.ftruncate(descriptor, 0)
         os.write(descriptor, json.dumps(owner).encode() + b"\n")
       return descriptor

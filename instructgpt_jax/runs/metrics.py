@@ -44,15 +44,15 @@ class MetricWriter:
     files.make_directory(self._path.parent)
     self._file: Any = None
     self._tensorboard: Any = None
-    if not processes.is_writer():
+    if not processes.is_main_process():
       return
     _cut(self._path, resume_step)
-    with files.writing(self._path):
+    with files.disk_errors_as_user_errors(self._path):
       self._file = self._path.open("a", encoding="utf-8")
     if tensorboard:
       import tensorboardX
 
-      with files.writing(workdir):
+      with files.disk_errors_as_user_errors(workdir):
         self._tensorboard = tensorboardX.SummaryWriter(
           str(pathlib.Path(workdir) / "tensorboard"),
           purge_step=resume_step + 1 if resume_step else None,
@@ -63,8 +63,8 @@ class MetricWriter:
     if self._file is None:
       return
     row = {name: _number(value) for name, value in values.items()}
-    line = json.dumps({"step": int(step), **files.plain(row)})
-    with files.writing(self._path):
+    line = json.dumps({"step": int(step), **files.to_json_values(row)})
+    with files.disk_errors_as_user_errors(self._path):
       self._file.write(line + "\n")
       self._file.flush()
       if self._tensorboard is not None:
@@ -76,7 +76,7 @@ class MetricWriter:
     """Flushes and closes; may be called twice."""
     if self._file is None:
       return
-    with files.writing(self._path):
+    with files.disk_errors_as_user_errors(self._path):
       self._file.close()
       if self._tensorboard is not None:
         self._tensorboard.close()

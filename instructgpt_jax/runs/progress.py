@@ -11,9 +11,9 @@ import tqdm
 from instructgpt_jax.distributed import processes
 
 
-def say(text: str) -> None:
+def log_line(text: str) -> None:
   """One line for the user, beside the progress."""
-  if processes.is_writer():
+  if processes.is_main_process():
     print(text, file=sys.stderr, flush=True)
 
 
@@ -46,7 +46,7 @@ class Progress:
     self._metrics: dict[str, Any] = {}
     self._start = self._said = time.monotonic()
     self._bar = None
-    self._silent = not processes.is_writer()
+    self._silent = not processes.is_main_process()
     if self._stream.isatty() and not self._silent:
       self._bar = tqdm.tqdm(
         total=total,

@@ -11,7 +11,7 @@ import optax
 from instructgpt_jax.losses import chunked, language
 from instructgpt_jax.losses.masked import safe_divide
 from instructgpt_jax.models import lora
-from instructgpt_jax.models.transformer import LanguageModel, adjusted
+from instructgpt_jax.models.transformer import LanguageModel, postprocess_logits
 from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.steps.state import Metrics, TrainState
 from instructgpt_jax.types import Array, LanguageBatch, PyTree
@@ -40,7 +40,7 @@ def loss_and_metrics(
   hidden, targets, weights = _flat(
     model, params, batch, dropout_key=dropout_key
   )
-  total, sums = chunked.summed(
+  total, sums = chunked.chunked_logits_loss(
     _cross_entropy,
     hidden,
     unembedding_matrix(model, params),
@@ -71,7 +71,7 @@ def unembedding_matrix(model: LanguageModel, params: PyTree) -> Array:
 
 def adjust(model: LanguageModel) -> chunked.Adjust:
   """Makes the model's logits of products with `unembedding_matrix`."""
-  return functools.partial(adjusted, model.config)
+  return functools.partial(postprocess_logits, model.config)
 
 
 def _flat(
@@ -124,7 +124,7 @@ def gradients(
     key = None
     if dropout_key is not None:
       key = jax.random.fold_in(dropout_key, index)
-    params = lora.union(frozen, params)
+    params = lora.merge_trees(frozen, params)
     return loss_and_metrics(model, params, part, normalizer, dropout_key=key)
 
   return state_lib.accumulate(loss_fn, params, batch, microbatch)

@@ -36,22 +36,22 @@ class Packing:
   place: Array  # [B, S] int32, place in C · M · S of each real one; 0 otherwise
   used: Array  # [] int32, microbatches that hold any
 
-  def put(self, x: Array) -> Array:
+  def scatter_tokens(self, x: Array) -> Array:
     """[B, T] → [C, M, T], zeros where there is no token."""
     return _put(x, self.source)
 
-  def put_states(self, x: Array) -> Array:
+  def scatter_states(self, x: Array) -> Array:
     """[B, S] → [C, M, S], zeros where there is no state."""
     return _put(x, self.states)
 
-  def take_states(self, x: Array) -> Array:
+  def gather_states(self, x: Array) -> Array:
     """[C, M, S] → [B, S]; what stands in padding means nothing."""
-    return sharding.place(x.reshape(-1)[self.place], "batch", None)
+    return sharding.shard(x.reshape(-1)[self.place], "batch", None)
 
 
 def _put(x: Array, source: Array) -> Array:
   found = x.reshape(-1).at[source].get(mode="fill", fill_value=0)
-  return sharding.place(found, None, "batch", None)
+  return sharding.shard(found, None, "batch", None)
 
 
 def microbatch_size(rows: int, length: int, shards: int) -> int:
@@ -80,7 +80,7 @@ def pack(real: Array, states: int, microbatch: int = 0) -> Packing:
     microbatch: M, a divisor of B; 0 is `microbatch_size`.
   """
   count, length = real.shape
-  shards = sharding.parts("batch", count)
+  shards = sharding.num_shards("batch", count)
   size = microbatch or microbatch_size(count, length, shards)
   if count % size:
     raise ValueError(f"microbatch {size} does not divide batch {count}")
@@ -167,4 +167,4 @@ def each(
 
   zeros = jnp.zeros(packing.states.shape, jnp.float32)
   empty = jax.tree.map(lambda _: zeros, outputs)
-  return state_lib.up_to(packing.used, count, put, empty)
+  return state_lib.bounded_fori_loop(packing.used, count, put, empty)

@@ -40,7 +40,7 @@ class _Rows:
   mask: Array  # [·, S] bool, True where that is a response token
 
 
-def _at_states(x: Array) -> Array:
+def _shift_to_states(x: Array) -> Array:
   """[B, N] of response tokens → [B, S], where each was predicted from."""
   return jnp.pad(x, ((0, 0), (0, 1)))
 
@@ -51,12 +51,14 @@ def _packed(rollout: Rollout, microbatch: int) -> tuple[packing.Packing, _Rows]:
   found = packing.pack(real, answer + 1, microbatch)
   episodes = 1 + jnp.arange(len(real), dtype=jnp.int32)
   rows = _Rows(
-    tokens=found.put(rollout.tokens),
-    segments=found.put(jnp.broadcast_to(episodes[:, None], real.shape)),
-    positions=found.put(rollout.positions),
+    tokens=found.scatter_tokens(rollout.tokens),
+    segments=found.scatter_tokens(
+      jnp.broadcast_to(episodes[:, None], real.shape)
+    ),
+    positions=found.scatter_tokens(rollout.positions),
     columns=found.columns,
-    actions=found.put_states(_at_states(rollout.tokens[:, -answer:])),
-    mask=found.put_states(_at_states(rollout.response_mask)),
+    actions=found.scatter_states(_shift_to_states(rollout.tokens[:, -answer:])),
+    mask=found.scatter_states(_shift_to_states(rollout.response_mask)),
   )
   return found, rows
 
@@ -108,7 +110,7 @@ def response_logp(
   At the sampling temperature; 0 after a response's end.
   """
   found, rows = _packed(rollout, 0)
-  logp = found.take_states(
+  logp = found.gather_states(
     packing.each(
       found, lambda part: _logp(model, params, part, temperature), rows
     )
@@ -149,12 +151,12 @@ def response_logp_and_spread(
     return logp(rows.actions), logp(drawn)
 
   logp, of_drawn = packing.each(packed, both, (rows, drawn), (0, 0))
-  logp = packed.take_states(logp)[:, :-1]
+  logp = packed.gather_states(logp)[:, :-1]
   variance = masked.masked_variance(of_drawn, rows.mask)
   return jnp.where(rollout.response_mask, logp, 0), jnp.sqrt(variance)
 
 
-def experience(
+def score_rollout(
   rollout: Rollout,
   reference_params: PyTree,
   reward_params: PyTree,
@@ -186,7 +188,7 @@ def experience(
   found, rows = _packed(rollout, config.microbatch)
 
   def each(function: Callable[[_Rows], Array]) -> Array:
-    return found.take_states(packing.each(found, function, rows))
+    return found.gather_states(packing.each(found, function, rows))
 
   ref_logp = each(
     lambda part: _logp(model, reference_params, part, config.temperature)
@@ -248,7 +250,7 @@ def experience(
     rollout=rollout,
     advantages=advantages,
     returns=targets,
-    values=masked.keep(values, mask),
+    values=masked.zero_outside(values, mask),
   )
   return result, next_kl_coef, metrics
 
@@ -315,7 +317,7 @@ def update(
   normalizer = chosen.rollout.response_mask.sum()
   found, packed = _packed(chosen.rollout, config.microbatch)
   old_logp, advantages, values, targets = (
-    found.put_states(_at_states(x))
+    found.scatter_states(_shift_to_states(x))
     for x in (
       chosen.rollout.logp,
       chosen.advantages,
@@ -329,9 +331,9 @@ def update(
 
   def policy_loss(params, part, index):
     del index
-    params = lora.union(frozen, params)
+    params = lora.merge_trees(frozen, params)
     rows, old_logp, advantages = part
-    loss, sums = chunked.summed(
+    loss, sums = chunked.chunked_logits_loss(
       token_loss,
       _hidden(model, params, rows),
       language_step.unembedding_matrix(model, params),
@@ -349,7 +351,7 @@ def update(
 
   def value_loss(params, part, index):
     del index
-    params = lora.union(value_frozen, params)
+    params = lora.merge_trees(value_frozen, params)
     rows, values, targets = part
     return ppo.value_loss(
       _scalars(value_model, params, rows),
@@ -391,7 +393,9 @@ def update(
   policy = state_lib.apply_gradients(state.policy, grads, optimizer)
 
   # Else the compiler interleaves both passes, and holds both's activations.
-  tokens = layers.after(packed.tokens, (metrics["grad_norm"], policy.params))
+  tokens = layers.optimization_barrier(
+    packed.tokens, (metrics["grad_norm"], policy.params)
+  )
   loss, grads, value_metrics = state_lib.accumulate_parts(
     value_loss,
     state.value.params,
@@ -406,8 +410,6 @@ def update(
   value = state_lib.apply_gradients(state.value, grads, value_optimizer)
   ema = state.ema
   if ema:
-    ema = state_lib.move_average(
-      ema, policy.params, state.ema_decay, policy.step
-    )
+    ema = state_lib.update_ema(ema, policy.params, state.ema_decay, policy.step)
   state = dataclasses.replace(state, policy=policy, value=value, ema=ema)
   return state, metrics

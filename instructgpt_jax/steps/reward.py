@@ -149,7 +149,7 @@ def train_step(
 
   def loss_fn(params, part, index):
     part_key = None if key is None else jax.random.fold_in(key, index)
-    params = lora.union(frozen, params)
+    params = lora.merge_trees(frozen, params)
     scores = score_rankings(model, params, part, dropout_key=part_key)
     return reward.ranking_loss(
       scores, part.ranks, part.valid, normalizer=normalizer

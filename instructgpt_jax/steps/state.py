@@ -164,7 +164,7 @@ def apply_gradients(
   )
 
 
-def move_average(
+def update_ema(
   average: PyTree, new: PyTree, decay: Array, count: Array
 ) -> PyTree:
   """Updates a bias-corrected exponential average.
@@ -250,10 +250,10 @@ def accumulate_parts(
 
   if used is None:
     return jax.lax.fori_loop(0, count, add, zeros)
-  return up_to(used, count, add, zeros)
+  return bounded_fori_loop(used, count, add, zeros)
 
 
-def up_to(
+def bounded_fori_loop(
   used: Array,
   count: int,
   body: Callable[[Array, PyTree], PyTree],
@@ -295,18 +295,18 @@ def _mix(x: Array) -> Array:
   return x ^ (x >> 16)
 
 
-def fingerprint(tree: PyTree) -> Array:
+def params_checksum(tree: PyTree) -> Array:
   """[] uint32 hash of every float32 bit of a tree and of where it stands.
 
   A change of one value always shows. Sums of uint32 are exact, so the layout
   over devices does not matter.
   """
   return functools.reduce(
-    add_to_fingerprint, jax.tree.leaves(tree), jnp.zeros((), jnp.uint32)
+    add_to_checksum, jax.tree.leaves(tree), jnp.zeros((), jnp.uint32)
   )
 
 
-def add_to_fingerprint(mark: Array, x: Array) -> Array:
+def add_to_checksum(mark: Array, x: Array) -> Array:
   """The fingerprint of some leaves and of one more after them."""
   bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
   place = jnp.zeros(x.shape, jnp.uint32)

@@ -72,7 +72,7 @@ class Task:
       began = time.monotonic()
       records.begin_span(root, job)
       command = job.command(root)
-      with files.writing(log), open(log, "ab") as file:
+      with files.disk_errors_as_user_errors(log), open(log, "ab") as file:
         file.write(f"$ {jobs.shown(command)}\n".encode())
         file.flush()
         process = processes.popen(command, file)

@@ -393,4 +393,4 @@ def main(
   def body() -> None:
     statuses.append(run(parse(argv, load, doc, module)))
 
-  return launch.guarded(body) or next(iter(statuses), 0)
+  return launch.run_with_errors(body) or next(iter(statuses), 0)

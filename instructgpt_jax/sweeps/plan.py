@@ -56,7 +56,7 @@ def begin(
       sweep = {**head, "jobs": []}
     else:
       sweep = read(root)
-      for name, value in files.plain(head).items():
+      for name, value in files.to_json_values(head).items():
         if name in sweep:  # a sweep.json of an earlier version may lack it
           _same(root, name, sweep[name], value, (defaults or {}).get(name))
       _same_inputs(root, sweep.get("inputs", {}), inputs or {})
@@ -65,7 +65,7 @@ def begin(
     known = {entry["name"]: entry for entry in sweep["jobs"]}
     for entry in entries:
       old = known.setdefault(entry["name"], dict(entry))
-      overrides = files.plain(entry["overrides"])
+      overrides = files.to_json_values(entry["overrides"])
       _same(root, entry["name"], old["overrides"], overrides)
     _write(root, {**sweep, "jobs": list(known.values())})
 

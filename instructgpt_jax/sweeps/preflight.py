@@ -38,8 +38,8 @@ def check(
     values = {k: v for k, v in job.flags.items() if k in known}
     whole = flags.replace(config, values)
     if numbers:
-      _of(job, lambda whole=whole: checks.batches(whole))
-      _of(job, lambda whole=whole: checks.lengths(whole))
+      _of(job, lambda whole=whole: checks.check_batches(whole))
+      _of(job, lambda whole=whole: checks.check_pipeline_lengths(whole))
     leaves = {name: value for name, value, _ in flags.leaves(whole)}
     _of(job, lambda leaves=leaves: _paths(leaves, root))
 
@@ -65,7 +65,11 @@ def fingerprints(jobs: Iterable[Job], config: Any, root: str) -> dict[str, str]:
       key = f"{name}={path}"
       if not path or key in result or _within(path.split(",")[0], root):
         continue
-      of = fingerprint.of_model if name in _FOLDERS else fingerprint.of_files
+      of = (
+        fingerprint.fingerprint_model
+        if name in _FOLDERS
+        else fingerprint.fingerprint_files
+      )
       result[key] = of(path).hash
   return result
 

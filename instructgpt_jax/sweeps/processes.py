@@ -74,7 +74,7 @@ class Local:
     files.make_directory(os.path.dirname(log))
     command = job.command(self._root)
     records.begin_span(self._root, job)
-    with files.writing(log), open(log, "ab") as file:
+    with files.disk_errors_as_user_errors(log), open(log, "ab") as file:
       start = file.tell()
       file.write(f"$ {jobs.shown(command)}\n".encode())
       file.flush()
@@ -130,7 +130,7 @@ def asked_to_end(status: int, log: str, start: int) -> bool:
     start: the byte at which that begins.
   """
   last = records.last_lines(log, start).splitlines()[-1:]
-  return status == 0 and last == [preemption.TOLD]
+  return status == 0 and last == [preemption.STOPPED]
 
 
 def ending(status: int) -> str:

@@ -37,7 +37,7 @@ _PATIENCE = 1.0  # seconds between two looks for a trial to take over
 _ABSENT = 5
 # Attributes of the study and of a trial.
 _OBJECTIVE, _KNOWN, _UNDECIDED = "objective", "known", "undecided"
-_NOT_FINITE = ("nan", "inf", "-inf")  # as `files.plain` writes them
+_NOT_FINITE = ("nan", "inf", "-inf")  # as `files.to_json_values` writes them
 
 
 @dataclasses.dataclass(frozen=True)

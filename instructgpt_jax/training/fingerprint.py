@@ -19,7 +19,7 @@ import numpy as np
 from instructgpt_jax.checkpoint import manifest
 from instructgpt_jax.data import reading
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.runs.progress import say
+from instructgpt_jax.runs.progress import log_line
 
 _MODEL = "model"  # `checkpoint.MODEL`, without importing JAX
 # Files of another library's model that decide what it computes.
@@ -128,7 +128,7 @@ class Fingerprint:
 
   def _without(self, directory: str | os.PathLike[str]) -> None:
     if self.counted:
-      say(
+      log_line(
         f"warning: the checkpoints of {directory} do not say which data they"
         " belong to; resuming on these data"
       )
@@ -142,7 +142,7 @@ class Fingerprint:
     )
 
 
-def of_source(spec: str, values: Any, **records: int) -> Source:
+def fingerprint_source(spec: str, values: Any, **records: int) -> Source:
   """Computes the fingerprint of a source.
 
   Args:
@@ -157,7 +157,7 @@ def of_source(spec: str, values: Any, **records: int) -> Source:
   return Source(_files(spec), records, digest.hexdigest())
 
 
-def of_files(spec: str) -> Source:
+def fingerprint_files(spec: str) -> Source:
   """Computes the fingerprint of a source from its files' bytes.
 
   Of a large file the beginning, the end and the size count.
@@ -171,7 +171,7 @@ def of_files(spec: str) -> Source:
   return Source(_files(spec), {}, digest.hexdigest())
 
 
-def of_model(path: str | os.PathLike[str]) -> Source:
+def fingerprint_model(path: str | os.PathLike[str]) -> Source:
   """Computes the fingerprint of a model from its directory's files.
 
   Args:

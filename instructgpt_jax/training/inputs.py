@@ -23,7 +23,7 @@ from instructgpt_jax.data.records import (
 )
 from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.runs.progress import say
+from instructgpt_jax.runs.progress import log_line
 
 
 class Splits(NamedTuple):
@@ -48,7 +48,7 @@ _KINDS = {
 }
 
 
-def _required(spec: str, field: str, what: str) -> str:
+def _require(spec: str, field: str, what: str) -> str:
   if not spec:
     raise UserError(
       f"{what} are needed here",
@@ -75,7 +75,7 @@ def _curated(
     tell: whether counts and warnings are shown.
   """
   field, kind = f"data.{name}", _KINDS[name]
-  records, report = kind.read(_required(getattr(data, name), field, kind.what))
+  records, report = kind.read(_require(getattr(data, name), field, kind.what))
   others = [
     other.read(getattr(data, key))[0]
     for key, other in _KINDS.items()
@@ -87,13 +87,13 @@ def _curated(
   drops.judge(field, causes, total, data)
   curation.require(parts, dropped, field, report.skipped)
   if tell:
-    _tell(field, report, dropped, parts)
+    _log_counts(field, report, dropped, parts)
     for line in drops.warnings(field, dropped, causes, total):
-      say(line)
+      log_line(line)
   return Splits(**parts)
 
 
-def _tell(
+def _log_counts(
   field: str,
   report: reading.Report,
   dropped: drops.Drops,
@@ -117,7 +117,7 @@ def _tell(
       f"compared {dropped.templates} prompts with a shared beginning from"
       " where they differ"
     )
-  say(f"{field}: {counts}" + "".join(f"; {note}" for note in notes))
+  log_line(f"{field}: {counts}" + "".join(f"; {note}" for note in notes))
 
 
 def demonstrations(data: configs.Data, tokenizer: Tokenizer | None) -> Splits:
@@ -229,7 +229,7 @@ def documents(data: configs.Data, *, tell: bool = True) -> Splits:
   """
   field = "data.pretraining"
   records, report = reading.read_documents(
-    _required(data.pretraining, field, "documents")
+    _require(data.pretraining, field, "documents")
   )
   parts = splits.split_documents(records, data)
   none = drops.Drops()
@@ -238,9 +238,9 @@ def documents(data: configs.Data, *, tell: bool = True) -> Splits:
   drops.judge(field, causes, total, data)
   curation.require(parts, none, field, report.skipped)
   if tell:
-    _tell(field, report, none, parts)
+    _log_counts(field, report, none, parts)
     for line in drops.warnings(field, none, causes, total):
-      say(line)
+      log_line(line)
   return Splits(**parts)
 
 

@@ -35,7 +35,9 @@ from instructgpt_jax.training import (
 from instructgpt_jax.types import PyTree
 
 VALID_ROWS = 1024  # most rows that a validation loss is measured on
-_token_logp = mesh_lib.jitted(language_step.token_logp, static_argnames="model")
+_token_logp = mesh_lib.jit_per_mesh(
+  language_step.token_logp, static_argnames="model"
+)
 
 
 def pretrain(config: configs.PretrainExperiment, directory: str) -> None:
@@ -45,10 +47,12 @@ def pretrain(config: configs.PretrainExperiment, directory: str) -> None:
     config: the experiment.
     directory: its workdir.
   """
-  if workdir.completed(directory):
+  if workdir.is_complete(directory):
     return
   section = config.pretrain
-  checks.divides(section.microbatch, section.batch_size, "pretrain.microbatch")
+  checks.check_divides(
+    section.microbatch, section.batch_size, "pretrain.microbatch"
+  )
   length = checks.row_length(
     section.sequence, config.model.max_seq_len, "pretrain.sequence"
   )
@@ -69,7 +73,7 @@ def pretrain(config: configs.PretrainExperiment, directory: str) -> None:
     batch_size=section.batch_size,
     seed=config.seed,
     pad_id=tokenizer.pad_id,
-    **mesh_lib.shard(section.batch_size, mesh),
+    **mesh_lib.process_shard(section.batch_size, mesh),
   )
   course = _Course(
     batches,
@@ -103,10 +107,10 @@ def sft(
     directory: its workdir.
     name: "sft" or "policy_init".
   """
-  if workdir.completed(directory):
+  if workdir.is_complete(directory):
     return
   section = config.sft
-  checks.fits(config.data, config.model.max_seq_len)
+  checks.check_lengths(config.data, config.model.max_seq_len)
   tokenizer = workdir.stage_tokenizer(
     directory, config, lambda: inputs.training_texts(config.data)
   )
@@ -131,7 +135,7 @@ def sft(
   layout = step_layout.step_layout(
     section, len(rows["tokens"]), len(records.train)
   )
-  source = fingerprint.of_source(
+  source = fingerprint.fingerprint_source(
     config.data.demonstrations,
     [rows, valid],
     train=len(records.train),
@@ -171,7 +175,9 @@ def _sft_course(
   sources = {"data.demonstrations": source}
   others, log = None, _no_metrics
   if section.reward_model:  # It chooses among the steps.
-    sources["sft.reward_model"] = fingerprint.of_model(section.reward_model)
+    sources["sft.reward_model"] = fingerprint.fingerprint_model(
+      section.reward_model
+    )
   if section.pretraining_fraction:
     documents = inputs.documents(config.data)
     others = inputs.document_rows(
@@ -183,7 +189,7 @@ def _sft_course(
     log = _share_metrics(config, name, rows, others, layout, total_steps)
   padded = layout.padded(mesh)
   if padded.rows >= 2 * layout.rows:
-    workdir.say(
+    workdir.log_line(
       f"{name}: a step has {layout.rows} rows and {padded.rows - layout.rows}"
       f" of padding, for {mesh_lib.batch_shards(mesh)} devices"
     )
@@ -195,7 +201,7 @@ def _sft_course(
     padded_size=padded.rows,
     seed=config.seed,
     pad_id=tokenizer.pad_id,
-    **mesh_lib.shard(padded.rows, mesh),
+    **mesh_lib.process_shard(padded.rows, mesh),
   )
   batch = {
     "rows": layout.demonstration_rows,
@@ -221,7 +227,7 @@ def _no_metrics(step: int) -> dict[str, float]:
 def _documents_fingerprint(
   data: configs.Data, documents: inputs.Splits, rows: list[transforms.Rows]
 ) -> fingerprint.Source:
-  return fingerprint.of_source(
+  return fingerprint.fingerprint_source(
     data.pretraining,
     rows,
     train=len(documents.train),
@@ -246,7 +252,7 @@ def _share_metrics(
     seed=config.seed,
     steps=total_steps,
   )
-  workdir.say(
+  workdir.log_line(
     f"{name}: {shares[-1, 0]:.1%} of the rows and {shares[-1, 1]:.1%} of the"
     " tokens that carry loss are pretraining data"
   )
@@ -295,7 +301,7 @@ def selection(
     return "reward"
   if valid:
     return "loss"
-  workdir.say(f"{name}: no validation records: the last step is kept")
+  workdir.log_line(f"{name}: no validation records: the last step is kept")
   return "last"
 
 
@@ -328,7 +334,7 @@ def _reward_measure(
   prompts = transforms.encode_prompts(
     [d.turns for d in records_held], tokenizer, config.data
   )
-  params = networks.load(stage, mesh)
+  params = networks.load_params(stage, mesh)
 
   def measure(model: LanguageModel, policy: PyTree) -> dict[str, float]:
     rollout = sampling.respond(
@@ -395,7 +401,7 @@ def _train(
   measures = ["valid_loss"] * (len(valid["tokens"]) > 0)
   measures += ["valid_rm_score"] * (course.measure is not None)
   supervised.require_measure(config.run, measures)
-  frozen, params, adapts = networks.start(
+  frozen, params, adapts = networks.init_params_from(
     model, stage, jax.random.key(config.seed), mesh
   )
   state = networks.train_state(model, params, optimizer, mesh)
@@ -411,7 +417,7 @@ def _train(
 
   def evaluate(params: PyTree, step: int) -> dict[str, float]:
     del step
-    params = lora.union(frozen, params)
+    params = lora.merge_trees(frozen, params)
     metrics = {}
     if len(valid["tokens"]):
       some = {k: v[:VALID_ROWS] for k, v in valid.items()}
@@ -433,7 +439,7 @@ def _train(
     )
 
   metric = {"loss": ("valid_loss", -1.0), "reward": ("valid_rm_score", 1.0)}
-  evaluation = supervised.Evaluation(
+  evaluation = supervised.EvaluationLoop(
     evaluate, course.eval_every, metric.get(course.select), save
   )
   workdir.put_tokenizer(directory, tokenizer)
@@ -474,10 +480,12 @@ def row_losses(
     [R] float64 and [R] float64.
   """
   count = len(rows["tokens"])
-  size = mesh_lib.fill(min(64, count), mesh)
+  size = mesh_lib.round_up_to_shards(min(64, count), mesh)
   found = [
-    mesh_lib.fetch(
-      _token_logp(mesh)(params, mesh_lib.put_whole(batch, mesh), model=model)
+    mesh_lib.allgather(
+      _token_logp(mesh)(
+        params, mesh_lib.put_replicated_batch(batch, mesh), model=model
+      )
     )
     for batch in batching.language_batches(
       rows, batch_size=size, epochs=1, shuffle=False

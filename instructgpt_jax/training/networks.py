@@ -15,7 +15,7 @@ from instructgpt_jax.interop import directory as hub
 from instructgpt_jax.models import lora, transformer
 from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.training import workdir
-from instructgpt_jax.training.workdir import Adapted, Stage
+from instructgpt_jax.training.workdir import LoraBase, Stage
 from instructgpt_jax.types import Array, PyTree
 
 Network = transformer.LanguageModel | transformer.ScalarModel
@@ -27,7 +27,7 @@ def shardings(network: Network, tree: PyTree, mesh: mesh_lib.AnyMesh) -> PyTree:
   return mesh_lib.state_shardings(tree, mesh, axes)
 
 
-def abstract(network: Network, mesh: mesh_lib.AnyMesh) -> PyTree:
+def abstract_params(network: Network, mesh: mesh_lib.AnyMesh) -> PyTree:
   """Shapes of the network's parameters with their shardings."""
   tree = mesh_lib.unbox(transformer.abstract_params(network))
   return with_shardings(tree, shardings(network, tree, mesh))
@@ -42,18 +42,18 @@ def with_shardings(tree: PyTree, places: PyTree) -> PyTree:
   )
 
 
-def fresh(network: Network, key: Array, mesh: Mesh) -> PyTree:
+def init_params(network: Network, key: Array, mesh: Mesh) -> PyTree:
   """New parameters, made where they will lie."""
   tree = mesh_lib.unbox(transformer.abstract_params(network))
   init = jax.jit(
     lambda k: transformer.init_params(network, k),
     out_shardings=shardings(network, tree, mesh),
-    compiler_options=mesh_lib.drawing_options(mesh),
+    compiler_options=mesh_lib.init_compiler_options(mesh),
   )
   return init(key)
 
 
-def load(
+def load_params(
   stage: Stage, mesh: Mesh, shared: dict[str, PyTree] | None = None
 ) -> PyTree:
   """A stage's parameters.
@@ -64,36 +64,36 @@ def load(
     shared: what is loaded already, by the stage's folder; what adapters stand
       on is loaded once and added here.
   """
-  place = abstract(stage.network, mesh)
+  place = abstract_params(stage.network, mesh)
   if stage.base is None:
     shared = {} if shared is None else shared
     folder = os.path.realpath(stage.path)
     if folder not in shared:
       shared[folder] = stage.params(place)
     return shared[folder]
-  return stage.params(place, load(stage.base, mesh, shared))
+  return stage.params(place, load_params(stage.base, mesh, shared))
 
 
-class Start(NamedTuple):
+class InitialParams(NamedTuple):
   """Parameters that a training starts from."""
 
   frozen: PyTree  # empty without adapters
   trained: PyTree
-  adapts: Adapted | None  # whose the frozen ones are
+  adapts: LoraBase | None  # whose the frozen ones are
 
   @property
   def whole(self) -> PyTree:
     """All of them."""
-    return lora.union(self.frozen, self.trained)
+    return lora.merge_trees(self.frozen, self.trained)
 
 
-def start(
+def init_params_from(
   network: Network,
   stage: Stage | None,
   key: Array,
   mesh: Mesh,
   shared: dict[str, PyTree] | None = None,
-) -> Start:
+) -> InitialParams:
   """A network's parameters: a stage's, and new ones where it has none.
 
   A scalar model takes a language model's decoder under a new head. A network
@@ -123,37 +123,40 @@ def start(
         field="model.head_padding",
         fix="give --model.num_heads that --mesh.tensor divides",
       )
-    return Start({}, fresh(network, key, mesh), None)
-  found, adapts = load(stage, mesh, shared), None
+    return InitialParams({}, init_params(network, key, mesh), None)
+  found, adapts = load_params(stage, mesh, shared), None
   if not c.lora_rank:
-    found = lora.merged(stage.model_config, found)
+    found = lora.merge_lora(stage.model_config, found)
   elif stage.base is None:
     size = stage.model_config.vocab_size
-    adapts = Adapted(stage.path, workdir.mark(hub.flattened(found), size))
-  elif lora.described(c) == lora.described(stage.model_config):
-    adapts = Adapted(stage.base.path, stage.mark, stage.blocks_only)
+    adapts = LoraBase(
+      stage.path, workdir.params_checksum(hub.flattened(found), size)
+    )
+  elif lora.lora_summary(c) == lora.lora_summary(stage.model_config):
+    adapts = LoraBase(stage.base.path, stage.mark, stage.blocks_only)
   else:
     held = stage.model_config
     raise UserError(
-      f"has other adapters ({lora.described(held)}) than {lora.described(c)}",
+      f"has other adapters ({lora.lora_summary(held)}) than"
+      f" {lora.lora_summary(c)}",
       file=stage.path,
       fix="give the same ones, or export it (they are merged) and start"
       " from that",
     )
 
   def missing(k: Array) -> PyTree:
-    return lora.without(transformer.init_params(network, k), found)
+    return lora.tree_difference(transformer.init_params(network, k), found)
 
   wanted = jax.eval_shape(missing, key)
   if wanted:
     draw = jax.jit(
       missing,
       out_shardings=shardings(network, wanted, mesh),
-      compiler_options=mesh_lib.drawing_options(mesh),
+      compiler_options=mesh_lib.init_compiler_options(mesh),
     )
-    found = lora.union(found, draw(key))
-  found = lora.within(abstract(network, mesh), found)
-  return Start(*lora.split(c, found), adapts)
+    found = lora.merge_trees(found, draw(key))
+  found = lora.tree_select(abstract_params(network, mesh), found)
+  return InitialParams(*lora.split(c, found), adapts)
 
 
 def train_state(

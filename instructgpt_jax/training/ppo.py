@@ -42,7 +42,7 @@ from instructgpt_jax.types import PyTree
 
 SNAPSHOTS = "snapshots"  # policies on the way, not averaged
 
-_fingerprint = jax.jit(state_lib.fingerprint)
+_fingerprint = jax.jit(state_lib.params_checksum)
 
 
 def train(
@@ -55,11 +55,11 @@ def train(
     directory: its workdir.
     name: "ppo" or "ppo_ptx".
   """
-  if workdir.completed(directory):
+  if workdir.is_complete(directory):
     return
   section = config.ppo
   _consistent(config)
-  checks.fits(config.data, config.model.max_seq_len)
+  checks.check_lengths(config.data, config.model.max_seq_len)
   start_stage = workdir.open_stage(
     config.init_from, kind=workdir.LANGUAGE, field="init_from", run=config
   )
@@ -79,12 +79,12 @@ def train(
   reward_model = reward_stage.network
   shared: dict[str, PyTree] = {}  # adapters may stand on the same model
   key = jax.random.key(config.seed)
-  start = networks.start(model, start_stage, key, mesh, shared)
+  start = networks.init_params_from(model, start_stage, key, mesh, shared)
   value_model, value_start = _value(
     config, model, start_stage, reward_stage, mesh, shared
   )
   reference = start.whole
-  reward_params = networks.load(reward_stage, mesh, shared)
+  reward_params = networks.load_params(reward_stage, mesh, shared)
   frozen = {"reference": reference, "reward": reward_params}
   below = (start.frozen, value_start.frozen)
   marks = {k: int(_fingerprint(v)) for k, v in frozen.items()}
@@ -184,7 +184,7 @@ def train(
 def _consistent(config: configs.PpoExperiment) -> None:
   """Refuses settings that contradict each other."""
   section = config.ppo
-  checks.ppo_batches(section)
+  checks.check_ppo_batches(section)
   if not config.init_from:
     raise UserError(
       "a policy to start from is needed",
@@ -206,7 +206,7 @@ def _value(
   reward_stage: workdir.Stage,
   mesh: Mesh,
   shared: dict[str, PyTree],
-) -> tuple[ScalarModel, networks.Start]:
+) -> tuple[ScalarModel, networks.InitialParams]:
   """The value network, with adapters where the policy has some."""
   stage, shape = start_stage, model.config
   if config.ppo.value_from_reward:
@@ -218,7 +218,7 @@ def _value(
     lora_layers=model.config.lora_layers,
   )
   network, key = ScalarModel(shape), jax.random.key(config.seed)
-  return network, networks.start(network, stage, key, mesh, shared)
+  return network, networks.init_params_from(network, stage, key, mesh, shared)
 
 
 def _copied(tree: PyTree) -> PyTree:
@@ -236,7 +236,7 @@ def _prompts(
   prompts = transforms.encode_prompts(
     [p.turns for p in records], tokenizer, config.data
   )
-  sources["data.prompts"] = fingerprint_lib.of_source(
+  sources["data.prompts"] = fingerprint_lib.fingerprint_source(
     config.data.prompts, prompts, train=len(records)
   )
   return batching.prompt_batches(
@@ -248,7 +248,7 @@ def _prompts(
     ),
     pad_id=tokenizer.pad_id,
     seed=config.seed,
-    **mesh_lib.shard(config.ppo.rollout_batch, mesh),
+    **mesh_lib.process_shard(config.ppo.rollout_batch, mesh),
   )
 
 
@@ -267,7 +267,7 @@ def _pretraining(
   )
   texts = inputs.documents(config.data).train
   rows = inputs.document_rows(texts, tokenizer, length)
-  sources["data.pretraining"] = fingerprint_lib.of_source(
+  sources["data.pretraining"] = fingerprint_lib.fingerprint_source(
     config.data.pretraining, rows, train=len(texts)
   )
   size = section.minibatch * section.ptx_ratio
@@ -276,7 +276,7 @@ def _pretraining(
     batch_size=size,
     seed=config.seed,
     pad_id=tokenizer.pad_id,
-    **mesh_lib.shard(size, mesh),
+    **mesh_lib.process_shard(size, mesh),
   )
 
 
@@ -310,7 +310,7 @@ def _run(
   def networks_now(state: PpoState) -> tuple[PyTree, PyTree]:
     """All parameters of the policy and of the value network."""
     trained = (state.policy.params, state.value.params)
-    return tuple(map(lora.union, below, trained))
+    return tuple(map(lora.merge_trees, below, trained))
 
   def like(step: int) -> dict[str, Any]:
     """What a checkpoint of so many updates holds."""
@@ -324,7 +324,9 @@ def _run(
   rates = [
     state_lib.schedule(o, total) for o in ppo_programs.optimizer_configs(config)
   ]
-  with checkpoints.Checkpointer(directory, supervised.kept(run)) as saver:
+  with checkpoints.Checkpointer(
+    directory, supervised.retention_policy(run)
+  ) as saver:
     restored = saver.restore_latest(
       like, lambda extra: fingerprint.require_same(extra, directory)
     )
@@ -347,9 +349,9 @@ def _run(
       Progress(
         iterations, name, initial=start // updates, unit="iteration"
       ) as progress,
-      preemption.Watch() as watch,
+      preemption.PreemptionWatch() as watch,
     ):
-      guard, gaps = supervised.Guard(directory), None
+      guard, gaps = supervised.NonFiniteGuard(directory), None
       began = time.monotonic()
       for iteration in range(start // updates, iterations):
         since = time.monotonic()
@@ -359,7 +361,7 @@ def _run(
         if begun is None:
           policy, value = networks_now(state)
           rollout = programs.generate(
-            policy, mesh_lib.put_batch(batch, mesh), key
+            policy, mesh_lib.put_local_batch(batch, mesh), key
           )
           if first == start:
             gaps = ppo_checks.agree(
@@ -386,13 +388,13 @@ def _run(
           if ptx is not None:
             position = position | {"ptx": ptx.get_state()}
             inputs["ptx"] = next(ptx)
-            extra_rows = mesh_lib.put_batch(inputs["ptx"], mesh)
+            extra_rows = mesh_lib.put_local_batch(inputs["ptx"], mesh)
           state, metrics = programs.update(
             state, experience, rows, extra_rows, *below
           )
           logged.append(metrics)
           guard.watch(first + len(logged), position, inputs, metrics)
-          stop = watch.asked()
+          stop = watch.requested()
           if stop:
             break
         guard.check()
@@ -440,13 +442,13 @@ def _run(
             {
               "prompts": position["prompts"],
               "ptx": ptx.get_state() if ptx is not None else None,
-              "rolled": files.plain(rolled),
+              "rolled": files.to_json_values(rolled),
               fingerprint_lib.KEY: fingerprint.as_dict(),
               "marks": marks,
-              "last": files.plain(last),
+              "last": files.to_json_values(last),
               "seconds": seconds + time.monotonic() - began,
             },
-            supervised.score(run, shown),
+            supervised.checkpoint_score(run, shown),
           )
         if stop:
           saver.wait()
@@ -473,7 +475,7 @@ def _abstract_experience(
 ) -> Any:
   """Shapes and shardings of an iteration's experience and its next β."""
   position = prompts.get_state()
-  batch = mesh_lib.put_batch(next(prompts), mesh)
+  batch = mesh_lib.put_local_batch(next(prompts), mesh)
   prompts.set_state(position)
   policy, value = networks_now
   rollout = jax.eval_shape(programs.generate, policy, batch, key)
@@ -504,7 +506,7 @@ def _episodes(batch: Any, iteration: int, size: int, mesh: Mesh) -> Any:
   anew whenever it comes again.
   """
   local = len(batch.ids)
-  part = mesh_lib.shard(size, mesh)["shard_index"]
+  part = mesh_lib.process_shard(size, mesh)["shard_index"]
   first = iteration * size + part * local
   return dataclasses.replace(
     batch, ids=np.arange(first, first + local, dtype=np.int32)

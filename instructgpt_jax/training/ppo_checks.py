@@ -12,7 +12,7 @@ import numpy as np
 
 from instructgpt_jax import configs, precision
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.runs.progress import say
+from instructgpt_jax.runs.progress import log_line
 from instructgpt_jax.steps.ppo_gaps import Gap, Gaps
 from instructgpt_jax.types import PyTree, Rollout
 
@@ -73,7 +73,7 @@ def agree(
       code="not_finite",
     )
   unit = rounding_unit(config.model, gaps.spread)
-  say(
+  log_line(
     f"self-check in {config.model.dtype}: decoding and full pass differ by"
     f" {_text(gaps.decoding)}; limits {_limits(unit)}"
   )

@@ -86,7 +86,7 @@ def jitted(
   )
 
   def on_mesh(function: Any, **settings: Any) -> Any:
-    return mesh_lib.on(mesh, functools.partial(function, **settings))
+    return mesh_lib.with_mesh(mesh, functools.partial(function, **settings))
 
   return Programs(
     generate=jax.jit(
@@ -97,11 +97,13 @@ def jitted(
         eos_id=eos_id,
         pad_id=pad_id,
       ),
-      compiler_options=mesh_lib.decoding_options(model.config.d_model, mesh),
+      compiler_options=mesh_lib.decode_compiler_options(
+        model.config.d_model, mesh
+      ),
     ),
     experience=jax.jit(
       on_mesh(
-        ppo_step.experience,
+        ppo_step.score_rollout,
         model=model,
         scalar_model=reward_model,
         value_model=value_model,

@@ -35,7 +35,9 @@ from instructgpt_jax.types import PyTree
 
 HELD_OUT = "held_out.json"
 
-_count_pairs = mesh_lib.jitted(reward_step.count_pairs, static_argnames="model")
+_count_pairs = mesh_lib.jit_per_mesh(
+  reward_step.count_pairs, static_argnames="model"
+)
 
 
 class Counts(NamedTuple):
@@ -58,12 +60,14 @@ def train(config: configs.RewardExperiment, directory: str) -> None:
     config: the experiment.
     directory: its workdir.
   """
-  if workdir.completed(directory):
+  if workdir.is_complete(directory):
     return
   section = config.reward
   supervised.require_measure(config.run, [])
-  checks.divides(section.microbatch, section.batch_size, "reward.microbatch")
-  checks.fits(config.data, config.model.max_seq_len)
+  checks.check_divides(
+    section.microbatch, section.batch_size, "reward.microbatch"
+  )
+  checks.check_lengths(config.data, config.model.max_seq_len)
   if section.normalize and not config.data.demonstrations:
     raise UserError(
       "demonstrations are needed, on which the mean reward becomes 0",
@@ -83,7 +87,7 @@ def train(config: configs.RewardExperiment, directory: str) -> None:
   if section.pairs:
     train_set = transforms.as_pairs(train_set)
   sources = {
-    "data.comparisons": fingerprint.of_source(
+    "data.comparisons": fingerprint.fingerprint_source(
       config.data.comparisons,
       [train_set, valid, left_out],
       train=len(chosen.train),
@@ -94,7 +98,7 @@ def train(config: configs.RewardExperiment, directory: str) -> None:
   demonstrations = []
   if section.normalize:
     demonstrations = inputs.demonstrations(config.data, tokenizer).train
-    sources["data.demonstrations"] = fingerprint.of_source(
+    sources["data.demonstrations"] = fingerprint.fingerprint_source(
       config.data.demonstrations,
       [(d.turns, d.completion) for d in demonstrations],
       train=len(demonstrations),
@@ -114,7 +118,7 @@ def train(config: configs.RewardExperiment, directory: str) -> None:
       **order,
     ),
     **order,
-    **mesh_lib.shard(section.batch_size, mesh),
+    **mesh_lib.process_shard(section.batch_size, mesh),
   )
   total_steps = -(-section.epochs * len(train_set) // section.batch_size)
   optimizer = state_lib.make_optimizer(config.optimizer, total_steps)
@@ -122,7 +126,7 @@ def train(config: configs.RewardExperiment, directory: str) -> None:
   stage = None
   if config.init_from:
     stage = workdir.open_stage(config.init_from, field="init_from", run=config)
-  frozen, params, adapts = networks.start(model, stage, key, mesh)
+  frozen, params, adapts = networks.init_params_from(model, stage, key, mesh)
   state = networks.train_state(model, params, optimizer, mesh)
   step_fn = supervised.step_program(
     reward_step.train_step,
@@ -149,7 +153,7 @@ def train(config: configs.RewardExperiment, directory: str) -> None:
     ).with_base(adapts.mark if adapts else None),
   )
   summary = dict(fitted.summary)
-  params = lora.union(frozen, fitted.state.params)
+  params = lora.merge_trees(frozen, fitted.state.params)
   if demonstrations:
     scores = demonstration_scores(
       model, params, demonstrations, tokenizer, config.data, mesh
@@ -163,7 +167,7 @@ def train(config: configs.RewardExperiment, directory: str) -> None:
       kept[name + "pairs"] = counts._asdict()
       summary[name + "accuracy"] = counts.accuracy.as_dict()
       summary[name + "loss"] = float(counts.loss.sum() / counts.pairs.sum())
-      workdir.say(
+      workdir.log_line(
         f"reward: {counts.accuracy} of {len(held)} held-out rankings' pairs"
       )
   files.write_json_atomic(pathlib.Path(directory) / HELD_OUT, kept, indent=None)
@@ -196,7 +200,7 @@ def layout_of(
     order: other arguments of `ranking_packing.choose`.
   """
   platform = platform or jax.default_backend()
-  pairs = functools.partial(attention.pairs, platform, model)
+  pairs = functools.partial(attention.num_scores, platform, model)
   return ranking_packing.choose(
     rankings, model_width=model.d_model, pairs=pairs, **order
   )
@@ -211,7 +215,9 @@ def count_held_out(
   batch_size: int = 16,
 ) -> Counts:
   """How a reward model orders rankings; labelers' ties are no pairs."""
-  order = dict(batch_size=mesh_lib.fill(batch_size, mesh), shuffle=False)
+  order = dict(
+    batch_size=mesh_lib.round_up_to_shards(batch_size, mesh), shuffle=False
+  )
   layout = layout_of(
     rankings, model.config, parts=mesh_lib.batch_shards(mesh), **order
   )
@@ -221,8 +227,10 @@ def count_held_out(
   for batch in ranking_packing.batches(
     rankings, pad_id=tokenizer.pad_id, layout=layout, **order
   ):
-    found = mesh_lib.fetch(
-      _count_pairs(mesh)(model, params, mesh_lib.put_whole(batch, mesh))
+    found = mesh_lib.allgather(
+      _count_pairs(mesh)(
+        model, params, mesh_lib.put_replicated_batch(batch, mesh)
+      )
     )
     real = batch.ids >= 0
     unit = np.asarray(units)[batch.ids[real]]

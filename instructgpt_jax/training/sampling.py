@@ -24,7 +24,7 @@ _CALL = 4  # rows of a call over rows decoded at a time
 @functools.cache
 def _generate(model: LanguageModel, mesh: Mesh) -> Callable[..., Rollout]:
   return jax.jit(
-    mesh_lib.on(mesh, functools.partial(generate, model)),
+    mesh_lib.with_mesh(mesh, functools.partial(generate, model)),
     static_argnames=(
       "max_new_tokens",
       "temperature",
@@ -33,7 +33,9 @@ def _generate(model: LanguageModel, mesh: Mesh) -> Callable[..., Rollout]:
       "samples",
       "slots",
     ),
-    compiler_options=mesh_lib.decoding_options(model.config.d_model, mesh),
+    compiler_options=mesh_lib.decode_compiler_options(
+      model.config.d_model, mesh
+    ),
   )
 
 
@@ -79,7 +81,7 @@ def respond(
   size = max(1, _CALL * batch_size // samples)
   if len(prompts) * samples <= batch_size:
     size = len(prompts)
-  size = mesh_lib.fill(size, mesh)
+  size = mesh_lib.round_up_to_shards(size, mesh)
   parts = []
   for batch in batching.prompt_batches(
     prompts, batch_size=size, width=width, pad_id=tokenizer.pad_id, epochs=1,
@@ -87,7 +89,7 @@ def respond(
   ):  # fmt: skip
     rollout = _generate(model, mesh)(
       params,
-      mesh_lib.put_whole(batch, mesh),
+      mesh_lib.put_replicated_batch(batch, mesh),
       key,
       max_new_tokens=max_new_tokens,
       temperature=temperature,
@@ -96,7 +98,7 @@ def respond(
       samples=samples,
       slots=batch_size,
     )
-    parts.append(mesh_lib.fetch(rollout))
+    parts.append(mesh_lib.allgather(rollout))
     if told is not None:
       told(samples * int((batch.ids >= 0).sum()))
   rows = samples * len(prompts)

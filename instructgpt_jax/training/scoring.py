@@ -15,8 +15,10 @@ from instructgpt_jax.steps import language as language_step
 from instructgpt_jax.steps import reward as reward_step
 from instructgpt_jax.types import PyTree, Rollout
 
-_token_logp = mesh_lib.jitted(language_step.token_logp, static_argnames="model")
-_token_scores = mesh_lib.jitted(
+_token_logp = mesh_lib.jit_per_mesh(
+  language_step.token_logp, static_argnames="model"
+)
+_token_scores = mesh_lib.jit_per_mesh(
   reward_step.token_scores, static_argnames="model"
 )
 
@@ -77,13 +79,15 @@ def _each(
   length = model.config.max_seq_len
   rows = transforms.pack_examples(examples, length, pad_id=0)
   members = transforms.bins([len(e.ids) for e in examples], length)
-  size = mesh_lib.fill(max(1, min(TOKENS // length, len(members))), mesh)
+  size = mesh_lib.round_up_to_shards(
+    max(1, min(TOKENS // length, len(members))), mesh
+  )
   done = 0
   for batch in batching.language_batches(
     rows, batch_size=size, epochs=1, shuffle=False
   ):
-    found = mesh_lib.fetch(
-      program(params, mesh_lib.put_whole(batch, mesh), model=model)
+    found = mesh_lib.allgather(
+      program(params, mesh_lib.put_replicated_batch(batch, mesh), model=model)
     )
     for row, chosen in zip(found, members[done : done + size], strict=False):
       start = 0

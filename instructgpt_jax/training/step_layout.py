@@ -43,7 +43,9 @@ class StepLayout:
     The number of microbatches stays, and with it which rows are in which one,
     so that dropout draws alike on every mesh.
     """
-    microbatch = mesh_lib.fill(-(-self.rows // self.microbatches), mesh)
+    microbatch = mesh_lib.round_up_to_shards(
+      -(-self.rows // self.microbatches), mesh
+    )
     return Padded(microbatch * self.microbatches, microbatch)
 
 

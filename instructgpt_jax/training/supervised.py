@@ -35,11 +35,11 @@ from instructgpt_jax.types import PyTree
 
 BAD_BATCH = "bad_batch.json"
 # Measures that can choose a checkpoint, with the sign that makes higher better.
-_BETTER = {"valid_loss": -1.0, "valid_rm_score": 1.0, "reward": 1.0}
+HIGHER_IS_BETTER = {"valid_loss": -1.0, "valid_rm_score": 1.0, "reward": 1.0}
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluation:
+class EvaluationLoop:
   """What is measured beside the training.
 
   Attributes:
@@ -57,7 +57,7 @@ class Evaluation:
 
 
 @dataclasses.dataclass(frozen=True)
-class Fitted:
+class TrainResult:
   """A trained state, and what to say about the training."""
 
   state: Any
@@ -93,7 +93,7 @@ def step_program(
     microbatch=microbatch,
   )
   return jax.jit(
-    mesh_lib.on(mesh, step),
+    mesh_lib.with_mesh(mesh, step),
     donate_argnums=0,
     out_shardings=(networks.shardings(network, state, mesh), None),
   )
@@ -111,9 +111,9 @@ def fit(
   mesh: Mesh,
   learning_rate: Callable[[int], Any],
   fingerprint: fingerprint_lib.Fingerprint,
-  evaluation: Evaluation | None = None,
+  evaluation: EvaluationLoop | None = None,
   log: Callable[[int], Mapping[str, float]] = lambda step: {},
-) -> Fitted:
+) -> TrainResult:
   """Trains for `total_steps` updates, from where an earlier call stopped.
 
   Saves and ends at the next step once SIGTERM has come.
@@ -138,7 +138,7 @@ def fit(
       the gradient is not finite, and `bad_batch.json` has the batch's address.
     Preempted: SIGTERM has come, and the state is saved.
   """
-  with checkpoints.Checkpointer(workdir, kept(run)) as saver:
+  with checkpoints.Checkpointer(workdir, retention_policy(run)) as saver:
     restored = saver.restore_latest(
       state, lambda extra: fingerprint.require_same(extra, workdir)
     )
@@ -153,15 +153,15 @@ def fit(
         workdir, tensorboard=run.tensorboard, resume_step=start
       ) as writer,
       Progress(total_steps, name, initial=start) as progress,
-      preemption.Watch() as watch,
+      preemption.PreemptionWatch() as watch,
     ):
-      guard = Guard(workdir)
-      meter = Meter()
+      guard = NonFiniteGuard(workdir)
+      meter = Throughput()
       began = time.monotonic()
       for step in range(start + 1, total_steps + 1):
         position = batches.get_state()
         batch = next(batches)
-        state, metrics = step_fn(state, mesh_lib.put_batch(batch, mesh))
+        state, metrics = step_fn(state, mesh_lib.put_local_batch(batch, mesh))
         guard.watch(step, position, batch, metrics)
         meter.add(metrics)
         logged = step % run.log_every == 0 or step == total_steps
@@ -185,9 +185,9 @@ def fit(
           last = dict(evaluation.measure(state.params, step))
           writer.write(step, last)
           best = _selected(evaluation, best, last, state.params, step)
-          new_score = score(run, last)
+          new_score = checkpoint_score(run, last)
           meter.restart()
-        stop = watch.asked()
+        stop = watch.requested()
         if (
           stop
           or step == total_steps
@@ -219,12 +219,14 @@ def fit(
   }
   if best is not None:
     summary |= {"selected_step": best["step"], "selected_by": best["metric"]}
-  return Fitted(state, summary)
+  return TrainResult(state, summary)
 
 
-def kept(run: configs.Run) -> checkpoints.Keep:
+def retention_policy(run: configs.Run) -> checkpoints.RetentionPolicy:
   """Which checkpoints a run keeps."""
-  return checkpoints.Keep(run.keep, run.keep_every, best=bool(run.keep_best))
+  return checkpoints.RetentionPolicy(
+    run.keep, run.keep_every, best=bool(run.keep_best)
+  )
 
 
 def require_measure(run: configs.Run, measures: Sequence[str]) -> None:
@@ -246,15 +248,17 @@ def require_measure(run: configs.Run, measures: Sequence[str]) -> None:
   )
 
 
-def score(run: configs.Run, values: Mapping[str, Any]) -> float | None:
+def checkpoint_score(
+  run: configs.Run, values: Mapping[str, Any]
+) -> float | None:
   """By which the best checkpoint is kept; None without that measure."""
   if run.keep_best not in values:
     return None
-  return _BETTER[run.keep_best] * float(values[run.keep_best])
+  return HIGHER_IS_BETTER[run.keep_best] * float(values[run.keep_best])
 
 
 def _selected(
-  evaluation: Evaluation,
+  evaluation: EvaluationLoop,
   best: dict[str, Any] | None,
   measured: Mapping[str, float],
   params: PyTree,
@@ -270,7 +274,7 @@ def _selected(
   return {"score": score, "step": step, "metric": metric}
 
 
-class Guard:
+class NonFiniteGuard:
   """Stops a run whose loss is not finite, and says on which batch.
 
   The check of a step waits until the next one is under way, so the device is
@@ -326,7 +330,7 @@ def _listed(batch: Any) -> dict[str, Any]:
   }
 
 
-class Meter:
+class Throughput:
   """Tokens and steps a second since the last look."""
 
   def __init__(self):

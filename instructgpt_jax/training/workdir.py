@@ -30,14 +30,14 @@ from instructgpt_jax.models.transformer import (
   abstract_params,
 )
 from instructgpt_jax.runs import files
-from instructgpt_jax.runs.progress import say
+from instructgpt_jax.runs.progress import log_line
 from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.training import pretrained_rates, stage_errors
 from instructgpt_jax.types import PyTree
 
 TOKENIZER = "tokenizer"
 LANGUAGE, SCALAR = "language", "scalar"
-_add_to_mark = jax.jit(state_lib.add_to_fingerprint)
+_add_to_mark = jax.jit(state_lib.add_to_checksum)
 _WHAT = {LANGUAGE: "language model", SCALAR: "reward model"}
 
 # These may differ from run to run, and adapters too; on the rest a checkpoint's
@@ -96,16 +96,16 @@ class Stage:
     if below is None:
       below = self.base.params(unbox(abstract_params(self.base.network)))
     self.check(hub.flattened(below))
-    below = lora.merged(self.base.model_config, below)
+    below = lora.merge_lora(self.base.model_config, below)
     frozen, trained = lora.split(self.model_config, abstract)
     found = checkpoints.load_model(self.path, trained)
-    return lora.union(lora.within(frozen, below), found)
+    return lora.merge_trees(lora.tree_select(frozen, below), found)
 
   def check(self, below: Mapping[str, Any]) -> None:
     """Refuses leaves of a base that are not those that were adapted."""
     assert self.base is not None
     size = self.base.model_config.vocab_size
-    if mark(below, size, blocks_only=self.blocks_only) != self.mark:
+    if params_checksum(below, size, blocks_only=self.blocks_only) != self.mark:
       raise UserError(
         "is not the model that was adapted",
         file=self.base.path,
@@ -128,7 +128,7 @@ class Stage:
     return network(dataclasses.replace(self.model_config, dropout=0.0))
 
 
-class Adapted(NamedTuple):
+class LoraBase(NamedTuple):
   """What adapters stand on."""
 
   path: str
@@ -136,7 +136,7 @@ class Adapted(NamedTuple):
   blocks_only: bool = False
 
 
-def mark(
+def params_checksum(
   leaves: Mapping[str, Any], vocab_size: int, *, blocks_only: bool = False
 ) -> int:
   """Computes a hash of a model.
@@ -224,10 +224,10 @@ def open_stage(
   )
   if not model_config.lora_rank:
     return stage
-  return _on_base(stage, info["adapts"], run)
+  return _attach_base(stage, info["adapts"], run)
 
 
-def _on_base(
+def _attach_base(
   stage: Stage, adapts: Mapping[str, Any], run: configs.Experiment | None
 ) -> Stage:
   """A stage with what its adapters stand on."""
@@ -320,7 +320,7 @@ def load_policy(path: str) -> tuple[LanguageModel, Any, Tokenizer, Any]:
   return network, params, stage.tokenizer, stage
 
 
-def inherit(config: C) -> C:
+def inherit_architecture(config: C) -> C:
   """Completes a config with the network, prompts and limits of `init_from`.
 
   The network's shape is the checkpoint's, whatever the preset says. So are the
@@ -350,7 +350,7 @@ def inherit(config: C) -> C:
   }
   if changed:
     shown = ", ".join(f"{name}={value}" for name, value in changed.items())
-    say(f"from {config.init_from}: {shown}")
+    log_line(f"from {config.init_from}: {shown}")
   model = dataclasses.replace(config.model, **shape)
   return dataclasses.replace(config, model=model, data=data)
 
@@ -377,7 +377,7 @@ def inherited_data(data: configs.Data, stage: Stage) -> configs.Data:
     if not data.is_explicit(name)
   }
   data = dataclasses.replace(data, **following)
-  same_prompts(stage, data, "init_from")
+  check_same_prompts(stage, data, "init_from")
   others = [
     f"data.{name}={getattr(data, name)} (the stage has"
     f" {getattr(stage.data, name)})"
@@ -385,7 +385,7 @@ def inherited_data(data: configs.Data, stage: Stage) -> configs.Data:
     if stage.has_prompts and getattr(data, name) != getattr(stage.data, name)
   ]
   if others:
-    say(f"unlike {stage.path}: {', '.join(others)}")
+    log_line(f"unlike {stage.path}: {', '.join(others)}")
   return data
 
 
@@ -408,8 +408,8 @@ def require_compatible(
     UserError: it has another tokenizer, another prompt format, or too short a
       context.
   """
-  same_tokenizer(stage.tokenizer, tokenizer, stage.path, field)
-  same_prompts(stage, data, field)
+  check_same_tokenizer(stage.tokenizer, tokenizer, stage.path, field)
+  check_same_prompts(stage, data, field)
   context = stage.model_config.max_seq_len
   if _total(data) > context:
     raise UserError(
@@ -422,7 +422,7 @@ def require_compatible(
     )
 
 
-def same_prompts(stage: Stage, data: configs.Data, field: str) -> None:
+def check_same_prompts(stage: Stage, data: configs.Data, field: str) -> None:
   """Refuses a stage whose prompts are written in another format.
 
   Args:
@@ -472,7 +472,9 @@ def read_tokenizer(path: str | pathlib.Path, data: configs.Data) -> Tokenizer:
   return tokenizer if data.chat_template else tokenizer.without_template()
 
 
-def same_tokenizer(a: Tokenizer, b: Tokenizer, file: str, field: str) -> None:
+def check_same_tokenizer(
+  a: Tokenizer, b: Tokenizer, file: str, field: str
+) -> None:
   """Refuses two models whose token ids mean different things."""
   if not exported_tokens.same_ids(a, b):
     raise UserError(
@@ -502,24 +504,24 @@ def stage_tokenizer(
     stage = open_stage(config.init_from, field="init_from", run=config)
     source = stage.tokenizer
     if chosen is not None:
-      same_tokenizer(source, chosen, path, "tokenizer.path")
+      check_same_tokenizer(source, chosen, path, "tokenizer.path")
     chosen = source
   if chosen is None:
-    say("training a tokenizer")
+    log_line("training a tokenizer")
     chosen = tokenizer_lib.train_tokenizer(texts(), config.tokenizer)
   for note in chosen.notes:
-    say(f"tokenizer of {config.init_from or path}: {note}")
+    log_line(f"tokenizer of {config.init_from or path}: {note}")
   return chosen
 
 
 def put_tokenizer(workdir: str | pathlib.Path, tokenizer: Tokenizer) -> None:
   """Saves a tokenizer in a workdir, whole or not at all."""
   folder = pathlib.Path(workdir) / TOKENIZER
-  if folder.exists() or not processes.is_writer():
+  if folder.exists() or not processes.is_main_process():
     return
   files.make_directory(folder.parent)
   scratch = folder.with_name(TOKENIZER + ".next")
-  with files.writing(folder):
+  with files.disk_errors_as_user_errors(folder):
     shutil.rmtree(scratch, ignore_errors=True)
     tokenizer.save(scratch)
     files.publish_directory(scratch, folder)
@@ -547,7 +549,7 @@ def save_stage_model(
   kind: str,
   model: configs.Model,
   data: configs.Data,
-  adapts: Adapted | None = None,
+  adapts: LoraBase | None = None,
   starts_from: Stage | None = None,
   **info: Any,
 ) -> None:
@@ -593,9 +595,9 @@ def model_info(
   )
 
 
-def completed(workdir: str | pathlib.Path) -> Mapping[str, Any] | None:
+def is_complete(workdir: str | pathlib.Path) -> Mapping[str, Any] | None:
   """The summary of a run that is already done, told to the user, or None."""
   summary = files.read_complete(workdir)
   if summary is not None:
-    say(f"{workdir}: already complete")
+    log_line(f"{workdir}: already complete")
   return summary

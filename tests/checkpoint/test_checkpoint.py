@@ -65,7 +65,9 @@ def test_state_extra_and_step_come_back(tmp_path):
 
 
 def test_the_newest_are_kept(tmp_path):
-  with checkpoints.Checkpointer(tmp_path, checkpoints.Keep(2)) as saver:
+  with checkpoints.Checkpointer(
+    tmp_path, checkpoints.RetentionPolicy(2)
+  ) as saver:
     for step in (1, 2, 10):
       saver.save(step, _state(step), {"at": step})
     saver.wait()

@@ -14,7 +14,9 @@ def state(step):
 
 
 def save(folder, *steps, keep=None, scores=None):
-  with checkpoints.Checkpointer(folder, keep or checkpoints.Keep(9)) as saver:
+  with checkpoints.Checkpointer(
+    folder, keep or checkpoints.RetentionPolicy(9)
+  ) as saver:
     for step in steps:
       score = (scores or {}).get(step)
       saver.save(step, state(step), {"at": step}, score)
@@ -101,7 +103,9 @@ def test_a_damaged_step_is_saved_anew_and_does_not_count(saved, tmp_path):
   shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
   for step in (20, 30):
     flip(tmp_path / "checkpoints" / str(step) / "_CHECKPOINT_METADATA")
-  with checkpoints.Checkpointer(tmp_path, checkpoints.Keep(2)) as saver:
+  with checkpoints.Checkpointer(
+    tmp_path, checkpoints.RetentionPolicy(2)
+  ) as saver:
     found = saver.restore_latest(state(0))
     assert found is not None and found[0] == 10
     saver.save(30, state(31), {"at": 31})
@@ -180,14 +184,14 @@ def test_accept_refuses_what_is_no_model(
 @pytest.mark.parametrize(
   "keep, steps, scores, left",
   [
-    (checkpoints.Keep(1), (1, 2, 3), {}, {3}),
-    (checkpoints.Keep(2), (1, 2, 30), {}, {2, 30}),
+    (checkpoints.RetentionPolicy(1), (1, 2, 3), {}, {3}),
+    (checkpoints.RetentionPolicy(2), (1, 2, 30), {}, {2, 30}),
     # The first at or after each multiple, so that other saves do not matter.
-    (checkpoints.Keep(1, every=10), (5, 10, 15, 23, 29, 30, 39), {},
+    (checkpoints.RetentionPolicy(1, every=10), (5, 10, 15, 23, 29, 30, 39), {},
      {10, 23, 30, 39}),
-    (checkpoints.Keep(1, best=True), (1, 2, 3, 4), {1: -3.0, 2: -1.0, 3: -2.0},
-     {2, 4}),
-    (checkpoints.Keep(2, every=3, best=True), (1, 2, 3, 4, 5, 6),
+    (checkpoints.RetentionPolicy(1, best=True), (1, 2, 3, 4),
+     {1: -3.0, 2: -1.0, 3: -2.0}, {2, 4}),
+    (checkpoints.RetentionPolicy(2, every=3, best=True), (1, 2, 3, 4, 5, 6),
      {1: 9.0, 5: 1.0}, {1, 3, 5, 6}),
   ],
 )  # fmt: skip

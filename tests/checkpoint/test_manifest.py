@@ -19,7 +19,7 @@ def folder(tmp_path):
 
 
 def test_a_whole_folder_has_no_problem(folder):
-  assert manifest.problem(folder) == ""
+  assert manifest.find_damage(folder) == ""
   assert manifest.read(folder) == {"score": -0.25}
 
 
@@ -37,11 +37,11 @@ def test_damage_is_found_and_named(folder, name, kind):
   else:
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-  assert name in manifest.problem(folder)
+  assert name in manifest.find_damage(folder)
   # A look at the small files alone leaves out those in inner folders.
-  assert bool(manifest.problem(folder, deep=False)) == (name == "info")
+  assert bool(manifest.find_damage(folder, deep=False)) == (name == "info")
   # Each of three processes looks at its share, and one of them finds it.
-  found = [manifest.problem(folder, part, 3) for part in range(3)]
+  found = [manifest.find_damage(folder, part, 3) for part in range(3)]
   assert sum(map(bool, found)) == 1
 
 
@@ -50,14 +50,15 @@ def test_a_manifest_guards_itself(folder):
   whole = path.read_bytes()
   for i in range(len(whole.rstrip())):
     path.write_bytes(whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1 :])
-    if not manifest.problem(folder):
+    if not manifest.find_damage(folder):
       # Only what stands between two values may differ without harm.
       assert whole[i : i + 1].isspace()
     path.write_bytes(whole[:i])
-    assert manifest.MANIFEST in manifest.problem(folder)
+    assert manifest.MANIFEST in manifest.find_damage(folder)
   path.unlink()
   assert (
-    manifest.problem(folder) == f"{manifest.MANIFEST}: there is no such file"
+    manifest.find_damage(folder)
+    == f"{manifest.MANIFEST}: there is no such file"
   )
   with pytest.raises(UserError):
     manifest.read(folder)

@@ -32,7 +32,7 @@ def _main(*argv, run=lambda config, workdir: None, experiment="sft"):
 def test_a_libtpu_without_a_tpu_says_nothing():
   script = """
     from instructgpt_jax import launch
-    launch.quiet()
+    launch.silence_libraries()
     import jax
     jax.devices()
   """
@@ -62,7 +62,7 @@ def test_a_libtpu_without_a_tpu_says_nothing():
   ],
 )
 def test_pretended_devices_get_threads(given, wanted):
-  launch.spare_threads(given)
+  launch.set_cpu_device_threads(given)
   assert given.get("PJRT_NPROC") == wanted
 
 
@@ -80,7 +80,7 @@ COMPILES = """
   trim = ctypes.CDLL(None).malloc_trim
   jnp.ones(2).block_until_ready()
   if {asked}:
-    launch.give_back_memory()
+    launch.trim_malloc_after_compile()
   trim(0)
 
   def many(x):
@@ -122,7 +122,7 @@ def test_a_run_looks_for_garbage_seldom_and_finds_it():
     class Ring: pass
 
     usual = gc.get_threshold()[0]
-    launch.seek_garbage_seldom()
+    launch.tune_gc()
     assert gc.get_threshold()[0] > 10 * usual and gc.get_freeze_count() > 10**4
     ring = Ring()
     ring.itself = ring
@@ -280,7 +280,7 @@ def test_a_path_that_cannot_be_used_is_no_traceback(capsys, code):
   def body():
     raise OSError(code, os.strerror(code), "some/file")
 
-  assert launch.guarded(body) == 2
+  assert launch.run_with_errors(body) == 2
   error = capsys.readouterr().err
   assert error.startswith("error: some/file: ") and "fix: " in error
 
@@ -288,4 +288,4 @@ def test_a_path_that_cannot_be_used_is_no_traceback(capsys, code):
 def test_other_faults_of_the_system_keep_their_traceback():
   for fault in (OSError(errno.EACCES, "no name"), OSError(errno.EIO, "", "a")):
     with pytest.raises(OSError):
-      launch.guarded(lambda fault=fault: (_ for _ in ()).throw(fault))
+      launch.run_with_errors(lambda fault=fault: (_ for _ in ()).throw(fault))

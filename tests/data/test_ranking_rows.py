@@ -149,7 +149,7 @@ def chosen(data, batch_size=32, platform="cpu", **kw):
     data,
     batch_size=batch_size,
     model_width=model.d_model,
-    pairs=lambda *row: attention.pairs(platform, model, *row),
+    pairs=lambda *row: attention.num_scores(platform, model, *row),
     **kw,
   )
 

@@ -10,14 +10,14 @@ AUTO = configs.Processes(coordinator="auto")
 
 
 def test_alone_without_flags():
-  assert cluster.place(configs.Processes(), {"SLURM_PROCID": "1"}) is None
+  assert cluster.detect(configs.Processes(), {"SLURM_PROCID": "1"}) is None
   section = configs.Processes(coordinator="h:1", count=1)
-  assert cluster.place(section, {}) is None
+  assert cluster.detect(section, {}) is None
 
 
 def test_by_flags():
   section = configs.Processes(coordinator="[::1]:80", count=3, index=2)
-  assert cluster.place(section, {}) == ("::1", 80, 3, 2)
+  assert cluster.detect(section, {}) == ("::1", 80, 3, 2)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_by_flags():
   ids=["slurm", "tpu", "jax", "one_tpu_host"],
 )
 def test_found(env, wanted):
-  assert cluster.place(AUTO, env) == wanted
+  assert cluster.detect(AUTO, env) == wanted
 
 
 @pytest.mark.parametrize(
@@ -89,4 +89,4 @@ def test_first_node_of_a_list(nodes, first):
 )
 def test_what_does_not_say_it_is_refused(section, env, said):
   with pytest.raises(UserError, match=said):
-    cluster.place(section, env)
+    cluster.detect(section, env)

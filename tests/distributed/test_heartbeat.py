@@ -26,7 +26,8 @@ SCRIPT = """
   section = configs.Processes(
     coordinator=f"localhost:{port}", count=2, index=int(me),
     timeout=float(timeout))
-  with processes.joined(section, {"workdir": os.path.dirname(gate)}):
+  flags = {"workdir": os.path.dirname(gate)}
+  with processes.distributed_context(section, flags):
     print("together", flush=True)
     while not os.path.exists(gate):
       time.sleep(0.05)

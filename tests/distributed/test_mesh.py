@@ -26,9 +26,9 @@ WIDE = AbstractMesh((2, 4, 8), mesh_lib.AXES)
 
 @pytest.mark.parametrize("width, chosen", [(128, True), (768, False)])
 def test_small_models_decode_without_the_library_of_a_cpu(width, chosen):
-  assert bool(mesh_lib.decoding_options(width)) == chosen
+  assert bool(mesh_lib.decode_compiler_options(width)) == chosen
   elsewhere = mesh_lib.abstract_mesh(configs.Mesh(), 1, "tpu")
-  assert not mesh_lib.decoding_options(width, elsewhere)
+  assert not mesh_lib.decode_compiler_options(width, elsewhere)
 
 
 @pytest.mark.parametrize(
@@ -123,13 +123,13 @@ def test_eight_devices(tmp_path):
     mesh = mesh_lib.make_mesh(configs.Mesh(fsdp=2, tensor=2))
     found["shape"] = dict(mesh.shape)
     batch = {"tokens": np.arange(24).reshape(8, 3), "count": np.float32(3)}
-    put = mesh_lib.put_batch(batch, mesh)
+    put = mesh_lib.put_local_batch(batch, mesh)
     found["rows"] = sorted({s.data.shape for s in
                             put["tokens"].addressable_shards})
     found["same"] = bool((np.asarray(put["tokens"]) == batch["tokens"]).all())
     found["count"] = float(put["count"])
     try:
-      mesh_lib.put_batch({"tokens": np.ones((6, 3))}, mesh)
+      mesh_lib.put_local_batch({"tokens": np.ones((6, 3))}, mesh)
     except UserError as error:
       found["error"] = str(error)
 
@@ -174,7 +174,7 @@ def test_a_program_has_its_functions_name(sizes):
     return by * x
 
   mesh = AbstractMesh(sizes, mesh_lib.AXES)
-  program = jax.jit(mesh_lib.on(mesh, functools.partial(doubled, by=2)))
+  program = jax.jit(mesh_lib.with_mesh(mesh, functools.partial(doubled, by=2)))
   assert "@jit_doubled" in program.lower(jnp.ones(2)).as_text()
 
 
@@ -182,7 +182,7 @@ def test_one_device_keeps_values():
   mesh = mesh_lib.make_mesh(configs.Mesh(), jax.devices()[:1])
   batch = {"x": np.arange(6.0, dtype=np.float32).reshape(3, 2)}
   np.testing.assert_array_equal(
-    mesh_lib.put_batch(batch, mesh)["x"], batch["x"]
+    mesh_lib.put_local_batch(batch, mesh)["x"], batch["x"]
   )
 
 
@@ -211,7 +211,7 @@ def test_processes_that_only_tensor_sets_apart_read_the_same(sizes, each, part):
   grid = Mesh(devices.reshape(sizes), mesh_lib.AXES)
   if part is None:
     with pytest.raises(UserError, match="some of their rows"):
-      mesh_lib.shard(count, grid)
+      mesh_lib.process_shard(count, grid)
   else:
-    found = mesh_lib.shard(count, grid)
+    found = mesh_lib.process_shard(count, grid)
     assert (found["shard_index"], found["shard_count"]) == part

@@ -15,10 +15,10 @@ def term():
 def test_a_watch_remembers_and_puts_the_handlers_back():
   before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
   with pytest.raises(preemption.Preempted) as caught:
-    with preemption.Watch() as watch:
-      assert not watch.asked()
+    with preemption.PreemptionWatch() as watch:
+      assert not watch.requested()
       term()
-      assert watch.asked()
+      assert watch.requested()
       # From now on either signal ends the process.
       for number in (signal.SIGTERM, signal.SIGINT):
         assert signal.getsignal(number) == signal.SIG_DFL
@@ -28,11 +28,11 @@ def test_a_watch_remembers_and_puts_the_handlers_back():
 
 
 def test_a_watch_without_a_signal_ends_quietly():
-  with preemption.Watch() as watch:
-    assert not watch.asked()
+  with preemption.PreemptionWatch() as watch:
+    assert not watch.requested()
 
 
 def test_an_error_is_not_hidden_by_a_signal():
-  with pytest.raises(ValueError, match="ours"), preemption.Watch():
+  with pytest.raises(ValueError, match="ours"), preemption.PreemptionWatch():
     term()
     raise ValueError("ours")

@@ -21,7 +21,7 @@ SCRIPT = """
   folder, me, port = sys.argv[1], *map(int, sys.argv[2:])
   section = configs.Processes(
     coordinator=f"localhost:{port}", count=2, index=me)
-  with processes.joined(section, {}):
+  with processes.distributed_context(section, {}):
     whole = np.arange(24, dtype=np.float32).reshape(4, 6)
     place = NamedSharding(mesh.make_mesh(configs.Mesh(fsdp=2)),
                           PartitionSpec("fsdp"))
@@ -37,11 +37,11 @@ SCRIPT = """
     try:
       with checkpoints.Checkpointer(folder) as saver:
         saver.save(1, state(1), {"at": 1})
-        with preemption.Watch() as watch:
+        with preemption.PreemptionWatch() as watch:
           for step in range(2, 9):
             if me == 1 and step == 3:
               os.kill(os.getpid(), signal.SIGTERM)
-            if watch.asked():
+            if watch.requested():
               saver.save(step, state(step), {"at": step})
               saver.wait()
               raise preemption.Preempted
@@ -51,12 +51,12 @@ SCRIPT = """
       found, held, extra = saver.restore_latest(state(0))
       same = (mine(held["x"]) == step * mine(state(1)["x"])).all()
       print("restored", found, extra["at"], bool(same))
-    processes.together("restored")
+    processes.barrier("restored")
     # Damage that one of them sees is damage to both.
     if me == 0:
       damaged = os.path.join(folder, "checkpoints", str(step))
       os.truncate(os.path.join(damaged, "_CHECKPOINT_METADATA"), 5)
-    processes.together("damaged")
+    processes.barrier("damaged")
     with checkpoints.Checkpointer(folder) as saver:
       print("then", saver.restore_latest(state(0))[0])
 """

@@ -196,7 +196,7 @@ def test_reward_models(base, tmp_path):
     )
     # Read back here, it goes with a policy of the same base.
     again = workdir.open_stage(str(out))
-    workdir.same_tokenizer(again.tokenizer, start.tokenizer, "", "")
+    workdir.check_same_tokenizer(again.tokenizer, start.tokenizer, "", "")
 
 
 def test_padding_that_ends_a_text_is_left_out():

@@ -42,8 +42,8 @@ def with_adapters(theirs, path, network, head_padding=0, **changes):
   model, plain = network(wide), network(dataclasses.replace(wide, lora_rank=0))
   held = params_of(source, plain)
   drawn = twin.fill_up(twin.make_params(network(c)), model)
-  fresh = lora.without(drawn, held)
-  params = lora.union(held, lora.within(fresh, drawn))
+  fresh = lora.tree_difference(drawn, held)
+  params = lora.merge_trees(held, lora.tree_select(fresh, drawn))
   return model, params, plain, held
 
 

@@ -39,7 +39,9 @@ def cross_entropy(logits, rows, used):
 
 def in_chunks(hidden, matrix, targets, weights):
   rows = {"targets": targets, "weights": weights}
-  return chunked.summed(cross_entropy, hidden, matrix, rows, weights > 0)
+  return chunked.chunked_logits_loss(
+    cross_entropy, hidden, matrix, rows, weights > 0
+  )
 
 
 def twin(hidden, matrix, targets, weights):
@@ -132,7 +134,7 @@ def test_only_chunks_with_loss_are_computed(data, chunk):
     some = np.where(np.arange(TOKENS) >= TOKENS - used, 1, 0).astype(np.float32)
     rows = {"targets": targets, "weights": some}
     jax.block_until_ready(
-      chunked.summed(counting, hidden, matrix, rows, some > 0)
+      chunked.chunked_logits_loss(counting, hidden, matrix, rows, some > 0)
     )
     jax.effects_barrier()
     assert len(counted) == (1 if chunk == "whole" else expected)

@@ -26,7 +26,7 @@ def main() -> None:
   @jax.jit
   def both(query, key, value, mask):
     ours, pull = jax.vjp(
-      lambda *x: mesh_lib.on(mesh, attend)(*x, mask), query, key, value
+      lambda *x: mesh_lib.with_mesh(mesh, attend)(*x, mask), query, key, value
     )
     return ours, *pull(g)
 

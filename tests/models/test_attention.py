@@ -74,7 +74,7 @@ def far(length, first, last, seed=0):
 )
 def test_what_is_out_of_reach_changes_nothing(length, first, last):
   q, k, v, g, mask = far(length, first, last)
-  reach = types.Reach(first, last)
+  reach = types.AttentionSpan(first, last)
   found, pull = jax.vjp(
     lambda *x: attention.attend(*x, mask, 0.0, reach), q, k, v
   )
@@ -85,7 +85,7 @@ def test_what_is_out_of_reach_changes_nothing(length, first, last):
 
 def test_what_is_out_of_reach_is_not_read():
   q, k, v, g, mask = far(400, 20, 30)
-  reach = types.Reach(20, 30)
+  reach = types.AttentionSpan(20, 30)
   v[:, :, 100:200] = np.nan
   found, pull = jax.vjp(
     lambda q, k: attention.attend(q, k, v, mask, 0.0, reach), q, k
@@ -101,11 +101,11 @@ def test_what_is_out_of_reach_is_not_read():
 
 def test_pairs_that_are_computed():
   half = configs.Model(d_model=64, num_heads=1, dtype="bfloat16")
-  reach = types.Reach(20, 30)
+  reach = types.AttentionSpan(20, 30)
   # Four blocks of 64, each of which reads up to its end.
   blocks = 64 * 64 * (1 + 2 + 3 + 4)
   for platform in ("cuda", "gpu"):
-    assert attention.pairs(platform, half, 700, reach) == 700 * 700
+    assert attention.num_scores(platform, half, 700, reach) == 700 * 700
     # What cuDNN has no kernel for is read in blocks there too.
     for other in (
       {"dtype": "float32"},
@@ -113,13 +113,13 @@ def test_pairs_that_are_computed():
       {"attn_logit_softcap": 9.0},
     ):
       model = dataclasses.replace(half, **other)
-      assert attention.pairs(platform, model, 256) == blocks
+      assert attention.num_scores(platform, model, 256) == blocks
   for platform in ("cpu", "tpu"):
-    assert attention.pairs(platform, half, 64) == 64 * 64
-  assert attention.pairs("cpu", half, 256) == blocks
+    assert attention.num_scores(platform, half, 64) == 64 * 64
+  assert attention.num_scores("cpu", half, 256) == blocks
   # A later block reads its own keys, 30 before them and the prefix.
-  assert attention.pairs("cpu", half, 256, reach) == 64 * (64 + 3 * 114)
-  assert attention.pairs("tpu", half, 256, reach) == 256 * 256
+  assert attention.num_scores("cpu", half, 256, reach) == 64 * (64 + 3 * 114)
+  assert attention.num_scores("tpu", half, 256, reach) == 256 * 256
 
 
 def test_other_platforms_attend_alike():
@@ -163,7 +163,9 @@ def test_scores_of_whole_rows_are_left_to_cudnn(platform, dtype):
 
 def test_a_few_queries_read_a_longer_cache():
   q, k, v, _, mask = make(40)
-  found, _ = attention.read(q[:, :, -3:], k, v, jnp.asarray(mask[:, -3:]))
+  found, _ = attention.attend_dense(
+    q[:, :, -3:], k, v, jnp.asarray(mask[:, -3:])
+  )
   np.testing.assert_allclose(
     found, twin(q, k, v, mask)[0][:, :, -3:], atol=1e-5
   )
@@ -235,5 +237,9 @@ def test_capped_scores_and_their_gradient():
 
 
 def test_few_queries_are_a_block_at_most():
-  assert attention.few(64, 128) and not attention.few(65, 128)
-  assert attention.few(128, 512) and not attention.few(129, 512)
+  assert attention.fits_one_block(64, 128) and not attention.fits_one_block(
+    65, 128
+  )
+  assert attention.fits_one_block(128, 512) and not attention.fits_one_block(
+    129, 512
+  )

@@ -75,7 +75,7 @@ def test_wanted_columns_are_what_all_columns_hold(
   config, scan, few, monkeypatch
 ):
   """Also their gradient; a column may be wanted twice, in any order."""
-  monkeypatch.setattr(attention, "few", lambda queries, length: few)
+  monkeypatch.setattr(attention, "fits_one_block", lambda queries, length: few)
   model = ScalarModel(dataclasses.replace(config, scan_layers=scan))
   params = twin.make_params(ScalarModel(config))
   params = twin.stack_layers(params) if scan else params
@@ -173,8 +173,8 @@ def test_rotary_scores_depend_on_the_distance_alone(pairs):
   rng = np.random.default_rng(1)
   x = rng.normal(size=(1, 2, 5, 8)).astype(np.float32)
   positions = np.array([[0, 3, 4, 11, 7]])
-  found = rope.turn(
-    jnp.asarray(x), rope.turns(c, jnp.asarray(positions), False), pairs
+  found = rope.apply_rope(
+    jnp.asarray(x), rope.rope_cos_sin(c, jnp.asarray(positions), False), pairs
   )
   at = [(0, 1), (2, 3), (4, 5)] if pairs else [(0, 3), (1, 4), (2, 5)]
   for i, (a, b) in enumerate(at):

@@ -283,7 +283,7 @@ EIGHT_DEVICES = """
   mesh = mesh_lib.make_mesh(configs.Mesh(fsdp=2))
   axes = mesh_lib.logical_axes(transformer.abstract_params(model))
   params = jax.device_put(params, mesh_lib.state_shardings(params, mesh, axes))
-  prompts = mesh_lib.put_batch(prompts, mesh)
+  prompts = mesh_lib.put_local_batch(prompts, mesh)
   assert {s.data.shape[0] for s in prompts.tokens.addressable_shards} == {1}
   eight = run(params, prompts, jax.random.key(0))
   for name in ("tokens", "segments", "positions", "response_mask", "ended"):
@@ -435,7 +435,7 @@ def test_rows_and_steps_draw_independently():
 
 def test_a_rows_numbers_are_those_of_its_keys():
   key, ids = jax.random.key(5), np.array([7, 0, 7], np.int32)
-  found = np.asarray(generate_lib.draws(key, ids, 3))
+  found = np.asarray(generate_lib.uniforms(key, ids, 3))
   for row, i in zip(found, ids, strict=True):
     for step, number in enumerate(row):
       at = jax.random.fold_in(jax.random.fold_in(key, i), step)

@@ -38,7 +38,7 @@ def test_a_norm_has_mean_bias_and_deviation_scale(rng):
   centred = x - x.mean(axis=1, keepdims=True)
   wanted = centred / np.sqrt(centred.var(axis=1, keepdims=True) + 1e-5)
   wanted = wanted * scale + bias
-  found = layers.normalized(
+  found = layers.layer_norm(
     *(jnp.asarray(a, jnp.float32) for a in (x, scale, bias))
   )
   np.testing.assert_allclose(found, wanted, atol=2e-4)
@@ -52,7 +52,7 @@ def test_a_norm_has_mean_bias_and_deviation_scale(rng):
 @pytest.mark.parametrize("normed", [True, False], ids=["norm", "gelu"])
 @pytest.mark.parametrize(("inputs", "outputs"), [(12, 40), (40, 12), (16, 16)])
 def test_gradients_are_those_of_the_plain_layer(rng, inputs, outputs, normed):
-  before = layers.normalized if normed else layers.gelu
+  before = layers.layer_norm if normed else layers.gelu
   given = arguments(rng, inputs, outputs, normed)
 
   def loss(layer):
@@ -101,7 +101,7 @@ def test_a_layer_in_bfloat16_gives_float32_gradients_to_its_weights(rng):
   x, weights, kernel, bias = arguments(rng, 12, 40, True)
 
   def loss(x, kernel, bias):
-    found = layers.dense(layers.normalized, x, weights, kernel, bias)
+    found = layers.dense(layers.layer_norm, x, weights, kernel, bias)
     assert found.dtype == jnp.bfloat16
     return found.astype(jnp.float32).sum()
 

@@ -53,7 +53,7 @@ SHAPES: list[dict] = [
 def test_merged_equals_unmerged(changes):
   model, params = adapted(**changes)
   other = plain(model)
-  merged = jax.jit(lora.merged, static_argnums=0)(model.config, params)
+  merged = jax.jit(lora.merge_lora, static_argnums=0)(model.config, params)
   assert jax.tree.map(jnp.shape, merged) == jax.tree.map(
     jnp.shape, unbox(transformer.abstract_params(other))
   )
@@ -72,7 +72,7 @@ def test_merged_equals_unmerged(changes):
 def test_a_merged_kernel_is_the_papers_sum():
   model, params = adapted()
   held = params["transformer"]["blocks_1"]
-  merged = lora.merged(model.config, params)["transformer"]["blocks_1"]
+  merged = lora.merge_lora(model.config, params)["transformer"]["blocks_1"]
   for name, inputs in (("qkv", 1), ("project", 2), ("up", 1), ("down", 1)):
     kernel, down, up = (
       np.asarray(held[name][k], np.float64)
@@ -92,7 +92,7 @@ def test_fresh_adapters_change_nothing():
   model = LanguageModel(twin.make_config(**ADAPTERS))
   params = transformer.init_params(model, jax.random.key(0))
   frozen, trained = lora.split(model.config, params)
-  assert lora.union(frozen, trained).keys() == params.keys()
+  assert lora.merge_trees(frozen, trained).keys() == params.keys()
   for name in ("qkv", "project", "up", "down"):
     layer = trained["transformer"]["blocks_0"][name]
     assert set(layer) == {"lora_a", "lora_b"}
@@ -122,7 +122,7 @@ def test_a_scalar_models_head_is_trained():
 
 def test_union_and_split_are_inverse():
   model, params = adapted(ScalarModel, tie_embeddings=False)
-  found = lora.union(*lora.split(model.config, params))
+  found = lora.merge_trees(*lora.split(model.config, params))
   assert jax.tree.structure(found) == jax.tree.structure(params)
   jax.tree.map(np.testing.assert_array_equal, found, params)
 
@@ -198,7 +198,7 @@ def test_gradients_are_those_of_the_merged_network():
     model, trained, BATCH, frozen, microbatch=0
   )
   _, whole, _ = language_step.gradients(
-    other, lora.merged(model.config, params), BATCH, microbatch=0
+    other, lora.merge_lora(model.config, params), BATCH, microbatch=0
   )
   for name in ("qkv", "project", "up", "down"):
     held = params["transformer"]["blocks_0"][name]
@@ -247,7 +247,7 @@ def test_heads_that_are_zero_stay_zero(changes, rank):
       state, metrics = step(state, BATCH, frozen)
       found.append(float(metrics["loss"]))
     losses.append(found)
-    params = lora.union(frozen, state.params)
+    params = lora.merge_trees(frozen, state.params)
   assert losses[0][-1] < losses[0][0] - 0.05
   np.testing.assert_allclose(*losses, rtol=1e-4)
   blocks = params["transformer"]["blocks_0"]

@@ -71,7 +71,9 @@ def test_tpus_have_it(platform, length, kernels):
   mesh = mesh_lib.abstract_mesh(configs.Mesh(), 4, platform)
   x = jnp.zeros((4, 2, length, 16))
   mask = jnp.ones((4, length, length), bool)
-  text = str(jax.make_jaxpr(mesh_lib.on(mesh, attention.attend))(x, x, x, mask))
+  text = str(
+    jax.make_jaxpr(mesh_lib.with_mesh(mesh, attention.attend))(x, x, x, mask)
+  )
   assert text.count("pallas_call[") == kernels
   assert text.count("shard_map[") == kernels
 

@@ -32,7 +32,7 @@ def sources(tmp_path):
 def start(folder, **values):
   """Runs a pipeline as its command does, up to its first stage."""
   wanted = flags.replace(presets.pipeline("tiny"), values)
-  with claims.claimed(folder, "pipeline", flags.config_to_dict(wanted)):
+  with claims.claim(folder, "pipeline", flags.config_to_dict(wanted)):
     stages.run(wanted, str(folder))
 
 

@@ -33,7 +33,7 @@ def test_loops():
 
   def at_most(a, b):
     used = (a.sum() > 0).astype(jnp.int32)
-    return state_lib.up_to(used, 4, lambda _, x: x @ b, a)
+    return state_lib.bounded_fori_loop(used, 4, lambda _, x: x @ b, a)
 
   assert counted(scanned, A, B) == 5 * ONE
   assert counted(at_most, A, B, trips=3) == 4 * ONE
@@ -64,7 +64,7 @@ def test_a_kernels_programs():
   x = jax.ShapeDtypeStruct((4, heads, length, width), jnp.float32)
   mask = jax.ShapeDtypeStruct((4, length, length), bool)
   mesh = mesh_lib.abstract_mesh(configs.Mesh(tensor=2, data=2), 4, "tpu")
-  attend = mesh_lib.on(mesh, attention.attend)
+  attend = mesh_lib.with_mesh(mesh, attention.attend)
   one = 4 * 2 * heads * width * 512 * 512 * 3  # of four blocks the last is not
   assert counted(attend, x, x, x, mask, platform="tpu") == 2 * one
   gradient = jax.grad(lambda *a: attend(*a).sum(), argnums=(0, 1, 2))

@@ -154,7 +154,7 @@ def test_a_loop_that_says_what_it_runs_at_most():
 
   def run(a, b):
     used = (a.sum() > 0).astype(jnp.int32)
-    return state_lib.up_to(used, 4, lambda _, x: jnp.tanh(x @ b), a)
+    return state_lib.bounded_fori_loop(used, 4, lambda _, x: jnp.tanh(x @ b), a)
 
   shape = jax.ShapeDtypeStruct((8, 8), jnp.float32)
   text = jax.jit(run).lower(shape, shape).compile().as_text()

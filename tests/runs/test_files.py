@@ -95,7 +95,7 @@ def test_a_full_disk_is_a_user_error_and_keeps_the_old_file(tmp_path):
 )
 def test_every_disk_error_names_file_and_fix(code, words):
   with pytest.raises(UserError, match=words) as caught:
-    with files.writing("some/file"):
+    with files.disk_errors_as_user_errors("some/file"):
       raise OSError(code, os.strerror(code))
   assert caught.value.file == "some/file"
   assert caught.value.fix

@@ -17,7 +17,7 @@ from instructgpt_jax.runs import claims, files, locks
 HOLDER = """
 import sys, time
 from instructgpt_jax.runs import locks
-with locks.workdir(sys.argv[1]):
+with locks.lock_workdir(sys.argv[1]):
   print("locked", flush=True)
   time.sleep(60)
 """
@@ -25,7 +25,7 @@ with locks.workdir(sys.argv[1]):
 
 def refused(directory):
   with pytest.raises(UserError) as caught:
-    with claims.claimed(directory, "sft", {"seed": 0}):
+    with claims.claim(directory, "sft", {"seed": 0}):
       pytest.fail("two runs in one workdir")
   assert caught.value.code == "workdir_in_use"
   assert caught.value.file == str(directory)
@@ -46,22 +46,22 @@ def test_a_second_run_is_refused_until_the_first_is_killed(tmp_path):
   finally:
     process.kill()
     process.communicate()
-  with claims.claimed(run, "sft", {"seed": 0}):
+  with claims.claim(run, "sft", {"seed": 0}):
     assert "process" in refused(run)
   assert os.listdir(run) == ["config.json"]
 
 
 def test_a_lock_is_gone_with_its_run(tmp_path):
   for _ in range(2):
-    with locks.workdir(tmp_path / "run"):
+    with locks.lock_workdir(tmp_path / "run"):
       assert os.listdir(tmp_path / "run") == [".lock"]
     assert not (tmp_path / "run").exists()
 
 
 def test_only_the_writer_of_several_processes_locks(tmp_path, monkeypatch):
-  with locks.workdir(tmp_path):
+  with locks.lock_workdir(tmp_path):
     monkeypatch.setattr(processes, "_index", 1)
-    with locks.workdir(tmp_path):
+    with locks.lock_workdir(tmp_path):
       pass
     assert os.listdir(tmp_path) == [".lock"]
 
@@ -73,7 +73,7 @@ def test_a_file_system_without_locks_is_a_warning(
     raise OSError(errno.ENOLCK, "No locks available")
 
   monkeypatch.setattr(fcntl, "flock", none)
-  with claims.claimed(tmp_path, "sft", {"seed": 0}):
+  with claims.claim(tmp_path, "sft", {"seed": 0}):
     pass
   assert "warning" in capsys.readouterr().err
   with pytest.raises(UserError) as caught:
@@ -82,8 +82,8 @@ def test_a_file_system_without_locks_is_a_warning(
 
 
 def test_a_command_that_is_refused_says_it_shortly(tmp_path, capsys):
-  with locks.workdir(tmp_path):
-    status = launch.guarded(lambda: refused_command(tmp_path))
+  with locks.lock_workdir(tmp_path):
+    status = launch.run_with_errors(lambda: refused_command(tmp_path))
   assert status == 2
   lines = capsys.readouterr().err.splitlines()
   assert lines[0].startswith("error: ") and "is in use by" in lines[0]
@@ -91,24 +91,24 @@ def test_a_command_that_is_refused_says_it_shortly(tmp_path, capsys):
 
 
 def refused_command(directory):
-  with claims.claimed(directory, "sft", {}):
+  with claims.claim(directory, "sft", {}):
     pytest.fail("two runs in one workdir")
 
 
 def test_an_error_before_anything_is_written_leaves_nothing(tmp_path):
   run = tmp_path / "run"
   with pytest.raises(UserError, match="mistyped"):
-    with claims.claimed(run, "sft", {"seed": 0}):
+    with claims.claim(run, "sft", {"seed": 0}):
       raise UserError("mistyped")
   assert not run.exists()
   with pytest.raises(KeyboardInterrupt):
-    with claims.claimed(run, "sft", {"seed": 0}):
+    with claims.claim(run, "sft", {"seed": 0}):
       raise KeyboardInterrupt
   assert not run.exists()
-  with claims.claimed(run, "sft", {"seed": 1}):
+  with claims.claim(run, "sft", {"seed": 1}):
     (run / "metrics.jsonl").touch()
   with pytest.raises(UserError, match="mistyped"):
-    with claims.claimed(run, "sft", {"seed": 1}):
+    with claims.claim(run, "sft", {"seed": 1}):
       raise UserError("mistyped")
   assert sorted(os.listdir(run)) == ["config.json", "metrics.jsonl"]
   assert files.read_json(run / "config.json")["config"] == {"seed": 1}
@@ -117,7 +117,7 @@ def test_an_error_before_anything_is_written_leaves_nothing(tmp_path):
 def test_an_error_keeps_what_was_there(tmp_path):
   (tmp_path / "notes.txt").write_text("mine")
   with pytest.raises(UserError, match="mistyped"):
-    with claims.claimed(tmp_path, "sft", {"seed": 0}):
+    with claims.claim(tmp_path, "sft", {"seed": 0}):
       (tmp_path / "model").mkdir()
       raise UserError("mistyped")
   assert sorted(os.listdir(tmp_path)) == ["config.json", "model", "notes.txt"]

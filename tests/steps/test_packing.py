@@ -46,15 +46,15 @@ def test_every_state_is_found_in_its_row(seed, microbatch):
   real = draw(seed)
   x = 1 + np.arange(real.size, dtype=np.float32).reshape(real.shape)
   found = packing.pack(jnp.asarray(real), STATES, microbatch)
-  put = found.put(jnp.asarray(x))
+  put = found.scatter_tokens(jnp.asarray(x))
   assert float(put.sum()) == x[real].sum()  # zeros elsewhere
   read, wanted = real[:, -STATES:], x[:, -STATES:]
-  states = np.asarray(found.put_states(jnp.asarray(wanted)))
+  states = np.asarray(found.scatter_states(jnp.asarray(wanted)))
   assert states.shape == (8 // microbatch, microbatch, STATES)
   assert states.sum() == wanted[read].sum()
   columns = np.take_along_axis(np.asarray(put), found.columns, axis=2)
   np.testing.assert_array_equal(columns[states > 0], states[states > 0])
-  taken = found.take_states(jnp.asarray(columns))
+  taken = found.gather_states(jnp.asarray(columns))
   np.testing.assert_array_equal(taken[read], wanted[read])
 
 
@@ -78,8 +78,8 @@ def test_short_episodes_share_rows_and_empty_microbatches_are_not_run(
       jax.debug.callback(lambda: runs.append(1), ordered=True)
       return 2 * part
 
-    x = found.put_states(x[:, -STATES:])
-    return found.take_states(packing.each(found, run, x))
+    x = found.scatter_states(x[:, -STATES:])
+    return found.gather_states(packing.each(found, run, x))
 
   x = jnp.arange(real.size, dtype=jnp.float32).reshape(real.shape)
   taken = doubled(x)

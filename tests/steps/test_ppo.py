@@ -61,7 +61,7 @@ def make_sampler(temperature, model=MODEL):
 def make_experience(c, model=MODEL, scalar_model=SCALAR):
   return twin.jit(
     functools.partial(
-      ppo_step.experience,
+      ppo_step.score_rollout,
       model=model,
       scalar_model=scalar_model,
       value_model=scalar_model,
@@ -671,7 +671,7 @@ def test_invariant_29_frozen_parts_are_what_they_were(
   evaluate, update, rollout, networks
 ):
   """By their fingerprints; that of the policy in training does change."""
-  fingerprint = twin.jit(state_lib.fingerprint)
+  fingerprint = twin.jit(state_lib.params_checksum)
   policy, reference, reward, value = jax.tree.map(jnp.array, networks)
   before = fingerprint(reference), fingerprint(reward)
   experience, _, _ = evaluate(ppo_config())(
@@ -712,7 +712,7 @@ EIGHT_DEVICES = """
       (here.MODEL, here.MODEL, here.SCALAR, here.SCALAR)))
   assert len(policy["transformer"]["embedding"]["embedding"]
              .sharding.device_set) == 8
-  rollout, ptx = mesh_lib.put_batch((
+  rollout, ptx = mesh_lib.put_local_batch((
     Rollout(**{name: saved[name] for name in Rollout.__dataclass_fields__}),
     here.make_ptx()), mesh)
   assert rollout.logp.addressable_shards[0].data.shape[0] == 1
@@ -720,7 +720,7 @@ EIGHT_DEVICES = """
     rollout, reference, reward, value, here.BETA)
   after = here.make_update(c)(
     here.make_state(policy, value), found[0], here.ROWS, ptx)
-  assert twin.jit(state_lib.fingerprint)(policy) == saved["fingerprint"]
+  assert twin.jit(state_lib.params_checksum)(policy) == saved["fingerprint"]
   leaves = jax.tree.leaves((found, after))
   for i, leaf in enumerate(leaves):
     np.testing.assert_allclose(
@@ -738,7 +738,7 @@ def test_invariant_18_experience_and_update_are_global_on_eight_devices(
   leaves = jax.tree.leaves((base, after))
   np.savez(
     tmp_path / "one.npz",
-    fingerprint=state_lib.fingerprint(networks[0]),
+    fingerprint=state_lib.params_checksum(networks[0]),
     **rollout.__dict__,
     **{str(i): leaf for i, leaf in enumerate(leaves)},
   )

@@ -76,7 +76,7 @@ def test_a_warm_up_in_iterations_is_for_ppo_alone():
 def test_an_average_holds_no_share_of_its_start(decay):
   rng = np.random.default_rng(0)
   points = rng.normal(size=(200, 3)).astype(np.float32)
-  move = jax.jit(state_lib.move_average)
+  move = jax.jit(state_lib.update_ema)
   average = {"x": jnp.full(3, 1e3)}  # what it began as
   for count, point in enumerate(points, 1):
     average = move(average, {"x": point}, jnp.float32(decay), jnp.int32(count))
@@ -217,7 +217,7 @@ def test_angle_between_gradients():
 
 @pytest.fixture(scope="module")
 def fingerprint():
-  return jax.jit(state_lib.fingerprint)
+  return jax.jit(state_lib.params_checksum)
 
 
 def test_invariant_29_any_bit_changes_the_fingerprint(fingerprint):

@@ -117,9 +117,11 @@ def test_a_start_brings_its_own_context():
   model = configs.Model(max_seq_len=64, d_model=16, num_heads=1)
   alone = configs.SftExperiment(data=long, model=model)
   with pytest.raises(UserError) as error:
-    checks.lengths(alone)
+    checks.check_pipeline_lengths(alone)
   assert error.value.code == "context_too_small"
-  checks.lengths(configs.SftExperiment(data=long, model=model, init_from="x"))
+  checks.check_pipeline_lengths(
+    configs.SftExperiment(data=long, model=model, init_from="x")
+  )
 
 
 def test_fingerprints_are_of_data_and_models_outside_the_sweep(tmp_path, start):

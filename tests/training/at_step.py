@@ -42,9 +42,9 @@ EVENTS: dict[str, Callable[[str], None]] = {
 if __name__ == "__main__":
   _, step, what, experiment, *flags = sys.argv
   (folder,) = (f[10:] for f in flags if f.startswith("--workdir="))
-  honest, left = preemption.Watch.asked, [int(step)]
+  honest, left = preemption.PreemptionWatch.requested, [int(step)]
 
-  def asked(self: preemption.Watch) -> bool:
+  def asked(self: preemption.PreemptionWatch) -> bool:
     left[0] -= 1
     if not left[0]:
       EVENTS[what](folder)

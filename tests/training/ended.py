@@ -22,15 +22,15 @@ def nothing_to_save() -> None:
 
 def in_a_loop() -> None:
   """Goes on to its next step."""
-  with preemption.Watch() as watch:
+  with preemption.PreemptionWatch() as watch:
     _signal(signal.SIGTERM)
-    print("at the next step:", watch.asked(), flush=True)
+    print("at the next step:", watch.requested(), flush=True)
     raise preemption.Preempted
 
 
 def twice() -> None:
   """A second signal, while it saves."""
-  with preemption.Watch():
+  with preemption.PreemptionWatch():
     _signal(signal.SIGTERM)
     print("saving", flush=True)
     _signal(int(sys.argv[2]))
@@ -39,7 +39,7 @@ def twice() -> None:
 
 def after_the_last_step() -> None:
   """Between the loop's last look and its end."""
-  with preemption.Watch():
+  with preemption.PreemptionWatch():
     _signal(signal.SIGTERM)
   print("still here", flush=True)
 
@@ -56,4 +56,4 @@ def _body() -> None:
 
 
 if __name__ == "__main__":
-  sys.exit(launch.guarded(_body))
+  sys.exit(launch.run_with_errors(_body))

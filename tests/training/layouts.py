@@ -49,7 +49,7 @@ def _ids(*shape: int, high: int = 60) -> np.ndarray:
 
 def _train_state(network: networks.Network, mesh: Mesh) -> Made:
   optimizer = state_lib.make_optimizer(configs.Optimizer(), 10)
-  params = networks.fresh(network, jax.random.key(3), mesh)
+  params = networks.init_params(network, jax.random.key(3), mesh)
   return (
     network,
     optimizer,
@@ -96,7 +96,7 @@ def _supervised(made: Made, module: Any, batch: Any, mesh: Mesh) -> Any:
   step = supervised.step_program(
     module.train_step, network, optimizer, state, mesh, seed=0, microbatch=8
   )
-  state, metrics = step(state, mesh_lib.put_whole(batch, mesh), {})
+  state, metrics = step(state, mesh_lib.put_replicated_batch(batch, mesh), {})
   return _measured(metrics) | {"params": _weighed(state.params)}
 
 
@@ -138,12 +138,12 @@ def _ppo(c: configs.Model, mesh: Mesh) -> dict[str, Any]:
   )
   key = jax.random.key(5)
   rollout = programs.generate(
-    state.policy.params, mesh_lib.put_whole(prompts, mesh), key
+    state.policy.params, mesh_lib.put_replicated_batch(prompts, mesh), key
   )
   experience, _, scored = programs.experience(
     rollout, copied, value[2].params, value[2].params, state.kl_coef
   )
-  ptx = mesh_lib.put_whole(_language_batch(), mesh)
+  ptx = mesh_lib.put_replicated_batch(_language_batch(), mesh)
   rows = np.arange(8, dtype=np.int32)
   state, metrics = programs.update(state, experience, rows, ptx, {}, {})
   return {

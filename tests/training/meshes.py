@@ -42,7 +42,7 @@ def main(folder: str, fsdp: int, tensor: int) -> None:
   )
 
   def state(seed: int) -> Any:
-    params = networks.fresh(model, jax.random.key(seed), mesh)
+    params = networks.init_params(model, jax.random.key(seed), mesh)
     optimizer = state_lib.make_optimizer(configs.Optimizer(), 10)
     return networks.train_state(model, params, optimizer, mesh)
 

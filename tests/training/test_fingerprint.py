@@ -34,7 +34,7 @@ def saved(mark):
 
 def test_the_same_records_in_another_place_are_accepted(tmp_path):
   old, new = (
-    made(fingerprint.of_source(path, ROWS, train=3))
+    made(fingerprint.fingerprint_source(path, ROWS, train=3))
     for path in (
       write(tmp_path / "a", "x" * 100),
       write(tmp_path / "b", "y" * 70, "moved.jsonl"),
@@ -56,8 +56,8 @@ def test_the_same_records_in_another_place_are_accepted(tmp_path):
 )
 def test_other_records_are_refused(change, tmp_path):
   path = write(tmp_path, "x" * 100)
-  old = made(fingerprint.of_source(path, ROWS, train=3))
-  new = made(fingerprint.of_source(path, change, train=3))
+  old = made(fingerprint.fingerprint_source(path, ROWS, train=3))
+  new = made(fingerprint.fingerprint_source(path, change, train=3))
   with pytest.raises(UserError) as caught:
     new.require_same(saved(old), tmp_path / "run")
   error = caught.value
@@ -70,10 +70,14 @@ def test_other_records_are_refused(change, tmp_path):
 
 def test_what_has_changed_is_named(tmp_path):
   path = write(tmp_path, "x" * 1000)
-  old = saved(made(fingerprint.of_source(path, ROWS, train=3, valid=1)))
+  old = saved(
+    made(fingerprint.fingerprint_source(path, ROWS, train=3, valid=1))
+  )
   write(tmp_path, "x" * 500)
   shorter = {k: v[:2] for k, v in ROWS.items()}
-  new = made(fingerprint.of_source(path, shorter, train=2, valid=1), rows=3)
+  new = made(
+    fingerprint.fingerprint_source(path, shorter, train=2, valid=1), rows=3
+  )
   with pytest.raises(UserError) as caught:
     new.require_same(old, tmp_path)
   assert caught.value.code == "data_changed"
@@ -83,7 +87,7 @@ def test_what_has_changed_is_named(tmp_path):
 
 
 def test_a_source_that_is_missing_or_new_is_refused(tmp_path):
-  source = fingerprint.of_source("", ROWS)
+  source = fingerprint.fingerprint_source("", ROWS)
   both = fingerprint.Fingerprint({}, {"a": source, "b": source})
   one = fingerprint.Fingerprint({}, {"a": source})
   for old, new in ((both, one), (one, both)):
@@ -93,7 +97,7 @@ def test_a_source_that_is_missing_or_new_is_refused(tmp_path):
 
 
 def test_the_same_data_in_other_batches_are_refused(tmp_path):
-  source = fingerprint.of_source("", ROWS)
+  source = fingerprint.fingerprint_source("", ROWS)
   with pytest.raises(UserError) as caught:
     made(source, rows=8).require_same(saved(made(source)), tmp_path)
   assert caught.value.code == "batch_changed"
@@ -102,7 +106,7 @@ def test_the_same_data_in_other_batches_are_refused(tmp_path):
 
 def test_a_checkpoint_without_a_fingerprint(tmp_path, capsys):
   """Accepted with a warning where nothing but the config decides a batch."""
-  source = fingerprint.of_source("", ROWS)
+  source = fingerprint.fingerprint_source("", ROWS)
   made(source).require_same({}, tmp_path)
   assert "warning" in capsys.readouterr().err
   with pytest.raises(UserError) as caught:
@@ -111,7 +115,7 @@ def test_a_checkpoint_without_a_fingerprint(tmp_path, capsys):
 
 
 def test_the_model_that_adapters_stand_on_counts(tmp_path):
-  mark = made(fingerprint.of_source("", ROWS))
+  mark = made(fingerprint.fingerprint_source("", ROWS))
   assert mark.with_base(None) is mark
   mark.with_base(7).require_same(saved(mark.with_base(7)), tmp_path)
   with pytest.raises(UserError) as caught:
@@ -121,7 +125,7 @@ def test_the_model_that_adapters_stand_on_counts(tmp_path):
 
 def test_sequences_are_told_from_what_they_hold_one_after_the_other():
   marks = [
-    fingerprint.of_source("", value).hash
+    fingerprint.fingerprint_source("", value).hash
     for value in (
       [[1, 2], [3]],
       [[1], [2, 3]],
@@ -141,20 +145,20 @@ def test_another_model_at_the_same_path_is_noticed(tmp_path):
   folder.mkdir()
   (folder / "config.json").write_text("{}")
   (folder / "model.safetensors").write_bytes(b"1" * 100)
-  first = fingerprint.of_model(folder)
-  assert fingerprint.of_model(folder) == first
+  first = fingerprint.fingerprint_model(folder)
+  assert fingerprint.fingerprint_model(folder) == first
   (folder / "README.md").write_text("notes")
   (folder / "runs").mkdir()
   (folder / "runs" / "complete.json").write_text("{}")
-  assert fingerprint.of_model(folder) == first
+  assert fingerprint.fingerprint_model(folder) == first
   (folder / "model.safetensors").write_bytes(b"1" * 99 + b"2")
-  assert fingerprint.of_model(folder) != first
+  assert fingerprint.fingerprint_model(folder) != first
 
 
 def test_files_are_known_by_size_and_by_both_ends(tmp_path, monkeypatch):
   monkeypatch.setattr(fingerprint, "_WHOLE", 10)
   path = write(tmp_path, "a" * 100)
-  first = fingerprint.of_files(path)
-  assert fingerprint.of_files(str(tmp_path)) == first
+  first = fingerprint.fingerprint_files(path)
+  assert fingerprint.fingerprint_files(str(tmp_path)) == first
   for text in ("a" * 101, "b" + "a" * 99, "a" * 99 + "b"):
-    assert fingerprint.of_files(write(tmp_path, text)) != first
+    assert fingerprint.fingerprint_files(write(tmp_path, text)) != first

@@ -101,7 +101,7 @@ def test_sft_reward_and_ppo_and_out_again(runs, tmp_path):
     tokenizer = load_tokenizer(out)
     if not scalar:  # A reward model gets a padding token.
       assert tokenizer.files == load_tokenizer(runs.source).files
-    workdir.same_tokenizer(tokenizer, load_tokenizer(runs.source), "", "")
+    workdir.check_same_tokenizer(tokenizer, load_tokenizer(runs.source), "", "")
   policy = workdir.open_stage(str(runs["ppo_ptx"]))
   again = directory.load(
     directory.look(tmp_path / "ppo_ptx"), unbox(abstract_params(policy.network))

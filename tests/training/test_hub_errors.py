@@ -75,11 +75,13 @@ def test_a_run_has_its_own_precision_and_context(tmp_path):
         max_seq_len=context,
       ),
     )
-    found = workdir.inherit(run).model
+    found = workdir.inherit_architecture(run).model
     assert (found.dtype, found.remat) == ("bfloat16", "full")
     assert found.scan_layers and found.max_seq_len == wanted
     assert found.num_kv_heads == 1 and found.pos_emb == "rope"
-    assert workdir.inherit(workdir.inherit(run)) == workdir.inherit(run)
+    assert workdir.inherit_architecture(
+      workdir.inherit_architecture(run)
+    ) == workdir.inherit_architecture(run)
 
 
 def test_a_mesh_gets_a_vocabulary_that_it_divides(made):

@@ -156,7 +156,7 @@ STAGES = ("pretrain", "sft", "policy_init", "reward", "ppo", "ppo_ptx")
 def test_a_recipe_from_nothing_is_refused(name, preset, made, imported):
   for start in (made, imported):
     with pytest.raises(UserError) as caught:
-      workdir.inherit(
+      workdir.inherit_architecture(
         parsed(name, f"--preset={preset}", f"--init_from={start}")
       )
     error = caught.value
@@ -168,22 +168,28 @@ def test_a_recipe_from_nothing_is_refused(name, preset, made, imported):
 
 def test_a_recipe_for_pretrained_models_is_used(made):
   for name in ("sft", "reward", "ppo_ptx"):
-    workdir.inherit(parsed(name, "--preset=125m", f"--init_from={made}"))
+    workdir.inherit_architecture(
+      parsed(name, "--preset=125m", f"--init_from={made}")
+    )
   # GPT-3's rates are those of a model trained from nothing.
   with pytest.raises(UserError):
-    workdir.inherit(parsed("pretrain", "--preset=125m", f"--init_from={made}"))
+    workdir.inherit_architecture(
+      parsed("pretrain", "--preset=125m", f"--init_from={made}")
+    )
 
 
 def test_a_rate_that_was_set_is_used(made):
   """Also where it is the preset's own."""
   rate = "--optimizer.learning_rate"
   run = parsed("sft", f"--init_from={made}", f"{rate}=1e-3")
-  assert workdir.inherit(run).optimizer.learning_rate == 1e-3
+  assert workdir.inherit_architecture(run).optimizer.learning_rate == 1e-3
   value = "--value_optimizer.learning_rate=3e-4"
   with pytest.raises(UserError) as caught:
-    workdir.inherit(parsed("ppo", f"--init_from={made}", value))
+    workdir.inherit_architecture(parsed("ppo", f"--init_from={made}", value))
   assert "value_optimizer" not in caught.value.fix
-  workdir.inherit(parsed("ppo", f"--init_from={made}", value, f"{rate}=3e-4"))
+  workdir.inherit_architecture(
+    parsed("ppo", f"--init_from={made}", value, f"{rate}=3e-4")
+  )
 
 
 def test_a_pipeline_is_judged_as_a_whole(made):
@@ -193,17 +199,17 @@ def test_a_pipeline_is_judged_as_a_whole(made):
   ]
   start = f"--init_from={made}"
   with pytest.raises(UserError) as caught:
-    workdir.inherit(parsed("pipeline", start, *rates))
+    workdir.inherit_architecture(parsed("pipeline", start, *rates))
   assert caught.value.field == "value_optimizer.learning_rate"
   whole = parsed(
     "pipeline", start, *rates, "--value_optimizer.learning_rate=1e-3"
   )
-  whole = workdir.inherit(whole)
+  whole = workdir.inherit_architecture(whole)
   # Its stages are not judged again.
   stage = configs.SftExperiment(
     init_from=made, optimizer=whole.sft_optimizer, data=whole.data
   )
-  workdir.inherit(stage)
+  workdir.inherit_architecture(stage)
 
 
 def test_stages_remember_where_training_began(made, imported, tmp_path):
@@ -220,7 +226,7 @@ def test_stages_of_our_own_keep_their_recipes(imported, monkeypatch):
       opened, origin=None
     ),
   )  # fmt: skip
-  workdir.inherit(parsed("sft", f"--init_from={imported}"))
+  workdir.inherit_architecture(parsed("sft", f"--init_from={imported}"))
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
@@ -238,7 +244,7 @@ def test_an_import_is_no_more_than_its_directory(kind, tmp_path):
     },
   )
   inherited = [
-    workdir.inherit(dataclasses.replace(run, init_from=str(path)))
+    workdir.inherit_architecture(dataclasses.replace(run, init_from=str(path)))
     for path in (source, tmp_path / "work")
   ]
   first, second = (dataclasses.replace(c, init_from="") for c in inherited)

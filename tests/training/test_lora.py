@@ -51,7 +51,7 @@ def test_a_pipeline_of_adapters(runs):
     assert stage.base.path == str(base.path)
     frozen, trained = lora.split(stage.model_config, params)
     jax.tree.map(
-      np.testing.assert_array_equal, frozen, lora.within(frozen, below)
+      np.testing.assert_array_equal, frozen, lora.tree_select(frozen, below)
     )
     assert any(
       np.any(x) for path, x in directory.flattened(trained).items()
@@ -72,7 +72,7 @@ def test_reference_policy_reward_and_value_share_one_base(runs):
   mesh = mesh_lib.make_mesh(configs.Mesh())
   shared = {}
   trees = [
-    networks.load(workdir.open_stage(str(runs[name])), mesh, shared)
+    networks.load_params(workdir.open_stage(str(runs[name])), mesh, shared)
     for name in ("sft", "reward", "ppo_ptx")
   ]
   first = trees[0]["transformer"]["blocks_0"]["up"]
@@ -89,9 +89,11 @@ def test_the_start_of_ppo_is_its_reference(runs):
   stage = workdir.open_stage(str(full))
   mesh = mesh_lib.make_mesh(configs.Mesh())
   c = dataclasses.replace(stage.model_config, lora_rank=2)
-  start = networks.start(type(stage.network)(c), stage, jax.random.key(0), mesh)
+  start = networks.init_params_from(
+    type(stage.network)(c), stage, jax.random.key(0), mesh
+  )
   assert start.adapts.path == str(full)
-  whole = lora.merged(c, start.whole)
+  whole = lora.merge_lora(c, start.whole)
   _, params = params_of(full)
   jax.tree.map(np.testing.assert_array_equal, whole, params)
 
@@ -137,7 +139,7 @@ def test_exported_merged_or_alone(runs, tmp_path):
     export_model(str(runs[name]), str(merged))
     other = workdir.open_stage(str(merged))
     again = other.params(unbox(abstract_params(other.network)))
-    wanted = lora.merged(stage.model_config, params)
+    wanted = lora.merge_lora(stage.model_config, params)
     for path, x in directory.flattened(again).items():
       if "/head/" not in f"/{path}" and "embedding" not in path:
         np.testing.assert_allclose(

@@ -25,7 +25,7 @@ def test_each_stage_saves_where_it_is_and_goes_on(name, stages, tmp_path):
       "tests.training.at_step", str(more), "sigterm", name, *command
     )
     assert done.status == 0, done.err
-    assert done.err.splitlines()[-1] == preemption.TOLD
+    assert done.err.splitlines()[-1] == preemption.STOPPED
     assert results.steps(path)[-1] == step
     assert not (path / "complete.json").exists()
   done = stages.run(name, *command)
@@ -50,7 +50,7 @@ def test_a_signal_from_outside(count, stages, tmp_path):
   os.kill(child.pid, signal.SIGTERM)
   done = child.wait()
   assert done.status == 0, done.err
-  assert done.err.splitlines()[-1] == preemption.TOLD
+  assert done.err.splitlines()[-1] == preemption.STOPPED
   if count:
     assert results.steps(path) == [results.metrics(path)[-1]["step"]]
 
@@ -68,7 +68,7 @@ def test_a_signal_from_outside(count, stages, tmp_path):
 def test_how_a_process_ends(server, case, status, out):
   done = server.run("tests.training.ended", *case)
   assert (done.status, done.out) == (status, out), done.err
-  assert done.err == (preemption.TOLD + "\n" if status == 0 else "")
+  assert done.err == (preemption.STOPPED + "\n" if status == 0 else "")
 
 
 def test_the_best_and_every_so_many_are_kept(stages, tmp_path):

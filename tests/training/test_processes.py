@@ -150,7 +150,7 @@ def test_a_signal_to_one_is_heard_by_all(stages, tmp_path):
     time.sleep(0.002)
   os.kill(children[1].pid, signal.SIGTERM)
   for done in finish(children):
-    assert done.err.splitlines()[-1] == preemption.TOLD
+    assert done.err.splitlines()[-1] == preemption.STOPPED
   assert results.steps(path) == [results.metrics(path)[-1]["step"]]
 
 

@@ -49,7 +49,7 @@ def make(tmp_path_factory):
       workdir.put_tokenizer(folder, tokenizer)
       workdir.save_stage_model(
         folder,
-        networks.fresh(network, jax.random.key(0), mesh),
+        networks.init_params(network, jax.random.key(0), mesh),
         kind=workdir.SCALAR if name == "reward" else workdir.LANGUAGE,
         model=model,
         data=data,
@@ -86,14 +86,14 @@ def test_what_nobody_has_set_follows_the_stage_and_is_shown(
   name, kind, make, capsys
 ):
   asked = run_from(make(name), kind)
-  inherited = workdir.inherit(asked)
+  inherited = workdir.inherit_architecture(asked)
   shown = capsys.readouterr().err
   for field in FIELDS:
     assert getattr(inherited.data, field) == getattr(DATA, field)
     assert f"data.{field}={getattr(DATA, field)}" in shown
   same = {name: getattr(asked.data, name) for name in FIELDS}
   assert dataclasses.replace(inherited.data, **same) == asked.data
-  assert workdir.inherit(inherited) == inherited
+  assert workdir.inherit_architecture(inherited) == inherited
   assert capsys.readouterr().err == ""
 
 
@@ -101,7 +101,9 @@ def test_what_nobody_has_set_follows_the_stage_and_is_shown(
 def test_other_tags_are_refused_like_another_tokenizer(field, make):
   path = make("sft")
   with pytest.raises(UserError) as caught:
-    workdir.inherit(run_from(path, explicit=[field], **{field: "User>"}))
+    workdir.inherit_architecture(
+      run_from(path, explicit=[field], **{field: "User>"})
+    )
   error = caught.value
   assert (error.code, error.file) == ("other_prompts", path)
   assert repr(getattr(DATA, field)) in error.problem
@@ -111,24 +113,30 @@ def test_other_tags_are_refused_like_another_tokenizer(field, make):
 
 def test_the_same_tags_may_be_given(make):
   same = dict(user_tag="Q>", assistant_tag="A>", turn_separator="|")
-  inherited = workdir.inherit(run_from(make("sft"), explicit=[*same], **same))
+  inherited = workdir.inherit_architecture(
+    run_from(make("sft"), explicit=[*same], **same)
+  )
   assert (inherited.data.user_tag, inherited.data.assistant_tag) == ("Q>", "A>")
 
 
 def test_a_base_model_has_no_format_of_its_own(make):
   """It has read documents; the first stage with prompts chooses."""
-  inherited = workdir.inherit(
+  inherited = workdir.inherit_architecture(
     run_from(make("pretrain"), presets.sft, ["user_tag"], user_tag="User>")
   )
   assert inherited.data.user_tag == "User>"
   large = dataclasses.replace(DATA, max_prompt_tokens=999)
-  inherited = workdir.inherit(run_from(make("pretrain", large), presets.sft))
+  inherited = workdir.inherit_architecture(
+    run_from(make("pretrain", large), presets.sft)
+  )
   assert inherited.data.max_prompt_tokens == PRESET.max_prompt_tokens
 
 
 def test_other_limits_are_told_in_one_line(make, capsys):
   limit = {"max_response_tokens": 7}
-  inherited = workdir.inherit(run_from(make("sft"), explicit=[*limit], **limit))
+  inherited = workdir.inherit_architecture(
+    run_from(make("sft"), explicit=[*limit], **limit)
+  )
   assert inherited.data.max_response_tokens == 7
   assert inherited.data.max_prompt_tokens == 20
   (line,) = [
@@ -163,10 +171,10 @@ def test_the_template_is_named_where_it_makes_the_difference(make):
   )
   off = dataclasses.replace(DATA, chat_template=False, explicit="chat_template")
   with pytest.raises(UserError) as caught:
-    workdir.same_prompts(stage, off, "init_from")
+    workdir.check_same_prompts(stage, off, "init_from")
   assert "data.chat_template=True" in caught.value.problem
   assert "--data.chat_template" in caught.value.fix
-  workdir.same_prompts(
+  workdir.check_same_prompts(
     stage, dataclasses.replace(DATA, user_tag="other"), "init_from"
   )
 
@@ -202,8 +210,8 @@ def test_a_measurement_has_limits_that_fit_the_context(make, tmp_path):
   """The preset's do not; those of the stage do, and others are refused."""
   asked = evaluation(make)
   assert asked.data.max_prompt_tokens > 32
-  assert workdir.inherit(asked).data.max_prompt_tokens == 20
-  asked = workdir.inherit(evaluation(make, max_response_tokens=13))
+  assert workdir.inherit_architecture(asked).data.max_prompt_tokens == 20
+  asked = workdir.inherit_architecture(evaluation(make, max_response_tokens=13))
   with pytest.raises(UserError) as caught:
     evaluate.run(asked, str(tmp_path))
   assert caught.value.field == "data.max_response_tokens"
@@ -211,6 +219,6 @@ def test_a_measurement_has_limits_that_fit_the_context(make, tmp_path):
 
 def test_a_judge_of_other_prompts_is_refused(make, tmp_path):
   with pytest.raises(UserError) as caught:
-    evaluate.run(workdir.inherit(evaluation(make)), str(tmp_path))
+    evaluate.run(workdir.inherit_architecture(evaluation(make)), str(tmp_path))
   assert caught.value.code == "other_prompts"
   assert caught.value.field == "measure.judge"

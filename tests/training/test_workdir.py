@@ -21,7 +21,7 @@ def test_the_network_of_the_start_is_inherited(stages, capsys):
   asked = dataclasses.replace(
     presets.sft("tiny"), init_from=str(stages["pretrain"])
   )
-  found = workdir.inherit(asked)
+  found = workdir.inherit_architecture(asked)
   stage = workdir.open_stage(str(stages["pretrain"]))
   for name in (
     "vocab_size",
@@ -41,10 +41,10 @@ def test_the_network_of_the_start_is_inherited(stages, capsys):
     "model.max_seq_len=24",
   ):
     assert change in told
-  assert workdir.inherit(found) == found
+  assert workdir.inherit_architecture(found) == found
   assert capsys.readouterr().err == ""
   alone = configs.SftExperiment()
-  assert workdir.inherit(alone) is alone
+  assert workdir.inherit_architecture(alone) is alone
 
 
 def test_a_stage_can_be_started_from_a_bigger_preset(stages, tmp_path):

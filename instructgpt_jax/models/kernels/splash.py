@@ -126,7 +126,7 @@ def attend(
 
   scale = query.shape[-1] ** -0.5
   heads = ("batch", "heads", None, None)
-  return sharding.by_parts(
+  return sharding.map_shards(
     part,
     (query * scale, key, value, mask),
     (heads, heads, heads, ("batch", None, None)),

@@ -124,7 +124,7 @@ def test_flagfile(tmp_path):
 
 def test_a_config_file_and_flags_over_it(tmp_path):
   wanted = _config("--preset=tiny", "--ppo.kl_coef=0.5")
-  path = tmp_path / "configs.json"
+  path = tmp_path / "config.json"
   path.write_text(
     json.dumps(
       {"experiment": "ppo_ptx", "config": flags.config_to_dict(wanted)}
@@ -138,7 +138,7 @@ def test_a_config_file_and_flags_over_it(tmp_path):
 
 
 def test_a_config_file_of_another_experiment_is_refused(tmp_path):
-  path = tmp_path / "configs.json"
+  path = tmp_path / "config.json"
   path.write_text(json.dumps({"experiment": "sft", "config": {}}))
   with pytest.raises(UserError, match="config of 'sft', not of 'ppo_ptx'"):
     _config(f"--config={path}")
@@ -179,7 +179,7 @@ def test_json_round_trip(experiment, preset):
     (["stray"], None, "'stray' is not a flag", "--name=value"),
     (["--seed"], None, "Missing value", "--name=value"),
     (["--flagfile=none"], "--flagfile", "cannot be opened", "one flag a"),
-    (["--config=none"], None, "no such file", "configs.json"),
+    (["--config=none"], None, "no such file", "config.json"),
   ],
 )
 def test_mistakes(argv, field, words, fix):
@@ -212,7 +212,7 @@ def test_workdir_is_needed():
 def test_a_wrong_config_file_names_file_and_field(
   tmp_path, value, field, words
 ):
-  path = tmp_path / "configs.json"
+  path = tmp_path / "config.json"
   path.write_text(json.dumps({"config": value}))
   with pytest.raises(UserError, match=words) as caught:
     _config(f"--config={path}")

@@ -33,9 +33,9 @@ def base(request, tmp_path_factory):
 
 
 def with_tokenizer(path, pad):
-  """The directory with another tokenizer; configs.json says what it says."""
+  """The directory with another tokenizer; config.json says what it says."""
   vocabulary.write(path, pad, spaces=pad == "own")
-  file = path / "configs.json"
+  file = path / "config.json"
   raw = json.loads(file.read_text())
   raw |= {"eos_token_id": 0, "bos_token_id": 1}
   raw |= {"pad_token_id": {"own": 3, "eos": 0, "none": None}[pad]}
@@ -57,7 +57,7 @@ def ids_of(value):
 
 def check_ids(path, tokenizer, *, scalar):
   """Every id has a row, and all files name the same ones."""
-  raw = json.loads((path / "configs.json").read_text())
+  raw = json.loads((path / "config.json").read_text())
   tables = [raw]
   if not scalar:
     tables.append(json.loads((path / "generation_config.json").read_text()))
@@ -170,7 +170,7 @@ def test_reward_models(base, tmp_path):
     theirs, tokenizer = tiny.load(out, scalar=True), tokenizer_of(out)
     assert type(theirs).__name__ == name == source.family.scalar
     check_ids(out, tokenizer, scalar=True)
-    raw = json.loads((out / "configs.json").read_text())
+    raw = json.loads((out / "config.json").read_text())
     assert raw["pad_token_id"] == tokenizer.pad_token_id is not None
     assert tokenizer.padding_side == "right"
     # Rows end with end-of-text, which is never taken for padding.
@@ -216,10 +216,10 @@ def chosen(tmp_path):
   path = tmp_path / "base"
   tiny.save(tiny.make("llama", max_position_embeddings=64), path)
   vocabulary.write(path, "none", chat_template="{{ messages[0].content }}")
-  raw = json.loads((path / "configs.json").read_text())
+  raw = json.loads((path / "config.json").read_text())
   raw |= {"eos_token_id": [0, 7], "bos_token_id": 1, "sep_token_id": 99}
   raw |= {"pad_token_id": None, "pretraining_tp": 1, "_name_or_path": "/x"}
-  (path / "configs.json").write_text(json.dumps(raw))
+  (path / "config.json").write_text(json.dumps(raw))
   sampling = {"temperature": 0.6, "top_p": 0.9, "do_sample": True}
   (path / "generation_config.json").write_text(
     json.dumps({**sampling, "eos_token_id": [0, 8], "pad_token_id": 99})
@@ -247,11 +247,11 @@ def test_what_the_base_had_is_kept(chosen, tmp_path):
   as_second = workdir.open_stage(str(first))
   assert as_second.origin == start.origin
   import_model(str(chosen), str(second))
-  before = json.loads((chosen / "configs.json").read_text())
+  before = json.loads((chosen / "config.json").read_text())
   for path in (first, second):
     out = tmp_path / f"{path.name}_out"
     export_model(str(path), str(out))
-    after = json.loads((out / "configs.json").read_text())
+    after = json.loads((out / "config.json").read_text())
     for key in ("rope_parameters", "pretraining_tp", "hidden_size", "dtype"):
       assert after[key] == before[key], key
     assert after["max_position_embeddings"] == 64
@@ -276,7 +276,7 @@ def test_the_dtype_is_the_bases(chosen, tmp_path):
   for given, dtype in (("", "bfloat16"), ("float32", "float32")):
     out = tmp_path / f"out_{given}"
     export_model(str(tmp_path / "work"), str(out), dtype=given)
-    assert json.loads((out / "configs.json").read_text())["dtype"] == dtype
+    assert json.loads((out / "config.json").read_text())["dtype"] == dtype
     assert directory.look(out).origin.dtype == dtype
 
 

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from instructgpt_jax import interop
 from instructgpt_jax.configs import presets
 from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.interop import directory, families
-from instructgpt_jax.models import hub
 from instructgpt_jax.models.sampling import generate
 from instructgpt_jax.models.transformer import (
   LanguageModel,
@@ -221,7 +221,7 @@ def test_our_own_networks_have_an_architecture():
 
 
 def test_the_table_is_what_docs_say():
-  path = pathlib.Path(hub.__file__).parents[2] / "docs" / "models.md"
+  path = pathlib.Path(interop.__file__).parents[2] / "docs" / "models.md"
   text = path.read_text()
   for family in families.FAMILIES.values():
     assert f"`{family.kind}`" in text

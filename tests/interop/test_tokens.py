@@ -76,7 +76,7 @@ def their_tokenizer(path):
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
-    model = json.loads((path / "configs.json").read_text())["model_type"]
+    model = json.loads((path / "config.json").read_text())["model_type"]
     if model not in classes.FORCED:
       return transformers.AutoTokenizer.from_pretrained(path)
     # AutoTokenizer would take the class of the model's type.
@@ -123,7 +123,7 @@ def test_tokens_without_padding(family, tmp_path):
     assert exported.eos_token_id == end, place
     assert exported.pad_token_id is None, place
     assert_same_tokens(ours, exported, template=template)
-    rows = json.loads((path / "configs.json").read_text())["vocab_size"]
+    rows = json.loads((path / "config.json").read_text())["vocab_size"]
     for kind in (transformers.AutoConfig, transformers.GenerationConfig):
       named = kind.from_pretrained(out)
       assert named.eos_token_id in (end, [end]), (place, kind)

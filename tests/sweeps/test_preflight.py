@@ -126,7 +126,7 @@ def test_a_start_brings_its_own_context():
 
 def test_fingerprints_are_of_data_and_models_outside_the_sweep(tmp_path, start):
   root, data = str(tmp_path / "S"), str(tmp_path / "demos.jsonl")
-  (start / "configs.json").write_text("{}")
+  (start / "config.json").write_text("{}")
   whole = flags.replace(
     presets.sft("tiny"), {"data.demonstrations": data, "init_from": str(start)}
   )
@@ -140,7 +140,7 @@ def test_fingerprints_are_of_data_and_models_outside_the_sweep(tmp_path, start):
 
   first = fingerprints()
   assert first.keys() == {f"data.demonstrations={data}", f"init_from={start}"}
-  (start / "configs.json").write_text('{"a": 1}')
+  (start / "config.json").write_text('{"a": 1}')
   changed = {
     key for key, value in fingerprints().items() if value != first[key]
   }

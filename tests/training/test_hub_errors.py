@@ -41,7 +41,7 @@ def test_a_tokenizer_without_an_end(tmp_path):
   with pytest.raises(UserError) as e:
     workdir.open_stage(str(tmp_path / "m"))
   assert e.value.code == "special_token_unknown"
-  names = ("generation_config.json", "configs.json")
+  names = ("generation_config.json", "config.json")
   assert e.value.file == str(tmp_path / "m" / names[0])
   for name in names:
     change_json(tmp_path / "m" / name, lambda c: c.pop("eos_token_id"))

@@ -179,7 +179,7 @@ def test_what_cannot_be_adapted_is_refused(flags, said, runs, tmp_path):
   done = runs.stages.run("sft", *given, f"--workdir={tmp_path / 'run'}")
   assert done.status == 2 and said in done.err
   assert "Traceback" not in done.err
-  assert not (tmp_path / "run" / "configs.json").exists()
+  assert not (tmp_path / "run" / "config.json").exists()
 
 
 def test_a_base_that_is_gone_or_another(runs, tmp_path):

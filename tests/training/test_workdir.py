@@ -59,12 +59,12 @@ def test_a_stage_can_be_started_from_a_bigger_preset(stages, tmp_path):
 
 def test_a_run_is_run_again_from_its_config_file(stages, tmp_path):
   done = stages.run(
-    "sft", f"--config={stages['sft']}/configs.json", f"--workdir={tmp_path}"
+    "sft", f"--config={stages['sft']}/config.json", f"--workdir={tmp_path}"
   )
   assert done.status == 0, done.err
   results.assert_same_run(tmp_path, stages["sft"])
   held, wanted = (
-    json.loads((path / "configs.json").read_text())
+    json.loads((path / "config.json").read_text())
     for path in (tmp_path, stages["sft"])
   )
   assert held == wanted

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from experiments import report, studies
 from instructgpt_jax import configs
 from instructgpt_jax.cli import launch
+from instructgpt_jax.cli.parser import CommandParser
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.studies import scale as scale_lib
 from instructgpt_jax.studies import study as study_lib
@@ -24,7 +25,7 @@ from instructgpt_jax.sweeps import execute, jobs
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   """The command line."""
-  parser = arguments_lib.Parser(
+  parser = CommandParser(
     prog="python -m experiments.study",
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -48,7 +49,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   )
   add("--launcher", default="local", choices=execute.LAUNCHERS)
   add("--dry_run", action="store_true", help="print the commands")
-  arguments_lib.add_slurm(parser)
+  arguments_lib.add_slurm_flags(parser)
   return parser.parse_args(argv)
 
 
@@ -90,7 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
     workers=arguments.jobs
     or (len(os.sched_getaffinity(0)) if arguments.launcher == "local" else 0),
     launcher=arguments.launcher,
-    slurm=arguments_lib.slurm(arguments),
+    slurm=arguments_lib.slurm_resources(arguments),
     title="study",
   )
   report.build(arguments.workdir)

@@ -1,4 +1,4 @@
-"""The house keeps its one direction; the imports are read, not run."""
+"""Checks which parts of the package import which; it parses, runs nothing."""
 
 import ast
 import functools
@@ -13,8 +13,8 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = "instructgpt_jax"
 
-# Each layer imports only what stands in an earlier row. Parts of one row do not
-# import each other, except in OPEN.
+# Each part imports only parts of earlier rows. Parts of one row do not import
+# each other.
 LAYERS = (
   {"errors"},
   {"types", "statistics", "file_signatures", "streams"},
@@ -27,22 +27,13 @@ LAYERS = (
   {"runs"},
   {"checkpoint"},
   {"cli"},
-  {"training"},
-  {
-    "chat",
-    "evaluation",
-    "hub",
-    "pipeline",
-    "planner",
-    "report",
-    "studies",
-    "sweeps",
-    "world",
-  },
+  {"training", "world"},
+  {"evaluation", "chat", "hub", "report"},
+  {"pipeline", "planner", "sweeps"},
+  {"studies"},
   {"experiments", "benchmarks"},
 )
 TOPS = ("experiments", "benchmarks")
-OPEN = LAYERS[-2]
 ROW = {part: row for row, parts in enumerate(LAYERS) for part in parts}
 
 # No files, logs, flags, clocks, host randomness or device queries.
@@ -90,7 +81,7 @@ def _files(folder=PACKAGE):
 
 
 def _imports(path):
-  """Dotted names of all that a file imports, wherever the import stands."""
+  """Yields the dotted names that a file imports, also inside functions."""
   for node in ast.walk(_tree(path)):
     if isinstance(node, ast.Import):
       for alias in node.names:
@@ -102,15 +93,15 @@ def _imports(path):
 
 
 def _part(path):
-  """The row's name for a file: its folder or its own name."""
+  """Returns the part of the package that a file belongs to."""
   parts = path.relative_to(ROOT).parts
   if parts[0] in TOPS:
     return parts[0]
   return parts[1].removesuffix(".py")
 
 
-def _own_imports(path):
-  """Parts of the house that a file imports."""
+def _part_imports(path):
+  """Yields the parts of the package that a file imports."""
   for name in _imports(path):
     head, *rest = name.split(".")
     if head == PACKAGE and rest:
@@ -119,7 +110,7 @@ def _own_imports(path):
       yield head
 
 
-def _house():
+def _source_files():
   return [
     path
     for path in [*_files(), *(p for top in TOPS for p in _files(top))]
@@ -131,45 +122,27 @@ def _name(path):
   return str(path.relative_to(ROOT))
 
 
-def test_the_walk_sees_the_house():
-  names = {_name(path) for path in _house()}
+def test_the_walk_sees_the_source_files():
+  names = {_name(path) for path in _source_files()}
   for part in ("configs/model.py", "models/transformer.py", "losses/ppo.py"):
     assert f"{PACKAGE}/{part}" in names
-  found = set(_own_imports(ROOT / PACKAGE / "losses" / "ppo.py"))
-  assert {"losses", "types"} <= found
+  parts = set(_part_imports(ROOT / PACKAGE / "losses" / "ppo.py"))
+  assert {"losses", "types"} <= parts
 
 
-@pytest.mark.parametrize("path", _house(), ids=_name)
+@pytest.mark.parametrize("path", _source_files(), ids=_name)
 def test_imports_go_one_way(path):
   part = _part(path)
-  assert part in ROW, f"{part} has no place in LAYERS"
-  for other in _own_imports(path):
+  assert part in ROW, f"{part} is in no row of LAYERS"
+  for other in _part_imports(path):
     if other in (part, "__version__"):
       continue
-    allowed = ROW[other] < ROW[part] or {part, other} <= OPEN
-    assert allowed, f"{_name(path)} imports {other}"
-
-
-def test_parts_of_the_last_row_do_not_form_a_circle():
-  graph = {}
-  for path in _house():
-    if _part(path) in OPEN:
-      graph.setdefault(_part(path), set()).update(
-        other for other in _own_imports(path) if other in OPEN
-      )
-
-  def visit(part, above):
-    assert part not in above, " imports ".join([*above, part])
-    for other in graph.get(part, set()) - {part}:
-      visit(other, [*above, part])
-
-  for part in graph:
-    visit(part, [])
+    assert ROW[other] < ROW[part], f"{_name(path)} imports {other}"
 
 
 def test_losses_see_arrays_only():
   for path in _files(f"{PACKAGE}/losses"):
-    assert set(_own_imports(path)) <= {
+    assert set(_part_imports(path)) <= {
       "losses",
       "sharding",
       "precision",
@@ -178,10 +151,10 @@ def test_losses_see_arrays_only():
 
 
 def test_models_meet_losses_in_steps_only():
-  for path in _house():
-    found = set(_own_imports(path))
-    if {"models", "losses"} <= found:
-      # A plan asks both for the sizes of their blocks.
+  for path in _source_files():
+    parts = set(_part_imports(path))
+    if {"models", "losses"} <= parts:
+      # The planner reads block sizes from both.
       assert _part(path) in ("steps", "planner"), _name(path)
 
 
@@ -212,7 +185,7 @@ def _impurities(tree):
 
 
 @pytest.mark.parametrize(
-  "text, found",
+  "text, expected",
   [
     ("import os.path", ["os.path"]),
     ("from time import time", ["time"]),
@@ -224,8 +197,8 @@ def _impurities(tree):
     ("import jax\nx = jax.random.normal(key)", []),
   ],
 )
-def test_impurities_are_found(text, found):
-  assert list(_impurities(ast.parse(text))) == found
+def test_impurities_are_found(text, expected):
+  assert list(_impurities(ast.parse(text))) == expected
 
 
 @pytest.mark.parametrize("path", list(_pure()), ids=_name)
@@ -236,8 +209,8 @@ def test_pure_parts_are_pure(path):
 def test_the_pure_parts_are_there():
   names = {str(p.relative_to(ROOT / PACKAGE)) for p in _pure()}
   assert set(PURE) <= names
-  for folder in PURE_FOLDERS:
-    assert any(name.startswith(f"{folder}/") for name in names)
+  for directory in PURE_FOLDERS:
+    assert any(name.startswith(f"{directory}/") for name in names)
 
 
 @pytest.mark.parametrize(
@@ -261,11 +234,11 @@ def test_the_pure_parts_are_there():
 def test_libraries_are_imported_where_they_belong(library, allowed):
   users = {
     _name(path)
-    for path in _house()
+    for path in _source_files()
     if any(name.split(".")[0] == library for name in _imports(path))
   }
   for user in users:
-    assert any(user.startswith(place) for place in allowed), user
+    assert any(user.startswith(prefix) for prefix in allowed), user
   if library in ("orbax", "flax"):
     assert users, f"nothing imports {library}"
 
@@ -280,7 +253,7 @@ def test_steps_and_models_are_jitted_in_loops_only():
     assert not calls & {"jax.jit", "jax.pmap"}, _name(path)
 
 
-def test_importing_everything_is_quiet_and_changes_nothing():
+def test_imports_print_nothing_and_change_no_setting():
   # A process of its own: other tests have imported and set things by now.
   script = """
     import importlib, io, json, pkgutil, sys, warnings
@@ -292,9 +265,9 @@ def test_importing_everything_is_quiet_and_changes_nothing():
 
     settings, flags = dict(jax.config.values), set(absl.flags.FLAGS)
     warnings.simplefilter("error")
-    said = io.StringIO()
+    output = io.StringIO()
     names = []
-    with redirect_stdout(said), redirect_stderr(said):
+    with redirect_stdout(output), redirect_stderr(output):
       for root in ("instructgpt_jax", "benchmarks", "experiments"):
         package = importlib.import_module(root)
         for module in pkgutil.walk_packages(package.__path__, root + "."):
@@ -302,7 +275,7 @@ def test_importing_everything_is_quiet_and_changes_nothing():
           importlib.import_module(module.name)
     print(json.dumps({
       "names": names,
-      "said": said.getvalue(),
+      "output": output.getvalue(),
       "settings": settings == dict(jax.config.values),
       "flags": flags == set(absl.flags.FLAGS),
       "devices": xla_bridge.backends_are_initialized(),
@@ -316,11 +289,11 @@ def test_importing_everything_is_quiet_and_changes_nothing():
     cwd=ROOT,
   )
   assert done.returncode == 0, done.stderr
-  found = json.loads(done.stdout.splitlines()[-1])
-  assert f"{PACKAGE}.checkpoint.checkpoints" in found["names"]
-  assert found["said"] == ""
-  assert found["settings"] and found["flags"]
-  assert not found["devices"] and not found["tensorflow"]
+  result = json.loads(done.stdout.splitlines()[-1])
+  assert f"{PACKAGE}.checkpoint.checkpoints" in result["names"]
+  assert result["output"] == ""
+  assert result["settings"] and result["flags"]
+  assert not result["devices"] and not result["tensorflow"]
 
 
 def test_jax_imports_without_a_warning():

@@ -20,13 +20,13 @@ from collections.abc import Sequence
 import jax
 
 from instructgpt_jax.cli import launch
+from instructgpt_jax.cli.parser import CommandParser
 from instructgpt_jax.planner import plan
-from instructgpt_jax.sweeps import arguments as arguments_lib
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
   """This command's flags, and the experiment's."""
-  parser = arguments_lib.Parser(
+  parser = CommandParser(
     prog="python -m instructgpt_jax.planner",
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -14,6 +14,7 @@ from typing import Any
 
 from instructgpt_jax import configs
 from instructgpt_jax.cli import flags, launch
+from instructgpt_jax.cli.parser import CommandParser
 from instructgpt_jax.configs import presets
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.sweeps import (
@@ -35,7 +36,7 @@ _SHARED = "--shared."
 
 def parser(doc: str) -> argparse.ArgumentParser:
   """The sweep's own flags."""
-  found = arguments.Parser(
+  found = CommandParser(
     prog="python -m experiments.sweep",
     description=doc,
     formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -59,7 +60,7 @@ def parser(doc: str) -> argparse.ArgumentParser:
   add("--objective", default="", help="a number of the runs' complete.json")
   add("--direction", choices=search.DIRECTIONS, default="maximize")
   add("--search_seed", type=int, default=0, help="of a search itself (0)")
-  arguments.add_slurm(found)
+  arguments.add_slurm_flags(found)
   found.add_argument_group(
     "other flags",
     "--shared.FIELD=VALUE is one of experiments.pipeline, for the stages that\n"
@@ -117,7 +118,7 @@ class Sweep:
       # On a cluster 0 is no limit.
       workers=args.jobs or int(args.launcher == "local"),
       launcher=args.launcher,
-      slurm=arguments.slurm(args),
+      slurm=arguments.slurm_resources(args),
     )
 
 

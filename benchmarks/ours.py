@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks import work
 from instructgpt_jax.data import ranking_packing, transforms
-from instructgpt_jax.distributed.mesh import (
+from instructgpt_jax.distributed.compiler_options import (
   decode_compiler_options,
   init_compiler_options,
 )

@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks import measure
 from instructgpt_jax import streams
 from instructgpt_jax.cli import launch
-from instructgpt_jax.distributed.mesh import decode_compiler_options
+from instructgpt_jax.distributed.compiler_options import decode_compiler_options
 from instructgpt_jax.types import Array
 
 Product = Callable[[Array, Array], Array]  # [O, I], [B, I] → [O, B]

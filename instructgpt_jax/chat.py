@@ -265,7 +265,9 @@ class Talker:
   def _generate(self) -> Callable[..., Any]:
     import jax
 
-    from instructgpt_jax.distributed.mesh import decode_compiler_options
+    from instructgpt_jax.distributed.compiler_options import (
+      decode_compiler_options,
+    )
     from instructgpt_jax.models.sampling import generate
 
     s = self._sampling
@@ -295,7 +297,9 @@ class Talker:
     """
     import jax
 
-    from instructgpt_jax.distributed.mesh import decode_compiler_options
+    from instructgpt_jax.distributed.compiler_options import (
+      decode_compiler_options,
+    )
     from instructgpt_jax.models.sampling import sample
     from instructgpt_jax.models.transformer import positions_of
 

@@ -104,7 +104,7 @@ def main(
         use_compile_cache(settings.compile_cache)
       run(config, workdir)
 
-  with preemption.ending_at_once():
+  with preemption.exit_on_sigterm():
     status = run_with_errors(launch)
   if status:
     processes.end_after_error(status)

@@ -1,7 +1,7 @@
-"""One named mesh, and the one table from logical to physical axes.
+"""The device mesh (data, fsdp, tensor) and the table of sharding rules.
 
-Models name the axes of their arrays logically ("vocab", "embed", …); RULES says
-over which mesh axes each is split. A new parallel layout is a new table.
+Models name the axes of their arrays logically ("vocab", "embed", …). RULES maps
+each logical axis to mesh axes; change it to change the parallel layout.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import jax
 from flax import linen as nn
-from jax.experimental import mesh_utils, multihost_utils
+from jax.experimental import mesh_utils
 from jax.sharding import (
   AbstractDevice,
   AbstractMesh,
@@ -30,15 +30,11 @@ AnyMesh = Mesh | AbstractMesh
 F = TypeVar("F", bound=Callable[..., Any])
 
 AXES = ("data", "fsdp", "tensor")
-_LIBRARY = "xla_cpu_experimental_ynn_fusion_type"  # for which products
-_NARROW = 256  # the widest model that decodes faster without that library
-_SCHEDULE = "xla_cpu_scheduler_type"
-_LEAST_MEMORY = "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
 _AUTO = (AxisType.Auto,) * len(AXES)
 
 RULES: dict[str, tuple[str, ...]] = {
   "batch": ("data", "fsdp"),
-  "columns": ("data",),  # rows of a batch, where a width is split as well
+  "columns": ("data",),  # batch rows, where fsdp shards another dimension
   "vocab": ("tensor",),
   "embed": ("fsdp",),
   "classes": ("tensor", "fsdp"),  # the vocabulary, while decoding
@@ -52,19 +48,33 @@ RULES: dict[str, tuple[str, ...]] = {
 
 
 def make_mesh(mesh: configs.Mesh, devices: Sequence[Any] | None = None) -> Mesh:
-  """The (data, fsdp, tensor) mesh over all devices, axes of type Auto."""
+  """Makes the (data, fsdp, tensor) mesh, with axes of type Auto.
+
+  Args:
+    mesh: sizes of its axes.
+    devices: devices of the mesh; None means all.
+
+  Raises:
+    UserError: the sizes do not multiply to the number of devices.
+  """
   devices = jax.devices() if devices is None else list(devices)
-  # An axis of the mesh may end amid a side of a TPU's torus.
-  placed = mesh_utils.create_device_mesh(
+  # A mesh axis may cover part of a physical axis of a TPU's torus.
+  device_array = mesh_utils.create_device_mesh(
     mesh_sizes(mesh, len(devices)), devices, allow_split_physical_axes=True
   )
-  return Mesh(placed, AXES, axis_types=_AUTO)
+  return Mesh(device_array, AXES, axis_types=_AUTO)
 
 
 def abstract_mesh(
   mesh: configs.Mesh, count: int, platform: str
 ) -> AbstractMesh:
-  """The same mesh of so many devices that are not here, "tpu" or "gpu"."""
+  """Makes a mesh of devices that this host does not have.
+
+  Args:
+    mesh: sizes of its axes.
+    count: number of devices.
+    platform: "tpu" or "gpu".
+  """
   return AbstractMesh(
     mesh_sizes(mesh, count),
     AXES,
@@ -76,7 +86,11 @@ def abstract_mesh(
 
 
 def mesh_sizes(mesh: configs.Mesh, count: int) -> tuple[int, int, int]:
-  """Sizes of the axes of a mesh of so many devices."""
+  """Returns the sizes of the mesh axes for `count` devices.
+
+  Raises:
+    UserError: the sizes do not multiply to `count`.
+  """
   inner = mesh.fsdp * mesh.tensor
   data = count // inner if mesh.data == -1 else mesh.data
   if data < 1 or data * inner != count:
@@ -84,8 +98,9 @@ def mesh_sizes(mesh: configs.Mesh, count: int) -> tuple[int, int, int]:
       f"data={mesh.data} fsdp={mesh.fsdp} tensor={mesh.tensor} does not make"
       f" {count} device{'s' if count != 1 else ''}",
       field="mesh",
-      fix="give --mesh.data, .fsdp and .tensor whose product is the number"
-      " of devices; --mesh.data=-1 takes what is left",
+      fix="choose --mesh.data, .fsdp and .tensor so that their product is the"
+      " number of devices; --mesh.data=-1 uses all remaining devices",
+      code="mesh_size",
     )
   return data, mesh.fsdp, mesh.tensor
 
@@ -96,10 +111,16 @@ def partition_spec(
   mesh: AnyMesh,
   rules: Mapping[str, tuple[str, ...]] = RULES,
 ) -> PartitionSpec:
-  """The physical axes of an array with these logical axes.
+  """Maps the logical axes of an array to mesh axes.
 
-  A mesh axis is used once, by the first dimension that asks for it. Of several
-  axes a dimension takes as many of the first ones as divide it.
+  A mesh axis shards the first dimension whose rule names it. A dimension is
+  sharded over the longest prefix of its mesh axes whose size divides it.
+
+  Args:
+    names: logical axis of each dimension; None is replicated.
+    shape: shape of the array.
+    mesh: the mesh.
+    rules: logical → mesh axes.
   """
   if len(names) != len(shape):
     raise ValueError(f"axes {tuple(names)} do not name shape {tuple(shape)}")
@@ -126,83 +147,62 @@ def partition_spec(
 
 
 def with_mesh(mesh: AnyMesh, function: F) -> F:
-  """The function, whose arrays lie on the mesh as RULES say; to be jitted."""
-  places = sharding.ShardingContext(
+  """Wraps a function so that it shards activations by RULES when traced.
+
+  The result is to be jitted.
+  """
+  context = sharding.ShardingContext(
     mesh, functools.partial(partition_spec, mesh=mesh)
   )
 
   @functools.wraps(function)
-  def placed(*args: Any, **kwargs: Any) -> Any:
-    with sharding.sharding_context(places):
+  def wrapped(*args: Any, **kwargs: Any) -> Any:
+    with sharding.sharding_context(context):
       return function(*args, **kwargs)
 
-  # A partial has no name, by which profiles and logs call a program.
-  placed.__name__ = getattr(function, "func", function).__name__
-  found: Any = placed
-  return found
+  # JAX names the program after the function, and a partial has no name.
+  wrapped.__name__ = getattr(function, "func", function).__name__
+  result: Any = wrapped
+  return result
 
 
 def jit_per_mesh(
   function: Callable[..., Any], **options: Any
 ) -> Callable[[Mesh], Any]:
-  """mesh → the function, jitted for it; once for each mesh."""
-
-  @functools.cache
-  def of_mesh(mesh: Mesh) -> Any:
-    return jax.jit(with_mesh(mesh, function), **options)
-
-  return of_mesh
-
-
-def decode_compiler_options(
-  width: int, mesh: AnyMesh | None = None
-) -> dict[str, Any]:
-  """Compiler options of programs that decode, on a mesh or the usual device.
-
-  On a CPU XLA leaves products to a library that is quick at large ones, and
-  takes longer to begin than a product of a few rows with a small matrix does
-  (docs/speed.md).
+  """Returns a function from a mesh to the program jitted for that mesh.
 
   Args:
-    width: D, of the model.
-    mesh: where the program runs.
+    function: function to jit.
+    options: options of `jax.jit`.
   """
-  return {_LIBRARY: ""} if width <= _NARROW and _on_cpu(mesh) else {}
+
+  @functools.cache
+  def jit_for_mesh(mesh: Mesh) -> Any:
+    return jax.jit(with_mesh(mesh, function), **options)
+
+  return jit_for_mesh
 
 
-def init_compiler_options(mesh: AnyMesh | None = None) -> dict[str, Any]:
-  """Compiler options of programs that draw parameters.
-
-  On a CPU XLA would have all of them in the making at once, and hold three
-  times their size.
-  """
-  return {_SCHEDULE: _LEAST_MEMORY} if _on_cpu(mesh) else {}
-
-
-def _on_cpu(mesh: AnyMesh | None) -> bool:
-  if mesh is None:
-    return jax.default_backend() == "cpu"
-  return isinstance(mesh, Mesh) and mesh.devices.flat[0].platform == "cpu"
-
-
-def _boxed(leaf: Any) -> bool:
+def _is_boxed(leaf: Any) -> bool:
   return isinstance(leaf, nn.Partitioned)
 
 
 def logical_axes(boxed: Any) -> dict[str, tuple[str | None, ...]]:
-  """Path → logical axis names of every boxed leaf of a tree."""
-  flat, _ = jax.tree_util.tree_flatten_with_path(boxed, is_leaf=_boxed)
+  """Returns path → logical axes of the boxed leaves of a tree."""
+  flat, _ = jax.tree_util.tree_flatten_with_path(boxed, is_leaf=_is_boxed)
   return {
     jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.names)
     for path, leaf in flat
-    if _boxed(leaf)
+    if _is_boxed(leaf)
   }
 
 
 def unbox(tree: Any) -> Any:
-  """The tree with plain arrays in place of flax's boxed ones."""
+  """Replaces Flax's boxed leaves of a tree by their arrays."""
   return jax.tree.map(
-    lambda leaf: leaf.value if _boxed(leaf) else leaf, tree, is_leaf=_boxed
+    lambda leaf: leaf.value if _is_boxed(leaf) else leaf,
+    tree,
+    is_leaf=_is_boxed,
   )
 
 
@@ -212,25 +212,25 @@ def state_shardings(
   axes: Mapping[str, tuple[str | None, ...]] | None = None,
   rules: Mapping[str, tuple[str, ...]] = RULES,
 ) -> Any:
-  """A NamedSharding for each array of a state.
+  """Returns a NamedSharding for each array of a train state.
 
   Args:
-    abstract: tree of arrays or ShapeDtypeStructs, some of which may be boxed
-      with their logical axes (`flax.linen.with_logical_partitioning`).
+    abstract: tree of arrays or ShapeDtypeStructs. Leaves may be boxed with
+      their logical axes (`flax.linen.with_logical_partitioning`).
     mesh: the mesh.
-    axes: path → logical axes of the parameters, from `logical_axes`. A leaf
-      whose path ends in one of these paths takes its axes, so optimiser moments
-      and averaged weights lie like the parameters they belong to.
-    rules: logical → physical axes.
+    axes: path → logical axes of the parameters, from `logical_axes`. They apply
+      to each leaf whose path ends in one of these paths, so optimizer moments
+      and averaged weights are sharded like their parameters.
+    rules: logical → mesh axes.
 
   Returns:
-    The unboxed tree with a sharding in each leaf; leaves without known axes are
-    replicated.
+    The unboxed tree with a sharding in each leaf; leaves without logical axes
+    are replicated.
   """
   axes = axes or {}
 
   def sharding(path, leaf):
-    if _boxed(leaf):
+    if _is_boxed(leaf):
       names, leaf = leaf.names, leaf.value
     else:
       parts = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
@@ -246,108 +246,41 @@ def state_shardings(
       return NamedSharding(mesh, PartitionSpec())
     return NamedSharding(mesh, partition_spec(names, leaf.shape, mesh, rules))
 
-  return jax.tree_util.tree_map_with_path(sharding, abstract, is_leaf=_boxed)
+  return jax.tree_util.tree_map_with_path(sharding, abstract, is_leaf=_is_boxed)
 
 
 def replicated(mesh: AnyMesh) -> NamedSharding:
-  """The sharding of an array that every device holds whole."""
+  """Returns the sharding of an array that is replicated on all devices."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: AnyMesh) -> NamedSharding:
-  """The sharding of an array [B, …] split over its rows."""
+  """Returns the sharding of an array [B, …] over its rows."""
   return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
 def batch_shards(mesh: AnyMesh) -> int:
-  """Over how many parts the rows of a batch are split."""
+  """Returns the number of shards of a batch."""
   return math.prod(mesh.shape[axis] for axis in RULES["batch"])
 
 
 def round_up_to_shards(size: int, mesh: AnyMesh) -> int:
-  """The least number of rows, `size` or more, that splits evenly."""
+  """Rounds a batch size up to a multiple of the number of shards."""
   shards = batch_shards(mesh)
   return -(-size // shards) * shards
 
 
 def check_divisible(size: int, mesh: AnyMesh) -> None:
-  """Refuses a batch whose rows do not split evenly."""
+  """Checks that the rows of a batch divide evenly among the shards.
+
+  Raises:
+    UserError: they do not.
+  """
   shards = batch_shards(mesh)
   if size % shards:
     raise UserError(
-      f"a batch of {size} rows cannot be split over {shards} devices",
+      f"a batch of {size} rows cannot be sharded over {shards} devices",
       field="mesh",
-      fix=f"give batch sizes that are multiples of {shards}",
+      fix=f"choose batch sizes that are multiples of {shards}",
       code="uneven_batch",
     )
-
-
-@functools.lru_cache
-def _local_shards(mesh: Mesh) -> tuple[int, int]:
-  """Which of how many distinct parts of a batch this process's devices hold.
-
-  Processes that only a tensor axis sets apart hold the same rows.
-  """
-  shards = batch_shards(mesh)
-  rows: dict[int, set[int]] = {}
-  places = batch_sharding(mesh).devices_indices_map((shards,))
-  for device, (shard,) in places.items():
-    rows.setdefault(device.process_index, set()).add(shard.start or 0)
-  parts = sorted({tuple(sorted(held)) for held in rows.values()})
-  if len({len(part) for part in parts}) > 1 or sum(map(len, parts)) != shards:
-    raise UserError(
-      "processes share some of their rows of a batch, but not all",
-      field="mesh",
-      fix="give a --mesh.tensor that divides the devices of a process, or is"
-      " a multiple of them",
-    )
-  mine = tuple(sorted(rows[jax.process_index()]))
-  return parts.index(mine), len(parts)
-
-
-def process_shard(size: int, mesh: Mesh) -> dict[str, int]:
-  """Which part of each batch of `size` rows this process reads.
-
-  Raises:
-    UserError: rows do not split evenly over devices, or processes.
-  """
-  check_divisible(size, mesh)
-  index, count = _local_shards(mesh)
-  return dict(shard_index=index, shard_count=count)
-
-
-def put_replicated_batch(batch: Any, mesh: Mesh) -> Any:
-  """Rows that every process holds, as global arrays split over axis 0."""
-
-  def put(array):
-    place = batch_sharding(mesh) if array.ndim else replicated(mesh)
-    return jax.make_array_from_callback(array.shape, place, lambda i: array[i])
-
-  return jax.tree.map(put, batch)
-
-
-def allgather(tree: Any) -> Any:
-  """Arrays as numpy's, whole in every process."""
-  if jax.process_count() == 1:
-    return jax.device_get(tree)
-  return multihost_utils.process_allgather(tree, tiled=True)
-
-
-def put_local_batch(batch: Any, mesh: Mesh) -> Any:
-  """This process's rows as global arrays, split over axis 0.
-
-  Args:
-    batch: tree of numpy arrays, the part of B rows that `shard` tells; scalars
-      are replicated.
-    mesh: the mesh.
-  """
-  whole, split = replicated(mesh), batch_sharding(mesh)
-  _, parts = _local_shards(mesh)
-
-  def put(array):
-    if array.ndim == 0:
-      return jax.make_array_from_process_local_data(whole, array)
-    check_divisible(array.shape[0] * parts, mesh)
-    return jax.make_array_from_process_local_data(split, array)
-
-  return jax.tree.map(put, batch)

@@ -1,12 +1,14 @@
-"""SIGTERM: a run that is asked to end saves first, and ends with status 0.
+"""Saves and ends a run on SIGTERM, with exit status 0.
 
-Schedulers send it before they take a machine away. A second signal ends the
-process at once.
+Schedulers send SIGTERM before they reclaim a host. Inside a training loop the
+signal is remembered until the loop asks for it; elsewhere it ends the process.
+A second signal ends the process immediately.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import threading
@@ -15,78 +17,110 @@ from typing import Any
 
 from instructgpt_jax.distributed import processes
 
-STOPPED = "ended as asked (SIGTERM); the same command goes on from here"
+STOPPED = (
+  "Stopped by SIGTERM; progress is saved. Rerun the same command to resume."
+)
 
 
 class Preempted(SystemExit):
-  """The run was asked to end, and what it has done is saved."""
+  """Ends a run that was asked to stop and has saved its state."""
 
   def __init__(self):
     super().__init__(0)
 
 
 class PreemptionWatch:
-  """During the block SIGTERM is remembered, for a loop to ask for."""
+  """Context manager that remembers SIGTERM until the loop asks for it."""
 
   def __init__(self):
-    self._asked = False
-    self._told: Any = None
+    self._signalled = False
+    # Global result of the previous call of `requested`, still on the device.
+    self._previous: Any = None
     self._stack = contextlib.ExitStack()
 
   def __enter__(self) -> PreemptionWatch:
-    self._stack.enter_context(_handled(self._remember))
+    self._stack.enter_context(_sigterm_handler(self._remember))
     return self
 
   def __exit__(self, kind: Any, *unused: object) -> None:
     self._stack.close()
-    if kind is None and self._asked and processes.process_count() == 1:
+    if kind is None and self._signalled and processes.process_count() == 1:
       raise Preempted
 
   def requested(self) -> bool:
-    """Whether to save and end; all processes hear the same.
+    """Returns whether to save and end; the same in all processes.
 
-    Each of them calls this at every step. What one of several knows is heard a
-    step later, so that no device has to wait for it.
+    All processes call this at every step. With several processes the answer is
+    one step late, so that no device waits for the host.
     """
     if processes.process_count() == 1:
-      return self._asked
-    from instructgpt_jax.distributed import agreement
-
-    before, self._told = self._told, agreement.any_process(self._asked)
-    return before is not None and bool(before)
+      return self._signalled
+    previous, self._previous = self._previous, _any_process(self._signalled)
+    return previous is not None and bool(previous)
 
   def _remember(self, *unused: object) -> None:
-    self._asked = True
+    self._signalled = True
     for number in (signal.SIGTERM, signal.SIGINT):
       signal.signal(number, signal.SIG_DFL)
 
 
+@functools.cache
+def _jitted_any() -> Callable[..., Any]:
+  import jax
+  import jax.numpy as jnp
+
+  return jax.jit(jnp.any)
+
+
+def _any_process(value: bool) -> Any:
+  """Starts a logical or over all processes, which all call this.
+
+  Returns:
+    [] bool, an array that may still be computing.
+  """
+  import jax
+  import numpy as np
+  from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+  mesh = jax.make_mesh(
+    (jax.device_count(),), ("all",), axis_types=(AxisType.Auto,)
+  )
+  values = jax.make_array_from_process_local_data(
+    NamedSharding(mesh, PartitionSpec("all")),
+    np.full(jax.local_device_count(), value),
+  )
+  return _jitted_any()(values)
+
+
 @contextlib.contextmanager
-def ending_at_once() -> Iterator[None]:
-  """During the block SIGTERM ends the process: nothing is there to be saved."""
+def exit_on_sigterm() -> Iterator[None]:
+  """Lets SIGTERM end the process immediately during the block.
+
+  It is for code that has nothing to save.
+  """
 
   def end(*unused: object) -> None:
-    # Not an exception: one that meets a callback is lost. No file is harmed,
-    # each is whole or absent.
+    # An exception could be lost inside a callback. Ending here harms no file,
+    # because each is published by a rename.
     os.write(2, f"{STOPPED}\n".encode())
     os._exit(0)
 
-  with _handled(end):
+  with _sigterm_handler(end):
     yield
 
 
 @contextlib.contextmanager
-def _handled(handler: Callable[..., None]) -> Iterator[None]:
-  """Handles SIGTERM; both signals are as they were after the block."""
+def _sigterm_handler(handler: Callable[..., None]) -> Iterator[None]:
+  """Handles SIGTERM during the block, and restores both signals afterwards."""
   if threading.current_thread() is not threading.main_thread():
     yield
     return
   numbers = (signal.SIGTERM, signal.SIGINT)
-  before = {number: signal.getsignal(number) for number in numbers}
+  previous = {number: signal.getsignal(number) for number in numbers}
   signal.signal(signal.SIGTERM, handler)
   try:
     yield
   finally:
-    for number, old in before.items():
-      if old is not None:  # None is not Python's to put back.
+    for number, old in previous.items():
+      if old is not None:  # None: the handler was not installed by Python.
         signal.signal(number, old)

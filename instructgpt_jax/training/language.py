@@ -16,6 +16,7 @@ from instructgpt_jax.configs import checks
 from instructgpt_jax.data import batching, transforms
 from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.distributed import mesh as mesh_lib
+from instructgpt_jax.distributed import transfer
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.models import lora
 from instructgpt_jax.models.transformer import LanguageModel
@@ -73,7 +74,7 @@ def pretrain(config: configs.PretrainExperiment, directory: str) -> None:
     batch_size=section.batch_size,
     seed=config.seed,
     pad_id=tokenizer.pad_id,
-    **mesh_lib.process_shard(section.batch_size, mesh),
+    **transfer.process_shard(section.batch_size, mesh),
   )
   course = _Course(
     batches,
@@ -201,7 +202,7 @@ def _sft_course(
     padded_size=padded.rows,
     seed=config.seed,
     pad_id=tokenizer.pad_id,
-    **mesh_lib.process_shard(padded.rows, mesh),
+    **transfer.process_shard(padded.rows, mesh),
   )
   batch = {
     "rows": layout.demonstration_rows,
@@ -482,9 +483,9 @@ def row_losses(
   count = len(rows["tokens"])
   size = mesh_lib.round_up_to_shards(min(64, count), mesh)
   found = [
-    mesh_lib.allgather(
+    transfer.allgather(
       _token_logp(mesh)(
-        params, mesh_lib.put_replicated_batch(batch, mesh), model=model
+        params, transfer.put_replicated_batch(batch, mesh), model=model
       )
     )
     for batch in batching.language_batches(

@@ -9,6 +9,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
+from instructgpt_jax.distributed import compiler_options
 from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.interop import directory as hub
@@ -48,7 +49,7 @@ def init_params(network: Network, key: Array, mesh: Mesh) -> PyTree:
   init = jax.jit(
     lambda k: transformer.init_params(network, k),
     out_shardings=shardings(network, tree, mesh),
-    compiler_options=mesh_lib.init_compiler_options(mesh),
+    compiler_options=compiler_options.init_compiler_options(mesh),
   )
   return init(key)
 
@@ -152,7 +153,7 @@ def init_params_from(
     draw = jax.jit(
       missing,
       out_shardings=shardings(network, wanted, mesh),
-      compiler_options=mesh_lib.init_compiler_options(mesh),
+      compiler_options=compiler_options.init_compiler_options(mesh),
     )
     found = lora.merge_trees(found, draw(key))
   found = lora.tree_select(abstract_params(network, mesh), found)

@@ -20,7 +20,7 @@ from instructgpt_jax.configs import checks
 from instructgpt_jax.data import batching, transforms
 from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.distributed import mesh as mesh_lib
-from instructgpt_jax.distributed import preemption
+from instructgpt_jax.distributed import preemption, transfer
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.models import lora
 from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
@@ -248,7 +248,7 @@ def _prompts(
     ),
     pad_id=tokenizer.pad_id,
     seed=config.seed,
-    **mesh_lib.process_shard(config.ppo.rollout_batch, mesh),
+    **transfer.process_shard(config.ppo.rollout_batch, mesh),
   )
 
 
@@ -276,7 +276,7 @@ def _pretraining(
     batch_size=size,
     seed=config.seed,
     pad_id=tokenizer.pad_id,
-    **mesh_lib.process_shard(size, mesh),
+    **transfer.process_shard(size, mesh),
   )
 
 
@@ -361,7 +361,7 @@ def _run(
         if begun is None:
           policy, value = networks_now(state)
           rollout = programs.generate(
-            policy, mesh_lib.put_local_batch(batch, mesh), key
+            policy, transfer.put_local_batch(batch, mesh), key
           )
           if first == start:
             gaps = ppo_checks.agree(
@@ -388,7 +388,7 @@ def _run(
           if ptx is not None:
             position = position | {"ptx": ptx.get_state()}
             inputs["ptx"] = next(ptx)
-            extra_rows = mesh_lib.put_local_batch(inputs["ptx"], mesh)
+            extra_rows = transfer.put_local_batch(inputs["ptx"], mesh)
           state, metrics = programs.update(
             state, experience, rows, extra_rows, *below
           )
@@ -475,7 +475,7 @@ def _abstract_experience(
 ) -> Any:
   """Shapes and shardings of an iteration's experience and its next β."""
   position = prompts.get_state()
-  batch = mesh_lib.put_local_batch(next(prompts), mesh)
+  batch = transfer.put_local_batch(next(prompts), mesh)
   prompts.set_state(position)
   policy, value = networks_now
   rollout = jax.eval_shape(programs.generate, policy, batch, key)
@@ -506,7 +506,7 @@ def _episodes(batch: Any, iteration: int, size: int, mesh: Mesh) -> Any:
   anew whenever it comes again.
   """
   local = len(batch.ids)
-  part = mesh_lib.process_shard(size, mesh)["shard_index"]
+  part = transfer.process_shard(size, mesh)["shard_index"]
   first = iteration * size + part * local
   return dataclasses.replace(
     batch, ids=np.arange(first, first + local, dtype=np.int32)

@@ -11,6 +11,7 @@ import jax
 import optax
 
 from instructgpt_jax import configs
+from instructgpt_jax.distributed import compiler_options
 from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.models.sampling import generate
 from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
@@ -97,7 +98,7 @@ def jitted(
         eos_id=eos_id,
         pad_id=pad_id,
       ),
-      compiler_options=mesh_lib.decode_compiler_options(
+      compiler_options=compiler_options.decode_compiler_options(
         model.config.d_model, mesh
       ),
     ),

@@ -17,6 +17,7 @@ from instructgpt_jax.configs import checks
 from instructgpt_jax.data import ranking_packing, records, transforms
 from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.distributed import mesh as mesh_lib
+from instructgpt_jax.distributed import transfer
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.models import attention, lora
 from instructgpt_jax.models.transformer import ScalarModel
@@ -118,7 +119,7 @@ def train(config: configs.RewardExperiment, directory: str) -> None:
       **order,
     ),
     **order,
-    **mesh_lib.process_shard(section.batch_size, mesh),
+    **transfer.process_shard(section.batch_size, mesh),
   )
   total_steps = -(-section.epochs * len(train_set) // section.batch_size)
   optimizer = state_lib.make_optimizer(config.optimizer, total_steps)
@@ -227,9 +228,9 @@ def count_held_out(
   for batch in ranking_packing.batches(
     rankings, pad_id=tokenizer.pad_id, layout=layout, **order
   ):
-    found = mesh_lib.allgather(
+    found = transfer.allgather(
       _count_pairs(mesh)(
-        model, params, mesh_lib.put_replicated_batch(batch, mesh)
+        model, params, transfer.put_replicated_batch(batch, mesh)
       )
     )
     real = batch.ids >= 0

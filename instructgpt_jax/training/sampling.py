@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from instructgpt_jax.data import batching, transforms
 from instructgpt_jax.data.tokenizer import Tokenizer
+from instructgpt_jax.distributed import compiler_options, transfer
 from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.models.sampling import generate
@@ -33,7 +34,7 @@ def _generate(model: LanguageModel, mesh: Mesh) -> Callable[..., Rollout]:
       "samples",
       "slots",
     ),
-    compiler_options=mesh_lib.decode_compiler_options(
+    compiler_options=compiler_options.decode_compiler_options(
       model.config.d_model, mesh
     ),
   )
@@ -89,7 +90,7 @@ def respond(
   ):  # fmt: skip
     rollout = _generate(model, mesh)(
       params,
-      mesh_lib.put_replicated_batch(batch, mesh),
+      transfer.put_replicated_batch(batch, mesh),
       key,
       max_new_tokens=max_new_tokens,
       temperature=temperature,
@@ -98,7 +99,7 @@ def respond(
       samples=samples,
       slots=batch_size,
     )
-    parts.append(mesh_lib.allgather(rollout))
+    parts.append(transfer.allgather(rollout))
     if told is not None:
       told(samples * int((batch.ids >= 0).sum()))
   rows = samples * len(prompts)

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from instructgpt_jax.data import batching, transforms
 from instructgpt_jax.distributed import mesh as mesh_lib
+from instructgpt_jax.distributed import transfer
 from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
 from instructgpt_jax.steps import language as language_step
 from instructgpt_jax.steps import reward as reward_step
@@ -86,8 +87,8 @@ def _each(
   for batch in batching.language_batches(
     rows, batch_size=size, epochs=1, shuffle=False
   ):
-    found = mesh_lib.allgather(
-      program(params, mesh_lib.put_replicated_batch(batch, mesh), model=model)
+    found = transfer.allgather(
+      program(params, transfer.put_replicated_batch(batch, mesh), model=model)
     )
     for row, chosen in zip(found, members[done : done + size], strict=False):
       start = 0

@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from instructgpt_jax import configs
 from instructgpt_jax.checkpoint import checkpoints
 from instructgpt_jax.distributed import mesh as mesh_lib
-from instructgpt_jax.distributed import preemption
+from instructgpt_jax.distributed import preemption, transfer
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.runs import files
 from instructgpt_jax.runs.metrics import MetricWriter
@@ -161,7 +161,7 @@ def fit(
       for step in range(start + 1, total_steps + 1):
         position = batches.get_state()
         batch = next(batches)
-        state, metrics = step_fn(state, mesh_lib.put_local_batch(batch, mesh))
+        state, metrics = step_fn(state, transfer.put_local_batch(batch, mesh))
         guard.watch(step, position, batch, metrics)
         meter.add(metrics)
         logged = step % run.log_every == 0 or step == total_steps

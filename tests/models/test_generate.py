@@ -272,6 +272,7 @@ EIGHT_DEVICES = """
   from instructgpt_jax import configs
   from instructgpt_jax.models import transformer
   from instructgpt_jax.distributed import mesh as mesh_lib
+  from instructgpt_jax.distributed import transfer
   from tests.models import test_generate as here, twin
 
   assert len(jax.devices()) == 8
@@ -283,7 +284,7 @@ EIGHT_DEVICES = """
   mesh = mesh_lib.make_mesh(configs.Mesh(fsdp=2))
   axes = mesh_lib.logical_axes(transformer.abstract_params(model))
   params = jax.device_put(params, mesh_lib.state_shardings(params, mesh, axes))
-  prompts = mesh_lib.put_local_batch(prompts, mesh)
+  prompts = transfer.put_local_batch(prompts, mesh)
   assert {s.data.shape[0] for s in prompts.tokens.addressable_shards} == {1}
   eight = run(params, prompts, jax.random.key(0))
   for name in ("tokens", "segments", "positions", "response_mask", "ended"):

@@ -327,7 +327,7 @@ def test_a_rollout_batch_that_chips_do_not_divide(topology, flags):
     *flags,
   )
   assert done.returncode == 2 and not done.stdout
-  assert "a batch of 512 rows cannot be split over" in done.stderr
+  assert "a batch of 512 rows cannot be sharded over" in done.stderr
   assert "Traceback" not in done.stderr
 
 
@@ -343,7 +343,7 @@ def test_a_plan_without_another_layout_says_why():
   )
   assert done.returncode == 1, done.stderr
   assert "no layout to try" in done.stdout
-  assert "cannot be split over 3 devices" in done.stdout
+  assert "cannot be sharded over 3 devices" in done.stdout
 
 
 def tiny(experiment, **values):

@@ -691,6 +691,7 @@ EIGHT_DEVICES = """
   from instructgpt_jax import configs
   from instructgpt_jax.models import transformer
   from instructgpt_jax.distributed import mesh as mesh_lib
+  from instructgpt_jax.distributed import transfer
   from instructgpt_jax.steps import state as state_lib
   from instructgpt_jax.types import Rollout
   from tests.models import twin
@@ -712,7 +713,7 @@ EIGHT_DEVICES = """
       (here.MODEL, here.MODEL, here.SCALAR, here.SCALAR)))
   assert len(policy["transformer"]["embedding"]["embedding"]
              .sharding.device_set) == 8
-  rollout, ptx = mesh_lib.put_local_batch((
+  rollout, ptx = transfer.put_local_batch((
     Rollout(**{name: saved[name] for name in Rollout.__dataclass_fields__}),
     here.make_ptx()), mesh)
   assert rollout.logp.addressable_shards[0].data.shape[0] == 1

@@ -51,7 +51,7 @@ CASES = {
 
 
 def _body() -> None:
-  with preemption.ending_at_once():
+  with preemption.exit_on_sigterm():
     CASES[sys.argv[1]]()
 
 

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from instructgpt_jax import configs
 from instructgpt_jax.configs import presets
 from instructgpt_jax.distributed import mesh as mesh_lib
+from instructgpt_jax.distributed import transfer
 from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
 from instructgpt_jax.steps import language, reward
 from instructgpt_jax.steps import state as state_lib
@@ -96,7 +97,7 @@ def _supervised(made: Made, module: Any, batch: Any, mesh: Mesh) -> Any:
   step = supervised.step_program(
     module.train_step, network, optimizer, state, mesh, seed=0, microbatch=8
   )
-  state, metrics = step(state, mesh_lib.put_replicated_batch(batch, mesh), {})
+  state, metrics = step(state, transfer.put_replicated_batch(batch, mesh), {})
   return _measured(metrics) | {"params": _weighed(state.params)}
 
 
@@ -138,12 +139,12 @@ def _ppo(c: configs.Model, mesh: Mesh) -> dict[str, Any]:
   )
   key = jax.random.key(5)
   rollout = programs.generate(
-    state.policy.params, mesh_lib.put_replicated_batch(prompts, mesh), key
+    state.policy.params, transfer.put_replicated_batch(prompts, mesh), key
   )
   experience, _, scored = programs.experience(
     rollout, copied, value[2].params, value[2].params, state.kl_coef
   )
-  ptx = mesh_lib.put_replicated_batch(_language_batch(), mesh)
+  ptx = transfer.put_replicated_batch(_language_batch(), mesh)
   rows = np.arange(8, dtype=np.int32)
   state, metrics = programs.update(state, experience, rows, ptx, {}, {})
   return {

@@ -218,7 +218,7 @@ def test_a_batch_that_devices_do_not_divide_is_refused(stages, tmp_path):
       env=devices(4),
     )
     assert done.status == 2
-    assert "cannot be split over 4 devices" in done.err
+    assert "cannot be sharded over 4 devices" in done.err
     assert not results.snapshot(path)
 
 

@@ -1,0 +1,49 @@
+"""XLA compiler options for programs that decode or initialise parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from instructgpt_jax.distributed.mesh import AnyMesh
+
+# Selects the matmuls that XLA's CPU compiler hands to the YNNPACK library.
+_YNNPACK_FUSIONS = "xla_cpu_experimental_ynn_fusion_type"
+_MAX_WIDTH = 256  # widest model that decodes faster without YNNPACK
+_SCHEDULER = "xla_cpu_scheduler_type"
+_MEMORY_OPTIMIZED = "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
+
+
+def decode_compiler_options(
+  width: int, mesh: AnyMesh | None = None
+) -> dict[str, Any]:
+  """Returns the compiler options of programs that decode.
+
+  On CPUs, XLA hands matmuls to a library that is fast for large ones. Its
+  start-up cost exceeds the matmul of a few rows with a small matrix, so narrow
+  models decode without it (docs/speed.md).
+
+  Args:
+    width: D, width of the model.
+    mesh: mesh that the program runs on; None means JAX's default backend.
+  """
+  if width <= _MAX_WIDTH and _is_cpu(mesh):
+    return {_YNNPACK_FUSIONS: ""}
+  return {}
+
+
+def init_compiler_options(mesh: AnyMesh | None = None) -> dict[str, Any]:
+  """Returns the compiler options of programs that initialise parameters.
+
+  XLA's default CPU schedule computes all parameters concurrently, which takes
+  three times their size in temporary memory.
+  """
+  return {_SCHEDULER: _MEMORY_OPTIMIZED} if _is_cpu(mesh) else {}
+
+
+def _is_cpu(mesh: AnyMesh | None) -> bool:
+  if mesh is None:
+    return jax.default_backend() == "cpu"
+  return isinstance(mesh, Mesh) and mesh.devices.flat[0].platform == "cpu"

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import work
-from instructgpt_jax.data import ranking_packing, transforms
+from instructgpt_jax.data import encoding, packing, ranking_packing
 from instructgpt_jax.distributed.compiler_options import (
   decode_compiler_options,
   init_compiler_options,
@@ -70,7 +70,7 @@ def language_batch(model: str, index: int) -> LanguageBatch:
 def ranking_batch(found: work.Rankings, rows: int = 1) -> RankingBatch:
   """As the pipelines lay out rankings, in so many rows a prompt."""
   rankings = [
-    transforms.EncodedRanking(prompt, tuple(completions), tuple(ranks))
+    encoding.EncodedRanking(prompt, tuple(completions), tuple(ranks))
     for prompt, completions, ranks in zip(*found, strict=True)
   ]
   count = len(rankings)
@@ -85,7 +85,7 @@ def ranking_batch(found: work.Rankings, rows: int = 1) -> RankingBatch:
 def prompt_batch(model: str, index: int, name: str) -> PromptBatch:
   """Left-padded prompts of ragged lengths."""
   count = work.SHAPES[model].episodes
-  tokens, mask = transforms.left_pad(
+  tokens, mask = packing.left_pad(
     work.prompts(model, index, name),
     work.SHAPES[model].longest,
     work.pad_id(model),

@@ -33,9 +33,9 @@ import numpy as np
 
 from instructgpt_jax import configs, streams
 from instructgpt_jax.cli import launch
-from instructgpt_jax.data import reading, transforms
+from instructgpt_jax.data import encoding, packing, reading
 from instructgpt_jax.data.records import Turn
-from instructgpt_jax.data.tokenizer import StreamDecoder, Tokenizer
+from instructgpt_jax.data.tokenizers import StreamDecoder, Tokenizer
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.runs import files
 from instructgpt_jax.runs.progress import Progress
@@ -102,9 +102,7 @@ class Talker:
 
   def encode(self, turns: Sequence[Turn]) -> np.ndarray:
     """The ids of a conversation, ending with the bare assistant tag."""
-    (ids,) = transforms.encode_prompts(
-      [tuple(turns)], self._tokenizer, self.data
-    )
+    (ids,) = encoding.encode_prompts([tuple(turns)], self._tokenizer, self.data)
     return ids
 
   def fitting(self, turns: Sequence[Turn]) -> tuple[Turn, ...]:
@@ -183,8 +181,8 @@ class Talker:
     from instructgpt_jax.training.sampling import require_finite
 
     prefill, step = self._programs
-    size = transforms.bucket(len(ids), self._buckets)
-    row, mask = transforms.left_pad([ids], size, self._tokenizer.pad_id)
+    size = packing.smallest_bucket(len(ids), self._buckets)
+    row, mask = packing.left_pad([ids], size, self._tokenizer.pad_id)
     logits, cache = prefill(self._weights, row, mask)
     key = jax.random.fold_in(jax.random.key(self._sampling.seed), index)
     for count in range(self.max_tokens):
@@ -230,14 +228,14 @@ class Talker:
     key = jax.random.key(self._sampling.seed)
     by_size: dict[int, list[tuple[int, np.ndarray]]] = {}
     for index, ids in prompts:
-      size = transforms.bucket(len(ids), self._buckets)
+      size = packing.smallest_bucket(len(ids), self._buckets)
       by_size.setdefault(size, []).append((index, ids))
     for size, group in sorted(by_size.items()):
       for start in range(0, len(group), batch_size):
         part = group[start : start + batch_size]
         # The last batch is filled up, so that one program serves them all.
         rows = part + part[-1:] * (batch_size - len(part))
-        tokens, mask = transforms.left_pad(
+        tokens, mask = packing.left_pad(
           [ids for _, ids in rows], size, self._tokenizer.pad_id
         )
         ids = np.array([index for index, _ in rows], np.int32)

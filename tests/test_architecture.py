@@ -37,7 +37,7 @@ TOPS = ("experiments", "benchmarks")
 ROW = {part: row for row, parts in enumerate(LAYERS) for part in parts}
 
 # No files, logs, flags, clocks, host randomness or device queries.
-PURE = ("types.py", "data/transforms.py")
+PURE = ("types.py", "data/encoding.py", "data/packing.py")
 PURE_FOLDERS = ("configs", "models", "losses", "steps")
 IMPURE_MODULES = {
   "absl",

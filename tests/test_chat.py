@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from instructgpt_jax import chat, configs
-from instructgpt_jax.data import tokenizer as tokenizer_lib
-from instructgpt_jax.data import transforms
+from instructgpt_jax.data import packing
+from instructgpt_jax.data import tokenizers as tokenizer_lib
 from instructgpt_jax.data.records import Turn
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.models.sampling import generate
@@ -78,7 +78,7 @@ def test_streamed_tokens_are_those_of_generate(policy, sampling):
   seed = sampling.pop("seed", 0)
   texts = ["the fox", "a bird sang for two owls near one barn the fox", "red"]
   prompts = [talker.encode(user(text)) for text in texts]
-  tokens, mask = transforms.left_pad(prompts, 20, tokenizer.pad_id)
+  tokens, mask = packing.left_pad(prompts, 20, tokenizer.pad_id)
   program = functools.partial(
     generate,
     model,

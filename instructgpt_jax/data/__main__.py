@@ -22,15 +22,14 @@ from instructgpt_jax import configs, streams
 from instructgpt_jax.configs import presets
 from instructgpt_jax.data import (
   curation,
-  drops,
+  encoding,
   formats,
-  paths,
   reading,
   records,
-  splits,
-  tokenizer,
-  transforms,
+  tokenizers,
 )
+from instructgpt_jax.data.curation import drops, splits
+from instructgpt_jax.data.reading import paths
 from instructgpt_jax.errors import UserError
 
 _SOURCES = ("demonstrations", "comparisons", "prompts", "pretraining")
@@ -43,7 +42,7 @@ _FLAGS_OF = {
 _SHOWN_CHARS = 240
 
 
-class _Words(tokenizer.Tokenizer):
+class _Words(tokenizers.Tokenizer):
   """Counts words between blanks where no tokenizer is given."""
 
   def __init__(self):
@@ -92,7 +91,7 @@ class Settings:
   """
 
   data: configs.Data
-  tokenizer: tokenizer.Tokenizer
+  tokenizer: tokenizers.Tokenizer
   unit: str
 
 
@@ -187,7 +186,7 @@ def _lengths(items: Sequence[Any], settings: Settings) -> list[str]:
     sizes = collections.Counter(len(r.ranks) for r in items)
     counts = ", ".join(f"{n} of K={k}" for k, n in sorted(sizes.items()))
     lines.append(f"    completions a prompt: {counts}")
-  replies = [c for r in items for c in curation.replies(r)]
+  replies = [c for r in items for c in records.replies(r)]
   if replies:
     lines.append("    completion " + _statistics(replies, settings))
   return lines
@@ -249,10 +248,10 @@ def _as_seen(record: Any, settings: Settings) -> list[str]:
   data, coder = settings.data, settings.tokenizer
   lines = [f"    as the model sees {record.origin}:"]
   if isinstance(record, records.Document):
-    ids = transforms.encode_documents([record.text], coder)[0]
+    ids = encoding.encode_documents([record.text], coder)[0]
     text = _decoded(coder, ids, record.text)
     return [*lines, f"      {_count(len(ids) + 1, settings)}: {text}<end>"]
-  prompt = transforms.encode_prompts([record.turns], coder, data)[0]
+  prompt = encoding.encode_prompts([record.turns], coder, data)[0]
   text = records.prompt_text(record.turns, data)
   over = " (too long: dropped)" * (len(prompt) > data.max_prompt_tokens)
   lines.append(
@@ -277,7 +276,7 @@ def _ranked(record: Any) -> list[tuple[str, str]]:
 def _reply_line(record: Any, reply: tuple[str, str], settings: Settings) -> str:
   data, coder = settings.data, settings.tokenizer
   label, completion = reply
-  whole = transforms.encode_uncut([completion], coder, data)[0]
+  whole = encoding.encode_untruncated([completion], coder, data)[0]
   ids = whole[: data.max_response_tokens]
   cut = len(ids) < len(whole)
   # The end-of-text token is shown by its name.
@@ -297,7 +296,7 @@ def _count(n: int, settings: Settings) -> str:
   return f"{n} {settings.unit}"
 
 
-def _decoded(coder: tokenizer.Tokenizer, ids: Any, text: str) -> str:
+def _decoded(coder: tokenizers.Tokenizer, ids: Any, text: str) -> str:
   """Decodes tokens; returns the text itself where words are counted."""
   if not isinstance(coder, _Words):
     text = coder.decode(ids)
@@ -394,7 +393,7 @@ def _settings(
   if not preset and not data.explicit:
     text += " These are the defaults; --preset=NAME takes those of a preset."
   if args.tokenizer:
-    coder = tokenizer.load_tokenizer(args.tokenizer)
+    coder = tokenizers.load_tokenizer(args.tokenizer)
     return Settings(data, coder, "tokens"), text
   if preset:
     coder = _trained(files, data, presets.sft(preset).tokenizer)
@@ -412,7 +411,7 @@ def _settings(
 
 def _trained(
   files: Sequence[File], data: configs.Data, section: configs.Tokenizer
-) -> tokenizer.Tokenizer:
+) -> tokenizers.Tokenizer:
   """Trains a tokenizer on the files' documents, or else on all their texts."""
   items = [r for f in files for r in f.records]
   texts = [r.text for r in items if isinstance(r, records.Document)]
@@ -420,9 +419,9 @@ def _trained(
     for record in items:
       prompt = records.prompt_text(record.turns, data)
       texts += [
-        prompt + records.completion_text(c) for c in curation.replies(record)
+        prompt + records.completion_text(c) for c in records.replies(record)
       ] or [prompt]
-  return tokenizer.train_tokenizer(texts, section)
+  return tokenizers.train_tokenizer(texts, section)
 
 
 def _judge_together(files: Sequence[File], settings: Settings) -> None:

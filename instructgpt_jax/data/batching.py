@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import grain
 import numpy as np
 
-from instructgpt_jax.data import stream, transforms
+from instructgpt_jax.data import batch_source, packing
 from instructgpt_jax.types import LanguageBatch, PromptBatch
 
 
@@ -123,13 +123,13 @@ def mixed_language_batches(
     raise ValueError(
       f"{needed} rows cannot be padded to {size} rows on {shard_count} hosts"
     )
-  order = stream.Order(len(rows["tokens"]), seed, shuffle)
+  order = batch_source.Order(len(rows["tokens"]), seed, shuffle)
   other = None
   if mixture.most and pretraining_rows is not None:
     if rows["tokens"].shape[1] != pretraining_rows["tokens"].shape[1]:
       raise ValueError("rows and pretraining rows differ in length")
     count = len(pretraining_rows["tokens"])
-    other = stream.Order(count, seed, shuffle, stream=1)
+    other = batch_source.Order(count, seed, shuffle, stream=1)
   total = sys.maxsize if epochs is None else order.count * epochs
   local = size // shard_count
   part = slice(shard_index * local, (shard_index + 1) * local)
@@ -155,7 +155,9 @@ def mixed_language_batches(
       **{k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
     )
 
-  return stream.iterator(stream.Batches(order, batch_size, epochs, 0, 1, make))
+  return batch_source.iterator(
+    batch_source.Batches(order, batch_size, epochs, 0, 1, make)
+  )
 
 
 def mixed_shares(
@@ -187,7 +189,7 @@ def mixed_shares(
     (rows, ends, 0),
     (pretraining_rows, np.array([mixture.rows_after(int(n)) for n in ends]), 1),
   ):
-    order = stream.Order(len(source["tokens"]), seed, True, stream=number)
+    order = batch_source.Order(len(source["tokens"]), seed, True, stream=number)
     tokens = source["weights"][:, 1:].sum(axis=1, dtype=np.float64)
     summed = np.cumsum([0.0, *tokens[order.take(0, int(last[-1]))]])
     amounts.append(np.stack([last, summed[last]], axis=1))
@@ -224,7 +226,7 @@ def prompt_batches(
     place in `prompts`. The last batch is filled up with copies of its first
     prompt under the id -1.
   """
-  tokens, mask = transforms.left_pad(prompts, width, pad_id)
+  tokens, mask = packing.left_pad(prompts, width, pad_id)
 
   def make(index, chosen, part):
     del index
@@ -233,7 +235,9 @@ def prompt_batches(
       tokens=tokens[rows], mask=mask[rows], ids=chosen[part].astype(np.int32)
     )
 
-  order = stream.Order(len(prompts), seed, shuffle)
-  return stream.iterator(
-    stream.Batches(order, batch_size, epochs, shard_index, shard_count, make)
+  order = batch_source.Order(len(prompts), seed, shuffle)
+  return batch_source.iterator(
+    batch_source.Batches(
+      order, batch_size, epochs, shard_index, shard_count, make
+    )
   )

@@ -20,8 +20,8 @@ from typing import NamedTuple
 import grain
 import numpy as np
 
-from instructgpt_jax.data import stream, transforms
-from instructgpt_jax.data.transforms import EncodedRanking
+from instructgpt_jax.data import batch_source, packing
+from instructgpt_jax.data.encoding import EncodedRanking
 from instructgpt_jax.types import AttentionSpan, RankingBatch
 
 _REACH = 32  # tokens that a reach is rounded up to
@@ -73,7 +73,7 @@ def choose(
     parts: what batches are split into, by devices and by microbatches; the
       groups are a multiple of them where B is.
   """
-  order = stream.Order(len(rankings), seed, shuffle)
+  order = batch_source.Order(len(rankings), seed, shuffle)
   groups = [
     g
     for g in range(batch_size, 0, -1)
@@ -142,7 +142,7 @@ def _table(rankings: Sequence[EncodedRanking], rows: int) -> np.ndarray:
 
 def _deal(
   rankings: Sequence[EncodedRanking],
-  order: stream.Order,
+  order: batch_source.Order,
   batch_size: int,
   epochs: int,
   most: int = sys.maxsize,
@@ -182,7 +182,7 @@ def _deal(
 
 
 def _mixed(
-  lengths: np.ndarray, batch_size: int, order: stream.Order, epoch: int
+  lengths: np.ndarray, batch_size: int, order: batch_source.Order, epoch: int
 ) -> np.ndarray:
   """[n · B] lengths → [n, B] places of them, in batches with like sums.
 
@@ -203,7 +203,9 @@ def _mixed(
   found = []
   for parts in (others[_even(lengths[others], shorter)], np.sort(middle)):
     if len(parts):
-      drawn = stream.Order(len(parts), order.seed, order.shuffle, stream=1)
+      drawn = batch_source.Order(
+        len(parts), order.seed, order.shuffle, stream=1
+      )
       found.append(parts[drawn.epoch(epoch)].reshape(count, -1))
   return np.sort(np.concatenate(found, axis=1))
 
@@ -236,7 +238,7 @@ def _lengths(widths: np.ndarray, grouped: np.ndarray) -> np.ndarray:
   needed = widths[grouped].sum(axis=2).max(axis=(1, 2))
   found = needed
   for steps in _STEPS:
-    sizes = transforms.few_lengths(
+    sizes = packing.choose_bucket_lengths(
       needed, spare=_SPARE, most=1 + len(needed) // _COMPILED, steps=steps
     )
     found = np.array(sizes)[np.searchsorted(sizes, needed)]
@@ -294,7 +296,7 @@ def batches(
       f" {shard_count} hosts"
     )
   k = max((len(r.ranks) for r in rankings), default=0)
-  order = stream.Order(len(rankings), seed, shuffle)
+  order = batch_source.Order(len(rankings), seed, shuffle)
   widths = _table(rankings, rows)
   grouped = _group(widths, _deal(rankings, order, batch_size, epochs), groups)
   lengths = _lengths(widths, grouped).tolist()
@@ -306,8 +308,10 @@ def batches(
     ids = grouped[index, part.start // share : part.stop // share]
     return _batch(rankings, ids, rows, lengths[index], k, pad_id, far)
 
-  return stream.iterator(
-    stream.Batches(order, batch_size, epochs, shard_index, shard_count, make)
+  return batch_source.iterator(
+    batch_source.Batches(
+      order, batch_size, epochs, shard_index, shard_count, make
+    )
   )
 
 

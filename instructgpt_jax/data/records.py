@@ -65,6 +65,13 @@ class Document:
 Record = Prompt | Demonstration | Ranking | Document
 
 
+def replies(record: Prompt | Demonstration | Ranking) -> tuple[str, ...]:
+  """Returns the replies of a record; a prompt has none."""
+  if isinstance(record, Demonstration):
+    return (record.completion,)
+  return record.completions if isinstance(record, Ranking) else ()
+
+
 def separator(data: configs.Data) -> str:
   """The turn separator, with its escapes \\n and \\t resolved."""
   return data.turn_separator.replace("\\n", "\n").replace("\\t", "\t")

@@ -14,8 +14,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from instructgpt_jax import statistics
-from instructgpt_jax.data import transforms
-from instructgpt_jax.data.tokenizer import Tokenizer
+from instructgpt_jax.data import encoding
+from instructgpt_jax.data.tokenizers import Tokenizer
 from instructgpt_jax.models.transformer import LanguageModel
 from instructgpt_jax.training import scoring
 from instructgpt_jax.types import PyTree
@@ -66,14 +66,14 @@ def entropies(
   sentences = [f"review : {s}" for pair in pairs for s in pair]
   start = np.array(tokenizer.begin or [tokenizer.document_end_id], np.int32)
   if prefix:
-    (start,) = transforms.encode_documents([prefix], tokenizer)
-    encoded = transforms.encode_continuations(
+    (start,) = encoding.encode_documents([prefix], tokenizer)
+    encoded = encoding.encode_continuations(
       sentences, [prefix] * len(sentences), tokenizer
     )
   else:
     encoded = tokenizer.encode_batch(sentences)
   examples = [
-    scoring.Example(*transforms.example(start, ids, mask_prompt=True))
+    scoring.Example(*encoding.with_loss_weights(start, ids, mask_prompt=True))
     for ids in encoded
   ]
   totals = scoring.log_likelihood(model, params, examples, mesh)

@@ -11,8 +11,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from instructgpt_jax import configs, statistics
-from instructgpt_jax.data import records, transforms
-from instructgpt_jax.data.tokenizer import Tokenizer
+from instructgpt_jax.data import encoding, records
+from instructgpt_jax.data.tokenizers import Tokenizer
 from instructgpt_jax.evaluation import judges
 from instructgpt_jax.training import networks, sampling, scoring
 from instructgpt_jax.training.workdir import Stage
@@ -81,10 +81,10 @@ class Evaluator:
     turns = [p.turns for p in prompts]
     if prefix:
       turns = [
-        transforms.with_instruction(prefix, t, self.tokenizer, self.data)
+        encoding.with_instruction(prefix, t, self.tokenizer, self.data)
         for t in turns
       ]
-    ids = transforms.encode_prompts(turns, self.tokenizer, self.data)
+    ids = encoding.encode_prompts(turns, self.tokenizer, self.data)
     context = self.start.network.config.context
     room = context - self.data.max_response_tokens
     if prefix and max(map(len, ids)) > room:

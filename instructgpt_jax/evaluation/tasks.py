@@ -12,8 +12,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from instructgpt_jax.data import transforms
-from instructgpt_jax.data.tokenizer import Tokenizer
+from instructgpt_jax.data import encoding
+from instructgpt_jax.data.tokenizers import Tokenizer
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.models.transformer import LanguageModel
 from instructgpt_jax.runs import files
@@ -64,7 +64,7 @@ def scores(
     rollout = sampling.respond(
       model,
       params,
-      transforms.encode_documents([i["prompt"] for i in open_], tokenizer),
+      encoding.encode_documents([i["prompt"] for i in open_], tokenizer),
       jax.random.key(0),
       tokenizer=tokenizer,
       max_new_tokens=max_new_tokens,
@@ -95,12 +95,14 @@ def _choice_means(
 ) -> list[list[float]]:
   """Mean log-probability of a token, for each choice of each item."""
   questions = [i["prompt"] for i in items for _ in i["choices"]]
-  prompts = transforms.encode_documents(questions, tokenizer)
-  choices = transforms.encode_continuations(
+  prompts = encoding.encode_documents(questions, tokenizer)
+  choices = encoding.encode_continuations(
     [" " + c for i in items for c in i["choices"]], questions, tokenizer
   )
   examples = [
-    scoring.Example(*transforms.example(prompt, choice, mask_prompt=True))
+    scoring.Example(
+      *encoding.with_loss_weights(prompt, choice, mask_prompt=True)
+    )
     for prompt, choice in zip(prompts, choices, strict=True)
   ]
   totals = scoring.log_likelihood(model, params, examples, mesh)

@@ -25,7 +25,7 @@ import jax
 
 from instructgpt_jax.checkpoint import checkpoints, trees
 from instructgpt_jax.cli import launch
-from instructgpt_jax.data import exported_tokens
+from instructgpt_jax.data.tokenizers import exported_tokens
 from instructgpt_jax.distributed.mesh import unbox
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.interop import directory as hub

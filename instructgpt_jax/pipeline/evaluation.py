@@ -11,8 +11,8 @@ import numpy as np
 
 from instructgpt_jax import configs, statistics
 from instructgpt_jax.cli import flags
-from instructgpt_jax.data import records, transforms
-from instructgpt_jax.data.tokenizer import Tokenizer
+from instructgpt_jax.data import packing, records
+from instructgpt_jax.data.tokenizers import Tokenizer
 from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.evaluation import judges, measure, tasks
 from instructgpt_jax.evaluation.measure import Answers, Evaluator, Model
@@ -68,7 +68,7 @@ class _Setting:
   evaluator: Evaluator
   choosing: Sequence[records.Prompt]  # on which a prefix is chosen
   prefixes: Sequence[str]
-  documents: transforms.Rows
+  documents: packing.Rows
   tasks: list[dict[str, Any]]
 
 
@@ -282,7 +282,7 @@ def _language(setting: _Setting, model: Model) -> dict[str, Any]:
 
 def held_out_rows(
   data: configs.Data, tokenizer: Tokenizer, length: int, split: str = "test"
-) -> transforms.Rows:
+) -> packing.Rows:
   """Rows of documents that were not trained on, unless `split` is train."""
   rows = inputs.document_rows(
     inputs.evaluation_documents(data, split), tokenizer, length

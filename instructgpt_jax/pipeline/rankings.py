@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import jax
 
 from instructgpt_jax import configs
-from instructgpt_jax.data import reading, records, splits, transforms
-from instructgpt_jax.data.tokenizer import Tokenizer
+from instructgpt_jax.data import encoding, reading, records
+from instructgpt_jax.data.curation import splits
+from instructgpt_jax.data.tokenizers import Tokenizer
 from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.distributed import processes
 from instructgpt_jax.errors import UserError
@@ -136,7 +137,7 @@ def _sampled(
       rollout = sampling.respond(
         stage.network,
         networks.load_params(stage, mesh),
-        transforms.encode_prompts(
+        encoding.encode_prompts(
           [prefix + t for t in turns], stage.tokenizer, config.data
         ),
         key,
@@ -215,6 +216,6 @@ def _line(
 def read(path: str, tokenizer: Tokenizer, data: configs.Data, split: str):
   """The encoded rankings of one split of a file written here."""
   found, _ = reading.read_rankings(path)
-  return transforms.encode_rankings(
+  return encoding.encode_rankings(
     [r for r in found if r.split == split], tokenizer, data
   )

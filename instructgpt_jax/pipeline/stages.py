@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 from instructgpt_jax import configs
 from instructgpt_jax.cli import flags
 from instructgpt_jax.configs import checks
-from instructgpt_jax.data.tokenizer import Tokenizer
+from instructgpt_jax.data.tokenizers import Tokenizer
 from instructgpt_jax.distributed import processes
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.pipeline import evaluation, rankings

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from instructgpt_jax import configs
 from instructgpt_jax.configs import checks
-from instructgpt_jax.data import transforms
+from instructgpt_jax.data import packing as packing_lib
 from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.distributed.mesh import AnyMesh
 from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
@@ -66,7 +66,7 @@ def ppo(
   )
   start = policy.whole
   reward_params = networks.abstract_params(models[1], mesh)
-  width = max(transforms.bucket_sizes(data.max_prompt_tokens))
+  width = max(packing_lib.bucket_lengths(data.max_prompt_tokens))
   width = min(width, config.model.max_seq_len - data.max_response_tokens)
   answer = data.max_response_tokens
   count, length = section.rollout_batch, width + answer

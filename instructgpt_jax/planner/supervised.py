@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from instructgpt_jax import configs
 from instructgpt_jax.configs import checks
-from instructgpt_jax.data import ranking_packing, transforms
+from instructgpt_jax.data import encoding, ranking_packing
 from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.distributed.mesh import AnyMesh
 from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
@@ -82,7 +82,7 @@ def reward(
   mesh_lib.check_divisible(prompts, mesh)
   checks.check_divides(section.microbatch, prompts, "reward.microbatch")
   count = section.max_completions or COMPLETIONS
-  longest = transforms.EncodedRanking(
+  longest = encoding.EncodedRanking(
     [0] * data.max_prompt_tokens,
     [[0] * data.max_response_tokens] * count,
     list(range(count)),

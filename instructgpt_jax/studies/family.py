@@ -185,9 +185,9 @@ class Family:
   def vocabulary(self) -> int:
     """Entries of the world's vocabulary."""
     folder = os.path.join(self.folder("pretrain"), "tokenizer")
-    from instructgpt_jax.data import tokenizer
+    from instructgpt_jax.data import tokenizers
 
-    return tokenizer.load_tokenizer(folder).vocab_size
+    return tokenizers.load_tokenizer(folder).vocab_size
 
   def _job(
     self, name: str, experiment: str, flags: Mapping[str, Any], needs: Any

@@ -6,14 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from instructgpt_jax import configs
-from instructgpt_jax.data import (
-  curation,
-  drops,
-  paths,
-  reading,
-  splits,
-  transforms,
-)
+from instructgpt_jax.data import curation, encoding, packing, reading
+from instructgpt_jax.data.curation import drops, splits
+from instructgpt_jax.data.reading import paths
 from instructgpt_jax.data.records import (
   Demonstration,
   Document,
@@ -21,7 +16,7 @@ from instructgpt_jax.data.records import (
   completion_text,
   prompt_text,
 )
-from instructgpt_jax.data.tokenizer import Tokenizer
+from instructgpt_jax.data.tokenizers import Tokenizer
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.runs.progress import log_line
 
@@ -290,10 +285,10 @@ def training_texts(data: configs.Data) -> Iterator[str]:
 
 def document_rows(
   texts: Sequence[Document], tokenizer: Tokenizer, length: int
-) -> transforms.Rows:
+) -> packing.Rows:
   """Documents packed into rows of `length` tokens."""
-  return transforms.document_rows(
-    transforms.encode_documents([d.text for d in texts], tokenizer),
+  return packing.pack_documents(
+    encoding.encode_documents([d.text for d in texts], tokenizer),
     length,
     eos_id=tokenizer.document_end_id,
     pad_id=tokenizer.pad_id,
@@ -308,13 +303,13 @@ def demonstration_rows(
   *,
   mask_prompt: bool,
   pack: bool,
-) -> transforms.Rows:
+) -> packing.Rows:
   """Demonstrations as rows of `length` tokens."""
-  layout = transforms.pack_examples if pack else transforms.pad_examples
+  layout = packing.pack_examples if pack else packing.pad_examples
   return layout(
     [
-      transforms.example(prompt, completion, mask_prompt=mask_prompt)
-      for prompt, completion in transforms.encode_demonstrations(
+      encoding.with_loss_weights(prompt, completion, mask_prompt=mask_prompt)
+      for prompt, completion in encoding.encode_demonstrations(
         records, tokenizer, data
       )
     ],

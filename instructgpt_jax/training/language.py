@@ -13,8 +13,8 @@ from jax.sharding import Mesh
 
 from instructgpt_jax import configs, statistics
 from instructgpt_jax.configs import checks
-from instructgpt_jax.data import batching, transforms
-from instructgpt_jax.data.tokenizer import Tokenizer
+from instructgpt_jax.data import batching, encoding, packing
+from instructgpt_jax.data.tokenizers import Tokenizer
 from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.distributed import transfer
 from instructgpt_jax.errors import UserError
@@ -154,7 +154,7 @@ def _sft_course(
   config: configs.SftExperiment,
   name: str,
   tokenizer: Tokenizer,
-  rows: transforms.Rows,
+  rows: packing.Rows,
   layout: step_layout.StepLayout,
   source: fingerprint.Source,
   mesh: Mesh,
@@ -226,7 +226,7 @@ def _no_metrics(step: int) -> dict[str, float]:
 
 
 def _documents_fingerprint(
-  data: configs.Data, documents: inputs.Splits, rows: list[transforms.Rows]
+  data: configs.Data, documents: inputs.Splits, rows: list[packing.Rows]
 ) -> fingerprint.Source:
   return fingerprint.fingerprint_source(
     data.pretraining,
@@ -239,8 +239,8 @@ def _documents_fingerprint(
 def _share_metrics(
   config: configs.SftExperiment,
   name: str,
-  rows: transforms.Rows,
-  others: transforms.Rows,
+  rows: packing.Rows,
+  others: packing.Rows,
   layout: step_layout.StepLayout,
   total_steps: int,
 ) -> Callable[[int], dict[str, float]]:
@@ -332,7 +332,7 @@ def _reward_measure(
       fix="raise --data.valid_fraction, or leave out --sft.reward_model",
       code="no_validation",
     )
-  prompts = transforms.encode_prompts(
+  prompts = encoding.encode_prompts(
     [d.turns for d in records_held], tokenizer, config.data
   )
   params = networks.load_params(stage, mesh)
@@ -388,7 +388,7 @@ def _train(
   model: LanguageModel,
   tokenizer: Tokenizer,
   course: _Course,
-  valid: transforms.Rows,
+  valid: packing.Rows,
   mesh: Mesh,
 ) -> None:
   """Trains, and saves the parameters that `course.select` chooses."""
@@ -466,7 +466,7 @@ def _train(
 def row_losses(
   model: LanguageModel,
   params: PyTree,
-  rows: transforms.Rows,
+  rows: packing.Rows,
   mesh: Mesh,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Σ weight · −log p and Σ weight of each row.
@@ -501,7 +501,7 @@ def row_losses(
 def loss_interval(
   model: LanguageModel,
   params: PyTree,
-  rows: transforms.Rows,
+  rows: packing.Rows,
   mesh: Mesh,
   *,
   resamples: int,

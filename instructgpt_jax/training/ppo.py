@@ -17,8 +17,8 @@ from jax.sharding import Mesh
 from instructgpt_jax import configs
 from instructgpt_jax.checkpoint import checkpoints
 from instructgpt_jax.configs import checks
-from instructgpt_jax.data import batching, transforms
-from instructgpt_jax.data.tokenizer import Tokenizer
+from instructgpt_jax.data import batching, encoding, packing
+from instructgpt_jax.data.tokenizers import Tokenizer
 from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.distributed import preemption, transfer
 from instructgpt_jax.errors import UserError
@@ -233,7 +233,7 @@ def _prompts(
 ) -> grain.DatasetIterator:
   """Makes batches of prompts, and adds their fingerprint to `sources`."""
   records = inputs.prompts(config.data, tokenizer).train
-  prompts = transforms.encode_prompts(
+  prompts = encoding.encode_prompts(
     [p.turns for p in records], tokenizer, config.data
   )
   sources["data.prompts"] = fingerprint_lib.fingerprint_source(
@@ -243,7 +243,7 @@ def _prompts(
     prompts,
     batch_size=config.ppo.rollout_batch,
     width=min(
-      max(transforms.bucket_sizes(max(map(len, prompts)))),
+      max(packing.bucket_lengths(max(map(len, prompts)))),
       config.model.max_seq_len - config.data.max_response_tokens,
     ),
     pad_id=tokenizer.pad_id,

@@ -14,8 +14,8 @@ from jax.sharding import Mesh
 
 from instructgpt_jax import configs, statistics
 from instructgpt_jax.configs import checks
-from instructgpt_jax.data import ranking_packing, records, transforms
-from instructgpt_jax.data.tokenizer import Tokenizer
+from instructgpt_jax.data import encoding, ranking_packing, records
+from instructgpt_jax.data.tokenizers import Tokenizer
 from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.distributed import transfer
 from instructgpt_jax.errors import UserError
@@ -83,10 +83,10 @@ def train(config: configs.RewardExperiment, directory: str) -> None:
     inputs.rankings(config.data, tokenizer), section, config.seed
   )
   train_set, valid, left_out = (
-    transforms.encode_rankings(part, tokenizer, config.data) for part in chosen
+    encoding.encode_rankings(part, tokenizer, config.data) for part in chosen
   )
   if section.pairs:
-    train_set = transforms.as_pairs(train_set)
+    train_set = encoding.split_into_pairs(train_set)
   sources = {
     "data.comparisons": fingerprint.fingerprint_source(
       config.data.comparisons,
@@ -187,7 +187,7 @@ def train(config: configs.RewardExperiment, directory: str) -> None:
 
 
 def layout_of(
-  rankings: Sequence[transforms.EncodedRanking],
+  rankings: Sequence[encoding.EncodedRanking],
   model: configs.Model,
   platform: str = "",
   **order: Any,
@@ -210,7 +210,7 @@ def layout_of(
 def count_held_out(
   model: ScalarModel,
   params: PyTree,
-  rankings: Sequence[transforms.EncodedRanking],
+  rankings: Sequence[encoding.EncodedRanking],
   tokenizer: Tokenizer,
   mesh: Mesh,
   batch_size: int = 16,
@@ -302,8 +302,10 @@ def demonstration_scores(
 ) -> np.ndarray:
   """[D] float32 score of each demonstration."""
   examples = [
-    scoring.Example(*transforms.example(prompt, completion, mask_prompt=True))
-    for prompt, completion in transforms.encode_demonstrations(
+    scoring.Example(
+      *encoding.with_loss_weights(prompt, completion, mask_prompt=True)
+    )
+    for prompt, completion in encoding.encode_demonstrations(
       demonstrations, tokenizer, data
     )
   ]

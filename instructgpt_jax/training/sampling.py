@@ -10,8 +10,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from instructgpt_jax.data import batching, transforms
-from instructgpt_jax.data.tokenizer import Tokenizer
+from instructgpt_jax.data import batching, packing
+from instructgpt_jax.data.tokenizers import Tokenizer
 from instructgpt_jax.distributed import compiler_options, transfer
 from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.errors import UserError
@@ -153,7 +153,7 @@ def with_prompts(
   """
   length = rollout.response_mask.shape[1]
   width = -(-max(map(len, prompts)) // 8) * 8
-  tokens, mask = transforms.left_pad(prompts, width, tokenizer.pad_id)
+  tokens, mask = packing.left_pad(prompts, width, tokenizer.pad_id)
   answers = np.asarray(rollout.tokens)[:, -length:]
   real = np.concatenate([mask, rollout.response_mask], axis=1)
   count = real.astype(np.int32)

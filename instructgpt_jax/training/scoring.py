@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
-from instructgpt_jax.data import batching, transforms
+from instructgpt_jax.data import batching, packing
 from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.distributed import transfer
 from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
@@ -78,8 +78,8 @@ def _each(
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
   """(example, its weights, what the program says at its tokens)."""
   length = model.config.max_seq_len
-  rows = transforms.pack_examples(examples, length, pad_id=0)
-  members = transforms.bins([len(e.ids) for e in examples], length)
+  rows = packing.pack_examples(examples, length, pad_id=0)
+  members = packing.best_fit_decreasing([len(e.ids) for e in examples], length)
   size = mesh_lib.round_up_to_shards(
     max(1, min(TOKENS // length, len(members))), mesh
   )

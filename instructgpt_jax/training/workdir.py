@@ -15,9 +15,8 @@ import numpy as np
 
 from instructgpt_jax import configs
 from instructgpt_jax.checkpoint import checkpoints
-from instructgpt_jax.data import exported_tokens
-from instructgpt_jax.data import tokenizer as tokenizer_lib
-from instructgpt_jax.data.tokenizer import Tokenizer
+from instructgpt_jax.data import tokenizers as tokenizer_lib
+from instructgpt_jax.data.tokenizers import Tokenizer, exported_tokens
 from instructgpt_jax.distributed import processes
 from instructgpt_jax.distributed.mesh import unbox
 from instructgpt_jax.errors import UserError

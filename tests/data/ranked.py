@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from instructgpt_jax.data.transforms import EncodedRanking
+from instructgpt_jax.data.encoding import EncodedRanking
 
 
 def rankings_of(count):

@@ -6,7 +6,8 @@ import pytest
 
 from instructgpt_jax import configs
 from instructgpt_jax.data import __main__ as command
-from instructgpt_jax.data import paths, reading, tokenizer
+from instructgpt_jax.data import reading, tokenizers
+from instructgpt_jax.data.reading import paths
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def test_a_refusal_of_the_stage_is_shown(write, capsys):
 
 def test_one_record_is_shown_as_the_model_sees_it(write, capsys, tmp_path):
   path = write(demonstrations(30))
-  coder = tokenizer.train_tokenizer(
+  coder = tokenizers.train_tokenizer(
     [json.dumps(r) for r in demonstrations(30)],
     configs.Tokenizer(vocab_size=400, kind="bpe"),
   )

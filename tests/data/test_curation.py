@@ -6,8 +6,15 @@ import pytest
 
 from instructgpt_jax import configs
 from instructgpt_jax.data import curation
+from instructgpt_jax.data.curation import (
+  dedupe,
+  drops,
+  personal,
+  token_limits,
+  users,
+)
 from instructgpt_jax.data.records import Demonstration, Prompt, Ranking, Turn
-from instructgpt_jax.data.tokenizer import Tokenizer
+from instructgpt_jax.data.tokenizers import Tokenizer
 from instructgpt_jax.errors import UserError
 from tests.data import tokenizer_folders as folders
 
@@ -35,7 +42,7 @@ class Words(Tokenizer):
 def test_prompts_with_a_common_prefix_are_one():
   data = configs.Data(common_prefix_chars=30)
   start = "translate this text for me: "
-  found, counts = curation.deduplicate(
+  found, counts = dedupe.deduplicate(
     [
       prompt(start + "one thing"),
       prompt(start.upper() + " ONE   other"),
@@ -47,17 +54,15 @@ def test_prompts_with_a_common_prefix_are_one():
     data,
   )
   assert texts(found) == [start + "one thing", start, "short", "short one"]
-  assert counts == {curation.PREFIX: 1, curation.REPEATED: 1}
+  assert counts == {drops.PREFIX: 1, drops.REPEATED: 1}
 
 
 def test_no_prefix_rule():
   data = configs.Data(common_prefix_chars=0)
   long = "word " * 100
-  found, _ = curation.deduplicate(
-    [prompt(long + "a"), prompt(long + "b")], data
-  )
+  found, _ = dedupe.deduplicate([prompt(long + "a"), prompt(long + "b")], data)
   assert len(found) == 2
-  found, _ = curation.deduplicate([prompt(long), prompt(long)], data)
+  found, _ = dedupe.deduplicate([prompt(long), prompt(long)], data)
   assert len(found) == 1
 
 
@@ -76,8 +81,8 @@ def test_records_that_share_a_beginning_stay():
     Ranking(turns=t, completions=("a", "b"), ranks=(1, 2)) for t in turns
   ]
   for records in (demonstrations, rankings):
-    stay, drops = curation.deduplicate(records, data)
-    assert stay == records and not drops
+    stay, counts = dedupe.deduplicate(records, data)
+    assert stay == records and not counts
 
 
 @pytest.mark.parametrize("shared", ["system", "template", "both"])
@@ -91,10 +96,10 @@ def test_prompts_with_a_template_are_compared_from_where_they_differ(shared):
     Prompt(turns=(Turn("system", system), Turn("user", template + q)))
     for q in questions
   ]
-  stay, drops = curation.deduplicate(records, configs.Data())
+  stay, counts = dedupe.deduplicate(records, configs.Data())
   assert stay == records[:-1]
-  assert drops == {curation.PREFIX: 1}
-  assert drops.templates == (202 if template else 0)
+  assert counts == {drops.PREFIX: 1}
+  assert counts.templates == (202 if template else 0)
 
 
 def test_templates_within_templates():
@@ -105,7 +110,7 @@ def test_templates_within_templates():
   ]
   for chars in (1, 7, 200):
     data = configs.Data(common_prefix_chars=chars)
-    stay, _ = curation.deduplicate(records, data)
+    stay, _ = dedupe.deduplicate(records, data)
     assert len({r.turns for r in stay} & {r.turns for r in records[:50]}) > 9
     if chars == 200:
       assert stay == records
@@ -113,9 +118,9 @@ def test_templates_within_templates():
 
 def test_few_prompts_with_a_long_prefix_are_one():
   records = [prompt(TEMPLATE + f"Question {i}?") for i in range(9)]
-  stay, drops = curation.deduplicate(records, configs.Data())
-  assert stay == records[:1] and drops == {curation.PREFIX: 8}
-  assert drops.examples[curation.PREFIX] == records[1]
+  stay, counts = dedupe.deduplicate(records, configs.Data())
+  assert stay == records[:1] and counts == {drops.PREFIX: 8}
+  assert counts.examples[drops.PREFIX] == records[1]
 
 
 def test_the_same_last_turn_after_other_turns_is_another_prompt():
@@ -126,9 +131,9 @@ def test_the_same_last_turn_after_other_turns_is_another_prompt():
   ]
   records += [Prompt(turns=(Turn("system", "Be brief."), *records[0].turns))]
   repeated = [dataclasses.replace(records[0], origin="x:9", user_id="u")]
-  stay, drops = curation.deduplicate(records + repeated, configs.Data())
-  assert stay == records and drops == {curation.REPEATED: 1}
-  assert drops.examples[curation.REPEATED].origin == "x:9"
+  stay, counts = dedupe.deduplicate(records + repeated, configs.Data())
+  assert stay == records and counts == {drops.REPEATED: 1}
+  assert counts.examples[drops.REPEATED].origin == "x:9"
 
 
 def test_whole_records_are_compared_as_they_are():
@@ -143,13 +148,13 @@ def test_whole_records_are_compared_as_they_are():
   again = [
     dataclasses.replace(r, origin=f"x:{i}") for i, r in enumerate(records)
   ]
-  stay, drops = curation.deduplicate(records + again, configs.Data())
-  assert stay == records and drops == {curation.DUPLICATE: 6}
+  stay, counts = dedupe.deduplicate(records + again, configs.Data())
+  assert stay == records and counts == {drops.DUPLICATE: 6}
 
 
 def test_several_labelers_on_one_prompt_stay():
   data = configs.Data()
-  found, counts = curation.deduplicate(
+  found, counts = dedupe.deduplicate(
     [
       demonstration("p", "a"),
       demonstration("p", "b"),
@@ -158,7 +163,7 @@ def test_several_labelers_on_one_prompt_stay():
     data,
   )
   assert [r.completion for r in found] == ["a", "b"]
-  assert counts == {curation.DUPLICATE: 1}
+  assert counts == {drops.DUPLICATE: 1}
   ranking = [
     Ranking(
       turns=(Turn("user", "p"),),
@@ -168,12 +173,12 @@ def test_several_labelers_on_one_prompt_stay():
     )
     for labeler in ("x", "y", "x")
   ]
-  assert len(curation.deduplicate(ranking, data)[0]) == 2
+  assert len(dedupe.deduplicate(ranking, data)[0]) == 2
 
 
 def test_prompts_per_user():
   data = configs.Data(max_prompts_per_user=2)
-  found, counts = curation.limit_users(
+  found, counts = users.limit_users(
     [
       demonstration("a", "1", user_id="u"),
       demonstration("b", "1", user_id="u"),
@@ -186,22 +191,22 @@ def test_prompts_per_user():
   )
   assert texts(found)[:4] == ["a", "b", "a", "c"] and len(found) == 9
   assert found[3].user_id == "v"
-  assert counts == {curation.USER_LIMIT: 1}
+  assert counts == {drops.USER_LIMIT: 1}
 
 
 def test_the_paper_limit_is_200():
   many = [demonstration(f"p{i}", user_id="u") for i in range(250)]
-  assert len(curation.limit_users(many, configs.Data())[0]) == 200
+  assert len(users.limit_users(many, configs.Data())[0]) == 200
 
 
 @pytest.mark.parametrize("user", ["anonymous", "0", "u7", "-1", "None"])
 def test_an_id_of_nearly_all_records_tells_no_users_apart(user):
   records = [demonstration(f"p{i}", user_id=user) for i in range(290)]
   records += [demonstration(f"q{i}", user_id=f"other {i}") for i in range(10)]
-  splits, drops = curation.curate(records, configs.Data())
-  assert not drops and sum(map(len, splits.values())) == 300
+  splits, counts = curation.curate(records, configs.Data())
+  assert not counts and sum(map(len, splits.values())) == 300
   assert all(len(part) >= 10 for part in splits.values())
-  (remark,) = drops.remarks
+  (remark,) = counts.remarks
   assert repr(user) in remark and "290 of 300" in remark
 
 
@@ -209,8 +214,8 @@ def test_an_id_of_nearly_all_records_tells_no_users_apart(user):
 def test_placeholders_are_no_users(user):
   records = [demonstration(f"p{i}", user_id=user) for i in range(40)]
   records += [demonstration(f"q{i}", user_id=f"u{i % 9}") for i in range(160)]
-  splits, drops = curation.curate(records, configs.Data())
-  (remark,) = drops.remarks
+  splits, counts = curation.curate(records, configs.Data())
+  (remark,) = counts.remarks
   assert "40 of 200" in remark
   sides = {name: {r.user_id for r in part} for name, part in splits.items()}
   assert sum("" in users for users in sides.values()) == 3
@@ -219,8 +224,8 @@ def test_placeholders_are_no_users(user):
 def test_a_user_of_half_the_records_is_remarked_but_stays_whole():
   records = [demonstration(f"p{i}", user_id="u") for i in range(60)]
   records += [demonstration(f"q{i}", user_id=f"u{i}") for i in range(40)]
-  splits, drops = curation.curate(records, configs.Data())
-  assert "60 of 100" in drops.remarks[0]
+  splits, counts = curation.curate(records, configs.Data())
+  assert "60 of 100" in counts.remarks[0]
   sides = [
     n for n, part in splits.items() if any(r.user_id == "u" for r in part)
   ]
@@ -230,13 +235,13 @@ def test_a_user_of_half_the_records_is_remarked_but_stays_whole():
 def test_a_limit_that_is_set_holds_for_constant_ids():
   records = [demonstration(f"p{i}", user_id="u7") for i in range(30)]
   data = configs.Data(max_prompts_per_user=20, explicit="max_prompts_per_user")
-  splits, drops = curation.curate(records, data)
-  assert drops == {curation.USER_LIMIT: 10}
+  splits, counts = curation.curate(records, data)
+  assert counts == {drops.USER_LIMIT: 10}
   assert sum(map(len, splits.values())) == 20
-  splits, drops = curation.curate(
+  splits, counts = curation.curate(
     records, configs.Data(max_prompts_per_user=20)
   )
-  assert not drops and sum(map(len, splits.values())) == 30
+  assert not counts and sum(map(len, splits.values())) == 30
 
 
 class Letters(Tokenizer):
@@ -257,10 +262,10 @@ def test_cut_replies_are_counted():
     demonstration("b", "fiver", origin="f:2"),
     demonstration("c", "sixers"),
   ]
-  stay, drops = curation.drop_cut(records, Letters(), data)
-  assert stay == records and not drops
-  assert (drops.cut, drops.replies) == (2, 3)
-  assert drops.cut_example == records[1]
+  stay, counts = token_limits.drop_cut(records, Letters(), data)
+  assert stay == records and not counts
+  assert (counts.cut, counts.replies) == (2, 3)
+  assert counts.cut_example == records[1]
 
 
 def ranking(completions, ranks, **kw):
@@ -290,35 +295,35 @@ def ranking(completions, ranks, **kw):
 def test_completions_that_the_cut_makes_equal(completions, ranks, stay):
   data = configs.Data(max_response_tokens=6)
   record = ranking(completions, ranks)
-  rankings, drops = curation.drop_cut([record], Letters(), data)
+  rankings, counts = token_limits.drop_cut([record], Letters(), data)
   if stay is None:
-    assert not rankings and drops == {curation.CUT_EQUAL: 1}
-    assert drops.records == 1
+    assert not rankings and counts == {drops.CUT_EQUAL: 1}
+    assert counts.records == 1
     return
   rows, left = stay
   assert rankings[0].completions == tuple(completions[i] for i in rows)
   assert rankings[0].ranks == left
   lost = len(completions) - len(rows)
-  assert drops == ({curation.CUT_COMPLETIONS: lost} if lost else {})
-  assert drops.records == 0
+  assert counts == ({drops.CUT_COMPLETIONS: lost} if lost else {})
+  assert counts.records == 0
 
 
 def test_the_limit_of_replies_is_applied_by_curation():
   data = configs.Data(max_response_tokens=6)
   records = [ranking((f"same a{i}", f"same b{i}"), (1, 2)) for i in range(9)]
-  splits, drops = curation.curate(records, data, Letters())
-  assert not any(splits.values()) and drops[curation.CUT_EQUAL] == 9
-  assert drops.cut == drops.replies == 18
+  splits, counts = curation.curate(records, data, Letters())
+  assert not any(splits.values()) and counts[drops.CUT_EQUAL] == 9
+  assert counts.cut == counts.replies == 18
 
 
 def test_long_prompts_are_dropped_and_counted():
   # The tags are two more words.
   data = configs.Data(max_prompt_tokens=5)
-  short, counts = curation.drop_long(
+  short, counts = token_limits.drop_long(
     [prompt("one two three"), prompt("one two three four")], Words(), data
   )
   assert texts(short) == ["one two three"]
-  assert counts == {curation.LONG: 1}
+  assert counts == {drops.LONG: 1}
 
 
 def test_personal_information_anywhere_in_a_record():
@@ -330,7 +335,7 @@ def test_personal_information_anywhere_in_a_record():
     Ranking(turns=(Turn("user", "x"),), completions=("a", bad), ranks=(1, 2)),
   ]
   for record in records:
-    kept, counts = curation.drop_personal([record])
+    kept, counts = personal.drop_personal([record])
     assert not kept
     assert counts == {"records with personal information: e-mail address": 1}
 
@@ -360,7 +365,7 @@ def test_curation_accounts_for_every_record():
   kept = sum(map(len, splits.values()))
   assert kept + sum(counts.values()) == 200 and kept > 10
   assert set(counts) == {
-    curation.DUPLICATE, curation.USER_LIMIT, curation.LONG,
+    drops.DUPLICATE, drops.USER_LIMIT, drops.LONG,
   }  # fmt: skip
 
 
@@ -381,13 +386,13 @@ def test_the_fix_of_an_empty_split_is_that_of_the_largest_cause():
   records = [demonstration("Ask @jane_doe", f"{i}") for i in range(42)]
   records += [demonstration("w " * 9, "x")]
   data = configs.Data(max_prompt_tokens=8, valid_fraction=0, test_fraction=0)
-  splits, drops = curation.curate(records, data, Words())
+  splits, counts = curation.curate(records, data, Words())
   with pytest.raises(UserError) as e:
-    curation.require(splits, drops, "data.demonstrations")
+    curation.require(splits, counts, "data.demonstrations")
   assert "--data.filter_personal=false" in e.value.fix
-  splits, drops = curation.curate([prompt("a", split="test")], data)
+  splits, counts = curation.curate([prompt("a", split="test")], data)
   with pytest.raises(UserError) as e:
-    curation.require(splits, drops, "data.prompts")
+    curation.require(splits, counts, "data.prompts")
   assert "--data" not in e.value.fix and "1 in test" in e.value.problem
 
 
@@ -406,10 +411,10 @@ def test_system_turns_that_a_chat_template_leaves_out_are_said(tmp_path):
       folders.byte_level(),
       tokenizer_config={"eos_token": "<|im_end|>", "chat_template": template},
     )
-    _, drops = curation.curate(records, configs.Data(), tokenizer)
-    said = [r for r in drops.remarks if r.startswith("1 of 5 records")]
+    _, counts = curation.curate(records, configs.Data(), tokenizer)
+    said = [r for r in counts.remarks if r.startswith("1 of 5 records")]
     assert len(said) == (name == "drops")
-    _, drops = curation.curate(
+    _, counts = curation.curate(
       records, configs.Data(), tokenizer.without_template()
     )
-    assert not drops.remarks
+    assert not counts.remarks

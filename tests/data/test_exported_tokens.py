@@ -7,8 +7,7 @@ import pytest
 import sentencepiece
 import tokenizers
 
-from instructgpt_jax.data import exported_tokens
-from instructgpt_jax.data.tokenizer import load_tokenizer
+from instructgpt_jax.data.tokenizers import exported_tokens, load_tokenizer
 from tests.interop import vocabulary
 
 

@@ -6,7 +6,9 @@ import pytest
 
 from instructgpt_jax import configs
 from instructgpt_jax.data import __main__ as command
-from instructgpt_jax.data import curation, file_splits, reading, splits
+from instructgpt_jax.data import curation, reading
+from instructgpt_jax.data.curation import splits
+from instructgpt_jax.data.reading import file_splits
 
 
 def write(path, values):

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from instructgpt_jax import configs
-from instructgpt_jax.data import reading, splits
-from instructgpt_jax.data.drops import HELD_OUT
+from instructgpt_jax.data import reading
+from instructgpt_jax.data.curation import splits
+from instructgpt_jax.data.curation.drops import HELD_OUT
 from instructgpt_jax.data.formats import common
 from instructgpt_jax.data.records import Demonstration, Prompt, Ranking, Turn
 from instructgpt_jax.errors import UserError

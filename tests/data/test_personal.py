@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from instructgpt_jax.data import personal
-from instructgpt_jax.data.personal import personal_information
+from instructgpt_jax.data.curation import personal
+from instructgpt_jax.data.curation.personal import personal_information
 
 PERSONAL = {
   "e-mail address": [

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from instructgpt_jax import configs
-from instructgpt_jax.data import reading, splits, tokenizer, transforms
+from instructgpt_jax.data import encoding, packing, reading, tokenizers
+from instructgpt_jax.data.curation import splits
 
 SHARED = pathlib.Path(__file__).parents[3] / "shared" / "data"
 pytestmark = pytest.mark.skipif(
@@ -87,10 +88,10 @@ def test_text_folder_to_rows():
   parts = splits.split_documents(found, configs.Data())
   assert all(parts.values())
   texts = [d.text for d in parts["valid"]]
-  coder = tokenizer.train_tokenizer(texts, configs.Tokenizer(vocab_size=1000))
-  encoded = transforms.encode_documents(texts, coder)
+  coder = tokenizers.train_tokenizer(texts, configs.Tokenizer(vocab_size=1000))
+  encoded = encoding.encode_documents(texts, coder)
   assert coder.decode(encoded[0]) == texts[0]
-  rows = transforms.document_rows(
+  rows = packing.pack_documents(
     encoded, 256, eos_id=coder.eos_id, pad_id=coder.pad_id
   )
   assert (rows["tokens"] == coder.eos_id).sum() == len(texts)
@@ -109,7 +110,7 @@ def test_text_folder_to_rows():
   ],
 )
 def test_tokenizers(name, size):
-  coder = tokenizer.load_tokenizer(SHARED / "tokenizers" / name)
+  coder = tokenizers.load_tokenizer(SHARED / "tokenizers" / name)
   assert coder.vocab_size == size and coder.pad_id != coder.eos_id
   if "gpt2" in name:
     # OpenAI's published example, and its end-of-text id.

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from instructgpt_jax.data.tokenizer import load_tokenizer
+from instructgpt_jax.data.tokenizers import load_tokenizer
 from instructgpt_jax.data.tokenizers.special_tokens import Vocabulary, reconcile
 from instructgpt_jax.errors import UserError
 from tests.data import tokenizer_folders as folders

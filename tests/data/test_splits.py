@@ -5,8 +5,9 @@ import collections
 import pytest
 
 from instructgpt_jax import configs
-from instructgpt_jax.data import curation, splits
-from instructgpt_jax.data.drops import HELD_OUT
+from instructgpt_jax.data import curation
+from instructgpt_jax.data.curation import splits
+from instructgpt_jax.data.curation.drops import HELD_OUT
 from instructgpt_jax.data.records import (
   Demonstration,
   Document,

@@ -7,7 +7,7 @@ import pytest
 import tokenizers
 
 from instructgpt_jax import configs
-from instructgpt_jax.data import tokenizer as tok
+from instructgpt_jax.data import tokenizers as tok
 from instructgpt_jax.data.tokenizers.gpt2 import byte_letters
 from instructgpt_jax.data.tokenizers.sentencepiece_model import CHUNK
 from instructgpt_jax.errors import UserError

@@ -4,9 +4,11 @@ import json
 
 import pytest
 
-from instructgpt_jax.data import exported_tokens
-from instructgpt_jax.data.tokenizer import load_tokenizer
-from instructgpt_jax.data.tokenizers import classes
+from instructgpt_jax.data.tokenizers import (
+  classes,
+  exported_tokens,
+  load_tokenizer,
+)
 from tests.data import test_tokenizer_parity as parity
 from tests.data import tokenizer_folders as folders
 from tests.interop import tiny

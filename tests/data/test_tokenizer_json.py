@@ -6,8 +6,11 @@ import pytest
 import tokenizers
 
 from instructgpt_jax import configs
-from instructgpt_jax.data import tokenizer_json
-from instructgpt_jax.data.tokenizer import load_tokenizer, train_tokenizer
+from instructgpt_jax.data.tokenizers import (
+  load_tokenizer,
+  tokenizer_json,
+  train_tokenizer,
+)
 
 WORDS = "the fox sleeps under a red tree ; where do 12 owls fly at night ?"
 

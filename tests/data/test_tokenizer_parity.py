@@ -5,9 +5,9 @@ import json
 import pytest
 
 from instructgpt_jax import configs
-from instructgpt_jax.data import exported_tokens, transforms
+from instructgpt_jax.data import encoding
 from instructgpt_jax.data.records import Turn
-from instructgpt_jax.data.tokenizer import load_tokenizer
+from instructgpt_jax.data.tokenizers import exported_tokens, load_tokenizer
 from instructgpt_jax.errors import UserError
 from tests.data import tokenizer_folders as folders
 from tests.interop import tiny
@@ -47,12 +47,12 @@ def theirs(folder):
 
 def assert_texts_equal(ours, other, *, end=()):
   for text in TEXTS:
-    (ids,) = transforms.encode_documents([text], ours)
+    (ids,) = encoding.encode_documents([text], ours)
     assert [*ids, *end] == other(text)["input_ids"], text
     decoded = other.decode(ids, skip_special_tokens=True)
     assert ours.decode(ids) == decoded, text
-  (prompt,) = transforms.encode_prompts([(Turn("user", "hi"),)], ours, TAGS)
-  (reply,) = transforms.encode_completions(["yes it"], ours, TAGS)
+  (prompt,) = encoding.encode_prompts([(Turn("user", "hi"),)], ours, TAGS)
+  (reply,) = encoding.encode_completions(["yes it"], ours, TAGS)
   whole = other("Human: hi\n\nAssistant: yes it")["input_ids"]
   assert [*prompt, *reply[:-1], *end] == whole
   assert ours.without_template().decode_reply(reply) == "yes it"
@@ -62,11 +62,11 @@ def assert_talks_equal(ours, other, talks=TALKS):
   for talk in talks:
     turns = tuple(Turn(*turn) for turn in talk)
     messages = [{"role": role, "content": text} for role, text in talk]
-    (prompt,) = transforms.encode_prompts([turns[:-1]], ours, TEMPLATE)
+    (prompt,) = encoding.encode_prompts([turns[:-1]], ours, TEMPLATE)
     assert list(prompt) == other.apply_chat_template(
       messages[:-1], add_generation_prompt=True, return_dict=False
     )
-    (reply,) = transforms.encode_completions([talk[-1][1]], ours, TEMPLATE)
+    (reply,) = encoding.encode_completions([talk[-1][1]], ours, TEMPLATE)
     whole = other.apply_chat_template(messages, return_dict=False)
     both = [*prompt, *reply]
     assert both == whole[: len(both)], talk
@@ -278,7 +278,7 @@ def test_a_sentencepiece_model_whose_pieces_are_special(where, tmp_path):
   assert_talks_equal(ours, theirs(tmp_path))
   typed = ours.encode("the <|im_end|> fox")
   assert 4 not in typed and ours.decode(typed) == "the <|im_end|> fox"
-  (prompt,) = transforms.encode_prompts(
+  (prompt,) = encoding.encode_prompts(
     [(Turn("user", "a<|im_end|>b"),)], ours, TEMPLATE
   )
   assert list(prompt).count(4) == 1

@@ -14,7 +14,7 @@ from tokenizers import (
   processors,
 )
 
-from instructgpt_jax.data.tokenizer import load_tokenizer
+from instructgpt_jax.data.tokenizers import load_tokenizer
 from instructgpt_jax.data.tokenizers.gpt2 import byte_letters
 
 CHATML = (

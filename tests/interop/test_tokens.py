@@ -6,7 +6,7 @@ import warnings
 import pytest
 
 from instructgpt_jax import configs
-from instructgpt_jax.data import transforms
+from instructgpt_jax.data import encoding
 from instructgpt_jax.data.records import Turn
 from instructgpt_jax.data.tokenizers import classes
 from instructgpt_jax.hub.__main__ import export_model
@@ -94,11 +94,11 @@ def assert_same_tokens(ours, theirs, *, template):
     assert ours.template is None
     return
   turns = tuple(Turn(m["role"], m["content"]) for m in TALK)
-  (prompt,) = transforms.encode_prompts([turns[:-1]], ours, configs.Data())
+  (prompt,) = encoding.encode_prompts([turns[:-1]], ours, configs.Data())
   assert list(prompt) == theirs.apply_chat_template(
     TALK[:-1], add_generation_prompt=True, return_dict=False
   )
-  (reply,) = transforms.encode_completions(
+  (reply,) = encoding.encode_completions(
     [TALK[-1]["content"]], ours, configs.Data()
   )
   whole = theirs.apply_chat_template(TALK, return_dict=False)

@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from instructgpt_jax.data import tokenizer as tokenizer_lib
-from instructgpt_jax.data import transforms
+from instructgpt_jax.data import encoding, packing
+from instructgpt_jax.data import tokenizers as tokenizer_lib
 from instructgpt_jax.models.transformer import LanguageModel
 from instructgpt_jax.steps import language as language_step
 from instructgpt_jax.steps import state as state_lib
@@ -27,8 +27,10 @@ def make_batch():
     prompt, completion = rng.integers(2, 13, length), rng.integers(2, 13, 3)
     completion[-1] = EOS
     hidden = length != 7  # one document is trained from its start
-    examples.append(transforms.example(prompt, completion, mask_prompt=hidden))
-  rows = transforms.pack_examples(examples, 12, pad_id=PAD)
+    examples.append(
+      encoding.with_loss_weights(prompt, completion, mask_prompt=hidden)
+    )
+  rows = packing.pack_examples(examples, 12, pad_id=PAD)
   assert rows["tokens"].shape == (4, 12) and rows["segments"].max() == 2
   rows["weights"][0] *= 0.25
   return LanguageBatch(**rows)
@@ -159,8 +161,8 @@ def test_invariant_08_padding_is_not_end_of_text():
 def test_invariant_08_end_of_text_is_trained(gradients, params):
   """Its weight is 1, and the step makes it likelier where a reply ends."""
   prompt, reply = np.array([5, 6, 7]), np.array([8, 9, EOS])
-  ids, weights = transforms.example(prompt, reply)
-  rows = transforms.pack_examples([(ids, weights)], 12, pad_id=PAD)
+  ids, weights = encoding.with_loss_weights(prompt, reply)
+  rows = packing.pack_examples([(ids, weights)], 12, pad_id=PAD)
   batch = LanguageBatch(**rows)
   assert batch.weights[0].tolist() == [0, 0, 0, 1, 1, 1] + [0] * 6
   assert batch.tokens[0, 5] == EOS

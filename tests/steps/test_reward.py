@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from instructgpt_jax import configs
-from instructgpt_jax.data import ranking_packing, transforms
+from instructgpt_jax.data import encoding, ranking_packing
 from instructgpt_jax.models import transformer
 from instructgpt_jax.models.transformer import ScalarModel
 from instructgpt_jax.steps import reward as reward_step
@@ -168,7 +168,7 @@ def test_a_batchs_reach_changes_neither_scores_nor_gradients(changes, groups):
   batch = next(
     ranking_packing.batches(
       [
-        transforms.EncodedRanking(ids(40), [ids(30) for _ in range(9)], [1] * 9)
+        encoding.EncodedRanking(ids(40), [ids(30) for _ in range(9)], [1] * 9)
         for _ in range(4)
       ],
       batch_size=4,
@@ -199,7 +199,7 @@ def test_a_batchs_reach_changes_neither_scores_nor_gradients(changes, groups):
 def encoded():
   """The elements that have all their completions."""
   return [
-    transforms.EncodedRanking(np.array(prompt), completions, ranks)
+    encoding.EncodedRanking(np.array(prompt), completions, ranks)
     for (prompt, completions), ranks in zip(make_elements(), RANKS, strict=True)
     if all(completions)
   ] * 3

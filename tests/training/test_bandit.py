@@ -12,7 +12,7 @@ import pytest
 
 from instructgpt_jax import configs
 from instructgpt_jax.checkpoint import checkpoints
-from instructgpt_jax.data import tokenizer as tokenizer_lib
+from instructgpt_jax.data import tokenizers as tokenizer_lib
 from instructgpt_jax.models import transformer
 from instructgpt_jax.runs import files
 from instructgpt_jax.training import workdir

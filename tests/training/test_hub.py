@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from instructgpt_jax.data.tokenizer import load_tokenizer
+from instructgpt_jax.data.tokenizers import load_tokenizer
 from instructgpt_jax.distributed.mesh import unbox
 from instructgpt_jax.hub.__main__ import export_model, import_model
 from instructgpt_jax.interop import directory

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from instructgpt_jax import configs
-from instructgpt_jax.data.tokenizer import Tokenizer
+from instructgpt_jax.data.tokenizers import Tokenizer
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.training import inputs
 

@@ -7,7 +7,7 @@ import pytest
 
 from instructgpt_jax import configs
 from instructgpt_jax.configs import presets
-from instructgpt_jax.data import tokenizer as tokenizer_lib
+from instructgpt_jax.data import tokenizers as tokenizer_lib
 from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.evaluation import evaluate

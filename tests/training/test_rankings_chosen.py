@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from instructgpt_jax import configs
-from instructgpt_jax.data import transforms
+from instructgpt_jax.data import encoding
 from instructgpt_jax.data.records import Ranking, Turn
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.training import inputs, reward
@@ -64,8 +64,8 @@ def test_fewer_completions_keep_their_own_ranks():
 
 def test_pairs_are_elements_of_their_own_without_ties():
   ids = [np.array([i]) for i in range(4)]
-  one = transforms.EncodedRanking(np.array([9]), tuple(ids), (1, 2, 2, 3))
-  found = transforms.as_pairs([one, one])
+  one = encoding.EncodedRanking(np.array([9]), tuple(ids), (1, 2, 2, 3))
+  found = encoding.split_into_pairs([one, one])
   assert len(found) == 2 * 5  # six pairs, one of them tied
   for pair in found:
     for completion, rank in zip(pair.completions, pair.ranks, strict=True):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from instructgpt_jax import configs
-from instructgpt_jax.data.tokenizer import train_tokenizer
+from instructgpt_jax.data.tokenizers import train_tokenizer
 from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.models.transformer import LanguageModel

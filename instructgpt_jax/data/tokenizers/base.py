@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Self
 
 from instructgpt_jax.data import records
-from instructgpt_jax.data.chat_template import ChatTemplate
 from instructgpt_jax.data.records import Turn
 from instructgpt_jax.data.tokenizers import classes
+from instructgpt_jax.data.tokenizers.chat_template import ChatTemplate
 from instructgpt_jax.data.tokenizers.hidden import Hidden
 from instructgpt_jax.data.tokenizers.settings import Settings
 from instructgpt_jax.data.tokenizers.special_tokens import (

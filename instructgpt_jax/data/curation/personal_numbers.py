@@ -9,7 +9,7 @@ import ipaddress
 import re
 from collections.abc import Callable
 
-from instructgpt_jax.data.code_spans import CodeSpans, is_operand
+from instructgpt_jax.data.curation.code_spans import CodeSpans, is_operand
 
 # Words around a number. Each check looks at no more than this many characters.
 _NEAR = 40

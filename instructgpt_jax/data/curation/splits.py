@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from instructgpt_jax import configs
-from instructgpt_jax.data.drops import HELD_OUT, Drops
+from instructgpt_jax.data.curation.drops import HELD_OUT, Drops
 from instructgpt_jax.data.records import (
   SPLITS,
   Demonstration,

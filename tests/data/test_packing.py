@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from instructgpt_jax import configs
-from instructgpt_jax.data import records, transforms
+from instructgpt_jax.data import encoding, packing, records
 from instructgpt_jax.data.records import Demonstration, Ranking, Turn
-from instructgpt_jax.data.tokenizer import Tokenizer
+from instructgpt_jax.data.tokenizers import Tokenizer
 from instructgpt_jax.errors import UserError
 
 
@@ -45,26 +45,28 @@ def test_prompt_text():
 def test_demonstration_ends_with_end_of_text():
   """INVARIANTS 8: the end-of-text token is trained in SFT."""
   demonstration = Demonstration(turns=(Turn("user", "Hi"),), completion="Yo.")
-  prompt, completion = transforms.encode_demonstration(
-    demonstration, LETTERS, DATA
+  ((prompt, completion),) = encoding.encode_demonstrations(
+    [demonstration], LETTERS, DATA
   )
   assert LETTERS.decode(prompt) == "Human: Hi\n\nAssistant:"
   assert LETTERS.decode(completion) == " Yo."
   assert completion[-1] == LETTERS.eos_id
-  ids, weights = transforms.example(prompt, completion)
+  ids, weights = encoding.with_loss_weights(prompt, completion)
   assert weights[-1] == 1, "the end-of-text token is trained"
   assert weights.sum() == len(completion)
   assert not weights[: len(prompt)].any()
-  _, unmasked = transforms.example(prompt, completion, mask_prompt=False)
+  _, unmasked = encoding.with_loss_weights(
+    prompt, completion, mask_prompt=False
+  )
   assert unmasked[0] == 0 and unmasked[1:].all()
   assert ids.tolist() == prompt.tolist() + completion.tolist()
-  _, bare = transforms.example(prompt[:0], completion)
+  _, bare = encoding.with_loss_weights(prompt[:0], completion)
   assert bare[0] == 0, "nothing precedes the first token"
 
 
 def test_long_reply_is_cut_without_end_of_text():
   data = configs.Data(max_response_tokens=4)
-  cut, exact = transforms.encode_completions(["abcd", "ab"], LETTERS, data)
+  cut, exact = encoding.encode_completions(["abcd", "ab"], LETTERS, data)
   assert LETTERS.decode(cut) == " abc" and LETTERS.eos_id not in cut
   assert exact.tolist() == [*map(ord, " ab"), LETTERS.eos_id]
 
@@ -76,7 +78,7 @@ def test_rankings_keep_their_completions_together():
       turns=(Turn("user", "b"),), completions=("1", "2", "3"), ranks=(1, 2, 2)
     ),
   ]
-  encoded = transforms.encode_rankings(rankings, LETTERS, DATA)
+  encoded = encoding.encode_rankings(rankings, LETTERS, DATA)
   texts = [[LETTERS.decode(c) for c in e.completions] for e in encoded]
   assert texts == [[" x", " yy"], [" 1", " 2", " 3"]]
   assert [e.ranks for e in encoded] == [(2, 1), (1, 2, 2)]
@@ -96,7 +98,7 @@ def _examples(lengths):
 def test_packing_keeps_every_example_whole():
   rng = np.random.RandomState(0)
   examples = _examples(rng.randint(1, 17, size=200))
-  rows = transforms.pack_examples(examples, 16, pad_id=0)
+  rows = packing.pack_examples(examples, 16, pad_id=0)
   found = []
   for r in range(len(rows["tokens"])):
     for s in range(1, rows["segments"][r].max() + 1):
@@ -113,27 +115,27 @@ def test_packing_keeps_every_example_whole():
   assert sorted(found) == sorted(wanted)
   total = sum(len(ids) for ids, _ in examples)
   assert len(rows["tokens"]) <= 1.05 * total / 16 + 1, "rows are well filled"
-  again = transforms.pack_examples(examples, 16, pad_id=0)
+  again = packing.pack_examples(examples, 16, pad_id=0)
   assert all(np.array_equal(rows[k], again[k]) for k in rows)
 
 
 def test_packing_is_a_best_fit():
-  rows = transforms.pack_examples(_examples([5, 3, 6, 2]), 8, pad_id=0)
+  rows = packing.pack_examples(_examples([5, 3, 6, 2]), 8, pad_id=0)
   assert (rows["segments"] > 0).all() and rows["tokens"].shape == (2, 8)
   # The 3 has to go where nothing is left, not where most is left.
-  rows = transforms.pack_examples(_examples([7, 6, 3, 2, 2]), 10, pad_id=0)
+  rows = packing.pack_examples(_examples([7, 6, 3, 2, 2]), 10, pad_id=0)
   assert (rows["segments"] > 0).all() and rows["tokens"].shape == (2, 10)
 
 
 def test_example_longer_than_a_row_says_what_to_lower():
-  for layout in (transforms.pack_examples, transforms.pad_examples):
+  for layout in (packing.pack_examples, packing.pad_examples):
     with pytest.raises(UserError) as e:
       layout(_examples([9]), 8, pad_id=0)
     assert "max_response_tokens" in str(e.value)
 
 
 def test_unpacked_rows():
-  rows = transforms.pad_examples(_examples([2, 4]), 4, pad_id=0)
+  rows = packing.pad_examples(_examples([2, 4]), 4, pad_id=0)
   assert rows["tokens"].tolist() == [[10, 11, 0, 0], [12, 13, 14, 15]]
   assert rows["segments"].tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
   assert rows["positions"].tolist() == [[0, 1, 0, 0], [0, 1, 2, 3]]
@@ -141,7 +143,7 @@ def test_unpacked_rows():
 
 def test_document_rows():
   """Whole where they fit; one that is too long goes on in a fresh segment."""
-  rows = transforms.document_rows(
+  rows = packing.pack_documents(
     [[5, 6], [], [8], [9, 10, 11, 12, 13]], 5, eos_id=1, pad_id=0
   )
   assert rows["tokens"].tolist() == [
@@ -159,35 +161,34 @@ def test_document_rows():
 
 
 def test_document_rows_of_nothing():
-  rows = transforms.document_rows([[]], 4, eos_id=1, pad_id=0)
+  rows = packing.pack_documents([[]], 4, eos_id=1, pad_id=0)
   assert all(v.shape == (0, 4) for v in rows.values())
 
 
 def test_padding():
-  tokens, mask = transforms.left_pad(
+  tokens, mask = packing.left_pad(
     [np.array([1, 2]), np.array([], np.int32)], 3, 9
   )
   assert tokens.tolist() == [[9, 1, 2], [9, 9, 9]]
   assert mask.tolist() == [[False, True, True], [False] * 3]
-  tokens, mask = transforms.right_pad([np.array([1, 2])], 3, 9)
-  assert tokens.tolist() == [[1, 2, 9]]
-  assert mask.tolist() == [[True, True, False]]
   with pytest.raises(ValueError):
-    transforms.left_pad([np.arange(4)], 3, 9)
+    packing.left_pad([np.arange(4)], 3, 9)
 
 
 def test_few_lengths_hold_all_and_waste_little():
   rng = np.random.default_rng(0)
   needed = rng.integers(300, 700, 500)
   for spare, most in ((0.5, 9), (0.1, 9), (0.02, 9), (0.02, 3), (0.0, 1)):
-    lengths = transforms.few_lengths(needed, spare=spare, most=most, steps=64)
+    lengths = packing.choose_bucket_lengths(
+      needed, spare=spare, most=most, steps=64
+    )
     assert lengths == tuple(sorted(set(lengths))) and len(lengths) <= most
     assert all(n % 8 == 0 for n in lengths) and lengths[-1] == 704
-    taken = sum(transforms.bucket(n, lengths) for n in needed.tolist())
+    taken = sum(packing.smallest_bucket(n, lengths) for n in needed.tolist())
     assert len(lengths) == most or taken <= (1 + spare) * needed.sum()
 
   def few(needed, steps):
-    return transforms.few_lengths(needed, spare=0.1, most=2, steps=steps)
+    return packing.choose_bucket_lengths(needed, spare=0.1, most=2, steps=steps)
 
   assert few([500] * 9 + [40] * 9, 32) == (40, 504)
   assert few([500] * 9 + [40] * 9, 8) == (40, 512)
@@ -196,11 +197,13 @@ def test_few_lengths_hold_all_and_waste_little():
 
 
 def test_buckets():
-  assert [transforms.bucket(n, (8, 32, 16)) for n in (1, 8, 9, 32)] == [
+  assert [packing.smallest_bucket(n, (8, 32, 16)) for n in (1, 8, 9, 32)] == [
     8, 8, 16, 32,
   ]  # fmt: skip
   with pytest.raises(ValueError):
-    transforms.bucket(33, (8, 16, 32))
+    packing.smallest_bucket(33, (8, 16, 32))
   for longest in (1, 8, 100, 1000):
-    sizes = transforms.bucket_sizes(longest)
-    assert len(sizes) <= 4 and transforms.bucket(longest, sizes) < longest + 8
+    sizes = packing.bucket_lengths(longest)
+    assert (
+      len(sizes) <= 4 and packing.smallest_bucket(longest, sizes) < longest + 8
+    )

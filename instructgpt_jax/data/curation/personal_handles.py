@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from instructgpt_jax.data.code_spans import CodeSpans
+from instructgpt_jax.data.curation.code_spans import CodeSpans
 
 # Instagram's names have dots: @jane.doe.
 _HANDLE = re.compile(

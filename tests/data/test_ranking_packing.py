@@ -7,8 +7,8 @@ import pytest
 
 from instructgpt_jax.configs.presets import model as model_preset
 from instructgpt_jax.data import ranking_packing
+from instructgpt_jax.data.encoding import EncodedRanking
 from instructgpt_jax.data.ranking_packing import Layout
-from instructgpt_jax.data.transforms import EncodedRanking
 from instructgpt_jax.models import attention, blocks
 from tests.data.ranked import ragged, rankings_of
 

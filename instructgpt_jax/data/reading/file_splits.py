@@ -6,8 +6,8 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 
-from instructgpt_jax.data import contents, paths
 from instructgpt_jax.data.formats.common import split_name
+from instructgpt_jax.data.reading import paths, text_files
 
 _TFDS_SPLIT = re.compile(r":([A-Za-z_]\w*(?:\[[^\]]*\])?)\Z")
 # The names of pipes: they say nothing.
@@ -66,7 +66,7 @@ def _split_of(path: str) -> str:
 
 def _stem(name: str) -> str:
   name = name.lower().removesuffix(".gz")
-  return name.removesuffix(contents.suffix(name))
+  return name.removesuffix(text_files.suffix(name))
 
 
 def _in_stem(stem: str) -> str:

@@ -14,9 +14,12 @@ from typing import Any, NamedTuple
 import sentencepiece
 import tokenizers
 
-from instructgpt_jax.data import tokenizer_json
-from instructgpt_jax.data.tokenizer import HuggingFace, Tokenizer
-from instructgpt_jax.data.tokenizers import classes
+from instructgpt_jax.data.tokenizers import (
+  HuggingFace,
+  Tokenizer,
+  classes,
+  tokenizer_json,
+)
 from instructgpt_jax.errors import UserError
 
 _SETTINGS = "tokenizer_config.json"

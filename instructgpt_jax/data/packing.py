@@ -1,182 +1,21 @@
-"""Records to rows of token ids. Pure numpy; shapes as in `types`."""
+"""Packs and pads token ids into rows. Pure numpy."""
 
 from __future__ import annotations
 
 import bisect
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from instructgpt_jax import configs
-from instructgpt_jax.data import records
-from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.errors import UserError
 
 Rows = dict[str, np.ndarray]
 """tokens, segments, positions [R, T] int32 and weights [R, T] float32."""
 
 
-class EncodedRanking(NamedTuple):
-  """A ranking in token ids."""
-
-  prompt: np.ndarray  # [p] int32
-  completions: tuple[np.ndarray, ...]  # K of [n] int32
-  ranks: tuple[int, ...]  # K
-
-
 def _int32(ids) -> np.ndarray:
   return np.asarray(ids, np.int32)
-
-
-def encode_prompts(
-  turns: Sequence[tuple[records.Turn, ...]],
-  tokenizer: Tokenizer,
-  data: configs.Data,
-) -> list[np.ndarray]:
-  """Token ids of prompts, exactly as a rollout starts from them."""
-  if uses_template(tokenizer, data):
-    date = data.template_date
-    return [_int32(tokenizer.encode_turns(t, date)) for t in turns]
-  return encode_documents(
-    [records.prompt_text(t, data) for t in turns], tokenizer
-  )
-
-
-def encode_completions(
-  completions: Sequence[str], tokenizer: Tokenizer, data: configs.Data
-) -> list[np.ndarray]:
-  """Encodes replies with their end-of-text token.
-
-  A reply is encoded as it follows its prompt in one text. One of more
-  than `data.max_response_tokens` is cut there, and then has no end-of-text
-  token: it did not end.
-  """
-  limit = data.max_response_tokens
-  return [ids[:limit] for ids in encode_uncut(completions, tokenizer, data)]
-
-
-def encode_uncut(
-  completions: Sequence[str], tokenizer: Tokenizer, data: configs.Data
-) -> list[np.ndarray]:
-  """Encodes whole replies with their end-of-text token."""
-  if uses_template(tokenizer, data):
-    encoded = tokenizer.encode_replies(completions)
-    end = tokenizer.eos_id
-  else:
-    encoded = encode_continuations(
-      [records.completion_text(c) for c in completions],
-      [data.assistant_tag] * len(completions),
-      tokenizer,
-    )
-    end = tokenizer.document_end_id
-  return [_int32([*ids, end]) for ids in encoded]
-
-
-def uses_template(tokenizer: Tokenizer, data: configs.Data) -> bool:
-  """Whether conversations are written by the tokenizer's chat template.
-
-  Raises:
-    UserError: the template is to be used, but cannot be.
-  """
-  return data.chat_template and tokenizer.template is not None
-
-
-def with_instruction(
-  instruction: str,
-  turns: tuple[records.Turn, ...],
-  tokenizer: Tokenizer,
-  data: configs.Data,
-) -> tuple[records.Turn, ...]:
-  """Puts an instruction ahead of a conversation.
-
-  The instruction is a system turn, or joins the existing one. Where the chat
-  template takes no system turns, it precedes the first turn's text.
-  """
-  template = tokenizer.template if data.chat_template else None
-  if template is None:
-    return (records.Turn("system", instruction), *turns)
-  first = turns[0]
-  if first.role != "system" and template.takes_system:
-    return (records.Turn("system", instruction), *turns)
-  text = f"{instruction}\n\n{first.text}"
-  return (records.Turn(first.role, text), *turns[1:])
-
-
-def encode_demonstration(
-  demonstration: records.Demonstration,
-  tokenizer: Tokenizer,
-  data: configs.Data,
-) -> tuple[np.ndarray, np.ndarray]:
-  """(prompt ids, completion ids with end-of-text) of one demonstration."""
-  return encode_demonstrations([demonstration], tokenizer, data)[0]
-
-
-def encode_demonstrations(
-  demonstrations: Sequence[records.Demonstration],
-  tokenizer: Tokenizer,
-  data: configs.Data,
-) -> list[tuple[np.ndarray, np.ndarray]]:
-  """`encode_demonstration` of many, in two tokenizer calls."""
-  return list(
-    zip(
-      encode_prompts([d.turns for d in demonstrations], tokenizer, data),
-      encode_completions(
-        [d.completion for d in demonstrations], tokenizer, data
-      ),
-      strict=True,
-    )
-  )
-
-
-def encode_rankings(
-  rankings: Sequence[records.Ranking],
-  tokenizer: Tokenizer,
-  data: configs.Data,
-) -> list[EncodedRanking]:
-  """Rankings in token ids; every completion ends as a rollout's does."""
-  prompts = encode_prompts([r.turns for r in rankings], tokenizer, data)
-  flat = encode_completions(
-    [c for r in rankings for c in r.completions], tokenizer, data
-  )
-  result, at = [], 0
-  for ranking, prompt in zip(rankings, prompts, strict=True):
-    k = len(ranking.completions)
-    result.append(
-      EncodedRanking(prompt, tuple(flat[at : at + k]), tuple(ranking.ranks))
-    )
-    at += k
-  return result
-
-
-def as_pairs(rankings: Sequence[EncodedRanking]) -> list[EncodedRanking]:
-  """Each pair that is not tied as a ranking of its own."""
-  return [
-    EncodedRanking(
-      r.prompt,
-      (r.completions[i], r.completions[j]),
-      (r.ranks[i], r.ranks[j]),
-    )
-    for r in rankings
-    for i in range(len(r.ranks))
-    for j in range(i)
-    if r.ranks[i] != r.ranks[j]
-  ]
-
-
-def example(
-  prompt: np.ndarray, completion: np.ndarray, *, mask_prompt: bool = True
-) -> tuple[np.ndarray, np.ndarray]:
-  """(ids [n], weights [n]) of one demonstration.
-
-  Nothing precedes the first token, so its weight is 0 in any case.
-  """
-  ids = np.concatenate([_int32(prompt), _int32(completion)])
-  weights = np.ones(len(ids), np.float32)
-  weights[: len(prompt) if mask_prompt else 1] = 0.0
-  weights[:1] = 0.0
-  return ids, weights
 
 
 def _empty_rows(count: int, length: int, pad_id: int) -> Rows:
@@ -188,7 +27,7 @@ def _empty_rows(count: int, length: int, pad_id: int) -> Rows:
   )
 
 
-def bins(lengths: Sequence[int], room: int) -> list[list[int]]:
+def best_fit_decreasing(lengths: Sequence[int], room: int) -> list[list[int]]:
   """Which examples share a row: best fit of the longest first.
 
   Args:
@@ -229,7 +68,7 @@ def pack_examples(
   *,
   pad_id: int,
 ) -> Rows:
-  """Packs examples into rows, as `bins` shares them out.
+  """Packs examples into rows, as `best_fit_decreasing` shares them out.
 
   No example is split, and none sees another: each is a segment with positions
   of its own.
@@ -263,7 +102,7 @@ def _packed(
   pad_id: int,
 ) -> Rows:
   """Rows of examples that stand one behind the other, of so many tokens."""
-  chosen = bins(lengths, room)
+  chosen = best_fit_decreasing(lengths, room)
   # Of each example's first token, among those of all rows.
   places = np.zeros(len(lengths), np.int64)
   segments = np.zeros(len(lengths), np.int32)
@@ -306,7 +145,7 @@ def pad_examples(
   return rows
 
 
-def document_rows(
+def pack_documents(
   documents: Sequence[Sequence[int] | np.ndarray],
   length: int,
   *,
@@ -340,21 +179,6 @@ def document_rows(
   return _packed(tokens, weights, lengths, length, pad_id)
 
 
-def encode_documents(
-  texts: Sequence[str], tokenizer: Tokenizer
-) -> list[np.ndarray]:
-  """Token ids of documents, with what begins every text."""
-  begin = tokenizer.begin
-  return [_int32([*begin, *ids]) for ids in tokenizer.encode_batch(texts)]
-
-
-def encode_continuations(
-  texts: Sequence[str], contexts: Sequence[str], tokenizer: Tokenizer
-) -> list[np.ndarray]:
-  """Encodes texts, each as it follows its context in one text."""
-  return [_int32(ids) for ids in tokenizer.encode_after(texts, contexts)]
-
-
 def left_pad(
   sequences: Sequence[np.ndarray], width: int, pad_id: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -370,15 +194,7 @@ def left_pad(
   return tokens, mask
 
 
-def right_pad(
-  sequences: Sequence[np.ndarray], width: int, pad_id: int
-) -> tuple[np.ndarray, np.ndarray]:
-  """(tokens [B, width] int32, mask [B, width] bool), padded on the right."""
-  tokens, mask = left_pad([s[::-1] for s in sequences], width, pad_id)
-  return tokens[:, ::-1].copy(), mask[:, ::-1].copy()
-
-
-def bucket(length: int, buckets: Sequence[int]) -> int:
+def smallest_bucket(length: int, buckets: Sequence[int]) -> int:
   """The smallest of the allowed lengths that holds `length`."""
   for size in sorted(buckets):
     if length <= size:
@@ -386,14 +202,14 @@ def bucket(length: int, buckets: Sequence[int]) -> int:
   raise ValueError(f"length {length} is above every bucket {tuple(buckets)}")
 
 
-def bucket_sizes(longest: int, *, count: int = 4) -> tuple[int, ...]:
+def bucket_lengths(longest: int, *, count: int = 4) -> tuple[int, ...]:
   """At most `count` lengths, evenly down from `longest` rounded up to 8."""
   top = max(8, -(-longest // 8) * 8)
   sizes = {max(8, -(-top * i // (8 * count)) * 8) for i in range(1, count + 1)}
   return tuple(sorted(sizes))
 
 
-def few_lengths(
+def choose_bucket_lengths(
   needed: ArrayLike, *, spare: float, most: int, steps: int
 ) -> tuple[int, ...]:
   """Lengths for rows of which each takes the smallest that holds it.

@@ -17,7 +17,7 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from instructgpt_jax.data import contents
+from instructgpt_jax.data.reading import text_files
 from instructgpt_jax.errors import UserError
 
 TFDS = "tfds:"
@@ -99,7 +99,7 @@ def list_files(*specs: str) -> Listing:
       continue
     path = os.path.expanduser(part)
     if part == "-" and not os.path.lexists(part):
-      path = contents.STDIN
+      path = text_files.STDIN
     status = _status(path, part)
     if status is None or stat.S_ISDIR(status.st_mode):
       _add_many(path, part, status is not None, known, listing)
@@ -181,7 +181,7 @@ def _add_many(
   matches = sorted(set(_glob(pattern, listing)))
   files = []
   for match in matches:
-    if contents.suffix(match) not in SUFFIXES and not os.path.isdir(match):
+    if text_files.suffix(match) not in SUFFIXES and not os.path.isdir(match):
       listing.ignore(match, OTHER_KIND)
     elif os.path.islink(match) and not os.path.exists(match):
       raise _broken_link(match)
@@ -322,7 +322,7 @@ def _is_workdir(names: Sequence[str]) -> bool:
 def _no_files(
   path: str, part: str, is_directory: bool, matches: Sequence[str]
 ) -> UserError:
-  kinds = sorted({contents.suffix(m) or "no suffix" for m in matches})
+  kinds = sorted({text_files.suffix(m) or "no suffix" for m in matches})
   if not matches and not is_directory:
     base = path.split("*")[0].rstrip("/") or "."
     problem = "matches no file"
@@ -365,7 +365,7 @@ def _may_be_meant(other: pathlib.Path, name: str, is_last: bool) -> bool:
   """Whether a path is of the kind of a missing one: data, or a directory."""
   if other.is_dir():
     return not is_last or not pathlib.PurePath(name).suffix
-  return is_last and contents.suffix(other) in SUFFIXES
+  return is_last and text_files.suffix(other) in SUFFIXES
 
 
 def _stem(name: str) -> str:

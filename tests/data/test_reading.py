@@ -13,7 +13,9 @@ import threading
 import pytest
 
 from instructgpt_jax.data import __main__ as command
-from instructgpt_jax.data import contents, paths, reading
+from instructgpt_jax.data import reading
+from instructgpt_jax.data.reading import listing as listing_lib
+from instructgpt_jax.data.reading import paths, text_files
 from instructgpt_jax.errors import UserError
 
 GOOD = b'{"prompt": "p", "completion": "c"}\n'
@@ -392,7 +394,7 @@ def test_a_directory_that_may_not_be_read_is_an_error(tmp_path, monkeypatch):
 
 def test_a_file_that_vanishes_is_an_error(tmp_path, monkeypatch):
   make(tmp_path, "a.jsonl", "b.jsonl")
-  real = contents.read_text
+  real = text_files.read_text
 
   def read(path):
     if path.endswith("b.jsonl"):
@@ -400,8 +402,8 @@ def test_a_file_that_vanishes_is_an_error(tmp_path, monkeypatch):
     return real(path)
 
   listing = paths.list_files(str(tmp_path))
-  monkeypatch.setattr(contents, "read_text", read)
-  monkeypatch.setattr(reading, "list_files", lambda spec: listing)
+  monkeypatch.setattr(text_files, "read_text", read)
+  monkeypatch.setattr(listing_lib, "list_files", lambda spec: listing)
   with pytest.raises(UserError) as e:
     reading.read_demonstrations(str(tmp_path))
   assert (e.value.code, e.value.file) == (
@@ -453,7 +455,8 @@ def test_a_pipe_is_read_once_and_asked_twice(tmp_path, name, content, read):
 def test_the_standard_input_is_a_source(name, tmp_path):
   script = """
     import sys
-    from instructgpt_jax.data import contents, paths, sources
+    from instructgpt_jax.data import reading
+    from instructgpt_jax.data.reading import paths, text_files
     for _ in range(2):
       print(len(reading.read_demonstrations(sys.argv[1])[0]))
   """
@@ -477,7 +480,7 @@ def test_two_names_of_the_standard_input(names):
   assert paths.SAME_FILE in out
   script = """
     import sys
-    from instructgpt_jax.data import sources
+    from instructgpt_jax.data import reading
     for name in sys.argv[1:]:
       print(len(reading.read_demonstrations(name)[0]))
   """

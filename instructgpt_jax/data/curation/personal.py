@@ -9,11 +9,16 @@ products, npm scopes and links to repositories stay.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
-from instructgpt_jax.data.code_spans import CodeSpans, is_operand
-from instructgpt_jax.data.personal_handles import has_handle
-from instructgpt_jax.data.personal_numbers import NUMBER_DETECTORS
+from instructgpt_jax.data.curation.code_spans import CodeSpans, is_operand
+from instructgpt_jax.data.curation.drops import PERSONAL, Drops
+from instructgpt_jax.data.curation.personal_handles import has_handle
+from instructgpt_jax.data.curation.personal_numbers import NUMBER_DETECTORS
+from instructgpt_jax.data.records import Demonstration, Prompt, Ranking, replies
+
+_P = TypeVar("_P", Prompt, Demonstration, Ranking)
 
 # E-mail addresses.
 
@@ -185,3 +190,23 @@ def personal_information(text: str) -> str:
     if (needs in text if needs else has_digits) and detect(text):
       return kind
   return ""
+
+
+def _texts(record: Prompt | Demonstration | Ranking) -> Iterator[str]:
+  for turn in record.turns:
+    yield turn.text
+  yield from replies(record)
+
+
+def drop_personal(records: Iterable[_P]) -> tuple[list[_P], Drops]:
+  """Drops records with personal information in prompt or completions."""
+  stay: list[_P] = []
+  drops = Drops()
+  for record in records:
+    kinds = map(personal_information, _texts(record))
+    kind = next(filter(None, kinds), "")
+    if kind:
+      drops.drop(f"{PERSONAL}: {kind}", record)
+    else:
+      stay.append(record)
+  return stay, drops

@@ -12,13 +12,13 @@ import json
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
-from instructgpt_jax.data.tokenizer import (
+from instructgpt_jax.data.tokenizers import (
   NEWLINE_WORD,
   HuggingFace,
   SentencePiece,
   Tokenizer,
+  classes,
 )
-from instructgpt_jax.data.tokenizers import classes
 
 # Nothing merges with newlines, which go in pairs; the odd one is the last, or
 # (as unigram breaks ties) the first.

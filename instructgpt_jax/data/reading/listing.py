@@ -1,0 +1,76 @@
+"""Lists the files of a source, without empty files and metadata."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import os
+
+from instructgpt_jax.data import formats
+from instructgpt_jax.data.reading import json_files, paths, text_files
+from instructgpt_jax.errors import UserError
+
+_SMALL = 4096  # bytes of a file that may hold nothing but blanks
+
+
+def _reason_to_ignore(path: str) -> str:
+  """Returns why a file of a directory is not read, or ""."""
+  try:
+    if os.path.getsize(path) < _SMALL:
+      text_files.read_text(path)
+    if text_files.suffix(path) == ".json" and _is_metadata(path):
+      return paths.NO_RECORDS
+  except UserError as error:
+    return paths.EMPTY if error.code == "empty_file" else ""
+  except OSError:
+    pass  # It is an error when the file is read.
+  return ""
+
+
+def _is_metadata(path: str) -> bool:
+  """Whether a .json file is one object of no known format."""
+  values = json_files.read_values(path, collections.Counter())
+  if isinstance(values, str):
+    return False
+  first = list(itertools.islice(values, 2))
+  if len(first) != 1 or not isinstance(first[0][1], dict):
+    return False
+  line, value = first[0]
+  try:
+    formats.recognise(value, formats.At(path, line))
+  except UserError:
+    return True
+  return False
+
+
+def list_files(*specs: str) -> paths.Listing:
+  """Lists the files that a source names, and the files that are ignored.
+
+  Several arguments are one source, as in a comma list. Empty files and metadata
+  in directories and globs are ignored. Where there are no other files, they are
+  read and cause an error.
+  """
+  listing = paths.list_files(*specs)
+  others = {
+    path: reason
+    for path, named in listing.files.items()
+    if not named and (reason := _reason_to_ignore(path))
+  }
+  if len(others) < len(listing.files):
+    for path, reason in others.items():
+      del listing.files[path]
+      listing.ignore(path, reason)
+  return listing
+
+
+def expand(spec: str) -> list[str]:
+  """Lists the files that a source names, in the order of reading.
+
+  Args:
+    spec: a comma list of files, directories (read with all their
+      subdirectories), globs (`**` stands for any subdirectories) and TFDS
+      names. Matches of one glob are sorted by name; a file is read once,
+      whatever names and links lead to it. In directories and globs only .jsonl,
+      .json and .txt files, plain or .gz, count.
+  """
+  return list(list_files(spec).files)

@@ -25,7 +25,7 @@ PAPER_REWARD = (-0.61, -0.63, -0.66, -0.71, -0.76, -0.85, -0.98, -1.55)
 
 def run(f: Family, coefficient: float) -> Job:
   """PPO-ptx at one γ, all at PPO-ptx's learning rate."""
-  rate = f.scale.value("ptx_optimizer.learning_rate")
+  rate = f.scale.value("ppo_ptx.optimizer.learning_rate")
   return f.ppo({"ppo.ptx_coef": coefficient, "optimizer.learning_rate": rate})
 
 

@@ -60,7 +60,7 @@ def draws(f: Family, name: str, epochs: int) -> list[Job]:
 
 def recipe_rate(f: Family) -> float:
   """The recipe's learning rate."""
-  return f.scale.value("reward_optimizer.learning_rate")
+  return f.scale.value("reward.optimizer.learning_rate")
 
 
 def rate(f: Family, factor: float) -> Job | str:

@@ -21,6 +21,7 @@ from instructgpt_jax.configs.experiments import (
   PretrainExperiment,
   RewardExperiment,
   SftExperiment,
+  experiment_field,
 )
 from instructgpt_jax.configs.fields import (
   Checked,
@@ -31,7 +32,17 @@ from instructgpt_jax.configs.fields import (
 from instructgpt_jax.configs.model import Model
 from instructgpt_jax.configs.optimizer import Optimizer
 from instructgpt_jax.configs.run import Mesh, Processes, Run
-from instructgpt_jax.configs.stages import Ppo, Pretrain, Reward, Sft
+from instructgpt_jax.configs.stages import (
+  Ppo,
+  PpoPtxStage,
+  PpoStage,
+  Pretrain,
+  PretrainStage,
+  Reward,
+  RewardStage,
+  Sft,
+  SftStage,
+)
 
 __all__ = [
   "Checked",
@@ -47,17 +58,23 @@ __all__ = [
   "PipelineExperiment",
   "Ppo",
   "PpoExperiment",
+  "PpoPtxStage",
+  "PpoStage",
   "Pretrain",
   "PretrainExperiment",
+  "PretrainStage",
   "Processes",
   "Reward",
   "RewardExperiment",
+  "RewardStage",
   "Run",
   "Sft",
   "SftExperiment",
+  "SftStage",
   "Tokenizer",
   "World",
   "allowed_range",
+  "experiment_field",
   "nearest",
   "option",
 ]

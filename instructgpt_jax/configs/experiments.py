@@ -15,7 +15,19 @@ from instructgpt_jax.configs.fields import Checked, option
 from instructgpt_jax.configs.model import Model
 from instructgpt_jax.configs.optimizer import Optimizer
 from instructgpt_jax.configs.run import Mesh, Processes, Run
-from instructgpt_jax.configs.stages import Ppo, Pretrain, Reward, Sft
+from instructgpt_jax.configs.stages import (
+  PPO_OPTIMIZER,
+  VALUE_OPTIMIZER,
+  Ppo,
+  PpoPtxStage,
+  PpoStage,
+  Pretrain,
+  PretrainStage,
+  Reward,
+  RewardStage,
+  Sft,
+  SftStage,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,18 +73,8 @@ class PpoExperiment(Experiment):
   """`ppo` (γ = 0) and `ppo_ptx`."""
 
   ppo: Ppo = Ppo()
-  optimizer: Optimizer = Optimizer(
-    learning_rate=1.18e-5,
-    schedule="constant",
-    warmup_steps=-1,
-    warmup_init=0.1,
-  )
-  value_optimizer: Optimizer = Optimizer(
-    learning_rate=9e-6,
-    schedule="constant",
-    warmup_steps=-1,
-    warmup_init=0.1,
-  )
+  optimizer: Optimizer = PPO_OPTIMIZER
+  value_optimizer: Optimizer = VALUE_OPTIMIZER
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,19 +95,39 @@ class PipelineExperiment(Experiment):
     choices=("", "world", "pretrain", "policy_init", "reward", "sft"),
   )
   world: World = World()
-  pretrain: Pretrain = Pretrain()
-  pretrain_optimizer: Optimizer = Optimizer(
-    learning_rate=2e-4, weight_decay=0.1, warmup_steps=100
+  pretrain: PretrainStage = PretrainStage()
+  sft: SftStage = SftStage()
+  policy_init: SftStage = SftStage(
+    epochs=2,
+    pretraining_fraction=0.1,
+    optimizer=Optimizer(learning_rate=5e-6),
   )
-  sft: Sft = Sft()
-  sft_optimizer: Optimizer = Optimizer()
-  policy_init: Sft = Sft(epochs=2, pretraining_fraction=0.1)
-  policy_init_optimizer: Optimizer = Optimizer(learning_rate=5e-6)
   labeling: Labeling = Labeling()
-  reward: Reward = Reward()
-  reward_optimizer: Optimizer = Optimizer(learning_rate=9e-6)
-  ppo: Ppo = Ppo()
-  ppo_optimizer: Optimizer = PpoExperiment.optimizer
-  ptx_optimizer: Optimizer = PpoExperiment.optimizer
-  value_optimizer: Optimizer = PpoExperiment.value_optimizer
+  reward: RewardStage = RewardStage()
+  ppo: PpoStage = PpoStage()
+  ppo_ptx: PpoPtxStage = PpoPtxStage()
   evaluation: Evaluation = Evaluation()
+
+
+def experiment_field(name: str, experiment: str) -> str | None:
+  """Returns what a field of the pipeline is called in one experiment.
+
+  Args:
+    name: such as sft.optimizer.b1, or policy_init.epochs.
+    experiment: such as sft, or policy_init.
+
+  Returns:
+    Such as optimizer.b1, or sft.epochs. None for a field that the experiment
+    does not have.
+  """
+  head, _, rest = name.partition(".")
+  if head in ("model", "tokenizer", "data", "mesh", "run"):
+    return name
+  if rest.startswith("optimizer."):
+    return rest if head == experiment else None
+  stage = {"ppo_ptx": "ppo", "evaluate": "evaluation"}
+  if head != stage.get(experiment, experiment):
+    return None
+  if rest.startswith("value_optimizer."):
+    return rest
+  return f"sft.{rest}" if head == "policy_init" else name

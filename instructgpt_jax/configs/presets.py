@@ -147,29 +147,27 @@ def _base(preset: str) -> dict:
   return dict(model=MODELS[preset])
 
 
-def _pretrain(preset: str) -> tuple[configs.Pretrain, configs.Optimizer]:
+def _pretrain(preset: str) -> configs.PretrainStage:
   if preset in SMALL:
-    if preset == "tiny":
-      section = configs.Pretrain(
-        steps=1000, batch_size=16, sequence=128, eval_every=200
-      )
-    else:
-      section = configs.Pretrain(
-        steps=2400, batch_size=16, sequence=64, eval_every=400
-      )
-    return section, configs.Optimizer(
-      learning_rate=3e-3 if preset == "tiny" else 1.2e-3,
-      warmup_steps=50,
-      weight_decay=0.1,
-      b2=0.98,
+    tiny = preset == "tiny"
+    return configs.PretrainStage(
+      steps=1000 if tiny else 2400,
+      batch_size=16,
+      sequence=128 if tiny else 64,
+      eval_every=200 if tiny else 400,
+      optimizer=configs.Optimizer(
+        learning_rate=3e-3 if tiny else 1.2e-3,
+        warmup_steps=50,
+        weight_decay=0.1,
+        b2=0.98,
+      ),
     )
   rows, rate = _PRETRAINING[preset]
   tokens = rows * 2048
-  return (
-    configs.Pretrain(
-      steps=round(_PRETRAINING_TOKENS / tokens), batch_size=rows
-    ),
-    configs.Optimizer(
+  return configs.PretrainStage(
+    steps=round(_PRETRAINING_TOKENS / tokens),
+    batch_size=rows,
+    optimizer=configs.Optimizer(
       learning_rate=rate,
       weight_decay=0.1,
       warmup_steps=math.ceil(_WARMUP_TOKENS / tokens),
@@ -177,74 +175,81 @@ def _pretrain(preset: str) -> tuple[configs.Pretrain, configs.Optimizer]:
   )
 
 
-def _sft(preset: str) -> tuple[configs.Sft, configs.Optimizer]:
+def _sft(preset: str) -> configs.SftStage:
   if preset in SMALL:
     world = preset == "world"
-    return (
-      configs.Sft(
-        epochs=2 if world else 4,
-        batch_size=32,
-        dropout=0.0 if world else 0.1,
-        select_samples=8 if world else 1,
-      ),
-      configs.Optimizer(learning_rate=1e-3),
+    return configs.SftStage(
+      epochs=2 if world else 4,
+      batch_size=32,
+      dropout=0.0 if world else 0.1,
+      select_samples=8 if world else 1,
+      optimizer=configs.Optimizer(learning_rate=1e-3),
     )
   printed = _PRINTED[_NEAREST[preset]]
-  return (
-    configs.Sft(batch_size=printed.batch),
-    configs.Optimizer(learning_rate=printed.sft_rate),
+  return configs.SftStage(
+    batch_size=printed.batch,
+    optimizer=configs.Optimizer(learning_rate=printed.sft_rate),
   )
 
 
-def _policy_init(preset: str) -> tuple[configs.Sft, configs.Optimizer]:
-  sft = configs.Sft(epochs=2, pretraining_fraction=0.1, select_by="last")
+def _policy_init(preset: str) -> configs.SftStage:
+  sft = configs.SftStage(epochs=2, pretraining_fraction=0.1, select_by="last")
   if preset in SMALL:
-    return (
-      dataclasses.replace(sft, batch_size=32, dropout=0.0),
-      configs.Optimizer(learning_rate=1e-3),
+    return dataclasses.replace(
+      sft,
+      batch_size=32,
+      dropout=0.0,
+      optimizer=configs.Optimizer(learning_rate=1e-3),
     )
   printed = _PRINTED[_NEAREST[preset]]
-  return (
-    dataclasses.replace(sft, batch_size=printed.batch),
-    configs.Optimizer(learning_rate=printed.init_rate),
+  return dataclasses.replace(
+    sft,
+    batch_size=printed.batch,
+    optimizer=configs.Optimizer(learning_rate=printed.init_rate),
   )
 
 
-def _reward(preset: str) -> tuple[configs.Reward, configs.Optimizer]:
+def _reward(preset: str) -> configs.RewardStage:
   if preset in SMALL:
-    return (
-      configs.Reward(batch_size=8),
-      configs.Optimizer(learning_rate=5e-4, warmup_steps=20),
+    return configs.RewardStage(
+      batch_size=8,
+      optimizer=configs.Optimizer(learning_rate=5e-4, warmup_steps=20),
     )
-  return configs.Reward(), configs.Optimizer(learning_rate=9e-6)
+  return configs.RewardStage()
 
 
-def _ppo(preset: str, *, ptx: bool) -> tuple[configs.Ppo, configs.Optimizer]:
+def _ppo(preset: str) -> configs.PpoStage:
+  """Returns PPO-ptx's settings, with the optimizers of PPO."""
   if preset in SMALL:
     # A fixed β of 0.02 lets so small a policy run away from its reference.
-    ppo = configs.Ppo(
-      episodes=2560 if preset == "tiny" else 5120,
+    tiny = preset == "tiny"
+    return configs.PpoStage(
+      episodes=2560 if tiny else 5120,
       rollout_batch=64,
       minibatch=32,
       kl_coef=0.12,
-      ptx_coef=2.5 if ptx else 0.0,
-      ptx_ratio=1 if preset == "tiny" else 2,
+      ptx_coef=2.5,
+      ptx_ratio=1 if tiny else 2,
       ptx_microbatch=64,
-      ptx_sequence=128 if preset == "tiny" else 64,
+      ptx_sequence=128 if tiny else 64,
       # 10 of 80 updates and 20 of 160: an eighth of the run. The paper's 0.992
       # spans 125 updates, of its 4,000.
-      ema_decay=0.9 if preset == "tiny" else 0.95,
+      ema_decay=0.9 if tiny else 0.95,
+      optimizer=_warmed(3e-4),
+      value_optimizer=_warmed(3e-4),
     )
-    return ppo, _warmed(5e-4 if ptx else 3e-4)
   printed = _PRINTED[_NEAREST[preset]]
-  ppo = configs.Ppo() if ptx else configs.Ppo(ptx_coef=0.0)
-  return ppo, _warmed(printed.ptx_rate if ptx else printed.ppo_rate)
+  return configs.PpoStage(
+    optimizer=_warmed(printed.ppo_rate),
+    value_optimizer=_warmed(printed.value_rate),
+  )
 
 
-def _value(preset: str) -> configs.Optimizer:
+def _ppo_ptx(preset: str) -> configs.PpoPtxStage:
   if preset in SMALL:
-    return _warmed(3e-4)
-  return _warmed(_PRINTED[_NEAREST[preset]].value_rate)
+    return configs.PpoPtxStage(optimizer=_warmed(5e-4))
+  rate = _PRINTED[_NEAREST[preset]].ptx_rate
+  return configs.PpoPtxStage(optimizer=_warmed(rate))
 
 
 def _warmed(rate: float) -> configs.Optimizer:
@@ -262,84 +267,75 @@ def _warmed(rate: float) -> configs.Optimizer:
 def pretrain(preset: str) -> configs.PretrainExperiment:
   """Language modelling on raw text (GPT-3's batch and learning rate)."""
   preset = canonical(preset)
-  section, optimizer = _pretrain(preset)
+  stage = _pretrain(preset)
   return configs.PretrainExperiment(
-    **_base(preset), pretrain=section, optimizer=optimizer
+    **_base(preset), pretrain=stage.section, optimizer=stage.optimizer
   )
 
 
 def sft(preset: str) -> configs.SftExperiment:
   """Supervised fine-tuning (C.1)."""
   preset = canonical(preset)
-  section, optimizer = _sft(preset)
+  stage = _sft(preset)
   return configs.SftExperiment(
-    **_base(preset), sft=section, optimizer=optimizer
+    **_base(preset), sft=stage.section, optimizer=stage.optimizer
   )
 
 
 def policy_init(preset: str) -> configs.SftExperiment:
   """What PPO starts from: 2 epochs with 10 % pretraining data (C.3)."""
   preset = canonical(preset)
-  section, optimizer = _policy_init(preset)
+  stage = _policy_init(preset)
   return configs.SftExperiment(
-    **_base(preset), sft=section, optimizer=optimizer
+    **_base(preset), sft=stage.section, optimizer=stage.optimizer
   )
 
 
 def reward(preset: str) -> configs.RewardExperiment:
   """The reward model (C.2)."""
   preset = canonical(preset)
-  section, optimizer = _reward(preset)
+  stage = _reward(preset)
   return configs.RewardExperiment(
-    **_base(preset), reward=section, optimizer=optimizer
-  )
-
-
-def _ppo_experiment(preset: str, *, ptx: bool) -> configs.PpoExperiment:
-  preset = canonical(preset)
-  section, optimizer = _ppo(preset, ptx=ptx)
-  return configs.PpoExperiment(
-    **_base(preset),
-    ppo=section,
-    optimizer=optimizer,
-    value_optimizer=_value(preset),
+    **_base(preset), reward=stage.section, optimizer=stage.optimizer
   )
 
 
 def ppo(preset: str) -> configs.PpoExperiment:
   """PPO without the pretraining term: γ = 0 (C.4)."""
-  return _ppo_experiment(preset, ptx=False)
+  preset = canonical(preset)
+  stage = _ppo(preset)
+  return configs.PpoExperiment(
+    **_base(preset),
+    ppo=dataclasses.replace(stage.section, ptx_coef=0.0),
+    optimizer=stage.optimizer,
+    value_optimizer=stage.value_optimizer,
+  )
 
 
 def ppo_ptx(preset: str) -> configs.PpoExperiment:
   """PPO-ptx: γ = 27.8 (C.4)."""
-  return _ppo_experiment(preset, ptx=True)
+  preset = canonical(preset)
+  stage = _ppo(preset)
+  return configs.PpoExperiment(
+    **_base(preset),
+    ppo=stage.section,
+    optimizer=_ppo_ptx(preset).optimizer,
+    value_optimizer=stage.value_optimizer,
+  )
 
 
 def pipeline(preset: str) -> configs.PipelineExperiment:
-  """All stages at one size; `ppo` holds PPO-ptx's settings, PPO sets γ to 0."""
+  """All stages at one size."""
   preset = canonical(preset)
-  pretrain_section, pretrain_optimizer = _pretrain(preset)
-  sft_section, sft_optimizer = _sft(preset)
-  init_section, init_optimizer = _policy_init(preset)
-  reward_section, reward_optimizer = _reward(preset)
-  ppo_section, ptx_optimizer = _ppo(preset, ptx=True)
-  _, ppo_optimizer = _ppo(preset, ptx=False)
   return configs.PipelineExperiment(
     **_base(preset),
-    pretrain=pretrain_section,
-    pretrain_optimizer=pretrain_optimizer,
-    sft=sft_section,
-    sft_optimizer=sft_optimizer,
-    policy_init=init_section,
-    policy_init_optimizer=init_optimizer,
-    reward=reward_section,
-    reward_optimizer=reward_optimizer,
-    ppo=ppo_section,
-    ppo_optimizer=ppo_optimizer,
-    ptx_optimizer=ptx_optimizer,
-    value_optimizer=_value(preset),
+    pretrain=_pretrain(preset),
+    sft=_sft(preset),
+    policy_init=_policy_init(preset),
     labeling=_labeling(preset),
+    reward=_reward(preset),
+    ppo=_ppo(preset),
+    ppo_ptx=_ppo_ptx(preset),
     evaluation=_evaluation(preset),
   )
 

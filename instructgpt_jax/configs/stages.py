@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TypeVar
 
 from instructgpt_jax.configs.fields import Checked, option
+from instructgpt_jax.configs.optimizer import Optimizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -245,3 +247,85 @@ class Ppo(Checked):
     unit="iterations",
     minimum=0,
   )
+
+
+PPO_OPTIMIZER = Optimizer(
+  learning_rate=1.18e-5,
+  schedule="constant",
+  warmup_steps=-1,
+  warmup_init=0.1,
+)
+VALUE_OPTIMIZER = dataclasses.replace(PPO_OPTIMIZER, learning_rate=9e-6)
+
+# A stage of the pipeline: the section of its experiment, and its optimizers.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainStage(Pretrain):
+  """Language modelling on raw text, as a stage of the pipeline."""
+
+  optimizer: Optimizer = Optimizer(
+    learning_rate=2e-4, weight_decay=0.1, warmup_steps=100
+  )
+
+  @property
+  def section(self) -> Pretrain:
+    """Returns the settings without the optimizer."""
+    return _narrow(self, Pretrain)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SftStage(Sft):
+  """Supervised fine-tuning, as a stage of the pipeline."""
+
+  optimizer: Optimizer = Optimizer()
+
+  @property
+  def section(self) -> Sft:
+    """Returns the settings without the optimizer."""
+    return _narrow(self, Sft)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RewardStage(Reward):
+  """Reward modelling, as a stage of the pipeline."""
+
+  optimizer: Optimizer = Optimizer(learning_rate=9e-6)
+
+  @property
+  def section(self) -> Reward:
+    """Returns the settings without the optimizer."""
+    return _narrow(self, Reward)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PpoStage(Ppo):
+  """PPO and PPO-ptx, as stages of the pipeline.
+
+  Both have these settings; PPO sets γ to 0. `optimizer` is that of PPO,
+  `value_optimizer` that of both.
+  """
+
+  optimizer: Optimizer = PPO_OPTIMIZER
+  value_optimizer: Optimizer = VALUE_OPTIMIZER
+
+  @property
+  def section(self) -> Ppo:
+    """Returns the settings without the optimizers."""
+    return _narrow(self, Ppo)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PpoPtxStage(Checked):
+  """PPO-ptx, as a stage of the pipeline: what differs from PPO."""
+
+  optimizer: Optimizer = PPO_OPTIMIZER
+
+
+S = TypeVar("S")
+
+
+def _narrow(stage: S, kind: type[S]) -> S:
+  """Returns the fields of a base class of a stage."""
+  names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+  return kind(**{name: getattr(stage, name) for name in names})

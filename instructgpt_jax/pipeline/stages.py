@@ -357,8 +357,8 @@ def _pretrain(pipeline: Pipeline) -> str:
   experiment = pipeline.experiment(
     configs.PretrainExperiment,
     "",
-    pretrain=config.pretrain,
-    optimizer=config.pretrain_optimizer,
+    pretrain=config.pretrain.section,
+    optimizer=config.pretrain.optimizer,
   )
   # What adapters stand on has none.
   model = dataclasses.replace(experiment.model, lora_rank=0)
@@ -379,8 +379,8 @@ def _policy_init(pipeline: Pipeline, base: str) -> None:
     pipeline.experiment(
       configs.SftExperiment,
       base,
-      sft=config.policy_init,
-      optimizer=config.policy_init_optimizer,
+      sft=config.policy_init.section,
+      optimizer=config.policy_init.optimizer,
     ),
     lambda c, d: language.sft(c, d, name="policy_init"),
   )
@@ -388,7 +388,7 @@ def _policy_init(pipeline: Pipeline, base: str) -> None:
 
 def _sft(pipeline: Pipeline, base: str, reward_name: str) -> None:
   config = pipeline.config
-  section = config.sft
+  section = config.sft.section
   if (
     section.select_by in ("auto", "reward")
     and pipeline.valid["data.demonstrations"]
@@ -403,7 +403,7 @@ def _sft(pipeline: Pipeline, base: str, reward_name: str) -> None:
       configs.SftExperiment,
       base,
       sft=section,
-      optimizer=config.sft_optimizer,
+      optimizer=config.sft.optimizer,
     ),
     language.sft,
   )
@@ -418,30 +418,30 @@ def _reward(pipeline: Pipeline, name: str, comparisons: str) -> None:
       configs.RewardExperiment,
       pipeline.folder("policy_init"),
       data=pipeline.data(comparisons=comparisons),
-      reward=config.reward,
-      optimizer=config.reward_optimizer,
+      reward=config.reward.section,
+      optimizer=config.reward.optimizer,
     ),
     reward.train,
   )
 
 
 def _ppo(
-  pipeline: Pipeline, name: str, reward_name: str, section: configs.Ppo
+  pipeline: Pipeline, name: str, reward_name: str, stage: configs.PpoStage
 ) -> None:
   config = pipeline.config
   pipeline.stage(
     name,
-    "ppo_ptx" if section.ptx_coef else "ppo",
+    "ppo_ptx" if stage.ptx_coef else "ppo",
     pipeline.experiment(
       configs.PpoExperiment,
       pipeline.folder("policy_init"),
       ppo=dataclasses.replace(
-        section, reward_model=pipeline.folder(reward_name)
+        stage.section, reward_model=pipeline.folder(reward_name)
       ),
-      optimizer=config.ptx_optimizer
-      if section.ptx_coef
-      else config.ppo_optimizer,
-      value_optimizer=config.value_optimizer,
+      optimizer=config.ppo_ptx.optimizer
+      if stage.ptx_coef
+      else config.ppo.optimizer,
+      value_optimizer=config.ppo.value_optimizer,
     ),
     lambda c, d: ppo.train(c, d, name=name),
   )

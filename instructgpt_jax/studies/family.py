@@ -110,15 +110,11 @@ class Family:
     ptx = changes.get("ppo.ptx_coef", self.scale.value("ppo.ptx_coef"))
     if not ptx:
       changes.pop("ppo.ptx_coef")
-    experiment, section = (
-      ("ppo_ptx", "ptx_optimizer") if ptx else ("ppo", "ppo_optimizer")
-    )
+    experiment = "ppo_ptx" if ptx else "ppo"
 
     def recipe(name: str) -> Any:
-      head, _, rest = name.partition(".")
-      return self.scale.value(
-        f"{section}.{rest}" if head == "optimizer" else name
-      )
+      stage = {"optimizer": f"{experiment}.", "value_optimizer": "ppo."}
+      return self.scale.value(stage.get(name.partition(".")[0], "") + name)
 
     return self.run(
       experiment,

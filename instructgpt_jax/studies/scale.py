@@ -56,40 +56,12 @@ class Scale:
     return whole.model
 
 
-# Sections that every experiment has.
-_COMMON = ("model", "tokenizer", "data", "mesh", "run")
-# Where an experiment finds its part of the pipeline's recipe.
-_PARTS = {
-  "pretrain": {"pretrain": "pretrain", "pretrain_optimizer": "optimizer"},
-  "sft": {"sft": "sft", "sft_optimizer": "optimizer"},
-  "policy_init": {"policy_init": "sft", "policy_init_optimizer": "optimizer"},
-  "reward": {"reward": "reward", "reward_optimizer": "optimizer"},
-  "ppo": {
-    "ppo": "ppo",
-    "ppo_optimizer": "optimizer",
-    "value_optimizer": "value_optimizer",
-  },
-  "ppo_ptx": {
-    "ppo": "ppo",
-    "ptx_optimizer": "optimizer",
-    "value_optimizer": "value_optimizer",
-  },
-  "evaluate": {"evaluation": "evaluation"},
-}
-
-
 def flags_of(experiment: str, recipe: Mapping[str, Any]) -> dict[str, Any]:
   """The flags of one experiment in a pipeline's recipe."""
   if experiment == "pipeline":
     return dict(recipe)
-  found = {}
-  for name, value in recipe.items():
-    head, _, rest = name.partition(".")
-    if head in _COMMON:
-      found[name] = value
-    elif head in _PARTS[experiment]:
-      found[f"{_PARTS[experiment][head]}.{rest}"] = value
-  return found
+  fields = {name: configs.experiment_field(name, experiment) for name in recipe}
+  return {field: recipe[name] for name, field in fields.items() if field}
 
 
 def parameters(model: configs.Model, vocabulary: int) -> int:
@@ -137,7 +109,7 @@ MINI = Scale(
     "labeling.completions": 9,
     "labeling.prompts": 1000,
     "labeling.rounds": 2,
-    "ptx_optimizer.learning_rate": 1e-3,
+    "ppo_ptx.optimizer.learning_rate": 1e-3,
     "ppo.ptx_ratio": 1,
     "ppo.ptx_microbatch": 32,
     "evaluation.prompts": 600,
@@ -152,11 +124,11 @@ MINI = Scale(
       "model.num_layers": 5,
       "model.d_model": 384,
       "model.init_std": 0.046,
-      "pretrain_optimizer.learning_rate": 3.5e-4,
-      "policy_init_optimizer.learning_rate": 3.5e-4,
-      "sft_optimizer.learning_rate": 3.5e-4,
-      "ppo_optimizer.learning_rate": 1e-4,
-      "ptx_optimizer.learning_rate": 3.5e-4,
+      "pretrain.optimizer.learning_rate": 3.5e-4,
+      "policy_init.optimizer.learning_rate": 3.5e-4,
+      "sft.optimizer.learning_rate": 3.5e-4,
+      "ppo.optimizer.learning_rate": 1e-4,
+      "ppo_ptx.optimizer.learning_rate": 3.5e-4,
     },
   },
   measure={"measure.task_items": 150, "measure.rows": 256},
@@ -185,13 +157,13 @@ LARGE = Scale(
       "model.num_layers": 10,
       "model.d_model": 256,
       "model.num_heads": 4,
-      "pretrain_optimizer.learning_rate": 8e-4,
+      "pretrain.optimizer.learning_rate": 8e-4,
     },
     "large": {
       "model.num_layers": 20,
       "model.d_model": 512,
       "model.num_heads": 8,
-      "pretrain_optimizer.learning_rate": 5e-4,
+      "pretrain.optimizer.learning_rate": 5e-4,
     },
   },
   measure={},

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 from instructgpt_jax import configs
 from instructgpt_jax.configs import presets
@@ -29,15 +30,16 @@ def check_rates(config: configs.Experiment, model: configs.Model) -> None:
   Raises:
     UserError: `recipe_from_nothing`.
   """
+  optimizers = _optimizers(config)
   fields = [
     name
-    for name, optimizer in _optimizers(config).items()
+    for name, optimizer in optimizers.items()
     if optimizer.learning_rate in _rates(_is_pretraining(config))
     and not _is_explicit(config, f"{name}.learning_rate")
   ]
   if not fields:
     return
-  rate = getattr(config, fields[0]).learning_rate
+  rate = optimizers[fields[0]].learning_rate
   advice = _advice(config.model, model)
   flags = " ".join(f"--{name}.learning_rate={advice}" for name in fields)
   raise UserError(
@@ -49,18 +51,18 @@ def check_rates(config: configs.Experiment, model: configs.Model) -> None:
   )
 
 
-def _optimizers(
-  config: configs.Experiment,
-) -> dict[str, configs.Optimizer]:
-  """Returns the optimizers that a run with `init_from` uses, by field."""
-  optimizers = {
-    field.name: getattr(config, field.name)
-    for field in dataclasses.fields(config)
-    if isinstance(getattr(config, field.name), configs.Optimizer)
-  }
+def _optimizers(config: Any) -> dict[str, configs.Optimizer]:
+  """Returns the optimizers that a run with `init_from` uses, by dotted name."""
+  result = {}
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    if isinstance(value, configs.Optimizer):
+      result[field.name] = value
+    elif dataclasses.is_dataclass(value):
+      result |= {f"{field.name}.{k}": v for k, v in _optimizers(value).items()}
   # A pipeline that starts from a model does not pretrain one.
-  optimizers.pop("pretrain_optimizer", None)
-  return optimizers
+  result.pop("pretrain.optimizer", None)
+  return result
 
 
 def _is_pretraining(config: configs.Experiment) -> bool:
@@ -90,11 +92,9 @@ def _is_explicit(config: configs.Experiment, name: str) -> bool:
   if isinstance(config, configs.PipelineExperiment):
     return False
   # A stage of a pipeline, whose rates were checked when it began.
-  known = {*_optimizers(config), "value_optimizer"}
   return any(
-    explicit.removesuffix(".learning_rate") not in known
+    explicit.endswith("optimizer.learning_rate") and explicit.count(".") > 1
     for explicit in config.data.explicit.split(",")
-    if explicit.endswith("optimizer.learning_rate")
   )
 
 

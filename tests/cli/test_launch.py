@@ -31,7 +31,7 @@ def _main(*argv, run=lambda config, workdir: None, experiment="sft"):
 
 def test_a_libtpu_without_a_tpu_says_nothing():
   script = """
-    from instructgpt_jax import launch
+    from instructgpt_jax.cli import launch
     launch.silence_libraries()
     import jax
     jax.devices()
@@ -70,7 +70,7 @@ COMPILES = """
   import ctypes
   import jax
   import jax.numpy as jnp
-  from instructgpt_jax import launch
+  from instructgpt_jax.cli import launch
 
   def resident():
     with open("/proc/self/status") as file:
@@ -117,7 +117,7 @@ def test_what_compiling_leaves_is_given_back():
 def test_a_run_looks_for_garbage_seldom_and_finds_it():
   code = """
     import gc, weakref
-    from instructgpt_jax import launch
+    from instructgpt_jax.cli import launch
 
     class Ring: pass
 

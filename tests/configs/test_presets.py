@@ -126,12 +126,12 @@ def test_printed_settings(preset, sft, init, batch, ppo, ptx, value):
     assert settings.ema_decay == 0.992
 
   found = presets.pipeline(preset)
-  assert found.ppo_optimizer == presets.ppo(preset).optimizer
-  assert found.ptx_optimizer == presets.ppo_ptx(preset).optimizer
-  assert found.value_optimizer == presets.ppo(preset).value_optimizer
-  assert found.ppo == presets.ppo_ptx(preset).ppo
-  assert found.sft == presets.sft(preset).sft
-  assert found.policy_init == presets.policy_init(preset).sft
+  assert found.ppo.optimizer == presets.ppo(preset).optimizer
+  assert found.ppo_ptx.optimizer == presets.ppo_ptx(preset).optimizer
+  assert found.ppo.value_optimizer == presets.ppo(preset).value_optimizer
+  assert found.ppo.section == presets.ppo_ptx(preset).ppo
+  assert found.sft.section == presets.sft(preset).sft
+  assert found.policy_init.section == presets.policy_init(preset).sft
 
 
 @pytest.mark.parametrize(
@@ -163,9 +163,11 @@ def test_the_warm_up_stays_at_ten_iterations(preset, changes, updates):
       assert optimizer.warmup_steps == 10 * updates
   # The pipeline's PPO stages take these very sections.
   whole = flags.replace(presets.pipeline(preset), changes)
-  for policy in (whole.ppo_optimizer, whole.ptx_optimizer):
+  for policy in (whole.ppo.optimizer, whole.ppo_ptx.optimizer):
     stage = configs.PpoExperiment(
-      ppo=whole.ppo, optimizer=policy, value_optimizer=whole.value_optimizer
+      ppo=whole.ppo.section,
+      optimizer=policy,
+      value_optimizer=whole.ppo.value_optimizer,
     )
     for optimizer in ppo_programs.optimizer_configs(stage):
       assert optimizer.warmup_steps == 10 * updates
@@ -188,9 +190,9 @@ def test_epsilon_does_not_shrink_a_clipped_step(preset):
   size = SIZES.get(preset, 1e6)
   whole = presets.pipeline(preset)
   for optimizer in (
-    whole.pretrain_optimizer, whole.sft_optimizer, whole.policy_init_optimizer,
-    whole.reward_optimizer, whole.ppo_optimizer, whole.ptx_optimizer,
-    whole.value_optimizer,
+    whole.pretrain.optimizer, whole.sft.optimizer, whole.policy_init.optimizer,
+    whole.reward.optimizer, whole.ppo.optimizer, whole.ppo_ptx.optimizer,
+    whole.ppo.value_optimizer,
   ):  # fmt: skip
     gradient = optimizer.clip_norm / size**0.5
     assert gradient / (gradient + optimizer.eps) > 0.99

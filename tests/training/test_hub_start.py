@@ -194,20 +194,20 @@ def test_a_rate_that_was_set_is_used(made):
 
 def test_a_pipeline_is_judged_as_a_whole(made):
   rates = [
-    f"--{name}_optimizer.learning_rate=1e-3"
-    for name in ("sft", "policy_init", "reward", "ppo", "ptx")
+    f"--{name}.optimizer.learning_rate=1e-3"
+    for name in ("sft", "policy_init", "reward", "ppo", "ppo_ptx")
   ]
   start = f"--init_from={made}"
   with pytest.raises(UserError) as caught:
     workdir.inherit_architecture(parsed("pipeline", start, *rates))
-  assert caught.value.field == "value_optimizer.learning_rate"
+  assert caught.value.field == "ppo.value_optimizer.learning_rate"
   whole = parsed(
-    "pipeline", start, *rates, "--value_optimizer.learning_rate=1e-3"
+    "pipeline", start, *rates, "--ppo.value_optimizer.learning_rate=1e-3"
   )
   whole = workdir.inherit_architecture(whole)
   # Its stages are not judged again.
   stage = configs.SftExperiment(
-    init_from=made, optimizer=whole.sft_optimizer, data=whole.data
+    init_from=made, optimizer=whole.sft.optimizer, data=whole.data
   )
   workdir.inherit_architecture(stage)
 

@@ -1,29 +1,29 @@
 """Intervals, win rates, best-of-n and bias entropy, in float64 on the host.
 
-The unit of every interval is the distinct prompt: samples of one prompt are not
-independent, so they are averaged first, and a prompt that occurs several times
-is one cluster (`group_by_prompt`).
+The unit of every interval is the distinct prompt. Samples of one prompt are not
+independent, so they are averaged first.
 
-A bootstrap over a few units is too narrow, and over one has no width at all.
-Below `FEW` units a share has Wilson's interval and a mean Student's; a single
-unit has none, and its bounds are NaN. Units that are all equal do not show how
-much others would differ: a share has Wilson's interval then, other values none.
+A bootstrap over a few units is too narrow, and over one unit has no width.
+Below `FEW` units, proportions use Wilson's interval and means Student's. A
+single unit has no interval, and its bounds are NaN. Equal units do not show how
+much others would vary: proportions then use Wilson's interval, and other values
+have none.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 Z_95 = 1.959963984540054  # 97.5 % quantile of the standard normal
-FEW = 30  # units below which nothing can be concluded
-_ROUNDING = 1e-9  # relative differences that say nothing
-_CHUNK = 4_000_000  # resampled indices held at once
+FEW = 30  # units below which the bootstrap is not used
+_ROUNDING = 1e-9  # relative differences below which values count as equal
+_CHUNK = 4_000_000  # resampled indices in memory at a time
 # 97.5 % quantiles of Student's t with 1 to 29 degrees of freedom.
 _T_95 = (
   12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622,
@@ -39,9 +39,9 @@ class Interval:
 
   Attributes:
     mean: the estimate.
-    low: the interval's lower bound; NaN where there is none.
-    high: its upper bound; NaN where there is none.
-    units: number of independent units, where it is one number.
+    low: lower bound; NaN if there is no interval.
+    high: upper bound; NaN if there is no interval.
+    units: number of independent units; None for pooled intervals.
   """
 
   mean: float
@@ -50,7 +50,7 @@ class Interval:
   units: int | None = None
 
   def as_dict(self) -> dict[str, Any]:
-    """Returns the values for report.json; a bound that is NaN is None."""
+    """Returns the values for report.json, with None for NaN bounds."""
     known = not (math.isnan(self.low) or math.isnan(self.high))
     result: dict[str, Any] = {
       "mean": self.mean,
@@ -66,7 +66,7 @@ class Interval:
 
 
 def per_prompt(values: ArrayLike) -> np.ndarray:
-  """Means over samples.
+  """Averages over the samples of each prompt.
 
   Args:
     values: [prompts, samples], or [prompts].
@@ -75,34 +75,16 @@ def per_prompt(values: ArrayLike) -> np.ndarray:
     [prompts] float64.
 
   Raises:
-    ValueError: there is no value, or one is not finite.
+    ValueError: there are no values, or one is not finite.
   """
   array = np.asarray(values, np.float64)
   if array.ndim not in (1, 2) or not array.size:
     raise ValueError(
-      f"values of shape {array.shape}: want [prompts] or [prompts, samples]"
+      f"values of shape {array.shape}, not [prompts] or [prompts, samples]"
     )
   if not np.isfinite(array).all():
     raise ValueError(f"{np.sum(~np.isfinite(array))} values are not finite")
   return array if array.ndim == 1 else array.mean(axis=1)
-
-
-def group_by_prompt(values: ArrayLike, keys: Sequence[Hashable]) -> np.ndarray:
-  """Means over the records of each distinct prompt.
-
-  Args:
-    values: [records, samples], or [records].
-    keys: what tells prompts apart, one per record.
-
-  Returns:
-    [distinct prompts] float64, in the order of first occurrence.
-  """
-  means = per_prompt(values)
-  if len(keys) != len(means):
-    raise ValueError(f"{len(keys)} keys for {len(means)} records")
-  index: dict[Hashable, int] = {}
-  place = np.array([index.setdefault(key, len(index)) for key in keys])
-  return np.bincount(place, weights=means) / np.bincount(place)
 
 
 def bootstrap_interval(
@@ -115,29 +97,28 @@ def bootstrap_interval(
 ) -> Interval:
   """Computes the mean over prompts with its 95 % interval.
 
-  The interval is a percentile bootstrap from `FEW` prompts on; below, it is
-  Student's, or Wilson's for a share. Where all prompts have the same value, all
-  resamples would be equal: the interval is Wilson's for a share, and has no
-  bounds otherwise.
+  With at least `FEW` prompts the interval is a percentile bootstrap. With fewer
+  it is Student's, or Wilson's for a proportion. If all prompts have the same
+  value, it is Wilson's for a proportion, and has no bounds otherwise.
 
   Args:
     values: [prompts, samples], or [prompts]; one row per distinct prompt.
-    resamples: draws of as many prompts as there are, with replacement.
-    seed: of the draws.
-    paired: values of another model on the same prompts, in the same order; the
-      interval is then of the mean difference, values − paired.
-    share: whether values are shares, from 0 to 1.
+    resamples: number of bootstrap samples.
+    seed: seed of the bootstrap.
+    paired: values of another model on the same prompts, in the same order. The
+      result is then for the mean difference, values − paired.
+    share: whether values are proportions, from 0 to 1.
   """
   means = per_prompt(values)
   scale = np.abs(means).max()
   if paired is not None:
     others = per_prompt(paired)
     if others.shape != means.shape:
-      raise ValueError(f"{len(others)} paired prompts for {len(means)}")
+      raise ValueError(f"{len(means)} prompts are paired with {len(others)}")
     scale = max(scale, np.abs(others).max())
     means = means - others
   if resamples < 1:
-    raise ValueError(f"{resamples} resamples")
+    raise ValueError(f"resamples is {resamples}, must be positive")
   count, mean = len(means), float(means.mean())
   equal = _are_equal(means - mean, scale)
   if share:
@@ -157,11 +138,13 @@ def bootstrap_interval(
 
 def _check_shares(values: np.ndarray) -> None:
   if values.min() < 0 or values.max() > 1:
-    raise ValueError(f"shares from {values.min()} to {values.max()}")
+    raise ValueError(
+      f"proportions range from {values.min()} to {values.max()}, not 0 to 1"
+    )
 
 
 def _are_equal(residuals: np.ndarray, scale: float) -> bool:
-  """Returns whether units differ by rounding alone, or there is just one.
+  """Returns whether units are equal up to rounding, or there is only one.
 
   Args:
     residuals: difference of each unit from the mean.
@@ -171,7 +154,7 @@ def _are_equal(residuals: np.ndarray, scale: float) -> bool:
 
 
 def _student(mean: float, residuals: np.ndarray, count: int) -> Interval:
-  """Returns Student's interval of a mean of `count` units, fewer than `FEW`."""
+  """Returns Student's interval of a mean of `count` units."""
   deviation = math.sqrt(np.square(residuals).sum() / (count - 1))
   half = student_t(count - 1) * deviation / math.sqrt(count)
   return Interval(mean, mean - half, mean + half, count)
@@ -184,10 +167,10 @@ def student_t(freedom: int) -> float:
     freedom: degrees of freedom, at least 1.
   """
   if freedom < 1:
-    raise ValueError(f"{freedom} degrees of freedom")
+    raise ValueError(f"freedom is {freedom}, must be at least 1")
   if freedom <= len(_T_95):
     return _T_95[freedom - 1]
-  z = Z_95  # the expansion in 1 / freedom, good to 1e-4 from here on
+  z = Z_95  # Expansion in 1 / freedom; its error is below 1e-4 here.
   return (
     z
     + (z**3 + z) / (4 * freedom)
@@ -206,15 +189,14 @@ def ratio_interval(
   """Computes Σ numerators / Σ denominators with its 95 % interval.
 
   The interval is chosen as in `bootstrap_interval`. Student's is that of the
-  linearised ratio; Wilson's counts (Σ d)² / Σ d² units, the effective
-  number of equal ones.
+  linearised ratio. Wilson's uses the effective number of units, (Σ d)² / Σ d².
 
   Args:
     numerators: [units] float.
     denominators: [units] float, not negative and not all 0.
-    resamples: draws of as many units as there are, with replacement.
-    seed: of the draws.
-    share: whether no numerator is above its denominator.
+    resamples: number of bootstrap samples.
+    seed: seed of the bootstrap.
+    share: whether no numerator exceeds its denominator.
   """
   top, bottom = per_prompt(numerators), per_prompt(denominators)
   if top.shape != bottom.shape or (bottom < 0).any() or not bottom.any():
@@ -250,23 +232,23 @@ def pooled_interval(
   seed: int = 0,
   share: bool = False,
 ) -> Interval:
-  """Computes the mean over seeds of the means over prompts, 95 %.
+  """Computes the mean over seeds of means over prompts, with its interval.
 
-  From two seeds on the interval is Student's over the seeds' means. Their
-  spread includes that of seeds and of prompts, so the interval is valid however
-  much seeds differ. It is at least as wide as the interval over the prompts
-  within seeds, which matters where few seeds agree by chance. The interval of a
-  single seed is over its prompts alone, as in `bootstrap_interval`.
+  With two or more seeds, the 95 % interval is Student's over the seeds' means,
+  whose spread includes the variation of seeds and of prompts. It is at least as
+  wide as the interval over the prompts within seeds, in case few seeds agree by
+  chance. With one seed, it is over the prompts, as in `bootstrap_interval`.
 
-  Where all prompts of all seeds have the same value, both widths would be 0.
-  The interval is then that of the seed with the fewest prompts: Wilson's for a
-  share, and without bounds otherwise.
+  If all prompts of all seeds have the same value, the interval is that of the
+  seed with the fewest prompts: Wilson's for a proportion, and without bounds
+  otherwise.
 
   Args:
-    groups: for each seed [prompts, samples] or [prompts]; sizes may differ.
-    resamples: draws, with one seed.
-    seed: of the draws.
-    share: whether values are shares, from 0 to 1.
+    groups: values of each seed, [prompts, samples] or [prompts]; sizes may
+      differ.
+    resamples: number of bootstrap samples, with one seed.
+    seed: seed of the bootstrap.
+    share: whether values are proportions, from 0 to 1.
   """
   means = [per_prompt(values) for values in groups]
   if not means:
@@ -290,7 +272,7 @@ def pooled_interval(
 def _resampled(
   values: np.ndarray, resamples: int, generator: np.random.Generator
 ) -> np.ndarray:
-  """[resamples] means of as many draws with replacement."""
+  """Returns the means of bootstrap samples, [resamples]."""
   count = len(values)
   drawn = np.empty(resamples)
   rows = max(1, _CHUNK // count)
@@ -302,39 +284,39 @@ def _resampled(
 
 
 def win_rate(scores_a: ArrayLike, scores_b: ArrayLike) -> np.ndarray:
-  """Share of sample pairs in which A scores higher; a tie counts ½.
+  """Computes the fraction of sample pairs in which A wins; ties count ½.
 
   Args:
     scores_a: [prompts, samples of A], or [prompts].
     scores_b: [prompts, samples of B], or [prompts], the same prompts.
 
   Returns:
-    [prompts] float64, to be given to `bootstrap_interval`.
+    [prompts] float64, for `bootstrap_interval`.
   """
   pair = []
   for scores in (scores_a, scores_b):
     array = np.asarray(scores, np.float64)
-    per_prompt(array)  # raises what it raises
+    per_prompt(array)  # Checks shape and values.
     pair.append(array[:, None] if array.ndim == 1 else array)
   a, b = pair
   if len(a) != len(b):
-    raise ValueError(f"{len(a)} prompts against {len(b)}")
+    raise ValueError(f"A has {len(a)} prompts, B has {len(b)}")
   difference = a[:, :, None] - b[:, None, :]
   return (0.5 * (np.sign(difference) + 1)).mean(axis=(1, 2))
 
 
 def wilson_interval(successes: float, n: float) -> Interval:
-  """Wilson's score interval of a proportion, 95 %.
+  """Computes a proportion with Wilson's 95 % score interval.
 
   Args:
-    successes: how many; a tie may count ½.
-    n: out of how many independent trials.
+    successes: number of successes; a tie may count ½.
+    n: number of independent trials.
 
   Returns:
-    The proportion with its interval, which never leaves [0, 1].
+    The proportion with its interval, which lies within [0, 1].
   """
   if n < 1 or not 0 <= successes <= n:
-    raise ValueError(f"{successes} successes of {n}")
+    raise ValueError(f"{successes} successes in {n} trials")
   share = successes / n
   scale = 1 + Z_95**2 / n
   centre = (share + Z_95**2 / (2 * n)) / scale
@@ -346,34 +328,35 @@ def wilson_interval(successes: float, n: float) -> Interval:
 
 
 def best_of_n_kl(n: int) -> float:
-  """KL of best-of-n from its base policy, ln n − (n − 1)/n, in nats.
+  """Computes the KL of best-of-n from its base policy, in nats.
 
-  Exact when no two samples are equal, an upper bound otherwise
+  ln n − (n − 1)/n is exact when no two samples are equal, and an upper bound
+  otherwise
   (arXiv:2210.10760, section 2.1).
   """
   if n < 1:
-    raise ValueError(f"best of {n}")
+    raise ValueError(f"n is {n}, must be at least 1")
   return math.log(n) - (n - 1) / n
 
 
 def doublings(most: int) -> list[int]:
-  """1, 2, 4, … up to `most`."""
+  """Returns the powers of two up to `most`: 1, 2, 4, …"""
   return [2**i for i in range(most.bit_length()) if 2**i <= most]
 
 
 def unbiased_best_of_n(
   proxy: ArrayLike, gold: ArrayLike, n: int
 ) -> float | np.ndarray:
-  """Expected gold score of the best of n by proxy, from N ≥ n samples.
+  """Estimates the gold score of the best of n by proxy, from N ≥ n samples.
 
   Σ_i C(i − 1, n − 1) / C(N, n) · gold of the i-th lowest by proxy: the mean
-  over every subset of n (arXiv:2210.10760). Equal proxy scores are broken at
-  random, so they share their weights.
+  over all subsets of n (arXiv:2210.10760). Ties of the proxy are broken at
+  random, so tied samples share their weights.
 
   Args:
-    proxy: [N] or [prompts, N] scores that choose.
-    gold: the same shape, scores that count.
-    n: how many are drawn.
+    proxy: [N] or [prompts, N] scores by which the best is selected.
+    gold: scores that are averaged, of the same shape.
+    n: number of samples to select from.
 
   Returns:
     A float, or [prompts] float64.
@@ -383,30 +366,33 @@ def unbiased_best_of_n(
     raise ValueError(f"proxy {proxies.shape} and gold {golds.shape}")
   total = proxies.shape[-1]
   if not 1 <= n <= total:
-    raise ValueError(f"best of {n} from {total} samples")
+    raise ValueError(f"n is {n}, must be from 1 to {total} samples")
   weights = np.zeros(total)
   weights[-1] = n / total  # C(N − 1, n − 1) / C(N, n)
   for i in range(total - 1, 0, -1):
     weights[i - 1] = weights[i] * max(i - n + 1, 0) / i
 
-  def one(choose: np.ndarray, count: np.ndarray) -> float:
-    order = np.argsort(choose, kind="stable")
-    _, level = np.unique(choose[order], return_inverse=True)
+  def expectation(proxy: np.ndarray, gold: np.ndarray) -> float:
+    order = np.argsort(proxy, kind="stable")
+    _, level = np.unique(proxy[order], return_inverse=True)
     shared = np.bincount(level, weights=weights) / np.bincount(level)
-    return float(np.dot(shared[level], count[order]))
+    return float(np.dot(shared[level], gold[order]))
 
   if proxies.ndim == 1:
-    return one(proxies, golds)
-  return np.array([one(p, g) for p, g in zip(proxies, golds, strict=True)])
+    return expectation(proxies, golds)
+  pairs = zip(proxies, golds, strict=True)
+  return np.array([expectation(p, g) for p, g in pairs])
 
 
 def bias_entropy(probs: ArrayLike) -> float | np.ndarray:
-  """H = −Σ p log2 p over the choices, in bits; 1 is an unbiased pair.
+  """Computes the entropy −Σ p log2 p over choices, in bits.
 
-  Section D of arXiv:2203.02155, for Winogender and CrowS-Pairs.
+  1 bit means that two choices are equally likely (section D of
+  arXiv:2203.02155, for Winogender and CrowS-Pairs).
 
   Args:
-    probs: [choices] or [prompts, choices] probabilities, normalised here.
+    probs: [choices] or [prompts, choices] probabilities, not necessarily
+      normalised.
 
   Returns:
     A float, or [prompts] float64.
@@ -424,5 +410,5 @@ def bias_entropy(probs: ArrayLike) -> float | np.ndarray:
   share = array / total
   positive = share > 0
   bits = np.where(positive, share * np.log2(np.where(positive, share, 1)), 0)
-  entropy = np.abs(bits.sum(axis=-1))  # abs: −0.0 is not shown
+  entropy = np.abs(bits.sum(axis=-1))  # abs: avoids −0.0
   return float(entropy) if array.ndim == 1 else entropy

@@ -11,14 +11,14 @@ from instructgpt_jax import statistics
 
 def test_bootstrap_interval_has_the_normal_width_for_many_prompts():
   values = np.random.default_rng(0).normal(3.0, 2.0, 1000)
-  found = statistics.bootstrap_interval(values, resamples=4000, seed=1)
+  result = statistics.bootstrap_interval(values, resamples=4000, seed=1)
   half = statistics.Z_95 * values.std() / math.sqrt(1000)
-  assert found.mean == pytest.approx(values.mean())
-  assert found.low == pytest.approx(values.mean() - half, abs=0.1 * half)
-  assert found.high == pytest.approx(values.mean() + half, abs=0.1 * half)
+  assert result.mean == pytest.approx(values.mean())
+  assert result.low == pytest.approx(values.mean() - half, abs=0.1 * half)
+  assert result.high == pytest.approx(values.mean() + half, abs=0.1 * half)
 
 
-def test_an_interval_of_two_prompts_is_students():
+def test_interval_of_two_prompts_is_students():
   interval = statistics.bootstrap_interval([0.0, 1.0])
   assert interval.mean == 0.5 and interval.units == 2
   assert interval.high - 0.5 == pytest.approx(12.7062 * 0.5, rel=1e-4)
@@ -41,7 +41,7 @@ def test_one_prompt_has_no_interval(share):
   assert seeds.mean == 0.3 and math.isnan(seeds.low)
 
 
-def test_a_few_shares_have_wilsons_interval():
+def test_few_proportions_have_wilsons_interval():
   """Also where all are 1, which no resample differs from."""
   for wins in ([1.0] * 9 + [0.0] * 2, [1.0] * 11, [0.0] * 11):
     interval = statistics.bootstrap_interval(wins, share=True)
@@ -50,9 +50,9 @@ def test_a_few_shares_have_wilsons_interval():
     assert 0 <= interval.low < interval.high <= 1 and interval.units == 11
   never = statistics.bootstrap_interval(np.zeros(500), share=True)
   assert never.low == 0 and 0 < never.high < 0.01
-  with pytest.raises(ValueError, match="shares"):
+  with pytest.raises(ValueError, match="proportions"):
     statistics.bootstrap_interval([0.5, 1.5], share=True)
-  with pytest.raises(ValueError, match="shares"):
+  with pytest.raises(ValueError, match="proportions"):
     statistics.ratio_interval([3.0, 1.0], [2.0, 2.0], share=True)
 
 
@@ -79,7 +79,7 @@ def test_equal_values_have_no_interval(count, value):
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
 @pytest.mark.parametrize("count", [3, 29, 31, 500])
-def test_equal_shares_have_wilsons_interval(count, share):
+def test_equal_proportions_have_wilsons_interval(count, share):
   known = statistics.wilson_interval(share * count, count)
   for interval in (
     statistics.bootstrap_interval(np.full((count, 5), share), share=True),
@@ -98,7 +98,7 @@ def test_equal_shares_have_wilsons_interval(count, share):
     assert bounds == pytest.approx((known.low, known.high))
 
 
-def test_values_that_hardly_differ_have_an_interval():
+def test_nearly_equal_values_have_an_interval():
   """Float32 tells them apart, so it is no rounding of the mean."""
   for count in (5, 40):
     values = 1 + 1e-6 * np.arange(count)
@@ -110,7 +110,7 @@ def test_values_that_hardly_differ_have_an_interval():
       assert interval.low < interval.mean < interval.high
 
 
-def test_wilsons_interval_of_a_ratio_counts_unequal_units_as_fewer():
+def test_wilsons_interval_of_a_ratio_uses_the_effective_number_of_units():
   equal = statistics.ratio_interval([3.0] * 4, [5.0] * 4, share=True)
   known = statistics.wilson_interval(0.6 * 4, 4)
   assert (equal.low, equal.high) == pytest.approx((known.low, known.high))
@@ -121,7 +121,7 @@ def test_wilsons_interval_of_a_ratio_counts_unequal_units_as_fewer():
 
 
 @pytest.mark.parametrize("units", [2, 3, 5, 11, 29])
-def test_intervals_of_a_few_units_cover_the_truth(units):
+def test_intervals_of_few_units_cover_the_truth(units):
   rng = np.random.default_rng(units)
   trials, inside = 600, dict.fromkeys(("mean", "share", "ratio"), 0)
   for _ in range(trials):
@@ -146,7 +146,7 @@ def test_intervals_of_a_few_units_cover_the_truth(units):
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 @pytest.mark.parametrize("spread", [0.0, 0.01, 0.03, 0.1])
-def test_the_interval_over_seeds_covers_the_truth(seeds, spread):
+def test_interval_over_seeds_covers_the_truth(seeds, spread):
   """However much seeds differ beside what their prompts do."""
   rng = np.random.default_rng(int(1000 * spread) + seeds)
   trials, inside = 800, 0
@@ -171,10 +171,10 @@ def test_bootstrap_interval_covers_the_truth_about_95_percent_of_the_time():
   rng = np.random.default_rng(0)
   inside = 0
   for trial in range(200):
-    found = statistics.bootstrap_interval(
+    result = statistics.bootstrap_interval(
       rng.normal(size=60), resamples=400, seed=trial
     )
-    inside += found.low <= 0 <= found.high
+    inside += result.low <= 0 <= result.high
   assert 0.89 <= inside / 200 <= 0.98
 
 
@@ -189,7 +189,7 @@ def test_bootstrap_resamples_prompts_not_samples():
   )
 
 
-def test_bootstrap_is_fixed_by_its_seed():
+def test_bootstrap_is_determined_by_its_seed():
   values = np.arange(40.0)
   first = statistics.bootstrap_interval(values, resamples=200, seed=1)
   assert first == statistics.bootstrap_interval(values, resamples=200, seed=1)
@@ -199,30 +199,24 @@ def test_bootstrap_is_fixed_by_its_seed():
 def test_bootstrap_in_chunks_draws_every_resample(monkeypatch):
   values = np.random.default_rng(0).normal(size=50)
   monkeypatch.setattr(statistics, "_CHUNK", 350)  # 7 resamples at once
-  found = statistics.bootstrap_interval(values, resamples=1000, seed=0)
+  result = statistics.bootstrap_interval(values, resamples=1000, seed=0)
   half = statistics.Z_95 * values.std() / math.sqrt(50)
-  assert found.high - found.low == pytest.approx(2 * half, rel=0.15)
+  assert result.high - result.low == pytest.approx(2 * half, rel=0.15)
 
 
-def test_paired_bootstrap_takes_what_prompts_share_out():
+def test_paired_bootstrap_removes_variation_between_prompts():
   rng = np.random.default_rng(0)
   difficulty = rng.normal(0, 5, 300)
   a = difficulty[:, None] + 0.5 + rng.normal(0, 0.1, (300, 2))
   b = difficulty[:, None] + rng.normal(0, 0.1, (300, 3))
-  found = statistics.bootstrap_interval(a, resamples=500, seed=0, paired=b)
-  assert found.mean == pytest.approx(a.mean() - b.mean())
-  assert 0.47 < found.low < found.mean < found.high < 0.53
-
-
-def test_group_by_prompt_makes_one_value_per_distinct_prompt():
-  values = [[1.0, 3.0], [5.0, 5.0], [4.0, 4.0]]
-  found = statistics.group_by_prompt(values, ["x", "y", "x"])
-  np.testing.assert_array_equal(found, [3.0, 5.0])
+  result = statistics.bootstrap_interval(a, resamples=500, seed=0, paired=b)
+  assert result.mean == pytest.approx(a.mean() - b.mean())
+  assert 0.47 < result.low < result.mean < result.high < 0.53
 
 
 def test_win_rate_counts_a_tie_one_half():
-  found = statistics.win_rate([3, 1, 2], [1, 3, 2])
-  np.testing.assert_array_equal(found, [1, 0, 0.5])
+  result = statistics.win_rate([3, 1, 2], [1, 3, 2])
+  np.testing.assert_array_equal(result, [1, 0, 0.5])
 
 
 def test_win_rate_compares_every_pair_of_samples():
@@ -244,26 +238,26 @@ def test_win_rate_compares_every_pair_of_samples():
   ],
 )
 def test_wilson_interval_equals_published_numbers(successes, n, low, high):
-  found = statistics.wilson_interval(successes, n)
-  assert found.mean == successes / n
-  assert found.low == pytest.approx(low, abs=6e-4)
-  assert found.high == pytest.approx(high, abs=6e-4)
+  result = statistics.wilson_interval(successes, n)
+  assert result.mean == successes / n
+  assert result.low == pytest.approx(low, abs=6e-4)
+  assert result.high == pytest.approx(high, abs=6e-4)
 
 
 def test_wilson_interval_solves_its_equation():
   """Its ends are the p at which the score statistic is exactly z."""
-  found = statistics.wilson_interval(7, 12)
-  for p in (found.low, found.high):
+  result = statistics.wilson_interval(7, 12)
+  for p in (result.low, result.high):
     score = abs(7 / 12 - p) / math.sqrt(p * (1 - p) / 12)
     assert score == pytest.approx(statistics.Z_95)
 
 
 def test_wilson_interval_mirrors_and_stays_within_zero_and_one():
   for successes in (0, 1, 2.5, 5):
-    found = statistics.wilson_interval(successes, 5)
+    result = statistics.wilson_interval(successes, 5)
     mirror = statistics.wilson_interval(5 - successes, 5)
-    assert found.low == pytest.approx(1 - mirror.high)
-    assert 0 <= found.low <= found.mean <= found.high <= 1
+    assert result.low == pytest.approx(1 - mirror.high)
+    assert 0 <= result.low <= result.mean <= result.high <= 1
 
 
 def test_best_of_n_kl_known_answers():
@@ -287,8 +281,8 @@ def test_unbiased_best_of_n_is_the_mean_over_all_subsets(n):
   proxy, gold = rng.normal(size=(2, 5))
   subsets = list(itertools.combinations(range(5), n))
   expected = np.mean([gold[max(s, key=lambda i: proxy[i])] for s in subsets])
-  found = statistics.unbiased_best_of_n(proxy, gold, n)
-  assert found == pytest.approx(expected)
+  result = statistics.unbiased_best_of_n(proxy, gold, n)
+  assert result == pytest.approx(expected)
 
 
 def test_unbiased_best_of_n_breaks_ties_at_random():
@@ -297,15 +291,15 @@ def test_unbiased_best_of_n_breaks_ties_at_random():
   for order in itertools.permutations(range(5)):  # the first of equals wins
     for subset in itertools.combinations(order, 2):
       expected.append(gold[max(subset, key=lambda i: proxy[i])])
-  found = statistics.unbiased_best_of_n(proxy, gold, 2)
-  assert found == pytest.approx(np.mean(expected))
+  result = statistics.unbiased_best_of_n(proxy, gold, 2)
+  assert result == pytest.approx(np.mean(expected))
 
 
 def test_unbiased_best_of_n_takes_many_prompts_at_once():
   rng = np.random.default_rng(0)
   proxy, gold = rng.normal(size=(2, 3, 6))
-  found = statistics.unbiased_best_of_n(proxy, gold, 4)
-  for row, p, g in zip(np.asarray(found), proxy, gold, strict=True):
+  result = statistics.unbiased_best_of_n(proxy, gold, 4)
+  for row, p, g in zip(np.asarray(result), proxy, gold, strict=True):
     assert row == pytest.approx(statistics.unbiased_best_of_n(p, g, 4))
   best = statistics.unbiased_best_of_n(proxy, gold, 6)
   np.testing.assert_allclose(best, gold[range(3), proxy.argmax(axis=1)])
@@ -313,9 +307,9 @@ def test_unbiased_best_of_n_takes_many_prompts_at_once():
 
 def test_unbiased_best_of_n_stays_finite_for_many_samples():
   samples = np.arange(5000.0)
-  found = statistics.unbiased_best_of_n(samples, samples, 2000)
+  result = statistics.unbiased_best_of_n(samples, samples, 2000)
   # The expected maximum of n out of 1 … N is n (N + 1) / (n + 1).
-  assert found + 1 == pytest.approx(2000 * 5001 / 2001)
+  assert result + 1 == pytest.approx(2000 * 5001 / 2001)
 
 
 def test_bias_entropy_of_a_fair_two_way_choice_is_one_bit():
@@ -339,7 +333,6 @@ def test_bias_entropy_known_answers():
     lambda: statistics.bootstrap_interval([1.0, float("nan")]),
     lambda: statistics.bootstrap_interval([1.0, 2.0], paired=[1.0]),
     lambda: statistics.bootstrap_interval([1.0], resamples=0),
-    lambda: statistics.group_by_prompt([1.0, 2.0], ["x"]),
     lambda: statistics.win_rate([1.0], [1.0, 2.0]),
     lambda: statistics.win_rate([float("nan")], [1.0]),
     lambda: statistics.wilson_interval(1, 0),
@@ -351,12 +344,12 @@ def test_bias_entropy_known_answers():
     lambda: statistics.bias_entropy([-1.0, 2.0]),
   ],
 )
-def test_nonsense_is_refused(call):
+def test_invalid_arguments_are_refused(call):
   with pytest.raises(ValueError):
     call()
 
 
-def test_interval_is_what_the_report_holds():
+def test_interval_as_dict_for_the_report():
   interval = statistics.Interval(0.5, 0.25, 0.75)
   assert interval.as_dict() == {"mean": 0.5, "low": 0.25, "high": 0.75}
   assert str(interval) == "0.500 [0.250, 0.750]"
@@ -369,8 +362,8 @@ def test_pooled_interval_covers_seeds_and_prompts():
   for trial in range(150):
     centres = rng.normal(0.0, 0.5, 5)
     groups = [rng.normal(c, 1.0, 30) for c in centres]
-    found = statistics.pooled_interval(groups, resamples=400, seed=trial)
-    inside += found.low <= 0 <= found.high
+    result = statistics.pooled_interval(groups, resamples=400, seed=trial)
+    inside += result.low <= 0 <= result.high
   assert 0.83 <= inside / 150 <= 0.99
 
 
@@ -378,9 +371,9 @@ def test_pooled_interval_of_like_seeds_is_that_of_all_prompts():
   rng = np.random.default_rng(1)
   values = rng.normal(size=500)
   groups = [values, values, values]
-  found = statistics.pooled_interval(groups)
-  assert found.mean == pytest.approx(values.mean())
-  half = (found.high - found.low) / 2
+  result = statistics.pooled_interval(groups)
+  assert result.mean == pytest.approx(values.mean())
+  half = (result.high - result.low) / 2
   # Three seeds of 500 prompts each, independent: 1 / √1500.
   assert half == pytest.approx(
     statistics.Z_95 * values.std(ddof=1) / math.sqrt(1500)
@@ -388,9 +381,9 @@ def test_pooled_interval_of_like_seeds_is_that_of_all_prompts():
 
 
 def test_pooled_interval_of_one_prompt_a_seed_is_over_seeds():
-  found = statistics.pooled_interval([[0.0], [1.0], [2.0]])
-  assert found.mean == 1.0
-  assert found.high - 1 == pytest.approx(4.3027 / math.sqrt(3), rel=1e-4)
+  result = statistics.pooled_interval([[0.0], [1.0], [2.0]])
+  assert result.mean == 1.0
+  assert result.high - 1 == pytest.approx(4.3027 / math.sqrt(3), rel=1e-4)
   with pytest.raises(ValueError, match="no seeds"):
     statistics.pooled_interval([])
 

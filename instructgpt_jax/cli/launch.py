@@ -107,7 +107,7 @@ def main(
   with preemption.exit_on_sigterm():
     status = run_with_errors(launch)
   if status:
-    processes.end_after_error(status)
+    processes.exit_after_error(status)
   return status
 
 

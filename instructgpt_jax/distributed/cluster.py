@@ -1,4 +1,4 @@
-"""Which process of a run this is, by flags or by what a scheduler says."""
+"""Detects which process of a run this is, from flags or the environment."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from instructgpt_jax.errors import UserError
 
 
 class ProcessInfo(NamedTuple):
-  """Which process of a run this is."""
+  """The address of process 0, the number of processes and this one's index."""
 
   host: str
   port: int
@@ -23,41 +23,49 @@ class ProcessInfo(NamedTuple):
 def detect(
   section: configs.Processes, env: Mapping[str, str] = os.environ
 ) -> ProcessInfo | None:
-  """Where this process stands; None when it is alone.
+  """Detects which process of a run this is.
 
   Args:
     section: the flags.
-    env: for `auto`: variables of Slurm, of a TPU slice, or JAX's own.
+    env: environment variables. With --processes.coordinator=auto they must
+      contain JAX's own variables, Slurm's, or those of a TPU slice.
+
+  Returns:
+    The process, or None if the run has only one.
 
   Raises:
-    UserError: the flags or the variables do not say it.
+    UserError: the flags or variables are incomplete or invalid.
   """
   if not section.coordinator:
     return None
   if section.coordinator == "auto":
-    address, number, index = _detected(env)
+    address, count, index = _detect_from_environment(env)
   else:
-    address, number, index = section.coordinator, section.count, section.index
+    address, count, index = section.coordinator, section.count, section.index
   host, _, port = address.rpartition(":")
   if not host or not port.isdecimal() or not 0 < int(port) < 65536:
     raise UserError(
       f"{address!r} is not an address",
       field="processes.coordinator",
-      fix="give HOST:PORT of process 0, or auto",
+      fix="use HOST:PORT of process 0, or auto",
+      code="bad_address",
     )
-  if not 0 <= index < number:
+  if not 0 <= index < count:
     raise UserError(
-      f"process {index} is not one of {number}",
+      f"index {index} is out of range for {count} processes",
       field="processes.index",
-      fix="give --processes.count=N and --processes.index from 0 to N - 1",
+      fix="use --processes.count=N and --processes.index from 0 to N - 1",
+      code="bad_index",
     )
-  if number == 1:
+  if count == 1:
     return None
-  return ProcessInfo(host.strip("[]"), int(port), number, index)
+  return ProcessInfo(host.strip("[]"), int(port), count, index)
 
 
-def _detected(env: Mapping[str, str]) -> tuple[str, int, int]:
-  """Address of process 0, number of processes, and which one this is."""
+def _detect_from_environment(
+  env: Mapping[str, str],
+) -> tuple[str, int, int]:
+  """Returns the address of process 0, the number of processes and the index."""
   try:
     if "JAX_COORDINATOR_ADDRESS" in env:
       index = env.get("JAX_PROCESS_ID", env.get("JOB_COMPLETION_INDEX"))
@@ -78,22 +86,23 @@ def _detected(env: Mapping[str, str]) -> tuple[str, int, int]:
       return f"{hosts[0]}:8476", len(hosts), int(env["TPU_WORKER_ID"])
   except (KeyError, ValueError) as error:
     raise UserError(
-      f"is auto, but {error} in the environment does not say which process"
-      " this is",
+      f"is auto, but {error} is missing or invalid in the environment",
       field="processes.coordinator",
-      fix="give HOST:PORT, --processes.count and --processes.index",
+      fix="use HOST:PORT, --processes.count and --processes.index",
+      code="bad_environment",
     ) from error
   raise UserError(
-    "is auto, but neither Slurm, nor a TPU slice, nor JAX_COORDINATOR_ADDRESS"
-    " is in the environment",
+    "is auto, but the environment has no variables of Slurm or a TPU slice,"
+    " and no JAX_COORDINATOR_ADDRESS",
     field="processes.coordinator",
-    fix="give HOST:PORT, --processes.count and --processes.index",
+    fix="use HOST:PORT, --processes.count and --processes.index",
+    code="no_cluster",
   )
 
 
 def first_node(nodes: str) -> str:
-  """The first host of Slurm's list: "n[003-005,9],m1" begins with n003."""
-  found = re.match(r"([^\[,]+)(?:\[(\d+)[^\]]*\]([^,]*))?", nodes)
-  if found is None:
+  """Returns the first host of a Slurm list: n003 of "n[003-005,9],m1"."""
+  match = re.match(r"([^\[,]+)(?:\[(\d+)[^\]]*\]([^,]*))?", nodes)
+  if match is None:
     raise ValueError(f"node list {nodes!r}")
-  return "".join(part or "" for part in found.groups())
+  return "".join(part or "" for part in match.groups())

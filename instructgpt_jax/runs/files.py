@@ -85,11 +85,6 @@ def make_directory(path: str | os.PathLike[str]) -> pathlib.Path:
   return directory
 
 
-def write_bytes_atomic(path: str | os.PathLike[str], data: bytes) -> None:
-  """Writes a whole file, or leaves what was there."""
-  write_chunks_atomic(path, (data,))
-
-
 def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
   """Writes a whole UTF-8 file, or leaves the old one.
 

@@ -1,4 +1,4 @@
-"""Where a process stands, by flags and by what schedulers say."""
+"""Detection of a process from flags and schedulers' variables."""
 
 import pytest
 
@@ -9,19 +9,19 @@ from instructgpt_jax.errors import UserError
 AUTO = configs.Processes(coordinator="auto")
 
 
-def test_alone_without_flags():
+def test_single_process_without_flags():
   assert cluster.detect(configs.Processes(), {"SLURM_PROCID": "1"}) is None
   section = configs.Processes(coordinator="h:1", count=1)
   assert cluster.detect(section, {}) is None
 
 
-def test_by_flags():
+def test_detects_from_flags():
   section = configs.Processes(coordinator="[::1]:80", count=3, index=2)
   assert cluster.detect(section, {}) == ("::1", 80, 3, 2)
 
 
 @pytest.mark.parametrize(
-  "env, wanted",
+  "env, expected",
   [
     (
       {
@@ -49,8 +49,8 @@ def test_by_flags():
   ],
   ids=["slurm", "tpu", "jax", "one_tpu_host"],
 )
-def test_found(env, wanted):
-  assert cluster.detect(AUTO, env) == wanted
+def test_detects_from_environment(env, expected):
+  assert cluster.detect(AUTO, env) == expected
 
 
 @pytest.mark.parametrize(
@@ -63,30 +63,31 @@ def test_found(env, wanted):
     ("a-b[1-2],c[3-4]", "a-b1"),
   ],
 )
-def test_first_node_of_a_list(nodes, first):
+def test_first_node(nodes, first):
   assert cluster.first_node(nodes) == first
 
 
 @pytest.mark.parametrize(
-  "section, env, said",
+  "section, env, code",
   [
-    (AUTO, {}, "neither Slurm"),
-    (AUTO, {"SLURM_PROCID": "0"}, "does not say which process"),
+    (AUTO, {}, "no_cluster"),
+    (AUTO, {"SLURM_PROCID": "0"}, "bad_environment"),
     (
       AUTO,
       {"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "x"},
-      "does not say which process",
+      "bad_environment",
     ),
     (
       configs.Processes(coordinator="h:1", count=2, index=2),
       {},
-      "process 2 is not one of 2",
+      "bad_index",
     ),
-    (configs.Processes(coordinator="h", count=2), {}, "is not an address"),
-    (configs.Processes(coordinator="h:x", count=2), {}, "is not an address"),
-    (configs.Processes(coordinator=":70000", count=2), {}, "is not an address"),
+    (configs.Processes(coordinator="h", count=2), {}, "bad_address"),
+    (configs.Processes(coordinator="h:x", count=2), {}, "bad_address"),
+    (configs.Processes(coordinator=":70000", count=2), {}, "bad_address"),
   ],
 )
-def test_what_does_not_say_it_is_refused(section, env, said):
-  with pytest.raises(UserError, match=said):
+def test_incomplete_or_invalid_settings_are_refused(section, env, code):
+  with pytest.raises(UserError) as error:
     cluster.detect(section, env)
+  assert error.value.code == code

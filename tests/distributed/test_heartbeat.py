@@ -1,4 +1,4 @@
-"""A process that is frozen, and still connected, ends its run."""
+"""A process that freezes while connected ends its run."""
 
 import os
 import signal
@@ -12,23 +12,23 @@ import time
 import pytest
 
 from instructgpt_jax import configs
-from instructgpt_jax.distributed import processes
+from instructgpt_jax.distributed import connection, rendezvous
 
 TIMEOUT = 4.0
-# Two processes without JAX's service, which end when a file appears.
+# A process without JAX's service, which ends when a file appears.
 SCRIPT = """
   import os, sys, time
   from instructgpt_jax import configs
-  from instructgpt_jax.distributed import processes
+  from instructgpt_jax.distributed import processes, rendezvous
 
-  processes._start_jax = processes._stop_jax = lambda *unused: None
-  me, port, timeout, gate = sys.argv[1:]
+  processes._start_jax = rendezvous.stop_jax = lambda *unused: None
+  index, port, timeout, gate = sys.argv[1:]
   section = configs.Processes(
-    coordinator=f"localhost:{port}", count=2, index=int(me),
+    coordinator=f"localhost:{port}", count=2, index=int(index),
     timeout=float(timeout))
   flags = {"workdir": os.path.dirname(gate)}
   with processes.distributed_context(section, flags):
-    print("together", flush=True)
+    print("connected", flush=True)
     while not os.path.exists(gate):
       time.sleep(0.05)
   print("done", flush=True)
@@ -36,95 +36,98 @@ SCRIPT = """
 
 
 @pytest.fixture
-def two(tmp_path):
+def both(tmp_path):
   with socket.socket() as free:
     free.bind(("localhost", 0))
     port = free.getsockname()[1]
-  begun = [
+  started = [
     subprocess.Popen(
       [sys.executable, "-c", textwrap.dedent(SCRIPT)]
-      + [str(me), str(port), str(TIMEOUT), str(tmp_path / "gate")],
+      + [str(index), str(port), str(TIMEOUT), str(tmp_path / "gate")],
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
     )
-    for me in range(2)
+    for index in range(2)
   ]
-  for process in begun:
-    assert process.stdout.readline() == "together\n"
-  yield begun
-  for process in begun:
+  for process in started:
+    assert process.stdout.readline() == "connected\n"
+  yield started
+  for process in started:
     process.kill()
     process.communicate()
 
 
 @pytest.mark.parametrize("frozen", [0, 1])
-def test_a_frozen_process_is_named_and_all_end(two, frozen):
-  two[frozen].send_signal(signal.SIGSTOP)
+def test_frozen_process_is_named_and_all_end(both, frozen):
+  both[frozen].send_signal(signal.SIGSTOP)
   stopped = time.monotonic()
-  _, error = two[1 - frozen].communicate(timeout=60)
+  _, error = both[1 - frozen].communicate(timeout=60)
   assert time.monotonic() - stopped > TIMEOUT / 2
-  assert two[1 - frozen].returncode == processes.ENDED_EARLY
+  assert both[1 - frozen].returncode == rendezvous.PEER_FAILED
   lines = error.splitlines()
   assert lines[0].startswith(f"warning: process {frozen} has sent nothing")
-  assert lines[1].startswith(f"error: process {frozen} has been silent for 4 s")
+  assert lines[1].startswith(
+    f"error: process {frozen} has not responded for 4 s"
+  )
   assert lines[2].startswith("  fix: ") and "processes.timeout" in lines[2]
   assert len(lines) == 3
-  # It ends as well once it goes on.
-  two[frozen].send_signal(signal.SIGCONT)
-  _, error = two[frozen].communicate(timeout=60)
-  assert two[frozen].returncode == processes.ENDED_EARLY
+  # The frozen process ends as well once it continues.
+  both[frozen].send_signal(signal.SIGCONT)
+  _, error = both[frozen].communicate(timeout=60)
+  assert both[frozen].returncode == rendezvous.PEER_FAILED
   assert error.startswith("error: process ")
 
 
-def test_processes_that_say_nothing_else_go_on(two, tmp_path):
+def test_processes_that_send_only_heartbeats_continue(both, tmp_path):
   time.sleep(1.5 * TIMEOUT)
-  assert [process.poll() for process in two] == [None, None]
+  assert [process.poll() for process in both] == [None, None]
   (tmp_path / "gate").touch()
-  for process in two:
+  for process in both:
     out, error = process.communicate(timeout=60)
     assert process.returncode == 0 and out == "done\n", error
 
 
-def lines():
-  return [processes._Line(end) for end in socket.socketpair()]
+def connected_pair():
+  return [connection.Connection(end) for end in socket.socketpair()]
 
 
-def test_a_late_heartbeat_is_warned_of_and_forgiven(capsys):
-  one, other = lines()
+def test_late_heartbeat_is_only_a_warning(capsys):
+  one, other = connected_pair()
 
   def late():
     time.sleep(0.7)
-    one.say(beat=True)
-    one.say(end=True)
+    one.send(heartbeat=True)
+    one.send(end=True)
 
   threading.Thread(target=late).start()
-  assert other.follow(1.0, "process 7") == {"end": True}
+  assert other.receive_past_heartbeats(1.0, "process 7") == {"end": True}
   error = capsys.readouterr().err
   assert "warning: process 7 has sent nothing for 0.5 s" in error
-  assert "process 7 is there again" in error
-  for line in (one, other):
-    line.close()
-
-
-def test_silence_and_an_end_are_told_apart():
-  one, other = lines()
-  one._socket.sendall(b'{"error": "half')  # a message in the making
-  with pytest.raises(TimeoutError):
-    other.follow(0.2, "process 1")
-  one._socket.sendall(b' a word"}\n')
-  assert other.follow(5.0, "process 1") == {"error": "half a word"}
-  one.say(beat=True)
+  assert "process 7 responds again" in error
   one.close()
-  assert other.follow(5.0, "process 1") is None
   other.close()
 
 
-def test_a_file_system_that_hangs_stops_the_heartbeat(monkeypatch, tmp_path):
+def test_silence_differs_from_a_closed_connection():
+  one, other = connected_pair()
+  one._socket.sendall(b'{"error": "two')  # an incomplete message
+  with pytest.raises(TimeoutError):
+    other.receive_past_heartbeats(0.2, "process 1")
+  one._socket.sendall(b' parts"}\n')
+  message = other.receive_past_heartbeats(5.0, "process 1")
+  assert message == {"error": "two parts"}
+  one.send(heartbeat=True)
+  one.close()
+  assert other.receive_past_heartbeats(5.0, "process 1") is None
+  other.close()
+
+
+def test_hanging_file_system_stops_the_heartbeat(monkeypatch, tmp_path):
   hangs = threading.Event()
   monkeypatch.setattr(os, "statvfs", lambda path: hangs.wait(30))
   messages = []
-  beats = processes._Heartbeat(
+  heartbeat = connection.Heartbeat(
     lambda **message: messages.append(message), 0.2, str(tmp_path)
   )
   time.sleep(0.3)
@@ -133,9 +136,10 @@ def test_a_file_system_that_hangs_stops_the_heartbeat(monkeypatch, tmp_path):
   until = time.monotonic() + 30
   while not messages and time.monotonic() < until:
     time.sleep(0.01)
-  beats.stop()
-  assert messages[0] == {"beat": True}
+  heartbeat.stop()
+  assert messages[0] == {"heartbeat": True}
 
 
-def test_beats_are_many_within_the_timeout():
-  assert configs.Processes().timeout / processes._BEATS >= processes._SELDOM
+def test_default_timeout_covers_many_heartbeats():
+  interval = configs.Processes().timeout / connection.HEARTBEATS_PER_TIMEOUT
+  assert interval >= connection.MAX_HEARTBEAT_INTERVAL

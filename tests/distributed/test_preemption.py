@@ -1,4 +1,4 @@
-"""SIGTERM is remembered by a loop, which asks for it at its steps."""
+"""A PreemptionWatch remembers SIGTERM until the loop asks for it."""
 
 import os
 import signal
@@ -8,31 +8,31 @@ import pytest
 from instructgpt_jax.distributed import preemption
 
 
-def term():
+def send_sigterm():
   os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_a_watch_remembers_and_puts_the_handlers_back():
+def test_watch_remembers_sigterm_and_restores_handlers():
   before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
-  with pytest.raises(preemption.Preempted) as caught:
+  with pytest.raises(preemption.Preempted) as error:
     with preemption.PreemptionWatch() as watch:
       assert not watch.requested()
-      term()
+      send_sigterm()
       assert watch.requested()
-      # From now on either signal ends the process.
+      # A second signal of either kind now ends the process.
       for number in (signal.SIGTERM, signal.SIGINT):
         assert signal.getsignal(number) == signal.SIG_DFL
-  assert caught.value.code == 0
+  assert error.value.code == 0
   after = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
   assert after == before
 
 
-def test_a_watch_without_a_signal_ends_quietly():
+def test_watch_without_a_signal_does_nothing():
   with preemption.PreemptionWatch() as watch:
     assert not watch.requested()
 
 
-def test_an_error_is_not_hidden_by_a_signal():
+def test_signal_does_not_hide_an_error():
   with pytest.raises(ValueError, match="ours"), preemption.PreemptionWatch():
-    term()
+    send_sigterm()
     raise ValueError("ours")

@@ -1,4 +1,4 @@
-"""Several processes as one run: what they make, and how they end."""
+"""Several processes as one run: their results, and how they end."""
 
 import functools
 import os
@@ -16,17 +16,17 @@ from instructgpt_jax.models.transformer import abstract_params
 from instructgpt_jax.training import workdir
 from tests.training import results, soak, toy
 
-ENDED = "has ended without a word"
+ENDED = "ended without reporting an error"
 
 
 def free_port():
-  with socket.socket() as found:
-    found.bind(("localhost", 0))
-    return found.getsockname()[1]
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    return free.getsockname()[1]
 
 
 def start(server, count, module, *flags, each=lambda i: (), address=""):
-  """Processes of one run, each with its own flags."""
+  """Starts the processes of one run; `each` gives flags of process i."""
   address = address or f"localhost:{free_port()}"
   return [
     server.start(
@@ -49,15 +49,15 @@ def finish(children):
 
 
 @pytest.mark.parametrize("axis", ["data", "fsdp", "tensor"])
-def test_two_train_as_one_does(axis, stages, tmp_path):
-  """On the same rows; but over data each writes its part of a checkpoint."""
+def test_two_processes_train_as_one(axis, stages, tmp_path):
+  """The metrics and parameters agree for each axis between processes."""
   path = tmp_path / "run"
   flags = [*stages.flags("pretrain"), f"--mesh.{axis}=2", f"--workdir={path}"]
   ends = finish(start(stages.server, 2, "experiments.pretrain", *flags))
   assert "training a tokenizer" in ends[0].err and not ends[1].err
-  found, wanted = map(results.metrics, (path, stages["pretrain"]))
-  assert [m["step"] for m in found] == [m["step"] for m in wanted]
-  for a, b in zip(found, wanted, strict=True):
+  actual, expected = map(results.metrics, (path, stages["pretrain"]))
+  assert [m["step"] for m in actual] == [m["step"] for m in expected]
+  for a, b in zip(actual, expected, strict=True):
     assert a == pytest.approx(b, rel=1e-3, abs=1e-4)
   stage, other = (
     workdir.open_stage(str(p)) for p in (path, stages["pretrain"])
@@ -69,8 +69,8 @@ def test_two_train_as_one_does(axis, stages, tmp_path):
   )
 
 
-def test_two_mix_and_pad_as_one_does(stages, tmp_path):
-  """A step of policy_init has an odd number of rows, and padding for two."""
+def test_two_processes_mix_and_pad_as_one(stages, tmp_path):
+  """A step of policy_init has an odd number of rows and needs padding."""
   path = tmp_path / "run"
   flags = [*stages.flags("policy_init"), f"--workdir={path}"]
   finish(start(stages.server, 2, "experiments.policy_init", *flags))
@@ -86,7 +86,7 @@ def pipeline(*more):
   return flags
 
 
-MIXED = ("--mesh.fsdp=2", "--mesh.tensor=2")  # two hold the same rows
+MIXED = ("--mesh.fsdp=2", "--mesh.tensor=2")  # two processes read the same rows
 LONG = pytest.mark.soak
 
 
@@ -100,10 +100,10 @@ LONG = pytest.mark.soak
   ],
   ids=["ppo_ptx", "pipeline-of-4", "whole-of-2", "whole-of-4"],
 )
-def test_one_is_killed_and_all_are_started_again(
+def test_killed_process_ends_all_and_the_run_resumes(
   count, experiment, flags, stage, stages, tmp_path
 ):
-  """What they then make is, bit for bit, what they make without the kill."""
+  """The result equals an uninterrupted run's, bit for bit."""
   straight, path = tmp_path / "straight", tmp_path / "killed"
   run = functools.partial(
     start,
@@ -111,7 +111,7 @@ def test_one_is_killed_and_all_are_started_again(
     count,
     f"experiments.{experiment}",
     *flags(stages),
-    address=f"localhost:{free_port()}",  # which the report tells
+    address=f"localhost:{free_port()}",  # is part of the report
   )
   finish(run(f"--workdir={straight}"))
   children = run(f"--workdir={path}")
@@ -125,8 +125,8 @@ def test_one_is_killed_and_all_are_started_again(
     done = child.wait()
     if i != victim:
       assert done.status == 1
-      said = [x for x in done.err.splitlines() if x.startswith("error")]
-      assert said == [f"error: process {victim} {ENDED}"], done.err
+      errors = [x for x in done.err.splitlines() if x.startswith("error")]
+      assert errors == [f"error: process {victim} {ENDED}"], done.err
   assert time.monotonic() - began < 20
   assert not (path / "complete.json").exists()
   finish(run(f"--workdir={path}"))
@@ -136,7 +136,7 @@ def test_one_is_killed_and_all_are_started_again(
     results.assert_same_run(path, straight)
 
 
-def test_a_signal_to_one_is_heard_by_all(stages, tmp_path):
+def test_sigterm_to_one_process_stops_all(stages, tmp_path):
   path = tmp_path / "run"
   flags = [
     *stages.flags("pretrain"),
@@ -154,33 +154,33 @@ def test_a_signal_to_one_is_heard_by_all(stages, tmp_path):
   assert results.steps(path) == [results.metrics(path)[-1]["step"]]
 
 
-def ends_of(children):
-  """Error lines of each, none of which is a traceback."""
-  found = []
+def error_lines(children):
+  """Returns the last error line of each process; none has a traceback."""
+  lines = []
   for child in children:
     done = child.wait(60)
     assert done.status in (1, 2), done.err
     assert "Traceback" not in done.err and "@" not in done.err, done.err
-    found.append(
+    lines.append(
       [x for x in done.err.splitlines() if x.startswith("error")][-1]
     )
-  return found
+  return lines
 
 
-def test_flags_that_differ(stages, tmp_path):
+def test_different_flags_are_named(stages, tmp_path):
   flags = [*stages.flags("pretrain"), f"--workdir={tmp_path / 'run'}"]
   children = start(
     stages.server, 3, "experiments.pretrain", *flags,
     each=lambda i: [f"--pretrain.batch_size={16 if i == 1 else 8}"],
   )  # fmt: skip
-  said = "process 1 was given --pretrain.batch_size=16, process 0 8"
-  for line in ends_of(children):
-    assert said in line
+  message = "process 1 has --pretrain.batch_size=16, process 0 has 8"
+  for line in error_lines(children):
+    assert message in line
   assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("missing", [0, 2])
-def test_one_that_never_comes_is_named(missing, stages, tmp_path):
+def test_missing_process_is_named(missing, stages, tmp_path):
   flags = [*stages.flags("pretrain"), f"--workdir={tmp_path / 'run'}"]
   address = f"localhost:{free_port()}"
   began = time.monotonic()
@@ -196,17 +196,17 @@ def test_one_that_never_comes_is_named(missing, stages, tmp_path):
     for i in range(3)
     if i != missing
   ]
-  said = "process 0 did not answer" if missing == 0 else (
-    "of 3 processes, number 2 did not come within 4 s"
+  message = "process 0 did not answer" if missing == 0 else (
+    "process 2 of 3 did not connect within 4 s"
   )  # fmt: skip
-  for line in ends_of(children):
-    assert said in line
+  for line in error_lines(children):
+    assert message in line
   assert time.monotonic() - began < 40
   assert not (tmp_path / "run").exists()
 
 
-def test_an_error_of_one_is_told_to_all(stages, tmp_path):
-  """Here a disk on which one of them cannot write its part of a checkpoint."""
+def test_error_of_one_process_is_reported_by_all(stages, tmp_path):
+  """One process cannot write its shards of a checkpoint."""
   path = tmp_path / "run"
   flags = [*stages.flags("pretrain"), f"--workdir={path}", "--mesh.fsdp=2"]
   address = f"localhost:{free_port()}"
@@ -221,17 +221,17 @@ def test_an_error_of_one_is_told_to_all(stages, tmp_path):
     )
     for i in range(2)
   ]
-  lines = ends_of(children)
+  lines = error_lines(children)
   assert "the disk is full" in lines[1]
-  assert "process 1 has ended" in lines[0] and "disk is full" in lines[0]
+  assert "process 1 failed" in lines[0] and "disk is full" in lines[0]
 
 
-def test_no_process_is_alone_with_a_wrong_address(stages, tmp_path):
+def test_invalid_coordinator_is_an_error(stages, tmp_path):
   flags = [*stages.flags("pretrain"), f"--workdir={tmp_path}", *toy.RUN]
-  for address, said in (
+  for address, message in (
     ("nowhere", "'nowhere' is not an address"),
     ("localhost:0", "is not an address"),
-    ("auto", "neither Slurm, nor a TPU slice"),
+    ("auto", "no variables of Slurm"),
   ):
     done = stages.server.run(
       "experiments.pretrain",
@@ -239,5 +239,5 @@ def test_no_process_is_alone_with_a_wrong_address(stages, tmp_path):
       f"--processes.coordinator={address}",
       "--processes.count=2",
     )
-    assert done.status == 2 and said in done.err
+    assert done.status == 2 and message in done.err
     assert "Traceback" not in done.err

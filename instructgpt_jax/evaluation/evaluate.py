@@ -68,7 +68,7 @@ def run(config: configs.EvaluateExperiment, directory: str) -> None:
   total = len(e.prompts) * (
     (draws or config.evaluation.samples) + 1 + section.samples_kept
   )
-  with Progress(total, "evaluate", unit="answer") as progress:
+  with Progress(total, "evaluate", unit="answer", compiles=True) as progress:
     e.told = progress.update
     prefix = _prefix(config, e, model, choosing)
     for name, temperature, samples in (

@@ -198,7 +198,7 @@ def evaluate(
   total = len(e.prompts) * (5 * (samples + 1) + config.evaluation.best_of_n)
   total += len(setting.choosing) * len(setting.prefixes)
   prefix = ""
-  with Progress(total, "evaluate", unit="answer") as progress:
+  with Progress(total, "evaluate", unit="answer", compiles=True) as progress:
     e.told = progress.update
     for place, name in enumerate(("base", "sft", "ppo", "ppo_ptx")):
       model = measure.load(setting.stages[name], e.mesh)

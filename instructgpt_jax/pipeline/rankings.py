@@ -124,7 +124,10 @@ def _sampled(
   counts[-1] = max(1, total - sum(counts[:-1]))
   pools: list[list[tuple[str, bool]]] = [[] for _ in turns]
   with Progress(
-    sum(counts) * len(turns), f"labels {number}", unit="answer"
+    sum(counts) * len(turns),
+    f"labels {number}",
+    unit="answer",
+    compiles=True,
   ) as progress:
     for place, (source, count) in enumerate(zip(from_, counts, strict=True)):
       stage = workdir.open_stage(

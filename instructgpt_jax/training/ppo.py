@@ -347,7 +347,11 @@ def _run(
         directory, tensorboard=run.tensorboard, resume_step=start
       ) as writer,
       Progress(
-        iterations, name, initial=start // updates, unit="iteration"
+        iterations,
+        name,
+        initial=start // updates,
+        unit="iteration",
+        compiles=True,
       ) as progress,
       preemption.PreemptionWatch() as watch,
     ):

@@ -152,7 +152,7 @@ def fit(
       MetricWriter(
         workdir, tensorboard=run.tensorboard, resume_step=start
       ) as writer,
-      Progress(total_steps, name, initial=start) as progress,
+      Progress(total_steps, name, initial=start, compiles=True) as progress,
       preemption.PreemptionWatch() as watch,
     ):
       guard = NonFiniteGuard(workdir)

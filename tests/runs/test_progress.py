@@ -1,6 +1,9 @@
-"""A bar on a terminal, lines elsewhere."""
+"""Progress shows a bar on a terminal, and lines elsewhere."""
 
 import io
+import re
+
+import pytest
 
 from instructgpt_jax.runs import progress
 
@@ -10,7 +13,16 @@ class _Terminal(io.StringIO):
     return True
 
 
-def test_lines_where_there_is_no_terminal():
+@pytest.fixture
+def times(monkeypatch):
+  """Replaces the clock by the times that a test sets."""
+  now = [0.0]
+  monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+  monkeypatch.setattr(progress, "peak_memory", lambda: 1_234_000_000)
+  return now
+
+
+def test_prints_lines_where_there_is_no_terminal():
   stream = io.StringIO()
   with progress.Progress(4, "train", stream=stream, every=0.0) as bar:
     bar.update(1, loss=0.123456)
@@ -32,24 +44,52 @@ def test_lines_are_rare():
   assert stream.getvalue().count("\n") == 1
 
 
-def test_an_earlier_runs_share_does_not_count_in_the_rate(monkeypatch):
-  now = iter([0.0, 10.0, 10.0, 10.0])
-  monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+def test_rate_excludes_an_earlier_run(times):
   stream = io.StringIO()
   bar = progress.Progress(120, "train", initial=100, stream=stream)
+  times[0] = 10.0
   bar.update(10)
   assert stream.getvalue() == (
-    "train: 110/120 steps, 1.00/s, 0:10 gone, 0:10 left\n"
+    "train: 110/120 steps, 1.00/s, 0:10 elapsed, 0:10 left,"
+    " peak memory 1.23 GB\n"
   )
+
+
+def test_rate_excludes_compilation(times):
+  stream = io.StringIO()
+  bar = progress.Progress(10, "train", compiles=True, stream=stream)
+  times[0] = 60.0
+  bar.update()
+  times[0] = 80.0
+  bar.update(2)
+  bar.close()
+  lines = stream.getvalue().splitlines()
+  assert lines == [
+    "train: compiling …",
+    "train: 1/10 steps, 1:00 elapsed, peak memory 1.23 GB",
+    "train: 3/10 steps, 0.10/s, 1:20 elapsed, 1:10 left, peak memory 1.23 GB",
+  ]
+
+
+def test_finished_work_does_not_compile():
+  stream = io.StringIO()
+  progress.Progress(3, "train", initial=3, compiles=True, stream=stream).close()
+  assert stream.getvalue() == ""
 
 
 def test_bar_on_a_terminal():
   stream = _Terminal()
-  with progress.Progress(4, "train", stream=stream) as bar:
-    bar.update(4, loss=1.0)
-  assert "train" in stream.getvalue()
-  assert "4/4" in stream.getvalue()
-  assert "loss=1" in stream.getvalue()
+  with progress.Progress(4, "train", compiles=True, stream=stream) as bar:
+    bar.update(2)
+    bar.update(2, loss=1.0)
+  text = stream.getvalue()
+  assert "train" in text and "compiling …" in text
+  assert "4/4" in text and "loss=1" in text
+  assert re.search(r"peak memory \d+\.\d\d GB", text)
+
+
+def test_peak_memory_is_in_bytes():
+  assert 10e6 < progress.peak_memory() < 1e12
 
 
 def test_clock():

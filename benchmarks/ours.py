@@ -21,6 +21,7 @@ from instructgpt_jax.models import transformer
 from instructgpt_jax.models.sampling import generate
 from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
 from instructgpt_jax.steps import language, ppo, reward
+from instructgpt_jax.steps import optimizer as optimizer_lib
 from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.types import LanguageBatch, PromptBatch, RankingBatch
 
@@ -42,7 +43,7 @@ def make(
 
 
 def _optimizer():
-  return state_lib.make_optimizer(work.OPTIMIZER, 1000)
+  return optimizer_lib.make_optimizer(work.OPTIMIZER, 1000)
 
 
 def _state(network: LanguageModel | ScalarModel, seed: int):

@@ -15,7 +15,7 @@ import sys
 from instructgpt_jax.cli import launch
 from instructgpt_jax.configs import presets
 from instructgpt_jax.pipeline import stages
-from instructgpt_jax.training import workdir
+from instructgpt_jax.training import inheritance
 
 
 def get_config(preset: str = "world"):
@@ -43,6 +43,6 @@ if __name__ == "__main__":
       __doc__,
       default_preset=default_preset(sys.argv[1:]),
       presets=presets.NAMES,
-      resolve=workdir.inherit_architecture,
+      resolve=inheritance.inherit_architecture,
     )
   )

@@ -13,7 +13,7 @@ import sys
 
 from instructgpt_jax.cli import launch
 from instructgpt_jax.configs import presets
-from instructgpt_jax.training import reward, workdir
+from instructgpt_jax.training import inheritance, reward
 
 
 def get_config(preset: str = "6b"):
@@ -40,6 +40,6 @@ if __name__ == "__main__":
       __doc__,
       default_preset="6b",
       presets=presets.NAMES,
-      resolve=workdir.inherit_architecture,
+      resolve=inheritance.inherit_architecture,
     )
   )

@@ -12,7 +12,7 @@ import sys
 
 from instructgpt_jax.cli import launch
 from instructgpt_jax.configs import presets
-from instructgpt_jax.training import language, workdir
+from instructgpt_jax.training import inheritance, language
 
 
 def get_config(preset: str = "1.3b"):
@@ -38,6 +38,6 @@ if __name__ == "__main__":
       __doc__,
       default_preset="1.3b",
       presets=presets.NAMES,
-      resolve=workdir.inherit_architecture,
+      resolve=inheritance.inherit_architecture,
     )
   )

@@ -349,7 +349,7 @@ def _transposed(model: Any, params: Any) -> Any:
 def load(checkpoint: str, sampling: Sampling) -> Talker:
   """The policy of a stage's workdir."""
   from instructgpt_jax.checkpoint import checkpoints as checkpoint_lib
-  from instructgpt_jax.training import workdir
+  from instructgpt_jax.training import stage_model
 
   folder = pathlib.Path(checkpoint)
   if folder.is_dir() and not checkpoint_lib.has_model(folder):
@@ -362,7 +362,7 @@ def load(checkpoint: str, sampling: Sampling) -> Talker:
         field="--checkpoint",
         fix=f"name the directory of one of them: {names}",
       )
-  model, params, tokenizer, config = workdir.load_policy(checkpoint)
+  model, params, tokenizer, config = stage_model.load_policy(checkpoint)
   return Talker(model, params, tokenizer, config.data, sampling)
 
 

@@ -31,7 +31,7 @@ from instructgpt_jax.evaluation import bias, judges, measure, rules, tasks
 from instructgpt_jax.evaluation.measure import Answers, Evaluator, Model
 from instructgpt_jax.runs import files
 from instructgpt_jax.runs.progress import Progress
-from instructgpt_jax.training import inputs, language, workdir
+from instructgpt_jax.training import inheritance, inputs, language, stage_model
 from instructgpt_jax.world import requests, write
 from instructgpt_jax.world.facts import World
 
@@ -47,17 +47,17 @@ def run(config: configs.EvaluateExperiment, directory: str) -> None:
     config: the experiment.
     directory: its workdir; gets answers.json, and means in complete.json.
   """
-  if workdir.is_complete(directory):
+  if stage_model.is_complete(directory):
     return
   section = config.measure
-  stage = workdir.open_stage(
+  stage = stage_model.open_stage(
     _needed(config.init_from, "init_from", "a model to measure"),
-    kind=workdir.LANGUAGE,
+    kind=stage_model.LANGUAGE,
     field="init_from",
     run=config,
   )
   checks.check_lengths(config.data, stage.model_config.max_seq_len)
-  workdir.check_same_prompts(stage, config.data, "init_from")
+  inheritance.check_same_prompts(stage, config.data, "init_from")
   e, world, choosing = _evaluator(config, stage)
   model = measure.load(stage, e.mesh)
   result: dict[str, Any] = {
@@ -108,24 +108,31 @@ def _needed(path: str, field: str, what: str) -> str:
 
 
 def _evaluator(
-  config: configs.EvaluateExperiment, stage: workdir.Stage
+  config: configs.EvaluateExperiment, stage: stage_model.Stage
 ) -> tuple[Evaluator, World | None, Sequence[records.Prompt]]:
   """Returns the evaluator, the world, and prompts to choose a prefix on."""
   section = config.measure
   mesh = mesh_lib.make_mesh(config.mesh)
   tokenizer = stage.tokenizer
   start, reward = (
-    workdir.open_stage(
-      _needed(path, f"measure.{field}", what), kind=kind,
-      field=f"measure.{field}", run=config,
+    stage_model.open_stage(
+      _needed(path, f"measure.{field}", what),
+      kind=kind,
+      field=f"measure.{field}",
+      run=config,
     )
     for path, field, what, kind in (
-      (section.start, "start", "the policy's start", workdir.LANGUAGE),
-      (section.reward_model, "reward_model", "a reward model", workdir.SCALAR),
+      (section.start, "start", "the policy's start", stage_model.LANGUAGE),
+      (
+        section.reward_model,
+        "reward_model",
+        "a reward model",
+        stage_model.SCALAR,
+      ),
     )
-  )  # fmt: skip
+  )
   for other, field in ((start, "start"), (reward, "reward_model")):
-    workdir.require_compatible(
+    inheritance.require_compatible(
       other, tokenizer, config.data, f"measure.{field}"
     )
   world = write.load_world(section.world) if section.world else None
@@ -134,10 +141,12 @@ def _evaluator(
     judge = judges.Gold(world)
   else:
     path = _needed(section.judge, "measure.judge", "a judge, or the world,")
-    judging = workdir.open_stage(
-      path, kind=workdir.SCALAR, field="measure.judge", run=config
+    judging = stage_model.open_stage(
+      path, kind=stage_model.SCALAR, field="measure.judge", run=config
     )
-    workdir.require_compatible(judging, tokenizer, config.data, "measure.judge")
+    inheritance.require_compatible(
+      judging, tokenizer, config.data, "measure.judge"
+    )
     judge = judges.RewardModel(judging, mesh)
   prompts = inputs.evaluation_prompts(
     config.data, tokenizer, config.evaluation, config.seed

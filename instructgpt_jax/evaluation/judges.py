@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from instructgpt_jax.training import networks, scoring
-from instructgpt_jax.training.workdir import Stage
+from instructgpt_jax.training.stage_model import Stage
 from instructgpt_jax.types import Rollout
 from instructgpt_jax.world import facts, gold
 

@@ -15,7 +15,7 @@ from instructgpt_jax.data import encoding, records
 from instructgpt_jax.data.tokenizers import Tokenizer
 from instructgpt_jax.evaluation import judges
 from instructgpt_jax.training import networks, sampling, scoring
-from instructgpt_jax.training.workdir import Stage
+from instructgpt_jax.training.stage_model import Stage
 from instructgpt_jax.types import PyTree, Rollout
 
 

@@ -34,7 +34,7 @@ from instructgpt_jax.models import lora
 from instructgpt_jax.models.transformer import abstract_params
 from instructgpt_jax.runs import files
 from instructgpt_jax.runs.progress import log_line
-from instructgpt_jax.training import stage_errors, workdir
+from instructgpt_jax.training import stage_errors, stage_model, tokenizer_store
 
 _PART = 1 << 26  # bytes of arrays that are written together
 
@@ -59,7 +59,7 @@ def import_model(path: str, to: str, *, scan_layers: bool = False) -> None:
       code="no_config",
     )  # fmt: skip
   target = _new(to)
-  stage = workdir.open_stage(path, field="--from")
+  stage = stage_model.open_stage(path, field="--from")
   stage = dataclasses.replace(
     stage,
     model_config=dataclasses.replace(
@@ -69,11 +69,11 @@ def import_model(path: str, to: str, *, scan_layers: bool = False) -> None:
   scratch = target.with_name(f".{target.name}.next")
   shutil.rmtree(scratch, ignore_errors=True)
   try:
-    workdir.put_tokenizer(scratch, stage.tokenizer)
+    tokenizer_store.put_tokenizer(scratch, stage.tokenizer)
     checkpoints.save_model_parts(
       scratch,
       _parts(stage),
-      workdir.model_info(
+      stage_model.model_info(
         stage.kind,
         stage.model_config,
         stage.data,
@@ -89,7 +89,7 @@ def import_model(path: str, to: str, *, scan_layers: bool = False) -> None:
     shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _parts(stage: workdir.Stage) -> Iterator[Any]:
+def _parts(stage: stage_model.Stage) -> Iterator[Any]:
   """The parameters, some leaves at a time."""
   tree = unbox(abstract_params(stage.network))
   part: dict[str, Any] = {}
@@ -110,7 +110,7 @@ def _parts(stage: workdir.Stage) -> Iterator[Any]:
 class _Leaves(Mapping[str, Any]):
   """Path → array of a stage, whose adapters are merged; one is held."""
 
-  def __init__(self, stage: workdir.Stage):
+  def __init__(self, stage: stage_model.Stage):
     self._read = stage.reader()
     self._shapes = hub.flattened(unbox(abstract_params(stage.network)))
     self._below, self._scale = None, 0.0
@@ -176,7 +176,7 @@ def export_model(
     The class that it was written as.
   """
   _new(to)
-  stage = workdir.open_stage(path, field="--from")
+  stage = stage_model.open_stage(path, field="--from")
   origin = stage.origin
   if not dtype and origin and origin.dtype != "float32":
     log_line(
@@ -187,9 +187,9 @@ def export_model(
     _adapters(stage, to, base, dtype)
     return "adapter"
   special = exported_tokens.export(
-    stage.tokenizer, needs_pad=stage.kind == workdir.SCALAR
+    stage.tokenizer, needs_pad=stage.kind == stage_model.SCALAR
   )
-  if stage.kind == workdir.SCALAR and special.adds_pad:
+  if stage.kind == stage_model.SCALAR and special.adds_pad:
     log_line(f"{to}: with a padding token of its own, {special.pad}")
   family = hub.save(
     to,
@@ -207,12 +207,12 @@ def export_model(
       f"{to}: AutoTokenizer of transformers 5 reads every {family.kind} by"
       f" {other}; load the tokenizer with PreTrainedTokenizerFast"
     )
-  if stage.kind == workdir.LANGUAGE:
+  if stage.kind == stage_model.LANGUAGE:
     return family.language
   return family.scalar
 
 
-def _adapters(stage: workdir.Stage, to: str, base: str, dtype: str) -> None:
+def _adapters(stage: stage_model.Stage, to: str, base: str, dtype: str) -> None:
   if stage.base is None:
     raise UserError(
       "has no adapters",
@@ -227,7 +227,7 @@ def _adapters(stage: workdir.Stage, to: str, base: str, dtype: str) -> None:
       fix="export that too, and name its new folder with --base",
     )
   exported = exported_tokens.export(stage.tokenizer, needs_pad=False)
-  if stage.kind == workdir.SCALAR and "pad_token_id" not in exported.ids:
+  if stage.kind == stage_model.SCALAR and "pad_token_id" not in exported.ids:
     log_line(
       f"{to}: the base has no padding token; score one text at a time, or"
       " export without --adapters"

@@ -1,4 +1,4 @@
-"""The losses of proximal policy optimisation, and the KL controller."""
+"""The losses of proximal policy optimization."""
 
 from __future__ import annotations
 
@@ -105,30 +105,6 @@ def value_loss(
     "value_error": average(plain),
   }
   return 0.5 * average(worst), jax.lax.stop_gradient(metrics)
-
-
-def adaptive_kl(
-  kl_coef: ArrayLike,
-  kl: ArrayLike,
-  *,
-  target: ArrayLike,
-  horizon: ArrayLike,
-  episodes: ArrayLike,
-) -> Array:
-  """The next β: proportional control of log β (arXiv:1909.08593, section 2.2).
-
-  Args:
-    kl_coef: β now.
-    kl: mean KL of an episode, in nats.
-    target: the KL aimed at.
-    horizon: episodes over which β adapts.
-    episodes: episodes since the last call.
-
-  Returns:
-    β · (1 + error · episodes / horizon), error = clip(KL / target − 1, ±0.2).
-  """
-  error = jnp.clip(masked.to_float32(kl) / target - 1, -0.2, 0.2)
-  return masked.to_float32(kl_coef) * (1 + error * episodes / horizon)
 
 
 def explained_variance(

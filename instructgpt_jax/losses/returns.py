@@ -1,4 +1,4 @@
-"""Rewards of tokens, KL estimators, and generalised advantage estimation."""
+"""Rewards of tokens, and generalized advantage estimation."""
 
 from __future__ import annotations
 
@@ -6,39 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from instructgpt_jax.losses import masked
+from instructgpt_jax.losses import kl, masked
 from instructgpt_jax.types import Array
-
-
-def kl_k1(logp: ArrayLike, ref_logp: ArrayLike) -> Array:
-  """log π − log π_ref of the sampled token: unbiased, the one in the reward.
-
-  Args:
-    logp: [...] log-probabilities under the policy that sampled.
-    ref_logp: [...] the same tokens under the reference.
-  """
-  return masked.to_float32(logp) - masked.to_float32(ref_logp)
-
-
-def kl_k2(logp: ArrayLike, ref_logp: ArrayLike) -> Array:
-  """½ (log π − log π_ref)²: biased, low variance, for logging.
-
-  Args:
-    logp: [...] log-probabilities under the policy that sampled.
-    ref_logp: [...] the same tokens under the reference.
-  """
-  return 0.5 * jnp.square(kl_k1(logp, ref_logp))
-
-
-def kl_k3(logp: ArrayLike, ref_logp: ArrayLike) -> Array:
-  """π_ref/π − 1 + log π/π_ref: unbiased, never negative, for logging.
-
-  Args:
-    logp: [...] log-probabilities under the policy that sampled.
-    ref_logp: [...] the same tokens under the reference.
-  """
-  log_ratio = kl_k1(logp, ref_logp)
-  return jnp.expm1(-log_ratio) + log_ratio
 
 
 def last_token(mask: ArrayLike) -> Array:
@@ -48,11 +17,11 @@ def last_token(mask: ArrayLike) -> Array:
     mask: [B, N] bool.
 
   Returns:
-    [B, N] bool, one True a row, none in a row without any.
+    [B, N] bool, one True in each row that has any.
   """
   mask = masked.to_bool(mask)
-  left = jnp.cumsum(mask[..., ::-1].astype(jnp.int32), axis=-1)[..., ::-1]
-  return mask & (left == 1)
+  remaining = jnp.cumsum(mask[..., ::-1].astype(jnp.int32), axis=-1)[..., ::-1]
+  return mask & (remaining == 1)
 
 
 def token_rewards(
@@ -62,26 +31,29 @@ def token_rewards(
   mask: ArrayLike,
   kl_coef: ArrayLike,
 ) -> Array:
-  """−β (log π − log π_ref) per token, and the score once, on the last one.
+  """Computes the reward of each response token.
 
-  Eq. 2 of arXiv:2203.02155, as lm-human-preferences spreads it over tokens: the
-  rewards of an episode add up to score − β Σ KL.
+  r_t = −β (log π(a_t) − log π_ref(a_t)), plus the score at the last token, so
+  the rewards of an episode add up to score − β Σ KL.
+
+  Sources: Ouyang et al. 2022, arXiv:2203.02155, eq. 2; spread over tokens as in
+  the code of Ziegler et al. 2019, lm-human-preferences.
 
   Args:
     score: [B] reward-model scores of whole responses.
     logp: [B, N] log-probabilities under the rollout policy.
-    ref_logp: [B, N] the same tokens under the reference.
+    ref_logp: [B, N] log-probabilities of the same tokens under the reference.
     mask: [B, N] bool, True on response tokens, end-of-text included.
     kl_coef: β.
 
   Returns:
     [B, N] float32, 0 outside the mask.
   """
-  penalty = -masked.to_float32(kl_coef) * kl_k1(logp, ref_logp)
-  landed = masked.zero_outside(
+  penalty = -masked.to_float32(kl_coef) * kl.k1(logp, ref_logp)
+  last_score = masked.zero_outside(
     masked.to_float32(score)[..., None], last_token(mask)
   )
-  return masked.zero_outside(penalty, mask) + landed
+  return masked.zero_outside(penalty, mask) + last_score
 
 
 def gae(
@@ -93,24 +65,25 @@ def gae(
   lam: ArrayLike,
   last_value: ArrayLike = 0.0,
 ) -> tuple[Array, Array]:
-  """Generalised advantage estimation (arXiv:1506.02438, eq. 16).
+  """Computes generalized advantage estimates and returns.
 
-  Positions outside the mask are skipped: the token before them sees what comes
-  after them.
+  δ_t = r_t + γ V_{t+1} − V_t and A_t = δ_t + γ λ A_{t+1}. Positions outside the
+  mask are skipped: the token before them is followed by the one after them.
+
+  Source: Schulman et al. 2015, arXiv:1506.02438, eq. 16.
 
   Args:
     rewards: [B, N].
-    values: [B, N] value of the state in which token t was chosen.
+    values: [B, N], V_t, value of the state in which token t was chosen.
     mask: [B, N] bool, True on response tokens.
-    discount: γ of the return.
+    discount: γ.
     lam: λ.
-    last_value: value of the state after the last response token, [B] or scalar.
-      0 after a terminal; a truncated response is bootstrapped only where the
-      caller puts another value here.
+    last_value: [B] or scalar, value of the state after the last response token.
+      0 after a terminal state; another value bootstraps truncated responses.
 
   Returns:
-    [B, N] advantages and [B, N] returns (advantages + values), 0 outside the
-    mask. The advantages are not whitened.
+    [B, N] advantages, not whitened, and [B, N] returns (advantages + values),
+    both 0 outside the mask.
   """
   mask = masked.to_bool(mask)
   rewards, values = (
@@ -123,16 +96,16 @@ def gae(
   lam = jnp.asarray(lam, dtype)
   end = jnp.broadcast_to(jnp.asarray(last_value, dtype), mask.shape[:-1])
 
-  def step(after, now):
-    next_value, next_advantage = after
-    reward, value, valid = now
+  def step(following, current):
+    next_value, next_advantage = following
+    reward, value, valid = current
     delta = reward + discount * next_value - value
     advantage = delta + discount * lam * next_advantage
-    after = (
+    following = (
       jnp.where(valid, value, next_value),
       jnp.where(valid, advantage, next_advantage),
     )
-    return after, jnp.where(valid, advantage, 0)
+    return following, jnp.where(valid, advantage, 0)
 
   time_major = [jnp.moveaxis(x, -1, 0) for x in (rewards, values, mask)]
   _, advantages = jax.lax.scan(

@@ -20,7 +20,7 @@ from instructgpt_jax.pipeline import rankings
 from instructgpt_jax.report import curves
 from instructgpt_jax.runs import files
 from instructgpt_jax.runs.progress import Progress
-from instructgpt_jax.training import inputs, language, workdir
+from instructgpt_jax.training import inputs, language, stage_model
 from instructgpt_jax.training import reward as reward_loop
 from instructgpt_jax.world import write
 
@@ -64,7 +64,7 @@ class _Setting:
 
   config: configs.PipelineExperiment
   directory: str
-  stages: Mapping[str, workdir.Stage]
+  stages: Mapping[str, stage_model.Stage]
   evaluator: Evaluator
   choosing: Sequence[records.Prompt]  # on which a prefix is chosen
   prefixes: Sequence[str]
@@ -81,7 +81,8 @@ def _setting(
 ) -> _Setting:
   mesh = mesh_lib.make_mesh(config.mesh)
   stages = {
-    name: workdir.open_stage(path, run=config) for name, path in folders.items()
+    name: stage_model.open_stage(path, run=config)
+    for name, path in folders.items()
   }
   tokenizer = stages["policy_init"].tokenizer
   prompts = inputs.evaluation_prompts(
@@ -96,7 +97,7 @@ def _setting(
     items = tasks.read_items(paths.tasks)
     prefixes = tuple(files.read_json(paths.world)["prefixes"])
   else:
-    stage = workdir.open_stage(str(pathlib.Path(directory) / "judge"))
+    stage = stage_model.open_stage(str(pathlib.Path(directory) / "judge"))
     judge = judges.RewardModel(stage, mesh)
     prefixes = PREFIXES
   if config.evaluation.prefixes:

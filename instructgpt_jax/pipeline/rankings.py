@@ -19,7 +19,7 @@ from instructgpt_jax.distributed import processes
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.runs import files
 from instructgpt_jax.runs.progress import Progress
-from instructgpt_jax.training import inputs, networks, sampling, workdir
+from instructgpt_jax.training import inputs, networks, sampling, stage_model
 from instructgpt_jax.world import labelers, words, write
 
 REWARD, JUDGE = "reward.jsonl", "judge.jsonl"
@@ -72,7 +72,7 @@ def label_round(
     return str(path)
   world = write.load_world(world_folder)
   rng = random.Random(f"labels {config.seed} {number}")
-  stage = workdir.open_stage(from_[0].stage, run=config)
+  stage = stage_model.open_stage(from_[0].stage, run=config)
   pools = inputs.prompts(config.data, stage.tokenizer)
   chosen = [
     (split, prompt)
@@ -130,8 +130,8 @@ def _sampled(
     compiles=True,
   ) as progress:
     for place, (source, count) in enumerate(zip(from_, counts, strict=True)):
-      stage = workdir.open_stage(
-        source.stage, kind=workdir.LANGUAGE, run=config
+      stage = stage_model.open_stage(
+        source.stage, kind=stage_model.LANGUAGE, run=config
       )
       prefix = (records.Turn("system", words.PREFIX),) * source.prompted
       key = jax.random.fold_in(

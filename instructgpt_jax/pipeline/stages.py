@@ -31,11 +31,12 @@ from instructgpt_jax.runs import claims, files
 from instructgpt_jax.runs.progress import log_line
 from instructgpt_jax.training import (
   fingerprint,
+  inheritance,
   inputs,
   language,
   ppo,
   reward,
-  workdir,
+  stage_model,
 )
 from instructgpt_jax.world import write
 
@@ -110,7 +111,7 @@ class Pipeline:
     """Runs a stage in its folder, as its own command would."""
     folder = self.folder(name)
     with self.timed(name):
-      config = workdir.inherit_architecture(config)
+      config = inheritance.inherit_architecture(config)
       values = flags.config_to_dict(config)
       with claims.claim(folder, experiment, values):
         run(config, folder)
@@ -201,7 +202,7 @@ def _run(config: configs.PipelineExperiment, directory: str) -> None:
     rankings.split_for_judge(
       pipeline.config,
       pipeline.folder("rankings"),
-      workdir.open_stage(pipeline.folder("policy_init")).tokenizer,
+      stage_model.open_stage(pipeline.folder("policy_init")).tokenizer,
     )
     processes.barrier("rankings")
     _reward(
@@ -286,10 +287,10 @@ class _Start(NamedTuple):
 def _start(config: configs.PipelineExperiment) -> _Start:
   if not config.init_from:
     return _Start(config.data, None, config.model.max_seq_len)
-  stage = workdir.open_stage(
-    config.init_from, kind=workdir.LANGUAGE, field="init_from", run=config
+  stage = stage_model.open_stage(
+    config.init_from, kind=stage_model.LANGUAGE, field="init_from", run=config
   )
-  data = workdir.inherited_data(config.data, stage)
+  data = inheritance.inherited_data(config.data, stage)
   return _Start(data, stage.tokenizer, stage.model_config.max_seq_len)
 
 
@@ -307,7 +308,7 @@ def _checked(pipeline: Pipeline, start: _Start) -> Pipeline:
   config, directory = pipeline.config, pipeline.directory
   data = dataclasses.replace(
     config.data,
-    **{name: getattr(start.data, name) for name in workdir.INHERITED},
+    **{name: getattr(start.data, name) for name in inheritance.INHERITED},
   )
   tokenizer = start.tokenizer
   splits = {

@@ -28,7 +28,7 @@ from instructgpt_jax.planner.cost import Cost, Times, times
 from instructgpt_jax.planner.hardware import Topology
 from instructgpt_jax.planner.programs import work
 from instructgpt_jax.planner.work import Program, Work, bytes_here
-from instructgpt_jax.training import workdir
+from instructgpt_jax.training import inheritance, stage_model
 
 _HOUR = 3600.0
 _SHOWN = 12  # layouts of a sweep
@@ -468,11 +468,11 @@ def _networks(
       the run does with another library's model.
   """
   if config.init_from and not hasattr(config, "reward"):
-    workdir.open_stage(
-      config.init_from, kind=workdir.LANGUAGE, field="init_from", run=config
+    stage_model.open_stage(
+      config.init_from, kind=stage_model.LANGUAGE, field="init_from", run=config
     )
   mesh = config.mesh if filled else configs.Mesh()
-  inherited = workdir.inherit_architecture(
+  inherited = inheritance.inherit_architecture(
     dataclasses.replace(config, mesh=mesh)
   )
   config = dataclasses.replace(inherited, mesh=config.mesh)
@@ -495,8 +495,8 @@ def _networks(
       fix="leave one of them out",
       code="two_reward_models",
     )
-  stage = workdir.open_stage(
-    folder, kind=workdir.SCALAR, field="ppo.reward_model", run=inherited
+  stage = stage_model.open_stage(
+    folder, kind=stage_model.SCALAR, field="ppo.reward_model", run=inherited
   )
   return config, stage.model_config
 

@@ -17,6 +17,7 @@ from instructgpt_jax.distributed.mesh import AnyMesh
 from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
 from instructgpt_jax.planner import shapes
 from instructgpt_jax.planner.work import Pass, Program, Work
+from instructgpt_jax.steps import optimizer as optimizer_lib
 from instructgpt_jax.steps import packing
 from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.training import networks, ppo_programs
@@ -45,7 +46,7 @@ def ppo(
     ScalarModel(dataclasses.replace(first, **adapters)),
   )
   optimizers = [
-    state_lib.make_optimizer(o, shapes.UPDATES)
+    optimizer_lib.make_optimizer(o, shapes.UPDATES)
     for o in ppo_programs.optimizer_configs(config)
   ]
   policy = shapes.in_training(models[0], optimizers[0], mesh)

@@ -18,8 +18,8 @@ from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
 from instructgpt_jax.planner import shapes
 from instructgpt_jax.planner.work import Program, Work
 from instructgpt_jax.steps import language as language_step
+from instructgpt_jax.steps import optimizer as optimizer_lib
 from instructgpt_jax.steps import reward as reward_step
-from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.training import reward as reward_loop
 from instructgpt_jax.training import step_layout, supervised
 from instructgpt_jax.types import RankingBatch
@@ -154,7 +154,7 @@ def _supervised(
   shape = shapes.shaped(config.model, config, mesh)
   shape = dataclasses.replace(shape, dropout=section.dropout)
   model = network(shape)
-  optimizer = state_lib.make_optimizer(config.optimizer, shapes.UPDATES)
+  optimizer = optimizer_lib.make_optimizer(config.optimizer, shapes.UPDATES)
   trained = shapes.in_training(model, optimizer, mesh)
   length = batch.tokens.shape[-1]
   microbatch = section.microbatch * rows // batch.tokens.shape[0]

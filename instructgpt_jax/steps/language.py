@@ -12,6 +12,7 @@ from instructgpt_jax.losses import chunked, language
 from instructgpt_jax.losses.masked import safe_divide
 from instructgpt_jax.models import lora
 from instructgpt_jax.models.transformer import LanguageModel, postprocess_logits
+from instructgpt_jax.steps import accumulation
 from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.steps.state import Metrics, TrainState
 from instructgpt_jax.types import Array, LanguageBatch, PyTree
@@ -127,7 +128,7 @@ def gradients(
     params = lora.merge_trees(frozen, params)
     return loss_and_metrics(model, params, part, normalizer, dropout_key=key)
 
-  return state_lib.accumulate(loss_fn, params, batch, microbatch)
+  return accumulation.accumulate(loss_fn, params, batch, microbatch)
 
 
 def train_step(

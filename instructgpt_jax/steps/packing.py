@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from instructgpt_jax import sharding
-from instructgpt_jax.steps import state as state_lib
+from instructgpt_jax.steps import accumulation
 from instructgpt_jax.types import Array, PyTree, pytree
 
 # Each microbatch reads and writes the gradient, which few tokens are not worth;
@@ -167,4 +167,4 @@ def each(
 
   zeros = jnp.zeros(packing.states.shape, jnp.float32)
   empty = jax.tree.map(lambda _: zeros, outputs)
-  return state_lib.bounded_fori_loop(packing.used, count, put, empty)
+  return accumulation.bounded_fori_loop(packing.used, count, put, empty)

@@ -12,10 +12,11 @@ import optax
 
 from instructgpt_jax import configs
 from instructgpt_jax.losses import chunked, language, masked, ppo, returns
+from instructgpt_jax.losses import kl as kl_lib
 from instructgpt_jax.models import layers, lora
 from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
+from instructgpt_jax.steps import accumulation, diagnostics, packing
 from instructgpt_jax.steps import language as language_step
-from instructgpt_jax.steps import packing
 from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.steps.state import Metrics, PpoState
 from instructgpt_jax.types import (
@@ -220,11 +221,11 @@ def score_rollout(
   advantages = raw_advantages
   if config.whiten_advantages:
     advantages = masked.whiten(raw_advantages, mask, shift_mean=True)
-  kl = returns.kl_k1(rollout.logp, ref_logp)
+  kl = kl_lib.k1(rollout.logp, ref_logp)
   episode_kl = masked.masked_sum(kl, mask, axis=1)
   next_kl_coef = kl_coef
   if config.kl_target:
-    next_kl_coef = ppo.adaptive_kl(
+    next_kl_coef = kl_lib.adaptive_kl(
       kl_coef,
       episode_kl.mean(),
       target=config.kl_target,
@@ -238,7 +239,7 @@ def score_rollout(
     "kl": episode_kl.mean(),
     "kl_per_token": masked.masked_mean(kl, mask),
     "kl_k3_per_token": masked.masked_mean(
-      returns.kl_k3(rollout.logp, ref_logp), mask
+      kl_lib.k3(rollout.logp, ref_logp), mask
     ),
     "kl_coef": kl_coef,
     "explained_variance": ppo.explained_variance(values, targets, mask),
@@ -362,7 +363,7 @@ def update(
       normalizer=normalizer,
     )
 
-  loss, grads, metrics = state_lib.accumulate_parts(
+  loss, grads, metrics = accumulation.accumulate_microbatches(
     policy_loss,
     state.policy.params,
     (packed, old_logp, advantages),
@@ -386,7 +387,7 @@ def update(
       "ptx_loss": ptx_loss,
       "ptx_accuracy": ptx_metrics["accuracy"],
       "grad_norm_ptx": optax.tree.norm(ptx_grads),
-      "grad_angle": state_lib.angle(grads, ptx_grads),
+      "grad_angle": diagnostics.angle(grads, ptx_grads),
     }
     grads = jax.tree.map(jnp.add, grads, ptx_grads)
   metrics["grad_norm"] = optax.tree.norm(grads)
@@ -396,7 +397,7 @@ def update(
   tokens = layers.optimization_barrier(
     packed.tokens, (metrics["grad_norm"], policy.params)
   )
-  loss, grads, value_metrics = state_lib.accumulate_parts(
+  loss, grads, value_metrics = accumulation.accumulate_microbatches(
     value_loss,
     state.value.params,
     (dataclasses.replace(packed, tokens=tokens), values, targets),

@@ -9,6 +9,7 @@ import optax
 from instructgpt_jax.losses import reward
 from instructgpt_jax.models import lora
 from instructgpt_jax.models.transformer import ScalarModel, positions_of
+from instructgpt_jax.steps import accumulation
 from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.steps.state import Metrics, TrainState
 from instructgpt_jax.types import Array, LanguageBatch, PyTree, RankingBatch
@@ -155,7 +156,7 @@ def train_step(
       scores, part.ranks, part.valid, normalizer=normalizer
     )
 
-  loss, grads, metrics = state_lib.accumulate(
+  loss, grads, metrics = accumulation.accumulate(
     loss_fn, state.params, batch, microbatch // together
   )
   metrics = {

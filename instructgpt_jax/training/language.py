@@ -21,17 +21,20 @@ from instructgpt_jax.errors import UserError
 from instructgpt_jax.models import lora
 from instructgpt_jax.models.transformer import LanguageModel
 from instructgpt_jax.runs import files
+from instructgpt_jax.runs.progress import log_line
 from instructgpt_jax.steps import language as language_step
-from instructgpt_jax.steps import state as state_lib
+from instructgpt_jax.steps import optimizer as optimizer_lib
 from instructgpt_jax.training import (
   fingerprint,
+  inheritance,
   inputs,
   networks,
   sampling,
   scoring,
+  stage_model,
   step_layout,
   supervised,
-  workdir,
+  tokenizer_store,
 )
 from instructgpt_jax.types import PyTree
 
@@ -48,7 +51,7 @@ def pretrain(config: configs.PretrainExperiment, directory: str) -> None:
     config: the experiment.
     directory: its workdir.
   """
-  if workdir.is_complete(directory):
+  if stage_model.is_complete(directory):
     return
   section = config.pretrain
   checks.check_divides(
@@ -58,11 +61,11 @@ def pretrain(config: configs.PretrainExperiment, directory: str) -> None:
     section.sequence, config.model.max_seq_len, "pretrain.sequence"
   )
   documents = inputs.documents(config.data)
-  tokenizer = workdir.stage_tokenizer(
+  tokenizer = inheritance.stage_tokenizer(
     directory, config, lambda: (d.text for d in documents.train)
   )
   model = LanguageModel(
-    workdir.model_config(config, tokenizer, section.dropout)
+    inheritance.model_config(config, tokenizer, section.dropout)
   )
   rows, valid = (
     inputs.document_rows(part, tokenizer, length)
@@ -108,15 +111,15 @@ def sft(
     directory: its workdir.
     name: "sft" or "policy_init".
   """
-  if workdir.is_complete(directory):
+  if stage_model.is_complete(directory):
     return
   section = config.sft
   checks.check_lengths(config.data, config.model.max_seq_len)
-  tokenizer = workdir.stage_tokenizer(
+  tokenizer = inheritance.stage_tokenizer(
     directory, config, lambda: inputs.training_texts(config.data)
   )
   model = LanguageModel(
-    workdir.model_config(config, tokenizer, section.dropout)
+    inheritance.model_config(config, tokenizer, section.dropout)
   )
   records = inputs.demonstrations(config.data, tokenizer)
   mesh = mesh_lib.make_mesh(config.mesh)
@@ -190,7 +193,7 @@ def _sft_course(
     log = _share_metrics(config, name, rows, others, layout, total_steps)
   padded = layout.padded(mesh)
   if padded.rows >= 2 * layout.rows:
-    workdir.log_line(
+    log_line(
       f"{name}: a step has {layout.rows} rows and {padded.rows - layout.rows}"
       f" of padding, for {mesh_lib.batch_shards(mesh)} devices"
     )
@@ -253,7 +256,7 @@ def _share_metrics(
     seed=config.seed,
     steps=total_steps,
   )
-  workdir.log_line(
+  log_line(
     f"{name}: {shares[-1, 0]:.1%} of the rows and {shares[-1, 1]:.1%} of the"
     " tokens that carry loss are pretraining data"
   )
@@ -302,7 +305,7 @@ def selection(
     return "reward"
   if valid:
     return "loss"
-  workdir.log_line(f"{name}: no validation records: the last step is kept")
+  log_line(f"{name}: no validation records: the last step is kept")
   return "last"
 
 
@@ -317,13 +320,15 @@ def _reward_measure(
   section = config.sft
   if not section.reward_model:
     return None
-  stage = workdir.open_stage(
+  stage = stage_model.open_stage(
     section.reward_model,
-    kind=workdir.SCALAR,
+    kind=stage_model.SCALAR,
     field="sft.reward_model",
     run=config,
   )
-  workdir.require_compatible(stage, tokenizer, config.data, "sft.reward_model")
+  inheritance.require_compatible(
+    stage, tokenizer, config.data, "sft.reward_model"
+  )
   records_held = records.valid[: section.select_prompts]
   if not records_held:
     raise UserError(
@@ -393,11 +398,11 @@ def _train(
 ) -> None:
   """Trains, and saves the parameters that `course.select` chooses."""
   total_steps = course.total_steps
-  optimizer = state_lib.make_optimizer(config.optimizer, total_steps)
+  optimizer = optimizer_lib.make_optimizer(config.optimizer, total_steps)
   stage = None
   if config.init_from:
-    stage = workdir.open_stage(
-      config.init_from, kind=workdir.LANGUAGE, field="init_from", run=config
+    stage = stage_model.open_stage(
+      config.init_from, kind=stage_model.LANGUAGE, field="init_from", run=config
     )
   measures = ["valid_loss"] * (len(valid["tokens"]) > 0)
   measures += ["valid_rm_score"] * (course.measure is not None)
@@ -427,10 +432,10 @@ def _train(
     return metrics | (course.measure(model, params) if course.measure else {})
 
   def save(params: PyTree, step: int) -> None:
-    workdir.save_stage_model(
+    stage_model.save_stage_model(
       directory,
       params,
-      kind=workdir.LANGUAGE,
+      kind=stage_model.LANGUAGE,
       model=model.config,
       data=config.data,
       adapts=adapts,
@@ -443,7 +448,7 @@ def _train(
   evaluation = supervised.EvaluationLoop(
     evaluate, course.eval_every, metric.get(course.select), save
   )
-  workdir.put_tokenizer(directory, tokenizer)
+  tokenizer_store.put_tokenizer(directory, tokenizer)
   fitted = supervised.fit(
     state,
     lambda state, batch: step_fn(state, batch, frozen),
@@ -453,8 +458,10 @@ def _train(
     run=config.run,
     total_steps=total_steps,
     mesh=mesh,
-    learning_rate=state_lib.schedule(config.optimizer, total_steps),
-    fingerprint=course.fingerprint.with_base(adapts.mark if adapts else None),
+    learning_rate=optimizer_lib.make_schedule(config.optimizer, total_steps),
+    fingerprint=course.fingerprint.with_base(
+      adapts.checksum if adapts else None
+    ),
     evaluation=evaluation,
     log=course.log,
   )

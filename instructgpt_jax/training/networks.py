@@ -15,8 +15,8 @@ from instructgpt_jax.errors import UserError
 from instructgpt_jax.interop import directory as hub
 from instructgpt_jax.models import lora, transformer
 from instructgpt_jax.steps import state as state_lib
-from instructgpt_jax.training import workdir
-from instructgpt_jax.training.workdir import LoraBase, Stage
+from instructgpt_jax.training.lora_base import LoraBase, base_checksum
+from instructgpt_jax.training.stage_model import Stage
 from instructgpt_jax.types import Array, PyTree
 
 Network = transformer.LanguageModel | transformer.ScalarModel
@@ -130,11 +130,9 @@ def init_params_from(
     found = lora.merge_lora(stage.model_config, found)
   elif stage.base is None:
     size = stage.model_config.vocab_size
-    adapts = LoraBase(
-      stage.path, workdir.params_checksum(hub.flattened(found), size)
-    )
+    adapts = LoraBase(stage.path, base_checksum(hub.flattened(found), size))
   elif lora.lora_summary(c) == lora.lora_summary(stage.model_config):
-    adapts = LoraBase(stage.base.path, stage.mark, stage.blocks_only)
+    adapts = LoraBase(stage.base.path, stage.checksum, stage.blocks_only)
   else:
     held = stage.model_config
     raise UserError(

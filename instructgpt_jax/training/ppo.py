@@ -27,22 +27,25 @@ from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
 from instructgpt_jax.runs import files
 from instructgpt_jax.runs.metrics import MetricWriter
 from instructgpt_jax.runs.progress import Progress
-from instructgpt_jax.steps import state as state_lib
+from instructgpt_jax.steps import diagnostics
+from instructgpt_jax.steps import optimizer as optimizer_lib
 from instructgpt_jax.steps.state import PpoState
 from instructgpt_jax.training import fingerprint as fingerprint_lib
 from instructgpt_jax.training import (
+  inheritance,
   inputs,
   networks,
   ppo_checks,
   ppo_programs,
+  stage_model,
   supervised,
-  workdir,
+  tokenizer_store,
 )
 from instructgpt_jax.types import PyTree
 
 SNAPSHOTS = "snapshots"  # policies on the way, not averaged
 
-_fingerprint = jax.jit(state_lib.params_checksum)
+_fingerprint = jax.jit(diagnostics.params_checksum)
 
 
 def train(
@@ -55,27 +58,27 @@ def train(
     directory: its workdir.
     name: "ppo" or "ppo_ptx".
   """
-  if workdir.is_complete(directory):
+  if stage_model.is_complete(directory):
     return
   section = config.ppo
   _consistent(config)
   checks.check_lengths(config.data, config.model.max_seq_len)
-  start_stage = workdir.open_stage(
-    config.init_from, kind=workdir.LANGUAGE, field="init_from", run=config
+  start_stage = stage_model.open_stage(
+    config.init_from, kind=stage_model.LANGUAGE, field="init_from", run=config
   )
-  reward_stage = workdir.open_stage(
+  reward_stage = stage_model.open_stage(
     section.reward_model,
-    kind=workdir.SCALAR,
+    kind=stage_model.SCALAR,
     field="ppo.reward_model",
     run=config,
   )
   tokenizer = start_stage.tokenizer
   supervised.require_measure(config.run, ["reward"])
-  workdir.require_compatible(
+  inheritance.require_compatible(
     reward_stage, tokenizer, config.data, "ppo.reward_model"
   )
   mesh = mesh_lib.make_mesh(config.mesh)
-  model = LanguageModel(workdir.model_config(config, tokenizer))
+  model = LanguageModel(inheritance.model_config(config, tokenizer))
   reward_model = reward_stage.network
   shared: dict[str, PyTree] = {}  # adapters may stand on the same model
   key = jax.random.key(config.seed)
@@ -92,7 +95,7 @@ def train(
   updates = ppo_programs.updates_per_iteration(section)
   iterations = -(-section.episodes // section.rollout_batch)
   optimizers = [
-    state_lib.make_optimizer(o, updates * iterations)
+    optimizer_lib.make_optimizer(o, updates * iterations)
     for o in ppo_programs.optimizer_configs(config)
   ]
   policy, value = (
@@ -132,16 +135,16 @@ def train(
   fingerprint = fingerprint_lib.Fingerprint(
     {"episodes": section.rollout_batch, "iterations": iterations}, sources
   )
-  workdir.put_tokenizer(directory, tokenizer)
+  tokenizer_store.put_tokenizer(directory, tokenizer)
 
   def snapshot(state: PpoState, iteration: int) -> None:
     folder = pathlib.Path(directory) / SNAPSHOTS / f"{iteration:06d}"
     if files.read_complete(folder) is None:
-      workdir.put_tokenizer(folder, tokenizer)
-      workdir.save_stage_model(
+      tokenizer_store.put_tokenizer(folder, tokenizer)
+      stage_model.save_stage_model(
         folder,
         state.policy.params,
-        kind=workdir.LANGUAGE,
+        kind=stage_model.LANGUAGE,
         model=model.config,
         data=config.data,
         adapts=start.adapts,
@@ -167,10 +170,10 @@ def train(
     iterations=iterations,
     snapshot=snapshot,
   )
-  workdir.save_stage_model(
+  stage_model.save_stage_model(
     directory,
     state.ema or state.policy.params,
-    kind=workdir.LANGUAGE,
+    kind=stage_model.LANGUAGE,
     model=model.config,
     data=config.data,
     adapts=start.adapts,
@@ -202,8 +205,8 @@ def _consistent(config: configs.PpoExperiment) -> None:
 def _value(
   config: configs.PpoExperiment,
   model: LanguageModel,
-  start_stage: workdir.Stage,
-  reward_stage: workdir.Stage,
+  start_stage: stage_model.Stage,
+  reward_stage: stage_model.Stage,
   mesh: Mesh,
   shared: dict[str, PyTree],
 ) -> tuple[ScalarModel, networks.InitialParams]:
@@ -322,7 +325,8 @@ def _run(
     return vars(state) | {"experience": experience}
 
   rates = [
-    state_lib.schedule(o, total) for o in ppo_programs.optimizer_configs(config)
+    optimizer_lib.make_schedule(o, total)
+    for o in ppo_programs.optimizer_configs(config)
   ]
   with checkpoints.Checkpointer(
     directory, supervised.retention_policy(run)

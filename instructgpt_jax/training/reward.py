@@ -22,15 +22,18 @@ from instructgpt_jax.errors import UserError
 from instructgpt_jax.models import attention, lora
 from instructgpt_jax.models.transformer import ScalarModel
 from instructgpt_jax.runs import files
+from instructgpt_jax.runs.progress import log_line
+from instructgpt_jax.steps import optimizer as optimizer_lib
 from instructgpt_jax.steps import reward as reward_step
-from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.training import (
   fingerprint,
+  inheritance,
   inputs,
   networks,
   scoring,
+  stage_model,
   supervised,
-  workdir,
+  tokenizer_store,
 )
 from instructgpt_jax.types import PyTree
 
@@ -61,7 +64,7 @@ def train(config: configs.RewardExperiment, directory: str) -> None:
     config: the experiment.
     directory: its workdir.
   """
-  if workdir.is_complete(directory):
+  if stage_model.is_complete(directory):
     return
   section = config.reward
   supervised.require_measure(config.run, [])
@@ -75,10 +78,12 @@ def train(config: configs.RewardExperiment, directory: str) -> None:
       field="data.demonstrations",
       fix="give --data.demonstrations=PATH, or --reward.normalize=false",
     )
-  tokenizer = workdir.stage_tokenizer(
+  tokenizer = inheritance.stage_tokenizer(
     directory, config, lambda: inputs.training_texts(config.data)
   )
-  model = ScalarModel(workdir.model_config(config, tokenizer, section.dropout))
+  model = ScalarModel(
+    inheritance.model_config(config, tokenizer, section.dropout)
+  )
   chosen = _chosen(
     inputs.rankings(config.data, tokenizer), section, config.seed
   )
@@ -122,11 +127,13 @@ def train(config: configs.RewardExperiment, directory: str) -> None:
     **transfer.process_shard(section.batch_size, mesh),
   )
   total_steps = -(-section.epochs * len(train_set) // section.batch_size)
-  optimizer = state_lib.make_optimizer(config.optimizer, total_steps)
+  optimizer = optimizer_lib.make_optimizer(config.optimizer, total_steps)
   key = jax.random.key(config.seed)
   stage = None
   if config.init_from:
-    stage = workdir.open_stage(config.init_from, field="init_from", run=config)
+    stage = stage_model.open_stage(
+      config.init_from, field="init_from", run=config
+    )
   frozen, params, adapts = networks.init_params_from(model, stage, key, mesh)
   state = networks.train_state(model, params, optimizer, mesh)
   step_fn = supervised.step_program(
@@ -138,7 +145,7 @@ def train(config: configs.RewardExperiment, directory: str) -> None:
     seed=config.seed,
     microbatch=section.microbatch,
   )
-  workdir.put_tokenizer(directory, tokenizer)
+  tokenizer_store.put_tokenizer(directory, tokenizer)
   fitted = supervised.fit(
     state,
     lambda state, batch: step_fn(state, batch, frozen),
@@ -148,10 +155,10 @@ def train(config: configs.RewardExperiment, directory: str) -> None:
     run=config.run,
     total_steps=total_steps,
     mesh=mesh,
-    learning_rate=state_lib.schedule(config.optimizer, total_steps),
+    learning_rate=optimizer_lib.make_schedule(config.optimizer, total_steps),
     fingerprint=fingerprint.Fingerprint(
       {"rankings": section.batch_size, "steps": total_steps}, sources
-    ).with_base(adapts.mark if adapts else None),
+    ).with_base(adapts.checksum if adapts else None),
   )
   summary = dict(fitted.summary)
   params = lora.merge_trees(frozen, fitted.state.params)
@@ -168,14 +175,14 @@ def train(config: configs.RewardExperiment, directory: str) -> None:
       kept[name + "pairs"] = counts._asdict()
       summary[name + "accuracy"] = counts.accuracy.as_dict()
       summary[name + "loss"] = float(counts.loss.sum() / counts.pairs.sum())
-      workdir.log_line(
+      log_line(
         f"reward: {counts.accuracy} of {len(held)} held-out rankings' pairs"
       )
   files.write_json_atomic(pathlib.Path(directory) / HELD_OUT, kept, indent=None)
-  workdir.save_stage_model(
+  stage_model.save_stage_model(
     directory,
     params,
-    kind=workdir.SCALAR,
+    kind=stage_model.SCALAR,
     model=model.config,
     data=config.data,
     adapts=adapts,

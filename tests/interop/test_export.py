@@ -12,7 +12,7 @@ from instructgpt_jax.hub.__main__ import export_model, import_model
 from instructgpt_jax.interop import directory, settings
 from instructgpt_jax.models.transformer import ScalarModel, abstract_params
 from instructgpt_jax.runs import files
-from instructgpt_jax.training import workdir
+from instructgpt_jax.training import stage_model, tokenizer_store
 from tests.interop import ours, tiny, vocabulary
 from tests.models import twin
 
@@ -143,12 +143,12 @@ def our_scores(model, params, rows):
 
 def as_stage(path, base, model, params):
   """A finished reward stage that started from the base."""
-  start = workdir.open_stage(base)
-  workdir.put_tokenizer(path, start.tokenizer)
-  workdir.save_stage_model(
+  start = stage_model.open_stage(base)
+  tokenizer_store.put_tokenizer(path, start.tokenizer)
+  stage_model.save_stage_model(
     path,
     params,
-    kind=workdir.SCALAR,
+    kind=stage_model.SCALAR,
     model=model.config,
     data=start.data,
     starts_from=start,
@@ -195,8 +195,10 @@ def test_reward_models(base, tmp_path):
       padded(tokenizer, rows, "right", tokenizer.pad_token_id)[0],
     )
     # Read back here, it goes with a policy of the same base.
-    again = workdir.open_stage(str(out))
-    workdir.check_same_tokenizer(again.tokenizer, start.tokenizer, "", "")
+    again = stage_model.open_stage(str(out))
+    tokenizer_store.check_same_tokenizer(
+      again.tokenizer, start.tokenizer, "", ""
+    )
 
 
 def test_padding_that_ends_a_text_is_left_out():
@@ -230,21 +232,21 @@ def chosen(tmp_path):
 def test_what_the_base_had_is_kept(chosen, tmp_path):
   """Through an import and a stage that ran with a shorter context."""
   run = configs.SftExperiment(model=configs.Model(max_seq_len=16))
-  start = workdir.open_stage(str(chosen), run=run)
+  start = stage_model.open_stage(str(chosen), run=run)
   assert start.model_config.max_seq_len == 16
   first = tmp_path / "first"
-  workdir.put_tokenizer(first, start.tokenizer)
-  workdir.save_stage_model(
+  tokenizer_store.put_tokenizer(first, start.tokenizer)
+  stage_model.save_stage_model(
     first,
     start.params(mesh_lib.unbox(abstract_params(start.network))),
-    kind=workdir.LANGUAGE,
+    kind=stage_model.LANGUAGE,
     model=start.model_config,
     data=start.data,
     starts_from=start,
   )
   files.mark_complete(first, {})
   second = tmp_path / "second"
-  as_second = workdir.open_stage(str(first))
+  as_second = stage_model.open_stage(str(first))
   assert as_second.origin == start.origin
   import_model(str(chosen), str(second))
   before = json.loads((chosen / "config.json").read_text())

@@ -10,7 +10,7 @@ from instructgpt_jax.data import encoding
 from instructgpt_jax.data.records import Turn
 from instructgpt_jax.data.tokenizers import classes
 from instructgpt_jax.hub.__main__ import export_model
-from instructgpt_jax.training import workdir
+from instructgpt_jax.training import stage_model
 from tests.data import tokenizer_folders as folders
 from tests.interop import tiny
 
@@ -112,7 +112,7 @@ def test_tokens_without_padding(family, tmp_path):
     # Each family meets both in turn; what is exported must not differ by it.
     template = (number + len(family)) % 2 == 0
     end = base(path, family, place, template)
-    ours = workdir.open_stage(str(path)).tokenizer
+    ours = stage_model.open_stage(str(path)).tokenizer
     assert ours.eos_id == end, place
     assert ours.pad_id >= ours.base_size  # a row of its own
     if (family, place) != ("mistral", "sentencepiece"):  # without spaces there
@@ -129,6 +129,6 @@ def test_tokens_without_padding(family, tmp_path):
       assert named.eos_token_id in (end, [end]), (place, kind)
       assert named.pad_token_id is None, (place, kind)
     assert tiny.load(out).config.vocab_size == rows
-    again = workdir.open_stage(str(out)).tokenizer
+    again = stage_model.open_stage(str(out)).tokenizer
     assert (again.eos_id, again.begin) == (end, ours.begin)
     assert_same_tokens(again, exported, template=template)

@@ -181,7 +181,7 @@ def test_whitening_gradient_is_that_of_finite_differences(rng, check_gradient):
 EIGHT_DEVICES = """
 import jax, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from instructgpt_jax.losses import masked, ppo, preference
+from instructgpt_jax.losses import masked, ppo, reward
 
 assert jax.device_count() == 8
 rng = np.random.default_rng(1)
@@ -199,7 +199,7 @@ def everything(x, y, mask, ranks):
     ppo.policy_loss(y, x, x, mask, clip_ratio=.2),
     ppo.value_loss(y, x, x + 1, mask, clip_value=.2),
     ppo.explained_variance(y, x, mask),
-    preference.ranking_loss(x, ranks, mask),
+    reward.ranking_loss(x, ranks, mask),
   )
 
 mesh = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))

@@ -285,23 +285,6 @@ def test_an_empty_microbatch_adds_nothing(data, value_data):
     assert leaf == 0
 
 
-@pytest.mark.parametrize(
-  ("kl", "error"),
-  [(6.0, 0.0), (6.6, 0.1), (5.4, -0.1), (60.0, 0.2), (0.0, -0.2), (-3, -0.2)],
-)
-def test_invariant_24_adaptive_kl_clips_its_error_and_counts_episodes(
-  kl, error
-):
-  def after(episodes):
-    return jax.jit(ppo.adaptive_kl)(
-      0.15, kl, target=6.0, horizon=10_000.0, episodes=episodes
-    )
-
-  for episodes in (512, 64):
-    expected = 0.15 * (1 + error * episodes / 10_000)
-    np.testing.assert_allclose(after(episodes), expected, rtol=1e-6)
-
-
 def test_explained_variance_equals_loop(value_data, mask):
   values, _, targets = value_data
   found = jax.jit(ppo.explained_variance)(values, targets, mask)

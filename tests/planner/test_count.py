@@ -8,7 +8,7 @@ from instructgpt_jax import configs
 from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.models import attention
 from instructgpt_jax.planner import count
-from instructgpt_jax.steps import state as state_lib
+from instructgpt_jax.steps import accumulation
 
 A, B = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((4, 6), (6, 6)))
 ONE = 2 * 4 * 6 * 6
@@ -33,7 +33,7 @@ def test_loops():
 
   def at_most(a, b):
     used = (a.sum() > 0).astype(jnp.int32)
-    return state_lib.bounded_fori_loop(used, 4, lambda _, x: x @ b, a)
+    return accumulation.bounded_fori_loop(used, 4, lambda _, x: x @ b, a)
 
   assert counted(scanned, A, B) == 5 * ONE
   assert counted(at_most, A, B, trips=3) == 4 * ONE

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from instructgpt_jax.planner import hlo
-from instructgpt_jax.steps import state as state_lib
+from instructgpt_jax.steps import accumulation
 
 MODULE = textwrap.dedent("""
   HloModule jit_step, is_scheduled=true
@@ -154,7 +154,9 @@ def test_a_loop_that_says_what_it_runs_at_most():
 
   def run(a, b):
     used = (a.sum() > 0).astype(jnp.int32)
-    return state_lib.bounded_fori_loop(used, 4, lambda _, x: jnp.tanh(x @ b), a)
+    return accumulation.bounded_fori_loop(
+      used, 4, lambda _, x: jnp.tanh(x @ b), a
+    )
 
   shape = jax.ShapeDtypeStruct((8, 8), jnp.float32)
   text = jax.jit(run).lower(shape, shape).compile().as_text()

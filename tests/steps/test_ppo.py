@@ -18,7 +18,8 @@ from instructgpt_jax import configs
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.models import sampling as generate_lib
 from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
-from instructgpt_jax.steps import packing
+from instructgpt_jax.steps import diagnostics, packing
+from instructgpt_jax.steps import optimizer as optimizer_lib
 from instructgpt_jax.steps import ppo as ppo_step
 from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.types import Experience, LanguageBatch, Rollout
@@ -29,7 +30,7 @@ EOS, PAD, WIDTH, NEW = 5, 0, 5, 8
 MODEL = LanguageModel(twin.make_config(num_layers=1))
 SCALAR = ScalarModel(twin.make_config(num_layers=1, mlp_ratio=2))
 # With this ε the first step of Adam is smooth in the gradient.
-OPTIMIZER = state_lib.make_optimizer(
+OPTIMIZER = optimizer_lib.make_optimizer(
   configs.Optimizer(
     learning_rate=0.05, eps=0.1, clip_norm=0.3, schedule="constant"
   ),
@@ -671,7 +672,7 @@ def test_invariant_29_frozen_parts_are_what_they_were(
   evaluate, update, rollout, networks
 ):
   """By their fingerprints; that of the policy in training does change."""
-  fingerprint = twin.jit(state_lib.params_checksum)
+  fingerprint = twin.jit(diagnostics.params_checksum)
   policy, reference, reward, value = jax.tree.map(jnp.array, networks)
   before = fingerprint(reference), fingerprint(reward)
   experience, _, _ = evaluate(ppo_config())(
@@ -692,7 +693,7 @@ EIGHT_DEVICES = """
   from instructgpt_jax.models import transformer
   from instructgpt_jax.distributed import mesh as mesh_lib
   from instructgpt_jax.distributed import transfer
-  from instructgpt_jax.steps import state as state_lib
+  from instructgpt_jax.steps import diagnostics
   from instructgpt_jax.types import Rollout
   from tests.models import twin
   from tests.steps import test_ppo as here
@@ -721,7 +722,7 @@ EIGHT_DEVICES = """
     rollout, reference, reward, value, here.BETA)
   after = here.make_update(c)(
     here.make_state(policy, value), found[0], here.ROWS, ptx)
-  assert twin.jit(state_lib.params_checksum)(policy) == saved["fingerprint"]
+  assert twin.jit(diagnostics.params_checksum)(policy) == saved["fingerprint"]
   leaves = jax.tree.leaves((found, after))
   for i, leaf in enumerate(leaves):
     np.testing.assert_allclose(
@@ -739,7 +740,7 @@ def test_invariant_18_experience_and_update_are_global_on_eight_devices(
   leaves = jax.tree.leaves((base, after))
   np.savez(
     tmp_path / "one.npz",
-    fingerprint=state_lib.params_checksum(networks[0]),
+    fingerprint=diagnostics.params_checksum(networks[0]),
     **rollout.__dict__,
     **{str(i): leaf for i, leaf in enumerate(leaves)},
   )

@@ -13,6 +13,7 @@ from instructgpt_jax import configs
 from instructgpt_jax.data import encoding, ranking_packing
 from instructgpt_jax.models import transformer
 from instructgpt_jax.models.transformer import ScalarModel
+from instructgpt_jax.steps import optimizer as optimizer_lib
 from instructgpt_jax.steps import reward as reward_step
 from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.types import RankingBatch
@@ -450,7 +451,7 @@ def test_invariant_25_the_step_recovers_a_known_bradley_terry_scale():
   )
   batch, epochs = 1024, 5
   steps = epochs * count // batch
-  optimizer = state_lib.make_optimizer(
+  optimizer = optimizer_lib.make_optimizer(
     configs.Optimizer(learning_rate=0.03, final_fraction=0.0), steps
   )
   params = twin.jit(lambda key: transformer.init_params(model, key))(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from instructgpt_jax.checkpoint import checkpoints
-from instructgpt_jax.training import workdir
+from instructgpt_jax.training import stage_model
 from tests.models import twin
 
 
@@ -38,7 +38,7 @@ class Finished:
   """A finished stage."""
 
   def __init__(self, path: Any):
-    self.stage = workdir.open_stage(str(path))
+    self.stage = stage_model.open_stage(str(path))
     self.tokenizer = self.stage.tokenizer
     self.params = checkpoints.load_model(path)
 

@@ -22,6 +22,7 @@ from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.distributed import transfer
 from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
 from instructgpt_jax.steps import language, reward
+from instructgpt_jax.steps import optimizer as optimizer_lib
 from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.training import networks, ppo_programs, supervised
 from instructgpt_jax.types import LanguageBatch, PromptBatch, RankingBatch
@@ -49,7 +50,7 @@ def _ids(*shape: int, high: int = 60) -> np.ndarray:
 
 
 def _train_state(network: networks.Network, mesh: Mesh) -> Made:
-  optimizer = state_lib.make_optimizer(configs.Optimizer(), 10)
+  optimizer = optimizer_lib.make_optimizer(configs.Optimizer(), 10)
   params = networks.init_params(network, jax.random.key(3), mesh)
   return (
     network,

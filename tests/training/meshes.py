@@ -17,7 +17,7 @@ from instructgpt_jax import configs
 from instructgpt_jax.checkpoint import checkpoints
 from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.models.transformer import LanguageModel
-from instructgpt_jax.steps import state as state_lib
+from instructgpt_jax.steps import optimizer as optimizer_lib
 from instructgpt_jax.training import networks
 
 
@@ -43,7 +43,7 @@ def main(folder: str, fsdp: int, tensor: int) -> None:
 
   def state(seed: int) -> Any:
     params = networks.init_params(model, jax.random.key(seed), mesh)
-    optimizer = state_lib.make_optimizer(configs.Optimizer(), 10)
+    optimizer = optimizer_lib.make_optimizer(configs.Optimizer(), 10)
     return networks.train_state(model, params, optimizer, mesh)
 
   like = state(1)

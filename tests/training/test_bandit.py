@@ -15,7 +15,7 @@ from instructgpt_jax.checkpoint import checkpoints
 from instructgpt_jax.data import tokenizers as tokenizer_lib
 from instructgpt_jax.models import transformer
 from instructgpt_jax.runs import files
-from instructgpt_jax.training import workdir
+from instructgpt_jax.training import stage_model, tokenizer_store
 from tests.training import exact, toy
 
 BETA = 0.6
@@ -52,8 +52,8 @@ FLAGS = (
 
 def make_stage(path, network, params, kind, tokenizer):
   """A workdir as a finished stage leaves it."""
-  workdir.put_tokenizer(path, tokenizer)
-  workdir.save_stage_model(
+  tokenizer_store.put_tokenizer(path, tokenizer)
+  stage_model.save_stage_model(
     path, params, kind=kind, model=network.config, data=DATA
   )
   files.mark_complete(path, {})
@@ -117,8 +117,8 @@ def bandit(tmp_path_factory):
   )
   start = transformer.init_params(language, jax.random.key(0))
   reward = transformer.init_params(scalar, jax.random.key(1))
-  make_stage(folder / "start", language, start, workdir.LANGUAGE, tokenizer)
-  make_stage(folder / "reward", scalar, reward, workdir.SCALAR, tokenizer)
+  make_stage(folder / "start", language, start, stage_model.LANGUAGE, tokenizer)
+  make_stage(folder / "reward", scalar, reward, stage_model.SCALAR, tokenizer)
   prompts = [tokenizer.encode(p) for p in PROMPTS]
   lines = [{"prompt": c, "split": "train"} for c in COLOURS]
   toy.write_lines(folder / "prompts.jsonl", lines)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from instructgpt_jax.data import batching
-from instructgpt_jax.training import inputs, workdir
+from instructgpt_jax.training import inputs, stage_model
 from tests.training import results, toy
 
 
@@ -77,8 +77,8 @@ def test_invariant_29_another_reward_model_is_noticed_on_going_on(
   assert results.kill_after(child, path, 12).status == -9
   saved = results.steps(path)
   assert saved
-  stage = workdir.open_stage(str(reward))
-  workdir.save_stage_model(
+  stage = stage_model.open_stage(str(reward))
+  stage_model.save_stage_model(
     reward,
     {
       **(params := toy.nested(results.model(reward))),
@@ -159,7 +159,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(name, stages, tmp_path):
 
 
 def _pretraining(stages):
-  stage = workdir.open_stage(str(stages["pretrain"]))
+  stage = stage_model.open_stage(str(stages["pretrain"]))
   data = dataclasses.replace(
     stage.data, pretraining=str(stages.data / "pretraining.jsonl")
   )
@@ -172,11 +172,11 @@ def _pretraining(stages):
 def test_a_poisoned_model_is_not_trained_on(stages, tmp_path):
   base, path = tmp_path / "base", tmp_path / "run"
   shutil.copytree(stages["pretrain"], base)
-  stage = workdir.open_stage(str(base))
+  stage = stage_model.open_stage(str(base))
   table = results.model(base)
   name = next(n for n in table if n.endswith("final_norm/scale"))
   table[name] = table[name] * np.float32("nan")
-  workdir.save_stage_model(
+  stage_model.save_stage_model(
     base,
     toy.nested(table),
     kind=stage.kind,

@@ -11,7 +11,7 @@ from instructgpt_jax.distributed.mesh import unbox
 from instructgpt_jax.hub.__main__ import export_model, import_model
 from instructgpt_jax.interop import directory
 from instructgpt_jax.models.transformer import abstract_params
-from instructgpt_jax.training import workdir
+from instructgpt_jax.training import stage_model, tokenizer_store
 from tests.devices import pretended
 from tests.interop import tiny
 from tests.locks import alone
@@ -101,8 +101,10 @@ def test_sft_reward_and_ppo_and_out_again(runs, tmp_path):
     tokenizer = load_tokenizer(out)
     if not scalar:  # A reward model gets a padding token.
       assert tokenizer.files == load_tokenizer(runs.source).files
-    workdir.check_same_tokenizer(tokenizer, load_tokenizer(runs.source), "", "")
-  policy = workdir.open_stage(str(runs["ppo_ptx"]))
+    tokenizer_store.check_same_tokenizer(
+      tokenizer, load_tokenizer(runs.source), "", ""
+    )
+  policy = stage_model.open_stage(str(runs["ppo_ptx"]))
   again = directory.load(
     directory.look(tmp_path / "ppo_ptx"), unbox(abstract_params(policy.network))
   )
@@ -137,7 +139,7 @@ def test_transformers_answers_the_same_text(runs, tmp_path):
     found[name] = [json.loads(line)["completion"] for line in lines]
   model = tiny.load(out)
   theirs = transformers.AutoTokenizer.from_pretrained(out)
-  stage = workdir.open_stage(str(runs["sft"]))
+  stage = stage_model.open_stage(str(runs["sft"]))
   for i, text in enumerate(asked):
     if theirs.chat_template:
       ids = theirs.apply_chat_template(
@@ -163,7 +165,7 @@ def test_eight_devices_do_what_one_does(runs, tmp_path):
   """
   mesh = ("--mesh.data=2", "--mesh.fsdp=2", "--mesh.tensor=2")
   runs.run("sft", tmp_path / "sft", *mesh, env=EIGHT)
-  held = workdir.open_stage(str(tmp_path / "sft")).model_config
+  held = stage_model.open_stage(str(tmp_path / "sft")).model_config
   assert (
     held.padded_vocab_size % 2 == 0
     and held.padded_vocab_size - held.vocab_size < 2
@@ -184,8 +186,8 @@ def test_eight_devices_do_what_one_does(runs, tmp_path):
 
 def test_import_writes_a_stage(runs, tmp_path):
   import_model(runs.source, str(tmp_path / "stage"))
-  stage = workdir.open_stage(str(tmp_path / "stage"))
-  direct = workdir.open_stage(runs.source)
+  stage = stage_model.open_stage(str(tmp_path / "stage"))
+  direct = stage_model.open_stage(runs.source)
   assert stage.model_config == direct.model_config
   assert stage.tokenizer.files == direct.tokenizer.files
   shapes = unbox(abstract_params(stage.network))

@@ -8,7 +8,7 @@ from instructgpt_jax import configs
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.hub import __main__ as command
 from instructgpt_jax.interop import directory, tensors
-from instructgpt_jax.training import workdir
+from instructgpt_jax.training import inheritance, stage_model
 from tests.interop import ours
 from tests.training import hub
 
@@ -29,7 +29,7 @@ def test_a_tokenizer_of_another_model(made, tmp_path):
   for name, content in hub.tokenizer_files("gpt2").items():
     (tmp_path / "small" / name).write_bytes(content)
   with pytest.raises(UserError, match=r"tokenizer has ids .*, its model 7"):
-    workdir.open_stage(str(tmp_path / "small"))
+    stage_model.open_stage(str(tmp_path / "small"))
 
 
 def test_a_tokenizer_without_an_end(tmp_path):
@@ -39,14 +39,14 @@ def test_a_tokenizer_without_an_end(tmp_path):
   vocab["c"] = vocab.pop("</s>")
   (tmp_path / "m" / "tokenizer.json").write_text(json.dumps(text))
   with pytest.raises(UserError) as e:
-    workdir.open_stage(str(tmp_path / "m"))
+    stage_model.open_stage(str(tmp_path / "m"))
   assert e.value.code == "special_token_unknown"
   names = ("generation_config.json", "config.json")
   assert e.value.file == str(tmp_path / "m" / names[0])
   for name in names:
     change_json(tmp_path / "m" / name, lambda c: c.pop("eos_token_id"))
   with pytest.raises(UserError) as e:
-    workdir.open_stage(str(tmp_path / "m"))
+    stage_model.open_stage(str(tmp_path / "m"))
   assert e.value.code == "no_end_of_text"
   assert "tokenizer_config.json" in e.value.fix
 
@@ -54,12 +54,14 @@ def test_a_tokenizer_without_an_end(tmp_path):
 def test_a_directory_without_a_tokenizer(tmp_path):
   ours.make(tmp_path / "m")
   with pytest.raises(UserError, match="no tokenizer"):
-    workdir.open_stage(str(tmp_path / "m"))
+    stage_model.open_stage(str(tmp_path / "m"))
 
 
 def test_the_other_kind_of_model(made):
   with pytest.raises(UserError, match="where a reward model is needed"):
-    workdir.open_stage(made, kind=workdir.SCALAR, field="ppo.reward_model")
+    stage_model.open_stage(
+      made, kind=stage_model.SCALAR, field="ppo.reward_model"
+    )
 
 
 def test_a_run_has_its_own_precision_and_context(tmp_path):
@@ -75,19 +77,19 @@ def test_a_run_has_its_own_precision_and_context(tmp_path):
         max_seq_len=context,
       ),
     )
-    found = workdir.inherit_architecture(run).model
+    found = inheritance.inherit_architecture(run).model
     assert (found.dtype, found.remat) == ("bfloat16", "full")
     assert found.scan_layers and found.max_seq_len == wanted
     assert found.num_kv_heads == 1 and found.pos_emb == "rope"
-    assert workdir.inherit_architecture(
-      workdir.inherit_architecture(run)
-    ) == workdir.inherit_architecture(run)
+    assert inheritance.inherit_architecture(
+      inheritance.inherit_architecture(run)
+    ) == inheritance.inherit_architecture(run)
 
 
 def test_a_mesh_gets_a_vocabulary_that_it_divides(made):
   for size in (1, 2, 3, 7):
     run = configs.SftExperiment(mesh=configs.Mesh(tensor=size))
-    stage = workdir.open_stage(made, run=run)
+    stage = stage_model.open_stage(made, run=run)
     rows, needed = (
       stage.model_config.padded_vocab_size,
       stage.tokenizer.vocab_size,

@@ -11,7 +11,7 @@ from instructgpt_jax.configs import presets
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.hub.__main__ import import_model
 from instructgpt_jax.interop import directory, tensors
-from instructgpt_jax.training import workdir
+from instructgpt_jax.training import inheritance, stage_model
 from tests.training import hub
 
 
@@ -29,7 +29,7 @@ def imported(made, tmp_path_factory):
 
 def refused(path, **options):
   with pytest.raises(UserError) as caught:
-    workdir.open_stage(str(path), field="init_from", **options)
+    stage_model.open_stage(str(path), field="init_from", **options)
   error = caught.value
   assert (error.field, error.file) == ("init_from", str(path))
   return error
@@ -134,7 +134,7 @@ def test_a_pointer_in_place_of_the_configuration_is_named(made, tmp_path):
   )
   (path / tensors.WHOLE).write_bytes(b"")
   with pytest.raises(UserError) as caught:
-    workdir.open_stage(str(path))
+    stage_model.open_stage(str(path))
   assert caught.value.code == "lfs_pointer"
   assert caught.value.file == str(path / directory.CONFIG)
 
@@ -156,7 +156,7 @@ STAGES = ("pretrain", "sft", "policy_init", "reward", "ppo", "ppo_ptx")
 def test_a_recipe_from_nothing_is_refused(name, preset, made, imported):
   for start in (made, imported):
     with pytest.raises(UserError) as caught:
-      workdir.inherit_architecture(
+      inheritance.inherit_architecture(
         parsed(name, f"--preset={preset}", f"--init_from={start}")
       )
     error = caught.value
@@ -168,12 +168,12 @@ def test_a_recipe_from_nothing_is_refused(name, preset, made, imported):
 
 def test_a_recipe_for_pretrained_models_is_used(made):
   for name in ("sft", "reward", "ppo_ptx"):
-    workdir.inherit_architecture(
+    inheritance.inherit_architecture(
       parsed(name, "--preset=125m", f"--init_from={made}")
     )
   # GPT-3's rates are those of a model trained from nothing.
   with pytest.raises(UserError):
-    workdir.inherit_architecture(
+    inheritance.inherit_architecture(
       parsed("pretrain", "--preset=125m", f"--init_from={made}")
     )
 
@@ -182,12 +182,14 @@ def test_a_rate_that_was_set_is_used(made):
   """Also where it is the preset's own."""
   rate = "--optimizer.learning_rate"
   run = parsed("sft", f"--init_from={made}", f"{rate}=1e-3")
-  assert workdir.inherit_architecture(run).optimizer.learning_rate == 1e-3
+  assert inheritance.inherit_architecture(run).optimizer.learning_rate == 1e-3
   value = "--value_optimizer.learning_rate=3e-4"
   with pytest.raises(UserError) as caught:
-    workdir.inherit_architecture(parsed("ppo", f"--init_from={made}", value))
+    inheritance.inherit_architecture(
+      parsed("ppo", f"--init_from={made}", value)
+    )
   assert "value_optimizer" not in caught.value.fix
-  workdir.inherit_architecture(
+  inheritance.inherit_architecture(
     parsed("ppo", f"--init_from={made}", value, f"{rate}=3e-4")
   )
 
@@ -199,34 +201,31 @@ def test_a_pipeline_is_judged_as_a_whole(made):
   ]
   start = f"--init_from={made}"
   with pytest.raises(UserError) as caught:
-    workdir.inherit_architecture(parsed("pipeline", start, *rates))
+    inheritance.inherit_architecture(parsed("pipeline", start, *rates))
   assert caught.value.field == "ppo.value_optimizer.learning_rate"
   whole = parsed(
     "pipeline", start, *rates, "--ppo.value_optimizer.learning_rate=1e-3"
   )
-  whole = workdir.inherit_architecture(whole)
+  whole = inheritance.inherit_architecture(whole)
   # Its stages are not judged again.
   stage = configs.SftExperiment(
     init_from=made, optimizer=whole.sft.optimizer, data=whole.data
   )
-  workdir.inherit_architecture(stage)
+  inheritance.inherit_architecture(stage)
 
 
 def test_stages_remember_where_training_began(made, imported, tmp_path):
-  start = workdir.open_stage(imported)
-  assert start.origin == workdir.open_stage(made).origin
+  start = stage_model.open_stage(imported)
+  assert start.origin == stage_model.open_stage(made).origin
   raw = json.loads((tmp_path / made / directory.CONFIG).read_text())
   assert start.origin.config == raw
 
 
 def test_stages_of_our_own_keep_their_recipes(imported, monkeypatch):
-  opened = workdir.open_stage(imported)
-  monkeypatch.setattr(
-    workdir, "open_stage", lambda *a, **k: dataclasses.replace(
-      opened, origin=None
-    ),
-  )  # fmt: skip
-  workdir.inherit_architecture(parsed("sft", f"--init_from={imported}"))
+  opened = stage_model.open_stage(imported)
+  stage = dataclasses.replace(opened, origin=None)
+  monkeypatch.setattr(inheritance, "open_stage", lambda *a, **k: stage)
+  inheritance.inherit_architecture(parsed("sft", f"--init_from={imported}"))
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
@@ -244,7 +243,9 @@ def test_an_import_is_no_more_than_its_directory(kind, tmp_path):
     },
   )
   inherited = [
-    workdir.inherit_architecture(dataclasses.replace(run, init_from=str(path)))
+    inheritance.inherit_architecture(
+      dataclasses.replace(run, init_from=str(path))
+    )
     for path in (source, tmp_path / "work")
   ]
   first, second = (dataclasses.replace(c, init_from="") for c in inherited)

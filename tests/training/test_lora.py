@@ -16,7 +16,7 @@ from instructgpt_jax.hub.__main__ import export_model
 from instructgpt_jax.interop import directory, peft
 from instructgpt_jax.models import lora
 from instructgpt_jax.models.transformer import abstract_params
-from instructgpt_jax.training import networks, workdir
+from instructgpt_jax.training import networks, stage_model
 from tests.training import results, soak
 from tests.training.test_hub import EIGHT, Runs
 
@@ -39,7 +39,7 @@ def runs(shared, stages):
 
 
 def params_of(path):
-  stage = workdir.open_stage(str(path))
+  stage = stage_model.open_stage(str(path))
   return stage, stage.params(unbox(abstract_params(stage.network)))
 
 
@@ -72,7 +72,7 @@ def test_reference_policy_reward_and_value_share_one_base(runs):
   mesh = mesh_lib.make_mesh(configs.Mesh())
   shared = {}
   trees = [
-    networks.load_params(workdir.open_stage(str(runs[name])), mesh, shared)
+    networks.load_params(stage_model.open_stage(str(runs[name])), mesh, shared)
     for name in ("sft", "reward", "ppo_ptx")
   ]
   first = trees[0]["transformer"]["blocks_0"]["up"]
@@ -86,7 +86,7 @@ def test_reference_policy_reward_and_value_share_one_base(runs):
 def test_the_start_of_ppo_is_its_reference(runs):
   """Also where the policy's adapters are new, and the start has none."""
   full = runs.stages["sft"]
-  stage = workdir.open_stage(str(full))
+  stage = stage_model.open_stage(str(full))
   mesh = mesh_lib.make_mesh(configs.Mesh())
   c = dataclasses.replace(stage.model_config, lora_rank=2)
   start = networks.init_params_from(
@@ -103,7 +103,7 @@ def test_full_training_can_start_from_adapters(runs, tmp_path):
   flags = [f for f in runs.flags("ppo_ptx") if f not in RANK]
   done = runs.stages.run("ppo_ptx", *flags, f"--workdir={tmp_path / 'run'}")
   assert done.status == 0, done.err
-  stage = workdir.open_stage(str(tmp_path / "run"))
+  stage = stage_model.open_stage(str(tmp_path / "run"))
   assert stage.base is None and not stage.model_config.lora_rank
   assert results.metrics(tmp_path / "run")[0]["kl"] == pytest.approx(
     results.metrics(runs["ppo_ptx"])[0]["kl"], abs=1e-3
@@ -137,7 +137,7 @@ def test_exported_merged_or_alone(runs, tmp_path):
     stage, params = params_of(runs[name])
     merged, alone = tmp_path / f"{name}-merged", tmp_path / f"{name}-alone"
     export_model(str(runs[name]), str(merged))
-    other = workdir.open_stage(str(merged))
+    other = stage_model.open_stage(str(merged))
     again = other.params(unbox(abstract_params(other.network)))
     wanted = lora.merge_lora(stage.model_config, params)
     for path, x in directory.flattened(again).items():
@@ -156,7 +156,7 @@ def test_a_pipeline_has_them_on_its_own_base_model(stages, tmp_path):
   flags = [*soak.flags(stages.data), "--until=policy_init", *RANK[:1]]
   done = stages.run("pipeline", *flags, f"--workdir={tmp_path}")
   assert done.status == 0, done.err
-  stage = workdir.open_stage(str(tmp_path / "policy_init"))
+  stage = stage_model.open_stage(str(tmp_path / "policy_init"))
   assert stage.base.path == str(tmp_path / "pretrain")
   assert not stage.base.model_config.lora_rank
 
@@ -187,7 +187,7 @@ def test_a_base_that_is_gone_or_another(runs, tmp_path):
   for name in ("hf", "sft"):
     shutil.copytree(runs.base / name, tmp_path / name)
   moved = str(tmp_path / "sft")
-  stage = workdir.open_stage(moved)
+  stage = stage_model.open_stage(moved)
   assert stage.base.path == str(tmp_path / "hf")
   shapes = unbox(abstract_params(stage.network))
   stage.params(shapes)
@@ -205,14 +205,14 @@ def test_a_base_that_is_gone_or_another(runs, tmp_path):
     changed[source.tensors[name].begin + 3] ^= 64
     file.write_bytes(bytes(changed))
     with pytest.raises(UserError, match="is not the model that was adapted"):
-      workdir.open_stage(moved).params(shapes)
+      stage_model.open_stage(moved).params(shapes)
     with pytest.raises(UserError, match="is not the model that was adapted"):
       export_model(moved, str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
   shutil.rmtree(tmp_path / "hf")
   with pytest.raises(UserError, match="the model that was adapted: there is"):
-    workdir.open_stage(moved)
+    stage_model.open_stage(moved)
 
 
 def test_adapters_of_a_workdir_are_exported_on_a_named_base(runs, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from instructgpt_jax import configs
 from instructgpt_jax.checkpoint import checkpoints
 from instructgpt_jax.distributed import mesh as mesh_lib
-from instructgpt_jax.training import ppo, workdir
+from instructgpt_jax.training import ppo, stage_model
 from instructgpt_jax.types import PromptBatch
 from tests.training import exact, results
 
@@ -147,7 +147,7 @@ def test_every_episode_is_in_one_update_of_each_epoch():
 
 
 def test_rollouts_start_from_the_prompts_of_the_file(stages):
-  stage = workdir.open_stage(str(stages["sft"]))
+  stage = stage_model.open_stage(str(stages["sft"]))
   settings = configs.PpoExperiment(
     model=stage.model_config,
     data=dataclasses.replace(
@@ -219,7 +219,7 @@ def test_snapshots_are_the_policy_on_the_way(stages, tmp_path):
     kept = results.model(folder)
     for name, array in kept.items():
       np.testing.assert_array_equal(array, table[f"policy/params/{name}"])
-    assert workdir.open_stage(str(folder)).kind == workdir.LANGUAGE
+    assert stage_model.open_stage(str(folder)).kind == stage_model.LANGUAGE
   averaged = results.model(tmp_path)
   last = results.model(folders[-1])
   assert any((averaged[n] != last[n]).any() for n in last)

@@ -13,7 +13,7 @@ import pytest
 from instructgpt_jax.distributed import preemption
 from instructgpt_jax.distributed.mesh import unbox
 from instructgpt_jax.models.transformer import abstract_params
-from instructgpt_jax.training import workdir
+from instructgpt_jax.training import stage_model
 from tests.training import results, soak, toy
 
 ENDED = "ended without reporting an error"
@@ -60,7 +60,7 @@ def test_two_processes_train_as_one(axis, stages, tmp_path):
   for a, b in zip(actual, expected, strict=True):
     assert a == pytest.approx(b, rel=1e-3, abs=1e-4)
   stage, other = (
-    workdir.open_stage(str(p)) for p in (path, stages["pretrain"])
+    stage_model.open_stage(str(p)) for p in (path, stages["pretrain"])
   )
   shapes = unbox(abstract_params(stage.network))
   jax.tree.map(

@@ -13,7 +13,12 @@ from instructgpt_jax.errors import UserError
 from instructgpt_jax.evaluation import evaluate
 from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
 from instructgpt_jax.runs import files
-from instructgpt_jax.training import networks, workdir
+from instructgpt_jax.training import (
+  inheritance,
+  networks,
+  stage_model,
+  tokenizer_store,
+)
 
 DATA = configs.Data(
   user_tag="Q>",
@@ -46,11 +51,11 @@ def make(tmp_path_factory):
     if (name, data) not in made:
       network = (ScalarModel if name == "reward" else LanguageModel)(model)
       folder = root / str(len(made))
-      workdir.put_tokenizer(folder, tokenizer)
-      workdir.save_stage_model(
+      tokenizer_store.put_tokenizer(folder, tokenizer)
+      stage_model.save_stage_model(
         folder,
         networks.init_params(network, jax.random.key(0), mesh),
-        kind=workdir.SCALAR if name == "reward" else workdir.LANGUAGE,
+        kind=stage_model.SCALAR if name == "reward" else stage_model.LANGUAGE,
         model=model,
         data=data,
         stage=name,
@@ -86,14 +91,14 @@ def test_what_nobody_has_set_follows_the_stage_and_is_shown(
   name, kind, make, capsys
 ):
   asked = run_from(make(name), kind)
-  inherited = workdir.inherit_architecture(asked)
+  inherited = inheritance.inherit_architecture(asked)
   shown = capsys.readouterr().err
   for field in FIELDS:
     assert getattr(inherited.data, field) == getattr(DATA, field)
     assert f"data.{field}={getattr(DATA, field)}" in shown
   same = {name: getattr(asked.data, name) for name in FIELDS}
   assert dataclasses.replace(inherited.data, **same) == asked.data
-  assert workdir.inherit_architecture(inherited) == inherited
+  assert inheritance.inherit_architecture(inherited) == inherited
   assert capsys.readouterr().err == ""
 
 
@@ -101,7 +106,7 @@ def test_what_nobody_has_set_follows_the_stage_and_is_shown(
 def test_other_tags_are_refused_like_another_tokenizer(field, make):
   path = make("sft")
   with pytest.raises(UserError) as caught:
-    workdir.inherit_architecture(
+    inheritance.inherit_architecture(
       run_from(path, explicit=[field], **{field: "User>"})
     )
   error = caught.value
@@ -113,7 +118,7 @@ def test_other_tags_are_refused_like_another_tokenizer(field, make):
 
 def test_the_same_tags_may_be_given(make):
   same = dict(user_tag="Q>", assistant_tag="A>", turn_separator="|")
-  inherited = workdir.inherit_architecture(
+  inherited = inheritance.inherit_architecture(
     run_from(make("sft"), explicit=[*same], **same)
   )
   assert (inherited.data.user_tag, inherited.data.assistant_tag) == ("Q>", "A>")
@@ -121,12 +126,12 @@ def test_the_same_tags_may_be_given(make):
 
 def test_a_base_model_has_no_format_of_its_own(make):
   """It has read documents; the first stage with prompts chooses."""
-  inherited = workdir.inherit_architecture(
+  inherited = inheritance.inherit_architecture(
     run_from(make("pretrain"), presets.sft, ["user_tag"], user_tag="User>")
   )
   assert inherited.data.user_tag == "User>"
   large = dataclasses.replace(DATA, max_prompt_tokens=999)
-  inherited = workdir.inherit_architecture(
+  inherited = inheritance.inherit_architecture(
     run_from(make("pretrain", large), presets.sft)
   )
   assert inherited.data.max_prompt_tokens == PRESET.max_prompt_tokens
@@ -134,7 +139,7 @@ def test_a_base_model_has_no_format_of_its_own(make):
 
 def test_other_limits_are_told_in_one_line(make, capsys):
   limit = {"max_response_tokens": 7}
-  inherited = workdir.inherit_architecture(
+  inherited = inheritance.inherit_architecture(
     run_from(make("sft"), explicit=[*limit], **limit)
   )
   assert inherited.data.max_response_tokens == 7
@@ -157,7 +162,7 @@ class Templated:
 def test_tags_that_a_chat_template_replaces_do_not_matter():
   ours = dataclasses.replace(DATA, user_tag="other")
   plain, templated = Templated(None), Templated("{{ messages }}")
-  form = workdir.prompt_format
+  form = inheritance.prompt_format
   assert form(DATA, plain) != form(ours, plain)
   assert form(DATA, templated) == form(ours, templated)
   off = dataclasses.replace(ours, chat_template=False)
@@ -167,31 +172,31 @@ def test_tags_that_a_chat_template_replaces_do_not_matter():
 
 def test_the_template_is_named_where_it_makes_the_difference(make):
   stage = dataclasses.replace(
-    workdir.open_stage(make("sft")), tokenizer=Templated("{{ messages }}")
+    stage_model.open_stage(make("sft")), tokenizer=Templated("{{ messages }}")
   )
   off = dataclasses.replace(DATA, chat_template=False, explicit="chat_template")
   with pytest.raises(UserError) as caught:
-    workdir.check_same_prompts(stage, off, "init_from")
+    inheritance.check_same_prompts(stage, off, "init_from")
   assert "data.chat_template=True" in caught.value.problem
   assert "--data.chat_template" in caught.value.fix
-  workdir.check_same_prompts(
+  inheritance.check_same_prompts(
     stage, dataclasses.replace(DATA, user_tag="other"), "init_from"
   )
 
 
 def test_a_second_model_of_other_prompts_is_refused(make):
-  tokenizer = workdir.open_stage(make("sft")).tokenizer
+  tokenizer = stage_model.open_stage(make("sft")).tokenizer
   other = dataclasses.replace(DATA, assistant_tag="Bot>")
-  stage = workdir.open_stage(make("reward", other))
+  stage = stage_model.open_stage(make("reward", other))
   with pytest.raises(UserError) as caught:
-    workdir.require_compatible(stage, tokenizer, DATA, "ppo.reward_model")
+    inheritance.require_compatible(stage, tokenizer, DATA, "ppo.reward_model")
   error = caught.value
   assert (error.code, error.field) == ("other_prompts", "ppo.reward_model")
-  same = workdir.open_stage(make("reward"))
-  workdir.require_compatible(same, tokenizer, DATA, "ppo.reward_model")
+  same = stage_model.open_stage(make("reward"))
+  inheritance.require_compatible(same, tokenizer, DATA, "ppo.reward_model")
   longer = dataclasses.replace(DATA, max_prompt_tokens=23)
   with pytest.raises(UserError) as caught:
-    workdir.require_compatible(same, tokenizer, longer, "ppo.reward_model")
+    inheritance.require_compatible(same, tokenizer, longer, "ppo.reward_model")
   assert caught.value.code == "short_context"
 
 
@@ -210,8 +215,10 @@ def test_a_measurement_has_limits_that_fit_the_context(make, tmp_path):
   """The preset's do not; those of the stage do, and others are refused."""
   asked = evaluation(make)
   assert asked.data.max_prompt_tokens > 32
-  assert workdir.inherit_architecture(asked).data.max_prompt_tokens == 20
-  asked = workdir.inherit_architecture(evaluation(make, max_response_tokens=13))
+  assert inheritance.inherit_architecture(asked).data.max_prompt_tokens == 20
+  asked = inheritance.inherit_architecture(
+    evaluation(make, max_response_tokens=13)
+  )
   with pytest.raises(UserError) as caught:
     evaluate.run(asked, str(tmp_path))
   assert caught.value.field == "data.max_response_tokens"
@@ -219,6 +226,8 @@ def test_a_measurement_has_limits_that_fit_the_context(make, tmp_path):
 
 def test_a_judge_of_other_prompts_is_refused(make, tmp_path):
   with pytest.raises(UserError) as caught:
-    evaluate.run(workdir.inherit_architecture(evaluation(make)), str(tmp_path))
+    evaluate.run(
+      inheritance.inherit_architecture(evaluation(make)), str(tmp_path)
+    )
   assert caught.value.code == "other_prompts"
   assert caught.value.field == "measure.judge"

@@ -12,7 +12,7 @@ import pytest
 from instructgpt_jax import configs
 from instructgpt_jax.configs import presets
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.training import workdir
+from instructgpt_jax.training import inheritance, stage_model, tokenizer_store
 from tests.training import exact, forks, results
 from tests.training.stages import FAST
 
@@ -21,8 +21,8 @@ def test_the_network_of_the_start_is_inherited(stages, capsys):
   asked = dataclasses.replace(
     presets.sft("tiny"), init_from=str(stages["pretrain"])
   )
-  found = workdir.inherit_architecture(asked)
-  stage = workdir.open_stage(str(stages["pretrain"]))
+  found = inheritance.inherit_architecture(asked)
+  stage = stage_model.open_stage(str(stages["pretrain"]))
   for name in (
     "vocab_size",
     "max_seq_len",
@@ -41,10 +41,10 @@ def test_the_network_of_the_start_is_inherited(stages, capsys):
     "model.max_seq_len=24",
   ):
     assert change in told
-  assert workdir.inherit_architecture(found) == found
+  assert inheritance.inherit_architecture(found) == found
   assert capsys.readouterr().err == ""
   alone = configs.SftExperiment()
-  assert workdir.inherit_architecture(alone) is alone
+  assert inheritance.inherit_architecture(alone) is alone
 
 
 def test_a_stage_can_be_started_from_a_bigger_preset(stages, tmp_path):
@@ -71,7 +71,7 @@ def test_a_run_is_run_again_from_its_config_file(stages, tmp_path):
 
 
 def test_load_policy_gives_the_stage_that_was_trained(stages):
-  model, params, tokenizer, stage = workdir.load_policy(str(stages["sft"]))
+  model, params, tokenizer, stage = stage_model.load_policy(str(stages["sft"]))
   assert model.config.dropout == 0  # trained with 0.2
   assert stage.data.user_tag == "U:"
   ours = exact.Finished(stages["sft"])
@@ -81,13 +81,13 @@ def test_load_policy_gives_the_stage_that_was_trained(stages):
     exact.outputs(ours.stage.network, ours.params, [row])[0],
   )
   with pytest.raises(UserError, match="holds a reward model"):
-    workdir.load_policy(str(stages["reward"]))
+    stage_model.load_policy(str(stages["reward"]))
 
 
 def test_a_pipelines_folder_names_its_stages(stages):
   with pytest.raises(UserError, match=r"one of its stages: .*pretrain"):
     stages["pretrain"]
-    workdir.open_stage(str(stages.folder))
+    stage_model.open_stage(str(stages.folder))
 
 
 @pytest.mark.parametrize("name", ["pretrain", "ppo_ptx"])
@@ -122,11 +122,11 @@ def test_chat_answers_a_file_with_a_stages_model(name, stages, tmp_path):
 
 def test_a_tokenizer_is_whole_or_absent(stages, tmp_path):
   """A kill while it is written leaves a folder that is written anew."""
-  stage = workdir.open_stage(str(stages["pretrain"]))
+  stage = stage_model.open_stage(str(stages["pretrain"]))
   scratch = tmp_path / "tokenizer.next"
   scratch.mkdir()
   (scratch / "half").write_text("")
-  workdir.put_tokenizer(tmp_path, stage.tokenizer)
+  tokenizer_store.put_tokenizer(tmp_path, stage.tokenizer)
   assert results.snapshot(tmp_path) == {
     "tokenizer/tokenizer.model": stage.tokenizer.files["tokenizer.model"]
   }

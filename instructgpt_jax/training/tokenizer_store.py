@@ -1,0 +1,58 @@
+"""Tokenizers in workdirs: saved, loaded and compared."""
+
+from __future__ import annotations
+
+import pathlib
+import shutil
+
+from instructgpt_jax import configs
+from instructgpt_jax.data import tokenizers as tokenizer_lib
+from instructgpt_jax.data.tokenizers import Tokenizer, exported_tokens
+from instructgpt_jax.distributed import processes
+from instructgpt_jax.errors import UserError
+from instructgpt_jax.runs import files
+
+TOKENIZER = "tokenizer"
+
+
+def read_tokenizer(path: str | pathlib.Path, data: configs.Data) -> Tokenizer:
+  """Loads a tokenizer for a run with or without chat template."""
+  tokenizer = tokenizer_lib.load_tokenizer(path)
+  return tokenizer if data.chat_template else tokenizer.without_template()
+
+
+def put_tokenizer(workdir: str | pathlib.Path, tokenizer: Tokenizer) -> None:
+  """Saves a tokenizer in a workdir that has none, atomically."""
+  directory = pathlib.Path(workdir) / TOKENIZER
+  if directory.exists() or not processes.is_main_process():
+    return
+  files.make_directory(directory.parent)
+  scratch = directory.with_name(TOKENIZER + ".next")
+  with files.disk_errors_as_user_errors(directory):
+    shutil.rmtree(scratch, ignore_errors=True)
+    tokenizer.save(scratch)
+    files.publish_directory(scratch, directory)
+
+
+def check_same_tokenizer(
+  a: Tokenizer, b: Tokenizer, file: str, field: str
+) -> None:
+  """Refuses two models whose token ids mean different things.
+
+  Args:
+    a: one model's tokenizer.
+    b: the other's.
+    file: path of one of the models, for the error.
+    field: the flag that names it.
+
+  Raises:
+    UserError: `other_tokenizer`.
+  """
+  if not exported_tokens.same_ids(a, b):
+    raise UserError(
+      "was trained with another tokenizer",
+      file=file,
+      field=field,
+      fix="give stages of one family, with the same tokenizer",
+      code="other_tokenizer",
+    )

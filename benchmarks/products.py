@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks import measure
 from instructgpt_jax import streams
-from instructgpt_jax.cli import launch
+from instructgpt_jax.cli import process_settings
 from instructgpt_jax.distributed.compiler_options import decode_compiler_options
 from instructgpt_jax.types import Array
 
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.error("sizes and steps start at 1")
   if flags.rows % _WIDE or flags.outputs % _TALL or flags.rows < _WIDE:
     parser.error("--rows is even, --outputs a multiple of 8")
-  launch.silence_libraries()
+  process_settings.silence_libraries()
   size = 4 * flags.inputs * flags.outputs
   rng = np.random.default_rng(0)
   count = min(max(2, flags.mib * 2**20 // size), 64)

@@ -23,7 +23,7 @@ import jax
 
 from benchmarks import ours, run
 from instructgpt_jax import streams
-from instructgpt_jax.cli import launch
+from instructgpt_jax.cli import process_settings
 
 
 class Spent(NamedTuple):
@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   flags = parser.parse_args(argv)
   if min(flags.steps, flags.top) < 1:
     parser.error("--steps and --top start at 1")
-  launch.silence_libraries()
+  process_settings.silence_libraries()
   step = ours.make(flags.work, flags.model)
   seconds: list[float] = []
 

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from instructgpt_jax import streams
-from instructgpt_jax.cli import launch
+from instructgpt_jax.cli import process_settings
 
 MODELS = ("S", "M", "125m", "350m", "1.3b", "1.3b-chat", "tiny", "tiny-chat")
 WORKS = ("sft", "pretrain", "reward", "generate", "ppo")
@@ -233,8 +233,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   streams.accept_all_text()
   flags = parse(argv)
   if flags.child:
-    launch.silence_libraries()
-    launch.trim_malloc_after_compile()
+    process_settings.silence_libraries()
+    process_settings.trim_malloc_after_compile()
     print(json.dumps(measured(flags)))
     return 0
   for model in flags.model:

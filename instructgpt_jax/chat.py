@@ -32,7 +32,7 @@ from typing import Any, NamedTuple, NoReturn, TextIO
 import numpy as np
 
 from instructgpt_jax import configs, streams
-from instructgpt_jax.cli import launch
+from instructgpt_jax.cli import launch, process_settings
 from instructgpt_jax.data import encoding, packing, reading
 from instructgpt_jax.data.records import Turn
 from instructgpt_jax.data.tokenizers import StreamDecoder, Tokenizer
@@ -667,9 +667,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(flags: argparse.Namespace) -> None:
-  launch.silence_libraries()
-  launch.trim_malloc_after_compile()
-  launch.tune_gc()
+  process_settings.silence_libraries()
+  process_settings.trim_malloc_after_compile()
+  process_settings.tune_gc()
   seed = flags.seed
   if seed is None:
     seed = 0 if flags.prompts else time.time_ns() % 2**31

@@ -1,11 +1,11 @@
 """Several devices on one CPU, for processes that tests start."""
 
-from instructgpt_jax.cli import launch
+from instructgpt_jax.cli import process_settings
 
 
 def pretended(count, flags=""):
   """The environment of a process with as many devices; further XLA flags."""
   counted = f"--xla_force_host_platform_device_count={count}"
   env = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{flags} {counted}".strip()}
-  launch.set_cpu_device_threads(env)
+  process_settings.set_cpu_device_threads(env)
   return env

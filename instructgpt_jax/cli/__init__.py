@@ -1,1 +1,1 @@
-"""Command lines: flags from configs, start of a program, errors as text."""
+"""Command lines: flags from configs, start-up of programs, error output."""

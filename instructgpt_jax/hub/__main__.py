@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 import jax
 
 from instructgpt_jax.checkpoint import checkpoints, trees
-from instructgpt_jax.cli import launch
+from instructgpt_jax.cli import launch, process_settings
 from instructgpt_jax.data.tokenizers import exported_tokens
 from instructgpt_jax.distributed.mesh import unbox
 from instructgpt_jax.errors import UserError
@@ -322,7 +322,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
   def run() -> None:
     flags = _flags(argv)
-    launch.silence_libraries()
+    process_settings.silence_libraries()
     if flags.what == "import":
       import_model(flags.source, flags.to, scan_layers=flags.scan_layers)
       print(f"{flags.to}: give it as --init_from", file=sys.stderr)

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 import jax
 
-from instructgpt_jax.cli import launch
+from instructgpt_jax.cli import launch, process_settings
 from instructgpt_jax.cli.parser import CommandParser
 from instructgpt_jax.planner import plan
 
@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
 
   def run() -> None:
     nonlocal fits
-    launch.silence_libraries()
+    process_settings.silence_libraries()
     jax.config.update("jax_platforms", "cpu")  # those here are not planned for
     fits = plan.show(*parse(argv))
 

@@ -1,15 +1,9 @@
-"""Exit statuses, short errors, and runs that can be given again."""
+"""Exit statuses, short errors, and runs that can be repeated."""
 
-import ctypes
 import errno
 import json
 import os
-import pathlib
-import subprocess
-import sys
-import textwrap
 
-import jax
 import pytest
 
 from instructgpt_jax.cli import flags, launch
@@ -29,143 +23,38 @@ def _main(*argv, run=lambda config, workdir: None, experiment="sft"):
   )
 
 
-def test_a_libtpu_without_a_tpu_says_nothing():
-  script = """
-    from instructgpt_jax.cli import launch
-    launch.silence_libraries()
-    import jax
-    jax.devices()
-  """
-  env = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"}
-  done = subprocess.run(
-    [sys.executable, "-c", textwrap.dedent(script)],
-    capture_output=True,
-    text=True,
-    env=env | {"PYTHONPATH": str(pathlib.Path(__file__).parents[2])},
-  )
-  assert (done.returncode, done.stderr) == (0, "")
-
-
-@pytest.mark.parametrize(
-  "given, wanted",
-  [
-    ({}, None),
-    ({"XLA_FLAGS": "--xla_cpu_enable_fast_math=false"}, None),
-    ({"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}, "16"),
-    (
-      {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "PJRT_NPROC": "3",
-      },
-      "3",
-    ),
-  ],
-)
-def test_pretended_devices_get_threads(given, wanted):
-  launch.set_cpu_device_threads(given)
-  assert given.get("PJRT_NPROC") == wanted
-
-
-COMPILES = """
-  import ctypes
-  import jax
-  import jax.numpy as jnp
-  from instructgpt_jax.cli import launch
-
-  def resident():
-    with open("/proc/self/status") as file:
-      (line,) = [line for line in file if line.startswith("VmRSS:")]
-    return int(line.split()[1])
-
-  trim = ctypes.CDLL(None).malloc_trim
-  jnp.ones(2).block_until_ready()
-  if {asked}:
-    launch.trim_malloc_after_compile()
-  trim(0)
-
-  def many(x):
-    for i in range(100):
-      x = jnp.tanh(x @ x + i)
-    return x
-
-  jax.jit(many).lower(jnp.ones((8, 8))).compile()
-  held = resident()
-  trim(0)
-  print(held - resident())
-"""
-
-
-@pytest.mark.skipif(
-  not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="not glibc"
-)
-def test_what_compiling_leaves_is_given_back():
-  def left(asked):
-    done = subprocess.run(
-      [sys.executable, "-c", textwrap.dedent(COMPILES.format(asked=asked))],
-      capture_output=True,
-      text=True,
-      env={**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"},
-    )
-    assert done.returncode == 0, done.stderr
-    return int(done.stdout)
-
-  found = left(True), left(False)
-  print(found)
-  assert found[0] < 0.5 * found[1]
-
-
-def test_a_run_looks_for_garbage_seldom_and_finds_it():
-  code = """
-    import gc, weakref
-    from instructgpt_jax.cli import launch
-
-    class Ring: pass
-
-    usual = gc.get_threshold()[0]
-    launch.tune_gc()
-    assert gc.get_threshold()[0] > 10 * usual and gc.get_freeze_count() > 10**4
-    ring = Ring()
-    ring.itself = ring
-    gone = weakref.ref(ring)
-    del ring
-    kept = [[] for _ in range(2 * gc.get_threshold()[0])]
-    assert gone() is None
-  """
-  subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
-
-
-def test_run_gets_config_and_workdir_and_the_config_is_kept(tmp_path):
-  seen = []
+def test_run_gets_config_and_workdir_and_records_the_config(tmp_path):
+  calls = []
   status = _main(
     f"--workdir={tmp_path}",
     "--sft.epochs=3",
-    run=lambda config, workdir: seen.append((config, workdir)),
+    run=lambda config, workdir: calls.append((config, workdir)),
   )
   assert status == 0
-  ((config, workdir),) = seen
+  ((config, workdir),) = calls
   assert (config.sft.epochs, workdir) == (3, str(tmp_path))
-  held = json.loads((tmp_path / "config.json").read_text())
-  assert held == {
+  recorded = json.loads((tmp_path / "config.json").read_text())
+  assert recorded == {
     "experiment": "sft",
     "config": flags.config_to_dict(config),
   }
 
 
-def test_a_run_can_be_run_again_from_its_config_file(tmp_path):
-  seen = []
+def test_run_can_be_repeated_from_its_config_file(tmp_path):
+  configs = []
 
   def run(config, workdir):
-    seen.append(config)
+    configs.append(config)
 
   first, second = tmp_path / "first", tmp_path / "second"
   assert _main(f"--workdir={first}", "--seed=5", run=run) == 0
   config_file = first / "config.json"
   assert _main(f"--workdir={second}", f"--config={config_file}", run=run) == 0
-  assert seen[0] == seen[1]
+  assert configs[0] == configs[1]
   assert (second / "config.json").read_text() == config_file.read_text()
 
 
-def test_another_experiments_workdir_is_refused(tmp_path, capsys):
+def test_workdir_of_another_experiment_is_refused(tmp_path, capsys):
   assert _main(f"--workdir={tmp_path}") == 0
   never = pytest.fail
   status = _main(f"--workdir={tmp_path}", experiment="ppo", run=never)
@@ -183,7 +72,7 @@ def test_help_is_on_stdout_and_makes_no_workdir(tmp_path, capsys):
   assert not workdir.exists()
 
 
-def test_a_wrong_flag_is_status_2_and_makes_no_workdir(tmp_path, capsys):
+def test_unknown_flag_is_a_user_error_and_makes_no_workdir(tmp_path, capsys):
   workdir = tmp_path / "run"
   assert _main(f"--workdir={workdir}", "--sft.epoch=1", run=pytest.fail) == 2
   out, err = capsys.readouterr()
@@ -201,7 +90,7 @@ def test_a_wrong_flag_is_status_2_and_makes_no_workdir(tmp_path, capsys):
     (UserError("bad", file="f.json", line=3, fix="mend it"), 2, "f.json:3"),
     (UserError("a\nb\nc\nd\ne", fix="mend it"), 2, "fix: mend it"),
     (UserError("x" * 5000, fix="mend it"), 2, "fix: mend it"),
-    (KeyboardInterrupt(), 130, "goes on from the last checkpoint"),
+    (KeyboardInterrupt(), 130, "resume from the last checkpoint"),
     (OSError(errno.ENOSPC, "full", "some/file"), 2, "some/file: the disk is"),
   ],
 )
@@ -218,7 +107,7 @@ def test_errors_are_at_most_three_lines(tmp_path, capsys, error, status, words):
 
 
 @pytest.mark.parametrize("error", [ValueError("ours"), OSError(errno.EIO, "")])
-def test_our_own_mistakes_are_not_hidden(tmp_path, error):
+def test_other_exceptions_keep_their_traceback(tmp_path, error):
   def run(config, workdir):
     raise error
 
@@ -226,57 +115,22 @@ def test_our_own_mistakes_are_not_hidden(tmp_path, error):
     _main(f"--workdir={tmp_path}", run=run)
 
 
-@pytest.fixture
-def cache_settings(monkeypatch):
-  """What `launch` tells JAX."""
-  told = {}
-  monkeypatch.setattr(jax.config, "update", told.__setitem__)
-  monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
-  return told
-
-
-def test_compiled_programs_are_kept_in_the_users_cache(
-  cache_settings, monkeypatch, tmp_path
-):
-  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-  launch.use_compile_cache("")
-  folder = cache_settings["jax_compilation_cache_dir"]
-  assert folder == str(tmp_path / "home" / "instructgpt_jax" / "compiled")
-  assert os.path.isdir(folder)
-  launch.use_compile_cache(str(tmp_path / "named"))
-  assert cache_settings["jax_compilation_cache_dir"] == str(tmp_path / "named")
-
-
-def test_no_cache_where_none_is_wanted_or_jax_has_one(
-  cache_settings, monkeypatch, tmp_path
-):
-  launch.use_compile_cache("none")
-  (tmp_path / "file").write_text("")
-  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-  launch.use_compile_cache("")  # cannot be made: the run goes on without
-  monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "own"))
-  launch.use_compile_cache("")
-  assert not cache_settings
-  with pytest.raises(UserError):
-    launch.use_compile_cache(str(tmp_path / "file" / "below"))
-
-
 @pytest.mark.parametrize("flag", ["user_tag", "turn_separator"])
-def test_flags_of_texts_must_be_utf8(tmp_path, capsys, flag):
-  """Paths may hold any bytes; texts go into prompts and have to be texts."""
+def test_text_flags_must_be_utf8(tmp_path, capsys, flag):
+  """Paths may contain any bytes; texts become part of prompts."""
   workdir = tmp_path / "caf\udce9"
   assert _main(f"--data.{flag}=caf\udce9", f"--workdir={workdir}") == 2
   error = capsys.readouterr().err
   assert error.startswith(f"error: [--data.{flag}]") and "UTF-8" in error
   assert not workdir.exists()
   argv = ("--data.demonstrations=caf\udce9.jsonl", f"--workdir={workdir}")
-  for _ in range(2):  # the config that the first wrote is that of the second
+  for _ in range(2):  # The second run reads the first one's config.
     assert _main(*argv) == 0
   assert (workdir / "config.json").exists()
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.ENAMETOOLONG])
-def test_a_path_that_cannot_be_used_is_no_traceback(capsys, code):
+def test_unusable_path_is_a_short_error(capsys, code):
   def body():
     raise OSError(code, os.strerror(code), "some/file")
 
@@ -285,7 +139,34 @@ def test_a_path_that_cannot_be_used_is_no_traceback(capsys, code):
   assert error.startswith("error: some/file: ") and "fix: " in error
 
 
-def test_other_faults_of_the_system_keep_their_traceback():
+def test_other_system_errors_keep_their_traceback():
   for fault in (OSError(errno.EACCES, "no name"), OSError(errno.EIO, "", "a")):
     with pytest.raises(OSError):
       launch.run_with_errors(lambda fault=fault: (_ for _ in ()).throw(fault))
+
+
+@pytest.mark.parametrize(
+  "experiment, files, lines",
+  [
+    ("sft", [], ["done: {dir}"]),
+    (
+      "sft",
+      ["model", "metrics.jsonl"],
+      [
+        "done: {dir} (model, metrics.jsonl)",
+        "next: chat with it: python -m instructgpt_jax.chat --checkpoint={dir}",
+      ],
+    ),
+    ("pipeline", ["metrics.jsonl"], ["done: {dir} (metrics.jsonl)"]),
+  ],
+)
+def test_finished_run_names_its_results(
+  tmp_path, capsys, experiment, files, lines
+):
+  def run(config, workdir):
+    for name in files:
+      (tmp_path / name).touch()
+
+  assert _main(f"--workdir={tmp_path}", run=run, experiment=experiment) == 0
+  expected = [line.format(dir=tmp_path) for line in lines]
+  assert capsys.readouterr().err.splitlines() == expected

@@ -13,13 +13,9 @@ import jax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from instructgpt_jax.distributed.mesh import (
-  batch_sharding,
-  batch_shards,
-  check_divisible,
-  replicated,
-)
+from instructgpt_jax.distributed.mesh import check_divisible
 from instructgpt_jax.errors import UserError
+from instructgpt_jax.sharding import batch_sharding, batch_shards, replicated
 
 
 @functools.lru_cache

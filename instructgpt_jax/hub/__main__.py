@@ -26,7 +26,6 @@ import jax
 from instructgpt_jax.checkpoint import checkpoints, trees
 from instructgpt_jax.cli import launch, process_settings
 from instructgpt_jax.data.tokenizers import exported_tokens
-from instructgpt_jax.distributed.mesh import unbox
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.interop import directory as hub
 from instructgpt_jax.interop import peft, tensors
@@ -34,6 +33,7 @@ from instructgpt_jax.models import lora
 from instructgpt_jax.models.transformer import abstract_params
 from instructgpt_jax.runs import files
 from instructgpt_jax.runs.progress import log_line
+from instructgpt_jax.sharding import unbox
 from instructgpt_jax.training import stage_errors, stage_model, tokenizer_store
 
 _PART = 1 << 26  # bytes of arrays that are written together

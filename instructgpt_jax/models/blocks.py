@@ -329,7 +329,7 @@ class Block(nn.Module):
       query, keys, values, view.mask, c.attn_logit_softcap
     )
     attended = attended.transpose(1, 2, 3, 0).reshape(-1, x.shape[1])
-    attended = sharding.shard(attended, "heads", "columns")
+    attended = sharding.shard(attended, "heads", "decode_batch")
     found = self.project.columns(attended)
     if c.block == "sandwich":
       found = self.norm_attended.columns(found)

@@ -148,7 +148,7 @@ class Transformer(nn.Module):
   ) -> tuple[Array, Cache]:
     """One token a row: token [B], position [B] → [D, B] and the next cache."""
     c = self.config
-    x = sharding.shard(self._embed(token, position).T, "embed", "columns")
+    x = sharding.shard(self._embed(token, position).T, "embed", "decode_batch")
     columns = cache.valid.shape[1]
     column = cache.index % columns
     places = jnp.arange(columns)

@@ -362,7 +362,7 @@ class Dense(nn.Module):
     def product(chosen: int | slice, name: str | None) -> Array:
       weights = kernel[chosen].reshape(-1, len(x)).astype(x.dtype)
       output = precision.matmul(weights, x)
-      output = sharding.shard(output, name, "columns")
+      output = sharding.shard(output, name, "decode_batch")
       if bias is None:
         return output
       return output + bias[chosen].reshape(-1, 1).astype(x.dtype)

@@ -99,10 +99,10 @@ class LanguageModel(nn.Module):
       matrix = self.transformer.embedding.embedding
     else:
       matrix = self.unembedding.variables["params"][TRANSPOSED]
-    hidden = sharding.shard(hidden, None, "columns")
+    hidden = sharding.shard(hidden, None, "decode_batch")
     logits = precision.matmul(matrix.astype(hidden.dtype), hidden)
     logits = logits.astype(jnp.float32)
-    logits = sharding.shard(logits, "classes", "columns")
+    logits = sharding.shard(logits, "decode_vocab", "decode_batch")
     if c.unembedding_bias:
       logits += self.unembedding.variables["params"]["bias"][:, None]
     return postprocess_logits(c, logits, axis=0)
@@ -276,7 +276,7 @@ def decoding_params(model: LanguageModel, params: dict[str, Any]) -> PyTree:
   tied = model.config.tie_embeddings
   layer = found["transformer"]["embedding"] if tied else found["unembedding"]
   name = "embedding" if tied else TRANSPOSED
-  layer[name] = sharding.shard(layer[name], "classes", "embed")
+  layer[name] = sharding.shard(layer[name], "decode_vocab", "embed")
   return found
 
 

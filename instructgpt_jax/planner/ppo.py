@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from instructgpt_jax import configs
+from instructgpt_jax import configs, sharding
 from instructgpt_jax.configs import checks
 from instructgpt_jax.data import packing as packing_lib
 from instructgpt_jax.distributed import mesh as mesh_lib
@@ -52,7 +52,7 @@ def ppo(
   policy = shapes.in_training(models[0], optimizers[0], mesh)
   value = shapes.in_training(models[2], optimizers[1], mesh)
   scalar = jax.ShapeDtypeStruct(
-    (), jnp.float32, sharding=mesh_lib.replicated(mesh)
+    (), jnp.float32, sharding=sharding.replicated(mesh)
   )
   state = state_lib.PpoState(
     policy=policy.state,
@@ -106,7 +106,7 @@ def ppo(
   ptx = None
   scored, updated = (
     section.microbatch
-    or packing.microbatch_size(rows, length, mesh_lib.batch_shards(mesh))
+    or packing.microbatch_size(rows, length, sharding.batch_shards(mesh))
     for rows in (count, section.minibatch)
   )
   passes = [

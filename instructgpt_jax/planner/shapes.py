@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from instructgpt_jax import configs
+from instructgpt_jax import configs, sharding
 from instructgpt_jax.configs import presets
-from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.distributed.mesh import AnyMesh
 from instructgpt_jax.losses import chunked
 from instructgpt_jax.models import lora
@@ -39,7 +38,7 @@ def shaped(
 
 def split_rows(mesh: AnyMesh, tree: Any) -> Any:
   """Shapes of a batch, split over its rows."""
-  split = mesh_lib.batch_sharding(mesh)
+  split = sharding.batch_sharding(mesh)
   return jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split), tree
   )
@@ -119,7 +118,7 @@ def chunks(
   model: configs.Model, mesh: AnyMesh, tokens: int, used: int | None = None
 ) -> int:
   """Of the vocabulary's loss on so many tokens, some of which carry loss."""
-  shards = mesh_lib.batch_shards(mesh)
+  shards = sharding.batch_shards(mesh)
   here, used = (-(-n // shards) for n in (tokens, used or tokens))
   return -(-used // chunked.chunk_size(here, model.padded_vocab_size))
 

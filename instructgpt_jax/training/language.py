@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from instructgpt_jax import configs, statistics
+from instructgpt_jax import configs, sharding, statistics
 from instructgpt_jax.configs import checks
 from instructgpt_jax.data import batching, encoding, packing
 from instructgpt_jax.data.tokenizers import Tokenizer
@@ -195,7 +195,7 @@ def _sft_course(
   if padded.rows >= 2 * layout.rows:
     log_line(
       f"{name}: a step has {layout.rows} rows and {padded.rows - layout.rows}"
-      f" of padding, for {mesh_lib.batch_shards(mesh)} devices"
+      f" of padding, for {sharding.batch_shards(mesh)} devices"
     )
   batches = batching.mixed_language_batches(
     rows,

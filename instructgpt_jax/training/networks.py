@@ -9,6 +9,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
+from instructgpt_jax import sharding
 from instructgpt_jax.distributed import compiler_options
 from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.errors import UserError
@@ -24,13 +25,13 @@ Network = transformer.LanguageModel | transformer.ScalarModel
 
 def shardings(network: Network, tree: PyTree, mesh: mesh_lib.AnyMesh) -> PyTree:
   """Where each array of a tree of (or around) the network's parameters lies."""
-  axes = mesh_lib.logical_axes(transformer.abstract_params(network))
-  return mesh_lib.state_shardings(tree, mesh, axes)
+  axes = sharding.logical_axes(transformer.abstract_params(network))
+  return sharding.state_shardings(tree, mesh, axes)
 
 
 def abstract_params(network: Network, mesh: mesh_lib.AnyMesh) -> PyTree:
   """Shapes of the network's parameters with their shardings."""
-  tree = mesh_lib.unbox(transformer.abstract_params(network))
+  tree = sharding.unbox(transformer.abstract_params(network))
   return with_shardings(tree, shardings(network, tree, mesh))
 
 
@@ -45,7 +46,7 @@ def with_shardings(tree: PyTree, places: PyTree) -> PyTree:
 
 def init_params(network: Network, key: Array, mesh: Mesh) -> PyTree:
   """New parameters, made where they will lie."""
-  tree = mesh_lib.unbox(transformer.abstract_params(network))
+  tree = sharding.unbox(transformer.abstract_params(network))
   init = jax.jit(
     lambda k: transformer.init_params(network, k),
     out_shardings=shardings(network, tree, mesh),

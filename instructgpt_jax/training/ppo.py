@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from instructgpt_jax import configs
+from instructgpt_jax import configs, sharding
 from instructgpt_jax.checkpoint import checkpoints
 from instructgpt_jax.configs import checks
 from instructgpt_jax.data import batching, encoding, packing
@@ -117,7 +117,7 @@ def train(
         "ptx_coef": jnp.float32(section.ptx_coef),
         "ema_decay": jnp.float32(section.ema_decay),
       },
-      mesh_lib.replicated(mesh),
+      sharding.replicated(mesh),
     ),
   )
   programs = ppo_programs.jitted(
@@ -502,8 +502,8 @@ def _abstract_experience(
     )
 
   return (
-    placed(experience, mesh_lib.batch_sharding(mesh)),
-    placed(kl_coef, mesh_lib.replicated(mesh)),
+    placed(experience, sharding.batch_sharding(mesh)),
+    placed(kl_coef, sharding.replicated(mesh)),
   )
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from instructgpt_jax import configs
+from instructgpt_jax import configs, sharding
 from instructgpt_jax.distributed import compiler_options
 from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.models.sampling import generate
@@ -81,9 +81,9 @@ def jitted(
     policy=networks.shardings(model, state.policy, mesh),
     value=networks.shardings(value_model, state.value, mesh),
     ema=networks.shardings(model, state.ema, mesh),
-    kl_coef=mesh_lib.replicated(mesh),
-    ptx_coef=mesh_lib.replicated(mesh),
-    ema_decay=mesh_lib.replicated(mesh),
+    kl_coef=sharding.replicated(mesh),
+    ptx_coef=sharding.replicated(mesh),
+    ema_decay=sharding.replicated(mesh),
   )
 
   def on_mesh(function: Any, **settings: Any) -> Any:
@@ -112,8 +112,8 @@ def jitted(
       ),
       # Named, since a run that goes on in mid-iteration puts them back so.
       out_shardings=(
-        mesh_lib.batch_sharding(mesh),
-        mesh_lib.replicated(mesh),
+        sharding.batch_sharding(mesh),
+        sharding.replicated(mesh),
         None,
       ),
     ),

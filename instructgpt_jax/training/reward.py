@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from instructgpt_jax import configs, statistics
+from instructgpt_jax import configs, sharding, statistics
 from instructgpt_jax.configs import checks
 from instructgpt_jax.data import encoding, ranking_packing, records
 from instructgpt_jax.data.tokenizers import Tokenizer
@@ -120,7 +120,7 @@ def train(config: configs.RewardExperiment, directory: str) -> None:
     layout=layout_of(
       train_set,
       model.config,
-      parts=max(section.batch_size // size, 1) * mesh_lib.batch_shards(mesh),
+      parts=max(section.batch_size // size, 1) * sharding.batch_shards(mesh),
       **order,
     ),
     **order,
@@ -227,7 +227,7 @@ def count_held_out(
     batch_size=mesh_lib.round_up_to_shards(batch_size, mesh), shuffle=False
   )
   layout = layout_of(
-    rankings, model.config, parts=mesh_lib.batch_shards(mesh), **order
+    rankings, model.config, parts=sharding.batch_shards(mesh), **order
   )
   place: dict[bytes, int] = {}
   units = [place.setdefault(r.prompt.tobytes(), len(place)) for r in rankings]

@@ -12,7 +12,6 @@ from typing import Any
 from instructgpt_jax import configs
 from instructgpt_jax.checkpoint import checkpoints
 from instructgpt_jax.data.tokenizers import Tokenizer
-from instructgpt_jax.distributed.mesh import unbox
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.interop import directory as hub
 from instructgpt_jax.interop import settings
@@ -24,6 +23,7 @@ from instructgpt_jax.models.transformer import (
 )
 from instructgpt_jax.runs import files
 from instructgpt_jax.runs.progress import log_line
+from instructgpt_jax.sharding import unbox
 from instructgpt_jax.training import pretrained, stage_errors
 from instructgpt_jax.training.lora_base import LoraBase, base_checksum
 from instructgpt_jax.training.tokenizer_store import TOKENIZER, read_tokenizer

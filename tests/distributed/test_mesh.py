@@ -16,7 +16,7 @@ import optax
 import pytest
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
-from instructgpt_jax import configs
+from instructgpt_jax import configs, sharding
 from instructgpt_jax.distributed import compiler_options, transfer
 from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.errors import UserError
@@ -47,20 +47,20 @@ def test_narrow_models_decode_without_ynnpack_on_cpu(width, has_options):
 def test_partition_spec(names, shape, spec):
   short = {"f": "fsdp", "t": "tensor"}
   spec = PartitionSpec(*(short.get(axis, axis) for axis in spec))
-  assert mesh_lib.partition_spec(names, shape, WIDE) == spec
+  assert sharding.partition_spec(names, shape, WIDE) == spec
 
 
 def test_axes_of_size_one_are_left_out():
   narrow = AbstractMesh((8, 1, 1), mesh_lib.AXES)
-  spec = mesh_lib.partition_spec(("vocab", "embed"), (64, 32), narrow)
+  spec = sharding.partition_spec(("vocab", "embed"), (64, 32), narrow)
   assert spec == PartitionSpec()
 
 
 def test_unknown_axis_or_wrong_rank_is_an_error():
   with pytest.raises(KeyError, match="'width'"):
-    mesh_lib.partition_spec(("width",), (8,), WIDE)
+    sharding.partition_spec(("width",), (8,), WIDE)
   with pytest.raises(ValueError, match="do not name"):
-    mesh_lib.partition_spec(("embed",), (8, 8), WIDE)
+    sharding.partition_spec(("embed",), (8, 8), WIDE)
 
 
 class _Layer(nn.Module):
@@ -75,9 +75,9 @@ def test_optimizer_moments_are_sharded_like_their_parameters():
   boxed = jax.eval_shape(
     lambda: layer.init(jax.random.key(0), jnp.ones((1, 8)))["params"]
   )
-  axes = mesh_lib.logical_axes(boxed)
+  axes = sharding.logical_axes(boxed)
   assert axes == {"Dense_0/kernel": ("embed", "mlp")}
-  params = mesh_lib.unbox(boxed)
+  params = sharding.unbox(boxed)
   state = {
     "params": params,
     "ema": params,
@@ -86,7 +86,7 @@ def test_optimizer_moments_are_sharded_like_their_parameters():
   }
   actual = jax.tree.map(
     lambda sharding: sharding.spec,
-    mesh_lib.state_shardings(state, WIDE, axes),
+    sharding.state_shardings(state, WIDE, axes),
   )
   split = PartitionSpec("fsdp", "tensor")
   adam = actual["optimizer"][0]
@@ -97,7 +97,7 @@ def test_optimizer_moments_are_sharded_like_their_parameters():
 
 def test_boxed_leaves_need_no_axes_argument():
   boxed = {"w": nn.LogicallyPartitioned(jnp.ones((8, 16)), ("embed", "mlp"))}
-  actual = mesh_lib.state_shardings(boxed, WIDE)
+  actual = sharding.state_shardings(boxed, WIDE)
   assert actual["w"].spec == PartitionSpec("fsdp", "tensor")
 
 
@@ -118,6 +118,7 @@ def test_eight_devices(tmp_path):
     from instructgpt_jax import configs
     from instructgpt_jax.errors import UserError
     from instructgpt_jax.checkpoint import checkpoints
+    from instructgpt_jax import sharding
     from instructgpt_jax.distributed import mesh as mesh_lib
     from instructgpt_jax.distributed import transfer
 
@@ -137,12 +138,12 @@ def test_eight_devices(tmp_path):
 
     axes = {"w": ("embed", "mlp")}
     x = {"w": np.arange(128, dtype=np.float32).reshape(8, 16)}
-    x = jax.device_put(x, mesh_lib.state_shardings(x, mesh, axes))
+    x = jax.device_put(x, sharding.state_shardings(x, mesh, axes))
     other = mesh_lib.make_mesh(configs.Mesh(fsdp=8))
     directory = tempfile.mkdtemp(dir=sys.argv[1])
     with checkpoints.Checkpointer(directory) as saver:
       saver.save(1, x, {})
-      shardings = mesh_lib.state_shardings(x, other, axes)
+      shardings = sharding.state_shardings(x, other, axes)
       like = jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
         x, shardings)

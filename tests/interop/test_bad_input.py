@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from instructgpt_jax.distributed import mesh as mesh_lib
+from instructgpt_jax import sharding
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.interop import directory, tensors
 from instructgpt_jax.models.transformer import LanguageModel, abstract_params
@@ -126,7 +126,7 @@ def test_a_file_that_shrinks_after_it_was_looked_at(made):
   source = directory.look(made)
   path = made / tensors.WHOLE
   path.write_bytes(path.read_bytes()[:-4])
-  shapes = mesh_lib.unbox(abstract_params(LanguageModel(source.config)))
+  shapes = sharding.unbox(abstract_params(LanguageModel(source.config)))
   with pytest.raises(UserError, match="ends early"):
     directory.load(source, shapes)
 
@@ -233,7 +233,7 @@ def test_other_types_are_read_as_float32(tmp_path, dtype):
     ids=ours.IDS,
     dtype=dtype,
   )
-  shapes = mesh_lib.unbox(abstract_params(model))
+  shapes = sharding.unbox(abstract_params(model))
   found = directory.load(directory.look(tmp_path / "m"), shapes)
   kind = np.dtype(jax.numpy.dtype(dtype))
 

@@ -6,8 +6,7 @@ import warnings
 import numpy as np
 import pytest
 
-from instructgpt_jax import configs
-from instructgpt_jax.distributed import mesh as mesh_lib
+from instructgpt_jax import configs, sharding
 from instructgpt_jax.hub.__main__ import export_model, import_model
 from instructgpt_jax.interop import directory, settings
 from instructgpt_jax.models.transformer import ScalarModel, abstract_params
@@ -238,7 +237,7 @@ def test_what_the_base_had_is_kept(chosen, tmp_path):
   tokenizer_store.put_tokenizer(first, start.tokenizer)
   stage_model.save_stage_model(
     first,
-    start.params(mesh_lib.unbox(abstract_params(start.network))),
+    start.params(sharding.unbox(abstract_params(start.network))),
     kind=stage_model.LANGUAGE,
     model=start.model_config,
     data=start.data,

@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from instructgpt_jax import interop
+from instructgpt_jax import interop, sharding
 from instructgpt_jax.configs import presets
-from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.interop import directory, families
 from instructgpt_jax.models.sampling import generate
 from instructgpt_jax.models.transformer import (
@@ -53,7 +52,7 @@ def both(request, tmp_path_factory):
 
 
 def params_of(source, model):
-  return directory.load(source, mesh_lib.unbox(abstract_params(model)))
+  return directory.load(source, sharding.unbox(abstract_params(model)))
 
 
 def their_logits(model, tokens, mask, positions):

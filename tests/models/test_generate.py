@@ -271,6 +271,7 @@ EIGHT_DEVICES = """
   import jax, numpy as np
   from instructgpt_jax import configs
   from instructgpt_jax.models import transformer
+  from instructgpt_jax import sharding
   from instructgpt_jax.distributed import mesh as mesh_lib
   from instructgpt_jax.distributed import transfer
   from tests.models import test_generate as here, twin
@@ -282,8 +283,8 @@ EIGHT_DEVICES = """
   prompts = twin.make_prompts(range(8))
   one = run(params, prompts, jax.random.key(0))
   mesh = mesh_lib.make_mesh(configs.Mesh(fsdp=2))
-  axes = mesh_lib.logical_axes(transformer.abstract_params(model))
-  params = jax.device_put(params, mesh_lib.state_shardings(params, mesh, axes))
+  axes = sharding.logical_axes(transformer.abstract_params(model))
+  params = jax.device_put(params, sharding.state_shardings(params, mesh, axes))
   prompts = transfer.put_local_batch(prompts, mesh)
   assert {s.data.shape[0] for s in prompts.tokens.addressable_shards} == {1}
   eight = run(params, prompts, jax.random.key(0))

@@ -9,9 +9,9 @@ import optax
 import pytest
 
 from instructgpt_jax import configs
-from instructgpt_jax.distributed.mesh import unbox
 from instructgpt_jax.models import lora, sampling, transformer
 from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
+from instructgpt_jax.sharding import unbox
 from instructgpt_jax.steps import language as language_step
 from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.types import LanguageBatch

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from instructgpt_jax.distributed import mesh as mesh_lib
+from instructgpt_jax import sharding
 from instructgpt_jax.models import transformer
 from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
 from tests.models import twin
@@ -68,7 +68,7 @@ def test_scanned_layers_are_the_same_function(run, language):
   model = LanguageModel(twin.make_config(scan_layers=True))
   stacked = twin.stack_layers(params)
   shapes = jax.tree.map(jnp.shape, transformer.abstract_params(model))
-  assert jax.tree.map(jnp.shape, stacked) == mesh_lib.unbox(shapes)
+  assert jax.tree.map(jnp.shape, stacked) == sharding.unbox(shapes)
   found = twin.jit(model.apply)(
     {"params": stacked}, TOKENS, SEGMENTS, POSITIONS
   )
@@ -106,7 +106,7 @@ def test_rematerialisation_saves_memory_and_keeps_gradients(scan, language):
 def test_bfloat16_is_for_activations_only(run, language):
   _, params = language
   model = LanguageModel(twin.make_config(dtype="bfloat16"))
-  fresh = mesh_lib.unbox(transformer.abstract_params(model))
+  fresh = sharding.unbox(transformer.abstract_params(model))
   assert {x.dtype for x in jax.tree.leaves(fresh)} == {jnp.dtype("float32")}
   hidden, logits = twin.jit(
     lambda p: (
@@ -323,8 +323,8 @@ def test_scalar_from_language_keeps_the_decoder(language):
 def test_every_parameter_names_its_axes(kind, scan):
   model = kind(twin.make_config(scan_layers=scan, tie_embeddings=False))
   boxed = transformer.abstract_params(model)
-  axes = mesh_lib.logical_axes(boxed)
-  flat = jax.tree_util.tree_flatten_with_path(mesh_lib.unbox(boxed))[0]
+  axes = sharding.logical_axes(boxed)
+  flat = jax.tree_util.tree_flatten_with_path(sharding.unbox(boxed))[0]
   shapes = {
     jax.tree_util.keystr(path, simple=True, separator="/"): x.shape
     for path, x in flat
@@ -332,5 +332,5 @@ def test_every_parameter_names_its_axes(kind, scan):
   assert set(axes) == set(shapes)
   for path, names in axes.items():
     assert len(names) == len(shapes[path]), path
-    assert set(names) - {None} <= set(mesh_lib.RULES), path
+    assert set(names) - {None} <= set(sharding.RULES), path
     assert (names[0] == "layers") == ("/blocks/" in path), path

@@ -691,6 +691,7 @@ EIGHT_DEVICES = """
   import jax, numpy as np
   from instructgpt_jax import configs
   from instructgpt_jax.models import transformer
+  from instructgpt_jax import sharding
   from instructgpt_jax.distributed import mesh as mesh_lib
   from instructgpt_jax.distributed import transfer
   from instructgpt_jax.steps import diagnostics
@@ -704,9 +705,9 @@ EIGHT_DEVICES = """
   mesh = mesh_lib.make_mesh(configs.Mesh(fsdp=2))
 
   def split(params, model):
-    axes = mesh_lib.logical_axes(transformer.abstract_params(model))
+    axes = sharding.logical_axes(transformer.abstract_params(model))
     return jax.device_put(
-      params, mesh_lib.state_shardings(params, mesh, axes))
+      params, sharding.state_shardings(params, mesh, axes))
 
   policy, reference, reward, value = (
     split(params, model) for params, model in zip(

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from instructgpt_jax import configs
+from instructgpt_jax import configs, sharding
 from instructgpt_jax.configs import presets
 from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.distributed import transfer
@@ -114,7 +114,7 @@ def _ppo(c: configs.Model, mesh: Mesh) -> dict[str, Any]:
   models = (LanguageModel(c), ScalarModel(c), ScalarModel(c))
   policy, value = (_train_state(m, mesh) for m in (models[0], models[2]))
   scalars = jax.device_put(
-    tuple(map(jnp.float32, (0.1, 2.0, 0.992))), mesh_lib.replicated(mesh)
+    tuple(map(jnp.float32, (0.1, 2.0, 0.992))), sharding.replicated(mesh)
   )
   copied = jax.tree.map(jnp.copy, policy[2].params)
   state = state_lib.PpoState(

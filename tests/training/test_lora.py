@@ -10,12 +10,12 @@ import pytest
 
 from instructgpt_jax import configs
 from instructgpt_jax.distributed import mesh as mesh_lib
-from instructgpt_jax.distributed.mesh import unbox
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.hub.__main__ import export_model
 from instructgpt_jax.interop import directory, peft
 from instructgpt_jax.models import lora
 from instructgpt_jax.models.transformer import abstract_params
+from instructgpt_jax.sharding import unbox
 from instructgpt_jax.training import networks, stage_model
 from tests.training import results, soak
 from tests.training.test_hub import EIGHT, Runs

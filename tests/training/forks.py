@@ -253,7 +253,7 @@ def _line() -> bytes:
 if __name__ == "__main__":
   _serve(
     (
-      "instructgpt_jax.chat",
+      "instructgpt_jax.chat.engine",
       "instructgpt_jax.cli.launch",
       "instructgpt_jax.pipeline.stages",
       "instructgpt_jax.configs.presets",

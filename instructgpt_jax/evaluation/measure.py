@@ -85,7 +85,7 @@ class Evaluator:
         for t in turns
       ]
     ids = encoding.encode_prompts(turns, self.tokenizer, self.data)
-    context = self.start.network.config.context
+    context = self.start.network.config.max_seq_len
     room = context - self.data.max_response_tokens
     if prefix and max(map(len, ids)) > room:
       plain = self.encode("", prompts)

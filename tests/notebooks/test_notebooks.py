@@ -1,4 +1,4 @@
-"""The notebooks run from start to end, are stripped, and their checks bite."""
+"""The notebooks run, show figures, and their checks can fail."""
 
 import json
 import pathlib
@@ -8,11 +8,13 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 FOLDER = ROOT / "notebooks"
-STAGES, ABLATIONS, OWN_DATA = NAMES = (
+STAGES, ABLATIONS, OWN_DATA, HUGGING_FACE = NAMES = (
   "01_three_stages",
   "02_ablations",
   "03_your_own_data",
+  "04_hugging_face",
 )
+FIX = "run: python -m tests.update_notebooks"
 # A cell's text and what makes it wrong, in the notebook of the three stages.
 MISTAKES = (
   # SFT: the logits of a token predict the next one.
@@ -57,7 +59,7 @@ def test_the_folder_holds_these_notebooks():
   assert {p.stem for p in FOLDER.glob("*.ipynb")} == set(NAMES)
 
 
-def test_nothing_that_running_leaves_is_committed(written):
+def test_no_counts_and_no_other_metadata_are_stored(written):
   assert written["metadata"] == {
     "kernelspec": {
       "display_name": "Python 3",
@@ -69,11 +71,24 @@ def test_nothing_that_running_leaves_is_committed(written):
   for cell in written["cells"]:
     assert cell["metadata"] == {}
     if cell["cell_type"] == "code":
-      assert cell["outputs"] == [] and cell["execution_count"] is None
+      assert cell["execution_count"] is None
       assert _source(cell).strip()
 
 
-def test_no_path_of_a_machine(written):
+def test_figures_are_stored_and_neither_errors_nor_paths(written):
+  outputs = [o for c in written["cells"] for o in c.get("outputs", ())]
+  assert any("image/png" in o.get("data", ()) for o in outputs), FIX
+  for output in outputs:
+    assert output["output_type"] in (
+      "stream",
+      "display_data",
+      "execute_result",
+    ), FIX
+    assert output.get("name") != "stderr", FIX
+    assert not re.search(r"/tmp\w{8}", "".join(output.get("text", ""))), FIX
+
+
+def test_sources_have_no_absolute_path(written):
   for cell in written["cells"]:
     assert not re.search(
       r"(^|[\s\"'`=(])(/[A-Za-z]|~/|[A-Z]:\\)", _source(cell)
@@ -149,14 +164,14 @@ def _run(name, folder, mistakes=()):
 
 def _printed(notebook):
   """What the code cells that print have printed."""
-  found = []
+  texts = []
   for cell in notebook.cells:
     outputs = cell.get("outputs", ())
     text = "".join(o.text for o in outputs if o.output_type == "stream")
     assert "Traceback" not in text and "Warning" not in text, text
     if text:
-      found.append(text)
-  return found
+      texts.append(text)
+  return texts
 
 
 def _pictures(notebook):
@@ -168,26 +183,35 @@ def _pictures(notebook):
 
 
 def test_three_stages_and_every_check_can_fail(kernel):
-  found = _run(STAGES, FOLDER, MISTAKES)
-  printed = "\n".join(_printed(found))
+  notebook = _run(STAGES, FOLDER, MISTAKES)
+  printed = "\n".join(_printed(notebook))
   assert len(re.findall("by hand .* by the library", printed)) == 8
   assert len(re.findall(r"\d+ numbers are equal", printed)) == 7
-  assert _pictures(found) == 1
+  assert _pictures(notebook) == 1
 
 
 def test_ablations(kernel):
-  found = _run(ABLATIONS, ROOT)
-  first, second = [t for t in _printed(found) if "done in" in t]
+  notebook = _run(ABLATIONS, ROOT)
+  first, second = [t for t in _printed(notebook) if "done in" in t]
   assert "shared: done in" in first and first.count("done in") == 4
   # The second call has run what was missing, and nothing else.
   assert second.count("done in") == 3 == second.count("seed=1: done in")
-  assert _pictures(found) == 1
+  assert _pictures(notebook) == 1
 
 
 def test_your_own_data(kernel):
-  found = _run(OWN_DATA, FOLDER)
-  (slip,) = re.findall("^error: .*", "\n".join(_printed(found)), re.MULTILINE)
-  assert "broken.jsonl:7" in slip and "completion" in slip
-  assert _pictures(found) == 1
-  table = found.cells[-2].outputs[-1]["data"]["text/plain"]
+  notebook = _run(OWN_DATA, FOLDER)
+  (error,) = re.findall(
+    "^error: .*", "\n".join(_printed(notebook)), re.MULTILINE
+  )
+  assert "broken.jsonl:7" in error and "completion" in error
+  assert _pictures(notebook) == 1
+  table = notebook.cells[-2].outputs[-1]["data"]["text/plain"]
   assert table.count("The ") >= 4
+
+
+def test_hugging_face(kernel):
+  notebook = _run(HUGGING_FACE, FOLDER)
+  assert _pictures(notebook) == 1
+  exported = notebook.cells[-1].outputs[-1]["data"]["text/plain"]
+  assert exported.count("The ") == 4

@@ -111,3 +111,15 @@ def test_the_table_of_packages_is_that_of_the_architecture_test():
     if line.startswith("| `") and not line.startswith("| packages")
   ]
   assert rows == [set(row) for row in test_architecture.LAYERS[:-1]]
+
+
+def test_the_metrics_of_the_glossary_are_logged():
+  source = "\n".join(
+    path.read_text(encoding="utf-8")
+    for path in (ROOT / "instructgpt_jax").rglob("*.py")
+  )
+  rows = re.findall(r"^\| (`[^|]*`) \|", _read("docs/metrics.md"), re.MULTILINE)
+  names = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+  assert len(names) > 40
+  for name in names:
+    assert f'"{name}"' in source, name

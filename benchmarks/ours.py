@@ -12,7 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import work
-from instructgpt_jax.data import encoding, packing, ranking_packing
+from instructgpt_jax.data import (
+  batch_source,
+  encoding,
+  packing,
+  ranking_packing,
+)
 from instructgpt_jax.distributed.compiler_options import (
   decode_compiler_options,
   init_compiler_options,
@@ -77,8 +82,11 @@ def ranking_batch(found: work.Rankings, rows: int = 1) -> RankingBatch:
   count = len(rankings)
   layout = ranking_packing.Layout(rows=rows, groups=count)
   return next(
-    ranking_packing.batches(
-      rankings, batch_size=count, pad_id=0, layout=layout, shuffle=False
+    ranking_packing.ranking_batches(
+      rankings,
+      batch_source.BatchSpec(batch_size=count, epochs=1, shuffle=False),
+      layout=layout,
+      pad_id=0,
     )
   )
 

@@ -1,18 +1,20 @@
 """Grain iterators over encoded data, with a position that can be saved.
 
-Element i of each data set is the whole i-th batch, so the position is one
-number: `iterator.get_state()` is JSON-able, and `set_state` of it gives exactly
-the batches that would have come. Epochs follow each other as one stream, each
-in an order of its own that depends on (seed, epoch) alone; a batch may hold the
-end of one epoch and the start of the next. Only the very last batch can lack
-rows, and is filled with rows of no weight, so no record is ever dropped.
+Element i of each data set is the whole batch i, so a position is one number:
+`iterator.get_state()` returns JSON, and `set_state` continues with exactly the
+next batch. Epochs follow each other as one sequence of records, and the
+permutation of each epoch depends on (seed, epoch) alone. A batch may hold the
+end of one epoch and the start of the next. Only the last batch can lack
+records; it is padded with rows of weight 0, so no record is dropped.
 
-`batch_size` counts the rows of all hosts: host `shard_index` gets its
-consecutive part of the same global batch, whatever the number of hosts.
+`batch_size` counts the rows on all processes. Shard i is the i-th consecutive
+slice of the global batch, and the global batch is the same for any number of
+shards.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -20,15 +22,52 @@ from typing import Any
 import grain
 import numpy as np
 
+_CACHED_EPOCHS = 4
 
-class Order:
-  """The stream of record indices: one permutation after another.
 
-  Args:
-    count: records.
-    seed: of the permutations.
-    shuffle: False gives the records' own order in every epoch.
-    stream: tells the orders of several sources apart.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BatchSpec:
+  """Which records each batch holds, and which of them this process reads.
+
+  Attributes:
+    batch_size: records of a global batch.
+    seed: seed of the permutations.
+    epochs: passes over the records; None repeats them without end.
+    shuffle: whether each epoch has its own permutation. False keeps the
+      records' order in every epoch.
+    shard_index: index of the slice of each batch that this process reads.
+    shard_count: number of slices.
+  """
+
+  batch_size: int
+  seed: int = 0
+  epochs: int | None = None
+  shuffle: bool = True
+  shard_index: int = 0
+  shard_count: int = 1
+
+  def shard(self, size: int) -> slice:
+    """Returns this process's slice of `size` rows.
+
+    Raises:
+      ValueError: the rows cannot be split evenly.
+    """
+    if size < 1 or size % self.shard_count:
+      raise ValueError(
+        f"batch size {size} cannot be split over {self.shard_count} hosts"
+      )
+    local = size // self.shard_count
+    return slice(self.shard_index * local, (self.shard_index + 1) * local)
+
+
+class ShuffledIndices:
+  """The record indices of all epochs: one permutation after another.
+
+  Attributes:
+    count: number of records.
+    seed: seed of the permutations.
+    shuffle: whether the records are permuted.
+    stream: distinguishes the permutations of several sources of one run.
   """
 
   def __init__(self, count: int, seed: int, shuffle: bool, stream: int = 0):
@@ -36,84 +75,74 @@ class Order:
       raise ValueError("a data set needs at least one record")
     self.count, self.seed, self.shuffle = count, seed, shuffle
     self.stream = stream
-    self._epochs: dict[int, np.ndarray] = {}
+    self._permutations: dict[int, np.ndarray] = {}
 
-  def epoch(self, e: int) -> np.ndarray:
-    """[count] record indices of one epoch."""
+  def epoch(self, epoch: int) -> np.ndarray:
+    """Returns the record indices of one epoch, [count]."""
     if not self.shuffle:
       return np.arange(self.count)
-    if e not in self._epochs:
-      if len(self._epochs) >= 4:
-        self._epochs.pop(min(self._epochs))
-      # RandomState's stream is frozen by numpy, a Generator's is not.
-      key = [self.seed & 0xFFFFFFFF, self.seed >> 32, self.stream, e]
-      self._epochs[e] = np.random.RandomState(key).permutation(self.count)
-    return self._epochs[e]
+    cache = self._permutations
+    if epoch not in cache:
+      if len(cache) >= _CACHED_EPOCHS:
+        cache.pop(min(cache))
+      # NumPy guarantees the stream of RandomState, but not of Generator.
+      key = [self.seed & 0xFFFFFFFF, self.seed >> 32, self.stream, epoch]
+      cache[epoch] = np.random.RandomState(key).permutation(self.count)
+    return cache[epoch]
 
   def take(self, start: int, stop: int) -> np.ndarray:
-    """Record indices at places [start, stop) of the stream."""
-    parts = []
+    """Returns the record indices at positions [start, stop) of all epochs."""
+    chunks = []
     while start < stop:
-      e, at = divmod(start, self.count)
-      end = min(self.count, at + stop - start)
-      parts.append(self.epoch(e)[at:end])
-      start += end - at
-    return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+      epoch, first = divmod(start, self.count)
+      last = min(self.count, first + stop - start)
+      chunks.append(self.epoch(epoch)[first:last])
+      start += last - first
+    return np.concatenate(chunks) if chunks else np.zeros(0, np.int64)
 
   def batch(self, index: int, size: int, epochs: int | None) -> np.ndarray:
-    """[size] record indices of a batch; -1 beyond the last epoch's end."""
+    """Returns the record indices of a batch, [size], padded with -1."""
     start, stop = index * size, (index + 1) * size
     if epochs is not None:
       stop = min(stop, self.count * epochs)
-    chosen = np.full(size, -1, np.int64)
-    chosen[: stop - start] = self.take(start, stop)
-    return chosen
+    indices = np.full(size, -1, np.int64)
+    indices[: stop - start] = self.take(start, stop)
+    return indices
 
-  def batches(self, size: int, epochs: int | None) -> int:
-    """How many batches there are; epochs without end have as many as fit."""
+  def num_batches(self, size: int, epochs: int | None) -> int:
+    """Returns the number of batches; `sys.maxsize` for endless epochs."""
     return sys.maxsize if epochs is None else -(-self.count * epochs // size)
 
 
-class Batches:
-  """Random access to batches: index → the part of it that this host holds.
+class BatchSource:
+  """Random access to batches: maps an index to this process's shard.
 
   Args:
-    order: of the records.
-    batch_size: records of a batch, on all hosts.
-    epochs: passes over the records; None goes on for ever.
-    shard_index: which host this is.
-    shard_count: number of hosts.
-    make: (the batch's index, its records' indices [batch_size] with -1 for what
-      fills it up, this host's part of them) → the batch.
+    indices: the record indices of all epochs.
+    spec: batch size, epochs and shard.
+    make: (index of the batch, its record indices [batch_size] padded with -1,
+      this process's slice of them) → the shard.
   """
 
   def __init__(
     self,
-    order: Order,
-    batch_size: int,
-    epochs: int | None,
-    shard_index: int,
-    shard_count: int,
+    indices: ShuffledIndices,
+    spec: BatchSpec,
     make: Callable[[int, np.ndarray, slice], Any],
   ):
-    if batch_size < 1 or batch_size % shard_count:
-      raise ValueError(
-        f"batch size {batch_size} cannot be split over {shard_count} hosts"
-      )
-    self._order, self._size, self._epochs = order, batch_size, epochs
-    self._make = make
-    local = batch_size // shard_count
-    self._part = slice(shard_index * local, (shard_index + 1) * local)
+    self._indices, self._spec, self._make = indices, spec, make
+    self._shard = spec.shard(spec.batch_size)
 
   def __len__(self) -> int:
-    return self._order.batches(self._size, self._epochs)
+    return self._indices.num_batches(self._spec.batch_size, self._spec.epochs)
 
   def __getitem__(self, index) -> Any:
-    chosen = self._order.batch(int(index), self._size, self._epochs)
-    return self._make(int(index), chosen, self._part)
+    spec = self._spec
+    indices = self._indices.batch(int(index), spec.batch_size, spec.epochs)
+    return self._make(int(index), indices, self._shard)
 
 
-def iterator(batches: Batches) -> grain.DatasetIterator:
-  """Goes over the batches; its state is its place among them."""
+def make_iterator(source: BatchSource) -> grain.DatasetIterator:
+  """Returns an iterator over batches; its state is the index of the next."""
   options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-  return iter(grain.MapDataset.source(batches).to_iter_dataset(options))
+  return iter(grain.MapDataset.source(source).to_iter_dataset(options))

@@ -1,7 +1,8 @@
-"""Batches of packed rows, and of prompts; of rankings see `ranking_rows`."""
+"""Batches of packed rows and of prompts; see `ranking_packing` for rankings."""
 
 from __future__ import annotations
 
+import dataclasses
 import fractions
 import math
 import sys
@@ -11,88 +12,85 @@ import grain
 import numpy as np
 
 from instructgpt_jax.data import batch_source, packing
+from instructgpt_jax.data.batch_source import (
+  BatchSource,
+  BatchSpec,
+  ShuffledIndices,
+)
 from instructgpt_jax.types import LanguageBatch, PromptBatch
 
+__all__ = [
+  "BatchSpec",
+  "Mixture",
+  "language_batches",
+  "mixed_language_batches",
+  "mixed_shares",
+  "prompt_batches",
+]
 
-def _rows(
-  rows: Mapping[str, np.ndarray], chosen: np.ndarray, pad_id: int
+
+def _take_rows(
+  rows: Mapping[str, np.ndarray], indices: np.ndarray, pad_id: int
 ) -> dict[str, np.ndarray]:
-  """The chosen rows; index -1 gives a row of padding."""
-  result = {k: np.asarray(v)[chosen] for k, v in rows.items()}
-  empty = chosen < 0
-  if empty.any():
+  """Returns the rows at indices; index -1 is a row of padding."""
+  result = {k: np.asarray(v)[indices] for k, v in rows.items()}
+  is_padding = indices < 0
+  if is_padding.any():
     for name, value in result.items():
-      value[empty] = pad_id if name == "tokens" else 0
+      value[is_padding] = pad_id if name == "tokens" else 0
   return result
 
 
 class Mixture:
-  """Deals pretraining rows to the steps of a run.
+  """Spreads pretraining rows evenly over the steps of a run.
 
-  After n rows of demonstrations a run has had n · f / (1 − f) pretraining rows,
-  rounded to a whole number. Their share of a run's rows is therefore f within
-  one row, although one step may hold a row more than the next.
+  After n rows of demonstrations, a run has used n · f / (1 − f) pretraining
+  rows, rounded to a whole number. Pretraining rows are therefore the fraction f
+  of all rows to within one row, and two steps differ by at most one row.
+
+  Attributes:
+    most: largest number of pretraining rows in one step.
   """
 
   def __init__(self, fraction: float, step_rows: int):
-    """Fixes the share.
+    """Computes the ratio of pretraining rows to demonstration rows.
 
     Args:
-      fraction: f, the share of all rows, at least 0 and less than 1.
+      fraction: f, fraction of all rows, at least 0 and less than 1.
       step_rows: rows of demonstrations in a step.
     """
     share = fractions.Fraction(str(fraction))
     self._ratio = share / (1 - share)
-    self.most = math.ceil(self._ratio * step_rows)  # in one step
+    self.most = math.ceil(self._ratio * step_rows)
 
   def rows_after(self, demonstration_rows: int) -> int:
-    """Counts the pretraining rows beside the first rows of demonstrations."""
+    """Returns the pretraining rows used after a number of demonstrations."""
     half = fractions.Fraction(1, 2)
     return math.floor(self._ratio * demonstration_rows + half)
 
 
 def language_batches(
   rows: Mapping[str, np.ndarray],
+  spec: BatchSpec,
   *,
-  batch_size: int,
   padded_size: int = 0,
-  seed: int = 0,
-  epochs: int | None = None,
-  shuffle: bool = True,
   pad_id: int = 0,
-  shard_index: int = 0,
-  shard_count: int = 1,
 ) -> grain.DatasetIterator:
-  """Makes batches of packed rows.
+  """Returns an iterator over batches of packed rows.
 
   Args:
     rows: tokens, segments, positions, weights, each [R, T].
-    batch_size: rows of a global batch. Position i of the iterator begins at row
-      i · batch_size of the order, whatever the batch is padded to.
-    padded_size: B, the rows that a batch is padded to with rows of weight 0; 0
-      is the least that holds it.
-    seed: of the order.
-    epochs: passes over the rows; None goes on for ever.
-    shuffle: whether each epoch has an order of its own.
-    pad_id: the token of padding rows.
-    shard_index: which host this is.
-    shard_count: number of hosts.
+    spec: the batches. Batch i begins at row i · batch_size of the epochs,
+      whatever size it is padded to.
+    padded_size: B, number of rows that a batch is padded to with rows of
+      weight 0; 0 means no more than it needs.
+    pad_id: token id of padding rows.
 
   Returns:
-    An iterator of LanguageBatch, [B / shard_count, T].
+    Iterator over LanguageBatch, [B / shard_count, T].
   """
   return mixed_language_batches(
-    rows,
-    None,
-    0.0,
-    batch_size=batch_size,
-    padded_size=padded_size,
-    seed=seed,
-    epochs=epochs,
-    shuffle=shuffle,
-    pad_id=pad_id,
-    shard_index=shard_index,
-    shard_count=shard_count,
+    rows, None, 0.0, spec, padded_size=padded_size, pad_id=pad_id
   )
 
 
@@ -100,64 +98,78 @@ def mixed_language_batches(
   rows: Mapping[str, np.ndarray],
   pretraining_rows: Mapping[str, np.ndarray] | None,
   fraction: float,
+  spec: BatchSpec,
   *,
-  batch_size: int,
   padded_size: int = 0,
-  seed: int = 0,
-  epochs: int | None = None,
-  shuffle: bool = True,
   pad_id: int = 0,
-  shard_index: int = 0,
-  shard_count: int = 1,
 ) -> grain.DatasetIterator:
-  """Makes batches of rows, then pretraining rows, then padding.
+  """Returns an iterator over batches of rows, pretraining rows and padding.
 
-  `Mixture` says how many pretraining rows a batch has. Epochs count passes over
-  `rows`; the pretraining rows are repeated as often as needed. The other
-  arguments are those of `language_batches`; `batch_size` counts `rows` alone.
+  `Mixture` decides how many pretraining rows a batch has. Epochs count passes
+  over `rows`; the pretraining rows repeat as often as needed.
+
+  Args:
+    rows: as for `language_batches`.
+    pretraining_rows: likewise, of the same length T.
+    fraction: fraction of pretraining rows among all rows.
+    spec: the batches; `batch_size` counts `rows` alone.
+    padded_size: as for `language_batches`; counts both kinds of rows.
+    pad_id: token id of padding rows.
+
+  Returns:
+    Iterator over LanguageBatch, [B / shard_count, T].
+
+  Raises:
+    ValueError: the sizes do not fit, or the two kinds of rows differ in length.
   """
+  batch_size = spec.batch_size
   mixture = Mixture(fraction, batch_size)
   needed = batch_size + mixture.most
   size = padded_size or needed
-  if size < needed or size % shard_count:
+  if size < needed or size % spec.shard_count:
     raise ValueError(
-      f"{needed} rows cannot be padded to {size} rows on {shard_count} hosts"
+      f"{needed} rows cannot be padded to {size} rows on {spec.shard_count}"
+      " hosts"
     )
-  order = batch_source.Order(len(rows["tokens"]), seed, shuffle)
-  other = None
+  indices = ShuffledIndices(len(rows["tokens"]), spec.seed, spec.shuffle)
+  pretraining_indices = None
   if mixture.most and pretraining_rows is not None:
     if rows["tokens"].shape[1] != pretraining_rows["tokens"].shape[1]:
       raise ValueError("rows and pretraining rows differ in length")
     count = len(pretraining_rows["tokens"])
-    other = batch_source.Order(count, seed, shuffle, stream=1)
-  total = sys.maxsize if epochs is None else order.count * epochs
-  local = size // shard_count
-  part = slice(shard_index * local, (shard_index + 1) * local)
+    pretraining_indices = ShuffledIndices(
+      count, spec.seed, spec.shuffle, stream=1
+    )
+  epochs = spec.epochs
+  total = sys.maxsize if epochs is None else indices.count * epochs
+  shard = spec.shard(size)
+  local = shard.stop - shard.start
 
-  def pretraining(index: int) -> np.ndarray:
-    if other is None:
+  def take_pretraining(index: int) -> np.ndarray:
+    """Returns the pretraining rows of a batch as indices."""
+    if pretraining_indices is None:
       return np.zeros(0, np.int64)
     first, last = (
       mixture.rows_after(min(i * batch_size, total)) for i in (index, index + 1)
     )
-    return other.take(first, last)
+    return pretraining_indices.take(first, last)
 
-  def make(index: int, chosen: np.ndarray, all_rows: slice) -> LanguageBatch:
-    del all_rows
-    start, stop = (max(i - batch_size, 0) for i in (part.start, part.stop))
-    parts = [
-      _rows(rows, chosen[part], pad_id),
-      _rows(pretraining_rows or rows, pretraining(index)[start:stop], pad_id),
+  def make(index: int, batch: np.ndarray, all_rows: slice) -> LanguageBatch:
+    del all_rows  # The shard of the padded batch is a slice of more rows.
+    start, stop = (max(i - batch_size, 0) for i in (shard.start, shard.stop))
+    pretraining = take_pretraining(index)[start:stop]
+    blocks = [
+      _take_rows(rows, batch[shard], pad_id),
+      _take_rows(pretraining_rows or rows, pretraining, pad_id),
     ]
-    padding = local - sum(len(p["tokens"]) for p in parts)
-    parts.append(_rows(rows, np.full(padding, -1), pad_id))
+    padding = local - sum(len(b["tokens"]) for b in blocks)
+    blocks.append(_take_rows(rows, np.full(padding, -1), pad_id))
     return LanguageBatch(
-      **{k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+      **{k: np.concatenate([b[k] for b in blocks]) for k in blocks[0]}
     )
 
-  return batch_source.iterator(
-    batch_source.Batches(order, batch_size, epochs, 0, 1, make)
-  )
+  unsharded = dataclasses.replace(spec, shard_index=0, shard_count=1)
+  return batch_source.make_iterator(BatchSource(indices, unsharded, make))
 
 
 def mixed_shares(
@@ -175,8 +187,8 @@ def mixed_shares(
     rows: as for `mixed_language_batches`.
     pretraining_rows: likewise.
     fraction: likewise.
-    batch_size: likewise.
-    seed: likewise.
+    batch_size: rows of demonstrations in a batch.
+    seed: seed of the permutations.
     steps: S, batches of the run.
 
   Returns:
@@ -185,59 +197,45 @@ def mixed_shares(
   mixture = Mixture(fraction, batch_size)
   ends = np.arange(1, steps + 1) * batch_size
   amounts = []
-  for source, last, number in (
+  for source, last, stream in (
     (rows, ends, 0),
     (pretraining_rows, np.array([mixture.rows_after(int(n)) for n in ends]), 1),
   ):
-    order = batch_source.Order(len(source["tokens"]), seed, True, stream=number)
+    indices = ShuffledIndices(len(source["tokens"]), seed, True, stream=stream)
     tokens = source["weights"][:, 1:].sum(axis=1, dtype=np.float64)
-    summed = np.cumsum([0.0, *tokens[order.take(0, int(last[-1]))]])
+    summed = np.cumsum([0.0, *tokens[indices.take(0, int(last[-1]))]])
     amounts.append(np.stack([last, summed[last]], axis=1))
   return amounts[1] / np.maximum(amounts[0] + amounts[1], 1)
 
 
 def prompt_batches(
   prompts: Sequence[np.ndarray],
+  spec: BatchSpec,
   *,
-  batch_size: int,
   width: int,
   pad_id: int,
-  seed: int = 0,
-  epochs: int | None = None,
-  shuffle: bool = True,
-  shard_index: int = 0,
-  shard_count: int = 1,
 ) -> grain.DatasetIterator:
-  """Batches of left-padded prompts.
+  """Returns an iterator over batches of left-padded prompts.
 
   Args:
     prompts: token ids of each prompt, at most `width` long.
-    batch_size: B, prompts of a global batch.
-    width: P, the fixed width.
-    pad_id: stands left of the prompts.
-    seed: of the order.
-    epochs: passes over the prompts; None goes on for ever.
-    shuffle: whether each epoch has an order of its own.
-    shard_index: which host this is.
-    shard_count: number of hosts.
+    spec: the batches.
+    width: P, tokens that each prompt is padded to.
+    pad_id: token id of padding.
 
   Returns:
-    An iterator of PromptBatch, [B / shard_count, P]; `ids` is the prompt's
-    place in `prompts`. The last batch is filled up with copies of its first
-    prompt under the id -1.
+    Iterator over PromptBatch, [B / shard_count, P]; `ids` is the prompt's index
+    in `prompts`. The last batch is padded with copies of its first prompt,
+    which have the id -1.
   """
   tokens, mask = packing.left_pad(prompts, width, pad_id)
 
-  def make(index, chosen, part):
+  def make(index: int, batch: np.ndarray, shard: slice) -> PromptBatch:
     del index
-    rows = np.where(chosen < 0, chosen[0], chosen)[part]
+    rows = np.where(batch < 0, batch[0], batch)[shard]
     return PromptBatch(
-      tokens=tokens[rows], mask=mask[rows], ids=chosen[part].astype(np.int32)
+      tokens=tokens[rows], mask=mask[rows], ids=batch[shard].astype(np.int32)
     )
 
-  order = batch_source.Order(len(prompts), seed, shuffle)
-  return batch_source.iterator(
-    batch_source.Batches(
-      order, batch_size, epochs, shard_index, shard_count, make
-    )
-  )
+  indices = ShuffledIndices(len(prompts), spec.seed, spec.shuffle)
+  return batch_source.make_iterator(BatchSource(indices, spec, make))

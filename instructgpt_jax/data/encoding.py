@@ -1,4 +1,4 @@
-"""Encodes records as token ids."""
+"""Encodes records as token ids. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from instructgpt_jax.data.tokenizers import Tokenizer
 
 
 class EncodedRanking(NamedTuple):
-  """A ranking in token ids."""
+  """A ranking as token ids."""
 
   prompt: np.ndarray  # [p] int32
   completions: tuple[np.ndarray, ...]  # K of [n] int32
@@ -25,10 +25,10 @@ def _int32(ids) -> np.ndarray:
 
 
 def uses_template(tokenizer: Tokenizer, data: configs.Data) -> bool:
-  """Whether conversations are written by the tokenizer's chat template.
+  """Returns whether the tokenizer's chat template renders conversations.
 
   Raises:
-    UserError: the template is to be used, but cannot be.
+    UserError: the template is enabled, but cannot be used.
   """
   return data.chat_template and tokenizer.template is not None
 
@@ -38,7 +38,7 @@ def encode_prompts(
   tokenizer: Tokenizer,
   data: configs.Data,
 ) -> list[np.ndarray]:
-  """Token ids of prompts, exactly as a rollout starts from them."""
+  """Encodes prompts; a rollout starts from exactly these ids."""
   if uses_template(tokenizer, data):
     date = data.template_date
     return [_int32(tokenizer.encode_turns(t, date)) for t in turns]
@@ -50,22 +50,20 @@ def encode_prompts(
 def encode_completions(
   completions: Sequence[str], tokenizer: Tokenizer, data: configs.Data
 ) -> list[np.ndarray]:
-  """Encodes replies with their end-of-text token.
+  """Encodes replies, each truncated to `data.max_response_tokens`.
 
-  A reply is encoded as it follows its prompt in one text. One of more
-  than `data.max_response_tokens` is cut there, and then has no end-of-text
-  token: it did not end.
+  A reply is encoded as the continuation of its prompt. It ends with the
+  end-of-text token, unless it is truncated: then it did not end.
   """
   limit = data.max_response_tokens
-  return [
-    ids[:limit] for ids in encode_untruncated(completions, tokenizer, data)
-  ]
+  encoded = encode_untruncated(completions, tokenizer, data)
+  return [ids[:limit] for ids in encoded]
 
 
 def encode_untruncated(
   completions: Sequence[str], tokenizer: Tokenizer, data: configs.Data
 ) -> list[np.ndarray]:
-  """Encodes whole replies with their end-of-text token."""
+  """Encodes whole replies, each with its end-of-text token."""
   if uses_template(tokenizer, data):
     encoded = tokenizer.encode_replies(completions)
     end = tokenizer.eos_id
@@ -84,7 +82,7 @@ def encode_demonstrations(
   tokenizer: Tokenizer,
   data: configs.Data,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-  """`encode_demonstration` of many, in two tokenizer calls."""
+  """Encodes demonstrations as (prompt ids, completion ids)."""
   return list(
     zip(
       encode_prompts([d.turns for d in demonstrations], tokenizer, data),
@@ -101,25 +99,27 @@ def encode_rankings(
   tokenizer: Tokenizer,
   data: configs.Data,
 ) -> list[EncodedRanking]:
-  """Rankings in token ids; every completion ends as a rollout's does."""
+  """Encodes rankings; completions are encoded as by `encode_completions`."""
   prompts = encode_prompts([r.turns for r in rankings], tokenizer, data)
-  flat = encode_completions(
+  completions = encode_completions(
     [c for r in rankings for c in r.completions], tokenizer, data
   )
-  result, at = [], 0
+  result, start = [], 0
   for ranking, prompt in zip(rankings, prompts, strict=True):
-    k = len(ranking.completions)
+    stop = start + len(ranking.completions)
     result.append(
-      EncodedRanking(prompt, tuple(flat[at : at + k]), tuple(ranking.ranks))
+      EncodedRanking(
+        prompt, tuple(completions[start:stop]), tuple(ranking.ranks)
+      )
     )
-    at += k
+    start = stop
   return result
 
 
 def encode_documents(
   texts: Sequence[str], tokenizer: Tokenizer
 ) -> list[np.ndarray]:
-  """Token ids of documents, with what begins every text."""
+  """Encodes documents, each after the tokenizer's beginning-of-text ids."""
   begin = tokenizer.begin
   return [_int32([*begin, *ids]) for ids in tokenizer.encode_batch(texts)]
 
@@ -127,7 +127,7 @@ def encode_documents(
 def encode_continuations(
   texts: Sequence[str], contexts: Sequence[str], tokenizer: Tokenizer
 ) -> list[np.ndarray]:
-  """Encodes texts, each as it follows its context in one text."""
+  """Encodes texts as continuations, each of its context."""
   return [_int32(ids) for ids in tokenizer.encode_after(texts, contexts)]
 
 
@@ -137,10 +137,11 @@ def with_instruction(
   tokenizer: Tokenizer,
   data: configs.Data,
 ) -> tuple[records.Turn, ...]:
-  """Puts an instruction ahead of a conversation.
+  """Adds an instruction at the start of a conversation.
 
-  The instruction is a system turn, or joins the existing one. Where the chat
-  template takes no system turns, it precedes the first turn's text.
+  The instruction is a system turn of its own, or precedes the text of an
+  existing one. Where the chat template has no system turns, it precedes the
+  text of the first turn.
   """
   template = tokenizer.template if data.chat_template else None
   if template is None:
@@ -155,7 +156,7 @@ def with_instruction(
 def split_into_pairs(
   rankings: Sequence[EncodedRanking],
 ) -> list[EncodedRanking]:
-  """Each pair that is not tied as a ranking of its own."""
+  """Splits rankings into one ranking for each pair that is not tied."""
   return [
     EncodedRanking(
       r.prompt,
@@ -172,9 +173,16 @@ def split_into_pairs(
 def with_loss_weights(
   prompt: np.ndarray, completion: np.ndarray, *, mask_prompt: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
-  """(ids [n], weights [n]) of one demonstration.
+  """Concatenates a prompt and a completion, and weights their tokens.
 
-  Nothing precedes the first token, so its weight is 0 in any case.
+  Args:
+    prompt: [p] token ids.
+    completion: [c] token ids.
+    mask_prompt: whether the prompt's tokens have weight 0. The first token has
+      weight 0 in any case, because nothing precedes it.
+
+  Returns:
+    ids [p + c] int32 and weights [p + c] float32.
   """
   ids = np.concatenate([_int32(prompt), _int32(completion)])
   weights = np.ones(len(ids), np.float32)

@@ -1,4 +1,4 @@
-"""Packs and pads token ids into rows. Pure numpy."""
+"""Packs and pads sequences of token ids into rows of a batch. Pure NumPy."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from instructgpt_jax.errors import UserError
 
 Rows = dict[str, np.ndarray]
 """tokens, segments, positions [R, T] int32 and weights [R, T] float32."""
+
+_MULTIPLE = 8  # row lengths are rounded up to a multiple of this
 
 
 def _int32(ids) -> np.ndarray:
@@ -27,39 +29,44 @@ def _empty_rows(count: int, length: int, pad_id: int) -> Rows:
   )
 
 
-def best_fit_decreasing(lengths: Sequence[int], room: int) -> list[list[int]]:
-  """Which examples share a row: best fit of the longest first.
+def best_fit_decreasing(
+  lengths: Sequence[int], capacity: int
+) -> list[list[int]]:
+  """Assigns sequences to rows by best fit, the longest sequence first.
 
   Args:
-    lengths: tokens of each example, at most `room`; those of 0 are left out.
-    room: tokens of a row.
+    lengths: tokens of each sequence, at most `capacity`; sequences of 0 tokens
+      are left out.
+    capacity: tokens of a row.
 
   Returns:
-    The examples of each row in their order, in the order of each row's first.
+    Indices of the sequences of each row, ascending. Rows are in the order of
+    their first sequence.
   """
-  found: list[list[int]] = []
-  free: list[list[int]] = [[] for _ in range(room + 1)]  # by room left
-  rooms: list[int] = []  # sorted room values that have rows
+  rows: list[list[int]] = []
+  # Rows by the number of their free tokens, and the numbers that have rows.
+  rows_with_free: list[list[int]] = [[] for _ in range(capacity + 1)]
+  free_counts: list[int] = []
   for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-    n = lengths[i]
-    if not n:
+    length = lengths[i]
+    if not length:
       continue
-    at = bisect.bisect_left(rooms, n)
-    if at == len(rooms):
-      found.append([i])
-      b, left = len(found) - 1, room - n
+    position = bisect.bisect_left(free_counts, length)
+    if position == len(free_counts):
+      rows.append([i])
+      row, free = len(rows) - 1, capacity - length
     else:
-      left = rooms[at]
-      b = free[left].pop()
-      if not free[left]:
-        rooms.pop(at)
-      found[b].append(i)
-      left -= n
-    if left:
-      if not free[left]:
-        bisect.insort(rooms, left)
-      free[left].append(b)
-  return sorted(sorted(members) for members in found)
+      free = free_counts[position]
+      row = rows_with_free[free].pop()
+      if not rows_with_free[free]:
+        free_counts.pop(position)
+      rows[row].append(i)
+      free -= length
+    if free:
+      if not rows_with_free[free]:
+        bisect.insort(free_counts, free)
+      rows_with_free[free].append(row)
+  return sorted(sorted(members) for members in rows)
 
 
 def pack_examples(
@@ -68,15 +75,21 @@ def pack_examples(
   *,
   pad_id: int,
 ) -> Rows:
-  """Packs examples into rows, as `best_fit_decreasing` shares them out.
+  """Packs examples into rows by `best_fit_decreasing`.
 
-  No example is split, and none sees another: each is a segment with positions
-  of its own.
+  No example is split. Each is a segment with its own positions, so that no
+  example attends to another.
 
   Args:
     examples: (ids [n], weights [n]) with n <= length.
     length: T, tokens of a row.
-    pad_id: fills rows up.
+    pad_id: token id of padding.
+
+  Returns:
+    Rows of [R, T].
+
+  Raises:
+    UserError: an example is longer than a row.
   """
   lengths = [len(ids) for ids, _ in examples]
   if lengths and max(lengths) > length:
@@ -84,46 +97,47 @@ def pack_examples(
       f"an example of {max(lengths)} tokens does not fit a row of {length}",
       field="data.max_response_tokens",
       fix="lower data.max_prompt_tokens and data.max_response_tokens until"
-      " their sum fits, or raise model.context",
+      " their sum fits, or raise model.max_seq_len",
+      code="example_too_long",
     )
   if not examples:
     return _empty_rows(0, length, pad_id)
   tokens, weights = (
     np.concatenate(part) for part in zip(*examples, strict=True)
   )
-  return _packed(tokens, weights, lengths, length, pad_id)
+  return _pack(tokens, weights, lengths, length, pad_id)
 
 
-def _packed(
+def _pack(
   tokens: np.ndarray,
   weights: np.ndarray,
   lengths: Sequence[int],
-  room: int,
+  capacity: int,
   pad_id: int,
 ) -> Rows:
-  """Rows of examples that stand one behind the other, of so many tokens."""
-  chosen = best_fit_decreasing(lengths, room)
-  # Of each example's first token, among those of all rows.
-  places = np.zeros(len(lengths), np.int64)
+  """Packs sequences that are concatenated in `tokens` and `weights`."""
+  assignment = best_fit_decreasing(lengths, capacity)
+  # Position of each sequence's first token among the tokens of all rows.
+  starts = np.zeros(len(lengths), np.int64)
   segments = np.zeros(len(lengths), np.int32)
-  for r, members in enumerate(chosen):
-    place = r * room
-    for s, i in enumerate(members, 1):
-      places[i], segments[i] = place, s
-      place += lengths[i]
+  for row, members in enumerate(assignment):
+    start = row * capacity
+    for segment, i in enumerate(members, 1):
+      starts[i], segments[i] = start, segment
+      start += lengths[i]
   counts = np.asarray(lengths)
-  inside = np.arange(len(tokens)) - np.repeat(
+  positions = np.arange(len(tokens)) - np.repeat(
     np.cumsum(counts) - counts, counts
   )
-  at = np.repeat(places, counts) + inside
-  rows = _empty_rows(len(chosen), room, pad_id)
+  targets = np.repeat(starts, counts) + positions
+  rows = _empty_rows(len(assignment), capacity, pad_id)
   for name, values in (
     ("tokens", tokens),
     ("segments", np.repeat(segments, counts)),
-    ("positions", inside),
+    ("positions", positions),
     ("weights", weights),
   ):
-    rows[name].reshape(-1)[at] = values
+    rows[name].reshape(-1)[targets] = values
   return rows
 
 
@@ -133,11 +147,14 @@ def pad_examples(
   *,
   pad_id: int,
 ) -> Rows:
-  """One example a row, right-padded: the layout without packing."""
+  """Pads each example on the right to a row of its own.
+
+  Args and errors are those of `pack_examples`.
+  """
   rows = _empty_rows(len(examples), length, pad_id)
   for r, (ids, weights) in enumerate(examples):
     if len(ids) > length:
-      pack_examples([(ids, weights)], length, pad_id=pad_id)
+      pack_examples([(ids, weights)], length, pad_id=pad_id)  # Raises.
     rows["tokens"][r, : len(ids)] = ids
     rows["segments"][r, : len(ids)] = 1
     rows["positions"][r, : len(ids)] = np.arange(len(ids))
@@ -152,37 +169,52 @@ def pack_documents(
   eos_id: int,
   pad_id: int,
 ) -> Rows:
-  """Documents with end-of-text after each, packed whole into rows.
+  """Packs documents, each with end-of-text after it, into rows.
 
-  A document that fits a row is never cut, so that nothing has to be predicted
-  from a context that stands in another row (arXiv:2404.10830); a longer one is
-  cut into pieces of a row, each of which starts anew. Every piece is a segment
-  of its own. Weights are 1 but on a segment's first token.
+  A document that fits a row is never split, so that its tokens are always
+  predicted from their full context (arXiv:2404.10830). A longer one is split
+  into pieces of at most a row. Every piece is a segment of its own. Weights are
+  1, except on the first token of a segment.
 
   Args:
     documents: token ids of each document.
     length: T, tokens of a row.
-    eos_id: stands after each document.
-    pad_id: fills rows up.
+    eos_id: token id appended to each document.
+    pad_id: token id of padding.
+
+  Returns:
+    Rows of [R, T].
   """
   end = _int32([eos_id])
-  ended = [part for d in documents if len(d) for part in (_int32(d), end)]
-  if not ended:
+  chunks = [chunk for d in documents if len(d) for chunk in (_int32(d), end)]
+  if not chunks:
     return _empty_rows(0, length, pad_id)
-  tokens = np.concatenate(ended)
+  tokens = np.concatenate(chunks)
   lengths: list[int] = []
-  for document in ended[::2]:
-    whole, rest = divmod(len(document) + 1, length)
-    lengths += [length] * whole + [rest] * (rest > 0)
+  for document in chunks[::2]:
+    full_rows, rest = divmod(len(document) + 1, length)
+    lengths += [length] * full_rows + [rest] * (rest > 0)
   weights = np.ones(len(tokens), np.float32)
   weights[np.cumsum(lengths) - lengths] = 0.0
-  return _packed(tokens, weights, lengths, length, pad_id)
+  return _pack(tokens, weights, lengths, length, pad_id)
 
 
 def left_pad(
   sequences: Sequence[np.ndarray], width: int, pad_id: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """(tokens [B, width] int32, mask [B, width] bool), padded on the left."""
+  """Pads sequences on the left.
+
+  Args:
+    sequences: B sequences of token ids, each at most `width` long.
+    width: T, tokens of a row.
+    pad_id: token id of padding.
+
+  Returns:
+    tokens [B, T] int32, and mask [B, T] bool, which is False on padding.
+
+  Raises:
+    ValueError: a sequence is longer than a row.
+  """
   tokens = np.full((len(sequences), width), pad_id, np.int32)
   mask = np.zeros((len(sequences), width), bool)
   for r, ids in enumerate(sequences):
@@ -195,7 +227,7 @@ def left_pad(
 
 
 def smallest_bucket(length: int, buckets: Sequence[int]) -> int:
-  """The smallest of the allowed lengths that holds `length`."""
+  """Returns the smallest bucket length that is at least `length`."""
   for size in sorted(buckets):
     if length <= size:
       return size
@@ -203,43 +235,55 @@ def smallest_bucket(length: int, buckets: Sequence[int]) -> int:
 
 
 def bucket_lengths(longest: int, *, count: int = 4) -> tuple[int, ...]:
-  """At most `count` lengths, evenly down from `longest` rounded up to 8."""
-  top = max(8, -(-longest // 8) * 8)
-  sizes = {max(8, -(-top * i // (8 * count)) * 8) for i in range(1, count + 1)}
+  """Returns at most `count` evenly spaced lengths up to `longest`.
+
+  All lengths, also the last, are rounded up to a multiple of 8.
+  """
+  top = max(_MULTIPLE, -(-longest // _MULTIPLE) * _MULTIPLE)
+  sizes = {
+    max(_MULTIPLE, -(-top * i // (_MULTIPLE * count)) * _MULTIPLE)
+    for i in range(1, count + 1)
+  }
   return tuple(sorted(sizes))
 
 
 def choose_bucket_lengths(
-  needed: ArrayLike, *, spare: float, most: int, steps: int
+  needed: ArrayLike, *, max_padding: float, max_count: int, steps: int
 ) -> tuple[int, ...]:
-  """Lengths for rows of which each takes the smallest that holds it.
+  """Chooses few row lengths with little padding.
 
-  One after another, each where it saves most, until what they leave empty is a
-  small share: programs are compiled for each length.
+  A row is padded to the smallest length that holds it, and each length costs
+  one compilation. Lengths are added greedily, each where it saves the most
+  padding, until the padding is at most `max_padding` of the needed tokens.
 
   Args:
     needed: [n] int, tokens of each row or of the longest row of each batch.
-    spare: share of the needed tokens that may be left empty.
-    most: how many lengths there may be.
-    steps: lengths from one power of two to the next; the fewer, the likelier
-      that other rows take the same ones.
+    max_padding: padding tokens that are allowed, as a share of the needed ones.
+    max_count: largest number of lengths.
+    steps: number of candidate lengths between two powers of two. Fewer steps
+      make it likelier that other data gets the same lengths.
 
   Returns:
     Multiples of 8, ascending.
   """
-  tokens = np.maximum(needed, 8)
-  step = np.maximum(2 ** np.floor(np.log2(tokens)).astype(int) // steps, 8)
-  sizes, counts = np.unique(-(-tokens // step) * step, return_counts=True)
-  enough = (1 + spare) * np.sum(needed)
-  lengths = [int(sizes[-1])]
+  tokens = np.maximum(needed, _MULTIPLE)
+  powers = 2 ** np.floor(np.log2(tokens)).astype(int)
+  step = np.maximum(powers // steps, _MULTIPLE)
+  candidates, counts = np.unique(-(-tokens // step) * step, return_counts=True)
+  allowed = (1 + max_padding) * np.sum(needed)
+  lengths = [int(candidates[-1])]
 
-  def taken(lengths: list[int]) -> int:
-    held = np.sort(lengths)
-    return (counts * held[np.searchsorted(held, sizes)]).sum()
+  def total_tokens(lengths: list[int]) -> int:
+    """Returns the tokens of all rows, padding included."""
+    ascending = np.sort(lengths)
+    padded = ascending[np.searchsorted(ascending, candidates)]
+    return (counts * padded).sum()
 
-  while taken(lengths) > enough and len(lengths) < most:
-    found = min(sizes.tolist(), key=lambda n: taken([*lengths, n]))
-    if found in lengths:
+  while total_tokens(lengths) > allowed and len(lengths) < max_count:
+    best = min(
+      candidates.tolist(), key=lambda length: total_tokens([*lengths, length])
+    )
+    if best in lengths:
       break
-    lengths.append(found)
+    lengths.append(best)
   return tuple(sorted(lengths))

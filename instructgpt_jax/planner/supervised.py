@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from instructgpt_jax import configs
 from instructgpt_jax.configs import checks
 from instructgpt_jax.data import encoding, ranking_packing
+from instructgpt_jax.data.batch_source import BatchSpec
 from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.distributed.mesh import AnyMesh
 from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
@@ -89,9 +90,12 @@ def reward(
   )
   # Rankings that are all as long gain nothing from a row in common.
   rows = reward_loop.layout_of(
-    [longest], config.model, platform, batch_size=1
+    [longest],
+    config.model,
+    BatchSpec(batch_size=1, epochs=1),
+    platform=platform,
   ).rows
-  length = ranking_packing.width(longest, rows)
+  length = ranking_packing.row_length(longest, rows)
   tokens, labels, ids = (
     shapes.ints(prompts, rows, length),
     shapes.ints(prompts, 1, count),
@@ -107,7 +111,7 @@ def reward(
       ranks=labels,
       valid=jax.ShapeDtypeStruct(labels.shape, jnp.bool_),
       ids=ids,
-      reach=ranking_packing.reach([longest], rows, alone=True),
+      reach=ranking_packing.attention_span([longest], rows, single=True),
     ),
   )
   return _supervised(

@@ -74,10 +74,12 @@ def pretrain(config: configs.PretrainExperiment, directory: str) -> None:
   mesh = mesh_lib.make_mesh(config.mesh)
   batches = batching.language_batches(
     rows,
-    batch_size=section.batch_size,
-    seed=config.seed,
+    batching.BatchSpec(
+      batch_size=section.batch_size,
+      seed=config.seed,
+      **transfer.process_shard(section.batch_size, mesh),
+    ),
     pad_id=tokenizer.pad_id,
-    **transfer.process_shard(section.batch_size, mesh),
   )
   course = _Course(
     batches,
@@ -201,11 +203,13 @@ def _sft_course(
     rows,
     others,
     section.pretraining_fraction,
-    batch_size=layout.demonstration_rows,
+    batching.BatchSpec(
+      batch_size=layout.demonstration_rows,
+      seed=config.seed,
+      **transfer.process_shard(padded.rows, mesh),
+    ),
     padded_size=padded.rows,
-    seed=config.seed,
     pad_id=tokenizer.pad_id,
-    **transfer.process_shard(padded.rows, mesh),
   )
   batch = {
     "rows": layout.demonstration_rows,
@@ -496,7 +500,7 @@ def row_losses(
       )
     )
     for batch in batching.language_batches(
-      rows, batch_size=size, epochs=1, shuffle=False
+      rows, batching.BatchSpec(batch_size=size, epochs=1, shuffle=False)
     )
   ]
   logp = np.concatenate(found)[:count].astype(np.float64)

@@ -244,14 +244,16 @@ def _prompts(
   )
   return batching.prompt_batches(
     prompts,
-    batch_size=config.ppo.rollout_batch,
+    batching.BatchSpec(
+      batch_size=config.ppo.rollout_batch,
+      seed=config.seed,
+      **transfer.process_shard(config.ppo.rollout_batch, mesh),
+    ),
     width=min(
       max(packing.bucket_lengths(max(map(len, prompts)))),
       config.model.max_seq_len - config.data.max_response_tokens,
     ),
     pad_id=tokenizer.pad_id,
-    seed=config.seed,
-    **transfer.process_shard(config.ppo.rollout_batch, mesh),
   )
 
 
@@ -276,10 +278,12 @@ def _pretraining(
   size = section.minibatch * section.ptx_ratio
   return batching.language_batches(
     rows,
-    batch_size=size,
-    seed=config.seed,
+    batching.BatchSpec(
+      batch_size=size,
+      seed=config.seed,
+      **transfer.process_shard(size, mesh),
+    ),
     pad_id=tokenizer.pad_id,
-    **transfer.process_shard(size, mesh),
   )
 
 

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from instructgpt_jax import configs, sharding, statistics
 from instructgpt_jax.configs import checks
 from instructgpt_jax.data import encoding, ranking_packing, records
+from instructgpt_jax.data.batch_source import BatchSpec
 from instructgpt_jax.data.tokenizers import Tokenizer
 from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.distributed import transfer
@@ -110,21 +111,23 @@ def train(config: configs.RewardExperiment, directory: str) -> None:
       train=len(demonstrations),
     )
   mesh = mesh_lib.make_mesh(config.mesh)
-  order = dict(
-    batch_size=section.batch_size, seed=config.seed, epochs=section.epochs
+  spec = BatchSpec(
+    batch_size=section.batch_size,
+    seed=config.seed,
+    epochs=section.epochs,
+    **transfer.process_shard(section.batch_size, mesh),
   )
   size = section.microbatch or section.batch_size
-  batches = ranking_packing.batches(
+  batches = ranking_packing.ranking_batches(
     train_set,
-    pad_id=tokenizer.pad_id,
+    spec,
     layout=layout_of(
       train_set,
       model.config,
+      spec,
       parts=max(section.batch_size // size, 1) * sharding.batch_shards(mesh),
-      **order,
     ),
-    **order,
-    **transfer.process_shard(section.batch_size, mesh),
+    pad_id=tokenizer.pad_id,
   )
   total_steps = -(-section.epochs * len(train_set) // section.batch_size)
   optimizer = optimizer_lib.make_optimizer(config.optimizer, total_steps)
@@ -196,21 +199,28 @@ def train(config: configs.RewardExperiment, directory: str) -> None:
 def layout_of(
   rankings: Sequence[encoding.EncodedRanking],
   model: configs.Model,
+  spec: BatchSpec,
+  *,
+  parts: int = 1,
   platform: str = "",
-  **order: Any,
 ) -> ranking_packing.Layout:
   """The cheapest layout on a platform; here when empty.
 
   Args:
     rankings: encoded rankings.
     model: the network.
-    platform: as JAX calls it.
-    order: other arguments of `ranking_packing.choose`.
+    spec: the batches.
+    parts: number of parts that a batch is split into by devices and by
+      microbatches.
+    platform: JAX's name of the platform.
   """
   platform = platform or jax.default_backend()
-  pairs = functools.partial(attention.num_scores, platform, model)
-  return ranking_packing.choose(
-    rankings, model_width=model.d_model, pairs=pairs, **order
+  return ranking_packing.choose_layout(
+    rankings,
+    spec,
+    d_model=model.d_model,
+    num_scores=functools.partial(attention.num_scores, platform, model),
+    parts=parts,
   )
 
 
@@ -223,17 +233,19 @@ def count_held_out(
   batch_size: int = 16,
 ) -> Counts:
   """How a reward model orders rankings; labelers' ties are no pairs."""
-  order = dict(
-    batch_size=mesh_lib.round_up_to_shards(batch_size, mesh), shuffle=False
+  spec = BatchSpec(
+    batch_size=mesh_lib.round_up_to_shards(batch_size, mesh),
+    epochs=1,
+    shuffle=False,
   )
   layout = layout_of(
-    rankings, model.config, parts=sharding.batch_shards(mesh), **order
+    rankings, model.config, spec, parts=sharding.batch_shards(mesh)
   )
   place: dict[bytes, int] = {}
   units = [place.setdefault(r.prompt.tobytes(), len(place)) for r in rankings]
   totals = np.zeros((len(Counts._fields), len(place)))
-  for batch in ranking_packing.batches(
-    rankings, pad_id=tokenizer.pad_id, layout=layout, **order
+  for batch in ranking_packing.ranking_batches(
+    rankings, spec, layout=layout, pad_id=tokenizer.pad_id
   ):
     found = transfer.allgather(
       _count_pairs(mesh)(

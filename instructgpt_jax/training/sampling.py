@@ -85,9 +85,11 @@ def respond(
   size = mesh_lib.round_up_to_shards(size, mesh)
   parts = []
   for batch in batching.prompt_batches(
-    prompts, batch_size=size, width=width, pad_id=tokenizer.pad_id, epochs=1,
-    shuffle=False,
-  ):  # fmt: skip
+    prompts,
+    batching.BatchSpec(batch_size=size, epochs=1, shuffle=False),
+    width=width,
+    pad_id=tokenizer.pad_id,
+  ):
     rollout = _generate(model, mesh)(
       params,
       transfer.put_replicated_batch(batch, mesh),

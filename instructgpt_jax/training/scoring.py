@@ -85,7 +85,7 @@ def _each(
   )
   done = 0
   for batch in batching.language_batches(
-    rows, batch_size=size, epochs=1, shuffle=False
+    rows, batching.BatchSpec(batch_size=size, epochs=1, shuffle=False)
   ):
     found = transfer.allgather(
       program(params, transfer.put_replicated_batch(batch, mesh), model=model)

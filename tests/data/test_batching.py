@@ -1,4 +1,4 @@
-"""Iterators: every record once an epoch, exact positions, the same by host."""
+"""Batches: each record once an epoch, exact positions, equal on all hosts."""
 
 import json
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from instructgpt_jax.data import batching, ranking_packing
+from instructgpt_jax.data.batch_source import BatchSpec
 from tests.data.ranked import rankings_of
 
 
@@ -23,27 +24,29 @@ def prompts_of(count):
   return [np.full(1 + i % 5, 10 + i, np.int32) for i in range(count)]
 
 
-def language(**kw):
-  return batching.language_batches(rows_of(7), batch_size=4, **kw)
+def language(padded_size=0, **kw):
+  spec = BatchSpec(batch_size=4, **kw)
+  return batching.language_batches(rows_of(7), spec, padded_size=padded_size)
 
 
-def mixed(**kw):
+def mixed(padded_size=0, **kw):
+  spec = BatchSpec(batch_size=3, **kw)
   return batching.mixed_language_batches(
-    rows_of(7), rows_of(5, first=500), 0.25, batch_size=3, **kw
+    rows_of(7), rows_of(5, first=500), 0.25, spec, padded_size=padded_size
   )
 
 
-def ranking(**kw):
+def ranking(epochs=1, **kw):
   layout = ranking_packing.Layout(rows=1, groups=2)
-  return ranking_packing.batches(
-    rankings_of(7), batch_size=4, pad_id=0, layout=layout, **kw
+  spec = BatchSpec(batch_size=4, epochs=epochs, **kw)
+  return ranking_packing.ranking_batches(
+    rankings_of(7), spec, pad_id=0, layout=layout
   )
 
 
 def prompt(**kw):
-  return batching.prompt_batches(
-    prompts_of(7), batch_size=4, width=6, pad_id=0, **kw
-  )
+  spec = BatchSpec(batch_size=4, **kw)
+  return batching.prompt_batches(prompts_of(7), spec, width=6, pad_id=0)
 
 
 MAKERS = [language, mixed, ranking, prompt]
@@ -63,7 +66,7 @@ def assert_same(a, b):
 
 @pytest.mark.parametrize("make", MAKERS)
 def test_position_is_restored_exactly(make):
-  """INVARIANTS 30: the data order goes on where it stopped."""
+  """INVARIANTS 30: the data order resumes where it stopped."""
   whole = make(seed=3, epochs=4)
   batches = list(whole)
   assert len(batches) >= 7
@@ -82,28 +85,28 @@ def test_position_is_restored_exactly(make):
 
 
 @pytest.mark.parametrize("make", MAKERS)
-def test_hosts_hold_parts_of_the_same_batches(make):
+def test_hosts_read_shards_of_the_same_batches(make):
   whole = list(make(seed=1, epochs=3))
-  parts = [
+  shards = [
     list(make(seed=1, epochs=3, shard_index=i, shard_count=2)) for i in (0, 1)
   ]
-  assert len(whole) == len(parts[0]) == len(parts[1])
-  for full, left, right in zip(whole, *parts, strict=True):
+  assert len(whole) == len(shards[0]) == len(shards[1])
+  for full, left, right in zip(whole, *shards, strict=True):
     for name, value in leaves(full).items():
       joined = np.concatenate([leaves(left)[name], leaves(right)[name]])
       np.testing.assert_array_equal(joined, value)
 
 
 @pytest.mark.parametrize("make", MAKERS)
-def test_batch_that_no_number_of_hosts_divides(make):
+def test_a_batch_that_the_hosts_do_not_divide_is_refused(make):
   with pytest.raises(ValueError, match="hosts"):
     make(shard_count=3)
 
 
 def test_order_depends_on_seed_and_epoch():
   def order(seed, **kw):
-    stream = language(seed=seed, epochs=2, **kw)
-    return np.concatenate([b.tokens[:, 0] for b in stream])[:14].tolist()
+    batches = language(seed=seed, epochs=2, **kw)
+    return np.concatenate([b.tokens[:, 0] for b in batches])[:14].tolist()
 
   assert order(0) == order(0)
   assert order(0) != order(1)
@@ -124,20 +127,19 @@ def test_each_record_once_an_epoch_and_none_dropped():
   assert not last.weights[empty].any() and not last.tokens[empty].any()
 
 
-def test_endless():
-  stream = language(seed=0)
-  seen = [next(stream) for _ in range(40)]
-  assert all((b.segments > 0).all() for b in seen)
+def test_batches_without_end_are_full():
+  batches = language(seed=0)
+  assert all((next(batches).segments > 0).all() for _ in range(40))
 
 
 def test_source_rows_are_not_written_to():
   rows = rows_of(3)
   before = rows["tokens"].copy()
-  list(batching.language_batches(rows, batch_size=4, epochs=1))
+  list(batching.language_batches(rows, BatchSpec(batch_size=4, epochs=1)))
   np.testing.assert_array_equal(rows["tokens"], before)
 
 
-def test_mixed_batches_hold_their_share():
+def test_mixed_batches_have_the_fraction_of_pretraining_rows():
   batches = list(mixed(seed=0, epochs=2))
   assert len(batches) == 5
   theirs = []
@@ -165,33 +167,38 @@ def counts(batch):
 
 @pytest.mark.parametrize("fraction", [0.01, 0.1, 0.25, 1 / 3, 0.5, 0.9])
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 32])
-def test_pretraining_rows_are_dealt_over_the_steps(fraction, size):
+def test_pretraining_rows_are_spread_evenly_over_the_steps(fraction, size):
   """After every step their share is the fraction within one row."""
-  stream = batching.mixed_language_batches(
-    rows_of(40), rows_of(7, first=500), fraction, batch_size=size, seed=2
+  batches = batching.mixed_language_batches(
+    rows_of(40),
+    rows_of(7, first=500),
+    fraction,
+    BatchSpec(batch_size=size, seed=2),
   )
   total, others = 0, 0
   for _ in range(60):
-    mine, theirs, _ = counts(next(stream))
+    mine, theirs, _ = counts(next(batches))
     assert mine == size
     total, others = total + mine + theirs, others + theirs
     assert abs(others - fraction * total) <= 1
 
 
-def test_mixed_share_of_nothing():
+def test_mixed_batches_without_pretraining_rows():
   args = rows_of(4), rows_of(4, first=500)
   plain = next(
-    batching.mixed_language_batches(*args, 0.0, batch_size=4, epochs=1)
+    batching.mixed_language_batches(
+      *args, 0.0, BatchSpec(batch_size=4, epochs=1)
+    )
   )
   assert (plain.tokens < 500).all()
   with pytest.raises(ValueError, match="length"):
     batching.mixed_language_batches(
-      rows_of(2, 4), rows_of(2, 8), 0.5, batch_size=4
+      rows_of(2, 4), rows_of(2, 8), 0.5, BatchSpec(batch_size=4)
     )
 
 
 @pytest.mark.parametrize("make", [language, mixed])
-def test_padding_changes_nothing_but_the_padding(make):
+def test_padded_size_changes_nothing_but_the_padding(make):
   """The same rows at the same positions, whatever a mesh needs."""
   narrow, wide = (
     list(make(seed=4, epochs=3, padded_size=size)) for size in (4, 16)
@@ -205,7 +212,7 @@ def test_padding_changes_nothing_but_the_padding(make):
     assert not np.asarray(b.segments)[4:].any()
 
 
-def test_padding_that_does_not_hold_a_batch():
+def test_a_padded_size_below_the_batch_is_refused():
   with pytest.raises(ValueError, match="padded"):
     language(padded_size=2)
 
@@ -214,15 +221,15 @@ def test_shares_of_a_mixture_are_those_of_its_batches():
   rows, others = rows_of(7), rows_of(5, first=500)
   rows["weights"][:, :3] = 0
   others["weights"][2] = 0
-  stream = batching.mixed_language_batches(
-    rows, others, 0.4, batch_size=2, seed=5
+  batches = batching.mixed_language_batches(
+    rows, others, 0.4, BatchSpec(batch_size=2, seed=5)
   )
   shares = batching.mixed_shares(
     rows, others, 0.4, batch_size=2, seed=5, steps=12
   )
   sums = np.zeros((2, 2))
   for step in range(12):
-    batch = next(stream)
+    batch = next(batches)
     theirs = np.asarray(batch.tokens)[:, 0] >= 500
     real = np.asarray(batch.segments)[:, 0] > 0
     tokens = np.asarray(batch.weights)[:, 1:].sum(axis=1)
@@ -231,19 +238,19 @@ def test_shares_of_a_mixture_are_those_of_its_batches():
     np.testing.assert_allclose(shares[step], sums[1] / sums.sum(axis=0))
 
 
-def test_prompts_are_left_padded_and_named():
+def test_prompts_are_left_padded_and_have_ids():
   data = prompts_of(7)
   batches = list(prompt(seed=0, epochs=1))
   ids = np.concatenate([b.ids for b in batches])
   assert sorted(ids[:7]) == [*range(7)] and ids[7:].tolist() == [-1]
   for b in batches:
-    assert b.mask[:, -1].all(), "the last column holds a real token"
+    assert b.mask[:, -1].all(), "the last position is a real token"
     for tokens, mask, i in zip(b.tokens, b.mask, b.ids, strict=True):
       assert not tokens[~mask].any()
       if i >= 0:
         assert tokens[mask].tolist() == data[i].tolist()
 
 
-def test_no_records():
+def test_no_records_are_refused():
   with pytest.raises(ValueError, match="at least one"):
-    batching.language_batches(rows_of(0), batch_size=2)
+    batching.language_batches(rows_of(0), BatchSpec(batch_size=2))

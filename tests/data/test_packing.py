@@ -178,17 +178,27 @@ def test_padding():
 def test_few_lengths_hold_all_and_waste_little():
   rng = np.random.default_rng(0)
   needed = rng.integers(300, 700, 500)
-  for spare, most in ((0.5, 9), (0.1, 9), (0.02, 9), (0.02, 3), (0.0, 1)):
+  for max_padding, max_count in (
+    (0.5, 9),
+    (0.1, 9),
+    (0.02, 9),
+    (0.02, 3),
+    (0.0, 1),
+  ):
     lengths = packing.choose_bucket_lengths(
-      needed, spare=spare, most=most, steps=64
+      needed, max_padding=max_padding, max_count=max_count, steps=64
     )
-    assert lengths == tuple(sorted(set(lengths))) and len(lengths) <= most
+    assert lengths == tuple(sorted(set(lengths))) and len(lengths) <= max_count
     assert all(n % 8 == 0 for n in lengths) and lengths[-1] == 704
-    taken = sum(packing.smallest_bucket(n, lengths) for n in needed.tolist())
-    assert len(lengths) == most or taken <= (1 + spare) * needed.sum()
+    tokens = sum(packing.smallest_bucket(n, lengths) for n in needed.tolist())
+    assert (
+      len(lengths) == max_count or tokens <= (1 + max_padding) * needed.sum()
+    )
 
   def few(needed, steps):
-    return packing.choose_bucket_lengths(needed, spare=0.1, most=2, steps=steps)
+    return packing.choose_bucket_lengths(
+      needed, max_padding=0.1, max_count=2, steps=steps
+    )
 
   assert few([500] * 9 + [40] * 9, 32) == (40, 504)
   assert few([500] * 9 + [40] * 9, 8) == (40, 512)

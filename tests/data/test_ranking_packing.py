@@ -1,4 +1,4 @@
-"""Rankings in rows: each whole, told apart, and with little padding."""
+"""Rankings in rows: each complete, masked, and with little padding."""
 
 import math
 
@@ -7,29 +7,29 @@ import pytest
 
 from instructgpt_jax.configs.presets import model as model_preset
 from instructgpt_jax.data import ranking_packing
+from instructgpt_jax.data.batch_source import BatchSpec
 from instructgpt_jax.data.encoding import EncodedRanking
 from instructgpt_jax.data.ranking_packing import Layout
 from instructgpt_jax.models import attention, blocks
 from tests.data.ranked import ragged, rankings_of
 
 
-def in_batches(data, rows, groups, batch_size=4, **kw):
+def in_batches(data, rows, groups, batch_size=4, epochs=1, **kw):
   return list(
-    ranking_packing.batches(
+    ranking_packing.ranking_batches(
       data,
-      batch_size=batch_size,
+      BatchSpec(batch_size=batch_size, epochs=epochs, **kw),
       pad_id=0,
       layout=Layout(rows, groups),
-      **kw,
     )
   )
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
 @pytest.mark.parametrize("rows", [1, 2, 4])
-def test_each_ranking_stands_whole_in_its_rows(rows, groups):
+def test_rows_hold_each_ranking_completely(rows, groups):
   data = rankings_of(7)
-  seen = []
+  ids = []
   for batch in in_batches(data, rows, groups, seed=0):
     length = batch.tokens.shape[2]
     assert batch.tokens.shape[:2] == (groups, rows) and length % 8 == 0
@@ -39,7 +39,7 @@ def test_each_ranking_stands_whole_in_its_rows(rows, groups):
       if i < 0:
         assert not batch.valid[g, e].any()
         continue
-      seen.append(i)
+      ids.append(i)
       prompt, completions, ranks = data[i]
       k = len(ranks)
       assert batch.valid[g, e].tolist() == [j < k for j in range(4)]
@@ -52,9 +52,9 @@ def test_each_ranking_stands_whole_in_its_rows(rows, groups):
         mine = np.flatnonzero(segments == segments[end])
         before = np.flatnonzero(segments == -e - 1)
         assert mine[-1] == end and before[-1] < mine[0]
-        for places, expected in ((before, prompt), (mine, completions[j])):
-          assert (np.diff(places) == 1).all()
-          assert batch.tokens[g, row, places].tolist() == expected.tolist()
+        for positions, expected in ((before, prompt), (mine, completions[j])):
+          assert (np.diff(positions) == 1).all()
+          assert batch.tokens[g, row, positions].tolist() == expected.tolist()
         alone = np.concatenate([before, mine])
         assert batch.positions[g, row, alone].tolist() == [*range(len(alone))]
         real += len(mine)
@@ -62,7 +62,7 @@ def test_each_ranking_stands_whole_in_its_rows(rows, groups):
       real += len(used) * len(prompt)
     assert (batch.segments != 0).sum() == real
     assert not batch.tokens[batch.segments == 0].any()
-  assert sorted(seen) == [*range(7)]
+  assert sorted(ids) == [*range(7)]
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
@@ -72,13 +72,13 @@ def test_tokens_see_their_prompt_and_their_completion(rows, groups):
     length = batch.tokens.shape[2]
     segments = batch.segments.reshape(-1, length)
     mask = np.asarray(blocks.attention_mask(segments))
-    owner = np.zeros_like(segments)
-    for row, own in zip(segments, owner, strict=True):
+    prompts = np.zeros_like(segments)  # segment of each token's prompt
+    for row, prompt in zip(segments, prompts, strict=True):
       for t in range(length):
-        own[t] = row[t] if row[t] < 0 else own[t - 1] if t else 0
+        prompt[t] = row[t] if row[t] < 0 else prompt[t - 1] if t else 0
     for b, q in np.argwhere(segments):
       expected = [
-        k <= q and segments[b, k] in (segments[b, q], owner[b, q])
+        k <= q and segments[b, k] in (segments[b, q], prompts[b, q])
         for k in range(length)
       ]
       assert mask[b, q].tolist() == expected
@@ -86,7 +86,7 @@ def test_tokens_see_their_prompt_and_their_completion(rows, groups):
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
 @pytest.mark.parametrize("rows", [1, 2])
-def test_no_token_looks_beyond_its_batchs_reach(rows, groups):
+def test_no_token_attends_beyond_the_attention_span(rows, groups):
   rng = np.random.default_rng(3)
 
   def ids(most):
@@ -102,7 +102,7 @@ def test_no_token_looks_beyond_its_batchs_reach(rows, groups):
     longest = max(len(r.prompt) for r in data)
     assert longest <= first < longest + 32
   else:
-    longest = max(ranking_packing.width(r, rows) for r in data)
+    longest = max(ranking_packing.row_length(r, rows) for r in data)
     assert first == 0 and longest <= last < longest + 32
   segments = batch.segments.reshape(-1, batch.segments.shape[2])
   _, query, key = np.nonzero(
@@ -119,12 +119,12 @@ def of(prompt, completion, k):
 
 
 def test_a_prompt_is_shared_when_that_is_cheaper():
-  def rows(prompt, completion, width, pairs):
-    return ranking_packing.choose(
+  def rows(prompt, completion, d_model, num_scores):
+    return ranking_packing.choose_layout(
       [of(prompt, completion, 9)],
-      batch_size=1,
-      model_width=width,
-      pairs=pairs,
+      BatchSpec(batch_size=1, epochs=1),
+      d_model=d_model,
+      num_scores=num_scores,
     ).rows
 
   def reaching(length, reach):
@@ -136,8 +136,8 @@ def test_a_prompt_is_shared_when_that_is_cheaper():
 
   assert rows(128, 64, 256, reaching) == 1
   assert rows(40, 200, 64, reaching) == 1
-  assert rows(1, 200, 64, reaching) == 9, "a reach is rounded up"
-  # Where whole rows are read, those of many completions are dear,
+  assert rows(1, 200, 64, reaching) == 9, "a span is rounded up"
+  # Where whole rows are read, those of many completions are expensive,
   assert rows(40, 200, 64, whole) == 9
   # but the wider the model, the less attention counts.
   assert rows(40, 200, 8192, whole) == 1
@@ -145,11 +145,11 @@ def test_a_prompt_is_shared_when_that_is_cheaper():
 
 def chosen(data, batch_size=32, platform="cpu", **kw):
   model = model_preset("350m")
-  return ranking_packing.choose(
+  return ranking_packing.choose_layout(
     data,
-    batch_size=batch_size,
-    model_width=model.d_model,
-    pairs=lambda *row: attention.num_scores(platform, model, *row),
+    BatchSpec(batch_size=batch_size, epochs=1),
+    d_model=model.d_model,
+    num_scores=lambda *row: attention.num_scores(platform, model, *row),
     **kw,
   )
 
@@ -159,7 +159,7 @@ def test_rankings_share_rows_when_that_is_cheaper():
   assert chosen(same) == Layout(1, 32), "there is no padding to save"
   assert chosen(ragged(400)).groups < 32
   assert chosen([of(300, 400, 9)] * 63 + [of(1, 1, 2)]).groups == 32, (
-    "rows that are long anyhow stay alone"
+    "long rows hold a single ranking"
   )
 
 
@@ -173,15 +173,13 @@ def test_groups_split_over_devices_and_microbatches():
 @pytest.mark.parametrize("batch_size", [7, 8, 32])
 @pytest.mark.parametrize("platform", ["cpu", "cuda"])
 def test_less_than_a_tenth_is_padding(batch_size, platform):
-  """Of an epoch of ragged rankings; a row each would leave half empty."""
+  """With one row each, ragged rankings would leave rows half empty."""
   data = ragged(1024)
 
   def padding(layout):
     real = total = 0
     lengths = set()
-    for batch in ranking_packing.batches(
-      data, batch_size=batch_size, pad_id=0, layout=layout
-    ):
+    for batch in in_batches(data, *layout, batch_size):
       real += (batch.segments != 0).sum()
       total += batch.segments.size
       lengths.add(batch.segments.shape[2])
@@ -189,7 +187,7 @@ def test_less_than_a_tenth_is_padding(batch_size, platform):
 
   share, lengths = padding(chosen(data, batch_size, platform))
   assert share < 0.1
-  assert len(lengths) <= 4, "each is compiled for"
+  assert len(lengths) <= 4, "each length costs a compilation"
   alone, _ = padding(Layout(1, batch_size))
   assert alone > 0.3
 
@@ -197,34 +195,34 @@ def test_less_than_a_tenth_is_padding(batch_size, platform):
 def test_batches_are_the_same_in_any_layout():
   data = ragged(50)
 
-  def held(rows, groups, **kw):
+  def ids_of_batches(rows, groups, **kw):
     return [
       sorted(batch.ids.ravel().tolist())
       for batch in in_batches(data, rows, groups, epochs=3, seed=1, **kw)
     ]
 
-  expected = held(1, 4)
+  expected = ids_of_batches(1, 4)
   for rows, groups in [(1, 1), (1, 2), (9, 4), (9, 1)]:
-    assert held(rows, groups) == expected
+    assert ids_of_batches(rows, groups) == expected
   ids = [i for batch in expected for i in batch if i >= 0]
   assert sorted(ids) == sorted([*range(50)] * 3)
-  assert held(1, 4, shuffle=False) != expected
+  assert ids_of_batches(1, 4, shuffle=False) != expected
 
 
-def test_rankings_alone_stand_as_they_come():
+def test_groups_of_one_ranking_keep_their_order():
   for rows in (1, 3):
     (batch,) = in_batches(ragged(4), rows, 4, shuffle=False)
     assert batch.ids.tolist() == [[0], [1], [2], [3]]
 
 
 @pytest.mark.parametrize("batch_size", [4, 5, 9])
-def test_other_rankings_meet_in_each_epoch(batch_size):
+def test_batches_differ_between_epochs(batch_size):
   data = ragged(16 * batch_size)
-  found = [
+  batches = [
     tuple(sorted(batch.ids.ravel().tolist()))
     for batch in in_batches(data, 1, 1, batch_size, epochs=2, seed=0)
   ]
-  first, second = set(found[:16]), set(found[16:])
+  first, second = set(batches[:16]), set(batches[16:])
   for epoch in (first, second):
     assert sorted(i for batch in epoch for i in batch) == [*range(len(data))]
   assert len(first & second) <= 1
@@ -233,13 +231,13 @@ def test_other_rankings_meet_in_each_epoch(batch_size):
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
 def test_small_batches_have_each_ranking_once(batch_size):
   data = ragged(10)
-  found = in_batches(data, 1, 1, batch_size, epochs=2, seed=0)
-  ids = [i for batch in found for i in batch.ids.ravel().tolist() if i >= 0]
+  batches = in_batches(data, 1, 1, batch_size, epochs=2, seed=0)
+  ids = [i for batch in batches for i in batch.ids.ravel().tolist() if i >= 0]
   assert sorted(ids) == sorted([*range(10)] * 2)
   assert ids[:10] != ids[10:]
 
 
-def test_layouts_that_do_not_divide():
+def test_layouts_that_do_not_divide_are_refused():
   with pytest.raises(ValueError, match="groups"):
     in_batches(rankings_of(3), 1, 3)
   with pytest.raises(ValueError, match="groups"):

@@ -11,6 +11,7 @@ import pytest
 
 from instructgpt_jax import configs
 from instructgpt_jax.data import encoding, ranking_packing
+from instructgpt_jax.data.batch_source import BatchSpec
 from instructgpt_jax.models import transformer
 from instructgpt_jax.models.transformer import ScalarModel
 from instructgpt_jax.steps import optimizer as optimizer_lib
@@ -167,12 +168,12 @@ def test_a_batchs_reach_changes_neither_scores_nor_gradients(changes, groups):
     return rng.integers(2, 13, rng.integers(1, most + 1)).astype(np.int32)
 
   batch = next(
-    ranking_packing.batches(
+    ranking_packing.ranking_batches(
       [
         encoding.EncodedRanking(ids(40), [ids(30) for _ in range(9)], [1] * 9)
         for _ in range(4)
       ],
-      batch_size=4,
+      BatchSpec(batch_size=4, epochs=1),
       pad_id=0,
       layout=ranking_packing.Layout(rows=1, groups=groups),
     )
@@ -209,12 +210,11 @@ def encoded():
 def in_groups(groups, rows=1):
   found = encoded()[:8]
   return next(
-    ranking_packing.batches(
+    ranking_packing.ranking_batches(
       found,
-      batch_size=8,
+      BatchSpec(batch_size=8, epochs=1, shuffle=False),
       pad_id=9,
       layout=ranking_packing.Layout(rows, groups),
-      shuffle=False,
     )
   )
 

@@ -165,7 +165,7 @@ def _pretraining(stages):
   )
   rows = inputs.document_rows(inputs.documents(data).train, stage.tokenizer, 24)
   return batching.language_batches(
-    rows, batch_size=8, seed=0, pad_id=stage.tokenizer.pad_id
+    rows, batching.BatchSpec(batch_size=8), pad_id=stage.tokenizer.pad_id
   )
 
 

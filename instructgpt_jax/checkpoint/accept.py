@@ -1,10 +1,10 @@
-"""Accepts a model that has no checksums, as it is on the disk.
+"""Writes checksums for a model that has none.
 
   python -m instructgpt_jax.checkpoint.accept WORKDIR
 
 A stage refuses to start from a model without checksums.json, because it could
-not detect damage. This command writes the file for a model of an early version,
-or for one that has lost its checksums.json.
+not detect damage. This command accepts the model as it is on the disk, for
+example after its checksums.json has been lost.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def accept(directory: str | pathlib.Path) -> pathlib.Path:
   model = pathlib.Path(directory).absolute() / checkpoints.MODEL
   if not model.is_dir():
     raise UserError(
-      "holds no trained model",
+      "has no trained model",
       file=str(directory),
-      fix="give the --workdir of a stage that has run to its end",
+      fix="use the --workdir of a stage that has finished",
       code="no_model",
     )
   if (model / manifest.MANIFEST).exists():

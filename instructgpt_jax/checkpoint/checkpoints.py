@@ -1,4 +1,4 @@
-"""What a run saves: checkpoints to go on from, and the model at its end."""
+"""Checkpoints that a run resumes from, and the model that it produces."""
 
 from __future__ import annotations
 
@@ -18,86 +18,90 @@ from instructgpt_jax.runs.progress import log_line
 
 CHECKPOINTS = "checkpoints"
 MODEL = "model"
-_PATIENCE = 1.0  # seconds that another process may look at the checkpoints
+_LOCK_TIMEOUT = 1.0  # seconds; a process that only reads has the lock shortly
 
 
 @dataclasses.dataclass(frozen=True)
 class RetentionPolicy:
-  """Which checkpoints outlive the next save.
+  """Selects the checkpoints that are kept after a save.
 
   Attributes:
-    newest: so many.
-    every: the first one at or after each multiple of this step; 0 is none.
-    best: the one of the highest score, of those that were given one.
+    newest: number of newest checkpoints to keep.
+    every: keeps the first checkpoint at or after each multiple of this step; 0
+      disables.
+    best: whether to keep the checkpoint with the highest score.
   """
 
   newest: int = 2
   every: int = 0
   best: bool = False
 
-  def chosen(self, scores: Mapping[int, float | None]) -> set[int]:
-    """The steps to keep of those in `scores`."""
+  def steps_to_keep(self, scores: Mapping[int, float | None]) -> set[int]:
+    """Returns which of the steps in `scores` (step → score) to keep."""
     steps = sorted(scores)
-    kept = set(steps[-self.newest :])
+    keep = set(steps[-self.newest :])
     if self.every:
       first: dict[int, int] = {}
       for step in steps:
         first.setdefault(step // self.every, step)
-      kept.update(step for place, step in first.items() if place)
+      keep.update(step for multiple, step in first.items() if multiple)
     scored = {step: s for step, s in scores.items() if s is not None}
     if self.best and scored:
-      kept.add(max(scored, key=lambda step: scored[step]))
-    return kept
+      keep.add(max(scored, key=lambda step: scored[step]))
+    return keep
 
 
 class Checkpointer:
-  """A run's checkpoints, saved while the run goes on."""
+  """Saves and restores the checkpoints of a run, asynchronously."""
 
   def __init__(
     self, directory: str | pathlib.Path, keep: RetentionPolicy | None = None
   ):
-    """Opens `directory`/checkpoints, and deletes remains of killed saves.
+    """Opens `directory`/checkpoints, and deletes unfinished saves.
 
-    While another process saves there, this one can only read.
+    While another process has it open, this one can only read.
 
     Args:
       directory: workdir of the run.
-      keep: which checkpoints are kept; the two newest when None.
+      keep: checkpoints to keep; the two newest when None.
+
+    Raises:
+      UserError: a checkpoint has the name of another step.
     """
     self._path = pathlib.Path(directory).absolute() / CHECKPOINTS
-    self._keep = keep or RetentionPolicy()
+    self._retention = keep or RetentionPolicy()
     files.make_directory(self._path)
     self._scores: dict[int, float | None] = {}
-    for folder in self._path.iterdir():
-      step = _step(folder)
+    for path in self._path.iterdir():
+      step = _step(path)
       if step is not None:
-        values = _values(folder)
+        values = _values(path)
         if values.get("step", step) != step:
-          raise _misnamed(folder, values["step"])
+          raise _misnamed(path, values["step"])
         self._scores[step] = values.get("score")
-    # The number of an open directory is not reused.
-    self._opened = os.open(self._path, os.O_RDONLY)
+    # The inode of an open directory is not reused.
+    self._descriptor = os.open(self._path, os.O_RDONLY)
     self._locked = self._lock()
     self._background = concurrent.futures.ThreadPoolExecutor(1)
     self._pending: concurrent.futures.Future | None = None
 
   def _lock(self) -> bool:
-    """Tries to become the writer, and deletes remains of killed saves."""
+    """Tries to become the writer, and then deletes unfinished saves."""
     if not processes.is_main_process():
       return True
     try:
-      locked = locks.lock(self._opened, _PATIENCE)
-    except OSError:  # This file system has no locks of directories.
+      locked = locks.lock(self._descriptor, _LOCK_TIMEOUT)
+    except OSError:  # The file system cannot lock directories.
       locked = True
     if locked:
-      for folder in self._path.iterdir():
-        if storage.is_temporary(folder):
-          storage.remove(folder)
+      for path in self._path.iterdir():
+        if storage.is_temporary(path):
+          storage.remove(path)
     return locked
 
   @property
   def steps(self) -> list[int]:
-    """Steps of which there is a checkpoint, oldest first."""
+    """Steps that have a checkpoint, oldest first."""
     return sorted(self._scores)
 
   def save(
@@ -107,64 +111,65 @@ class Checkpointer:
     extra: Mapping[str, Any],
     score: float | None = None,
   ) -> None:
-    """Starts to save; waits first for the save before.
+    """Starts to save, after the previous save has ended.
 
     Args:
-      step: number of updates done. A step that is already saved is left alone.
+      step: number of updates done. If it is saved already, nothing happens.
       state: any pytree of arrays; may be donated as soon as this returns.
-      extra: JSON values (bytes are allowed too), such as the data's position.
-      score: how good the state is, for `Keep.best`.
+      extra: JSON values, such as the position in the data; bytes are allowed.
+      score: quality of the state, for `RetentionPolicy.best`.
 
     Raises:
-      UserError: the disk is full, refuses or has vanished, or another run saves
-        there; the checkpoints before are as they were.
+      UserError: the disk is full or unavailable, or another run saves in the
+        same directory. Earlier checkpoints are unchanged.
     """
     self.wait()
     if step in self._scores:
       return
-    self._look()
+    self._check_directory()
     if not self._locked:
       raise locks.in_use(self._path)
     with storage.saving(self._path):
       finish = storage.save(
         self._path / str(step), state, extra, step=step, score=score
       )
-    self._pending = self._background.submit(self._end, finish, step, score)
+    self._pending = self._background.submit(self._finish, finish, step, score)
 
-  def _end(
+  def _finish(
     self, finish: Callable[[], None], step: int, score: float | None
   ) -> None:
-    """Ends a save, and deletes the checkpoints that are no longer kept."""
+    """Ends a save, and deletes checkpoints that are not kept."""
     finish()
     scores = self._scores | {step: score}
-    kept = self._keep.chosen(scores)
-    self._scores = {step: scores[step] for step in kept}
+    keep = self._retention.steps_to_keep(scores)
+    self._scores = {step: scores[step] for step in keep}
     if processes.is_main_process():
-      for folder in self._path.iterdir():
-        if _step(folder) not in {None, *kept}:
-          # Renamed first: what is deleted by halves is no checkpoint.
-          old = storage.sibling(folder, storage.OLD)
-          storage.remove(folder.rename(old))
+      for path in self._path.iterdir():
+        if _step(path) not in {None, *keep}:
+          # The new name marks a partly deleted directory.
+          old = storage.sibling(path, storage.OLD)
+          storage.remove(path.rename(old))
 
   def restore_latest(
     self,
     abstract_state: Any,
     check: Callable[[dict[str, Any]], None] = lambda extra: None,
   ) -> tuple[int, Any, dict[str, Any]] | None:
-    """Restores the newest whole checkpoint; None when there is none at all.
+    """Restores the newest undamaged checkpoint.
 
     Args:
-      abstract_state: tree of arrays or ShapeDtypeStructs; each leaf's shape and
-        dtype are demanded, its sharding is given to the result. Or a function
-        that gives the tree of a step.
-      check: called with `extra` before the state is read; what it raises ends
-        the restore.
+      abstract_state: tree of arrays or ShapeDtypeStructs. The stored leaves
+        must have its shapes and dtypes, and get its shardings. Or a function
+        from a step to such a tree.
+      check: called with `extra` before the state is read; may raise an error.
 
     Returns:
-      (step, state, extra) as they were saved.
+      (step, state, extra) as they were saved, or None if there is no
+      checkpoint.
 
     Raises:
-      UserError: all are damaged, or the newest whole one is of another state.
+      UserError: all checkpoints are damaged, or the newest undamaged one has
+        another state.
     """
     self.wait()
     damage: dict[pathlib.Path, str] = {}
@@ -174,7 +179,7 @@ class Checkpointer:
       if not problem:
         for other, what in damage.items():
           log_line(
-            f"warning: {other} is damaged ({what}); going on from {path}"
+            f"warning: {other} is damaged ({what}); resuming from {path}"
           )
         extra = storage.load_values(path)
         check(extra)
@@ -182,28 +187,32 @@ class Checkpointer:
         state = storage.load(path, like(step) if callable(like) else like)
         return step, state, extra
       damage[path] = problem
-      del self._scores[step]  # A later save takes its place.
+      del self._scores[step]  # A later save replaces it.
     if not damage:
       return None
     path, problem = next(iter(damage.items()))
     raise UserError(
-      f"is damaged ({problem}), and no older checkpoint is whole",
+      f"is damaged ({problem}), and no older checkpoint is undamaged",
       file=str(path),
-      fix=f"delete {self._path} and run the stage again",
+      fix=f"delete {self._path} and rerun the stage",
+      code="damaged_checkpoints",
     )
 
   def wait(self) -> None:
-    """Returns when everything is on the disk; raises what went wrong."""
+    """Waits until the last save is on the disk, and raises its errors."""
     pending, self._pending = self._pending, None
     if pending is not None:
-      self._look()
+      self._check_directory()
       with storage.saving(self._path):
         pending.result()
       processes.barrier("checkpoint")
 
-  def _look(self) -> None:
-    """Refuses to begin anew where the folder was, as orbax would."""
-    storage.check_same_inode(self._opened, self._path)
+  def _check_directory(self) -> None:
+    """Raises a UserError if the directory has been moved or deleted.
+
+    Orbax would make a new one.
+    """
+    storage.check_same_inode(self._descriptor, self._path)
 
   def close(self) -> None:
     """Waits and closes; may be called twice."""
@@ -211,9 +220,9 @@ class Checkpointer:
       self.wait()
     finally:
       self._background.shutdown()
-      opened, self._opened = self._opened, -1
-      if opened >= 0:
-        os.close(opened)
+      descriptor, self._descriptor = self._descriptor, -1
+      if descriptor >= 0:
+        os.close(descriptor)
 
   def __enter__(self) -> Checkpointer:
     return self
@@ -229,12 +238,12 @@ class Checkpointer:
 def save_model(
   directory: str | pathlib.Path, params: Any, info: Mapping[str, Any]
 ) -> None:
-  """Saves parameters in `directory`/model, replacing what was there.
+  """Saves parameters in `directory`/model, replacing an earlier model.
 
   Args:
     directory: workdir of a stage.
     params: nested dict of arrays.
-    info: JSON values that `load_model_info` gives back.
+    info: JSON values that `load_model_info` returns.
   """
   base = files.make_directory(pathlib.Path(directory).absolute())
   with storage.saving(base):
@@ -245,13 +254,13 @@ def save_model(
 def save_model_parts(
   directory: str | pathlib.Path, parts: Iterable[Any], info: Mapping[str, Any]
 ) -> None:
-  """`save_model` of parameters that are not held all at once.
+  """Saves parameters that do not fit memory at once, as `save_model` does.
 
   Args:
     directory: workdir of a stage.
-    parts: nested dicts of arrays, disjoint; each is written before the next is
-      asked for.
-    info: JSON values that `load_model_info` gives back.
+    parts: disjoint nested dicts of arrays; each is written before the next is
+      requested.
+    info: JSON values that `load_model_info` returns.
   """
   base = files.make_directory(pathlib.Path(directory).absolute())
   with storage.saving(base):
@@ -262,48 +271,51 @@ def save_model_parts(
 def load_model(
   directory: str | pathlib.Path, abstract_params: Any = None
 ) -> Any:
-  """The parameters that `save_model` wrote.
+  """Loads the parameters that `save_model` wrote.
 
   Args:
     directory: workdir of a stage.
-    abstract_params: tree whose leaves give shape, dtype and sharding; without
-      it a nested dict on the default device.
+    abstract_params: tree of leaves with shape, dtype and sharding. Without it
+      the result is a nested dict on the default device.
 
   Raises:
-    UserError: there is no model, it is damaged, or it is another one.
+    UserError: there is no model, it is damaged, or it has other parameters.
   """
-  return storage.load(_whole_model(directory), abstract_params)
+  return storage.load(_verified_model(directory), abstract_params)
 
 
 def model_reader(directory: str | pathlib.Path) -> Callable[[Any], Any]:
-  """`load_model` of some leaves at a time; the model is verified now, once."""
-  path = _whole_model(directory)
+  """Verifies a model, and returns a function that loads some of its leaves."""
+  path = _verified_model(directory)
   return lambda abstract: storage.load(path, abstract, part=True)
 
 
 def load_model_info(directory: str | pathlib.Path) -> dict[str, Any]:
-  """The `info` that `save_model` wrote."""
-  return storage.load_values(_whole_model(directory, deep=False))
+  """Returns the `info` that `save_model` wrote."""
+  return storage.load_values(_verified_model(directory, deep=False))
 
 
 def has_model(directory: str | pathlib.Path) -> bool:
-  """Whether `directory` holds a saved model."""
+  """Returns whether `directory` has a saved model."""
   return _model_path(pathlib.Path(directory)) is not None
 
 
 def _model_path(base: pathlib.Path) -> pathlib.Path | None:
-  """Where the model lies; a kill may have come while one replaced another."""
+  """Returns the model's directory, or None.
+
+  A process that was killed while replacing a model leaves only the old one.
+  """
   path = base / MODEL
-  for found in (path, storage.sibling(path, storage.OLD)):
-    if found.is_dir():
-      return found
+  for candidate in (path, storage.sibling(path, storage.OLD)):
+    if candidate.is_dir():
+      return candidate
   return None
 
 
-def _whole_model(
+def _verified_model(
   directory: str | pathlib.Path, *, deep: bool = True
 ) -> pathlib.Path:
-  """Returns the model's directory once its checksums are verified.
+  """Verifies a model's checksums, and returns its directory.
 
   Raises:
     UserError: there is no model, it is damaged, or it has no checksums.
@@ -312,17 +324,16 @@ def _whole_model(
   path = _model_path(base)
   if path is None:
     raise UserError(
-      "holds no trained model"
-      if base.is_dir()
-      else "there is no such directory",
+      "has no trained model" if base.is_dir() else "there is no such directory",
       file=str(directory),
-      fix="give the --workdir of a stage that has run to its end",
+      fix="use the --workdir of a stage that has finished",
+      code="no_model",
     )
   if not (path / manifest.MANIFEST).exists():
     raise UserError(
-      f"has no {manifest.MANIFEST}, so damage to it would not be noticed",
+      f"has no {manifest.MANIFEST}, so damage cannot be detected",
       file=str(path),
-      fix="put the file back, or accept the model as it is with"
+      fix="restore the file, or accept the model as it is with"
       f" python -m instructgpt_jax.checkpoint.accept {directory}",
       code="no_checksums",
     )
@@ -330,31 +341,31 @@ def _whole_model(
     raise UserError(
       f"is damaged ({problem})",
       file=str(path),
-      fix=f"put back a copy, or delete {base} and run the stage again",
+      fix=f"restore a copy, or delete {base} and rerun the stage",
       code="damaged_model",
     )
   return path
 
 
-def _step(folder: pathlib.Path) -> int | None:
-  """Returns the step that a directory's name says; None for another name."""
-  name = folder.name
-  whole = name.isascii() and name.isdecimal() and name == str(int(name))
-  return int(name) if whole else None
+def _step(path: pathlib.Path) -> int | None:
+  """Returns the step that is a directory's name; None for other names."""
+  name = path.name
+  is_step = name.isascii() and name.isdecimal() and name == str(int(name))
+  return int(name) if is_step else None
 
 
-def _values(folder: pathlib.Path) -> dict[str, Any]:
-  """Returns a checkpoint's step and score; nothing where it is damaged."""
+def _values(path: pathlib.Path) -> dict[str, Any]:
+  """Returns a checkpoint's step and score; {} if it is damaged."""
   with contextlib.suppress(UserError):
-    return manifest.read(folder)
+    return manifest.read(path)
   return {}
 
 
-def _misnamed(folder: pathlib.Path, step: int) -> UserError:
+def _misnamed(path: pathlib.Path, step: int) -> UserError:
   return UserError(
-    f"holds step {step}, so it is a copy under the name of another step",
-    file=str(folder),
-    fix="rename it to what is not a number, such as copy-of-"
-    f"{step}, or remove it",
+    f"contains step {step}, so its name is wrong",
+    file=str(path),
+    fix="rename it to something other than a number, such as"
+    f" copy-of-{step}, or delete it",
     code="misnamed_checkpoint",
   )

@@ -1,4 +1,4 @@
-"""Checksums of a folder's files, by which damage is found before it is used."""
+"""Checksums of the files of a directory, which detect damage before use."""
 
 from __future__ import annotations
 
@@ -13,89 +13,101 @@ from instructgpt_jax.errors import UserError
 from instructgpt_jax.runs import files
 
 MANIFEST = "checksums.json"
-_CHUNK = 1 << 22  # bytes read at once
+_CHUNK = 1 << 22  # bytes per read
 _THREADS = 4
 
 
-def write(folder: pathlib.Path, **values: Any) -> None:
-  """Writes the manifest of all files that the folder holds.
+def write(directory: pathlib.Path, **values: Any) -> None:
+  """Writes the manifest of all files in a directory.
 
   Args:
-    folder: it holds no manifest yet, and nothing in it changes any more.
-    values: JSON values that `read` gives back.
+    directory: has no manifest yet, and does not change afterwards.
+    values: JSON values that `read` returns.
   """
   names = sorted(
-    path.relative_to(folder).as_posix()
-    for path in folder.rglob("*")
+    path.relative_to(directory).as_posix()
+    for path in directory.rglob("*")
     if path.is_file()
   )
   with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-    sums = pool.map(lambda name: _measured(folder / name), names)
-    body = {"files": dict(zip(names, sums, strict=True)), "values": values}
+    checksums = pool.map(lambda name: _size_and_crc(directory / name), names)
+    body = {"files": dict(zip(names, checksums, strict=True)), "values": values}
   files.write_json_atomic(
-    folder / MANIFEST, {"crc32": _own(body), **body}, indent=None
+    directory / MANIFEST, {"crc32": _body_crc(body), **body}, indent=None
   )
 
 
-def read(folder: pathlib.Path) -> dict[str, Any]:
-  """The values that `write` was given.
+def read(directory: pathlib.Path) -> dict[str, Any]:
+  """Returns the values that were passed to `write`.
 
   Raises:
     UserError: the manifest is missing or damaged.
   """
-  return _body(folder)["values"]
+  return _read_body(directory)["values"]
 
 
 def find_damage(
-  folder: pathlib.Path, part: int = 0, parts: int = 1, *, deep: bool = True
+  directory: pathlib.Path,
+  shard_index: int = 0,
+  shard_count: int = 1,
+  *,
+  deep: bool = True,
 ) -> str:
-  """What is wrong with a folder, in a few words; "" when nothing is.
+  """Compares files with their checksums.
 
   Args:
-    folder: the folder.
-    part: of `parts`; every so many files are looked at, from this one on.
-    parts: processes that share the work.
-    deep: whether files in inner folders, the large ones, are looked at too.
+    directory: directory with a manifest.
+    shard_index: which share of the files to check, below `shard_count`.
+    shard_count: number of processes that share the work.
+    deep: whether to check files in subdirectories, which are the large ones.
+
+  Returns:
+    A short description of the first damage, or "".
   """
   try:
-    wanted = _body(folder)["files"]
+    checksums = _read_body(directory)["files"]
   except UserError as error:
     return f"{MANIFEST}: {error.problem}"
-  names = [name for name in sorted(wanted) if deep or "/" not in name]
+  names = [name for name in sorted(checksums) if deep or "/" not in name]
 
-  def wrong(name: str) -> str:
-    path = folder / name
+  def check(name: str) -> str:
+    path = directory / name
     try:
-      if path.stat().st_size != wanted[name][0]:
-        return f"{name} has another size"
-      return "" if _measured(path) == wanted[name] else f"{name} has changed"
+      if path.stat().st_size != checksums[name][0]:
+        return f"{name} has a different size"
+      unchanged = _size_and_crc(path) == checksums[name]
+      return "" if unchanged else f"{name} has changed"
     except OSError as error:
       return f"{name}: {error.strerror or error}"
 
   with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-    return next(filter(None, pool.map(wrong, names[part::parts])), "")
+    problems = pool.map(check, names[shard_index::shard_count])
+    return next(filter(None, problems), "")
 
 
-def _body(folder: pathlib.Path) -> dict[str, Any]:
-  path = folder / MANIFEST
-  held = files.read_json(path)
+def _read_body(directory: pathlib.Path) -> dict[str, Any]:
+  path = directory / MANIFEST
+  content = files.read_json(path)
   try:
-    body = {"files": dict(held["files"]), "values": dict(held["values"])}
-    whole = held["crc32"] == _own(body)
+    body = {
+      "files": dict(content["files"]),
+      "values": dict(content["values"]),
+    }
+    intact = content["crc32"] == _body_crc(body)
   except (KeyError, TypeError, ValueError):
-    whole = False
-  if not whole:
-    raise UserError("is damaged", file=str(path))
+    intact = False
+  if not intact:
+    raise UserError("is damaged", file=str(path), code="damaged_manifest")
   return body
 
 
-def _own(body: dict[str, Any]) -> int:
+def _body_crc(body: dict[str, Any]) -> int:
   text = json.dumps(files.to_json_values(body), sort_keys=True)
   return zlib.crc32(text.encode())
 
 
-def _measured(path: pathlib.Path) -> list[int]:
-  """[size, CRC-32] of a file."""
+def _size_and_crc(path: pathlib.Path) -> list[int]:
+  """Returns [size, CRC-32] of a file."""
   crc = 0
   with open(path, "rb") as file:
     while chunk := file.read(_CHUNK):

@@ -1,10 +1,10 @@
-"""Folders of arrays by orbax; the only file that imports it.
+"""Directories of arrays, written and read by orbax.
 
-A tree is stored as a flat table from each leaf's path to its array, so any
-pytree can be saved and a mismatch names the leaf. A folder is written beside
-its place, with the checksums of its files, and renamed: whatever cuts it short,
-it is whole or absent. Values return with the sharding of the tree they are
-loaded into.
+This is the only file that imports orbax. A tree is stored as a flat dict from
+each leaf's path to its array, so any pytree can be saved, and an error names
+the leaf. A directory is written under a temporary name, gets checksums of its
+files, and is renamed, so it is complete or absent whenever the process is
+killed. Arrays are restored with the shardings of the tree that they fill.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from instructgpt_jax.distributed import processes
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.runs import files
 
-OLD = ".old"  # what a folder is called that is being deleted
-_SAVING = ".saving"
-# Orbax adds to the name of what it has not ended.
+OLD = ".old"  # suffix of a directory that is being deleted
+_SAVING = ".saving"  # suffix of a directory that is being written
+# Orbax appends to the name of a directory that it has not finished.
 _TEMPORARY = re.compile(r"\d+\.(?:saving(?:\.(?:partial_save|orbax-).*)?|old)")
 _BYTES = "__bytes__"
 _FULL = re.compile(
@@ -40,21 +40,21 @@ _REFUSED = re.compile(r"permission denied|read-only file system", re.I)
 
 
 def save(
-  folder: pathlib.Path, tree: Any, values: Mapping[str, Any], **scores: Any
+  directory: pathlib.Path, tree: Any, values: Mapping[str, Any], **scores: Any
 ) -> Callable[[], None]:
-  """Starts to write a folder.
+  """Starts to save a tree in a directory.
 
   Args:
-    folder: replaced if it is there. The one that holds it has to exist.
+    directory: replaced if it exists. Its parent must exist.
     tree: any pytree of arrays; may be donated as soon as this returns.
-    values: JSON values (bytes are allowed too).
-    scores: JSON values that `manifest.read` gives back.
+    values: JSON values that `load_values` returns; bytes are allowed.
+    scores: JSON values that `manifest.read` returns.
 
   Returns:
-    A function, which any thread may call: it returns when the folder is whole
-    and in its place, and raises what went wrong.
+    A function that waits until the directory is complete and has its name. It
+    raises the errors of the save, and may be called in any thread.
   """
-  scratch = sibling(folder, _SAVING)
+  scratch = sibling(directory, _SAVING)
   response = ocp.save_async(
     scratch,
     trees.flatten_with_paths(tree),
@@ -64,22 +64,22 @@ def save(
 
   def finish() -> None:
     response.result()
-    _publish(scratch, folder, **scores)
+    _publish(scratch, directory, **scores)
 
   return finish
 
 
 def save_parts(
-  folder: pathlib.Path, parts: Iterable[Any], values: Mapping[str, Any]
+  directory: pathlib.Path, parts: Iterable[Any], values: Mapping[str, Any]
 ) -> None:
-  """Writes a folder of a tree that is not held all at once.
+  """Saves a tree that does not fit memory at once.
 
   Args:
-    folder: as in `save`.
-    parts: disjoint trees; each is written before the next is asked for.
-    values: as in `save`.
+    directory: replaced if it exists. Its parent must exist.
+    parts: disjoint trees; each is written before the next is requested.
+    values: JSON values that `load_values` returns; bytes are allowed.
   """
-  scratch = sibling(folder, _SAVING)
+  scratch = sibling(directory, _SAVING)
   remove(scratch)
   for part in parts:
     ocp.partial.save(
@@ -89,119 +89,135 @@ def save_parts(
     )
     del part
   ocp.partial.finalize(scratch)
-  _publish(scratch, folder)
+  _publish(scratch, directory)
 
 
-def load(folder: pathlib.Path, like: Any = None, *, part: bool = False) -> Any:
-  """The tree that `save` was given.
+def load(
+  directory: pathlib.Path, like: Any = None, *, part: bool = False
+) -> Any:
+  """Loads the tree that `save` wrote.
 
   Args:
-    folder: a whole one.
-    like: tree of arrays or ShapeDtypeStructs; each leaf's shape and dtype are
-      demanded, its sharding is given to the result. Without it the result is a
+    directory: a complete directory.
+    like: tree of arrays or ShapeDtypeStructs. The stored leaves must have its
+      shapes and dtypes, and get its shardings. Without it the result is a
       nested dict on the default device.
-    part: `like` may lack leaves, which are then not read.
+    part: whether `like` may lack leaves, which are then not read.
 
   Raises:
-    UserError: it is another tree, or cannot be read.
+    UserError: the stored tree differs from `like`, or cannot be read.
   """
-  with _loading(folder):
-    stored = _stored(ocp.metadata(folder))
+  with _loading(directory):
+    stored = _stored(ocp.metadata(directory))
   if like is None:
-    wanted = {
+    requested = {
       name: trees.abstract_leaf(jax.ShapeDtypeStruct(shape, dtype))
       for name, (shape, dtype) in stored.items()
     }
   else:
-    wanted = trees.flatten_with_paths(like, abstract=True)
-    _same_table(
-      wanted,
-      {n: x for n, x in stored.items() if n in wanted or not part},
-      folder,
+    requested = trees.flatten_with_paths(like, abstract=True)
+    _check_same_leaves(
+      requested,
+      {n: x for n, x in stored.items() if n in requested or not part},
+      directory,
     )
-    wanted = {name: wanted.get(name, ocp.PLACEHOLDER) for name in stored}
-  with _loading(folder):
-    table: Any = ocp.load(folder, wanted)
+    requested = {name: requested.get(name, ocp.PLACEHOLDER) for name in stored}
+  with _loading(directory):
+    leaves: Any = ocp.load(directory, requested)
   return (
-    trees.unflatten_dict(table)
+    trees.unflatten_dict(leaves)
     if like is None
-    else trees.unflatten_like(table, like)
+    else trees.unflatten_like(leaves, like)
   )
 
 
-def load_values(folder: pathlib.Path) -> dict[str, Any]:
-  """The values that `save` was given."""
-  with _loading(folder):
-    metadata: Any = ocp.metadata(folder)
+def load_values(directory: pathlib.Path) -> dict[str, Any]:
+  """Returns the values that were passed to `save`."""
+  with _loading(directory):
+    metadata: Any = ocp.metadata(directory)
   return _decoded((metadata.custom_metadata or {}).get("info") or {})
 
 
-def find_damage(folder: pathlib.Path, *, deep: bool = True) -> str:
-  """`manifest.find_damage`, looked for by all processes and told to all."""
+def find_damage(directory: pathlib.Path, *, deep: bool = True) -> str:
+  """Checks a directory's checksums, with the work shared by all processes.
+
+  Returns:
+    A short description of the first damage, or ""; the same in all processes.
+  """
   count = processes.process_count()
-  found = manifest.find_damage(folder, jax.process_index(), count, deep=deep)
+  damage = manifest.find_damage(
+    directory, jax.process_index(), count, deep=deep
+  )
   if count == 1:
-    return found
-  told = np.frombuffer(found.encode()[:200].ljust(200), np.uint8)
-  everyone = np.asarray(multihost_utils.process_allgather(told))
-  texts = (row.tobytes().decode(errors="replace").strip() for row in everyone)
+    return damage
+  # Processes exchange their texts as arrays of one size.
+  encoded = np.frombuffer(damage.encode()[:200].ljust(200), np.uint8)
+  gathered = np.asarray(multihost_utils.process_allgather(encoded))
+  texts = (row.tobytes().decode(errors="replace").strip() for row in gathered)
   return next(filter(None, texts), "")
 
 
-def sibling(folder: pathlib.Path, suffix: str) -> pathlib.Path:
-  """The folder of the same name with a suffix."""
-  return folder.with_name(folder.name + suffix)
+def sibling(directory: pathlib.Path, suffix: str) -> pathlib.Path:
+  """Returns the path of the same name with a suffix."""
+  return directory.with_name(directory.name + suffix)
 
 
-def is_temporary(folder: pathlib.Path) -> bool:
-  """Whether a name is that of an unfinished save or deletion."""
-  return _TEMPORARY.fullmatch(folder.name) is not None
+def is_temporary(directory: pathlib.Path) -> bool:
+  """Returns whether a path is of an unfinished save or deletion."""
+  return _TEMPORARY.fullmatch(directory.name) is not None
 
 
-def remove(folder: pathlib.Path) -> None:
-  """Deletes a folder, if it is there."""
-  shutil.rmtree(folder, ignore_errors=True)
+def remove(directory: pathlib.Path) -> None:
+  """Deletes a directory if it exists."""
+  shutil.rmtree(directory, ignore_errors=True)
 
 
-def _publish(new: pathlib.Path, folder: pathlib.Path, **scores: Any) -> None:
+def _publish(new: pathlib.Path, directory: pathlib.Path, **scores: Any) -> None:
+  """Writes the checksums, and renames a directory to its final name."""
   if not processes.is_main_process():
     return
   manifest.write(new, **scores)
-  old = sibling(folder, OLD)
-  if folder.exists():
+  old = sibling(directory, OLD)
+  if directory.exists():
     remove(old)
-    folder.rename(old)
-  new.rename(folder)
+    directory.rename(old)
+  new.rename(directory)
   remove(old)
 
 
 def _stored(metadata: Any) -> dict[str, tuple[tuple[int, ...], Any]]:
-  """Path → (shape, dtype) of a checkpoint on the disk."""
+  """Returns path → (shape, dtype) of a stored tree."""
   if metadata.metadata is None:
-    raise ValueError("its arrays are missing or damaged")
+    raise ValueError("the arrays are missing or damaged")
   return {
     name: (tuple(leaf.shape), np.dtype(leaf.dtype))
     for name, leaf in metadata.metadata.items()
   }
 
 
-def _same_table(
-  wanted: Mapping[str, Any],
+def _check_same_leaves(
+  requested: Mapping[str, Any],
   stored: Mapping[str, tuple[tuple[int, ...], Any]],
   path: pathlib.Path,
 ) -> None:
-  fix = "give the model's own --preset or --config, or another directory"
-  for name in [*wanted, *(n for n in stored if n not in wanted)]:
-    if name not in stored or name not in wanted:
-      where = "is not in the checkpoint" if name in wanted else "is not wanted"
-      raise UserError(f"{name} {where}", file=str(path), fix=fix)
+  """Checks that stored leaves have the requested paths, shapes and dtypes."""
+  fix = "use the model's own --preset or --config, or another directory"
+  for name in [*requested, *(n for n in stored if n not in requested)]:
+    if name not in stored or name not in requested:
+      problem = (
+        f"{name} is not in the checkpoint"
+        if name in requested
+        else f"{name} is in the checkpoint, but not in this model"
+      )
+      raise UserError(problem, file=str(path), fix=fix, code="other_model")
     shape, dtype = stored[name]
-    leaf = wanted[name]
+    leaf = requested[name]
     if shape != leaf.shape or dtype != leaf.dtype:
       raise UserError(
         f"{name} is {dtype}{list(shape)}, not {leaf.dtype}{list(leaf.shape)}",
         file=str(path),
         fix=fix,
+        code="other_model",
       )
 
 
@@ -226,47 +242,54 @@ def _decoded(value: Any) -> Any:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-  """The error and what led to it, each once: orbax's chains can be circles."""
-  seen: set[int] = set()
-  while error is not None and id(error) not in seen:
-    seen.add(id(error))
+  """Yields an error and its causes, each once; orbax's can form a cycle."""
+  visited: set[int] = set()
+  while error is not None and id(error) not in visited:
+    visited.add(id(error))
     yield error
     error = error.__cause__ or error.__context__
 
 
-def check_same_inode(opened: int, path: pathlib.Path) -> None:
-  """Raises a UserError where `path` is no longer what was opened."""
+def check_same_inode(descriptor: int, path: pathlib.Path) -> None:
+  """Checks that `path` is still the directory that was opened.
+
+  Raises:
+    UserError: it has been moved, deleted or replaced.
+  """
   try:
-    if os.path.samestat(os.fstat(opened), os.stat(path)):
+    if os.path.samestat(os.fstat(descriptor), os.stat(path)):
       return
   except OSError:
     pass
   raise UserError(
-    "the folder has vanished",
+    "the directory has been moved or deleted",
     file=str(path),
-    fix="see that the disk is there, and give the same command again",
+    fix="check that the disk is available, and rerun the same command",
+    code="directory_vanished",
   )
 
 
 @contextlib.contextmanager
 def saving(path: pathlib.Path) -> Iterator[None]:
-  """A UserError for what the disk refuses; other errors pass unchanged.
+  """Raises a UserError for errors of the disk during a save.
+
+  A directory that disappears is such an error. Orbax would fail in one of many
+  ways, or make a new directory.
 
   Args:
-    path: the folder that is written to; one that vanishes is told as such,
-      since orbax fails in many ways then, or begins a new one.
+    path: directory that is written to.
   """
-  opened = os.open(path, os.O_RDONLY)
-  with contextlib.ExitStack() as ending:
-    ending.callback(os.close, opened)
-    ending.callback(check_same_inode, opened, path)
-    with _disk_errors(path):
+  descriptor = os.open(path, os.O_RDONLY)
+  with contextlib.ExitStack() as stack:
+    stack.callback(os.close, descriptor)
+    stack.callback(check_same_inode, descriptor, path)
+    with _disk_errors_as_user_errors(path):
       yield
 
 
 @contextlib.contextmanager
-def _disk_errors(path: pathlib.Path) -> Iterator[None]:
-  """A UserError for a disk that is full or may not be written."""
+def _disk_errors_as_user_errors(path: pathlib.Path) -> Iterator[None]:
+  """Raises a UserError if the disk is full or read-only."""
   try:
     yield
   except UserError:
@@ -280,20 +303,22 @@ def _disk_errors(path: pathlib.Path) -> Iterator[None]:
       raise UserError(
         "the disk is full",
         file=str(path),
-        fix="free some space and give the same command again",
+        fix="free some space and rerun the same command",
+        code="disk_full",
       ) from error
     if _REFUSED.search(text):
       raise UserError(
-        "may not be written",
+        "is not writable",
         file=str(path),
         fix="choose a --workdir that you may write to",
+        code="not_writable",
       ) from error
     raise
 
 
 @contextlib.contextmanager
 def _loading(path: pathlib.Path) -> Iterator[None]:
-  """A UserError for a checkpoint that cannot be read."""
+  """Raises a UserError if a checkpoint cannot be read."""
   try:
     yield
   except UserError:
@@ -303,5 +328,6 @@ def _loading(path: pathlib.Path) -> Iterator[None]:
     raise UserError(
       f"cannot be read as a checkpoint: {problem[:200]}",
       file=str(path),
-      fix="delete this directory and run the stage again",
+      fix="delete this directory and rerun the stage",
+      code="unreadable_checkpoint",
     ) from error

@@ -1,4 +1,4 @@
-"""Any pytree as a flat table from each leaf's path to its array, and back."""
+"""Conversion between pytrees and flat dicts of path → array."""
 
 from __future__ import annotations
 
@@ -9,54 +9,58 @@ import jax
 
 
 def flatten_with_paths(tree: Any, *, abstract: bool = False) -> dict[str, Any]:
-  """Path → leaf of a tree; typed keys as the bits they hold.
+  """Returns path → leaf of a tree; typed random keys become their bits.
 
   Args:
-    tree: leaves are arrays of 32 bits or fewer, or stand for such arrays.
-    abstract: gives shapes, dtypes and shardings in place of arrays.
+    tree: its leaves are arrays of at most 32 bits, or abstract arrays.
+    abstract: whether to return shapes, dtypes and shardings instead of arrays.
+
+  Raises:
+    TypeError: a leaf is not an array of at most 32 bits.
+    ValueError: two leaves have the same path.
   """
-  found = {}
+  leaves = {}
   for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
-    if name in found:
-      raise ValueError(f"two leaves are both called {name!r}")
+    name = _name(path)
+    if name in leaves:
+      raise ValueError(f"two leaves have the path {name!r}")
     if not _is_key(leaf) and not _is_32_bit(leaf):
-      raise TypeError(f"{name} is no 32-bit array; put it in `extra`")
+      raise TypeError(f"{name} is not a 32-bit array; put it in `extra`")
     if abstract:
-      found[name] = abstract_leaf(leaf)
+      leaves[name] = abstract_leaf(leaf)
     elif _is_key(leaf):
-      found[name] = jax.random.key_data(leaf)
+      leaves[name] = jax.random.key_data(leaf)
     else:
-      found[name] = leaf
-  return found
+      leaves[name] = leaf
+  return leaves
 
 
-def unflatten_like(found: Mapping[str, Any], like: Any) -> Any:
-  """The tree shaped as `like` with the table's leaves."""
+def unflatten_like(leaves: Mapping[str, Any], like: Any) -> Any:
+  """Returns a tree with the structure of `like` and these leaves."""
 
-  def leaf(path, old):
-    value = found[jax.tree_util.keystr(path, simple=True, separator="/")]
+  def leaf_at(path, old):
+    value = leaves[_name(path)]
     if _is_key(old):
-      return jax.random.wrap_key_data(value, impl=_impl(old))
+      return jax.random.wrap_key_data(value, impl=_key_impl(old))
     return value
 
-  return jax.tree_util.tree_map_with_path(leaf, like)
+  return jax.tree_util.tree_map_with_path(leaf_at, like)
 
 
-def unflatten_dict(found: Mapping[str, Any]) -> dict[str, Any]:
-  """The table as a tree of dicts."""
+def unflatten_dict(leaves: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the leaves as nested dicts."""
   root: dict[str, Any] = {}
-  for name, value in found.items():
-    *folders, last = name.split("/")
+  for path, value in leaves.items():
+    *parents, last = path.split("/")
     node = root
-    for folder in folders:
-      node = node.setdefault(folder, {})
+    for parent in parents:
+      node = node.setdefault(parent, {})
     node[last] = value
   return root
 
 
 def abstract_leaf(leaf: Any) -> Any:
-  """Shape, dtype and sharding of a leaf; typed keys as the bits they hold."""
+  """Returns shape, dtype and sharding of a leaf; of a typed key, its bits'."""
   if _is_key(leaf):
     leaf = jax.eval_shape(jax.random.key_data, leaf)
   sharding = getattr(leaf, "sharding", None)
@@ -67,21 +71,25 @@ def abstract_leaf(leaf: Any) -> Any:
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
+def _name(path: Any) -> str:
+  return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
 def _is_key(leaf: Any) -> bool:
   return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(
     leaf.dtype, jax.dtypes.prng_key
   )
 
 
-def _impl(key: Any) -> Any:
-  """The generator of a typed key, which may be abstract."""
-  found = []
-  jax.eval_shape(lambda k: found.append(jax.random.key_impl(k)), key)
-  return found[0]
+def _key_impl(key: Any) -> Any:
+  """Returns the implementation of a typed key, which may be abstract."""
+  impls = []
+  jax.eval_shape(lambda k: impls.append(jax.random.key_impl(k)), key)
+  return impls[0]
 
 
 def _is_32_bit(leaf: Any) -> bool:
-  """False for what would come back rounded: Python and 64-bit numbers."""
+  """Returns whether a leaf is restored exactly: no Python or 64-bit number."""
   return hasattr(leaf, "dtype") and (
     leaf.dtype == jax.dtypes.canonicalize_dtype(leaf.dtype)
   )

@@ -1,4 +1,4 @@
-"""Checksums tell every kind of damage, and name the file."""
+"""Checksums detect every kind of damage, and name the file."""
 
 import pytest
 
@@ -9,7 +9,7 @@ NAMES = ("info", "d/large", "d/empty")
 
 
 @pytest.fixture
-def folder(tmp_path):
+def directory(tmp_path):
   (tmp_path / "d").mkdir()
   (tmp_path / "info").write_bytes(b"\x00information")
   (tmp_path / "d" / "large").write_bytes(bytes(range(256)) * 40_000)
@@ -18,15 +18,15 @@ def folder(tmp_path):
   return tmp_path
 
 
-def test_a_whole_folder_has_no_problem(folder):
-  assert manifest.find_damage(folder) == ""
-  assert manifest.read(folder) == {"score": -0.25}
+def test_undamaged_directory_has_no_problem(directory):
+  assert manifest.find_damage(directory) == ""
+  assert manifest.read(directory) == {"score": -0.25}
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("kind", ["flipped", "shorter", "longer", "missing"])
-def test_damage_is_found_and_named(folder, name, kind):
-  path = folder / name
+def test_damage_is_detected_and_named(directory, name, kind):
+  path = directory / name
   content = bytearray(path.read_bytes())
   if kind == "missing":
     path.unlink()
@@ -37,28 +37,28 @@ def test_damage_is_found_and_named(folder, name, kind):
   else:
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-  assert name in manifest.find_damage(folder)
-  # A look at the small files alone leaves out those in inner folders.
-  assert bool(manifest.find_damage(folder, deep=False)) == (name == "info")
-  # Each of three processes looks at its share, and one of them finds it.
-  found = [manifest.find_damage(folder, part, 3) for part in range(3)]
-  assert sum(map(bool, found)) == 1
+  assert name in manifest.find_damage(directory)
+  # A shallow check omits files in subdirectories.
+  assert bool(manifest.find_damage(directory, deep=False)) == (name == "info")
+  # Of three processes that share the work, one finds the damage.
+  shares = [manifest.find_damage(directory, i, 3) for i in range(3)]
+  assert sum(map(bool, shares)) == 1
 
 
-def test_a_manifest_guards_itself(folder):
-  path = folder / manifest.MANIFEST
-  whole = path.read_bytes()
-  for i in range(len(whole.rstrip())):
-    path.write_bytes(whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1 :])
-    if not manifest.find_damage(folder):
-      # Only what stands between two values may differ without harm.
-      assert whole[i : i + 1].isspace()
-    path.write_bytes(whole[:i])
-    assert manifest.MANIFEST in manifest.find_damage(folder)
+def test_damaged_manifest_is_detected(directory):
+  path = directory / manifest.MANIFEST
+  content = path.read_bytes()
+  for i in range(len(content.rstrip())):
+    path.write_bytes(content[:i] + bytes([content[i] ^ 1]) + content[i + 1 :])
+    if not manifest.find_damage(directory):
+      # Only white space between values may differ.
+      assert content[i : i + 1].isspace()
+    path.write_bytes(content[:i])
+    assert manifest.MANIFEST in manifest.find_damage(directory)
   path.unlink()
   assert (
-    manifest.find_damage(folder)
+    manifest.find_damage(directory)
     == f"{manifest.MANIFEST}: there is no such file"
   )
   with pytest.raises(UserError):
-    manifest.read(folder)
+    manifest.read(directory)

@@ -36,15 +36,14 @@ def changed(tmp_path_factory):
   paths = []
   for title in EXAMPLES:
     text = _section(title)
-    for block in _blocks(text, "diff"):
-      result = subprocess.run(
-        ["git", "apply", "--recount", "--unidiff-zero", "-"],
-        input=block,
-        cwd=copy,
-        capture_output=True,
-        text=True,
-      )
-      assert result.returncode == 0, f"{title}: {result.stderr}\n{block}"
+    result = subprocess.run(
+      ["git", "apply", "-"],
+      input="".join(_blocks(text, "diff")),
+      cwd=copy,
+      capture_output=True,
+      text=True,
+    )
+    assert result.returncode == 0, f"{title}: {result.stderr}"
     for block in _blocks(text, "python"):
       path = re.match(r"# (\S+\.py)\n", block).group(1)
       (copy / path).parent.mkdir(parents=True, exist_ok=True)

@@ -98,7 +98,7 @@ def trim_malloc_after_compile() -> None:
 def tune_gc() -> None:
   """Raises the garbage collector's threshold, and freezes imported objects.
 
-  Tracing a program makes a million objects, most of which stay alive. Scanning
+  Tracing a program makes a million objects, and most stay alive. Scanning
   them repeatedly takes a tenth of the start-up time.
   """
   gc.freeze()

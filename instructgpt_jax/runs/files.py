@@ -1,7 +1,7 @@
-"""Files that are either whole or absent, and the workdir's two markers.
+"""Files that are complete or absent, and JSON in them.
 
-Every writer here makes a temporary file beside its target, flushes it to the
-disk and renames it, so a kill or a full disk never damages what was there. Only
+Every writer makes a temporary file beside its target, flushes it to the disk and
+renames it, so a kill or a full disk does not damage an existing file. Only
 regular files are replaced; see `write_chunks_atomic`.
 """
 
@@ -23,8 +23,8 @@ from instructgpt_jax import file_signatures
 from instructgpt_jax.errors import UserError, json_problem
 from instructgpt_jax.distributed import processes
 
-CONFIG = "config.json"
-COMPLETE = "complete.json"
+CONFIG = "config.json"  # config of the run in a workdir
+COMPLETE = "complete.json"  # summary of a run that has finished
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -35,37 +35,33 @@ _UNWRITABLE = (
   (stat.S_ISSOCK, "a socket"),
   (stat.S_ISBLK, "a block device"),
 )
-_MISSING = object()
-# How a run is watched and how far it goes may change from call to call.
-_FREE = ("run.", "until", "processes.", "data.explicit")
-
-
-def may_change(name: str) -> bool:
-  """Whether a later call of the same run may change the field."""
-  return name.startswith(_FREE)
 
 
 def disk_error(error: OSError, path: str | os.PathLike[str]) -> UserError:
-  """The UserError for a file that could not be written."""
+  """Returns the UserError for a file that could not be written."""
   if error.errno in _FULL:
-    problem = "the disk is full"
-    fix = "free some space and give the same command again"
+    problem, code = "the disk is full", "disk_full"
+    fix = "free some space and rerun the same command"
   elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-    problem = "may not be written"
+    problem, code = "is not writable", "not_writable"
     fix = "choose a directory that you may write to"
   elif error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
-    problem = "a file stands where a folder is needed, or the reverse"
+    problem, code = "is a file instead of a directory, or vice versa", "wrong_kind"
     fix = "move it away, or choose another directory"
   elif error.errno == errno.ELOOP:
-    problem, fix = "is a symbolic link that leads to itself", "remove the link"
+    problem, code = "is a symbolic link to itself", "link_loop"
+    fix = "remove the link"
   elif error.errno == errno.ENAMETOOLONG:
-    problem, fix = "has too long a name", "choose a shorter one"
+    problem, code = "has too long a name", "long_name"
+    fix = "choose a shorter name"
   elif error.errno == errno.EPIPE:
-    problem, fix = "was closed by the program that read it", ""
+    problem, code = "was closed by the program that read it", "closed_pipe"
+    fix = ""
   else:
     problem = f"could not be written: {error.strerror or error}"
-    fix = "see that the disk is there and has space, then try again"
-  return UserError(problem, file=str(path), fix=fix)
+    code = "disk_error"
+    fix = "check that the disk is available and has space, and try again"
+  return UserError(problem, file=str(path), fix=fix, code=code)
 
 
 @contextlib.contextmanager
@@ -78,7 +74,11 @@ def disk_errors_as_user_errors(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def make_directory(path: str | os.PathLike[str]) -> pathlib.Path:
-  """Makes a folder and its parents; a UserError where that is impossible."""
+  """Makes a directory and its parents.
+
+  Raises:
+    UserError: it cannot be made.
+  """
   directory = pathlib.Path(path)
   with disk_errors_as_user_errors(directory):
     directory.mkdir(parents=True, exist_ok=True)
@@ -86,9 +86,9 @@ def make_directory(path: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
-  """Writes a whole UTF-8 file, or leaves the old one.
+  """Writes a UTF-8 file, or keeps the old one after an error.
 
-  Lone surrogates, as in names of files that are not UTF-8, become escapes.
+  Lone surrogates become escapes. They occur in file names that are not UTF-8.
   """
   write_chunks_atomic(path, (_encoded(text),))
 
@@ -101,11 +101,11 @@ def _encoded(text: str) -> bytes:
 def write_chunks_atomic(
   path: str | os.PathLike[str], chunks: Iterable[bytes]
 ) -> None:
-  """Writes the chunks one after the other into a whole file.
+  """Writes a file from its chunks, or keeps the old one after an error.
 
-  A symbolic link stays, and the file that it leads to is replaced. A pipe or a
-  device stays, too: the chunks are written into it. All processes of a run call
-  this; one writes.
+  If the path is a symbolic link, its target is replaced. If it is a pipe or a
+  device, the chunks are written into it. All processes of a run may call this;
+  only the main process writes.
 
   Raises:
     UserError: the target is a directory, a socket or a block device, or it
@@ -129,16 +129,16 @@ def write_chunks_atomic(
 def check_output(
   path: str | os.PathLike[str], *, field: str, overwrite: bool
 ) -> None:
-  """Refuses an output that could not be written later.
+  """Checks that an output can be written later.
 
   Args:
-    path: file that the user names for the output.
+    path: output file named by the user.
     field: flag that names it, for errors.
     overwrite: whether a file that exists may be replaced.
 
   Raises:
-    UserError: it is a directory or the like, exists already, or stands where
-      the user may not write.
+    UserError: it is a directory or the like, exists already, or its directory
+      is not writable.
   """
   try:
     status = output_status(path)
@@ -164,7 +164,7 @@ def check_output(
   while not parent.exists() and parent != parent.parent:
     parent = parent.parent
   if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-    problem = "may not be written" if parent.is_dir() else "is not a directory"
+    problem = "is not writable" if parent.is_dir() else "is not a directory"
     raise UserError(
       problem,
       file=str(parent),
@@ -177,7 +177,7 @@ def check_output(
 def _is_stream(
   path: str | os.PathLike[str], status: os.stat_result | None
 ) -> bool:
-  """Whether an output is written into, not replaced."""
+  """Returns whether an output is a pipe, device or descriptor."""
   return bool(_DESCRIPTOR.fullmatch(os.fspath(path))) or (
     status is not None and not stat.S_ISREG(status.st_mode)
   )
@@ -188,7 +188,7 @@ def _open_stream(path: pathlib.Path) -> BinaryIO | None:
   match = _DESCRIPTOR.fullmatch(os.fspath(path))
   if match:
     number = _STANDARD.get(match[1]) or int(match[2])
-    # A duplicate, since opening the path would empty a file that it leads to.
+    # Opening the path would truncate a file behind the descriptor.
     return os.fdopen(os.dup(number), "wb")
   if not _is_stream(path, output_status(path)):
     return None
@@ -196,7 +196,7 @@ def _open_stream(path: pathlib.Path) -> BinaryIO | None:
 
 
 def output_status(path: str | os.PathLike[str]) -> os.stat_result | None:
-  """Returns the status of an output's target, None if missing.
+  """Returns the status of an output's target; None if it is missing.
 
   Raises:
     UserError: the target can be neither written to nor replaced.
@@ -248,10 +248,10 @@ def publish_directory(
     new: a directory on the same file system, which nothing else writes.
     directory: the final path; must not exist.
   """
-  for folder, _, names in os.walk(new):
+  for directory_path, _, names in os.walk(new):
     for name in names:
-      _flush(os.path.join(folder, name))
-    _flush(folder)
+      _flush(os.path.join(directory_path, name))
+    _flush(directory_path)
   os.rename(new, directory)
   _flush(os.path.dirname(os.path.abspath(directory)))
 
@@ -265,7 +265,7 @@ def _flush(path: str | os.PathLike[str]) -> None:
 
 
 def to_json_values(value: Any) -> Any:
-  """JSON's own types for numpy and jax scalars; NaN and infinity as strings."""
+  """Converts arrays and scalars to JSON types; NaN and infinity to strings."""
   if isinstance(value, Mapping):
     return {str(key): to_json_values(item) for key, item in value.items()}
   if isinstance(value, (list, tuple)):
@@ -294,7 +294,7 @@ def write_json_atomic(
 def write_jsonl_atomic(
   path: str | os.PathLike[str], values: Iterable[Any]
 ) -> None:
-  """Writes one JSON value a line."""
+  """Writes one JSON value per line."""
   write_chunks_atomic(
     path,
     (
@@ -307,39 +307,65 @@ def write_jsonl_atomic(
 
 
 def read_text(path: str | os.PathLike[str], *, fix: str = "") -> str:
-  """A file's text; a UserError when it is missing or not UTF-8."""
+  """Reads a UTF-8 text file.
+
+  Args:
+    path: the file.
+    fix: fix for the errors.
+
+  Raises:
+    UserError: the file is missing, not readable or not UTF-8 text.
+  """
   try:
     content = pathlib.Path(path).read_bytes()
     file_signatures.refuse(content[: file_signatures.HEAD], path)
     return content.decode()
   except FileNotFoundError as error:
-    raise UserError("there is no such file", file=str(path), fix=fix) from error
+    raise UserError(
+      "there is no such file", file=str(path), fix=fix, code="no_file"
+    ) from error
   except IsADirectoryError as error:
     raise UserError(
-      "is a directory, not a file", file=str(path), fix=fix
+      "is a directory, not a file",
+      file=str(path),
+      fix=fix,
+      code="not_a_file",
     ) from error
   except UnicodeDecodeError as error:
     line = error.object[: error.start].count(b"\n") + 1
     raise UserError(
-      "is not UTF-8 text", file=str(path), line=line, fix=fix
+      "is not UTF-8 text",
+      file=str(path),
+      line=line,
+      fix=fix,
+      code="not_utf8",
     ) from error
   except OSError as error:
     raise UserError(
       f"could not be read: {error.strerror or error}",
       file=str(path),
-      fix=fix or "see that the file is there and may be read",
+      fix=fix or "check that the file exists and is readable",
+      code="unreadable_file",
     ) from error
 
 
 def read_json(path: str | os.PathLike[str], *, fix: str = "") -> Any:
-  """A JSON file's value; a UserError with file and line when it is not JSON."""
+  """Reads the value of a JSON file.
+
+  Raises:
+    UserError: the file cannot be read, or is not JSON.
+  """
   return parse_json(read_text(path, fix=fix), path, 1, fix=fix)
 
 
 def parse_json(
   text: str, path: str | os.PathLike[str], line: int, *, fix: str = ""
 ) -> Any:
-  """The JSON value in a text that begins at a line of a file."""
+  """Parses a JSON text that begins at a line of a file.
+
+  Raises:
+    UserError: the text is not JSON; its line is that of the file.
+  """
   try:
     return json.loads(text)
   except (ValueError, RecursionError) as error:
@@ -347,7 +373,7 @@ def parse_json(
       f"is not JSON: {json_problem(error)}",
       file=str(path),
       line=line + getattr(error, "lineno", 1) - 1,
-      fix=fix or "mend or delete the file",
+      fix=fix or "correct or delete the file",
       code="bad_json",
     ) from error
 
@@ -355,106 +381,15 @@ def parse_json(
 def mark_complete(
   workdir: str | os.PathLike[str], summary: Mapping[str, Any]
 ) -> None:
-  """Says that the run in `workdir` has ended well, and how."""
+  """Records that the run in `workdir` has finished, with its summary."""
   write_json_atomic(pathlib.Path(workdir) / COMPLETE, dict(summary))
   processes.barrier("complete")
 
 
 def read_complete(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
-  """The summary that `mark_complete` wrote, or None while a run is not done."""
+  """Returns the summary of a finished run; None if it has not finished."""
   path = pathlib.Path(workdir) / COMPLETE
   if not path.exists():
     return None
-  value = read_json(path, fix="delete it: the run then goes on")
+  value = read_json(path, fix="delete it; the run then resumes")
   return value if isinstance(value, dict) else {}
-
-
-def _differences(
-  old: Any, new: Any, path: str = ""
-) -> Iterator[tuple[str, Any, Any]]:
-  """Dotted names at which two configs differ, with both values."""
-  if isinstance(old, Mapping) and isinstance(new, Mapping):
-    for key in list(new) + [key for key in old if key not in new]:
-      name = f"{path}.{key}" if path else str(key)
-      yield from _differences(
-        old.get(key, _MISSING), new.get(key, _MISSING), name
-      )
-  elif old != new:
-    yield path, old, new
-
-
-def _shown(value: Any) -> str:
-  return "nothing" if value is _MISSING else repr(value)
-
-
-def claim_workdir(
-  workdir: str | os.PathLike[str],
-  experiment: str,
-  config: Mapping[str, Any],
-) -> pathlib.Path:
-  """Makes the workdir this run's own, or refuses one that belongs to another.
-
-  Args:
-    workdir: directory of the run; made when missing.
-    experiment: for example "sft".
-    config: the whole config as nested JSON values. Where it already
-      holds this experiment, only `until`, `data.explicit` and fields under
-      `run` and `processes` may differ.
-
-  Returns:
-    The workdir.
-
-  Raises:
-    UserError: it holds another experiment, another config, or other files.
-  """
-  directory = pathlib.Path(workdir)
-  path = directory / CONFIG
-  requested = {"experiment": experiment, "config": to_json_values(config)}
-  if path.exists():
-    recorded = read_json(path, fix="delete it, or choose another --workdir")
-    if not isinstance(recorded, dict) or not isinstance(
-      recorded.get("config"), dict
-    ):
-      raise UserError(
-        "is not the config of a run",
-        file=str(path),
-        fix="choose another --workdir",
-      )
-    if recorded.get("experiment") != experiment:
-      raise UserError(
-        f"holds the experiment {recorded.get('experiment')!r}, not"
-        f" {experiment!r}",
-        file=str(directory),
-        fix="choose another --workdir, or delete this one",
-      )
-    changed = [
-      item
-      for item in _differences(recorded["config"], requested["config"])
-      if not may_change(item[0])
-    ]
-    if changed:
-      name, old, new = changed[0]
-      more = f" and {len(changed) - 1} more differ" if len(changed) > 1 else ""
-      raise UserError(
-        f"was begun with --{name}={_shown(old)}, not {_shown(new)}{more}",
-        file=str(directory),
-        field=name,
-        fix="give the old value to resume, or choose another --workdir",
-      )
-    if recorded == requested:
-      return directory
-  make_directory(directory)
-  write_json_atomic(path, requested)
-  return directory
-
-
-def release_workdir(workdir: str | os.PathLike[str]) -> None:
-  """Undoes `claim_workdir` if nothing else has been written.
-
-  Flags can then be corrected with the same workdir. Hidden files do not count:
-  they are locks and temporary files.
-  """
-  with contextlib.suppress(OSError):
-    names = [n for n in os.listdir(workdir) if not n.startswith(".")]
-    if names == [CONFIG]:
-      os.unlink(pathlib.Path(workdir) / CONFIG)

@@ -1,9 +1,8 @@
-"""Locks between processes: `flock`s on files or directories.
+"""Locks between processes: `flock` on files or directories.
 
-The system releases such a lock when the last process that has it ends, however
-it ends. Network file systems that SQLite can be used on (NFS 4, Lustre, GPFS
-with their lock service on) have these locks across hosts as well. On others
-they work between the processes of one host, or not at all.
+The system releases a lock when the last process that has it ends, in any way.
+Network file systems with a lock service (NFS 4, Lustre, GPFS) have these locks
+across hosts. On others they work within one host, or not at all.
 """
 
 from __future__ import annotations
@@ -31,15 +30,18 @@ _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 def acquire(
   path: str | os.PathLike[str], seconds: float = 0.0, *, shared: bool = False
 ) -> int | None:
-  """Takes a lock; `os.close` of the result releases it.
+  """Acquires a lock; `os.close` of the result releases it.
 
   Args:
-    path: the lock's file; made when missing.
+    path: file of the lock; made if missing.
     seconds: how long to wait for another process that has it.
-    shared: several processes may have the lock, as long as all share it.
+    shared: whether other processes may share the lock.
 
   Returns:
-    The open file that holds the lock, or None when another process has it.
+    The descriptor of the locked file, or None if another process has it.
+
+  Raises:
+    UserError: the file system has no locks, or the file cannot be made.
   """
   files.make_directory(os.path.dirname(path) or ".")
   with files.disk_errors_as_user_errors(path):
@@ -62,7 +64,7 @@ def acquire(
 def lock(
   descriptor: int, seconds: float = 0.0, *, shared: bool = False
 ) -> bool:
-  """Locks an open file or directory; False when another process has the lock.
+  """Locks an open file or directory; returns False if another process has it.
 
   Raises:
     OSError: the file system has no locks.
@@ -81,7 +83,7 @@ def lock(
 
 @contextlib.contextmanager
 def locked(path: str | os.PathLike[str]) -> Iterator[None]:
-  """Waits for a lock and has it during the block."""
+  """Waits for a lock, and holds it during the block."""
   descriptor = acquire(path, float("inf"))
   assert descriptor is not None
   try:
@@ -92,16 +94,16 @@ def locked(path: str | os.PathLike[str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def lock_workdir(directory: str | os.PathLike[str]) -> Iterator[None]:
-  """Locks a run's workdir during the block, in the process that writes.
+  """Locks a run's workdir during the block, in its main process.
 
-  One process of a run takes the lock. A file system without locks is only a
-  warning: a run that shares its workdir with no other needs no lock.
+  A file system without locks causes a warning only, because a run that shares
+  its workdir with no other needs no lock.
 
   Args:
-    directory: made when missing, and removed again when it stays empty.
+    directory: made if missing, and removed again if it stays empty.
 
   Raises:
-    UserError: `workdir_in_use`, another run has the lock.
+    UserError: another run has the lock.
   """
   if not processes.is_main_process():
     yield
@@ -114,7 +116,7 @@ def lock_workdir(directory: str | os.PathLike[str]) -> Iterator[None]:
     yield
   finally:
     if descriptor is not None:
-      # Removed while it is locked: whoever waits for it looks again.
+      # Removed while locked; a process that waits for it checks the path again.
       with contextlib.suppress(OSError):
         os.unlink(path)
       os.close(descriptor)
@@ -124,13 +126,13 @@ def lock_workdir(directory: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _workdir_lock(path: pathlib.Path) -> int | None:
-  """Takes the lock of a workdir; None where there can be none."""
+  """Acquires the lock of a workdir; returns None if it cannot have one."""
   while True:
     try:
       descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
       if error.errno in _NOT_WRITABLE:
-        return None  # Nor can a run write there: it says so itself.
+        return None  # The run cannot write there either, and reports that.
       raise files.disk_error(error, path) from error
     try:
       locked = lock(descriptor)
@@ -139,8 +141,8 @@ def _workdir_lock(path: pathlib.Path) -> int | None:
       if error.errno not in _NO_LOCKS:
         raise files.disk_error(error, path) from error
       log_line(
-        f"warning: {path.parent} cannot be locked ({error.strerror}); start no"
-        " second run there"
+        f"warning: {path.parent} cannot be locked ({error.strerror}); do not"
+        " start a second run there"
       )
       return None
     if not locked:
@@ -152,7 +154,7 @@ def _workdir_lock(path: pathlib.Path) -> int | None:
         os.ftruncate(descriptor, 0)
         os.write(descriptor, json.dumps(owner).encode() + b"\n")
       return descriptor
-    os.close(descriptor)  # Its owner has just removed it.
+    os.close(descriptor)  # Its owner has removed it in the meantime.
 
 
 def in_use(directory: str | os.PathLike[str], owner: str = "") -> UserError:
@@ -160,7 +162,7 @@ def in_use(directory: str | os.PathLike[str], owner: str = "") -> UserError:
   return UserError(
     f"is in use by {owner or 'another process'}",
     file=str(directory),
-    fix="wait until that run has ended, or choose another --workdir",
+    fix="wait until that run ends, or choose another --workdir",
     code="workdir_in_use",
   )
 
@@ -173,7 +175,7 @@ def _is_at(descriptor: int, path: pathlib.Path) -> bool:
 
 
 def _owner(path: pathlib.Path) -> str:
-  """Names the process that has a lock, if it has written its name."""
+  """Returns the name of the process that has a lock, or ""."""
   try:
     owner = json.loads(path.read_text())
     return f"process {int(owner['process'])} on {owner['host']}"

@@ -1,9 +1,9 @@
-"""Metrics as one JSON line a step, and as TensorBoard files.
+"""Metrics as JSON lines and TensorBoard files.
 
-`metrics.jsonl` holds {"step": 10, "loss": 1.25, …}; a value that is not finite
-is written as the string "nan", "inf" or "-inf", since JSON has no number for
-it. A run that goes on from step s first cuts what stands after s, so the file
-never holds a step twice.
+A line of `metrics.jsonl` is {"step": 10, "loss": 1.25, …}. A value that is not
+finite is the string "nan", "inf" or "-inf", because JSON has no number for it. A
+run that resumes from step s first deletes later lines, so that no step occurs
+twice.
 """
 
 from __future__ import annotations
@@ -21,10 +21,7 @@ METRICS = "metrics.jsonl"
 
 
 class MetricWriter:
-  """Appends metrics of one run; `step` is the number of updates done.
-
-  Of several processes one writes.
-  """
+  """Appends the metrics of a run, in its main process."""
 
   def __init__(
     self,
@@ -36,9 +33,9 @@ class MetricWriter:
     """Opens the files of a run.
 
     Args:
-      workdir: folder of the run.
+      workdir: directory of the run.
       tensorboard: whether to write TensorBoard files as well.
-      resume_step: step the run goes on from; later lines are cut.
+      resume_step: step that the run resumes from; later lines are deleted.
     """
     self._path = pathlib.Path(workdir) / METRICS
     files.make_directory(self._path.parent)
@@ -46,7 +43,7 @@ class MetricWriter:
     self._tensorboard: Any = None
     if not processes.is_main_process():
       return
-    _cut(self._path, resume_step)
+    _delete_after(self._path, resume_step)
     with files.disk_errors_as_user_errors(self._path):
       self._file = self._path.open("a", encoding="utf-8")
     if tensorboard:
@@ -59,7 +56,12 @@ class MetricWriter:
         )
 
   def write(self, step: int, values: Mapping[str, Any]) -> None:
-    """Appends one line; values are numbers or scalar arrays."""
+    """Appends a line.
+
+    Args:
+      step: number of updates done.
+      values: numbers or scalar arrays.
+    """
     if self._file is None:
       return
     row = {name: _number(value) for name, value in values.items()}
@@ -73,7 +75,7 @@ class MetricWriter:
             self._tensorboard.add_scalar(name, value, int(step))
 
   def close(self) -> None:
-    """Flushes and closes; may be called twice."""
+    """Closes the files; may be called twice."""
     if self._file is None:
       return
     with files.disk_errors_as_user_errors(self._path):
@@ -90,7 +92,7 @@ class MetricWriter:
 
 
 def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
-  """All lines of a run, oldest first; [] when there are none."""
+  """Returns all lines of a run, oldest first."""
   path = pathlib.Path(workdir) / METRICS
   return [row for row, _ in _rows(path)]
 
@@ -101,7 +103,7 @@ def _number(value: Any) -> float | int:
 
 
 def _rows(path: pathlib.Path) -> list[tuple[dict[str, Any], str]]:
-  """Each whole line with its text; a line cut by a kill ends the list."""
+  """Returns each line's value and text, up to one that a kill has truncated."""
   if not path.exists():
     return []
   rows = []
@@ -116,9 +118,9 @@ def _rows(path: pathlib.Path) -> list[tuple[dict[str, Any], str]]:
   return rows
 
 
-def _cut(path: pathlib.Path, step: int) -> None:
+def _delete_after(path: pathlib.Path, step: int) -> None:
   if not path.exists():
     return
-  kept = "".join(text for row, text in _rows(path) if row["step"] <= step)
-  if len(kept.encode()) != path.stat().st_size:
-    files.write_text_atomic(path, kept)
+  remaining = "".join(text for row, text in _rows(path) if row["step"] <= step)
+  if len(remaining.encode()) != path.stat().st_size:
+    files.write_text_atomic(path, remaining)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.runs import files
+from instructgpt_jax.runs import claims, files
 from instructgpt_jax.sweeps import jobs, records
 
 NAME = "sweep.json"
@@ -111,7 +111,7 @@ def _same(
     for name in dict.fromkeys([*new, *old]):
       default = (defaults or {}).get(name)
       before, now = (values.get(name, default) for values in (old, new))
-      if before != now and not files.may_change(name):
+      if before != now and not claims.may_change(name):
         _refuse(root, name, before, now)
   elif old != new:
     _refuse(root, what, old, new)

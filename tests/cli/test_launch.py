@@ -60,7 +60,7 @@ def test_workdir_of_another_experiment_is_refused(tmp_path, capsys):
   status = _main(f"--workdir={tmp_path}", experiment="ppo", run=never)
   assert status == 2
   error = capsys.readouterr().err
-  assert "holds the experiment 'sft', not 'ppo'" in error
+  assert "belongs to the experiment 'sft', not 'ppo'" in error
   assert "fix: choose another --workdir" in error
 
 

@@ -19,7 +19,7 @@ from instructgpt_jax.errors import UserError
 from instructgpt_jax.evaluation import evaluate
 from instructgpt_jax.pipeline import evaluation as pipeline_evaluation
 from instructgpt_jax.pipeline import stages
-from instructgpt_jax.runs import files
+from instructgpt_jax.runs import claims, files
 from instructgpt_jax.world import requests, words, write
 
 SMALL = {
@@ -453,14 +453,14 @@ def test_a_judge_takes_the_place_of_the_world(given_run, tmp_path):
 def test_a_pipeline_stops_where_it_is_told_and_goes_on(tmp_path):
   folder = str(tmp_path)
   wanted = small("world", until="pretrain")
-  files.claim_workdir(folder, "pipeline", flags.config_to_dict(wanted))
+  claims.claim_workdir(folder, "pipeline", flags.config_to_dict(wanted))
   stages.run(wanted, folder)
   assert files.read_complete(folder) == {"until": "pretrain"}
   assert not (tmp_path / "policy_init").exists()
   further = small("world", until="policy_init")
-  files.claim_workdir(folder, "pipeline", flags.config_to_dict(further))
+  claims.claim_workdir(folder, "pipeline", flags.config_to_dict(further))
   stages.run(further, folder)
   assert files.read_complete(tmp_path / "policy_init") is not None
   with pytest.raises(UserError, match="--seed"):
     other = small("world", seed=1)
-    files.claim_workdir(folder, "pipeline", flags.config_to_dict(other))
+    claims.claim_workdir(folder, "pipeline", flags.config_to_dict(other))

@@ -1,4 +1,4 @@
-"""One run at a time writes a workdir."""
+"""Only one run at a time may write a workdir."""
 
 import errno
 import fcntl
@@ -24,15 +24,15 @@ with locks.lock_workdir(sys.argv[1]):
 
 
 def refused(directory):
-  with pytest.raises(UserError) as caught:
+  with pytest.raises(UserError) as error:
     with claims.claim(directory, "sft", {"seed": 0}):
       pytest.fail("two runs in one workdir")
-  assert caught.value.code == "workdir_in_use"
-  assert caught.value.file == str(directory)
-  return caught.value.problem
+  assert error.value.code == "workdir_in_use"
+  assert error.value.file == str(directory)
+  return error.value.problem
 
 
-def test_a_second_run_is_refused_until_the_first_is_killed(tmp_path):
+def test_second_run_is_refused_until_the_first_is_killed(tmp_path):
   run = tmp_path / "run"
   process = subprocess.Popen(
     [sys.executable, "-c", HOLDER, str(run)], stdout=subprocess.PIPE, text=True
@@ -51,14 +51,14 @@ def test_a_second_run_is_refused_until_the_first_is_killed(tmp_path):
   assert os.listdir(run) == ["config.json"]
 
 
-def test_a_lock_is_gone_with_its_run(tmp_path):
+def test_lock_is_removed_with_its_run(tmp_path):
   for _ in range(2):
     with locks.lock_workdir(tmp_path / "run"):
       assert os.listdir(tmp_path / "run") == [".lock"]
     assert not (tmp_path / "run").exists()
 
 
-def test_only_the_writer_of_several_processes_locks(tmp_path, monkeypatch):
+def test_only_the_main_process_locks(tmp_path, monkeypatch):
   with locks.lock_workdir(tmp_path):
     monkeypatch.setattr(processes, "_index", 1)
     with locks.lock_workdir(tmp_path):
@@ -66,7 +66,7 @@ def test_only_the_writer_of_several_processes_locks(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == [".lock"]
 
 
-def test_a_file_system_without_locks_is_a_warning(
+def test_file_system_without_locks_causes_a_warning(
   tmp_path, monkeypatch, capsys
 ):
   def none(descriptor, kind):
@@ -76,12 +76,12 @@ def test_a_file_system_without_locks_is_a_warning(
   with claims.claim(tmp_path, "sft", {"seed": 0}):
     pass
   assert "warning" in capsys.readouterr().err
-  with pytest.raises(UserError) as caught:
+  with pytest.raises(UserError) as error:
     locks.acquire(tmp_path / "sweep.lock")
-  assert caught.value.code == "no_locks"
+  assert error.value.code == "no_locks"
 
 
-def test_a_command_that_is_refused_says_it_shortly(tmp_path, capsys):
+def test_refused_command_prints_a_short_error(tmp_path, capsys):
   with locks.lock_workdir(tmp_path):
     status = launch.run_with_errors(lambda: refused_command(tmp_path))
   assert status == 2
@@ -95,7 +95,7 @@ def refused_command(directory):
     pytest.fail("two runs in one workdir")
 
 
-def test_an_error_before_anything_is_written_leaves_nothing(tmp_path):
+def test_error_before_any_output_restores_the_workdir(tmp_path):
   run = tmp_path / "run"
   with pytest.raises(UserError, match="mistyped"):
     with claims.claim(run, "sft", {"seed": 0}):
@@ -114,7 +114,7 @@ def test_an_error_before_anything_is_written_leaves_nothing(tmp_path):
   assert files.read_json(run / "config.json")["config"] == {"seed": 1}
 
 
-def test_an_error_keeps_what_was_there(tmp_path):
+def test_error_keeps_existing_files(tmp_path):
   (tmp_path / "notes.txt").write_text("mine")
   with pytest.raises(UserError, match="mistyped"):
     with claims.claim(tmp_path, "sft", {"seed": 0}):

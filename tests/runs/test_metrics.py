@@ -1,4 +1,4 @@
-"""One JSON line a step, no step twice, and TensorBoard beside it."""
+"""Metrics as JSON lines without repeated steps, and as TensorBoard files."""
 
 import json
 import pathlib
@@ -18,13 +18,13 @@ def _write(workdir, steps, **options):
 def test_lines(tmp_path):
   with metrics.MetricWriter(tmp_path, tensorboard=False) as writer:
     writer.write(1, {"loss": jnp.float32(0.5), "tokens": 3})
-    # Readable while the run goes on.
+    # They are readable during the run.
     assert metrics.read_metrics(tmp_path) == [
       {"step": 1, "loss": 0.5, "tokens": 3}
     ]
 
 
-def test_what_is_not_finite_is_a_string_and_the_line_is_json(tmp_path):
+def test_nonfinite_values_are_strings(tmp_path):
   with metrics.MetricWriter(tmp_path, tensorboard=False) as writer:
     writer.write(1, {"a": float("nan"), "b": jnp.inf, "c": -jnp.inf})
   line = (tmp_path / "metrics.jsonl").read_text()
@@ -32,21 +32,21 @@ def test_what_is_not_finite_is_a_string_and_the_line_is_json(tmp_path):
   assert row == {"step": 1, "a": "nan", "b": "inf", "c": "-inf"}
 
 
-def test_resuming_cuts_the_later_steps(tmp_path):
+def test_resuming_deletes_later_steps(tmp_path):
   _write(tmp_path, [10, 20, 30, 40])
   _write(tmp_path, [30, 40, 50], resume_step=20)
   steps = [row["step"] for row in metrics.read_metrics(tmp_path)]
   assert steps == [10, 20, 30, 40, 50]
 
 
-def test_starting_again_from_nothing_cuts_everything(tmp_path):
+def test_starting_from_scratch_deletes_all_steps(tmp_path):
   _write(tmp_path, [10, 20])
   _write(tmp_path, [10])
   assert [row["step"] for row in metrics.read_metrics(tmp_path)] == [10]
 
 
 @pytest.mark.parametrize("tail", ['{"step": 30, "lo', '{"step": 30}', "\x00"])
-def test_a_line_that_a_kill_cut_is_dropped(tmp_path, tail):
+def test_truncated_line_is_deleted(tmp_path, tail):
   _write(tmp_path, [10, 20])
   with (tmp_path / "metrics.jsonl").open("a") as file:
     file.write(tail)
@@ -62,7 +62,7 @@ def test_resuming_at_the_last_step_rewrites_nothing(tmp_path):
   assert (tmp_path / "metrics.jsonl").stat().st_ino == inode
 
 
-def test_tensorboard_files_hold_the_values(tmp_path):
+def test_tensorboard_files_contain_the_values(tmp_path):
   with metrics.MetricWriter(tmp_path) as writer:
     writer.write(1, {"train/some_loss": 0.5, "bad": float("nan")})
   (path,) = pathlib.Path(tmp_path, "tensorboard").iterdir()

@@ -262,7 +262,7 @@ def test_the_workdir_of_another_experiment(stages, tmp_path):
       "policy_init", *stages.flags("policy_init"), f"--workdir={tmp_path}/run"
     )
   )
-  assert "holds the experiment 'sft', not 'policy_init'" in error
+  assert "belongs to the experiment 'sft', not 'policy_init'" in error
   assert results.snapshot(tmp_path / "run") == before
 
 
@@ -271,7 +271,7 @@ def test_a_workdir_with_another_config(stages, tmp_path):
   before = results.snapshot(tmp_path / "run")
   flags = [*stages.flags("sft"), "--sft.epochs=9", f"--workdir={tmp_path}/run"]
   error = error_of(stages.run("sft", *flags))
-  assert "was begun with --sft.epochs=8, not 9" in error
+  assert "the existing run used --sft.epochs=8, not 9" in error
   assert results.snapshot(tmp_path / "run") == before
 
 

@@ -33,7 +33,7 @@ def test_a_disk_that_fills_up_in_mid_run_loses_nothing(
   )
   assert str(path) in error
   assert "the disk is full" in error
-  assert "fix: free some space and give the same command again" in error
+  assert "fix: free some space and rerun the same command" in error
   assert results.steps(path)[-1] >= 5
   done = stages.run("pretrain", *flags)
   assert done.status == 0, done.err
@@ -101,7 +101,7 @@ def test_a_file_system_that_may_only_be_read(stages, disk):
   saved = results.snapshot(path)
   remount(disk, "ro")
   error = errors(stages.server.run(*command))
-  assert "may not be written" in error and str(path) in error
+  assert "is not writable" in error and str(path) in error
   assert results.snapshot(path) == saved
   remount(disk, "rw")
   done = stages.server.run(*command)

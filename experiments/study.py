@@ -82,10 +82,10 @@ def run(arguments: argparse.Namespace) -> int:
   todo = study_lib.all_jobs(wanted, scale, arguments.workdir)
   if arguments.dry_run:
     for job in todo:
-      print(jobs.shown(job.command(arguments.workdir)))
+      print(jobs.shell_line(job.command(arguments.workdir)))
     return 0
   study_lib.claim(arguments.workdir, scale)
-  outcome = execute.execute(
+  outcome = execute.run_jobs(
     todo,
     arguments.workdir,
     workers=arguments.jobs

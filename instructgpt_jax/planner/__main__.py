@@ -1,13 +1,14 @@
-"""Will it fit, and how fast: an experiment on chips that are not here.
+"""Plans memory and speed of an experiment on chips that are not attached.
 
   python -m instructgpt_jax.planner --experiment=ppo_ptx --preset=175b \\
     --topology=v5p:8x8x8 --mesh.fsdp=64 --mesh.tensor=8
   python -m instructgpt_jax.planner --experiment=sft --preset=1.3b \\
     --topology=h100:8 --sweep_mesh
 
-With libtpu (the extra `tpu`) every program of the experiment is compiled for a
-TPU topology; without it, for GPUs and with --compile=false, costs are worked
-out. All other flags are the experiment's. docs/planning.md says more.
+With libtpu (the extra `tpu`), every program of the experiment is compiled for
+a TPU topology. Without it, for GPUs and with --compile=false, costs are
+estimates.
+All other flags are the experiment's. See docs/planning.md.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ import jax
 
 from instructgpt_jax.cli import launch, process_settings
 from instructgpt_jax.cli.parser import CommandParser
-from instructgpt_jax.planner import plan
+from instructgpt_jax.planner import command
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-  """This command's flags, and the experiment's."""
+  """Parses the command line into its own flags and the experiment's."""
   parser = CommandParser(
     prog="python -m instructgpt_jax.planner",
     description=__doc__,
@@ -33,23 +34,25 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     allow_abbrev=False,
   )
   add = parser.add_argument
-  add("--experiment", required=True, help="such as ppo_ptx")
-  add("--preset", default="1.3b", help="its preset")
-  add("--topology", required=True, help="such as v5p:8x8x8 or h100:64")
+  add("--experiment", required=True, help="experiment, such as ppo_ptx")
+  add("--preset", default="1.3b", help="preset of the experiment")
+  add("--topology", required=True, help="chips, such as v5p:8x8x8 or h100:64")
   add(
     "--reward_preset",
     default="",
-    help="network of PPO's reward model; 6b by default, as in the paper, and"
-    " the preset's own where that is smaller",
+    help="preset of PPO's reward model; by default 6b, as in the paper, or the"
+    " policy's network below 125M parameters",
   )
-  add("--price", type=_price, default=0.0, help="price of a chip hour")
+  add("--price", type=_price, default=0.0, help="price per chip hour")
   add(
     "--compile",
     default="auto",
     choices=("auto", "true", "false"),
-    help="whether the compiler is asked",
+    help="whether to compile the programs",
   )
-  add("--sweep_mesh", action="store_true", help="rank layouts, by arithmetic")
+  add(
+    "--sweep_mesh", action="store_true", help="rank mesh layouts by estimates"
+  )
   return parser.parse_known_args(argv)
 
 
@@ -61,14 +64,14 @@ def _price(text: str) -> float:
 
 
 def main(argv: Sequence[str]) -> int:
-  """Prints a plan; 2 after a user's mistake, 1 where it does not fit."""
+  """Prints a plan; returns 2 after a user error, 1 if it does not fit."""
   fits = True
 
   def run() -> None:
     nonlocal fits
     process_settings.silence_libraries()
-    jax.config.update("jax_platforms", "cpu")  # those here are not planned for
-    fits = plan.show(*parse(argv))
+    jax.config.update("jax_platforms", "cpu")  # attached chips are not used
+    fits = command.run(*parse(argv))
 
   return launch.run_with_errors(run) or int(not fits)
 

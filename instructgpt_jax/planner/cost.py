@@ -1,4 +1,4 @@
-"""What a program costs on one chip, however that was found."""
+"""Cost of a program on one chip, and the time that follows from it."""
 
 from __future__ import annotations
 
@@ -7,66 +7,84 @@ from collections.abc import Mapping, Sequence
 
 from instructgpt_jax.planner.hardware import Topology
 
-# Sums over these are waited for: the next product is of them. What goes over
-# the other axes, weights and gradients, can run beside products.
-_WAITED_FOR = ("tensor",)
+# The next matmul needs the result of an all-reduce over these axes. Weights and
+# gradients, which travel over the other axes, can overlap with matmuls.
+_BLOCKING_AXES = ("tensor",)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cost:
-  """Of one run of a program, on one chip."""
+  """Cost of one run of a program on one chip.
 
-  flops: float  # of matrix products
-  memory: float  # bytes read and written
-  busy: float  # seconds, each part bound by operations or by memory
-  network: Mapping[str, float]  # bytes sent, by axes of the mesh joined by +
-  temporary: float  # bytes, beside what is held and given
-  compiling: float | None = None  # seconds; None is an estimate
+  Attributes:
+    flops: FLOPs of matmuls.
+    hbm_bytes: bytes of main memory read and written.
+    seconds: time without communication, each operation bound by FLOPs or by
+      memory.
+    sent: mesh axes joined by "+" → bytes sent.
+    temporary_bytes: memory beside arguments and resident arrays.
+    compile_seconds: time to compile; None if the cost is an estimate.
+  """
+
+  flops: float
+  hbm_bytes: float
+  seconds: float
+  sent: Mapping[str, float]
+  temporary_bytes: float
+  compile_seconds: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Times:
-  """Seconds of one run of a program."""
+  """Time of one run of a program, in seconds.
 
-  compute: float  # all operations at the chip's peak
-  memory: float  # all bytes at its bandwidth
-  network: Mapping[str, float]  # of each axis
-  least: float  # whatever can runs beside the products
-  most: float  # nothing does
+  Attributes:
+    compute: all FLOPs at the chip's peak.
+    memory: all bytes at the bandwidth of its main memory.
+    network: mesh axis → time of its communication.
+    overlapped: total if communication overlaps wherever it can.
+    serial: total if nothing overlaps.
+  """
+
+  compute: float
+  memory: float
+  network: Mapping[str, float]
+  overlapped: float
+  serial: float
 
   @property
   def bound(self) -> str:
-    """What takes the longest by itself."""
-    found = {"compute": self.compute, "memory": self.memory}
-    found["network"] = max(self.network.values(), default=0.0)
-    return max(found, key=lambda name: found[name])
+    """Returns what takes the longest: compute, memory or network."""
+    seconds = {"compute": self.compute, "memory": self.memory}
+    seconds["network"] = max(self.network.values(), default=0.0)
+    return max(seconds, key=lambda name: seconds[name])
 
 
-def times(
+def compute_times(
   cost: Cost, topology: Topology, axes: Sequence[str], sizes: Sequence[int]
 ) -> Times:
-  """How long a program takes.
+  """Computes how long a program takes.
 
   Args:
-    cost: of the program.
-    topology: where it runs.
-    axes: of the mesh.
-    sizes: their sizes.
+    cost: cost of the program on one chip.
+    topology: chips that run it.
+    axes: names of the mesh's axes, outermost first.
+    sizes: sizes of these axes.
   """
   chip = topology.chip
-  speed = dict(zip(axes, topology.bandwidths(sizes), strict=True))
+  speed = dict(zip(axes, topology.axis_bandwidths(sizes), strict=True))
   network = dict.fromkeys(axes, 0.0)
-  for names, sent in cost.network.items():
-    # What goes over several axes at once is as slow as the slowest.
+  for names, sent in cost.sent.items():
+    # Communication over several axes is as slow as on the slowest.
     used = [n for n in names.split("+") if n in speed] or list(axes)
     slowest = min(used, key=lambda name: speed[name])
     network[slowest] += sent / speed[slowest]
-  waited = sum(network[n] for n in _WAITED_FOR if n in network)
-  beside = (s for n, s in network.items() if n not in _WAITED_FOR)
+  blocking = sum(network[n] for n in _BLOCKING_AXES if n in network)
+  concurrent = (s for n, s in network.items() if n not in _BLOCKING_AXES)
   return Times(
     compute=cost.flops / chip.flops,
-    memory=cost.memory / chip.bandwidth,
+    memory=cost.hbm_bytes / chip.bandwidth,
     network=network,
-    least=max(cost.busy + waited, *beside),
-    most=cost.busy + sum(network.values()),
+    overlapped=max(cost.seconds + blocking, *concurrent),
+    serial=cost.seconds + sum(network.values()),
   )

@@ -1,4 +1,4 @@
-"""A compiled module's text, read: computations, instructions, types."""
+"""Parser for HLO text: computations, instructions and types."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _BITS = {
   "s32": 32, "u32": 32, "f32": 32, "s64": 64, "u64": 64, "f64": 64,
   "c64": 64, "s4": 4, "u4": 4, "s2": 2, "u2": 2,
 }  # fmt: skip
-# What a kernel says of itself has lines of its own.
-_OWN_LINES = re.compile(r"kernel_metadata=\{\n.*?\n\}", re.DOTALL)
+# Metadata of a kernel spans several lines.
+_KERNEL_METADATA = re.compile(r"kernel_metadata=\{\n.*?\n\}", re.DOTALL)
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\](\{[^}]*\})?")
 
 
 class Instruction(NamedTuple):
-  """One line of a computation."""
+  """Instruction of a computation."""
 
   name: str
   type: str
@@ -28,11 +28,15 @@ class Instruction(NamedTuple):
   root: bool
 
 
-def read(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
-  """Computations, each its instructions by name, and the entry's name."""
+def parse_module(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
+  """Parses a module.
+
+  Returns:
+    Computation → name → instruction, and the name of the entry computation.
+  """
   computations: dict[str, dict[str, Instruction]] = {}
   entry, current = "", None
-  for line in _OWN_LINES.sub("", text).splitlines():
+  for line in _KERNEL_METADATA.sub("", text).splitlines():
     if line.endswith("{") and " = " not in line.split("(")[0]:
       match = re.match(r"(ENTRY )?%?([\w.\-]+)", line)
       if match and "(" in line:
@@ -40,21 +44,21 @@ def read(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
         entry = match[2] if match[1] else entry
     elif line.startswith("}"):
       current = None
-    elif current is not None and (found := _instruction(line)):
-      current[found.name] = found
+    elif current is not None and (instruction := _parse_instruction(line)):
+      current[instruction.name] = instruction
   return computations, entry
 
 
-def _instruction(line: str) -> Instruction | None:
+def _parse_instruction(line: str) -> Instruction | None:
   match = re.match(r"\s+(ROOT )?%?([\w.\-]+) = ", line)
   if match is None:
     return None
   rest = line[match.end() :]
-  end = _balanced(rest, 0) if rest.startswith("(") else rest.index(" ")
+  end = _closing_bracket(rest, 0) if rest.startswith("(") else rest.index(" ")
   kind, rest = rest[:end], rest[end:].lstrip()
   opcode, _, _ = rest.partition("(")
   start = len(opcode)
-  end = _balanced(rest, start)
+  end = _closing_bracket(rest, start)
   inside = rest[start + 1 : end - 1]
   attributes = rest[end:]
   if opcode in ("parameter", "constant"):
@@ -65,8 +69,8 @@ def _instruction(line: str) -> Instruction | None:
   )
 
 
-def _balanced(text: str, start: int) -> int:
-  """Just after the bracket that closes the one at `start`."""
+def _closing_bracket(text: str, start: int) -> int:
+  """Returns the index after the bracket that closes the one at `start`."""
   depth = 0
   for i in range(start, len(text)):
     depth += (text[i] == "(") - (text[i] == ")")
@@ -75,21 +79,21 @@ def _balanced(text: str, start: int) -> int:
   return len(text)
 
 
-def parts(kind: str) -> list[str]:
-  """The members of a tuple's type, or the type."""
+def tuple_elements(kind: str) -> list[str]:
+  """Splits a tuple type into its element types."""
   if not kind.startswith("("):
     return [kind]
-  found, depth, start = [], 0, 1
+  elements, depth, start = [], 0, 1
   for i, letter in enumerate(kind):
     depth += (letter in "({[") - (letter in ")}]")
     if (letter == "," and depth == 1) or i == len(kind) - 1:
-      found.append(kind[start:i].strip())
+      elements.append(kind[start:i].strip())
       start = i + 1
-  return [part for part in found if part]
+  return [part for part in elements if part]
 
 
-def size(kind: str, main: bool = False) -> float:
-  """Bytes of a type, or of what of it lies in the chip's main memory."""
+def type_bytes(kind: str, main: bool = False) -> float:
+  """Returns the bytes of a type; with `main`, only those in main memory."""
   total = 0.0
   for name, dims, layout in _ARRAY.findall(kind):
     if name in _BITS and not (main and "S(" in layout):
@@ -98,13 +102,13 @@ def size(kind: str, main: bool = False) -> float:
   return total
 
 
-def main_memory(kind: str) -> float:
-  """Bytes of what lies in the chip's main memory."""
-  return size(kind, main=True)
+def hbm_bytes(kind: str) -> float:
+  """Returns the bytes of a type in the chip's main memory."""
+  return type_bytes(kind, main=True)
 
 
-def called(line: Instruction, *names: str) -> Iterator[str]:
-  """Computations that an instruction names under these attributes."""
+def called_computations(line: Instruction, *names: str) -> Iterator[str]:
+  """Yields the computations that attributes of an instruction name."""
   for name in names:
     for many, one in re.findall(
       rf"\b{name}=(?:\{{([^}}]*)\}}|%?([\w.\-]+))", line.attributes
@@ -112,12 +116,12 @@ def called(line: Instruction, *names: str) -> Iterator[str]:
       yield from re.findall(r"[\w.\-]+", many or one)
 
 
-def shape(kind: str) -> list[int]:
-  """Of an array's type."""
+def type_shape(kind: str) -> list[int]:
+  """Returns the shape of an array type; [] if it is none."""
   match = _ARRAY.match(kind)
   return [int(n) for n in match[2].split(",") if n] if match else []
 
 
-def root(lines: Mapping[str, Instruction]) -> Instruction:
-  """What a computation gives."""
+def root_instruction(lines: Mapping[str, Instruction]) -> Instruction:
+  """Returns the root instruction of a computation."""
   return next(line for line in lines.values() if line.root)

@@ -1,4 +1,4 @@
-"""What PPO and PPO-ptx compile."""
+"""Workload of PPO and PPO-ptx, with prompts and responses of full length."""
 
 from __future__ import annotations
 
@@ -16,201 +16,302 @@ from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.distributed.mesh import AnyMesh
 from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
 from instructgpt_jax.planner import shapes
-from instructgpt_jax.planner.work import Pass, Program, Work
+from instructgpt_jax.planner.workload import Pass, Program, Workload
 from instructgpt_jax.steps import optimizer as optimizer_lib
 from instructgpt_jax.steps import packing
 from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.training import networks, ppo_programs
-from instructgpt_jax.types import PromptBatch
+from instructgpt_jax.types import LanguageBatch, PromptBatch, PyTree
 
 
-def ppo(
+def ppo_workload(
   config: configs.PpoExperiment,
   mesh: AnyMesh,
   reward_model: configs.Model | None,
-) -> Work:
-  """Prompts and responses of full length."""
-  section, data = config.ppo, config.data
-  checks.check_lengths(data, config.model.max_seq_len)
+) -> Workload:
+  """Returns the workload of an iteration.
+
+  Args:
+    config: the experiment.
+    mesh: mesh of the devices.
+    reward_model: the reward model's network; the policy's if None.
+
+  Raises:
+    UserError: lengths or batch sizes do not fit each other or the mesh.
+  """
+  section = config.ppo
+  checks.check_lengths(config.data, config.model.max_seq_len)
   checks.check_ppo_batches(section)
   mesh_lib.check_divisible(section.rollout_batch, mesh)
-  shape = shapes.shaped(config.model, config, mesh)
-  scores = shapes.shaped(reward_model or config.model, config, mesh)
-  adapters = {
-    n: getattr(shape, n) for n in ("lora_rank", "lora_alpha", "lora_layers")
-  }
-  first = scores if section.value_from_reward else shape
-  models = (
-    LanguageModel(shape),
-    ScalarModel(scores),
-    ScalarModel(dataclasses.replace(first, **adapters)),
-  )
-  optimizers = [
-    optimizer_lib.make_optimizer(o, shapes.UPDATES)
-    for o in ppo_programs.optimizer_configs(config)
-  ]
-  policy = shapes.in_training(models[0], optimizers[0], mesh)
-  value = shapes.in_training(models[2], optimizers[1], mesh)
-  scalar = jax.ShapeDtypeStruct(
-    (), jnp.float32, sharding=sharding.replicated(mesh)
-  )
-  state = state_lib.PpoState(
-    policy=policy.state,
-    value=value.state,
-    ema=policy.state.params if section.ema_decay else {},
-    kl_coef=scalar,
-    ptx_coef=scalar,
-    ema_decay=scalar,
-  )
-  programs = ppo_programs.jitted(
-    config, models, optimizers, state, mesh, eos_id=0, pad_id=1
-  )
-  start = policy.whole
-  reward_params = networks.abstract_params(models[1], mesh)
-  width = max(packing_lib.bucket_lengths(data.max_prompt_tokens))
-  width = min(width, config.model.max_seq_len - data.max_response_tokens)
-  answer = data.max_response_tokens
-  count, length = section.rollout_batch, width + answer
-  states = answer + 1
-  ids = shapes.ints(count, width)
-  prompts = shapes.split_rows(
-    mesh,
-    PromptBatch(
-      tokens=ids,
-      mask=jax.ShapeDtypeStruct(ids.shape, jnp.bool_),
-      ids=shapes.ints(count),
-    ),
-  )
-  key = jax.eval_shape(lambda: jax.random.key(0))
-  sampling = (policy.whole, prompts, key)
-
-  @functools.cache
-  def scoring() -> Any:
-    rollout = shapes.split_rows(
-      mesh, jax.eval_shape(programs.generate, *sampling)
-    )
-    return rollout, start, reward_params, value.whole, scalar
-
-  def updating() -> Any:
-    held = jax.eval_shape(programs.experience, *scoring())[0]
-    rows = jax.ShapeDtypeStruct((section.minibatch,), jnp.int32)
-    below = policy.frozen, value.frozen
-    return programs.update, (
-      state,
-      shapes.split_rows(mesh, held),
-      rows,
-      ptx,
-      *below,
-    )
-
-  ptx = None
-  scored, updated = (
-    section.microbatch
-    or packing.microbatch_size(rows, length, sharding.batch_shards(mesh))
-    for rows in (count, section.minibatch)
-  )
-  passes = [
-    shapes.training(
-      network,
-      own,
-      section.minibatch,
-      updated,
-      length=length,
-      logits=logits,
-    )
-    for network, own, logits in (
-      (policy, shape, states),
-      (value, models[2].config, 0),
-    )
-  ]
-  trips = shapes.chunks(shape, mesh, updated * states, updated * answer)
-  if section.ptx_coef:
-    ptx_length = checks.row_length(
-      section.ptx_sequence, config.model.max_seq_len, "ppo.ptx_sequence"
-    )
-    ptx_rows = section.minibatch * section.ptx_ratio
-    mesh_lib.check_divisible(ptx_rows, mesh)
-    ptx = shapes.language_batch(mesh, ptx_rows, ptx_length)
-    trips = shapes.chunks(shape, mesh, section.ptx_microbatch * ptx_length)
-    passes.append(
-      shapes.training(
-        policy,
-        shape,
-        ptx_rows,
-        section.ptx_microbatch,
-        length=ptx_length,
-        logits=ptx_length,
-      )
-    )
-  held = shapes.held(policy, "policy")
-  if section.ema_decay:
-    held["policy average"] = state.ema
-  held |= shapes.held(value, "value")
-  # What is frozen serves both; the start of what is trained is a copy.
-  held["reference"] = policy.state.params
-  held["reward model"] = reward_params
+  iteration = _Iteration(config, mesh, reward_model or config.model)
   updates = ppo_programs.updates_per_iteration(section)
-  trained = section.inner_epochs * count * length
-  if ptx is not None:
-    trained += updates * ptx.tokens.size
-  return Work(
+  tokens = section.inner_epochs * section.rollout_batch * iteration.length
+  if iteration.ptx_batch is not None:
+    tokens += updates * iteration.ptx_batch.tokens.size
+  return Workload(
     unit="iteration",
-    examples=count,
-    what="episodes",
+    examples=section.rollout_batch,
+    example_name="episodes",
     episodes=section.episodes,
-    tokens=trained,
-    parameters=shapes.parameters(policy.whole),
-    held=held,
-    state=state,
+    tokens=tokens,
+    parameters=shapes.num_params(iteration.policy.all_params),
+    resident=iteration.resident(),
+    state=iteration.state,
     programs=(
-      Program(
-        name="sample",
-        make=lambda: (programs.generate, sampling),
-        times=1,
-        trips=answer - 1,
-        passes=_sampling(shape, count, width, answer),
+      iteration.sample_program(),
+      iteration.score_program(),
+      iteration.update_program(updates),
+    ),
+    model=iteration.policy_model.config,
+  )
+
+
+class _Iteration:
+  """Shapes and programs of one iteration.
+
+  Attributes:
+    policy: the policy in training.
+    value: the value network in training.
+    state: what a checkpoint holds.
+    prompt_length: tokens of a prompt, padding included.
+    response_length: tokens of a response.
+    length: tokens of an episode.
+    num_states: states of a response, its end included.
+    ptx_batch: pretraining batch of an update; None without PPO-ptx.
+  """
+
+  def __init__(
+    self,
+    config: configs.PpoExperiment,
+    mesh: AnyMesh,
+    reward_model: configs.Model,
+  ):
+    self._config, self._mesh, self._section = config, mesh, config.ppo
+    self._make_networks(reward_model)
+    data = config.data
+    width = max(packing_lib.bucket_lengths(data.max_prompt_tokens))
+    self.response_length = data.max_response_tokens
+    self.prompt_length = min(
+      width, config.model.max_seq_len - self.response_length
+    )
+    self.length = self.prompt_length + self.response_length
+    self.num_states = self.response_length + 1
+    self.ptx_batch = self._make_ptx_batch()
+
+  def _make_networks(self, reward_model: configs.Model) -> None:
+    config, mesh, section = self._config, self._mesh, self._section
+    policy = shapes.with_vocabulary(config.model, config, mesh)
+    reward = shapes.with_vocabulary(reward_model, config, mesh)
+    adapters = {
+      n: getattr(policy, n) for n in ("lora_rank", "lora_alpha", "lora_layers")
+    }
+    value = reward if section.value_from_reward else policy
+    self.policy_model = LanguageModel(policy)
+    self.reward_model = ScalarModel(reward)
+    self.value_model = ScalarModel(dataclasses.replace(value, **adapters))
+    optimizers = [
+      optimizer_lib.make_optimizer(optimizer, shapes.UPDATES)
+      for optimizer in ppo_programs.optimizer_configs(config)
+    ]
+    self.policy = shapes.abstract_network(
+      self.policy_model, optimizers[0], mesh
+    )
+    self.value = shapes.abstract_network(self.value_model, optimizers[1], mesh)
+    self.reward_params = networks.abstract_params(self.reward_model, mesh)
+    self._scalar = jax.ShapeDtypeStruct(
+      (), jnp.float32, sharding=sharding.replicated(mesh)
+    )
+    self.state = state_lib.PpoState(
+      policy=self.policy.state,
+      value=self.value.state,
+      ema=self.policy.state.params if section.ema_decay else {},
+      kl_coef=self._scalar,
+      ptx_coef=self._scalar,
+      ema_decay=self._scalar,
+    )
+    self._programs = ppo_programs.jitted(
+      config,
+      (self.policy_model, self.reward_model, self.value_model),
+      optimizers,
+      self.state,
+      mesh,
+      eos_id=0,
+      pad_id=1,
+    )
+
+  def _make_ptx_batch(self) -> LanguageBatch | None:
+    section = self._section
+    if not section.ptx_coef:
+      return None
+    length = checks.row_length(
+      section.ptx_sequence, self._config.model.max_seq_len, "ppo.ptx_sequence"
+    )
+    rows = section.minibatch * section.ptx_ratio
+    mesh_lib.check_divisible(rows, self._mesh)
+    return shapes.language_batch(self._mesh, rows, length)
+
+  def resident(self) -> dict[str, PyTree]:
+    """Returns the arrays that stay on the chips, by name."""
+    trees = shapes.resident_trees(self.policy, "policy")
+    if self._section.ema_decay:
+      trees["policy average"] = self.state.ema
+    trees |= shapes.resident_trees(self.value, "value")
+    # Policy and reference share frozen parameters.
+    trees["reference"] = self.policy.state.params
+    trees["reward model"] = self.reward_params
+    return trees
+
+  def _microbatch(self, rows: int) -> int:
+    """Returns the microbatch size of a pass over episodes."""
+    shards = sharding.batch_shards(self._mesh)
+    return self._section.microbatch or packing.microbatch_size(
+      rows, self.length, shards
+    )
+
+  def _loss_chunks(self, rows: int) -> int:
+    """Returns the chunks of the policy's log-probabilities."""
+    return shapes.loss_chunks(
+      self.policy_model.config,
+      self._mesh,
+      rows * self.num_states,
+      rows * self.response_length,
+    )
+
+  @functools.cached_property
+  def _sample_arguments(self) -> tuple[Any, ...]:
+    count = self._section.rollout_batch
+    ids = shapes.int32_shape(count, self.prompt_length)
+    prompts = shapes.shard_batch(
+      self._mesh,
+      PromptBatch(
+        tokens=ids,
+        mask=jax.ShapeDtypeStruct(ids.shape, jnp.bool_),
+        ids=shapes.int32_shape(count),
       ),
-      Program(
-        name="score",
-        make=lambda: (programs.experience, scoring()),
-        times=1,
-        trips=shapes.chunks(shape, mesh, scored * states, scored * answer),
-        passes=tuple(
-          Pass(
-            kind="forward",
-            model=network.config,
-            rows=scored,
-            length=length,
-            times=count // scored,
-            logits=logits,
-          )
-          for network, logits in zip(models, (states, 0, 0), strict=True)
+    )
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return self.policy.all_params, prompts, key
+
+  @functools.cached_property
+  def _score_arguments(self) -> tuple[Any, ...]:
+    rollout = shapes.shard_batch(
+      self._mesh,
+      jax.eval_shape(self._programs.generate, *self._sample_arguments),
+    )
+    return (
+      rollout,
+      self.policy.all_params,
+      self.reward_params,
+      self.value.all_params,
+      self._scalar,
+    )
+
+  @functools.cached_property
+  def _update_arguments(self) -> tuple[Any, ...]:
+    experience, *_ = jax.eval_shape(
+      self._programs.experience, *self._score_arguments
+    )
+    return (
+      self.state,
+      shapes.shard_batch(self._mesh, experience),
+      jax.ShapeDtypeStruct((self._section.minibatch,), jnp.int32),
+      self.ptx_batch,
+      self.policy.frozen,
+      self.value.frozen,
+    )
+
+  def sample_program(self) -> Program:
+    """Returns the program that samples responses."""
+    model, rows = self.policy_model.config, self._section.rollout_batch
+    steps = self.response_length - 1
+    return Program(
+      name="sample",
+      build=lambda: (self._programs.generate, self._sample_arguments),
+      runs=1,
+      loop_trips=steps,
+      passes=(
+        Pass(
+          kind="forward",
+          model=model,
+          rows=rows,
+          length=self.prompt_length,
+          logits=1,
+        ),
+        Pass(
+          kind="decode",
+          model=model,
+          rows=rows,
+          length=self.length,
+          count=steps,
+          logits=1,
         ),
       ),
-      Program(
-        name="update",
-        make=updating,
-        times=updates,
-        trips=trips,
-        passes=tuple(passes),
+    )
+
+  def score_program(self) -> Program:
+    """Returns the program that scores a rollout."""
+    count = self._section.rollout_batch
+    microbatch = self._microbatch(count)
+    return Program(
+      name="score",
+      build=lambda: (self._programs.experience, self._score_arguments),
+      runs=1,
+      loop_trips=self._loss_chunks(microbatch),
+      passes=tuple(
+        Pass(
+          kind="forward",
+          model=model.config,
+          rows=microbatch,
+          length=self.length,
+          count=count // microbatch,
+          logits=logits,
+        )
+        for model, logits in (
+          (self.policy_model, self.num_states),
+          (self.reward_model, 0),
+          (self.value_model, 0),
+        )
       ),
-    ),
-    model=shape,
-  )
+    )
 
-
-def _sampling(
-  model: configs.Model, rows: int, width: int, answer: int
-) -> tuple[Pass, ...]:
-  """Prompts in one pass, then token after token."""
-  return (
-    Pass(kind="forward", model=model, rows=rows, length=width, logits=1),
-    Pass(
-      kind="decode",
-      model=model,
-      rows=rows,
-      length=width + answer,
-      times=answer - 1,
-      logits=1,
-    ),
-  )
+  def update_program(self, updates: int) -> Program:
+    """Returns the program of one update."""
+    section, model = self._section, self.policy_model.config
+    microbatch = self._microbatch(section.minibatch)
+    trips = self._loss_chunks(microbatch)
+    passes = [
+      shapes.training_pass(
+        network,
+        config,
+        section.minibatch,
+        microbatch,
+        length=self.length,
+        logits=logits,
+      )
+      for network, config, logits in (
+        (self.policy, model, self.num_states),
+        (self.value, self.value_model.config, 0),
+      )
+    ]
+    if self.ptx_batch is not None:
+      rows, length = self.ptx_batch.tokens.shape
+      trips = shapes.loss_chunks(
+        model, self._mesh, section.ptx_microbatch * length
+      )
+      passes.append(
+        shapes.training_pass(
+          self.policy,
+          model,
+          rows,
+          section.ptx_microbatch,
+          length=length,
+          logits=length,
+        )
+      )
+    return Program(
+      name="update",
+      build=lambda: (self._programs.update, self._update_arguments),
+      runs=updates,
+      loop_trips=trips,
+      passes=tuple(passes),
+    )

@@ -1,4 +1,4 @@
-"""Networks in training and batches, by the shapes of their arrays."""
+"""Shapes of networks in training and of batches, with shardings."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from instructgpt_jax.configs import presets
 from instructgpt_jax.distributed.mesh import AnyMesh
 from instructgpt_jax.losses import chunked
 from instructgpt_jax.models import lora
-from instructgpt_jax.planner.work import Pass
+from instructgpt_jax.planner.workload import Pass
 from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.training import networks
 from instructgpt_jax.types import AttentionSpan, LanguageBatch, PyTree
 
 VOCABULARY = 50_257  # GPT-2's and GPT-3's byte pairs
-UPDATES = 1000  # of a schedule; no shape depends on it
+UPDATES = 1000  # length of the schedule; no shape depends on it
 
 
-def shaped(
+def with_vocabulary(
   model: configs.Model, config: configs.Experiment, mesh: AnyMesh
 ) -> configs.Model:
-  """A network with a vocabulary, filled up for the mesh."""
+  """Sets a model's vocabulary size, padded for the mesh."""
   size = model.vocab_size
   if not size and model.d_model >= presets.model("125m").d_model:
     size = VOCABULARY
@@ -36,100 +36,115 @@ def shaped(
   return dataclasses.replace(model, vocab_size=size, vocab_padding=padding)
 
 
-def split_rows(mesh: AnyMesh, tree: Any) -> Any:
-  """Shapes of a batch, split over its rows."""
-  split = sharding.batch_sharding(mesh)
+def shard_batch(mesh: AnyMesh, tree: Any) -> Any:
+  """Shards the shapes of a batch over its rows."""
+  batch_sharding = sharding.batch_sharding(mesh)
   return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split), tree
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding),
+    tree,
   )
 
 
-def ints(*shape: int) -> jax.ShapeDtypeStruct:
-  """Shape of int32."""
+def int32_shape(*shape: int) -> jax.ShapeDtypeStruct:
+  """Returns the shape of an int32 array."""
   return jax.ShapeDtypeStruct(shape, jnp.int32)
 
 
 def language_batch(mesh: AnyMesh, rows: int, length: int) -> LanguageBatch:
-  """Packed rows [rows, length]."""
-  ids = ints(rows, length)
+  """Returns the shapes of a batch of packed rows [rows, length]."""
+  ids = int32_shape(rows, length)
   weights = jax.ShapeDtypeStruct(ids.shape, jnp.float32)
-  return split_rows(
+  return shard_batch(
     mesh,
     LanguageBatch(tokens=ids, segments=ids, positions=ids, weights=weights),
   )
 
 
 @dataclasses.dataclass(frozen=True)
-class Network:
-  """A network in training, by shapes."""
+class AbstractNetwork:
+  """Shapes of a network in training: frozen parameters and train state."""
 
   frozen: PyTree
   state: state_lib.TrainState
 
   @property
-  def whole(self) -> PyTree:
-    """All of its parameters."""
+  def all_params(self) -> PyTree:
+    """Returns frozen and trained parameters as one tree."""
     return lora.merge_trees(self.frozen, self.state.params)
 
 
-def in_training(
+def abstract_network(
   network: networks.Network,
   optimizer: optax.GradientTransformation,
   mesh: AnyMesh,
-) -> Network:
-  """A network and its optimiser's state on a mesh."""
-  whole = networks.abstract_params(network, mesh)
-  frozen, trained = lora.split(network.config, whole)
+) -> AbstractNetwork:
+  """Returns the shapes of a network and its optimizer state on a mesh."""
+  params = networks.abstract_params(network, mesh)
+  frozen, trained = lora.split(network.config, params)
   state = jax.eval_shape(lambda p: state_lib.new_state(p, optimizer), trained)
-  places = networks.shardings(network, state, mesh)
-  return Network(frozen, networks.with_shardings(state, places))
+  shardings = networks.shardings(network, state, mesh)
+  return AbstractNetwork(frozen, networks.with_shardings(state, shardings))
 
 
-def parameters(tree: PyTree) -> int:
-  """How many numbers a tree has."""
+def num_params(tree: PyTree) -> int:
+  """Counts the elements of a tree's arrays."""
   return sum(x.size for x in jax.tree.leaves(tree))
 
 
-def training(
-  network: Network,
+def training_pass(
+  network: AbstractNetwork,
   model: configs.Model,
   rows: int,
   microbatch: int,
   *,
   length: int,
   logits: int = 0,
-  reach: AttentionSpan | None = None,
+  span: AttentionSpan | None = None,
 ) -> Pass:
-  """The passes of an update over its rows, by microbatches (0 is one)."""
-  part = microbatch if 0 < microbatch < rows else rows
+  """Returns the passes of an update over its rows, by microbatches.
+
+  A microbatch of 0 is all rows.
+  """
+  size = microbatch if 0 < microbatch < rows else rows
   return Pass(
     kind="train",
     model=model,
-    rows=part,
+    rows=size,
     length=length,
-    times=rows // part,
+    count=rows // size,
     logits=logits,
-    trained=parameters(network.state.params),
-    reach=reach,
+    trained_params=num_params(network.state.params),
+    span=span,
   )
 
 
-def chunks(
+def loss_chunks(
   model: configs.Model, mesh: AnyMesh, tokens: int, used: int | None = None
 ) -> int:
-  """Of the vocabulary's loss on so many tokens, some of which carry loss."""
+  """Returns the number of chunks of the loss over the vocabulary.
+
+  Args:
+    model: the network.
+    mesh: the mesh.
+    tokens: tokens of a batch.
+    used: tokens among them that carry loss; all if None.
+  """
   shards = sharding.batch_shards(mesh)
-  here, used = (-(-n // shards) for n in (tokens, used or tokens))
-  return -(-used // chunked.chunk_size(here, model.padded_vocab_size))
+  local_tokens, local_used = (-(-n // shards) for n in (tokens, used or tokens))
+  return -(
+    -local_used // chunked.chunk_size(local_tokens, model.padded_vocab_size)
+  )
 
 
-def held(network: Network, name: str = "") -> dict[str, PyTree]:
-  """What a network in training takes all the time."""
+def resident_trees(
+  network: AbstractNetwork, name: str = ""
+) -> dict[str, PyTree]:
+  """Returns the arrays of a network in training by name."""
   name = f"{name} " if name else ""
-  found = {
+  trees = {
     f"{name}parameters": network.state.params,
     f"{name}optimiser": network.state.opt_state,
   }
   if network.frozen:
-    found[f"{name}frozen parameters"] = network.frozen
-  return found
+    trees[f"{name}frozen parameters"] = network.frozen
+  return trees

@@ -1,4 +1,4 @@
-"""What pretraining, SFT and the reward model compile."""
+"""Workloads of pretraining, SFT and the reward model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.distributed.mesh import AnyMesh
 from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
 from instructgpt_jax.planner import shapes
-from instructgpt_jax.planner.work import Program, Work
+from instructgpt_jax.planner.workload import Program, Workload
 from instructgpt_jax.steps import language as language_step
 from instructgpt_jax.steps import optimizer as optimizer_lib
 from instructgpt_jax.steps import reward as reward_step
@@ -25,11 +25,13 @@ from instructgpt_jax.training import reward as reward_loop
 from instructgpt_jax.training import step_layout, supervised
 from instructgpt_jax.types import RankingBatch
 
-COMPLETIONS = 9  # K: the paper's labelers rank 4 to 9
+COMPLETIONS = 9  # K; labelers of the paper rank 4 to 9
 
 
-def pretrain(config: configs.PretrainExperiment, mesh: AnyMesh) -> Work:
-  """Whole rows of documents."""
+def pretrain_workload(
+  config: configs.PretrainExperiment, mesh: AnyMesh
+) -> Workload:
+  """Returns the workload of pretraining."""
   section = config.pretrain
   checks.check_divides(
     section.microbatch, section.batch_size, "pretrain.microbatch"
@@ -38,29 +40,31 @@ def pretrain(config: configs.PretrainExperiment, mesh: AnyMesh) -> Work:
   length = checks.row_length(
     section.sequence, config.model.max_seq_len, "pretrain.sequence"
   )
-  return _language(config, section, mesh, section.batch_size, length)
+  return _language_workload(config, section, mesh, section.batch_size, length)
 
 
-def sft(config: configs.SftExperiment, mesh: AnyMesh) -> Work:
-  """Also the policy's initialisation."""
+def sft_workload(config: configs.SftExperiment, mesh: AnyMesh) -> Workload:
+  """Returns the workload of SFT or of the policy's initialisation."""
   section = config.sft
   layout = step_layout.step_layout(
     section, section.batch_size, section.batch_size
   )
   rows, microbatch = layout.padded(mesh)
   section = dataclasses.replace(section, microbatch=microbatch)
-  return _language(config, section, mesh, rows, config.model.max_seq_len)
+  return _language_workload(
+    config, section, mesh, rows, config.model.max_seq_len
+  )
 
 
-def _language(
+def _language_workload(
   config: configs.PretrainExperiment | configs.SftExperiment,
   section: configs.Pretrain | configs.Sft,
   mesh: AnyMesh,
   rows: int,
   length: int,
-) -> Work:
-  """Every row whole, as packed rows nearly are."""
-  return _supervised(
+) -> Workload:
+  """Returns the workload of language modelling, with full rows."""
+  return _supervised_workload(
     config,
     section,
     mesh,
@@ -70,14 +74,17 @@ def _language(
     rows=rows,
     logits=length,
     examples=rows,
-    what="rows",
+    example_name="rows",
   )
 
 
-def reward(
+def reward_workload(
   config: configs.RewardExperiment, mesh: AnyMesh, platform: str
-) -> Work:
-  """K completions a prompt, all of the longest kind."""
+) -> Workload:
+  """Returns the workload of the reward model.
+
+  Each prompt has K completions, all of the greatest length.
+  """
   section, data = config.reward, config.data
   prompts = section.batch_size
   mesh_lib.check_divisible(prompts, mesh)
@@ -88,7 +95,7 @@ def reward(
     [[0] * data.max_response_tokens] * count,
     list(range(count)),
   )
-  # Rankings that are all as long gain nothing from a row in common.
+  # Rankings of equal length are not packed.
   rows = reward_loop.layout_of(
     [longest],
     config.model,
@@ -97,11 +104,11 @@ def reward(
   ).rows
   length = ranking_packing.row_length(longest, rows)
   tokens, labels, ids = (
-    shapes.ints(prompts, rows, length),
-    shapes.ints(prompts, 1, count),
-    shapes.ints(prompts, 1),
+    shapes.int32_shape(prompts, rows, length),
+    shapes.int32_shape(prompts, 1, count),
+    shapes.int32_shape(prompts, 1),
   )
-  batch = shapes.split_rows(
+  batch = shapes.shard_batch(
     mesh,
     RankingBatch(
       tokens=tokens,
@@ -114,7 +121,7 @@ def reward(
       reach=ranking_packing.attention_span([longest], rows, single=True),
     ),
   )
-  return _supervised(
+  return _supervised_workload(
     config,
     section,
     mesh,
@@ -124,11 +131,11 @@ def reward(
     rows=prompts * rows,
     logits=0,
     examples=prompts * count * (count - 1) // 2,
-    what="comparisons",
+    example_name="comparisons",
   )
 
 
-def _supervised(
+def _supervised_workload(
   config: configs.Experiment,
   section: configs.Pretrain | configs.Sft | configs.Reward,
   mesh: AnyMesh,
@@ -139,27 +146,27 @@ def _supervised(
   rows: int,
   logits: int,
   examples: int,
-  what: str,
-) -> Work:
-  """A step over and over.
+  example_name: str,
+) -> Workload:
+  """Returns the workload of a supervised step.
 
   Args:
     config: the experiment.
-    section: its own settings.
-    mesh: where it would run.
-    network: what is trained.
-    train_step: by which.
-    batch: of one step, B examples; `tokens` [B, …, T].
-    rows: [T] of it.
-    logits: tokens of a row that have some.
-    examples: that a step is said to have.
-    what: these are.
+    section: settings of the stage.
+    mesh: mesh of the devices.
+    network: class of the trained network.
+    train_step: the pure step.
+    batch: shapes of a batch of B examples; `tokens` [B, …, T].
+    rows: rows of T tokens in the batch.
+    logits: tokens of a row that have logits.
+    examples: examples of a step.
+    example_name: plural noun for the examples.
   """
-  shape = shapes.shaped(config.model, config, mesh)
+  shape = shapes.with_vocabulary(config.model, config, mesh)
   shape = dataclasses.replace(shape, dropout=section.dropout)
   model = network(shape)
   optimizer = optimizer_lib.make_optimizer(config.optimizer, shapes.UPDATES)
-  trained = shapes.in_training(model, optimizer, mesh)
+  trained = shapes.abstract_network(model, optimizer, mesh)
   length = batch.tokens.shape[-1]
   microbatch = section.microbatch * rows // batch.tokens.shape[0]
 
@@ -175,30 +182,32 @@ def _supervised(
     )
     return function, (trained.state, batch, trained.frozen)
 
-  one = shapes.training(
+  train_pass = shapes.training_pass(
     trained,
     shape,
     rows,
     microbatch,
     length=length,
     logits=logits,
-    reach=batch.reach if isinstance(batch, RankingBatch) else None,
+    span=batch.reach if isinstance(batch, RankingBatch) else None,
   )
-  return Work(
+  return Workload(
     unit="step",
     examples=examples,
-    what=what,
+    example_name=example_name,
     tokens=batch.tokens.size,
-    parameters=shapes.parameters(trained.whole),
-    held=shapes.held(trained),
+    parameters=shapes.num_params(trained.all_params),
+    resident=shapes.resident_trees(trained),
     state=trained.state,
     programs=(
       Program(
         name="step",
-        make=step,
-        times=1,
-        trips=shapes.chunks(shape, mesh, (microbatch or rows) * logits or 1),
-        passes=(one,),
+        build=step,
+        runs=1,
+        loop_trips=shapes.loss_chunks(
+          shape, mesh, (microbatch or rows) * logits or 1
+        ),
+        passes=(train_pass,),
       ),
     ),
     model=shape,

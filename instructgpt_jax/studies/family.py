@@ -36,8 +36,8 @@ class Family:
   def folder(self, model: Job | str) -> str:
     """The workdir of a run, or of a stage of `shared`."""
     if isinstance(model, Job):
-      return model.folder(self.root)
-    return os.path.join(self.shared.folder(self.root), model)
+      return model.workdir(self.root)
+    return os.path.join(self.shared.workdir(self.root), model)
 
   def world(self, name: str = "") -> str:
     """The world's folder, or one of its files."""
@@ -169,7 +169,7 @@ class Family:
   def answers(self, job: Job) -> Answers:
     """What a `measured` run found."""
     if job.name not in self._answers:
-      path = os.path.join(job.folder(self.root), evaluate.ANSWERS)
+      path = os.path.join(job.workdir(self.root), evaluate.ANSWERS)
       self._answers[job.name] = Answers(files.read_json(path))
     return self._answers[job.name]
 

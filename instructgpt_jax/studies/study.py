@@ -122,7 +122,7 @@ def _result(
     name
     for of_seed in jobs.values()
     for name, job in of_seed.items()
-    if files.read_complete(job.folder(root)) is None
+    if files.read_complete(job.workdir(root)) is None
   ]
   complete = [f for f in families if not set(jobs[f.seed]) & set(missing)]
   finding = Finding(None, "No seed's runs are complete yet.")

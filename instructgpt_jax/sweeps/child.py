@@ -1,9 +1,9 @@
-"""Becomes another command, which dies with its parent and has its own cores.
+"""Runs a command that dies with its parent, pinned to some cores.
 
   python -I child.py PARENT CORES COMMAND...
 
-A script of its own rather than a function called between fork and exec: that is
-not safe in a process with threads, and JAX warns of it.
+This is a script, not a function called between fork and exec: in a process with
+threads that is not safe, and JAX warns about it.
 """
 
 import ctypes
@@ -15,10 +15,10 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: list[str]) -> None:
-  """Does not return."""
+  """Replaces this process by the command; does not return."""
   parent, cores, *command = arguments
-  # Slurm tells every process of a job that its time is nearly up; submitit's
-  # own, which waits for this one, is the one to act.
+  # Slurm signals every process of a job before its time limit. Submitit's own
+  # process, which waits for this one, handles the signal.
   signal.signal(signal.SIGUSR2, signal.SIG_IGN)
   if sys.platform == "linux":
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

@@ -1,4 +1,4 @@
-"""The command line of `experiments.sweep`."""
+"""Command line of `experiments.sweep`."""
 
 from __future__ import annotations
 
@@ -23,84 +23,102 @@ from instructgpt_jax.sweeps import (
   collect,
   execute,
   grid,
-  plan,
   preflight,
   records,
   search,
   shared,
+  summary,
+  sweep_file,
 )
-from instructgpt_jax.sweeps.jobs import Job, shown
+from instructgpt_jax.sweeps.jobs import Job, shell_line
 
 _SHARED = "--shared."
 
 
-def parser(doc: str) -> argparse.ArgumentParser:
-  """The sweep's own flags."""
-  found = CommandParser(
+def make_parser(doc: str) -> argparse.ArgumentParser:
+  """Returns the parser of the sweep's own flags."""
+  parser = CommandParser(
     prog="python -m experiments.sweep",
     description=doc,
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
-  add = found.add_argument
-  add("--experiment", required=True, help="what is run: ppo_ptx, sft, …")
-  add("--workdir", required=True, help="folder of the sweep")
-  add("--preset", default="", help="sizes and recipe of every run")
+  add = parser.add_argument
+  add(
+    "--experiment",
+    required=True,
+    help="experiment of every run: ppo_ptx, sft, …",
+  )
+  add("--workdir", required=True, help="directory of the sweep")
+  add("--preset", default="", help="preset of every run")
   add(
     "--sweep",
     default="",
     help="'field=a,b;field=log:LOW:HIGH:COUNT;seed=0..2', or names of the"
     " experiment's own sweeps, such as learning_rate",
   )
-  add("--jobs", type=int, help="runs at once: 1; on a cluster all")
+  add("--jobs", type=int, help="runs at once (1; on a cluster all)")
   add("--launcher", choices=execute.LAUNCHERS, default="local")
-  add("--dry_run", action="store_true", help="only prints the commands")
-  add("--search", choices=search.KINDS, help="a search instead of a grid")
-  add("--trials", type=int, default=20, help="runs of a search (20)")
-  add("--objective", default="", help="a number of the runs' complete.json")
-  add("--direction", choices=search.DIRECTIONS, default="maximize")
-  add("--search_seed", type=int, default=0, help="of a search itself (0)")
-  arguments.add_slurm_flags(found)
-  found.add_argument_group(
-    "other flags",
-    "--shared.FIELD=VALUE is one of experiments.pipeline, for the stages that\n"
-    "all runs share. Any other is the experiment's, for every run.",
+  add("--dry_run", action="store_true", help="print the commands only")
+  add("--search", choices=search.KINDS, help="search instead of a grid")
+  add(
+    "--trials", type=int, default=20, help="number of trials of a search (20)"
   )
-  return found
+  add("--objective", default="", help="number in the runs' complete.json")
+  add("--direction", choices=search.DIRECTIONS, default="maximize")
+  add(
+    "--search_seed", type=int, default=0, help="seed of the search itself (0)"
+  )
+  arguments.add_slurm_flags(parser)
+  parser.add_argument_group(
+    "other flags",
+    "--shared.FIELD=VALUE sets a field of experiments.pipeline for the shared\n"
+    "stages. All other flags are the experiment's, for every run.",
+  )
+  return parser
 
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-  """What a command line asks for."""
+  """Parsed command line of a sweep.
+
+  Attributes:
+    args: the sweep's own flags.
+    config: config of every run before fields are swept.
+    settings: the flags that make this config.
+    axes: value of --sweep with names expanded.
+    shared: stages that all runs share.
+    module: package of the experiments.
+    defaults: "flags" and "shared" → the preset's value of each field.
+  """
 
   args: argparse.Namespace
-  config: Any  # of every run, before anything is swept
-  settings: Mapping[str, Any]  # the flags that make it
-  text: str  # the sweep without names
-  stages: shared.Shared | None
+  config: Any
+  settings: Mapping[str, Any]
+  axes: str
+  shared: shared.SharedStages | None
   module: str
-  # "flags" and "shared" → the preset's value of each.
   defaults: Mapping[str, Mapping[str, Any]]
 
   @property
-  def first(self) -> list[Job]:
-    """What runs before all others."""
-    return [self.stages.job] if self.stages else []
+  def shared_jobs(self) -> list[Job]:
+    """Returns the job of the shared stages, if there are any."""
+    return [self.shared.job] if self.shared else []
 
-  def job(self, name: str, overrides: Mapping[str, Any]) -> Job:
-    """The job of one run."""
-    start = self.stages.flags if self.stages else {}
+  def make_job(self, name: str, overrides: Mapping[str, Any]) -> Job:
+    """Returns the job of one run."""
+    start = self.shared.flags if self.shared else {}
     return Job(
       name,
       self.args.experiment,
       {**self.settings, **start, **overrides},
-      tuple(job.name for job in self.first),
+      tuple(job.name for job in self.shared_jobs),
       self.module,
     )
 
   @property
   def search(self) -> search.Search:
-    """How to search."""
+    """Returns the settings of the search."""
     args = self.args
     return search.Search(
       args.search,
@@ -111,11 +129,11 @@ class Sweep:
     )
 
   @property
-  def place(self) -> dict[str, Any]:
-    """Where runs are run, as arguments of `execute` and `search.run`."""
+  def launch_options(self) -> dict[str, Any]:
+    """Returns the launcher's settings, as keyword arguments."""
     args = self.args
     return dict(
-      # On a cluster 0 is no limit.
+      # On a cluster, 0 means no limit.
       workers=args.jobs or int(args.launcher == "local"),
       launcher=args.launcher,
       slurm=arguments.slurm_resources(args),
@@ -128,25 +146,31 @@ def parse(
   doc: str,
   module: str,
 ) -> Sweep:
-  """What a command line asks for; everything in it is checked."""
-  args, rest = parser(doc).parse_known_args(argv)
-  _check(args)
-  mine = ["--" + a[len(_SHARED) :] for a in rest if a.startswith(_SHARED)]
+  """Parses and checks a command line."""
+  args, rest = make_parser(doc).parse_known_args(argv)
+  _check_arguments(args)
+  shared_flags = [
+    "--" + a[len(_SHARED) :] for a in rest if a.startswith(_SHARED)
+  ]
   rest = [a for a in rest if not a.startswith(_SHARED)]
-  experiment = functools.cache(lambda: _load(args.experiment, load))
+  experiment = functools.cache(lambda: _load_experiment(args.experiment, load))
   get_config = presets.EXPERIMENTS.get(args.experiment)
   preset = args.preset
-  # Its module takes seconds to import, which a dry run can often do without.
+  # A dry run can often avoid importing the module, which takes seconds.
   if get_config is None or not preset:
     get_config = experiment().get_config
     preset = preset or _default_preset(get_config)
-  config, settings = _settings(rest, args.experiment, get_config, preset)
-  text = grid.expand(args.sweep, lambda: getattr(experiment(), "sweep", dict)())
-  swept = grid.fields(text)
+  config, settings = _parse_flags(rest, args.experiment, get_config, preset)
+  text = grid.expand_names(
+    args.sweep, lambda: getattr(experiment(), "sweep", dict)()
+  )
+  swept = grid.swept_fields(text)
   stages = None
-  if shared.until(args.experiment, [*settings, *swept]):
-    _, more = _settings(mine, "pipeline", presets.pipeline, preset, _SHARED)
-    stages = shared.stages(
+  if shared.last_shared_stage(args.experiment, [*settings, *swept]):
+    _, more = _parse_flags(
+      shared_flags, "pipeline", presets.pipeline, preset, _SHARED
+    )
+    stages = shared.shared_stages(
       args.workdir,
       args.experiment,
       settings,
@@ -154,42 +178,44 @@ def parse(
       presets.pipeline(preset),
       {name: value for name, value in more.items() if name != "preset"},
     )
-  elif mine:
+  elif shared_flags:
     raise UserError(
-      "there are no shared stages: a start or data are given",
-      field=mine[0].replace("--", _SHARED, 1).partition("=")[0],
+      "there are no shared stages, because a start or data are set",
+      field=shared_flags[0].replace("--", _SHARED, 1).partition("=")[0],
       fix="leave it out",
     )
-  defaults = {"flags": _values(get_config(preset))}
+  defaults = {"flags": _field_values(get_config(preset))}
   if stages:
-    defaults["shared"] = _values(presets.pipeline(preset))
+    defaults["shared"] = _field_values(presets.pipeline(preset))
   return Sweep(args, config, settings, text, stages, module, defaults)
 
 
-def _values(config: Any) -> dict[str, Any]:
+def _field_values(config: Any) -> dict[str, Any]:
   return {name: value for name, value, _ in flags.leaves(config)}
 
 
-def _load(name: str, load: Callable[[str], Any]) -> Any:
-  found = load(name)
-  if not hasattr(found, "get_config"):
+def _load_experiment(name: str, load: Callable[[str], Any]) -> Any:
+  module = load(name)
+  if not hasattr(module, "get_config"):
     raise UserError(
       f"there is no experiment {name!r}",
       field="--experiment",
       fix=configs.nearest(name, presets.EXPERIMENTS)
       or f"give one of {', '.join(presets.EXPERIMENTS)}",
     )
-  return found
+  return module
 
 
 def _default_preset(get_config: Callable[[str], Any]) -> str:
   return inspect.signature(get_config).parameters["preset"].default
 
 
-def _check(args: argparse.Namespace) -> None:
+def _check_arguments(args: argparse.Namespace) -> None:
   for name in ("jobs", "trials"):
     if getattr(args, name) is not None and getattr(args, name) < 1:
-      raise UserError("starts at 1", field=f"--{name}", fix=f"give --{name}=1")
+      raise UserError(
+        "must be at least 1", field=f"--{name}", fix=f"give --{name}=1"
+      )
   if args.search and not args.objective:
     raise UserError(
       "is missing",
@@ -204,18 +230,18 @@ def _check(args: argparse.Namespace) -> None:
     )
   if args.objective and not args.search:
     raise UserError(
-      "is for a search", field="--objective", fix="give --search=tpe too"
+      "needs a search", field="--objective", fix="add --search=tpe"
     )
 
 
-def _settings(
+def _parse_flags(
   argv: Sequence[str],
   experiment: str,
   get_config: Callable[[str], Any],
   preset: str,
-  mark: str = "--",
+  prefix: str = "--",
 ) -> tuple[Any, dict[str, Any]]:
-  """A config, and the flags that make it."""
+  """Returns a config and the flags that make it."""
   try:
     config, _ = flags.parse(
       [*argv, f"--preset={preset}"],
@@ -225,58 +251,62 @@ def _settings(
       runs=False,
     )
   except UserError as error:
-    if error.field is None or mark == "--":
+    if error.field is None or prefix == "--":
       raise
     raise UserError(
       error.problem,
       file=error.file,
-      field=error.field.replace("--", mark, 1),
-      fix=error.fix.replace("mean --", f"mean {mark}"),
+      field=error.field.replace("--", prefix, 1),
+      fix=error.fix.replace("mean --", f"mean {prefix}"),
     ) from error
-  usual = _values(get_config(preset))
+  defaults = _field_values(get_config(preset))
   changed = {
     name: value
-    for name, value in _values(config).items()
-    if value != usual[name]
+    for name, value in _field_values(config).items()
+    if value != defaults[name]
   }
   return config, {"preset": preset, **changed}
 
 
 def run(sweep: Sweep) -> int:
-  """Runs a sweep; the exit status, which is 1 if some run failed."""
+  """Runs a sweep; returns exit status 1 if a run failed."""
   args = sweep.args
-  space, chosen = {}, {}
+  space, runs = {}, {}
   if args.search:
-    space = grid.space(sweep.text, sweep.config)
+    space = grid.search_space(sweep.axes, sweep.config)
   else:
-    chosen = grid.runs(sweep.text, sweep.config)
-  jobs = [sweep.job(name, values) for name, values in chosen.items()]
-  checked = jobs or _corners(sweep, space)
-  preflight.check(checked, sweep.config, args.workdir, numbers=not args.search)
+    runs = grid.grid_runs(sweep.axes, sweep.config)
+  jobs = [sweep.make_job(name, values) for name, values in runs.items()]
+  checked = jobs or _single_changes(sweep, space)
+  preflight.check_runs(
+    checked, sweep.config, args.workdir, numbers=not args.search
+  )
   if args.dry_run:
     for number, values in enumerate(
-      search.preview(sweep.search, space) if args.search else ()
+      search.preview_trials(sweep.search, space) if args.search else ()
     ):
-      chosen[search.trial_name(number)] = values
-    _show(sweep, [sweep.job(name, values) for name, values in chosen.items()])
+      runs[search.trial_name(number)] = values
+    _print_commands(
+      sweep, [sweep.make_job(name, values) for name, values in runs.items()]
+    )
     return 0
   inputs = preflight.fingerprints(checked, sweep.config, args.workdir)
-  _begin(sweep, chosen, inputs)
+  _write_sweep(sweep, runs, inputs)
   if args.search:
     outcome = _search(sweep, space)
   else:
-    outcome = execute.execute(
-      [*sweep.first, *jobs], args.workdir, **sweep.place
+    outcome = execute.run_jobs(
+      [*sweep.shared_jobs, *jobs], args.workdir, **sweep.launch_options
     )
-  return _report(sweep, outcome)
+  return _report_results(sweep, outcome)
 
 
-def _corners(sweep: Sweep, space: Mapping[str, Any]) -> list[Job]:
-  """Returns a search's jobs with one value of a list changed at a time.
+def _single_changes(sweep: Sweep, space: Mapping[str, Any]) -> list[Job]:
+  """Returns jobs that each set one value of a search's lists.
 
-  Their combinations are not known in advance.
+  The combinations of a search are not known in advance.
   """
-  jobs = [sweep.job("trials", {})]
+  jobs = [sweep.make_job("trials", {})]
   listed = [
     (field, value)
     for field, part in space.items()
@@ -284,16 +314,16 @@ def _corners(sweep: Sweep, space: Mapping[str, Any]) -> list[Job]:
     for value in part.values
   ]
   jobs += [
-    sweep.job(f"{field}={number}", {field: value})
+    sweep.make_job(f"{field}={number}", {field: value})
     for number, (field, value) in enumerate(listed)
     if isinstance(value, str)
   ]
   return jobs
 
 
-def _begin(
+def _write_sweep(
   sweep: Sweep,
-  chosen: Mapping[str, Mapping[str, Any]],
+  runs: Mapping[str, Mapping[str, Any]],
   inputs: Mapping[str, str],
 ) -> None:
   """Writes sweep.json."""
@@ -302,57 +332,66 @@ def _begin(
     "experiment": args.experiment,
     "kind": args.search or "grid",
     "flags": dict(sweep.settings),
-    "shared": dict(sweep.stages.job.flags) if sweep.stages else {},
+    "shared": dict(sweep.shared.job.flags) if sweep.shared else {},
   }
   if args.search:
     head |= {
-      "space": sweep.text,
+      "space": sweep.axes,
       "direction": args.direction,
       "search_seed": args.search_seed,
     }
-  entries = [{"name": n, "overrides": dict(o)} for n, o in chosen.items()]
-  plan.begin(args.workdir, head, entries, sweep.defaults, inputs)
+  entries = [{"name": n, "overrides": dict(o)} for n, o in runs.items()]
+  sweep_file.write_sweep(args.workdir, head, entries, sweep.defaults, inputs)
 
 
 def _search(sweep: Sweep, space: Any) -> execute.Outcome:
-  """The shared stages, by one worker while the others wait; then trials."""
+  """Runs the shared stages in one worker while others wait, then trials."""
   root = sweep.args.workdir
-  with search.joined(root, sweep.search, space, sweep.job) as trials:
-    if sweep.first:
-      before = execute.execute(
-        sweep.first, root, title="shared", wait=True, **sweep.place
+  with search.join_search(root, sweep.search, space, sweep.make_job) as trials:
+    if sweep.shared_jobs:
+      shared_outcome = execute.run_jobs(
+        sweep.shared_jobs,
+        root,
+        title="shared",
+        wait=True,
+        **sweep.launch_options,
       )
-      if before.failed:
-        return before
-    return search.run_trials(trials, **sweep.place)
+      if shared_outcome.failed:
+        return shared_outcome
+    return search.run_trials(trials, **sweep.launch_options)
 
 
-def _show(sweep: Sweep, jobs: Sequence[Job]) -> None:
-  """Prints the commands, in an order in which they work by hand."""
+def _print_commands(sweep: Sweep, jobs: Sequence[Job]) -> None:
+  """Prints the commands in an order that respects dependencies."""
   args = sweep.args
-  for job in [*sweep.first, *jobs]:
-    print(shown(job.command(args.workdir)))
+  for job in [*sweep.shared_jobs, *jobs]:
+    print(shell_line(job.command(args.workdir)))
   if args.search and len(jobs) < args.trials:
-    print(f"# {args.trials - len(jobs)} more, which depend on these results")
+    print(
+      f"# {args.trials - len(jobs)} more, which depend on the results of these"
+    )
   if args.launcher == "slurm":
     name = jobs[0].name
-    print(f"\n# {name} as sbatch is given it; the others are alike")
-    print(cluster.batch_script(args.workdir, sweep.place["slurm"], name))
+    print(f"\n# batch script of {name}; the others are similar")
+    print(
+      cluster.batch_script(args.workdir, sweep.launch_options["slurm"], name)
+    )
 
 
-def _report(sweep: Sweep, outcome: execute.Outcome) -> int:
-  """Writes and prints the results; the exit status."""
+def _report_results(sweep: Sweep, outcome: execute.Outcome) -> int:
+  """Prints and draws the results; returns the exit status."""
   args, root = sweep.args, sweep.args.workdir
   path = collect.write_csv(root)
-  found = collect.rows(root)
+  rows = collect.read_rows(root)
   first = [args.objective] if args.search else []
   if args.search:
-    found = [row for row in found if row["run"] in outcome.done]
-    found.sort(
-      key=functools.partial(_value, sweep),
+    rows = [row for row in rows if row["run"] in outcome.done]
+    rows.sort(
+      key=functools.partial(_objective_of, sweep),
       reverse=args.direction == "maximize",
     )
-  print(collect.table(found, first))
+  print(collect.format_table(rows, first))
+  _summarize(sweep, rows)
   print(f"results: {path}")
   for name, text in outcome.failed.items():
     print(f"failed: {name}, {records.log_path(root, name)}", file=sys.stderr)
@@ -363,10 +402,26 @@ def _report(sweep: Sweep, outcome: execute.Outcome) -> int:
   return int(bool(outcome.failed or outcome.skipped))
 
 
-def _value(sweep: Sweep, row: Mapping[str, Any]) -> float:
+def _summarize(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> None:
+  """Writes the picture, and the means over seeds if seeds are swept."""
+  args, root = sweep.args, sweep.args.workdir
+  swept = grid.swept_fields(sweep.axes)
+  groups = summary.group_by_settings(rows, swept)
+  first = [args.objective] if args.search else []
+  metrics = summary.choose_metrics(groups, first)
+  if summary.has_seeds(rows, swept):
+    print("\nmeans over seeds with 95 % intervals")
+    print(collect.format_table(summary.text_rows(groups, metrics)))
+    print(f"means: {summary.write_means(root, groups)}")
+  picture = summary.draw(root, groups, metrics, connect=not args.search)
+  if picture:
+    print(f"picture: {picture}")
+
+
+def _objective_of(sweep: Sweep, row: Mapping[str, Any]) -> float:
   """Returns the objective of a row's run, which is complete."""
-  folder = os.path.join(sweep.args.workdir, *row["run"].split("/"))
-  value = search.objective(sweep.search, folder)
+  workdir = os.path.join(sweep.args.workdir, *row["run"].split("/"))
+  value = search.read_objective(sweep.search, workdir)
   return math.nan if value is None else value
 
 
@@ -381,13 +436,13 @@ def main(
 
   Args:
     argv: the arguments.
-    load: an experiment's name → its module, or None.
-    doc: what `--help` begins with.
-    module: the package of the experiments.
+    load: returns an experiment's module, or None.
+    doc: first lines of `--help`.
+    module: package of the experiments.
 
   Returns:
-    The exit status: 1 if some run failed, 2 after a user's mistake; 0 also
-    after SIGTERM.
+    The exit status: 1 if a run failed, 2 after a user error; 0 also after
+    SIGTERM.
   """
   statuses: list[int] = []
 

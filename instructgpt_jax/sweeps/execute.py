@@ -1,8 +1,8 @@
-"""Runs jobs in the order of their needs, and what is missing on a second call.
+"""Runs jobs in the order of their dependencies.
 
-A job is complete when its folder holds complete.json. One that fails does not
-stop the others; those that need it are skipped. Whatever ends the runner, its
-processes end with it, and a second call goes on from their checkpoints.
+A job is complete when its workdir holds complete.json. A failed job does not
+stop the others; jobs that depend on it are skipped. When the runner ends, so do
+its processes. A second call runs what is missing and resumes from checkpoints.
 """
 
 from __future__ import annotations
@@ -24,51 +24,59 @@ from instructgpt_jax.distributed import preemption
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.runs import files, progress
 from instructgpt_jax.sweeps import processes, records
-from instructgpt_jax.sweeps.cluster import Slurm, Submitit
-from instructgpt_jax.sweeps.jobs import Job, check_complete, in_order
+from instructgpt_jax.sweeps.cluster import Slurm, SubmititLauncher
+from instructgpt_jax.sweeps.jobs import Job, check_same_flags, order_jobs
 
 LAUNCHERS = ("local", "slurm", "submitit-local")
-# The processes of a runner that was killed are gone within this time.
-_LEFT_OVER = 3.0
+# Processes of a killed runner are gone within this time (seconds).
+_LOCK_TIMEOUT = 3.0
 
 
 @dataclasses.dataclass
 class Outcome:
-  """What became of the jobs."""
+  """Results of all jobs.
+
+  Attributes:
+    done: complete jobs.
+    failed: job → how it ended and the last lines of its log.
+    skipped: job → the failed job that it depends on.
+    seconds: job → wall time over all calls.
+  """
 
   done: list[str] = dataclasses.field(default_factory=list)
-  # Job → how it ended and the last lines of its log.
   failed: dict[str, str] = dataclasses.field(default_factory=dict)
-  # Job → the failed job that it needs.
   skipped: dict[str, str] = dataclasses.field(default_factory=dict)
-  # Job → wall time over all calls.
   seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 class Launcher(Protocol):
-  """Where jobs run."""
+  """Starts jobs and collects those that have ended.
 
-  poll: float  # seconds between two looks at them
+  Attributes:
+    poll: seconds between two checks for ended jobs.
+  """
+
+  poll: float
 
   @property
-  def names(self) -> list[str]: ...
+  def running(self) -> list[str]: ...
 
   @property
-  def free(self) -> int: ...
+  def free_slots(self) -> int: ...
 
   def start(self, job: Job, lock: int, alone: bool = False) -> None: ...
 
-  def ended(self) -> list[processes.Ended]: ...
+  def pop_finished(self) -> list[processes.FinishedJob]: ...
 
   def stop(self) -> None: ...
 
 
-def say(text: str) -> None:
-  """One line on standard error, above a progress bar."""
+def log_line(text: str) -> None:
+  """Prints a line to standard error, above the progress bar."""
   tqdm.tqdm.write(text, file=sys.stderr)
 
 
-def execute(
+def run_jobs(
   jobs: Sequence[Job],
   root: str,
   *,
@@ -77,44 +85,45 @@ def execute(
   slurm: Slurm | None = None,
   title: str = "sweep",
   wait: bool = False,
-  log: Callable[[str], None] = say,
+  log: Callable[[str], None] = log_line,
 ) -> Outcome:
   """Runs all jobs that are not complete.
 
   Args:
-    jobs: in any order; the given one is kept where needs allow it.
-    root: folder of all jobs' folders.
-    workers: jobs at once; on a cluster 0 means all that are ready.
+    jobs: the jobs; their order is kept as far as dependencies allow.
+    root: directory of all workdirs.
+    workers: jobs at once; on a cluster, 0 runs all that are ready.
     launcher: one of LAUNCHERS.
-    slurm: what a job asks of the cluster.
-    title: what the progress is called.
-    wait: waits for another runner in the same root instead of refusing.
-    log: is told one line for each job that ends.
+    slurm: resources of each job on a cluster.
+    title: title of the progress bar.
+    wait: whether to wait for another runner in `root` instead of refusing.
+    log: called with a line for each job that ends.
 
   Returns:
-    What became of each.
+    The results of all jobs.
 
   Raises:
-    UserError: another runner works in the same root, or a complete job was
-      run with other settings.
+    UserError: another runner works in `root`, or a complete job was run with
+      other settings.
     ValueError: the jobs contradict each other.
-    KeyboardInterrupt: SIGINT has come; all processes have ended.
-    Preempted: the same with SIGTERM.
+    KeyboardInterrupt: after SIGINT, once all processes have ended.
+    Preempted: the same after SIGTERM.
   """
-  ordered = in_order(jobs)
+  ordered = order_jobs(jobs)
   files.make_directory(root)
   lock = records.acquire(
-    os.path.join(root, ".lock"), math.inf if wait else _LEFT_OVER
+    os.path.join(root, ".lock"), math.inf if wait else _LOCK_TIMEOUT
   )
   if lock is None:
     raise UserError(
-      "another sweep runs there",
+      "another sweep is running in this directory",
       file=root,
       fix="wait until it has ended, or choose another --workdir",
+      code="sweep_running",
     )
   try:
-    place = open_launcher(launcher, root, workers, slurm)
-    outcome = _drive(ordered, root, place, lock, title, log)
+    opened = open_launcher(launcher, root, workers, slurm)
+    outcome = _run_loop(ordered, root, opened, lock, title, log)
   finally:
     os.close(lock)
   seconds = records.read_seconds(root)
@@ -127,20 +136,21 @@ def execute(
 def open_launcher(
   name: str, root: str, workers: int, slurm: Slurm | None
 ) -> Launcher:
-  """The launcher of a name."""
+  """Returns the launcher of a name."""
   if name == "local":
-    return processes.Local(root, workers)
+    return processes.LocalLauncher(root, workers)
   if name not in LAUNCHERS:
     raise UserError(
       f"there is no launcher {name!r}",
       field="--launcher",
       fix=f"give one of {', '.join(LAUNCHERS)}",
+      code="unknown_launcher",
     )
   cluster = "slurm" if name == "slurm" else "local"
-  return Submitit(root, workers, cluster, slurm or Slurm())
+  return SubmititLauncher(root, workers, cluster, slurm or Slurm())
 
 
-def _drive(
+def _run_loop(
   ordered: Sequence[Job],
   root: str,
   launcher: Launcher,
@@ -151,40 +161,40 @@ def _drive(
   outcome = Outcome()
   waiting: dict[str, Job] = {}
   for job in ordered:
-    if job.complete(root):
-      check_complete(job, root)
-      _settle(job, root)
+    if job.is_complete(root):
+      check_same_flags(job, root)
+      _settle_span(job, root)
       outcome.done.append(job.name)
     else:
       waiting[job.name] = job
-  with following(
+  with monitor_sweep(
     len(ordered), len(outcome.done), title, launcher, log
-  ) as watch:
+  ) as monitor:
     try:
-      while waiting or launcher.names:
-        watch.check()
-        ready = _ready(waiting, outcome)
-        alone = len(ready) == 1 and not launcher.names
-        for job in ready[: launcher.free]:
+      while waiting or launcher.running:
+        monitor.check()
+        ready = _ready_jobs(waiting, outcome)
+        alone = len(ready) == 1 and not launcher.running
+        for job in ready[: launcher.free_slots]:
           launcher.start(waiting.pop(job.name), lock, alone)
-          watch.started()
-        for ended in launcher.ended():
+          monitor.started()
+        for ended in launcher.pop_finished():
           if ended.error:
             outcome.failed[ended.name] = ended.error
           else:
             outcome.done.append(ended.name)
-          watch.ended(ended)
-        if launcher.names:
+          monitor.ended(ended)
+        if launcher.running:
           time.sleep(launcher.poll)
     finally:
       launcher.stop()
   return outcome
 
 
-def _settle(job: Job, root: str) -> None:
-  """Counts the time of a complete job whose runner was killed as it ended.
+def _settle_span(job: Job, root: str) -> None:
+  """Adds the time of a complete job whose runner was killed.
 
-  On a cluster the job's own process may be about to do so.
+  On a cluster, the job's own process may hold the lock and do so itself.
   """
   lock = records.acquire(records.lock_path(root, f"runs/{job.name}"))
   if lock is not None:
@@ -194,21 +204,23 @@ def _settle(job: Job, root: str) -> None:
       os.close(lock)
 
 
-def _ready(waiting: dict[str, Job], outcome: Outcome) -> list[Job]:
-  """Those that can start; those that never can are taken out."""
+def _ready_jobs(waiting: dict[str, Job], outcome: Outcome) -> list[Job]:
+  """Returns the jobs that can start; moves those that never can to skipped."""
   ready = []
   for job in list(waiting.values()):
-    lost = [n for n in job.needs if n in outcome.failed or n in outcome.skipped]
-    if lost:
-      outcome.skipped[job.name] = outcome.skipped.get(lost[0], lost[0])
+    failed = [
+      n for n in job.needs if n in outcome.failed or n in outcome.skipped
+    ]
+    if failed:
+      outcome.skipped[job.name] = outcome.skipped.get(failed[0], failed[0])
       del waiting[job.name]
     elif all(need in outcome.done for need in job.needs):
       ready.append(job)
   return ready
 
 
-class Watch:
-  """Tells how far a sweep is, and when it is to stop."""
+class SweepMonitor:
+  """Shows the progress of a sweep, and raises when it is to stop."""
 
   def __init__(
     self,
@@ -223,63 +235,63 @@ class Watch:
     self._began: dict[str, float] = {}
 
   def check(self) -> None:
-    """Raises KeyboardInterrupt or Preempted once a signal has come."""
+    """Raises KeyboardInterrupt or Preempted after a signal."""
     if self._signal == signal.SIGTERM:
       raise preemption.Preempted
     if self._signal:
       raise KeyboardInterrupt
 
   def stop(self, number: int, *unused: object) -> None:
-    """The signals' handler."""
+    """Handles SIGINT and SIGTERM."""
     self._signal = number
 
   def count(self, done: int) -> None:
-    """Shows how many are done, by this process and others."""
+    """Shows the number of jobs done, by this process and others."""
     self._bar.update(max(0, done - self._bar.done))
 
   def started(self) -> None:
-    """Shows what runs now."""
-    for name in self._launcher.names:
+    """Shows the running jobs."""
+    for name in self._launcher.running:
       self._began.setdefault(name, time.monotonic())
     self._show(0)
 
-  def ended(self, ended: processes.Ended) -> None:
-    """Counts a job, and tells it where there is no bar or it has failed."""
+  def ended(self, ended: processes.FinishedJob) -> None:
+    """Counts a job; logs it if it failed or there is no progress bar."""
     self._show(1)
     began = self._began.pop(ended.name, time.monotonic())
     spent = progress.clock(time.monotonic() - began)
-    how = "failed after" if ended.error else "done in"
+    verb = "failed after" if ended.error else "done in"
     if ended.error or not sys.stderr.isatty():
       count = f"{self._bar.done}/{self._bar.total}"
-      self._log(f"{self._title} {count}: {ended.name}: {how} {spent}")
+      self._log(f"{self._title} {count}: {ended.name}: {verb} {spent}")
 
   def _show(self, count: int) -> None:
-    names = self._launcher.names
+    names = self._launcher.running
     more = f" and {len(names) - 2} more" if len(names) > 2 else ""
     self._bar.update(count, running=", ".join(names[:2]) + more or "nothing")
 
 
 @contextlib.contextmanager
-def following(
+def monitor_sweep(
   total: int,
   done: int,
   title: str,
   launcher: Launcher,
   log: Callable[[str], None],
-) -> Iterator[Watch]:
-  """Shows progress, and turns SIGINT and SIGTERM into `Watch.check`."""
+) -> Iterator[SweepMonitor]:
+  """Shows progress; makes signals raise in `SweepMonitor.check`."""
   with progress.Progress(
     total, title, initial=done, unit="job", every=math.inf
   ) as bar:
-    watch = Watch(bar, launcher, log, title)
-    old = {}
+    monitor = SweepMonitor(bar, launcher, log, title)
+    previous = {}
     if threading.current_thread() is threading.main_thread():
       for number in (signal.SIGINT, signal.SIGTERM):
-        # A background job of a shell ignores SIGINT, and goes on doing so.
+        # A background job of a shell keeps ignoring SIGINT.
         if signal.getsignal(number) is not signal.SIG_IGN:
-          old[number] = signal.signal(number, watch.stop)
+          previous[number] = signal.signal(number, monitor.stop)
     try:
-      yield watch
+      yield monitor
     finally:
-      for number, handler in old.items():
+      for number, handler in previous.items():
         signal.signal(number, handler)

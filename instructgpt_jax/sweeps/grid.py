@@ -1,4 +1,4 @@
-"""The grammar of `--sweep`: from its text to runs, or to what is searched.
+"""Parses `--sweep` into the runs of a grid or the space of a search.
 
 text   = part;part;…             each part is one axis of the grid
 part   = field=item,item,…       or (field,field)=(value,value),…
@@ -19,170 +19,183 @@ from typing import Any, NoReturn
 from instructgpt_jax import configs
 from instructgpt_jax.cli import flags
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.sweeps.jobs import flag_text
+from instructgpt_jax.sweeps.jobs import format_flag
 
 _EXAMPLE = "for example --sweep='ppo.kl_coef=0.01,0.02;seed=0..2'"
-_LONGEST = 150  # characters of a run's name; file systems allow 255 bytes
+_MAX_NAME = 150  # characters of a run's name; file systems allow 255 bytes
 
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-  """Numbers between two ends, both among them."""
+  """Closed range of numbers.
+
+  Attributes:
+    low: lower end.
+    high: upper end.
+    log: whether sampling is uniform in the logarithm.
+    integer: whether values are whole numbers.
+  """
 
   low: float
   high: float
-  log: bool  # uniform in the logarithm
-  whole: bool
+  log: bool
+  integer: bool
 
 
 @dataclasses.dataclass(frozen=True)
 class Choices:
-  """Some values."""
+  """List of values."""
 
   values: tuple[Any, ...]
 
 
-def expand(text: str, named: Callable[[], Mapping[str, str]]) -> str:
-  """The text with what the names of sweeps in it stand for.
+def expand_names(text: str, named: Callable[[], Mapping[str, str]]) -> str:
+  """Replaces names of sweeps in a text by their definitions.
 
   Args:
     text: fields with values, and names, separated by ";".
-    named: gives the experiment's own sweeps; only called where it is needed.
+    named: returns the experiment's named sweeps; called only if needed.
   """
   parts = [part.strip() for part in text.split(";") if part.strip()]
   for i, part in enumerate(parts):
     if "=" not in part:
       if part not in named():
-        _refuse(
+        _reject(
           part,
           "there is no such sweep",
-          configs.nearest(part, named()) or f"give {_some(named())}",
+          configs.nearest(part, named()) or f"give {_list_names(named())}",
         )
       parts[i] = named()[part]
   if not parts:
-    raise UserError("is missing", field="--sweep", fix=f"give {_some(named())}")
+    raise UserError(
+      "is missing", field="--sweep", fix=f"give {_list_names(named())}"
+    )
   return ";".join(parts)
 
 
-def _some(named: Mapping[str, str]) -> str:
+def _list_names(named: Mapping[str, str]) -> str:
   return f"one of {', '.join(named)}, or field=value,value"
 
 
-def fields(text: str) -> list[str]:
-  """What is swept."""
-  return [field for part in _parts(text) for field in _split(part)[0]]
+def swept_fields(text: str) -> list[str]:
+  """Returns the swept fields."""
+  return [field for part in _split_axes(text) for field in _split_axis(part)[0]]
 
 
-def runs(text: str, config: Any) -> dict[str, dict[str, Any]]:
-  """Every run of a grid: its name → what it sets.
+def grid_runs(text: str, config: Any) -> dict[str, dict[str, Any]]:
+  """Returns the runs of a grid: name → swept field → value.
 
   Args:
     text: axes separated by ";"; the last one changes fastest.
-    config: the experiment's config, which knows fields, types and ranges.
+    config: the experiment's config, which defines fields and ranges.
 
   Raises:
-    UserError: names the part of the text that is wrong.
+    UserError: a part of the text is wrong; the error quotes it.
   """
-  parts = _parts(text)
-  axes = [_points(part, config) for part in parts]
-  found = []
-  for chosen in itertools.product(*axes):
-    overrides = {name: v for point in chosen for name, v in point.items()}
-    if overrides not in found:
+  parts = _split_axes(text)
+  axes = [_axis_points(part, config) for part in parts]
+  runs = []
+  for points in itertools.product(*axes):
+    overrides = {name: v for point in points for name, v in point.items()}
+    if overrides not in runs:
       _check(parts, config, overrides)
-      found.append(overrides)
-  short = _short(list(found[0]))
-  return {run_name(overrides, short): overrides for overrides in found}
+      runs.append(overrides)
+  short = _short_names(list(runs[0]))
+  return {run_name(overrides, short): overrides for overrides in runs}
 
 
-def space(text: str, config: Any) -> dict[str, Range | Choices]:
-  """What a search may choose: field → its range or its values."""
-  found: dict[str, Range | Choices] = {}
-  for part in _parts(text):
-    field, *others = _split(part)[0]
+def search_space(text: str, config: Any) -> dict[str, Range | Choices]:
+  """Returns the space of a search: field → range or values."""
+  space: dict[str, Range | Choices] = {}
+  for part in _split_axes(text):
+    field, *others = _split_axis(part)[0]
     if others:
-      _refuse(part, "a search has one field a part", "give field=values")
+      _reject(part, "a search has one field a part", "give field=values")
     pattern = r"(log|lin|int):([^:]*):([^:]*)"
     match = re.fullmatch(pattern, part.partition("=")[2].strip())
     if match is None:
-      values = [point[field] for point in _points(part, config)]
+      values = [point[field] for point in _axis_points(part, config)]
       for value in values:
         _check([part], config, {field: value})
-      found[field] = Choices(tuple(values))
+      space[field] = Choices(tuple(values))
       continue
-    like = _leaf(part, field, config)
+    like = _field_value(part, field, config)
     if type(like) not in (int, float):
-      _refuse(part, f"{field} has no range", "list its values: a,b")
+      _reject(part, f"{field} has no range", "list its values: a,b")
     if match[1] == "int" and type(like) is float:
-      _refuse(part, f"{field} is no whole number", "give lin:LOW:HIGH")
-    low, high = (_number(part, text, type(like)) for text in match.groups()[1:])
+      _reject(part, f"{field} is no whole number", "give lin:LOW:HIGH")
+    low, high = (
+      _parse_number(part, text, type(like)) for text in match.groups()[1:]
+    )
     if not low < high:
-      _refuse(part, f"{low} is not below {high}", "give the lower end first")
+      _reject(part, f"{low} is not below {high}", "give the lower end first")
     if match[1] == "log" and low <= 0:
-      _refuse(part, "a log range starts above 0", "give lin:LOW:HIGH")
+      _reject(part, "a log range starts above 0", "give lin:LOW:HIGH")
     for end in (low, high):
       _check([part], config, {field: end})
-    found[field] = Range(low, high, match[1] == "log", type(like) is int)
-  return found
+    space[field] = Range(low, high, match[1] == "log", type(like) is int)
+  return space
 
 
 def run_name(overrides: Mapping[str, Any], short: Mapping[str, str]) -> str:
-  """A run's folder: `kl_coef=0.02,seed=1`."""
+  """Returns the name of a run, such as `kl_coef=0.02,seed=1`."""
   name = ",".join(
-    f"{short[field]}={_safe(value)}" for field, value in overrides.items()
+    f"{short[field]}={_path_text(value)}" for field, value in overrides.items()
   )
-  if len(name) <= _LONGEST:
+  if len(name) <= _MAX_NAME:
     return name
-  return name[: _LONGEST - 9] + "~" + _hash(name)
+  return name[: _MAX_NAME - 9] + "~" + _short_hash(name)
 
 
-def _parts(text: str) -> list[str]:
+def _split_axes(text: str) -> list[str]:
   parts = [part.strip() for part in text.split(";") if part.strip()]
   if not parts:
-    _refuse(text, "names nothing", _EXAMPLE)
-  seen = Counter(field for part in parts for field in _split(part)[0])
+    _reject(text, "is empty", _EXAMPLE)
+  counts = Counter(field for part in parts for field in _split_axis(part)[0])
   for part in parts:
-    for field in _split(part)[0]:
-      if seen[field] > 1:
-        _refuse(part, f"{field} stands there twice", "give it once")
+    for field in _split_axis(part)[0]:
+      if counts[field] > 1:
+        _reject(part, f"{field} is set twice", "give it once")
   return parts
 
 
-def _split(part: str) -> tuple[list[str], str]:
-  """The fields of a part, and the text of their values."""
+def _split_axis(part: str) -> tuple[list[str], str]:
+  """Splits an axis into its fields and the text of their values."""
   fields, equals, values = part.partition("=")
   names = [name.strip() for name in fields.strip(" ()").split(",")]
   if not equals or not all(names) or not values.strip():
-    _refuse(part, "is not field=value,value", _EXAMPLE)
+    _reject(part, "is not field=value,value", _EXAMPLE)
   if len(names) > 1 and not fields.startswith("("):
-    _refuse(part, "has several fields", "put them in brackets: (a,b)=(1,2)")
+    _reject(part, "has several fields", "put them in brackets: (a,b)=(1,2)")
   return names, values.strip()
 
 
-def _points(part: str, config: Any) -> list[dict[str, Any]]:
-  """What a part sets, point by point."""
-  fields, text = _split(part)
-  likes = [_leaf(part, field, config) for field in fields]
+def _axis_points(part: str, config: Any) -> list[dict[str, Any]]:
+  """Returns the points of an axis: field → value."""
+  fields, text = _split_axis(part)
+  likes = [_field_value(part, field, config) for field in fields]
   if not part.startswith("("):
     rows = [
       [value]
       for item in text.split(",")
-      for value in _values(part, item.strip(), likes[0])
+      for value in _expand_item(part, item.strip(), likes[0])
     ]
   else:
-    one = r"\(([^()]*)\)"
-    if not re.fullmatch(rf"{one}(\s*,\s*{one})*", text):
-      _refuse(part, "is not (a,b)=(1,2),(3,4)", "put each point in brackets")
+    point_pattern = r"\(([^()]*)\)"
+    if not re.fullmatch(rf"{point_pattern}(\s*,\s*{point_pattern})*", text):
+      _reject(part, "is not (a,b)=(1,2),(3,4)", "put each point in brackets")
     rows = []
-    for point in re.findall(one, text):
+    for point in re.findall(point_pattern, text):
       row = [value.strip() for value in point.split(",")]
       if len(row) != len(fields):
-        _refuse(
+        _reject(
           part,
           f"({point}) does not have {len(fields)} values",
           "give each field one",
         )
-      rows.append([_typed(*pair) for pair in zip(row, likes, strict=True)])
+      rows.append(
+        [_parse_value(*pair) for pair in zip(row, likes, strict=True)]
+      )
   points = []
   for row in rows:
     point = dict(zip(fields, row, strict=True))
@@ -191,30 +204,37 @@ def _points(part: str, config: Any) -> list[dict[str, Any]]:
   return points
 
 
-def _values(part: str, item: str, like: Any) -> Iterator[Any]:
-  """What one item stands for."""
+def _expand_item(part: str, item: str, like: Any) -> Iterator[Any]:
+  """Yields the values of an item."""
   span = re.fullmatch(r"(\d+)\.\.(\d+)", item)
   if span and type(like) is int:
     low, high = int(span[1]), int(span[2])
     if low > high:
-      _refuse(part, f"{item} is empty", "give the lower end first")
+      _reject(part, f"{item} is empty", "give the lower end first")
     yield from range(low, high + 1)
   elif item.startswith(("log:", "lin:")) and type(like) in (int, float):
     kind, *ends = item.split(":")
     if len(ends) != 3:
-      _refuse(part, f"{item} has no count", f"give {kind}:LOW:HIGH:COUNT")
-    low, high = (_number(part, end, float) for end in ends[:2])
-    count = _number(part, ends[2], int)
+      _reject(part, f"{item} has no count", f"give {kind}:LOW:HIGH:COUNT")
+    low, high = (_parse_number(part, end, float) for end in ends[:2])
+    count = _parse_number(part, ends[2], int)
     if count < 1 or kind == "log" and min(low, high) <= 0:
-      _refuse(part, f"{item} has no points", "a count starts at 1, log above 0")
-    for value in _between(kind, low, high, count):
+      _reject(part, f"{item} has no points", "a count starts at 1, log above 0")
+    for value in _spaced(kind, low, high, count):
       yield round(value) if type(like) is int else value
   else:
-    yield _typed(item, like)
+    yield _parse_value(item, like)
 
 
-def _between(kind: str, low: float, high: float, count: int) -> list[float]:
-  """Points in equal steps, or steps of equal ratio; six digits, exact ends."""
+def _spaced(kind: str, low: float, high: float, count: int) -> list[float]:
+  """Returns equally spaced points, with six digits and exact ends.
+
+  Args:
+    kind: "log" for equal ratios, "lin" for equal differences.
+    low: first point.
+    high: last point.
+    count: number of points.
+  """
   shares = [i / (count - 1) for i in range(1, count - 1)]
   if kind == "log":
     inner = [low * (high / low) ** share for share in shares]
@@ -223,16 +243,16 @@ def _between(kind: str, low: float, high: float, count: int) -> list[float]:
   return [low, *(float(f"{v:.6g}") for v in inner), high][:count]
 
 
-def _number(part: str, text: str, kind: type) -> Any:
+def _parse_number(part: str, text: str, kind: type) -> Any:
   try:
     return kind(text)
   except ValueError:
-    what = "whole number" if kind is int else "number"
-    _refuse(part, f"{text!r} is not a {what}", "mend it")
+    noun = "whole number" if kind is int else "number"
+    _reject(part, f"{text!r} is not a {noun}", f"give a {noun}")
 
 
-def _typed(text: str, like: Any) -> Any:
-  """The value, or the text itself, which `_check` then refuses."""
+def _parse_value(text: str, like: Any) -> Any:
+  """Parses a value; returns invalid text as it is, for `_check` to refuse."""
   kind = type(like)
   if kind is bool:
     return {"true": True, "false": False}.get(text.lower(), text)
@@ -242,36 +262,38 @@ def _typed(text: str, like: Any) -> Any:
     return text
 
 
-def _leaf(part: str, field: str, config: Any) -> Any:
-  """The field's value in the config."""
+def _field_value(part: str, field: str, config: Any) -> Any:
+  """Returns the field's value in the config."""
   known = {name: value for name, value, _ in flags.leaves(config)}
   if field not in known:
     near = configs.nearest(field, known)
-    _refuse(part, f"there is no field {field!r}", near or "--help lists them")
+    _reject(part, f"there is no field {field!r}", near or "--help lists them")
   return known[field]
 
 
 def _check(
   parts: Sequence[str], config: Any, overrides: Mapping[str, Any]
 ) -> None:
-  """Refuses what the config does, and names the part that it comes from."""
+  """Raises the config's error for invalid values, and quotes their axes."""
   try:
     flags.replace(config, overrides)
   except UserError as error:
-    blamed = [part for part in parts if error.field in _split(part)[0]]
-    _refuse(
+    blamed = [part for part in parts if error.field in _split_axis(part)[0]]
+    _reject(
       ";".join(blamed or parts),
       f"{error.field}: {error.problem}",
       error.fix,
     )
 
 
-def _refuse(part: str, problem: str, fix: str) -> NoReturn:
-  raise UserError(f"{part!r}: {problem}", field="--sweep", fix=fix)
+def _reject(part: str, problem: str, fix: str) -> NoReturn:
+  raise UserError(
+    f"{part!r}: {problem}", field="--sweep", fix=fix, code="bad_sweep"
+  )
 
 
-def _short(fields: Sequence[str]) -> dict[str, str]:
-  """The last part of each name, where no other field has the same."""
+def _short_names(fields: Sequence[str]) -> dict[str, str]:
+  """Returns the last part of each field's name where that is unique."""
   count = Counter(field.rpartition(".")[2] for field in fields)
   return {
     field: leaf if count[leaf := field.rpartition(".")[2]] == 1 else field
@@ -279,18 +301,18 @@ def _short(fields: Sequence[str]) -> dict[str, str]:
   }
 
 
-def _text(value: Any) -> str:
+def _value_text(value: Any) -> str:
   if isinstance(value, float) and float(f"{value:g}") == value:
     return f"{value:g}"
-  return flag_text(value)
+  return format_flag(value)
 
 
-def _safe(value: Any) -> str:
-  """A value as part of a folder's name; two values never look the same."""
-  text = _text(value)
+def _path_text(value: Any) -> str:
+  """Formats a value for a directory's name; different values differ."""
+  text = _value_text(value)
   safe = re.sub(r"[^\w.+-]", "_", text)[-40:]
-  return safe if safe == text else f"{safe}~{_hash(text)}"
+  return safe if safe == text else f"{safe}~{_short_hash(text)}"
 
 
-def _hash(text: str) -> str:
+def _short_hash(text: str) -> str:
   return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -1,4 +1,4 @@
-"""One command of a sweep, and the order in which several can run."""
+"""Jobs, which are commands of a sweep, and their order."""
 
 from __future__ import annotations
 
@@ -13,60 +13,70 @@ from typing import Any
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.runs import files
 
-# Folders of the root that are not a job's.
+# Directory in the root that holds the logs.
 LOGS = "logs"
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """One command of a sweep, in a folder of its own below the root."""
+  """One command of a sweep, with its own workdir.
 
-  name: str  # the folder below the root; may contain "/"
-  experiment: str  # run as python -m experiments.<experiment>
-  flags: Mapping[str, Any]  # dotted flag → str, int, float or bool
-  needs: tuple[str, ...] = ()  # names of jobs that must be complete before
-  module: str = "experiments"  # the package that holds the experiment
+  Attributes:
+    name: workdir relative to the root; may contain "/".
+    experiment: run as python -m MODULE.EXPERIMENT.
+    flags: dotted flag → str, int, float or bool.
+    needs: names of jobs that must be complete before.
+    module: package that holds the experiment.
+  """
+
+  name: str
+  experiment: str
+  flags: Mapping[str, Any]
+  needs: tuple[str, ...] = ()
+  module: str = "experiments"
 
   def __post_init__(self):
     first, *rest = self.name.split("/")
     if first == LOGS or any(p == "" or p[0] == "." for p in (first, *rest)):
-      raise ValueError(f"{self.name!r} cannot be the folder of a job")
+      raise ValueError(f"{self.name!r} cannot be the name of a job")
 
-  def folder(self, root: str) -> str:
-    """Its workdir."""
+  def workdir(self, root: str) -> str:
+    """Returns the job's workdir."""
     return os.path.join(root, *self.name.split("/"))
 
   def command(self, root: str) -> list[str]:
-    """The arguments of its process, the interpreter first."""
+    """Returns the command line, the interpreter first."""
     return [
       sys.executable,
       "-m",
       f"{self.module}.{self.experiment}",
-      f"--workdir={self.folder(root)}",
-      *(f"--{name}={flag_text(value)}" for name, value in self.flags.items()),
+      f"--workdir={self.workdir(root)}",
+      *(f"--{name}={format_flag(value)}" for name, value in self.flags.items()),
     ]
 
-  def complete(self, root: str) -> bool:
-    """Whether it has run to its end."""
-    return files.read_complete(self.folder(root)) is not None
+  def is_complete(self, root: str) -> bool:
+    """Returns whether the job has run to its end."""
+    return files.read_complete(self.workdir(root)) is not None
 
 
-def flag_text(value: Any) -> str:
-  """A value as it stands on a command line."""
+def format_flag(value: Any) -> str:
+  """Formats a value for a command line."""
   return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def shown(command: Sequence[str]) -> str:
-  """A command as a line for the shell, run at the repository's root."""
+def shell_line(command: Sequence[str]) -> str:
+  """Formats a command for a shell at the root of the repository."""
   return shlex.join(["python", *command[1:]])
 
 
-def in_order(jobs: Sequence[Job]) -> list[Job]:
-  """Each job once, in the given order, but what one needs stands before it.
+def order_jobs(jobs: Sequence[Job]) -> list[Job]:
+  """Orders jobs so that each comes after those that it needs.
+
+  Duplicates are merged; otherwise the order is kept.
 
   Raises:
-    ValueError: two jobs of one name differ, a need is no job's name, or jobs
-      need each other in a circle.
+    ValueError: two jobs of one name differ, a needed job is missing, or jobs
+      need each other in a cycle.
   """
   named: dict[str, Job] = {}
   for job in jobs:
@@ -78,37 +88,40 @@ def in_order(jobs: Sequence[Job]) -> list[Job]:
   for job in named.values():
     for need in job.needs:
       if need not in named:
-        raise ValueError(f"{job.name!r} needs {need!r}, which is no job")
+        raise ValueError(f"{job.name!r} needs {need!r}, which is not a job")
   graph = {job.name: job.needs for job in named.values()}
   try:
     graphlib.TopologicalSorter(graph).prepare()
   except graphlib.CycleError as error:
-    circle = " needs ".join(reversed(error.args[1]))
-    raise ValueError(f"jobs need each other: {circle}") from error
+    cycle = " needs ".join(reversed(error.args[1]))
+    raise ValueError(f"jobs need each other: {cycle}") from error
   order: dict[str, Job] = {}
 
-  def put(job: Job) -> None:
+  def add(job: Job) -> None:
     if job.name not in order:
       for need in job.needs:
-        put(named[need])
+        add(named[need])
       order[job.name] = job
 
   for job in named.values():
-    put(job)
+    add(job)
   return list(order.values())
 
 
-def check_complete(job: Job, root: str) -> None:
-  """Refuses a complete folder that another value of a flag has filled.
+def check_same_flags(job: Job, root: str) -> None:
+  """Checks that a complete job was run with the same flags.
 
-  Paths are not compared: a folder may have moved. Nor is the network, which a
-  stage takes over from the one it starts from.
+  Paths are not compared, since a directory may have moved. Nor is the network,
+  which a stage inherits from the stage that it starts from.
+
+  Raises:
+    UserError: a flag had another value.
   """
-  path = os.path.join(job.folder(root), files.CONFIG)
+  path = os.path.join(job.workdir(root), files.CONFIG)
   if not os.path.exists(path):
     return
-  held = files.read_json(path)
-  config = held.get("config") if isinstance(held, dict) else None
+  content = files.read_json(path)
+  config = content.get("config") if isinstance(content, dict) else None
   for name, value in job.flags.items():
     if isinstance(value, str) or name.startswith(("model.", "run.")):
       continue
@@ -117,7 +130,8 @@ def check_complete(job: Job, root: str) -> None:
       old = old.get(part) if isinstance(old, dict) else None
     if old is not None and old != value:
       raise UserError(
-        f"was run with --{name}={flag_text(old)}, not {flag_text(value)}",
-        file=job.folder(root),
+        f"was run with --{name}={format_flag(old)}, not {format_flag(value)}",
+        file=job.workdir(root),
         fix="delete it to run it again, or choose another --workdir",
+        code="other_flags",
       )

@@ -13,11 +13,11 @@ from instructgpt_jax.errors import UserError
 from instructgpt_jax.sweeps.jobs import Job
 from instructgpt_jax.training import fingerprint
 
-_FOLDERS = ("init_from", "ppo.reward_model", "sft.reward_model")
+_DIRECTORY_FIELDS = ("init_from", "ppo.reward_model", "sft.reward_model")
 _DATA = ("demonstrations", "comparisons", "prompts", "pretraining")
 
 
-def check(
+def check_runs(
   jobs: Iterable[Job], config: Any, root: str, *, numbers: bool = True
 ) -> None:
   """Checks the flags and input files of every run that is not complete.
@@ -25,7 +25,7 @@ def check(
   Args:
     jobs: the runs, without shared stages.
     config: config of every run, before swept fields are set.
-    root: the sweep's directory. Files in it may be made while it runs.
+    root: the sweep's directory. Its files may be written during the sweep.
     numbers: whether to check batches and lengths beside files.
 
   Raises:
@@ -33,19 +33,21 @@ def check(
   """
   known = {name for name, _, _ in flags.leaves(config)}
   for job in jobs:
-    if job.complete(root):
+    if job.is_complete(root):
       continue
     values = {k: v for k, v in job.flags.items() if k in known}
-    whole = flags.replace(config, values)
+    run_config = flags.replace(config, values)
     if numbers:
-      _of(job, lambda whole=whole: checks.check_batches(whole))
-      _of(job, lambda whole=whole: checks.check_pipeline_lengths(whole))
-    leaves = {name: value for name, value, _ in flags.leaves(whole)}
-    _of(job, lambda leaves=leaves: _paths(leaves, root))
+      _with_run_name(job, lambda run=run_config: checks.check_batches(run))
+      _with_run_name(
+        job, lambda run=run_config: checks.check_pipeline_lengths(run)
+      )
+    leaves = {name: value for name, value, _ in flags.leaves(run_config)}
+    _with_run_name(job, lambda leaves=leaves: _check_paths(leaves, root))
 
 
 def fingerprints(jobs: Iterable[Job], config: Any, root: str) -> dict[str, str]:
-  """Computes fingerprints of what unfinished runs read from outside the sweep.
+  """Computes fingerprints of the inputs of unfinished runs.
 
   Args:
     jobs: the runs, without shared stages.
@@ -58,23 +60,23 @@ def fingerprints(jobs: Iterable[Job], config: Any, root: str) -> dict[str, str]:
   known = {name: value for name, value, _ in flags.leaves(config)}
   result: dict[str, str] = {}
   for job in jobs:
-    if job.complete(root):
+    if job.is_complete(root):
       continue
-    for name in (*_FOLDERS, *(f"data.{source}" for source in _DATA)):
+    for name in (*_DIRECTORY_FIELDS, *(f"data.{source}" for source in _DATA)):
       path = job.flags.get(name, known.get(name))
       key = f"{name}={path}"
-      if not path or key in result or _within(path.split(",")[0], root):
+      if not path or key in result or _is_within(path.split(",")[0], root):
         continue
       of = (
         fingerprint.fingerprint_model
-        if name in _FOLDERS
+        if name in _DIRECTORY_FIELDS
         else fingerprint.fingerprint_files
       )
       result[key] = of(path).hash
   return result
 
 
-def _of(job: Job, body: Callable[[], None]) -> None:
+def _with_run_name(job: Job, body: Callable[[], None]) -> None:
   """Calls `body`, and names the run in its error."""
   try:
     body()
@@ -89,26 +91,26 @@ def _of(job: Job, body: Callable[[], None]) -> None:
     ) from error
 
 
-def _paths(leaves: Mapping[str, Any], root: str) -> None:
-  for name in _FOLDERS:
+def _check_paths(leaves: Mapping[str, Any], root: str) -> None:
+  for name in _DIRECTORY_FIELDS:
     path = leaves.get(name)
-    if path and not _within(path, root) and not os.path.isdir(path):
+    if path and not _is_within(path, root) and not os.path.isdir(path):
       raise UserError(
-        "there is no such directory",
+        "no such directory",
         file=path,
         field=name,
-        fix="give the --workdir of a stage that has run to its end",
+        fix="give the --workdir of a complete stage",
         code="no_folder",
       )
   path = leaves.get("tokenizer.path")
-  if path and not _within(path, root) and not os.path.exists(path):
+  if path and not _is_within(path, root) and not os.path.exists(path):
     raise UserError(
-      "there is no such tokenizer", file=path, field="tokenizer.path",
+      "no such tokenizer", file=path, field="tokenizer.path",
       fix="give a tokenizer's file or directory", code="no_file",
     )  # fmt: skip
   for source in _DATA:
     spec = leaves.get(f"data.{source}")
-    if not spec or any(_within(part, root) for part in spec.split(",")):
+    if not spec or any(_is_within(part, root) for part in spec.split(",")):
       continue
     try:
       reading.expand(spec)
@@ -122,7 +124,7 @@ def _paths(leaves: Mapping[str, Any], root: str) -> None:
       ) from error
 
 
-def _within(path: str, root: str) -> bool:
-  """Whether a path lies in the sweep's directory."""
-  whole, folder = os.path.abspath(path), os.path.abspath(root)
-  return os.path.commonpath([whole, folder]) == folder
+def _is_within(path: str, root: str) -> bool:
+  """Returns whether a path is in the sweep's directory."""
+  absolute, directory = os.path.abspath(path), os.path.abspath(root)
+  return os.path.commonpath([absolute, directory]) == directory

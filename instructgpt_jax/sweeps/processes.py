@@ -1,4 +1,4 @@
-"""Jobs as processes of this machine."""
+"""Launcher for processes on this host."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _GRACE = 10.0  # seconds between asking a process to end and killing it
 
 
 @dataclasses.dataclass(frozen=True)
-class Ended:
-  """A job that runs no more; without an error it is complete."""
+class FinishedJob:
+  """Job that has ended; it is complete if there is no error."""
 
   name: str
   error: str = ""
@@ -40,35 +40,38 @@ class _Running:
   began: float
 
 
-class Local:
-  """Runs so many jobs at once, each on cores of its own where they suffice."""
+class LocalLauncher:
+  """Launcher that runs jobs as processes.
+
+  Each worker has its own CPU cores if there are enough.
+  """
 
   poll = 0.1
 
   def __init__(self, root: str, workers: int):
     self._root, self._workers = root, max(1, workers)
-    self._cores = shares(self._workers)
+    self._cores = split_cores(self._workers)
     self._running: list[_Running] = []
 
   @property
-  def names(self) -> list[str]:
-    """What is running."""
-    return [one.job.name for one in self._running]
+  def running(self) -> list[str]:
+    """Returns the names of running jobs."""
+    return [running.job.name for running in self._running]
 
   @property
-  def free(self) -> int:
-    """How many more jobs may be started."""
+  def free_slots(self) -> int:
+    """Returns how many more jobs may be started."""
     return self._workers - len(self._running)
 
   def start(self, job: jobs.Job, lock: int, alone: bool = False) -> None:
-    """Starts a job; its process holds the lock too, in case this one dies.
+    """Starts a job, whose process also holds the lock in case this one dies.
 
     Args:
       job: the job.
-      lock: an open file.
-      alone: no other starts before it has ended, so it may have all cores.
+      lock: file descriptor of the lock.
+      alone: whether it may use all cores, since no other job runs.
     """
-    used = {one.slot for one in self._running}
+    used = {running.slot for running in self._running}
     slot = min(set(range(self._workers)) - used)
     log = records.log_path(self._root, job.name)
     files.make_directory(os.path.dirname(log))
@@ -76,74 +79,79 @@ class Local:
     records.begin_span(self._root, job)
     with files.disk_errors_as_user_errors(log), open(log, "ab") as file:
       start = file.tell()
-      file.write(f"$ {jobs.shown(command)}\n".encode())
+      file.write(f"$ {jobs.shell_line(command)}\n".encode())
       file.flush()
       cores = [] if alone else self._cores[slot]
-      process = popen(command, file, cores, lock)
+      process = start_process(command, file, cores, lock)
     self._running.append(
       _Running(job, process, slot, lock, alone, log, start, time.monotonic())
     )
 
-  def ended(self) -> list[Ended]:
-    """Those that have ended since the last call.
+  def pop_finished(self) -> list[FinishedJob]:
+    """Returns the jobs that have ended since the last call.
 
-    One that was asked to end, and not by this process, goes on.
+    Restarts jobs that another process has preempted.
     """
-    ended = [one for one in self._running if one.process.poll() is not None]
-    found = []
-    for one in ended:
-      self._forget(one)
-      error = self._error(one)
-      if error and asked_to_end(one.process.returncode, one.log, one.start):
-        self.start(one.job, one.lock, one.alone)
+    ended = [
+      running for running in self._running if running.process.poll() is not None
+    ]
+    finished = []
+    for running in ended:
+      self._remove(running)
+      error = self._error_text(running)
+      if error and was_preempted(
+        running.process.returncode, running.log, running.start
+      ):
+        self.start(running.job, running.lock, running.alone)
       else:
-        found.append(Ended(one.job.name, error))
-    return found
+        finished.append(FinishedJob(running.job.name, error))
+    return finished
 
   def stop(self) -> None:
-    """Ends all that runs; returns when nothing is left."""
-    for one in self._running:
-      end(one.process)
-    for one in self._running:
-      kill(one.process)
-    for one in list(self._running):
-      self._forget(one)
+    """Ends all running jobs and waits for them."""
+    for running in self._running:
+      terminate(running.process)
+    for running in self._running:
+      wait_or_kill(running.process)
+    for running in list(self._running):
+      self._remove(running)
 
-  def _forget(self, one: _Running) -> None:
-    self._running.remove(one)
-    spent = time.monotonic() - one.began
-    records.end_span(self._root, one.job.name, spent)
+  def _remove(self, running: _Running) -> None:
+    self._running.remove(running)
+    spent = time.monotonic() - running.began
+    records.end_span(self._root, running.job.name, spent)
 
-  def _error(self, one: _Running) -> str:
-    status = one.process.returncode
-    if status == 0 and one.job.complete(self._root):
+  def _error_text(self, running: _Running) -> str:
+    status = running.process.returncode
+    if status == 0 and running.job.is_complete(self._root):
       return ""
-    return f"{ending(status)}\n{records.last_lines(one.log, one.start)}"
+    last_lines = records.last_lines(running.log, running.start)
+    return f"{describe_exit(status)}\n{last_lines}"
 
 
-def asked_to_end(status: int, log: str, start: int) -> bool:
-  """Whether a process that is not complete has ended after SIGTERM.
+def was_preempted(status: int, log: str, start: int) -> bool:
+  """Returns whether a process has ended because of SIGTERM.
 
   Args:
-    status: how it ended.
-    log: the file of its output.
-    start: the byte at which that begins.
+    status: exit status.
+    log: file of its output.
+    start: byte at which its output begins.
   """
   last = records.last_lines(log, start).splitlines()[-1:]
   return status == 0 and last == [preemption.STOPPED]
 
 
-def ending(status: int) -> str:
-  """How a process ended, in words."""
+def describe_exit(status: int) -> str:
+  """Describes an exit status in words."""
   if status >= 0:
     return f"ended with status {status}, not complete"
   return f"killed by {signal.Signals(-status).name}"
 
 
-def popen(
+def start_process(
   command: Sequence[str], log, cores: Sequence[int] = (), lock: int = -1
 ) -> subprocess.Popen:
-  """Starts a command that dies with this process, in a group of its own."""
+  """Starts a command in its own process group; it dies with this process."""
   text = ",".join(str(core) for core in cores)
   return subprocess.Popen(
     [sys.executable, "-I", child.__file__, str(os.getpid()), text, *command],
@@ -156,15 +164,15 @@ def popen(
   )
 
 
-def end(process: subprocess.Popen) -> None:
-  """Asks a process and those that it started to end."""
+def terminate(process: subprocess.Popen) -> None:
+  """Sends SIGTERM to the process group of a process."""
   if process.poll() is None:
     with contextlib.suppress(ProcessLookupError):
       os.killpg(process.pid, signal.SIGTERM)
 
 
-def kill(process: subprocess.Popen) -> None:
-  """Waits for a process that was asked to end, and kills it in the end."""
+def wait_or_kill(process: subprocess.Popen) -> None:
+  """Waits for a process after SIGTERM; kills its group after a time-out."""
   try:
     process.wait(_GRACE)
   except subprocess.TimeoutExpired:
@@ -174,9 +182,9 @@ def kill(process: subprocess.Popen) -> None:
 
 
 def _environment() -> dict[str, str]:
-  """This process's, from which the house's own packages can be imported."""
-  house = str(pathlib.Path(instructgpt_jax.__file__).parent.parent)
-  paths = [house, *filter(None, [os.environ.get("PYTHONPATH")])]
+  """Returns the environment, with this package on the import path."""
+  root = str(pathlib.Path(instructgpt_jax.__file__).parent.parent)
+  paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
   return {
     **os.environ,
     "PYTHONPATH": os.pathsep.join(paths),
@@ -184,8 +192,8 @@ def _environment() -> dict[str, str]:
   }
 
 
-def shares(workers: int) -> list[list[int]]:
-  """The cores of each worker; none where workers are to share them all."""
+def split_cores(workers: int) -> list[list[int]]:
+  """Returns the CPU cores of each worker; [] where workers share all."""
   if not hasattr(os, "sched_getaffinity"):
     return [[]] * workers
   cores = sorted(os.sched_getaffinity(0))

@@ -1,4 +1,4 @@
-"""Logs, seconds and locks that a sweep keeps beside its runs."""
+"""Logs, wall times and locks that a sweep keeps next to its runs."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _LINES = 10
 
 
 def log_path(root: str, name: str) -> str:
-  """Where the output of a job is kept.
+  """Returns the path of a job's log.
 
-  Outside its folder, which an experiment that refuses its flags gives back
-  only when nothing else lies in it.
+  The log is outside the workdir, because an experiment that refuses its flags
+  removes its workdir only if that is empty.
   """
   return os.path.join(root, jobs.LOGS, *name.split("/")) + ".txt"
 
 
 def last_lines(path: str, start: int = 0) -> str:
-  """The end of a log that began at a byte of its file."""
+  """Reads the last lines of a log, from the byte `start` on."""
   try:
     with open(path, "rb") as file:
       file.seek(max(start, os.path.getsize(path) - 65536))
@@ -39,21 +39,21 @@ def last_lines(path: str, start: int = 0) -> str:
 
 
 def lock_path(root: str, name: str) -> str:
-  """The file of a lock that belongs to the sweep."""
+  """Returns the path of a lock of the sweep."""
   return os.path.join(root, LOCKS, *name.split("/")) + ".lock"
 
 
 def read_seconds(root: str) -> dict[str, float]:
-  """Job → wall time in seconds, over all calls."""
+  """Reads job → wall time in seconds, over all calls."""
   path = pathlib.Path(root) / SECONDS
   return files.read_json(path) if path.exists() else {}
 
 
 def begin_span(root: str, job: jobs.Job) -> None:
-  """Notes that a job starts now, in case this process is killed.
+  """Records the start of a job, in case this process is killed.
 
-  The caller holds the job's lock. The time of an earlier start without a noted
-  end is added first.
+  Adds the time of an earlier start without a recorded end first. The caller
+  holds the job's lock.
   """
   settle_span(root, job)
   files.write_text_atomic(_span_path(root, job.name), repr(time.time()))
@@ -68,8 +68,8 @@ def end_span(root: str, name: str, spent: float) -> None:
 def settle_span(root: str, job: jobs.Job) -> None:
   """Adds the time of a start whose process was killed before `end_span`.
 
-  It lasted until the job last wrote to its log or to a file of its directory.
-  The caller holds the job's lock.
+  It ends when the job last wrote to its log or to a file of its workdir. The
+  caller holds the job's lock.
   """
   path = pathlib.Path(_span_path(root, job.name))
   try:
@@ -78,7 +78,7 @@ def settle_span(root: str, job: jobs.Job) -> None:
     return
   written = [log_path(root, job.name)]
   with contextlib.suppress(OSError):
-    written += [entry.path for entry in os.scandir(job.folder(root))]
+    written += [entry.path for entry in os.scandir(job.workdir(root))]
   times = [began]
   for one in written:
     with contextlib.suppress(OSError):
@@ -91,7 +91,7 @@ def _span_path(root: str, name: str) -> str:
 
 
 def add_seconds(root: str, name: str, spent: float) -> None:
-  """Adds to a job's wall time."""
+  """Adds seconds to a job's wall time."""
   with locked(lock_path(root, "seconds")):
     seconds = read_seconds(root)
     seconds[name] = round(seconds.get(name, 0.0) + spent, 3)

@@ -1,12 +1,11 @@
-"""A search for the best settings by any number of workers: Optuna on SQLite.
+"""Searches for the best settings with any number of workers: Optuna on SQLite.
 
 All changes to the study are made under one lock, so trials are counted right.
-Each trial has a lock of its own, held by the worker that runs it and by the
-process itself. The system drops it when they end, by whatever means; then
-exactly one other worker gets it, and goes on in the same folder from the
-trial's checkpoint. Optuna's own heartbeats would find a dead worker only after
-a time-out, take a machine that slept for dead, and start a new trial beside the
-old one.
+Each trial has its own lock, which the worker and the trial's process hold. The
+operating system releases it when both end. One other worker then takes it and
+resumes from the trial's checkpoint in the same workdir. Optuna's heartbeats
+would notice a dead worker only after a time-out, would mistake a suspended host
+for a dead one, and would start a new trial.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from typing import Any
 from instructgpt_jax import configs
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.runs import files
-from instructgpt_jax.sweeps import collect, execute, plan, records
+from instructgpt_jax.sweeps import collect, execute, records, sweep_file
 from instructgpt_jax.sweeps.cluster import Slurm
 from instructgpt_jax.sweeps.grid import Choices, Range
 from instructgpt_jax.sweeps.jobs import Job
@@ -31,10 +30,9 @@ from instructgpt_jax.sweeps.jobs import Job
 KINDS = ("random", "tpe")
 DIRECTIONS = ("maximize", "minimize")
 DATABASE = "search.db"
-_PATIENCE = 1.0  # seconds between two looks for a trial to take over
-# Complete runs without a field of the objective's name, and none with it, after
-# which the name is taken for a mistake.
-_ABSENT = 5
+_RETRY_SECONDS = 1.0  # seconds between two attempts to take over a trial
+# Complete runs without the objective, and none with it, before a search fails.
+_MAX_WITHOUT_OBJECTIVE = 5
 # Attributes of the study and of a trial.
 _OBJECTIVE, _KNOWN, _UNDECIDED = "objective", "known", "undecided"
 _NOT_FINITE = ("nan", "inf", "-inf")  # as `files.to_json_values` writes them
@@ -42,18 +40,26 @@ _NOT_FINITE = ("nan", "inf", "-inf")  # as `files.to_json_values` writes them
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-  """How to search, and for what."""
+  """Settings of a search.
+
+  Attributes:
+    kind: one of KINDS.
+    trials: number of trials.
+    objective: number in the runs' summaries, such as accuracy.mean.
+    direction: one of DIRECTIONS.
+    seed: seed of the sampler.
+  """
 
   kind: str
   trials: int
-  objective: str  # a number of the runs' summaries, such as accuracy.mean
+  objective: str
   direction: str = "maximize"
   seed: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-  """A trial that this process alone may run, while the lock is open."""
+  """Trial that only this process may run while it holds the lock."""
 
   number: int
   job: Job
@@ -61,12 +67,12 @@ class Claim:
 
 
 def trial_name(number: int) -> str:
-  """A trial's folder."""
+  """Returns the name of a trial's workdir."""
   return f"trials/{number:03}"
 
 
 class Trials:
-  """The trials of a search, shared with other workers."""
+  """Trials of a search, shared with other workers."""
 
   def __init__(
     self,
@@ -78,9 +84,9 @@ class Trials:
     self.root, self.search, self._make_job = root, search, make_job
     self._lock = records.lock_path(root, "search")
     self._optuna = load_optuna()
-    self._space = distributions(self._optuna, space)
-    self.left = search.trials  # not finished, when last looked at
-    self._worker: int | None = None  # the lock that all live workers share
+    self._space = optuna_distributions(self._optuna, space)
+    self.num_left = search.trials  # unfinished trials at the last check
+    self._worker: int | None = None  # lock that all live workers share
     path = os.path.abspath(os.path.join(root, DATABASE))
     with records.locked(self._lock):
       self._storage = self._optuna.storages.RDBStorage(
@@ -94,8 +100,8 @@ class Trials:
         load_if_exists=True,
       )
 
-  def aim(self) -> None:
-    """Joins the workers of the search; all have one objective.
+  def set_objective(self) -> None:
+    """Joins the workers of the search, which share one objective.
 
     Raises:
       UserError: there is a result, an unfinished trial or a live worker for
@@ -110,7 +116,7 @@ class Trials:
         alone = records.acquire(path)
         if alone is not None:
           os.close(alone)
-        if alone is None or self._has_trials_of_its_own():
+        if alone is None or self._has_results():
           raise UserError(
             f"was begun with --objective={old}, not {new}",
             file=self.root,
@@ -133,11 +139,11 @@ class Trials:
         code="other_direction",
       )
 
-  def _has_trials_of_its_own(self) -> bool:
+  def _has_results(self) -> bool:
     """Whether a trial has a result, or will have one, for the objective."""
     failed = self._optuna.trial.TrialState.FAIL
     return any(
-      self._whole(trial)
+      self._has_all_values(trial)
       and trial.state != failed
       and _UNDECIDED not in trial.user_attrs
       for trial in self._study.get_trials(deepcopy=False)
@@ -152,36 +158,40 @@ class Trials:
     self._storage.engine.dispose()
 
   def claim(self) -> Claim | None:
-    """A trial whose worker is gone, else a new one, else None."""
+    """Claims a trial whose worker has ended, or a new one.
+
+    Returns:
+      The claim; None if no trial is left to start.
+    """
     states = self._optuna.trial.TrialState
     with records.locked(self._lock):
       trials = self._study.get_trials(deepcopy=False)
-      whole = [t for t in trials if self._whole(t)]
+      complete = [t for t in trials if self._has_all_values(t)]
       for trial in trials:
-        if self._ended(trial):
+        if self._is_finished(trial):
           continue
-        lock = self._try(trial.number)
-        if lock is not None and self._whole(trial):
-          return self._claimed(trial.number, trial.params, lock)
+        lock = self._try_lock(trial.number)
+        if lock is not None and self._has_all_values(trial):
+          return self._make_claim(trial.number, trial.params, lock)
         if lock is not None:
           # Its worker was killed before all values were chosen: it never ran.
           self._study.tell(trial.number, state=states.FAIL)
           os.close(lock)
-      if len(whole) >= self.search.trials:
-        self.left = sum(not self._ended(t) for t in whole)
+      if len(complete) >= self.search.trials:
+        self.num_left = sum(not self._is_finished(t) for t in complete)
         return None
-      self._study.sampler = sampler(self._optuna, self.search, len(trials))
+      self._study.sampler = make_sampler(self._optuna, self.search, len(trials))
       trial = self._study.ask(self._space)
-      lock = self._try(trial.number)
+      lock = self._try_lock(trial.number)
       assert lock is not None
-      return self._claimed(trial.number, trial.params, lock)
+      return self._make_claim(trial.number, trial.params, lock)
 
-  def finished(self) -> int:
-    """How many trials have ended, well or not."""
+  def num_finished(self) -> int:
+    """Counts the trials that have ended, failed ones included."""
     trials = self._study.get_trials(deepcopy=False)
-    return sum(self._ended(t) and self._whole(t) for t in trials)
+    return sum(self._is_finished(t) and self._has_all_values(t) for t in trials)
 
-  def tell(self, claim: Claim, error: str) -> str:
+  def record(self, claim: Claim, error: str) -> str:
     """Records the result of a trial; returns its error, or "".
 
     A complete run without the objective is a failed trial if another run has
@@ -191,44 +201,44 @@ class Trials:
     Raises:
       UserError: several runs are complete, and none has a field of that name.
     """
-    folder = claim.job.folder(self.root)
+    workdir = claim.job.workdir(self.root)
     fail = self._optuna.trial.TrialState.FAIL
     value, missing = None, False
     if not error:
-      value = objective(self.search, folder)
+      value = read_objective(self.search, workdir)
       missing = value is None
       if value is None:
         error = f"its complete.json has no number {self.search.objective!r}"
       elif not math.isfinite(value):
         error = f"{self.search.objective} is {value}"
     with records.locked(self._lock):
-      plan.note(self.root, claim.job.name, error=error)
+      sweep_file.update_entry(self.root, claim.job.name, error=error)
       if value is not None:
-        self._decide()
-      if missing and not self._is_known():
+        self._confirm_objective()
+      if missing and not self._is_objective_known():
         self._postpone(claim.number)
       elif error:
         self._study.tell(claim.number, state=fail)
       else:
         self._study.tell(claim.number, value)
-    if missing and self._absent() >= _ABSENT:
-      raise self._no_objective()
+    if missing and self._num_without_objective() >= _MAX_WITHOUT_OBJECTIVE:
+      raise self._objective_error()
     return error
 
   def check_objective(self) -> None:
     """Raises a UserError where runs are complete but none has the objective."""
     if self._undecided():
-      raise self._no_objective()
+      raise self._objective_error()
 
-  def _decide(self) -> None:
-    """Notes that a run has the objective: undecided trials have failed."""
-    if not self._is_known():
+  def _confirm_objective(self) -> None:
+    """Records that a run has the objective; undecided trials have failed."""
+    if not self._is_objective_known():
       self._study.set_user_attr(_KNOWN, True)
     for trial in self._undecided():
       self._study.tell(trial.number, state=self._optuna.trial.TrialState.FAIL)
 
-  def _is_known(self) -> bool:
-    """Whether a run has had the objective, if only as NaN."""
+  def _is_objective_known(self) -> bool:
+    """Returns whether any run has had the objective, even as NaN."""
     complete = [self._optuna.trial.TrialState.COMPLETE]
     return self._study.user_attrs.get(_KNOWN, False) or bool(
       self._study.get_trials(deepcopy=False, states=complete)
@@ -245,19 +255,19 @@ class Trials:
     return [
       trial
       for trial in self._study.get_trials(deepcopy=False)
-      if not trial.state.is_finished() and self._ended(trial)
+      if not trial.state.is_finished() and self._is_finished(trial)
     ]
 
   def _summary(self, trial: Any) -> dict[str, Any]:
-    folder = os.path.join(self.root, *trial_name(trial.number).split("/"))
-    return collect.flat(files.read_complete(folder) or {})
+    workdir = os.path.join(self.root, *trial_name(trial.number).split("/"))
+    return collect.flatten(files.read_complete(workdir) or {})
 
-  def _absent(self) -> int:
+  def _num_without_objective(self) -> int:
     """Counts undecided trials without a field of the objective's name."""
     name = self.search.objective
     return sum(name not in self._summary(t) for t in self._undecided())
 
-  def _no_objective(self) -> UserError:
+  def _objective_error(self) -> UserError:
     """Returns the error for complete runs without the objective."""
     trials = self._undecided()
     numbers = dict.fromkeys(
@@ -278,26 +288,28 @@ class Trials:
       code="no_objective",
     )
 
-  def _ended(self, trial: Any) -> bool:
-    """Whether nothing is left to do for a trial."""
+  def _is_finished(self, trial: Any) -> bool:
+    """Returns whether a trial needs no more work."""
     undecided = trial.user_attrs.get(_UNDECIDED)
     return trial.state.is_finished() or undecided == self.search.objective
 
-  def _whole(self, trial: Any) -> bool:
-    """Whether a trial has all its values."""
+  def _has_all_values(self, trial: Any) -> bool:
+    """Returns whether all values of a trial were chosen."""
     return trial.params.keys() == self._space.keys()
 
-  def _try(self, number: int) -> int | None:
+  def _try_lock(self, number: int) -> int | None:
     return records.acquire(records.lock_path(self.root, trial_name(number)))
 
-  def _claimed(self, number: int, params: Mapping, lock: int) -> Claim:
+  def _make_claim(self, number: int, params: Mapping, lock: int) -> Claim:
     name = trial_name(number)
     overrides = {field: params[field] for field in self._space}
-    plan.begin(self.root, {}, [{"name": name, "overrides": overrides}])
+    sweep_file.write_sweep(
+      self.root, {}, [{"name": name, "overrides": overrides}]
+    )
     return Claim(number, self._make_job(name, overrides), lock)
 
 
-def run(
+def run_search(
   root: str,
   search: Search,
   space: Mapping[str, Range | Choices],
@@ -306,35 +318,35 @@ def run(
   workers: int = 1,
   launcher: str = "local",
   slurm: Slurm | None = None,
-  log: Callable[[str], None] = execute.say,
+  log: Callable[[str], None] = execute.log_line,
 ) -> execute.Outcome:
-  """Runs trials until `search.trials` are finished, beside other workers.
+  """Runs trials, with other workers, until `search.trials` are finished.
 
   Args:
-    root: the sweep's directory, which holds a plan.
+    root: the sweep's directory, which holds sweep.json.
     search: settings of the search.
     space: field → its range or choices.
     make_job: (name, overrides) → the job of a trial.
     workers: trials at once in this process.
     launcher: one of `execute.LAUNCHERS`.
-    slurm: what a trial asks of the cluster.
-    log: is told one line for each trial that ends.
+    slurm: resources of each trial on a cluster.
+    log: called with a line for each trial that ends.
 
   Returns:
-    What became of all trials, those of other workers too.
+    The results of all trials, those of other workers included.
 
   Raises:
     UserError: no complete run has the objective, or the search has trials or
       workers for another one.
   """
-  with joined(root, search, space, make_job) as trials:
+  with join_search(root, search, space, make_job) as trials:
     return run_trials(
       trials, workers=workers, launcher=launcher, slurm=slurm, log=log
     )
 
 
 @contextlib.contextmanager
-def joined(
+def join_search(
   root: str,
   search: Search,
   space: Mapping[str, Range | Choices],
@@ -346,7 +358,7 @@ def joined(
   """
   trials = Trials(root, search, space, make_job)
   try:
-    trials.aim()
+    trials.set_objective()
     yield trials
   finally:
     trials.close()
@@ -358,54 +370,54 @@ def run_trials(
   workers: int = 1,
   launcher: str = "local",
   slurm: Slurm | None = None,
-  log: Callable[[str], None] = execute.say,
+  log: Callable[[str], None] = execute.log_line,
 ) -> execute.Outcome:
   """Runs trials of a search that this process has joined, as `run` does."""
-  place = execute.open_launcher(launcher, trials.root, workers, slurm)
-  _work(trials, trials.search.trials, place, log)
+  opened = execute.open_launcher(launcher, trials.root, workers, slurm)
+  _run_loop(trials, trials.search.trials, opened, log)
   trials.check_objective()
-  return _outcome(trials.root)
+  return _read_outcome(trials.root)
 
 
-def _work(
+def _run_loop(
   trials: Trials,
   total: int,
-  place: execute.Launcher,
+  launcher: execute.Launcher,
   log: Callable[[str], None],
 ) -> None:
   claims: dict[str, Claim] = {}
-  look = 0.0
-  with execute.following(
-    total, trials.finished(), "search", place, log
-  ) as watch:
+  next_attempt = 0.0
+  with execute.monitor_sweep(
+    total, trials.num_finished(), "search", launcher, log
+  ) as monitor:
     try:
-      while trials.left or claims:
-        watch.check()
-        while place.free and time.monotonic() >= look:
+      while trials.num_left or claims:
+        monitor.check()
+        while launcher.free_slots and time.monotonic() >= next_attempt:
           claim = trials.claim()
           if claim is None:
-            look = time.monotonic() + _PATIENCE
-            watch.count(total - trials.left)
+            next_attempt = time.monotonic() + _RETRY_SECONDS
+            monitor.count(total - trials.num_left)
           else:
             claims[claim.job.name] = claim
-            place.start(claim.job, claim.lock)
-            watch.started()
-        for ended in place.ended():
+            launcher.start(claim.job, claim.lock)
+            monitor.started()
+        for ended in launcher.pop_finished():
           claim = claims[ended.name]
-          error = trials.tell(claim, ended.error)
+          error = trials.record(claim, ended.error)
           os.close(claims.pop(ended.name).lock)
-          watch.ended(dataclasses.replace(ended, error=error))
-          look = 0.0
-        time.sleep(place.poll)
+          monitor.ended(dataclasses.replace(ended, error=error))
+          next_attempt = 0.0
+        time.sleep(launcher.poll)
     finally:
-      place.stop()
+      launcher.stop()
       for claim in claims.values():
         os.close(claim.lock)
 
 
-def _outcome(root: str) -> execute.Outcome:
+def _read_outcome(root: str) -> execute.Outcome:
   outcome = execute.Outcome(seconds=records.read_seconds(root))
-  for entry in plan.read(root)["jobs"]:
+  for entry in sweep_file.read_sweep(root)["jobs"]:
     name = entry["name"]
     if entry.get("error"):
       outcome.failed[name] = entry["error"]
@@ -414,12 +426,12 @@ def _outcome(root: str) -> execute.Outcome:
   return outcome
 
 
-def objective(search: Search, folder: str) -> float | None:
+def read_objective(search: Search, workdir: str) -> float | None:
   """Returns the objective of a complete run; None if there is none.
 
   NaN and infinity are numbers here.
   """
-  summary = collect.flat(files.read_complete(folder) or {})
+  summary = collect.flatten(files.read_complete(workdir) or {})
   return _number(summary.get(search.objective))
 
 
@@ -434,11 +446,11 @@ def _number(value: Any) -> float | None:
     return math.inf if int(value) > 0 else -math.inf
 
 
-def sampler(optuna: ModuleType, search: Search, count: int) -> Any:
+def make_sampler(optuna: ModuleType, search: Search, count: int) -> Any:
   """Returns the sampler that chooses the next trial.
 
-  Its seed depends on how many there are: workers never choose the same, and a
-  random search is the same whoever runs it.
+  Its seed depends on the number of trials. So workers never choose the same
+  values, and a random search does not depend on the workers.
   """
   seed = (search.seed * 1_000_003 + count) % 2**32
   if search.kind == "random":
@@ -446,40 +458,44 @@ def sampler(optuna: ModuleType, search: Search, count: int) -> Any:
   return optuna.samplers.TPESampler(seed=seed)
 
 
-def distributions(
+def optuna_distributions(
   optuna: ModuleType, space: Mapping[str, Range | Choices]
 ) -> dict[str, Any]:
-  """Field → Optuna's own kind of range."""
+  """Returns Optuna's distribution for each field."""
   kinds = optuna.distributions
   result = {}
   for field, part in space.items():
     if isinstance(part, Choices):
       result[field] = kinds.CategoricalDistribution(part.values)
-    elif part.whole:
+    elif part.integer:
       result[field] = kinds.IntDistribution(part.low, part.high, log=part.log)
     else:
       result[field] = kinds.FloatDistribution(part.low, part.high, log=part.log)
   return result
 
 
-def preview(
+def preview_trials(
   search: Search, space: Mapping[str, Range | Choices]
 ) -> list[dict[str, Any]]:
-  """What the first trials set, as far as it does not depend on results."""
+  """Returns the values of the first trials, which depend on no result."""
   optuna = load_optuna()
   study = optuna.create_study(direction=search.direction)
-  chosen = distributions(optuna, space)
+  chosen = optuna_distributions(optuna, space)
   overrides = []
-  # TPE chooses at random until it has ten results.
-  most = search.trials if search.kind == "random" else 10
-  for count in range(min(search.trials, most)):
-    study.sampler = sampler(optuna, search, count)
+  # TPE samples at random until it has ten results.
+  count_limit = search.trials if search.kind == "random" else 10
+  for count in range(min(search.trials, count_limit)):
+    study.sampler = make_sampler(optuna, search, count)
     overrides.append(dict(study.ask(chosen).params))
   return overrides
 
 
 def load_optuna() -> ModuleType:
-  """The package; a UserError where it is not installed."""
+  """Imports optuna.
+
+  Raises:
+    UserError: it is not installed.
+  """
   try:
     import optuna
   except ImportError as error:

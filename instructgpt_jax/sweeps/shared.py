@@ -1,4 +1,4 @@
-"""The stages that the runs of a sweep start from, trained once for all."""
+"""Shared stages: trained once, and the start of all runs of a sweep."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from instructgpt_jax.sweeps.jobs import Job
 
 NAME = "shared"
 _PPO = ("init_from", "ppo.reward_model")
-# What each experiment starts from, and the last stage of the pipeline for that.
-_STARTS: Mapping[str, tuple[tuple[str, ...], str]] = {
+# Experiment → fields of its start, and the last pipeline stage that it needs.
+_REQUIREMENTS: Mapping[str, tuple[tuple[str, ...], str]] = {
   "pretrain": ((), "world"),
   "sft": (("init_from",), "pretrain"),
   "policy_init": (("init_from",), "pretrain"),
@@ -23,79 +23,84 @@ _STARTS: Mapping[str, tuple[tuple[str, ...], str]] = {
 }
 _SOURCES = ("demonstrations", "comparisons", "prompts", "pretraining")
 _DATA = tuple(f"data.{source}" for source in _SOURCES)
-# Settings that all stages of a pipeline have.
+# Prefixes of the settings that all stages of a pipeline have.
 _COMMON = ("model.", "tokenizer.", "data.", "mesh.", "run.")
 
 
 @dataclasses.dataclass(frozen=True)
-class Shared:
-  """The job that trains them, and the flags that start a run from them."""
+class SharedStages:
+  """Shared stages of a sweep.
+
+  Attributes:
+    job: the job that trains them.
+    flags: the flags that start a run from them.
+  """
 
   job: Job
   flags: Mapping[str, Any]
 
 
-def until(experiment: str, given: Iterable[str]) -> str:
-  """The last stage to share; "" where a start or data are given.
+def last_shared_stage(experiment: str, fields: Iterable[str]) -> str:
+  """Returns the last stage to share; "" if a start or data are set.
 
   Args:
-    experiment: what is swept.
-    given: fields that the command line gives or sweeps.
+    experiment: name of the swept experiment.
+    fields: fields that the command line sets or sweeps.
   """
-  starts, last = _STARTS.get(experiment, ((), ""))
-  named = set(given) & {*starts, *_DATA}
+  starts, last = _REQUIREMENTS.get(experiment, ((), ""))
+  named = set(fields) & {*starts, *_DATA}
   return "" if named else last
 
 
-def stages(
+def shared_stages(
   root: str,
   experiment: str,
   settings: Mapping[str, Any],
   swept: Iterable[str],
   pipeline: Any,
   more: Mapping[str, Any],
-) -> Shared:
-  """The shared stages of a sweep without a start or data of its own.
+) -> SharedStages:
+  """Returns the shared stages of a sweep that sets no start and no data.
 
   Args:
-    root: the sweep's folder.
-    experiment: what is swept.
-    settings: flags of all its runs. The seed and what all stages have in common
-      hold for the shared stages too, where they are not swept.
+    root: the sweep's directory.
+    experiment: name of the swept experiment.
+    settings: flags of all runs. The seed and the settings of all stages also
+      hold for the shared stages if they are not swept.
     swept: fields of the grid or search.
     pipeline: the pipeline's config at the same preset.
-    more: further flags of the shared stages alone.
+    more: further flags of the shared stages.
 
   Raises:
     UserError: the pipeline refuses the flags.
   """
-  last = _STARTS[experiment][1]
+  last = _REQUIREMENTS[experiment][1]
   common = {
     name: value
     for name, value in settings.items()
     if name not in swept and (name == "seed" or name.startswith(_COMMON))
   }
-  wanted = {"until": last, **common, **more}
-  config = flags.replace(pipeline, wanted)
+  values = {"until": last, **common, **more}
+  config = flags.replace(pipeline, values)
   preset = {k: v for k, v in settings.items() if k == "preset"}
-  job = Job(NAME, "pipeline", {**preset, **wanted})
+  job = Job(NAME, "pipeline", {**preset, **values})
 
-  def folder(*names: str) -> str:
+  def directory(*names: str) -> str:
     return os.path.join(root, NAME, *names)
 
-  found = {
-    f"data.{source}": folder("world", f"{source}.jsonl")
+  start = {
+    f"data.{source}": directory("world", f"{source}.jsonl")
     for source in ("demonstrations", "prompts", "pretraining")
   }
   if experiment in ("sft", "policy_init"):
-    found["init_from"] = folder("pretrain")
+    start["init_from"] = directory("pretrain")
   elif experiment != "pretrain":
-    found["init_from"] = folder("policy_init")
+    start["init_from"] = directory("policy_init")
   if experiment == "reward":
     rounds = range(1, config.labeling.rounds + 1)
-    found["data.comparisons"] = ",".join(
-      folder("rankings", f"round_{number}.jsonl") for number in rounds
+    start["data.comparisons"] = ",".join(
+      directory("rankings", f"round_{number}.jsonl") for number in rounds
     )
   elif last == "reward":
-    found["ppo.reward_model"] = folder("reward")
-  return Shared(job, found)
+    start["ppo.reward_model"] = directory("reward")
+  return SharedStages(job, start)

@@ -1,4 +1,4 @@
-"""A compiled module's text, its numbers worked out by hand."""
+"""Tests of costs of compiled HLO against numbers worked out by hand."""
 
 import textwrap
 
@@ -55,28 +55,28 @@ MODULE = textwrap.dedent("""
     %start = s32[] constant(0)
     %first = (s32[], bf16[4,8], bf16[3,8,16]) tuple(%start, %a, %b)
     %loop = (s32[], bf16[4,8], bf16[3,8,16]) while(%first), condition=%condition, body=%body
-    ROOT %found = f32[8,4]{1,0} fusion(%c), kind=kCustom, calls=%all-reduce-scatter.1
+    ROOT %result = f32[8,4]{1,0} fusion(%c), kind=kCustom, calls=%all-reduce-scatter.1
   }
 """)  # noqa: E501
 MESH = {"data": 1, "fsdp": 4, "tensor": 2}
 
 
 def test_a_loop_a_fusion_and_two_collectives():
-  done = hlo.Module(MODULE, MESH, trips=99).done()
+  cost = hlo.HloModule(MODULE, MESH, trips=99).cost()
   trips = 3  # by twos, up to 6
-  assert done.flops == trips * 2 * 4 * 8 * 16
+  assert cost.flops == trips * 2 * 4 * 8 * 16
   sliced, rows, made = 2 * 8 * 16, 2 * 4 * 8, 2 * 4 * 16
   inside = sliced + 4 + rows + made
   counter = 3 * 4  # the sum of two numbers
   scattered = 4 * 8 * 16 + 4 * 8 * 4
-  assert done.memory == trips * (inside + counter) + scattered
-  assert done.network == {
+  assert cost.hbm_bytes == trips * (inside + counter) + scattered
+  assert cost.sent == {
     "tensor": trips * 2 * 8 * 16 / 2,
     "fsdp": 3 / 4 * 4 * 8 * 16,
   }
 
 
-# What a kernel says of itself stands in lines of its own.
+# The metadata of a kernel spans several lines.
 KERNEL = textwrap.dedent("""
   HloModule jit_attend, is_scheduled=true
 
@@ -87,26 +87,24 @@ KERNEL = textwrap.dedent("""
     %splash_mha_fwd_residuals.7 = (f32[512,128]{1,0}, bf16[3,1024,64]{2,1,0}) custom-call(%i, %i, %i, %q, %q, /*index=5*/%q, %m), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
   "xprof_metadata":"{\\"block_q\\": 512}"
   }}, metadata={op_name="jit(attend)/pallas_call"}
-    ROOT %found = bf16[3,1024,64]{2,1,0} get-tuple-element(%splash_mha_fwd_residuals.7), index=1, frontend_attributes={kernel_metadata={
+    ROOT %result = bf16[3,1024,64]{2,1,0} get-tuple-element(%splash_mha_fwd_residuals.7), index=1, frontend_attributes={kernel_metadata={
   "xprof_metadata":"{\\"block_q\\": 512}"
   }}
   }
 """)  # noqa: E501
 
 
-def test_the_kernel_of_attention():
-  """Two products of three of four blocks."""
-  done = hlo.Module(KERNEL, MESH, trips=1).done()
-  assert done.flops == 2 * 2 * 3 * 64 * (3 * 512 * 512)
+def test_an_attention_kernel():
+  """Two matmuls for three of four blocks."""
+  cost = hlo.HloModule(KERNEL, MESH, trips=1).cost()
+  assert cost.flops == 2 * 2 * 3 * 64 * (3 * 512 * 512)
   queries, mask = 2 * 3 * 1024 * 64, 4 * 4 * 512 * 512
-  assert done.memory == 3 * 4 + 4 * queries + mask + 4 * 512 * 128
+  assert cost.hbm_bytes == 3 * 4 + 4 * queries + mask + 4 * 512 * 128
 
 
-def test_time_is_the_slower_of_both_in_each_part():
-  done = hlo.Done(
-    chunks=[hlo.Chunk("a", 2, 8.0, 1.0), hlo.Chunk("b", 1, 1.0, 6.0)]
-  )
-  assert done.seconds(flops=4.0, bandwidth=2.0) == pytest.approx(2 * 2 + 3)
+def test_each_op_takes_the_longer_of_compute_and_memory():
+  cost = hlo.HloCost(ops=[hlo.Op("a", 2, 8.0, 1.0), hlo.Op("b", 1, 1.0, 6.0)])
+  assert cost.seconds(flops=4.0, bandwidth=2.0) == pytest.approx(2 * 2 + 3)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +112,7 @@ def test_time_is_the_slower_of_both_in_each_part():
   [
     # [5, 7] · [7, 3].
     ("", "bf16[5,7] bf16[7,3] bf16[5,3] bf_io->bf", 7),
-    # 4 products at once, as a convolution over a spread axis.
+    # A batch of 4 matmuls, as a convolution over a spread axis.
     (
       "window={size=4 stride=3 lhs_dilate=4}, ",
       "bf16[4,5,7] bf16[4,7,3] bf16[4,5,3] 0bf_0io->0bf",
@@ -134,7 +132,7 @@ def test_time_is_the_slower_of_both_in_each_part():
     ),
   ],
 )
-def test_products_that_are_convolutions(window, shapes, inner):
+def test_matmuls_that_are_convolutions(window, shapes, inner):
   left, right, out, labels = shapes.split()
   text = f"""
 ENTRY %main (a: {left}, b: {right}) -> {out} {{
@@ -143,14 +141,14 @@ ENTRY %main (a: {left}, b: {right}) -> {out} {{
   ROOT %c = {out} convolution(%a, %b), {window}dim_labels={labels}
 }}
 """
-  done = hlo.Module(text, MESH, trips=1).done()
+  cost = hlo.HloModule(text, MESH, trips=1).cost()
   batch = 4 if left.startswith("bf16[4") else 1
   columns = 6 if labels.startswith("bf0_") else 3
-  assert done.flops == 2 * batch * 5 * inner * columns
+  assert cost.flops == 2 * batch * 5 * inner * columns
 
 
-def test_a_loop_that_says_what_it_runs_at_most():
-  """As compiled here, its condition is one of the compiler's own making."""
+def test_a_loop_with_a_constant_bound():
+  """XLA rewrites the condition of a bounded loop on the CPU."""
 
   def run(a, b):
     used = (a.sum() > 0).astype(jnp.int32)
@@ -160,16 +158,16 @@ def test_a_loop_that_says_what_it_runs_at_most():
 
   shape = jax.ShapeDtypeStruct((8, 8), jnp.float32)
   text = jax.jit(run).lower(shape, shape).compile().as_text()
-  chunks = hlo.Module(text, {}, trips=99).done().chunks
-  assert {c.times for c in chunks} == {1, 4}
+  ops = hlo.HloModule(text, {}, trips=99).cost().ops
+  assert {op.count for op in ops} == {1, 4}
 
 
-def test_a_loop_whose_end_the_data_tell():
-  """Numbers that it compares with are none that it counts to."""
+def test_a_loop_whose_end_depends_on_data():
+  """A constant in its condition is not a bound."""
   counts = "ROOT %less = pred[] compare(%counter, %limit), direction=LT"
   assert counts in MODULE
   asks = """%many = pred[] compare(%counter, %limit), direction=GE
     %few = pred[] not(%many)
     ROOT %both = pred[] and(%few, %few)"""
-  done = hlo.Module(MODULE.replace(counts, asks), MESH, trips=99).done()
-  assert done.flops == 99 * 2 * 4 * 8 * 16
+  cost = hlo.HloModule(MODULE.replace(counts, asks), MESH, trips=99).cost()
+  assert cost.flops == 99 * 2 * 4 * 8 * 16

@@ -1,23 +1,23 @@
-"""Plans: of whole experiments, by arithmetic and by a TPU's compiler."""
+"""Tests of plans of experiments, estimated and compiled for TPUs."""
 
 import dataclasses
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 
 from instructgpt_jax import configs
-from instructgpt_jax.cli import flags
+from instructgpt_jax.cli import flags, process_settings
 from instructgpt_jax.configs import presets
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.planner import compiled, hardware, memory, plan
+from instructgpt_jax.planner import (
+  __main__ as planner_main,
+)
+from instructgpt_jax.planner import compiled, hardware, layouts, plan, text
 
 # Bfloat16 in a scanned loop, as the large presets are.
 LARGE = {"model.dtype": "bfloat16", "model.scan_layers": True}
 needs_compiler = pytest.mark.skipif(
-  not compiled.possible(hardware.topology("v5p:2x2x1")),
+  not compiled.can_compile(hardware.parse_topology("v5p:2x2x1")),
   reason="libtpu is not installed",
 )
 
@@ -26,58 +26,79 @@ def planned(experiment, preset, topology, *, compiling=False, **values):
   mesh = {f"mesh.{k}": values.pop(k) for k in ("fsdp", "tensor")}
   config = flags.replace(presets.EXPERIMENTS[experiment](preset), values | mesh)
   paper = None if preset == "tiny" else presets.model("6b")
-  return plan.make(
+  return plan.make_plan(
     config,
-    hardware.topology(topology),
+    hardware.parse_topology(topology),
     reward_model=paper,
     compiling=compiling,
   )
 
 
-def command(*arguments):
-  return subprocess.run(
-    [sys.executable, "-m", "instructgpt_jax.planner", *arguments],
-    capture_output=True,
-    text=True,
-    env={**os.environ, "JAX_PLATFORMS": "cpu"},
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """Exit status and output of the planner's command."""
+
+  returncode: int
+  stdout: str
+  stderr: str
+
+
+@pytest.fixture
+def command(capsys, monkeypatch):
+  """Runs the planner's command in this process."""
+  monkeypatch.setattr(process_settings, "silence_libraries", lambda: None)
+
+  def run(*arguments):
+    capsys.readouterr()
+    status = planner_main.main(arguments)
+    output = capsys.readouterr()
+    return Result(status, output.out, output.err)
+
+  return run
+
+
+def test_resident_bytes_follow_from_shapes():
+  """float32: parameters, two moments and the average of the policy."""
+  result = planned("ppo_ptx", "175b", "v5p:8x8x8", fsdp=64, tensor=8)
+  share = 4 * result.workload.parameters / 512
+  assert result.resident["policy parameters"] == pytest.approx(share, rel=0.01)
+  assert result.resident["policy optimiser"] == pytest.approx(
+    2 * share, rel=0.01
   )
-
-
-def test_what_is_held_is_the_shapes_bytes():
-  """float32: the policy four times with both moments and its average."""
-  found = planned("ppo_ptx", "175b", "v5p:8x8x8", fsdp=64, tensor=8)
-  share = 4 * found.work.parameters / 512
-  assert found.held["policy parameters"] == pytest.approx(share, rel=0.01)
-  assert found.held["policy optimiser"] == pytest.approx(2 * share, rel=0.01)
-  assert found.held["policy average"] == found.held["reference"]
+  assert result.resident["policy average"] == result.resident["reference"]
   without = planned(
     "ppo_ptx", "175b", "v5p:8x8x8", fsdp=64, tensor=8, **{"ppo.ema_decay": 0.0}
   )
-  assert without.kept == found.kept - found.held["policy average"]
+  assert (
+    without.resident_bytes
+    == result.resident_bytes - result.resident["policy average"]
+  )
 
 
-def test_operations_are_those_of_the_equation():
-  """6 · parameters · tokens; a layer again, but for its last product."""
-  found = planned("sft", "175b", "v5p:8x8x8", fsdp=64, tensor=8)
-  _, cost, _ = found.costs["step"]
-  c, tokens = found.work.model, found.work.tokens
+def test_flops_agree_with_the_formula():
+  """6 · parameters · tokens, and recomputed layers but for one matmul."""
+  result = planned("sft", "175b", "v5p:8x8x8", fsdp=64, tensor=8)
+  _, cost, _ = result.costs["step"]
+  c, tokens = result.workload.model, result.workload.tokens
   blocks = 12 * c.num_layers * c.d_model**2
   head = 6 * c.padded_vocab_size * c.d_model
-  # Two products ahead, twice, and seven of the kernel's for the gradient.
+  # Two matmuls in the forward pass, twice, and seven in the backward kernel.
   attention = 11 * 2 * c.max_seq_len * c.d_model * c.num_layers * 5 / 8
-  wanted = tokens * ((6 + 2 * 8 / 12) * blocks + head + attention) / 512
-  assert cost.flops == pytest.approx(wanted, rel=0.01)
+  expected = tokens * ((6 + 2 * 8 / 12) * blocks + head + attention) / 512
+  assert cost.flops == pytest.approx(expected, rel=0.01)
 
 
-def test_half_the_chips_hold_twice_as_much():
+def test_half_the_chips_hold_twice_the_bytes():
   whole, half = (
     planned("sft", "6b", name, fsdp=fsdp, tensor=1)
     for name, fsdp in (("h100:64", 64), ("h100:32", 32))
   )
-  assert half.kept == pytest.approx(2 * whole.kept, rel=0.01)
+  assert half.resident_bytes == pytest.approx(
+    2 * whole.resident_bytes, rel=0.01
+  )
 
 
-def test_a_plan_that_does_not_fit_says_what_does():
+def test_flags_suggested_for_a_plan_that_does_not_fit_do_fit(command):
   done = command(
     "--experiment=sft", "--preset=6b", "--topology=h100:8", "--mesh.data=8"
   )
@@ -94,28 +115,28 @@ def test_a_plan_that_does_not_fit_says_what_does():
   assert re.search(r"\nfits: at most [\d.]+ of 60 GB", again.stdout)
 
 
-def test_a_gpu_plan_leaves_what_jax_does_not_reserve(monkeypatch):
-  monkeypatch.delenv(memory.FRACTION, raising=False)
+def test_a_gpu_plan_fits_the_memory_that_jax_reserves(monkeypatch):
+  monkeypatch.delenv(hardware.FRACTION, raising=False)
   base_plan = planned("sft", "tiny", "h100:8", fsdp=8, tensor=1)
-  assert base_plan.usable == 0.75 * 80e9 and base_plan.fits
+  assert base_plan.usable_bytes == 0.75 * 80e9 and base_plan.fits
 
   def with_peak(size):
-    held = {**base_plan.held, "more": size - base_plan.peak}
-    return dataclasses.replace(base_plan, held=held)
+    resident = {**base_plan.resident, "more": size - base_plan.peak_bytes}
+    return dataclasses.replace(base_plan, resident=resident)
 
-  # A tenth is left for what arithmetic misses.
+  # A tenth stays free in an estimate.
   assert with_peak(53.9e9).fits and not with_peak(54.1e9).fits
-  assert memory.FRACTION in plan.text(with_peak(54.1e9), "sft", 0.0)
-  monkeypatch.setenv(memory.FRACTION, "0.95")
+  assert hardware.FRACTION in text.format_plan(with_peak(54.1e9), "sft", 0.0)
+  monkeypatch.setenv(hardware.FRACTION, "0.95")
   assert with_peak(54.1e9).fits and not with_peak(69e9).fits
-  for text in ("2", "0", "most", "nan"):
-    monkeypatch.setenv(memory.FRACTION, text)
+  for value in ("2", "0", "most", "nan"):
+    monkeypatch.setenv(hardware.FRACTION, value)
     with pytest.raises(UserError) as error:
       assert base_plan.fits
     assert error.value.code == "bad_memory_fraction"
-  # All of a TPU's is JAX's.
-  chip = hardware.topology("v5p:2x2x1").chip
-  assert memory.fraction(chip) == 1.0
+  # JAX reserves all of a TPU's memory.
+  chip = hardware.parse_topology("v5p:2x2x1").chip
+  assert hardware.memory_fraction(chip) == 1.0
 
 
 SMALL = {
@@ -131,13 +152,13 @@ SMALL = {
 
 def activations(**values):
   topology = values.pop("topology", "h100:1")
-  found = planned("sft", "tiny", topology, fsdp=1, **SMALL, **values)
-  (_, cost, _) = found.costs["step"]
-  return found.kept_within["activations"], cost
+  result = planned("sft", "tiny", topology, fsdp=1, **SMALL, **values)
+  (_, cost, _) = result.costs["step"]
+  return result.saved["activations"], cost
 
 
-def test_a_gpu_has_no_lanes():
-  """Two residuals, q, k, v and what is attended, and the MLP's: by hand."""
+def test_only_tpus_pad_heads_to_lanes():
+  """By hand: two residuals; q, k, v and attention outputs; the MLP."""
   tokens, item = 8 * 64, 4
   by_hand = 2 * tokens * item * (2 * 192 + 4 * 192 + 4 * 192)
   for heads in (1, 3, 12):
@@ -148,38 +169,38 @@ def test_a_gpu_has_no_lanes():
     tensor=1,
     **{"model.num_heads": 3, "model.remat": "none"},
   )
-  # A head of 64 fills 128 lanes there.
+  # A TPU pads a head of 64 to 128 lanes.
   assert on_tpu == 2 * tokens * item * (2 * 192 + 2 * 4 * 192 + 4 * 192)
 
 
 @pytest.mark.parametrize("remat", ["none", "full"])
-def test_undivided_heads_are_whole_on_each_chip(remat):
-  """FLOPs: the attention's on each of 4 chips, the rest a quarter."""
+def test_heads_that_tensor_does_not_divide_are_whole_on_each_chip(remat):
+  """Each of 4 chips computes all of attention and a quarter of the rest."""
   values = {"model.remat": remat, "model.num_heads": 6}
-  kept, one = activations(tensor=1, **values)
-  kept_here, here = activations(topology="h100:4", tensor=4, **values)
+  _, one = activations(tensor=1, **values)
+  saved, here = activations(topology="h100:4", tensor=4, **values)
   forward, backward = 2, 4
   again = 2 if remat == "full" else 0
   tokens = 8 * 64
   each = forward + backward + again
   projections = each * tokens * 2 * 4 * 192**2
   assert here.flops > one.flops / 4 + 0.75 * projections
-  # All that is not attention's is split: the MLP and the head.
+  # The MLP and the head are sharded.
   mlp = tokens * 2 * 2 * 4 * 192**2 * (each - again / 2)
   head = 6 * tokens * 192 * 2048
   assert one.flops - here.flops == pytest.approx(0.75 * (mlp + head), rel=0.01)
   if remat == "none":
-    tokens_kept = 2 * tokens * 4
-    assert kept_here == tokens_kept * (2 * 192 + 4 * 192 + 192)
-  assert here.memory > one.memory / 4
+    item = 2 * tokens * 4
+    assert saved == item * (2 * 192 + 4 * 192 + 192)
+  assert here.hbm_bytes > one.hbm_bytes / 4
   divided, split = activations(
     topology="h100:4", tensor=4, **values | {"model.num_heads": 4}
   )
   assert split.flops == pytest.approx(one.flops / 4, rel=0.02)
-  assert divided <= kept_here
+  assert divided <= saved
 
 
-def test_undivided_groups_and_mlp_are_whole_on_each_chip():
+def test_kv_heads_and_mlps_that_tensor_does_not_divide_are_whole_on_each_chip():
   base = {"model.num_heads": 4, "model.num_kv_heads": 2, "model.remat": "none"}
   whole = activations(topology="h100:4", tensor=4, **base)[1]
   part = activations(topology="h100:4", tensor=4, **base | {
@@ -199,7 +220,7 @@ def test_undivided_groups_and_mlp_are_whole_on_each_chip():
 
 
 @pytest.mark.parametrize(
-  "values, most",
+  "values, largest",
   [
     ({"num_heads": 12}, 4),
     ({"num_heads": 6}, 2),
@@ -208,33 +229,37 @@ def test_undivided_groups_and_mlp_are_whole_on_each_chip():
     ({"num_heads": 8, "num_kv_heads": 1}, 1),
   ],
 )
-def test_layouts_divide_heads_and_mlps(values, most):
+def test_layouts_divide_heads_and_mlps(values, largest):
   model = configs.Model(
     d_model=96 if values["num_heads"] != 8 else 64, **values
   )
-  found = [mesh.tensor for mesh in plan.layouts([model], 8)]
-  assert max(found) == most
-  # Of PPO's reward model as well.
+  sizes = [mesh.tensor for mesh in layouts.layouts([model], 8)]
+  assert max(sizes) == largest
+  # The heads of PPO's reward model limit it as well.
   other = configs.Model(d_model=64, num_heads=1)
-  assert {m.tensor for m in plan.layouts([model, other], 8)} == {1}
+  assert {m.tensor for m in layouts.layouts([model, other], 8)} == {1}
 
 
 @pytest.mark.parametrize("experiment", ["sft", "reward", "ppo", "ppo_ptx"])
 def test_adapters_have_a_plan(experiment):
   values = {"fsdp": 8, "tensor": 1}
   whole = planned(experiment, "tiny", "h100:8", **values)
-  plan = planned(
+  adapted = planned(
     experiment, "tiny", "h100:8", **values, **{"model.lora_rank": 4}
   )
   name = "policy " * experiment.startswith("ppo")
-  assert plan.held[f"{name}parameters"] < whole.held[f"{name}parameters"]
-  frozen = plan.held[f"{name}frozen parameters"]
-  assert frozen == pytest.approx(whole.held[f"{name}parameters"], rel=0.01)
+  assert (
+    adapted.resident[f"{name}parameters"] < whole.resident[f"{name}parameters"]
+  )
+  frozen = adapted.resident[f"{name}frozen parameters"]
+  assert frozen == pytest.approx(whole.resident[f"{name}parameters"], rel=0.01)
   if experiment != "reward" and name:
-    assert plan.held["reference"] == plan.held["policy parameters"]
+    assert (
+      adapted.resident["reference"] == adapted.resident["policy parameters"]
+    )
 
 
-def test_layouts_are_ranked():
+def test_layouts_are_ranked(command):
   done = command(
     "--experiment=sft", "--preset=6b", "--topology=h100:8", "--sweep_mesh"
   )
@@ -248,7 +273,7 @@ def test_layouts_are_ranked():
 
 
 @pytest.mark.parametrize(
-  "arguments, said",
+  "arguments, message",
   [
     (("--topology=h100:8", "--mesh.fsdp=3"), "does not make 8 devices"),
     (("--topology=h100:8", "--compile=true"), "there is no compiler"),
@@ -258,10 +283,10 @@ def test_layouts_are_ranked():
     ((), "--topology"),
   ],
 )
-def test_mistakes(arguments, said):
+def test_user_errors_are_two_lines_with_status_2(command, arguments, message):
   done = command("--experiment=sft", *arguments)
   assert done.returncode == 2
-  assert said in done.stderr and "Traceback" not in done.stderr
+  assert message in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -273,9 +298,10 @@ def test_mistakes(arguments, said):
     ("reward", {"reward.batch_size": 12}),
   ],
 )
-def test_batches_that_a_run_would_refuse(experiment, values):
-  with pytest.raises(UserError, match="does not divide|cannot be split"):
+def test_a_plan_refuses_the_batches_that_a_run_refuses(experiment, values):
+  with pytest.raises(UserError) as error:
     planned(experiment, "tiny", "h100:8", fsdp=8, tensor=1, **values)
+  assert error.value.code in ("not_a_divisor", "uneven_batch")
 
 
 @pytest.mark.parametrize(
@@ -288,7 +314,7 @@ def test_batches_that_a_run_would_refuse(experiment, values):
   ],
 )
 def test_a_batch_that_does_not_split_is_refused(experiment, values):
-  """Pretraining rows of PPO-ptx too: 2 · 2 of them are fewer than 6 shards."""
+  """For PPO-ptx: 2 · 2 pretraining rows are fewer than 6 shards."""
   if experiment == "ppo_ptx":
     values = values | {"ppo.ptx_ratio": 2, "ppo.ptx_microbatch": 1}
   with pytest.raises(UserError) as error:
@@ -298,7 +324,7 @@ def test_a_batch_that_does_not_split_is_refused(experiment, values):
 
 @pytest.mark.parametrize("microbatch", [3, 8])
 def test_a_microbatch_that_does_not_divide_the_minibatch(microbatch):
-  """One that is larger than the minibatch has no row to pack episodes into."""
+  """A microbatch above the minibatch is refused as well."""
   values = {"ppo.rollout_batch": 16, "ppo.minibatch": 4}
   with pytest.raises(UserError) as error:
     planned(
@@ -318,7 +344,7 @@ def test_a_microbatch_that_does_not_divide_the_minibatch(microbatch):
   "topology, flags",
   [("h100:6", []), ("h100:6", ["--sweep_mesh"]), ("v5p:2x2x3", [])],
 )
-def test_a_rollout_batch_that_chips_do_not_divide(topology, flags):
+def test_a_rollout_batch_that_chips_do_not_divide(command, topology, flags):
   done = command(
     "--experiment=ppo",
     "--preset=125m",
@@ -331,8 +357,8 @@ def test_a_rollout_batch_that_chips_do_not_divide(topology, flags):
   assert "Traceback" not in done.stderr
 
 
-def test_a_plan_without_another_layout_says_why():
-  """Four heads of keys and values leave no tensor axis of 3."""
+def test_a_plan_without_another_layout_says_why(command):
+  """Four KV heads allow no tensor axis of 3."""
   done = command(
     "--experiment=ppo_ptx",
     "--preset=125m",
@@ -351,28 +377,30 @@ def tiny(experiment, **values):
 
 
 def test_a_sweep_without_a_layout_says_why():
-  chips = hardware.topology("h100:6")
+  chips = hardware.parse_topology("h100:6")
   model = {"model.d_model": 96, "model.num_heads": 6, "model.d_ff": 96}
   with pytest.raises(UserError) as error:  # 6, 3 and 2 shards, and 1
-    plan.sweep(tiny("pretrain", **{"pretrain.microbatch": 5}), chips, None)
+    layouts.rank_layouts(
+      tiny("pretrain", **{"pretrain.microbatch": 5}), chips, None
+    )
   assert error.value.code == "not_a_divisor"
   one = tiny("pretrain", **{"pretrain.batch_size": 16, "model.num_heads": 1})
   with pytest.raises(UserError) as error:  # 6 shards alone
-    plan.sweep(one, chips, None)
+    layouts.rank_layouts(one, chips, None)
   assert error.value.code == "uneven_batch"
   two = {"model.num_heads": 2, "pretrain.batch_size": 16}
   with pytest.raises(UserError) as error:  # 6 shards, or 3
-    plan.sweep(tiny("pretrain", **model | two), chips, None)
+    layouts.rank_layouts(tiny("pretrain", **model | two), chips, None)
   assert error.value.code == "no_layout"
   assert "multiples of 3" in error.value.fix
-  # 2 shards or 1 with tensor axes of 3 and 6.
+  # Tensor axes of 3 and 6 leave 2 shards or 1.
   three = tiny("pretrain", **model | {"pretrain.batch_size": 16})
-  layouts = [mesh for mesh, _ in plan.sweep(three, chips, None)]
-  assert {mesh.tensor for mesh in layouts} == {3, 6}
+  ranked = [mesh for mesh, _ in layouts.rank_layouts(three, chips, None)]
+  assert {mesh.tensor for mesh in ranked} == {3, 6}
 
 
-def test_only_ppo_is_limited_by_a_reward_models_heads():
-  """6B's 32 heads leave no tensor axis of 3 or 6, and 256 rows no other."""
+def test_only_ppo_is_limited_by_a_reward_models_heads(command):
+  """The 32 heads of a 6B reward model would allow no tensor axis of 3 or 6."""
   done = command(
     "--experiment=pretrain",
     "--preset=125m",
@@ -385,20 +413,20 @@ def test_only_ppo_is_limited_by_a_reward_models_heads():
 
 
 @pytest.mark.parametrize("experiment", ["pretrain", "sft", "reward"])
-def test_a_reward_preset_is_ppos(experiment):
+def test_a_reward_preset_is_ppos(command, experiment):
   done = command(
     f"--experiment={experiment}", "--topology=h100:8", "--reward_preset=6b"
   )
   assert done.returncode == 2 and "no reward model" in done.stderr
 
 
-def test_sft_fills_its_batch_as_a_run_does():
-  """Whole microbatches on every chip, documents on top."""
+def test_sft_pads_its_batch_as_a_run_does():
+  """Rows are whole microbatches on every chip, plus pretraining rows."""
 
   def rows(**values):
     values = {f"sft.{name}": value for name, value in values.items()}
-    found = planned("sft", "tiny", "h100:8", fsdp=8, tensor=1, **values)
-    return found.work.examples
+    result = planned("sft", "tiny", "h100:8", fsdp=8, tensor=1, **values)
+    return result.workload.examples
 
   assert rows(batch_size=12) == 16
   assert rows(batch_size=12, microbatch=5) == 24  # 3 microbatches, 8 chips
@@ -406,39 +434,39 @@ def test_sft_fills_its_batch_as_a_run_does():
 
 
 @pytest.mark.parametrize(
-  "flag, said",
+  "flag, message",
   [
     ("--ppo.microbatch=5", "5 does not divide the 64 rows"),
     ("--ppo.ptx_microbatch=5", "5 does not divide the 512 rows"),
     ("--ppo.minibatch=60", "60 does not divide rollout_batch"),
   ],
 )
-def test_batches_that_ppo_would_refuse(flag, said):
+def test_the_command_refuses_ppo_batches(command, flag, message):
   done = command("--experiment=ppo_ptx", "--topology=h100:8", flag)
   assert done.returncode == 2
-  assert said in done.stderr and "Traceback" not in done.stderr
+  assert message in done.stderr and "Traceback" not in done.stderr
 
 
 @needs_compiler
-def test_an_axis_may_end_amid_a_side_of_the_torus():
+def test_an_axis_may_take_part_of_a_torus_dimension():
   """8 · 8 chips of 4 × 4 × 4."""
   sizes = configs.Mesh(data=8, fsdp=8, tensor=1)
-  found = compiled.mesh(hardware.topology("v5p:4x4x4"), sizes)
-  assert dict(found.shape) == {"data": 8, "fsdp": 8, "tensor": 1}
+  result = compiled.topology_mesh(hardware.parse_topology("v5p:4x4x4"), sizes)
+  assert dict(result.shape) == {"data": 8, "fsdp": 8, "tensor": 1}
 
 
 @needs_compiler
-def test_arithmetic_agrees_with_the_compiler():
-  """Peak and operations within 10 %; no work is done twice on the mesh."""
-  made, found = (
+def test_estimates_agree_with_the_compiler():
+  """Peak and FLOPs agree within 10 %; no matmul is replicated."""
+  made, estimated = (
     planned("sft", "tiny", "v5p:2x2x1", compiling=c, fsdp=2, tensor=2, **LARGE)
     for c in (True, False)
   )
-  assert found.peak == pytest.approx(made.peak, rel=0.1)
-  (_, wanted, _), (_, cost, _) = made.costs["step"], found.costs["step"]
-  assert cost.flops == pytest.approx(wanted.flops, rel=0.1)
-  assert wanted.compiling and cost.compiling is None
-  assert made.fits and found.fits
+  assert estimated.peak_bytes == pytest.approx(made.peak_bytes, rel=0.1)
+  (_, expected, _), (_, cost, _) = made.costs["step"], estimated.costs["step"]
+  assert cost.flops == pytest.approx(expected.flops, rel=0.1)
+  assert expected.compile_seconds and cost.compile_seconds is None
+  assert made.fits and estimated.fits
 
 
 SFT = {"sft.batch_size": 512}
@@ -457,16 +485,16 @@ SFT = {"sft.batch_size": 512}
   ],
 )
 def test_the_papers_sizes(experiment, preset, topology, values, near):
-  """Compiled programs fit; arithmetic finds their peak."""
-  made, found = (
+  """Compiled programs fit, and estimates of their peak agree."""
+  made, estimated = (
     planned(experiment, preset, topology, compiling=c, **values)
     for c in (True, False)
   )
-  print(plan.text(made, f"{experiment} {preset}", 0.0))
+  print(text.format_plan(made, f"{experiment} {preset}", 0.0))
   assert made.fits
-  assert found.peak == pytest.approx(made.peak, rel=near)
+  assert estimated.peak_bytes == pytest.approx(made.peak_bytes, rel=near)
   for name, (_, cost, _) in made.costs.items():
-    assert found.costs[name][1].flops == pytest.approx(cost.flops, rel=0.15)
+    assert estimated.costs[name][1].flops == pytest.approx(cost.flops, rel=0.15)
   if experiment == "sft" and preset == "175b":
     assert made.utilisation() >= 0.5
 
@@ -474,8 +502,8 @@ def test_the_papers_sizes(experiment, preset, topology, values, near):
 @pytest.mark.soak
 @needs_compiler
 def test_weak_scaling():
-  """SFT on 64 to 4,096 chips, as many rows each: seconds within 15 %."""
-  found = [
+  """SFT on 64 to 4,096 chips with equal rows per chip: within 15 %."""
+  plans = [
     planned(
       "sft",
       "6b",
@@ -491,6 +519,6 @@ def test_weak_scaling():
       ("v5p:16x16x16", 4096),
     )
   ]
-  seconds = [one.seconds(most=True) for one in found]
+  seconds = [one.seconds(serial=True) for one in plans]
   print(seconds)
   assert max(seconds) <= 1.15 * seconds[0]

@@ -1,4 +1,4 @@
-"""Sweeps in processes of their own, of which no test leaves one behind."""
+"""Fixture that starts sweeps in processes and ends them after the test."""
 
 import pytest
 

@@ -20,9 +20,9 @@ def job(name, *needs, **flags):
   return Job(name, "counter", flags, needs, MODULE)
 
 
-def starts(folder):
+def starts(workdir):
   """(process, count, cores) of each time that a counter was started."""
-  path = pathlib.Path(folder) / "starts.txt"
+  path = pathlib.Path(workdir) / "starts.txt"
   lines = path.read_text().splitlines() if path.exists() else []
   return [
     (int(pid), int(count), {int(c) for c in cores.split(",")})
@@ -30,11 +30,11 @@ def starts(folder):
   ]
 
 
-def summary(folder):
+def summary(workdir):
   """What a complete counter has left."""
-  found = files.read_complete(folder)
-  assert found is not None
-  return found
+  result = files.read_complete(workdir)
+  assert result is not None
+  return result
 
 
 def start_sweep(workdir, *argv, interrupts=signal.SIG_DFL):
@@ -53,11 +53,11 @@ def start_sweep(workdir, *argv, interrupts=signal.SIG_DFL):
     signal.signal(signal.SIGINT, before)
 
 
-def wait_for(found, seconds=300.0):
-  """What `found` gives once it gives something."""
+def wait_for(poll, seconds=300.0):
+  """Polls a function until its result is true, and returns that."""
   until = time.monotonic() + seconds
   while time.monotonic() < until:
-    value = found()
+    value = poll()
     if value:
       return value
     time.sleep(0.02)
@@ -65,7 +65,7 @@ def wait_for(found, seconds=300.0):
 
 
 def at_the_gate(workdir, worker=None):
-  """The folder of a counter that stays at 3, started by a worker if given."""
+  """The workdir of a counter that stays at 3, started by a worker if given."""
   for path in pathlib.Path(workdir).rglob("count.json"):
     *_, (pid, _, _) = starts(path.parent)
     mine = worker is None or parent(pid) == worker.pid

@@ -31,7 +31,7 @@ JOBS = [
 
 
 def run(root, launcher, jobs=JOBS, **more):
-  return execute.execute(
+  return execute.run_jobs(
     jobs, str(root), workers=0, launcher=launcher, log=lambda text: None, **more
   )
 
@@ -74,8 +74,8 @@ def test_a_stopped_sweep_cancels_what_it_submitted(
     tmp_path, "--launcher=submitit-local", "--sweep=seed=0", "--steps=5",
     f"--gate={tmp_path}/gate", interrupts=interrupts,
   )  # fmt: skip
-  folder = wait_for(lambda: at_the_gate(tmp_path))
-  ((child, _, _),) = starts(folder)
+  workdir = wait_for(lambda: at_the_gate(tmp_path))
+  ((child, _, _),) = starts(workdir)
   runner.terminate()
   runner.communicate(timeout=120)
   assert runner.returncode == 0
@@ -84,7 +84,7 @@ def test_a_stopped_sweep_cancels_what_it_submitted(
 
 def test_a_second_copy_waits_and_finds_the_job_done(tmp_path):
   # As when a runner was killed and its successor has submitted the job again.
-  task = cluster.Task(job("a"), str(tmp_path))
+  task = cluster.ClusterTask(job("a"), str(tmp_path))
   lock = records.acquire(records.lock_path(str(tmp_path), "runs/a"))
   second = threading.Thread(target=task)
   second.start()
@@ -146,16 +146,16 @@ SCRIPTS = {
 
 @pytest.fixture
 def slurm(tmp_path, monkeypatch):
-  """A folder with the commands of a Slurm that runs everything here."""
-  folder = tmp_path / "slurm"
-  folder.mkdir()
+  """A workdir with the commands of a Slurm that runs everything here."""
+  workdir = tmp_path / "slurm"
+  workdir.mkdir()
   for name, text in SCRIPTS.items():
-    path = folder / name
+    path = workdir / name
     path.write_text(f"#!/bin/bash\n{text}\n")
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
-  monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-  monkeypatch.setenv("HERE", str(folder))
-  return folder
+  monkeypatch.setenv("PATH", f"{workdir}{os.pathsep}{os.environ['PATH']}")
+  monkeypatch.setenv("HERE", str(workdir))
+  return workdir
 
 
 def test_jobs_go_through_sbatch(tmp_path, slurm):
@@ -167,11 +167,11 @@ def test_jobs_go_through_sbatch(tmp_path, slurm):
 
 
 def test_a_stopped_sweep_cancels_its_slurm_jobs(tmp_path, slurm):
-  place = cluster.Submitit(str(tmp_path / "root"), 0, "slurm", SLURM)
+  place = cluster.SubmititLauncher(str(tmp_path / "root"), 0, "slurm", SLURM)
   place.start(job("a"), -1)
   place.stop()
   (number,) = (slurm / "cancelled").read_text().split()
-  assert number.isdigit() and place.names == []
+  assert number.isdigit() and place.running == []
   wait_for(lambda: files.read_complete(tmp_path / "root" / "a"))
 
 
@@ -181,7 +181,8 @@ def test_submitit_is_named_where_it_is_missing(tmp_path, monkeypatch):
     run(tmp_path, "submitit-local")
 
 
-def test_no_slurm_is_said(tmp_path, monkeypatch):
+def test_a_missing_slurm_is_an_error(tmp_path, monkeypatch):
   monkeypatch.setattr(shutil, "which", lambda name: None)
-  with pytest.raises(UserError, match="no Slurm on this machine"):
+  with pytest.raises(UserError) as error:
     run(tmp_path, "slurm")
+  assert error.value.code == "no_slurm"

@@ -1,4 +1,4 @@
-"""The command line of a sweep, and the table that it leaves."""
+"""Tests of the command line of a sweep and of its results."""
 
 import csv
 import json
@@ -9,7 +9,7 @@ import pytest
 
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.runs import files
-from instructgpt_jax.sweeps import collect, plan
+from instructgpt_jax.sweeps import collect, sweep_file
 from tests.sweeps.fake import sweep
 from tests.sweeps.runs import ROOT, starts
 
@@ -34,7 +34,7 @@ def test_a_dry_run_prints_commands_that_work_by_hand(tmp_path, capsys):
   # The sweep finds nothing left to do.
   assert main(root, *argv) == 0
   assert capsys.readouterr().out.splitlines()[-1].endswith("results.csv")
-  rows = collect.rows(str(root))
+  rows = collect.read_rows(str(root))
   assert [row["section.kind"] for row in rows] == ["a b", "c"]
   assert all(row["count"] == 3 and row["seconds"] is None for row in rows)
   assert all(len(starts(root / row["run"])) == 1 for row in rows)
@@ -42,7 +42,7 @@ def test_a_dry_run_prints_commands_that_work_by_hand(tmp_path, capsys):
 
 def test_rows_have_the_swept_fields_and_the_summary(tmp_path, capsys):
   assert main(tmp_path, "--sweep=section.rate=0.1,0.3;seed=0,1") == 0
-  rows = collect.rows(str(tmp_path))
+  rows = collect.read_rows(str(tmp_path))
   assert [row["run"] for row in rows] == [
     "rate=0.1,seed=0", "rate=0.1,seed=1", "rate=0.3,seed=0", "rate=0.3,seed=1",
   ]  # fmt: skip
@@ -53,36 +53,41 @@ def test_rows_have_the_swept_fields_and_the_summary(tmp_path, capsys):
   assert rows[0]["score.mean"] == pytest.approx(-0.04)
   assert rows[2]["score.mean"] == 0 and rows[0]["seconds"] > 0
   with open(tmp_path / "results.csv", newline="") as file:
-    held = list(csv.DictReader(file))
-  assert [{k: str(v) for k, v in row.items()} for row in rows] == held
+    lines = list(csv.DictReader(file))
+  assert [{k: str(v) for k, v in row.items()} for row in rows] == lines
   out = capsys.readouterr().out.splitlines()
   assert out[0].split() == [
     "section.rate", "seed", "seconds", "count", "score.mean", "score.low",
     "text",
   ]  # fmt: skip
   assert len({len(line) for line in out[:5]}) == 1
+  # Means over both seeds, and a picture.
+  assert out[6].startswith("means over seeds")
+  assert out[7].split()[0] == "section.rate" and len(out[7:10]) == 3
+  assert (tmp_path / "means.csv").exists()
+  assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_table_has_as_many_columns_as_fit():
   rows = [{"run": "x", "a": 0.123456, "seconds": 1.0, "long": "y" * 50, "b": 2}]
-  lines = collect.table(rows, ["b"], width=24).splitlines()
+  lines = collect.format_table(rows, ["b"], width=24).splitlines()
   assert lines == ["     a  b  seconds", "0.1235  2        1"]
-  assert collect.table([]) == "no run is complete"
+  assert collect.format_table([]) == "no run is complete"
 
 
-def test_failed_and_skipped_runs_are_told_and_the_status_is_1(tmp_path, capsys):
+def test_failed_and_skipped_runs_are_reported_with_status_1(tmp_path, capsys):
   assert main(tmp_path, "--sweep=fail=error,exit,no") == 1
   out, err = capsys.readouterr()
   assert f"failed: fail=error, {tmp_path}/logs/fail=error.txt" in err
   assert "  RuntimeError: it broke" in err and "failed: fail=exit" in err
   assert "no" in out and "results: " in out
-  assert len(collect.rows(str(tmp_path))) == 1
+  assert len(collect.read_rows(str(tmp_path))) == 1
 
 
-def test_a_grid_can_be_extended_in_its_folder(tmp_path):
+def test_a_grid_can_be_extended_in_its_directory(tmp_path):
   assert main(tmp_path, "--sweep=seed=0") == 0
   assert main(tmp_path, "--sweep=seed=0..2") == 0
-  assert [row["seed"] for row in collect.rows(str(tmp_path))] == [0, 1, 2]
+  assert [row["seed"] for row in collect.read_rows(str(tmp_path))] == [0, 1, 2]
   assert len(starts(tmp_path / "seed=0")) == 1
 
 
@@ -113,28 +118,36 @@ def test_the_old_value_of_a_flag_is_named_as_the_preset_has_it(
   assert main(tmp_path, "--sweep=seed=1") == 2  # 1 is the preset's own
   assert "steps=2, not 1" in capsys.readouterr().err
   with pytest.raises(UserError) as error:
-    plan.begin(str(tmp_path), {"flags": {"preset": "small", "steps": 3}}, [])
+    sweep_file.write_sweep(
+      str(tmp_path), {"flags": {"preset": "small", "steps": 3}}, []
+    )
   assert error.value.code == "other_sweep" and error.value.field == "steps"
 
 
 def test_flags_that_a_run_may_change_may_differ_between_calls(tmp_path):
   for keep in (1, 5):
     head = {"flags": {"run.keep": keep, "seed": 3}, "search_seed": 1}
-    plan.begin(str(tmp_path), head, [])
-  held = plan.read(str(tmp_path))
-  assert held["flags"]["run.keep"] == 5
-  plan.begin(str(tmp_path), {"flags": {"seed": 3}}, [])
+    sweep_file.write_sweep(str(tmp_path), head, [])
+  config = sweep_file.read_sweep(str(tmp_path))
+  assert config["flags"]["run.keep"] == 5
+  sweep_file.write_sweep(str(tmp_path), {"flags": {"seed": 3}}, [])
   with pytest.raises(UserError) as error:
-    plan.begin(str(tmp_path), {"flags": {"seed": 4}}, [])
+    sweep_file.write_sweep(str(tmp_path), {"flags": {"seed": 4}}, [])
   assert error.value.field == "seed"
 
 
 def test_the_seed_of_a_search_is_held(tmp_path):
-  plan.begin(str(tmp_path), {"kind": "random"}, [])  # by an earlier version
+  sweep_file.write_sweep(
+    str(tmp_path), {"kind": "random"}, []
+  )  # by an earlier version
   for _ in range(2):
-    plan.begin(str(tmp_path), {"kind": "random", "search_seed": 1}, [])
+    sweep_file.write_sweep(
+      str(tmp_path), {"kind": "random", "search_seed": 1}, []
+    )
   with pytest.raises(UserError) as error:
-    plan.begin(str(tmp_path), {"kind": "random", "search_seed": 2}, [])
+    sweep_file.write_sweep(
+      str(tmp_path), {"kind": "random", "search_seed": 2}, []
+    )
   assert error.value.field == "search_seed"
 
 
@@ -153,9 +166,9 @@ def test_settings_come_from_the_preset_and_the_flags(tmp_path):
     f"--flagfile={tmp_path / 'flags'}", "--seed=7",
   )  # fmt: skip
   assert status == 0
-  held = json.loads((tmp_path / "run/rate=0.2/config.json").read_text())
-  assert held["config"]["steps"] == 3 and held["config"]["seed"] == 7
-  assert held["config"]["section"] == {
+  config = json.loads((tmp_path / "run/rate=0.2/config.json").read_text())
+  assert config["config"]["steps"] == 3 and config["config"]["seed"] == 7
+  assert config["config"]["section"] == {
     "rate": 0.2, "size": 4, "kind": "plain", "loud": True,
   }  # fmt: skip
 
@@ -172,13 +185,13 @@ def test_settings_come_from_the_preset_and_the_flags(tmp_path):
     (("--sweep=seeds", "--jobs=two"), "invalid int value: 'two'"),
     (("--sweep=seeds", "--launcher=cloud"), "invalid choice: 'cloud'"),
     (("--sweep=seeds", "--search=tpe"), "[--objective]: is missing"),
-    (("--sweep=seeds", "--objective=x"), "give --search=tpe too"),
+    (("--sweep=seeds", "--objective=x"), "add --search=tpe"),
     (("--sweep=seeds", "--slurm.extra=x"), "is not name=value"),
     (("--sweep=seeds", "--shared.seed=1"), "[--shared.seed]"),
     (("--sweep=seeds", "--experiment=pppo"), "did you mean 'ppo'?"),
   ],
 )
-def test_mistakes_are_status_2_and_nothing_is_begun(
+def test_user_errors_have_status_2_and_start_nothing(
   tmp_path, capsys, argv, words
 ):
   workdir = tmp_path / "run"
@@ -217,23 +230,26 @@ print(status, sorted({"jax", "optuna", "submitit"} & set(sys.modules)))
 
 def test_a_folder_without_a_sweep_has_no_rows(tmp_path):
   with pytest.raises(UserError, match="no such file"):
-    collect.rows(str(tmp_path))
+    collect.read_rows(str(tmp_path))
   files.write_json_atomic(tmp_path / "sweep.json", [1])
   with pytest.raises(UserError, match="is not a sweep"):
-    collect.rows(str(tmp_path))
+    collect.read_rows(str(tmp_path))
 
 
 def test_what_a_sweep_reads_may_not_change_between_calls(tmp_path):
   root, key = str(tmp_path), "data.demonstrations=d.jsonl"
-  plan.begin(root, {}, [])  # by an earlier version
-  plan.begin(root, {}, [], inputs={key: "a"})
-  plan.begin(root, {}, [], inputs={"init_from=base": "b"})
-  assert plan.read(root)["inputs"] == {key: "a", "init_from=base": "b"}
+  sweep_file.write_sweep(root, {}, [])  # by an earlier version
+  sweep_file.write_sweep(root, {}, [], inputs={key: "a"})
+  sweep_file.write_sweep(root, {}, [], inputs={"init_from=base": "b"})
+  assert sweep_file.read_sweep(root)["inputs"] == {
+    key: "a",
+    "init_from=base": "b",
+  }
   for name, changed in ((key, "c"), ("init_from=base", "d")):
-    with pytest.raises(UserError) as caught:
-      plan.begin(root, {}, [], inputs={name: changed})
-    assert caught.value.code == "data_changed"
-    assert caught.value.field == name.partition("=")[0]
+    with pytest.raises(UserError) as error:
+      sweep_file.write_sweep(root, {}, [], inputs={name: changed})
+    assert error.value.code == "data_changed"
+    assert error.value.field == name.partition("=")[0]
 
 
 def test_a_run_is_no_place_for_a_sweep(tmp_path, capsys):

@@ -21,13 +21,13 @@ from tests.sweeps.runs import (
 
 
 def run(jobs, root, **more):
-  said = []
-  outcome = execute.execute(jobs, str(root), log=said.append, **more)
-  return outcome, said
+  lines = []
+  outcome = execute.run_jobs(jobs, str(root), log=lines.append, **more)
+  return outcome, lines
 
 
 def test_a_failure_stops_only_what_needs_it(tmp_path):
-  outcome, said = run(
+  outcome, messages = run(
     [
       job("far", "near"),
       job("near", "broken"),
@@ -46,7 +46,7 @@ def test_a_failure_stops_only_what_needs_it(tmp_path):
   assert len(lines) == 10 and lines[-1] == "RuntimeError: it broke"
   assert outcome.failed["silent"].startswith("ended with status 0, not comp")
   assert not (tmp_path / "near").exists()
-  assert any("broken: failed after" in line for line in said)
+  assert any("broken: failed after" in line for line in messages)
   assert set(outcome.seconds) == {"broken", "silent", "good", "after/good"}
   assert all(0 < s < 60 for s in outcome.seconds.values())
 
@@ -82,10 +82,11 @@ def test_what_was_run_with_other_settings_is_refused(tmp_path):
 
 
 def test_one_runner_at_a_time(tmp_path, monkeypatch):
-  monkeypatch.setattr(execute, "_LEFT_OVER", 0.1)
+  monkeypatch.setattr(execute, "_LOCK_TIMEOUT", 0.1)
   lock = records.acquire(tmp_path / ".lock")
-  with pytest.raises(UserError, match="another sweep runs there"):
+  with pytest.raises(UserError) as error:
     run([job("a")], tmp_path)
+  assert error.value.code == "sweep_running"
   assert not (tmp_path / "a").exists()
   os.close(lock)
   assert run([job("a")], tmp_path)[0].done == ["a"]
@@ -104,15 +105,15 @@ def test_nothing_is_left_behind_and_a_second_call_goes_on(
 ):
   argv = ("--steps=5", "--sweep=seed=0", f"--gate={tmp_path}/gate")
   runner = start_sweep(tmp_path, *argv)
-  folder = wait_for(lambda: at_the_gate(tmp_path))
-  ((child, _, _),) = starts(folder)
+  workdir = wait_for(lambda: at_the_gate(tmp_path))
+  ((child, _, _),) = starts(workdir)
   assert alive(child)
   runner.send_signal(number)
   _, error = runner.communicate(timeout=300)
   assert runner.returncode == status
   assert "Traceback" not in error
   gone(child)
-  assert files.read_complete(folder) is None
+  assert files.read_complete(workdir) is None
   before = records.read_seconds(str(tmp_path)).get("seed=0", 0)
   if number != signal.SIGKILL:
     assert before > 0
@@ -121,29 +122,29 @@ def test_nothing_is_left_behind_and_a_second_call_goes_on(
   again = start_sweep(tmp_path, *argv)
   _, error = again.communicate(timeout=300)
   assert again.returncode == 0, error
-  assert summary(folder)["count"] == 5
-  assert [count for _, count, _ in starts(folder)] == [0, 3]
+  assert summary(workdir)["count"] == 5
+  assert [count for _, count, _ in starts(workdir)] == [0, 3]
   assert records.read_seconds(str(tmp_path))["seed=0"] > before
 
 
 def killed_after(root, one, seconds):
   """Leaves what a runner leaves that is killed so long after a start."""
-  folder = root / one.name
-  folder.mkdir(parents=True, exist_ok=True)
-  (folder / "metrics.jsonl").touch()
+  workdir = root / one.name
+  workdir.mkdir(parents=True, exist_ok=True)
+  (workdir / "metrics.jsonl").touch()
   records.begin_span(str(root), one)
   (path,) = (root / records.SPANS).rglob("*.began")
-  written = max(p.stat().st_mtime for p in folder.iterdir())
+  written = max(p.stat().st_mtime for p in workdir.iterdir())
   path.write_text(repr(written - seconds))
 
 
 def test_the_time_before_a_kill_is_counted(tmp_path):
   one = job("seed=0", seed=0)
   killed_after(tmp_path, one, 50.0)
-  outcome = execute.execute([one], str(tmp_path))
+  outcome = execute.run_jobs([one], str(tmp_path))
   assert outcome.done == [one.name]
   assert 50.0 < outcome.seconds[one.name] < 80.0
-  again = execute.execute([one], str(tmp_path))
+  again = execute.run_jobs([one], str(tmp_path))
   assert again.seconds == outcome.seconds
 
 
@@ -152,22 +153,22 @@ def test_a_run_that_ended_as_its_runner_was_killed_has_its_time(tmp_path):
   (tmp_path / one.name).mkdir()
   files.mark_complete(tmp_path / one.name, {"score": 1})
   killed_after(tmp_path, one, 7.0)
-  assert execute.execute([one], str(tmp_path)).seconds[one.name] == 7.0
-  assert execute.execute([one], str(tmp_path)).seconds[one.name] == 7.0
+  assert execute.run_jobs([one], str(tmp_path)).seconds[one.name] == 7.0
+  assert execute.run_jobs([one], str(tmp_path)).seconds[one.name] == 7.0
 
 
 def test_a_run_that_alone_is_asked_to_end_goes_on(tmp_path, start_sweep):
   argv = ("--steps=5", "--sweep=seed=0", f"--gate={tmp_path}/gate")
   runner = start_sweep(tmp_path, *argv)
-  folder = wait_for(lambda: at_the_gate(tmp_path))
-  ((child, _, _),) = starts(folder)
+  workdir = wait_for(lambda: at_the_gate(tmp_path))
+  ((child, _, _),) = starts(workdir)
   os.kill(child, signal.SIGTERM)
   gone(child)
-  wait_for(lambda: len(starts(folder)) == 2)
+  wait_for(lambda: len(starts(workdir)) == 2)
   (tmp_path / "gate").touch()
   _, error = runner.communicate(timeout=300)
   assert runner.returncode == 0, error
-  assert summary(folder)["count"] == 5
+  assert summary(workdir)["count"] == 5
   assert "1/1" in error and "fail" not in error
 
 
@@ -176,10 +177,12 @@ def test_a_process_that_does_not_end_is_killed(tmp_path, monkeypatch):
   script = "import signal, time; signal.signal(15, signal.SIG_IGN); "
   script += "print('ready', flush=True); time.sleep(60)"
   with open(tmp_path / "log", "wb") as log:
-    process = processes.popen([processes.sys.executable, "-c", script], log)
+    process = processes.start_process(
+      [processes.sys.executable, "-c", script], log
+    )
   wait_for(lambda: (tmp_path / "log").read_text())
-  processes.end(process)
-  processes.kill(process)
+  processes.terminate(process)
+  processes.wait_or_kill(process)
   assert process.returncode == -signal.SIGKILL
 
 
@@ -201,32 +204,32 @@ def test_workers_have_cores_of_their_own(tmp_path):
     assert alone == set(cores())
 
 
-def test_cores_are_dealt_evenly(monkeypatch):
+def test_cores_are_split_evenly(monkeypatch):
   monkeypatch.setattr(
     processes.os, "sched_getaffinity", lambda pid: {7, 1, 2, 3, 5}
   )
-  assert processes.shares(2) == [[1, 2], [3, 5, 7]]
-  assert processes.shares(5) == [[1], [2], [3], [5], [7]]
-  assert processes.shares(1) == [[]]
-  assert processes.shares(6) == [[]] * 6
+  assert processes.split_cores(2) == [[1, 2], [3, 5, 7]]
+  assert processes.split_cores(5) == [[1], [2], [3], [5], [7]]
+  assert processes.split_cores(1) == [[]]
+  assert processes.split_cores(6) == [[]] * 6
 
 
-def test_so_many_at_once_and_no_more(tmp_path):
+def test_no_more_jobs_run_at_once_than_workers(tmp_path):
   # Each counts slowly; two of them overlap, the third waits for one.
   jobs = [job(name, steps=10, wait=0.05) for name in "abc"]
-  seen = []
+  counts = []
 
-  class Counted(processes.Local):
+  class Counted(processes.LocalLauncher):
     def start(self, job, lock, alone=False):
       super().start(job, lock, alone)
-      seen.append(len(self.names))
+      counts.append(len(self.running))
 
   place = Counted(str(tmp_path), 2)
   lock = records.acquire(tmp_path / "lock")
-  outcome = execute._drive(jobs, str(tmp_path), place, lock, "sweep", print)
+  outcome = execute._run_loop(jobs, str(tmp_path), place, lock, "sweep", print)
   os.close(lock)
   assert sorted(outcome.done) == ["a", "b", "c"]
-  assert max(seen) == 2
+  assert max(counts) == 2
 
 
 def test_an_unknown_launcher_is_named(tmp_path):

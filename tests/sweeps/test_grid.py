@@ -15,21 +15,21 @@ CONFIG = counter.get_config()
 
 
 def values(text, field="section.rate"):
-  return [run[field] for run in grid.runs(text, CONFIG).values()]
+  return [run[field] for run in grid.grid_runs(text, CONFIG).values()]
 
 
 def test_a_grid_is_the_product_in_the_given_order():
-  found = grid.runs("section.rate=0.02,1e-5;seed=0..2", CONFIG)
-  assert list(found) == [
+  result = grid.grid_runs("section.rate=0.02,1e-5;seed=0..2", CONFIG)
+  assert list(result) == [
     "rate=0.02,seed=0", "rate=0.02,seed=1", "rate=0.02,seed=2",
     "rate=1e-05,seed=0", "rate=1e-05,seed=1", "rate=1e-05,seed=2",
   ]  # fmt: skip
-  assert found["rate=1e-05,seed=2"] == {"section.rate": 1e-5, "seed": 2}
-  assert type(found["rate=0.02,seed=0"]["seed"]) is int
+  assert result["rate=1e-05,seed=2"] == {"section.rate": 1e-5, "seed": 2}
+  assert type(result["rate=0.02,seed=0"]["seed"]) is int
 
 
 def test_values_have_their_fields_types():
-  (run,) = grid.runs(
+  (run,) = grid.grid_runs(
     "section.loud=true;section.kind= a/b ;section.rate=3;section.size=2",
     CONFIG,
   ).values()
@@ -38,9 +38,9 @@ def test_values_have_their_fields_types():
 
 
 def test_a_log_range_has_equal_ratios_and_exact_ends():
-  found = values("section.rate=log:1e-3:0.7:5")
-  assert (found[0], found[-1], len(found)) == (1e-3, 0.7, 5)
-  ratios = [b / a for a, b in itertools.pairwise(found)]
+  result = values("section.rate=log:1e-3:0.7:5")
+  assert (result[0], result[-1], len(result)) == (1e-3, 0.7, 5)
+  ratios = [b / a for a, b in itertools.pairwise(result)]
   assert ratios == pytest.approx([700**0.25] * 4, rel=1e-5)
 
 
@@ -57,8 +57,8 @@ def test_what_stands_there_twice_is_one_run():
 
 
 def test_fields_that_go_together():
-  found = grid.runs("(section.size,seed)=(1,32),(2,64);steps=1,2", CONFIG)
-  assert list(found) == [
+  result = grid.grid_runs("(section.size,seed)=(1,32),(2,64);steps=1,2", CONFIG)
+  assert list(result) == [
     "size=1,seed=32,steps=1", "size=1,seed=32,steps=2",
     "size=2,seed=64,steps=1", "size=2,seed=64,steps=2",
   ]  # fmt: skip
@@ -66,26 +66,26 @@ def test_fields_that_go_together():
 
 def test_fields_of_one_run_are_checked_together():
   config = presets.sft("world")
-  assert len(grid.runs("model.d_model=33;model.num_heads=3", config)) == 1
+  assert len(grid.grid_runs("model.d_model=33;model.num_heads=3", config)) == 1
   with pytest.raises(
     UserError, match="'model.num_heads=5': model.num_heads: width"
   ):
-    grid.runs("model.d_model=33;model.num_heads=5", config)
+    grid.grid_runs("model.d_model=33;model.num_heads=5", config)
 
 
 def test_names_are_short_safe_and_distinct():
   config = presets.ppo_ptx("world")
   text = "optimizer.learning_rate=1e-3;value_optimizer.learning_rate=1e-3"
-  assert list(grid.runs(text, config)) == [
+  assert list(grid.grid_runs(text, config)) == [
     "optimizer.learning_rate=0.001,value_optimizer.learning_rate=0.001"
   ]
-  found = list(grid.runs("section.kind=a/b,a_b,a b", CONFIG))
-  assert len(set(found)) == 3 and found[1] == "kind=a_b"
-  assert not any(c in name for name in found for c in "/ ")
-  found = list(grid.runs("section.rate=0.12345678,0.12345679", CONFIG))
-  assert len(set(found)) == 2
+  result = list(grid.grid_runs("section.kind=a/b,a_b,a b", CONFIG))
+  assert len(set(result)) == 3 and result[1] == "kind=a_b"
+  assert not any(c in name for name in result for c in "/ ")
+  result = list(grid.grid_runs("section.rate=0.12345678,0.12345679", CONFIG))
+  assert len(set(result)) == 2
   text = ";".join(f"{name}=x" for name in ("init_from", "section.kind"))
-  (name,) = grid.runs(text.replace("x", "y" * 300), CONFIG)
+  (name,) = grid.grid_runs(text.replace("x", "y" * 300), CONFIG)
   assert len(name) <= 150
 
 
@@ -99,7 +99,7 @@ def test_names_are_short_safe_and_distinct():
     ("section.loud=maybe", "true or false"),
     ("seed=", "is not field=value"),
     ("=1", "is not field=value"),
-    ("seed=1;seed=2", "seed stands there twice"),
+    ("seed=1;seed=2", "seed is set twice"),
     ("seed=3..1", "3..1 is empty"),
     ("section.rate=log:1:2", "has no count"),
     ("section.rate=log:0:2:3", "log above 0"),
@@ -114,24 +114,24 @@ def test_names_are_short_safe_and_distinct():
 )
 def test_errors_name_the_part_and_the_fix(text, words):
   with pytest.raises(UserError, match=f"(?s){words}") as error:
-    grid.runs(text, CONFIG)
+    grid.grid_runs(text, CONFIG)
   assert error.value.field == "--sweep"
   assert error.value.fix
 
 
 def test_named_sweeps_and_fields_mix():
-  text = grid.expand(" rates; seed=0,1 ;", counter.sweep)
+  text = grid.expand_names(" rates; seed=0,1 ;", counter.sweep)
   assert text == "section.rate=0.1,0.2;seed=0,1"
-  assert grid.fields(text) == ["section.rate", "seed"]
+  assert grid.swept_fields(text) == ["section.rate", "seed"]
   with pytest.raises(UserError, match="'rate': .*(?s:.*)did you mean 'rates'"):
-    grid.expand("rate", counter.sweep)
+    grid.expand_names("rate", counter.sweep)
   with pytest.raises(UserError, match="give one of rates, seeds, or field="):
-    grid.expand("", counter.sweep)
+    grid.expand_names("", counter.sweep)
 
 
 def test_what_a_search_may_choose():
   text = "section.rate=log:0.1:1;section.size=int:1:4;seed=lin:0:9;steps=1,2,5"
-  assert grid.space(text + ";section.loud=true,false", CONFIG) == {
+  assert grid.search_space(text + ";section.loud=true,false", CONFIG) == {
     "section.rate": grid.Range(0.1, 1.0, True, False),
     "section.size": grid.Range(1, 4, False, True),
     "seed": grid.Range(0, 9, False, True),
@@ -155,33 +155,33 @@ def test_what_a_search_may_choose():
 )
 def test_searches_that_make_no_sense(text, words):
   with pytest.raises(UserError, match=words):
-    grid.space(text, CONFIG)
+    grid.search_space(text, CONFIG)
 
 
 def paper(module, name, preset="1.3b"):
-  (field,) = grid.fields(module.sweep()[name])
-  found = grid.runs(module.sweep()[name], module.get_config(preset))
-  return [run[field] for run in found.values()]
+  (field,) = grid.swept_fields(module.sweep()[name])
+  result = grid.grid_runs(module.sweep()[name], module.get_config(preset))
+  return [run[field] for run in result.values()]
 
 
 def test_gamma_is_the_papers_grid():
   # Figure 33: 10^((-3+2k)/9), printed to three digits.
-  found = paper(ppo_ptx, "ptx_coef")
-  assert found == pytest.approx(
+  result = paper(ppo_ptx, "ptx_coef")
+  assert result == pytest.approx(
     [10 ** ((2 * k - 3) / 9) for k in range(12)], rel=1e-5
   )
-  assert [float(f"{v:.3g}") for v in found] == [
+  assert [float(f"{v:.3g}") for v in result] == [
     0.464, 0.774, 1.29, 2.15, 3.59, 5.99, 10, 16.7, 27.8, 46.4, 77.4, 129,
   ]  # fmt: skip
 
 
 def test_beta_is_the_papers_grid():
   # Figure 34: 9 points up to 2 whose ratio is 10^(4/7).
-  found = paper(ppo, "kl_coef")
-  assert found == pytest.approx(
+  result = paper(ppo, "kl_coef")
+  assert result == pytest.approx(
     [2 * 10 ** (-4 * k / 7) for k in range(8, -1, -1)], rel=1e-5
   )
-  assert [float(f"{v:.2g}") for v in found[:5]] == [
+  assert [float(f"{v:.2g}") for v in result[:5]] == [
     5.4e-5, 2e-4, 7.5e-4, 2.8e-3, 0.010,
   ]  # fmt: skip
 
@@ -195,10 +195,10 @@ def test_ppo_rates_are_the_papers(module):
 
 
 def test_sft_rates_hold_both_that_the_paper_chose():
-  found = paper(sft, "learning_rate")
-  assert len(found) == 7
+  result = paper(sft, "learning_rate")
+  assert len(result) == 7
   for chosen in (9.65e-6, 5.03e-6):
-    assert min(abs(math.log(v / chosen)) for v in found) < 1e-3
+    assert min(abs(math.log(v / chosen)) for v in result) < 1e-3
 
 
 @pytest.mark.parametrize(
@@ -207,4 +207,4 @@ def test_sft_rates_hold_both_that_the_paper_chose():
 def test_every_named_sweep_can_be_run(module):
   for preset in ("1.3b", "world"):
     for name, text in module.sweep().items():
-      assert grid.runs(text, module.get_config(preset)), name
+      assert grid.grid_runs(text, module.get_config(preset)), name

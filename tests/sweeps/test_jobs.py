@@ -8,8 +8,8 @@ from instructgpt_jax.sweeps import jobs
 from instructgpt_jax.sweeps.jobs import Job
 
 
-def names(found):
-  return [job.name for job in found]
+def names(result):
+  return [job.name for job in result]
 
 
 def test_a_command_has_the_workdir_and_every_flag():
@@ -21,7 +21,7 @@ def test_a_command_has_the_workdir_and_every_flag():
     "--ppo.kl_coef=0.02", "--run.tensorboard=false", "--seed=1",
     "--init_from=my runs/x",
   ]  # fmt: skip
-  assert jobs.shown(command) == (
+  assert jobs.shell_line(command) == (
     "python -m experiments.ppo --workdir=root/a/b --ppo.kl_coef=0.02"
     " --run.tensorboard=false --seed=1 '--init_from=my runs/x'"
   )
@@ -34,7 +34,7 @@ def test_names_that_are_no_folder_of_a_job(name):
 
 
 def test_needs_come_first_and_the_given_order_is_kept():
-  found = jobs.in_order(
+  result = jobs.order_jobs(
     [
       Job("c", "x", {}, ("a", "b")),
       Job("d", "x", {}),
@@ -42,11 +42,11 @@ def test_needs_come_first_and_the_given_order_is_kept():
       Job("a", "x", {}),
     ]
   )
-  assert names(found) == ["a", "b", "c", "d"]
+  assert names(result) == ["a", "b", "c", "d"]
 
 
 def test_the_same_job_twice_is_one_with_the_needs_of_both():
-  found = jobs.in_order(
+  result = jobs.order_jobs(
     [
       Job("a", "x", {}),
       Job("b", "x", {}),
@@ -54,21 +54,21 @@ def test_the_same_job_twice_is_one_with_the_needs_of_both():
       Job("c", "x", {"seed": 1}, ("b",)),
     ]
   )
-  assert names(found) == ["a", "b", "c"]
-  assert found[-1].needs == ("a", "b")
+  assert names(result) == ["a", "b", "c"]
+  assert result[-1].needs == ("a", "b")
 
 
 @pytest.mark.parametrize(
-  "given, words",
+  "jobs_list, words",
   [
     ([Job("a", "x", {}), Job("a", "x", {"seed": 1})], "different commands"),
-    ([Job("a", "x", {}, ("b",))], "'b', which is no job"),
+    ([Job("a", "x", {}, ("b",))], "'b', which is not a job"),
     (
       [Job("a", "x", {}, ("b",)), Job("b", "x", {}, ("a",))],
       "need each other",
     ),
   ],
 )
-def test_jobs_that_contradict_each_other(given, words):
+def test_jobs_that_contradict_each_other(jobs_list, words):
   with pytest.raises(ValueError, match=words):
-    jobs.in_order(given)
+    jobs.order_jobs(jobs_list)

@@ -1,4 +1,4 @@
-"""What is wrong with any run is told before the first one starts."""
+"""What is wrong with any run is reported before the first one starts."""
 
 import os
 
@@ -106,10 +106,10 @@ def test_a_run_that_is_complete_is_not_checked_again(tmp_path):
   one = Job("seed=0", "sft", {"init_from": str(tmp_path.parent / "gone")})
   whole = presets.sft("tiny")
   with pytest.raises(UserError):
-    preflight.check([one], whole, root)
+    preflight.check_runs([one], whole, root)
   (tmp_path / "seed=0").mkdir()
   (tmp_path / "seed=0" / "complete.json").write_text("{}")
-  preflight.check([one], whole, root)
+  preflight.check_runs([one], whole, root)
 
 
 def test_a_start_brings_its_own_context():

@@ -11,7 +11,7 @@ import pytest
 
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.runs import files
-from instructgpt_jax.sweeps import execute, grid, plan, processes, search
+from instructgpt_jax.sweeps import execute, grid, processes, search, sweep_file
 from tests.sweeps.fake import counter, sweep
 from tests.sweeps.runs import (
   at_the_gate,
@@ -23,7 +23,7 @@ from tests.sweeps.runs import (
 )
 
 TEXT = "section.rate=log:0.1:1;section.size=int:1:3"
-SPACE = grid.space(TEXT, counter.get_config())
+SPACE = grid.search_space(TEXT, counter.get_config())
 WANTED = search.Search("random", 4, "score.mean", seed=3)
 
 
@@ -32,10 +32,12 @@ def make_job(name, overrides, **more):
   return job(name, **flags)
 
 
-def run(root, wanted=WANTED, make=make_job, **more):
+def run(root, expected=WANTED, make=make_job, **more):
   root = str(root)
-  plan.begin(root, {}, [])
-  return search.run(root, wanted, SPACE, make, log=lambda text: None, **more)
+  sweep_file.write_sweep(root, {}, [])
+  return search.run_search(
+    root, expected, SPACE, make, log=lambda text: None, **more
+  )
 
 
 def states(root):
@@ -59,22 +61,22 @@ def results(root):
 
 @pytest.mark.parametrize("kind", search.KINDS)
 def test_a_search_runs_so_many_trials_and_no_more(tmp_path, kind):
-  wanted = search.Search(kind, 3, "score.mean", "minimize")
-  outcome = run(tmp_path, wanted, workers=2)
+  expected = search.Search(kind, 3, "score.mean", "minimize")
+  outcome = run(tmp_path, expected, workers=2)
   names = [f"trials/{n:03}" for n in range(3)]
   assert sorted(outcome.done) == names and not outcome.failed
   assert states(tmp_path) == {"COMPLETE": 3}
-  for entry in plan.read(str(tmp_path))["jobs"]:
-    folder = tmp_path / entry["name"]
-    config = files.read_json(folder / "config.json")["config"]["section"]
+  for entry in sweep_file.read_sweep(str(tmp_path))["jobs"]:
+    workdir = tmp_path / entry["name"]
+    config = files.read_json(workdir / "config.json")["config"]["section"]
     overrides = entry["overrides"]
     assert config["rate"] == overrides["section.rate"]
     assert config["size"] == overrides["section.size"] in (1, 2, 3)
     assert 0.1 <= config["rate"] <= 1
-    score = summary(folder)["score"]["mean"]
+    score = summary(workdir)["score"]["mean"]
     assert results(tmp_path)[int(entry["name"][-3:])] == score
-  # Nothing is left to do; more trials go on from there.
-  run(tmp_path, wanted)
+  # Nothing is left to do; more trials resume from there.
+  run(tmp_path, expected)
   assert all(len(starts(tmp_path / name)) == 1 for name in names)
   run(tmp_path, search.Search(kind, 4, "score.mean", "minimize"))
   assert states(tmp_path) == {"COMPLETE": 4}
@@ -82,11 +84,13 @@ def test_a_search_runs_so_many_trials_and_no_more(tmp_path, kind):
 
 def test_a_random_search_is_the_same_whoever_runs_it(tmp_path):
   run(tmp_path, workers=3)
-  found = [entry["overrides"] for entry in plan.read(str(tmp_path))["jobs"]]
-  assert found == search.preview(WANTED, SPACE)
-  assert len({str(values) for values in found}) == 4
+  result = [
+    entry["overrides"] for entry in sweep_file.read_sweep(str(tmp_path))["jobs"]
+  ]
+  assert result == search.preview_trials(WANTED, SPACE)
+  assert len({str(values) for values in result}) == 4
   other = search.Search("random", 4, "score.mean", seed=4)
-  assert search.preview(other, SPACE)[0] != found[0]
+  assert search.preview_trials(other, SPACE)[0] != result[0]
 
 
 def test_a_failed_trial_is_told_and_does_not_stop_the_search(tmp_path):
@@ -97,36 +101,36 @@ def test_a_failed_trial_is_told_and_does_not_stop_the_search(tmp_path):
   assert states(tmp_path) == {"COMPLETE": 3, "FAIL": 1}
   assert outcome.failed["trials/001"].endswith("RuntimeError: it broke")
   assert len(outcome.done) == 3
-  # It is told by a later call as well, and not run again.
+  # It is reported by a later call as well, and not run again.
   assert run(tmp_path, make=make).failed == outcome.failed
   assert len(starts(tmp_path / "trials/001")) == 1
 
 
 class Instant:
-  """A launcher whose runs are complete at once."""
+  """Launcher whose runs are complete at once."""
 
   poll = 0.0
 
   def __init__(self, root, summaries):
     self._root, self._summaries = root, summaries
-    self.names, self.started = [], []
+    self.running, self.started = [], []
 
   @property
-  def free(self):
-    return 1 - len(self.names)
+  def free_slots(self):
+    return 1 - len(self.running)
 
   def start(self, job, lock, alone=False):
-    self.names.append(job.name)
-    if files.read_complete(job.folder(self._root)) is None:
+    self.running.append(job.name)
+    if files.read_complete(job.workdir(self._root)) is None:
       number = int(job.name[-3:])
       summary = self._summaries[number % len(self._summaries)]
-      files.mark_complete(job.folder(self._root), summary)
+      files.mark_complete(job.workdir(self._root), summary)
       self.started.append(number)
 
-  def ended(self):
-    over = [processes.Ended(name) for name in self.names]
-    self.names.clear()
-    return over
+  def pop_finished(self):
+    finished = [processes.FinishedJob(name) for name in self.running]
+    self.running.clear()
+    return finished
 
   def stop(self):
     pass
@@ -136,8 +140,8 @@ def run_with(root, monkeypatch, summaries, trials, objective="a"):
   """A search over runs with these summaries, in order: (outcome, launcher)."""
   launcher = Instant(str(root), summaries)
   monkeypatch.setattr(execute, "open_launcher", lambda *unused: launcher)
-  wanted = search.Search("random", trials, objective)
-  return lambda: run(root, wanted), launcher
+  expected = search.Search("random", trials, objective)
+  return lambda: run(root, expected), launcher
 
 
 @pytest.mark.parametrize(
@@ -216,7 +220,7 @@ def test_a_missing_objective_names_what_there_is_and_loses_no_run(tmp_path):
       run(tmp_path, search.Search("random", 2, name))
   run(tmp_path, search.Search("random", 2, "score.mean"))
   assert states(tmp_path) == {"COMPLETE": 2}
-  assert len(plan.read(str(tmp_path))["jobs"]) == 2
+  assert len(sweep_file.read_sweep(str(tmp_path))["jobs"]) == 2
 
 
 def test_another_objective_is_refused_once_there_are_results(tmp_path):
@@ -230,9 +234,9 @@ def test_another_objective_is_refused_once_there_are_results(tmp_path):
 
 
 def opened(root, name, direction="maximize"):
-  plan.begin(str(root), {}, [])
-  wanted = search.Search("random", 2, name, direction)
-  return search.joined(str(root), wanted, SPACE, make_job)
+  sweep_file.write_sweep(str(root), {}, [])
+  expected = search.Search("random", 2, name, direction)
+  return search.join_search(str(root), expected, SPACE, make_job)
 
 
 @pytest.mark.parametrize(
@@ -275,7 +279,7 @@ def test_without_trials_or_workers_the_objective_may_change(tmp_path):
 
 def test_a_trial_without_all_its_values_is_given_up(tmp_path):
   # As when a worker is killed while it asks for one.
-  plan.begin(str(tmp_path), {}, [])
+  sweep_file.write_sweep(str(tmp_path), {}, [])
   trials = search.Trials(str(tmp_path), WANTED, SPACE, make_job)
   trials._study.ask()
   trials.close()
@@ -285,14 +289,14 @@ def test_a_trial_without_all_its_values_is_given_up(tmp_path):
 
 
 def test_a_trial_belongs_to_one_worker_until_it_is_gone(tmp_path):
-  plan.begin(str(tmp_path), {}, [])
-  wanted = search.Search("random", 2, "score.mean")
-  one = search.Trials(str(tmp_path), wanted, SPACE, make_job)
-  two = search.Trials(str(tmp_path), wanted, SPACE, make_job)
+  sweep_file.write_sweep(str(tmp_path), {}, [])
+  expected = search.Search("random", 2, "score.mean")
+  one = search.Trials(str(tmp_path), expected, SPACE, make_job)
+  two = search.Trials(str(tmp_path), expected, SPACE, make_job)
   first, second = one.claim(), two.claim()
   assert (first.number, second.number) == (0, 1)
   assert one.claim() is None and two.claim() is None
-  assert one.left == two.left == 2
+  assert one.num_left == two.num_left == 2
   os.close(first.lock)
   again = two.claim()
   assert again.number == 0 and again.job == first.job
@@ -316,7 +320,7 @@ def argv(root, trials):
 
 def test_three_workers_one_of_them_killed(tmp_path, start_sweep):
   workers = [start_sweep(tmp_path, *argv(tmp_path, 6)) for _ in range(3)]
-  folder, *_ = [
+  workdir, *_ = [
     wait_for(lambda w=worker: at_the_gate(tmp_path, w)) for worker in workers
   ]
   victim, *others = workers
@@ -329,20 +333,22 @@ def test_three_workers_one_of_them_killed(tmp_path, start_sweep):
     assert "results.csv" in out
 
   assert states(tmp_path) == {"COMPLETE": 6}
-  names = {entry["name"] for entry in plan.read(str(tmp_path))["jobs"]}
+  names = {
+    entry["name"] for entry in sweep_file.read_sweep(str(tmp_path))["jobs"]
+  }
   assert names == {f"trials/{n:03}" for n in range(6)}
   for name in names:
     assert summary(tmp_path / name)["count"] == 5
     counts = [count for _, count, _ in starts(tmp_path / name)]
-    assert counts == ([0, 3] if tmp_path / name == folder else [0])
+    assert counts == ([0, 3] if tmp_path / name == workdir else [0])
 
 
 def test_a_later_call_goes_on_with_a_killed_trial(tmp_path, start_sweep):
   worker = start_sweep(tmp_path, *argv(tmp_path, 2))
-  folder = wait_for(lambda: at_the_gate(tmp_path))
+  workdir = wait_for(lambda: at_the_gate(tmp_path))
   worker.send_signal(signal.SIGKILL)
   worker.communicate(timeout=300)
-  ((child, _, _),) = starts(folder)
+  ((child, _, _),) = starts(workdir)
   gone(child)
   (tmp_path / "gate").touch()
   status = sweep.main(
@@ -350,7 +356,7 @@ def test_a_later_call_goes_on_with_a_killed_trial(tmp_path, start_sweep):
   )
   assert status == 0
   assert states(tmp_path) == {"COMPLETE": 2}
-  assert [count for _, count, _ in starts(folder)] == [0, 3]
+  assert [count for _, count, _ in starts(workdir)] == [0, 3]
 
 
 def test_optuna_is_named_where_it_is_missing(monkeypatch):

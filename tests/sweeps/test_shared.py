@@ -16,11 +16,13 @@ PIPELINE = presets.pipeline("world")
 
 def stages(experiment, settings=None, swept=(), **more):
   settings = {"preset": "world", **(settings or {})}
-  return shared.stages("root", experiment, settings, swept, PIPELINE, more)
+  return shared.shared_stages(
+    "root", experiment, settings, swept, PIPELINE, more
+  )
 
 
 @pytest.mark.parametrize(
-  "experiment, given, last",
+  "experiment, fields, last",
   [
     ("pretrain", [], "world"),
     ("sft", ["sft.epochs"], "pretrain"),
@@ -34,17 +36,17 @@ def stages(experiment, settings=None, swept=(), **more):
     ("counter", [], ""),
   ],
 )
-def test_what_is_shared(experiment, given, last):
-  assert shared.until(experiment, given) == last
+def test_the_last_shared_stage(experiment, fields, last):
+  assert shared.last_shared_stage(experiment, fields) == last
 
 
 def test_a_run_starts_from_the_shared_stages():
-  found = stages("ppo_ptx")
-  assert found.job.command("root")[2:] == [
+  result = stages("ppo_ptx")
+  assert result.job.command("root")[2:] == [
     "experiments.pipeline", "--workdir=root/shared", "--preset=world",
     "--until=reward",
   ]  # fmt: skip
-  assert found.flags == {
+  assert result.flags == {
     "data.demonstrations": "root/shared/world/demonstrations.jsonl",
     "data.prompts": "root/shared/world/prompts.jsonl",
     "data.pretraining": "root/shared/world/pretraining.jsonl",
@@ -53,17 +55,17 @@ def test_a_run_starts_from_the_shared_stages():
   }
   assert stages("sft").flags["init_from"] == "root/shared/pretrain"
   assert "init_from" not in stages("pretrain").flags
-  assert set(stages("reward").flags) - set(found.flags) == {"data.comparisons"}
+  assert set(stages("reward").flags) - set(result.flags) == {"data.comparisons"}
 
 
 def test_a_reward_model_has_the_rankings_of_all_rounds():
-  found = stages("reward", **{"labeling.rounds": 2})
-  assert found.flags["data.comparisons"] == (
+  result = stages("reward", **{"labeling.rounds": 2})
+  assert result.flags["data.comparisons"] == (
     "root/shared/rankings/round_1.jsonl,root/shared/rankings/round_2.jsonl"
   )
 
 
-@pytest.mark.parametrize("experiment", list(shared._STARTS))
+@pytest.mark.parametrize("experiment", list(shared._REQUIREMENTS))
 def test_the_flags_are_the_experiments_own(experiment):
   flags.replace(presets.EXPERIMENTS[experiment]("world"),
                 stages(experiment).flags)  # fmt: skip
@@ -71,12 +73,12 @@ def test_the_flags_are_the_experiments_own(experiment):
 
 def test_common_settings_hold_for_the_shared_stages_unless_swept():
   settings = {"seed": 3, "model.d_model": 64, "ppo.kl_coef": 0.1}
-  found = stages("ppo", settings, ["ppo.clip_ratio"])
-  assert found.job.flags == {
+  result = stages("ppo", settings, ["ppo.clip_ratio"])
+  assert result.job.flags == {
     "preset": "world", "until": "reward", "seed": 3, "model.d_model": 64,
   }  # fmt: skip
-  found = stages("ppo", settings, ["seed", "model.d_model"], seed=5)
-  assert found.job.flags == {"preset": "world", "until": "reward", "seed": 5}
+  result = stages("ppo", settings, ["seed", "model.d_model"], seed=5)
+  assert result.job.flags == {"preset": "world", "until": "reward", "seed": 5}
 
 
 def test_what_the_pipeline_refuses_is_refused_at_once():
@@ -101,7 +103,7 @@ def test_a_real_sweep_trains_on_a_shared_world(tmp_path, monkeypatch, capsys):
   out, err = capsys.readouterr()
   assert status == 0, err
   assert files.read_complete(tmp_path / "shared") == {"until": "world"}
-  (row,) = collect.rows(str(tmp_path))
+  (row,) = collect.read_rows(str(tmp_path))
   assert row["run"] == "steps=2" and row["pretrain.steps"] == 2
   assert row["valid_loss"] > 0 and "valid_loss" in out
   assert os.path.exists(tmp_path / "steps=2" / "model")

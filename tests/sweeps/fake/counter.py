@@ -1,7 +1,7 @@
 """Counts to a number, slowly, from where it stopped.
 
-Stands in for an experiment: its config is claimed, it keeps a checkpoint, it
-can be killed and goes on, and it can be told to fail.
+A fake experiment: it claims its config, keeps a checkpoint, resumes after it
+was killed, and fails if asked to.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ class Counter(Checked):
   wait: float = option(0.0, "seconds a step", minimum=0.0)
   gate: str = option("", "file without which it stays at 3")
   fail: str = option("", "error, exit, or mistake")
-  init_from: str = option("", "folder of another counter")
+  init_from: str = option("", "workdir of another counter")
   section: Section = Section()
 
 
@@ -54,17 +54,17 @@ def sweep() -> dict[str, str]:
 
 
 def run(config: Counter, workdir: str) -> None:
-  folder = pathlib.Path(workdir)
-  if files.read_complete(folder) is not None:
+  directory = pathlib.Path(workdir)
+  if files.read_complete(directory) is not None:
     return
   if config.fail == "mistake":
     raise UserError("that is wrong", field="fail", fix="give none")
   if config.init_from and files.read_complete(config.init_from) is None:
     raise UserError("is not complete", file=config.init_from)
-  checkpoint = folder / "count.json"
+  checkpoint = directory / "count.json"
   count = files.read_json(checkpoint) if checkpoint.exists() else 0
   # One line for each time that it was started: (process, count, cores).
-  with open(folder / "starts.txt", "a") as file:
+  with open(directory / "starts.txt", "a") as file:
     cores = ",".join(str(c) for c in sorted(os.sched_getaffinity(0)))
     file.write(f"{os.getpid()} {count} {cores}\n")
   while count < config.steps:
@@ -81,7 +81,7 @@ def run(config: Counter, workdir: str) -> None:
   section = config.section
   score = -((section.rate - 0.3) ** 2) * section.size
   files.mark_complete(
-    folder,
+    workdir,
     {"count": count, "score": {"mean": score, "low": score - 1}, "text": "x"},
   )
 

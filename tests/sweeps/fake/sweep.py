@@ -1,4 +1,4 @@
-"""The sweep's command line with the stand-ins of this folder."""
+"""Command line of a sweep of this package's fake experiments."""
 
 import importlib
 import importlib.util

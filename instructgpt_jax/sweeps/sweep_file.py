@@ -1,4 +1,4 @@
-"""sweep.json: what a sweep consists of, kept in its folder."""
+"""Reads and writes sweep.json: the settings and runs of a sweep."""
 
 from __future__ import annotations
 
@@ -13,8 +13,12 @@ from instructgpt_jax.sweeps import jobs, records
 NAME = "sweep.json"
 
 
-def read(root: str) -> dict[str, Any]:
-  """Reads the plan; a UserError where the directory holds no sweep."""
+def read_sweep(root: str) -> dict[str, Any]:
+  """Reads sweep.json.
+
+  Raises:
+    UserError: the directory holds no sweep.
+  """
   path = pathlib.Path(root) / NAME
   value = files.read_json(path, fix="give the --workdir of a sweep")
   if not isinstance(value, dict) or not isinstance(value.get("jobs"), list):
@@ -22,24 +26,24 @@ def read(root: str) -> dict[str, Any]:
   return value
 
 
-def begin(
+def write_sweep(
   root: str,
   head: Mapping[str, Any],
   entries: Sequence[Mapping[str, Any]],
   defaults: Mapping[str, Mapping[str, Any]] | None = None,
   inputs: Mapping[str, str] | None = None,
 ) -> None:
-  """Writes the plan, or adds runs to an existing one.
+  """Writes sweep.json, or adds runs to an existing one.
 
   Args:
     root: the sweep's directory.
-    head: what all runs share. An existing plan must have the same, but for
-      flags that a run itself may change from call to call (`run.keep`).
+    head: settings of all runs. An existing sweep must have the same, except for
+      flags that a run may change from call to call, such as run.keep.
     entries: {"name": …, "overrides": {field: value}} of each run.
     defaults: name of a part of `head` → the preset's value of each flag in it.
       An error names this value for a flag that only one of two calls sets.
-    inputs: "FIELD=PATH" → hash of what the runs read. An existing plan must
-      have the same hash wherever it has one.
+    inputs: "FIELD=PATH" → hash of what the runs read. It must equal the hash in
+      an existing sweep.
 
   Raises:
     UserError: the directory holds another sweep, or what it reads has changed.
@@ -55,42 +59,44 @@ def begin(
         )
       sweep = {**head, "jobs": []}
     else:
-      sweep = read(root)
+      sweep = read_sweep(root)
       for name, value in files.to_json_values(head).items():
-        if name in sweep:  # a sweep.json of an earlier version may lack it
-          _same(root, name, sweep[name], value, (defaults or {}).get(name))
-      _same_inputs(root, sweep.get("inputs", {}), inputs or {})
+        if name in sweep:  # files of earlier versions may lack it
+          _check_same(
+            root, name, sweep[name], value, (defaults or {}).get(name)
+          )
+      _check_inputs(root, sweep.get("inputs", {}), inputs or {})
       sweep |= head
     sweep["inputs"] = {**sweep.get("inputs", {}), **(inputs or {})}
     known = {entry["name"]: entry for entry in sweep["jobs"]}
     for entry in entries:
       old = known.setdefault(entry["name"], dict(entry))
       overrides = files.to_json_values(entry["overrides"])
-      _same(root, entry["name"], old["overrides"], overrides)
+      _check_same(root, entry["name"], old["overrides"], overrides)
     _write(root, {**sweep, "jobs": list(known.values())})
 
 
-def note(root: str, name: str, **values: Any) -> None:
+def update_entry(root: str, name: str, **values: Any) -> None:
   """Adds values to the entry of a run."""
   with records.locked(records.lock_path(root, "plan")):
-    sweep = read(root)
+    sweep = read_sweep(root)
     for entry in sweep["jobs"]:
       if entry["name"] == name:
         entry.update(values)
     _write(root, sweep)
 
 
-def _same_inputs(
+def _check_inputs(
   root: str, old: Mapping[str, str], new: Mapping[str, str]
 ) -> None:
   for key in sorted(old.keys() & new.keys()):
     if old[key] != new[key]:
       field, _, path = key.partition("=")
       raise UserError(
-        f"{path} is not what this sweep began with",
+        f"{path} has changed after this sweep began",
         file=root,
         field=field,
-        fix="put back what it began with, or choose another --workdir",
+        fix="restore the earlier content, or choose another --workdir",
         code="data_changed",
       )
 
@@ -99,31 +105,31 @@ def _write(root: str, sweep: Mapping[str, Any]) -> None:
   files.write_json_atomic(pathlib.Path(root) / NAME, sweep)
 
 
-def _same(
+def _check_same(
   root: str,
   what: str,
   old: Any,
   new: Any,
   defaults: Mapping[str, Any] | None = None,
 ) -> None:
-  """Refuses a value that differs from that of the earlier call."""
+  """Raises a UserError if a value differs from that of the earlier call."""
   if isinstance(old, dict) and isinstance(new, dict):
     for name in dict.fromkeys([*new, *old]):
       default = (defaults or {}).get(name)
       before, now = (values.get(name, default) for values in (old, new))
       if before != now and not claims.may_change(name):
-        _refuse(root, name, before, now)
+        _reject(root, name, before, now)
   elif old != new:
-    _refuse(root, what, old, new)
+    _reject(root, what, old, new)
 
 
-def _refuse(root: str, what: str, old: Any, new: Any) -> NoReturn:
-  before, now = ("nothing" if v is None else jobs.flag_text(v)
+def _reject(root: str, what: str, old: Any, new: Any) -> NoReturn:
+  before, now = ("nothing" if v is None else jobs.format_flag(v)
                  for v in (old, new))  # fmt: skip
   raise UserError(
     f"holds a sweep that was begun with {what}={before}, not {now}",
     file=root,
     field=what,
-    fix="give the old value, or choose another --workdir",
+    fix="use the earlier value, or choose another --workdir",
     code="other_sweep",
   )

@@ -20,6 +20,7 @@ from instructgpt_jax.planner.workload import Pass, Program, Workload
 from instructgpt_jax.steps import optimizer as optimizer_lib
 from instructgpt_jax.steps import packing
 from instructgpt_jax.steps import state as state_lib
+from instructgpt_jax.steps.ppo import BaseParams, Networks
 from instructgpt_jax.training import networks, ppo_programs
 from instructgpt_jax.types import LanguageBatch, PromptBatch, PyTree
 
@@ -109,14 +110,16 @@ class _Iteration:
     self.policy_model = LanguageModel(policy)
     self.reward_model = ScalarModel(reward)
     self.value_model = ScalarModel(dataclasses.replace(value, **adapters))
-    optimizers = [
+    policy_optimizer, value_optimizer = (
       optimizer_lib.make_optimizer(optimizer, shapes.UPDATES)
       for optimizer in ppo_programs.optimizer_configs(config)
-    ]
-    self.policy = shapes.abstract_network(
-      self.policy_model, optimizers[0], mesh
     )
-    self.value = shapes.abstract_network(self.value_model, optimizers[1], mesh)
+    self.policy = shapes.abstract_network(
+      self.policy_model, policy_optimizer, mesh
+    )
+    self.value = shapes.abstract_network(
+      self.value_model, value_optimizer, mesh
+    )
     self.reward_params = networks.abstract_params(self.reward_model, mesh)
     self._scalar = jax.ShapeDtypeStruct(
       (), jnp.float32, sharding=sharding.replicated(mesh)
@@ -131,8 +134,13 @@ class _Iteration:
     )
     self._programs = ppo_programs.jitted(
       config,
-      (self.policy_model, self.reward_model, self.value_model),
-      optimizers,
+      Networks(
+        self.policy_model,
+        self.reward_model,
+        self.value_model,
+        policy_optimizer,
+        value_optimizer,
+      ),
       self.state,
       mesh,
       eos_id=0,
@@ -216,8 +224,7 @@ class _Iteration:
       shapes.shard_batch(self._mesh, experience),
       jax.ShapeDtypeStruct((self._section.minibatch,), jnp.int32),
       self.ptx_batch,
-      self.policy.frozen,
-      self.value.frozen,
+      BaseParams(self.policy.frozen, self.value.frozen),
     )
 
   def sample_program(self) -> Program:

@@ -1,10 +1,27 @@
-"""PPO and PPO-ptx: what a rollout is worth, and one update on it."""
+"""PPO and PPO-ptx on arrays: scoring a rollout, and one update.
+
+`score_rollout` computes, for a batch of episodes:
+
+  log π_ref      one pass of the reference
+  score, V       one pass each of the reward model and the value network
+  rewards        `losses.returns.token_rewards`
+  advantages     `losses.returns.gae`, `losses.masked.whiten`
+  next β         `losses.kl.adaptive_kl`
+
+`update` computes, for a minibatch of these episodes:
+
+  policy gradient      of `losses.ppo.policy_loss`
+  + γ · ptx gradient   of `losses.language.weighted_cross_entropy`
+  value gradient       of `losses.ppo.value_loss`
+  Adam, average        `steps.state`
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,91 +46,132 @@ from instructgpt_jax.types import (
 )
 
 
+class Networks(NamedTuple):
+  """The networks of PPO, and the optimizers of those that are trained."""
+
+  policy: LanguageModel  # also the reference's
+  reward: ScalarModel
+  value: ScalarModel
+  policy_optimizer: optax.GradientTransformation
+  value_optimizer: optax.GradientTransformation
+
+
+class BaseParams(NamedTuple):
+  """Parameters below the trained ones: the models that adapters belong to."""
+
+  policy: PyTree = None  # None or {} without adapters
+  value: PyTree = None
+
+
 @pytree
-class _Rows:
-  """Packed episodes: [C, M, …], or [M, …] of one microbatch."""
+class _PackedEpisodes:
+  """Packed episodes: [C, M, …] for all microbatches, or [M, …] for one.
+
+  A state is a position that a response token is predicted from, or the last
+  position; an episode has S = N + 1 of them.
+  """
 
   tokens: Array  # [·, T] int32
-  segments: Array  # [·, T] int32, episodes of the batch from 1; 0 is padding
+  segments: Array  # [·, T] int32, number of the episode from 1; 0 is padding
   positions: Array  # [·, T] int32
-  columns: Array  # [·, S] int32, where states stand
-  actions: Array  # [·, S] int32, the token that follows each
+  states: Array  # [·, S] int32, index in T of each state
+  actions: Array  # [·, S] int32, the token after each state
   mask: Array  # [·, S] bool, True where that is a response token
 
 
 def _shift_to_states(x: Array) -> Array:
-  """[B, N] of response tokens → [B, S], where each was predicted from."""
+  """Moves values of response tokens [B, N] to the states before, [B, S]."""
   return jnp.pad(x, ((0, 0), (0, 1)))
 
 
-def _packed(rollout: Rollout, microbatch: int) -> tuple[packing.Packing, _Rows]:
+def _pack_episodes(
+  rollout: Rollout, microbatch: int
+) -> tuple[packing.Packing, _PackedEpisodes]:
   real = rollout.segments > 0
-  answer = rollout.response_mask.shape[1]
-  found = packing.pack(real, answer + 1, microbatch)
-  episodes = 1 + jnp.arange(len(real), dtype=jnp.int32)
-  rows = _Rows(
-    tokens=found.scatter_tokens(rollout.tokens),
-    segments=found.scatter_tokens(
-      jnp.broadcast_to(episodes[:, None], real.shape)
+  length = rollout.response_mask.shape[1]
+  packed = packing.pack(real, length + 1, microbatch)
+  numbers = 1 + jnp.arange(len(real), dtype=jnp.int32)
+  episodes = _PackedEpisodes(
+    tokens=packed.scatter_tokens(rollout.tokens),
+    segments=packed.scatter_tokens(
+      jnp.broadcast_to(numbers[:, None], real.shape)
     ),
-    positions=found.scatter_tokens(rollout.positions),
-    columns=found.columns,
-    actions=found.scatter_states(_shift_to_states(rollout.tokens[:, -answer:])),
-    mask=found.scatter_states(_shift_to_states(rollout.response_mask)),
+    positions=packed.scatter_tokens(rollout.positions),
+    states=packed.state_positions,
+    actions=packed.scatter_states(
+      _shift_to_states(rollout.tokens[:, -length:])
+    ),
+    mask=packed.scatter_states(_shift_to_states(rollout.response_mask)),
   )
-  return found, rows
+  return packed, episodes
 
 
-def _hidden(model: LanguageModel, params: PyTree, rows: _Rows) -> Array:
-  """[M · S, D]."""
+def _hidden(
+  model: LanguageModel, params: PyTree, episodes: _PackedEpisodes
+) -> Array:
+  """Computes hidden states [M · S, D] at the states of a microbatch."""
   hidden = model.apply(
     {"params": params},
-    rows.tokens,
-    rows.segments,
-    rows.positions,
-    wanted=rows.columns,
+    episodes.tokens,
+    episodes.segments,
+    episodes.positions,
+    wanted=episodes.states,
     method="hidden",
   )
   return hidden.reshape(-1, hidden.shape[-1])
 
 
 def _logp(
-  model: LanguageModel, params: PyTree, rows: _Rows, temperature: float
+  model: LanguageModel,
+  params: PyTree,
+  episodes: _PackedEpisodes,
+  temperature: float,
 ) -> Array:
-  """[M, S] log-probabilities of the response tokens, 0 elsewhere."""
+  """Computes log-probabilities [M, S] of response tokens, 0 elsewhere."""
   logp = chunked.token_logp(
-    _hidden(model, params, rows),
+    _hidden(model, params, episodes),
     language_step.unembedding_matrix(model, params),
-    rows.actions.reshape(-1),
-    rows.mask.reshape(-1),
+    episodes.actions.reshape(-1),
+    episodes.mask.reshape(-1),
     temperature=temperature,
     adjust=language_step.adjust(model),
   )
-  return logp.reshape(rows.mask.shape)
+  return logp.reshape(episodes.mask.shape)
 
 
-def _scalars(model: ScalarModel, params: PyTree, rows: _Rows) -> Array:
-  """[M, S], the scalar at every state."""
+def _scalars(
+  model: ScalarModel, params: PyTree, episodes: _PackedEpisodes
+) -> Array:
+  """Computes the scalar [M, S] of every state."""
   return model.apply(
     {"params": params},
-    rows.tokens,
-    rows.segments,
-    rows.positions,
-    wanted=rows.columns,
+    episodes.tokens,
+    episodes.segments,
+    episodes.positions,
+    wanted=episodes.states,
   )
 
 
 def response_logp(
   model: LanguageModel, params: PyTree, rollout: Rollout, temperature: float
 ) -> Array:
-  """[B, N] log-probabilities of the sampled tokens by one full pass.
+  """Computes log-probabilities of the sampled tokens by one full pass.
 
-  At the sampling temperature; 0 after a response's end.
+  Args:
+    model: the network.
+    params: its parameters.
+    rollout: B episodes.
+    temperature: temperature of sampling.
+
+  Returns:
+    [B, N] float32, 0 after a response's end.
   """
-  found, rows = _packed(rollout, 0)
-  logp = found.gather_states(
-    packing.each(
-      found, lambda part: _logp(model, params, part, temperature), rows
+  packed, episodes = _pack_episodes(rollout, 0)
+  logp = packed.gather_states(
+    packing.map_microbatches(
+      packed,
+      lambda part: _logp(model, params, part, temperature),
+      episodes,
     )
   )
   return jnp.where(rollout.response_mask, logp[:, :-1], 0)
@@ -125,18 +183,19 @@ def response_logp_and_spread(
   """Computes `response_logp` and the spread of log-probabilities.
 
   The spread is the standard deviation of the log-probabilities of tokens drawn
-  from the vocabulary at random. It is that of the logits, over temperature.
+  uniformly from the vocabulary. It equals that of the logits, over temperature.
 
   Returns:
     [B, N], as `response_logp`; and [], in nats.
   """
-  packed, rows = _packed(rollout, 0)
-  words = model.config.vocab_size
-  drawn = jax.random.randint(jax.random.key(0), rows.actions.shape, 0, words)
+  packed, episodes = _pack_episodes(rollout, 0)
+  random_tokens = jax.random.randint(
+    jax.random.key(0), episodes.actions.shape, 0, model.config.vocab_size
+  )
 
-  def both(part: tuple[_Rows, Array]) -> tuple[Array, Array]:
-    rows, drawn = part
-    hidden = _hidden(model, params, rows)
+  def logp_of_both(part: tuple[_PackedEpisodes, Array]) -> tuple[Array, Array]:
+    episodes, random_tokens = part
+    hidden = _hidden(model, params, episodes)
     matrix = language_step.unembedding_matrix(model, params)
 
     def logp(tokens: Array) -> Array:
@@ -144,17 +203,28 @@ def response_logp_and_spread(
         hidden,
         matrix,
         tokens.reshape(-1),
-        rows.mask.reshape(-1),
+        episodes.mask.reshape(-1),
         temperature=temperature,
         adjust=language_step.adjust(model),
-      ).reshape(rows.mask.shape)
+      ).reshape(episodes.mask.shape)
 
-    return logp(rows.actions), logp(drawn)
+    return logp(episodes.actions), logp(random_tokens)
 
-  logp, of_drawn = packing.each(packed, both, (rows, drawn), (0, 0))
+  logp, random_logp = packing.map_microbatches(
+    packed, logp_of_both, (episodes, random_tokens), (0, 0)
+  )
   logp = packed.gather_states(logp)[:, :-1]
-  variance = masked.masked_variance(of_drawn, rows.mask)
+  variance = masked.masked_variance(random_logp, episodes.mask)
   return jnp.where(rollout.response_mask, logp, 0), jnp.sqrt(variance)
+
+
+class _Scores(NamedTuple):
+  """What the frozen networks and the value network say of a rollout."""
+
+  ref_logp: Array  # [B, N] log-probabilities under the reference
+  score: Array  # [B] reward-model score
+  values: Array  # [B, N] value of the state before each token
+  last_value: Array  # [B] value of the last state
 
 
 def score_rollout(
@@ -164,64 +234,34 @@ def score_rollout(
   value_params: PyTree,
   kl_coef: Array,
   *,
-  model: LanguageModel,
-  scalar_model: ScalarModel,
-  value_model: ScalarModel,
+  networks: Networks,
   config: configs.Ppo,
 ) -> tuple[Experience, Array, Metrics]:
-  """Scores a rollout [B, P + N] and works out advantages (section 3.5, C.4).
+  """Scores a rollout and computes advantages (paper, section 3.5 and C.4).
 
   Args:
-    rollout: the batch, sampled by the policy.
-    reference_params: the policy before PPO; frozen.
-    reward_params: the reward model; frozen.
-    value_params: the value network now.
-    kl_coef: β now.
-    model: the policy's network.
-    scalar_model: the reward model's network.
-    value_model: the value function's network.
+    rollout: B episodes that the policy sampled, [B, P + N] tokens.
+    reference_params: parameters of the policy before PPO.
+    reward_params: parameters of the reward model.
+    value_params: current parameters of the value network.
+    kl_coef: β of this rollout.
+    networks: the networks.
     config: the PPO settings.
 
   Returns:
-    What the losses take as constants; the next β; and metrics of the rollout.
+    The constants of the losses, the next β, and the rollout's metrics.
   """
   mask = rollout.response_mask
-  found, rows = _packed(rollout, config.microbatch)
-
-  def each(function: Callable[[_Rows], Array]) -> Array:
-    return found.gather_states(packing.each(found, function, rows))
-
-  ref_logp = each(
-    lambda part: _logp(model, reference_params, part, config.temperature)
+  scores = _run_networks(
+    rollout, reference_params, reward_params, value_params, networks, config
   )
-  ref_logp = jnp.where(mask, ref_logp[:, :-1], 0)
-  scores = each(lambda part: _scalars(scalar_model, reward_params, part))
-  values = each(lambda part: _scalars(value_model, value_params, part))
-  last = mask.sum(axis=1, keepdims=True)
-  score = jnp.take_along_axis(scores, last, axis=1)[:, 0]
-  # The value of a state is the scalar at its last token, so the value network
-  # that starts as the reward model equals it at every token.
-  values, after = values[:, :-1], values[:, -1]
-  kept_score = score - config.eos_penalty * ~rollout.ended
+  penalized = scores.score - config.eos_penalty * ~rollout.ended
   rewards = returns.token_rewards(
-    kept_score, rollout.logp, ref_logp, mask, kl_coef
+    penalized, rollout.logp, scores.ref_logp, mask, kl_coef
   )
   episode_return = masked.masked_sum(rewards, mask, axis=1)
-  if config.whiten_rewards:
-    rewards = masked.whiten(rewards, mask, shift_mean=False)
-  bootstrap = config.bootstrap_truncated * ~rollout.ended
-  raw_advantages, targets = returns.gae(
-    rewards,
-    values,
-    mask,
-    discount=config.discount,
-    lam=config.gae_lambda,
-    last_value=bootstrap * after,
-  )
-  advantages = raw_advantages
-  if config.whiten_advantages:
-    advantages = masked.whiten(raw_advantages, mask, shift_mean=True)
-  kl = kl_lib.k1(rollout.logp, ref_logp)
+  advantages, targets = _advantages(rewards, scores, rollout, config)
+  kl = kl_lib.k1(rollout.logp, scores.ref_logp)
   episode_kl = masked.masked_sum(kl, mask, axis=1)
   next_kl_coef = kl_coef
   if config.kl_target:
@@ -233,27 +273,229 @@ def score_rollout(
       episodes=mask.shape[0],
     )
   metrics = {
-    "reward": score.mean(),
-    "reward_std": score.std(),
+    "reward": scores.score.mean(),
+    "reward_std": scores.score.std(),
     "return": episode_return.mean(),
     "kl": episode_kl.mean(),
     "kl_per_token": masked.masked_mean(kl, mask),
     "kl_k3_per_token": masked.masked_mean(
-      kl_lib.k3(rollout.logp, ref_logp), mask
+      kl_lib.k3(rollout.logp, scores.ref_logp), mask
     ),
     "kl_coef": kl_coef,
-    "explained_variance": ppo.explained_variance(values, targets, mask),
+    "explained_variance": ppo.explained_variance(scores.values, targets, mask),
     "response_length": mask.sum(axis=1).mean(),
     "ended": rollout.ended.mean(),
     "response_tokens": mask.sum(),
   }
-  result = Experience(
-    rollout=rollout,
-    advantages=advantages,
-    returns=targets,
-    values=masked.zero_outside(values, mask),
+  values = masked.zero_outside(scores.values, mask)
+  experience = Experience(
+    rollout=rollout, advantages=advantages, returns=targets, values=values
   )
-  return result, next_kl_coef, metrics
+  return experience, next_kl_coef, metrics
+
+
+def _run_networks(
+  rollout: Rollout,
+  reference_params: PyTree,
+  reward_params: PyTree,
+  value_params: PyTree,
+  networks: Networks,
+  config: configs.Ppo,
+) -> _Scores:
+  """Runs reference, reward model and value network on a rollout."""
+  mask = rollout.response_mask
+  packed, episodes = _pack_episodes(rollout, config.microbatch)
+
+  def at_states(function: Callable[[_PackedEpisodes], Array]) -> Array:
+    """Computes a function of each microbatch, as [B, S]."""
+    return packed.gather_states(
+      packing.map_microbatches(packed, function, episodes)
+    )
+
+  ref_logp = at_states(
+    lambda part: _logp(
+      networks.policy, reference_params, part, config.temperature
+    )
+  )
+  ref_logp = jnp.where(mask, ref_logp[:, :-1], 0)
+  scores = at_states(
+    lambda part: _scalars(networks.reward, reward_params, part)
+  )
+  values = at_states(lambda part: _scalars(networks.value, value_params, part))
+  last_state = mask.sum(axis=1, keepdims=True)
+  return _Scores(
+    ref_logp=ref_logp,
+    score=jnp.take_along_axis(scores, last_state, axis=1)[:, 0],
+    # The value of a state is the scalar at its last token, so that a value
+    # network that starts as the reward model equals it at every token.
+    values=values[:, :-1],
+    last_value=values[:, -1],
+  )
+
+
+def _advantages(
+  rewards: Array, scores: _Scores, rollout: Rollout, config: configs.Ppo
+) -> tuple[Array, Array]:
+  """Computes advantages and returns, [B, N] each; advantages are whitened."""
+  mask = rollout.response_mask
+  if config.whiten_rewards:
+    rewards = masked.whiten(rewards, mask, shift_mean=False)
+  bootstrap = config.bootstrap_truncated * ~rollout.ended
+  advantages, targets = returns.gae(
+    rewards,
+    scores.values,
+    mask,
+    discount=config.discount,
+    lam=config.gae_lambda,
+    last_value=bootstrap * scores.last_value,
+  )
+  if config.whiten_advantages:
+    advantages = masked.whiten(advantages, mask, shift_mean=True)
+  return advantages, targets
+
+
+@pytree
+class _Minibatch:
+  """Packed episodes with the constants of both losses, [C, M, …]."""
+
+  episodes: _PackedEpisodes
+  old_logp: Array  # [C, M, S]
+  advantages: Array  # [C, M, S]
+  old_values: Array  # [C, M, S]
+  returns: Array  # [C, M, S]
+  response_tokens: Array  # [] int32, in the whole minibatch
+  num_microbatches: Array  # [] int32, microbatches with any token
+
+
+def update(
+  state: PpoState,
+  experience: Experience,
+  rows: Array,
+  ptx: LanguageBatch | None,
+  base: BaseParams = BaseParams(),
+  *,
+  networks: Networks,
+  config: configs.Ppo,
+) -> tuple[PpoState, Metrics]:
+  """Updates policy and value network on a minibatch.
+
+  The pretraining gradient, scaled by γ, is added to the PPO gradient before the
+  one optimizer step (paper, Eq. 2 and C.4). The average moves once.
+
+  Args:
+    state: the state before.
+    experience: B episodes of the iteration.
+    rows: [minibatch] int32, the episodes of this update.
+    ptx: `ptx_ratio` · minibatch pretraining rows; None when γ is 0.
+    base: parameters below the trained ones.
+    networks: the networks and their optimizers.
+    config: the PPO settings.
+
+  Returns:
+    The next state, and the update's metrics.
+  """
+  minibatch = _minibatch(experience, rows, config)
+  grads, metrics = _policy_gradient(
+    state, minibatch, base.policy, networks, config
+  )
+  if ptx is not None:
+    grads, ptx_metrics = _add_ptx_gradient(
+      grads, state, ptx, base.policy, networks, config
+    )
+    metrics |= ptx_metrics
+  metrics["grad_norm"] = optax.tree.norm(grads)
+  policy = state_lib.apply_gradients(
+    state.policy, grads, networks.policy_optimizer
+  )
+
+  # Otherwise XLA interleaves both passes and keeps the activations of both.
+  tokens = layers.optimization_barrier(
+    minibatch.episodes.tokens, (metrics["grad_norm"], policy.params)
+  )
+  episodes = dataclasses.replace(minibatch.episodes, tokens=tokens)
+  minibatch = dataclasses.replace(minibatch, episodes=episodes)
+  grads, value_metrics = _value_gradient(
+    state, minibatch, base.value, networks, config
+  )
+  metrics |= value_metrics
+  value = state_lib.apply_gradients(
+    state.value, grads, networks.value_optimizer
+  )
+  ema = state.ema
+  if ema:
+    ema = state_lib.update_ema(ema, policy.params, state.ema_decay, policy.step)
+  state = dataclasses.replace(state, policy=policy, value=value, ema=ema)
+  return state, metrics
+
+
+def _minibatch(
+  experience: Experience, rows: Array, config: configs.Ppo
+) -> _Minibatch:
+  """Takes some episodes of an experience and packs them."""
+  chosen = jax.tree.map(lambda x: x[rows], experience)
+  response_tokens = chosen.rollout.response_mask.sum()
+  packed, episodes = _pack_episodes(chosen.rollout, config.microbatch)
+  old_logp, advantages, old_values, targets = (
+    packed.scatter_states(_shift_to_states(x))
+    for x in (
+      chosen.rollout.logp,
+      chosen.advantages,
+      chosen.values,
+      chosen.returns,
+    )
+  )
+  return _Minibatch(
+    episodes=episodes,
+    old_logp=old_logp,
+    advantages=advantages,
+    old_values=old_values,
+    returns=targets,
+    response_tokens=response_tokens,
+    num_microbatches=packed.num_microbatches,
+  )
+
+
+def _policy_gradient(
+  state: PpoState,
+  minibatch: _Minibatch,
+  base: PyTree,
+  networks: Networks,
+  config: configs.Ppo,
+) -> tuple[PyTree, Metrics]:
+  """Computes the gradient of the clipped surrogate loss."""
+  model = networks.policy
+  token_loss = functools.partial(
+    _token_loss, temperature=config.temperature, clip_ratio=config.clip_ratio
+  )
+
+  def loss_fn(params, part, index):
+    del index
+    params = lora.merge_trees(base, params)
+    episodes, old_logp, advantages = part
+    loss, sums = chunked.chunked_logits_loss(
+      token_loss,
+      _hidden(model, params, episodes),
+      language_step.unembedding_matrix(model, params),
+      {
+        "tokens": episodes.actions.reshape(-1),
+        "old_logp": old_logp.reshape(-1),
+        "advantages": advantages.reshape(-1),
+      },
+      episodes.mask.reshape(-1),
+      language_step.adjust(model),
+    )
+    return jax.tree.map(
+      lambda x: masked.safe_divide(x, minibatch.response_tokens), (loss, sums)
+    )
+
+  loss, grads, metrics = accumulation.accumulate_microbatches(
+    loss_fn,
+    state.policy.params,
+    (minibatch.episodes, minibatch.old_logp, minibatch.advantages),
+    minibatch.num_microbatches,
+  )
+  norm = optax.tree.norm(grads)
+  return grads, {"policy_loss": loss, **metrics, "grad_norm_ppo": norm}
 
 
 def _token_loss(
@@ -264,7 +506,7 @@ def _token_loss(
   temperature: float,
   clip_ratio: float,
 ) -> tuple[Array, Metrics]:
-  """Sums over [C] response tokens of the clipped objective and its metrics."""
+  """Sums the clipped surrogate loss and its metrics over [C] tokens."""
   loss, sums = ppo.policy_loss(
     language.token_logp(logits, rows["tokens"], temperature=temperature),
     rows["old_logp"],
@@ -279,138 +521,58 @@ def _token_loss(
   return loss, sums | {"entropy": masked.masked_sum(entropy, used)}
 
 
-def update(
+def _add_ptx_gradient(
+  grads: PyTree,
   state: PpoState,
-  batch: Experience,
-  rows: Array,
-  ptx: LanguageBatch | None,
-  frozen: PyTree = None,
-  value_frozen: PyTree = None,
-  *,
-  model: LanguageModel,
-  value_model: ScalarModel,
-  optimizer: optax.GradientTransformation,
-  value_optimizer: optax.GradientTransformation,
+  ptx: LanguageBatch,
+  base: PyTree,
+  networks: Networks,
   config: configs.Ppo,
-) -> tuple[PpoState, Metrics]:
-  """Updates policy and value network on a minibatch.
-
-  The pretraining gradient, scaled by γ, is added to the PPO gradient before
-  the one optimiser step (Eq. 2, C.4); the average of the weights moves once.
-
-  Args:
-    state: what is trained.
-    batch: the iteration's experience, B episodes.
-    rows: [minibatch] int32, which episodes.
-    ptx: `ptx_ratio` · minibatch pretraining rows; None when γ is 0.
-    frozen: parameters that the policy has beside those that are trained.
-    value_frozen: those of the value network.
-    model: the policy's network.
-    value_model: the value function's network.
-    optimizer: the policy's.
-    value_optimizer: the value network's.
-    config: the PPO settings.
-
-  Returns:
-    The next state, and the update's metrics.
-  """
-  chosen = jax.tree.map(lambda x: x[rows], batch)
-  normalizer = chosen.rollout.response_mask.sum()
-  found, packed = _packed(chosen.rollout, config.microbatch)
-  old_logp, advantages, values, targets = (
-    found.scatter_states(_shift_to_states(x))
-    for x in (
-      chosen.rollout.logp,
-      chosen.advantages,
-      chosen.values,
-      chosen.returns,
-    )
+) -> tuple[PyTree, Metrics]:
+  """Adds γ times the gradient of the language-model loss."""
+  loss, ptx_grads, metrics = language_step.gradients(
+    networks.policy,
+    state.policy.params,
+    ptx,
+    base,
+    microbatch=config.ptx_microbatch,
   )
-  token_loss = functools.partial(
-    _token_loss, temperature=config.temperature, clip_ratio=config.clip_ratio
-  )
+  ptx_grads = jax.tree.map(lambda g: state.ptx_coef * g, ptx_grads)
+  return jax.tree.map(jnp.add, grads, ptx_grads), {
+    "ptx_loss": loss,
+    "ptx_accuracy": metrics["accuracy"],
+    "grad_norm_ptx": optax.tree.norm(ptx_grads),
+    "grad_angle": diagnostics.angle(grads, ptx_grads),
+  }
 
-  def policy_loss(params, part, index):
-    del index
-    params = lora.merge_trees(frozen, params)
-    rows, old_logp, advantages = part
-    loss, sums = chunked.chunked_logits_loss(
-      token_loss,
-      _hidden(model, params, rows),
-      language_step.unembedding_matrix(model, params),
-      {
-        "tokens": rows.actions.reshape(-1),
-        "old_logp": old_logp.reshape(-1),
-        "advantages": advantages.reshape(-1),
-      },
-      rows.mask.reshape(-1),
-      language_step.adjust(model),
-    )
-    return jax.tree.map(
-      lambda x: masked.safe_divide(x, normalizer), (loss, sums)
-    )
 
-  def value_loss(params, part, index):
+def _value_gradient(
+  state: PpoState,
+  minibatch: _Minibatch,
+  base: PyTree,
+  networks: Networks,
+  config: configs.Ppo,
+) -> tuple[PyTree, Metrics]:
+  """Computes the gradient of the clipped value loss."""
+
+  def loss_fn(params, part, index):
     del index
-    params = lora.merge_trees(value_frozen, params)
-    rows, values, targets = part
+    params = lora.merge_trees(base, params)
+    episodes, old_values, targets = part
     return ppo.value_loss(
-      _scalars(value_model, params, rows),
-      values,
+      _scalars(networks.value, params, episodes),
+      old_values,
       targets,
-      rows.mask,
+      episodes.mask,
       clip_value=config.clip_value,
-      normalizer=normalizer,
+      normalizer=minibatch.response_tokens,
     )
 
   loss, grads, metrics = accumulation.accumulate_microbatches(
-    policy_loss,
-    state.policy.params,
-    (packed, old_logp, advantages),
-    found.used,
-  )
-  metrics = {
-    "policy_loss": loss,
-    **metrics,
-    "grad_norm_ppo": optax.tree.norm(grads),
-  }
-  if ptx is not None:
-    ptx_loss, ptx_grads, ptx_metrics = language_step.gradients(
-      model,
-      state.policy.params,
-      ptx,
-      frozen,
-      microbatch=config.ptx_microbatch,
-    )
-    ptx_grads = jax.tree.map(lambda g: state.ptx_coef * g, ptx_grads)
-    metrics |= {
-      "ptx_loss": ptx_loss,
-      "ptx_accuracy": ptx_metrics["accuracy"],
-      "grad_norm_ptx": optax.tree.norm(ptx_grads),
-      "grad_angle": diagnostics.angle(grads, ptx_grads),
-    }
-    grads = jax.tree.map(jnp.add, grads, ptx_grads)
-  metrics["grad_norm"] = optax.tree.norm(grads)
-  policy = state_lib.apply_gradients(state.policy, grads, optimizer)
-
-  # Else the compiler interleaves both passes, and holds both's activations.
-  tokens = layers.optimization_barrier(
-    packed.tokens, (metrics["grad_norm"], policy.params)
-  )
-  loss, grads, value_metrics = accumulation.accumulate_microbatches(
-    value_loss,
+    loss_fn,
     state.value.params,
-    (dataclasses.replace(packed, tokens=tokens), values, targets),
-    found.used,
+    (minibatch.episodes, minibatch.old_values, minibatch.returns),
+    minibatch.num_microbatches,
   )
-  metrics |= {
-    "value_loss": loss,
-    **value_metrics,
-    "grad_norm_value": optax.tree.norm(grads),
-  }
-  value = state_lib.apply_gradients(state.value, grads, value_optimizer)
-  ema = state.ema
-  if ema:
-    ema = state_lib.update_ema(ema, policy.params, state.ema_decay, policy.step)
-  state = dataclasses.replace(state, policy=policy, value=value, ema=ema)
-  return state, metrics
+  norm = optax.tree.norm(grads)
+  return grads, {"value_loss": loss, **metrics, "grad_norm_value": norm}

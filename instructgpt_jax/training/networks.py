@@ -1,4 +1,4 @@
-"""Parameters and train states, placed on the mesh."""
+"""Parameters and train states of networks, sharded over the mesh."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from instructgpt_jax import sharding
+from instructgpt_jax import configs, sharding
 from instructgpt_jax.distributed import compiler_options
 from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.errors import UserError
@@ -24,28 +24,28 @@ Network = transformer.LanguageModel | transformer.ScalarModel
 
 
 def shardings(network: Network, tree: PyTree, mesh: mesh_lib.AnyMesh) -> PyTree:
-  """Where each array of a tree of (or around) the network's parameters lies."""
+  """Returns the sharding of each array of a network's parameters or state."""
   axes = sharding.logical_axes(transformer.abstract_params(network))
   return sharding.state_shardings(tree, mesh, axes)
 
 
 def abstract_params(network: Network, mesh: mesh_lib.AnyMesh) -> PyTree:
-  """Shapes of the network's parameters with their shardings."""
+  """Returns shapes and shardings of the network's parameters."""
   tree = sharding.unbox(transformer.abstract_params(network))
   return with_shardings(tree, shardings(network, tree, mesh))
 
 
-def with_shardings(tree: PyTree, places: PyTree) -> PyTree:
-  """A tree of shapes, each with its sharding."""
+def with_shardings(tree: PyTree, tree_shardings: PyTree) -> PyTree:
+  """Adds shardings to a tree of shapes."""
   return jax.tree.map(
-    lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+    lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=spec),
     tree,
-    places,
+    tree_shardings,
   )
 
 
 def init_params(network: Network, key: Array, mesh: Mesh) -> PyTree:
-  """New parameters, made where they will lie."""
+  """Initializes parameters on the devices where they will lie."""
   tree = sharding.unbox(transformer.abstract_params(network))
   init = jax.jit(
     lambda k: transformer.init_params(network, k),
@@ -56,36 +56,36 @@ def init_params(network: Network, key: Array, mesh: Mesh) -> PyTree:
 
 
 def load_params(
-  stage: Stage, mesh: Mesh, shared: dict[str, PyTree] | None = None
+  stage: Stage, mesh: Mesh, loaded: dict[str, PyTree] | None = None
 ) -> PyTree:
-  """A stage's parameters.
+  """Loads a stage's parameters.
 
   Args:
     stage: the stage.
     mesh: where they will lie.
-    shared: what is loaded already, by the stage's folder; what adapters stand
-      on is loaded once and added here.
+    loaded: parameters that are loaded already, by the stage's real path. The
+      base model of adapters is looked up here, and added.
   """
-  place = abstract_params(stage.network, mesh)
-  if stage.base is None:
-    shared = {} if shared is None else shared
-    folder = os.path.realpath(stage.path)
-    if folder not in shared:
-      shared[folder] = stage.params(place)
-    return shared[folder]
-  return stage.params(place, load_params(stage.base, mesh, shared))
+  abstract = abstract_params(stage.network, mesh)
+  if stage.base is not None:
+    return stage.params(abstract, load_params(stage.base, mesh, loaded))
+  loaded = {} if loaded is None else loaded
+  path = os.path.realpath(stage.path)
+  if path not in loaded:
+    loaded[path] = stage.params(abstract)
+  return loaded[path]
 
 
 class InitialParams(NamedTuple):
   """Parameters that a training starts from."""
 
-  frozen: PyTree  # empty without adapters
+  frozen: PyTree  # parameters below the adapters; {} without adapters
   trained: PyTree
-  adapts: LoraBase | None  # whose the frozen ones are
+  adapts: LoraBase | None  # the model that the frozen ones belong to
 
   @property
-  def whole(self) -> PyTree:
-    """All of them."""
+  def all_params(self) -> PyTree:
+    """The frozen and the trained parameters."""
     return lora.merge_trees(self.frozen, self.trained)
 
 
@@ -94,69 +94,91 @@ def init_params_from(
   stage: Stage | None,
   key: Array,
   mesh: Mesh,
-  shared: dict[str, PyTree] | None = None,
+  loaded: dict[str, PyTree] | None = None,
 ) -> InitialParams:
-  """A network's parameters: a stage's, and new ones where it has none.
+  """Loads a network's parameters from a stage; initializes what it lacks.
 
-  A scalar model takes a language model's decoder under a new head. A network
-  with adapters goes on with the stage's; without, they are merged.
+  A scalar model takes a language model's decoder and gets a new head. A network
+  with adapters continues those of the stage; without, they are merged.
 
   Args:
-    network: what is trained.
-    stage: where it starts from; None makes all parameters anew.
-    key: for the new ones.
+    network: the network to train.
+    stage: where it starts from; None initializes all parameters.
+    key: random key of new parameters.
     mesh: where they will lie.
-    shared: see `load`.
+    loaded: see `load_params`.
 
   Raises:
-    UserError: adapters are wanted, but there is nothing to adapt, or others.
+    UserError: the network has adapters, but the stage is missing or has other
+      adapters.
   """
-  c = network.config
+  config = network.config
   if stage is None:
-    if c.lora_rank:
-      raise UserError(
-        f"is {c.lora_rank}, but there is no model to adapt",
-        field="model.lora_rank",
-        fix="give --init_from=DIR, or --model.lora_rank=0",
-      )
-    if c.head_padding:
-      raise UserError(
-        f"is {c.head_padding}, but new heads are not zero",
-        field="model.head_padding",
-        fix="give --model.num_heads that --mesh.tensor divides",
-      )
+    _check_starts_from_nothing(config)
     return InitialParams({}, init_params(network, key, mesh), None)
-  found, adapts = load_params(stage, mesh, shared), None
-  if not c.lora_rank:
-    found = lora.merge_lora(stage.model_config, found)
-  elif stage.base is None:
-    size = stage.model_config.vocab_size
-    adapts = LoraBase(stage.path, base_checksum(hub.flattened(found), size))
-  elif lora.lora_summary(c) == lora.lora_summary(stage.model_config):
-    adapts = LoraBase(stage.base.path, stage.checksum, stage.blocks_only)
-  else:
-    held = stage.model_config
-    raise UserError(
-      f"has other adapters ({lora.lora_summary(held)}) than"
-      f" {lora.lora_summary(c)}",
-      file=stage.path,
-      fix="give the same ones, or export it (they are merged) and start"
-      " from that",
-    )
+  params = load_params(stage, mesh, loaded)
+  adapts = _adapted_model(config, stage, params)
+  if not config.lora_rank:
+    params = lora.merge_lora(stage.model_config, params)
 
-  def missing(k: Array) -> PyTree:
-    return lora.tree_difference(transformer.init_params(network, k), found)
+  def missing(key: Array) -> PyTree:
+    return lora.tree_difference(transformer.init_params(network, key), params)
 
-  wanted = jax.eval_shape(missing, key)
-  if wanted:
-    draw = jax.jit(
+  abstract_missing = jax.eval_shape(missing, key)
+  if abstract_missing:
+    init_missing = jax.jit(
       missing,
-      out_shardings=shardings(network, wanted, mesh),
+      out_shardings=shardings(network, abstract_missing, mesh),
       compiler_options=compiler_options.init_compiler_options(mesh),
     )
-    found = lora.merge_trees(found, draw(key))
-  found = lora.tree_select(abstract_params(network, mesh), found)
-  return InitialParams(*lora.split(c, found), adapts)
+    params = lora.merge_trees(params, init_missing(key))
+  params = lora.tree_select(abstract_params(network, mesh), params)
+  return InitialParams(*lora.split(config, params), adapts)
+
+
+def _check_starts_from_nothing(config: configs.Model) -> None:
+  """Refuses settings that need a model to start from."""
+  if config.lora_rank:
+    raise UserError(
+      f"is {config.lora_rank}, but there is no model to adapt",
+      field="model.lora_rank",
+      fix="give --init_from=DIR, or --model.lora_rank=0",
+      code="no_model_to_adapt",
+    )
+  if config.head_padding:
+    raise UserError(
+      f"is {config.head_padding}, but new heads are not zero",
+      field="model.head_padding",
+      fix="give --model.num_heads that --mesh.tensor divides",
+      code="head_padding",
+    )
+
+
+def _adapted_model(
+  config: configs.Model, stage: Stage, params: PyTree
+) -> LoraBase | None:
+  """Returns the model that a network's adapters belong to, if it has any.
+
+  Args:
+    config: the network.
+    stage: where it starts from.
+    params: the stage's parameters.
+  """
+  if not config.lora_rank:
+    return None
+  if stage.base is None:
+    size = stage.model_config.vocab_size
+    return LoraBase(stage.path, base_checksum(hub.flattened(params), size))
+  if lora.lora_summary(config) == lora.lora_summary(stage.model_config):
+    return LoraBase(stage.base.path, stage.checksum, stage.blocks_only)
+  raise UserError(
+    f"has other adapters ({lora.lora_summary(stage.model_config)}) than"
+    f" {lora.lora_summary(config)}",
+    file=stage.path,
+    fix="give the same ones, or export it (they are merged) and start"
+    " from that",
+    code="other_adapters",
+  )
 
 
 def train_state(
@@ -165,10 +187,10 @@ def train_state(
   optimizer: optax.GradientTransformation,
   mesh: Mesh,
 ) -> state_lib.TrainState:
-  """A state before its first update; takes the parameters over."""
+  """Makes the state before the first update; donates the parameters."""
 
   def make(params):
     return state_lib.new_state(params, optimizer)
 
-  places = shardings(network, jax.eval_shape(make, params), mesh)
-  return jax.jit(make, out_shardings=places, donate_argnums=0)(params)
+  out_shardings = shardings(network, jax.eval_shape(make, params), mesh)
+  return jax.jit(make, out_shardings=out_shardings, donate_argnums=0)(params)

@@ -1,537 +1,564 @@
-"""PPO and PPO-ptx: roll out, score, update; again."""
+"""PPO and PPO-ptx: the training loop (paper, section 3.5 and C.4).
+
+Each iteration of `_iterate`:
+
+  1. Roll out. Sample a response to each of `rollout_batch` prompts, and record
+     log π(a_t) of each token: `models.sampling.generate`.
+  2. Score. One pass each of reference, reward model and value network gives
+       r_t = −β (log π(a_t) − log π_ref(a_t)), plus the score at the last token:
+     `steps.ppo.score_rollout`, `losses.returns.token_rewards`.
+  3. Advantages. In the same program,
+       A_t = δ_t + γλ A_{t+1},  δ_t = r_t + γ V_{t+1} − V_t:
+     `losses.returns.gae`, then `losses.masked.whiten`.
+  4. Minibatch updates, in `inner_epochs` passes over the episodes:
+     `steps.ppo.update`. The policy's gradient is that of the clipped surrogate
+       −min(ρ_t A_t, clip(ρ_t, 1 ± ε) A_t):  `losses.ppo.policy_loss`,
+     plus γ_ptx times that of the language-model loss on pretraining documents:
+     `steps.language.gradients`. The value network's is that of the clipped
+     squared error: `losses.ppo.value_loss`.
+  5. Log. One row of metrics.jsonl for each update.
+  6. Save. A checkpoint, from which the same command resumes bit for bit.
+
+`train` sets the run up, `restore` finds where an earlier call stopped, and the
+functions after it are the six steps, in order. What an iteration compiles is in
+`ppo_programs`, its equations are in `steps.ppo`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-import grain
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from instructgpt_jax import configs, sharding
 from instructgpt_jax.checkpoint import checkpoints
-from instructgpt_jax.configs import checks
-from instructgpt_jax.data import batching, encoding, packing
-from instructgpt_jax.data.tokenizers import Tokenizer
-from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.distributed import preemption, transfer
-from instructgpt_jax.errors import UserError
 from instructgpt_jax.models import lora
-from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
 from instructgpt_jax.runs import files
 from instructgpt_jax.runs.metrics import MetricWriter
 from instructgpt_jax.runs.progress import Progress
-from instructgpt_jax.steps import diagnostics
-from instructgpt_jax.steps import optimizer as optimizer_lib
-from instructgpt_jax.steps.state import PpoState
-from instructgpt_jax.training import fingerprint as fingerprint_lib
+from instructgpt_jax.steps.ppo_gaps import Gaps
+from instructgpt_jax.steps.state import Metrics, PpoState
 from instructgpt_jax.training import (
-  inheritance,
-  inputs,
-  networks,
+  fingerprint,
   ppo_checks,
-  ppo_programs,
+  ppo_setup,
   stage_model,
   supervised,
   tokenizer_store,
 )
-from instructgpt_jax.types import PyTree
+from instructgpt_jax.training.ppo_setup import PpoRun
+from instructgpt_jax.types import Array, Experience, PromptBatch, PyTree
 
-SNAPSHOTS = "snapshots"  # policies on the way, not averaged
-
-_fingerprint = jax.jit(diagnostics.params_checksum)
+SNAPSHOTS = "snapshots"  # directory of policies during training, not averaged
 
 
 def train(
   config: configs.PpoExperiment, directory: str, *, name: str = "ppo"
 ) -> None:
-  """Trains a policy against a reward model (section 3.5, C.4).
+  """Trains a policy against a reward model.
 
   Args:
-    config: the experiment; `ppo.ptx_coef` 0 is plain PPO.
+    config: the experiment; `ppo.ptx_coef` 0 is PPO without pretraining data.
     directory: its workdir.
     name: "ppo" or "ppo_ptx".
   """
   if stage_model.is_complete(directory):
     return
-  section = config.ppo
-  _consistent(config)
-  checks.check_lengths(config.data, config.model.max_seq_len)
-  start_stage = stage_model.open_stage(
-    config.init_from, kind=stage_model.LANGUAGE, field="init_from", run=config
+  run, state = ppo_setup.set_up(config, directory, name)
+  tokenizer_store.put_tokenizer(directory, run.start.stage.tokenizer)
+  position = _run_iterations(run, state)
+  ppo_checks.unchanged(
+    run.checksums, ppo_setup.checksums(run.frozen), directory
   )
-  reward_stage = stage_model.open_stage(
-    section.reward_model,
-    kind=stage_model.SCALAR,
-    field="ppo.reward_model",
-    run=config,
-  )
-  tokenizer = start_stage.tokenizer
-  supervised.require_measure(config.run, ["reward"])
-  inheritance.require_compatible(
-    reward_stage, tokenizer, config.data, "ppo.reward_model"
-  )
-  mesh = mesh_lib.make_mesh(config.mesh)
-  model = LanguageModel(inheritance.model_config(config, tokenizer))
-  reward_model = reward_stage.network
-  shared: dict[str, PyTree] = {}  # adapters may stand on the same model
-  key = jax.random.key(config.seed)
-  start = networks.init_params_from(model, start_stage, key, mesh, shared)
-  value_model, value_start = _value(
-    config, model, start_stage, reward_stage, mesh, shared
-  )
-  reference = start.whole
-  reward_params = networks.load_params(reward_stage, mesh, shared)
-  frozen = {"reference": reference, "reward": reward_params}
-  below = (start.frozen, value_start.frozen)
-  marks = {k: int(_fingerprint(v)) for k, v in frozen.items()}
-
-  updates = ppo_programs.updates_per_iteration(section)
-  iterations = -(-section.episodes // section.rollout_batch)
-  optimizers = [
-    optimizer_lib.make_optimizer(o, updates * iterations)
-    for o in ppo_programs.optimizer_configs(config)
-  ]
-  policy, value = (
-    networks.train_state(network, _copied(params), optimizer, mesh)
-    for network, params, optimizer in zip(
-      (model, value_model),
-      (start.trained, value_start.trained),
-      optimizers,
-      strict=True,
-    )
-  )
-  state = PpoState(
-    policy=policy,
-    value=value,
-    ema=_copied(start.trained) if section.ema_decay else {},
-    **jax.device_put(
-      {
-        "kl_coef": jnp.float32(section.kl_coef),
-        "ptx_coef": jnp.float32(section.ptx_coef),
-        "ema_decay": jnp.float32(section.ema_decay),
-      },
-      sharding.replicated(mesh),
-    ),
-  )
-  programs = ppo_programs.jitted(
-    config,
-    (model, reward_model, value_model),
-    optimizers,
-    state,
-    mesh,
-    eos_id=tokenizer.stop_ids,
-    pad_id=tokenizer.pad_id,
-  )
-  sources: dict[str, fingerprint_lib.Source] = {}
-  prompts = _prompts(config, tokenizer, mesh, sources)
-  ptx = _pretraining(config, tokenizer, mesh, sources)
-  fingerprint = fingerprint_lib.Fingerprint(
-    {"episodes": section.rollout_batch, "iterations": iterations}, sources
-  )
-  tokenizer_store.put_tokenizer(directory, tokenizer)
-
-  def snapshot(state: PpoState, iteration: int) -> None:
-    folder = pathlib.Path(directory) / SNAPSHOTS / f"{iteration:06d}"
-    if files.read_complete(folder) is None:
-      tokenizer_store.put_tokenizer(folder, tokenizer)
-      stage_model.save_stage_model(
-        folder,
-        state.policy.params,
-        kind=stage_model.LANGUAGE,
-        model=model.config,
-        data=config.data,
-        adapts=start.adapts,
-        starts_from=start_stage,
-        stage=name,
-        step=int(state.policy.step),
-      )
-      files.mark_complete(folder, {"iteration": iteration})
-
-  state, summary = _run(
-    config,
+  state = position.state
+  save_policy(run, directory, state.ema or state.policy.params, state)
+  measures = ("reward", "kl", "ended", "response_length")
+  files.mark_complete(
     directory,
-    name,
-    state,
-    below,
-    frozen,
-    marks,
-    programs,
-    prompts,
-    ptx,
-    mesh,
-    fingerprint,
-    iterations=iterations,
-    snapshot=snapshot,
-  )
-  stage_model.save_stage_model(
-    directory,
-    state.ema or state.policy.params,
-    kind=stage_model.LANGUAGE,
-    model=model.config,
-    data=config.data,
-    adapts=start.adapts,
-    starts_from=start_stage,
-    stage=name,
-    step=int(state.policy.step),
-  )
-  files.mark_complete(directory, summary)
-
-
-def _consistent(config: configs.PpoExperiment) -> None:
-  """Refuses settings that contradict each other."""
-  section = config.ppo
-  checks.check_ppo_batches(section)
-  if not config.init_from:
-    raise UserError(
-      "a policy to start from is needed",
-      field="init_from",
-      fix="give --init_from=DIR, the workdir of policy_init or sft",
-    )
-  if not section.reward_model:
-    raise UserError(
-      "a reward model is needed",
-      field="ppo.reward_model",
-      fix="give --ppo.reward_model=DIR, the workdir of a reward stage",
-    )
-
-
-def _value(
-  config: configs.PpoExperiment,
-  model: LanguageModel,
-  start_stage: stage_model.Stage,
-  reward_stage: stage_model.Stage,
-  mesh: Mesh,
-  shared: dict[str, PyTree],
-) -> tuple[ScalarModel, networks.InitialParams]:
-  """The value network, with adapters where the policy has some."""
-  stage, shape = start_stage, model.config
-  if config.ppo.value_from_reward:
-    stage, shape = reward_stage, reward_stage.network.config
-  shape = dataclasses.replace(
-    shape,
-    lora_rank=model.config.lora_rank,
-    lora_alpha=model.config.lora_alpha,
-    lora_layers=model.config.lora_layers,
-  )
-  network, key = ScalarModel(shape), jax.random.key(config.seed)
-  return network, networks.init_params_from(network, stage, key, mesh, shared)
-
-
-def _copied(tree: PyTree) -> PyTree:
-  return jax.tree.map(jnp.copy, tree)
-
-
-def _prompts(
-  config: configs.PpoExperiment,
-  tokenizer: Tokenizer,
-  mesh: Mesh,
-  sources: dict[str, fingerprint_lib.Source],
-) -> grain.DatasetIterator:
-  """Makes batches of prompts, and adds their fingerprint to `sources`."""
-  records = inputs.prompts(config.data, tokenizer).train
-  prompts = encoding.encode_prompts(
-    [p.turns for p in records], tokenizer, config.data
-  )
-  sources["data.prompts"] = fingerprint_lib.fingerprint_source(
-    config.data.prompts, prompts, train=len(records)
-  )
-  return batching.prompt_batches(
-    prompts,
-    batching.BatchSpec(
-      batch_size=config.ppo.rollout_batch,
-      seed=config.seed,
-      **transfer.process_shard(config.ppo.rollout_batch, mesh),
-    ),
-    width=min(
-      max(packing.bucket_lengths(max(map(len, prompts)))),
-      config.model.max_seq_len - config.data.max_response_tokens,
-    ),
-    pad_id=tokenizer.pad_id,
+    {
+      "updates": run.total_updates,
+      "episodes": run.iterations * config.ppo.rollout_batch,
+      "seconds": position.seconds,
+      **{key: position.last[key] for key in measures},
+    },
   )
 
 
-def _pretraining(
-  config: configs.PpoExperiment,
-  tokenizer: Tokenizer,
-  mesh: Mesh,
-  sources: dict[str, fingerprint_lib.Source],
-) -> grain.DatasetIterator | None:
-  """Makes batches of documents; adds their fingerprint to `sources`."""
-  section = config.ppo
-  if not section.ptx_coef:
-    return None
-  length = checks.row_length(
-    section.ptx_sequence, config.model.max_seq_len, "ppo.ptx_sequence"
-  )
-  texts = inputs.documents(config.data).train
-  rows = inputs.document_rows(texts, tokenizer, length)
-  sources["data.pretraining"] = fingerprint_lib.fingerprint_source(
-    config.data.pretraining, rows, train=len(texts)
-  )
-  size = section.minibatch * section.ptx_ratio
-  return batching.language_batches(
-    rows,
-    batching.BatchSpec(
-      batch_size=size,
-      seed=config.seed,
-      **transfer.process_shard(size, mesh),
-    ),
-    pad_id=tokenizer.pad_id,
-  )
+class ScoredRollout(NamedTuple):
+  """The experience of an iteration."""
+
+  experience: Experience
+  next_kl_coef: Array  # β of the next iteration
+  metrics: Metrics  # means over the rollout
 
 
-def _run(
-  config: configs.PpoExperiment,
-  directory: str,
-  name: str,
-  state: PpoState,
-  below: tuple[PyTree, PyTree],
-  frozen: dict[str, PyTree],
-  marks: dict[str, int],
-  programs: ppo_programs.Programs,
-  prompts: grain.DatasetIterator,
-  ptx: grain.DatasetIterator | None,
-  mesh: Mesh,
-  fingerprint: fingerprint_lib.Fingerprint,
-  *,
-  iterations: int,
-  snapshot: Callable[[PpoState, int], None],
-) -> tuple[PpoState, dict[str, Any]]:
-  """The iterations, from where an earlier call stopped.
+@dataclasses.dataclass(frozen=True)
+class Position:
+  """How far a run is.
 
-  Saves and ends after the next update once SIGTERM has come; the rest of its
-  iteration then goes on with the experience that is saved too.
+  Attributes:
+    state: the trained state.
+    updates: number of updates done.
+    scored: experience of the current iteration, if it is unfinished.
+    last: metrics of the last update.
+    seconds: duration of the run up to here.
   """
-  section, run = config.ppo, config.run
-  updates = ppo_programs.updates_per_iteration(section)
-  total = iterations * updates
-  key = jax.random.key(config.seed)
 
-  def networks_now(state: PpoState) -> tuple[PyTree, PyTree]:
-    """All parameters of the policy and of the value network."""
-    trained = (state.policy.params, state.value.params)
-    return tuple(map(lora.merge_trees, below, trained))
+  state: PpoState
+  updates: int = 0
+  scored: ScoredRollout | None = None
+  last: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  seconds: float = 0.0
 
-  def like(step: int) -> dict[str, Any]:
-    """What a checkpoint of so many updates holds."""
-    if not step % updates:
-      return vars(state)
-    experience = _abstract_experience(
-      programs, networks_now(state), state.kl_coef, frozen, prompts, key, mesh
-    )
-    return vars(state) | {"experience": experience}
 
-  rates = [
-    optimizer_lib.make_schedule(o, total)
-    for o in ppo_programs.optimizer_configs(config)
-  ]
+class _Outputs(NamedTuple):
+  """Where a run writes, and the signals that stop it."""
+
+  saver: checkpoints.Checkpointer
+  writer: MetricWriter
+  progress: Progress
+  preempted: preemption.PreemptionWatch
+  guard: supervised.NonFiniteGuard
+
+
+def _run_iterations(run: PpoRun, state: PpoState) -> Position:
+  """Runs the iterations that an earlier call has not done.
+
+  After SIGTERM, saves and ends with the next update. The rest of the iteration
+  then resumes with its experience, which is saved as well.
+  """
+  settings = run.config.run
   with checkpoints.Checkpointer(
-    directory, supervised.retention_policy(run)
+    run.directory, supervised.retention_policy(settings)
   ) as saver:
-    restored = saver.restore_latest(
-      like, lambda extra: fingerprint.require_same(extra, directory)
-    )
-    start, seconds, last = 0, 0.0, {}
-    begun: Any = None  # experience and metrics of an iteration under way
-    if restored is not None:
-      start, saved, extra = restored
-      if "experience" in saved:
-        begun = (*saved.pop("experience"), extra["rolled"])
-      state = PpoState(**saved)
-      seconds, last = extra["seconds"], extra["last"]
-      prompts.set_state(extra["prompts"])
-      if ptx is not None:
-        ptx.set_state(extra["ptx"])
-      ppo_checks.unchanged(extra["marks"], marks, directory)
+    position = restore(run, state, saver)
+    first = position.updates // run.updates
     with (
       MetricWriter(
-        directory, tensorboard=run.tensorboard, resume_step=start
+        run.directory,
+        tensorboard=settings.tensorboard,
+        resume_step=position.updates,
       ) as writer,
       Progress(
-        iterations,
-        name,
-        initial=start // updates,
+        run.iterations,
+        run.name,
+        initial=first,
         unit="iteration",
         compiles=True,
       ) as progress,
       preemption.PreemptionWatch() as watch,
     ):
-      guard, gaps = supervised.NonFiniteGuard(directory), None
-      began = time.monotonic()
-      for iteration in range(start // updates, iterations):
-        since = time.monotonic()
-        first = max(start, iteration * updates)
-        position = {"prompts": prompts.get_state()}
-        batch = _episodes(next(prompts), iteration, section.rollout_batch, mesh)
-        if begun is None:
-          policy, value = networks_now(state)
-          rollout = programs.generate(
-            policy, transfer.put_local_batch(batch, mesh), key
-          )
-          if first == start:
-            gaps = ppo_checks.agree(
-              programs.compare,
-              policy,
-              frozen,
-              rollout,
-              config,
-              fresh=start == 0,
-            )
-          begun = programs.experience(
-            rollout,
-            frozen["reference"],
-            frozen["reward"],
-            value,
-            state.kl_coef,
-          )
-          del policy, value, rollout
-        experience, kl_coef, rolled = begun
-        logged, stop = [], False
-        rows_of = _minibatches(config.seed, iteration, section)
-        for rows in rows_of[first % updates :]:
-          inputs, extra_rows = {"prompts": batch, "episodes": rows}, None
-          if ptx is not None:
-            position = position | {"ptx": ptx.get_state()}
-            inputs["ptx"] = next(ptx)
-            extra_rows = transfer.put_local_batch(inputs["ptx"], mesh)
-          state, metrics = programs.update(
-            state, experience, rows, extra_rows, *below
-          )
-          logged.append(metrics)
-          guard.watch(first + len(logged), position, inputs, metrics)
-          stop = watch.requested()
-          if stop:
-            break
-        guard.check()
-        done = first + len(logged)
-        rolled, logged = jax.device_get((rolled, logged))
-        if first == 0 and gaps is not None:
-          ppo_checks.first_update(logged[0], gaps, config)
-        taken = time.monotonic() - since
-        share = len(logged) / updates
-        speed = {
-          "episodes_per_second": share * section.rollout_batch / taken,
-          "tokens_per_second": share * float(rolled["response_tokens"]) / taken,
-        }
-        shown = {k: v for k, v in rolled.items() if k != "response_tokens"}
-        for step, metrics in enumerate(logged, first + 1):
-          last = shown | metrics | speed
-          writer.write(
-            step,
-            last
-            | {
-              "episodes": (iteration + 1) * section.rollout_batch,
-              "learning_rate": rates[0](step - 1),
-              "value_learning_rate": rates[1](step - 1),
-            },
-          )
-        if done % updates:
-          saved_state = vars(state) | {"experience": (experience, kl_coef)}
-        else:
-          position = {"prompts": prompts.get_state()}
-          state = dataclasses.replace(state, kl_coef=kl_coef)
-          saved_state, begun = vars(state), None
-          progress.update(1, reward=rolled["reward"], kl=rolled["kl"])
-          every = section.snapshot_every
-          if every and not (iteration + 1) % every:
-            snapshot(state, iteration + 1)
-        if (
-          stop
-          or done == total
-          or run.save_every
-          and done // run.save_every > iteration * updates // run.save_every
-        ):
-          saver.save(
-            done,
-            saved_state,
-            {
-              "prompts": position["prompts"],
-              "ptx": ptx.get_state() if ptx is not None else None,
-              "rolled": files.to_json_values(rolled),
-              fingerprint_lib.KEY: fingerprint.as_dict(),
-              "marks": marks,
-              "last": files.to_json_values(last),
-              "seconds": seconds + time.monotonic() - began,
-            },
-            supervised.checkpoint_score(run, shown),
-          )
-        if stop:
-          saver.wait()
-          raise preemption.Preempted
-      seconds += time.monotonic() - began
-  after = {k: int(_fingerprint(v)) for k, v in frozen.items()}
-  ppo_checks.unchanged(marks, after, directory)
-  return state, {
-    "updates": total,
-    "episodes": iterations * section.rollout_batch,
-    "seconds": seconds,
-    **{k: last[k] for k in ("reward", "kl", "ended", "response_length")},
-  }
+      guard = supervised.NonFiniteGuard(run.directory)
+      outputs = _Outputs(saver, writer, progress, watch, guard)
+      for iteration in range(first, run.iterations):
+        check = iteration == first and position.scored is None
+        position = _iterate(run, position, iteration, outputs, check=check)
+  return position
 
 
-def _abstract_experience(
-  programs: ppo_programs.Programs,
-  networks_now: tuple[PyTree, PyTree],
-  kl_coef: Any,
-  frozen: dict[str, PyTree],
-  prompts: grain.DatasetIterator,
-  key: Any,
-  mesh: Mesh,
-) -> Any:
-  """Shapes and shardings of an iteration's experience and its next β."""
-  position = prompts.get_state()
-  batch = transfer.put_local_batch(next(prompts), mesh)
-  prompts.set_state(position)
-  policy, value = networks_now
-  rollout = jax.eval_shape(programs.generate, policy, batch, key)
-  experience, kl_coef, _ = jax.eval_shape(
-    programs.experience,
-    rollout,
-    frozen["reference"],
-    frozen["reward"],
-    value,
-    kl_coef,
-  )
+def restore(
+  run: PpoRun, state: PpoState, saver: checkpoints.Checkpointer
+) -> Position:
+  """Restores the newest checkpoint, if there is any, and the data's positions.
 
-  def placed(tree: Any, sharding: Any) -> Any:
-    return jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
-    )
+  Args:
+    run: the run.
+    state: the state of a new run.
+    saver: the run's checkpoints.
 
-  return (
-    placed(experience, sharding.batch_sharding(mesh)),
-    placed(kl_coef, sharding.replicated(mesh)),
-  )
-
-
-def _episodes(batch: Any, iteration: int, size: int, mesh: Mesh) -> Any:
-  """The batch with its rows numbered through the whole run.
-
-  A row's random key follows from this number, so the same prompt is answered
-  anew whenever it comes again.
+  Raises:
+    UserError: the checkpoint belongs to other data, other batches or other
+      frozen models.
   """
-  local = len(batch.ids)
-  part = transfer.process_shard(size, mesh)["shard_index"]
-  first = iteration * size + part * local
-  return dataclasses.replace(
-    batch, ids=np.arange(first, first + local, dtype=np.int32)
+
+  def abstract_checkpoint(updates: int) -> dict[str, Any]:
+    if updates % run.updates == 0:
+      return vars(state)
+    return vars(state) | {"experience": _abstract_experience(run, state)}
+
+  restored = saver.restore_latest(
+    abstract_checkpoint,
+    lambda extra: run.data.fingerprint.require_same(extra, run.directory),
+  )
+  if restored is None:
+    return Position(state)
+  updates, arrays, extra = restored
+  scored = None
+  if "experience" in arrays:
+    scored = ScoredRollout(*arrays.pop("experience"), extra["rolled"])
+  run.data.prompts.set_state(extra["prompts"])
+  if run.data.ptx is not None:
+    run.data.ptx.set_state(extra["ptx"])
+  ppo_checks.unchanged(extra["marks"], run.checksums, run.directory)
+  return Position(
+    PpoState(**arrays), updates, scored, extra["last"], extra["seconds"]
   )
 
 
-def _minibatches(
+def _iterate(
+  run: PpoRun,
+  position: Position,
+  iteration: int,
+  outputs: _Outputs,
+  *,
+  check: bool,
+) -> Position:
+  """Runs one iteration, or the rest of one.
+
+  Args:
+    run: the run.
+    position: how far it is.
+    iteration: number of the iteration, from 0.
+    outputs: where it writes.
+    check: whether to check the rollout's log-probabilities.
+
+  Raises:
+    Preempted: SIGTERM has come, and the state is saved.
+  """
+  started = time.monotonic()
+  prompts = _next_prompts(run, iteration)
+  scored, gaps = position.scored, None
+  if scored is None:  # steps 1 to 3
+    scored, gaps = rollout_phase(run, position, prompts.batch, check=check)
+  updated = update_phase(  # step 4
+    run, position, iteration, scored.experience, prompts, outputs
+  )
+  rollout_metrics, update_metrics = jax.device_get(
+    (scored.metrics, updated.metrics)
+  )
+  if position.updates == 0 and gaps is not None:
+    ppo_checks.first_update(update_metrics[0], gaps, run.config)
+  first, position = (
+    position.updates,
+    Position(
+      state=updated.state,
+      updates=position.updates + len(update_metrics),
+      scored=scored._replace(metrics=rollout_metrics),
+      seconds=position.seconds,
+    ),
+  )
+  seconds = time.monotonic() - started
+  last = log(  # step 5
+    run, first, rollout_metrics, update_metrics, outputs, seconds
+  )
+  position = dataclasses.replace(position, last=last)
+  if position.updates % run.updates == 0:
+    position = _finish_iteration(run, position, iteration, outputs.progress)
+    prompts = prompts._replace(position=run.data.prompts.get_state())
+  seconds = position.seconds + time.monotonic() - started
+  position = dataclasses.replace(position, seconds=seconds)
+  if updated.stopped or _is_save_due(run, position.updates, iteration):
+    save(  # step 6
+      run, position, rollout_metrics, prompts.position, outputs.saver
+    )
+  if updated.stopped:
+    outputs.saver.wait()
+    raise preemption.Preempted
+  return position
+
+
+class _Prompts(NamedTuple):
+  """The prompts of an iteration, and where their source was before them."""
+
+  batch: PromptBatch
+  position: Any
+
+
+def _next_prompts(run: PpoRun, iteration: int) -> _Prompts:
+  position = run.data.prompts.get_state()
+  batch = next(run.data.prompts)
+  size = run.config.ppo.rollout_batch
+  shard = transfer.process_shard(size, run.mesh)["shard_index"]
+  return _Prompts(number_episodes(batch, iteration, size, shard), position)
+
+
+def number_episodes(
+  batch: PromptBatch, iteration: int, size: int, shard: int
+) -> PromptBatch:
+  """Numbers the rows of a batch through the whole run.
+
+  A row's random key follows from its number, so a prompt that comes again gets
+  a new response.
+
+  Args:
+    batch: this process's prompts.
+    iteration: number of the iteration, from 0.
+    size: number of prompts of all processes.
+    shard: index of this process's shard.
+  """
+  count = len(batch.ids)
+  first = iteration * size + shard * count
+  ids = np.arange(first, first + count, dtype=np.int32)
+  return dataclasses.replace(batch, ids=ids)
+
+
+def rollout_phase(
+  run: PpoRun, position: Position, prompts: PromptBatch, *, check: bool
+) -> tuple[ScoredRollout, Gaps | None]:
+  """Rolls out, scores and computes advantages: steps 1 to 3.
+
+  Args:
+    run: the run.
+    position: how far it is.
+    prompts: this process's prompts.
+    check: whether to compare log-probabilities that must be equal.
+
+  Returns:
+    The experience, and the gaps that were measured.
+  """
+  policy, value = _all_params(run, position.state)
+  rollout = run.programs.generate(
+    policy, transfer.put_local_batch(prompts, run.mesh), run.key
+  )
+  gaps = None
+  if check:
+    gaps = ppo_checks.agree(
+      run.programs.compare,
+      policy,
+      run.frozen,
+      rollout,
+      run.config,
+      fresh=position.updates == 0,
+    )
+  scored = run.programs.experience(
+    rollout,
+    run.frozen["reference"],
+    run.frozen["reward"],
+    value,
+    position.state.kl_coef,
+  )
+  return ScoredRollout(*scored), gaps
+
+
+def _all_params(run: PpoRun, state: PpoState) -> tuple[PyTree, PyTree]:
+  """Returns all parameters of the policy and of the value network."""
+  return (
+    lora.merge_trees(run.base.policy, state.policy.params),
+    lora.merge_trees(run.base.value, state.value.params),
+  )
+
+
+class _Updated(NamedTuple):
+  """Result of an iteration's updates."""
+
+  state: PpoState
+  metrics: list[Metrics]  # of each update
+  stopped: bool  # whether SIGTERM has come
+
+
+def update_phase(
+  run: PpoRun,
+  position: Position,
+  iteration: int,
+  experience: Experience,
+  prompts: _Prompts,
+  outputs: _Outputs,
+) -> _Updated:
+  """Updates both networks on each minibatch that is left: step 4."""
+  minibatches = minibatch_rows(run.config.seed, iteration, run.config.ppo)
+  state, metrics, stopped = position.state, [], False
+  data_position = {"prompts": prompts.position}
+  for rows in minibatches[position.updates % run.updates :]:
+    inputs, ptx = {"prompts": prompts.batch, "episodes": rows}, None
+    if run.data.ptx is not None:
+      data_position = data_position | {"ptx": run.data.ptx.get_state()}
+      inputs["ptx"] = next(run.data.ptx)
+      ptx = transfer.put_local_batch(inputs["ptx"], run.mesh)
+    state, update_metrics = run.programs.update(
+      state, experience, rows, ptx, run.base
+    )
+    metrics.append(update_metrics)
+    step = position.updates + len(metrics)
+    outputs.guard.watch(step, data_position, inputs, update_metrics)
+    stopped = outputs.preempted.requested()
+    if stopped:
+      break
+  outputs.guard.check()
+  return _Updated(state, metrics, stopped)
+
+
+def minibatch_rows(
   seed: int, iteration: int, section: configs.Ppo
 ) -> list[np.ndarray]:
-  """Which episodes each update of an iteration takes."""
+  """Draws the episodes of each update of an iteration.
+
+  Returns:
+    [minibatch] int32 for each update. An epoch uses each episode once.
+  """
   rows = []
   for epoch in range(section.inner_epochs):
     order = np.random.RandomState([seed & 0xFFFFFFFF, iteration, epoch])
     shuffled = order.permutation(section.rollout_batch).astype(np.int32)
     rows.extend(shuffled.reshape(-1, section.minibatch))
   return rows
+
+
+def log(
+  run: PpoRun,
+  first: int,
+  rollout_metrics: Mapping[str, Any],
+  update_metrics: Sequence[dict[str, Any]],
+  outputs: _Outputs,
+  seconds: float,
+) -> dict[str, Any]:
+  """Writes a row of metrics for each update: step 5.
+
+  Args:
+    run: the run.
+    first: number of updates before these.
+    rollout_metrics: metrics of the rollout.
+    update_metrics: metrics of each update.
+    outputs: where to write.
+    seconds: duration of the rollout and these updates.
+
+  Returns:
+    The last row, without counts and learning rates.
+  """
+  iteration, episodes = first // run.updates, run.config.ppo.rollout_batch
+  fraction = len(update_metrics) / run.updates
+  tokens = float(rollout_metrics["response_tokens"])
+  speed = {
+    "episodes_per_second": fraction * episodes / seconds,
+    "tokens_per_second": fraction * tokens / seconds,
+  }
+  row: dict[str, Any] = {}
+  for step, metrics in enumerate(update_metrics, first + 1):
+    row = _without_counts(rollout_metrics) | metrics | speed
+    policy_rate, value_rate = (rate(step - 1) for rate in run.schedules)
+    outputs.writer.write(
+      step,
+      row
+      | {
+        "episodes": (iteration + 1) * episodes,
+        "learning_rate": policy_rate,
+        "value_learning_rate": value_rate,
+      },
+    )
+  return row
+
+
+def _without_counts(rollout_metrics: Mapping[str, Any]) -> dict[str, Any]:
+  return {k: v for k, v in rollout_metrics.items() if k != "response_tokens"}
+
+
+def _finish_iteration(
+  run: PpoRun, position: Position, iteration: int, progress: Progress
+) -> Position:
+  """Takes over the next β, shows progress and saves a snapshot if it is due."""
+  assert position.scored is not None
+  state = dataclasses.replace(
+    position.state, kl_coef=position.scored.next_kl_coef
+  )
+  metrics = position.scored.metrics
+  progress.update(1, reward=metrics["reward"], kl=metrics["kl"])
+  every = run.config.ppo.snapshot_every
+  if every and not (iteration + 1) % every:
+    _save_snapshot(run, state, iteration + 1)
+  return dataclasses.replace(position, state=state, scored=None)
+
+
+def _is_save_due(run: PpoRun, updates: int, iteration: int) -> bool:
+  """Whether a checkpoint is due since the iteration began."""
+  every, first = run.config.run.save_every, iteration * run.updates
+  if updates == run.total_updates:
+    return True
+  return bool(every) and updates // every > first // every
+
+
+def save(
+  run: PpoRun,
+  position: Position,
+  rollout_metrics: Mapping[str, Any],
+  prompts_position: Any,
+  saver: checkpoints.Checkpointer,
+) -> None:
+  """Saves a checkpoint: step 6.
+
+  Args:
+    run: the run.
+    position: how far it is.
+    rollout_metrics: metrics of the last rollout.
+    prompts_position: where the prompts resume: before those of an unfinished
+      iteration.
+    saver: the run's checkpoints.
+  """
+  arrays = vars(position.state)
+  if position.scored is not None:
+    experience, next_kl_coef, _ = position.scored
+    arrays = arrays | {"experience": (experience, next_kl_coef)}
+  saver.save(
+    position.updates,
+    arrays,
+    {
+      "prompts": prompts_position,
+      "ptx": None if run.data.ptx is None else run.data.ptx.get_state(),
+      "rolled": files.to_json_values(rollout_metrics),
+      fingerprint.KEY: run.data.fingerprint.as_dict(),
+      "marks": run.checksums,
+      "last": files.to_json_values(position.last),
+      "seconds": position.seconds,
+    },
+    supervised.checkpoint_score(
+      run.config.run, _without_counts(rollout_metrics)
+    ),
+  )
+
+
+def _abstract_experience(run: PpoRun, state: PpoState) -> Any:
+  """Returns shapes and shardings of an experience and of the next β."""
+  prompts_position = run.data.prompts.get_state()
+  prompts = transfer.put_local_batch(next(run.data.prompts), run.mesh)
+  run.data.prompts.set_state(prompts_position)
+  policy, value = _all_params(run, state)
+  rollout = jax.eval_shape(run.programs.generate, policy, prompts, run.key)
+  experience, kl_coef, _ = jax.eval_shape(
+    run.programs.experience,
+    rollout,
+    run.frozen["reference"],
+    run.frozen["reward"],
+    value,
+    state.kl_coef,
+  )
+
+  def with_sharding(tree: Any, spec: Any) -> Any:
+    return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=spec), tree
+    )
+
+  return (
+    with_sharding(experience, sharding.batch_sharding(run.mesh)),
+    with_sharding(kl_coef, sharding.replicated(run.mesh)),
+  )
+
+
+def _save_snapshot(run: PpoRun, state: PpoState, iterations: int) -> None:
+  """Saves the policy, not averaged, as a stage of its own."""
+  directory = pathlib.Path(run.directory) / SNAPSHOTS / f"{iterations:06d}"
+  if files.read_complete(directory) is not None:
+    return
+  tokenizer_store.put_tokenizer(directory, run.start.stage.tokenizer)
+  save_policy(run, directory, state.policy.params, state)
+  files.mark_complete(directory, {"iteration": iterations})
+
+
+def save_policy(
+  run: PpoRun, directory: str | pathlib.Path, params: PyTree, state: PpoState
+) -> None:
+  """Writes a policy as a stage that others can start from."""
+  stage_model.save_stage_model(
+    directory,
+    params,
+    kind=stage_model.LANGUAGE,
+    model=run.networks.policy.config,
+    data=run.config.data,
+    adapts=run.start.adapts,
+    starts_from=run.start.stage,
+    stage=run.name,
+    step=int(state.policy.step),
+  )

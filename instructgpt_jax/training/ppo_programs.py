@@ -1,37 +1,38 @@
-"""What is compiled for an iteration of PPO."""
+"""The compiled programs of a PPO iteration."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import optax
 
 from instructgpt_jax import configs, sharding
 from instructgpt_jax.distributed import compiler_options
 from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.models.sampling import generate
-from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
 from instructgpt_jax.steps import ppo as ppo_step
 from instructgpt_jax.steps import ppo_gaps
+from instructgpt_jax.steps.ppo import Networks
 from instructgpt_jax.steps.state import PpoState
-from instructgpt_jax.training import networks
+from instructgpt_jax.training import networks as networks_lib
+from instructgpt_jax.types import PyTree
 
 
 class Programs(NamedTuple):
   """The jitted programs of an iteration."""
 
   generate: Any  # (policy, prompts, key) → rollout
-  experience: Any  # (rollout, frozen and value parameters, β) → experience
-  update: Any  # (state, experience, rows, ptx) → (state, metrics)
+  # (rollout, reference, reward model, value network, β) → experience
+  experience: Any
+  # (state, experience, rows, ptx batch, base parameters) → (state, metrics)
+  update: Any
   compare: Any  # (policy, reference, rollout) → gaps, for the start-up checks
 
 
 def updates_per_iteration(section: configs.Ppo) -> int:
-  """Counts the optimiser updates on one rollout batch."""
+  """Counts the optimizer updates on one rollout batch."""
   return section.inner_epochs * (section.rollout_batch // section.minibatch)
 
 
@@ -56,85 +57,80 @@ def optimizer_configs(
 
 def jitted(
   config: configs.PpoExperiment,
-  models: tuple[LanguageModel, ScalarModel, ScalarModel],
-  optimizers: Sequence[optax.GradientTransformation],
+  networks: Networks,
   state: PpoState,
   mesh: mesh_lib.AnyMesh,
   *,
   eos_id: int | tuple[int, ...],
   pad_id: int,
 ) -> Programs:
-  """The programs of an iteration.
+  """Jits the programs of an iteration; each compiles on its first call.
 
   Args:
     config: the experiment.
-    models: policy, reward model and value network.
-    optimizers: of policy and value network.
-    state: what is trained, or its shapes.
+    networks: the networks and their optimizers.
+    state: the trained state, or its shapes.
     mesh: where it lies.
-    eos_id: ends a response; of several ids, each does.
-    pad_id: fills up ended rows.
+    eos_id: token that ends a response, or several.
+    pad_id: token after a response's end.
   """
   section = config.ppo
-  model, reward_model, value_model = models
-  places = PpoState(
-    policy=networks.shardings(model, state.policy, mesh),
-    value=networks.shardings(value_model, state.value, mesh),
-    ema=networks.shardings(model, state.ema, mesh),
-    kl_coef=sharding.replicated(mesh),
-    ptx_coef=sharding.replicated(mesh),
-    ema_decay=sharding.replicated(mesh),
+  # The experience's shardings are named, since a run that resumes in the middle
+  # of an iteration restores them.
+  experience_shardings = (
+    sharding.batch_sharding(mesh),
+    sharding.replicated(mesh),
+    None,
   )
-
-  def on_mesh(function: Any, **settings: Any) -> Any:
-    return mesh_lib.with_mesh(mesh, functools.partial(function, **settings))
-
   return Programs(
     generate=jax.jit(
-      on_mesh(
-        functools.partial(generate, model),
+      _on_mesh(
+        mesh,
+        functools.partial(generate, networks.policy),
         max_new_tokens=config.data.max_response_tokens,
         temperature=section.temperature,
         eos_id=eos_id,
         pad_id=pad_id,
       ),
       compiler_options=compiler_options.decode_compiler_options(
-        model.config.d_model, mesh
+        networks.policy.config.d_model, mesh
       ),
     ),
     experience=jax.jit(
-      on_mesh(
-        ppo_step.score_rollout,
-        model=model,
-        scalar_model=reward_model,
-        value_model=value_model,
-        config=section,
-      ),
-      # Named, since a run that goes on in mid-iteration puts them back so.
-      out_shardings=(
-        sharding.batch_sharding(mesh),
-        sharding.replicated(mesh),
-        None,
-      ),
+      _on_mesh(mesh, ppo_step.score_rollout, networks=networks, config=section),
+      out_shardings=experience_shardings,
     ),
     update=jax.jit(
-      on_mesh(
-        ppo_step.update,
-        model=model,
-        value_model=value_model,
-        optimizer=optimizers[0],
-        value_optimizer=optimizers[1],
-        config=section,
-      ),
+      _on_mesh(mesh, ppo_step.update, networks=networks, config=section),
       donate_argnums=0,
-      out_shardings=(places, None),
+      out_shardings=(_state_shardings(networks, state, mesh), None),
     ),
     compare=jax.jit(
-      on_mesh(
+      _on_mesh(
+        mesh,
         ppo_gaps.compare,
-        model=model,
+        model=networks.policy,
         temperature=section.temperature,
         clip_ratio=section.clip_ratio,
       )
     ),
+  )
+
+
+def _on_mesh(mesh: mesh_lib.AnyMesh, function: Any, **settings: Any) -> Any:
+  return mesh_lib.with_mesh(mesh, functools.partial(function, **settings))
+
+
+def _state_shardings(
+  networks: Networks, state: PpoState, mesh: mesh_lib.AnyMesh
+) -> PyTree:
+  """Returns the sharding of each array of the state."""
+  replicated = sharding.replicated(mesh)
+  return PpoState(
+    policy=networks_lib.shardings(networks.policy, state.policy, mesh),
+    value=networks_lib.shardings(networks.value, state.value, mesh),
+    ema=networks_lib.shardings(networks.policy, state.ema, mesh),
+    kl_coef=replicated,
+    ptx_coef=replicated,
+    ema_decay=replicated,
   )

@@ -1,4 +1,4 @@
-"""Episodes in full rows: none is torn, none is lost, padding is not run."""
+"""Packing of episodes: none is split or lost, and padding does not run."""
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,9 @@ STATES = 7
 
 
 def episodes(first, last):
-  """[B, T] bool: tokens from the first column of each up to the last."""
-  columns = np.arange(LENGTH)
-  return (columns >= first[:, None]) & (columns < last[:, None])
+  """[B, T] bool: tokens from the first position of each up to the last."""
+  positions = np.arange(LENGTH)
+  return (positions >= first[:, None]) & (positions < last[:, None])
 
 
 def draw(seed):
@@ -24,38 +24,40 @@ def draw(seed):
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("microbatch", [1, 2, 4, 8])
-def test_each_episode_stands_whole_in_one_row(seed, microbatch):
+def test_each_episode_is_in_one_row(seed, microbatch):
   real = draw(seed)
-  found = packing.pack(jnp.asarray(real), STATES, microbatch)
-  assert found.source.shape == (8 // microbatch, microbatch, LENGTH)
-  source = np.asarray(found.source).reshape(-1, LENGTH)
+  packed = packing.pack(jnp.asarray(real), STATES, microbatch)
+  assert packed.token_index.shape == (8 // microbatch, microbatch, LENGTH)
+  source = np.asarray(packed.token_index).reshape(-1, LENGTH)
   taken = np.sort(source[source < real.size])
   np.testing.assert_array_equal(taken, np.flatnonzero(real))
   for episode, row in enumerate(real):
-    mine = np.argwhere(source // LENGTH == episode)
-    assert len(mine) == row.sum()
-    assert len(set(mine[:, 0])) == 1
-    np.testing.assert_array_equal(np.diff(mine[:, 1]), 1)
+    indices = np.argwhere(source // LENGTH == episode)
+    assert len(indices) == row.sum()
+    assert len(set(indices[:, 0])) == 1
+    np.testing.assert_array_equal(np.diff(indices[:, 1]), 1)
   filled = np.flatnonzero((source < real.size).any(axis=1))
-  assert int(found.used) == filled.max() // microbatch + 1
+  assert int(packed.num_microbatches) == filled.max() // microbatch + 1
 
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("microbatch", [1, 2, 4, 8])
-def test_every_state_is_found_in_its_row(seed, microbatch):
+def test_every_state_keeps_its_value(seed, microbatch):
   real = draw(seed)
   x = 1 + np.arange(real.size, dtype=np.float32).reshape(real.shape)
-  found = packing.pack(jnp.asarray(real), STATES, microbatch)
-  put = found.scatter_tokens(jnp.asarray(x))
-  assert float(put.sum()) == x[real].sum()  # zeros elsewhere
-  read, wanted = real[:, -STATES:], x[:, -STATES:]
-  states = np.asarray(found.scatter_states(jnp.asarray(wanted)))
+  packed = packing.pack(jnp.asarray(real), STATES, microbatch)
+  tokens = packed.scatter_tokens(jnp.asarray(x))
+  assert float(tokens.sum()) == x[real].sum()  # zeros elsewhere
+  is_state, expected = real[:, -STATES:], x[:, -STATES:]
+  states = np.asarray(packed.scatter_states(jnp.asarray(expected)))
   assert states.shape == (8 // microbatch, microbatch, STATES)
-  assert states.sum() == wanted[read].sum()
-  columns = np.take_along_axis(np.asarray(put), found.columns, axis=2)
-  np.testing.assert_array_equal(columns[states > 0], states[states > 0])
-  taken = found.gather_states(jnp.asarray(columns))
-  np.testing.assert_array_equal(taken[read], wanted[read])
+  assert states.sum() == expected[is_state].sum()
+  positions = np.take_along_axis(
+    np.asarray(tokens), packed.state_positions, axis=2
+  )
+  np.testing.assert_array_equal(positions[states > 0], states[states > 0])
+  actual = packed.gather_states(jnp.asarray(positions))
+  np.testing.assert_array_equal(actual[is_state], expected[is_state])
 
 
 @pytest.mark.parametrize(
@@ -72,31 +74,31 @@ def test_short_episodes_share_rows_and_empty_microbatches_are_not_run(
 
   @jax.jit
   def doubled(x):
-    found = packing.pack(real, STATES, 2)
+    packed = packing.pack(real, STATES, 2)
 
     def run(part):
       jax.debug.callback(lambda: runs.append(1), ordered=True)
       return 2 * part
 
-    x = found.scatter_states(x[:, -STATES:])
-    return found.gather_states(packing.each(found, run, x))
+    x = packed.scatter_states(x[:, -STATES:])
+    return packed.gather_states(packing.map_microbatches(packed, run, x))
 
   x = jnp.arange(real.size, dtype=jnp.float32).reshape(real.shape)
-  taken = doubled(x)
+  actual = doubled(x)
   jax.effects_barrier()
-  read, wanted = real[:, -STATES:], x[:, -STATES:]
-  np.testing.assert_array_equal(taken[read], 2 * wanted[read])
+  is_state, expected = real[:, -STATES:], x[:, -STATES:]
+  np.testing.assert_array_equal(actual[is_state], 2 * expected[is_state])
   assert len(runs) == used
 
 
-def test_no_row_has_more_states_than_it_may():
+def test_rows_have_room_for_a_limited_number_of_states():
   """Four episodes of three tokens fit a row, and two whose tokens are read."""
   real = jnp.asarray(episodes(np.full(8, LENGTH - 3), np.full(8, LENGTH)))
-  assert int(packing.pack(real, 6, 1).used) == 4
-  assert int(packing.pack(real, 12, 1).used) == 2
+  assert int(packing.pack(real, 6, 1).num_microbatches) == 4
+  assert int(packing.pack(real, 12, 1).num_microbatches) == 2
 
 
-def test_microbatches_have_tokens_enough():
+def test_microbatches_have_enough_tokens():
   least = packing.LEAST_TOKENS
   assert packing.microbatch_size(64, least, 1) == 16
   assert packing.microbatch_size(64, least // 32, 1) == 32

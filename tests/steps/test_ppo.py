@@ -63,9 +63,9 @@ def make_experience(c, model=MODEL, scalar_model=SCALAR):
   return twin.jit(
     functools.partial(
       ppo_step.score_rollout,
-      model=model,
-      scalar_model=scalar_model,
-      value_model=scalar_model,
+      networks=ppo_step.Networks(
+        model, scalar_model, scalar_model, OPTIMIZER, OPTIMIZER
+      ),
       config=c,
     )
   )
@@ -75,10 +75,9 @@ def make_update(c, model=MODEL, value_model=SCALAR):
   return twin.jit(
     functools.partial(
       ppo_step.update,
-      model=model,
-      value_model=value_model,
-      optimizer=OPTIMIZER,
-      value_optimizer=OPTIMIZER,
+      networks=ppo_step.Networks(
+        model, SCALAR, value_model, OPTIMIZER, OPTIMIZER
+      ),
       config=c,
     ),
   )
@@ -615,7 +614,7 @@ def test_packed_episodes_are_worth_what_they_are_alone(
   """Also where two share a row, and where a whole microbatch is not run."""
   real = np.asarray(rollout.segments) > 0
   packed = packing.pack(jnp.asarray(real), NEW + 1, 1)
-  assert int(packed.used) < len(real)
+  assert int(packed.num_microbatches) < len(real)
   alone = evaluate(ppo_config(microbatch=len(real)))
   together = evaluate(ppo_config(microbatch=1))
   arguments = rollout, *networks[1:], BETA
@@ -644,7 +643,9 @@ def test_the_value_pass_begins_where_the_policys_has_ended(base, monkeypatch):
 
   one_after_another = memory()
   monkeypatch.setattr(
-    ppo_step, "layers", types.SimpleNamespace(after=lambda x, done: x)
+    ppo_step,
+    "layers",
+    types.SimpleNamespace(optimization_barrier=lambda x, done: x),
   )
   assert one_after_another < 0.75 * memory()
 

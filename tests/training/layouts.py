@@ -24,6 +24,7 @@ from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
 from instructgpt_jax.steps import language, reward
 from instructgpt_jax.steps import optimizer as optimizer_lib
 from instructgpt_jax.steps import state as state_lib
+from instructgpt_jax.steps.ppo import Networks
 from instructgpt_jax.training import networks, ppo_programs, supervised
 from instructgpt_jax.types import LanguageBatch, PromptBatch, RankingBatch
 from tests.models import twin
@@ -111,8 +112,10 @@ def _ppo(c: configs.Model, mesh: Mesh) -> dict[str, Any]:
       experiment.ppo, rollout_batch=ROWS, minibatch=8, ptx_microbatch=8
     ),
   )
-  models = (LanguageModel(c), ScalarModel(c), ScalarModel(c))
-  policy, value = (_train_state(m, mesh) for m in (models[0], models[2]))
+  policy, value = (
+    _train_state(network, mesh)
+    for network in (LanguageModel(c), ScalarModel(c))
+  )
   scalars = jax.device_put(
     tuple(map(jnp.float32, (0.1, 2.0, 0.992))), sharding.replicated(mesh)
   )
@@ -127,8 +130,7 @@ def _ppo(c: configs.Model, mesh: Mesh) -> dict[str, Any]:
   )
   programs = ppo_programs.jitted(
     experiment,
-    models,
-    (policy[1], value[1]),
+    Networks(policy[0], ScalarModel(c), value[0], policy[1], value[1]),
     state,
     mesh,
     eos_id=0,
@@ -147,7 +149,7 @@ def _ppo(c: configs.Model, mesh: Mesh) -> dict[str, Any]:
   )
   ptx = transfer.put_replicated_batch(_language_batch(), mesh)
   rows = np.arange(8, dtype=np.int32)
-  state, metrics = programs.update(state, experience, rows, ptx, {}, {})
+  state, metrics = programs.update(state, experience, rows, ptx)
   return {
     "tokens": np.asarray(rollout.tokens).tolist(),
     "score": _measured(scored),

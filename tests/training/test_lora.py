@@ -93,7 +93,7 @@ def test_the_start_of_ppo_is_its_reference(runs):
     type(stage.network)(c), stage, jax.random.key(0), mesh
   )
   assert start.adapts.path == str(full)
-  whole = lora.merge_lora(c, start.whole)
+  whole = lora.merge_lora(c, start.all_params)
   _, params = params_of(full)
   jax.tree.map(np.testing.assert_array_equal, whole, params)
 

@@ -9,7 +9,7 @@ import pytest
 from instructgpt_jax import configs
 from instructgpt_jax.checkpoint import checkpoints
 from instructgpt_jax.distributed import mesh as mesh_lib
-from instructgpt_jax.training import ppo, stage_model
+from instructgpt_jax.training import ppo, ppo_setup, stage_model
 from instructgpt_jax.types import PromptBatch
 from tests.training import exact, results
 
@@ -63,7 +63,7 @@ def test_invariant_22_the_average_moves_once_an_update(every_update):
         rtol=1e-5,
         atol=1e-7,
       )
-  # The average is what is left, and not what was trained last.
+  # The model is the average, not the last update's policy.
   model = results.model(path)
   last = {n: tables[-1][f"ema/{n}"] for n in average}
   results.assert_same_arrays(model, last)
@@ -87,7 +87,7 @@ def test_episodes_prompts_and_updates_are_counted(every_update, stages):
     assert checkpoints.load_model_info(stages[name])["step"] == updates
 
 
-WANTED = {
+REQUIRED = {
   "reward", "kl", "kl_per_token", "entropy", "clip_fraction", "approx_kl",
   "explained_variance", "response_length", "ended", "grad_norm_ppo",
   "grad_norm_value", "grad_norm",
@@ -103,7 +103,7 @@ def test_every_update_logs_what_one_has_to_watch(stages):
     text = (stages[name] / "metrics.jsonl").read_text()
     for line in text.splitlines():
       row = json.loads(line)
-      assert row.keys() >= WANTED | SPEEDS | more
+      assert row.keys() >= REQUIRED | SPEEDS | more
       assert all(np.isfinite(list(row.values())))
 
 
@@ -118,31 +118,33 @@ def test_invariant_21_both_gradients_make_one_update(stages):
 
 
 def test_invariant_09_each_episode_has_a_key_of_its_own():
-  """A prompt that comes again is answered anew; all episodes differ."""
+  """A prompt that comes again gets a new response; all episodes differ."""
   batch = PromptBatch(
     tokens=np.zeros((8, 3), np.int32),
     mask=np.ones((8, 3), bool),
     ids=np.array([3, 1, 0, 3, 2, 2, 1, -1], np.int32),
   )
-  mesh = mesh_lib.make_mesh(configs.Mesh())
-  seen = np.concatenate(
-    [ppo._episodes(batch, iteration, 8, mesh).ids for iteration in range(5)]
+  ids = np.concatenate(
+    [
+      ppo.number_episodes(batch, iteration, 8, shard=0).ids
+      for iteration in range(5)
+    ]
   )
-  np.testing.assert_array_equal(seen, np.arange(40))
+  np.testing.assert_array_equal(ids, np.arange(40))
 
 
 def test_every_episode_is_in_one_update_of_each_epoch():
   section = configs.Ppo(rollout_batch=12, minibatch=4, inner_epochs=3)
   orders = []
   for iteration in range(2):
-    rows = ppo._minibatches(7, iteration, section)
+    rows = ppo.minibatch_rows(7, iteration, section)
     assert [len(r) for r in rows] == [4] * 9
     for epoch in range(3):
       order = np.concatenate(rows[3 * epoch : 3 * epoch + 3])
       np.testing.assert_array_equal(np.sort(order), np.arange(12))
       orders.append(tuple(order))
   assert len(set(orders)) == 6
-  again = np.concatenate(ppo._minibatches(7, 1, section)[:3])
+  again = np.concatenate(ppo.minibatch_rows(7, 1, section)[:3])
   assert tuple(again) == orders[3]
 
 
@@ -156,23 +158,24 @@ def test_rollouts_start_from_the_prompts_of_the_file(stages):
     ppo=configs.Ppo(rollout_batch=20),
   )
   mesh = mesh_lib.make_mesh(settings.mesh)
-  batch = next(ppo._prompts(settings, stage.tokenizer, mesh, {}))
+  batches, _ = ppo_setup.prompt_batches(settings, stage.tokenizer, mesh)
+  batch = next(batches)
   sft = exact.Finished(stages["sft"])
   records = map(
     json.loads, (stages.data / "prompts.jsonl").read_text().splitlines()
   )
-  wanted = {
+  expected = {
     tuple(sft.encode(r["prompt"], "")[0])
     for r in records
     if r["split"] == "train"
   }
   assert {
     tuple(row[real]) for row, real in zip(batch.tokens, batch.mask, strict=True)
-  } == wanted
+  } == expected
   # Left-padded, and no wider than prompt and response may be together.
   assert batch.mask[:, -1].all()
   width = batch.tokens.shape[1]
-  assert max(map(len, wanted)) <= width <= 24 - 6
+  assert max(map(len, expected)) <= width <= 24 - 6
 
 
 def test_other_settings(stages, tmp_path):
@@ -216,8 +219,8 @@ def test_snapshots_are_the_policy_on_the_way(stages, tmp_path):
   for folder in folders:
     step = 2 * int(folder.name)  # updates, of which an iteration has two
     table = results.arrays(tmp_path / "checkpoints" / str(step))
-    kept = results.model(folder)
-    for name, array in kept.items():
+    saved = results.model(folder)
+    for name, array in saved.items():
       np.testing.assert_array_equal(array, table[f"policy/params/{name}"])
     assert stage_model.open_stage(str(folder)).kind == stage_model.LANGUAGE
   averaged = results.model(tmp_path)

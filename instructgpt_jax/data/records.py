@@ -1,4 +1,4 @@
-"""What every file is read into: four kinds of record."""
+"""The four kinds of record that files are read into."""
 
 from __future__ import annotations
 
@@ -73,12 +73,12 @@ def replies(record: Prompt | Demonstration | Ranking) -> tuple[str, ...]:
 
 
 def separator(data: configs.Data) -> str:
-  """The turn separator, with its escapes \\n and \\t resolved."""
+  """Returns the turn separator, with its escapes \\n and \\t resolved."""
   return data.turn_separator.replace("\\n", "\n").replace("\\t", "\t")
 
 
 def prompt_text(turns: tuple[Turn, ...], data: configs.Data) -> str:
-  """A conversation as the text that a reply follows.
+  """Returns a conversation as the text that a reply follows.
 
   "Human: hi\\n\\nAssistant:" for one turn. A system turn stands alone, without
   a tag. The text ends with the bare assistant tag; see `completion_text`.
@@ -101,5 +101,5 @@ def completion_text(completion: str) -> str:
 
 
 def reply_text(decoded: str) -> str:
-  """The reply in a decoded response: `completion_text` undone."""
+  """Returns the reply in a decoded response; inverts `completion_text`."""
   return decoded[1:] if decoded.startswith(" ") else decoded

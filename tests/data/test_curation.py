@@ -27,8 +27,8 @@ def demonstration(text, completion="c", **kw):
   return Demonstration(turns=(Turn("user", text),), completion=completion, **kw)
 
 
-def texts(found):
-  return [r.turns[0].text for r in found]
+def texts(actual):
+  return [r.turns[0].text for r in actual]
 
 
 class Words(Tokenizer):
@@ -42,7 +42,7 @@ class Words(Tokenizer):
 def test_prompts_with_a_common_prefix_are_one():
   data = configs.Data(common_prefix_chars=30)
   start = "translate this text for me: "
-  found, counts = dedupe.deduplicate(
+  actual, counts = dedupe.deduplicate(
     [
       prompt(start + "one thing"),
       prompt(start.upper() + " ONE   other"),
@@ -53,17 +53,17 @@ def test_prompts_with_a_common_prefix_are_one():
     ],
     data,
   )
-  assert texts(found) == [start + "one thing", start, "short", "short one"]
+  assert texts(actual) == [start + "one thing", start, "short", "short one"]
   assert counts == {drops.PREFIX: 1, drops.REPEATED: 1}
 
 
 def test_no_prefix_rule():
   data = configs.Data(common_prefix_chars=0)
   long = "word " * 100
-  found, _ = dedupe.deduplicate([prompt(long + "a"), prompt(long + "b")], data)
-  assert len(found) == 2
-  found, _ = dedupe.deduplicate([prompt(long), prompt(long)], data)
-  assert len(found) == 1
+  actual, _ = dedupe.deduplicate([prompt(long + "a"), prompt(long + "b")], data)
+  assert len(actual) == 2
+  actual, _ = dedupe.deduplicate([prompt(long), prompt(long)], data)
+  assert len(actual) == 1
 
 
 SYSTEM = "You sell bicycles and spare parts, and answer briefly. " * 5
@@ -154,7 +154,7 @@ def test_whole_records_are_compared_as_they_are():
 
 def test_several_labelers_on_one_prompt_stay():
   data = configs.Data()
-  found, counts = dedupe.deduplicate(
+  actual, counts = dedupe.deduplicate(
     [
       demonstration("p", "a"),
       demonstration("p", "b"),
@@ -162,7 +162,7 @@ def test_several_labelers_on_one_prompt_stay():
     ],
     data,
   )
-  assert [r.completion for r in found] == ["a", "b"]
+  assert [r.completion for r in actual] == ["a", "b"]
   assert counts == {drops.DUPLICATE: 1}
   ranking = [
     Ranking(
@@ -178,7 +178,7 @@ def test_several_labelers_on_one_prompt_stay():
 
 def test_prompts_per_user():
   data = configs.Data(max_prompts_per_user=2)
-  found, counts = users.limit_users(
+  actual, counts = users.limit_users(
     [
       demonstration("a", "1", user_id="u"),
       demonstration("b", "1", user_id="u"),
@@ -189,8 +189,8 @@ def test_prompts_per_user():
     ],
     data,
   )
-  assert texts(found)[:4] == ["a", "b", "a", "c"] and len(found) == 9
-  assert found[3].user_id == "v"
+  assert texts(actual)[:4] == ["a", "b", "a", "c"] and len(actual) == 9
+  assert actual[3].user_id == "v"
   assert counts == {drops.USER_LIMIT: 1}
 
 
@@ -335,8 +335,8 @@ def test_personal_information_anywhere_in_a_record():
     Ranking(turns=(Turn("user", "x"),), completions=("a", bad), ranks=(1, 2)),
   ]
   for record in records:
-    kept, counts = personal.drop_personal([record])
-    assert not kept
+    remaining, counts = personal.drop_personal([record])
+    assert not remaining
     assert counts == {"records with personal information: e-mail address": 1}
 
 
@@ -362,8 +362,8 @@ def test_curation_accounts_for_every_record():
     for i in range(200)
   ]
   splits, counts = curation.curate(records, data, Words())
-  kept = sum(map(len, splits.values()))
-  assert kept + sum(counts.values()) == 200 and kept > 10
+  remaining = sum(map(len, splits.values()))
+  assert remaining + sum(counts.values()) == 200 and remaining > 10
   assert set(counts) == {
     drops.DUPLICATE, drops.USER_LIMIT, drops.LONG,
   }  # fmt: skip
@@ -412,8 +412,8 @@ def test_system_turns_that_a_chat_template_leaves_out_are_said(tmp_path):
       tokenizer_config={"eos_token": "<|im_end|>", "chat_template": template},
     )
     _, counts = curation.curate(records, configs.Data(), tokenizer)
-    said = [r for r in counts.remarks if r.startswith("1 of 5 records")]
-    assert len(said) == (name == "drops")
+    messages = [r for r in counts.remarks if r.startswith("1 of 5 records")]
+    assert len(messages) == (name == "drops")
     _, counts = curation.curate(
       records, configs.Data(), tokenizer.without_template()
     )

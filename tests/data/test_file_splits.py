@@ -158,11 +158,11 @@ def test_the_command_shows_the_same(tmp_path, capsys, whole):
 
 
 def test_a_document_of_a_test_file_is_never_moved():
-  held = [splits.Document(text=f"t{i}", split="test") for i in range(9)]
+  held_out = [splits.Document(text=f"t{i}", split="test") for i in range(9)]
   texts = [f"text {i}" for i in range(20)]
   texts = [t for t in texts if splits.hash_fraction(f"text:{t}") < 0.5]
   loose = [splits.Document(text=text) for text in texts[:2]]
   data = configs.Data(valid_fraction=0.5, test_fraction=0.0)
-  parts = splits.split_documents([*held, *loose], data)
-  assert parts["test"] == held
+  parts = splits.split_documents([*held_out, *loose], data)
+  assert parts["test"] == held_out
   assert len(parts["train"]) == len(parts["valid"]) == 1

@@ -33,12 +33,12 @@ def rankings(tmp_path, *values):
   return reading.read_rankings(write(tmp_path / "x.jsonl", values))
 
 
-def pairs(found):
-  return [(r.turns, r.completion) for r in found]
+def pairs(actual):
+  return [(r.turns, r.completion) for r in actual]
 
 
 def test_own_demonstrations(tmp_path):
-  found, report = demonstrations(
+  actual, report = demonstrations(
     tmp_path,
     {
       "prompt": "Hi",
@@ -49,17 +49,17 @@ def test_own_demonstrations(tmp_path):
     },
     {"prompt": "A", "completion": "B<|endoftext|>", "unknown": [1]},
   )
-  assert pairs(found) == [(user("Hi"), "Yo"), (user("A"), "B")]
-  assert (found[0].user_id, found[0].labeler_id) == ("7", "l")
-  assert [r.split for r in found] == ["valid", ""]
-  assert found[1].origin == f"{tmp_path}/x.jsonl:2"
+  assert pairs(actual) == [(user("Hi"), "Yo"), (user("A"), "B")]
+  assert (actual[0].user_id, actual[0].labeler_id) == ("7", "l")
+  assert [r.split for r in actual] == ["valid", ""]
+  assert actual[1].origin == f"{tmp_path}/x.jsonl:2"
   assert report.records == 2 and not report.skipped
   assert report.files[0].format == "own demonstrations"
 
 
 def test_prompt_as_transcript_or_turns(tmp_path):
   turns = (Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c"))
-  found, _ = demonstrations(
+  actual, _ = demonstrations(
     tmp_path,
     {
       "prompt": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:",
@@ -71,12 +71,12 @@ def test_prompt_as_transcript_or_turns(tmp_path):
     },
     {"prompt": "Human: is what this text starts with", "completion": "d"},
   )
-  assert [r.turns for r in found[:2]] == [turns, turns]
-  assert found[2].turns == user("is what this text starts with")
+  assert [r.turns for r in actual[:2]] == [turns, turns]
+  assert actual[2].turns == user("is what this text starts with")
 
 
 def test_own_rankings(tmp_path):
-  found, _ = rankings(
+  actual, _ = rankings(
     tmp_path,
     {
       "prompt": "p",
@@ -85,16 +85,16 @@ def test_own_rankings(tmp_path):
       "labeler_id": 3,
     },
   )
-  (r,) = found
+  (r,) = actual
   assert (r.completions, r.ranks) == (("a", "b", "c"), (2, 1, 2))
   assert r.labeler_id == "3"
 
 
 def test_own_prompts_and_text(tmp_path):
-  found, _ = reading.read_prompts(
+  actual, _ = reading.read_prompts(
     write(tmp_path / "p.jsonl", [{"prompt": "p", "user_id": "u"}])
   )
-  assert found[0].turns == user("p") and found[0].user_id == "u"
+  assert actual[0].turns == user("p") and actual[0].user_id == "u"
   documents, report = reading.read_documents(
     write(tmp_path / "t.jsonl", [{"text": "one"}, {"text": "two\n\n"}])
   )
@@ -160,8 +160,8 @@ def test_own_prompts_and_text(tmp_path):
 )
 def test_public_demonstrations(tmp_path, value, turns, completion):
   for name in ("x.jsonl", "x.json"):
-    found, _ = demonstrations(tmp_path, value, name=name)
-    assert pairs(found) == [(turns, completion)]
+    actual, _ = demonstrations(tmp_path, value, name=name)
+    assert pairs(actual) == [(turns, completion)]
 
 
 def test_self_instruct_seeds(tmp_path):
@@ -174,8 +174,8 @@ def test_self_instruct_seeds(tmp_path):
       {"input": "j", "output": ""},
     ],
   }
-  found, _ = demonstrations(tmp_path, value)
-  assert pairs(found) == [(user("Do."), "x"), (user("Do.\n\ni"), "y")]
+  actual, _ = demonstrations(tmp_path, value)
+  assert pairs(actual) == [(user("Do."), "x"), (user("Do.\n\ni"), "y")]
 
 
 HUMAN = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: "
@@ -259,14 +259,14 @@ def test_public_pairs(tmp_path, value, turns):
 def test_public_pairs_that_nobody_can_use_are_counted(tmp_path):
   good = {"chosen": HUMAN + "good", "rejected": HUMAN + "bad"}
   other = "\n\nHuman: z\n\nAssistant: bad"
-  found, report = rankings(
+  actual, report = rankings(
     tmp_path,
     good,
     {"chosen": HUMAN + "good", "rejected": other},
     {"chosen": HUMAN + "good", "rejected": HUMAN},
     {"chosen": HUMAN + "same", "rejected": HUMAN + "same"},
   )
-  assert len(found) == 1
+  assert len(actual) == 1
   assert report.skipped == {
     "pairs whose prompts differ": 1,
     "empty completions": 1,
@@ -276,23 +276,23 @@ def test_public_pairs_that_nobody_can_use_are_counted(tmp_path):
 
 def test_ties_of_pairs_are_counted(tmp_path):
   base = {"instruction": "q", "output_1": "a", "output_2": "b"}
-  found, report = rankings(
+  actual, report = rankings(
     tmp_path,
     *({**base, "preference": p} for p in (1, 0, 1.5, None)),
   )
-  assert len(found) == 1
+  assert len(actual) == 1
   assert report.skipped == {
     "rankings with only ties": 2,
     "replies without a preference": 1,
   }
   base = {"instruction": "q", "response1": "a", "response2": "b"}
   votes = [(1, 2, 0), (0, 0, 1), (2, 2, 0)]
-  found, report = rankings(
+  actual, report = rankings(
     tmp_path,
     *({**base, **{f"annotator{i + 1}": v for i, v in enumerate(vs)}}
       for vs in votes),
   )  # fmt: skip
-  assert [r.ranks for r in found] == [(2, 1)]
+  assert [r.ranks for r in actual] == [(2, 1)]
   assert report.skipped == {"rankings with only ties": 2}
 
 
@@ -338,14 +338,14 @@ def test_open_assistant_trees(tmp_path):
     ),
   }
   spec = write(tmp_path / "trees.jsonl", [tree])
-  found, report = reading.read_rankings(spec)
+  actual, report = reading.read_rankings(spec)
   assert report.files[0].format == "Open-Assistant trees"
-  got = {r.turns[-1].text: (r.completions, r.ranks) for r in found}
+  got = {r.turns[-1].text: (r.completions, r.ranks) for r in actual}
   assert got == {
     "p0": (("worse", "best"), (2, 1)),
     "p2": (("x", "y"), (2, 1)),
   }
-  assert found[1].turns == (
+  assert actual[1].turns == (
     Turn("user", "p0"),
     Turn("assistant", "best"),
     Turn("user", "p2"),
@@ -379,9 +379,9 @@ def test_prompts_from_anything(tmp_path):
       "target": "t",
     },
   ):
-    found, _ = reading.read_prompts(write(tmp_path / "p.jsonl", [value]))
-    assert [p.turns for p in found] == [user("Why?")], value
-    assert all(isinstance(p, records.Prompt) for p in found)
+    actual, _ = reading.read_prompts(write(tmp_path / "p.jsonl", [value]))
+    assert [p.turns for p in actual] == [user("Why?")], value
+    assert all(isinstance(p, records.Prompt) for p in actual)
 
 
 @pytest.mark.parametrize(
@@ -410,8 +410,8 @@ def test_gzip_whatever_the_name(tmp_path):
   for name in ("x.jsonl.gz", "packed.jsonl"):
     # Two members, as `cat a.gz b.gz` makes them.
     (tmp_path / name).write_bytes(gzip.compress(line) + gzip.compress(line))
-    found, _ = reading.read_demonstrations(str(tmp_path / name))
-    assert len(found) == 2
+    actual, _ = reading.read_demonstrations(str(tmp_path / name))
+    assert len(actual) == 2
 
 
 def test_json_array_lines(tmp_path):
@@ -420,7 +420,7 @@ def test_json_array_lines(tmp_path):
     '[\n  {"prompt": "a",\n   "completion": "b"},\n\n  {"prompt": "c",\n'
     '   "completion": "d"}\n]\n'
   )
-  found, _ = reading.read_demonstrations(str(path))
-  assert [r.origin for r in found] == [f"{path}:2", f"{path}:5"]
+  actual, _ = reading.read_demonstrations(str(path))
+  assert [r.origin for r in actual] == [f"{path}:2", f"{path}:5"]
   path.write_text('{"prompt": "a", "completion": "b"}\n' * 2)
   assert len(reading.read_demonstrations(str(path))[0]) == 2

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from instructgpt_jax.data.formats import FORMATS, Reader
+from instructgpt_jax.data.formats import FORMATS, FileReader
 from instructgpt_jax.data.records import Ranking
 from instructgpt_jax.errors import UserError
 
@@ -98,7 +98,7 @@ def test_wrong_values_are_no_tracebacks(known):
     record = example(known)
     for name in rng.sample(sorted(COMMON), rng.randrange(3)):
       record.setdefault(name, copy.deepcopy(COMMON[name]))
-    reader = Reader("x.jsonl", None)
+    reader = FileReader("x.jsonl", None)
     rows = []
     try:
       for line, value in enumerate((spoil(record, rng), record), 1):
@@ -151,7 +151,7 @@ def test_each_field_of_a_later_record_may_be_wrong_or_missing(known):
       bad = {**(whole if name in COMMON else good), name: other}
       if other is MISSING:
         del bad[name]
-      reader = Reader("x.jsonl", None)
+      reader = FileReader("x.jsonl", None)
       reader.read(1, copy.deepcopy(good))
       assert reader.format == known
       try:
@@ -169,7 +169,7 @@ def test_each_field_of_a_later_record_may_be_wrong_or_missing(known):
   "record", [{}, {"id": 3}, {"prompt": "q"}, {"prompt": "q", "completion": "a"}]
 )
 def test_a_later_record_of_another_format(known, record):
-  reader = Reader("x.jsonl", None)
+  reader = FileReader("x.jsonl", None)
   reader.read(1, example(known))
   try:
     rows = [reader.read(2, record), *reader.finish()]
@@ -183,7 +183,7 @@ def test_a_later_record_of_another_format(known, record):
   "known", [f for f in FORMATS if f.example], ids=lambda f: f.name
 )
 def test_the_example_fields_are_enough(known):
-  reader = Reader("x.jsonl", None)
+  reader = FileReader("x.jsonl", None)
   row = reader.read(1, example(known))
   assert row[1].name == known.name
   assert row[2] or row[3] or known.group

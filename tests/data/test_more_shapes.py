@@ -73,9 +73,9 @@ def test_a_context_of_several_texts(tmp_path):
   ids=["P3", "FLAN", "Capybara"],
 )  # fmt: skip
 def test_demonstrations_of_other_shapes(tmp_path, record):
-  (found,), report = read(tmp_path, record)
-  assert isinstance(found, Demonstration)
-  assert (found.turns, found.completion) == (user("q"), "a")
+  (actual,), report = read(tmp_path, record)
+  assert isinstance(actual, Demonstration)
+  assert (actual.turns, actual.completion) == (user("q"), "a")
   assert not report.unused
 
 
@@ -180,8 +180,8 @@ def test_a_ranking_without_its_prompt_is_no_table(tmp_path):
 
 def test_null_columns_of_other_formats_are_not_the_format(tmp_path):
   record = {"instruction": "q", "output": "a", "chosen": None, "rejected": None}
-  (found,), _ = read(tmp_path, record)
-  assert isinstance(found, Demonstration) and found.completion == "a"
+  (actual,), _ = read(tmp_path, record)
+  assert isinstance(actual, Demonstration) and actual.completion == "a"
 
 
 def test_a_null_reply_makes_no_prompt_of_a_demonstration(tmp_path):

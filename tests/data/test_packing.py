@@ -99,20 +99,20 @@ def test_packing_keeps_every_example_whole():
   rng = np.random.RandomState(0)
   examples = _examples(rng.randint(1, 17, size=200))
   rows = packing.pack_examples(examples, 16, pad_id=0)
-  found = []
+  actual = []
   for r in range(len(rows["tokens"])):
     for s in range(1, rows["segments"][r].max() + 1):
       at = rows["segments"][r] == s
       assert np.all(np.diff(np.flatnonzero(at)) == 1), "in one piece"
       assert rows["positions"][r, at].tolist() == list(range(at.sum()))
-      found.append(
+      actual.append(
         (rows["tokens"][r, at].tolist(), rows["weights"][r, at].tolist())
       )
     padding = rows["segments"][r] == 0
     assert not rows["weights"][r, padding].any()
     assert not rows["tokens"][r, padding].any()
-  wanted = [(ids.tolist(), w.tolist()) for ids, w in examples]
-  assert sorted(found) == sorted(wanted)
+  expected = [(ids.tolist(), w.tolist()) for ids, w in examples]
+  assert sorted(actual) == sorted(expected)
   total = sum(len(ids) for ids, _ in examples)
   assert len(rows["tokens"]) <= 1.05 * total / 16 + 1, "rows are well filled"
   again = packing.pack_examples(examples, 16, pad_id=0)

@@ -233,7 +233,7 @@ CODE = {
 
 
 @pytest.mark.parametrize(
-  "kind, text", [(k, t) for k, found in PERSONAL.items() for t in found]
+  "kind, text", [(k, t) for k, actual in PERSONAL.items() for t in actual]
 )
 def test_personal_information(kind, text):
   assert personal_information(text) == kind

@@ -8,7 +8,7 @@ from instructgpt_jax.data import formats, reading
 from instructgpt_jax.data.records import Demonstration, Prompt, Ranking, Turn
 from instructgpt_jax.errors import UserError
 
-GRADED = "graded preferences, of which only the order is used"
+GRADED = "graded preferences, whose order alone is used"
 
 
 def read(tmp_path, *values, name="x.jsonl"):

@@ -46,16 +46,16 @@ def test_globs_folders_and_lists(tmp_path, monkeypatch):
 
 def test_ignored_files_are_counted(tmp_path):
   make(tmp_path, "a.jsonl", "README.md", "x.csv")
-  found, report = reading.read_demonstrations(str(tmp_path))
-  assert len(found) == 1 and len(report.ignored) == 2
+  actual, report = reading.read_demonstrations(str(tmp_path))
+  assert len(actual) == 1 and len(report.ignored) == 2
   assert "ignored 2 files" in str(report)
 
 
 def test_a_folder_may_hold_files_of_other_kinds(tmp_path):
   make(tmp_path, "a.jsonl")
   (tmp_path / "b.jsonl").write_bytes(b'{"prompt": "p"}\n')
-  found, report = reading.read_demonstrations(str(tmp_path))
-  assert len(found) == 1
+  actual, report = reading.read_demonstrations(str(tmp_path))
+  assert len(actual) == 1
   assert report.skipped == {"records without demonstrations": 1}
   with pytest.raises(UserError):
     reading.read_demonstrations(f"{tmp_path}/a.jsonl,{tmp_path}/b.jsonl")
@@ -208,8 +208,8 @@ def test_bad_input_on_the_command_line(name, tmp_path, capsys):
 def test_only_ties_are_counted_where_others_are_left(tmp_path):
   path = tmp_path / "x.jsonl"
   path.write_bytes(ranks([1, 1]))
-  found, report = reading.read_rankings(str(path))
-  assert len(found) == 1
+  actual, report = reading.read_rankings(str(path))
+  assert len(actual) == 1
   assert report.skipped == {"rankings with only ties": 1}
   assert "skipped 1 rankings with only ties" in str(report)
 

@@ -30,11 +30,11 @@ def turns(*texts, system=""):
 
 
 def messages(*texts, system="", **last):
-  found = [
+  actual = [
     {"role": t.role, "content": t.text} for t in turns(*texts, system=system)
   ]
-  found[-1].update(last)
-  return found
+  actual[-1].update(last)
+  return actual
 
 
 # One record of each shape, whose prompt is "q".

@@ -70,22 +70,22 @@ def test_recognised(name):
   if not path.exists():
     pytest.skip(f"{name} is not there")
   read, form, count, skipped = FILES[name]
-  found, report = read(str(path))
+  actual, report = read(str(path))
   assert report.files[0].format == form
-  assert (len(found), sum(report.skipped.values())) == (count, skipped)
+  assert (len(actual), sum(report.skipped.values())) == (count, skipped)
 
 
 def test_open_assistant_has_its_published_group_sizes():
-  found, _ = RANKINGS(str(SHARED / "rankings/open-assistant"))
-  sizes = np.bincount([len(r.ranks) for r in found])
+  actual, _ = RANKINGS(str(SHARED / "rankings/open-assistant"))
+  sizes = np.bincount([len(r.ranks) for r in actual])
   assert sizes.tolist() == [0, 0, 32, 60, 16, 0, 3, 0, 1, 1]
-  assert all(min(r.ranks) == 1 for r in found)
-  assert all(len(set(r.ranks)) == len(r.ranks) for r in found), "no ties"
+  assert all(min(r.ranks) == 1 for r in actual)
+  assert all(len(set(r.ranks)) == len(r.ranks) for r in actual), "no ties"
 
 
 def test_text_folder_to_rows():
-  found, _ = reading.read_documents(str(SHARED / "text" / "**"))
-  parts = splits.split_documents(found, configs.Data())
+  actual, _ = reading.read_documents(str(SHARED / "text" / "**"))
+  parts = splits.split_documents(actual, configs.Data())
   assert all(parts.values())
   texts = [d.text for d in parts["valid"]]
   coder = tokenizers.train_tokenizer(texts, configs.Tokenizer(vocab_size=1000))

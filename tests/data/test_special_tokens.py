@@ -161,11 +161,11 @@ def test_an_id_of_a_mark_that_no_file_calls_special():
 
 
 def test_a_sentencepiece_model_that_config_json_contradicts():
-  own = Vocabulary("tokenizer.model", IDS, frozenset(range(5)), eos_id=STOP)
-  assert decide(own).eos_id == STOP
-  assert decide(own, config={"eos_token_id": [TURN, STOP]}).eos_id == STOP
+  ours = Vocabulary("tokenizer.model", IDS, frozenset(range(5)), eos_id=STOP)
+  assert decide(ours).eos_id == STOP
+  assert decide(ours, config={"eos_token_id": [TURN, STOP]}).eos_id == STOP
   with pytest.raises(UserError) as e:
-    decide(own, config={"eos_token_id": TURN})
+    decide(ours, config={"eos_token_id": TURN})
   assert e.value.code == "special_token_conflict"
   assert "tokenizer.model" in str(e.value)
 

@@ -113,8 +113,8 @@ def test_a_held_out_prompt_is_in_no_training_record(with_ids, how):
     # Records without ids follow those with ids, so nothing has to be dropped.
     assert not drops
     parts.append(by_split)
-  for held in ("test", "valid"):
-    texts_held = set().union(*(texts(p[held]) for p in parts))
+  for held_out in ("test", "valid"):
+    texts_held = set().union(*(texts(p[held_out]) for p in parts))
     assert len(texts_held) >= 20
     for part in parts:
       assert not texts_held & texts(part["train"])
@@ -142,11 +142,11 @@ def test_a_held_out_prompt_is_not_an_earlier_turn_of_a_training_record():
     Demonstration(turns=more, completion="Mine.", split="train"),
     demonstration("Something else", split="train"),
   ]
-  held = Prompt(
+  held_out = Prompt(
     turns=(Turn("system", "Be brief."), Turn("user", " what  IS it?")),
     split="test",
   )
-  parts, drops = curation.curate(records, configs.Data(), None, [[held]])
+  parts, drops = curation.curate(records, configs.Data(), None, [[held_out]])
   assert parts["train"] == records[1:] and drops == {HELD_OUT: 1}
 
 
@@ -207,8 +207,8 @@ def conversation(*texts, **kw):
 
 def curated(records, others=()):
   parts, drops = curation.curate(records, configs.Data(), None, others)
-  held = texts(parts["valid"] + parts["test"])
-  assert not held & {
+  held_out = texts(parts["valid"] + parts["test"])
+  assert not held_out & {
     splits.normalised(t.text) for r in parts["train"] for t in r.turns
   }
   return [len(parts[name]) for name in splits.SPLITS], drops

@@ -68,10 +68,10 @@ def test_records(built, monkeypatch):
   monkeypatch.setenv("TFDS_DATA_DIR", str(folder))
   for name in ("tiny_rankings/plain", data_dir):
     spec = f"tfds:{name}:train"
-    found, report = reading.read_rankings(spec)
-    assert sorted(r.turns[0].text for r in found) == QUESTIONS[:4]
-    assert all(r.turns[0] == Turn("user", r.turns[0].text) for r in found)
-    for r in found:
+    actual, report = reading.read_rankings(spec)
+    assert sorted(r.turns[0].text for r in actual) == QUESTIONS[:4]
+    assert all(r.turns[0] == Turn("user", r.turns[0].text) for r in actual)
+    for r in actual:
       assert (r.completions, r.ranks) == (("a", "b", "ü"), (2, 1, 2))
       assert r.origin.startswith(spec)
     assert report.files[0].format == "own rankings"

@@ -205,7 +205,7 @@ KINDS = {
 
 
 def write(
-  folder,
+  directory,
   tokenizer,
   *,
   begins=False,
@@ -216,16 +216,16 @@ def write(
   """Writes tokenizer.json, and JSON files by their names without .json.
 
   Args:
-    folder: where to.
+    directory: where to.
     tokenizer: a `tokenizers` object, a tokenizer.model's content, or None.
     begins: whether texts begin with <s>.
     ends: whether texts end with </s>, as others encode them.
     special: special tokens.
     **files: their content.
   """
-  folder.mkdir(parents=True, exist_ok=True)
+  directory.mkdir(parents=True, exist_ok=True)
   if isinstance(tokenizer, bytes):
-    (folder / "tokenizer.model").write_bytes(tokenizer)
+    (directory / "tokenizer.model").write_bytes(tokenizer)
   elif tokenizer is not None:
     tokenizer.add_special_tokens(list(special))
     if begins or ends:
@@ -235,12 +235,12 @@ def write(
           (name, tokenizer.token_to_id(name)) for name in ("<s>", "</s>")
         ],
       )
-    tokenizer.save(str(folder / "tokenizer.json"))
+    tokenizer.save(str(directory / "tokenizer.json"))
   for name, content in files.items():
-    (folder / f"{name}.json").write_text(json.dumps(content))
-  return folder
+    (directory / f"{name}.json").write_text(json.dumps(content))
+  return directory
 
 
-def load(folder, tokenizer, **files):
-  """Writes a folder and loads it."""
-  return load_tokenizer(write(folder, tokenizer, **files))
+def load(directory, tokenizer, **files):
+  """Writes a directory and loads it."""
+  return load_tokenizer(write(directory, tokenizer, **files))

@@ -40,7 +40,7 @@ _Record = Prompt | Demonstration | Ranking
 def prepare(
   records: Sequence[_P], data: configs.Data
 ) -> tuple[list[_P], Drops]:
-  """The steps that need no other source: dedupe, and the limit per user.
+  """Applies the steps that need no other source: dedupe, limit per user.
 
   A limit that the user has set holds for user ids that are ignored later, too.
   """
@@ -117,15 +117,19 @@ def require(
   field: str,
   skipped: Mapping[str, int] | None = None,
 ) -> list[_R]:
-  """The train split, or an error that says where its records went."""
+  """Returns the train split.
+
+  Raises:
+    UserError: it is empty; the error says where the records went.
+  """
   if splits["train"]:
     return splits["train"]
   largest = drops_lib.causes(drops, skipped or {}, {})[:1]
   went = ", ".join(f"{n} {why}" for why, n in drops.items())
   where = ", ".join(f"{len(v)} in {k}" for k, v in splits.items() if v)
-  held = sum(map(len, splits.values()))
+  remaining = sum(map(len, splits.values()))
   fix = "give records for training: the others are all in valid and test"
-  if largest and largest[0].count >= held:
+  if largest and largest[0].count >= remaining:
     fix = largest[0].fix
   raise UserError(
     "curation leaves no record for train"

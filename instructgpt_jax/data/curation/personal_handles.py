@@ -70,7 +70,8 @@ _MEMBERS = frozenset(
 # The words around a handle, in at most this many characters.
 _NEAR = 120
 _PERSON_BEFORE = re.compile(
-  r"""\b(?:follow(?:ing|ers[ ]of)? | ask | cc | via | hi | hey | hello | dear
+  r"""  # style: word
+    \b(?:follow(?:ing|ers[ ]of)? | ask | cc | via | hi | hey | hello | dear
     | thanks | thank[ ]you | thx | kudos | ping | dm | pm | credits? | rt
     | tweet | tweets?[ ]by | photos?[ ]by | tell | contact | handle | username
     | twitter | instagram | insta | ig | tiktok | snapchat | snap | telegram

@@ -39,7 +39,7 @@ _SHOWN_CHARS = 60
 
 
 def normalised(text: str) -> str:
-  """Lower case with every run of blanks as one space."""
+  """Returns a text in lower case, with one space for each run of blanks."""
   return _BLANKS.sub(" ", text).strip().lower()
 
 
@@ -48,9 +48,9 @@ def _first_user_turn(turns: Sequence[Turn]) -> str:
 
 
 def user_of(record: Record) -> str:
-  """Whose prompt it is: the user id, or else the prompt's first user turn.
+  """Returns the user id, or else the first user turn of the prompt.
 
-  So all records of a conversation that start alike belong together.
+  Records with the same first user turn therefore belong together.
   """
   if record.user_id:
     return "user:" + record.user_id
@@ -58,7 +58,7 @@ def user_of(record: Record) -> str:
 
 
 def hash_fraction(key: str) -> float:
-  """A number in [0, 1) that depends on the text alone, on every machine."""
+  """Returns a number in [0, 1) that depends on the text alone."""
   digest = hashlib.sha256(key.encode("utf-8")).digest()
   return int.from_bytes(digest[:8], "big") / 2.0**64
 
@@ -73,7 +73,7 @@ def _split_name(key: str, data: configs.Data) -> str:
 
 
 def split_of(record: Record, data: configs.Data) -> str:
-  """The split of a record by itself: its file's, or else its user's hash."""
+  """Returns the split that a record's file gives, or else its user's hash."""
   return record.split or _split_name(user_of(record), data)
 
 
@@ -125,7 +125,7 @@ class Splitter:
       if len(first) < _GENERIC_SYSTEMS:
         first.add(_system(record.turns))
     self._generic = {
-      turn for turn, found in systems.items() if len(found) >= _GENERIC_SYSTEMS
+      turn for turn, texts in systems.items() if len(texts) >= _GENERIC_SYSTEMS
     }
     # User turns, and prompts, with which many conversations begin.
     self._shared_turns: set[str] = set()
@@ -137,9 +137,9 @@ class Splitter:
     for record in records:
       if record.split or record.user_id:
         self._raise(self._known, record, SPLITS.index(split_of(record, data)))
-    self._held: dict[str, int] = {}
+    self._held_out: dict[str, int] = {}
     for record in records:
-      self._raise(self._held, record, SPLITS.index(self.split_of(record)))
+      self._raise(self._held_out, record, SPLITS.index(self.split_of(record)))
 
   def _find_shared(self, source: Sequence[Record]) -> list[str]:
     """Finds the user turns with which many conversations of a source begin."""
@@ -183,7 +183,7 @@ class Splitter:
     return remarks
 
   def _beginnings(self, record: Record) -> Iterator[str]:
-    """One digest for the user turns up to each user turn of a prompt."""
+    """Yields a digest of the user turns up to each user turn of a prompt."""
     digest = hashlib.sha256()
     if _first_user_turn(record.turns) in self._generic:
       digest.update(_key_part("system", _system(record.turns)))
@@ -197,7 +197,7 @@ class Splitter:
     ranks[key] = max(ranks.get(key, 0), rank)
 
   def _keys(self, record: Record) -> Iterator[str]:
-    """One digest for each prompt of a conversation, the whole one last."""
+    """Yields a digest of each prompt of a conversation, the whole one last."""
     generic = _first_user_turn(record.turns) in self._generic
     last = max(
       (i for i, t in enumerate(record.turns) if t.role == "user"),
@@ -212,7 +212,7 @@ class Splitter:
         yield digest.hexdigest()
 
   def _later_turns(self, record: Record) -> Iterator[str]:
-    """The key that each later user turn would have as a prompt by itself."""
+    """Yields the key that each later user turn would have as a prompt."""
     users = [t for t in record.turns if t.role == "user"]
     for turn in users[1:]:
       text = normalised(turn.text)
@@ -220,7 +220,7 @@ class Splitter:
         yield hashlib.sha256(_key_part("user", text)).hexdigest()
 
   def split_of(self, record: Record) -> str:
-    """The split of a record of any source."""
+    """Returns the split of a record of any source."""
     if record.split or record.user_id:
       return split_of(record, self._data)
     keys = list(self._keys(record))
@@ -234,9 +234,10 @@ class Splitter:
     return _split_name(self.group_of(record), self._data)
 
   def group_of(self, record: Record) -> str:
-    """Whose prompt it is: the user, or else the conversations it belongs to.
+    """Returns the key by which a record is split.
 
-    As `user_of`, but for beginnings that do not tell conversations apart.
+    It is that of `user_of`, except for beginnings that many conversations
+    share: there it also depends on the turns that follow.
     """
     if record.user_id:
       return user_of(record)
@@ -251,10 +252,10 @@ class Splitter:
     return "prompt:" + first
 
   def is_held_out_elsewhere(self, record: Record) -> bool:
-    """Whether a prompt of the record is held out, but not in its own split."""
+    """Returns whether another record holds out a prompt of this record."""
     rank = SPLITS.index(self.split_of(record))
     keys = itertools.chain(self._keys(record), self._later_turns(record))
-    return any(self._held.get(key, 0) > rank for key in keys)
+    return any(self._held_out.get(key, 0) > rank for key in keys)
 
   def split(self, records: Iterable[_P]) -> tuple[dict[str, list[_P]], Drops]:
     """Splits the records of one source.
@@ -297,7 +298,7 @@ def _shown_turn(records: Sequence[Record]) -> str:
 
 
 def _parts(text: str) -> Iterator[str]:
-  """A long text cut at paragraphs, or at lines where it has none."""
+  """Yields parts of a long text, cut at paragraphs, or else at lines."""
   while len(text) > 2 * PART_CHARS:
     cut = text.rfind("\n\n", PART_CHARS // 2, PART_CHARS) + 2
     if cut < 2:
@@ -312,11 +313,11 @@ def _parts(text: str) -> Iterator[str]:
 def split_documents(
   documents: Iterable[Document], data: configs.Data
 ) -> dict[str, list[Document]]:
-  """{"train", "valid", "test"} -> documents, by a hash of their text.
+  """Splits documents into train, valid and test by a hash of their text.
 
   A document whose file gives its split stays whole. Another one of more than
   40,000 characters (a book) is cut at paragraphs into parts of about 20,000,
-  each of which is split for itself. With two parts or more, train and (where
+  and each part is split for itself. With two parts or more, train and (where
   its share is not 0) valid get at least one.
   """
   result: dict[str, list[Document]] = {name: [] for name in SPLITS}

@@ -50,9 +50,9 @@ def drop_cut(
 ) -> tuple[list[_P], Drops]:
   """Counts replies that are cut, and drops what the cut makes equal.
 
-  Of completions of a ranking that are different, but the same up to
-  `data.max_response_tokens`, the best stays. A ranking of which one completion
-  or one rank stays is dropped.
+  Completions of a ranking may differ, but be equal up to
+  `data.max_response_tokens`: then the best of them stays. A ranking with a
+  single completion or rank left is dropped.
   """
   texts_of = [records_lib.replies(r) for r in records]
   encoded = iter(
@@ -70,19 +70,19 @@ def drop_cut(
     if cut and drops.cut_example is None:
       drops.cut_example = record
     if isinstance(record, Ranking) and cut:
-      rows = _distinct(ids, record.ranks, data.max_response_tokens)
-      if len({record.ranks[i] for i in rows}) < 2:
+      indices = _distinct(ids, record.ranks, data.max_response_tokens)
+      if len({record.ranks[i] for i in indices}) < 2:
         drops.drop(CUT_EQUAL, record)
         continue
-      if len(rows) < len(texts):
-        drops.drop(CUT_COMPLETIONS, record, len(texts) - len(rows))
-        record = select_completions(record, rows)
+      if len(indices) < len(texts):
+        drops.drop(CUT_COMPLETIONS, record, len(texts) - len(indices))
+        record = select_completions(record, indices)
     stay.append(record)
   return stay, drops
 
 
-def select_completions(ranking: Ranking, rows: Sequence[int]) -> Ranking:
-  """The ranking of some of its completions."""
+def select_completions(ranking: Ranking, indices: Sequence[int]) -> Ranking:
+  """Returns a ranking of some of its completions, by index."""
   count = len(ranking.completions)
   changes = {}
   # Whatever has one entry for each completion.
@@ -90,20 +90,20 @@ def select_completions(ranking: Ranking, rows: Sequence[int]) -> Ranking:
     value = getattr(ranking, field.name)
     if field.name != "turns" and isinstance(value, tuple):
       if len(value) == count:
-        changes[field.name] = tuple(value[i] for i in rows)
+        changes[field.name] = tuple(value[i] for i in indices)
   return dataclasses.replace(ranking, **changes)
 
 
 def _distinct(
   ids: Sequence[np.ndarray], ranks: Sequence[int], limit: int
 ) -> list[int]:
-  """Completions that stay when those that the cut makes equal go."""
+  """Returns the indices of completions that differ after truncation."""
   groups: dict[bytes, list[int]] = collections.defaultdict(list)
-  for i, row in enumerate(ids):
-    groups[row[:limit].tobytes()].append(i)
-  rows = []
+  for i, completion in enumerate(ids):
+    groups[completion[:limit].tobytes()].append(i)
+  indices = []
   for members in groups.values():
     if len({ids[i].tobytes() for i in members}) > 1:
       members = [min(members, key=lambda i: (ranks[i], i))]
-    rows += members
-  return sorted(rows)
+    indices += members
+  return sorted(indices)

@@ -7,18 +7,19 @@ is a counted skip; in our own formats an empty reply is an error.
 
 Every field of a record is used, listed as irrelevant, refused, or counted:
 `Format.fields` and `Format.irrelevant` list those of a format, `common.FIELDS`
-those that mean the same in all formats. `Reader` counts all others.
+those that mean the same in all formats. `FileReader` counts all others.
 """
 
-from instructgpt_jax.data.formats.at import EMPTY, TIES, At, Skip
+from instructgpt_jax.data.formats.file_reader import FileReader
 from instructgpt_jax.data.formats.format import Format
-from instructgpt_jax.data.formats.reader import Reader
 from instructgpt_jax.data.formats.recognise import (
   LOOKAHEAD,
   is_ambiguous,
   recognise,
 )
+from instructgpt_jax.data.formats.record_reader import RecordReader
 from instructgpt_jax.data.formats.registry import FORMATS, PLAIN, by_name
+from instructgpt_jax.data.formats.skips import EMPTY, TIES, Skip
 from instructgpt_jax.data.formats.transcripts import transcript
 
 __all__ = [
@@ -27,9 +28,9 @@ __all__ = [
   "LOOKAHEAD",
   "PLAIN",
   "TIES",
-  "At",
+  "FileReader",
   "Format",
-  "Reader",
+  "RecordReader",
   "Skip",
   "by_name",
   "is_ambiguous",

@@ -7,10 +7,16 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from instructgpt_jax.data.formats import at as reading
+from instructgpt_jax.data.formats import skips
 from instructgpt_jax.data.formats import turns as turns_lib
-from instructgpt_jax.data.formats.at import At, Skip
+from instructgpt_jax.data.formats.json_values import (
+  is_blank,
+  is_null,
+  type_name,
+)
 from instructgpt_jax.data.formats.labels import is_zero, reason_to_exclude
+from instructgpt_jax.data.formats.record_reader import RecordReader
+from instructgpt_jax.data.formats.skips import Skip
 from instructgpt_jax.data.formats.texts import add_input, is_placeholder
 from instructgpt_jax.data.records import (
   SPLITS,
@@ -94,14 +100,17 @@ def split_name(value: str) -> str | None:
 
 
 def read(
-  obj: Mapping[str, Any], names: Iterable[str], at: At, strict: bool
+  obj: Mapping[str, Any],
+  names: Iterable[str],
+  reader: RecordReader,
+  strict: bool,
 ) -> Common:
   """Reads the common fields `names` of a record.
 
   Args:
     obj: the record.
     names: fields of FIELDS that it has.
-    at: its position.
+    reader: its position.
     strict: whether an unknown split is an error.
 
   Raises:
@@ -110,64 +119,64 @@ def read(
   common = Common()
   for name in names:
     value = obj[name]
-    if reading.is_null(value):
+    if is_null(value):
       continue
     if name in _SYSTEM:
-      system = at.optional(obj, name)
+      system = reader.optional(obj, name)
       if not is_placeholder(system):
         if common.system not in ("", system):
-          raise Skip(reading.CONTRADICTION)
+          raise Skip(skips.CONTRADICTION)
         common.system = system
     elif name == "history":
-      common.history = read_history(value, at)
+      common.history = read_history(value, reader)
     elif name == "context":
-      _read_context(value, common, at)
+      _read_context(value, common, reader)
     elif name in ("user_id", "labeler_id"):
-      setattr(common, name, at.identity(obj, name))
+      setattr(common, name, reader.identity(obj, name))
     elif name == "split":
-      common.split = _read_split(value, at, strict)
+      common.split = _read_split(value, reader, strict)
     elif name in _WEIGHTS:
-      _read_weight(name, value, at)
+      _read_weight(name, value, reader)
     elif name in _LABELS:
       reason = reason_to_exclude(value)
       common.excluded = common.excluded or reason
-      if reason == reading.UNKNOWN_LABEL:
-        at.unused.add(name)
-      elif not reading.is_blank(value):
+      if reason == skips.UNKNOWN_LABEL:
+        reader.unused.add(name)
+      elif not is_blank(value):
         common.label = name
     elif not _is_empty(value):
-      raise Skip(reading.TOOLS if name in _TOOLS else reading.NOT_TEXT)
+      raise Skip(skips.TOOLS if name in _TOOLS else skips.NOT_TEXT)
   return common
 
 
 def _is_empty(value: Any) -> bool:
   if isinstance(value, str):
     return not value.strip() or value.strip().lower() in _EMPTY_JSON
-  return reading.is_blank(value) or value is False
+  return is_blank(value) or value is False
 
 
-def _read_context(value: Any, common: Common, at: At) -> None:
+def _read_context(value: Any, common: Common, reader: RecordReader) -> None:
   if isinstance(value, str):
     common.context = "" if is_placeholder(value) else value
   elif isinstance(value, list) and all(isinstance(v, str) for v in value):
     common.context = "\n\n".join(v for v in value if not is_placeholder(v))
-  elif not reading.is_blank(value):
-    at.unused.add("context")
+  elif not is_blank(value):
+    reader.unused.add("context")
 
 
-def read_history(value: Any, at: At) -> turns_lib.Turns:
+def read_history(value: Any, reader: RecordReader) -> turns_lib.Turns:
   """Reads turns ahead of the prompt: pairs of texts, or messages."""
   if _is_empty(value):
     return ()
   if not isinstance(value, list):
-    at.fail(
-      f"a list is expected, not {reading.type_name(value)}",
+    reader.fail(
+      f"a list is expected, not {type_name(value)}",
       "history",
       'write it as [["question", "answer"], ...]',
       "wrong_type",
     )
   if isinstance(value[0], dict):
-    return turns_lib.read_turns(value, "history", at)
+    return turns_lib.read_turns(value, "history", reader)
   history: list[Turn] = []
   for i, pair in enumerate(value):
     if (
@@ -175,43 +184,43 @@ def read_history(value: Any, at: At) -> turns_lib.Turns:
       or len(pair) != 2
       or not all(isinstance(text, str) for text in pair)
     ):
-      at.fail(
+      reader.fail(
         "a pair of texts is expected",
         f"history[{i}]",
         'write it as [["question", "answer"], ...]',
         "wrong_type",
       )
     history += [Turn("user", pair[0]), Turn("assistant", pair[1])]
-  turns_lib.check_texts(history, "history", at)
+  turns_lib.check_texts(history, "history", reader)
   return tuple(history)
 
 
-def _read_split(value: Any, at: At, strict: bool) -> str:
+def _read_split(value: Any, reader: RecordReader, strict: bool) -> str:
   split = split_name(value) if isinstance(value, str) else None
   if split is not None:
     return split
   if strict:
-    at.fail(
+    reader.fail(
       f"{value!r} is no split",
       "split",
       "give one of " + ", ".join(map(repr, SPLITS)),
       "unknown_split",
     )
-  at.unused.add("split")
+  reader.unused.add("split")
   return ""
 
 
-def _read_weight(name: str, value: Any, at: At) -> None:
+def _read_weight(name: str, value: Any, reader: RecordReader) -> None:
   if is_zero(value) and value != "":
-    raise Skip(reading.WEIGHT_0)
+    raise Skip(skips.WEIGHT_0)
   if value not in (1, "1", "true", "True", ""):
-    at.unused.add(f"{name} (other than 0 and 1)")
+    reader.unused.add(f"{name} (other than 0 and 1)")
 
 
 def holds_block(text: str, part: str) -> bool:
-  """Whether a text holds another one as a block, not as a few of its words.
+  """Returns whether a text contains another one as a block.
 
-  That is one on lines of its own, or a long one.
+  A block is on lines of its own, or long.
   """
   part = part.strip()
   if len(part) >= _LONG:
@@ -240,7 +249,7 @@ def apply(record: Record, common: Common, context_turns: int = 0) -> Record:
   turns = record.turns
   if common.context:
     if context_turns > len(turns):
-      raise Skip(reading.LATER_CONTEXT)
+      raise Skip(skips.LATER_CONTEXT)
     if not holds_block(turns[-1].text, common.context):
       turns = add_input(turns, common.context)
   if common.history:
@@ -274,5 +283,5 @@ def _add_history(
     return turns
   before, history = turns_lib.split_system(history)
   if before and system and before.strip() != system.strip():
-    raise Skip(reading.CONTRADICTION)
+    raise Skip(skips.CONTRADICTION)
   return turns_lib.add_system(history + body, system or before)

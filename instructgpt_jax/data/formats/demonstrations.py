@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from instructgpt_jax.data.formats import at as reading
-from instructgpt_jax.data.formats.at import At, Skip
+from instructgpt_jax.data.formats import skips
 from instructgpt_jax.data.formats.format import Format, choose, first_of, has
+from instructgpt_jax.data.formats.json_values import is_blank
+from instructgpt_jax.data.formats.record_reader import RecordReader
+from instructgpt_jax.data.formats.skips import Skip
 from instructgpt_jax.data.formats.texts import clean, instructed, reply
 from instructgpt_jax.data.formats.turns import (
   Message,
@@ -28,34 +30,36 @@ _OPEN_END = (
 
 def single_reply(
   prompt: str, more: str, answer: str
-) -> Callable[[Any, At], Iterator[Record]]:
+) -> Callable[[Any, RecordReader], Iterator[Record]]:
   """Returns a parser of a prompt, an optional input and a reply by name."""
 
-  def parse(obj: Any, at: At) -> Iterator[Record]:
+  def parse(obj: Any, reader: RecordReader) -> Iterator[Record]:
     if more:
-      turns = instructed(obj, prompt, more, at)
+      turns = instructed(obj, prompt, more, reader)
     elif isinstance(obj.get(prompt), list):
-      turns = read_prompt(obj[prompt], prompt, at)
+      turns = read_prompt(obj[prompt], prompt, reader)
     else:
-      turns = read_prompt(at.text(obj, prompt), prompt, at)
-    completion = reply(at.get(obj, answer), at)
-    yield Demonstration(turns=turns, completion=completion, origin=at.origin)
+      turns = read_prompt(reader.text(obj, prompt), prompt, reader)
+    completion = reply(reader.get(obj, answer), reader)
+    yield Demonstration(
+      turns=turns, completion=completion, origin=reader.origin
+    )
 
   return parse
 
 
-def _seeds(obj: Any, at: At) -> Iterator[Record]:
-  at.text(obj, "instruction")
-  for i, instance in enumerate(at.get(obj, "instances", list)):
+def _seeds(obj: Any, reader: RecordReader) -> Iterator[Record]:
+  reader.text(obj, "instruction")
+  for i, instance in enumerate(reader.get(obj, "instances", list)):
     if not isinstance(instance, dict):
-      at.fail("an object is expected", f"instances[{i}]", code="wrong_type")
-    completion = clean(at.get(instance, "output", where=f"instances[{i}]."))
-    reading.note_others(at, instance, ("input", "output"), "instances[]")
+      reader.fail("an object is expected", f"instances[{i}]", code="wrong_type")
+    completion = clean(reader.get(instance, "output", where=f"instances[{i}]."))
+    reader.note_others(instance, ("input", "output"), "instances[]")
     if completion:
       yield Demonstration(
-        turns=instructed({**obj, **instance}, "instruction", "input", at),
+        turns=instructed({**obj, **instance}, "instruction", "input", reader),
         completion=completion,
-        origin=at.origin,
+        origin=reader.origin,
       )
 
 
@@ -64,21 +68,24 @@ def conversation_field(obj: Mapping[str, Any]) -> str:
   return first_of(obj, _CONVERSATIONS)
 
 
-def _conversation(obj: Any, at: At) -> Iterator[Record]:
+def _conversation(obj: Any, reader: RecordReader) -> Iterator[Record]:
   """Yields the last reply that may be learned, and an open end's prompt."""
-  field = choose(obj, _CONVERSATIONS, at) or _CONVERSATIONS[0]
+  field = choose(obj, _CONVERSATIONS, reader) or _CONVERSATIONS[0]
   if field not in obj:
-    at.get(obj, field, list)
-  messages = read_messages(obj[field], field, at)
-  _check_prompt(obj, messages, at)
-  answer = choose(obj, ("completion", "response"), at)
-  if not reading.is_blank(obj.get(answer)):
-    messages = add_answer(messages, obj, answer, at)
-  yield from _last_reply(messages, field, at)
+    reader.get(obj, field, list)
+  messages = read_messages(obj[field], field, reader)
+  _check_prompt(obj, messages, reader)
+  answer = choose(obj, ("completion", "response"), reader)
+  if not is_blank(obj.get(answer)):
+    messages = add_answer(messages, obj, answer, reader)
+  yield from _last_reply(messages, field, reader)
 
 
 def add_answer(
-  messages: list[Message], obj: Mapping[str, Any], field: str, at: At
+  messages: list[Message],
+  obj: Mapping[str, Any],
+  field: str,
+  reader: RecordReader,
 ) -> list[Message]:
   """Returns a conversation with the answer of another field at its end.
 
@@ -89,82 +96,86 @@ def add_answer(
   """
   value = obj[field]
   if isinstance(value, list):
-    *before, answer = read_messages(value, field, at)
+    *before, answer = read_messages(value, field, reader)
   elif isinstance(value, dict):
-    before, answer = [], read_message(value, field, at)
+    before, answer = [], read_message(value, field, reader)
   else:
-    before, answer = [], Message(Turn("assistant", at.get(obj, field)))
+    before, answer = [], Message(Turn("assistant", reader.get(obj, field)))
   if answer.turn.role != "assistant":
-    raise Skip(reading.NOT_ANSWERING)
+    raise Skip(skips.NOT_ANSWERING)
   last = messages[-1].turn
   context = messages if last.role == "user" else messages[:-1]
   turns = [m.turn for m in context]
   repeated = [m.turn for m in before]
   if repeated and turns[-len(repeated) :] != repeated:
-    raise Skip(reading.CONTRADICTION)
+    raise Skip(skips.CONTRADICTION)
   if last.role == "user":
     return [*messages, answer]
   if clean(last.text) != clean(answer.turn.text):
-    raise Skip(reading.CONTRADICTION)
+    raise Skip(skips.CONTRADICTION)
   excluded = messages[-1].excluded or answer.excluded
   return [*context, Message(last, excluded)]
 
 
-def _check_prompt(obj: Mapping[str, Any], messages: list[Message], at: At):
+def _check_prompt(
+  obj: Mapping[str, Any], messages: list[Message], reader: RecordReader
+):
   """Skips a record whose `prompt` is no part of its conversation."""
-  if reading.is_blank(obj.get("prompt")):
+  if is_blank(obj.get("prompt")):
     return
-  prompt = read_prompt(obj["prompt"], "prompt", at)
+  prompt = read_prompt(obj["prompt"], "prompt", reader)
   texts = [m.turn.text.strip() for m in messages if m.turn.role == "user"]
   if prompt[-1].text.strip() not in texts:
-    raise Skip(reading.CONTRADICTION)
+    raise Skip(skips.CONTRADICTION)
 
 
 def _last_reply(
-  messages: list[Message], field: str, at: At
+  messages: list[Message], field: str, reader: RecordReader
 ) -> Iterator[Record]:
   turns: Turns = tuple(m.turn for m in messages)
   if not any(t.role == "user" for t in turns):
-    raise Skip(reading.NO_USER)
+    raise Skip(skips.NO_USER)
   ends_with_user = turns[-1].role == "user"
-  at.context_turns = max(i for i, t in enumerate(turns, 1) if t.role == "user")
+  reader.context_turns = max(
+    i for i, t in enumerate(turns, 1) if t.role == "user"
+  )
   if not ends_with_user and turns[-1].role != "assistant":
-    raise Skip(reading.NOT_ANSWERING)
+    raise Skip(skips.NOT_ANSWERING)
   replies = [
     i
     for i, t in enumerate(turns)
     if t.role == "assistant" and any(u.role == "user" for u in turns[:i])
   ]
   if ends_with_user:
-    check_texts(turns, field, at)
-    yield Prompt(turns=turns, origin=at.origin)
+    check_texts(turns, field, reader)
+    yield Prompt(turns=turns, origin=reader.origin)
     if not replies:
       return
-    at.notes.add(_OPEN_END)
+    reader.notes.add(_OPEN_END)
   elif not replies:
-    raise Skip(reading.NO_USER)
+    raise Skip(skips.NO_USER)
   learnable = [i for i in replies if not messages[i].excluded]
   if not learnable:
     raise Skip(messages[replies[-1]].excluded)
   last = learnable[-1]
   if turns[last - 1].role != "user":
-    raise Skip(reading.NOT_ANSWERING)
-  check_texts(turns[:last], field, at)
+    raise Skip(skips.NOT_ANSWERING)
+  check_texts(turns[:last], field, reader)
   yield Demonstration(
     turns=turns[:last],
-    completion=reply(turns[last].text, at),
-    origin=at.origin,
+    completion=reply(turns[last].text, reader),
+    origin=reader.origin,
   )
 
 
-def _batch(obj: Any, at: At) -> Iterator[Record]:
-  """OpenAI's batch requests: the messages of the request's body."""
-  body = at.get(obj, "body", dict)
-  if any(not reading.is_blank(body.get(f)) for f in ("tools", "functions")):
-    raise Skip(reading.TOOLS)
-  reading.note_others(at, body, ("messages", "model", *_SAMPLING), "body")
-  messages = read_messages(body.get("messages"), "body.messages", at)
-  yield from _last_reply(messages, "body.messages", at)
+def _batch(obj: Any, reader: RecordReader) -> Iterator[Record]:
+  """Yields the records of the messages in an OpenAI batch request."""
+  body = reader.get(obj, "body", dict)
+  if any(not is_blank(body.get(f)) for f in ("tools", "functions")):
+    raise Skip(skips.TOOLS)
+  reader.note_others(body, ("messages", "model", *_SAMPLING), "body")
+  messages = read_messages(body.get("messages"), "body.messages", reader)
+  yield from _last_reply(messages, "body.messages", reader)
 
 
 def _is_batch(obj: Any) -> bool:

@@ -6,11 +6,12 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from instructgpt_jax.data.formats.at import At, is_blank, is_null
+from instructgpt_jax.data.formats.json_values import is_blank, is_null
+from instructgpt_jax.data.formats.record_reader import RecordReader
 from instructgpt_jax.data.records import Turn
 
 # Yields the records of the replies to one prompt.
-Group = Callable[[list[Any], tuple[Turn, ...], At], Iterator[Any]]
+Group = Callable[[list[Any], tuple[Turn, ...], RecordReader], Iterator[Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Format:
     irrelevant: fields that have no bearing on the records.
     common: the fields of `common.FIELDS` that are read as well, or None for
       all of them but those that the format reads itself.
-    own: whether it is one of our formats, where unusable values are errors.
+    strict: whether unusable values are errors, as in our own formats, and not
+      skips.
     result: what the records become, for the documentation.
     group: yields the records of all replies to one prompt, for formats that
       spread a ranking over several records; `parse` then yields (prompt, reply,
@@ -35,12 +37,12 @@ class Format:
 
   name: str
   fits: Callable[[Any], bool]
-  parse: Callable[[Any, At], Iterator[Any]]
+  parse: Callable[[Any, RecordReader], Iterator[Any]]
   fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
   example: tuple[str, ...] = ()
   irrelevant: tuple[str, ...] = ()
   common: tuple[str, ...] | None = None
-  own: bool = False
+  strict: bool = False
   result: str = ""
   group: Group | None = None
 
@@ -66,10 +68,12 @@ def first_of(obj: Mapping[str, Any], names: tuple[str, ...]) -> str:
   return next((name for name in names if name in obj), "")
 
 
-def choose(obj: Mapping[str, Any], names: tuple[str, ...], at: At) -> str:
+def choose(
+  obj: Mapping[str, Any], names: tuple[str, ...], reader: RecordReader
+) -> str:
   """Returns the first name with a value; other names' values are unused."""
   name = first_of(obj, names)
-  at.unused.update(
+  reader.unused.update(
     other
     for other in names
     if other != name

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from instructgpt_jax.data.formats import at as reading
-from instructgpt_jax.data.formats.at import At, Skip
+from instructgpt_jax.data.formats import skips
 from instructgpt_jax.data.formats.common import IRRELEVANT
 from instructgpt_jax.data.formats.format import Format, choose, first_of
+from instructgpt_jax.data.formats.json_values import is_null, is_set, type_name
 from instructgpt_jax.data.formats.pairs import pair
+from instructgpt_jax.data.formats.record_reader import RecordReader
 from instructgpt_jax.data.formats.scored import ranking
+from instructgpt_jax.data.formats.skips import Skip
 from instructgpt_jax.data.formats.turns import Turns, read_prompt
 from instructgpt_jax.data.records import Record
 
@@ -43,76 +45,78 @@ def _pair_fields(obj: Mapping[str, Any]) -> tuple[str, str] | None:
   return next((p for p in _PAIRS if p[0] in obj and p[1] in obj), None)
 
 
-def _prompt(data: Mapping[str, Any], at: At, where: str = "") -> Turns:
-  name = choose(data, _PROMPTS, at) or "prompt"
+def _prompt(
+  data: Mapping[str, Any], reader: RecordReader, where: str = ""
+) -> Turns:
+  name = choose(data, _PROMPTS, reader) or "prompt"
   if not isinstance(data.get(name), list):
-    at.get(data, name, where=where)
-  return read_prompt(data[name], where + name, at)
+    reader.get(data, name, where=where)
+  return read_prompt(data[name], where + name, reader)
 
 
-def _check_object(value: Any, where: str, at: At) -> None:
+def _check_object(value: Any, where: str, reader: RecordReader) -> None:
   if not isinstance(value, dict):
-    at.fail(
-      f"an object is expected, not {reading.type_name(value)}",
+    reader.fail(
+      f"an object is expected, not {type_name(value)}",
       where,
       "export the project again",
       "wrong_type",
     )
 
 
-def _labeler(annotation: Mapping[str, Any], at: At) -> str:
+def _labeler(annotation: Mapping[str, Any], reader: RecordReader) -> str:
   person = annotation.get("completed_by")
   if isinstance(person, dict):
-    return at.identity(person, "id" if "id" in person else "email")
-  return at.identity(annotation, "completed_by")
+    return reader.identity(person, "id" if "id" in person else "email")
+  return reader.identity(annotation, "completed_by")
 
 
-def _export(obj: Any, at: At) -> Iterator[Record]:
+def _export(obj: Any, reader: RecordReader) -> Iterator[Record]:
   """Yields a ranking for each annotation of a task."""
-  data = at.get(obj, "data", dict)
+  data = reader.get(obj, "data", dict)
   known = {*_PROMPTS, *_LISTS, *(_pair_fields(data) or ()), "id"}
-  reading.note_others(at, data, known, "data")
-  turns = _prompt(data, at, "data.")
+  reader.note_others(data, known, "data")
+  turns = _prompt(data, reader, "data.")
   reasons: list[str] = []
   count = 0
-  for i, annotation in enumerate(at.get(obj, "annotations", list)):
+  for i, annotation in enumerate(reader.get(obj, "annotations", list)):
     where = f"annotations[{i}]."
-    _check_object(annotation, f"annotations[{i}]", at)
-    if reading.is_set(annotation.get("was_cancelled")):
+    _check_object(annotation, f"annotations[{i}]", reader)
+    if is_set(annotation.get("was_cancelled")):
       reasons.append(_CANCELLED)
       continue
-    labeler = _labeler(annotation, at)
-    for result in at.get(annotation, "result", list, where=where):
-      _check_object(result, where + "result", at)
+    labeler = _labeler(annotation, reader)
+    for result in reader.get(annotation, "result", list, where=where):
+      _check_object(result, where + "result", reader)
       try:
-        for record in _result(data, turns, result, labeler, at):
+        for record in _result(data, turns, result, labeler, reader):
           count += 1
           yield record
       except Skip as skip:
         reasons.append(str(skip))
   if not count:
-    raise Skip(reasons[0] if reasons else reading.UNRANKED)
-  at.notes.update(f"annotations left out: {reason}" for reason in reasons)
+    raise Skip(reasons[0] if reasons else skips.UNRANKED)
+  reader.notes.update(f"annotations left out: {reason}" for reason in reasons)
 
 
 def _result(
   data: Mapping[str, Any], turns: Turns, result: Mapping[str, Any],
-  labeler: str, at: At,
+  labeler: str, reader: RecordReader,
 ) -> Iterator[Record]:  # fmt: skip
   value = result.get("value")
   if not isinstance(value, dict):
-    raise Skip(reading.UNRANKED)
+    raise Skip(skips.UNRANKED)
   if result.get("type") == "pairwise":
-    yield from _pairwise(data, turns, result, labeler, at)
+    yield from _pairwise(data, turns, result, labeler, reader)
   elif "ranker" in value:
-    yield from _ranked(data, turns, value["ranker"], labeler, at, "data.")
+    yield from _ranked(data, turns, value["ranker"], labeler, reader, "data.")
   else:
-    at.unused.add(f"annotations[].result of type {result.get('type')!r}")
+    reader.unused.add(f"annotations[].result of type {result.get('type')!r}")
 
 
 def _pairwise(
   data: Mapping[str, Any], turns: Turns, result: Mapping[str, Any],
-  labeler: str, at: At,
+  labeler: str, reader: RecordReader,
 ) -> Iterator[Record]:  # fmt: skip
   # The left side is the first tag that the control names.
   tags = str(result.get("to_name") or "").split(",")
@@ -120,57 +124,63 @@ def _pairwise(
   if names is not None and tags == [names[1], names[0]]:
     names = names[1], names[0]
   if names is None:
-    at.fail(
+    reader.fail(
       "two answers are expected",
       "data",
       "name them 'answer1' and 'answer2'",
       "missing_field",
     )
   selected = result["value"].get("selected")
-  if reading.is_null(selected):
-    raise Skip(reading.UNRANKED)
-  texts = tuple(at.get(data, name, where="data.") for name in names)
+  if is_null(selected):
+    raise Skip(skips.UNRANKED)
+  texts = tuple(reader.get(data, name, where="data.") for name in names)
   better = _SIDES.get(selected, 0) if isinstance(selected, str) else 0
-  yield from pair(turns, (texts[0], texts[1]), better, at, labeler)
+  yield from pair(turns, (texts[0], texts[1]), better, reader, labeler)
 
 
 def _ranked(
-  data: Mapping[str, Any], turns: Turns, order: Any, labeler: str, at: At,
+  data: Mapping[str, Any],
+  turns: Turns,
+  order: Any,
+  labeler: str,
+  reader: RecordReader,
   where: str = "",
-) -> Iterator[Record]:  # fmt: skip
+) -> Iterator[Record]:
   """Yields the ranking of a list of ids, the best one first."""
   if isinstance(order, dict):
     named = {k: v for k, v in order.items() if k != "_"}
     if len(named) > 1 or not order:
       raise Skip(_BUCKETS)
     order = next(iter(named.values())) if named else order["_"]
-  field = choose(data, _LISTS, at) or "items"
-  items = at.get(data, field, list, where=where)
+  field = choose(data, _LISTS, reader) or "items"
+  items = reader.get(data, field, list, where=where)
   texts = {}
   for i, item in enumerate(items):
-    _check_object(item, f"{where}{field}[{i}]", at)
+    _check_object(item, f"{where}{field}[{i}]", reader)
     name = first_of(item, _TEXTS) or "text"
-    text = at.get(item, name, where=f"{where}{field}[{i}].")
+    text = reader.get(item, name, where=f"{where}{field}[{i}].")
     texts[str(item.get("id"))] = text
   if not isinstance(order, list) or any(str(i) not in texts for i in order):
-    at.fail(
+    reader.fail(
       "the ranking names items that are not there",
       "annotations",
       "export the project again",
       "unknown_item",
     )
   if len(order) < len(items):
-    at.notes.add("rankings of a part of their items")
+    reader.notes.add("rankings of a part of their items")
   yield from ranking(
     turns,
     [texts[str(i)] for i in order],
     [-float(i) for i in range(len(order))],
-    at,
+    reader,
     labeler,
   )
 
 
-def _one_field(fields: list[str], named: tuple[str, ...], at: At) -> str:
+def _one_field(
+  fields: list[str], named: tuple[str, ...], reader: RecordReader
+) -> str:
   """Returns the field that holds the verdict, or "" where there is none.
 
   A field of a usual name comes first.
@@ -180,7 +190,7 @@ def _one_field(fields: list[str], named: tuple[str, ...], at: At) -> str:
   """
   usual = [name for name in fields if name in named]
   if len(usual or fields) > 1:
-    at.fail(
+    reader.fail(
       f"several fields may hold the verdict: {', '.join(usual or fields)}",
       (usual or fields)[1],
       f"delete all but one of them, or name that one {named[0]!r}",
@@ -189,13 +199,13 @@ def _one_field(fields: list[str], named: tuple[str, ...], at: At) -> str:
   return (usual or fields or [""])[0]
 
 
-def _choice_field(obj: Mapping[str, Any], at: At) -> str:
+def _choice_field(obj: Mapping[str, Any], reader: RecordReader) -> str:
   """Returns the field that says left or right, or ""."""
   if "prefer" in obj:
     return "prefer" if _side_of(obj["prefer"]) else ""
   others = {*_PROMPTS, *_PAIR_NAMES, *_LISTS, *_NO_VERDICTS}
   fields = [k for k, v in obj.items() if k not in others and _side_of(v)]
-  return _one_field(fields, _VERDICTS, at)
+  return _one_field(fields, _VERDICTS, reader)
 
 
 def _side_of(value: Any) -> int:
@@ -203,20 +213,20 @@ def _side_of(value: Any) -> int:
   return _SIDES.get(value.strip().lower(), 0) if isinstance(value, str) else 0
 
 
-def _minimal(obj: Any, at: At) -> Iterator[Record]:
+def _minimal(obj: Any, reader: RecordReader) -> Iterator[Record]:
   """Yields the pair of a JSON-MIN record; the verdict is left or right."""
   names = _pair_fields(obj) or ("answer1", "answer2")
-  reading.note_others(
-    at, {f: obj[f] for f in _PAIR_NAMES if f in obj}, names, "other answers"
+  reader.note_others(
+    {f: obj[f] for f in _PAIR_NAMES if f in obj}, names, "other answers"
   )
-  turns = _prompt(obj, at)
-  choice = _choice_field(obj, at)
-  at.unused.discard(choice)
+  turns = _prompt(obj, reader)
+  choice = _choice_field(obj, reader)
+  reader.unused.discard(choice)
   if not choice:
-    raise Skip(reading.UNRANKED)
-  texts = at.get(obj, names[0]), at.get(obj, names[1])
-  labeler = at.identity(obj, "annotator")
-  yield from pair(turns, texts, _side_of(obj[choice]), at, labeler)
+    raise Skip(skips.UNRANKED)
+  texts = reader.get(obj, names[0]), reader.get(obj, names[1])
+  labeler = reader.identity(obj, "annotator")
+  yield from pair(turns, texts, _side_of(obj[choice]), reader, labeler)
 
 
 def _order(value: Any) -> Any:
@@ -233,7 +243,9 @@ def _order(value: Any) -> Any:
   return None
 
 
-def _order_field(obj: Mapping[str, Any], items: list[Any], at: At) -> str:
+def _order_field(
+  obj: Mapping[str, Any], items: list[Any], reader: RecordReader
+) -> str:
   """Returns the field that orders the items of a record, or ""."""
   known = {str(item.get("id")) for item in items if isinstance(item, dict)}
   fields = []
@@ -245,19 +257,19 @@ def _order_field(obj: Mapping[str, Any], items: list[Any], at: At) -> str:
     ids = [str(i) for items in lists for i in items]
     if ids and known.issuperset(ids):
       fields.append(name)
-  return _one_field(fields, _RANKS, at)
+  return _one_field(fields, _RANKS, reader)
 
 
-def _minimal_ranking(obj: Any, at: At) -> Iterator[Record]:
+def _minimal_ranking(obj: Any, reader: RecordReader) -> Iterator[Record]:
   """Yields the ranking of a JSON-MIN record, the best item first."""
-  turns = _prompt(obj, at)
-  field = choose(obj, _LISTS, at) or "items"
-  name = _order_field(obj, at.get(obj, field, list), at)
-  at.unused.discard(name)
+  turns = _prompt(obj, reader)
+  field = choose(obj, _LISTS, reader) or "items"
+  name = _order_field(obj, reader.get(obj, field, list), reader)
+  reader.unused.discard(name)
   if not name:
-    raise Skip(reading.UNRANKED)
-  labeler = at.identity(obj, "annotator")
-  yield from _ranked(obj, turns, _order(obj[name]), labeler, at)
+    raise Skip(skips.UNRANKED)
+  labeler = reader.identity(obj, "annotator")
+  yield from _ranked(obj, turns, _order(obj[name]), labeler, reader)
 
 
 def _is_minimal_ranking(obj: Any) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from instructgpt_jax.data.formats import at as reading
+from instructgpt_jax.data.formats import skips
+from instructgpt_jax.data.formats.json_values import as_number, is_blank
 
 # What labels of completions mean, in lower case with "_" between words.
 _GOOD = frozenset(
@@ -21,7 +22,7 @@ _BAD = frozenset(
 
 
 def is_zero(value: Any) -> bool:
-  """Whether a weight or a flag excludes a record or a reply from training.
+  """Returns whether a weight or flag excludes a record or reply.
 
   A negative weight does so too.
   """
@@ -29,7 +30,7 @@ def is_zero(value: Any) -> bool:
     return True
   if isinstance(value, bool):
     return not value
-  number = reading.as_number(value)
+  number = as_number(value)
   return number is not None and number <= 0
 
 
@@ -41,9 +42,9 @@ def reason_to_exclude(label: Any) -> str:
   """
   while isinstance(label, list) and len(label) == 1:
     label = label[0]
-  if reading.is_blank(label):
+  if is_blank(label):
     return ""
   word = re.sub(r"[\s-]+(?=\D)", "_", str(label).strip().lower())
   if not word or word in _GOOD:
     return ""
-  return reading.BAD if word in _BAD else reading.UNKNOWN_LABEL
+  return skips.BAD if word in _BAD else skips.UNKNOWN_LABEL

@@ -1,17 +1,19 @@
-"""Public pairs: two replies to a prompt, of which one was preferred."""
+"""Public pairs: two replies to a prompt, one of them preferred."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from instructgpt_jax.data.formats import at as reading
-from instructgpt_jax.data.formats.at import At, Skip
+from instructgpt_jax.data.formats import skips
 from instructgpt_jax.data.formats.demonstrations import (
   add_answer,
   conversation_field,
 )
 from instructgpt_jax.data.formats.format import Format, choose, first_of, has
+from instructgpt_jax.data.formats.json_values import is_blank, is_null
+from instructgpt_jax.data.formats.record_reader import RecordReader
+from instructgpt_jax.data.formats.skips import Skip
 from instructgpt_jax.data.formats.texts import (
   add_input,
   agreeing_prompt,
@@ -32,47 +34,45 @@ from instructgpt_jax.data.formats.turns import (
 )
 from instructgpt_jax.data.records import Ranking, Record, Turn
 
-GRADED = "graded preferences, of which only the order is used"
+GRADED = "graded preferences, whose order alone is used"
 
 
 def pair(
-  turns: Turns, replies: tuple[str, str], better: float, at: At,
+  turns: Turns, replies: tuple[str, str], better: float, reader: RecordReader,
   labeler_id: str = "",
 ) -> Iterator[Record]:  # fmt: skip
-  """Yields the ranking of a pair of which number `better` (1 or 2) won.
+  """Yields the ranking of a pair whose reply number `better` (1 or 2) won.
 
   Raises:
     Skip: for a tie (any other number), an empty or two identical replies.
   """
-  first, second = (reply(text, at) for text in replies)
+  first, second = (reply(text, reader) for text in replies)
   if better not in (1, 2):
-    raise Skip(reading.TIES)
+    raise Skip(skips.TIES)
   if first == second:
-    raise Skip(reading.IDENTICAL)
+    raise Skip(skips.IDENTICAL)
   yield Ranking(
     turns=turns,
     completions=(first, second),
     ranks=(1, 2) if better == 1 else (2, 1),
     labeler_id=labeler_id,
-    origin=at.origin,
+    origin=reader.origin,
   )
 
 
 # Anthropic HH.
 
 
-def _hh(obj: Any, at: At) -> Iterator[Record]:
-  if any(
-    not reading.is_blank(obj.get(f)) for f in (*_PROMPTS, *_CONVERSATIONS)
-  ):
-    yield from _preference(obj, at)
+def _hh(obj: Any, reader: RecordReader) -> Iterator[Record]:
+  if any(not is_blank(obj.get(f)) for f in (*_PROMPTS, *_CONVERSATIONS)):
+    yield from _preference(obj, reader)
     return
-  _check_order(obj, at)
+  _check_order(obj, reader)
   sides = []
   for name in ("chosen", "rejected"):
-    turns = transcript(at.text(obj, name), lead=True)
+    turns = transcript(reader.text(obj, name), lead=True)
     if not turns or len(turns) < 2:
-      at.fail(
+      reader.fail(
         "is no transcript that ends with a reply",
         name,
         "write it as '\\n\\nHuman: ...\\n\\nAssistant: ...', or give the"
@@ -80,9 +80,9 @@ def _hh(obj: Any, at: At) -> Iterator[Record]:
         "no_transcript",
       )
     if turns[-1].role != "assistant":
-      raise Skip(reading.NOT_ANSWERING)
+      raise Skip(skips.NOT_ANSWERING)
     sides.append(turns)
-  yield from _from_sides((), sides[0], sides[1], at)
+  yield from _from_sides((), sides[0], sides[1], reader)
 
 
 # chosen/rejected.
@@ -91,35 +91,38 @@ _PROMPTS = ("prompt", "instruction", "question", "query", "input")
 _CONVERSATIONS = ("conversations", "messages", "conversation")
 
 
-def _preference(obj: Any, at: At) -> Iterator[Record]:
+def _preference(obj: Any, reader: RecordReader) -> Iterator[Record]:
   """Yields the pair of chosen and rejected replies to a prompt."""
-  _check_order(obj, at)
-  chosen, rejected = _side(obj, "chosen", at), _side(obj, "rejected", at)
-  prompt = _pair_prompt(obj, chosen, at)
+  _check_order(obj, reader)
+  chosen, rejected = (
+    _side(obj, "chosen", reader),
+    _side(obj, "rejected", reader),
+  )
+  prompt = _pair_prompt(obj, chosen, reader)
   chosen, rejected = _with_leads(
     obj, ("chosen", "rejected"), prompt, chosen, rejected
   )
   blank = first_of(obj, _PROMPTS)
   if not prompt and blank and len(chosen) == len(rejected) == 1:
-    prompt = read_named_prompt(obj, blank, at)
-  yield from _from_sides(prompt, chosen, rejected, at)
+    prompt = read_named_prompt(obj, blank, reader)
+  yield from _from_sides(prompt, chosen, rejected, reader)
 
 
-def _check_order(obj: Mapping[str, Any], at: At) -> None:
+def _check_order(obj: Mapping[str, Any], reader: RecordReader) -> None:
   """Skips ties, and pairs whose other fields contradict which was chosen."""
   _check_status(obj)
-  _check_scores(obj, at)
-  if not reading.is_null(obj.get("margin")):
-    _check_margin(at.number(obj, "margin"), at)
+  _check_scores(obj, reader)
+  if not is_null(obj.get("margin")):
+    _check_margin(reader.number(obj, "margin"), reader)
 
 
-def _check_margin(margin: float, at: At) -> None:
+def _check_margin(margin: float, reader: RecordReader) -> None:
   """Skips a tie or a contradiction; other margins are graded."""
   if margin == 0:
-    raise Skip(reading.TIES)
+    raise Skip(skips.TIES)
   if margin < 0:
-    raise Skip(reading.CONTRADICTION)
-  at.notes.add(GRADED)
+    raise Skip(skips.CONTRADICTION)
+  reader.notes.add(GRADED)
 
 
 def _check_status(obj: Mapping[str, Any]) -> None:
@@ -128,17 +131,19 @@ def _check_status(obj: Mapping[str, Any]) -> None:
   if obj.get("status") == "tie" or (
     isinstance(ratings, list) and len(ratings) == 2 and ratings[0] == ratings[1]
   ):
-    raise Skip(reading.TIES)
+    raise Skip(skips.TIES)
 
 
-def _check_scores(obj: Mapping[str, Any], at: At) -> None:
+def _check_scores(obj: Mapping[str, Any], reader: RecordReader) -> None:
   """Skips pairs whose scores tie, or contradict which was chosen."""
   for chosen, rejected in _SCORES:
-    if reading.is_null(obj.get(chosen)) or reading.is_null(obj.get(rejected)):
-      at.unused.update(n for n in (chosen, rejected) if obj.get(n) is not None)
+    if is_null(obj.get(chosen)) or is_null(obj.get(rejected)):
+      reader.unused.update(
+        n for n in (chosen, rejected) if obj.get(n) is not None
+      )
       continue
-    better, worse = at.number(obj, chosen), at.number(obj, rejected)
-    _check_margin(better - worse if better != worse else 0, at)
+    better, worse = reader.number(obj, chosen), reader.number(obj, rejected)
+    _check_margin(better - worse if better != worse else 0, reader)
 
 
 _SCORES = (
@@ -150,27 +155,27 @@ _SCORES = (
 )
 
 
-def _side(obj: Mapping[str, Any], name: str, at: At) -> Turns:
+def _side(obj: Mapping[str, Any], name: str, reader: RecordReader) -> Turns:
   """Returns a reply, with its conversation where that comes with it."""
   value = obj.get(name)
   if isinstance(value, dict):
-    message = read_message(value, name, at)
+    message = read_message(value, name, reader)
     if message.excluded:
       raise Skip(message.excluded)
     turns: Turns = (message.turn,)
   elif isinstance(value, list):
-    turns = read_replied(value, name, at)
-    check_texts(turns[:-1], name, at)
+    turns = read_replied(value, name, reader)
+    check_texts(turns[:-1], name, reader)
   else:
-    text = at.get(obj, name)
-    refuse_encoded(text, name, at)
+    text = reader.get(obj, name)
+    refuse_encoded(text, name, reader)
     whole = transcript(text)
     if whole and len(whole) > 1 and whole[-1].role == "assistant":
       turns = whole
     else:
       turns = (Turn("assistant", text),)
   if turns[-1].role != "assistant":
-    at.fail(
+    reader.fail(
       "does not end with a reply",
       name,
       "end it with an assistant's turn",
@@ -212,106 +217,112 @@ def _with_leads(
   return chosen, rejected
 
 
-def _pair_prompt(obj: Mapping[str, Any], chosen: Turns, at: At) -> Turns:
+def _pair_prompt(
+  obj: Mapping[str, Any], chosen: Turns, reader: RecordReader
+) -> Turns:
   """Merges the prompt field and the conversation field of a pair."""
-  turns = agreeing_prompt(obj, _PROMPTS[:-1], at)
+  turns = agreeing_prompt(obj, _PROMPTS[:-1], reader)
   if turns:
-    turns = add_input(turns, optional_input(obj, "input", at))
-  elif not reading.is_blank(obj.get("input")):
-    turns = read_named_prompt(obj, "input", at)
-  field = choose(obj, _CONVERSATIONS, at)
-  if not field or reading.is_blank(obj[field]):
+    turns = add_input(turns, optional_input(obj, "input", reader))
+  elif not is_blank(obj.get("input")):
+    turns = read_named_prompt(obj, "input", reader)
+  field = choose(obj, _CONVERSATIONS, reader)
+  if not field or is_blank(obj[field]):
     return turns
-  other = read_replied(obj[field], field, at)
-  check_texts(other, field, at)
+  other = read_replied(obj[field], field, reader)
+  check_texts(other, field, reader)
   if other[-1].role == "assistant":
     # UltraFeedback's `messages` are the prompt with the chosen reply.
     if other[-1].text.strip() != chosen[-1].text.strip():
-      raise Skip(reading.ENDS_WITH_REPLY)
+      raise Skip(skips.ENDS_WITH_REPLY)
     other = other[:-1]
   if not other or other[-1].role != "user":
-    raise Skip(reading.NO_USER)
+    raise Skip(skips.NO_USER)
   return merge(turns, other)
 
 
 def _from_sides(
-  prompt: Turns, chosen: Turns, rejected: Turns, at: At
+  prompt: Turns, chosen: Turns, rejected: Turns, reader: RecordReader
 ) -> Iterator[Record]:
   """Yields the pair of two conversations that differ in the last reply."""
   replies = chosen[-1].text, rejected[-1].text
   if len(chosen) > 1 and len(rejected) > 1 and chosen[:-1] != rejected[:-1]:
-    raise Skip(reading.PROMPTS_DIFFER)
+    raise Skip(skips.PROMPTS_DIFFER)
   turns = merge(prompt, chosen[:-1] or rejected[:-1])
   if not turns:
-    at.fail(
+    reader.fail(
       "the field 'prompt' is missing",
       "prompt",
       "give the record a 'prompt', or whole conversations",
       "missing_field",
     )
-  check_texts(turns, "prompt", at)
+  check_texts(turns, "prompt", reader)
   if turns[-1].role != "user":
-    raise Skip(reading.NOT_ANSWERING)
-  yield from pair(turns, replies, 1, at)
+    raise Skip(skips.NOT_ANSWERING)
+  yield from pair(turns, replies, 1, reader)
 
 
-def _rejected_response(obj: Any, at: At) -> Iterator[Record]:
-  """ms-swift: a conversation whose last reply is the chosen one."""
-  if not reading.is_null(obj.get("margin")):
-    _check_margin(at.number(obj, "margin"), at)
-  field = choose(obj, _CONVERSATIONS, at)
+def _rejected_response(obj: Any, reader: RecordReader) -> Iterator[Record]:
+  """Yields ms-swift's pair; the last reply of its messages is chosen."""
+  if not is_null(obj.get("margin")):
+    _check_margin(reader.number(obj, "margin"), reader)
+  field = choose(obj, _CONVERSATIONS, reader)
   prompt: Turns = ()
-  if not reading.is_blank(obj.get("query")):
-    prompt = read_named_prompt(obj, "query", at)
-  if not reading.is_blank(obj.get(field)):
-    messages = read_messages(obj[field], field, at)
-    if not reading.is_blank(obj.get("response")):
-      messages = add_answer(messages, obj, "response", at)
+  if not is_blank(obj.get("query")):
+    prompt = read_named_prompt(obj, "query", reader)
+  if not is_blank(obj.get(field)):
+    messages = read_messages(obj[field], field, reader)
+    if not is_blank(obj.get("response")):
+      messages = add_answer(messages, obj, "response", reader)
     if messages[-1].excluded and messages[-1].turn.role == "assistant":
       raise Skip(messages[-1].excluded)
     chosen = tuple(m.turn for m in messages)
-    check_texts(chosen[:-1], field, at)
+    check_texts(chosen[:-1], field, reader)
   else:
     if not prompt and field and "query" not in obj:
-      raise Skip(reading.NO_TURNS)
-    prompt = prompt or read_named_prompt(obj, "query", at)
-    chosen = _side(obj, "response", at)
+      raise Skip(skips.NO_TURNS)
+    prompt = prompt or read_named_prompt(obj, "query", reader)
+    chosen = _side(obj, "response", reader)
   if chosen[-1].role != "assistant":
-    raise Skip(reading.NOT_ANSWERING)
+    raise Skip(skips.NOT_ANSWERING)
   chosen, rejected = _with_leads(
-    obj, ("response", "rejected_response"), prompt, chosen, _rejected(obj, at)
+    obj,
+    ("response", "rejected_response"),
+    prompt,
+    chosen,
+    _rejected(obj, reader),
   )
-  yield from _from_sides(prompt, chosen, rejected, at)
+  yield from _from_sides(prompt, chosen, rejected, reader)
 
 
-def _rejected(obj: Mapping[str, Any], at: At) -> Turns:
+def _rejected(obj: Mapping[str, Any], reader: RecordReader) -> Turns:
   """Returns ms-swift's rejected reply, or the conversation it ends."""
   field, text = "rejected_messages", obj.get("rejected_response")
-  if reading.is_blank(obj.get(field)):
-    return _side(obj, "rejected_response", at)
-  rejected = read_replied(obj[field], field, at)
-  check_texts(rejected[:-1], field, at)
+  if is_blank(obj.get(field)):
+    return _side(obj, "rejected_response", reader)
+  rejected = read_replied(obj[field], field, reader)
+  check_texts(rejected[:-1], field, reader)
   if rejected[-1].role != "assistant":
-    raise Skip(reading.NOT_ANSWERING)
-  if not reading.is_blank(text):
-    reply_text = at.get(obj, "rejected_response")
+    raise Skip(skips.NOT_ANSWERING)
+  if not is_blank(text):
+    reply_text = reader.get(obj, "rejected_response")
     if reply_text.strip() != rejected[-1].text.strip():
-      raise Skip(reading.CONTRADICTION)
+      raise Skip(skips.CONTRADICTION)
   return rejected
 
 
-def _openai(obj: Any, at: At) -> Iterator[Record]:
-  """OpenAI's preference files."""
-  source = at.get(obj, "input", dict)
-  if any(not reading.is_blank(source.get(f)) for f in ("tools", "functions")):
-    raise Skip(reading.TOOLS)
-  reading.note_others(at, source, ("messages", "parallel_tool_calls"), "input")
-  prompt = read_prompt(source.get("messages") or [], "input.messages", at)
+def _openai(obj: Any, reader: RecordReader) -> Iterator[Record]:
+  """Yields the pair of an OpenAI preference file."""
+  source = reader.get(obj, "input", dict)
+  if any(not is_blank(source.get(f)) for f in ("tools", "functions")):
+    raise Skip(skips.TOOLS)
+  reader.note_others(source, ("messages", "parallel_tool_calls"), "input")
+  prompt = read_prompt(source.get("messages") or [], "input.messages", reader)
   sides = [
-    _side(obj, name, at)
+    _side(obj, name, reader)
     for name in ("preferred_output", "non_preferred_output")
   ]
-  yield from _from_sides(prompt, sides[0], sides[1], at)
+  yield from _from_sides(prompt, sides[0], sides[1], reader)
 
 
 def _is_hh(obj: Any) -> bool:
@@ -319,7 +330,7 @@ def _is_hh(obj: Any) -> bool:
     isinstance(obj, dict)
     and isinstance(obj.get("chosen"), str)
     and "rejected" in obj
-    and all(reading.is_blank(obj.get(f)) for f in (*_PROMPTS, *_CONVERSATIONS))
+    and all(is_blank(obj.get(f)) for f in (*_PROMPTS, *_CONVERSATIONS))
   )
 
 

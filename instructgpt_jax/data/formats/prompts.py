@@ -5,47 +5,48 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from instructgpt_jax.data.formats import at as reading
-from instructgpt_jax.data.formats.at import At, Skip
+from instructgpt_jax.data.formats import skips
 from instructgpt_jax.data.formats.format import Format, has
+from instructgpt_jax.data.formats.record_reader import RecordReader
+from instructgpt_jax.data.formats.skips import Skip
 from instructgpt_jax.data.formats.texts import instructed, read_named_prompt
 from instructgpt_jax.data.formats.turns import user
 from instructgpt_jax.data.records import Document, Prompt, Record
 
 
-def _predictions(obj: Any, at: At) -> Iterator[Record]:
+def _predictions(obj: Any, reader: RecordReader) -> Iterator[Record]:
   yield Prompt(
-    turns=instructed(obj, "instruction", "input", at),
-    origin=at.origin,
+    turns=instructed(obj, "instruction", "input", reader),
+    origin=reader.origin,
   )
 
 
-def _questions(obj: Any, at: At) -> Iterator[Record]:
+def _questions(obj: Any, reader: RecordReader) -> Iterator[Record]:
   turns = obj.get("turns")
   if isinstance(turns, list) and turns:
     first = turns[0]
     if isinstance(first, dict):
       # Arena-Hard's questions are objects.
-      text = at.text(first, "content", "turns[0].")
-      reading.note_others(at, first, ("content", "role"), "turns[]")
+      text = reader.text(first, "content", "turns[0].")
+      reader.note_others(first, ("content", "role"), "turns[]")
       if first.get("role", "user") not in ("user", "human", None):
-        raise Skip(reading.NO_USER)
+        raise Skip(skips.NO_USER)
     else:
-      text = at.text({"turns[0]": first}, "turns[0]")
+      text = reader.text({"turns[0]": first}, "turns[0]")
     if len(turns) > 1:
-      at.notes.add("questions after the first, which are not used")
+      reader.notes.add("questions after the first, which are not used")
   else:
-    text = at.text(obj, "text" if "text" in obj else "turns")
-  yield Prompt(turns=user(text), origin=at.origin)
+    text = reader.text(obj, "text" if "text" in obj else "turns")
+  yield Prompt(turns=user(text), origin=reader.origin)
 
 
-def _prompt_and_text(obj: Any, at: At) -> Iterator[Record]:
-  """Cosmopedia: a prompt, and the document that a model wrote for it."""
-  turns = read_named_prompt(obj, "prompt", at)
-  yield Prompt(turns=turns, origin=at.origin)
-  text = at.optional(obj, "text")
+def _prompt_and_text(obj: Any, reader: RecordReader) -> Iterator[Record]:
+  """Yields Cosmopedia's prompt, and the document that a model wrote for it."""
+  turns = read_named_prompt(obj, "prompt", reader)
+  yield Prompt(turns=turns, origin=reader.origin)
+  text = reader.optional(obj, "text")
   if text.strip():
-    yield Document(text=text, origin=at.origin)
+    yield Document(text=text, origin=reader.origin)
 
 
 def _is_question(obj: Any) -> bool:

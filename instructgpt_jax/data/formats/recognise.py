@@ -6,15 +6,15 @@ import difflib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from instructgpt_jax.data.formats.at import (
-  At,
-  Skip,
+from instructgpt_jax.data.formats.format import Format
+from instructgpt_jax.data.formats.json_values import (
   is_blank,
   is_null,
   type_name,
 )
-from instructgpt_jax.data.formats.format import Format
+from instructgpt_jax.data.formats.record_reader import RecordReader
 from instructgpt_jax.data.formats.registry import FORMATS, by_name
+from instructgpt_jax.data.formats.skips import Skip
 from instructgpt_jax.data.records import (
   Demonstration,
   Document,
@@ -40,7 +40,7 @@ LOOKAHEAD = 1000
 
 
 def is_ambiguous(obj: Any) -> bool:
-  """Whether the format of a record depends on fields that are blank in it."""
+  """Returns whether a record has blank fields, so that its format is open."""
   return isinstance(obj, dict) and any(map(is_blank, obj.values()))
 
 
@@ -62,16 +62,16 @@ def _filled(obj: Any, others: Iterable[Any]) -> Any:
 
 def recognise(
   obj: Any,
-  at: At,
-  wanted: type | None = None,
+  reader: RecordReader,
+  kind: type | None = None,
   others: Iterable[Any] = (),
 ) -> Format:
   """Returns the format of a record.
 
   Args:
     obj: the first record of a file.
-    at: its position.
-    wanted: the kind of record that is read, or None for any.
+    reader: its position.
+    kind: the kind of record that is read, or None for any.
     others: records after it, where a blank field may have a value.
 
   Raises:
@@ -79,22 +79,22 @@ def recognise(
       format that is written otherwise where there is just one, and the fields
       that the kind needs.
   """
-  _refuse_columns(obj, at)
+  _refuse_columns(obj, reader)
   known = _first_fit(_filled(obj, others))
   if known:
     return known
   if not isinstance(obj, dict):
-    at.fail(
+    reader.fail(
       f"an object or a text is expected, not {type_name(obj)}",
       "",
       "write one JSON object a line",
       "unknown_format",
     )
   shown = _list(sorted(obj)) or "none"
-  misspelt = _misspelt(obj, wanted)
+  misspelt = _misspelt(obj, kind)
   if misspelt:
     name, field, known = misspelt
-    at.fail(
+    reader.fail(
       f"no known format has these fields ({shown}); {known.name} need"
       f" {field!r}",
       field,
@@ -102,16 +102,16 @@ def recognise(
       "unknown_format",
     )
   if len(obj) > 1 and all(isinstance(value, dict) for value in obj.values()):
-    at.fail(
+    reader.fail(
       f"is an object of objects ({shown}), not a record",
       "",
       "write its values as a list, or one a line",
       "unknown_format",
     )
-  at.fail(
+  reader.fail(
     f"no known format has these fields ({shown})",
     "",
-    _needs(wanted) + f"known are: {_formats(wanted)} (see docs/data.md)",
+    _needs(kind) + f"known are: {_formats(kind)} (see docs/data.md)",
     "unknown_format",
   )
 
@@ -136,7 +136,7 @@ def _first_fit(obj: Any) -> Format | None:
   return first if telling else known
 
 
-def _refuse_columns(obj: Any, at: At) -> None:
+def _refuse_columns(obj: Any, reader: RecordReader) -> None:
   """Refuses an object that is a table: one list, or object, for each column."""
   if not isinstance(obj, dict) or len(obj) < 2:
     return
@@ -152,7 +152,7 @@ def _refuse_columns(obj: Any, at: At) -> None:
   else:
     return
   if len(lengths) == 1:
-    at.fail(
+    reader.fail(
       f"is a table of columns ({_list(sorted(obj))}), not a record",
       "",
       "write one record a line (pandas: to_json(orient='records', lines=True))",
@@ -165,24 +165,24 @@ def _list(names: Sequence[str]) -> str:
   return ", ".join(repr(n) for n in names[:8]) + rest
 
 
-def _formats(wanted: type | None) -> str:
+def _formats(kind: type | None) -> str:
   """Names the formats that hold a kind of record."""
   words = {Demonstration: "demonstration", Ranking: "ranking", Document: "doc"}
-  word = words.get(wanted, "")  # type: ignore[arg-type]
+  word = words.get(kind, "")  # type: ignore[arg-type]
   return ", ".join(known.name for known in FORMATS if word in known.result)
 
 
-def _needs(wanted: type | None) -> str:
-  if wanted not in _NEEDED:
+def _needs(kind: type | None) -> str:
+  if kind not in _NEEDED:
     return ""
-  fields = by_name(_NEEDED[wanted]).example
+  fields = by_name(_NEEDED[kind]).example
   return f"give each record {' and '.join(map(repr, fields))}; "
 
 
 def _is_renamed(
   obj: dict[str, Any], name: str, field: str, known: Format
 ) -> bool:
-  """Whether a record is one of a format once a field is renamed.
+  """Returns whether a record is one of a format once a field is renamed.
 
   `answerKey` or `answer_idx` is no misspelt `answer`, and an `answers` that
   holds an object is none either.
@@ -194,7 +194,7 @@ def _is_renamed(
   if not known.fits(renamed):
     return False
   try:
-    list(known.parse(renamed, At("", 1, known.own)))
+    list(known.parse(renamed, RecordReader("", 1, known.strict)))
   except UserError:
     return False
   except Skip:
@@ -203,7 +203,7 @@ def _is_renamed(
 
 
 def _misspelt(
-  obj: dict[str, Any], wanted: type | None
+  obj: dict[str, Any], kind: type | None
 ) -> tuple[str, str, Format] | None:
   """Returns the one field whose renaming makes a format fit, or None."""
   matches = []
@@ -216,5 +216,5 @@ def _misspelt(
     if near and _is_renamed(obj, near[0], missing[0], known):
       matches.append((near[0], missing[0], known))
   if len({match[:2] for match in matches}) > 1:
-    matches = [m for m in matches if m[2].name == _NEEDED.get(wanted)]  # type: ignore[arg-type]
+    matches = [m for m in matches if m[2].name == _NEEDED.get(kind)]  # type: ignore[arg-type]
   return matches[0] if matches else None

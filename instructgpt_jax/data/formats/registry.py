@@ -8,7 +8,7 @@ from instructgpt_jax.data.formats import (
   common,
   demonstrations,
   label_studio,
-  own,
+  native,
   pairs,
   prompts,
   scored,
@@ -18,7 +18,7 @@ from instructgpt_jax.data.formats import (
 from instructgpt_jax.data.formats.format import Format
 
 FORMATS: tuple[Format, ...] = (
-  own.STRINGS,
+  native.STRINGS,
   trees.TREES,
   label_studio.EXPORT,
   label_studio.MINIMAL_RANKING,
@@ -26,7 +26,7 @@ FORMATS: tuple[Format, ...] = (
   pairs.PREFERENCE,
   pairs.REJECTED_RESPONSE,
   pairs.OPENAI,
-  own.RANKINGS,
+  native.RANKINGS,
   scored.SCORED,
   scored.PARALLEL,
   verdicts.ARENA,
@@ -46,7 +46,7 @@ FORMATS: tuple[Format, ...] = (
   prompts.PREDICTIONS,
   demonstrations.DOLLY,
   demonstrations.ALPACA,
-  own.DEMONSTRATIONS,
+  native.DEMONSTRATIONS,
   demonstrations.QUESTIONS,
   demonstrations.OPEN_ORCA,
   demonstrations.QUERIES,
@@ -56,11 +56,14 @@ FORMATS: tuple[Format, ...] = (
   demonstrations.FLAN,
   prompts.QUESTIONS,
   prompts.TEXTS,
-  own.PROMPTS,
-  own.TEXT,
+  native.PROMPTS,
+  native.TEXT,
 )
 PLAIN = Format(
-  "plain text", lambda obj: False, lambda obj, at: iter(()), result="documents"
+  "plain text",
+  lambda obj: False,
+  lambda obj, reader: iter(()),
+  result="documents",
 )
 
 

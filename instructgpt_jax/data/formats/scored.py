@@ -7,10 +7,16 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from instructgpt_jax.data.formats import at as reading
-from instructgpt_jax.data.formats.at import At, Skip
+from instructgpt_jax.data.formats import skips
 from instructgpt_jax.data.formats.format import Format, choose, first_of, has
+from instructgpt_jax.data.formats.json_values import (
+  as_number,
+  is_blank,
+  is_null,
+)
 from instructgpt_jax.data.formats.pairs import GRADED
+from instructgpt_jax.data.formats.record_reader import RecordReader
+from instructgpt_jax.data.formats.skips import Skip
 from instructgpt_jax.data.formats.texts import (
   add_input,
   agreeing_prompt,
@@ -39,9 +45,12 @@ _ASPECTS = ("helpfulness", "honesty", "instruction_following", "truthfulness")
 
 
 def ranking(
-  turns: Turns, texts: Sequence[str], scores: Sequence[float], at: At,
+  turns: Turns,
+  texts: Sequence[str],
+  scores: Sequence[float],
+  reader: RecordReader,
   labeler_id: str = "",
-) -> Iterator[Record]:  # fmt: skip
+) -> Iterator[Record]:
   """Yields the ranking of replies by their scores, the highest first.
 
   Replies without a text are left out and noted.
@@ -51,41 +60,41 @@ def ranking(
   """
   rows = [(clean(t), s) for t, s in zip(texts, scores, strict=True)]
   if any(not text for text, _ in rows):
-    at.notes.add("rankings without their empty replies")
+    reader.notes.add("rankings without their empty replies")
   rows = [row for row in rows if row[0]]
   if len(rows) < 2:
     raise Skip(SINGLE)
   ranks = ranks_of([score for _, score in rows])
   if len(set(ranks)) == 1:
-    raise Skip(reading.TIES)
-  check_repeated([text for text, _ in rows], ranks, at)
+    raise Skip(skips.TIES)
+  check_repeated([text for text, _ in rows], ranks, reader)
   yield Ranking(
     turns=turns,
     completions=tuple(text for text, _ in rows),
     ranks=ranks,
     labeler_id=labeler_id,
-    origin=at.origin,
+    origin=reader.origin,
   )
 
 
-def _prompt(obj: Mapping[str, Any], at: At) -> Turns:
-  turns = agreeing_prompt(obj, _PROMPTS, at)
+def _prompt(obj: Mapping[str, Any], reader: RecordReader) -> Turns:
+  turns = agreeing_prompt(obj, _PROMPTS, reader)
   if not turns:
-    turns = read_named_prompt(obj, first_of(obj, _PROMPTS) or "prompt", at)
-  return add_input(turns, optional_input(obj, "input", at))
+    turns = read_named_prompt(obj, first_of(obj, _PROMPTS) or "prompt", reader)
+  return add_input(turns, optional_input(obj, "input", reader))
 
 
 def _number(value: Any) -> float | None:
   """Returns a finite score, also one that is text; None for "N/A"."""
-  number = reading.as_number(value)
+  number = as_number(value)
   return None if number is None or math.isinf(number) else number
 
 
 def _is_unreadable(value: Any) -> bool:
-  """Whether a value is neither a score nor a mark for none, such as "N/A"."""
+  """Returns whether a value is neither a score nor a placeholder."""
   if isinstance(value, str) and is_placeholder(value):
     return False
-  return not reading.is_blank(value) and _number(value) is None
+  return not is_blank(value) and _number(value) is None
 
 
 def _orders(replies: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
@@ -144,73 +153,77 @@ def _check_agree(orders: Sequence[Sequence[float | None]]) -> None:
     by_second = ranks_of([b for _, b in both])
     pairs = sorted(zip(by_first, by_second, strict=True))
     if any(a > b for (_, a), (_, b) in itertools.pairwise(pairs)):
-      raise Skip(reading.CONTRADICTION)
+      raise Skip(skips.CONTRADICTION)
 
 
-def _scored(obj: Any, at: At) -> Iterator[Record]:
+def _scored(obj: Any, reader: RecordReader) -> Iterator[Record]:
   """Yields the ranking of a list of replies, or a prompt without scores."""
-  name = choose(obj, _LISTS, at) or _LISTS[0]
-  replies = at.get(obj, name, list)
-  turns = _prompt(obj, at)
+  name = choose(obj, _LISTS, reader) or _LISTS[0]
+  replies = reader.get(obj, name, list)
+  turns = _prompt(obj, reader)
   if not replies:
-    raise Skip(reading.NO_REPLIES)
+    raise Skip(skips.NO_REPLIES)
   texts = []
   unreadable = False
   for i, reply in enumerate(replies):
     if not isinstance(reply, dict):
-      at.fail("an object is expected", f"{name}[{i}]", code="wrong_type")
+      reader.fail("an object is expected", f"{name}[{i}]", code="wrong_type")
     field = first_of(reply, _TEXTS) or "response"
-    texts.append(at.get(reply, field, where=f"{name}[{i}]."))
+    texts.append(reader.get(reply, field, where=f"{name}[{i}]."))
     known = {field, "model", "source", "rank", "annotations", *_SCORES}
-    reading.note_others(at, reply, known, f"{name}[]")
+    reader.note_others(reply, known, f"{name}[]")
     for score in (*_SCORES, "rank"):
       if _is_unreadable(reply.get(score)):
         unreadable = True
-        at.unused.add(f"{name}[].{score} (no number)")
+        reader.unused.add(f"{name}[].{score} (no number)")
   orders = _orders(replies)
   scores = _first_order(orders)
   if not any(score is not None for score in scores):
     if unreadable:
-      raise Skip(reading.UNREADABLE)
+      raise Skip(skips.UNREADABLE)
     # Replies that nobody ranked.
-    yield Prompt(turns=turns, origin=at.origin)
+    yield Prompt(turns=turns, origin=reader.origin)
     return
   if None in scores:
-    at.notes.add("rankings without their replies that lack a score")
+    reader.notes.add("rankings without their replies that lack a score")
   facts = [orders[name] for name in orders if name not in _MEANS]
   _check_agree([scores, *facts])
   if not any("rank" in reply for reply in replies):
-    at.notes.add(GRADED)
+    reader.notes.add(GRADED)
   rows = [(t, s) for t, s in zip(texts, scores, strict=True) if s is not None]
-  yield from ranking(turns, [t for t, _ in rows], [s for _, s in rows], at)
+  yield from ranking(turns, [t for t, _ in rows], [s for _, s in rows], reader)
 
 
-def _parallel(obj: Any, at: At) -> Iterator[Record]:
+def _parallel(obj: Any, reader: RecordReader) -> Iterator[Record]:
   """Yields the ranking of a list of texts beside a list of scores."""
-  name = choose(obj, _LISTS, at) or _LISTS[0]
-  texts = at.get(obj, name, list)
-  names = [by for by in _ORDERS if not reading.is_blank(obj.get(by))]
+  name = choose(obj, _LISTS, reader) or _LISTS[0]
+  texts = reader.get(obj, name, list)
+  names = [by for by in _ORDERS if not is_blank(obj.get(by))]
   orders = [
-    _parallel_scores(obj, by, len(texts), name, at)
+    _parallel_scores(obj, by, len(texts), name, reader)
     for by in names or [first_of(obj, _ORDERS) or _ORDERS[0]]
   ]
   if not texts:
-    raise Skip(reading.NO_REPLIES)
+    raise Skip(skips.NO_REPLIES)
   for i in range(len(texts)):
-    at.get({f"{name}[{i}]": texts[i]}, f"{name}[{i}]")
+    reader.get({f"{name}[{i}]": texts[i]}, f"{name}[{i}]")
   _check_agree(orders)
   if names != ["ranks"]:
-    at.notes.add(GRADED)
-  yield from ranking(_prompt(obj, at), texts, orders[0], at)
+    reader.notes.add(GRADED)
+  yield from ranking(_prompt(obj, reader), texts, orders[0], reader)
 
 
 def _parallel_scores(
-  obj: Mapping[str, Any], by: str, count: int, replies: str, at: At
+  obj: Mapping[str, Any],
+  by: str,
+  count: int,
+  replies: str,
+  reader: RecordReader,
 ) -> list[float]:
   """Returns the scores of one field, or minus the ranks."""
-  values = at.get(obj, by, list)
+  values = reader.get(obj, by, list)
   if len(values) != count:
-    at.fail(
+    reader.fail(
       f"{len(values)} {by} for {count} {replies}",
       by,
       f"give each of {replies} one of the {by}",
@@ -218,7 +231,7 @@ def _parallel_scores(
     )
   sign = -1 if by == "ranks" else 1
   return [
-    sign * at.number({f"{by}[{i}]": value}, f"{by}[{i}]")
+    sign * reader.number({f"{by}[{i}]": value}, f"{by}[{i}]")
     for i, value in enumerate(values)
   ]
 
@@ -226,40 +239,53 @@ def _parallel_scores(
 # Rankings that are spread over several records.
 
 
-def _helpsteer(obj: Any, at: At) -> Iterator[tuple[Turns, Any, str]]:
+def _helpsteer(
+  obj: Any, reader: RecordReader
+) -> Iterator[tuple[Turns, Any, str]]:
   """Yields one scored reply; `_group` makes the rankings."""
-  turns = read_named_prompt(obj, "prompt", at)
-  score = at.number(obj, "helpfulness")
-  if any(not reading.is_blank(obj.get(name)) for name in _OTHER_SCORES):
-    at.notes.add("scores other than helpfulness, which gives the ranks")
-  yield turns, (at.get(obj, "response"), score), ""
+  turns = read_named_prompt(obj, "prompt", reader)
+  score = reader.number(obj, "helpfulness")
+  if any(not is_blank(obj.get(name)) for name in _OTHER_SCORES):
+    reader.notes.add("scores other than helpfulness, which gives the ranks")
+  yield turns, (reader.get(obj, "response"), score), ""
 
 
-def _summary_axes(obj: Any, at: At) -> Iterator[tuple[Turns, Any, str]]:
+def _summary_axes(
+  obj: Any, reader: RecordReader
+) -> Iterator[tuple[Turns, Any, str]]:
   """Yields one summary with its overall score."""
-  summary = at.get(obj, "summary", dict)
-  axes = at.get(summary, "axes", dict, where="summary.")
+  summary = reader.get(obj, "summary", dict)
+  axes = reader.get(summary, "axes", dict, where="summary.")
   score = _number(axes.get("overall"))
   if score is None:
     raise Skip(_NO_SCORE)
-  text = at.get(summary, "text", where="summary.")
+  text = reader.get(summary, "text", where="summary.")
   if len(axes) > 1:
-    at.notes.add("scores other than overall, which gives the ranks")
-  yield summary_prompt(obj, at), (text, score), at.identity(obj, "worker")
+    reader.notes.add("scores other than overall, which gives the ranks")
+  yield (
+    summary_prompt(obj, reader),
+    (text, score),
+    reader.identity(obj, "worker"),
+  )
 
 
-def _group(rows: list[Any], turns: Turns, at: At) -> Iterator[Record]:
+def _group(
+  rows: list[Any], turns: Turns, reader: RecordReader
+) -> Iterator[Record]:
   """Yields the ranking of all replies to one prompt."""
-  yield from ranking(turns, [t for t, _ in rows], [s for _, s in rows], at)
+  yield from ranking(turns, [t for t, _ in rows], [s for _, s in rows], reader)
 
 
 def _has_list(obj: Any, kind: type) -> bool:
-  """Whether a record has a prompt and a list of one kind, or an empty list."""
+  """Returns whether a record has a prompt and a list of one type.
+
+  An empty list counts as well.
+  """
   if not isinstance(obj, dict) or not first_of(obj, _PROMPTS):
     return False
   name = first_of(obj, _LISTS)
   value = obj.get(name)
-  if not name or reading.is_null(value) or value == []:
+  if not name or is_null(value) or value == []:
     return bool(name)
   return isinstance(value, list) and isinstance(value[0], kind)
 

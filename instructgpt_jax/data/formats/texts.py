@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from instructgpt_jax.data.formats import at as reading
-from instructgpt_jax.data.formats.at import At, Skip
+from instructgpt_jax.data.formats import skips
+from instructgpt_jax.data.formats.json_values import is_blank
+from instructgpt_jax.data.formats.record_reader import RecordReader
+from instructgpt_jax.data.formats.skips import Skip
 from instructgpt_jax.data.formats.turns import Turns, read_prompt
 from instructgpt_jax.data.records import Turn
 
@@ -37,27 +39,31 @@ _NOTHING = {
 
 
 def is_placeholder(text: str) -> bool:
-  """Whether a text stands for no input, such as "<noinput>" or "N/A"."""
+  """Returns whether a text means no input, such as "<noinput>" or "N/A"."""
   if len(text) > 24 or not text.strip():
     return not text.strip()
   return text.strip().strip("<>[](). ").lower() in _NOTHING
 
 
-def optional_input(obj: Mapping[str, Any], name: str, at: At) -> str:
+def optional_input(
+  obj: Mapping[str, Any], name: str, reader: RecordReader
+) -> str:
   """Returns an optional text, or "" where a placeholder stands for none."""
-  text = at.optional(obj, name)
+  text = reader.optional(obj, name)
   return "" if is_placeholder(text) else text
 
 
-def read_named_prompt(obj: Mapping[str, Any], name: str, at: At) -> Turns:
+def read_named_prompt(
+  obj: Mapping[str, Any], name: str, reader: RecordReader
+) -> Turns:
   """Returns the prompt of a required field: a text or messages."""
   if not isinstance(obj.get(name), list):
-    at.get(obj, name)
-  return read_prompt(obj[name], name, at)
+    reader.get(obj, name)
+  return read_prompt(obj[name], name, reader)
 
 
 def agreeing_prompt(
-  obj: Mapping[str, Any], names: tuple[str, ...], at: At
+  obj: Mapping[str, Any], names: tuple[str, ...], reader: RecordReader
 ) -> Turns:
   """Returns the prompt of the first of several fields with a value, or ().
 
@@ -67,18 +73,18 @@ def agreeing_prompt(
   turns: Turns = ()
   for name in names:
     value = obj.get(name)
-    if reading.is_blank(value):
+    if is_blank(value):
       continue
     if turns and not isinstance(value, str) and not _are_objects(value):
-      at.unused.add(name)
+      reader.unused.add(name)
       continue
-    other = read_named_prompt(obj, name, at)
+    other = read_named_prompt(obj, name, reader)
     if not turns:
       turns = other
       continue
     first, second = turns[-1].text.strip(), other[-1].text.strip()
     if first not in second and second not in first:
-      raise Skip(reading.CONTRADICTION)
+      raise Skip(skips.CONTRADICTION)
   return turns
 
 
@@ -86,15 +92,17 @@ def _are_objects(value: Any) -> bool:
   return isinstance(value, list) and all(isinstance(v, dict) for v in value)
 
 
-def instructed(obj: Mapping[str, Any], name: str, more: str, at: At) -> Turns:
+def instructed(
+  obj: Mapping[str, Any], name: str, more: str, reader: RecordReader
+) -> Turns:
   """Returns the prompt of an instruction and its input.
 
   One of the two may be blank; a transcript is read as its turns.
   """
-  added = optional_input(obj, more, at) if more else ""
-  if added and not at.get(obj, name).strip():
-    return read_prompt(added, more, at)
-  return add_input(read_prompt(at.text(obj, name), name, at), added)
+  added = optional_input(obj, more, reader) if more else ""
+  if added and not reader.get(obj, name).strip():
+    return read_prompt(added, more, reader)
+  return add_input(read_prompt(reader.text(obj, name), name, reader), added)
 
 
 def add_input(turns: Turns, more: str) -> Turns:
@@ -113,23 +121,25 @@ def clean(completion: str) -> str:
   return text
 
 
-def reply(completion: str, at: At) -> str:
+def reply(completion: str, reader: RecordReader) -> str:
   """Returns a cleaned reply; one without a text is skipped."""
   text = clean(completion)
   if not text:
-    raise Skip(reading.EMPTY)
+    raise Skip(skips.EMPTY)
   if text.endswith(_FOREIGN_ENDS):
     end = next(e for e in _FOREIGN_ENDS if text.endswith(e))
-    at.notes.add(f"replies that end with {end!r}, which stays in the text")
+    reader.notes.add(f"replies that end with {end!r}, which stays in the text")
   return text
 
 
-def check_repeated(texts: Sequence[str], ranks: Sequence[int], at: At) -> None:
+def check_repeated(
+  texts: Sequence[str], ranks: Sequence[int], reader: RecordReader
+) -> None:
   """Notes a reply that has several ranks; skips a ranking of nothing else."""
   if len(set(texts)) == 1:
-    raise Skip(reading.IDENTICAL)
+    raise Skip(skips.IDENTICAL)
   if len(set(zip(texts, ranks, strict=True))) > len(set(texts)):
-    at.notes.add("rankings with one reply at several ranks")
+    reader.notes.add("rankings with one reply at several ranks")
 
 
 def ranks_of(scores: Sequence[float]) -> tuple[int, ...]:

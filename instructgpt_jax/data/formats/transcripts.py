@@ -81,7 +81,7 @@ def _split(text: str, pattern: re.Pattern[str]) -> Turns:
 
 
 def _alternates(turns: Turns) -> bool:
-  """Whether no speaker has two turns in a row."""
+  """Returns whether no speaker has two turns in a row."""
   return all(a.role != b.role for a, b in itertools.pairwise(turns))
 
 

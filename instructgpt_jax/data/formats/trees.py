@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from instructgpt_jax.data.formats import at as reading
-from instructgpt_jax.data.formats.at import At, Skip
 from instructgpt_jax.data.formats.format import Format
+from instructgpt_jax.data.formats.json_values import is_null, is_set
+from instructgpt_jax.data.formats.record_reader import RecordReader
+from instructgpt_jax.data.formats.skips import Skip
 from instructgpt_jax.data.formats.texts import check_repeated, clean
 from instructgpt_jax.data.formats.turns import Turns
 from instructgpt_jax.data.records import (
@@ -21,94 +22,102 @@ from instructgpt_jax.data.records import (
 _DELETED = "trees whose first message is deleted"
 
 
-def _replies(node: Mapping[str, Any], at: At) -> list[dict[str, Any]]:
+def _replies(
+  node: Mapping[str, Any], reader: RecordReader
+) -> list[dict[str, Any]]:
   """Returns the assistant's replies to a node that have a text."""
   replies = [
     r
-    for r in _children(node, at)
-    if not reading.is_set(r.get("deleted"))
+    for r in _children(node, reader)
+    if not is_set(r.get("deleted"))
     and r.get("role") == "assistant"
-    and clean(at.get(r, "text"))
+    and clean(reader.get(r, "text"))
   ]
   for reply in replies:
-    rank = _rank(reply, at)
+    rank = _rank(reply, reader)
     if rank is not None and rank < 0:
-      at.fail(f"{reply['rank']} is no rank", "rank", "0 is best", "bad_rank")
+      reader.fail(
+        f"{reply['rank']} is no rank", "rank", "0 is best", "bad_rank"
+      )
   return replies
 
 
-def _children(node: Mapping[str, Any], at: At) -> list[dict[str, Any]]:
+def _children(
+  node: Mapping[str, Any], reader: RecordReader
+) -> list[dict[str, Any]]:
   """Returns the messages below a message; null is none."""
-  if reading.is_null(node.get("replies")):
+  if is_null(node.get("replies")):
     return []
-  return [r for r in at.get(node, "replies", list) if isinstance(r, dict)]
+  return [r for r in reader.get(node, "replies", list) if isinstance(r, dict)]
 
 
-def _rank(reply: Mapping[str, Any], at: At) -> int | None:
+def _rank(reply: Mapping[str, Any], reader: RecordReader) -> int | None:
   """Returns the rank of a reply, or None."""
-  if reading.is_null(reply.get("rank")):
+  if is_null(reply.get("rank")):
     return None
-  return at.whole(reply, "rank")
+  return reader.whole(reply, "rank")
 
 
-def _best(replies: list[dict[str, Any]], at: At) -> dict[str, Any] | None:
+def _best(
+  replies: list[dict[str, Any]], reader: RecordReader
+) -> dict[str, Any] | None:
   """Returns the reply of the lowest rank, or the only one there is."""
-  ranked = [r for r in replies if _rank(r, at) is not None]
+  ranked = [r for r in replies if _rank(r, reader) is not None]
   if ranked:
-    return min(ranked, key=lambda r: _rank(r, at) or 0)
+    return min(ranked, key=lambda r: _rank(r, reader) or 0)
   return replies[0] if len(replies) == 1 else None
 
 
 def _ranking(
-  turns: Turns, replies: list[dict[str, Any]], at: At
+  turns: Turns, replies: list[dict[str, Any]], reader: RecordReader
 ) -> Iterator[Record]:
   """Yields the ranking of the siblings with ranks, where there is one."""
-  ranked = [r for r in replies if _rank(r, at) is not None]
-  ranks = [at.whole(r, "rank") for r in ranked]
+  ranked = [r for r in replies if _rank(r, reader) is not None]
+  ranks = [reader.whole(r, "rank") for r in ranked]
   if len(set(ranks)) < 2:
     return
   texts = tuple(clean(r["text"]) for r in ranked)
   try:
-    check_repeated(texts, ranks, at)
+    check_repeated(texts, ranks, reader)
   except Skip as skip:
     # The tree has other records.
-    at.notes.add(f"siblings left out: {skip}")
+    reader.notes.add(f"siblings left out: {skip}")
     return
   yield Ranking(
     turns=turns,
     completions=texts,
     ranks=tuple(rank - min(ranks) + 1 for rank in ranks),
-    origin=at.origin,
+    origin=reader.origin,
   )
 
 
-def _tree(obj: Any, at: At) -> Iterator[Record]:
+def _tree(obj: Any, reader: RecordReader) -> Iterator[Record]:
   """Yields the records of a tree.
 
   Sibling replies with a rank are a Ranking, wherever they stand. A
   Demonstration and a Prompt come from each user turn that is reached through
   best replies alone: rank 0, or the only reply there is.
   """
-  root = at.get(obj, "prompt", dict)
-  if reading.is_set(root.get("deleted")):
+  root = reader.get(obj, "prompt", dict)
+  if is_set(root.get("deleted")):
     raise Skip(_DELETED)
   stack: list[tuple[Any, Turns, bool]] = [(root, (), True)]
   while stack:
     node, before, on_best_path = stack.pop()
-    turns = (*before, Turn("user", at.text(node, "text")))
-    replies = _replies(node, at)
-    yield from _ranking(turns, replies, at)
-    best = _best(replies, at)
+    turns = (*before, Turn("user", reader.text(node, "text")))
+    replies = _replies(node, reader)
+    yield from _ranking(turns, replies, reader)
+    best = _best(replies, reader)
     if on_best_path:
-      yield Prompt(turns=turns, origin=at.origin)
+      yield Prompt(turns=turns, origin=reader.origin)
       if best is not None:
         yield Demonstration(
-          turns=turns, completion=clean(best["text"]), origin=at.origin
+          turns=turns, completion=clean(best["text"]), origin=reader.origin
         )
     for reply in reversed(replies):
       after = (*turns, Turn("assistant", clean(reply["text"])))
-      for child in reversed(_children(reply, at)):
-        if not reading.is_set(child.get("deleted")):
+      for child in reversed(_children(reply, reader)):
+        if not is_set(child.get("deleted")):
           stack.append((child, after, on_best_path and reply is best))
 
 

@@ -6,10 +6,16 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from instructgpt_jax.data.formats import at as reading
-from instructgpt_jax.data.formats import transcripts
-from instructgpt_jax.data.formats.at import At, Skip, type_name
+from instructgpt_jax.data.formats import skips, transcripts
+from instructgpt_jax.data.formats.json_values import (
+  is_blank,
+  is_null,
+  is_set,
+  type_name,
+)
 from instructgpt_jax.data.formats.labels import is_zero, reason_to_exclude
+from instructgpt_jax.data.formats.record_reader import RecordReader
+from instructgpt_jax.data.formats.skips import Skip
 from instructgpt_jax.data.records import Turn
 
 Turns = tuple[Turn, ...]
@@ -75,22 +81,20 @@ def user(text: str) -> Turns:
   return (Turn("user", text),)
 
 
-def read_prompt(value: Any, field: str, at: At) -> Turns:
+def read_prompt(value: Any, field: str, reader: RecordReader) -> Turns:
   """Reads a prompt: a text, a transcript, or messages up to a user's turn."""
   if isinstance(value, list):
-    turns = read_turns(value, field, at)
+    turns = read_turns(value, field, reader)
   else:
-    text = at.text({field: value}, field)
-    refuse_encoded(text, field, at)
+    text = reader.text({field: value}, field)
+    refuse_encoded(text, field, reader)
     turns = transcripts.of_prompt(text)
     if not turns:
       return user(text)
-    check_texts(turns, field, at)
+    check_texts(turns, field, reader)
   if turns[-1].role != "user":
-    at.refuse(
-      reading.ENDS_WITH_REPLY
-      if turns[-1].role == "assistant"
-      else reading.NO_USER,
+    reader.refuse(
+      skips.ENDS_WITH_REPLY if turns[-1].role == "assistant" else skips.NO_USER,
       "ends with a reply"
       if turns[-1].role == "assistant"
       else "does not end with a user's turn",
@@ -101,10 +105,10 @@ def read_prompt(value: Any, field: str, at: At) -> Turns:
   return turns
 
 
-def refuse_encoded(text: str, field: str, at: At) -> None:
+def refuse_encoded(text: str, field: str, reader: RecordReader) -> None:
   """Refuses a text that is a whole list of messages, as CSV files hold it."""
   if _ENCODED.match(text) and text.rstrip().endswith("]"):
-    at.fail(
+    reader.fail(
       "is a list of messages that is written as one text",
       field,
       "write the list itself, not a text of it (in Python json.loads, or"
@@ -113,12 +117,14 @@ def refuse_encoded(text: str, field: str, at: At) -> None:
     )
 
 
-def check_texts(turns: Sequence[Turn], field: str, at: At) -> None:
+def check_texts(
+  turns: Sequence[Turn], field: str, reader: RecordReader
+) -> None:
   """Refuses a conversation with an empty turn ahead of the last reply."""
   for i, turn in enumerate(turns):
     if not turn.text.strip():
-      at.refuse(
-        reading.EMPTY_TURNS,
+      reader.refuse(
+        skips.EMPTY_TURNS,
         f"the {turn.role}'s turn is empty",
         f"{field}[{i}]",
         "give it a text or delete the turn",
@@ -126,26 +132,28 @@ def check_texts(turns: Sequence[Turn], field: str, at: At) -> None:
       )
 
 
-def read_turns(value: Any, field: str, at: At) -> Turns:
+def read_turns(value: Any, field: str, reader: RecordReader) -> Turns:
   """Reads a list of messages that all have a text."""
-  turns = tuple(m.turn for m in read_messages(value, field, at))
-  check_texts(turns, field, at)
+  turns = tuple(m.turn for m in read_messages(value, field, reader))
+  check_texts(turns, field, reader)
   return turns
 
 
-def read_replied(value: Any, field: str, at: At) -> Turns:
+def read_replied(value: Any, field: str, reader: RecordReader) -> Turns:
   """Reads a conversation whose last reply is learned or ranked.
 
   Raises:
     Skip: where the last message is excluded, as by a weight of 0.
   """
-  messages = read_messages(value, field, at)
+  messages = read_messages(value, field, reader)
   if messages[-1].excluded and messages[-1].turn.role == "assistant":
     raise Skip(messages[-1].excluded)
   return tuple(m.turn for m in messages)
 
 
-def read_messages(value: Any, field: str, at: At) -> list[Message]:
+def read_messages(
+  value: Any, field: str, reader: RecordReader
+) -> list[Message]:
   """Reads OpenAI's {"role", "content"} or ShareGPT's {"from", "value"} list.
 
   Capybara's {"input", "output"} is a user's turn and its reply.
@@ -156,9 +164,9 @@ def read_messages(value: Any, field: str, at: At) -> list[Message]:
     Skip: for tool calls, parts that are not text, and lists without messages.
   """
   if not isinstance(value, list) or not value:
-    if not value and not at.own and not isinstance(value, str):
-      raise Skip(reading.NO_TURNS)
-    at.fail(
+    if not value and not reader.strict and not isinstance(value, str):
+      raise Skip(skips.NO_TURNS)
+    reader.fail(
       f"a list of turns is expected, not {type_name(value)}",
       field,
       'write it as [{"role": "user", "content": "..."}, ...]',
@@ -168,75 +176,77 @@ def read_messages(value: Any, field: str, at: At) -> list[Message]:
   for i, message in enumerate(value):
     where = f"{field}[{i}]"
     if not isinstance(message, dict):
-      at.fail(
+      reader.fail(
         f"an object is expected, not {type_name(message)}",
         where,
         'write each turn as {"role": "user", "content": "..."}',
         "wrong_type",
       )
     if _EXCHANGE <= message.keys() and all(
-      reading.is_null(message.get(name)) for name in _SPEAKERS
+      is_null(message.get(name)) for name in _SPEAKERS
     ):
-      messages += _read_exchange(message, where, at)
+      messages += _read_exchange(message, where, reader)
       continue
-    message = read_message(message, where, at)
+    message = read_message(message, where, reader)
     if message.turn.role != "system" or message.turn.text.strip():
       messages.append(message)
   if not messages:
-    raise Skip(reading.NO_TURNS)
+    raise Skip(skips.NO_TURNS)
   return messages
 
 
 def _read_exchange(
-  exchange: Mapping[str, Any], where: str, at: At
+  exchange: Mapping[str, Any], where: str, reader: RecordReader
 ) -> list[Message]:
   """Reads a question and its answer that stand in one object."""
-  reading.note_others(at, exchange, _EXCHANGE, f"{where.split('[')[0]}[]")
+  reader.note_others(exchange, _EXCHANGE, f"{where.split('[')[0]}[]")
   return [
-    Message(Turn(role, at.get(exchange, name, where=where + ".")))
+    Message(Turn(role, reader.get(exchange, name, where=where + ".")))
     for role, name in (("user", "input"), ("assistant", "output"))
   ]
 
 
-def read_message(message: Mapping[str, Any], where: str, at: At) -> Message:
+def read_message(
+  message: Mapping[str, Any], where: str, reader: RecordReader
+) -> Message:
   """Reads one message; `where` names it in errors."""
-  who, what = _message_fields(message, where, at)
-  role = at.get(message, who, where=where + ".").lower()
-  if role in _TOOL_ROLES or any(reading.is_set(message.get(f)) for f in _CALLS):
-    raise Skip(reading.TOOLS)
+  who, what = _message_fields(message, where, reader)
+  role = reader.get(message, who, where=where + ".").lower()
+  if role in _TOOL_ROLES or any(is_set(message.get(f)) for f in _CALLS):
+    raise Skip(skips.TOOLS)
   if role not in ROLES:
-    at.fail(
+    reader.fail(
       f"{role!r} is no known role",
       f"{where}.{who}",
       "use 'system', 'user' or 'assistant'",
       "unknown_role",
     )
-  content = _content(message, what, where, at)
+  content = _content(message, what, where, reader)
   excluded = ""
   if len(message) > 2:
-    excluded = _reason_to_exclude(message, at)
+    excluded = _reason_to_exclude(message, reader)
     name = where.split("[")[0]
-    reading.note_others(at, message, _MESSAGE_FIELDS, f"{name}[]")
+    reader.note_others(message, _MESSAGE_FIELDS, f"{name}[]")
   return Message(Turn(ROLES[role], content), excluded)
 
 
 def _message_fields(
-  message: Mapping[str, Any], where: str, at: At
+  message: Mapping[str, Any], where: str, reader: RecordReader
 ) -> tuple[str, str]:
   """Returns the names of a message's role and of its content.
 
   Null counts as absent. Two roles or two contents have to agree.
   """
-  speakers = [f for f in _SPEAKERS if not reading.is_null(message.get(f))]
-  contents = [f for f in _CONTENTS if not reading.is_null(message.get(f))]
+  speakers = [f for f in _SPEAKERS if not is_null(message.get(f))]
+  contents = [f for f in _CONTENTS if not is_null(message.get(f))]
   if len(speakers) == 2:
     first, second = (
-      at.get(message, name, where=where + ".").lower() for name in speakers
+      reader.get(message, name, where=where + ".").lower() for name in speakers
     )
     if ROLES.get(first, first) != ROLES.get(second, second):
-      _contradict(where, at)
+      _contradict(where, reader)
   if len(contents) == 2 and message["content"] != message["value"]:
-    _contradict(where, at)
+    _contradict(where, reader)
   if speakers:
     who = speakers[0]
   else:
@@ -245,7 +255,7 @@ def _message_fields(
   if contents == [other]:
     if len(speakers) == 2:
       return who, other
-    at.fail(
+    reader.fail(
       f"the field {what!r} is missing beside {who!r}",
       f"{where}.{what}",
       f"rename {other!r} to {what!r}, or {who!r} to"
@@ -255,9 +265,9 @@ def _message_fields(
   return who, what
 
 
-def _contradict(where: str, at: At) -> None:
-  at.refuse(
-    reading.CONTRADICTION,
+def _contradict(where: str, reader: RecordReader) -> None:
+  reader.refuse(
+    skips.CONTRADICTION,
     "has two roles or two texts that differ",
     where,
     "delete the fields of one of the two",
@@ -265,29 +275,31 @@ def _contradict(where: str, at: At) -> None:
   )
 
 
-def _content(message: Mapping[str, Any], what: str, where: str, at: At) -> str:
+def _content(
+  message: Mapping[str, Any], what: str, where: str, reader: RecordReader
+) -> str:
   """Returns the text of a message; null is an empty text."""
   content = message.get(what)
   if isinstance(content, list):
-    return _join(content, f"{where}.{what}", at)
+    return _join(content, f"{where}.{what}", reader)
   if isinstance(content, str):
     return content
-  if what in message and reading.is_null(content):
+  if what in message and is_null(content):
     return ""
-  return at.get(message, what, where=where + ".")
+  return reader.get(message, what, where=where + ".")
 
 
-def _join(parts: list[Any], where: str, at: At) -> str:
+def _join(parts: list[Any], where: str, reader: RecordReader) -> str:
   """Joins the texts of content parts; null parts are left out."""
   texts = []
   for i, part in enumerate(parts):
-    if reading.is_null(part):
+    if is_null(part):
       continue
     if isinstance(part, str):
       texts.append(part)
       continue
     if not isinstance(part, dict):
-      at.fail(
+      reader.fail(
         f"a text or an object is expected, not {type_name(part)}",
         f"{where}[{i}]",
         'write each part as {"type": "text", "text": "..."}',
@@ -295,30 +307,35 @@ def _join(parts: list[Any], where: str, at: At) -> str:
       )
     kind = part.get("type", "text")
     if kind in _TOOL_PARTS:
-      raise Skip(reading.TOOLS)
-    others = {k for k, v in part.items() if not reading.is_blank(v)}
+      raise Skip(skips.TOOLS)
+    others = {k for k, v in part.items() if not is_blank(v)}
     if kind not in _TEXT_PARTS or not others <= {"type", "text"}:
       if kind in _TEXT_PARTS and others & {"cache_control", "annotations"}:
-        at.unused.add("content[]." + sorted(others - {"type", "text"})[0])
+        reader.unused.add("content[]." + sorted(others - {"type", "text"})[0])
       else:
-        raise Skip(reading.NOT_TEXT)
+        raise Skip(skips.NOT_TEXT)
     text = part.get("text")
-    if not reading.is_null(text):
-      texts.append(at.get(part, "text", where=f"{where}[{i}]."))
+    if not is_null(text):
+      texts.append(reader.get(part, "text", where=f"{where}[{i}]."))
   return "".join(texts)
 
 
-def _reason_to_exclude(message: Mapping[str, Any], at: At) -> str:
+def _reason_to_exclude(message: Mapping[str, Any], reader: RecordReader) -> str:
   """Returns why a model may not be trained on a message, or ""."""
   for name in _WEIGHTS:
     value = message.get(name)
     if is_zero(value):
-      return reading.WEIGHT_0
-    if not reading.is_null(value) and value not in (1, "1", "true", "True"):
-      at.unused.add(f"messages[].{name} (other than 0 and 1)")
+      return skips.WEIGHT_0
+    if not is_null(value) and value not in (
+      1,
+      "1",
+      "true",
+      "True",
+    ):
+      reader.unused.add(f"messages[].{name} (other than 0 and 1)")
   reason = reason_to_exclude(message.get("label"))
-  if reason == reading.UNKNOWN_LABEL:
-    at.unused.add("messages[].label")
+  if reason == skips.UNKNOWN_LABEL:
+    reader.unused.add("messages[].label")
   return reason
 
 
@@ -339,7 +356,7 @@ def add_system(turns: Turns, system: str) -> Turns:
     return turns
   present, rest = split_system(turns)
   if present and present.strip() != system.strip():
-    raise Skip(reading.CONTRADICTION)
+    raise Skip(skips.CONTRADICTION)
   return (Turn("system", present or system), *rest)
 
 
@@ -361,7 +378,7 @@ def merge(prompt: Turns, other: Turns) -> Turns:
   system, body = split_system(prompt)
   other_system, other_body = split_system(other)
   if system and other_system and system.strip() != other_system.strip():
-    raise Skip(reading.CONTRADICTION)
+    raise Skip(skips.CONTRADICTION)
   first, second = _texts(body), _texts(other_body)
   if second and second[0][0] == "assistant":
     merged = (*body, *other_body)
@@ -372,7 +389,7 @@ def merge(prompt: Turns, other: Turns) -> Turns:
   elif second[-len(first) :] == first:
     merged = other_body
   else:
-    raise Skip(reading.CONTRADICTION)
+    raise Skip(skips.CONTRADICTION)
   if merged and merged[-1].role != "user":
-    raise Skip(reading.NOT_ANSWERING)
+    raise Skip(skips.NOT_ANSWERING)
   return add_system(merged, system or other_system)

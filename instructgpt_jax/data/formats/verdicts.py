@@ -6,10 +6,12 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from instructgpt_jax.data.formats import at as reading
-from instructgpt_jax.data.formats.at import At, Skip
+from instructgpt_jax.data.formats import skips
 from instructgpt_jax.data.formats.format import Format, choose, first_of, has
+from instructgpt_jax.data.formats.json_values import is_blank, is_null
 from instructgpt_jax.data.formats.pairs import GRADED, PAIR, pair
+from instructgpt_jax.data.formats.record_reader import RecordReader
+from instructgpt_jax.data.formats.skips import Skip
 from instructgpt_jax.data.formats.texts import (
   agreeing_prompt,
   instructed,
@@ -25,34 +27,36 @@ from instructgpt_jax.data.formats.turns import (
 from instructgpt_jax.data.records import Record
 
 
-def _outputs(obj: Any, at: At) -> Iterator[Record]:
-  """AlpacaEval's and LLMBar's pairs."""
+def _outputs(obj: Any, reader: RecordReader) -> Iterator[Record]:
+  """Yields the pair of an AlpacaEval or LLMBar record."""
   if "instruction" in obj:
-    turns = instructed(obj, "instruction", "input", at)
+    turns = instructed(obj, "instruction", "input", reader)
   else:
-    turns = instructed(obj, "input", "", at)
+    turns = instructed(obj, "input", "", reader)
   fields = [
-    name
-    for name in ("preference", "label")
-    if not reading.is_null(obj.get(name))
+    name for name in ("preference", "label") if not is_null(obj.get(name))
   ]
   if not fields and obj.keys().isdisjoint(("preference", "label")):
-    at.get(obj, "preference")
-  values = [_preference(obj, name, at) for name in fields]
+    reader.get(obj, "preference")
+  values = [_preference(obj, name, reader) for name in fields]
   if not values:
-    raise Skip(reading.UNRANKED)
+    raise Skip(skips.UNRANKED)
   if len(set(values)) > 1:
-    raise Skip(reading.CONTRADICTION)
-  replies = at.get(obj, "output_1"), at.get(obj, "output_2")
-  yield from pair(turns, replies, values[0], at, at.identity(obj, "annotator"))
+    raise Skip(skips.CONTRADICTION)
+  replies = reader.get(obj, "output_1"), reader.get(obj, "output_2")
+  yield from pair(
+    turns, replies, values[0], reader, reader.identity(obj, "annotator")
+  )
 
 
-def _preference(obj: Mapping[str, Any], field: str, at: At) -> float:
+def _preference(
+  obj: Mapping[str, Any], field: str, reader: RecordReader
+) -> float:
   """Returns 1 or 2 for the better output, or another number for a tie."""
-  value = at.number(obj, field)
+  value = reader.number(obj, field)
   # Labels of 0 and 1 count from 0, and would be a tie and the wrong reply.
   if not (1 <= value <= 2 or (value == 0 and field == "preference")):
-    at.fail(
+    reader.fail(
       f"{obj[field]} is no preference",
       field,
       "write 1 or 2 for the better reply"
@@ -62,7 +66,7 @@ def _preference(obj: Mapping[str, Any], field: str, at: At) -> float:
   # AlpacaEval writes 1.5, older files 0, for a tie; a weighted preference is
   # a number between 1 and 2.
   if value not in (0, 1, 1.5, 2):
-    at.notes.add(GRADED)
+    reader.notes.add(GRADED)
     value = 1 if value < 1.5 else 2
   return 0 if value == 1.5 else value
 
@@ -70,159 +74,162 @@ def _preference(obj: Mapping[str, Any], field: str, at: At) -> float:
 _VOTE = re.compile(r"annotator\d+")
 
 
-def _pandalm(obj: Any, at: At) -> Iterator[Record]:
-  """PandaLM: the majority of its annotators; no majority is a tie."""
-  turns = instructed(obj, "instruction", "input", at)
+def _pandalm(obj: Any, reader: RecordReader) -> Iterator[Record]:
+  """Yields PandaLM's pair; without a majority of annotators it is a tie."""
+  turns = instructed(obj, "instruction", "input", reader)
   fields = sorted(f for f in obj if _VOTE.fullmatch(f))
-  votes = [at.whole(obj, f) for f in fields or ["annotator1"]]
+  votes = [reader.whole(obj, f) for f in fields or ["annotator1"]]
   for field, vote in zip(fields, votes, strict=False):
     if vote not in (0, 1, 2):
-      at.fail(f"{vote} is no label", field, "write 0, 1 or 2", "bad_preference")
-  at.unused.difference_update(fields)
+      reader.fail(
+        f"{vote} is no label", field, "write 0, 1 or 2", "bad_preference"
+      )
+  reader.unused.difference_update(fields)
   winner = next((v for v in (1, 2) if 2 * votes.count(v) > len(votes)), 0)
   if winner and len(set(votes)) > 1:
-    at.notes.add("pairs decided by a majority of annotators")
-  replies = at.get(obj, "response1"), at.get(obj, "response2")
-  yield from pair(turns, replies, winner, at)
+    reader.notes.add("pairs decided by a majority of annotators")
+  replies = reader.get(obj, "response1"), reader.get(obj, "response2")
+  yield from pair(turns, replies, winner, reader)
 
 
-def _shp(obj: Any, at: At) -> Iterator[Record]:
-  """Stanford human preferences: labels is 1 where A is better, else 0."""
-  turns = read_prompt(at.get(obj, "history"), "history", at)
-  label = at.number(obj, "labels")
+def _shp(obj: Any, reader: RecordReader) -> Iterator[Record]:
+  """Yields the pair of SHP; `labels` is 1 where A is better, else 0."""
+  turns = read_prompt(reader.get(obj, "history"), "history", reader)
+  label = reader.number(obj, "labels")
   if label not in (0, 1):
-    at.fail(
+    reader.fail(
       f"{obj['labels']} is no label", "labels", "write 1 for A, 0 for B",
       "bad_preference",
     )  # fmt: skip
   names = ("score_A", "score_B")
-  if any(not reading.is_blank(obj.get(n)) for n in (*names, "score_ratio")):
-    at.notes.add(GRADED)
-  if not any(reading.is_null(obj.get(name)) for name in names):
-    first, second = (at.number(obj, name) for name in names)
+  if any(not is_blank(obj.get(n)) for n in (*names, "score_ratio")):
+    reader.notes.add(GRADED)
+  if not any(is_null(obj.get(name)) for name in names):
+    first, second = (reader.number(obj, name) for name in names)
     if (first < second) if label == 1 else (first > second):
-      raise Skip(reading.CONTRADICTION)
-  replies = at.get(obj, "human_ref_A"), at.get(obj, "human_ref_B")
-  yield from pair(turns, replies, 1 if label == 1 else 2, at)
+      raise Skip(skips.CONTRADICTION)
+  replies = reader.get(obj, "human_ref_A"), reader.get(obj, "human_ref_B")
+  yield from pair(turns, replies, 1 if label == 1 else 2, reader)
 
 
-def _webgpt(obj: Any, at: At) -> Iterator[Record]:
-  """WebGPT's comparisons: the answer with the higher score is better."""
+def _webgpt(obj: Any, reader: RecordReader) -> Iterator[Record]:
+  """Yields WebGPT's pair; the answer with the higher score is better."""
   question = obj.get("question")
   if isinstance(question, dict):
     turns = read_prompt(
-      at.get(question, "full_text", where="question."), "question", at
+      reader.get(question, "full_text", where="question."), "question", reader
     )
   else:
-    turns = read_prompt(at.get(obj, "question"), "question", at)
-  first, second = at.number(obj, "score_0"), at.number(obj, "score_1")
-  at.notes.add(GRADED)
-  replies = at.get(obj, "answer_0"), at.get(obj, "answer_1")
+    turns = read_prompt(reader.get(obj, "question"), "question", reader)
+  first, second = reader.number(obj, "score_0"), reader.number(obj, "score_1")
+  reader.notes.add(GRADED)
+  replies = reader.get(obj, "answer_0"), reader.get(obj, "answer_1")
   better = 0 if first == second else 1 if first > second else 2
-  yield from pair(turns, replies, better, at)
+  yield from pair(turns, replies, better, reader)
 
 
 _INFO = ("id", "site", "post", "title", "subreddit", "article")
 
 
-def summary_prompt(obj: Mapping[str, Any], at: At) -> Turns:
+def summary_prompt(obj: Mapping[str, Any], reader: RecordReader) -> Turns:
   """Returns the prompt of OpenAI's summaries: the post or article."""
-  info = at.get(obj, "info", dict)
-  reading.note_others(at, info, _INFO, "info")
+  info = reader.get(obj, "info", dict)
+  reader.note_others(info, _INFO, "info")
   parts = []
-  if not reading.is_blank(info.get("subreddit")):
-    name = at.get(info, "subreddit", where="info.").removeprefix("r/")
+  if not is_blank(info.get("subreddit")):
+    name = reader.get(info, "subreddit", where="info.").removeprefix("r/")
     parts.append(f"SUBREDDIT: r/{name}")
-  if not reading.is_blank(info.get("title")):
-    parts.append(f"TITLE: {at.get(info, 'title', where='info.')}")
-  if not reading.is_blank(info.get("post")):
-    parts.append(f"POST: {at.get(info, 'post', where='info.')}")
+  if not is_blank(info.get("title")):
+    parts.append(f"TITLE: {reader.get(info, 'title', where='info.')}")
+  if not is_blank(info.get("post")):
+    parts.append(f"POST: {reader.get(info, 'post', where='info.')}")
   else:
-    parts.append(f"ARTICLE: {at.text(info, 'article', where='info.')}")
+    parts.append(f"ARTICLE: {reader.text(info, 'article', where='info.')}")
   parts.append("TL;DR:")
   return user("\n\n".join(parts))
 
 
-def _summaries(obj: Any, at: At) -> Iterator[Record]:
-  """OpenAI's comparisons of summaries; choice is the better one's index."""
-  summaries = at.get(obj, "summaries", list)
+def _summaries(obj: Any, reader: RecordReader) -> Iterator[Record]:
+  """Yields OpenAI's pair of summaries; `choice` is the better one's index."""
+  summaries = reader.get(obj, "summaries", list)
   if len(summaries) != 2 or not all(isinstance(s, dict) for s in summaries):
-    at.fail(
+    reader.fail(
       "two objects with a text are expected", "summaries",
       'write [{"text": "..."}, {"text": "..."}]', "completion_count",
     )  # fmt: skip
   texts = tuple(
-    at.get(s, "text", where=f"summaries[{i}].") for i, s in enumerate(summaries)
+    reader.get(s, "text", where=f"summaries[{i}].")
+    for i, s in enumerate(summaries)
   )
   for summary in summaries:
-    reading.note_others(at, summary, ("text", "policy", "note"), "summaries[]")
-  choice = at.whole(obj, "choice")
+    reader.note_others(summary, ("text", "policy", "note"), "summaries[]")
+  choice = reader.whole(obj, "choice")
   if choice not in (0, 1):
-    at.fail(
+    reader.fail(
       f"{choice} is no index of summaries", "choice", "write 0 or 1",
       "bad_preference",
     )  # fmt: skip
   extra = obj.get("extra")
-  if isinstance(extra, dict) and not reading.is_blank(extra.get("confidence")):
-    at.notes.add(GRADED)
-  prompt = summary_prompt(obj, at)
-  worker = at.identity(obj, "worker")
-  yield from pair(prompt, (texts[0], texts[1]), choice + 1, at, worker)
+  if isinstance(extra, dict) and not is_blank(extra.get("confidence")):
+    reader.notes.add(GRADED)
+  prompt = summary_prompt(obj, reader)
+  worker = reader.identity(obj, "worker")
+  yield from pair(prompt, (texts[0], texts[1]), choice + 1, reader, worker)
 
 
-def _safe_rlhf(obj: Any, at: At) -> Iterator[Record]:
-  """PKU-SafeRLHF: the more helpful of two responses."""
-  better = at.whole(obj, "better_response_id")
+def _safe_rlhf(obj: Any, reader: RecordReader) -> Iterator[Record]:
+  """Yields PKU-SafeRLHF's pair; the more helpful response is better."""
+  better = reader.whole(obj, "better_response_id")
   if better not in (0, 1):
-    raise Skip(reading.TIES)
-  turns = read_prompt(at.get(obj, "prompt"), "prompt", at)
-  replies = at.get(obj, "response_0"), at.get(obj, "response_1")
-  yield from pair(turns, replies, better + 1, at)
+    raise Skip(skips.TIES)
+  turns = read_prompt(reader.get(obj, "prompt"), "prompt", reader)
+  replies = reader.get(obj, "response_0"), reader.get(obj, "response_1")
+  yield from pair(turns, replies, better + 1, reader)
 
 
-def _strength(obj: Any, at: At) -> Iterator[Record]:
-  """HelpSteer's preferences: a strength below 0 prefers the first reply."""
-  first = choose(obj, ("response_1", "response1"), at) or "response_1"
-  second = choose(obj, ("response_2", "response2"), at) or "response_2"
-  turns = agreeing_prompt(obj, ("prompt", "context"), at)
+def _strength(obj: Any, reader: RecordReader) -> Iterator[Record]:
+  """Yields HelpSteer's pair; a strength below 0 prefers the first reply."""
+  first = choose(obj, ("response_1", "response1"), reader) or "response_1"
+  second = choose(obj, ("response_2", "response2"), reader) or "response_2"
+  turns = agreeing_prompt(obj, ("prompt", "context"), reader)
   if not turns:
     source = first_of(obj, ("prompt", "context")) or "prompt"
-    turns = read_named_prompt(obj, source, at)
+    turns = read_named_prompt(obj, source, reader)
   values = [
-    at.number(obj, name)
+    reader.number(obj, name)
     for name in ("preference_strength", "overall_preference")
-    if not reading.is_null(obj.get(name))
+    if not is_null(obj.get(name))
   ]
   if not values:
-    raise Skip(reading.UNRANKED)
+    raise Skip(skips.UNRANKED)
   if any(values):
-    at.notes.add(GRADED)
+    reader.notes.add(GRADED)
   verdicts = {0 if v == 0 else 1 if v < 0 else 2 for v in values}
   if len(verdicts) > 1:
-    raise Skip(reading.CONTRADICTION)
-  replies = at.get(obj, first), at.get(obj, second)
-  yield from pair(turns, replies, verdicts.pop(), at)
+    raise Skip(skips.CONTRADICTION)
+  replies = reader.get(obj, first), reader.get(obj, second)
+  yield from pair(turns, replies, verdicts.pop(), reader)
 
 
 _WINNERS = {"model_a": 1, "model_b": 2}
 
 
-def _arena(obj: Any, at: At) -> Iterator[Record]:
-  """Chatbot Arena: two conversations and the model that won."""
+def _arena(obj: Any, reader: RecordReader) -> Iterator[Record]:
+  """Yields Chatbot Arena's pair: the last replies of two conversations."""
   sides = [
-    read_replied(at.get(obj, name, list), name, at)
+    read_replied(reader.get(obj, name, list), name, reader)
     for name in ("conversation_a", "conversation_b")
   ]
   for side in sides:
-    check_texts(side[:-1], "conversation_a", at)
+    check_texts(side[:-1], "conversation_a", reader)
   if any(len(s) < 2 or s[-1].role != "assistant" for s in sides):
-    raise Skip(reading.NOT_ANSWERING)
+    raise Skip(skips.NOT_ANSWERING)
   if sides[0][:-1] != sides[1][:-1]:
-    raise Skip(reading.PROMPTS_DIFFER)
-  winner = _WINNERS.get(at.get(obj, "winner"), 0)
+    raise Skip(skips.PROMPTS_DIFFER)
+  winner = _WINNERS.get(reader.get(obj, "winner"), 0)
   texts = sides[0][-1].text, sides[1][-1].text
-  judge = at.identity(obj, "judge")
-  yield from pair(sides[0][:-1], texts, winner, at, judge)
+  judge = reader.identity(obj, "judge")
+  yield from pair(sides[0][:-1], texts, winner, reader, judge)
 
 
 def _is_strength(obj: Any) -> bool:

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from instructgpt_jax.data.formats import FORMATS
-from instructgpt_jax.data.formats.at import is_blank
 from instructgpt_jax.data.formats.common import split_name
+from instructgpt_jax.data.formats.json_values import is_blank
 
 _BLANK = re.compile(r"[ \t\r\n]*")
 _NAMES = ("data", "dataset", "examples", "instances", "items", "records",

@@ -62,9 +62,9 @@ def _convert(records: list[Record], kind: type[_R]) -> list[_R]:
 
 
 def _scan(
-  path: str, kind: type | None, reader: formats.Reader
+  path: str, kind: type | None, reader: formats.FileReader
 ) -> Iterator[tuple[int, formats.Format, list[Record], str]]:
-  """Yields (line, format, records, why they are left out) of each value."""
+  """Yields (line, format, records, reason to skip) of each value."""
   values = (
     tfds.read_values(path)
     if path.startswith(paths.TFDS)
@@ -95,7 +95,7 @@ def _scan(
 
 
 def _recognised(
-  values: Iterator[tuple[int, Any]], reader: formats.Reader
+  values: Iterator[tuple[int, Any]], reader: formats.FileReader
 ) -> Iterator[tuple[int, Any]]:
   """Recognises a file's format by its first value; returns all its values.
 
@@ -147,7 +147,9 @@ class _Collected:
       self.first_skip.setdefault(reason, line)
     self.records += usable
 
-  def report(self, path: str, name: str, reader: formats.Reader) -> FileReport:
+  def report(
+    self, path: str, name: str, reader: formats.FileReader
+  ) -> FileReport:
     return FileReport(
       path,
       name,
@@ -162,7 +164,7 @@ class _Collected:
 def read_file(path: str, kind: type[_R], must: bool) -> FileRecords:
   collected = _Collected(kind)
   name = formats.PLAIN.name
-  reader = formats.Reader(path, kind)
+  reader = formats.FileReader(path, kind)
   for line, known, items, reason in _scan(path, kind, reader):
     name = known.name
     collected.add(line, items, reason)
@@ -181,7 +183,7 @@ def read_kinds(path: str) -> dict[type | None, FileRecords]:
   kinds = (None, *KIND_NAMES)
   collected = {kind: _Collected(kind) for kind in kinds}
   name = formats.PLAIN.name
-  reader = formats.Reader(path, None)
+  reader = formats.FileReader(path, None)
   for line, known, items, reason in _scan(path, None, reader):
     name = known.name
     for part in collected.values():

@@ -53,7 +53,7 @@ def _count_nuls(raw: str) -> int:
   return _ESCAPE.findall(raw).count("u0000")
 
 
-def _as_record(value: Any, raw: str, at: formats.At) -> Any:
+def _as_record(value: Any, raw: str, at: formats.RecordReader) -> Any:
   """Returns a JSON value as a record, or refuses what is no text."""
   problem = ""
   nuls = _count_nuls(raw)
@@ -78,7 +78,7 @@ def _json_lines(text: str, path: str) -> Iterator[tuple[int, Any]]:
       value = json.loads(line)
     except (ValueError, RecursionError) as e:
       raise _bad_json(e, path, number, True) from e
-    yield number, _as_record(value, line, formats.At(path, number))
+    yield number, _as_record(value, line, formats.RecordReader(path, number))
 
 
 def _json_array(
@@ -111,7 +111,10 @@ def _json_array(
     except (ValueError, RecursionError) as e:
       wrong = line + text.count("\n", counted, getattr(e, "pos", at))
       raise _bad_json(e, path, wrong, False) from e
-    yield line, _as_record(value, text[at:end], formats.At(path, line))
+    yield (
+      line,
+      _as_record(value, text[at:end], formats.RecordReader(path, line)),
+    )
     at = skip(end)
     if text[at : at + 1] == ",":
       at += 1
@@ -163,7 +166,7 @@ def read_values(
         unused.update(containers.other_fields(value, lists))
       split = containers.outer_split(value)
       return _json_container(text, path, lists, split)
-    return iter([(1, _as_record(value, text, formats.At(path, 1)))])
+    return iter([(1, _as_record(value, text, formats.RecordReader(path, 1)))])
   return _json_lines(text, path)
 
 
@@ -212,7 +215,7 @@ def _sniff_suffix(text: str) -> str:
 
 
 def _is_array(text: str) -> bool:
-  """Whether a text is one JSON array."""
+  """Returns whether a text is one JSON array."""
   if not text.lstrip().startswith("[") or not text.rstrip().endswith("]"):
     return False
   try:

@@ -28,7 +28,7 @@ def _reason_to_ignore(path: str) -> str:
 
 
 def _is_metadata(path: str) -> bool:
-  """Whether a .json file is one object of no known format."""
+  """Returns whether a .json file is one object of no known format."""
   values = json_files.read_values(path, collections.Counter())
   if isinstance(values, str):
     return False
@@ -37,7 +37,7 @@ def _is_metadata(path: str) -> bool:
     return False
   line, value = first[0]
   try:
-    formats.recognise(value, formats.At(path, line))
+    formats.recognise(value, formats.RecordReader(path, line))
   except UserError:
     return True
   return False

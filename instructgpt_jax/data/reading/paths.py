@@ -118,7 +118,7 @@ def _add_named(path: str, part: str, is_new: bool, listing: Listing) -> None:
 
 
 def _parts(spec: str) -> list[str]:
-  """Splits a source at its commas, unless it is the name of a file."""
+  """Splits a source at its commas, unless a file has that name."""
   if os.path.lexists(os.path.expanduser(spec)):
     return [spec]
   parts = [part.strip() for part in spec.split(",") if part.strip()]
@@ -294,12 +294,12 @@ def _walk(top: str, listing: Listing) -> Iterator[tuple[str, list[str]]]:
         code="unreadable",
       ) from error
     names = []
-    own = _RUN_NAMES if _is_workdir(entries) else ()
+    run_names = _RUN_NAMES if _is_workdir(entries) else ()
     for name in entries:
       path = os.path.join(directory, name)
       if name.startswith("."):
         continue
-      if name in own:
+      if name in run_names:
         listing.ignore(path, RUN)
       elif not os.path.isdir(path):
         names.append(name)
@@ -311,7 +311,7 @@ def _walk(top: str, listing: Listing) -> Iterator[tuple[str, list[str]]]:
 
 
 def _is_workdir(names: Sequence[str]) -> bool:
-  """Whether a directory with these files is the workdir of a run."""
+  """Returns whether a directory with these files is the workdir of a run."""
   written = {"checkpoints", "complete.json", "metrics.jsonl"}
   return "config.json" in names and not written.isdisjoint(names)
 
@@ -362,7 +362,7 @@ def _suggest(path: pathlib.Path) -> str:
 
 
 def _may_be_meant(other: pathlib.Path, name: str, is_last: bool) -> bool:
-  """Whether a path is of the kind of a missing one: data, or a directory."""
+  """Returns whether a path may be what a missing path was meant to name."""
   if other.is_dir():
     return not is_last or not pathlib.PurePath(name).suffix
   return is_last and text_files.suffix(other) in SUFFIXES

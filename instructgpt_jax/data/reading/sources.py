@@ -31,11 +31,10 @@ _R = TypeVar("_R", Demonstration, Ranking, Prompt, Document)
 def split_by_name(
   files: Sequence[FileRecords], roots: Mapping[str, str]
 ) -> list[FileRecords]:
-  """Gives records the split that their file's name says.
+  """Sets the split of records by the name of their file.
 
-  It stands where the names of files with records say two splits or more.
-  Records with a split of their own keep it. The reports note how many records
-  the name decides for.
+  Names count where those of the files with records name at least two splits.
+  Records that have a split keep it. The reports note how many splits are set.
 
   Args:
     files: all files of one source, with the records of one kind.
@@ -89,20 +88,20 @@ def _read(spec: str, kind: type[_R]) -> tuple[list[_R], Report]:
 
 
 def read_demonstrations(spec: str) -> tuple[list[Demonstration], Report]:
-  """Prompts with the replies that labelers wrote; see `expand` for `spec`."""
+  """Reads prompts with labelers' replies; see `expand` for `spec`."""
   return _read(spec, Demonstration)
 
 
 def read_rankings(spec: str) -> tuple[list[Ranking], Report]:
-  """Prompts with ranked replies; see `expand` for `spec`."""
+  """Reads prompts with ranked replies; see `expand` for `spec`."""
   return _read(spec, Ranking)
 
 
 def read_prompts(spec: str) -> tuple[list[Prompt], Report]:
-  """Prompts, also those of demonstrations and rankings."""
+  """Reads prompts, also those of demonstrations and rankings."""
   return _read(spec, Prompt)
 
 
 def read_documents(spec: str) -> tuple[list[Document], Report]:
-  """Texts for pretraining; a .txt file is one document."""
+  """Reads texts for pretraining; a .txt file is one document."""
   return _read(spec, Document)

@@ -120,7 +120,7 @@ def _read_pipe(path: str, status: os.stat_result) -> bytes:
 
     if jax.distributed.is_initialized():
       raise UserError(
-        "is a pipe, of which each process would read a part",
+        "is a pipe, and each process would read a different part of it",
         file=path,
         line=1,
         fix="write it to a file that all processes can read",
@@ -236,7 +236,7 @@ def _undecodable(
 
 
 def _is_binary(content: bytes) -> bool:
-  """Whether more of the first bytes are control characters than in a text."""
+  """Returns whether the first bytes have too many control characters."""
   head = content[: file_signatures.HEAD]
   controls = sum(byte < 32 and byte not in b"\t\n\r\f\x1b" for byte in head)
   return controls * 50 > len(head)

@@ -10,12 +10,12 @@ from typing import Any
 from instructgpt_jax.data.reading import containers, paths
 from instructgpt_jax.errors import UserError
 
-# name, name/config, name:1.0.0 or a folder; then train, train[:10%], a+b.
+# name, name/config, name:1.0.0 or a directory; then train, train[:10%], a+b.
 _TFDS_NAME = re.compile(r"(.+?):([A-Za-z_]\w*(?:\[[^\]]*\])?(?:\+.+)?)")
 
 
 def read_values(spec: str) -> Iterator[tuple[int, Any]]:
-  """(index, record) pairs of a prepared TFDS data set, without TensorFlow."""
+  """Yields (index, record) of a prepared TFDS data set."""
   named = _TFDS_NAME.fullmatch(spec[len(paths.TFDS) :])
   if named is None:
     raise UserError(
@@ -51,7 +51,7 @@ def read_values(spec: str) -> Iterator[tuple[int, Any]]:
       f"TFDS cannot open it ({what})",
       file=spec,
       fix="prepare it with file_format='array_record', and set"
-      " TFDS_DATA_DIR or give its folder as the name",
+      " TFDS_DATA_DIR or give its directory as the name",
     ) from e
   if not count:
     raise UserError(
@@ -63,7 +63,7 @@ def read_values(spec: str) -> Iterator[tuple[int, Any]]:
 
 
 def _to_json(value: Any) -> Any:
-  """TFDS's bytes, numpy scalars and arrays as what JSON would hold."""
+  """Converts TFDS's bytes, NumPy scalars and arrays to JSON values."""
   if isinstance(value, bytes):
     try:
       return value.decode()

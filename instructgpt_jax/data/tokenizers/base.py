@@ -1,4 +1,4 @@
-"""What every tokenizer does."""
+"""The interface of all tokenizers, and a decoder for streams of tokens."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _NO_TOKEN = re.compile(r"(?!)")
 
 
 class Tokenizer:
-  """Text to ids and back.
+  """Converts text to token ids and back.
 
   Attributes:
     base_size: number of ids of the tokenizer's files.
@@ -68,7 +68,7 @@ class Tokenizer:
 
   @property
   def template(self) -> ChatTemplate | None:
-    """How conversations are written; None where nothing says so.
+    """Returns the chat template; None where no file has one.
 
     Raises:
       UserError: there is a template that cannot be used.
@@ -78,7 +78,7 @@ class Tokenizer:
     return self._template
 
   def without_template(self) -> Self:
-    """The same tokenizer for runs with `--data.chat_template=false`."""
+    """Returns this tokenizer for runs with `--data.chat_template=false`."""
     other = copy.copy(self)
     other._template, other._template_error = None, None
     other.eos_id = self.document_end_id
@@ -89,7 +89,7 @@ class Tokenizer:
   def _read_settings(
     self, settings: Settings, vocabulary: Vocabulary, special: SpecialTokens
   ) -> dict[str, bytes]:
-    """Takes what the files beside the tokenizer say; returns those to save."""
+    """Applies the files beside the tokenizer; returns the files to save."""
     self.stop_ids = tuple(dict.fromkeys((self.eos_id, *special.stop_ids)))
     names = {"eos_token": self.token(self.eos_id), **special.names}
     if vocabulary.bos_id >= 0:
@@ -124,7 +124,7 @@ class Tokenizer:
   def _unsaved(
     self, vocabulary: Vocabulary, special: SpecialTokens
   ) -> dict[str, Any]:
-    """Names of tokens that the tokenizer's own files do not say."""
+    """Returns names of tokens that the tokenizer's files do not say."""
     alone = reconcile({}, vocabulary, "")
     ids = {
       "eos_token": (special.eos_id, alone.eos_id),
@@ -137,36 +137,36 @@ class Tokenizer:
     }
 
   def token(self, token_id: int) -> str:
-    """The text of a token of the vocabulary; "" where there is none."""
+    """Returns the text of a token of the vocabulary; "" for no token."""
     raise NotImplementedError
 
   def token_id(self, token: str) -> int:
-    """The id of a token of the vocabulary; -1 where there is none."""
+    """Returns the id of a token of the vocabulary; -1 for no token."""
     raise NotImplementedError
 
   def encode(self, text: str) -> list[int]:
-    """The ids of a text, without any special token."""
+    """Encodes a text, without special tokens."""
     return self.encode_batch([text])[0]
 
   def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-    """`encode` of many texts in one call; much faster than a loop."""
+    """Encodes many texts in one call, much faster than a loop."""
     raise NotImplementedError
 
   def encode_after(
     self, texts: Sequence[str], contexts: Sequence[str]
   ) -> list[list[int]]:
-    """Ids of texts, each as it stands behind its context in one text.
+    """Encodes texts, each as the continuation of its context.
 
     A tokenizer that begins every text with a space does so ahead of the
     context alone.
     """
-    return _behind(self.encode_batch, texts, contexts)
+    return _encode_after(self.encode_batch, texts, contexts)
 
   def encode_turns(self, turns: Sequence[Turn], date: str = "") -> list[int]:
-    """The ids of a conversation by the template, up to the reply.
+    """Encodes a conversation by the chat template, up to the reply.
 
-    Special tokens are the template's alone. What a user wrote like one is
-    text.
+    Only the template writes special tokens. What looks like one in a turn is
+    encoded as text.
 
     Args:
       turns: the conversation.
@@ -181,12 +181,12 @@ class Tokenizer:
     return self._encode_written([written], hidden)[0]
 
   def encode_replies(self, replies: Sequence[str]) -> list[list[int]]:
-    """The ids of replies by the template, without the token that ends them."""
+    """Encodes replies by the template, without the token that ends them."""
     template = self.template
     assert template is not None
     hidden = Hidden(replies, self._special, template.text)
     texts = [template.reply(text) for text in hidden.texts]
-    return _behind(
+    return _encode_after(
       lambda t: self._encode_written(t, hidden),
       texts,
       [template.context] * len(texts),
@@ -195,11 +195,11 @@ class Tokenizer:
   def _encode_written(
     self, texts: Sequence[str], hidden: Hidden
   ) -> list[list[int]]:
-    """Ids of what a template wrote; special tokens in it are recognised."""
+    """Encodes rendered templates, and recognises special tokens in them."""
     raise NotImplementedError
 
   def decode(self, ids: Iterable[int]) -> str:
-    """The text of some ids; padding and special tokens are left out."""
+    """Decodes ids; padding and special tokens are left out."""
     drop = (self.pad_id, self.eos_id, self.document_end_id)
     text_ids = [
       i for i in map(int, ids) if 0 <= i < self.base_size and i not in drop
@@ -210,11 +210,11 @@ class Tokenizer:
     raise NotImplementedError
 
   def decode_reply(self, ids: Iterable[int]) -> str:
-    """The text of a reply, as a labeler would have written it."""
+    """Decodes a reply to the text that a labeler would have written."""
     return self.reply_text(self.decode_after(ids))
 
   def decode_after(self, ids: Iterable[int]) -> str:
-    """The text that ids add to a text before them, a leading space included."""
+    """Decodes ids that continue a text; a leading space is included."""
     context = self.context_ids
     if not context:
       return self.decode(ids)
@@ -222,37 +222,37 @@ class Tokenizer:
 
   @property
   def context_ids(self) -> tuple[int, ...]:
-    """Ids to decode ahead of others, where decoding drops a leading space."""
+    """Returns ids to decode before others, so that a leading space stays."""
     return ()
 
   @property
   def reply_lead(self) -> str:
-    """What stands between a prompt and a reply's own text."""
+    """Returns the text between a prompt and the text of a reply."""
     return " " if self._template is None else self._template.lead
 
   def reply_text(self, text: str) -> str:
-    """A reply's text without what the template writes around it."""
+    """Returns a reply's text without what the template adds around it."""
     if self._template is None:
       return records.reply_text(text)
     text = text.removeprefix(self._template.lead)
     return text.removesuffix(self._template.tail)
 
   def save(self, directory: str | pathlib.Path) -> None:
-    """Writes files from which `load_tokenizer(directory)` makes this again."""
+    """Writes the files that `load_tokenizer(directory)` reads."""
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     for name, content in self.files.items():
       (directory / name).write_bytes(content)
 
 
-def _behind(
+def _encode_after(
   encode: Callable[[list[str]], list[list[int]]],
   texts: Sequence[str],
   contexts: Sequence[str],
 ) -> list[list[int]]:
-  """Ids of texts behind contexts, whose ids are those of the contexts alone.
+  """Encodes texts, each as a continuation of its context.
 
-  Where a token crosses the border, the text is encoded behind another context.
+  Where a token spans both, the text is encoded after another context.
   """
   unique = list(dict.fromkeys([*contexts, *_CONTEXTS]))
   heads = dict(zip(unique, encode(unique), strict=True)) | {"": []}
@@ -272,7 +272,7 @@ def _behind(
 class StreamDecoder:
   """Decodes a reply token by token, for a terminal.
 
-  A character that is spread over several tokens appears once it is whole.
+  A character of several tokens appears once it is complete.
   """
 
   def __init__(self, tokenizer: Tokenizer, lead: str = ""):
@@ -288,11 +288,11 @@ class StreamDecoder:
     self._start, self._read = 0, len(self._ids)
 
   def push(self, token: int) -> str:
-    """The text that one more token adds; "" while a character is not whole."""
+    """Returns the text that a token adds; "" within a character."""
     self._ids.append(int(token))
     before = self._tokenizer.decode(self._ids[self._start : self._read])
     after = self._tokenizer.decode(self._ids[self._start :])
-    # Bytes that are no UTF-8 would hold the stream up for ever.
+    # Bytes that are not UTF-8 must not block the stream.
     waiting = after.endswith("\ufffd") and len(self._ids) - self._read < 8
     if waiting or len(after) <= len(before):
       return ""
@@ -300,7 +300,7 @@ class StreamDecoder:
     return self._without_lead(after[len(before) :])
 
   def flush(self) -> str:
-    """What is left at the end, with a mark for a broken character."""
+    """Returns the remaining text, with U+FFFD for a broken character."""
     before = self._tokenizer.decode(self._ids[self._start : self._read])
     after = self._tokenizer.decode(self._ids[self._start :])
     self._start = self._read = len(self._ids)

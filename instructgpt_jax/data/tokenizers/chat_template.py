@@ -106,7 +106,7 @@ class ChatTemplate:
   def _render(
     self, turns: Sequence[Turn], reply_follows: bool, date: str = _DATE
   ) -> str:
-    """`render` without a look at what it leaves out."""
+    """Renders turns without checking what the template leaves out."""
     day = datetime.datetime.fromisoformat(date)
     try:
       return self._template.render(
@@ -136,7 +136,7 @@ class ChatTemplate:
     return whole[start:end] + self.tail
 
   def _message(self, turn: Turn) -> dict[str, Any]:
-    """A turn as the template reads it."""
+    """Returns a turn as the template reads it."""
     if turn.role not in self._in_parts:
       return {"role": turn.role, "content": turn.text}
     parts = [{"type": "text", "text": turn.text}]
@@ -189,7 +189,7 @@ class ChatTemplate:
 
   @functools.cached_property
   def _history(self) -> str:
-    """A conversation of three turns; "" where the template refuses it."""
+    """Renders a conversation of three turns; "" where that is refused."""
     turns = [
       Turn("user", _QUESTION),
       Turn("assistant", _REPLY),
@@ -211,7 +211,7 @@ class ChatTemplate:
 
   @functools.cached_property
   def takes_system(self) -> bool:
-    """Whether the template writes system turns, and does not drop them."""
+    """Returns whether the template renders system turns."""
     turns = [Turn("system", _SYSTEM), Turn("user", _QUESTION)]
     try:
       return _SYSTEM in self.render(turns)

@@ -55,14 +55,14 @@ def of(files: Mapping[str, Mapping[str, Any]]) -> str:
   """
   model = files.get(special_tokens.MODEL, {})
   kind = model.get("model_type")
-  own = _BY_KIND.get(kind, "") if isinstance(kind, str) else ""
+  by_kind = _BY_KIND.get(kind, "") if isinstance(kind, str) else ""
   named = files.get(special_tokens.TOKENIZER_CONFIG, {}).get("tokenizer_class")
   named = named or model.get("tokenizer_class")
   if not isinstance(named, str):
-    return own
+    return by_kind
   named = named.removesuffix("Fast")
   named = AS_IS if named in _NAMES_OF_AS_IS else named
-  return own if own == AS_IS or (own and kind in FORCED) else named
+  return by_kind if by_kind == AS_IS or (by_kind and kind in FORCED) else named
 
 
 def rebuilt(
@@ -99,7 +99,10 @@ def rebuilt(
 
 
 def same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-  """Whether two descriptions with one vocabulary give the same ids and text."""
+  """Returns whether two descriptions of one vocabulary are equivalent.
+
+  Equivalent tokenizers give the same ids and the same text.
+  """
   return all(
     _canonical(key, a.get(key)) == _canonical(key, b.get(key)) for key in _PARTS
   )
@@ -204,7 +207,7 @@ _LISTS = ("normalizers", "pretokenizers", "decoders")
 
 
 def _canonical(key: str, part: Any) -> Any:
-  """A part of a description without what changes no id and no text."""
+  """Removes from a part of a description what changes no id and no text."""
   if not isinstance(part, dict):
     return part
   if key == "model":

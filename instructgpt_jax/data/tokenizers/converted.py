@@ -58,7 +58,7 @@ def description(proto: bytes) -> dict[str, Any] | None:
 
 
 def _added(model: Any) -> list[dict[str, Any]]:
-  """Pieces that are found in a text ahead of all others."""
+  """Returns pieces that are matched in a text before all others."""
   flags = dict.fromkeys(
     ("single_word", "lstrip", "rstrip", "normalized"), False
   )
@@ -76,7 +76,7 @@ def _added(model: Any) -> list[dict[str, Any]]:
 
 
 def _merges(model: Any) -> list[list[str]]:
-  """All pairs that make a piece, those of the best pieces first."""
+  """Returns all pairs that make a piece, those of the best pieces first."""
   ids = {piece.piece: i for i, piece in enumerate(model.pieces)}
   merges = []
   for piece in model.pieces:

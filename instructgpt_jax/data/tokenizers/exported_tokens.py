@@ -86,7 +86,7 @@ def export(tokenizer: Tokenizer, *, needs_pad: bool) -> Exported:
 
 
 def same_ids(a: Tokenizer, b: Tokenizer) -> bool:
-  """Whether two tokenizers give the same ids to every text and conversation.
+  """Returns whether two tokenizers give all texts the same ids.
 
   An exported tokenizer may have a padding token that its base lacks; no text
   has its id.
@@ -170,7 +170,7 @@ def _with_pad(files: dict[str, bytes]) -> tuple[dict[str, bytes], str, int]:
 
 
 def _with_fast_pad(content: bytes) -> tuple[bytes, str, int]:
-  """`_with_pad` of a tokenizer.json, which otherwise stays as it is."""
+  """Applies `_with_pad` to a tokenizer.json."""
   vocab = tokenizers.Tokenizer.from_str(content.decode()).get_vocab()
   name = _new_name(vocab)
   values = json.loads(content)
@@ -243,7 +243,7 @@ def _named(
 
 
 def _text(token: Any) -> Any:
-  """The text of a special token, which may be a table."""
+  """Returns the text of a special token, which may be an object."""
   return token.get("content") if isinstance(token, dict) else token
 
 

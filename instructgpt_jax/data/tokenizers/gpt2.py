@@ -26,7 +26,7 @@ def build(
   merges: list[tuple[str, str]],
   path: pathlib.Path,
 ) -> HuggingFace:
-  """A byte-level BPE tokenizer as GPT-2's, with the files beside it.
+  """Builds a byte-level BPE tokenizer like GPT-2's.
 
   Args:
     vocab: token → id.
@@ -132,7 +132,7 @@ def load_tiktoken(path: pathlib.Path) -> HuggingFace:
 
 
 def byte_letters() -> dict[int, str]:
-  """Byte → the printable character that GPT-2's files write for it."""
+  """Returns byte → the printable character that GPT-2's files use for it."""
   printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
   letters = {b: chr(b) for b in printable}
   for b in range(256):
@@ -143,7 +143,7 @@ def byte_letters() -> dict[int, str]:
 def _last_merge(
   token: bytes, rank: int, ranks: dict[bytes, int]
 ) -> list[bytes]:
-  """The two parts that BPE over lower ranks leaves of a token."""
+  """Returns the two parts of a token that BPE over lower ranks leaves."""
   parts = [token[i : i + 1] for i in range(len(token))]
   while len(parts) > 2:
     best, at = min(

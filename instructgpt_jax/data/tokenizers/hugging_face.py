@@ -56,7 +56,7 @@ class HuggingFace(base.Tokenizer):
       self.bos_id = self.begin[0]
 
   def _beginning(self) -> tuple[int, ...]:
-    """What the tokenizer puts ahead of a text."""
+    """Returns the ids that the tokenizer puts before a text."""
     whole, alone = (
       self._tokenizer.encode("a", add_special_tokens=special).ids
       for special in (True, False)
@@ -67,7 +67,7 @@ class HuggingFace(base.Tokenizer):
 
   @property
   def rust(self) -> tokenizers.Tokenizer:
-    """The `tokenizers` object."""
+    """Returns the object of the `tokenizers` library."""
     return self._tokenizer
 
   def token(self, token_id: int) -> str:
@@ -79,7 +79,7 @@ class HuggingFace(base.Tokenizer):
 
   @functools.cached_property
   def _marking(self) -> tokenizers.Tokenizer:
-    """The same, but a special token's text is that token."""
+    """Returns the object that recognises special tokens in texts."""
     copy = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
     copy.encode_special_tokens = False
     return copy
@@ -98,7 +98,7 @@ class HuggingFace(base.Tokenizer):
     ]
 
   def _as_text(self, text: str) -> list[int]:
-    """Ids of a text in which the model's own vocabulary has a special token."""
+    """Encodes a text that contains special tokens of the vocabulary as text."""
     encoding = self._tokenizer.encode(text, add_special_tokens=False)
     ids: list[int] = []
     for i, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
@@ -110,7 +110,7 @@ class HuggingFace(base.Tokenizer):
     return ids
 
   def _letter(self, letter: str) -> list[int]:
-    """Ids of one character inside a text."""
+    """Encodes one character inside a text."""
     head, whole = (
       self._tokenizer.encode(text, add_special_tokens=False).ids
       for text in ("\n", f"\n{letter}")
@@ -134,7 +134,7 @@ class HuggingFace(base.Tokenizer):
     ]
 
   def _encode_renamed(self, text: str, hidden: Hidden) -> list[int]:
-    """Ids of a text with special tokens of the template and of users."""
+    """Encodes a text with special tokens of the template and of users."""
     renaming = self._renaming.unused_in([text, *hidden.original.values()])
     text = self._special.sub(renaming.rename, text)
     return self._split_typed(renaming, hidden.restore(text))
@@ -207,11 +207,11 @@ class _Renaming:
     }
 
   def rename(self, match: re.Match[str]) -> str:
-    """The new name of a special token."""
+    """Returns the new name of a special token."""
     return self._names[match.group()]
 
   def unused_in(self, texts: Iterable[str]) -> _Renaming:
-    """This, or one with names that do not occur in some texts."""
+    """Returns this object, or one whose names do not occur in the texts."""
     if not any(self._mark in text for text in texts):
       return self
     return _Renaming(self._original, next(unused_characters(texts)))
@@ -229,7 +229,7 @@ def _special_names(tokenizer: tokenizers.Tokenizer) -> list[str]:
 
 
 def _unknown_id(description: Mapping[str, Any], ids: Mapping[str, int]) -> int:
-  """The id of what a tokenizer.json's model cannot encode; -1 for none."""
+  """Returns the id of unknown text in a tokenizer.json; -1 for none."""
   model = description.get("model") or {}
   unk_id = ids.get(model.get("unk_token") or "", model.get("unk_id"))
   return -1 if unk_id is None else unk_id
@@ -305,7 +305,7 @@ def _with_added(
   beside: settings.Settings,
   path: pathlib.Path,
 ) -> dict[str, Any]:
-  """tokenizer.json with the added and named tokens of the files beside it."""
+  """Returns tokenizer.json with added and named tokens of other files."""
   added = {t["content"]: dict(t) for t in description.get("added_tokens") or ()}
   size = max(ids.values(), default=-1) + 1
   for i, token in beside.added_tokens().items():
@@ -331,7 +331,7 @@ def _with_added(
 
 
 def _added(text: str, token_id: int, **flags: Any) -> dict[str, Any]:
-  """An entry of tokenizer.json's added tokens."""
+  """Returns an entry of tokenizer.json's added tokens."""
   names = ("single_word", "lstrip", "rstrip", "normalized", "special")
   token = {name: bool(flags.get(name, False)) for name in names}
   return {"id": token_id, "content": text, **token}
@@ -340,7 +340,7 @@ def _added(text: str, token_id: int, **flags: Any) -> dict[str, Any]:
 def _as_llama(
   description: dict[str, Any], beside: settings.Settings
 ) -> dict[str, Any]:
-  """tokenizer.json as `transformers` reads it for its class LlamaTokenizer.
+  """Returns tokenizer.json as LlamaTokenizer of `transformers` reads it.
 
   There the file's normalizer, which puts a space behind every special token,
   gives way to one that puts it at the beginning of a text, if the settings
@@ -383,7 +383,7 @@ def _with_begin(
   ids: Mapping[str, int],
   beside: settings.Settings,
 ) -> dict[str, Any]:
-  """A vocabulary's description, whose texts begin as the settings say."""
+  """Returns a vocabulary whose texts begin as the settings say."""
   names = named_tokens(beside.files, beside.directory)
   name = names.get("bos_token", "")
   if not beside.config.get("add_bos_token") or name not in ids:

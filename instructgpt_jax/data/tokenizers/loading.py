@@ -29,9 +29,9 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
   """Loads any of the known kinds of tokenizer.
 
   Args:
-    path: a sentencepiece .model, a tokenizer.json, a .tiktoken file, a folder
-      with encoder.json and vocab.bpe, or a folder that `save` wrote (or that
-      has such a folder called `tokenizer` in it).
+    path: a sentencepiece .model, a tokenizer.json, a .tiktoken file, a
+      directory with encoder.json and vocab.bpe, or one that `save` wrote
+      (or that has such a directory called `tokenizer` in it).
   """
   path = pathlib.Path(path)
   if not path.exists():
@@ -42,16 +42,18 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
       code="no_such_file",
     )
   if path.is_dir():
-    for folder in (path, path / "tokenizer"):
+    for directory in (path, path / "tokenizer"):
       for name, load in (
         ("tokenizer.json", hugging_face.load),
         ("tokenizer.model", sentencepiece_model.load),
         ("tokenizer.tiktoken", gpt2.load_tiktoken),
       ):
-        if (folder / name).exists():
-          return load(folder / name)
-      if (folder / "encoder.json").exists() or (folder / "vocab.json").exists():
-        return gpt2.load(folder)
+        if (directory / name).exists():
+          return load(directory / name)
+      if (directory / "encoder.json").exists() or (
+        directory / "vocab.json"
+      ).exists():
+        return gpt2.load(directory)
     for pattern, load in (
       ("*.model*", sentencepiece_model.load),
       ("*tokenizer*.json", hugging_face.load),

@@ -106,7 +106,7 @@ class SentencePiece(base.Tokenizer):
     return [i for i in range(self._sp.vocab_size()) if self._sp.is_control(i)]
 
   def _added_tokens(self, beside: settings.Settings) -> dict[int, dict]:
-    """Id → token of those that the model does not have."""
+    """Returns id → token of the tokens that the model does not have."""
     new = {}
     for i, token in beside.added_tokens().items():
       text = token["content"]
@@ -152,18 +152,18 @@ class SentencePiece(base.Tokenizer):
 
   @property
   def pieces(self) -> list[tuple[str, float]]:
-    """Each id's piece and score."""
+    """Returns the piece and score of each id."""
     ids = range(self._sp.vocab_size())
     return [(self._sp.id_to_piece(i), self._sp.get_score(i)) for i in ids]
 
   @property
   def is_ours(self) -> bool:
-    """Whether `train_tokenizer` made it: no text is normalised."""
+    """Returns whether `train_tokenizer` made the model."""
     return (self._is_word or self._newline_is_piece) and not self._new
 
   @property
   def kind(self) -> str:
-    """The algorithm of a model of ours: as in `config.Tokenizer`."""
+    """Returns the algorithm of a model of ours, as in `configs.Tokenizer`."""
     if self._is_word:
       return "word"
     # A BPE piece's score is minus its rank.
@@ -213,7 +213,7 @@ class SentencePiece(base.Tokenizer):
   def _encode_parts(
     self, text: str, tokens: re.Pattern[str], hidden: Hidden | None = None
   ) -> list[int]:
-    """Ids of a text in which some tokens are recognised by their names."""
+    """Encodes a text and recognises tokens by their names."""
     ids: list[int] = []
     start = 0
     for match in itertools.chain(tokens.finditer(text), [None]):
@@ -231,14 +231,14 @@ class SentencePiece(base.Tokenizer):
     return ids
 
   def _encode_plain(self, text: str) -> list[int]:
-    """Ids of the beginning of a text, by the model alone."""
+    """Encodes the beginning of a text by the model alone."""
     if self._adds_space and text.startswith(_SPACES):
       text = text[1:]
     ids = self._sp.encode(text, out_type=int)
     return self._spelled(ids)
 
   def _encode_inner(self, text: str) -> list[int]:
-    """Ids of a text behind a special token."""
+    """Encodes a text that follows a special token."""
     if self._inner is self._sp:
       return self._encode_plain(text)
     return self._spelled(self._inner.encode(text, out_type=int))
@@ -299,7 +299,7 @@ class SentencePiece(base.Tokenizer):
 
 
 def _reader(beside: settings.Settings) -> str:
-  """The class of `transformers` by which a sentencepiece model is read."""
+  """Returns the class of `transformers` that reads a model."""
   reader = classes.of(beside.files)
   if reader in (classes.GPT2, classes.NEOX, classes.QWEN2):
     reader = classes.of({TOKENIZER_CONFIG: beside.config})
@@ -387,7 +387,7 @@ def _as_json(
   beside: settings.Settings,
   path: pathlib.Path,
 ) -> hugging_face.HuggingFace:
-  """A model as its tokenizer.json, with the special tokens that it names."""
+  """Converts a model to a tokenizer.json with its special tokens."""
   sp = sentencepiece.SentencePieceProcessor(model_proto=proto)
   ids = {"bos_token": sp.bos_id(), "eos_token": sp.eos_id()}
   names = named_tokens(beside.files, beside.directory)

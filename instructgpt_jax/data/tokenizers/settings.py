@@ -51,7 +51,7 @@ class Settings:
 
   @property
   def config(self) -> Mapping[str, Any]:
-    """tokenizer_config.json; empty where there is none."""
+    """Returns tokenizer_config.json; empty where there is none."""
     return self.files.get(special_tokens.TOKENIZER_CONFIG, {})
 
   def added_tokens(self) -> dict[int, dict[str, Any]]:
@@ -104,7 +104,7 @@ class Settings:
     return texts - {""}
 
   def template(self) -> Template:
-    """The chat template: its own file, or the one in tokenizer_config.json."""
+    """Returns the chat template of its file or of tokenizer_config.json."""
     by_config = self._config_template()
     if TEMPLATE not in self.saved:
       return by_config
@@ -143,7 +143,7 @@ class Settings:
     )
 
   def with_config(self, values: Mapping[str, Any]) -> Settings:
-    """These settings with some more fields in tokenizer_config.json."""
+    """Returns these settings with more fields in tokenizer_config.json."""
     name = special_tokens.TOKENIZER_CONFIG
     return dataclasses.replace(
       self,
@@ -189,10 +189,10 @@ def read(directory: pathlib.Path) -> Settings:
 
 
 def parsed(content: bytes, path: pathlib.Path) -> Mapping[str, Any]:
-  """The JSON table of a file.
+  """Returns the JSON object of a file.
 
   Raises:
-    UserError: it is none.
+    UserError: it is something else.
   """
   try:
     value = json.loads(content.decode("utf-8-sig"))
@@ -209,7 +209,7 @@ def parsed(content: bytes, path: pathlib.Path) -> Mapping[str, Any]:
 
 
 def read_bytes(path: pathlib.Path) -> bytes:
-  """A file's content.
+  """Returns a file's content.
 
   Raises:
     UserError: it cannot be read.
@@ -226,11 +226,11 @@ def read_bytes(path: pathlib.Path) -> bytes:
 
 
 def short(error: Exception) -> str:
-  """An exception's text in one line."""
+  """Returns an exception's text in one line."""
   return " ".join(str(error).split())[:100] or type(error).__name__
 
 
 FIX = (
-  "give a sentencepiece .model, a tokenizer.json, or a folder with"
+  "give a sentencepiece .model, a tokenizer.json, or a directory with"
   " encoder.json and vocab.bpe"
 )

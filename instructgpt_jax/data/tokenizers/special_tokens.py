@@ -78,7 +78,7 @@ class SpecialTokens:
 
 
 def token_text(value: Any) -> str:
-  """The text of a token, written as a string or as a table; "" for none."""
+  """Returns the text of a token, given as a string or object; "" for none."""
   if isinstance(value, Mapping):
     value = value.get("content")
   return value if isinstance(value, str) else ""
@@ -87,7 +87,7 @@ def token_text(value: Any) -> str:
 def named_tokens(
   files: Mapping[str, Mapping[str, Any]], directory: str
 ) -> dict[str, str]:
-  """`eos_token` and so on → token, of the two files that name tokens.
+  """Returns `eos_token` and so on → token, of both files that name tokens.
 
   Raises:
     UserError: they name different tokens.
@@ -175,7 +175,7 @@ def _refuse_letter(token: str, directory: str) -> None:
 
 
 def _ids(value: Any) -> list[int]:
-  """Token ids of a field that holds one, a list of them, or null."""
+  """Returns the token ids of a field with one id, a list, or null."""
   values = value if isinstance(value, list) else [value]
   return [i for i in values if type(i) is int and i >= 0]
 
@@ -185,7 +185,7 @@ def _unnamed_eos(
   vocabulary: Vocabulary,
   directory: str,
 ) -> int:
-  """The id that ends a text where no file names the token; -1 for none."""
+  """Returns the end-of-text id where no file names the token; -1 for none."""
   known = set(vocabulary.ids.values())
   marks = {i for name, i in vocabulary.ids.items() if _MARK.fullmatch(name)}
   written = {
@@ -226,7 +226,7 @@ def _unnamed_eos(
 
 
 def _agreed(ids: Mapping[str, Sequence[int]], directory: str) -> list[int]:
-  """The ids of generation_config.json and config.json, where both have some."""
+  """Returns the ids that generation_config.json and config.json share."""
   first, second = ids[GENERATION], ids[MODEL]
   if not first or not second:
     return [*first, *second]
@@ -247,7 +247,7 @@ def _unnamed_pad(
   vocabulary: Vocabulary,
   used: Iterable[int],
 ) -> int:
-  """The id of padding where no file names the token; -1 for none."""
+  """Returns the padding id where no file names the token; -1 for none."""
   ids = [vocabulary.pad_id]
   for file in (GENERATION, MODEL):
     written = _ids(files.get(file, {}).get("pad_token_id"))
@@ -261,7 +261,7 @@ def _more_stops(
   vocabulary: Vocabulary,
   never: set[int],
 ) -> tuple[int, ...]:
-  """Stop ids of generation_config.json, or of a list in config.json."""
+  """Returns stop ids of generation_config.json, or a list in config.json."""
   ids = _ids(files.get(TOKENIZER_CONFIG, {}).get(STOP_KEY))
   generation = files.get(GENERATION, {})
   if not generation.get("_from_model_config"):  # then it repeats config.json

@@ -31,7 +31,7 @@ _SPACE = "▁"  # what sentencepiece writes for a space
 
 
 def files(tokenizer: Tokenizer) -> dict[str, bytes]:
-  """The tokenizer's files, with a tokenizer.json if it can be said in one.
+  """Returns the tokenizer's files, with a tokenizer.json where possible.
 
   A sentencepiece model that was not trained here stays as it is: others apply
   normalisations of their own.
@@ -105,21 +105,21 @@ def _converted(tokenizer: SentencePiece) -> tokenizers.Tokenizer:
       byte_fallback=True,
       fuse_unk=True,
     )
-  found = tokenizers.Tokenizer(model)
-  found.add_special_tokens(
+  result = tokenizers.Tokenizer(model)
+  result.add_special_tokens(
     [pieces[i][0] for i in (tokenizer.pad_id, tokenizer.eos_id)]
   )
   if kind == "word":
-    _split_at_spaces(found)
+    _split_at_spaces(result)
   else:
-    found.normalizer = normalizers.Replace(" ", _SPACE)
-    found.pre_tokenizer = pre_tokenizers.Split(
+    result.normalizer = normalizers.Replace(" ", _SPACE)
+    result.pre_tokenizer = pre_tokenizers.Split(
       Regex(_NEWLINES[kind]), "isolated"
     )
-    found.decoder = decoders.Sequence(
+    result.decoder = decoders.Sequence(
       [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     )
-  return found
+  return result
 
 
 def _split_at_spaces(tokenizer: tokenizers.Tokenizer) -> None:
@@ -144,11 +144,11 @@ def _split_at_spaces(tokenizer: tokenizers.Tokenizer) -> None:
 
 
 def _merges(vocab: dict[str, int]) -> list[tuple[str, str]]:
-  """All pairs that make a piece, those of the earlier pieces first."""
-  found = []
+  """Returns all pairs that make a piece, those of earlier pieces first."""
+  merges = []
   for piece, rank in vocab.items():
     for cut in range(1, len(piece)):
       left, right = piece[:cut], piece[cut:]
       if left in vocab and right in vocab:
-        found.append((rank, vocab[left], vocab[right], left, right))
-  return [(left, right) for *_, left, right in sorted(found)]
+        merges.append((rank, vocab[left], vocab[right], left, right))
+  return [(left, right) for *_, left, right in sorted(merges)]

@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from instructgpt_jax.data.formats import at as reading
-from instructgpt_jax.data.formats.at import At, Skip, type_name
+from instructgpt_jax.data.formats import skips
 from instructgpt_jax.data.formats.format import Format, has
+from instructgpt_jax.data.formats.json_values import (
+  as_number,
+  is_null,
+  type_name,
+)
+from instructgpt_jax.data.formats.record_reader import RecordReader
+from instructgpt_jax.data.formats.skips import Skip
 from instructgpt_jax.data.formats.texts import (
   check_repeated,
   clean,
@@ -29,31 +35,33 @@ from instructgpt_jax.data.records import (
 )
 
 
-def _prompt(obj: Mapping[str, Any], at: At) -> Turns:
+def _prompt(obj: Mapping[str, Any], reader: RecordReader) -> Turns:
   if not isinstance(obj.get("prompt"), list):
-    at.get(obj, "prompt")
-  return read_prompt(obj["prompt"], "prompt", at)
+    reader.get(obj, "prompt")
+  return read_prompt(obj["prompt"], "prompt", reader)
 
 
-def _demonstrations(obj: Any, at: At) -> Iterator[Record]:
+def _demonstrations(obj: Any, reader: RecordReader) -> Iterator[Record]:
   value = obj.get("completion")
   if isinstance(value, list):
-    turns, completion = _conversational(obj, at)
+    turns, completion = _conversational(obj, reader)
   else:
-    turns = _prompt(obj, at)
+    turns = _prompt(obj, reader)
     # Public files write nothing but the end of text; a bare "" is a mistake.
-    completion = at.text(obj, "completion")
+    completion = reader.text(obj, "completion")
   yield Demonstration(
-    turns=turns, completion=reply(completion, at), origin=at.origin
+    turns=turns, completion=reply(completion, reader), origin=reader.origin
   )
 
 
-def _conversational(obj: Mapping[str, Any], at: At) -> tuple[Turns, str]:
-  """A completion of messages, and the prompt with what they repeat of it."""
-  messages = read_messages(obj["completion"], "completion", at)
+def _conversational(
+  obj: Mapping[str, Any], reader: RecordReader
+) -> tuple[Turns, str]:
+  """Returns the prompt and the last reply of a completion of messages."""
+  messages = read_messages(obj["completion"], "completion", reader)
   last = messages[-1]
   if last.turn.role != "assistant":
-    at.fail(
+    reader.fail(
       "does not end with a reply",
       f"completion[{len(messages) - 1}]",
       "end the completion with an assistant's turn",
@@ -62,29 +70,29 @@ def _conversational(obj: Mapping[str, Any], at: At) -> tuple[Turns, str]:
   if last.excluded:
     raise Skip(last.excluded)
   before = tuple(m.turn for m in messages[:-1])
-  return merge(_prompt(obj, at), before), last.turn.text
+  return merge(_prompt(obj, reader), before), last.turn.text
 
 
-def _rankings(obj: Any, at: At) -> Iterator[Record]:
-  completions = _completions(obj, at)
-  ranks = _ranks(obj, len(completions), at)
-  turns = _prompt(obj, at)
+def _rankings(obj: Any, reader: RecordReader) -> Iterator[Record]:
+  completions = _completions(obj, reader)
+  ranks = _ranks(obj, len(completions), reader)
+  turns = _prompt(obj, reader)
   if len(set(ranks)) == 1:
-    raise Skip(reading.TIES)
+    raise Skip(skips.TIES)
   texts = tuple(clean(c) for c in completions)
-  check_repeated(texts, ranks, at)
+  check_repeated(texts, ranks, reader)
   yield Ranking(
     turns=turns,
     completions=texts,
     ranks=ranks,
-    origin=at.origin,
+    origin=reader.origin,
   )
 
 
-def _completions(obj: Mapping[str, Any], at: At) -> list[str]:
-  completions = at.get(obj, "completions", list)
+def _completions(obj: Mapping[str, Any], reader: RecordReader) -> list[str]:
+  completions = reader.get(obj, "completions", list)
   if len(completions) < 2:
-    at.fail(
+    reader.fail(
       f"{len(completions)} completions cannot be ranked",
       "completions",
       "give at least 2",
@@ -92,14 +100,14 @@ def _completions(obj: Mapping[str, Any], at: At) -> list[str]:
     )
   for i, completion in enumerate(completions):
     if not isinstance(completion, str):
-      at.fail(
+      reader.fail(
         f"text is expected, not {type_name(completion)}",
         f"completions[{i}]",
         "write each completion as text",
         "wrong_type",
       )
     if not clean(completion):
-      at.fail(
+      reader.fail(
         "is empty",
         f"completions[{i}]",
         "give it a text or delete it with its rank",
@@ -108,32 +116,34 @@ def _completions(obj: Mapping[str, Any], at: At) -> list[str]:
   return completions
 
 
-def _ranks(obj: Mapping[str, Any], count: int, at: At) -> tuple[int, ...]:
-  """Ranks as they are written, or from scores; both have to agree."""
+def _ranks(
+  obj: Mapping[str, Any], count: int, reader: RecordReader
+) -> tuple[int, ...]:
+  """Reads ranks, or computes them from scores; both have to agree."""
   by_score: tuple[int, ...] = ()
-  if not reading.is_null(obj.get("scores")):
-    scores = at.get(obj, "scores", list)
+  if not is_null(obj.get("scores")):
+    scores = reader.get(obj, "scores", list)
     by_score = ranks_of(
-      [at.number({f"scores[{i}]": s}, f"scores[{i}]")
+      [reader.number({f"scores[{i}]": s}, f"scores[{i}]")
        for i, s in enumerate(scores)]
     )  # fmt: skip
-    _same_count(len(by_score), count, "scores", at)
-    if reading.is_null(obj.get("ranks")):
+    _same_count(len(by_score), count, "scores", reader)
+    if is_null(obj.get("ranks")):
       return by_score
-  ranks = at.get(obj, "ranks", list)
+  ranks = reader.get(obj, "ranks", list)
   for i, rank in enumerate(ranks):
-    number = reading.as_number(rank)
+    number = as_number(rank)
     if number is None or number < 1 or not number.is_integer():
-      at.fail(
+      reader.fail(
         f"{rank!r} is no rank",
         f"ranks[{i}]",
         "give whole numbers, 1 for best",
         "bad_rank",
       )
-  ranks = [int(reading.as_number(rank)) for rank in ranks]  # type: ignore[arg-type]
-  _same_count(len(ranks), count, "ranks", at)
+  ranks = [int(as_number(rank)) for rank in ranks]  # type: ignore[arg-type]
+  _same_count(len(ranks), count, "ranks", reader)
   if by_score and ranks_of([-rank for rank in ranks]) != by_score:
-    at.fail(
+    reader.fail(
       "the scores order the completions otherwise than the ranks",
       "scores",
       "delete one of the two fields",
@@ -142,9 +152,11 @@ def _ranks(obj: Mapping[str, Any], count: int, at: At) -> tuple[int, ...]:
   return tuple(ranks)
 
 
-def _same_count(count: int, expected: int, name: str, at: At) -> None:
+def _same_count(
+  count: int, expected: int, name: str, reader: RecordReader
+) -> None:
   if count != expected:
-    at.fail(
+    reader.fail(
       f"{count} {name} for {expected} completions",
       name,
       f"give each completion one of the {name}",
@@ -152,20 +164,20 @@ def _same_count(count: int, expected: int, name: str, at: At) -> None:
     )
 
 
-def _prompts(obj: Any, at: At) -> Iterator[Record]:
-  yield Prompt(turns=_prompt(obj, at), origin=at.origin)
+def _prompts(obj: Any, reader: RecordReader) -> Iterator[Record]:
+  yield Prompt(turns=_prompt(obj, reader), origin=reader.origin)
 
 
-def _texts(obj: Any, at: At) -> Iterator[Record]:
-  yield Document(text=at.text(obj, "text"), origin=at.origin)
+def _texts(obj: Any, reader: RecordReader) -> Iterator[Record]:
+  yield Document(text=reader.text(obj, "text"), origin=reader.origin)
 
 
-def _prompt_strings(obj: Any, at: At) -> Iterator[Record]:
+def _prompt_strings(obj: Any, reader: RecordReader) -> Iterator[Record]:
   if not isinstance(obj, str):
-    at.fail(f"text is expected, not {type_name(obj)}", code="wrong_type")
+    reader.fail(f"text is expected, not {type_name(obj)}", code="wrong_type")
   if not obj.strip():
-    at.fail("the prompt is empty", "", "delete the line", "empty_text")
-  yield Prompt(turns=read_prompt(obj, "prompt", at), origin=at.origin)
+    reader.fail("the prompt is empty", "", "delete the line", "empty_text")
+  yield Prompt(turns=read_prompt(obj, "prompt", reader), origin=reader.origin)
 
 
 def _is_ranking(obj: Any) -> bool:
@@ -199,7 +211,7 @@ RANKINGS = Format(
     " with the ranks otherwise",
   },
   ("prompt", "completions", "ranks"),
-  own=True,
+  strict=True,
   result="rankings",
 )
 DEMONSTRATIONS = Format(
@@ -208,7 +220,7 @@ DEMONSTRATIONS = Format(
   _demonstrations,
   {"prompt": _PROMPT, "completion": "the reply: a text or messages"},
   ("prompt", "completion"),
-  own=True,
+  strict=True,
   result="demonstrations (T0/P3, TRL, KTO)",
 )
 PROMPTS = Format(
@@ -218,7 +230,7 @@ PROMPTS = Format(
   {"prompt": _PROMPT},
   ("prompt",),
   ("family",),
-  own=True,
+  strict=True,
   result="prompts",
 )
 TEXT = Format(
@@ -228,6 +240,6 @@ TEXT = Format(
   {"text": "the document"},
   ("text",),
   common=("split", "weight"),
-  own=True,
+  strict=True,
   result="documents",
 )

@@ -7,12 +7,13 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from instructgpt_jax.data.formats import at as reading
 from instructgpt_jax.data.formats import common as common_lib
-from instructgpt_jax.data.formats import registry
-from instructgpt_jax.data.formats.at import At, Skip
+from instructgpt_jax.data.formats import registry, skips
 from instructgpt_jax.data.formats.format import Format
+from instructgpt_jax.data.formats.json_values import is_blank
 from instructgpt_jax.data.formats.recognise import recognise
+from instructgpt_jax.data.formats.record_reader import RecordReader
+from instructgpt_jax.data.formats.skips import Skip
 from instructgpt_jax.data.records import Demonstration, Prompt, Record
 
 # (line, format, records, why the record is skipped or "")
@@ -23,13 +24,13 @@ Row = tuple[int, Format, list[Record], str]
 class _Group:
   """The replies to one prompt so far."""
 
-  at: At
+  reader: RecordReader
   head: Prompt
   labeler_id: str
   values: list[Any]
 
 
-class Reader:
+class FileReader:
   """Turns the JSON values of one file into records.
 
   The first value decides the format, with those after it where a field of the
@@ -40,8 +41,8 @@ class Reader:
     notes: how many records each other remark applies to.
   """
 
-  def __init__(self, path: str, wanted: type | None):
-    self._path, self._wanted = path, wanted
+  def __init__(self, path: str, kind: type | None):
+    self._path, self._kind = path, kind
     self._format: Format | None = None
     self._groups: dict[Any, _Group] = {}
     self.unused: collections.Counter[str] = collections.Counter()
@@ -49,24 +50,24 @@ class Reader:
 
   @property
   def format(self) -> Format | None:
-    """The format of the file, once a value has been read."""
+    """Returns the format of the file, once a value has been read."""
     return self._format
 
   def recognise(self, line: int, value: Any, others: Iterable[Any]) -> None:
     """Sets the format by the first value and by values after it."""
-    at = At(self._path, line)
-    self._set_format(recognise(value, at, self._wanted, others))
+    reader = RecordReader(self._path, line)
+    self._set_format(recognise(value, reader, self._kind, others))
 
   def read(self, line: int, value: Any) -> Row:
     """Reads one value; a value of a grouped format gives no record yet."""
-    at = At(self._path, line)
+    reader = RecordReader(self._path, line)
     if self._format is None:
       self.recognise(line, value, ())
     known = self._format
     assert known is not None
-    at.own = known.own
+    reader.strict = known.strict
     if not isinstance(value, dict) and not known.fits(value):
-      at.fail(
+      reader.fail(
         f"is not of the format of the lines before ({known.name})",
         "",
         "write every record of a file in the same format",
@@ -74,22 +75,22 @@ class Reader:
       )
     if isinstance(value, dict):
       for name in value.keys() - self._known:
-        if not reading.is_blank(value[name]):
-          at.unused.add(name)
+        if not is_blank(value[name]):
+          reader.unused.add(name)
     records: list[Record] = []
     reason = ""
     try:
-      common = self._read_common(value, at)
+      common = self._read_common(value, reader)
       if known.group:
-        self._add_to_groups(value, common, at)
+        self._add_to_groups(value, common, reader)
         return line, known, [], ""
-      records, reason = self._parse(value, common, at)
+      records, reason = self._parse(value, common, reader)
     except Skip as skip:
       reason = str(skip)
     finally:
-      if at.unused or at.notes:
-        self.unused.update(at.unused)
-        self.notes.update(at.notes)
+      if reader.unused or reader.notes:
+        self.unused.update(reader.unused)
+        self.notes.update(reader.notes)
     return line, known, records, reason
 
   def finish(self) -> Iterator[Row]:
@@ -107,13 +108,15 @@ class Reader:
             split=group.head.split,
             labeler_id=group.labeler_id,
           )
-          for record in known.group(group.values, group.head.turns, group.at)
+          for record in known.group(
+            group.values, group.head.turns, group.reader
+          )
         ]
       except Skip as skip:
         reason = str(skip)
         records = [group.head]
-      self.notes.update(group.at.notes)
-      yield group.at.line, known, records, reason
+      self.notes.update(group.reader.notes)
+      yield group.reader.line, known, records, reason
 
   def _set_format(self, known: Format) -> None:
     self._format = known
@@ -122,54 +125,57 @@ class Reader:
     self._known = registry.known_fields(known.name)
     self._common = registry.common_fields(known.name)
 
-  def _read_common(self, value: Any, at: At) -> common_lib.Common | None:
+  def _read_common(
+    self, value: Any, reader: RecordReader
+  ) -> common_lib.Common | None:
     if not isinstance(value, dict):
       return None
     names = value.keys() & self._common
     if not names:
       return None
     # A record of ours with a wrong split is an error; web texts carry any.
-    strict = at.own and self._format.common is None  # type: ignore[union-attr]
-    return common_lib.read(value, sorted(names), at, strict)
+    strict = reader.strict and self._format.common is None  # type: ignore[union-attr]
+    return common_lib.read(value, sorted(names), reader, strict)
 
   def _parse(
-    self, value: Any, common: common_lib.Common | None, at: At
+    self, value: Any, common: common_lib.Common | None, reader: RecordReader
   ) -> tuple[list[Record], str]:
     assert self._format is not None
-    records = list(self._format.parse(value, at))
+    records = list(self._format.parse(value, reader))
     if not records:
-      return [], reading.EMPTY
+      return [], skips.EMPTY
     if common is None:
       return records, ""
     applied: list[Record] = []
     reason = ""
     for record in records:
       try:
-        applied.append(common_lib.apply(record, common, at.context_turns))
+        applied.append(common_lib.apply(record, common, reader.context_turns))
       except Skip as skip:
-        if str(skip) != reading.LATER_CONTEXT:
+        if str(skip) != skips.LATER_CONTEXT:
           raise
         reason = str(skip)
         continue
       if type(applied[-1]) is not type(record):
         reason = common.excluded
     if common.label and not any(isinstance(r, Demonstration) for r in records):
-      at.unused.add(common.label)
+      reader.unused.add(common.label)
     return applied, reason
 
   def _add_to_groups(
-    self, value: Any, common: common_lib.Common | None, at: At
+    self, value: Any, common: common_lib.Common | None, reader: RecordReader
   ) -> None:
     assert self._format is not None
-    for turns, reply, labeler_id in self._format.parse(value, at):
-      head: Any = Prompt(turns=turns, origin=at.origin)
+    for turns, reply, labeler_id in self._format.parse(value, reader):
+      head: Any = Prompt(turns=turns, origin=reader.origin)
       if common is not None:
         head = common_lib.apply(head, common)
         labeler_id = common.labeler_id or labeler_id
         if common.label:
-          at.unused.add(common.label)
+          reader.unused.add(common.label)
       key = (head.turns, head.user_id, head.split, labeler_id)
       group = self._groups.setdefault(
-        key, _Group(At(at.file, at.line), head, labeler_id, [])
+        key,
+        _Group(RecordReader(reader.file, reader.line), head, labeler_id, []),
       )
       group.values.append(reply)

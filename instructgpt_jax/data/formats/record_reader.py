@@ -1,4 +1,4 @@
-"""Reading one record: its position, typed fields, errors, skips and notes."""
+"""Reads the fields of one record, with errors, skips and notes."""
 
 from __future__ import annotations
 
@@ -9,51 +9,27 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
+from instructgpt_jax.data.formats import skips
+from instructgpt_jax.data.formats.json_values import (
+  TYPE_NAMES,
+  as_number,
+  is_blank,
+  is_null,
+  type_name,
+)
+from instructgpt_jax.data.formats.skips import Skip
 from instructgpt_jax.errors import UserError
-
-# Reasons for which a record is skipped.
-TIES = "rankings with only ties"
-EMPTY = "empty completions"
-UNRANKED = "replies without a preference"
-IDENTICAL = "pairs of identical replies"
-PROMPTS_DIFFER = "pairs whose prompts differ"
-CONTRADICTION = "records whose fields contradict each other"
-EMPTY_TURNS = "conversations with an empty turn"
-NO_USER = "conversations without a user's turn"
-NO_TURNS = "conversations without turns"
-ENDS_WITH_REPLY = "prompts that end with a reply"
-NOT_ANSWERING = "replies that do not follow a user's turn"
-TOOLS = "conversations with tools or tool calls"
-NOT_TEXT = "records with images or other parts that are not text"
-BAD = "completions labelled bad"
-UNKNOWN_LABEL = "completions with an unknown label"
-LATER_CONTEXT = "replies to a question before that of the context"
-NO_REPLIES = "prompts without replies"
-UNREADABLE = "replies whose score is no number"
-WEIGHT_0 = "replies of weight 0"
-NOT_FINITE = "records with a number that is not finite"
-
-_TYPES = {
-  str: "text",
-  list: "a list",
-  dict: "an object",
-  int: "a whole number",
-  float: "a number",
-}
-
-
-class Skip(Exception):
-  """A record that is skipped and counted; its text is the reason."""
 
 
 @dataclasses.dataclass(slots=True)
-class At:
+class RecordReader:
   """The position of a record, and what its reader has to report.
 
   Attributes:
     file: file of the record.
     line: line of the record.
-    own: whether the format is one of ours, where an unusable value is an error.
+    strict: whether an unusable value is an error, as in our own formats, and
+      not a reason to skip the record.
     unused: fields of the record that nothing reads.
     notes: other facts about the record that the report counts.
     context_turns: length of the conversation up to the question of `context`,
@@ -62,7 +38,7 @@ class At:
 
   file: str
   line: int
-  own: bool = False
+  strict: bool = False
   unused: set[str] = dataclasses.field(default_factory=set)
   notes: set[str] = dataclasses.field(default_factory=set)
   context_turns: int = 0
@@ -87,7 +63,7 @@ class At:
     self, reason: str, problem: str, field: str, fix: str, code: str
   ) -> NoReturn:
     """Raises an error in our own formats, and a Skip in public ones."""
-    if self.own:
+    if self.strict:
       self.fail(problem, field, fix, code)
     raise Skip(reason)
 
@@ -107,12 +83,12 @@ class At:
       )
     value = obj[name]
     if not isinstance(value, kind) or isinstance(value, bool):
-      if is_null(value) and not self.own:
+      if is_null(value) and not self.strict:
         raise Skip(f"records whose {_shown(where, name)!r} is null")
       self.fail(
-        f"{_TYPES[kind]} is expected, not {type_name(value)}",
+        f"{TYPE_NAMES[kind]} is expected, not {type_name(value)}",
         where + name,
-        f"write {name!r} as {_TYPES[kind]}",
+        f"write {name!r} as {TYPE_NAMES[kind]}",
         "wrong_type",
       )
     return value
@@ -122,7 +98,7 @@ class At:
     value = self.get(obj, name, where=where)
     if not value.strip():
       self.refuse(
-        EMPTY_TURNS,
+        skips.EMPTY_TURNS,
         "is empty",
         where + name,
         "give it a text or delete the record",
@@ -168,7 +144,7 @@ class At:
       )
     if math.isinf(number):
       self.refuse(
-        NOT_FINITE,
+        skips.NOT_FINITE,
         "is not finite",
         where + name,
         f"write {where + name!r} as a finite number",
@@ -188,60 +164,15 @@ class At:
       )
     return int(number)
 
-
-def as_number(value: Any) -> float | None:
-  """Returns a number, also one that is written as text; None for others.
-
-  Whole numbers beyond the range of floats are infinite. NaN is no number.
-  """
-  if isinstance(value, bool) or not isinstance(value, int | float | str):
-    return None
-  if isinstance(value, str) and "_" in value:
-    return None  # Python reads "1_000" as a number.
-  try:
-    number = float(value)
-  except ValueError:
-    return None
-  except OverflowError:
-    return math.inf if value > 0 else -math.inf  # type: ignore[operator]
-  return None if math.isnan(number) else number
+  def note_others(
+    self, obj: Mapping[str, Any], known: Iterable[str], path: str
+  ) -> None:
+    """Notes the fields of a nested object that are not among `known`."""
+    for name in obj.keys() - set(known):
+      if not is_blank(obj[name]):
+        self.unused.add(f"{path}.{name}")
 
 
 def _shown(where: str, name: str) -> str:
   """Names a field in counts, without positions in lists."""
   return re.sub(r"\[\d+\]", "[]", where + name)
-
-
-def note_others(
-  at: At, obj: Mapping[str, Any], known: Iterable[str], path: str
-) -> None:
-  """Notes the fields of a nested object that are not among `known`."""
-  for name in obj.keys() - set(known):
-    if not is_blank(obj[name]):
-      at.unused.add(f"{path}.{name}")
-
-
-def is_null(value: Any) -> bool:
-  """Whether a value is null or NaN, pandas' mark for nothing."""
-  return value is None or (isinstance(value, float) and math.isnan(value))
-
-
-def is_set(value: Any) -> bool:
-  """Whether a flag or a list says something: not false, 0, null or blank."""
-  return bool(value) and not is_null(value)
-
-
-def is_blank(value: Any) -> bool:
-  """Whether a value says nothing: null, NaN, "", [] or {}."""
-  return is_null(value) or value == "" or value == [] or value == {}
-
-
-def type_name(value: Any) -> str:
-  """Names the type of a JSON value."""
-  if value is None:
-    return "null"
-  if isinstance(value, bool):
-    return "true or false"
-  return next(
-    (n for k, n in _TYPES.items() if isinstance(value, k)), "a number"
-  )

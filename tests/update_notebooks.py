@@ -18,15 +18,17 @@ from ipykernel import kernelspec
 
 DIRECTORY = pathlib.Path(__file__).parent.parent / "notebooks"
 _TEMPORARY = re.compile(r"/\S*?/tmp\w{8}\b")
+_ERROR = re.compile(r"^(?:error:|  fix:).*\n", re.MULTILINE)
 
 
 def _stored(output: nbformat.NotebookNode) -> nbformat.NotebookNode | None:
-  """Returns what is stored of an output, or None for progress and warnings."""
+  """Returns what is stored of an output, or None for progress."""
   if output.output_type == "stream":
-    if output.name != "stdout":
-      return None
-    output.text = _TEMPORARY.sub("WORK", output.text)
-    return output
+    text = _TEMPORARY.sub("WORK", output.text)
+    if output.name == "stderr":
+      text = "".join(_ERROR.findall(text))
+    output.text = text
+    return output if text else None
   data = output.data
   if "image/png" in data:
     output.data = {"image/png": data["image/png"]}

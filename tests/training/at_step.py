@@ -19,18 +19,18 @@ AWAY = ".away"
 
 
 def sigterm(workdir: str) -> None:
-  """It is asked to end."""
+  """Sends SIGTERM to this process."""
   del workdir
   os.kill(os.getpid(), signal.SIGTERM)
 
 
 def vanish(workdir: str) -> None:
-  """The disk that holds its workdir is taken away."""
+  """Removes the workdir, as when its disk disappears."""
   os.rename(workdir, workdir + AWAY)
 
 
 def full(workdir: str) -> None:
-  """Nothing more fits its disk: no file may grow."""
+  """Simulates a full disk: no file may grow."""
   del workdir
   resource.setrlimit(resource.RLIMIT_FSIZE, (1, 1))
 
@@ -41,13 +41,13 @@ EVENTS: dict[str, Callable[[str], None]] = {
 
 if __name__ == "__main__":
   _, step, what, experiment, *flags = sys.argv
-  (folder,) = (f[10:] for f in flags if f.startswith("--workdir="))
+  (workdir,) = (f[10:] for f in flags if f.startswith("--workdir="))
   honest, left = preemption.PreemptionWatch.requested, [int(step)]
 
   def asked(self: preemption.PreemptionWatch) -> bool:
     left[0] -= 1
     if not left[0]:
-      EVENTS[what](folder)
+      EVENTS[what](workdir)
     return honest(self)
 
   vars(preemption)["Watch"].asked = asked

@@ -21,7 +21,7 @@ def _moved(tree: Any) -> Any:
 
 
 def _one_bit(tree: Any) -> Any:
-  """The smallest change of one value."""
+  """Changes the last bit of one value."""
   leaves, form = jax.tree.flatten(tree)
   first = leaves[0]
   bits = jax.lax.bitcast_convert_type(first, "uint32")
@@ -31,7 +31,7 @@ def _one_bit(tree: Any) -> Any:
 
 
 def wrong_cache() -> None:
-  """Decoding that is not what the full pass computes."""
+  """Makes decoding differ from the full pass."""
   honest = ppo_programs.generate
 
   def generate(*args, **kwargs):
@@ -42,7 +42,7 @@ def wrong_cache() -> None:
 
 
 def other_reference() -> None:
-  """A policy that does not start as its reference."""
+  """Makes the initial policy differ from its reference."""
   honest = networks.train_state
 
   def train_state(network, params, *rest):
@@ -52,7 +52,7 @@ def other_reference() -> None:
 
 
 def stale_rollout() -> None:
-  """Old log-probabilities of another policy than the one that is updated."""
+  """Records log-probabilities of a policy other than the updated one."""
   honest = ppo_step.update
 
   def update(state, *args, **kwargs):
@@ -67,7 +67,7 @@ def stale_rollout() -> None:
 
 
 def moving_reference() -> None:
-  """A reference that changes by one bit."""
+  """Changes the reference by one bit."""
   honest = ppo_checks.agree
 
   def agree(compare, policy, frozen, *args, **kwargs):

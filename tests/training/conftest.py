@@ -1,4 +1,4 @@
-"""Processes and finished stages for all tests of the loops."""
+"""Fixtures: processes, and workdirs of finished stages."""
 
 import pathlib
 
@@ -10,10 +10,10 @@ from tests.training import stages as stages_lib
 
 @pytest.fixture(scope="session")
 def shared(common) -> pathlib.Path:
-  """The folder of the loops' tests in it."""
-  folder = common / "loops"
-  folder.mkdir(exist_ok=True)
-  return folder
+  """Returns the directory that the tests of training share."""
+  directory = common / "training"
+  directory.mkdir(exist_ok=True)
+  return directory
 
 
 @pytest.fixture(scope="session")

@@ -15,13 +15,13 @@ def _signal(number: int) -> None:
 
 
 def nothing_to_save() -> None:
-  """Where no loop runs."""
+  """Receives SIGTERM outside of a loop."""
   _signal(signal.SIGTERM)
   print("still here", flush=True)
 
 
 def in_a_loop() -> None:
-  """Goes on to its next step."""
+  """Receives SIGTERM in a loop, and continues to the next step."""
   with preemption.PreemptionWatch() as watch:
     _signal(signal.SIGTERM)
     print("at the next step:", watch.requested(), flush=True)
@@ -29,7 +29,7 @@ def in_a_loop() -> None:
 
 
 def twice() -> None:
-  """A second signal, while it saves."""
+  """Receives a second signal while it saves."""
   with preemption.PreemptionWatch():
     _signal(signal.SIGTERM)
     print("saving", flush=True)
@@ -38,7 +38,7 @@ def twice() -> None:
 
 
 def after_the_last_step() -> None:
-  """Between the loop's last look and its end."""
+  """Receives SIGTERM after the last step of the loop."""
   with preemption.PreemptionWatch():
     _signal(signal.SIGTERM)
   print("still here", flush=True)

@@ -1,4 +1,4 @@
-"""Real processes that start in milliseconds, to be killed and looked at.
+"""Starts real processes in milliseconds, for tests that kill them.
 
 `python -m tests.training.forks` imports what the experiments import, and then
 forks a child for every command that it reads from its input. No backend of JAX
@@ -39,47 +39,47 @@ class Done(NamedTuple):
 class Child:
   """A running command."""
 
-  def __init__(self, server: Server, pid: int, folder: pathlib.Path):
-    self._server, self.pid, self._folder = server, pid, folder
+  def __init__(self, server: Server, pid: int, directory: pathlib.Path):
+    self._server, self.pid, self._directory = server, pid, directory
     self._status: int | None = None
 
   def running(self) -> bool:
-    """Whether it has not ended yet."""
-    path = self._folder / "status"
+    """Returns whether the process has not ended."""
+    path = self._directory / "status"
     if self._status is None and path.exists():
       self._status = int(path.read_text())
     return self._status is None
 
   def kill(self) -> None:
-    """SIGKILL: no handler, no clean-up, no flush."""
+    """Sends SIGKILL: no handler, no clean-up, no flush."""
     self._server.say({"kill": self.pid})
     self.wait()
 
   def wait(self, seconds: float = _TIMEOUT) -> Done:
-    """Its end."""
+    """Waits for the end of the process."""
     until = time.monotonic() + seconds
     while self.running():
       if time.monotonic() > until:
         self._server.say({"kill": self.pid})
-        raise TimeoutError((self._folder / "err").read_text()[-2000:])
+        raise TimeoutError((self._directory / "err").read_text()[-2000:])
       time.sleep(0.005)
     assert self._status is not None
     out, err = (
-      (self._folder / name).read_text(errors="replace")
+      (self._directory / name).read_text(errors="replace")
       for name in ("out", "err")
     )
     return Done(self._status, out, err)
 
 
 class Server:
-  """The process that forks the others.
+  """Process that forks the others.
 
   Args:
     env: variables that differ from this process's.
   """
 
   def __init__(self, env: Mapping[str, str]):
-    self._folder = pathlib.Path(tempfile.mkdtemp(prefix="forks-"))
+    self._directory = pathlib.Path(tempfile.mkdtemp(prefix="forks-"))
     self._count = 0
     self._process = subprocess.Popen(
       [sys.executable, "-m", "tests.training.forks"],
@@ -91,7 +91,7 @@ class Server:
     )
 
   def say(self, message: Mapping[str, Any]) -> str:
-    """Sends a request; its answer."""
+    """Sends a request, and returns the answer."""
     process = self._process
     assert process.stdin is not None and process.stdout is not None
     process.stdin.write(json.dumps(message) + "\n")
@@ -112,26 +112,26 @@ class Server:
       module: its name.
       arguments: its command line.
       env: more variables.
-      cwd: its folder.
+      cwd: its working directory.
       file_size: bytes that a file may have, as on a disk that is full.
     """
     self._count += 1
-    folder = self._folder / str(self._count)
-    folder.mkdir()
+    directory = self._directory / str(self._count)
+    directory.mkdir()
     pid = self.say(
       dict(
         module=module,
         arguments=list(arguments),
         env=dict(env or {}),
         cwd=str(cwd),
-        folder=str(folder),
+        directory=str(directory),
         file_size=file_size,
       )
     )
-    return Child(self, int(pid), folder)
+    return Child(self, int(pid), directory)
 
   def run(self, module: str, *arguments: str, **options: Any) -> Done:
-    """`start`, and waits for the end."""
+    """Starts a process, and waits for its end."""
     return self.start(module, *arguments, **options).wait()
 
   def close(self) -> None:
@@ -141,11 +141,11 @@ class Server:
     process.stdin.close()
     process.wait(30)
     process.stdout.close()
-    shutil.rmtree(self._folder, ignore_errors=True)
+    shutil.rmtree(self._directory, ignore_errors=True)
 
 
 def _child(order: Mapping[str, Any], out: int, err: int) -> None:
-  """What a forked process does; never returns."""
+  """Runs a command in a forked process; never returns."""
   import resource
   import traceback
 
@@ -173,13 +173,13 @@ def _child(order: Mapping[str, Any], out: int, err: int) -> None:
 
 
 class _Served:
-  """A forked process, seen from the server.
+  """Forked process, on the server's side.
 
   Its output comes through pipes, which a limit on the size of files spares.
   """
 
   def __init__(self, order: Mapping[str, Any]):
-    self.folder = pathlib.Path(order["folder"])
+    self.directory = pathlib.Path(order["directory"])
     pipes = [os.pipe() for _ in range(2)]
     self.pid = os.fork()
     if not self.pid:
@@ -188,22 +188,22 @@ class _Served:
     for (read, write), name in zip(pipes, ("out", "err"), strict=True):
       os.close(write)
       os.set_blocking(read, False)
-      self.files[read] = open(self.folder / name, "wb", buffering=0)
+      self.files[read] = open(self.directory / name, "wb", buffering=0)
 
   def copy(self) -> None:
-    """Writes what there is to read."""
+    """Copies available output to the files."""
     for pipe, file in self.files.items():
       with contextlib.suppress(BlockingIOError):
         while content := os.read(pipe, 65536):
           file.write(content)
 
   def end(self, status: int) -> None:
-    """Writes the rest, and the status."""
+    """Copies the remaining output, and writes the status."""
     self.copy()
     for pipe, file in self.files.items():
       os.close(pipe)
       file.close()
-    path = self.folder / "status"
+    path = self.directory / "status"
     path.with_suffix(".next").write_text(str(os.waitstatus_to_exitcode(status)))
     path.with_suffix(".next").rename(path)
 
@@ -240,14 +240,14 @@ def _serve(preload: Sequence[str]) -> None:
 
 
 def _line() -> bytes:
-  """One line of the input, without reading ahead of it."""
-  found = b""
-  while not found.endswith(b"\n"):
+  """Reads one line of stdin without buffering."""
+  line = b""
+  while not line.endswith(b"\n"):
     piece = os.read(0, 1)
     if not piece:
       return b""
-    found += piece
-  return found
+    line += piece
+  return line
 
 
 if __name__ == "__main__":

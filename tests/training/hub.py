@@ -31,7 +31,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 def tokenizer_files(kind: str) -> dict[str, bytes]:
-  """tokenizer.json and what stands beside it."""
+  """Returns the files of a tokenizer directory."""
   special = ["</s>", "<unk>"]
   if kind == "llama":
     special += ["<pad>", "<s>", "<u>", "<a>"]
@@ -60,7 +60,7 @@ def tokenizer_files(kind: str) -> dict[str, bytes]:
 
 
 def make(path: pathlib.Path, kind: str) -> str:
-  """A directory as it may come from anywhere; its path."""
+  """Makes a Hugging Face directory, and returns its path."""
   files = tokenizer_files(kind)
   size = len(json.loads(files["tokenizer.json"])["model"]["vocab"])
   model = LanguageModel(configs.Model(vocab_size=size, **SHAPE, **MODELS[kind]))

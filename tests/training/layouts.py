@@ -90,7 +90,7 @@ def _measured(metrics: Any) -> dict[str, float]:
 
 
 def _weighed(params: Any) -> float:
-  """Depends on each number of a tree."""
+  """Returns a number that depends on each value of a tree."""
   return float(sum(jnp.abs(x).sum() for x in jax.tree.leaves(params)))
 
 
@@ -159,7 +159,7 @@ def _ppo(c: configs.Model, mesh: Mesh) -> dict[str, Any]:
 
 
 def main(name: str, sizes: str) -> None:
-  """Prints what the steps measure on a mesh; 1,1,1 is one device."""
+  """Prints the metrics of all steps on a mesh; 1,1,1 is one device."""
   c = MODELS[name]
   data, fsdp, tensor = map(int, sizes.split(","))
   mesh = mesh_lib.make_mesh(
@@ -170,12 +170,12 @@ def main(name: str, sizes: str) -> None:
     _train_state(network, mesh)
     for network in (LanguageModel(c), ScalarModel(c))
   )
-  found = {
+  measured = {
     "language": _supervised(policy, language, _language_batch(), mesh),
     "reward": _supervised(scores, reward, _rankings(), mesh),
     "ppo": _ppo(c, mesh),
   }
-  print(json.dumps(found))
+  print(json.dumps(measured))
 
 
 if __name__ == "__main__":

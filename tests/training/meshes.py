@@ -32,8 +32,8 @@ def _pieces(array: jax.Array) -> int:
   return len({str(shard.index) for shard in array.addressable_shards})
 
 
-def main(folder: str, fsdp: int, tensor: int) -> None:
-  """Saves what it restores; the first call saves what it has drawn."""
+def main(directory: str, fsdp: int, tensor: int) -> None:
+  """Saves the restored state; the first call saves initial state."""
   mesh = mesh_lib.make_mesh(configs.Mesh(fsdp=fsdp, tensor=tensor))
   model = LanguageModel(
     configs.Model(
@@ -47,17 +47,17 @@ def main(folder: str, fsdp: int, tensor: int) -> None:
     return networks.train_state(model, params, optimizer, mesh)
 
   like = state(1)
-  with checkpoints.Checkpointer(folder) as saver:
-    found = saver.restore_latest(like)
-    step, held, _ = found or (0, state(0), {})
-    saver.save(step + 1, held, {})
-  checkpoints.save_model(folder, held.params, {})
-  params = checkpoints.load_model(folder, like.params)
-  assert _digest(params) == _digest(held.params)
-  leaves = jax.tree.leaves(held)
+  with checkpoints.Checkpointer(directory) as saver:
+    result = saver.restore_latest(like)
+    step, tree, _ = result or (0, state(0), {})
+    saver.save(step + 1, tree, {})
+  checkpoints.save_model(directory, tree.params, {})
+  params = checkpoints.load_model(directory, like.params)
+  assert _digest(params) == _digest(tree.params)
+  leaves = jax.tree.leaves(tree)
   for a, b in zip(leaves, jax.tree.leaves(like), strict=True):
     assert a.sharding.is_equivalent_to(b.sharding, a.ndim)
-  print(len(jax.devices()), max(map(_pieces, leaves)), _digest(held))
+  print(len(jax.devices()), max(map(_pieces, leaves)), _digest(tree))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a run leaves in its workdir, but for what a clock says."""
+"""Reads the results in a workdir, without values that depend on time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Workdir = str | pathlib.Path
 
 
 def lines(workdir: Workdir) -> int:
-  """Lines of metrics that are written by now."""
+  """Counts the lines of metrics that have been written."""
   path = pathlib.Path(workdir) / "metrics.jsonl"
   return path.read_bytes().count(b"\n") if path.exists() else 0
 
@@ -32,7 +32,7 @@ def lines(workdir: Workdir) -> int:
 def kill_after(
   child: forks.Child, workdir: Workdir, count: int, pause: float = 0.0
 ) -> forks.Done:
-  """Waits for so many lines of metrics, then a little; kills the process."""
+  """Kills a process some time after it has written `count` lines of metrics."""
   while child.running() and lines(workdir) < count:
     time.sleep(0.002)
   time.sleep(pause)
@@ -41,87 +41,87 @@ def kill_after(
 
 
 def timeless(value: Any) -> Any:
-  """JSON without what a clock says."""
+  """Removes values that depend on time from JSON."""
   if isinstance(value, dict):
     return {k: timeless(v) for k, v in value.items() if k not in TIMES}
   return value
 
 
 def metrics(workdir: Workdir) -> list[dict[str, Any]]:
-  """All lines of metrics."""
+  """Returns all lines of metrics."""
   text = (pathlib.Path(workdir) / "metrics.jsonl").read_text()
   return [timeless(json.loads(line)) for line in text.splitlines()]
 
 
 def summary(workdir: Workdir) -> dict[str, Any]:
-  """What the end of the run says."""
+  """Returns the summary of a finished run."""
   text = (pathlib.Path(workdir) / "complete.json").read_text()
   return timeless(json.loads(text))
 
 
 def report(workdir: Workdir) -> dict[str, Any]:
-  """What a pipeline's report says."""
+  """Returns a pipeline's report."""
   text = (pathlib.Path(workdir) / "report.json").read_text()
   return timeless(json.loads(text))
 
 
 def steps(workdir: Workdir) -> list[int]:
-  """Steps of the whole checkpoints."""
+  """Returns the steps of complete checkpoints."""
   with checkpoints.Checkpointer(workdir) as saver:
     return saver.steps
 
 
 def arrays(path: Workdir) -> dict[str, np.ndarray]:
-  """Path in the tree → array of a model or checkpoints."""
-  found: Any = ocp.metadata(path).metadata
+  """Returns path → array of a model or checkpoint."""
+  actual: Any = ocp.metadata(path).metadata
   here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  wanted = {
+  expected = {
     name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
-    for name, leaf in found.items()
+    for name, leaf in actual.items()
   }
-  table: Any = ocp.load(path, wanted)
+  table: Any = ocp.load(path, expected)
   return jax.device_get(table)
 
 
 def model(workdir: Workdir) -> dict[str, np.ndarray]:
-  """Path → array of the model that the run left."""
+  """Returns path → array of a run's model."""
   return arrays(pathlib.Path(workdir) / "model")
 
 
 def state(workdir: Workdir) -> tuple[int, dict[str, np.ndarray], Any]:
-  """The newest checkpoint: step, path → array, what is saved beside."""
+  """Returns (step, path → array, extra) of the newest checkpoint."""
   step = steps(workdir)[-1]
   path = pathlib.Path(workdir) / "checkpoints" / str(step)
-  found: Any = ocp.metadata(path).custom_metadata
-  return step, arrays(path), timeless(found["info"])
+  actual: Any = ocp.metadata(path).custom_metadata
+  return step, arrays(path), timeless(actual["info"])
 
 
 def assert_same_arrays(
-  found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]
+  actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]
 ) -> None:
-  """Bit for bit."""
-  assert found.keys() == wanted.keys()
-  for name, array in wanted.items():
-    assert found[name].dtype == array.dtype, name
-    assert found[name].tobytes() == array.tobytes(), name
+  """Checks that arrays are equal bit for bit."""
+  assert actual.keys() == expected.keys()
+  for name, array in expected.items():
+    assert actual[name].dtype == array.dtype, name
+    assert actual[name].tobytes() == array.tobytes(), name
 
 
-def assert_same_run(found: Workdir, wanted: Workdir) -> None:
-  """Two workdirs hold the same, bit for bit."""
-  assert metrics(found) == metrics(wanted)
-  assert summary(found) == summary(wanted)
-  assert_same_arrays(model(found), model(wanted))
-  step, table, beside = state(found)
-  wanted_step, wanted_table, wanted_beside = state(wanted)
+def assert_same_run(actual: Workdir, expected: Workdir) -> None:
+  """Checks that two runs have the same results, bit for bit."""
+  assert metrics(actual) == metrics(expected)
+  assert summary(actual) == summary(expected)
+  assert_same_arrays(model(actual), model(expected))
+  step, table, beside = state(actual)
+  wanted_step, wanted_table, wanted_beside = state(expected)
   assert (step, beside) == (wanted_step, wanted_beside)
   assert_same_arrays(table, wanted_table)
 
 
 def snapshot(workdir: Workdir) -> dict[str, bytes]:
-  """Path → content of every file."""
-  folder = pathlib.Path(workdir)
+  """Returns path → content of every file."""
+  directory = pathlib.Path(workdir)
   return {
-    str(path.relative_to(folder)): path.read_bytes()
-    for path in sorted(folder.rglob("*"))
+    str(path.relative_to(directory)): path.read_bytes()
+    for path in sorted(directory.rglob("*"))
     if path.is_file()
   }

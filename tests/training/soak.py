@@ -1,4 +1,4 @@
-"""Kills a pipeline again and again.
+"""Kills a pipeline repeatedly.
 
 Each kill is a SIGKILL, or now and then a SIGTERM, after a random time; the same
 command then goes on. Where a pipeline comes to its end, it has to be what one
@@ -45,47 +45,47 @@ _PATIENCE = 600.0  # seconds for a whole pipeline, on a machine that is busy
 
 
 def flags(data: pathlib.Path) -> list[str]:
-  """The pipeline's command line but for its workdir."""
+  """Returns the pipeline's flags without its workdir."""
   return [*toy.MODEL, *toy.RUN, "--run.save_every=2", *PIPELINE,
           *toy.sources(data, *toy.KINDS)]  # fmt: skip
 
 
-def assert_same_pipeline(found: pathlib.Path, wanted: pathlib.Path) -> None:
-  """All that two pipelines leave, but for what a clock says."""
+def assert_same_pipeline(actual: pathlib.Path, expected: pathlib.Path) -> None:
+  """Checks that two pipelines have equal results, except for times."""
   stages, others = (
-    sorted(p.parent.name for p in folder.glob("*/complete.json"))
-    for folder in (wanted, found)
+    sorted(p.parent.name for p in directory.glob("*/complete.json"))
+    for directory in (expected, actual)
   )
   assert stages and stages == others
   for name in stages:
-    results.assert_same_run(found / name, wanted / name)
-  for path in wanted.glob("rankings/*"):
-    other = found / "rankings" / path.name
+    results.assert_same_run(actual / name, expected / name)
+  for path in expected.glob("rankings/*"):
+    other = actual / "rankings" / path.name
     assert other.read_bytes() == path.read_bytes(), path.name
-  if (wanted / "report.json").exists():
-    assert results.report(found) == results.report(wanted)
+  if (expected / "report.json").exists():
+    assert results.report(actual) == results.report(expected)
 
 
 def soak(
   server: forks.Server,
   command: list[str],
-  folder: pathlib.Path,
+  directory: pathlib.Path,
   kills: int,
   rng: random.Random,
 ) -> int:
-  """Kills `kills` times, and compares each pipeline that comes to its end.
+  """Kills pipelines `kills` times, and compares each that finishes.
 
   Args:
     server: starts processes.
     command: the pipeline's, but for its workdir.
-    folder: where the pipelines are made.
+    directory: directory of the pipelines' workdirs.
     kills: how often to kill.
     rng: when, and by which signal.
 
   Returns:
     How many pipelines were compared.
   """
-  straight = folder / "straight"
+  straight = directory / "straight"
   began = time.monotonic()
   child = server.start(
     "experiments.pipeline", *command, f"--workdir={straight}"
@@ -93,7 +93,7 @@ def soak(
   done = child.wait(_PATIENCE)
   assert done.status == 0, done.err
   whole = time.monotonic() - began
-  path, compared = folder / "killed", 0
+  path, compared = directory / "killed", 0
   while True:
     pipeline = [*command, f"--workdir={path}"]
     child = server.start("experiments.pipeline", *pipeline)

@@ -1,4 +1,4 @@
-"""Toy stages that are run once, and shared by all tests and workers."""
+"""Toy stages that run once, and are shared by all tests and workers."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ FAST = {
 
 
 class Stages:
-  """Workdirs of finished stages, each made when it is first asked for.
+  """Workdirs of finished stages; each runs when it is first requested.
 
   Args:
-    folder: common to all workers of a test run.
+    directory: directory shared by all workers of a test run.
     server: starts processes.
   """
 
-  def __init__(self, folder: pathlib.Path, server: forks.Server):
-    self.folder, self.server = folder, server
-    self.data = folder / "data"
+  def __init__(self, directory: pathlib.Path, server: forks.Server):
+    self.directory, self.server = directory, server
+    self.data = directory / "data"
     with alone(self.data):
       if not self.data.exists():
         toy.write_data(self.data)
 
   def flags(self, name: str) -> list[str]:
-    """The command line of a stage, but for its workdir."""
-    found = [*toy.MODEL, *toy.RUN, *toy.STAGES[name]]
-    found += toy.sources(self.data, *toy.READS[name])
+    """Returns the flags of a stage without its workdir."""
+    flags = [*toy.MODEL, *toy.RUN, *toy.STAGES[name]]
+    flags += toy.sources(self.data, *toy.READS[name])
     if name in toy.STARTS:
-      found.append(f"--init_from={self[toy.STARTS[name]]}")
+      flags.append(f"--init_from={self[toy.STARTS[name]]}")
     if name.startswith("ppo"):
-      found.append(f"--ppo.reward_model={self['reward']}")
-    return found
+      flags.append(f"--ppo.reward_model={self['reward']}")
+    return flags
 
   def __getitem__(self, name: str) -> pathlib.Path:
-    path = self.folder / name
+    path = self.directory / name
     flags = [] if path.exists() else self.flags(name)
     with alone(path):
       if not (path / "complete.json").exists():
@@ -53,5 +53,5 @@ class Stages:
     return path
 
   def run(self, name: str, *flags: str, **options) -> forks.Done:
-    """`python -m experiments.NAME`, to its end."""
+    """Runs `python -m experiments.NAME` to its end."""
     return self.server.run(f"experiments.{name}", *flags, **options)

@@ -1,4 +1,4 @@
-"""What a user can get wrong: a short error with the place and the fix."""
+"""User errors are short and name the place and the fix."""
 
 import dataclasses
 import gzip
@@ -20,7 +20,7 @@ RANKING = {
 
 
 def jsonl(*records):
-  """One record a line; a text stands as it is."""
+  """Returns one JSON record per line; strings are lines already."""
   return "".join(
     (r if isinstance(r, str) else json.dumps(r)) + "\n" for r in records
   ).encode()
@@ -32,13 +32,13 @@ def without(record, field):
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """A bad source of a stage, and what has to be said of it."""
+  """A bad source of a stage, and its error message."""
 
   stage: str
   kind: str  # which source is bad
   content: bytes
   line: int | None  # where it says the fault is
-  said: str
+  message: str
   name: str = "bad.jsonl"
 
 
@@ -101,7 +101,7 @@ BAD: dict[str, Case] = {
 
 
 def error_of(done):
-  """The error's lines, at most three, that end in a fix."""
+  """Returns the error, which has at most three lines and a fix."""
   assert done.status == 2, done.err
   assert "Traceback" not in done.err
   lines = done.err.splitlines()
@@ -115,31 +115,31 @@ def error_of(done):
 
 
 def replaced(flags, **values):
-  """Flags with other values, each by the last part of its name."""
-  kept = [
+  """Replaces the values of flags, by the last part of their names."""
+  unchanged = [
     f
     for f in flags
     if f.removeprefix("--").partition("=")[0].rpartition(".")[2] not in values
   ]
-  assert len(kept) == len(flags) - len(values)
+  assert len(unchanged) == len(flags) - len(values)
   names = {
     f.removeprefix("--").partition("=")[0].rpartition(".")[2]: f.partition("=")[
       0
     ]
     for f in flags
   }
-  return kept + [f"{names[k]}={v}" for k, v in values.items()]
+  return unchanged + [f"{names[k]}={v}" for k, v in values.items()]
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_file_is_told_with_line_and_fix(name, stages, tmp_path):
+def test_bad_record_is_named_with_line_and_fix(name, stages, tmp_path):
   case = BAD[name]
   bad = tmp_path / case.name
   bad.write_bytes(case.content)
   flags = replaced(stages.flags(case.stage), **{case.kind: bad})
   command = [*flags, f"--workdir={tmp_path / 'run'}"]
   error = error_of(stages.run(case.stage, *command))
-  assert case.said in error
+  assert case.message in error
   if case.line is not None:
     assert f"{bad}:{case.line}" in error
   else:
@@ -147,7 +147,7 @@ def test_a_bad_file_is_told_with_line_and_fix(name, stages, tmp_path):
   assert not results.snapshot(tmp_path / "run")
 
 
-def test_a_mended_file_is_taken_by_the_same_command(stages, tmp_path):
+def test_corrected_file_works_with_the_same_command(stages, tmp_path):
   data = tmp_path / "data.jsonl"
   good = (stages.data / "demonstrations.jsonl").read_bytes()
   data.write_bytes(good[:-20])
@@ -159,8 +159,8 @@ def test_a_mended_file_is_taken_by_the_same_command(stages, tmp_path):
   assert results.metrics(tmp_path / "run") == results.metrics(stages["sft"])
 
 
-def test_a_wrong_path_is_put_right_in_the_same_workdir(stages, tmp_path):
-  """A run that read nothing has not taken the folder."""
+def test_corrected_path_works_in_the_same_workdir(stages, tmp_path):
+  """A run that has read nothing does not claim the workdir."""
   flags = stages.flags("sft")
   wrong = replaced(flags, demonstrations=stages.data / "demonstration.jsonl")
   error = error_of(stages.run("sft", *wrong, f"--workdir={tmp_path / 'run'}"))
@@ -172,7 +172,7 @@ def test_a_wrong_path_is_put_right_in_the_same_workdir(stages, tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("stage", "kind", "bad", "said"),
+  ("stage", "kind", "bad", "message"),
   [
     ("ppo", "prompts", {"prompt": "ba " * 40}, "dropped 1 prompts over the"),
     (
@@ -189,8 +189,8 @@ def test_a_wrong_path_is_put_right_in_the_same_workdir(stages, tmp_path):
     ),
   ],
 )
-def test_what_is_left_out_is_counted_and_the_rest_is_used(
-  stage, kind, bad, said, stages, tmp_path
+def test_skipped_records_are_counted_and_others_used(
+  stage, kind, bad, message, stages, tmp_path
 ):
   data = tmp_path / "data.jsonl"
   good = (stages.data / f"{kind}.jsonl").read_bytes()
@@ -198,7 +198,7 @@ def test_what_is_left_out_is_counted_and_the_rest_is_used(
   flags = replaced(stages.flags(stage), **{kind: data})
   done = stages.run(stage, *flags, f"--workdir={tmp_path / 'run'}")
   assert done.status == 0, done.err
-  assert said in done.err
+  assert message in done.err
   assert results.metrics(tmp_path / "run") == results.metrics(stages[stage])
 
 
@@ -218,7 +218,7 @@ def nothing(path):
   shutil.rmtree(path)
 
 
-# What is wrong with the stage to start from, and what is said.
+# Stage, stage to start from, how it is damaged, error message.
 STARTS: dict[str, tuple[str, str, Callable | None, str]] = {
   "no such directory": ("ppo", "sft", nothing, "there is no such directory"),
   "unfinished": ("ppo", "sft", unfinished, "has not run to its end"),
@@ -234,27 +234,27 @@ STARTS: dict[str, tuple[str, str, Callable | None, str]] = {
 
 
 @pytest.mark.parametrize("name", STARTS)
-def test_a_stage_that_cannot_be_started_from(name, stages, tmp_path):
-  stage, start, spoil, said = STARTS[name]
+def test_unusable_start_stage_is_an_error(name, stages, tmp_path):
+  stage, start, spoil, message = STARTS[name]
   path = tmp_path / "start"
   shutil.copytree(stages[start], path)
   if spoil is not None:
     spoil(path)
   flags = replaced(stages.flags(stage), init_from=path)
   error = error_of(stages.run(stage, *flags, f"--workdir={tmp_path / 'run'}"))
-  assert said in error
+  assert message in error
   assert str(path) in error
   assert not results.snapshot(tmp_path / "run")
 
 
-def test_a_policy_as_reward_model(stages, tmp_path):
+def test_policy_is_not_a_reward_model(stages, tmp_path):
   flags = replaced(stages.flags("ppo"), reward_model=stages["sft"])
   error = error_of(stages.run("ppo", *flags, f"--workdir={tmp_path}"))
   assert "holds a language model, where a reward model is needed" in error
   assert "[ppo.reward_model]" in error
 
 
-def test_the_workdir_of_another_experiment(stages, tmp_path):
+def test_workdir_of_another_experiment_is_refused(stages, tmp_path):
   shutil.copytree(stages["sft"], tmp_path / "run")
   before = results.snapshot(tmp_path / "run")
   error = error_of(
@@ -266,7 +266,7 @@ def test_the_workdir_of_another_experiment(stages, tmp_path):
   assert results.snapshot(tmp_path / "run") == before
 
 
-def test_a_workdir_with_another_config(stages, tmp_path):
+def test_workdir_with_another_config_is_refused(stages, tmp_path):
   shutil.copytree(stages["sft"], tmp_path / "run")
   before = results.snapshot(tmp_path / "run")
   flags = [*stages.flags("sft"), "--sft.epochs=9", f"--workdir={tmp_path}/run"]
@@ -275,7 +275,7 @@ def test_a_workdir_with_another_config(stages, tmp_path):
   assert results.snapshot(tmp_path / "run") == before
 
 
-def test_a_workdir_that_is_a_file(stages, tmp_path):
+def test_workdir_that_is_a_file_is_refused(stages, tmp_path):
   (tmp_path / "run").write_text("mine")
   flags = [*stages.flags("sft"), f"--workdir={tmp_path / 'run'}"]
   assert str(tmp_path / "run") in error_of(stages.run("sft", *flags))
@@ -291,7 +291,7 @@ TOKENIZERS = {
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_an_unknown_tokenizer_file(name, stages, tmp_path):
+def test_unknown_tokenizer_file_is_refused(name, stages, tmp_path):
   content = TOKENIZERS[name]
   if content is not None:
     (tmp_path / name).write_bytes(content)
@@ -329,7 +329,7 @@ SETTINGS = {
   ("stage", "changes", "field"),
   [(stage, *pair) for stage, pairs in SETTINGS.items() for pair in pairs],
 )
-def test_settings_that_do_not_go_together(
+def test_inconsistent_settings_are_refused(
   stage, changes, field, stages, tmp_path
 ):
   done = stages.run(
@@ -339,14 +339,14 @@ def test_settings_that_do_not_go_together(
   assert not results.snapshot(tmp_path / "run")
 
 
-def test_a_microbatch_of_any_size_is_good_for_packed_rows(stages, tmp_path):
-  """How many rows a step has is not the user's to know."""
+def test_packed_rows_allow_any_microbatch(stages, tmp_path):
+  """The user does not know the number of rows of a step."""
   flags = [*stages.flags("policy_init"), "--sft.microbatch=3"]
   done = stages.run("policy_init", *flags, f"--workdir={tmp_path}")
   assert done.status == 0, done.err
 
 
-def test_other_tokenizers_do_not_mix(stages, tmp_path):
+def test_different_tokenizers_are_refused(stages, tmp_path):
   other = tmp_path / "other"
   done = stages.run(
     "pretrain",

@@ -1,4 +1,4 @@
-"""What a running program checks: invariants, and that losses are finite."""
+"""Running programs check invariants, and that losses are finite."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ from tests.training import results, toy
 
 
 def errors(done):
-  """The lines of the error; there is no more than three of them."""
+  """Returns the lines of the error, at most three."""
   lines = done.err.splitlines()
   (start,) = (i for i, line in enumerate(lines) if line.startswith("error: "))
   assert len(lines) - start <= 3
@@ -23,7 +23,7 @@ def errors(done):
 
 @pytest.fixture(scope="module")
 def broken(stages, tmp_path_factory):
-  """Runs a short PPO with a defect; its error and workdir."""
+  """Runs a short PPO with a defect; returns its error and workdir."""
 
   def run(defect):
     path = tmp_path_factory.mktemp(defect) / "run"
@@ -149,7 +149,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(name, stages, tmp_path):
     np.testing.assert_array_equal(saved["batch"][prefix + field], values)
   assert not (path / "model").exists()
 
-  # The same command goes on from there, and comes no further.
+  # The same command resumes there, and stops at the same step.
   before = results.snapshot(path / "checkpoints")
   again = stages.server.run(*command)
   assert again.status == 2

@@ -1,4 +1,4 @@
-"""A run that is stopped does not go on with other data."""
+"""A stopped run does not resume with changed data."""
 
 import json
 import shutil
@@ -19,11 +19,11 @@ CHANGED = {
 }
 
 
-def copied(stages, folder, kinds):
+def copied(stages, directory, kinds):
   for kind in kinds:
     content = (stages.data / f"{kind}.jsonl").read_bytes()
-    (folder / f"{kind}.jsonl").write_bytes(content)
-  return {kind: folder / f"{kind}.jsonl" for kind in kinds}
+    (directory / f"{kind}.jsonl").write_bytes(content)
+  return {kind: directory / f"{kind}.jsonl" for kind in kinds}
 
 
 def stopped(stages, name, flags):

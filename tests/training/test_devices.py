@@ -27,9 +27,9 @@ def flat(tree):
   }
 
 
-def assert_close(found, wanted):
-  assert len(found) == len(wanted)
-  for a, b in zip(found, wanted, strict=True):
+def assert_close(actual, expected):
+  assert len(actual) == len(expected)
+  for a, b in zip(actual, expected, strict=True):
     assert a == pytest.approx(b, rel=2e-3, abs=2e-4)
 
 
@@ -46,14 +46,14 @@ def test_invariant_09_rollouts_and_updates_on_eight_devices(stages, tmp_path):
     env=EIGHT,
   )
   assert done.status == 0, done.err
-  found = results.metrics(tmp_path)
-  wanted = results.metrics(stages["ppo_ptx"])[: len(found)]
-  assert len(found) == 8
+  actual = results.metrics(tmp_path)
+  expected = results.metrics(stages["ppo_ptx"])[: len(actual)]
+  assert len(actual) == 8
   # The very same tokens, or else other scores.
-  for a, b in zip(found[:4], wanted, strict=False):
+  for a, b in zip(actual[:4], expected, strict=False):
     assert a["reward"] == pytest.approx(b["reward"], abs=1e-5)
     assert a["response_length"] == b["response_length"]
-  assert_close(found, wanted)
+  assert_close(actual, expected)
 
 
 def test_invariant_10_pretraining_on_eight_devices(stages, tmp_path):
@@ -88,22 +88,22 @@ def test_every_step_is_the_same_on_all_layouts(server, once, name, sizes):
   """Data, fsdp, tensor and mixed, of a network of each kind."""
 
   def on_one(folder):
-    found = measured(server, name, "1,1,1")
-    (folder / "found.json").write_text(json.dumps(found))
+    actual = measured(server, name, "1,1,1")
+    (folder / "found.json").write_text(json.dumps(actual))
 
   folder = pathlib.Path(once(f"layouts-{name}", on_one))
-  wanted = json.loads((folder / "found.json").read_text())
-  found = measured(server, name, sizes)
-  assert found["ppo"].pop("tokens") == wanted["ppo"]["tokens"]
+  expected = json.loads((folder / "found.json").read_text())
+  actual = measured(server, name, sizes)
+  assert actual["ppo"].pop("tokens") == expected["ppo"]["tokens"]
   for stage in ("language", "reward", "ppo"):
-    some, others = flat(found[stage]), flat(wanted[stage])
-    for key, value in some.items():
+    subset, others = flat(actual[stage]), flat(expected[stage])
+    for key, value in subset.items():
       assert value == pytest.approx(others[key], rel=1e-4, abs=1e-5), key
 
 
 def test_a_state_is_the_same_on_another_mesh(server, tmp_path):
   """Saved on 1 device, restored on 8, saved there, restored on 4."""
-  found = []
+  actual = []
   for count, fsdp, tensor in ((1, 1, 1), (8, 2, 2), (4, 4, 1)):
     done = server.run(
       "tests.training.meshes",
@@ -111,10 +111,10 @@ def test_a_state_is_the_same_on_another_mesh(server, tmp_path):
       env=devices(count),
     )
     assert done.status == 0, done.err
-    found.append(done.out.split())
-  assert [row[0] for row in found] == ["1", "8", "4"]
-  assert [row[1] for row in found] == ["1", "4", "4"]
-  assert len({row[2] for row in found}) == 1
+    actual.append(done.out.split())
+  assert [row[0] for row in actual] == ["1", "8", "4"]
+  assert [row[1] for row in actual] == ["1", "4", "4"]
+  assert len({row[2] for row in actual}) == 1
   assert results.steps(tmp_path) == [2, 3]
 
 
@@ -182,8 +182,8 @@ def test_a_whole_run_is_the_same_on_other_devices(
 ):
   """Its steps and its losses, dropout, microbatches and mixing included."""
   flags = [*stages.flags(name), *UNEVEN[name], f"--workdir={tmp_path}"]
-  found = complete(stages.run(name, *flags, env=devices(count)), tmp_path)
-  assert_same_course(found, on_one_device(name))
+  actual = complete(stages.run(name, *flags, env=devices(count)), tmp_path)
+  assert_same_course(actual, on_one_device(name))
 
 
 @pytest.mark.parametrize("first, second", [(1, 8), (8, 1)])
@@ -199,8 +199,8 @@ def test_a_run_resumes_on_other_devices(
   assert done.status == 0, done.err
   assert results.metrics(tmp_path)[-1]["step"] == 5
   assert not (tmp_path / "complete.json").exists()
-  found = complete(stages.run(name, *flags, env=devices(second)), tmp_path)
-  assert_same_course(found, on_one_device(name))
+  actual = complete(stages.run(name, *flags, env=devices(second)), tmp_path)
+  assert_same_course(actual, on_one_device(name))
 
 
 def test_a_batch_that_devices_do_not_divide_is_refused(stages, tmp_path):

@@ -58,18 +58,18 @@ def test_what_does_not_fit_is_said_and_leaves_nothing_half(
 @pytest.fixture
 def disk(tmp_path):
   """A file system of 400 kB, where this process may mount one."""
-  folder = tmp_path / "disk"
-  folder.mkdir()
+  directory = tmp_path / "disk"
+  directory.mkdir()
   mounted = subprocess.run(
-    ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)],
+    ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(directory)],
     capture_output=True,
     text=True,
     check=False,
   )
   if mounted.returncode:
     pytest.skip(f"no file system may be mounted here: {mounted.stderr.strip()}")
-  yield folder
-  subprocess.run(["umount", "-l", str(folder)], check=True)
+  yield directory
+  subprocess.run(["umount", "-l", str(directory)], check=True)
 
 
 def remount(disk, option):
@@ -119,8 +119,8 @@ def test_a_folder_that_vanishes_is_not_begun_anew(stages, tmp_path):
     )
   )
   assert str(path) in error
-  # A save that was under way may notice first, or end in a folder of its own.
-  assert "has vanished" in error or "could not be written" in error
+  # A save in progress may fail first, or end in a directory that it makes.
+  assert "moved or deleted" in error or "could not be written" in error
   assert not (path / "complete.json").exists()
   assert results.steps(away)[-1] >= 5
   shutil.rmtree(path, ignore_errors=True)

@@ -55,19 +55,19 @@ class Runs:
     self.source = str(base / "hf")
 
   def flags(self, name):
-    found = [*LIMITS, *toy.RUN, *STAGES[name]]
-    found += toy.sources(self.stages.data, *toy.READS[name])
+    command = [*LIMITS, *toy.RUN, *STAGES[name]]
+    command += toy.sources(self.stages.data, *toy.READS[name])
     if name == "ppo_ptx":
       return [
-        *found,
+        *command,
         f"--init_from={self['sft']}",
         f"--ppo.reward_model={self['reward']}",
       ]
-    return [*found, f"--init_from={self.source}"]
+    return [*command, f"--init_from={self.source}"]
 
   def __getitem__(self, name):
     path = self.base / name
-    self.flags(name)  # the stages before, each of which is locked alone
+    self.flags(name)  # Earlier stages; each has its own lock.
     with alone(path):
       if not (path / "complete.json").exists():
         self.run(name, path)
@@ -96,8 +96,8 @@ def test_sft_reward_and_ppo_and_out_again(runs, tmp_path):
     export_model(str(runs[name]), str(out))
     source = directory.look(out)
     assert source.scalar == scalar
-    wanted = directory.look(runs.source).config
-    assert source.config.d_model == wanted.d_model
+    expected = directory.look(runs.source).config
+    assert source.config.d_model == expected.d_model
     tokenizer = load_tokenizer(out)
     if not scalar:  # A reward model gets a padding token.
       assert tokenizer.files == load_tokenizer(runs.source).files
@@ -108,11 +108,11 @@ def test_sft_reward_and_ppo_and_out_again(runs, tmp_path):
   again = directory.load(
     directory.look(tmp_path / "ppo_ptx"), unbox(abstract_params(policy.network))
   )
-  held = policy.params(unbox(abstract_params(policy.network)))
-  size = wanted.vocab_size
+  restored = policy.params(unbox(abstract_params(policy.network)))
+  size = expected.vocab_size
   np.testing.assert_array_equal(
     again["transformer"]["embedding"]["embedding"][:size],
-    held["transformer"]["embedding"]["embedding"][:size],
+    restored["transformer"]["embedding"]["embedding"][:size],
   )
 
 
@@ -122,7 +122,7 @@ def test_transformers_answers_the_same_text(runs, tmp_path):
   asked = ["red bo", "blue de ka", "green"]
   prompts = tmp_path / "prompts.jsonl"
   toy.write_lines(prompts, [{"prompt": text} for text in asked])
-  found = {}
+  actual = {}
   out = tmp_path / "out"
   export_model(str(runs["sft"]), str(out))
   for name, checkpoint in (("workdir", runs["sft"]), ("directory", out)):
@@ -136,7 +136,7 @@ def test_transformers_answers_the_same_text(runs, tmp_path):
     )
     assert done.status == 0, done.err
     lines = (tmp_path / f"{name}.jsonl").read_text().splitlines()
-    found[name] = [json.loads(line)["completion"] for line in lines]
+    actual[name] = [json.loads(line)["completion"] for line in lines]
   model = tiny.load(out)
   theirs = transformers.AutoTokenizer.from_pretrained(out)
   stage = stage_model.open_stage(str(runs["sft"]))
@@ -153,9 +153,9 @@ def test_transformers_answers_the_same_text(runs, tmp_path):
       answer = model.generate(
         torch.tensor([ids]), max_new_tokens=6, do_sample=False
       )[0, len(ids) :]
-    wanted = stage.tokenizer.decode(answer.tolist())
-    for name in found:
-      assert found[name][i].split() == wanted.split(), name
+    expected = stage.tokenizer.decode(answer.tolist())
+    for name in actual:
+      assert actual[name][i].split() == expected.split(), name
 
 
 def test_eight_devices_do_what_one_does(runs, tmp_path):
@@ -165,22 +165,23 @@ def test_eight_devices_do_what_one_does(runs, tmp_path):
   """
   mesh = ("--mesh.data=2", "--mesh.fsdp=2", "--mesh.tensor=2")
   runs.run("sft", tmp_path / "sft", *mesh, env=EIGHT)
-  held = stage_model.open_stage(str(tmp_path / "sft")).model_config
+  restored = stage_model.open_stage(str(tmp_path / "sft")).model_config
   assert (
-    held.padded_vocab_size % 2 == 0
-    and held.padded_vocab_size - held.vocab_size < 2
+    restored.padded_vocab_size % 2 == 0
+    and restored.padded_vocab_size - restored.vocab_size < 2
   )
   assert (
-    held.padded_kv_heads % 2 == 0 and held.head_padding == held.kv_heads % 2
+    restored.padded_kv_heads % 2 == 0
+    and restored.head_padding == restored.kv_heads % 2
   )
   export_model(str(runs["reward"]), str(tmp_path / "reward"))
   reward = f"--ppo.reward_model={tmp_path / 'reward'}"
   runs.run("ppo_ptx", tmp_path / "ppo", *mesh, reward, env=EIGHT)
-  found, wanted = (
+  actual, expected = (
     results.metrics(path) for path in (tmp_path / "ppo", runs["ppo_ptx"])
   )
-  assert len(found) == len(wanted) == 8
-  for a, b in zip(found[:4], wanted, strict=False):
+  assert len(actual) == len(expected) == 8
+  for a, b in zip(actual[:4], expected, strict=False):
     assert a == pytest.approx(b, rel=2e-3, abs=2e-4)
 
 

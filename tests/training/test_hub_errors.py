@@ -66,21 +66,21 @@ def test_the_other_kind_of_model(made):
 
 def test_a_run_has_its_own_precision_and_context(tmp_path):
   made = hub.make(tmp_path / "hf", "llama")
-  given = configs.Model(dtype="bfloat16", remat="full", scan_layers=True)
-  for context, wanted in ((16, 16), (2048, 24)):
+  flags = configs.Model(dtype="bfloat16", remat="full", scan_layers=True)
+  for context, expected in ((16, 16), (2048, 24)):
     run = configs.SftExperiment(
       init_from=made,
       model=configs.Model(
-        dtype=given.dtype,
-        remat=given.remat,
+        dtype=flags.dtype,
+        remat=flags.remat,
         scan_layers=True,
         max_seq_len=context,
       ),
     )
-    found = inheritance.inherit_architecture(run).model
-    assert (found.dtype, found.remat) == ("bfloat16", "full")
-    assert found.scan_layers and found.max_seq_len == wanted
-    assert found.num_kv_heads == 1 and found.pos_emb == "rope"
+    actual = inheritance.inherit_architecture(run).model
+    assert (actual.dtype, actual.remat) == ("bfloat16", "full")
+    assert actual.scan_layers and actual.max_seq_len == expected
+    assert actual.num_kv_heads == 1 and actual.pos_emb == "rope"
     assert inheritance.inherit_architecture(
       inheritance.inherit_architecture(run)
     ) == inheritance.inherit_architecture(run)
@@ -128,9 +128,9 @@ def test_an_import_that_fails_leaves_nothing(made, tmp_path, capsys):
   look = directory.look
 
   def look_and_cut(folder_path):
-    found = look(folder_path)
+    actual = look(folder_path)
     path.write_bytes(whole[:-4])
-    return found
+    return actual
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(directory, "look", look_and_cut)

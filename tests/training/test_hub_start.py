@@ -140,12 +140,12 @@ def test_a_pointer_in_place_of_the_configuration_is_named(made, tmp_path):
 
 
 def parsed(name, *arguments):
-  found, _ = flags.parse(
+  actual, _ = flags.parse(
     [*arguments, "--workdir=w", "--model.max_seq_len=24"],
     getattr(presets, name),
     default_preset="tiny",
   )
-  return found
+  return actual
 
 
 STAGES = ("pretrain", "sft", "policy_init", "reward", "ppo", "ppo_ptx")

@@ -197,9 +197,9 @@ def test_every_source_of_the_run_decides_splits(write, capsys):
     demonstrations=write(answered, "d"), prompts=write(prompts(600), "p")
   )
   train = {d.turns for d in inputs.demonstrations(data, Words()).train}
-  held = inputs.prompts(data, Words())
-  assert len(held.test) > 20 and len(train) > 300
-  assert not train & {p.turns for p in held.test + held.valid}
+  restored = inputs.prompts(data, Words())
+  assert len(restored.test) > 20 and len(train) > 300
+  assert not train & {p.turns for p in restored.test + restored.valid}
   assert "held out elsewhere" not in capsys.readouterr().err
 
 
@@ -248,8 +248,8 @@ def test_prompts_are_drawn_by_seed(write):
   path = write(prompts(60, split="test") + prompts(20, 60, split="train"))
 
   def texts(seed, count=20):
-    found = evaluation(path, seed=seed, prompts=count).measured
-    return [p.turns[0].text for p in found]
+    actual = evaluation(path, seed=seed, prompts=count).measured
+    return [p.turns[0].text for p in actual]
 
   first = [f"q{i}" for i in range(20)]
   assert texts(0) == texts(0) != texts(1)

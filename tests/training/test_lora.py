@@ -27,10 +27,10 @@ class Adapted(Runs):
   """SFT, reward model and PPO-ptx with adapters, on a Llama."""
 
   def flags(self, name):
-    found = [*super().flags(name), *RANK]
+    command = [*super().flags(name), *RANK]
     if name == "reward":
-      found.append(f"--init_from={self['sft']}")
-    return found
+      command.append(f"--init_from={self['sft']}")
+    return command
 
 
 @pytest.fixture(scope="module")
@@ -124,11 +124,11 @@ def test_killed_and_started_again(runs, tmp_path):
 def test_eight_devices_do_what_one_does(runs, tmp_path):
   mesh = ("--mesh.data=2", "--mesh.fsdp=2", "--mesh.tensor=2")
   runs.run("ppo_ptx", tmp_path / "ppo", *mesh, env=EIGHT)
-  found, wanted = (
+  actual, expected = (
     results.metrics(path) for path in (tmp_path / "ppo", runs["ppo_ptx"])
   )
-  assert len(found) == len(wanted) == 8
-  for a, b in zip(found[:4], wanted, strict=False):
+  assert len(actual) == len(expected) == 8
+  for a, b in zip(actual[:4], expected, strict=False):
     assert a == pytest.approx(b, rel=2e-3, abs=2e-4)
 
 
@@ -139,16 +139,16 @@ def test_exported_merged_or_alone(runs, tmp_path):
     export_model(str(runs[name]), str(merged))
     other = stage_model.open_stage(str(merged))
     again = other.params(unbox(abstract_params(other.network)))
-    wanted = lora.merge_lora(stage.model_config, params)
+    expected = lora.merge_lora(stage.model_config, params)
     for path, x in directory.flattened(again).items():
       if "/head/" not in f"/{path}" and "embedding" not in path:
         np.testing.assert_allclose(
-          x, directory.flattened(wanted)[path], rtol=1e-5, atol=1e-6
+          x, directory.flattened(expected)[path], rtol=1e-5, atol=1e-6
         )
     export_model(str(runs[name]), str(alone), adapters=True)
-    said = json.loads((alone / peft.CONFIG).read_text())
-    assert said["base_model_name_or_path"] == str(runs.source)
-    assert said["r"] == 2 and said["lora_alpha"] == 16
+    adapter_config = json.loads((alone / peft.CONFIG).read_text())
+    assert adapter_config["base_model_name_or_path"] == str(runs.source)
+    assert adapter_config["r"] == 2 and adapter_config["lora_alpha"] == 16
     assert (alone / "tokenizer.json").exists()
 
 
@@ -162,7 +162,7 @@ def test_a_pipeline_has_them_on_its_own_base_model(stages, tmp_path):
 
 
 @pytest.mark.parametrize(
-  "flags, said",
+  "flags, message",
   [
     ((), "there is no model to adapt"),
     (("--init_from={full}", "--model.lora_rank=-1"), "-1 is not allowed"),
@@ -171,13 +171,13 @@ def test_a_pipeline_has_them_on_its_own_base_model(stages, tmp_path):
   ],
   ids=str,
 )  # fmt: skip
-def test_what_cannot_be_adapted_is_refused(flags, said, runs, tmp_path):
-  given = [f for f in runs.flags("sft") if "init_from" not in f]
-  given += [
+def test_what_cannot_be_adapted_is_refused(flags, message, runs, tmp_path):
+  arguments = [f for f in runs.flags("sft") if "init_from" not in f]
+  arguments += [
     f.format(sft=runs["sft"], full=runs.stages["pretrain"]) for f in flags
   ]
-  done = runs.stages.run("sft", *given, f"--workdir={tmp_path / 'run'}")
-  assert done.status == 2 and said in done.err
+  done = runs.stages.run("sft", *arguments, f"--workdir={tmp_path / 'run'}")
+  assert done.status == 2 and message in done.err
   assert "Traceback" not in done.err
   assert not (tmp_path / "run" / "config.json").exists()
 
@@ -223,9 +223,9 @@ def test_adapters_of_a_workdir_are_exported_on_a_named_base(runs, tmp_path):
   with pytest.raises(UserError, match="which is a workdir"):
     export_model(str(path), str(tmp_path / "out"), adapters=True)
   export_model(str(path), str(tmp_path / "out"), adapters=True, base="there")
-  said = json.loads((tmp_path / "out" / peft.CONFIG).read_text())
-  assert said["base_model_name_or_path"] == "there"
-  assert said["fan_in_fan_out"] is True
+  adapter_config = json.loads((tmp_path / "out" / peft.CONFIG).read_text())
+  assert adapter_config["base_model_name_or_path"] == "there"
+  assert adapter_config["fan_in_fan_out"] is True
   with pytest.raises(UserError, match="has no adapters"):
     export_model(
       str(runs.stages["sft"]), str(tmp_path / "other"), adapters=True

@@ -1,4 +1,4 @@
-"""SIGTERM: a run saves at the next step, ends with 0, and goes on exactly."""
+"""After SIGTERM a run saves, exits with 0, and resumes bit for bit."""
 
 import os
 import signal
@@ -14,8 +14,8 @@ STEPS = {"sft": (11,), "reward": (7,), "ppo_ptx": (1, 6, 12)}
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_each_stage_saves_where_it_is_and_goes_on(name, stages, tmp_path):
-  """In mid-epoch, and in PPO between the updates of an iteration."""
+def test_each_stage_saves_at_sigterm_and_resumes(name, stages, tmp_path):
+  """Within an epoch, and in PPO between the updates of an iteration."""
   path = tmp_path / "run"
   command = [*stages.flags(name), f"--workdir={path}"]
   step = 0
@@ -34,8 +34,8 @@ def test_each_stage_saves_where_it_is_and_goes_on(name, stages, tmp_path):
 
 
 @pytest.mark.parametrize("count", [0, 3])
-def test_a_signal_from_outside(count, stages, tmp_path):
-  """Before the loop, where nothing is there to be saved, and in it."""
+def test_sigterm_from_another_process(count, stages, tmp_path):
+  """Before the loop, when there is nothing to save, and in it."""
   path = tmp_path / "run"
   child = stages.server.start(
     "experiments.pretrain",
@@ -65,13 +65,13 @@ def test_a_signal_from_outside(count, stages, tmp_path):
     (("twice", str(int(signal.SIGINT))), -signal.SIGINT, "saving\n"),
   ],
 )
-def test_how_a_process_ends(server, case, status, out):
+def test_exit_status_after_signals(server, case, status, out):
   done = server.run("tests.training.ended", *case)
   assert (done.status, done.out) == (status, out), done.err
   assert done.err == (preemption.STOPPED + "\n" if status == 0 else "")
 
 
-def test_the_best_and_every_so_many_are_kept(stages, tmp_path):
+def test_best_and_periodic_checkpoints_are_kept(stages, tmp_path):
   flags = ["--run.keep=1", "--run.keep_every=10", "--run.keep_best=valid_loss"]
   done = stages.run(
     "sft", *stages.flags("sft"), *flags, f"--workdir={tmp_path}"
@@ -84,24 +84,24 @@ def test_the_best_and_every_so_many_are_kept(stages, tmp_path):
   }
   best = min(measured, key=lambda step: measured[step])
   last = max(measured)
-  assert best < last  # it learns by heart
-  wanted = {best, last}
+  assert best < last  # It overfits.
+  expected = {best, last}
   # The first saved at or after each multiple of ten.
   saved = sorted({*measured, *range(5, last + 1, 5), last})
   for ten in range(10, last + 1, 10):
-    wanted |= {
+    expected |= {
       step
       for step in saved
       if step // 10 == ten // 10
       and step == min(s for s in saved if s // 10 == ten // 10)
     }
-  assert set(results.steps(tmp_path)) == wanted
+  assert set(results.steps(tmp_path)) == expected
   results.assert_same_arrays(
     results.model(tmp_path), results.model(stages["sft"])
   )
 
 
-def test_a_stage_without_the_measure_refuses_it(stages, tmp_path):
+def test_keep_best_of_an_unknown_measure_is_refused(stages, tmp_path):
   done = stages.run(
     "reward",
     *stages.flags("reward"),

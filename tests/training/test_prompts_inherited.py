@@ -50,10 +50,10 @@ def make(tmp_path_factory):
   def stage(name, data=DATA):
     if (name, data) not in made:
       network = (ScalarModel if name == "reward" else LanguageModel)(model)
-      folder = root / str(len(made))
-      tokenizer_store.put_tokenizer(folder, tokenizer)
+      directory = root / str(len(made))
+      tokenizer_store.put_tokenizer(directory, tokenizer)
       stage_model.save_stage_model(
-        folder,
+        directory,
         networks.init_params(network, jax.random.key(0), mesh),
         kind=stage_model.SCALAR if name == "reward" else stage_model.LANGUAGE,
         model=model,
@@ -61,8 +61,8 @@ def make(tmp_path_factory):
         stage=name,
         step=1,
       )
-      files.mark_complete(folder, {})
-      made[name, data] = str(folder)
+      files.mark_complete(directory, {})
+      made[name, data] = str(directory)
     return made[name, data]
 
   return stage

@@ -1,4 +1,4 @@
-"""Which rankings a reward model is trained and tested on."""
+"""Selection of rankings for training and testing a reward model."""
 
 import numpy as np
 import pytest
@@ -27,47 +27,47 @@ def choose(seed=0, **options):
   return reward._chosen(splits, configs.Reward(**options), seed)
 
 
-def test_all_are_taken_by_default():
-  found = choose()
-  assert found == (rankings(30), rankings(12), [])
+def test_all_rankings_are_used_by_default():
+  actual = choose()
+  assert actual == (rankings(30), rankings(12), [])
 
 
-def test_a_labeler_left_out_is_tested_on_alone():
-  found = choose(leave_out="b")
-  assert {r.labeler_id for r in found.train + found.valid} == {"a", "c"}
-  assert {r.labeler_id for r in found.left_out} == {"b"}
-  assert len(found.left_out) == 4 and len(found.valid) == 8
+def test_left_out_labeler_is_tested_separately():
+  actual = choose(leave_out="b")
+  assert {r.labeler_id for r in actual.train + actual.valid} == {"a", "c"}
+  assert {r.labeler_id for r in actual.left_out} == {"b"}
+  assert len(actual.left_out) == 4 and len(actual.valid) == 8
   with pytest.raises(UserError, match=r"reward.leave_out.*\n.*a, b, c"):
     choose(leave_out="d")
   with pytest.raises(UserError, match="left to train on"):
     choose(leave_out="a,b,c")
 
 
-def test_fewer_are_a_random_part_that_the_seed_decides():
-  found = choose(max_rankings=10)
-  assert len(found.train) == 10 and set(found.train) < set(rankings(30))
-  assert found == choose(max_rankings=10) != choose(seed=1, max_rankings=10)
-  assert found.valid == rankings(12)
+def test_max_rankings_selects_by_seed():
+  actual = choose(max_rankings=10)
+  assert len(actual.train) == 10 and set(actual.train) < set(rankings(30))
+  assert actual == choose(max_rankings=10) != choose(seed=1, max_rankings=10)
+  assert actual.valid == rankings(12)
 
 
-def test_fewer_completions_keep_their_own_ranks():
+def test_max_completions_keeps_ranks():
   whole = {r.turns: r for r in rankings(30)}
-  seen = set()
+  visited = set()
   for ranking in choose(max_completions=2).train:
     old = whole[ranking.turns]
     assert len(ranking.completions) == len(ranking.ranks) == 2
     for text, rank in zip(ranking.completions, ranking.ranks, strict=True):
       assert old.ranks[old.completions.index(text)] == rank
-      seen.add(text.split()[1])
-  assert seen == {"0", "1", "2", "3"}
+      visited.add(text.split()[1])
+  assert visited == {"0", "1", "2", "3"}
 
 
-def test_pairs_are_elements_of_their_own_without_ties():
+def test_split_into_pairs_omits_ties():
   ids = [np.array([i]) for i in range(4)]
   one = encoding.EncodedRanking(np.array([9]), tuple(ids), (1, 2, 2, 3))
-  found = encoding.split_into_pairs([one, one])
-  assert len(found) == 2 * 5  # six pairs, one of them tied
-  for pair in found:
+  actual = encoding.split_into_pairs([one, one])
+  assert len(actual) == 2 * 5  # six pairs, one of them tied
+  for pair in actual:
     for completion, rank in zip(pair.completions, pair.ranks, strict=True):
       assert rank == one.ranks[int(completion[0])]
     assert pair.ranks[0] != pair.ranks[1]

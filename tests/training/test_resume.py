@@ -1,4 +1,4 @@
-"""A run that is killed and started again gives what an unkilled one gives."""
+"""A killed and resumed run equals an uninterrupted one."""
 
 import random
 
@@ -8,7 +8,7 @@ from tests.training import results, toy
 
 
 @pytest.mark.parametrize("name", toy.STAGES)
-def test_invariant_30_killed_and_started_again(name, stages, tmp_path):
+def test_invariant_30_killed_run_resumes_bit_for_bit(name, stages, tmp_path):
   straight = stages[name]
   total = results.lines(straight)
   seed = random.SystemRandom().randrange(10**6)

@@ -1,4 +1,4 @@
-"""Answers to many prompts against the numpy twin, whatever the batch."""
+"""Answers to many prompts equal the numpy twin's, for all batch sizes."""
 
 import copy
 
@@ -25,8 +25,8 @@ def mesh():
 
 @pytest.fixture(scope="module")
 def tokenizer():
-  wanted = configs.Tokenizer(kind="word", vocab_size=64)
-  return train_tokenizer([WORDS] * 2, wanted)
+  settings = configs.Tokenizer(kind="word", vocab_size=64)
+  return train_tokenizer([WORDS] * 2, settings)
 
 
 @pytest.fixture(scope="module")
@@ -79,43 +79,43 @@ def test_samples_of_a_prompt_follow_each_other(prompts, rollout):
 
 
 def test_progress_counts_answers_and_not_what_fills_a_batch(answer):
-  told = []
-  answer(batch_size=1, told=told.append)
-  assert told == [4, 4, 2]
+  reported = []
+  answer(batch_size=1, told=reported.append)
+  assert reported == [4, 4, 2]
 
 
 def test_other_numbers_of_prompts_find_the_same_program(
   answer, rollout, prompts, model, params, tokenizer, mesh
 ):
-  """So an evaluation of fewer or more of them compiles nothing."""
+  """An evaluation of more or fewer prompts compiles nothing."""
   program = sampling._generate(model, mesh)
   compiled = program._cache_size()
   for count in (20, 25, 33):
-    found = sampling.respond(
+    actual = sampling.respond(
       model, params, (prompts * 7)[:count], jax.random.key(0), samples=2,
       batch_size=16, max_new_tokens=NEW, tokenizer=tokenizer, mesh=mesh,
     )  # fmt: skip
-    assert len(found.tokens) == 2 * count
-    np.testing.assert_array_equal(found.tokens[:10], rollout.tokens)
+    assert len(actual.tokens) == 2 * count
+    np.testing.assert_array_equal(actual.tokens[:10], rollout.tokens)
   assert program._cache_size() <= compiled + 1
 
 
 def test_greedy_answers_take_the_most_likely_token(answer, params):
-  found = answer(samples=1, temperature=0.0)
-  logits = twin.logits(params, found.tokens, found.segments)
+  actual = answer(samples=1, temperature=0.0)
+  logits = twin.logits(params, actual.tokens, actual.segments)
   best = logits[:, -NEW - 1 : -1].argmax(-1)
-  mask = np.asarray(found.response_mask)
+  mask = np.asarray(actual.response_mask)
   assert mask.sum() > 5
-  np.testing.assert_array_equal(found.tokens[:, -NEW:][mask], best[mask])
+  np.testing.assert_array_equal(actual.tokens[:, -NEW:][mask], best[mask])
 
 
 def test_an_answer_is_an_example_without_its_padding(rollout):
   for row, (ids, weights) in enumerate(scoring.answers(rollout)):
     real = rollout.segments[row] > 0
     np.testing.assert_array_equal(ids, rollout.tokens[row][real])
-    said = int(rollout.response_mask[row].sum())
+    response = int(rollout.response_mask[row].sum())
     np.testing.assert_array_equal(
-      weights, np.arange(len(ids)) >= len(ids) - said
+      weights, np.arange(len(ids)) >= len(ids) - response
     )
 
 
@@ -123,10 +123,12 @@ def test_an_answer_is_an_example_without_its_padding(rollout):
 def test_what_sampling_records_is_the_log_likelihood(
   answer, model, params, mesh, temperature
 ):
-  """So it need not be computed again."""
-  found = answer(temperature=temperature)
-  expected = scoring.log_likelihood(model, params, scoring.answers(found), mesh)
-  recorded = np.where(found.response_mask, found.logp, 0).sum(axis=1)
+  """It need not be recomputed."""
+  actual = answer(temperature=temperature)
+  expected = scoring.log_likelihood(
+    model, params, scoring.answers(actual), mesh
+  )
+  recorded = np.where(actual.response_mask, actual.logp, 0).sum(axis=1)
   np.testing.assert_allclose(recorded, expected, atol=1e-4)
 
 
@@ -136,15 +138,15 @@ def test_an_answer_can_be_judged_behind_another_prompt(
   swapped = [prompts[(row // 2 + 1) % 5] for row in range(10)]
   other = sampling.with_prompts(rollout, swapped, tokenizer)
   assert sampling.texts(other, tokenizer) == sampling.texts(rollout, tokenizer)
-  found = scoring.log_likelihood(model, params, scoring.answers(other), mesh)
+  actual = scoring.log_likelihood(model, params, scoring.answers(other), mesh)
   for row, ids in enumerate(swapped):
     mask = rollout.response_mask[row]
-    said = rollout.tokens[row, -NEW:][mask]
-    alone = np.concatenate([ids, said])[None]
+    response = rollout.tokens[row, -NEW:][mask]
+    alone = np.concatenate([ids, response])[None]
     logits = twin.logits(params, alone, np.ones_like(alone))[0]
     logp = twin.log_softmax(logits[len(ids) - 1 : -1])
-    expected = logp[np.arange(len(said)), said].sum()
-    assert found[row] == pytest.approx(expected, abs=2e-5)
+    expected = logp[np.arange(len(response)), response].sum()
+    assert actual[row] == pytest.approx(expected, abs=2e-5)
 
 
 def test_answers_of_a_model_that_is_not_finite_are_refused(
@@ -173,7 +175,7 @@ def test_only_drawn_tokens_have_to_be_finite(value):
 def test_each_id_that_stops_a_reply_ends_an_answer(
   model, params, prompts, tokenizer, mesh, rollout
 ):
-  """As in `transformers`, where generation_config.json lists several."""
+  """As in `transformers`, whose generation_config.json may list several."""
   drawn = np.asarray(rollout.tokens)[:, -NEW:].ravel()
   (stop, *_) = (int(i) for i in drawn if tokenizer.decode([i]) in WORDS.split())
   other = copy.copy(tokenizer)

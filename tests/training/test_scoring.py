@@ -18,26 +18,26 @@ def mesh():
 
 @pytest.fixture(scope="module")
 def examples():
-  """23 texts of 1 to 24 tokens, some of whose tokens are asked about."""
+  """Returns 23 texts of 1 to 24 tokens, with weights on some tokens."""
   rng = np.random.default_rng(0)
-  found = []
+  texts = []
   for length in [24, 1, *rng.integers(2, 14, 21)]:
     weights = (rng.random(length) < 0.5).astype(np.float32)
     weights[0] = 0
     ids = rng.integers(2, 13, length).astype(np.int32)
-    found.append(scoring.Example(ids, weights))
-  return found
+    texts.append(scoring.Example(ids, weights))
+  return texts
 
 
 @pytest.mark.parametrize("tokens", [24, 96, 4096])
 def test_log_likelihood_is_the_twins(examples, mesh, monkeypatch, tokens):
-  """One row a batch, several with the last not full, and all at once."""
+  """With one row per batch, a partly full last batch, and one batch."""
   monkeypatch.setattr(scoring, "TOKENS", tokens)
   model = LanguageModel(twin.make_config())
   params = twin.make_params(model)
-  found = scoring.log_likelihood(model, params, examples, mesh)
-  assert found.shape == (23,) and found[1] == 0
-  for value, (ids, weights) in zip(found, examples, strict=True):
+  actual = scoring.log_likelihood(model, params, examples, mesh)
+  assert actual.shape == (23,) and actual[1] == 0
+  for value, (ids, weights) in zip(actual, examples, strict=True):
     logits = twin.logits(params, ids[None], np.ones((1, len(ids))))[0]
     logp = twin.log_softmax(logits)[np.arange(len(ids) - 1), ids[1:]]
     assert value == pytest.approx(weights[1:] @ logp, abs=1e-4)
@@ -46,8 +46,8 @@ def test_log_likelihood_is_the_twins(examples, mesh, monkeypatch, tokens):
 def test_scores_are_read_at_the_last_token(examples, mesh):
   model = ScalarModel(twin.make_config())
   params = twin.make_params(model)
-  found = scoring.score(model, params, examples, mesh)
-  for value, (ids, _) in zip(found, examples, strict=True):
+  actual = scoring.score(model, params, examples, mesh)
+  for value, (ids, _) in zip(actual, examples, strict=True):
     alone = twin.scalars(params, ids[None], np.ones((1, len(ids))))[0, -1]
     assert value == pytest.approx(alone, abs=1e-4)
 
@@ -61,7 +61,7 @@ def test_a_text_longer_than_the_context_is_refused(examples, mesh):
 
 
 def test_little_padding_is_run(examples, mesh, monkeypatch):
-  """All texts share rows of the context's length."""
+  """All texts share rows of max_seq_len tokens."""
   run = []
 
   def count(params, batch, *, model):

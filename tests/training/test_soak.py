@@ -1,4 +1,4 @@
-"""A whole pipeline, killed at random: bitwise what it is without a kill."""
+"""A pipeline killed at random equals an uninterrupted one, bit for bit."""
 
 import random
 

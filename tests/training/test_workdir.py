@@ -1,4 +1,4 @@
-"""What one stage hands to the next, and to whoever talks to it."""
+"""What a stage passes to the next one, and to chat."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ def test_the_network_of_the_start_is_inherited(stages, capsys):
   asked = dataclasses.replace(
     presets.sft("tiny"), init_from=str(stages["pretrain"])
   )
-  found = inheritance.inherit_architecture(asked)
+  actual = inheritance.inherit_architecture(asked)
   stage = stage_model.open_stage(str(stages["pretrain"]))
   for name in (
     "vocab_size",
@@ -30,25 +30,25 @@ def test_the_network_of_the_start_is_inherited(stages, capsys):
     "d_model",
     "num_heads",
   ):
-    assert getattr(found.model, name) == getattr(stage.model_config, name)
+    assert getattr(actual.model, name) == getattr(stage.model_config, name)
   same = dict(model=asked.model, data=asked.data)
-  assert dataclasses.replace(found, **same) == asked
-  assert found.data.user_tag == stage.data.user_tag == "U:"
-  told = capsys.readouterr().err
+  assert dataclasses.replace(actual, **same) == asked
+  assert actual.data.user_tag == stage.data.user_tag == "U:"
+  output = capsys.readouterr().err
   for change in (
     "model.num_layers=1",
     "model.d_model=16",
     "model.max_seq_len=24",
   ):
-    assert change in told
-  assert inheritance.inherit_architecture(found) == found
+    assert change in output
+  assert inheritance.inherit_architecture(actual) == actual
   assert capsys.readouterr().err == ""
   alone = configs.SftExperiment()
   assert inheritance.inherit_architecture(alone) is alone
 
 
 def test_a_stage_can_be_started_from_a_bigger_preset(stages, tmp_path):
-  """The flags of the network may be left out after the first stage."""
+  """Later stages need no flags of the network."""
   flags = [
     f for f in stages.flags("sft") if "--model." not in f and "seed" not in f
   ]
@@ -63,11 +63,11 @@ def test_a_run_is_run_again_from_its_config_file(stages, tmp_path):
   )
   assert done.status == 0, done.err
   results.assert_same_run(tmp_path, stages["sft"])
-  held, wanted = (
+  restored, expected = (
     json.loads((path / "config.json").read_text())
     for path in (tmp_path, stages["sft"])
   )
-  assert held == wanted
+  assert restored == expected
 
 
 def test_load_policy_gives_the_stage_that_was_trained(stages):
@@ -87,7 +87,7 @@ def test_load_policy_gives_the_stage_that_was_trained(stages):
 def test_a_pipelines_folder_names_its_stages(stages):
   with pytest.raises(UserError, match=r"one of its stages: .*pretrain"):
     stages["pretrain"]
-    stage_model.open_stage(str(stages.folder))
+    stage_model.open_stage(str(stages.directory))
 
 
 @pytest.mark.parametrize("name", ["pretrain", "ppo_ptx"])
@@ -121,7 +121,7 @@ def test_chat_answers_a_file_with_a_stages_model(name, stages, tmp_path):
 
 
 def test_a_tokenizer_is_whole_or_absent(stages, tmp_path):
-  """A kill while it is written leaves a folder that is written anew."""
+  """A kill while it is written leaves a directory that is written again."""
   stage = stage_model.open_stage(str(stages["pretrain"]))
   scratch = tmp_path / "tokenizer.next"
   scratch.mkdir()
@@ -133,7 +133,7 @@ def test_a_tokenizer_is_whole_or_absent(stages, tmp_path):
 
 
 def test_the_command_as_it_is_given(stages, tmp_path):
-  """A process of its own from start to end, with nothing preloaded."""
+  """Runs in a new process, with nothing preloaded."""
   done = subprocess.run(
     [sys.executable, "-m", "experiments.pretrain"]
     + [*stages.flags("pretrain"), f"--workdir={tmp_path / 'run'}"]

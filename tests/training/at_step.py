@@ -1,7 +1,8 @@
-"""What happens at a step: `python -m tests.training.at_step STEP WHAT NAME …`.
+"""Lets an event happen at a step of an experiment.
 
-Runs an experiment, to whose loop WHAT happens when it has come to its STEP-th
-step of this call, so that no clock decides where that is.
+  python -m tests.training.at_step STEP WHAT NAME FLAGS...
+
+The event WHAT happens at the STEP-th step of this call, independent of time.
 """
 
 from __future__ import annotations
@@ -42,14 +43,14 @@ EVENTS: dict[str, Callable[[str], None]] = {
 if __name__ == "__main__":
   _, step, what, experiment, *flags = sys.argv
   (workdir,) = (f[10:] for f in flags if f.startswith("--workdir="))
-  honest, left = preemption.PreemptionWatch.requested, [int(step)]
+  original, remaining = preemption.PreemptionWatch.requested, [int(step)]
 
-  def asked(self: preemption.PreemptionWatch) -> bool:
-    left[0] -= 1
-    if not left[0]:
+  def requested(self: preemption.PreemptionWatch) -> bool:
+    remaining[0] -= 1
+    if not remaining[0]:
       EVENTS[what](workdir)
-    return honest(self)
+    return original(self)
 
-  vars(preemption)["Watch"].asked = asked
+  vars(preemption)["PreemptionWatch"].requested = requested
   sys.argv = [experiment, *flags]
   runpy.run_module(f"experiments.{experiment}", run_name="__main__")

@@ -1,1 +1,1 @@
-"""Tokenizers, sources, curation and input pipelines."""
+"""Reading, curation, tokenization, packing and batching of data."""

@@ -59,7 +59,7 @@ class File:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What files are judged by.
+  """Limits and tokenizer that files are judged by.
 
   Attributes:
     data: limits, tags and shares.

@@ -1,4 +1,4 @@
-"""Finds user names (@jane_doe) in a text, and tells them from names in code."""
+"""Finds user names (@jane_doe) in a text, and distinguishes them from code."""
 
 from __future__ import annotations
 

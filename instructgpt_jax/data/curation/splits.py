@@ -73,7 +73,7 @@ def _split_name(key: str, data: configs.Data) -> str:
 
 
 def split_of(record: Record, data: configs.Data) -> str:
-  """Returns the split that a record's file gives, or else its user's hash."""
+  """Returns the split that a record's file gives, or its user's hash."""
   return record.split or _split_name(user_of(record), data)
 
 
@@ -86,7 +86,7 @@ def _key_part(role: str, text: str) -> bytes:
 
 
 class Splitter:
-  """Decides splits so that no held-out prompt is in a record of another split.
+  """Assigns splits so that no held-out prompt is in another split.
 
   A record has the split that its file gives, or its user's hash. One without
   either takes the split of the same prompt in another record that has one, and

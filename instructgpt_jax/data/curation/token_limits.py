@@ -1,4 +1,4 @@
-"""Drops what the limits on prompt and reply tokens make useless."""
+"""Applies the limits on the tokens of prompts and replies."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ _PLACEHOLDERS = frozenset(
 def ignore_constant_users(
   records: Sequence[_P],
 ) -> tuple[list[_P], Drops]:
-  """Takes away user ids that do not tell users apart.
+  """Removes user ids that do not distinguish users.
 
   These are words such as "anonymous", and an id that nearly all records have.
   The records then count as records without a user id; a remark says so.

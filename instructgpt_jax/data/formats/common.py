@@ -76,7 +76,7 @@ _EMPTY_JSON = ("[]", "{}", "null", "none", "false")
 
 @dataclasses.dataclass(slots=True)
 class Common:
-  """What the common fields of a record say."""
+  """Values of the common fields of a record."""
 
   system: str = ""
   history: turns_lib.Turns = ()

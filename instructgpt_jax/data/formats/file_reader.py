@@ -22,7 +22,7 @@ Row = tuple[int, Format, list[Record], str]
 
 @dataclasses.dataclass
 class _Group:
-  """The replies to one prompt so far."""
+  """The replies to one prompt that have been read."""
 
   reader: RecordReader
   head: Prompt
@@ -31,7 +31,7 @@ class _Group:
 
 
 class FileReader:
-  """Turns the JSON values of one file into records.
+  """Converts the JSON values of one file to records.
 
   The first value decides the format, with those after it where a field of the
   first is blank.

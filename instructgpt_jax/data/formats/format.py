@@ -1,4 +1,4 @@
-"""What a file format is: its fields, and how a record of it is parsed."""
+"""The description of a file format: its fields and its parser."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tells a file's format from its first record, or says what it looks for."""
+"""Recognises the format of a file from its first record."""
 
 from __future__ import annotations
 

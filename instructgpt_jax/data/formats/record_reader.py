@@ -23,7 +23,7 @@ from instructgpt_jax.errors import UserError
 
 @dataclasses.dataclass(slots=True)
 class RecordReader:
-  """The position of a record, and what its reader has to report.
+  """Reads the fields of one record, and notes what the report needs.
 
   Attributes:
     file: file of the record.

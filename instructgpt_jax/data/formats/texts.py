@@ -1,4 +1,4 @@
-"""Replies and instructions as they stand in public files, cleaned."""
+"""Cleans replies and instructions of public files."""
 
 from __future__ import annotations
 

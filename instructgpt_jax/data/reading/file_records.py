@@ -118,7 +118,7 @@ class FileRecords(NamedTuple):
 
 
 class _Collected:
-  """What a stage of one kind reads and skips of a file.
+  """Records and skips of a file, for a stage of one kind.
 
   Attributes:
     records: the records of the kind, or all of them.

@@ -1,4 +1,4 @@
-"""Tells the split of a file from its name: train.jsonl, test/part-0.jsonl."""
+"""Infers the split of a file from its name: train.jsonl, test/part-0.jsonl."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class FileReport:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """What the files of one source gave."""
+  """Counts of the files of one source, and the files that are ignored."""
 
   files: tuple[FileReport, ...]
   ignored: tuple[paths.Ignored, ...] = ()

@@ -1,4 +1,4 @@
-"""Reads the text of a file: once, unpacked and decoded, or refuses it."""
+"""Reads the text of a file, unpacked and decoded, or refuses the file."""
 
 from __future__ import annotations
 

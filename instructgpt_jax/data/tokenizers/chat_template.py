@@ -1,4 +1,4 @@
-"""Chat templates: how a model's makers write a conversation down.
+"""Chat templates: how a model expects a conversation as text.
 
 A template is a Jinja text that came with a model. It runs in Jinja's sandbox,
 where it reaches neither files nor attributes, nor a clock or chance: a template

@@ -1,4 +1,4 @@
-"""A sentencepiece BPE model as a tokenizer.json, as Mistral publishes both."""
+"""Converts a sentencepiece BPE model to a tokenizer.json, like Mistral's."""
 
 from __future__ import annotations
 

@@ -361,7 +361,7 @@ def _as_llama(
 def _as_gpt2(
   description: dict[str, Any], beside: settings.Settings
 ) -> dict[str, Any]:
-  """tokenizer.json with the prefix space of `transformers`' GPT2Tokenizer.
+  """Returns tokenizer.json with the prefix space of GPT2Tokenizer.
 
   There tokenizer_config.json alone says whether texts begin with a space.
   Behind other splits, ByteLevel would put one ahead of every piece, from which

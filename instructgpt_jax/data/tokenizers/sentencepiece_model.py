@@ -188,7 +188,7 @@ class SentencePiece(base.Tokenizer):
     ]
 
   def _spelled(self, ids: Sequence[int]) -> list[int]:
-    """Ids of a text with a special piece's characters in place of the piece.
+    """Replaces each special piece by the ids of its characters.
 
     What a user types is text, never the token that ends a reply.
     """
@@ -250,7 +250,7 @@ class SentencePiece(base.Tokenizer):
     return [self._encode_parts(text, tokens, hidden) for text in texts]
 
   def _encode_long(self, texts: Sequence[str]) -> list[list[int]]:
-    """The same ids, from pieces that end where no token can cross.
+    """Encodes long texts in pieces that no token spans.
 
     Nothing merges with a newline in our own models, and encoding short pieces
     is twice as fast as encoding a book.
@@ -339,7 +339,7 @@ def _user_defined(proto: bytes) -> set[str]:
 def _unnormalized(
   proto: bytes, adds_space: bool
 ) -> sentencepiece.SentencePieceProcessor:
-  """A model that changes no text but for a space ahead of it.
+  """Returns a model that changes texts only by a space at the beginning.
 
   A protocol buffer is overridden by what is appended to it: here field 3 of the
   model, in it no table of characters (2), add_dummy_prefix (3) and

@@ -1,4 +1,4 @@
-"""The files beside a tokenizer that say what its tokens mean."""
+"""Reads the files beside a tokenizer that describe its tokens."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Settings:
     return self.files.get(special_tokens.TOKENIZER_CONFIG, {})
 
   def added_tokens(self) -> dict[int, dict[str, Any]]:
-    """Id → token of added_tokens.json and `added_tokens_decoder`.
+    """Returns id → token of added_tokens.json and `added_tokens_decoder`.
 
     Raises:
       UserError: they give an id to two tokens, or two ids to a token.
@@ -152,7 +152,7 @@ class Settings:
     )
 
   def saved_with(self, values: Mapping[str, Any]) -> dict[str, bytes]:
-    """`saved`, with some more fields in tokenizer_config.json.
+    """Returns `saved` with more fields in tokenizer_config.json.
 
     A stage keeps the tokenizer's files alone, so that what config.json and
     generation_config.json say has to be in these.

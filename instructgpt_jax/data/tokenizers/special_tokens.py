@@ -36,7 +36,7 @@ _PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<|finetune_pad|>")
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-  """What the tokenizer's file says.
+  """Tokens and ids of the tokenizer's file.
 
   Attributes:
     file: its name, for errors.

@@ -1,4 +1,4 @@
-"""A tokenizer that was trained here, as a tokenizer.json.
+"""Converts a tokenizer that was trained here to a tokenizer.json.
 
 Other programs then read text as we do, but for two things: to them the text of
 a special token is that token, and unknown words in a row are as many tokens,
@@ -67,7 +67,7 @@ def files(tokenizer: Tokenizer) -> dict[str, bytes]:
 
 
 def _portable(tokenizer: HuggingFace) -> dict[str, bytes]:
-  """The files, from which any class of `transformers` makes this tokenizer.
+  """Returns files that any class of `transformers` reads as this tokenizer.
 
   tokenizer.json says what is used here, also where a class or config.json
   changed what it said. Where the class would make another tokenizer of it, a

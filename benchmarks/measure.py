@@ -1,4 +1,4 @@
-"""Times of steps, what else the machine did meanwhile, and its limits."""
+"""Times steps, and measures load and limits of the host and its device."""
 
 from __future__ import annotations
 
@@ -15,27 +15,28 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# A step is clean when everything else took fewer cores than this.
+# A step is clean when other processes used fewer cores than this.
 FOREIGN_CORES = 0.15
 CLEAN_STEPS = 5
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def _busy() -> float:
-  """Seconds that all cores have worked, or were taken by the host."""
+  """Returns the CPU seconds of all processes, stolen time included."""
   with open("/proc/stat", encoding="ascii") as file:
     ticks = [int(x) for x in file.readline().split()[1:]]
   user, nice, system, _, _, interrupts, soft, stolen = ticks[:8]
   return (user + nice + system + interrupts + soft + stolen) / _TICKS
 
 
-def _own() -> float:
+def _own_seconds() -> float:
+  """Returns the CPU seconds of this process."""
   used = resource.getrusage(resource.RUSAGE_SELF)
   return used.ru_utime + used.ru_stime
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-  """Median, least, most, and of how many."""
+  """Returns median, minimum, maximum and count."""
   return {
     "median": statistics.median(values),
     "min": min(values),
@@ -47,7 +48,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 def time_steps(
   step: Callable[[int], Any], count: int, warmup: int
 ) -> dict[str, Any]:
-  """Runs a step so many times, each waited for.
+  """Times each of `count` steps after `warmup` steps.
 
   Returns:
     `first_step_s`; `step_s`, the spread over the clean steps (all steps, and
@@ -55,10 +56,10 @@ def time_steps(
   """
   seconds, foreign = [], []
   for index in range(warmup + count):
-    busy, own, began = _busy(), _own(), time.perf_counter()
+    busy, process, began = _busy(), _own_seconds(), time.perf_counter()
     jax.block_until_ready(step(index))
     seconds.append(time.perf_counter() - began)
-    others = (_busy() - busy) - (_own() - own)
+    others = (_busy() - busy) - (_own_seconds() - process)
     foreign.append(max(others, 0.0) / seconds[-1])
   timed = list(zip(seconds, foreign, strict=True))[warmup:]
   clean = [s for s, f in timed if f < FOREIGN_CORES]
@@ -72,10 +73,10 @@ def time_steps(
 
 
 def peak_memory_mib() -> float:
-  """The most memory this process has held, on an accelerator if it has one."""
-  found = jax.devices()[0].memory_stats()
-  if found:
-    return found["peak_bytes_in_use"] / 2**20
+  """Returns the peak memory of the device; on a CPU, of this process."""
+  stats = jax.devices()[0].memory_stats()
+  if stats:
+    return stats["peak_bytes_in_use"] / 2**20
   for line in pathlib.Path("/proc/self/status").read_text().splitlines():
     if line.startswith("VmHWM"):
       return int(line.split()[1]) / 1024
@@ -83,7 +84,7 @@ def peak_memory_mib() -> float:
 
 
 def _best(run: Callable[[], Any], seconds: float) -> float:
-  """The least time of a call, over so many seconds of calls."""
+  """Returns the minimum time of a call over some seconds of calls."""
   jax.block_until_ready(run())
   least, end = float("inf"), time.perf_counter() + seconds
   while time.perf_counter() < end:
@@ -94,10 +95,10 @@ def _best(run: Callable[[], Any], seconds: float) -> float:
 
 
 def ceilings(dtype: str = "float32", seconds: float = 2.0) -> dict[str, float]:
-  """What this machine can do now: products of a type, copying and reading.
+  """Measures the device's limits: matmuls, copying and reading.
 
   Returns:
-    `gflops`, of the best of square products; `copy_gb_per_s`, bytes read and
+    `gflops`, the best of square matmuls; `copy_gb_per_s`, bytes read and
     written when a large array is copied; `read_gb_per_s`, when it is summed.
   """
   cpu = jax.default_backend() == "cpu"
@@ -107,29 +108,30 @@ def ceilings(dtype: str = "float32", seconds: float = 2.0) -> dict[str, float]:
     product = jax.jit(jnp.matmul)
     least = _best(lambda a=a, product=product: product(a, a), seconds / 2)
     best = max(best, 2 * side**3 / least / 1e9)
-  # Written to where it was read from, so that no page is new.
+  # Donation writes to the same memory, so that no page is new.
   copy = jax.jit(lambda x: x * 1.0000001, donate_argnums=0)
-  held = [jnp.ones((64 if cpu else 512, 1024, 1024), jnp.float32)]
+  arrays = [jnp.ones((64 if cpu else 512, 1024, 1024), jnp.float32)]
 
-  def turn():
-    held[0] = copy(held[0])
-    return held[0]
+  def copy_once():
+    arrays[0] = copy(arrays[0])
+    return arrays[0]
 
-  copied = 2 * held[0].nbytes / _best(turn, seconds / 2) / 1e9
+  copied = 2 * arrays[0].nbytes / _best(copy_once, seconds / 2) / 1e9
   total = jax.jit(jnp.sum)
-  read = held[0].nbytes / _best(lambda: total(held[0]), seconds / 2) / 1e9
+  read = arrays[0].nbytes / _best(lambda: total(arrays[0]), seconds / 2) / 1e9
   return {"gflops": best, "copy_gb_per_s": copied, "read_gb_per_s": read}
 
 
 def versions() -> dict[str, str]:
-  found = {"python": platform.python_version()}
+  """Returns the versions of Python and libraries."""
+  names = {"python": platform.python_version()}
   for name in ("jax", "jaxlib", "flax", "optax"):
-    found[name] = metadata.version(name)
-  return found
+    names[name] = metadata.version(name)
+  return names
 
 
 def machine() -> dict[str, Any]:
-  """The device, cores and load of the machine."""
+  """Returns device, cores and load of the host."""
   return {
     "device": jax.devices()[0].device_kind,
     "cores": os.cpu_count(),

@@ -1,4 +1,4 @@
-"""This project's own steps on the work: the programs that the loops run."""
+"""This project's steps on the timed work, as the training loops run them."""
 
 from __future__ import annotations
 
@@ -36,10 +36,11 @@ Step = Callable[[int], Any]  # the number of a step → arrays to wait for
 def make(
   name: str, model: str, completions: int = 4, layout: str = "shared"
 ) -> Step:
-  """The step of a work; completions and layout are the reward model's.
+  """Returns the step of a work.
 
-  Layouts: "shared" runs a prompt once, "rows" once a completion, and "pairs"
-  runs both of each pair's completions, as a trainer on pairs does.
+  Completions and layout are settings of the reward model. Layout "shared" runs
+  a prompt once, "rows" once per completion, and "pairs" runs both completions
+  of each pair, as a trainer on pairs does.
   """
   if name == "reward":
     return _reward(model, completions, layout)
@@ -62,7 +63,7 @@ def _state(network: LanguageModel | ScalarModel, seed: int):
 
 
 def language_batch(model: str, index: int) -> LanguageBatch:
-  """Full rows; the loss is on what follows each row's prompt."""
+  """Returns full rows with a loss on the tokens after each prompt."""
   tokens, prompts = work.sft_batch(model, index)
   columns = np.arange(tokens.shape[1], dtype=np.int32)
   return LanguageBatch(
@@ -73,17 +74,17 @@ def language_batch(model: str, index: int) -> LanguageBatch:
   )
 
 
-def ranking_batch(found: work.Rankings, rows: int = 1) -> RankingBatch:
-  """As the pipelines lay out rankings, in so many rows a prompt."""
-  rankings = [
+def ranking_batch(rankings: work.Rankings, rows: int = 1) -> RankingBatch:
+  """Lays out rankings as training does, with `rows` rows per prompt."""
+  encoded = [
     encoding.EncodedRanking(prompt, tuple(completions), tuple(ranks))
-    for prompt, completions, ranks in zip(*found, strict=True)
+    for prompt, completions, ranks in zip(*rankings, strict=True)
   ]
-  count = len(rankings)
+  count = len(encoded)
   layout = ranking_packing.Layout(rows=rows, groups=count)
   return next(
     ranking_packing.ranking_batches(
-      rankings,
+      encoded,
       batch_source.BatchSpec(batch_size=count, epochs=1, shuffle=False),
       layout=layout,
       pad_id=0,
@@ -92,7 +93,7 @@ def ranking_batch(found: work.Rankings, rows: int = 1) -> RankingBatch:
 
 
 def prompt_batch(model: str, index: int, name: str) -> PromptBatch:
-  """Left-padded prompts of ragged lengths."""
+  """Returns left-padded prompts of different lengths."""
   count = work.SHAPES[model].episodes
   tokens, mask = packing.left_pad(
     work.prompts(model, index, name),
@@ -134,23 +135,25 @@ def _sft(model: str) -> Step:
 
 
 def _pretrain(model: str) -> Step:
-  """The same rows with a loss on every token but the first."""
+  """Returns the step with a loss on all tokens but the first of a row."""
 
   def batch(index: int) -> LanguageBatch:
-    found = language_batch(model, index)
-    weights = np.ones_like(found.weights)
+    batch = language_batch(model, index)
+    weights = np.ones_like(batch.weights)
     weights[:, 0] = 0
-    return dataclasses.replace(found, weights=weights)
+    return dataclasses.replace(batch, weights=weights)
 
   return _language(model, batch)
 
 
 def _reward(model: str, completions: int, layout: str) -> Step:
   def batch(index: int) -> RankingBatch:
-    found = work.rankings(model, index, completions)
+    rankings = work.rankings(model, index, completions)
     if layout == "pairs":
-      return ranking_batch(work.pairs(found), rows=2)
-    return ranking_batch(found, rows=1 if layout == "shared" else completions)
+      return ranking_batch(work.pairs(rankings), rows=2)
+    return ranking_batch(
+      rankings, rows=1 if layout == "shared" else completions
+    )
 
   network = ScalarModel(work.MODELS[model])
   return _supervised(network, reward.train_step, batch)
@@ -158,7 +161,7 @@ def _reward(model: str, completions: int, layout: str) -> Step:
 
 def _sampler(model: str, new_tokens: int = 0):
   network = LanguageModel(work.MODELS[model])
-  # No token has this id: every row goes on to the last column.
+  # No token has this id, so every row is sampled to its full length.
   return jax.jit(
     functools.partial(
       generate,
@@ -179,7 +182,7 @@ def _generate(model: str, new_tokens: int = 0) -> Step:
 
 
 def _weights(network: LanguageModel):
-  """Random ones as sampling reads them, made one at a time as if loaded."""
+  """Returns random weights in the layout of sampling, made one at a time."""
   shapes = jax.eval_shape(
     lambda key: transformer.decoding_params(
       network, transformer.init_params(network, key)
@@ -189,17 +192,17 @@ def _weights(network: LanguageModel):
   rng = np.random.default_rng(0)
 
   def draw(leaf: jax.ShapeDtypeStruct):
-    if len(leaf.shape) == 1:  # of a norm, or a bias
+    if len(leaf.shape) == 1:  # scale of a norm, or bias
       return jnp.ones(leaf.shape, leaf.dtype)
-    found = rng.standard_normal(leaf.shape, np.float32)
-    found *= network.config.init_std
-    return jnp.asarray(found, leaf.dtype)
+    values = rng.standard_normal(leaf.shape, np.float32)
+    values *= network.config.init_std
+    return jnp.asarray(values, leaf.dtype)
 
   return jax.tree.map(draw, shapes)
 
 
 def prefill(model: str) -> Step:
-  """What "generate" does before its first decode step."""
+  """Returns the part of "generate" before its first decode step."""
   return _generate(model, new_tokens=1)
 
 
@@ -219,24 +222,18 @@ def _ppo(model: str) -> Step:
     ema_decay=jnp.float32(section.ema_decay),
   )
   roll_out = _sampler(model)
+  networks = ppo.Networks(
+    policy=network,
+    reward=scalar,
+    value=scalar,
+    policy_optimizer=_optimizer(),
+    value_optimizer=_optimizer(),
+  )
   experience = jax.jit(
-    functools.partial(
-      ppo.score_rollout,
-      model=network,
-      scalar_model=scalar,
-      value_model=scalar,
-      config=section,
-    )
+    functools.partial(ppo.score_rollout, networks=networks, config=section)
   )
   update = jax.jit(
-    functools.partial(
-      ppo.update,
-      model=network,
-      value_model=scalar,
-      optimizer=_optimizer(),
-      value_optimizer=_optimizer(),
-      config=section,
-    ),
+    functools.partial(ppo.update, networks=networks, config=section),
     donate_argnums=0,
   )
   rows = np.arange(section.rollout_batch, dtype=np.int32)
@@ -248,11 +245,11 @@ def _ppo(model: str) -> Step:
     rollout = roll_out(
       state.policy.params, prompt_batch(model, index, "ppo"), key
     )
-    found, _, metrics = experience(
+    scored, _, metrics = experience(
       rollout, reference, reward_params, state.value.params, state.kl_coef
     )
-    for chosen in minibatches:
-      state, metrics = update(state, found, chosen, None)
+    for rows in minibatches:
+      state, metrics = update(state, scored, rows, None)
     return metrics
 
   return step

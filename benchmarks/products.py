@@ -1,11 +1,11 @@
-"""What decoding consists of: a few rows times a matrix that comes from memory.
+"""Times the matmuls of decoding: a few rows times a matrix read from memory.
 
     python -m benchmarks.products --rows=16 --inputs=768 --outputs=3072
 
-One line of JSON each: the product as it is compiled for decoding, with one
-matrix that stays in the cache and with many in turn; as it is not, with XLA's
-library or without; a loop of XLA's own that copies nothing; and one row, which
-is as good as reading the weights.
+Prints a line of JSON for each: the matmul as compiled for decoding, with one
+matrix that stays in the cache and with many matrices; the matmul with the
+other choice of XLA's matmul library; a loop of reductions without copies; and
+a single row, whose time is that of reading the weights.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _LOOP = {"xla_cpu_enable_fast_math": True, "xla_cpu_prefer_vector_width": 512}
 
 
 def product(kernel: Array, x: Array) -> Array:
-  """As decoding has it."""
+  """Multiplies as decoding does."""
   return kernel @ x.T
 
 
 def loop(kernel: Array, x: Array) -> Array:
-  """One reduction with an accumulator for each product of a block."""
+  """Multiplies with one reduction per block of outputs and rows."""
   outputs, inputs = kernel.shape
   tall = kernel.reshape(-1, 1, _TALL, inputs)
   wide = x.reshape(1, -1, _WIDE, inputs)
@@ -47,8 +47,8 @@ def loop(kernel: Array, x: Array) -> Array:
     lambda a, b: tuple(x + y for x, y in zip(a, b, strict=True)),
     (2,),
   )
-  found = jnp.stack(sums).reshape(_TALL, _WIDE, outputs // _TALL, -1)
-  return found.transpose(2, 0, 3, 1).reshape(outputs, -1)
+  blocks = jnp.stack(sums).reshape(_TALL, _WIDE, outputs // _TALL, -1)
+  return blocks.transpose(2, 0, 3, 1).reshape(outputs, -1)
 
 
 def seconds(
@@ -58,17 +58,19 @@ def seconds(
   steps: int,
   options: dict[str, bool | int | str],
 ) -> float:
-  """Median of one product, of `steps` runs over all kernels in turn."""
+  """Returns the median time of a matmul over runs with all kernels."""
 
   def run(kernels, x):
     for kernel in kernels:
-      # Each waits for the one before.
+      # Each matmul depends on the one before.
       x = x + 1e-9 * times(kernel, x)[0][:, None]
     return x
 
   compiled = jax.jit(run, compiler_options=options)
-  found = measure.time_steps(lambda index: compiled(kernels, x), steps, 2)
-  return found["step_s"]["median"] / len(kernels)
+  times_of_runs = measure.time_steps(
+    lambda index: compiled(kernels, x), steps, 2
+  )
+  return times_of_runs["step_s"]["median"] / len(kernels)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,18 +80,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument("--rows", type=int, default=16, help="B, even")
+  parser.add_argument("--rows", type=int, default=16, help="rows B, even")
   parser.add_argument("--inputs", type=int, default=768)
-  parser.add_argument("--outputs", type=int, default=3072, help="8 divides it")
   parser.add_argument(
-    "--mib", type=int, default=200, help="of all matrices, at most 64 of them"
+    "--outputs", type=int, default=3072, help="outputs, a multiple of 8"
+  )
+  parser.add_argument(
+    "--mib",
+    type=int,
+    default=200,
+    help="size of all matrices in MiB; at most 64",
   )
   parser.add_argument("--steps", type=int, default=20, help="timed runs")
   flags = parser.parse_args(argv)
   if min(flags.inputs, flags.outputs, flags.mib, flags.steps) < 1:
-    parser.error("sizes and steps start at 1")
+    parser.error("sizes and steps must be at least 1")
   if flags.rows % _WIDE or flags.outputs % _TALL or flags.rows < _WIDE:
-    parser.error("--rows is even, --outputs a multiple of 8")
+    parser.error("--rows must be even, --outputs a multiple of 8")
   process_settings.silence_libraries()
   size = 4 * flags.inputs * flags.outputs
   rng = np.random.default_rng(0)

@@ -1,10 +1,10 @@
-"""Where the time of a step goes: XLA's operations, by program and kind.
+"""Profiles a step: time of XLA's operations, by program and kind.
 
     python -m benchmarks.profile --work=reward --model=S
 
-A table: milliseconds a step of all threads together, how often, and the share
-of what was traced. What runs in parts on several threads is traced on each;
-what a library runs on threads of its own is not, and neither is waiting.
+Prints a table: milliseconds per step summed over threads, count, and share of
+the traced time. An operation that runs on several threads is traced on each.
+Threads of other libraries and waiting are not traced.
 """
 
 from __future__ import annotations
@@ -27,10 +27,17 @@ from instructgpt_jax.cli import process_settings
 
 
 class Spent(NamedTuple):
-  """What one kind of operation takes in a step."""
+  """Time of one kind of operation per step.
+
+  Attributes:
+    program: name of the compiled program.
+    kind: name of the operation in HLO, without its number.
+    count: runs per step.
+    milliseconds: time per step, summed over threads.
+  """
 
   program: str
-  kind: str  # the operation's name in XLA's text, without its number
+  kind: str
   count: float
   milliseconds: float
 
@@ -42,23 +49,23 @@ def spent(
 
   Args:
     step: number → arrays to wait for.
-    steps: how many are traced.
-    warmup: how many come before them.
+    steps: number of traced steps.
+    warmup: number of steps before them.
 
   Returns:
-    Each kind of operation, the longest first.
+    The kinds of operations, the longest first.
   """
   for index in range(warmup):
     jax.block_until_ready(step(index))
-  with tempfile.TemporaryDirectory() as folder:
-    with jax.profiler.trace(folder):
+  with tempfile.TemporaryDirectory() as directory:
+    with jax.profiler.trace(directory):
       for index in range(warmup, warmup + steps):
         jax.block_until_ready(step(index))
-    (path,) = pathlib.Path(folder).rglob("*.xplane.pb")
-    found = jax.profiler.ProfileData.from_file(str(path))
+    (path,) = pathlib.Path(directory).rglob("*.xplane.pb")
+    profile = jax.profiler.ProfileData.from_file(str(path))
   nanoseconds: collections.Counter[tuple[str, str]] = collections.Counter()
   counts: collections.Counter[tuple[str, str]] = collections.Counter()
-  for plane in found.planes:
+  for plane in profile.planes:
     for line in plane.lines:
       for event in line.events:
         program = dict(event.stats).get("hlo_module")
@@ -77,7 +84,7 @@ def spent(
 
 
 def table(rows: Sequence[Spent], top: int) -> str:
-  """The longest ones, and what the others take together."""
+  """Formats the longest operations and the sum of all others."""
   total = sum(row.milliseconds for row in rows)
   rest = rows[top:]
   shown = list(rows[:top])
@@ -103,20 +110,20 @@ def main(argv: Sequence[str] | None = None) -> int:
   add = parser.add_argument
   add("--work", choices=run.WORKS, required=True)
   add("--model", choices=run.MODELS, default="S")
-  add("--steps", type=int, default=5, help="traced steps")
+  add("--steps", type=int, default=5, help="number of traced steps")
   add("--top", type=int, default=20, help="lines of the table")
   flags = parser.parse_args(argv)
   if min(flags.steps, flags.top) < 1:
-    parser.error("--steps and --top start at 1")
+    parser.error("--steps and --top must be at least 1")
   process_settings.silence_libraries()
   step = ours.make(flags.work, flags.model)
   seconds: list[float] = []
 
   def timed(index: int) -> Any:
     began = time.perf_counter()
-    found = jax.block_until_ready(step(index))
+    result = jax.block_until_ready(step(index))
     seconds.append(time.perf_counter() - began)
-    return found
+    return result
 
   rows = spent(timed, flags.steps)
   traced = sorted(seconds[-flags.steps :])[flags.steps // 2]

@@ -1,12 +1,12 @@
-"""Times this project's steps, and peers' beside them on the same work.
+"""Times this project's steps and those of other libraries on the same work.
 
   python -m benchmarks.run --work=sft --model=S
   python -m benchmarks.run --work=reward,generate --model=S,M --peer
   python -m benchmarks.run --work=reward --completions=9 --layout=shared,rows
 
-One line of JSON a measurement, on standard output. Each comes from a process of
-its own, so that peak memory and compile time are its own. With --peer a peers'
-harness takes turns with ours, round by round, and a line of ratios follows.
+Prints a line of JSON per measurement. Each runs in a new process, so that peak
+memory and compile time are separate. With --peer, each round also times the
+peers' harness, and a line of ratios follows.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from instructgpt_jax.cli import process_settings
 MODELS = ("S", "M", "125m", "350m", "1.3b", "1.3b-chat", "tiny", "tiny-chat")
 WORKS = ("sft", "pretrain", "reward", "generate", "ppo")
 LAYOUTS = ("shared", "rows", "pairs")
-# Their name of a work, and who does it.
+# Work → its name in the peers' harness, and the peers that support it.
 PEERS = {
   "sft": ("sft", ("trl", "tunix", "torch")),
   "reward": ("rm", ("trl", "tunix", "torch")),
   "generate": ("generate", ("hf", "tunix")),
   "ppo": ("ppo", ("trl", "tunix", "torch")),
 }
-VARIANTS = {  # others: the harness's default
+VARIANTS = {  # others use the harness's default
   ("torch", "sft"): "eager,compile",
   ("torch", "rm"): "kway",
   ("tunix", "rm"): "kway",
@@ -44,17 +44,17 @@ CACHE = {
   "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
   "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
 }
-# As the Makefile sets it, for us and for the peers alike.
+# As in the Makefile; the same for this project and for peers.
 MALLOC = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
-def _some_of(allowed: Sequence[str]):
+def _comma_list(allowed: Sequence[str]):
   def parse(text: str) -> list[str]:
     chosen = text.split(",")
     for name in chosen:
       if name not in allowed:
         raise argparse.ArgumentTypeError(
-          f"{name!r} is none of {', '.join(allowed)}"
+          f"{name!r} is not one of {', '.join(allowed)}"
         )
     return chosen
 
@@ -67,24 +67,29 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  every = _some_of(sorted({p for _, peers in PEERS.values() for p in peers}))
+  every = _comma_list(sorted({p for _, peers in PEERS.values() for p in peers}))
   add = parser.add_argument
-  add("--work", type=_some_of(WORKS), default=list(WORKS), help="comma list")
+  add("--work", type=_comma_list(WORKS), default=list(WORKS), help="comma list")
   add(
     "--model",
-    type=_some_of(MODELS),
+    type=_comma_list(MODELS),
     default=["S"],
-    help="comma list; S and M are the peers' (float32), the others in bfloat16",
+    help="comma list; S and M: sizes of the peers (float32); others: bfloat16",
   )
   add("--steps", type=int, default=10, help="timed steps")
-  add("--warmup", type=int, default=2, help="steps before them")
-  add("--rounds", type=int, default=1, help="turns with the peers")
-  add("--completions", type=int, default=4, help="K of the reward model's work")
+  add("--warmup", type=int, default=2, help="steps before the timed ones")
+  add("--rounds", type=int, default=1, help="rounds of measurements")
+  add(
+    "--completions",
+    type=int,
+    default=4,
+    help="completions per prompt of the reward model",
+  )
   add(
     "--layout",
-    type=_some_of(LAYOUTS),
+    type=_comma_list(LAYOUTS),
     default=["shared"],
-    help="how the reward model's rows are laid out; comma list",
+    help="layouts of the reward model's rows, comma list",
   )
   add(
     "--peer",
@@ -92,24 +97,24 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     nargs="?",
     const=every("hf,torch,trl,tunix"),
     default=[],
-    help="times peers as well: all of them, or a comma list",
+    help="time peers too: all of them, or a comma list",
   )
   add(
     "--harness",
     type=pathlib.Path,
     default=pathlib.Path("../shared/peers"),
-    help="folder of the peers' run.py",
+    help="directory of the peers' run.py",
   )
   add(
     "--cold_only",
     action="store_true",
-    help="does not start once more with a warm cache",
+    help="skip the second start with a warm cache",
   )
   add("--child", action="store_true", help=argparse.SUPPRESS)
   flags = parser.parse_args(argv)
   if min(flags.steps, flags.rounds, flags.warmup) < 1 or flags.completions < 2:
     parser.error(
-      "--steps, --warmup and --rounds start at 1, --completions at 2"
+      "--steps, --warmup and --rounds must be at least 1, --completions 2"
     )
   if flags.peer and not (flags.harness / "run.py").exists():
     parser.error(f"{flags.harness} has no run.py; give --harness=DIR")
@@ -120,23 +125,23 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   return flags
 
 
-def measured(flags: argparse.Namespace) -> dict[str, Any]:
-  """One line about one work, in this process."""
+def measure_work(flags: argparse.Namespace) -> dict[str, Any]:
+  """Measures one work in this process and returns its line."""
   from benchmarks import measure, ours, work
 
   (name,), (model,), (layout,) = flags.work, flags.model, flags.layout
   k = flags.completions
   step = ours.make(name, model, completions=k, layout=layout)
-  found = measure.time_steps(step, flags.steps, flags.warmup)
-  # The ceilings' own arrays must not count.
+  times = measure.time_steps(step, flags.steps, flags.warmup)
+  # Before the arrays of the ceilings are allocated.
   memory = measure.peak_memory_mib()
   limits = measure.ceilings(work.MODELS[model].dtype)
-  median = found["step_s"]["median"]
+  median = times["step_s"]["median"]
   rate = work.operations(name, model, k).total / median / 1e9
   line = {"who": "ours", "work": name, "model": model}
   if name == "reward":
     line |= {"completions": k, "layout": layout}
-  line |= found
+  line |= times
   if name == "generate":
     prefill = measure.time_steps(ours.prefill(model), flags.steps, flags.warmup)
     decode = median - prefill["step_s"]["median"]
@@ -159,7 +164,7 @@ def measured(flags: argparse.Namespace) -> dict[str, Any]:
 
 
 def _lines(command: Sequence[str], **env: str) -> list[dict[str, Any]]:
-  """The JSON lines that a command prints."""
+  """Runs a command and returns the JSON lines that it prints."""
   done = subprocess.run(
     command,
     env={**os.environ, **MALLOC, **env},
@@ -192,12 +197,12 @@ def _ours(flags, name: str, model: str, layout: str, cache: str, **changes):
 
 
 def compare(flags: argparse.Namespace, name: str, model: str) -> None:
-  """Prints a work's lines and, beside others, how many times faster ours is."""
+  """Prints a work's lines, and ratios to other layouts and peers."""
   seconds: dict[str, list[float]] = {}
   layouts = flags.layout if name == "reward" else ["shared"]
   theirs, peers = PEERS.get(name, ("", ()))
 
-  def tell(line: dict[str, Any], label: str) -> None:
+  def report(line: dict[str, Any], label: str) -> None:
     print(json.dumps(line), flush=True)
     seconds.setdefault(label, []).append(line["step_s"]["median"])
 
@@ -209,16 +214,16 @@ def compare(flags: argparse.Namespace, name: str, model: str) -> None:
           again = _ours(flags, name, model, layout, cache, steps=1, warmup=1)
           line["first_step_warm_s"] = again["first_step_s"]
           line["peak_memory_warm_mib"] = again["peak_memory_mib"]
-        tell(line, layout)
+        report(line, layout)
       for peer in [p for p in flags.peer if p in peers]:
         command = [sys.executable, str(flags.harness / "run.py")]
         command += ["--peer", peer, "--work", theirs, "--model", model]
         command += ["--variant", VARIANTS.get((peer, theirs), "default")]
         for line in _lines([*command, "--steps", str(flags.steps)]):
-          tell(line, f"{peer} {line.get('variant', '')}".strip())
+          report(line, f"{peer} {line.get('variant', '')}".strip())
   first, *others = seconds
   if others:
-    # Turn by turn, since the machine may have been slower in some of them.
+    # By round, since the host may be slower in some rounds.
     ratios = {
       label: statistics.median(
         b / a for a, b in zip(seconds[first], seconds[label], strict=True)
@@ -235,7 +240,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   if flags.child:
     process_settings.silence_libraries()
     process_settings.trim_malloc_after_compile()
-    print(json.dumps(measured(flags)))
+    print(json.dumps(measure_work(flags)))
     return 0
   for model in flags.model:
     for name in flags.work:

@@ -1,12 +1,12 @@
-"""From a command to its first step: nothing compiled, and then all of it.
+"""Times the start of each stage, without and with a compilation cache.
 
     make demo
     python -m benchmarks.start --runs=runs/demo
 
-Each stage of a finished pipeline is begun twice anew, by its command and config
-in another folder, and ended after its first step. The first start has an empty
-cache of compiled programs, the second one what the first left there. A line of
-JSON each, in seconds.
+Starts each stage of a finished pipeline twice, with its config in a new
+directory, and ends it after its first step. The first start has an empty
+compilation cache; the second uses the cache of the first. Prints a line of JSON
+per stage, in seconds.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from collections.abc import Sequence
 from instructgpt_jax import streams
 
 _STAGES = ("pretrain", "sft", "policy_init", "reward", "ppo", "ppo_ptx")
-_MOST = 600.0  # seconds that a first step may take
+_TIMEOUT = 600.0  # seconds
 
 
 def seconds_to_first_step(
   config: pathlib.Path, workdir: pathlib.Path, cache: pathlib.Path
 ) -> float:
-  """Runs a config's stage until its first line of metrics, and ends it."""
+  """Runs a stage until its first line of metrics, then kills it."""
   experiment = json.loads(config.read_text(encoding="utf-8"))["experiment"]
   log = workdir.with_suffix(".log")
   metrics = workdir / "metrics.jsonl"
@@ -49,9 +49,11 @@ def seconds_to_first_step(
     try:
       while not (metrics.exists() and metrics.stat().st_size):
         taken = time.perf_counter() - began
-        if run.poll() is not None or taken > _MOST:
-          told = log.read_text(encoding="utf-8").strip()
-          sys.exit(f"error: {config}: no step in {taken:.0f} s: {told[-500:]}")
+        if run.poll() is not None or taken > _TIMEOUT:
+          output = log.read_text(encoding="utf-8").strip()
+          sys.exit(
+            f"error: {config}: no step in {taken:.0f} s: {output[-500:]}"
+          )
         time.sleep(0.02)
       return time.perf_counter() - began
     finally:
@@ -75,8 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   if not configs:
     parser.error(f"{flags.runs} holds no stage with a config.json")
   for config in configs:
-    with tempfile.TemporaryDirectory() as folder:
-      at = pathlib.Path(folder)
+    with tempfile.TemporaryDirectory() as directory:
+      at = pathlib.Path(directory)
       first, second = (
         seconds_to_first_step(config, at / name, at / "cache")
         for name in ("first", "second")

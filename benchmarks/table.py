@@ -1,4 +1,4 @@
-"""Makes a Markdown table of the lines that benchmarks.run printed."""
+"""Formats the lines of benchmarks.run as a Markdown table."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _HEAD = (
 
 
 def row(line: dict[str, Any]) -> list[str]:
-  """The cells of one measurement of ours."""
+  """Returns the cells of one measurement of this project."""
   spread, (unit, rate) = line["step_s"], next(iter(line["rates"].items()))
   decode = line.get("decode")
   return [
@@ -42,21 +42,21 @@ def row(line: dict[str, Any]) -> list[str]:
 
 
 def table(lines: Sequence[dict[str, Any]]) -> str:
-  """Markdown, with the machine and its ceilings above."""
+  """Formats measurements as Markdown, below a line about the device."""
   ours = [line for line in lines if line.get("who") == "ours"]
   if not ours:
-    raise ValueError("no measurement of ours")
+    raise ValueError("no measurement of this project")
   limits = [line["ceilings"] for line in ours]
   versions, machine = ours[0]["versions"], ours[0]["machine"]
-  said = [
-    f"{machine['device']}, jax {versions['jax']}: products up to "
+  head = [
+    f"{machine['device']}, jax {versions['jax']}: matmuls up to "
     f"{max(x['gflops'] for x in limits) / 1000:.3g} TFLOP/s, copies up to "
     f"{max(x['copy_gb_per_s'] for x in limits):.4g} GB/s, "
-    "each ceiling taken beside its own line.",
+    "each ceiling measured with its line.",
     "",
   ]
   cells = [list(_HEAD), ["---"] * len(_HEAD), *map(row, ours)]
-  return "\n".join(said + [f"| {' | '.join(x)} |" for x in cells])
+  return "\n".join(head + [f"| {' | '.join(x)} |" for x in cells])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

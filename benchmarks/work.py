@@ -1,4 +1,4 @@
-"""The work that is timed: models, batches, what counts, and its floor.
+"""The timed work: models, batches, units, FLOPs and lower bounds.
 
 The same seed gives the same tokens as the peers' harness gives everybody, which
 `tests/benchmarks` checks where that harness is at hand. Multiply-add is two
@@ -178,14 +178,14 @@ def rankings(
   return Rankings(prompts, replies, np.stack(ranks).astype(np.int32))
 
 
-def pairs(found: Rankings) -> Rankings:
+def pairs(rankings: Rankings) -> Rankings:
   """Each of the K (K − 1) / 2 pairs of a prompt as a ranking of two."""
-  count, k = found.ranks.shape
+  count, k = rankings.ranks.shape
   chosen = np.array(list(itertools.combinations(range(k), 2)))
   return Rankings(
-    np.repeat(found.prompts, len(chosen), axis=0),
-    found.completions[:, chosen].reshape(count * len(chosen), 2, -1),
-    found.ranks[:, chosen].reshape(-1, 2),
+    np.repeat(rankings.prompts, len(chosen), axis=0),
+    rankings.completions[:, chosen].reshape(count * len(chosen), 2, -1),
+    rankings.ranks[:, chosen].reshape(-1, 2),
   )
 
 
@@ -235,7 +235,7 @@ class _Cost:
     return 2 * self.model.vocab_size * self.model.d_model * tokens
 
   def attended(self, keys: int) -> int:
-    """Of one token that attends to so many keys."""
+    """Returns the FLOPs of one token that attends to `keys` keys."""
     return 4 * self.model.num_layers * self.model.d_model * keys
 
   def rows(self, lengths) -> int:

@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Settings and fixtures of all tests."""
 
 import atexit
 import os
@@ -11,11 +11,10 @@ import pytest
 
 from tests.locks import alone
 
-# Little is computed in tests and much compiled: as little optimising as can be.
-# Before JAX is imported; processes that tests start inherit it.
+# Tests compile much and compute little, so XLA optimizes as little as possible.
+# Set before JAX is imported; processes that tests start inherit it.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
-# What one test has compiled, others and their processes load. The folder is not
-# the user's, and all workers of a test run have the same one.
+# Compilation cache of all workers and of the processes that tests start.
 if "PYTEST_XDIST_WORKER" not in os.environ:
   _compiled = tempfile.mkdtemp(prefix="compiled-")
   atexit.register(shutil.rmtree, _compiled, ignore_errors=True)
@@ -25,23 +24,23 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 
 @pytest.fixture(scope="session")
 def common(tmp_path_factory) -> pathlib.Path:
-  """One folder for all workers of this test run."""
+  """Returns a directory that all workers of this test run share."""
   base = tmp_path_factory.getbasetemp()
   return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
 @pytest.fixture(scope="session")
 def once(common) -> Callable[[str, Callable[[pathlib.Path], None]], str]:
-  """(name, function) → a folder, which the function fills for all workers."""
+  """Returns (name, function) → directory, filled once for all workers."""
 
   def filled(name: str, fill: Callable[[pathlib.Path], None]) -> str:
-    folder = common / "once" / name
-    with alone(folder):
-      if not (folder / ".filled").exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        fill(folder)
-        (folder / ".filled").touch()
-    return str(folder)
+    directory = common / "once" / name
+    with alone(directory):
+      if not (directory / ".filled").exists():
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+        fill(directory)
+        (directory / ".filled").touch()
+    return str(directory)
 
   return filled

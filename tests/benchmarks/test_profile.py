@@ -1,4 +1,4 @@
-"""Where a step's time goes."""
+"""Tests of the profile of a step."""
 
 import jax
 import jax.numpy as jnp
@@ -48,4 +48,4 @@ def test_the_command(capsys):
   with pytest.raises(SystemExit) as stopped:
     profile.main(["--work=ppo", "--steps=0"])
   assert stopped.value.code == 2
-  assert "start at 1" in capsys.readouterr().err
+  assert "must be at least 1" in capsys.readouterr().err

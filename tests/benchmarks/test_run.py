@@ -15,21 +15,21 @@ from benchmarks import measure, ours, run, table, work
 
 
 @pytest.mark.parametrize(
-  "argv, said",
+  "argv, message",
   [
-    (["--work=stf"], "'stf' is none of sft, pretrain, reward"),
-    (["--model=S,XL"], "'XL' is none of S, M, 125m"),
-    (["--steps=0"], "start at 1"),
-    (["--work=reward", "--completions=1"], "--completions at 2"),
+    (["--work=stf"], "'stf' is not one of sft, pretrain, reward"),
+    (["--model=S,XL"], "'XL' is not one of S, M, 125m"),
+    (["--steps=0"], "must be at least 1"),
+    (["--work=reward", "--completions=1"], "--completions 2"),
     (["--peer", "--harness=nowhere"], "nowhere has no run.py"),
-    (["--peer=jaxx"], "'jaxx' is none of hf, torch, trl, tunix"),
+    (["--peer=jaxx"], "'jaxx' is not one of hf, torch, trl, tunix"),
   ],
 )
-def test_mistakes_are_told_in_one_line(argv, said, capsys):
+def test_user_errors_are_one_line(argv, message, capsys):
   with pytest.raises(SystemExit) as stopped:
     run.parse(argv)
   assert stopped.value.code == 2
-  assert said in capsys.readouterr().err.splitlines()[-1]
+  assert message in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_steps_are_timed_after_warm_up():
@@ -39,14 +39,14 @@ def test_steps_are_timed_after_warm_up():
     time.sleep(waits[index])
     return jnp.zeros(())
 
-  found = measure.time_steps(step, count=3, warmup=1)
-  assert found["first_step_s"] >= 0.05
-  assert found["step_s"]["n"] <= 3 and found["step_s"]["min"] >= 0.01
-  assert found["step_s"]["median"] < 0.05
+  result = measure.time_steps(step, count=3, warmup=1)
+  assert result["first_step_s"] >= 0.05
+  assert result["step_s"]["n"] <= 3 and result["step_s"]["min"] >= 0.01
+  assert result["step_s"]["median"] < 0.05
 
 
 def test_a_ratio_is_taken_turn_by_turn(monkeypatch, capsys):
-  """The machine is slower in one turn; who is faster stays the same."""
+  """The host is slower in one turn; who is faster stays the same."""
   seconds = {"shared": iter([1.0, 1.0, 4.0, 2.0]), "rows": iter([3.0, 1, 12.0])}
 
   def ours(flags, name, model, layout, cache, **changes):
@@ -68,9 +68,9 @@ def test_a_ratio_is_taken_turn_by_turn(monkeypatch, capsys):
 
 
 def test_this_machines_ceilings_are_positive():
-  found = measure.ceilings(seconds=0.2)
-  assert set(found) == {"gflops", "copy_gb_per_s", "read_gb_per_s"}
-  assert min(found.values()) > 0
+  result = measure.ceilings(seconds=0.2)
+  assert set(result) == {"gflops", "copy_gb_per_s", "read_gb_per_s"}
+  assert min(result.values()) > 0
   assert measure.peak_memory_mib() > 1
   assert jax.devices()[0].device_kind == measure.machine()["device"]
 
@@ -98,8 +98,10 @@ def test_lines_become_a_table(tmp_path, capsys):
   others = {"who": "trl", "work": "sft"}
   path.write_text("\n".join(json.dumps(x) for x in (LINE, sft, others)))
   assert table.main([str(path)]) == 0
-  said, _, *rows = capsys.readouterr().out.splitlines()
-  assert said.startswith("a device, jax 1.2: products up to 6 TFLOP/s, copies")
+  message, _, *rows = capsys.readouterr().out.splitlines()
+  assert message.startswith(
+    "a device, jax 1.2: matmuls up to 6 TFLOP/s, copies"
+  )
   assert len(rows) == 4
   assert rows[2] == (
     "| 125m | generate | 0.5 [0.4, 0.75] | 3.277e+04 new tokens/s | 1.5 | 25% "
@@ -145,9 +147,12 @@ def test_the_script_for_a_gpu_refuses_what_it_cannot_do(tmp_path):
       text=True,
     )
 
-  for argv, said in ((["--huge"], "--huge is not known"), ([], "accelerator")):
+  for argv, message in (
+    (["--huge"], "--huge is not known"),
+    ([], "accelerator"),
+  ):
     done = call(*argv)
-    assert done.returncode == 2 and said in done.stderr.splitlines()[0]
+    assert done.returncode == 2 and message in done.stderr.splitlines()[0]
   # Without time for anything there is no table, and that is no success.
   done = call("--tiny", LIMIT_S="1")
   assert done.returncode != 0 and "left out for want of time" in done.stderr

@@ -28,7 +28,7 @@ STAGE = """
 
 @pytest.fixture
 def runs(tmp_path, monkeypatch):
-  """A pipeline's folder with the config of one stage."""
+  """A pipeline's directory with the config of one stage."""
   monkeypatch.chdir(tmp_path)
   (tmp_path / "experiments").mkdir()
   code = textwrap.dedent(STAGE)
@@ -51,7 +51,7 @@ def test_the_second_start_finds_what_the_first_compiled(runs, capsys):
   assert 0 < line["second_start_s"] < line["first_start_s"] - 0.2 < 30
 
 
-def test_what_a_stage_says_is_told(runs, tmp_path, capsys):
+def test_a_stages_error_is_shown(runs, tmp_path, capsys):
   with pytest.raises(SystemExit, match=r"config.json: no .*something is wrong"):
     start.main([runs("broken")])
   with pytest.raises(SystemExit):

@@ -37,10 +37,12 @@ def test_the_tokens_are_theirs(theirs, model, index):
   expected = theirs.sft_batch(model, index)
   np.testing.assert_array_equal(tokens, expected["input_ids"])
   np.testing.assert_array_equal(prompts, expected["prompt_len"])
-  found, expected = work.rankings(model, index), theirs.rm_batch(model, index)
-  np.testing.assert_array_equal(found.prompts, expected["seqs"][:, 0, :128])
-  np.testing.assert_array_equal(found.completions, expected["seqs"][:, :, 128:])
-  np.testing.assert_array_equal(found.ranks, 1 + expected["rank"])
+  result, expected = work.rankings(model, index), theirs.rm_batch(model, index)
+  np.testing.assert_array_equal(result.prompts, expected["seqs"][:, 0, :128])
+  np.testing.assert_array_equal(
+    result.completions, expected["seqs"][:, :, 128:]
+  )
+  np.testing.assert_array_equal(result.ranks, 1 + expected["rank"])
   for name in ("generate", "ppo"):
     for a, b in zip(
       work.prompts(model, index, name),
@@ -56,8 +58,8 @@ def test_the_tokens_are_theirs(theirs, model, index):
   [("sft", "sft"), ("reward", "rm"), ("generate", "generate"), ("ppo", "ppo")],
 )
 def test_operations_and_units_are_counted_alike(theirs, model, name, same):
-  found, expected = work.operations(name, model), theirs.FLOPS[same](model)
-  assert found == (expected["core"], expected["full"])
+  result, expected = work.operations(name, model), theirs.FLOPS[same](model)
+  assert result == (expected["core"], expected["full"])
   assert work.units(name, model) == theirs.units(same, model)
 
 
@@ -85,22 +87,22 @@ def test_layouts_of_a_ranking_score_alike():
   fresh = jax.jit(transformer.init_params, static_argnums=0)
   params = fresh(network, jax.random.key(0))
   score = jax.jit(functools.partial(reward.score_rankings, network))
-  found = work.rankings("tiny", 3)
+  result = work.rankings("tiny", 3)
   shared, rows, pairs = (
     np.asarray(score(params, batch))[:, 0]
     for batch in (
-      ours.ranking_batch(found),
-      ours.ranking_batch(found, rows=work.COMPLETIONS),
-      ours.ranking_batch(work.pairs(found), rows=2),
+      ours.ranking_batch(result),
+      ours.ranking_batch(result, rows=work.COMPLETIONS),
+      ours.ranking_batch(work.pairs(result), rows=2),
     )
   )
   np.testing.assert_allclose(shared, rows, atol=1e-5)
   assert np.ptp(shared, axis=1).min() > 1e-3  # no two alike by chance
-  assert pairs.shape == (12, 2) and work.pairs(found).ranks.shape == (12, 2)
+  assert pairs.shape == (12, 2) and work.pairs(result).ranks.shape == (12, 2)
   chosen = list(itertools.combinations(range(work.COMPLETIONS), 2))
   for p in range(work.SHAPES["tiny"].prompts):
     for i, (a, b) in enumerate(chosen):
       np.testing.assert_allclose(pairs[6 * p + i], rows[p, [a, b]], atol=1e-5)
       np.testing.assert_array_equal(
-        work.pairs(found).ranks[6 * p + i], found.ranks[p, [a, b]]
+        work.pairs(result).ranks[6 * p + i], result.ranks[p, [a, b]]
       )

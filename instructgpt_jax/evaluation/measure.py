@@ -116,7 +116,7 @@ class Evaluator:
       temperature=temperature,
       samples=samples,
       batch_size=self.settings.batch_size,
-      told=self.told,
+      on_progress=self.told,
     )
 
   def choose_prefix(

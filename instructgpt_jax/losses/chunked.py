@@ -1,10 +1,10 @@
-"""Losses on logits that are never held whole: some tokens at a time.
+"""Losses of logits that are computed one chunk of tokens at a time.
 
 Float32 logits of every position would be the largest array of a training step.
-Here the positions that carry loss are brought together first, the unembedding
-is applied to a chunk of them at a time, and positions without loss cost
-nothing. A chunk's gradient is taken while its logits are at hand, so nothing is
-computed twice. On a mesh, each part of the batch is brought together by itself.
+Here the tokens that carry loss are moved to the front, and the unembedding is
+applied to one chunk of them at a time; tokens without loss cost nothing. A
+chunk's gradient is computed with its logits, so nothing is recomputed. On a
+mesh, each shard of the batch orders its own tokens.
 """
 
 from __future__ import annotations
@@ -20,50 +20,52 @@ from instructgpt_jax import precision, sharding
 from instructgpt_jax.losses import language
 from instructgpt_jax.types import Array, PyTree
 
-# Each chunk reads and writes the unembedding's gradient, which a small chunk is
-# not worth; the last one is half empty, which a large chunk makes dear.
+# Each chunk reads and writes the unembedding's gradient, which is expensive for
+# small chunks. The last chunk is half empty on average, which is expensive for
+# large ones.
 CHUNKS = 8
 LEAST_TOKENS = 256
 MOST_LOGITS = 1 << 27
-# XLA's CPU compiler is slow at products of a transposed left side and so few
-# columns; the unembedding's gradient is then summed up as [D, V].
+# XLA's CPU backend is slow at matmuls with a transposed left operand and at
+# most this many columns; the unembedding's gradient is then summed as [D, V].
 NARROW = 512
 
 # ([C, V] float32 logits, tree of [C, …], [C] bool used) → Σ loss, sums.
 TokenLoss = Callable[[Array, PyTree, Array], tuple[Array, dict[str, Array]]]
-Adjust = Callable[[Array], Array]  # [C, V] products → the logits
+Adjust = Callable[[Array], Array]  # [C, V] matmul → logits
 
 
 def chunk_size(tokens: int, vocabulary: int) -> int:
-  """Tokens a chunk: an eighth of them, within bounds."""
-  wanted = min(-(-tokens // CHUNKS), MOST_LOGITS // vocabulary)
-  return max(1, min(tokens, max(LEAST_TOKENS, wanted)))
+  """Chooses the tokens of a chunk: an eighth of them, within bounds."""
+  size = min(-(-tokens // CHUNKS), MOST_LOGITS // vocabulary)
+  return max(1, min(tokens, max(LEAST_TOKENS, size)))
 
 
-def _places(used: Array, chunk: int) -> tuple[Array, Array, Array]:
-  """Used tokens first, in their order.
+def _used_first(used: Array, chunk: int) -> tuple[Array, Array, Array]:
+  """Orders tokens so that the used ones come first.
 
   Args:
     used: [M] bool.
     chunk: C.
 
   Returns:
-    [M'] int32 token of each place, M' the next multiple of C and M where there
-    is none; [M] int32 place of each token; [] int32 chunks that hold any.
+    [M'] int32, the token at each position, where M' is M rounded up to chunks,
+    and M where there is none; [M] int32, the position of each token; and []
+    int32, the number of chunks with any used token.
   """
   count = used.size
   ones = used.astype(jnp.int32)
   total = ones.sum()
-  seen = jnp.cumsum(ones)
-  place = jnp.where(used, seen - 1, total + jnp.arange(count) - seen)
+  rank = jnp.cumsum(ones)
+  position = jnp.where(used, rank - 1, total + jnp.arange(count) - rank)
   room = -(-count // chunk) * chunk
   order = jnp.full(room, count, jnp.int32)
-  order = order.at[place].set(jnp.arange(count, dtype=jnp.int32))
-  return order, place, -(-total // chunk)
+  order = order.at[position].set(jnp.arange(count, dtype=jnp.int32))
+  return order, position, -(-total // chunk)
 
 
 def _logits(hidden: Array, unembedding: Array) -> Array:
-  """[C, D] and [V, D] → [C, V] float32."""
+  """Computes logits [C, V] in float32 from [C, D] and [V, D]."""
   return jax.lax.dot_general(
     hidden,
     unembedding,
@@ -74,13 +76,13 @@ def _logits(hidden: Array, unembedding: Array) -> Array:
 
 
 def _take(tree: PyTree, index: Array) -> PyTree:
-  """Rows of arrays; zeros for an index past the end."""
+  """Takes rows of arrays; an index past the end gives zeros."""
   return jax.tree.map(
     lambda x: jnp.asarray(x).at[index].get(mode="fill", fill_value=0), tree
   )
 
 
-def _same(logits: Array) -> Array:
+def _unchanged(logits: Array) -> Array:
   return logits
 
 
@@ -90,122 +92,135 @@ def chunked_logits_loss(
   unembedding: Array,
   rows: PyTree,
   used: Array,
-  adjust: Adjust = _same,
+  adjust: Adjust = _unchanged,
 ) -> tuple[Array, dict[str, Array]]:
-  """Σ over the used tokens of a loss of their logits.
+  """Sums a loss of logits over the used tokens.
+
+  Gradients reach `hidden` and `unembedding`, of the loss alone.
 
   Args:
-    loss: gives sums over a chunk; a function of its arguments alone. Tokens
-      that are not used must add nothing.
-    hidden: [M, D] what the unembedding is applied to.
+    loss: function of a chunk's logits, rows and mask that returns sums over the
+      chunk. It depends on its arguments alone, and tokens that are not used add
+      nothing.
+    hidden: [M, D] hidden states.
     unembedding: [V, D].
-    rows: tree of [M, …] arrays: targets and whatever else the loss is of;
-      constants.
+    rows: tree of [M, …] arrays, constants of the loss such as targets.
     used: [M] bool, tokens that carry loss.
-    adjust: makes logits of the products of `hidden` and `unembedding`.
+    adjust: makes logits from `hidden @ unembedding.T`.
 
   Returns:
-    The loss and the dict of sums. Gradients reach `hidden` and `unembedding`,
-    of the loss alone.
+    The loss, and the dict of sums.
   """
 
-  def adjusted(products, rows, used):
-    return loss(adjust(products), rows, used)
+  def adjusted_loss(logits, rows, used):
+    return loss(adjust(logits), rows, used)
 
-  found: Any = _summed(adjusted, hidden, unembedding, rows, used)
-  return found
+  sums: Any = _summed_loss(adjusted_loss, hidden, unembedding, rows, used)
+  return sums
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _summed(loss, hidden, unembedding, rows, used):
-  return _by_rows(loss, hidden, unembedding, rows, used, grads=False)[0]
+def _summed_loss(loss, hidden, unembedding, rows, used):
+  return _over_shards(loss, hidden, unembedding, rows, used, grads=False)[0]
 
 
-def _by_rows(loss, hidden, unembedding, rows, used, *, grads: bool) -> Any:
-  """Sums, and gradients of hidden states and unembedding if they are wanted."""
+def _over_shards(loss, hidden, unembedding, rows, used, *, grads: bool) -> Any:
+  """Computes sums and, with `grads`, gradients, by shards of the batch.
 
-  def run(rows, unembedding):
-    hidden, some, used = rows
-    total, held = _run(loss, hidden, unembedding, some, used, grads=grads)
-    of_hidden, *of_unembedding = held or (None,)
-    return (total, of_unembedding), of_hidden
+  Returns:
+    The sums, and the gradients of `hidden` and of `unembedding` (if `grads`).
+  """
 
-  (total, of_unembedding), of_hidden = sharding.psum_over_batch(
+  def run(tokens, unembedding):
+    hidden, rows, used = tokens
+    sums, gradients = _over_chunks(
+      loss, hidden, unembedding, rows, used, grads=grads
+    )
+    hidden_grad, *unembedding_grad = gradients or (None,)
+    return (sums, unembedding_grad), hidden_grad
+
+  (sums, unembedding_grad), hidden_grad = sharding.psum_over_batch(
     run, (hidden, rows, used), unembedding
   )
-  return total, (of_hidden, *of_unembedding)
+  return sums, (hidden_grad, *unembedding_grad)
 
 
-def _run(loss, hidden, unembedding, rows, used, *, grads: bool) -> Any:
+def _over_chunks(loss, hidden, unembedding, rows, used, *, grads: bool) -> Any:
+  """Computes sums and, with `grads`, gradients, by chunks of tokens."""
   count, width = hidden.shape
   narrow = width <= NARROW
   chunk = chunk_size(count, unembedding.shape[0])
-  order, place, chunks = _places(used, chunk)
+  order, position, chunks = _used_first(used, chunk)
   matrix = unembedding.astype(hidden.dtype)
 
-  def part(index):
-    at = jax.lax.dynamic_slice(order, (index * chunk,), (chunk,))
-    own, some, mask = _take((hidden, rows, used), at)
+  def chunk_of(index):
+    tokens = jax.lax.dynamic_slice(order, (index * chunk,), (chunk,))
+    states, constants, mask = _take((hidden, rows, used), tokens)
     # Not even a NaN where there is no loss may reach the unembedding.
-    return jnp.where(mask[:, None], own, 0), some, mask
+    return jnp.where(mask[:, None], states, 0), constants, mask
 
   def body(index, carry):
-    total, held = carry
-    own, some, mask = part(index)
-    logits = _logits(own, matrix)
+    total, gradients = carry
+    states, constants, mask = chunk_of(index)
+    logits = _logits(states, matrix)
     if not grads:
-      return jax.tree.map(jnp.add, total, loss(logits, some, mask)), held
-    found, slope = jax.value_and_grad(loss, has_aux=True)(logits, some, mask)
-    slope = slope.astype(hidden.dtype)
-    of_hidden, of_unembedding = held
-    of_hidden = jax.lax.dynamic_update_slice(
-      of_hidden,
-      precision.matmul(slope, matrix).astype(hidden.dtype),
+      sums = loss(logits, constants, mask)
+      return jax.tree.map(jnp.add, total, sums), gradients
+    loss_and_grad = jax.value_and_grad(loss, has_aux=True)
+    sums, logits_grad = loss_and_grad(logits, constants, mask)
+    logits_grad = logits_grad.astype(hidden.dtype)
+    hidden_grad, unembedding_grad = gradients
+    hidden_grad = jax.lax.dynamic_update_slice(
+      hidden_grad,
+      precision.matmul(logits_grad, matrix).astype(hidden.dtype),
       (index * chunk, 0),
     )
-    of_unembedding += jax.lax.dot_general(
-      *((own, slope) if narrow else (slope, own)),
+    operands = (states, logits_grad) if narrow else (logits_grad, states)
+    unembedding_grad += jax.lax.dot_general(
+      *operands,
       (((0,), (0,)), ((), ())),
       precision=precision.of(hidden.dtype),
       preferred_element_type=jnp.float32,
     )
-    return jax.tree.map(jnp.add, total, found), (of_hidden, of_unembedding)
+    total = jax.tree.map(jnp.add, total, sums)
+    return total, (hidden_grad, unembedding_grad)
 
   shapes = jax.eval_shape(
     loss,
     jax.ShapeDtypeStruct((chunk, unembedding.shape[0]), jnp.float32),
-    *jax.eval_shape(part, 0)[1:],
+    *jax.eval_shape(chunk_of, 0)[1:],
   )
-  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-  held = ()
+  total = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+  gradients = ()
   if grads:
-    held = (
+    gradients = (
       jnp.zeros((order.size, width), hidden.dtype),
       jnp.zeros(unembedding.shape[:: -1 if narrow else 1], jnp.float32),
     )
-  total, held = jax.lax.fori_loop(0, chunks, body, (zeros, held))
+  total, gradients = jax.lax.fori_loop(0, chunks, body, (total, gradients))
   if grads:
-    of_hidden, of_unembedding = held
+    hidden_grad, unembedding_grad = gradients
     if narrow:
-      of_unembedding = of_unembedding.T
-    held = (of_hidden[place], of_unembedding.astype(unembedding.dtype))
-  return total, held
+      unembedding_grad = unembedding_grad.T
+    unembedding_grad = unembedding_grad.astype(unembedding.dtype)
+    gradients = (hidden_grad[position], unembedding_grad)
+  return total, gradients
 
 
 def _forward(loss, hidden, unembedding, rows, used):
-  return _by_rows(loss, hidden, unembedding, rows, used, grads=True)
+  return _over_shards(loss, hidden, unembedding, rows, used, grads=True)
 
 
-def _backward(loss, held, cotangents):
+def _backward(loss, gradients, cotangents):
   del loss
   scale, _ = cotangents
-  of_hidden, of_unembedding = (
-    (scale * x.astype(jnp.float32)).astype(x.dtype) for x in held
+  hidden_grad, unembedding_grad = (
+    (scale * x.astype(jnp.float32)).astype(x.dtype) for x in gradients
   )
-  return of_hidden, of_unembedding, None, None
+  return hidden_grad, unembedding_grad, None, None
 
 
-_summed.defvjp(_forward, _backward)
+_summed_loss.defvjp(_forward, _backward)
 
 
 def token_logp(
@@ -215,9 +230,9 @@ def token_logp(
   used: Array,
   *,
   temperature: float = 1.0,
-  adjust: Adjust = _same,
+  adjust: Adjust = _unchanged,
 ) -> Array:
-  """Log-probability of each used target; not to be differentiated.
+  """Computes the log-probability of each used target, without gradients.
 
   Args:
     hidden: [M, D].
@@ -225,28 +240,28 @@ def token_logp(
     targets: [M] int32.
     used: [M] bool.
     temperature: as in `language.token_logp`.
-    adjust: as in `summed`.
+    adjust: as in `chunked_logits_loss`.
 
   Returns:
     [M] float32, 0 where a token is not used.
   """
 
-  def run(rows, unembedding):
-    hidden, targets, used = rows
+  def run(tokens, unembedding):
+    hidden, targets, used = tokens
     chunk = chunk_size(len(targets), unembedding.shape[0])
-    order, place, chunks = _places(used, chunk)
+    order, position, chunks = _used_first(used, chunk)
     matrix = unembedding.astype(hidden.dtype)
 
-    def body(index, found):
-      at = jax.lax.dynamic_slice(order, (index * chunk,), (chunk,))
-      own, wanted = _take((hidden, targets), at)
-      logp = language.token_logp(
-        adjust(_logits(own, matrix)), wanted, temperature=temperature
+    def body(index, logp):
+      tokens = jax.lax.dynamic_slice(order, (index * chunk,), (chunk,))
+      states, chunk_targets = _take((hidden, targets), tokens)
+      chunk_logp = language.token_logp(
+        adjust(_logits(states, matrix)), chunk_targets, temperature=temperature
       )
-      return jax.lax.dynamic_update_slice(found, logp, (index * chunk,))
+      return jax.lax.dynamic_update_slice(logp, chunk_logp, (index * chunk,))
 
-    found = jnp.zeros(order.size, jnp.float32)
-    found = jax.lax.fori_loop(0, chunks, body, found)
-    return (), jnp.where(used, found[place], 0)
+    logp = jnp.zeros(order.size, jnp.float32)
+    logp = jax.lax.fori_loop(0, chunks, body, logp)
+    return (), jnp.where(used, logp[position], 0)
 
   return sharding.psum_over_batch(run, (hidden, targets, used), unembedding)[1]

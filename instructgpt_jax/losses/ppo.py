@@ -19,14 +19,18 @@ def policy_loss(
   clip_ratio: ArrayLike,
   normalizer: ArrayLike | None = None,
 ) -> tuple[Array, dict[str, Array]]:
-  """Clipped surrogate objective (arXiv:1707.06347, eq. 7), mean over tokens.
+  """Computes the clipped surrogate loss, a mean over tokens.
+
+  L = −mean(min(ρ A, clip(ρ, 1 − ε, 1 + ε) A)), with ρ = π(a) / π_old(a).
+
+  Source: Schulman et al. 2017, arXiv:1707.06347, eq. 7.
 
   Args:
-    logp: [B, N] log-probabilities of the sampled tokens, policy in training.
-    old_logp: [B, N] the same under the rollout policy; constant.
+    logp: [B, N] log-probabilities of the sampled tokens under the policy.
+    old_logp: [B, N] the same under the policy of the rollout; constant.
     advantages: [B, N] advantages; constant.
     mask: [B, N] bool, True on response tokens.
-    clip_ratio: half-width of the trust interval around ratio 1.
+    clip_ratio: ε, half-width of the interval around ratio 1.
     normalizer: response tokens of the whole minibatch, when this is one of its
       microbatches.
 
@@ -66,10 +70,11 @@ def value_loss(
   clip_value: float,
   normalizer: ArrayLike | None = None,
 ) -> tuple[Array, dict[str, Array]]:
-  """½ · mean of the larger of two squared errors (lm-human-preferences).
+  """Computes the clipped value loss, a mean over tokens.
 
-  The second error is that of the value held within `clip_value` of the value at
-  rollout time.
+  L = ½ mean(max((V − R)², (clip(V, V_old ± c) − R)²))
+
+  Source: the code of Ziegler et al. 2019, lm-human-preferences.
 
   Args:
     values: [B, N] values of the network in training.
@@ -96,8 +101,8 @@ def value_loss(
   plain = worst = jnp.square(values - returns)
   outside = jnp.zeros(values.shape, jnp.bool_)
   if clip_value > 0:
-    held = jnp.clip(values, old_values - clip_value, old_values + clip_value)
-    error = jnp.square(held - returns)
+    clipped = jnp.clip(values, old_values - clip_value, old_values + clip_value)
+    error = jnp.square(clipped - returns)
     worst = jnp.maximum(plain, error)
     outside = error > plain
   metrics = {
@@ -110,15 +115,18 @@ def value_loss(
 def explained_variance(
   values: ArrayLike, returns: ArrayLike, mask: ArrayLike
 ) -> Array:
-  """1 − Var(returns − values) / Var(returns); 0 where returns do not vary.
+  """Computes 1 − Var(returns − values) / Var(returns).
 
   Args:
     values: [B, N] values at rollout time.
     returns: [B, N] returns.
     mask: [B, N] bool, True on response tokens.
+
+  Returns:
+    [] float32; 0 where the returns do not vary.
   """
   returns = masked.zero_outside(returns, mask)
   values = masked.zero_outside(values, mask)
   total = masked.masked_variance(returns, mask)
-  left = masked.masked_variance(returns - values, mask)
-  return jnp.where(total > 0, 1 - masked.safe_divide(left, total), 0)
+  residual = masked.masked_variance(returns - values, mask)
+  return jnp.where(total > 0, 1 - masked.safe_divide(residual, total), 0)

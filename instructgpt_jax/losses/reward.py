@@ -11,7 +11,7 @@ from instructgpt_jax.types import Array
 
 
 def comparable_pairs(ranks: ArrayLike, valid: ArrayLike) -> Array:
-  """Which ordered pairs (winner, loser) a ranking holds; ties are in none.
+  """Marks the ordered pairs (winner, loser) of a ranking; ties are in none.
 
   Args:
     ranks: […, K] int, 1 is best, equal ranks are ties.
@@ -26,31 +26,31 @@ def comparable_pairs(ranks: ArrayLike, valid: ArrayLike) -> Array:
 
 
 def count_prompts(ranks: ArrayLike, valid: ArrayLike) -> Array:
-  """Prompts with at least one pair: the `normalizer` of `ranking_loss`.
+  """Counts prompts with at least one pair, the `normalizer` of `ranking_loss`.
 
   Args:
     ranks: […, K] int.
     valid: […, K] bool.
   """
-  found = jnp.any(comparable_pairs(ranks, valid), axis=(-2, -1))
-  return jnp.sum(found.astype(jnp.float32))
+  has_pair = jnp.any(comparable_pairs(ranks, valid), axis=(-2, -1))
+  return jnp.sum(has_pair.astype(jnp.float32))
 
 
 def _margins(scores: ArrayLike) -> Array:
-  """[…, K, K] score of the row's completion minus that of the column's."""
+  """Computes r_w − r_l for all pairs, […, K, K]."""
   scores = masked.to_float32(scores)
   return scores[..., :, None] - scores[..., None, :]
 
 
 def _won(margins: Array) -> Array:
-  """1 where the winner scores higher, ½ where both score the same."""
+  """Returns 1 where the winner scores higher, ½ where both score the same."""
   return 0.5 * (jnp.sign(jax.lax.stop_gradient(margins)) + 1)
 
 
 def pair_accuracy(
   scores: ArrayLike, ranks: ArrayLike, valid: ArrayLike
 ) -> tuple[Array, Array]:
-  """How many pairs of each prompt the scores put in the right order.
+  """Counts the pairs of each prompt that the scores order correctly.
 
   Args:
     scores: […, K] scalar rewards.
@@ -67,7 +67,7 @@ def pair_accuracy(
 
 
 def pair_losses(scores: ArrayLike, ranks: ArrayLike, valid: ArrayLike) -> Array:
-  """Sum of −log σ(r_w − r_l) over each prompt's pairs.
+  """Sums −log σ(r_w − r_l) over each prompt's pairs.
 
   Args:
     scores: […, K] scalar rewards.
@@ -89,11 +89,14 @@ def ranking_loss(
   *,
   normalizer: ArrayLike | None = None,
 ) -> tuple[Array, dict[str, Array]]:
-  """−log σ(r_w − r_l), mean of a prompt's pairs, then of prompts.
+  """Computes the ranking loss, a mean over prompts.
 
-  Eq. 1 of arXiv:2203.02155. The paper divides a prompt's pairs by C(K, 2) and
-  drops ties; here the divisor is the number of pairs left without the ties, so
-  every prompt that has a pair weighs the same.
+  L = mean over prompts of mean over pairs of −log σ(r_w − r_l)
+
+  The paper divides by C(K, 2) pairs and drops ties. Here the divisor is the
+  number of pairs without ties, so every prompt that has a pair weighs the same.
+
+  Source: Ouyang et al. 2022, arXiv:2203.02155, eq. 1.
 
   Args:
     scores: […, K] scalar rewards.

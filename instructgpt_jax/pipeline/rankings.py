@@ -149,7 +149,7 @@ def _sampled(
         mesh=mesh,
         samples=count,
         batch_size=config.evaluation.batch_size,
-        told=progress.update,
+        on_progress=progress.update,
       )
       answers = sampling.texts(rollout, stage.tokenizer)
       for i, answer in enumerate(answers):

@@ -26,7 +26,7 @@ def loss_and_metrics(
   *,
   dropout_key: Array | None = None,
 ) -> tuple[Array, Metrics]:
-  """Σ weight · −log p / normalizer over a batch [B, T].
+  """Computes Σ weight · −log p / normalizer over a batch [B, T].
 
   Args:
     model: the language model.
@@ -66,12 +66,12 @@ def _cross_entropy(
 
 
 def unembedding_matrix(model: LanguageModel, params: PyTree) -> Array:
-  """[V, D], for the losses of `losses.vocabulary`."""
+  """Returns the unembedding [V, D], for `losses.chunked`."""
   return model.apply({"params": params}, method="unembedding_matrix")
 
 
 def adjust(model: LanguageModel) -> chunked.Adjust:
-  """Makes the model's logits of products with `unembedding_matrix`."""
+  """Returns the function from matmuls with the unembedding to logits."""
   return functools.partial(postprocess_logits, model.config)
 
 
@@ -82,7 +82,7 @@ def _flat(
   *,
   dropout_key: Array | None = None,
 ) -> tuple[Array, Array, Array]:
-  """[B · T, D] hidden states, and the targets and weights that follow them."""
+  """Computes hidden states [B · T, D], their targets and weights."""
   hidden = model.apply(
     {"params": params},
     batch.tokens,
@@ -109,7 +109,7 @@ def gradients(
   microbatch: int,
   dropout_key: Array | None = None,
 ) -> tuple[Array, PyTree, Metrics]:
-  """Loss (mean over the batch's weight), gradients and metrics.
+  """Computes the loss (mean over the weights), gradients and metrics.
 
   Args:
     model: the language model.
@@ -141,7 +141,7 @@ def train_step(
   seed: int,
   microbatch: int = 0,
 ) -> tuple[TrainState, Metrics]:
-  """One update on a batch [B, T]; dropout draws from (seed, step).
+  """Updates the model on a batch [B, T]; dropout depends on seed and step.
 
   Args:
     state: what is trained.
@@ -175,18 +175,18 @@ def train_step(
 def token_logp(
   params: PyTree, batch: LanguageBatch, *, model: LanguageModel
 ) -> Array:
-  """Log-probability of each token of a batch [B, T] after those before it.
+  """Computes the log-probability of each token given those before it.
 
   Returns:
     [B, T] float32; 0 where the weight is 0.
   """
   hidden, targets, weights = _flat(model, params, batch)
-  found = chunked.token_logp(
+  logp = chunked.token_logp(
     hidden,
     unembedding_matrix(model, params),
     targets,
     weights > 0,
     adjust=adjust(model),
   )
-  # The last column predicts nothing, and the first is predicted by nothing.
-  return jnp.roll(found.reshape(batch.tokens.shape), 1, axis=1)
+  # The last position predicts nothing, and nothing predicts the first.
+  return jnp.roll(logp.reshape(batch.tokens.shape), 1, axis=1)

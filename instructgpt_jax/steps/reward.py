@@ -23,7 +23,7 @@ def score_rows(
   *,
   dropout_key: Array | None = None,
 ) -> Array:
-  """The scalar at each row's last real token.
+  """Computes the scalar at each row's last real token.
 
   Args:
     model: the reward model.
@@ -49,7 +49,7 @@ def score_rows(
 
 
 def last_columns(real: Array) -> Array:
-  """[B, T] bool, where tokens are → [B, 1] int32, the last of each row."""
+  """Returns the last True of each row of [B, T], as [B, 1] int32."""
   back = jnp.argmax(real[:, ::-1], axis=1, keepdims=True)
   return real.shape[1] - 1 - back
 
@@ -57,7 +57,7 @@ def last_columns(real: Array) -> Array:
 def token_scores(
   params: PyTree, batch: LanguageBatch, *, model: ScalarModel
 ) -> Array:
-  """[B, T] float32, the scalar at every token of a batch."""
+  """Computes the scalar at every token of a batch, [B, T] float32."""
   return model.apply(
     {"params": params}, batch.tokens, batch.segments, batch.positions
   )
@@ -70,9 +70,9 @@ def score_rankings(
   *,
   dropout_key: Array | None = None,
 ) -> Array:
-  """[G, E, K] scores; every completion goes through the network once.
+  """Computes the scores [G, E, K] of completions by one pass.
 
-  So does the prompt in each of its rows, which the row's completions share.
+  The completions of a row share one copy of the prompt.
   """
   groups, rows, length = batch.tokens.shape
   tokens, segments, positions = (
@@ -93,16 +93,17 @@ def score_rankings(
     rngs=None if dropout_key is None else {"dropout": dropout_key},
   )
   values = values.reshape(columns.shape)
-  found = jnp.take_along_axis(values, ends // length, axis=1)
-  return found.reshape(batch.ends.shape)
+  scores = jnp.take_along_axis(values, ends // length, axis=1)
+  return scores.reshape(batch.ends.shape)
 
 
 def count_pairs(
   model: ScalarModel, params: PyTree, batch: RankingBatch
 ) -> tuple[Array, Array, Array]:
-  """Of each prompt [G, E] pairs in the labeler's order, pairs, and their loss.
+  """Counts pairs in the labeler's order and all pairs, and sums their losses.
 
-  The loss is summed over a prompt's pairs.
+  Returns:
+    Three arrays [G, E], one value for each prompt.
   """
   scores = score_rankings(model, params, batch)
   correct, pairs = reward.pair_accuracy(scores, batch.ranks, batch.valid)
@@ -123,7 +124,7 @@ def train_step(
   seed: int,
   microbatch: int = 0,
 ) -> tuple[TrainState, Metrics]:
-  """One update on B = G · E prompts with their K completions.
+  """Updates the model on B = G · E prompts with their K completions.
 
   Args:
     state: what is trained.
@@ -169,6 +170,6 @@ def train_step(
 
 
 def shift_bias(params: PyTree, amount: Array) -> PyTree:
-  """The same reward model with `amount` taken from every score (3.5)."""
+  """Subtracts `amount` from every score of a reward model (3.5)."""
   head = params["head"]
   return {**params, "head": {**head, "bias": head["bias"] - amount}}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import grain
 import jax
@@ -82,7 +84,9 @@ def pretrain(config: configs.PretrainExperiment, directory: str) -> None:
     pad_id=tokenizer.pad_id,
   )
   course = _Course(
+    "pretrain",
     batches,
+    valid,
     total_steps=section.steps,
     microbatch=section.microbatch,
     eval_every=section.eval_every,
@@ -96,7 +100,7 @@ def pretrain(config: configs.PretrainExperiment, directory: str) -> None:
       },
     ),
   )
-  _train(config, directory, "pretrain", model, tokenizer, course, valid, mesh)
+  _train(config, directory, model, tokenizer, course, mesh)
 
 
 def sft(
@@ -147,61 +151,63 @@ def sft(
     train=len(records.train),
     valid=len(records.valid),
   )
+  demonstrations = _DemonstrationRows(rows, valid, source)
   course = dataclasses.replace(
-    _sft_course(config, name, tokenizer, rows, layout, source, mesh),
+    _sft_course(config, name, tokenizer, demonstrations, layout, mesh),
     select=select,
     measure=by_reward,
   )
-  _train(config, directory, name, model, tokenizer, course, valid, mesh)
+  _train(config, directory, model, tokenizer, course, mesh)
+
+
+class _DemonstrationRows(NamedTuple):
+  """Packed demonstrations, and the fingerprint of their source."""
+
+  train: packing.Rows
+  valid: packing.Rows
+  source: fingerprint.Source
 
 
 def _sft_course(
   config: configs.SftExperiment,
   name: str,
   tokenizer: Tokenizer,
-  rows: packing.Rows,
+  demonstrations: _DemonstrationRows,
   layout: step_layout.StepLayout,
-  source: fingerprint.Source,
   mesh: Mesh,
 ) -> _Course:
   """Makes batches of demonstrations, with their share of pretraining rows.
 
   Args:
     config: the experiment.
-    name: of the stage, for what is shown.
-    tokenizer: of the run.
-    rows: of demonstrations.
-    layout: of a step.
-    source: the fingerprint of the demonstrations.
-    mesh: what the batches are padded for.
+    name: name of the stage.
+    tokenizer: the run's tokenizer.
+    demonstrations: packed demonstrations.
+    layout: number of rows of a step.
+    mesh: the mesh that the batches are padded for.
   """
-  section = config.sft
+  section, rows = config.sft, demonstrations.train
   steps_per_epoch = math.ceil(len(rows["tokens"]) / layout.demonstration_rows)
   total_steps = section.epochs * steps_per_epoch
-  sources = {"data.demonstrations": source}
-  others, log = None, _no_metrics
+  sources = {"data.demonstrations": demonstrations.source}
+  document_rows, log = None, _no_metrics
   if section.reward_model:  # It chooses among the steps.
     sources["sft.reward_model"] = fingerprint.fingerprint_model(
       section.reward_model
     )
   if section.pretraining_fraction:
     documents = inputs.documents(config.data)
-    others = inputs.document_rows(
+    document_rows = inputs.document_rows(
       documents.train, tokenizer, config.model.max_seq_len
     )
     sources["data.pretraining"] = _documents_fingerprint(
-      config.data, documents, [others]
+      config.data, documents, [document_rows]
     )
-    log = _share_metrics(config, name, rows, others, layout, total_steps)
-  padded = layout.padded(mesh)
-  if padded.rows >= 2 * layout.rows:
-    log_line(
-      f"{name}: a step has {layout.rows} rows and {padded.rows - layout.rows}"
-      f" of padding, for {sharding.batch_shards(mesh)} devices"
-    )
+    log = _share_metrics(config, name, rows, document_rows, layout, total_steps)
+  padded = _padded(layout, name, mesh)
   batches = batching.mixed_language_batches(
     rows,
-    others,
+    document_rows,
     section.pretraining_fraction,
     batching.BatchSpec(
       batch_size=layout.demonstration_rows,
@@ -211,20 +217,35 @@ def _sft_course(
     padded_size=padded.rows,
     pad_id=tokenizer.pad_id,
   )
-  batch = {
+  counts = {
     "rows": layout.demonstration_rows,
     "pretraining_fraction": section.pretraining_fraction,
     "steps": total_steps,
   }
   return _Course(
+    name,
     batches,
+    demonstrations.valid,
     total_steps=total_steps,
     microbatch=padded.microbatch,
     eval_every=steps_per_epoch,
     select="last",
-    fingerprint=fingerprint.Fingerprint(batch, sources, counted=False),
+    fingerprint=fingerprint.Fingerprint(counts, sources, counted=False),
     log=log,
   )
+
+
+def _padded(
+  layout: step_layout.StepLayout, name: str, mesh: Mesh
+) -> step_layout.Padded:
+  """Pads a step's rows for a mesh; logs a line if most of them are padding."""
+  padded = layout.padded(mesh)
+  if padded.rows >= 2 * layout.rows:
+    log_line(
+      f"{name}: a step has {layout.rows} rows and {padded.rows - layout.rows}"
+      f" of padding, for {sharding.batch_shards(mesh)} devices"
+    )
+  return padded
 
 
 def _no_metrics(step: int) -> dict[str, float]:
@@ -320,7 +341,7 @@ def _reward_measure(
   records: inputs.Splits,
   mesh: Mesh,
 ) -> Callable[[LanguageModel, PyTree], dict[str, float]] | None:
-  """Mean RM score of sampled answers to validation prompts (C.1)."""
+  """Makes the mean RM score of responses to validation prompts (C.1)."""
   section = config.sft
   if not section.reward_model:
     return None
@@ -370,17 +391,21 @@ class _Course:
   """Batches of a training run, and how they are used.
 
   Attributes:
-    batches: of this process.
-    total_steps: updates.
-    microbatch: rows at a time; 0 is all.
+    name: name of the stage.
+    batches: batches of this process.
+    valid: validation rows.
+    total_steps: number of updates.
+    microbatch: rows of a microbatch; 0 is all.
     eval_every: steps between two evaluations.
     select: what chooses the parameters: "reward", "loss" or "last".
-    fingerprint: of the data and of what a step holds.
-    measure: (model, parameters) → more metrics of an evaluation.
-    log: step → more metrics of a step.
+    fingerprint: fingerprint of the data and the batches.
+    measure: (model, parameters) → further metrics of an evaluation.
+    log: step → further metrics of a step.
   """
 
+  name: str
   batches: grain.DatasetIterator
+  valid: packing.Rows
   total_steps: int
   microbatch: int
   eval_every: int
@@ -390,88 +415,101 @@ class _Course:
   log: Callable[[int], dict[str, float]] = _no_metrics
 
 
+_SELECTED_BY = {"loss": ("valid_loss", -1.0), "reward": ("valid_rm_score", 1.0)}
+
+
 def _train(
   config: configs.PretrainExperiment | configs.SftExperiment,
   directory: str,
-  name: str,
   model: LanguageModel,
   tokenizer: Tokenizer,
   course: _Course,
-  valid: packing.Rows,
   mesh: Mesh,
 ) -> None:
   """Trains, and saves the parameters that `course.select` chooses."""
-  total_steps = course.total_steps
-  optimizer = optimizer_lib.make_optimizer(config.optimizer, total_steps)
   stage = None
   if config.init_from:
     stage = stage_model.open_stage(
       config.init_from, kind=stage_model.LANGUAGE, field="init_from", run=config
     )
-  measures = ["valid_loss"] * (len(valid["tokens"]) > 0)
+  measures = ["valid_loss"] * (len(course.valid["tokens"]) > 0)
   measures += ["valid_rm_score"] * (course.measure is not None)
   supervised.require_measure(config.run, measures)
-  frozen, params, adapts = networks.init_params_from(
-    model, stage, jax.random.key(config.seed), mesh
-  )
-  state = networks.train_state(model, params, optimizer, mesh)
-  step_fn = supervised.step_program(
-    language_step.train_step,
+  start = supervised.start_training(
+    config,
     model,
-    optimizer,
-    state,
+    language_step.train_step,
+    stage,
     mesh,
-    seed=config.seed,
+    total_steps=course.total_steps,
     microbatch=course.microbatch,
   )
 
   def evaluate(params: PyTree, step: int) -> dict[str, float]:
     del step
-    params = lora.merge_trees(frozen, params)
-    metrics = {}
-    if len(valid["tokens"]):
-      some = {k: v[:VALID_ROWS] for k, v in valid.items()}
-      nll, weight = row_losses(model, params, some, mesh)
-      metrics["valid_loss"] = float(nll.sum() / max(weight.sum(), 1))
-    return metrics | (course.measure(model, params) if course.measure else {})
+    params = lora.merge_trees(start.params.frozen, params)
+    return _evaluate(model, params, course, mesh)
 
-  def save(params: PyTree, step: int) -> None:
-    stage_model.save_stage_model(
-      directory,
-      params,
-      kind=stage_model.LANGUAGE,
-      model=model.config,
-      data=config.data,
-      adapts=adapts,
-      starts_from=stage,
-      stage=name,
-      step=step,
-    )
-
-  metric = {"loss": ("valid_loss", -1.0), "reward": ("valid_rm_score", 1.0)}
-  evaluation = supervised.EvaluationLoop(
-    evaluate, course.eval_every, metric.get(course.select), save
+  save = functools.partial(
+    _save, directory, config, model, start=start, name=course.name
   )
   tokenizer_store.put_tokenizer(directory, tokenizer)
-  fitted = supervised.fit(
-    state,
-    lambda state, batch: step_fn(state, batch, frozen),
-    course.batches,
-    workdir=directory,
-    name=name,
-    run=config.run,
-    total_steps=total_steps,
+  run = supervised.SupervisedRun(
+    directory=directory,
+    name=course.name,
+    settings=config.run,
     mesh=mesh,
-    learning_rate=optimizer_lib.make_schedule(config.optimizer, total_steps),
-    fingerprint=course.fingerprint.with_base(
-      adapts.checksum if adapts else None
+    batches=course.batches,
+    total_steps=course.total_steps,
+    learning_rate=optimizer_lib.make_schedule(
+      config.optimizer, course.total_steps
     ),
-    evaluation=evaluation,
+    fingerprint=course.fingerprint.with_base(start.base_checksum),
+    evaluation=supervised.EvaluationLoop(
+      evaluate, course.eval_every, _SELECTED_BY.get(course.select), save
+    ),
     log=course.log,
   )
-  if course.select not in metric:
-    save(fitted.state.params, total_steps)
-  files.mark_complete(directory, fitted.summary)
+  result = supervised.fit(run, start.state, start.step)
+  if course.select not in _SELECTED_BY:
+    save(result.state.params, course.total_steps)
+  files.mark_complete(directory, result.summary)
+
+
+def _evaluate(
+  model: LanguageModel, params: PyTree, course: _Course, mesh: Mesh
+) -> dict[str, float]:
+  """Computes the validation loss and further metrics of an evaluation."""
+  metrics = {}
+  if len(course.valid["tokens"]):
+    rows = {k: v[:VALID_ROWS] for k, v in course.valid.items()}
+    nll, weight = row_losses(model, params, rows, mesh)
+    metrics["valid_loss"] = float(nll.sum() / max(weight.sum(), 1))
+  return metrics | (course.measure(model, params) if course.measure else {})
+
+
+def _save(
+  directory: str,
+  config: configs.Experiment,
+  model: LanguageModel,
+  params: PyTree,
+  step: int,
+  *,
+  start: supervised.Start,
+  name: str,
+) -> None:
+  """Writes the trained model as a stage."""
+  stage_model.save_stage_model(
+    directory,
+    params,
+    kind=stage_model.LANGUAGE,
+    model=model.config,
+    data=config.data,
+    adapts=start.params.adapts,
+    starts_from=start.stage,
+    stage=name,
+    step=step,
+  )
 
 
 def row_losses(
@@ -480,7 +518,7 @@ def row_losses(
   rows: packing.Rows,
   mesh: Mesh,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Σ weight · −log p and Σ weight of each row.
+  """Computes Σ weight · −log p and Σ weight of each row.
 
   Args:
     model: the language model; its dropout stays off.
@@ -493,7 +531,7 @@ def row_losses(
   """
   count = len(rows["tokens"])
   size = mesh_lib.round_up_to_shards(min(64, count), mesh)
-  found = [
+  logp = [
     transfer.allgather(
       _token_logp(mesh)(
         params, transfer.put_replicated_batch(batch, mesh), model=model
@@ -503,10 +541,10 @@ def row_losses(
       rows, batching.BatchSpec(batch_size=size, epochs=1, shuffle=False)
     )
   ]
-  logp = np.concatenate(found)[:count].astype(np.float64)
+  token_logp = np.concatenate(logp)[:count].astype(np.float64)
   weights = rows["weights"].astype(np.float64)
-  weights[:, 0] = 0  # nothing stands before a row's first token
-  return -(weights * logp).sum(axis=1), weights.sum(axis=1)
+  weights[:, 0] = 0  # nothing predicts a row's first token
+  return -(weights * token_logp).sum(axis=1), weights.sum(axis=1)
 
 
 def loss_interval(
@@ -517,6 +555,6 @@ def loss_interval(
   *,
   resamples: int,
 ) -> statistics.Interval:
-  """Mean loss a token, in nats, with an interval over rows."""
+  """Computes the mean loss of a token, in nats, with an interval over rows."""
   nll, weight = row_losses(model, params, rows, mesh)
   return statistics.ratio_interval(nll, weight, resamples=resamples)

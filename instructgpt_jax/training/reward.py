@@ -30,7 +30,6 @@ from instructgpt_jax.training import (
   fingerprint,
   inheritance,
   inputs,
-  networks,
   scoring,
   stage_model,
   supervised,
@@ -59,7 +58,7 @@ class Counts(NamedTuple):
 
 
 def train(config: configs.RewardExperiment, directory: str) -> None:
-  """Trains a reward model.
+  """Trains a reward model: pass once over the rankings, then normalize.
 
   Args:
     config: the experiment.
@@ -67,6 +66,60 @@ def train(config: configs.RewardExperiment, directory: str) -> None:
   """
   if stage_model.is_complete(directory):
     return
+  _check_settings(config)
+  tokenizer = inheritance.stage_tokenizer(
+    directory, config, lambda: inputs.training_texts(config.data)
+  )
+  model = ScalarModel(
+    inheritance.model_config(config, tokenizer, config.reward.dropout)
+  )
+  data = _open_data(config, tokenizer)
+  mesh = mesh_lib.make_mesh(config.mesh)
+  batches = _training_batches(config, data.train, model, tokenizer, mesh)
+  total_steps = -(
+    -config.reward.epochs * len(data.train) // config.reward.batch_size
+  )
+  stage = None
+  if config.init_from:
+    stage = stage_model.open_stage(
+      config.init_from, field="init_from", run=config
+    )
+  start = supervised.start_training(
+    config,
+    model,
+    reward_step.train_step,
+    stage,
+    mesh,
+    total_steps=total_steps,
+    microbatch=config.reward.microbatch,
+  )
+  tokenizer_store.put_tokenizer(directory, tokenizer)
+  counts = {"rankings": config.reward.batch_size, "steps": total_steps}
+  run = supervised.SupervisedRun(
+    directory=directory,
+    name="reward",
+    settings=config.run,
+    mesh=mesh,
+    batches=batches,
+    total_steps=total_steps,
+    learning_rate=optimizer_lib.make_schedule(config.optimizer, total_steps),
+    fingerprint=fingerprint.Fingerprint(counts, data.sources).with_base(
+      start.base_checksum
+    ),
+  )
+  result = supervised.fit(run, start.state, start.step)
+  params = lora.merge_trees(start.params.frozen, result.state.params)
+  summary = dict(result.summary)
+  if data.demonstrations:
+    params, summary["shift"] = _normalize(
+      config, model, params, data.demonstrations, tokenizer, mesh
+    )
+  summary |= _test(directory, model, params, data, tokenizer, mesh)
+  _save(directory, config, model, params, start, total_steps)
+  files.mark_complete(directory, summary)
+
+
+def _check_settings(config: configs.RewardExperiment) -> None:
   section = config.reward
   supervised.require_measure(config.run, [])
   checks.check_divides(
@@ -78,13 +131,25 @@ def train(config: configs.RewardExperiment, directory: str) -> None:
       "demonstrations are needed, on which the mean reward becomes 0",
       field="data.demonstrations",
       fix="give --data.demonstrations=PATH, or --reward.normalize=false",
+      code="no_demonstrations",
     )
-  tokenizer = inheritance.stage_tokenizer(
-    directory, config, lambda: inputs.training_texts(config.data)
-  )
-  model = ScalarModel(
-    inheritance.model_config(config, tokenizer, section.dropout)
-  )
+
+
+class _RewardData(NamedTuple):
+  """Encoded rankings, demonstrations and the fingerprints of their sources."""
+
+  train: list[encoding.EncodedRanking]
+  valid: list[encoding.EncodedRanking]
+  left_out: list[encoding.EncodedRanking]  # by labelers that are left out
+  demonstrations: list[records.Demonstration]
+  sources: dict[str, fingerprint.Source]
+
+
+def _open_data(
+  config: configs.RewardExperiment, tokenizer: Tokenizer
+) -> _RewardData:
+  """Reads and encodes the rankings, and reads the demonstrations."""
+  section = config.reward
   chosen = _chosen(
     inputs.rankings(config.data, tokenizer), section, config.seed
   )
@@ -110,7 +175,18 @@ def train(config: configs.RewardExperiment, directory: str) -> None:
       [(d.turns, d.completion) for d in demonstrations],
       train=len(demonstrations),
     )
-  mesh = mesh_lib.make_mesh(config.mesh)
+  return _RewardData(train_set, valid, left_out, demonstrations, sources)
+
+
+def _training_batches(
+  config: configs.RewardExperiment,
+  rankings: Sequence[encoding.EncodedRanking],
+  model: ScalarModel,
+  tokenizer: Tokenizer,
+  mesh: Mesh,
+) -> Any:
+  """Makes batches of rankings, packed in the cheapest layout."""
+  section = config.reward
   spec = BatchSpec(
     batch_size=section.batch_size,
     seed=config.seed,
@@ -118,82 +194,74 @@ def train(config: configs.RewardExperiment, directory: str) -> None:
     **transfer.process_shard(section.batch_size, mesh),
   )
   size = section.microbatch or section.batch_size
-  batches = ranking_packing.ranking_batches(
-    train_set,
-    spec,
-    layout=layout_of(
-      train_set,
-      model.config,
-      spec,
-      parts=max(section.batch_size // size, 1) * sharding.batch_shards(mesh),
-    ),
-    pad_id=tokenizer.pad_id,
+  parts = max(section.batch_size // size, 1) * sharding.batch_shards(mesh)
+  layout = layout_of(rankings, model.config, spec, parts=parts)
+  return ranking_packing.ranking_batches(
+    rankings, spec, layout=layout, pad_id=tokenizer.pad_id
   )
-  total_steps = -(-section.epochs * len(train_set) // section.batch_size)
-  optimizer = optimizer_lib.make_optimizer(config.optimizer, total_steps)
-  key = jax.random.key(config.seed)
-  stage = None
-  if config.init_from:
-    stage = stage_model.open_stage(
-      config.init_from, field="init_from", run=config
-    )
-  frozen, params, adapts = networks.init_params_from(model, stage, key, mesh)
-  state = networks.train_state(model, params, optimizer, mesh)
-  step_fn = supervised.step_program(
-    reward_step.train_step,
-    model,
-    optimizer,
-    state,
-    mesh,
-    seed=config.seed,
-    microbatch=section.microbatch,
+
+
+def _normalize(
+  config: configs.RewardExperiment,
+  model: ScalarModel,
+  params: PyTree,
+  demonstrations: Sequence[records.Demonstration],
+  tokenizer: Tokenizer,
+  mesh: Mesh,
+) -> tuple[PyTree, float]:
+  """Shifts the bias so that demonstrations score 0 on average (3.5)."""
+  scores = demonstration_scores(
+    model, params, demonstrations, tokenizer, config.data, mesh
   )
-  tokenizer_store.put_tokenizer(directory, tokenizer)
-  fitted = supervised.fit(
-    state,
-    lambda state, batch: step_fn(state, batch, frozen),
-    batches,
-    workdir=directory,
-    name="reward",
-    run=config.run,
-    total_steps=total_steps,
-    mesh=mesh,
-    learning_rate=optimizer_lib.make_schedule(config.optimizer, total_steps),
-    fingerprint=fingerprint.Fingerprint(
-      {"rankings": section.batch_size, "steps": total_steps}, sources
-    ).with_base(adapts.checksum if adapts else None),
-  )
-  summary = dict(fitted.summary)
-  params = lora.merge_trees(frozen, fitted.state.params)
-  if demonstrations:
-    scores = demonstration_scores(
-      model, params, demonstrations, tokenizer, config.data, mesh
-    )
-    params = reward_step.shift_bias(params, np.float32(scores.mean()))
-    summary["shift"] = float(scores.mean())
-  kept: dict[str, Any] = {}
-  for name, held in (("", valid), ("left_out_", left_out)):
-    if held:
-      counts = count_held_out(model, params, held, tokenizer, mesh)
-      kept[name + "pairs"] = counts._asdict()
+  params = reward_step.shift_bias(params, np.float32(scores.mean()))
+  return params, float(scores.mean())
+
+
+def _test(
+  directory: str,
+  model: ScalarModel,
+  params: PyTree,
+  data: _RewardData,
+  tokenizer: Tokenizer,
+  mesh: Mesh,
+) -> dict[str, Any]:
+  """Measures held-out rankings, writes their counts, returns a summary."""
+  summary: dict[str, Any] = {}
+  pairs: dict[str, Any] = {}
+  for name, rankings in (("", data.valid), ("left_out_", data.left_out)):
+    if rankings:
+      counts = count_held_out(model, params, rankings, tokenizer, mesh)
+      pairs[name + "pairs"] = counts._asdict()
       summary[name + "accuracy"] = counts.accuracy.as_dict()
       summary[name + "loss"] = float(counts.loss.sum() / counts.pairs.sum())
       log_line(
-        f"reward: {counts.accuracy} of {len(held)} held-out rankings' pairs"
+        f"reward: {counts.accuracy} of {len(rankings)} held-out rankings' pairs"
       )
-  files.write_json_atomic(pathlib.Path(directory) / HELD_OUT, kept, indent=None)
+  path = pathlib.Path(directory) / HELD_OUT
+  files.write_json_atomic(path, pairs, indent=None)
+  return summary
+
+
+def _save(
+  directory: str,
+  config: configs.RewardExperiment,
+  model: ScalarModel,
+  params: PyTree,
+  start: supervised.Start,
+  step: int,
+) -> None:
+  """Writes the trained model as a stage."""
   stage_model.save_stage_model(
     directory,
     params,
     kind=stage_model.SCALAR,
     model=model.config,
     data=config.data,
-    adapts=adapts,
-    starts_from=stage,
+    adapts=start.params.adapts,
+    starts_from=start.stage,
     stage="reward",
-    step=total_steps,
+    step=step,
   )
-  files.mark_complete(directory, summary)
 
 
 def layout_of(
@@ -204,7 +272,7 @@ def layout_of(
   parts: int = 1,
   platform: str = "",
 ) -> ranking_packing.Layout:
-  """The cheapest layout on a platform; here when empty.
+  """Chooses the cheapest layout of rankings on a platform.
 
   Args:
     rankings: encoded rankings.
@@ -232,7 +300,7 @@ def count_held_out(
   mesh: Mesh,
   batch_size: int = 16,
 ) -> Counts:
-  """How a reward model orders rankings; labelers' ties are no pairs."""
+  """Counts the pairs that a reward model orders as the labelers do."""
   spec = BatchSpec(
     batch_size=mesh_lib.round_up_to_shards(batch_size, mesh),
     epochs=1,
@@ -247,14 +315,14 @@ def count_held_out(
   for batch in ranking_packing.ranking_batches(
     rankings, spec, layout=layout, pad_id=tokenizer.pad_id
   ):
-    found = transfer.allgather(
+    counts = transfer.allgather(
       _count_pairs(mesh)(
         model, params, transfer.put_replicated_batch(batch, mesh)
       )
     )
     real = batch.ids >= 0
     unit = np.asarray(units)[batch.ids[real]]
-    for total, counted in zip(totals, found, strict=True):
+    for total, counted in zip(totals, counts, strict=True):
       np.add.at(total, unit, counted[real])
   return Counts(*totals)
 
@@ -268,7 +336,7 @@ class _Chosen(NamedTuple):
 def _chosen(
   splits: inputs.Splits, section: configs.Reward, seed: int
 ) -> _Chosen:
-  """The rankings to train on, to test on, and of labelers left out."""
+  """Returns rankings to train on, to test on, and of labelers left out."""
   train, valid = list(splits.train), list(splits.valid)
   others: list[records.Ranking] = []
   names = {n for n in section.leave_out.split(",") if n}
@@ -319,7 +387,7 @@ def demonstration_scores(
   data: configs.Data,
   mesh: Mesh,
 ) -> np.ndarray:
-  """[D] float32 score of each demonstration."""
+  """Scores each demonstration, [D] float32."""
   examples = [
     scoring.Example(
       *encoding.with_loss_weights(prompt, completion, mask_prompt=True)

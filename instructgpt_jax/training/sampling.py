@@ -52,7 +52,7 @@ def respond(
   temperature: float = 1.0,
   samples: int = 1,
   batch_size: int = 128,
-  told: Callable[[int], Any] | None = None,
+  on_progress: Callable[[int], Any] | None = None,
 ) -> Rollout:
   """Samples answers to prompts, in calls of one fixed shape.
 
@@ -70,7 +70,7 @@ def respond(
     temperature: 0 is greedy.
     samples: answers to each prompt.
     batch_size: rows decoded at a time; where one ends, the next begins.
-    told: called with the number of answers of each finished call.
+    on_progress: called with the number of responses of each finished call.
 
   Returns:
     A rollout of numpy arrays, [prompts · samples] rows; a prompt's samples
@@ -102,8 +102,8 @@ def respond(
       slots=batch_size,
     )
     parts.append(transfer.allgather(rollout))
-    if told is not None:
-      told(samples * int((batch.ids >= 0).sum()))
+    if on_progress is not None:
+      on_progress(samples * int((batch.ids >= 0).sum()))
   rows = samples * len(prompts)
   rollout = jax.tree.map(lambda *x: np.concatenate(x)[:rows], *parts)
   require_finite(rollout.logp, rollout.response_mask)
@@ -140,8 +140,8 @@ def texts(rollout: Rollout, tokenizer: Tokenizer) -> list[str]:
   mask = np.asarray(rollout.response_mask)
   mask = mask & ~np.isin(answers, tokenizer.stop_ids)
   return [
-    tokenizer.decode_reply(row[kept])
-    for row, kept in zip(answers, mask, strict=True)
+    tokenizer.decode_reply(row[used])
+    for row, used in zip(answers, mask, strict=True)
   ]
 
 

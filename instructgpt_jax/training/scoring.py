@@ -1,4 +1,4 @@
-"""What models think of many given texts, packed so that no padding is run."""
+"""Log-likelihoods and scores of texts, packed to avoid padding."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TOKENS = 4096  # of a batch, about
 
 
 class Example(NamedTuple):
-  """Token ids, and which of them are asked about."""
+  """Token ids, and the weight of each."""
 
   ids: np.ndarray  # [n] int32
   weights: np.ndarray  # [n] float32
@@ -48,25 +48,25 @@ def answers(rollout: Rollout) -> list[Example]:
 def log_likelihood(
   model: LanguageModel, params: PyTree, examples: Sequence[Example], mesh: Mesh
 ) -> np.ndarray:
-  """[R] float64, Σ weight · log p over the tokens of each example."""
-  found = np.zeros(len(examples))
+  """Computes Σ weight · log p of each example, [R] float64."""
+  totals = np.zeros(len(examples))
   for index, weights, logp in _each(
     _token_logp(mesh), model, params, examples, mesh
   ):
-    found[index] = float(weights @ logp.astype(np.float64))
-  return found
+    totals[index] = float(weights @ logp.astype(np.float64))
+  return totals
 
 
 def score(
   model: ScalarModel, params: PyTree, examples: Sequence[Example], mesh: Mesh
 ) -> np.ndarray:
-  """[R] float32 scores of a reward model, at each example's last token."""
-  found = np.zeros(len(examples), np.float32)
+  """Scores each example at its last token, [R] float32."""
+  rewards = np.zeros(len(examples), np.float32)
   for index, _, scores in _each(
     _token_scores(mesh), model, params, examples, mesh
   ):
-    found[index] = scores[-1]
-  return found
+    rewards[index] = scores[-1]
+  return rewards
 
 
 def _each(
@@ -76,7 +76,7 @@ def _each(
   examples: Sequence[Example],
   mesh: Mesh,
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-  """(example, its weights, what the program says at its tokens)."""
+  """Yields index, weights and the program's outputs of each example."""
   length = model.config.max_seq_len
   rows = packing.pack_examples(examples, length, pad_id=0)
   members = packing.best_fit_decreasing([len(e.ids) for e in examples], length)
@@ -87,10 +87,10 @@ def _each(
   for batch in batching.language_batches(
     rows, batching.BatchSpec(batch_size=size, epochs=1, shuffle=False)
   ):
-    found = transfer.allgather(
+    outputs = transfer.allgather(
       program(params, transfer.put_replicated_batch(batch, mesh), model=model)
     )
-    for row, chosen in zip(found, members[done : done + size], strict=False):
+    for row, chosen in zip(outputs, members[done : done + size], strict=False):
       start = 0
       for index in chosen:
         end = start + len(examples[index].ids)

@@ -1,8 +1,16 @@
-"""One loop for all that trains on given batches: batch, step, log, save.
+"""The training loop of pretraining, SFT and the reward model.
 
-A run that is killed and started again restores its newest checkpoint, cuts the
-metrics that came after it, and goes on with the very batch that followed: what
-it then does is bit for bit what the run without the kill does.
+Each step of `fit`:
+
+  1. Take the next batch, and put it on the mesh.
+  2. Update: `steps.language.train_step` or `steps.reward.train_step`.
+  3. Log, every `run.log_every` steps.
+  4. Evaluate, every `evaluation.every` steps, and keep the best parameters.
+  5. Save a checkpoint, every `run.save_every` steps and after an evaluation.
+
+A run that is killed and started again restores its newest checkpoint, removes
+the metrics that came after it, and continues with the next batch. Its results
+are bit for bit those of a run that was not killed.
 """
 
 from __future__ import annotations
@@ -12,7 +20,7 @@ import functools
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import jax
@@ -28,9 +36,10 @@ from instructgpt_jax.errors import UserError
 from instructgpt_jax.runs import files
 from instructgpt_jax.runs.metrics import MetricWriter
 from instructgpt_jax.runs.progress import Progress
+from instructgpt_jax.steps import optimizer as optimizer_lib
 from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.training import fingerprint as fingerprint_lib
-from instructgpt_jax.training import networks
+from instructgpt_jax.training import networks, stage_model
 from instructgpt_jax.types import PyTree
 
 BAD_BATCH = "bad_batch.json"
@@ -40,14 +49,14 @@ HIGHER_IS_BETTER = {"valid_loss": -1.0, "valid_rm_score": 1.0, "reward": 1.0}
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationLoop:
-  """What is measured beside the training.
+  """Evaluations during a training.
 
   Attributes:
     measure: (parameters, step) → {metric: value}.
-    every: steps between two measurements; the last step is always one.
-    select: name of the metric whose best value chooses the parameters that are
-      kept, with the sign that makes higher better; None keeps the last ones.
-    keep: (parameters, step) → None, stores the best so far.
+    every: steps between two evaluations; the last step has one as well.
+    select: metric whose best value selects the parameters to keep, and the sign
+      that makes higher better; None keeps the last parameters.
+    keep: (parameters, step) → None, stores the best parameters so far.
   """
 
   measure: Callable[[PyTree, int], Mapping[str, float]]
@@ -58,10 +67,71 @@ class EvaluationLoop:
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
-  """A trained state, and what to say about the training."""
+  """A trained state, and the summary of its training."""
 
   state: Any
   summary: dict[str, Any]
+
+
+class Start(NamedTuple):
+  """What a training starts from."""
+
+  stage: stage_model.Stage | None
+  params: networks.InitialParams
+  state: state_lib.TrainState
+  # jitted (state, batch) → (state, metrics with "loss", maybe "tokens")
+  step: Callable[[Any, Any], tuple[Any, Mapping[str, Any]]]
+
+  @property
+  def base_checksum(self) -> int | None:
+    """Checksum of the base model, if adapters are trained."""
+    adapts = self.params.adapts
+    return None if adapts is None else adapts.checksum
+
+
+def start_training(
+  config: Any,
+  network: networks.Network,
+  train_step: Callable[..., Any],
+  stage: stage_model.Stage | None,
+  mesh: Mesh,
+  *,
+  total_steps: int,
+  microbatch: int,
+) -> Start:
+  """Makes the state and the step of a training.
+
+  Args:
+    config: the experiment; its seed and optimizer are used.
+    network: the network to train.
+    train_step: the step of `steps.language` or `steps.reward`.
+    stage: the stage to start from; None initializes all parameters.
+    mesh: where arrays lie.
+    total_steps: number of updates.
+    microbatch: rows, or prompts, of a microbatch; 0 is all.
+  """
+  optimizer = optimizer_lib.make_optimizer(config.optimizer, total_steps)
+  params = networks.init_params_from(
+    network, stage, jax.random.key(config.seed), mesh
+  )
+  state = networks.train_state(network, params.trained, optimizer, mesh)
+  program = step_program(
+    train_step,
+    network,
+    optimizer,
+    state,
+    mesh,
+    seed=config.seed,
+    microbatch=microbatch,
+  )
+  # The trained parameters are donated with the state.
+  params = params._replace(trained=None)
+  return Start(
+    stage,
+    params,
+    state,
+    lambda state, batch: program(state, batch, params.frozen),
+  )
 
 
 def step_program(
@@ -74,16 +144,16 @@ def step_program(
   seed: int,
   microbatch: int,
 ) -> Any:
-  """(state, batch, frozen parameters) → (state, metrics), jitted.
+  """Jits a step: (state, batch, frozen parameters) → (state, metrics).
 
   Args:
-    train_step: of `steps.language` or `steps.reward`.
-    network: what is trained.
-    optimizer: of the state.
-    state: the state before, or its shapes.
+    train_step: the step of `steps.language` or `steps.reward`.
+    network: the network to train.
+    optimizer: optimizer of the state.
+    state: the state, or its shapes.
     mesh: where it lies.
-    seed: of dropout.
-    microbatch: rows, or prompts, at a time; 0 is all.
+    seed: seed of dropout.
+    microbatch: rows, or prompts, of a microbatch; 0 is all.
   """
   step = functools.partial(
     train_step,
@@ -99,131 +169,229 @@ def step_program(
   )
 
 
+@dataclasses.dataclass(frozen=True)
+class SupervisedRun:
+  """What stays the same during a run.
+
+  Attributes:
+    directory: workdir of the run.
+    name: shown beside the progress.
+    settings: logging and saving.
+    mesh: where batches are put.
+    batches: at least `total_steps` batches, with get_state and set_state.
+    total_steps: number of updates.
+    learning_rate: number of updates done → rate of the next one.
+    fingerprint: fingerprint of the data and the batches.
+    evaluation: evaluations during the training, if any.
+    log: step → further metrics of that step.
+  """
+
+  directory: str
+  name: str
+  settings: configs.Run
+  mesh: Mesh
+  batches: grain.DatasetIterator
+  total_steps: int
+  learning_rate: Callable[[int], Any]
+  fingerprint: fingerprint_lib.Fingerprint
+  evaluation: EvaluationLoop | None = None
+  log: Callable[[int], Mapping[str, float]] = lambda step: {}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Position:
+  """How far a run is."""
+
+  state: Any
+  step: int = 0  # number of updates done
+  best: dict[str, Any] | None = None  # score, step and metric of the best
+  last: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  seconds: float = 0.0  # duration of earlier calls
+
+
+class _Outputs(NamedTuple):
+  """Where a run writes, and the signals that stop it."""
+
+  saver: checkpoints.Checkpointer
+  writer: MetricWriter
+  progress: Progress
+  preempted: preemption.PreemptionWatch
+  guard: NonFiniteGuard
+  throughput: Throughput
+  start: float  # time at which the loop began
+
+
 def fit(
+  run: SupervisedRun,
   state: Any,
   step_fn: Callable[[Any, Any], tuple[Any, Mapping[str, Any]]],
-  batches: grain.DatasetIterator,
-  *,
-  workdir: str,
-  name: str,
-  run: configs.Run,
-  total_steps: int,
-  mesh: Mesh,
-  learning_rate: Callable[[int], Any],
-  fingerprint: fingerprint_lib.Fingerprint,
-  evaluation: EvaluationLoop | None = None,
-  log: Callable[[int], Mapping[str, float]] = lambda step: {},
 ) -> TrainResult:
   """Trains for `total_steps` updates, from where an earlier call stopped.
 
-  Saves and ends at the next step once SIGTERM has come.
+  Saves and ends with the next step once SIGTERM has come.
 
   Args:
-    state: has `params`; donated to `step_fn`.
-    step_fn: jitted (state, batch) → (state, metrics with "loss"); metrics may
-      hold "tokens", from which the speed follows.
-    batches: endless or long enough, with get_state and set_state.
-    workdir: directory of the run.
-    name: shown beside the progress.
-    run: logging and saving.
-    total_steps: updates.
-    mesh: where batches are put.
-    learning_rate: number of updates done → rate of the next one.
-    fingerprint: of the data and of what a step holds.
-    evaluation: see there.
-    log: step → more metrics of that step.
+    run: the run.
+    state: the state of a new run, with `params`; donated to `step_fn`.
+    step_fn: jitted (state, batch) → (state, metrics). Metrics have "loss", and
+      may have "tokens", the number of tokens, for the throughput.
 
   Raises:
     UserError: the checkpoint belongs to other data or batches; or the loss or
-      the gradient is not finite, and `bad_batch.json` has the batch's address.
+      the gradient is not finite, and `bad_batch.json` has the batch.
     Preempted: SIGTERM has come, and the state is saved.
   """
-  with checkpoints.Checkpointer(workdir, retention_policy(run)) as saver:
-    restored = saver.restore_latest(
-      state, lambda extra: fingerprint.require_same(extra, workdir)
-    )
-    start, best, seconds = 0, None, 0.0
-    last: Mapping[str, float] = {}
-    if restored is not None:
-      start, state, extra = restored
-      batches.set_state(extra["data"])
-      best, seconds, last = extra["best"], extra["seconds"], extra["last"]
+  with checkpoints.Checkpointer(
+    run.directory, retention_policy(run.settings)
+  ) as saver:
+    position = _restore(run, state, saver)
     with (
       MetricWriter(
-        workdir, tensorboard=run.tensorboard, resume_step=start
+        run.directory,
+        tensorboard=run.settings.tensorboard,
+        resume_step=position.step,
       ) as writer,
-      Progress(total_steps, name, initial=start, compiles=True) as progress,
+      Progress(
+        run.total_steps, run.name, initial=position.step, compiles=True
+      ) as progress,
       preemption.PreemptionWatch() as watch,
     ):
-      guard = NonFiniteGuard(workdir)
-      meter = Throughput()
-      began = time.monotonic()
-      for step in range(start + 1, total_steps + 1):
-        position = batches.get_state()
-        batch = next(batches)
-        state, metrics = step_fn(state, transfer.put_local_batch(batch, mesh))
-        guard.watch(step, position, batch, metrics)
-        meter.add(metrics)
-        logged = step % run.log_every == 0 or step == total_steps
-        if logged:
-          guard.check()
-          row = jax.device_get(dict(metrics))
-          row = {k: v for k, v in row.items() if k != "tokens"}
-          writer.write(
-            step,
-            row
-            | {"learning_rate": learning_rate(step - 1)}
-            | dict(log(step))
-            | meter.rates(),
-          )
-          progress.update(step - progress.done, loss=row["loss"])
-        else:
-          progress.update(1)
-        new_score = None
-        if evaluation and (step % evaluation.every == 0 or step == total_steps):
-          guard.check()
-          last = dict(evaluation.measure(state.params, step))
-          writer.write(step, last)
-          best = _selected(evaluation, best, last, state.params, step)
-          new_score = checkpoint_score(run, last)
-          meter.restart()
-        stop = watch.requested()
-        if (
-          stop
-          or step == total_steps
-          or new_score is not None
-          or (run.save_every and step % run.save_every == 0)
-        ):
-          guard.check()
-          saver.save(
-            step,
-            state,
-            {
-              "data": batches.get_state(),
-              fingerprint_lib.KEY: fingerprint.as_dict(),
-              "best": best,
-              "last": last,
-              "seconds": seconds + time.monotonic() - began,
-            },
-            new_score,
-          )
-        if stop:
-          saver.wait()
-          raise preemption.Preempted
-      seconds += time.monotonic() - began
+      guard, throughput = NonFiniteGuard(run.directory), Throughput()
+      outputs = _Outputs(
+        saver, writer, progress, watch, guard, throughput, time.monotonic()
+      )
+      del state  # donated to the first step
+      while position.step < run.total_steps:
+        position = _step(run, position, step_fn, outputs)
+      seconds = position.seconds + time.monotonic() - outputs.start
   summary = {
-    "steps": total_steps,
+    "steps": run.total_steps,
     "seconds": seconds,
-    **last,
-    **log(total_steps),
+    **position.last,
+    **run.log(run.total_steps),
   }
-  if best is not None:
-    summary |= {"selected_step": best["step"], "selected_by": best["metric"]}
-  return TrainResult(state, summary)
+  if position.best is not None:
+    summary |= {
+      "selected_step": position.best["step"],
+      "selected_by": position.best["metric"],
+    }
+  return TrainResult(position.state, summary)
+
+
+def _restore(
+  run: SupervisedRun, state: Any, saver: checkpoints.Checkpointer
+) -> _Position:
+  """Restores the newest checkpoint, if any, and the data's position."""
+  restored = saver.restore_latest(
+    state, lambda extra: run.fingerprint.require_same(extra, run.directory)
+  )
+  if restored is None:
+    return _Position(state)
+  step, state, extra = restored
+  run.batches.set_state(extra["data"])
+  return _Position(state, step, extra["best"], extra["last"], extra["seconds"])
+
+
+def _step(
+  run: SupervisedRun,
+  position: _Position,
+  step_fn: Callable[[Any, Any], tuple[Any, Mapping[str, Any]]],
+  outputs: _Outputs,
+) -> _Position:
+  """Runs one step: batch, update, log, evaluate, save."""
+  step = position.step + 1
+  data_position = run.batches.get_state()
+  batch = next(run.batches)
+  state, metrics = step_fn(
+    position.state, transfer.put_local_batch(batch, run.mesh)
+  )
+  position = dataclasses.replace(position, state=state, step=step)
+  outputs.guard.watch(step, data_position, batch, metrics)
+  outputs.throughput.add(metrics)
+  _log(run, step, metrics, outputs)
+  score = None
+  if _is_evaluation_due(run, step):
+    position = _evaluate(run, position, outputs)
+    score = checkpoint_score(run.settings, position.last)
+  stop = outputs.preempted.requested()
+  every = run.settings.save_every
+  if (
+    stop
+    or step == run.total_steps
+    or score is not None
+    or (every and step % every == 0)
+  ):
+    outputs.guard.check()
+    _save(run, position, score, outputs)
+  if stop:
+    outputs.saver.wait()
+    raise preemption.Preempted
+  return position
+
+
+def _log(
+  run: SupervisedRun, step: int, metrics: Mapping[str, Any], outputs: _Outputs
+) -> None:
+  """Shows progress, and writes a row of metrics if it is due."""
+  if step % run.settings.log_every and step != run.total_steps:
+    outputs.progress.update(1)
+    return
+  outputs.guard.check()
+  row = jax.device_get(dict(metrics))
+  row = {k: v for k, v in row.items() if k != "tokens"}
+  outputs.writer.write(
+    step,
+    row
+    | {"learning_rate": run.learning_rate(step - 1)}
+    | dict(run.log(step))
+    | outputs.throughput.rates(),
+  )
+  outputs.progress.update(step - outputs.progress.done, loss=row["loss"])
+
+
+def _is_evaluation_due(run: SupervisedRun, step: int) -> bool:
+  if run.evaluation is None:
+    return False
+  return step % run.evaluation.every == 0 or step == run.total_steps
+
+
+def _evaluate(
+  run: SupervisedRun, position: _Position, outputs: _Outputs
+) -> _Position:
+  """Measures the parameters, and keeps them if they are the best so far."""
+  assert run.evaluation is not None
+  outputs.guard.check()
+  params, step = position.state.params, position.step
+  measured = dict(run.evaluation.measure(params, step))
+  outputs.writer.write(step, measured)
+  best = _updated_best(run.evaluation, position.best, measured, params, step)
+  outputs.throughput.restart()
+  return dataclasses.replace(position, best=best, last=measured)
+
+
+def _save(
+  run: SupervisedRun,
+  position: _Position,
+  score: float | None,
+  outputs: _Outputs,
+) -> None:
+  """Saves a checkpoint."""
+  outputs.saver.save(
+    position.step,
+    position.state,
+    {
+      "data": run.batches.get_state(),
+      fingerprint_lib.KEY: run.fingerprint.as_dict(),
+      "best": position.best,
+      "last": position.last,
+      "seconds": position.seconds + time.monotonic() - outputs.start,
+    },
+    score,
+  )
 
 
 def retention_policy(run: configs.Run) -> checkpoints.RetentionPolicy:
-  """Which checkpoints a run keeps."""
+  """Returns which checkpoints a run keeps."""
   return checkpoints.RetentionPolicy(
     run.keep, run.keep_every, best=bool(run.keep_best)
   )
@@ -251,19 +419,20 @@ def require_measure(run: configs.Run, measures: Sequence[str]) -> None:
 def checkpoint_score(
   run: configs.Run, values: Mapping[str, Any]
 ) -> float | None:
-  """By which the best checkpoint is kept; None without that measure."""
+  """Returns the score of a checkpoint, or None if it is not measured."""
   if run.keep_best not in values:
     return None
   return HIGHER_IS_BETTER[run.keep_best] * float(values[run.keep_best])
 
 
-def _selected(
+def _updated_best(
   evaluation: EvaluationLoop,
   best: dict[str, Any] | None,
   measured: Mapping[str, float],
   params: PyTree,
   step: int,
 ) -> dict[str, Any] | None:
+  """Returns the best evaluation so far; keeps its parameters if it is new."""
   if evaluation.select is None:
     return None
   metric, sign = evaluation.select
@@ -275,10 +444,10 @@ def _selected(
 
 
 class NonFiniteGuard:
-  """Stops a run whose loss is not finite, and says on which batch.
+  """Stops a run whose loss is not finite, and saves the batch.
 
-  The check of a step waits until the next one is under way, so the device is
-  never idle for it; nothing is saved or measured before its own check.
+  A step is checked once the next one runs, so that the device never waits for
+  the check. Nothing is saved or evaluated before its own check.
   """
 
   def __init__(self, workdir: str | pathlib.Path):
@@ -293,7 +462,7 @@ class NonFiniteGuard:
     self._watched = (step, position, batch, metrics)
 
   def check(self) -> None:
-    """Raises a UserError when the remembered step went wrong."""
+    """Raises a UserError if the remembered step is not finite."""
     if self._watched is None:
       return
     step, position, batch, metrics = self._watched
@@ -318,7 +487,7 @@ class NonFiniteGuard:
       f"{name} is {float(value)} at step {step}; the batch is saved here",
       file=str(self._path),
       fix="lower the learning rate or look at that batch; the same command"
-      " goes on from the last checkpoint",
+      " resumes from the last checkpoint",
     )
 
 
@@ -331,13 +500,13 @@ def _listed(batch: Any) -> dict[str, Any]:
 
 
 class Throughput:
-  """Tokens and steps a second since the last look."""
+  """Measures steps and tokens per second."""
 
   def __init__(self):
     self.restart()
 
   def restart(self) -> None:
-    """Begins to count anew."""
+    """Restarts the count."""
     self._tokens: list[Any] = []
     self._steps = 0
     self._since = time.monotonic()
@@ -349,7 +518,7 @@ class Throughput:
       self._tokens.append(metrics["tokens"])
 
   def rates(self) -> dict[str, float]:
-    """{"steps_per_second", "tokens_per_second"}; begins to count anew."""
+    """Returns the rates since the last call, and restarts the count."""
     tokens = float(np.sum(jax.device_get(self._tokens)))
     seconds = max(time.monotonic() - self._since, 1e-9)
     rates = {"steps_per_second": self._steps / seconds}

@@ -80,7 +80,7 @@ def test_samples_of_a_prompt_follow_each_other(prompts, rollout):
 
 def test_progress_counts_answers_and_not_what_fills_a_batch(answer):
   reported = []
-  answer(batch_size=1, told=reported.append)
+  answer(batch_size=1, on_progress=reported.append)
   assert reported == [4, 4, 2]
 
 

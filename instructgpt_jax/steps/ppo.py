@@ -263,15 +263,7 @@ def score_rollout(
   advantages, targets = _advantages(rewards, scores, rollout, config)
   kl = kl_lib.k1(rollout.logp, scores.ref_logp)
   episode_kl = masked.masked_sum(kl, mask, axis=1)
-  next_kl_coef = kl_coef
-  if config.kl_target:
-    next_kl_coef = kl_lib.adaptive_kl(
-      kl_coef,
-      episode_kl.mean(),
-      target=config.kl_target,
-      horizon=config.kl_horizon,
-      episodes=mask.shape[0],
-    )
+  next_kl_coef = _next_kl_coef(kl_coef, episode_kl, config)
   metrics = {
     "reward": scores.score.mean(),
     "reward_std": scores.score.std(),
@@ -292,6 +284,21 @@ def score_rollout(
     rollout=rollout, advantages=advantages, returns=targets, values=values
   )
   return experience, next_kl_coef, metrics
+
+
+def _next_kl_coef(
+  kl_coef: Array, episode_kl: Array, config: configs.Ppo
+) -> Array:
+  """Adapts β to the KL [B] of a rollout's episodes, if it has a target."""
+  if not config.kl_target:
+    return kl_coef
+  return kl_lib.adaptive_kl(
+    kl_coef,
+    episode_kl.mean(),
+    target=config.kl_target,
+    horizon=config.kl_horizon,
+    episodes=len(episode_kl),
+  )
 
 
 def _run_networks(

@@ -191,10 +191,9 @@ def _sft_course(
   total_steps = section.epochs * steps_per_epoch
   sources = {"data.demonstrations": demonstrations.source}
   document_rows, log = None, _no_metrics
-  if section.reward_model:  # It chooses among the steps.
-    sources["sft.reward_model"] = fingerprint.fingerprint_model(
-      section.reward_model
-    )
+  if section.reward_model:  # It selects the parameters.
+    model_source = fingerprint.fingerprint_model(section.reward_model)
+    sources["sft.reward_model"] = model_source
   if section.pretraining_fraction:
     documents = inputs.documents(config.data)
     document_rows = inputs.document_rows(
@@ -217,11 +216,13 @@ def _sft_course(
     padded_size=padded.rows,
     pad_id=tokenizer.pad_id,
   )
-  counts = {
-    "rows": layout.demonstration_rows,
-    "pretraining_fraction": section.pretraining_fraction,
-    "steps": total_steps,
-  }
+  rows_per_step, fraction = (
+    layout.demonstration_rows,
+    section.pretraining_fraction,
+  )
+  counts = dict(
+    rows=rows_per_step, pretraining_fraction=fraction, steps=total_steps
+  )
   return _Course(
     name,
     batches,

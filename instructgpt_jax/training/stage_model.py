@@ -144,16 +144,7 @@ def open_stage(
     stage = _open_pretrained(path, field or None, run)
     _check_kind(stage.kind, kind, path, field or None)
     return stage
-  if not checkpoints.has_model(directory):
-    raise stage_errors.no_model(directory, field or None)
-  if files.read_complete(directory) is None:
-    raise UserError(
-      "has not run to its end",
-      file=path,
-      field=field or None,
-      fix="run its command again: it resumes where it stopped",
-      code="unfinished",
-    )
+  _check_finished(directory, path, field or None)
   info = checkpoints.load_model_info(directory)
   try:
     stage_kind = str(info["kind"])
@@ -179,6 +170,22 @@ def open_stage(
   if model.lora_rank:
     return _attach_base(stage, info["adapts"], run)
   return stage
+
+
+def _check_finished(
+  directory: pathlib.Path, path: str, field: str | None
+) -> None:
+  """Refuses a directory without the model of a finished stage."""
+  if not checkpoints.has_model(directory):
+    raise stage_errors.no_model(directory, field)
+  if files.read_complete(directory) is None:
+    raise UserError(
+      "has not run to its end",
+      file=path,
+      field=field,
+      fix="run its command again: it resumes where it stopped",
+      code="unfinished",
+    )
 
 
 def _attach_base(

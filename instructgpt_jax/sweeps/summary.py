@@ -175,7 +175,7 @@ def draw(
   files.make_directory(root)
   image = io.BytesIO()
   figure.savefig(image, format="png", dpi=120)
-  files.write_bytes_atomic(pathlib.Path(path), image.getvalue())
+  files.write_chunks_atomic(path, (image.getvalue(),))
   return path
 
 

@@ -22,9 +22,9 @@ from instructgpt_jax.distributed.compiler_options import (
   decode_compiler_options,
   init_compiler_options,
 )
-from instructgpt_jax.models import transformer
+from instructgpt_jax.models import heads
+from instructgpt_jax.models.heads import LanguageModel, ScalarModel
 from instructgpt_jax.models.sampling import generate
-from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
 from instructgpt_jax.steps import language, ppo, reward
 from instructgpt_jax.steps import optimizer as optimizer_lib
 from instructgpt_jax.steps import state as state_lib
@@ -55,7 +55,7 @@ def _optimizer():
 def _state(network: LanguageModel | ScalarModel, seed: int):
   init = jax.jit(
     lambda key: state_lib.new_state(
-      transformer.init_params(network, key), _optimizer()
+      heads.init_params(network, key), _optimizer()
     ),
     compiler_options=init_compiler_options(),
   )
@@ -184,9 +184,7 @@ def _generate(model: str, new_tokens: int = 0) -> Step:
 def _weights(network: LanguageModel):
   """Returns random weights in the layout of sampling, made one at a time."""
   shapes = jax.eval_shape(
-    lambda key: transformer.decoding_params(
-      network, transformer.init_params(network, key)
-    ),
+    lambda key: heads.decoding_params(network, heads.init_params(network, key)),
     jax.random.key(0),
   )
   rng = np.random.default_rng(0)

@@ -19,7 +19,7 @@ prefixes of a row are −1, −2, …
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, dataclass_transform
 
 import jax
 
@@ -27,20 +27,25 @@ Array = jax.Array
 PyTree = Any
 
 
+def static_field(default: Any) -> Any:
+  """Makes a static field of a pytree: programs are compiled for its value."""
+  return dataclasses.field(default=default, metadata={"static": True})
+
+
+@dataclass_transform(
+  frozen_default=True,
+  kw_only_default=True,
+  field_specifiers=(dataclasses.field, static_field),
+)
 def pytree(cls):
   """Makes a frozen dataclass of arrays a JAX pytree."""
   cls = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
   return jax.tree_util.register_dataclass(cls)
 
 
-def static_field(default: Any) -> Any:
-  """A field of a pytree that is no array: programs are compiled for it."""
-  return dataclasses.field(default=default, metadata={"static": True})
-
-
 @pytree
 class LanguageBatch:
-  """Rows for a language-model loss; position t is scored on token t."""
+  """Sequences for a language-model loss; position t is scored on token t."""
 
   tokens: Array  # [B, T] int32
   segments: Array  # [B, T] int32, 0 is padding
@@ -49,18 +54,18 @@ class LanguageBatch:
 
 
 class AttentionSpan(NamedTuple):
-  """How far the tokens of a row look; what lies elsewhere need not be read."""
+  """How far tokens attend: to a prefix, and to a number of earlier tokens."""
 
-  first: int  # columns at the row's beginning, of a prefix that all look at
-  last: int  # columns up to a token's own, of its segment
+  prefix: int  # positions at the start, of a prefix that all tokens attend to
+  local: int  # positions up to and including a token's own, in its segment
 
 
 @pytree
 class RankingBatch:
   """E prompts with their K ranked completions are one element, of R rows.
 
-  Each row holds every prompt, as segments −1, −2, …, and behind it its share of
-  the completions, each a segment of its own whose positions go on from the
+  Each row has every prompt, as segments −1, −2, …, and after it some of its
+  completions. Each completion is a segment whose positions continue the
   prompt's. With one row all completions of a prompt share it; with K rows none
   do.
   """
@@ -68,18 +73,18 @@ class RankingBatch:
   tokens: Array  # [G, R, T] int32
   segments: Array  # [G, R, T] int32, 0 is padding
   positions: Array  # [G, R, T] int32
-  ends: Array  # [G, E, K] int32, place of completions' last tokens in R · T
+  ends: Array  # [G, E, K] int32, index of completions' last tokens in R · T
   ranks: Array  # [G, E, K] int32, 1 is best, equal ranks are ties
-  valid: Array  # [G, E, K] bool, False on completions that fill up K
-  ids: Array  # [G, E] int32, which ranking it is; -1 fills up the batch
-  reach: AttentionSpan | None = static_field(
+  valid: Array  # [G, E, K] bool, False on padding
+  ids: Array  # [G, E] int32, index of the ranking; -1 is padding
+  span: AttentionSpan | None = static_field(
     None
   )  # None: anything behind a token
 
 
 @pytree
 class PromptBatch:
-  """Left-padded prompts: the last column holds every row's last token."""
+  """Left-padded prompts: the last position has each row's last token."""
 
   tokens: Array  # [B, P] int32
   mask: Array  # [B, P] bool, True on real tokens
@@ -88,7 +93,7 @@ class PromptBatch:
 
 @pytree
 class Rollout:
-  """Prompts with sampled responses, and what was recorded while sampling."""
+  """Prompts with sampled responses and their log-probabilities."""
 
   tokens: Array  # [B, P + N] int32, left-padded prompt then response
   segments: Array  # [B, P + N] int32, 1 on real tokens, 0 on padding

@@ -17,12 +17,12 @@ from instructgpt_jax.data.records import Turn
 from instructgpt_jax.data.tokenizers import StreamDecoder, Tokenizer
 from instructgpt_jax.distributed.compiler_options import decode_compiler_options
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.models.sampling import generate, sample
-from instructgpt_jax.models.transformer import (
+from instructgpt_jax.models.heads import (
   LanguageModel,
   decoding_params,
   positions_of,
 )
+from instructgpt_jax.models.sampling import generate, sample
 from instructgpt_jax.runs.progress import Progress
 from instructgpt_jax.training import sampling as sampling_lib
 from instructgpt_jax.training import stage_model

@@ -423,5 +423,5 @@ def _make_batch(
     ranks=ranks,
     valid=valid,
     ids=ids.astype(np.int32),
-    reach=span,
+    span=span,
   )

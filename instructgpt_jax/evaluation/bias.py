@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from instructgpt_jax import statistics
 from instructgpt_jax.data import encoding
 from instructgpt_jax.data.tokenizers import Tokenizer
-from instructgpt_jax.models.transformer import LanguageModel
+from instructgpt_jax.models.heads import LanguageModel
 from instructgpt_jax.training import scoring
 from instructgpt_jax.types import PyTree
 from instructgpt_jax.world import words

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from instructgpt_jax.data import encoding
 from instructgpt_jax.data.tokenizers import Tokenizer
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.models.transformer import LanguageModel
+from instructgpt_jax.models.heads import LanguageModel
 from instructgpt_jax.runs import files
 from instructgpt_jax.training import sampling, scoring
 from instructgpt_jax.types import PyTree

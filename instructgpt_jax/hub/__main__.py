@@ -30,7 +30,7 @@ from instructgpt_jax.errors import UserError
 from instructgpt_jax.interop import directory as hub
 from instructgpt_jax.interop import peft, tensors
 from instructgpt_jax.models import lora
-from instructgpt_jax.models.transformer import abstract_params
+from instructgpt_jax.models.heads import abstract_params
 from instructgpt_jax.runs import files
 from instructgpt_jax.runs.progress import log_line
 from instructgpt_jax.sharding import unbox

@@ -1,7 +1,7 @@
-"""Low-rank adapters: kernel + (α / rank) · A · B, of which A and B are trained.
+"""LoRA: kernel + (α / rank) · A · B, where only A and B are trained.
 
-arXiv:2106.09685. A network with adapters keeps them beside its kernels; `split`
-takes what is trained out of its parameters, and `union` puts it back.
+arXiv:2106.09685. A network with adapters has them beside its kernels. `split`
+separates its parameters into frozen and trained ones; `merge_trees` joins them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _HEAD = "head"  # of a scalar model; trained with its adapters
 
 
 def split(c: configs.Model, params: PyTree) -> tuple[PyTree, PyTree]:
-  """(frozen, trained) parameters; without adapters all are trained."""
+  """Returns (frozen, trained) parameters; without adapters all are trained."""
   if not c.lora_rank:
     return {}, params
   return _split(params)
@@ -34,34 +34,36 @@ def _split(tree: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     elif not isinstance(x, dict):
       frozen[name] = x
     else:
-      for part, found in zip((frozen, trained), _split(x), strict=True):
-        if found:
-          part[name] = found
+      for part, subtree in zip((frozen, trained), _split(x), strict=True):
+        if subtree:
+          part[name] = subtree
   return frozen, trained
 
 
 def merge_trees(frozen: PyTree, trained: PyTree) -> PyTree:
-  """The parameters that `split` took apart; None is an empty part."""
-  found = dict(frozen or {})
+  """Joins the two trees of `split`; None is an empty tree."""
+  merged = dict(frozen or {})
   for name, x in (trained or {}).items():
-    found[name] = merge_trees(found.get(name), x) if isinstance(x, dict) else x
-  return found
+    merged[name] = (
+      merge_trees(merged.get(name), x) if isinstance(x, dict) else x
+    )
+  return merged
 
 
 def tree_difference(tree: PyTree, other: PyTree) -> PyTree:
-  """The leaves of a tree that another one does not have."""
-  found = {}
+  """Returns the leaves of a tree that another tree does not have."""
+  difference = {}
   for name, x in tree.items():
     if not isinstance(x, dict):
       if name not in other:
-        found[name] = x
+        difference[name] = x
     elif rest := tree_difference(x, other.get(name, {})):
-      found[name] = rest
-  return found
+      difference[name] = rest
+  return difference
 
 
 def tree_select(tree: PyTree, other: PyTree) -> PyTree:
-  """What stands in another tree where this one has its leaves."""
+  """Returns the part of `other` that has the structure of `tree`."""
   return {
     name: tree_select(x, other[name]) if isinstance(x, dict) else other[name]
     for name, x in tree.items()
@@ -69,14 +71,14 @@ def tree_select(tree: PyTree, other: PyTree) -> PyTree:
 
 
 def lora_summary(c: configs.Model) -> str:
-  """The adapters of a network."""
+  """Describes the adapters of a network."""
   return f"rank {c.lora_rank}, alpha {c.lora_alpha:g}, {c.lora_layers} layers"
 
 
 def apply_lora(
   kernel: Array, down: Array, up: Array, scale: float, stacked: bool
 ) -> Array:
-  """kernel + scale · down · up; of each layer if they are stacked."""
+  """Computes kernel + scale · down · up, for each layer if they are stacked."""
 
   def product(down: Array, up: Array) -> Array:
     return jnp.tensordot(down, up, 1, precision=jax.lax.Precision.HIGHEST)
@@ -85,19 +87,19 @@ def apply_lora(
 
 
 def merge_lora(c: configs.Model, params: PyTree) -> PyTree:
-  """The parameters of the same network without adapters."""
+  """Returns the parameters of the same network without adapters."""
   if not c.lora_rank:
     return params
 
   def visit(tree: dict[str, Any], stacked: bool) -> dict[str, Any]:
-    found = {
+    merged = {
       name: visit(x, stacked or name == "blocks") if isinstance(x, dict) else x
       for name, x in tree.items()
     }
-    if DOWN in found:
-      down, up = found.pop(DOWN), found.pop(UP)
+    if DOWN in merged:
+      down, up = merged.pop(DOWN), merged.pop(UP)
       scale = c.lora_alpha / c.lora_rank
-      found["kernel"] = apply_lora(found["kernel"], down, up, scale, stacked)
-    return found
+      merged["kernel"] = apply_lora(merged["kernel"], down, up, scale, stacked)
+    return merged
 
   return visit(params, False)

@@ -1,4 +1,4 @@
-"""Rotary positions (arXiv:2104.09864), whole or in part, stretched or not."""
+"""Rotary position embeddings (RoPE, arXiv:2104.09864)."""
 
 from __future__ import annotations
 
@@ -11,62 +11,67 @@ from instructgpt_jax.types import Array, pytree
 
 @pytree
 class RopeCosSin:
-  """Cosine and sine of each position's angles."""
+  """Cosine and sine of the angles at each position."""
 
   cos: Array  # [B, 1, T, R / 2] float32
   sin: Array  # [B, 1, T, R / 2] float32
 
 
 def inverse_frequencies(c: configs.Model, windowed: bool) -> np.ndarray:
-  """[R / 2] float32 radians a position.
+  """Returns [R / 2] float32 radians per position, after RoPE scaling.
 
-  Layers with a window may have a base of their own, and are then not stretched.
+  Layers with a sliding window may have their own theta, which is not scaled.
   """
   size = c.rope_dim or c.head_size
   local = windowed and c.rope_local_theta > 0
-  base = c.rope_local_theta if local else c.rope_theta
-  found = base ** -(np.arange(0, size, 2, dtype=np.float32) / size)
+  theta = c.rope_local_theta if local else c.rope_theta
+  frequencies = theta ** -(np.arange(0, size, 2, dtype=np.float32) / size)
   if local or c.rope_scaling == "none":
-    return found.astype(np.float32)
-  slow = found / c.rope_factor
+    return frequencies.astype(np.float32)
+  scaled = frequencies / c.rope_factor
   if c.rope_scaling == "linear":
-    return slow.astype(np.float32)
-  turns = c.rope_original_max_seq_len * found / (2 * np.pi)
-  kept = (turns - c.rope_low_freq_factor) / (
+    return scaled.astype(np.float32)
+  rotations = c.rope_original_max_seq_len * frequencies / (2 * np.pi)
+  unscaled_share = (rotations - c.rope_low_freq_factor) / (
     c.rope_high_freq_factor - c.rope_low_freq_factor
   )
-  kept = np.clip(kept, 0, 1)
-  return ((1 - kept) * slow + kept * found).astype(np.float32)
+  unscaled_share = np.clip(unscaled_share, 0, 1)
+  return ((1 - unscaled_share) * scaled + unscaled_share * frequencies).astype(
+    np.float32
+  )
 
 
 def rope_cos_sin(
   c: configs.Model, positions: Array, windowed: bool
 ) -> RopeCosSin:
-  """The turns of [B, T] positions."""
+  """Computes the cosine and sine of the angles at [B, T] positions."""
   angles = positions[:, None, :, None] * inverse_frequencies(c, windowed)
   return RopeCosSin(cos=jnp.cos(angles), sin=jnp.sin(angles))
 
 
-def apply_rope(x: Array, by: RopeCosSin, pairs: bool) -> Array:
-  """Turns the first R numbers of each head, in float32.
+def apply_rope(x: Array, angles: RopeCosSin, interleaved: bool) -> Array:
+  """Rotates the first R dimensions of each head, in float32.
 
   Args:
     x: [B, H, T, D / H].
-    by: of the same positions.
-    pairs: neighbours turn together (GPT-J), not the halves (GPT-NeoX).
+    angles: of the same positions.
+    interleaved: pairs are neighbours (GPT-J), not the two halves (GPT-NeoX).
 
   Returns:
     [B, H, T, D / H] in x's type.
   """
-  half = by.cos.shape[-1]
-  turned = x[..., : 2 * half].astype(jnp.float32)
-  if pairs:
-    a, b = turned[..., ::2], turned[..., 1::2]
+  half = angles.cos.shape[-1]
+  rotated = x[..., : 2 * half].astype(jnp.float32)
+  if interleaved:
+    a, b = rotated[..., ::2], rotated[..., 1::2]
   else:
-    a, b = turned[..., :half], turned[..., half:]
-  parts = (a * by.cos - b * by.sin, b * by.cos + a * by.sin)
-  if pairs:
-    turned = jnp.stack(parts, axis=-1).reshape(turned.shape)
+    a, b = rotated[..., :half], rotated[..., half:]
+  parts = (
+    a * angles.cos - b * angles.sin,
+    b * angles.cos + a * angles.sin,
+  )
+  if interleaved:
+    rotated = jnp.stack(parts, axis=-1).reshape(rotated.shape)
   else:
-    turned = jnp.concatenate(parts, axis=-1)
-  return jnp.concatenate([turned.astype(x.dtype), x[..., 2 * half :]], axis=-1)
+    rotated = jnp.concatenate(parts, axis=-1)
+  return jnp.concatenate([rotated.astype(x.dtype), x[..., 2 * half :]], axis=-1)

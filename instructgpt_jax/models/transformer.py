@@ -1,123 +1,402 @@
-"""Two heads on the decoder: logits, or a scalar at every token."""
+"""The decoder-only transformer: embed → blocks → final norm.
+
+`LayerInputs` holds the mask and RoPE angles of a layer. `Block` is attention
+and MLP on the residual stream. `Transformer` applies the blocks to whole
+sequences (`__call__`), or to one token of each with a cache (`decode`).
+"""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from instructgpt_jax import configs, precision, sharding
-from instructgpt_jax.models import lora
-from instructgpt_jax.models.attention import soft_cap
-from instructgpt_jax.models.decoder import Cache, Transformer
-from instructgpt_jax.models.layers import TRANSPOSED, kernel_init, vector_init
-from instructgpt_jax.types import Array, AttentionSpan, PyTree
+from instructgpt_jax import configs, sharding
+from instructgpt_jax.models import layers
+from instructgpt_jax.models.attention import attend_dense, attention_mask
+from instructgpt_jax.models.cache import Cache, LayerCache
+from instructgpt_jax.models.kernels import blocked, feature_major
+from instructgpt_jax.models.kernels.attention import attend
+from instructgpt_jax.models.layers import Dense, Norm, kernel_init
+from instructgpt_jax.models.rope import RopeCosSin, apply_rope, rope_cos_sin
+from instructgpt_jax.types import Array, AttentionSpan, pytree, static_field
 
-_MASKED_LOGIT = -1e30  # a logit; finite, so that its probability times it is 0
-
-
-def postprocess_logits(
-  c: configs.Model, logits: Array, axis: int = -1
-) -> Array:
-  """Logits as they are predicted with: capped, and never of padding."""
-  logits = soft_cap(logits, c.final_logit_softcap)
-  if not c.vocab_padding:
-    return logits
-  shape = [1] * logits.ndim
-  shape[axis] = c.padded_vocab_size
-  real = jnp.arange(c.padded_vocab_size) < c.vocab_size
-  return jnp.where(real.reshape(shape), logits, _MASKED_LOGIT)
+KeysValues = tuple[Array, Array]
 
 
-class LanguageModel(nn.Module):
-  """The decoder with an unembedding."""
+@pytree
+class LayerInputs:
+  """Inputs that layers of the same type share."""
+
+  mask: Array  # [B, T, S] bool, True where a query may attend to a key
+  rope: RopeCosSin | None  # None with learned positions
+  span: AttentionSpan | None = static_field(None)  # the mask is False outside
+
+
+# One entry if all layers attend alike; else of full and of windowed layers.
+InputsByType = tuple[LayerInputs, ...]
+
+
+def layer_inputs(
+  c: configs.Model,
+  mask: Array,
+  distance: Callable[[], Array],
+  positions: Array,
+  span: AttentionSpan | None = None,
+) -> InputsByType:
+  """Makes the inputs of each layer type.
+
+  Args:
+    c: the model.
+    mask: [B, T, S] bool, the mask of layers without a window.
+    distance: returns [B, T, S] int32, positions from a key to a query.
+    positions: [B, T] int32 of the queries.
+    span: the mask is False outside it.
+  """
+  types = sorted({c.has_sliding_window(i) for i in range(c.num_layers)})
+
+  def inputs_of(windowed: bool) -> LayerInputs:
+    cos_sin = None
+    layer_mask = mask & (distance() < c.sliding_window) if windowed else mask
+    if c.pos_emb == "rope":
+      cos_sin = rope_cos_sin(c, positions, windowed)
+    return LayerInputs(mask=layer_mask, rope=cos_sin, span=span)
+
+  return tuple(map(inputs_of, types))
+
+
+def layer_types(c: configs.Model) -> list[int]:
+  """Returns the index into `layer_inputs` for each layer."""
+  windowed = [c.has_sliding_window(i) for i in range(c.num_layers)]
+  mixed = len(set(windowed)) > 1
+  return [int(mixed and w) for w in windowed]
+
+
+def _select(inputs: InputsByType, layer_type: int | Array) -> LayerInputs:
+  if len(inputs) == 1:
+    return inputs[0]
+  if isinstance(layer_type, int):
+    return inputs[layer_type]
+  return jax.tree.map(lambda *x: jnp.where(layer_type, x[1], x[0]), *inputs)
+
+
+def _shard_heads(x: Array) -> Array:
+  return sharding.shard(x, "batch", "heads", None, None)  # [B, H, T, D / H]
+
+
+def _take_positions(x: Array, positions: Array, axis: int) -> Array:
+  """Gathers [B, R] positions of [B, …, T, …]."""
+  shape = [1] * x.ndim
+  shape[0], shape[axis] = positions.shape
+  return jnp.take_along_axis(x, positions.reshape(shape), axis=axis)
+
+
+class Block(nn.Module):
+  """Attention and MLP, each after a norm and added to the residual stream.
+
+  `config.Model.block` may put both in parallel, or norms after them as well.
+  """
 
   config: configs.Model
 
   def setup(self):
     c = self.config
-    self.transformer = Transformer(c)
-    if not c.tie_embeddings:
-      self.unembedding = nn.Dense(
-        c.padded_vocab_size,
-        use_bias=c.unembedding_bias,
-        dtype=jnp.dtype(c.dtype),
-        precision=precision.of(c.dtype),
-        kernel_init=kernel_init(c.init_std, "embed", "vocab"),
-        bias_init=vector_init(0.0, "vocab"),
-      )
-
-  def hidden(
-    self,
-    tokens: Array,
-    segments: Array,
-    positions: Array,
-    *,
-    deterministic: bool = True,
-    wanted: Array | None = None,
-  ) -> Array:
-    """[B, T] rows → [B, T, D], ready for `unembed`.
-
-    Or [B, R, D], of the columns that are wanted. With an unembedding bias
-    […, D + 1], whose last column is 1.
-    """
-    return self._hidden(
-      tokens, segments, positions, deterministic=deterministic, wanted=wanted
-    )[0]
-
-  def _hidden(
-    self,
-    *rows: Array,
-    deterministic: bool = True,
-    wanted: Array | None = None,
-  ) -> tuple[Any, ...]:
-    found, stored = self.transformer(
-      *rows, deterministic=deterministic, wanted=wanted
+    dense = functools.partial(
+      Dense, dtype=jnp.dtype(c.dtype), stddev=c.init_std, alpha=c.lora_alpha
     )
-    if self.config.unembedding_bias:
-      room = [(0, 0)] * (found.ndim - 1) + [(0, 1)]
-      found = jnp.pad(found, room, constant_values=1)
-    return found, stored
+    norm = functools.partial(Norm, kind=c.norm, epsilon=c.norm_eps)
+    # Smaller at the start: layers that write to the residual stream.
+    output_std = c.init_std / (2 * c.num_layers) ** 0.5
+    self._setup_attention(
+      functools.partial(dense, rank=c.adapter_rank("attention")),
+      norm,
+      output_std,
+    )
+    self._setup_mlp(
+      functools.partial(dense, rank=c.adapter_rank("mlp")), norm, output_std
+    )
+    self.drop = nn.Dropout(c.dropout)
+    self.act = layers.activation(c.activation, c.gated_mlp)
 
-  def unembed(self, hidden: Array) -> Array:
-    """`hidden` → [..., V] float32 logits."""
+  @nn.nowrap
+  def _setup_attention(self, dense: Any, norm: Any, output_std: float) -> None:
     c = self.config
-    if c.tie_embeddings:
-      with precision.context(hidden.dtype):
-        logits = self.transformer.embedding.attend(hidden)
+    heads = (c.padded_heads, c.head_size)
+    kv_heads = (c.padded_kv_heads, c.head_size)
+    axes = ("embed", None, "heads", None)
+    self.norm_attention = norm(c.d_model)
+    if c.kv_heads == c.num_heads:
+      self.qkv = dense((c.d_model, 3, *heads), axes, use_bias=c.qkv_bias)
     else:
-      logits = self.unembedding(hidden[..., : c.d_model])
-    return postprocess_logits(c, logits.astype(jnp.float32))
+      self.query = dense(
+        (c.d_model, *heads), ("embed", "heads", None), use_bias=c.qkv_bias
+      )
+      self.key_value = dense(
+        (c.d_model, 2, *kv_heads), axes, use_bias=c.qkv_bias
+      )
+    if c.qk_norm:
+      self.norm_query = norm(c.head_size, axis_name=None)
+      self.norm_key = norm(c.head_size, axis_name=None)
+    self.project = dense(
+      (*heads, c.d_model),
+      ("heads", None, "embed"),
+      inputs=2,
+      stddev=output_std,
+      use_bias=c.out_bias,
+      zeros=c.padded_heads - c.num_heads,
+    )
+    if c.block == "sandwich":
+      self.norm_attended = norm(c.d_model)
 
-  def unembed_columns(self, hidden: Array) -> Array:
-    """[D, B] → [V, B] float32 logits, by `decoding_params`."""
+  @nn.nowrap
+  def _setup_mlp(self, dense: Any, norm: Any, output_std: float) -> None:
     c = self.config
-    if c.tie_embeddings:
-      matrix = self.transformer.embedding.embedding
-    else:
-      matrix = self.unembedding.variables["params"][TRANSPOSED]
-    hidden = sharding.shard(hidden, None, "decode_batch")
-    logits = precision.matmul(matrix.astype(hidden.dtype), hidden)
-    logits = logits.astype(jnp.float32)
-    logits = sharding.shard(logits, "decode_vocab", "decode_batch")
-    if c.unembedding_bias:
-      logits += self.unembedding.variables["params"]["bias"][:, None]
-    return postprocess_logits(c, logits, axis=0)
+    if c.block != "parallel_one_norm":
+      self.norm_mlp = norm(c.d_model)
+    if c.block == "sandwich":
+      self.norm_mixed = norm(c.d_model)
+    self.up = dense(
+      (c.d_model, 2, c.mlp_dim) if c.gated_mlp else (c.d_model, c.mlp_dim),
+      ("embed", None, "mlp") if c.gated_mlp else ("embed", "mlp"),
+      use_bias=c.mlp_bias,
+    )
+    self.down = dense(
+      (c.mlp_dim, c.d_model),
+      ("mlp", "embed"),
+      stddev=output_std,
+      use_bias=c.mlp_bias,
+    )
 
-  def unembedding_matrix(self) -> Array:
-    """[V, D] float32, the rows that products with `hidden` are taken of.
+  def __call__(
+    self,
+    x: Array,
+    inputs: InputsByType,
+    layer_type: int | Array,
+    deterministic: bool,
+    query_positions: Array | None = None,
+    cache: LayerCache | None = None,
+  ) -> tuple[Array, KeysValues]:
+    """Applies the block to whole sequences, or to one token with a cache.
 
-    With an unembedding bias [V, D + 1]. Logits are these products `adjusted`.
+    Args:
+      x: the residual stream, [B, T, D]; with a cache [D, B].
+      inputs: of each layer type.
+      layer_type: index into `inputs`.
+      deterministic: False turns residual dropout on.
+      query_positions: [B, R] int32, positions to compute; None is all.
+      cache: keys and values of earlier tokens; T is then 1.
+
+    Returns:
+      The next residual stream [B, T, D], [B, R, D] or [D, B]; and the keys and
+      values [B, K, T, D / H], or the updated ones of the cache.
     """
-    if self.config.tie_embeddings:
-      return self.transformer.embedding.embedding
-    weights = self.unembedding.variables["params"]
-    if self.config.unembedding_bias:
-      return jnp.vstack([weights["kernel"], weights["bias"]]).T
-    return weights["kernel"].T
+    layer = _select(inputs, layer_type)
+    axis = -1 if cache is None else feature_major.AXIS
+    query, key, value = self._heads(x, axis)
+    query, key = self._position(query, key, layer)
+    query, key, value = map(_shard_heads, (query, key, value))
+    if cache is None:
+      keys_values = self._repeat_kv_heads(key, value)
+      if query_positions is not None:
+        x = _take_positions(x, query_positions, 1)
+      attended = self._attend(query, *keys_values, layer, query_positions)
+      flat = x.reshape(-1, x.shape[-1])
+      attended = attended.reshape(len(flat), -1)
+      flat = self._add_outputs(flat, attended, deterministic, axis)
+      return flat.reshape(x.shape), (key, value)
+    cache = cache.write(key, value)
+    attended = self._attend_cache(query, cache, layer)
+    x = self._add_outputs(x, attended, deterministic, axis)
+    return x, (cache.keys, cache.values)
+
+  def _heads(self, x: Array, axis: int) -> list[Array]:
+    """Computes query, key and value of norm(x), each [B, ·, T, D / H]."""
+    c = self.config
+    if c.kv_heads == c.num_heads:
+      projections = ((self.qkv, 3),)
+    else:
+      projections = ((self.query, 1), (self.key_value, 2))
+    norm = self.norm_attention
+    if axis == feature_major.AXIS:
+      x = norm(x, axis)
+      split = [
+        feature_major.split_heads(dense.split(x, parts, axis=axis), c.head_size)
+        for dense, parts in projections
+      ]
+      return [heads for parts in split for heads in parts]
+    flat = x.reshape(-1, x.shape[-1])
+    return [
+      part.reshape(*x.shape[:2], -1, c.head_size).swapaxes(1, 2)
+      for dense, parts in projections
+      for part in dense.split(flat, parts, norm.function, norm.weights())
+    ]
+
+  def _position(
+    self, query: Array, key: Array, layer: LayerInputs
+  ) -> tuple[Array, Array]:
+    """Normalises, rotates and scales query and key, where configured."""
+    c = self.config
+    if c.qk_norm:
+      query, key = self.norm_query(query), self.norm_key(key)
+    if layer.rope is not None:
+      query = apply_rope(query, layer.rope, c.rope_interleaved)
+      key = apply_rope(key, layer.rope, c.rope_interleaved)
+    if c.query_pre_attn_scalar:
+      query *= (c.head_size / c.query_pre_attn_scalar) ** 0.5
+    return query, key
+
+  def _repeat_kv_heads(self, key: Array, value: Array) -> KeysValues:
+    """Repeats keys and values for each query head of their group."""
+    c = self.config
+    if c.kv_heads == c.num_heads:
+      return key, value
+    repeats = c.num_heads // c.kv_heads
+    return jnp.repeat(key, repeats, axis=1), jnp.repeat(value, repeats, axis=1)
+
+  def _attend(
+    self,
+    query: Array,
+    key: Array,
+    value: Array,
+    layer: LayerInputs,
+    query_positions: Array | None,
+  ) -> Array:
+    """Attends in whole sequences; returns [B, T, H, D / H] or [B, R, …]."""
+    c = self.config
+    cap, mask = c.attn_logit_softcap, layer.mask
+    if query_positions is not None and blocked.fits_one_block(
+      query_positions.shape[1], mask.shape[1]
+    ):
+      query = _take_positions(query, query_positions, 2)
+      mask = _take_positions(mask, query_positions, 1)
+      attended, _ = attend_dense(query, key, value, mask, cap)
+      return _shard_heads(attended).swapaxes(1, 2)
+    attended = attend(query, key, value, mask, cap, layer.span)
+    attended = _shard_heads(attended).swapaxes(1, 2)
+    if query_positions is not None:
+      attended = _take_positions(attended, query_positions, 1)
+    return attended
+
+  def _attend_cache(
+    self, query: Array, cache: LayerCache, layer: LayerInputs
+  ) -> Array:
+    """Attends from one token to the cache; returns [D, B]."""
+    c = self.config
+    keys, values = cache.read()
+    # The query heads of a group are queries of the same keys.
+    query = query.reshape(len(query), c.padded_kv_heads, -1, c.head_size)
+    attended, _ = attend_dense(
+      query, keys, values, layer.mask, c.attn_logit_softcap
+    )
+    return feature_major.merge_heads(attended)
+
+  def _add_outputs(
+    self, x: Array, attended: Array, deterministic: bool, axis: int
+  ) -> Array:
+    """Adds attention's output and then the MLP's to the residual stream."""
+    sandwich = self.config.block == "sandwich"
+    y = self.project(attended, axis=axis)
+    if sandwich:
+      y = self.norm_attended(y, axis)
+    after = x + self.drop(y, deterministic=deterministic)
+    y = self.down(self._mlp_hidden(x, after, axis), self.act, axis=axis)
+    if sandwich:
+      y = self.norm_mixed(y, axis)
+    return after + self.drop(y, deterministic=deterministic)
+
+  def _mlp_hidden(self, x: Array, after: Array, axis: int) -> Array:
+    """Computes the MLP's hidden layer, before its activation.
+
+    Args:
+      x: the residual stream before attention, which parallel blocks read.
+      after: the residual stream after attention.
+      axis: the feature axis.
+    """
+    c = self.config
+    parallel = c.block in ("parallel", "parallel_one_norm")
+    read = x if parallel else after
+    one_norm = c.block == "parallel_one_norm"
+    norm = self.norm_attention if one_norm else self.norm_mlp
+    if axis == feature_major.AXIS:
+      read, prologue = norm(read, axis), ()
+    else:
+      prologue = norm.function, norm.weights()
+    if c.gated_mlp and sharding.num_shards("mlp", c.mlp_dim) > 1:
+      # The mesh splits each half of the gated MLP.
+      halves = self.up.split(read, 2, *prologue, axis=axis)
+      return halves if axis == feature_major.AXIS else jnp.stack(halves, axis=1)
+    return self.up(read, *prologue, axis=axis)
+
+
+def _position_init(c: configs.Model) -> Any:
+  """Returns noise of half GPT-2's amplitude, or sinusoids of init_std.
+
+  With sinusoids a shift by one position is a rotation from the start, which
+  attention to "the token after the last occurrence of this one" uses.
+  """
+  axes = ("position", "embed")
+  if c.position_init == "normal":
+    return kernel_init(c.init_std / 2, *axes)
+
+  def sinusoid(key: Array, shape: Any, dtype: Any = jnp.float32) -> Array:
+    del key
+    length, width = shape
+    half = -(-width // 2)
+    rates = jnp.pi / 2 * c.max_seq_len ** -(jnp.arange(half) / half)
+    angles = jnp.arange(length)[:, None] * rates
+    waves = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
+    return (c.init_std * waves[:, :width]).astype(dtype)
+
+  return nn.with_logical_partitioning(sinusoid, axes)
+
+
+class Transformer(nn.Module):
+  """Token embedding, blocks and the final norm; `heads.py` adds the heads."""
+
+  config: configs.Model
+
+  def setup(self):
+    c = self.config
+    self.embedding = nn.Embed(
+      c.padded_vocab_size,
+      c.d_model,
+      dtype=jnp.dtype(c.dtype),
+      embedding_init=kernel_init(c.init_std, "vocab", "embed"),
+    )
+    if c.pos_emb == "learned":
+      self.position_embedding = nn.Embed(
+        c.max_seq_len + c.position_offset,
+        c.d_model,
+        dtype=jnp.dtype(c.dtype),
+        embedding_init=_position_init(c),
+      )
+    self.final_norm = Norm(c.d_model, c.norm, c.norm_eps)
+    if c.scan_layers:
+      self.blocks = nn.scan(
+        _remat_block(c, static_argnums=(4,)),
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=(nn.broadcast, 0, nn.broadcast),
+        length=c.num_layers,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+        methods=None,
+      )(c)
+    else:
+      block = _remat_block(c, static_argnums=(3, 4))
+      self.blocks = [block(c) for _ in range(c.num_layers)]
+
+  def _embed(self, tokens: Array, positions: Array) -> Array:
+    c = self.config
+    x = self.embedding(tokens)
+    if c.scale_embeddings:
+      x *= jnp.asarray(c.d_model**0.5, x.dtype)
+    if c.pos_emb == "learned":
+      x += self.position_embedding(positions + c.position_offset)
+    return x
 
   def __call__(
     self,
@@ -126,173 +405,135 @@ class LanguageModel(nn.Module):
     positions: Array,
     *,
     deterministic: bool = True,
-  ) -> Array:
-    """[B, T] rows → [B, T, V] float32 logits of the next token."""
-    return self.unembed(
-      self.hidden(tokens, segments, positions, deterministic=deterministic)
-    )
-
-  def prefill(
-    self, tokens: Array, segments: Array, positions: Array, slots: int
-  ) -> tuple[Array, Cache]:
-    """Runs left-padded prompts and stores their keys and values.
-
-    To be applied to `decoding_params`.
+    span: AttentionSpan | None = None,
+    query_positions: Array | None = None,
+  ) -> tuple[Array, tuple[Sequence[Array], Sequence[Array]]]:
+    """Applies the transformer to whole sequences.
 
     Args:
-      tokens: [B, P] int32, left-padded.
-      segments: [B, P] int32.
-      positions: [B, P] int32.
-      slots: S >= P, room for the prompt and the response.
+      tokens: [B, T] int32.
+      segments: [B, T] int32, 0 is padding.
+      positions: [B, T] int32 within the segment.
+      deterministic: False turns residual dropout on.
+      span: how far tokens attend; None is no limit.
+      query_positions: [B, R] int32, positions to return; None is all. Without
+        `scan_layers` the last layer computes only these.
 
     Returns:
-      [V, B] logits after the last column, and the cache.
+      [B, T, D] or [B, R, D] after the final norm; and the layers' keys and
+      values at all positions.
     """
-    last = jnp.full((len(tokens), 1), tokens.shape[1] - 1)
-    hidden, (keys, values) = self._hidden(
-      tokens, segments, positions, wanted=last
+    c = self.config
+    x = sharding.shard(self._embed(tokens, positions), "batch", None, None)
+    inputs = layer_inputs(
+      c,
+      attention_mask(segments),
+      lambda: positions[:, :, None] - positions[:, None, :],
+      positions,
+      span,
     )
-    room = slots - tokens.shape[1]
-    axis = 3 if self.config.scan_layers else 2
-
-    def widen(x: Array) -> Array:
-      pad = [(0, 0)] * x.ndim
-      pad[axis] = (0, room)
-      return jnp.pad(x, pad)
-
-    cache = Cache(
-      keys=tuple(map(widen, keys)),
-      values=tuple(map(widen, values)),
-      valid=jnp.pad(segments > 0, ((0, 0), (0, room))),
-      index=jnp.asarray(tokens.shape[1], jnp.int32),
+    types = layer_types(c)
+    if c.scan_layers:
+      x, (keys, values) = self.blocks(
+        x, inputs, jnp.array(types), deterministic
+      )
+      if query_positions is not None:
+        x = _take_positions(x, query_positions, 1)
+      return self.final_norm(x), ((keys,), (values,))
+    keys_values = []
+    for block, layer_type in zip(self.blocks[:-1], types, strict=False):
+      x, key_value = block(x, inputs, layer_type, deterministic)
+      keys_values.append(key_value)
+    x, key_value = self.blocks[-1](
+      x, inputs, types[-1], deterministic, query_positions
     )
-    return self.unembed_columns(hidden[:, 0, : self.config.d_model].T), cache
+    keys_values.append(key_value)
+    keys, values = zip(*keys_values, strict=True)
+    return self.final_norm(x), (keys, values)
 
   def decode(
     self, token: Array, position: Array, cache: Cache
   ) -> tuple[Array, Cache]:
-    """token [B], position [B] → [V, B] logits and the next cache.
+    """Applies the transformer to one token of each sequence.
 
-    To be applied to `decoding_params`.
+    Args:
+      token: [B] int32.
+      position: [B] int32 within the sequence.
+      cache: keys and values of earlier tokens.
+
+    Returns:
+      [D, B] after the final norm, and the next cache.
     """
-    hidden, cache = self.transformer.decode(token, position, cache)
-    return self.unembed_columns(hidden), cache
-
-
-class ScalarModel(nn.Module):
-  """The decoder with a scalar head: reward model and value network.
-
-  The head is N(0, 1 / (D + 1)) with bias 0 (summarize-from-feedback), and is
-  computed in float32.
-  """
-
-  config: configs.Model
-
-  def setup(self):
-    self.transformer = Transformer(self.config)
-    self.head = nn.Dense(
-      1,
-      dtype=jnp.float32,
-      precision=precision.of(jnp.float32),
-      kernel_init=kernel_init((self.config.d_model + 1) ** -0.5, "embed", None),
-      bias_init=vector_init(0.0, None),
+    c = self.config
+    x = self._embed(token, position).T
+    x = sharding.shard(x, "embed", "decode_batch")
+    num_slots = cache.valid.shape[1]
+    slot = cache.index % num_slots
+    slots = jnp.arange(num_slots)
+    valid = cache.valid | (slots == slot)[None]
+    # A sequence's tokens are in adjacent slots that end at this one.
+    inputs = layer_inputs(
+      c,
+      valid[:, None, :],
+      lambda: (slot - slots) % num_slots,
+      position[:, None],
     )
+    types = layer_types(c)
+    if c.scan_layers:
+      x, keys, values = self._decode_scanned(x, inputs, types, cache, slot)
+    else:
+      keys_values = []
+      for block, layer_type, k, v in zip(
+        self.blocks, types, cache.keys, cache.values, strict=True
+      ):
+        x, key_value = block(
+          x, inputs, layer_type, True, None, LayerCache(k, v, slot)
+        )
+        keys_values.append(key_value)
+      keys, values = zip(*keys_values, strict=True)
+    cache = Cache(keys=keys, values=values, valid=valid, index=cache.index + 1)
+    return self.final_norm(x, feature_major.AXIS), cache
 
-  def __call__(
+  def _decode_scanned(
     self,
-    tokens: Array,
-    segments: Array,
-    positions: Array,
-    *,
-    deterministic: bool = True,
-    reach: AttentionSpan | None = None,
-    wanted: Array | None = None,
-  ) -> Array:
-    """[B, T] rows → [B, T] float32, a scalar at every token.
+    x: Array,
+    inputs: InputsByType,
+    types: Sequence[int],
+    cache: Cache,
+    slot: Array,
+  ) -> Any:
+    """Scans over layers, and updates the cache of all layers in place."""
+    block = Block(self.config, parent=None)
+    params = self.blocks.variables["params"]
 
-    Or [B, R], at the columns that are wanted.
-    """
-    hidden, _ = self.transformer(
-      tokens,
-      segments,
-      positions,
-      deterministic=deterministic,
-      reach=reach,
-      wanted=wanted,
-    )
-    flat = hidden.reshape(-1, hidden.shape[-1])
-    return self.head(flat.astype(jnp.float32)).reshape(hidden.shape[:2])
-
-
-def positions_of(mask: Array) -> Array:
-  """cumsum(mask) − mask: [B, T] positions of a padded row (int32)."""
-  mask = mask.astype(jnp.int32)
-  return jnp.cumsum(mask, axis=1) - mask
-
-
-def init_params(
-  model: LanguageModel | ScalarModel, key: Array
-) -> dict[str, Any]:
-  """Fresh float32 parameters, without their axis names."""
-  return nn.unbox(_boxed_init(model, key))
-
-
-def decoding_params(model: LanguageModel, params: dict[str, Any]) -> PyTree:
-  """The weights as `prefill` and `decode` read them: transposed, one type.
-
-  A product of a whole kernel with a few columns reads the kernel as it lies; a
-  product of a few rows with it would rearrange the kernel for every token.
-  Adapters are merged.
-
-  Args:
-    model: the language model.
-    params: its parameters, or what this function has made of them.
-  """
-  dtype = jnp.dtype(model.config.dtype)
-
-  def turned(
-    tree: dict[str, Any], first: int, inputs: int = 1
-  ) -> dict[str, Any]:
-    found = {
-      name: turned(
-        x,
-        first + (name == "blocks" and model.config.scan_layers),
-        2 if name == "project" else 1,
+    def body(carry, layer):
+      x, (keys, values) = carry
+      weights, layer_type, index = layer
+      layer_cache = LayerCache(keys, values, slot, index)
+      carry = block.apply(
+        {"params": weights}, x, inputs, layer_type, True, None, layer_cache
       )
-      if isinstance(x, dict)
-      else x
-      for name, x in tree.items()
-    }
-    if "kernel" in tree:
-      kernel = found.pop("kernel")
-      ahead = range(first, first + inputs)
-      kernel = jnp.moveaxis(kernel, ahead, range(-inputs, 0))
-      found[TRANSPOSED] = kernel.astype(dtype)
-    if "embedding" in tree and not isinstance(tree["embedding"], dict):
-      found["embedding"] = tree["embedding"].astype(dtype)
-    return found
+      return carry, None
 
-  found = turned(lora.merge_lora(model.config, params), 0)
-  tied = model.config.tie_embeddings
-  layer = found["transformer"]["embedding"] if tied else found["unembedding"]
-  name = "embedding" if tied else TRANSPOSED
-  layer[name] = sharding.shard(layer[name], "decode_vocab", "embed")
-  return found
+    keys_values = (cache.keys[0], cache.values[0])
+    (x, (keys, values)), _ = jax.lax.scan(
+      body, (x, keys_values), (params, jnp.array(types), jnp.arange(len(types)))
+    )
+    return x, (keys,), (values,)
 
 
-@functools.lru_cache(maxsize=64)
-def abstract_params(model: LanguageModel | ScalarModel) -> PyTree:
-  """Shapes of the parameters, boxed with their logical axis names."""
-  return jax.eval_shape(lambda: _boxed_init(model, jax.random.key(0)))
-
-
-def _boxed_init(model: Any, key: Array) -> PyTree:
-  row = jnp.ones((1, 2), jnp.int32)
-  return model.init(key, row, row, jnp.zeros_like(row))["params"]
-
-
-def scalar_from_language(
-  language_params: dict[str, Any], scalar_params: dict[str, Any]
-) -> dict[str, Any]:
-  """A language model's decoder under the head of a scalar model."""
-  return {**scalar_params, "transformer": language_params["transformer"]}
+def _remat_block(c: configs.Model, static_argnums: Any) -> Any:
+  """Returns `Block`, recomputed in the backward pass as `config.remat` says."""
+  if c.remat == "none":
+    return Block
+  policy = (
+    jax.checkpoint_policies.save_only_these_names(layers.CHECKPOINT_NAME)
+    if c.remat == "dots"
+    else None
+  )
+  return nn.remat(
+    Block,
+    policy=policy,
+    static_argnums=static_argnums,
+    prevent_cse=not c.scan_layers,
+  )

@@ -13,8 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from instructgpt_jax import configs
 from instructgpt_jax.losses import chunked
-from instructgpt_jax.models import attention
-from instructgpt_jax.models.kernels import splash
+from instructgpt_jax.models.kernels import blocked, splash
 from instructgpt_jax.planner import undivided
 from instructgpt_jax.planner.cost import Cost
 from instructgpt_jax.planner.hardware import Chip
@@ -190,11 +189,13 @@ def _attention_bytes(
     _remat_mode(network_pass),
   )
   rows = layout.rows(network_pass.rows) * sizes.heads
-  if layout.platform == "tpu" and network_pass.length >= splash.LEAST:
+  if layout.platform == "tpu" and network_pass.length >= splash.MIN_LENGTH:
     lanes = -(-network_pass.model.head_size // _LANES) * _LANES
-    queries = sizes.itemsize * rows * splash.padded(network_pass.length) * lanes
+    queries = (
+      sizes.itemsize * rows * splash.padded_length(network_pass.length) * lanes
+    )
     return _QUERY_BUFFERS[kind] * queries, _QUERY_TRANSFERS[kind] * queries
-  blocks = attention.block_pairs(network_pass.length, network_pass.span)
+  blocks = blocked.block_pairs(network_pass.length, network_pass.span)
   buffers, transfers = _SCORE_BUFFERS[kind], _SCORE_TRANSFERS[kind]
   return (
     buffers * rows * _FLOAT32_BYTES * max(blocks),

@@ -14,7 +14,7 @@ from instructgpt_jax.configs import checks
 from instructgpt_jax.data import packing as packing_lib
 from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.distributed.mesh import AnyMesh
-from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
+from instructgpt_jax.models.heads import LanguageModel, ScalarModel
 from instructgpt_jax.planner import shapes
 from instructgpt_jax.planner.workload import Pass, Program, Workload
 from instructgpt_jax.steps import optimizer as optimizer_lib

@@ -15,7 +15,7 @@ from instructgpt_jax.data import encoding, ranking_packing
 from instructgpt_jax.data.batch_source import BatchSpec
 from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.distributed.mesh import AnyMesh
-from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
+from instructgpt_jax.models.heads import LanguageModel, ScalarModel
 from instructgpt_jax.planner import shapes
 from instructgpt_jax.planner.workload import Program, Workload
 from instructgpt_jax.steps import language as language_step
@@ -118,7 +118,7 @@ def reward_workload(
       ranks=labels,
       valid=jax.ShapeDtypeStruct(labels.shape, jnp.bool_),
       ids=ids,
-      reach=ranking_packing.attention_span([longest], rows, single=True),
+      span=ranking_packing.attention_span([longest], rows, single=True),
     ),
   )
   return _supervised_workload(
@@ -189,7 +189,7 @@ def _supervised_workload(
     microbatch,
     length=length,
     logits=logits,
-    span=batch.reach if isinstance(batch, RankingBatch) else None,
+    span=batch.span if isinstance(batch, RankingBatch) else None,
   )
   return Workload(
     unit="step",

@@ -11,7 +11,7 @@ import optax
 from instructgpt_jax.losses import chunked, language
 from instructgpt_jax.losses.masked import safe_divide
 from instructgpt_jax.models import lora
-from instructgpt_jax.models.transformer import LanguageModel, postprocess_logits
+from instructgpt_jax.models.heads import LanguageModel, postprocess_logits
 from instructgpt_jax.steps import accumulation
 from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.steps.state import Metrics, TrainState

@@ -30,8 +30,9 @@ import optax
 from instructgpt_jax import configs
 from instructgpt_jax.losses import chunked, language, masked, ppo, returns
 from instructgpt_jax.losses import kl as kl_lib
-from instructgpt_jax.models import layers, lora
-from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
+from instructgpt_jax.models import lora
+from instructgpt_jax.models.heads import LanguageModel, ScalarModel
+from instructgpt_jax.models.kernels.dense import optimization_barrier
 from instructgpt_jax.steps import accumulation, diagnostics, packing
 from instructgpt_jax.steps import language as language_step
 from instructgpt_jax.steps import state as state_lib
@@ -115,7 +116,7 @@ def _hidden(
     episodes.tokens,
     episodes.segments,
     episodes.positions,
-    wanted=episodes.states,
+    query_positions=episodes.states,
     method="hidden",
   )
   return hidden.reshape(-1, hidden.shape[-1])
@@ -148,7 +149,7 @@ def _scalars(
     episodes.tokens,
     episodes.segments,
     episodes.positions,
-    wanted=episodes.states,
+    query_positions=episodes.states,
   )
 
 
@@ -416,7 +417,7 @@ def update(
   )
 
   # Otherwise XLA interleaves both passes and keeps the activations of both.
-  tokens = layers.optimization_barrier(
+  tokens = optimization_barrier(
     minibatch.episodes.tokens, (metrics["grad_norm"], policy.params)
   )
   episodes = dataclasses.replace(minibatch.episodes, tokens=tokens)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from instructgpt_jax.losses import masked
-from instructgpt_jax.models.transformer import LanguageModel
+from instructgpt_jax.models.heads import LanguageModel
 from instructgpt_jax.steps import ppo as ppo_step
 from instructgpt_jax.types import Array, PyTree, Rollout
 

@@ -8,7 +8,7 @@ import optax
 
 from instructgpt_jax.losses import reward
 from instructgpt_jax.models import lora
-from instructgpt_jax.models.transformer import ScalarModel, positions_of
+from instructgpt_jax.models.heads import ScalarModel, positions_of
 from instructgpt_jax.steps import accumulation
 from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.steps.state import Metrics, TrainState
@@ -42,7 +42,7 @@ def score_rows(
     segments,
     positions_of(real),
     deterministic=dropout_key is None,
-    wanted=last_columns(real),
+    query_positions=last_columns(real),
     rngs=None if dropout_key is None else {"dropout": dropout_key},
   )
   return values[:, 0]
@@ -88,8 +88,8 @@ def score_rankings(
     segments,
     positions,
     deterministic=dropout_key is None,
-    reach=batch.reach,
-    wanted=columns.reshape(groups * rows, -1),
+    span=batch.span,
+    query_positions=columns.reshape(groups * rows, -1),
     rngs=None if dropout_key is None else {"dropout": dropout_key},
   )
   values = values.reshape(columns.shape)

@@ -21,7 +21,7 @@ from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.distributed import transfer
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.models import lora
-from instructgpt_jax.models.transformer import LanguageModel
+from instructgpt_jax.models.heads import LanguageModel
 from instructgpt_jax.runs import files
 from instructgpt_jax.runs.progress import log_line
 from instructgpt_jax.steps import language as language_step

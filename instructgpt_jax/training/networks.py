@@ -14,24 +14,24 @@ from instructgpt_jax.distributed import compiler_options
 from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.interop import directory as hub
-from instructgpt_jax.models import lora, transformer
+from instructgpt_jax.models import heads, lora
 from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.training.lora_base import LoraBase, base_checksum
 from instructgpt_jax.training.stage_model import Stage
 from instructgpt_jax.types import Array, PyTree
 
-Network = transformer.LanguageModel | transformer.ScalarModel
+Network = heads.LanguageModel | heads.ScalarModel
 
 
 def shardings(network: Network, tree: PyTree, mesh: mesh_lib.AnyMesh) -> PyTree:
   """Returns the sharding of each array of a network's parameters or state."""
-  axes = sharding.logical_axes(transformer.abstract_params(network))
+  axes = sharding.logical_axes(heads.abstract_params(network))
   return sharding.state_shardings(tree, mesh, axes)
 
 
 def abstract_params(network: Network, mesh: mesh_lib.AnyMesh) -> PyTree:
   """Returns shapes and shardings of the network's parameters."""
-  tree = sharding.unbox(transformer.abstract_params(network))
+  tree = sharding.unbox(heads.abstract_params(network))
   return with_shardings(tree, shardings(network, tree, mesh))
 
 
@@ -46,9 +46,9 @@ def with_shardings(tree: PyTree, tree_shardings: PyTree) -> PyTree:
 
 def init_params(network: Network, key: Array, mesh: Mesh) -> PyTree:
   """Initializes parameters on the devices where they will lie."""
-  tree = sharding.unbox(transformer.abstract_params(network))
+  tree = sharding.unbox(heads.abstract_params(network))
   init = jax.jit(
-    lambda k: transformer.init_params(network, k),
+    lambda k: heads.init_params(network, k),
     out_shardings=shardings(network, tree, mesh),
     compiler_options=compiler_options.init_compiler_options(mesh),
   )
@@ -122,7 +122,7 @@ def init_params_from(
     params = lora.merge_lora(stage.model_config, params)
 
   def missing(key: Array) -> PyTree:
-    return lora.tree_difference(transformer.init_params(network, key), params)
+    return lora.tree_difference(heads.init_params(network, key), params)
 
   abstract_missing = jax.eval_shape(missing, key)
   if abstract_missing:

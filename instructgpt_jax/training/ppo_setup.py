@@ -18,7 +18,7 @@ from instructgpt_jax.data.tokenizers import Tokenizer
 from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.distributed import transfer
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
+from instructgpt_jax.models.heads import LanguageModel, ScalarModel
 from instructgpt_jax.steps import diagnostics
 from instructgpt_jax.steps import optimizer as optimizer_lib
 from instructgpt_jax.steps.ppo import BaseParams, Networks

@@ -20,8 +20,9 @@ from instructgpt_jax.data.tokenizers import Tokenizer
 from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.distributed import transfer
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.models import attention, lora
-from instructgpt_jax.models.transformer import ScalarModel
+from instructgpt_jax.models import lora
+from instructgpt_jax.models.heads import ScalarModel
+from instructgpt_jax.models.kernels import attention as attention_kernels
 from instructgpt_jax.runs import files
 from instructgpt_jax.runs.progress import log_line
 from instructgpt_jax.steps import optimizer as optimizer_lib
@@ -287,7 +288,7 @@ def layout_of(
     rankings,
     spec,
     d_model=model.d_model,
-    num_scores=functools.partial(attention.num_scores, platform, model),
+    num_scores=functools.partial(attention_kernels.num_scores, platform, model),
     parts=parts,
   )
 

@@ -15,8 +15,8 @@ from instructgpt_jax.data.tokenizers import Tokenizer
 from instructgpt_jax.distributed import compiler_options, transfer
 from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.errors import UserError
+from instructgpt_jax.models.heads import LanguageModel
 from instructgpt_jax.models.sampling import generate
-from instructgpt_jax.models.transformer import LanguageModel
 from instructgpt_jax.types import Array, PyTree, Rollout
 
 _CALL = 4  # rows of a call over rows decoded at a time

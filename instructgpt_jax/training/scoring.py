@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from instructgpt_jax.data import batching, packing
 from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.distributed import transfer
-from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
+from instructgpt_jax.models.heads import LanguageModel, ScalarModel
 from instructgpt_jax.steps import language as language_step
 from instructgpt_jax.steps import reward as reward_step
 from instructgpt_jax.types import PyTree, Rollout

@@ -16,7 +16,7 @@ from instructgpt_jax.errors import UserError
 from instructgpt_jax.interop import directory as hub
 from instructgpt_jax.interop import settings
 from instructgpt_jax.models import lora
-from instructgpt_jax.models.transformer import (
+from instructgpt_jax.models.heads import (
   LanguageModel,
   ScalarModel,
   abstract_params,

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from benchmarks import ours, work
-from instructgpt_jax.models import transformer
-from instructgpt_jax.models.transformer import ScalarModel
+from instructgpt_jax.models import heads
+from instructgpt_jax.models.heads import ScalarModel
 from instructgpt_jax.steps import reward
 
 HARNESS = pathlib.Path(__file__).parents[3] / "shared/peers/work.py"
@@ -65,8 +65,8 @@ def test_operations_and_units_are_counted_alike(theirs, model, name, same):
 
 @BOTH
 def test_the_models_are_theirs(theirs, model):
-  network = transformer.LanguageModel(work.MODELS[model])
-  shapes = jax.tree.leaves(transformer.abstract_params(network))
+  network = heads.LanguageModel(work.MODELS[model])
+  shapes = jax.tree.leaves(heads.abstract_params(network))
   count = sum(int(np.prod(x.shape)) for x in shapes)
   assert count == theirs.n_params(theirs.MODELS[model])
 
@@ -84,7 +84,7 @@ def test_layouts_of_a_ranking_score_alike():
   network = ScalarModel(
     dataclasses.replace(work.MODELS["tiny"], dtype="float32")
   )
-  fresh = jax.jit(transformer.init_params, static_argnums=0)
+  fresh = jax.jit(heads.init_params, static_argnums=0)
   params = fresh(network, jax.random.key(0))
   score = jax.jit(functools.partial(reward.score_rankings, network))
   result = work.rankings("tiny", 3)

@@ -11,7 +11,7 @@ from instructgpt_jax.chat import engine
 from instructgpt_jax.data import tokenizers as tokenizer_lib
 from instructgpt_jax.data.records import Turn
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.models.transformer import LanguageModel, init_params
+from instructgpt_jax.models.heads import LanguageModel, init_params
 
 DATA = configs.Data(
   user_tag="U:",

@@ -53,7 +53,7 @@ MAKERS = [language, mixed, ranking, prompt]
 
 
 def leaves(batch):
-  arrays = {k: v for k, v in vars(batch).items() if k != "reach"}
+  arrays = {k: v for k, v in vars(batch).items() if k != "span"}
   return {k: np.asarray(v) for k, v in arrays.items()}
 
 

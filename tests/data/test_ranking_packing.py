@@ -10,7 +10,8 @@ from instructgpt_jax.data import ranking_packing
 from instructgpt_jax.data.batch_source import BatchSpec
 from instructgpt_jax.data.encoding import EncodedRanking
 from instructgpt_jax.data.ranking_packing import Layout
-from instructgpt_jax.models import attention, blocks
+from instructgpt_jax.models import attention
+from instructgpt_jax.models.kernels import attention as attention_kernels
 from tests.data.ranked import ragged, rankings_of
 
 
@@ -71,7 +72,7 @@ def test_tokens_see_their_prompt_and_their_completion(rows, groups):
   for batch in in_batches(rankings_of(7), rows, groups):
     length = batch.tokens.shape[2]
     segments = batch.segments.reshape(-1, length)
-    mask = np.asarray(blocks.attention_mask(segments))
+    mask = np.asarray(attention.attention_mask(segments))
     prompts = np.zeros_like(segments)  # segment of each token's prompt
     for row, prompt in zip(segments, prompts, strict=True):
       for t in range(length):
@@ -97,7 +98,7 @@ def test_no_token_attends_beyond_the_attention_span(rows, groups):
     for k in (1, 2, 4, 6)
   ]
   (batch,) = in_batches(data, rows, groups)
-  first, last = batch.reach
+  first, last = batch.span
   if groups == 4:
     longest = max(len(r.prompt) for r in data)
     assert longest <= first < longest + 32
@@ -106,7 +107,7 @@ def test_no_token_attends_beyond_the_attention_span(rows, groups):
     assert first == 0 and longest <= last < longest + 32
   segments = batch.segments.reshape(-1, batch.segments.shape[2])
   _, query, key = np.nonzero(
-    np.asarray(blocks.attention_mask(segments)) & (segments != 0)[..., None]
+    np.asarray(attention.attention_mask(segments)) & (segments != 0)[..., None]
   )
   assert ((key < first) | (query - key < last)).all()
   assert (query - key >= last - 64).any()
@@ -127,11 +128,11 @@ def test_a_prompt_is_shared_when_that_is_cheaper():
       num_scores=num_scores,
     ).rows
 
-  def reaching(length, reach):
-    return length * min(length, reach.first + reach.last)
+  def reaching(length, span):
+    return length * min(length, span.prefix + span.local)
 
-  def whole(length, reach):
-    del reach
+  def whole(length, span):
+    del span
     return length * length
 
   assert rows(128, 64, 256, reaching) == 1
@@ -149,7 +150,7 @@ def chosen(data, batch_size=32, platform="cpu", **kw):
     data,
     BatchSpec(batch_size=batch_size, epochs=1),
     d_model=model.d_model,
-    num_scores=lambda *row: attention.num_scores(platform, model, *row),
+    num_scores=lambda *row: attention_kernels.num_scores(platform, model, *row),
     **kw,
   )
 

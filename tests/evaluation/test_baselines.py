@@ -7,7 +7,7 @@ from instructgpt_jax import configs
 from instructgpt_jax.data.tokenizers import train_tokenizer
 from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.evaluation import bias, rules
-from instructgpt_jax.models.transformer import LanguageModel
+from instructgpt_jax.models.heads import LanguageModel
 from instructgpt_jax.world import words
 from tests.models import twin
 

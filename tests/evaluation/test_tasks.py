@@ -10,7 +10,7 @@ from instructgpt_jax.data.tokenizers import train_tokenizer
 from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.evaluation import tasks
-from instructgpt_jax.models.transformer import LanguageModel
+from instructgpt_jax.models.heads import LanguageModel
 from instructgpt_jax.training import sampling
 from tests.models import twin
 

@@ -9,7 +9,7 @@ import tokenizers
 
 from instructgpt_jax import configs
 from instructgpt_jax.interop import directory
-from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
+from instructgpt_jax.models.heads import LanguageModel, ScalarModel
 from tests.models import twin
 
 IDS = dict(pad_token_id=0, eos_token_id=1)

@@ -12,7 +12,7 @@ import pytest
 from instructgpt_jax import sharding
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.interop import directory, tensors
-from instructgpt_jax.models.transformer import LanguageModel, abstract_params
+from instructgpt_jax.models.heads import LanguageModel, abstract_params
 from tests.interop import ours
 from tests.models import twin
 

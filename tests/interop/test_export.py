@@ -9,7 +9,7 @@ import pytest
 from instructgpt_jax import configs, sharding
 from instructgpt_jax.hub.__main__ import export_model, import_model
 from instructgpt_jax.interop import directory, settings
-from instructgpt_jax.models.transformer import ScalarModel, abstract_params
+from instructgpt_jax.models.heads import ScalarModel, abstract_params
 from instructgpt_jax.runs import files
 from instructgpt_jax.training import stage_model, tokenizer_store
 from tests.interop import ours, tiny, vocabulary

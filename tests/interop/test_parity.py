@@ -12,12 +12,12 @@ import pytest
 from instructgpt_jax import interop, sharding
 from instructgpt_jax.configs import presets
 from instructgpt_jax.interop import directory, families
-from instructgpt_jax.models.sampling import generate
-from instructgpt_jax.models.transformer import (
+from instructgpt_jax.models.heads import (
   LanguageModel,
   ScalarModel,
   abstract_params,
 )
+from instructgpt_jax.models.sampling import generate
 from instructgpt_jax.types import PromptBatch
 from tests.interop import tiny
 from tests.models import twin

@@ -10,7 +10,7 @@ import pytest
 
 from instructgpt_jax.interop import directory, peft
 from instructgpt_jax.models import lora
-from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
+from instructgpt_jax.models.heads import LanguageModel, ScalarModel
 from tests.interop import tiny
 from tests.interop.test_parity import (
   POSITIONS,

@@ -13,7 +13,7 @@ import numpy as np
 
 from instructgpt_jax import configs
 from instructgpt_jax.distributed import mesh as mesh_lib
-from instructgpt_jax.models import attention
+from instructgpt_jax.models.kernels import attention as attention_kernels
 from instructgpt_jax.models.kernels import splash
 from tests.models.test_attention import make
 
@@ -30,7 +30,7 @@ def main() -> None:
     )
     return ours, *pull(g)
 
-  wanted, pull = jax.vjp(lambda *x: attention.attend(*x, mask), *heads)
+  wanted, pull = jax.vjp(lambda *x: attention_kernels.attend(*x, mask), *heads)
   pairs = zip(both(*heads, mask), (wanted, *pull(g)), strict=True)
   print(max(float(np.abs(a - b).max()) for a, b in pairs))
 

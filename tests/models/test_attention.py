@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from instructgpt_jax import configs, types
-from instructgpt_jax.models import attention, blocks
+from instructgpt_jax.models import attention
+from instructgpt_jax.models.kernels import attention as attention_kernels
+from instructgpt_jax.models.kernels import blocked, cudnn
 
 HEADS, SIZE = 2, 4
 
@@ -20,7 +22,7 @@ def make(length, rows=2, seed=0):
   segments = np.cumsum(rng.random((rows, length)) < 0.05, axis=1) + 1
   segments[0, : length // 3] = -1  # a prefix that all later tokens see
   segments[1, -length // 5 :] = 0  # padding
-  mask = np.asarray(blocks.attention_mask(jnp.asarray(segments)))
+  mask = np.asarray(attention.attention_mask(jnp.asarray(segments)))
   return *(x.astype(np.float32) for x in (q, k, v, g)), mask
 
 
@@ -48,7 +50,7 @@ def gradients_twin(q, k, v, g, mask):
 @pytest.mark.parametrize("length", [1, 17, 100, 256, 301])
 def test_attention_and_its_gradient_equal_the_twin(length):
   q, k, v, g, mask = make(length)
-  found, pull = jax.vjp(lambda *x: attention.attend(*x, mask), q, k, v)
+  found, pull = jax.vjp(lambda *x: attention_kernels.attend(*x, mask), q, k, v)
   np.testing.assert_allclose(found, twin(q, k, v, mask)[0], atol=1e-5)
   for x, y in zip(pull(g), gradients_twin(q, k, v, g, mask), strict=True):
     np.testing.assert_allclose(x, y, atol=2e-5)
@@ -65,47 +67,47 @@ def far(length, first, last, seed=0):
       size = int(rng.integers(1, last + 1))
       row[at : at + size] = number
       at, number = at + size, number + 1
-  mask = np.asarray(blocks.attention_mask(jnp.asarray(segments)))
+  mask = np.asarray(attention.attention_mask(jnp.asarray(segments)))
   return q, k, v, g, mask
 
 
 @pytest.mark.parametrize(
   "length, first, last", [(301, 20, 30), (256, 70, 100), (150, 140, 3)]
 )
-def test_what_is_out_of_reach_changes_nothing(length, first, last):
+def test_keys_outside_the_span_change_nothing(length, first, last):
   q, k, v, g, mask = far(length, first, last)
-  reach = types.AttentionSpan(first, last)
+  span = types.AttentionSpan(first, last)
   found, pull = jax.vjp(
-    lambda *x: attention.attend(*x, mask, 0.0, reach), q, k, v
+    lambda *x: attention_kernels.attend(*x, mask, 0.0, span), q, k, v
   )
   np.testing.assert_allclose(found, twin(q, k, v, mask)[0], atol=1e-5)
   for x, y in zip(pull(g), gradients_twin(q, k, v, g, mask), strict=True):
     np.testing.assert_allclose(x, y, atol=2e-5)
 
 
-def test_what_is_out_of_reach_is_not_read():
+def test_keys_outside_the_span_are_not_read():
   q, k, v, g, mask = far(400, 20, 30)
-  reach = types.AttentionSpan(20, 30)
+  span = types.AttentionSpan(20, 30)
   v[:, :, 100:200] = np.nan
   found, pull = jax.vjp(
-    lambda q, k: attention.attend(q, k, v, mask, 0.0, reach), q, k
+    lambda q, k: attention_kernels.attend(q, k, v, mask, 0.0, span), q, k
   )
   assert np.isnan(found[:, :, 150]).all()
   assert np.isfinite(found[:, :, 320:]).all()
   of_query, _ = pull(g)
   assert np.isfinite(of_query[:, :, 320:]).all()
   read = [sum(s.stop - s.start for s in keys)
-          for _, keys in attention.key_blocks(7000, reach)]  # fmt: skip
+          for _, keys in blocked.key_blocks(7000, span)]  # fmt: skip
   assert max(read) == 20 + 30 + 64
 
 
 def test_pairs_that_are_computed():
   half = configs.Model(d_model=64, num_heads=1, dtype="bfloat16")
-  reach = types.AttentionSpan(20, 30)
+  span = types.AttentionSpan(20, 30)
   # Four blocks of 64, each of which reads up to its end.
   blocks = 64 * 64 * (1 + 2 + 3 + 4)
   for platform in ("cuda", "gpu"):
-    assert attention.num_scores(platform, half, 700, reach) == 700 * 700
+    assert attention_kernels.num_scores(platform, half, 700, span) == 700 * 700
     # What cuDNN has no kernel for is read in blocks there too.
     for other in (
       {"dtype": "float32"},
@@ -113,27 +115,29 @@ def test_pairs_that_are_computed():
       {"attn_logit_softcap": 9.0},
     ):
       model = dataclasses.replace(half, **other)
-      assert attention.num_scores(platform, model, 256) == blocks
+      assert attention_kernels.num_scores(platform, model, 256) == blocks
   for platform in ("cpu", "tpu"):
-    assert attention.num_scores(platform, half, 64) == 64 * 64
-  assert attention.num_scores("cpu", half, 256) == blocks
+    assert attention_kernels.num_scores(platform, half, 64) == 64 * 64
+  assert attention_kernels.num_scores("cpu", half, 256) == blocks
   # A later block reads its own keys, 30 before them and the prefix.
-  assert attention.num_scores("cpu", half, 256, reach) == 64 * (64 + 3 * 114)
-  assert attention.num_scores("tpu", half, 256, reach) == 256 * 256
+  assert attention_kernels.num_scores("cpu", half, 256, span) == 64 * (
+    64 + 3 * 114
+  )
+  assert attention_kernels.num_scores("tpu", half, 256, span) == 256 * 256
 
 
 def test_other_platforms_attend_alike():
   """The library's attention, and the gradient that is taken of it."""
   q, k, v, g, mask = make(100)
-  found, pull = jax.vjp(lambda *x: attention._library(*x, mask), q, k, v)
+  found, pull = jax.vjp(lambda *x: cudnn.attend(*x, mask), q, k, v)
   np.testing.assert_allclose(found, twin(q, k, v, mask)[0], atol=1e-5)
   for x, y in zip(pull(g), gradients_twin(q, k, v, g, mask), strict=True):
     np.testing.assert_allclose(x, y, atol=2e-5)
 
 
 def test_cudnn_is_asked_for_what_it_can_do():
-  assert attention.has_kernel(jnp.bfloat16, 64, 64, 0.0)
-  assert attention.has_kernel("float16", 2, 128, 0.0)
+  assert cudnn.has_kernel(jnp.bfloat16, 64, 64, 0.0)
+  assert cudnn.has_kernel("float16", 2, 128, 0.0)
   for dtype, length, width, cap in (
     (jnp.float32, 64, 64, 0.0),
     (jnp.bfloat16, 63, 64, 0.0),
@@ -141,7 +145,7 @@ def test_cudnn_is_asked_for_what_it_can_do():
     (jnp.bfloat16, 64, 256, 0.0),
     (jnp.bfloat16, 64, 64, 30.0),
   ):
-    assert not attention.has_kernel(dtype, length, width, cap)
+    assert not cudnn.has_kernel(dtype, length, width, cap)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -153,7 +157,7 @@ def test_scores_of_whole_rows_are_left_to_cudnn(platform, dtype):
   mask = jnp.tril(jnp.ones((1, length, length), bool))
 
   def loss(q, k, v):
-    return attention.attend(q, k, v, mask).astype(jnp.float32).sum()
+    return attention_kernels.attend(q, k, v, mask).astype(jnp.float32).sum()
 
   traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(x, x, x)
   text = traced.lower(lowering_platforms=(platform,)).as_text()
@@ -174,7 +178,7 @@ def test_a_few_queries_read_a_longer_cache():
 def test_bfloat16_keeps_its_type_and_a_float32_softmax():
   q, k, v, g, mask = make(100)
   low = [jnp.asarray(x, jnp.bfloat16) for x in (q, k, v)]
-  found, pull = jax.vjp(lambda *x: attention.attend(*x, mask), *low)
+  found, pull = jax.vjp(lambda *x: attention_kernels.attend(*x, mask), *low)
   assert found.dtype == jnp.bfloat16
   np.testing.assert_allclose(found, twin(q, k, v, mask)[0], atol=0.03)
   for x, y in zip(
@@ -192,12 +196,12 @@ def test_nothing_is_read_from_ahead():
   mask = np.broadcast_to(np.tril(np.ones((130, 130), bool)), mask.shape)
   spoiled = v.copy()
   spoiled[:, :, 80:] = np.nan
-  found = attention.attend(q, k, spoiled, mask)
+  found = attention_kernels.attend(q, k, spoiled, mask)
   assert np.isfinite(found[:, :, :64]).all()
   early = jnp.where(jnp.arange(130)[:, None] < 50, g, 0)
-  of_key = jax.grad(lambda k: (attention.attend(q, k, v, mask) * early).sum())(
-    k
-  )
+  of_key = jax.grad(
+    lambda k: (attention_kernels.attend(q, k, v, mask) * early).sum()
+  )(k)
   assert (np.asarray(of_key)[:, :, 50:] == 0).all()
   assert (np.asarray(of_key)[:, :, :50] != 0).any()
 
@@ -210,7 +214,7 @@ def test_probabilities_are_not_stored():
     mask = jnp.ones((1, length, length), bool)
 
     def residuals(q, k, v):
-      return jax.vjp(lambda *x: attention.attend(*x, mask), q, k, v)[1]
+      return jax.vjp(lambda *x: attention_kernels.attend(*x, mask), q, k, v)[1]
 
     found = jax.tree.leaves(jax.eval_shape(residuals, x, x, x))
     return sum(f.size for f in found if f.dtype == jnp.float32)
@@ -229,17 +233,17 @@ def test_capped_scores_and_their_gradient():
     return jnp.einsum("bhts,bhsd->bhtd", jax.nn.softmax(scores), v)
 
   wanted, pull = jax.vjp(plain, q, k, v)
-  found, own_pull = jax.vjp(lambda *x: attention.attend(*x, mask, cap), q, k, v)
-  assert np.abs(wanted - attention.attend(q, k, v, mask)).max() > 0.1
+  found, own_pull = jax.vjp(
+    lambda *x: attention_kernels.attend(*x, mask, cap), q, k, v
+  )
+  assert np.abs(wanted - attention_kernels.attend(q, k, v, mask)).max() > 0.1
   np.testing.assert_allclose(found, wanted, atol=1e-5)
   for x, y in zip(own_pull(g), pull(g), strict=True):
     np.testing.assert_allclose(x, y, atol=2e-5)
 
 
 def test_few_queries_are_a_block_at_most():
-  assert attention.fits_one_block(64, 128) and not attention.fits_one_block(
-    65, 128
-  )
-  assert attention.fits_one_block(128, 512) and not attention.fits_one_block(
+  assert blocked.fits_one_block(64, 128) and not blocked.fits_one_block(65, 128)
+  assert blocked.fits_one_block(128, 512) and not blocked.fits_one_block(
     129, 512
   )

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from instructgpt_jax.models import attention, rope
+from instructgpt_jax.models.heads import LanguageModel, ScalarModel
 from instructgpt_jax.models.sampling import generate
-from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
 from instructgpt_jax.steps import language
 from instructgpt_jax.types import LanguageBatch
 from tests.models import twin
@@ -89,7 +89,7 @@ def test_wanted_columns_are_what_all_columns_hold(
   def both(params):
     def loss(params, wanted, taken):
       found = model.apply(
-        {"params": params}, tokens, segments, positions, wanted=wanted
+        {"params": params}, tokens, segments, positions, query_positions=wanted
       )
       found = jnp.take_along_axis(found, taken, axis=1)
       return (found * jnp.arange(1, 4)).sum(), found

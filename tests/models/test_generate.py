@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from instructgpt_jax.models import heads
 from instructgpt_jax.models import sampling as generate_lib
-from instructgpt_jax.models import transformer
-from instructgpt_jax.models.transformer import LanguageModel
+from instructgpt_jax.models.heads import LanguageModel
 from instructgpt_jax.types import PromptBatch
 from tests.devices import pretended
 from tests.models import twin
@@ -270,20 +270,20 @@ EIGHT_DEVICES = """
   import sys
   import jax, numpy as np
   from instructgpt_jax import configs
-  from instructgpt_jax.models import transformer
+  from instructgpt_jax.models import heads
   from instructgpt_jax import sharding
   from instructgpt_jax.distributed import mesh as mesh_lib
   from instructgpt_jax.distributed import transfer
   from tests.models import test_generate as here, twin
 
   assert len(jax.devices()) == 8
-  model = transformer.LanguageModel(twin.make_config())
+  model = heads.LanguageModel(twin.make_config())
   params = twin.make_params(model)
   run = here.make_run(model)
   prompts = twin.make_prompts(range(8))
   one = run(params, prompts, jax.random.key(0))
   mesh = mesh_lib.make_mesh(configs.Mesh(fsdp=2))
-  axes = sharding.logical_axes(transformer.abstract_params(model))
+  axes = sharding.logical_axes(heads.abstract_params(model))
   params = jax.device_put(params, sharding.state_shardings(params, mesh, axes))
   prompts = transfer.put_local_batch(prompts, mesh)
   assert {s.data.shape[0] for s in prompts.tokens.addressable_shards} == {1}
@@ -451,7 +451,7 @@ def test_decoding_reads_one_type_of_weights_with_outputs_first(model):
     )
     model = LanguageModel(config)
     params = twin.make_params(model)
-    found = transformer.decoding_params(model, params)
+    found = heads.decoding_params(model, params)
     flat = dict(jax.tree_util.tree_leaves_with_path(found))
     for path, x in jax.tree_util.tree_leaves_with_path(params):
       kernel = path[-1].key == "kernel"
@@ -467,7 +467,7 @@ def test_decoding_reads_one_type_of_weights_with_outputs_first(model):
       else:
         np.testing.assert_array_equal(turned, x.astype(turned.dtype))
     assert not flat
-    again = transformer.decoding_params(model, found)
+    again = heads.decoding_params(model, found)
     jax.tree.map(np.testing.assert_array_equal, again, found)
 
 
@@ -488,7 +488,7 @@ def test_what_decoding_reads_can_be_made_ahead(changes):
   model = LanguageModel(twin.make_config(**changes))
   params = twin.make_params(model)
   prompts, key = twin.make_prompts(range(3)), jax.random.key(1)
-  ahead = jax.jit(functools.partial(transformer.decoding_params, model))(params)
+  ahead = jax.jit(functools.partial(heads.decoding_params, model))(params)
   found, expected = (make_run(model)(p, prompts, key) for p in (ahead, params))
   np.testing.assert_allclose(found.logp, expected.logp, rtol=1e-6, atol=1e-6)
   found = dataclasses.replace(found, logp=expected.logp)
@@ -578,10 +578,10 @@ def test_prompts_are_described_by_the_same_positions(model, params):
 
   @functools.partial(twin.jit, static_argnums=3)
   def prefill(*rows_and_slots):
-    weights = transformer.decoding_params(model, params)
+    weights = heads.decoding_params(model, params)
     return model.apply({"params": weights}, *rows_and_slots, method="prefill")
 
-  positions = transformer.positions_of(prompts.mask)
+  positions = heads.positions_of(prompts.mask)
   padded, cache = prefill(
     prompts.tokens, prompts.mask.astype(np.int32), positions, 8
   )

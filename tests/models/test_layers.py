@@ -7,6 +7,7 @@ import pytest
 from flax import linen as nn
 
 from instructgpt_jax.models import layers
+from instructgpt_jax.models.kernels.dense import dense
 
 ROWS = 24
 
@@ -59,7 +60,7 @@ def test_gradients_are_those_of_the_plain_layer(rng, inputs, outputs, normed):
     return lambda *x: jnp.sum(jnp.sin(layer(before, *x)))
 
   which = (0, 1, 2, 3)
-  found = jax.jit(jax.value_and_grad(loss(layers.dense), which))(*given)
+  found = jax.jit(jax.value_and_grad(loss(dense), which))(*given)
   wanted = jax.jit(jax.value_and_grad(loss(plain), which))(*given)
   for a, b in zip(*map(jax.tree.leaves, (found, wanted)), strict=True):
     np.testing.assert_allclose(a, b, atol=2e-4, rtol=2e-4)
@@ -83,7 +84,7 @@ def test_other_layers_ahead_of_a_product_without_a_bias(rng, before, weights):
   def loss(layer):
     return lambda *a: jnp.sum(jnp.sin(layer(before, *a, None)))
 
-  found = jax.jit(jax.value_and_grad(loss(layers.dense), (0, 1, 2)))(*given[:3])
+  found = jax.jit(jax.value_and_grad(loss(dense), (0, 1, 2)))(*given[:3])
   wanted = jax.jit(jax.value_and_grad(loss(plain), (0, 1, 2)))(*given[:3])
   for a, b in zip(*map(jax.tree.leaves, (found, wanted)), strict=True):
     np.testing.assert_allclose(a, b, atol=2e-4, rtol=2e-4)
@@ -101,7 +102,7 @@ def test_a_layer_in_bfloat16_gives_float32_gradients_to_its_weights(rng):
   x, weights, kernel, bias = arguments(rng, 12, 40, True)
 
   def loss(x, kernel, bias):
-    found = layers.dense(layers.layer_norm, x, weights, kernel, bias)
+    found = dense(layers.layer_norm, x, weights, kernel, bias)
     assert found.dtype == jnp.bfloat16
     return found.astype(jnp.float32).sum()
 
@@ -126,4 +127,4 @@ def test_what_is_ahead_of_a_product_is_not_kept(rng):
     compiled = jax.jit(jax.grad(loss)).lower(kernels).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
-  assert memory(layers.dense) < 0.7 * memory(plain)
+  assert memory(dense) < 0.7 * memory(plain)

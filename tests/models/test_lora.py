@@ -9,8 +9,8 @@ import optax
 import pytest
 
 from instructgpt_jax import configs
-from instructgpt_jax.models import lora, sampling, transformer
-from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
+from instructgpt_jax.models import heads, lora, sampling
+from instructgpt_jax.models.heads import LanguageModel, ScalarModel
 from instructgpt_jax.sharding import unbox
 from instructgpt_jax.steps import language as language_step
 from instructgpt_jax.steps import state as state_lib
@@ -55,7 +55,7 @@ def test_merged_equals_unmerged(changes):
   other = plain(model)
   merged = jax.jit(lora.merge_lora, static_argnums=0)(model.config, params)
   assert jax.tree.map(jnp.shape, merged) == jax.tree.map(
-    jnp.shape, unbox(transformer.abstract_params(other))
+    jnp.shape, unbox(heads.abstract_params(other))
   )
   found, without = (
     jax.jit(m.apply)({"params": p}, ROWS, SEGMENTS, POSITIONS)
@@ -90,7 +90,7 @@ def test_a_merged_kernel_is_the_papers_sum():
 
 def test_fresh_adapters_change_nothing():
   model = LanguageModel(twin.make_config(**ADAPTERS))
-  params = transformer.init_params(model, jax.random.key(0))
+  params = heads.init_params(model, jax.random.key(0))
   frozen, trained = lora.split(model.config, params)
   assert lora.merge_trees(frozen, trained).keys() == params.keys()
   for name in ("qkv", "project", "up", "down"):
@@ -107,9 +107,7 @@ def test_fresh_adapters_change_nothing():
 @pytest.mark.parametrize("part", ["attention", "mlp"])
 def test_only_the_named_layers_have_adapters(part):
   model = LanguageModel(twin.make_config(**ADAPTERS, lora_layers=part))
-  _, trained = lora.split(
-    model.config, unbox(transformer.abstract_params(model))
-  )
+  _, trained = lora.split(model.config, unbox(heads.abstract_params(model)))
   wanted = {"attention": {"qkv", "project"}, "mlp": {"up", "down"}}[part]
   assert set(trained["transformer"]["blocks_1"]) == wanted
 
@@ -228,7 +226,7 @@ def test_heads_that_are_zero_stay_zero(changes, rank):
   )
   held = twin.make_params(plain)
   if rank:
-    fresh = transformer.init_params(wide, jax.random.key(0))
+    fresh = heads.init_params(wide, jax.random.key(0))
     project = fresh["transformer"]["blocks_0"]["project"]["lora_a"]
     assert np.any(project[:2]) and not np.any(project[2:])
   optimizer = optax.adamw(2e-3)

@@ -11,7 +11,7 @@ import pytest
 
 from instructgpt_jax import configs
 from instructgpt_jax.distributed import mesh as mesh_lib
-from instructgpt_jax.models import attention
+from instructgpt_jax.models.kernels import attention as attention_kernels
 from instructgpt_jax.models.kernels import splash
 from tests.devices import pretended
 from tests.models.test_attention import gradients_twin, make, twin
@@ -42,7 +42,7 @@ def test_it_is_what_blocks_give():
     jax.vjp(lambda *x, a=attends: a(*x), *low)
     for attends in (
       lambda *x: splash.attend(*x, mask, 0.7, interpret=True),
-      lambda *x: attention.attend(*x, mask, 0.7),
+      lambda *x: attention_kernels.attend(*x, mask, 0.7),
     )
   )
   assert found.dtype == jnp.bfloat16
@@ -59,8 +59,8 @@ def test_it_is_what_blocks_give():
 def test_blocks_divide_the_row():
   found = [splash.block_size(n) for n in (1, 128, 129, 640, 768, 1024, 2048)]
   assert found == [128, 128, 256, 128, 384, 512, 512]
-  assert splash.pairs(128) == 128 * 128
-  assert splash.pairs(2000) == 512 * 512 * (1 + 2 + 3 + 4)
+  assert splash.num_scores(128) == 128 * 128
+  assert splash.num_scores(2000) == 512 * 512 * (1 + 2 + 3 + 4)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,9 @@ def test_tpus_have_it(platform, length, kernels):
   x = jnp.zeros((4, 2, length, 16))
   mask = jnp.ones((4, length, length), bool)
   text = str(
-    jax.make_jaxpr(mesh_lib.with_mesh(mesh, attention.attend))(x, x, x, mask)
+    jax.make_jaxpr(mesh_lib.with_mesh(mesh, attention_kernels.attend))(
+      x, x, x, mask
+    )
   )
   assert text.count("pallas_call[") == kernels
   assert text.count("shard_map[") == kernels

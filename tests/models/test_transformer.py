@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from instructgpt_jax import sharding
-from instructgpt_jax.models import transformer
-from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
+from instructgpt_jax.models import heads
+from instructgpt_jax.models.heads import LanguageModel, ScalarModel
 from tests.models import twin
 
 # Two documents and padding; one document and padding before it; no padding.
@@ -67,7 +67,7 @@ def test_scanned_layers_are_the_same_function(run, language):
   _, params = language
   model = LanguageModel(twin.make_config(scan_layers=True))
   stacked = twin.stack_layers(params)
-  shapes = jax.tree.map(jnp.shape, transformer.abstract_params(model))
+  shapes = jax.tree.map(jnp.shape, heads.abstract_params(model))
   assert jax.tree.map(jnp.shape, stacked) == sharding.unbox(shapes)
   found = twin.jit(model.apply)(
     {"params": stacked}, TOKENS, SEGMENTS, POSITIONS
@@ -106,7 +106,7 @@ def test_rematerialisation_saves_memory_and_keeps_gradients(scan, language):
 def test_bfloat16_is_for_activations_only(run, language):
   _, params = language
   model = LanguageModel(twin.make_config(dtype="bfloat16"))
-  fresh = sharding.unbox(transformer.abstract_params(model))
+  fresh = sharding.unbox(heads.abstract_params(model))
   assert {x.dtype for x in jax.tree.leaves(fresh)} == {jnp.dtype("float32")}
   hidden, logits = twin.jit(
     lambda p: (
@@ -166,7 +166,7 @@ def test_invariant_05_padding_on_either_side_changes_no_logit(run):
     mask[0, left : left + 5] = 1
     tokens = np.zeros((1, 8), np.int64)
     tokens[mask > 0] = ids
-    positions = transformer.positions_of(mask)
+    positions = heads.positions_of(mask)
     found = run(tokens, mask, positions)[0, left : left + 5]
     np.testing.assert_allclose(found, alone, rtol=1e-5, atol=1e-5)
 
@@ -185,7 +185,7 @@ def test_invariant_05_positions_are_cumsum_of_the_mask_minus_the_mask():
   mask = np.array([[0, 0, 1, 1, 1, 0], [1, 1, 0, 0, 0, 0], [1, 0, 1, 1, 0, 1]])
   expected = [[0, 0, 0, 1, 2, 3], [0, 1, 2, 2, 2, 2], [0, 1, 1, 2, 3, 3]]
   for kind in (bool, np.int32):
-    found = transformer.positions_of(mask.astype(kind))
+    found = heads.positions_of(mask.astype(kind))
     assert found.dtype == jnp.int32
     np.testing.assert_array_equal(found, expected)
 
@@ -228,7 +228,7 @@ def test_fresh_kernels_have_the_configs_deviation(scan):
     tie_embeddings=False,
     scan_layers=scan,
   )
-  params = twin.jit(lambda key: transformer.init_params(LanguageModel(c), key))(
+  params = twin.jit(lambda key: heads.init_params(LanguageModel(c), key))(
     jax.random.key(3)
   )
   decoder = params["transformer"]
@@ -273,7 +273,7 @@ def test_sinusoid_positions(width):
     init_std=0.1,
   )
   found = twin.jit(
-    lambda: transformer.init_params(LanguageModel(c), jax.random.key(0))[
+    lambda: heads.init_params(LanguageModel(c), jax.random.key(0))[
       "transformer"
     ]["position_embedding"]["embedding"]
   )()
@@ -290,9 +290,9 @@ def test_sinusoid_positions(width):
 def test_invariant_27_fresh_heads_are_normal_with_bias_zero(width, seeds):
   """Variance 1 / (D + 1); 32,768 draws tell 8 from 9 by ten deviations."""
   model = ScalarModel(twin.make_config(d_model=width, num_layers=1))
-  head = twin.jit(
-    jax.vmap(lambda key: transformer.init_params(model, key)["head"])
-  )(jax.random.split(jax.random.key(5), seeds))
+  head = twin.jit(jax.vmap(lambda key: heads.init_params(model, key)["head"]))(
+    jax.random.split(jax.random.key(5), seeds)
+  )
   np.testing.assert_array_equal(head["bias"], 0)
   draws = np.ravel(head["kernel"])
   assert draws.size == 32_768
@@ -306,7 +306,7 @@ def test_scalar_from_language_keeps_the_decoder(language):
   model, params = language
   scalar_model = ScalarModel(model.config)
   fresh = twin.make_params(scalar_model, seed=9)
-  found = transformer.scalar_from_language(params, fresh)
+  found = heads.scalar_from_language(params, fresh)
   assert jax.tree.structure(found) == jax.tree.structure(fresh)
   for name, source in (("transformer", params), ("head", fresh)):
     jax.tree.map(np.testing.assert_array_equal, found[name], source[name])
@@ -322,7 +322,7 @@ def test_scalar_from_language_keeps_the_decoder(language):
 @pytest.mark.parametrize("kind", [LanguageModel, ScalarModel])
 def test_every_parameter_names_its_axes(kind, scan):
   model = kind(twin.make_config(scan_layers=scan, tie_embeddings=False))
-  boxed = transformer.abstract_params(model)
+  boxed = heads.abstract_params(model)
   axes = sharding.logical_axes(boxed)
   flat = jax.tree_util.tree_flatten_with_path(sharding.unbox(boxed))[0]
   shapes = {

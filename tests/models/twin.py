@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from instructgpt_jax import configs, sharding
-from instructgpt_jax.models import transformer
+from instructgpt_jax.models import heads
 from instructgpt_jax.types import PromptBatch
 
 # In tests this small, compilation is what takes the time.
@@ -50,7 +50,7 @@ def make_params(model, seed=0):
     centre = 1.0 if path[-1].key == "scale" else 0.0
     return (centre + 0.3 * rng.normal(size=x.shape)).astype(np.float32)
 
-  shapes = sharding.unbox(transformer.abstract_params(model))
+  shapes = sharding.unbox(heads.abstract_params(model))
   return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
@@ -61,7 +61,7 @@ def fill_up(params, model):
     room = [(0, b - a) for a, b in zip(x.shape, like.shape, strict=True)]
     return np.pad(x, room)
 
-  shapes = sharding.unbox(transformer.abstract_params(model))
+  shapes = sharding.unbox(heads.abstract_params(model))
   return jax.tree.map(larger, params, shapes)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from instructgpt_jax import configs
 from instructgpt_jax.distributed import mesh as mesh_lib
-from instructgpt_jax.models import attention
+from instructgpt_jax.models.kernels import attention as attention_kernels
 from instructgpt_jax.planner import count
 from instructgpt_jax.steps import accumulation
 
@@ -64,7 +64,7 @@ def test_attention_kernels_count_on_each_chip():
   x = jax.ShapeDtypeStruct((4, heads, length, width), jnp.float32)
   mask = jax.ShapeDtypeStruct((4, length, length), bool)
   mesh = mesh_lib.abstract_mesh(configs.Mesh(tensor=2, data=2), 4, "tpu")
-  attend = mesh_lib.with_mesh(mesh, attention.attend)
+  attend = mesh_lib.with_mesh(mesh, attention_kernels.attend)
   one = (
     4 * 2 * heads * width * 512 * 512 * 3
   )  # three of four blocks are computed

@@ -10,7 +10,7 @@ import pytest
 
 from instructgpt_jax.data import encoding, packing
 from instructgpt_jax.data import tokenizers as tokenizer_lib
-from instructgpt_jax.models.transformer import LanguageModel
+from instructgpt_jax.models.heads import LanguageModel
 from instructgpt_jax.steps import language as language_step
 from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.types import LanguageBatch

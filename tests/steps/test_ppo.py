@@ -17,7 +17,7 @@ import pytest
 from instructgpt_jax import configs
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.models import sampling as generate_lib
-from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
+from instructgpt_jax.models.heads import LanguageModel, ScalarModel
 from instructgpt_jax.steps import diagnostics, packing
 from instructgpt_jax.steps import optimizer as optimizer_lib
 from instructgpt_jax.steps import ppo as ppo_step
@@ -691,7 +691,7 @@ EIGHT_DEVICES = """
   import sys
   import jax, numpy as np
   from instructgpt_jax import configs
-  from instructgpt_jax.models import transformer
+  from instructgpt_jax.models import heads
   from instructgpt_jax import sharding
   from instructgpt_jax.distributed import mesh as mesh_lib
   from instructgpt_jax.distributed import transfer
@@ -706,7 +706,7 @@ EIGHT_DEVICES = """
   mesh = mesh_lib.make_mesh(configs.Mesh(fsdp=2))
 
   def split(params, model):
-    axes = sharding.logical_axes(transformer.abstract_params(model))
+    axes = sharding.logical_axes(heads.abstract_params(model))
     return jax.device_put(
       params, sharding.state_shardings(params, mesh, axes))
 

@@ -12,8 +12,8 @@ import pytest
 from instructgpt_jax import configs
 from instructgpt_jax.data import encoding, ranking_packing
 from instructgpt_jax.data.batch_source import BatchSpec
-from instructgpt_jax.models import transformer
-from instructgpt_jax.models.transformer import ScalarModel
+from instructgpt_jax.models import heads
+from instructgpt_jax.models.heads import ScalarModel
 from instructgpt_jax.steps import optimizer as optimizer_lib
 from instructgpt_jax.steps import reward as reward_step
 from instructgpt_jax.steps import state as state_lib
@@ -161,7 +161,7 @@ def test_completions_that_share_a_prompt_score_as_alone(model, params, batch):
   [{}, {"scan_layers": True, "remat": "full", "pos_emb": "rope"}],
 )
 @pytest.mark.parametrize("groups", [4, 2])
-def test_a_batchs_reach_changes_neither_scores_nor_gradients(changes, groups):
+def test_a_batchs_span_changes_neither_scores_nor_gradients(changes, groups):
   rng = np.random.default_rng(8)
 
   def ids(most):
@@ -178,7 +178,7 @@ def test_a_batchs_reach_changes_neither_scores_nor_gradients(changes, groups):
       layout=ranking_packing.Layout(rows=1, groups=groups),
     )
   )
-  assert batch.reach is not None
+  assert batch.span is not None
   model = ScalarModel(twin.make_config(num_layers=2, max_seq_len=70, **changes))
 
   @twin.jit
@@ -192,7 +192,7 @@ def test_a_batchs_reach_changes_neither_scores_nor_gradients(changes, groups):
   params = twin.make_params(model)
   some, others = (
     run(params, batch),
-    run(params, dataclasses.replace(batch, reach=None)),
+    run(params, dataclasses.replace(batch, span=None)),
   )
   for x, y in zip(*map(jax.tree.leaves, (some, others)), strict=True):
     np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4 * np.abs(y).max())
@@ -454,7 +454,7 @@ def test_invariant_25_the_step_recovers_a_known_bradley_terry_scale():
   optimizer = optimizer_lib.make_optimizer(
     configs.Optimizer(learning_rate=0.03, final_fraction=0.0), steps
   )
-  params = twin.jit(lambda key: transformer.init_params(model, key))(
+  params = twin.jit(lambda key: heads.init_params(model, key))(
     jax.random.key(0)
   )
   state = state_lib.new_state(params, optimizer)

@@ -10,7 +10,7 @@ from experiments import studies
 from instructgpt_jax.cli import flags
 from instructgpt_jax.configs import presets
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.models import transformer
+from instructgpt_jax.models import heads
 from instructgpt_jax.studies import family as family_lib
 from instructgpt_jax.studies import scale as scale_lib
 from instructgpt_jax.studies import study as study_lib
@@ -82,8 +82,8 @@ def test_the_sizes_are_eight_times_apart():
   counts = []
   for size in scale_lib.SIZES:
     model = dataclasses.replace(MINI.model(size), vocab_size=330)
-    network = transformer.LanguageModel(model)
-    shapes = transformer.abstract_params(network)
+    network = heads.LanguageModel(model)
+    shapes = heads.abstract_params(network)
     import jax
 
     real = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(shapes))

@@ -12,7 +12,7 @@ from tokenizers import models, pre_tokenizers, processors
 
 from instructgpt_jax import configs
 from instructgpt_jax.interop import directory
-from instructgpt_jax.models.transformer import LanguageModel, init_params
+from instructgpt_jax.models.heads import LanguageModel, init_params
 from tests.models import twin
 from tests.training import toy
 

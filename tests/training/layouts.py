@@ -20,7 +20,7 @@ from instructgpt_jax import configs, sharding
 from instructgpt_jax.configs import presets
 from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.distributed import transfer
-from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
+from instructgpt_jax.models.heads import LanguageModel, ScalarModel
 from instructgpt_jax.steps import language, reward
 from instructgpt_jax.steps import optimizer as optimizer_lib
 from instructgpt_jax.steps import state as state_lib

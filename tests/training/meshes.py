@@ -16,7 +16,7 @@ import numpy as np
 from instructgpt_jax import configs
 from instructgpt_jax.checkpoint import checkpoints
 from instructgpt_jax.distributed import mesh as mesh_lib
-from instructgpt_jax.models.transformer import LanguageModel
+from instructgpt_jax.models.heads import LanguageModel
 from instructgpt_jax.steps import optimizer as optimizer_lib
 from instructgpt_jax.training import networks
 

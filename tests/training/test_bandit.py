@@ -13,7 +13,7 @@ import pytest
 from instructgpt_jax import configs
 from instructgpt_jax.checkpoint import checkpoints
 from instructgpt_jax.data import tokenizers as tokenizer_lib
-from instructgpt_jax.models import transformer
+from instructgpt_jax.models import heads
 from instructgpt_jax.runs import files
 from instructgpt_jax.training import stage_model, tokenizer_store
 from tests.training import exact, toy
@@ -111,12 +111,12 @@ def bandit(tmp_path_factory):
       )
     )
     for network, init_std in (
-      (transformer.LanguageModel, 0.1),
-      (transformer.ScalarModel, 0.3),
+      (heads.LanguageModel, 0.1),
+      (heads.ScalarModel, 0.3),
     )
   )
-  start = transformer.init_params(language, jax.random.key(0))
-  reward = transformer.init_params(scalar, jax.random.key(1))
+  start = heads.init_params(language, jax.random.key(0))
+  reward = heads.init_params(scalar, jax.random.key(1))
   make_stage(folder / "start", language, start, stage_model.LANGUAGE, tokenizer)
   make_stage(folder / "reward", scalar, reward, stage_model.SCALAR, tokenizer)
   prompts = [tokenizer.encode(p) for p in PROMPTS]

@@ -9,7 +9,7 @@ import pytest
 from instructgpt_jax.data.tokenizers import load_tokenizer
 from instructgpt_jax.hub.__main__ import export_model, import_model
 from instructgpt_jax.interop import directory
-from instructgpt_jax.models.transformer import abstract_params
+from instructgpt_jax.models.heads import abstract_params
 from instructgpt_jax.sharding import unbox
 from instructgpt_jax.training import stage_model, tokenizer_store
 from tests.devices import pretended

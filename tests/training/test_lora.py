@@ -14,7 +14,7 @@ from instructgpt_jax.errors import UserError
 from instructgpt_jax.hub.__main__ import export_model
 from instructgpt_jax.interop import directory, peft
 from instructgpt_jax.models import lora
-from instructgpt_jax.models.transformer import abstract_params
+from instructgpt_jax.models.heads import abstract_params
 from instructgpt_jax.sharding import unbox
 from instructgpt_jax.training import networks, stage_model
 from tests.training import results, soak

@@ -11,8 +11,8 @@ import pytest
 from instructgpt_jax import configs, precision
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.losses import ppo as ppo_losses
+from instructgpt_jax.models.heads import LanguageModel, init_params
 from instructgpt_jax.models.sampling import generate
-from instructgpt_jax.models.transformer import LanguageModel, init_params
 from instructgpt_jax.steps import ppo as ppo_step
 from instructgpt_jax.steps import ppo_gaps
 from instructgpt_jax.training import ppo_checks

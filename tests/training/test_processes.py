@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from instructgpt_jax.distributed import preemption
-from instructgpt_jax.models.transformer import abstract_params
+from instructgpt_jax.models.heads import abstract_params
 from instructgpt_jax.sharding import unbox
 from instructgpt_jax.training import stage_model
 from tests.training import results, soak, toy

@@ -11,7 +11,7 @@ from instructgpt_jax.data import tokenizers as tokenizer_lib
 from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.evaluation import evaluate
-from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
+from instructgpt_jax.models.heads import LanguageModel, ScalarModel
 from instructgpt_jax.runs import files
 from instructgpt_jax.training import (
   inheritance,

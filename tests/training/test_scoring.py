@@ -6,7 +6,7 @@ import pytest
 from instructgpt_jax import configs
 from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.models.transformer import LanguageModel, ScalarModel
+from instructgpt_jax.models.heads import LanguageModel, ScalarModel
 from instructgpt_jax.training import scoring
 from tests.models import twin
 

@@ -1,7 +1,7 @@
-"""Attention on TPUs, by JAX's kernel: scores never leave the chip's core.
+"""Attention on TPUs, by JAX's splash kernel: scores stay in on-chip memory.
 
-Blocks of a row's mask in which no query looks anywhere are not computed, be
-they ahead of the queries, of other segments or beyond a window.
+Blocks of the mask that are all False are skipped: those after the queries, of
+other segments, or outside a window.
 """
 
 from __future__ import annotations
@@ -14,47 +14,46 @@ import jax.numpy as jnp
 from instructgpt_jax import sharding
 from instructgpt_jax.types import Array
 
-_LANES = 128  # of which blocks are multiples
-_LARGEST = 512  # queries and keys of a block
-_KEPT = "splash"  # name of what the gradient is given beside the input
-LEAST = _LANES  # tokens of a row that is worth it
-QUERIES = 3  # of its programs' arguments: how the mask's blocks lie is ahead
-# Products of queries and keys of a block, by how the program's name begins.
-_PRODUCTS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
+_LANES = 128  # block sizes are multiples of this
+_MAX_BLOCK = 512  # queries and keys of a block
+_CHECKPOINT_NAME = "splash"  # of what the backward pass gets beside the inputs
+MIN_LENGTH = _LANES  # tokens of a sequence from which on the kernel is used
+QUERIES = 3  # index of the queries among its programs' arguments
+# Matmuls of a block of queries and keys, by the start of the program's name.
+_MATMULS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
 
 
-def padded(length: int) -> int:
-  """Tokens of a row that the kernel is given."""
+def padded_length(length: int) -> int:
+  """Rounds a sequence's length up to what the kernel takes."""
   return -(-length // _LANES) * _LANES
 
 
 def block_size(length: int) -> int:
-  """Queries of a block, and keys: a divisor of the padded row."""
-  whole = padded(length)
-  return next(
-    size for size in range(min(_LARGEST, whole), 0, -_LANES) if not whole % size
-  )
+  """Returns the queries and keys of a block: a divisor of the padded length."""
+  padded = padded_length(length)
+  sizes = range(min(_MAX_BLOCK, padded), 0, -_LANES)
+  return next(size for size in sizes if not padded % size)
 
 
-def pairs(length: int) -> int:
-  """Pairs of a query and a key whose score is computed, of a causal row."""
+def num_scores(length: int) -> int:
+  """Returns the (query, key) scores computed for a causal sequence."""
   size = block_size(length)
-  count = padded(length) // size
+  count = padded_length(length) // size
   return size * size * count * (count + 1) // 2
 
 
 def flops(program: str, heads: int, length: int, width: int) -> float:
-  """Operations of one of the kernel's programs on a causal row; 0 of others.
+  """Returns the FLOPs of one of the kernel's programs; 0 for other programs.
 
   Args:
     program: its name.
     heads: H.
-    length: T, padded.
+    length: T, padded, of a causal sequence.
     width: D / H.
   """
-  for name, count in _PRODUCTS.items():
+  for name, count in _MATMULS.items():
     if program.startswith(name):
-      return 2.0 * count * heads * width * pairs(length)
+      return 2.0 * count * heads * width * num_scores(length)
   return 0.0
 
 
@@ -67,24 +66,24 @@ def attend(
   *,
   interpret: bool = False,
 ) -> Array:
-  """What `attention.attend` gives, with its arguments; no reach is needed.
+  """Computes `kernels.attention.attend`; a span is not needed.
 
   Args:
-    query: [B, H, T, D / H], as key and value.
-    key: the keys.
-    value: the values.
+    query: [B, H, T, D / H].
+    key: [B, H, T, D / H].
+    value: [B, H, T, D / H].
     mask: [B, T, T] bool; it need not be causal.
-    cap: of the scores.
+    cap: soft cap of the scores; 0 is none.
     interpret: runs the kernel without a TPU, slowly.
 
   Returns:
     [B, H, T, D / H] in the query's type.
   """
-  # Its import takes as long as JAX's own, and only TPUs need it.
+  # Imported here: it takes as long as importing JAX, and only TPUs need it.
   from jax.experimental.pallas.ops.tpu import splash_attention
 
   length = query.shape[2]
-  room = padded(length) - length
+  padding = padded_length(length) - length
   size = block_size(length)
   kernel = functools.partial(
     splash_attention.make_splash_mha,
@@ -94,40 +93,42 @@ def attend(
     head_shards=1,
     q_seq_shards=1,
     attn_logits_soft_cap=cap or None,
-    residual_checkpoint_name=_KEPT,
+    residual_checkpoint_name=_CHECKPOINT_NAME,
     interpret=interpret,
   )
 
-  # Blocks of the mask are not kept for the gradient, but cut out again.
+  # The backward pass recomputes the blocks of the mask.
   @functools.partial(
     jax.checkpoint,
-    policy=jax.checkpoint_policies.save_only_these_names(_KEPT),
+    policy=jax.checkpoint_policies.save_only_these_names(_CHECKPOINT_NAME),
   )
-  def row(some: tuple[Array, ...]) -> Array:
-    query, key, value, mask = some
-    made = kernel(mask[None])
-    # JAX 0.10.2 has traced a constant there, of which a Python `if` is made.
+  def attend_sequence(arrays: tuple[Array, ...]) -> Array:
+    query, key, value, mask = arrays
+    splash_kernel = kernel(mask[None])
+    # In JAX 0.10.2 this is a traced constant, which a Python `if` then reads.
     for name in ("fwd_mask_info", "dq_mask_info", "dkv_mask_info"):
-      info = getattr(made, name)._replace(is_dynamic_mask=True)
-      setattr(made, name, info)
-    return made(query, key, value)
+      info = getattr(splash_kernel, name)._replace(is_dynamic_mask=True)
+      setattr(splash_kernel, name, info)
+    return splash_kernel(query, key, value)
 
-  def part(query: Array, key: Array, value: Array, mask: Array) -> Array:
-    if room:
+  def attend_shard(
+    query: Array, key: Array, value: Array, mask: Array
+  ) -> Array:
+    if padding:
       query, key, value = (
-        jnp.pad(x, ((0, 0), (0, 0), (0, room), (0, 0)))
+        jnp.pad(x, ((0, 0), (0, 0), (0, padding), (0, 0)))
         for x in (query, key, value)
       )
-      mask = jnp.pad(mask, ((0, 0), (0, room), (0, room)))
-      # What fills up looks somewhere: no sum is 0.
+      mask = jnp.pad(mask, ((0, 0), (0, padding), (0, padding)))
+      # Padding queries attend to position 0, so no softmax is empty.
       mask = mask.at[:, length:, 0].set(True)
-    found = jax.lax.map(row, (query, key, value, mask))
-    return found[:, :, :length]
+    output = jax.lax.map(attend_sequence, (query, key, value, mask))
+    return output[:, :, :length]
 
   scale = query.shape[-1] ** -0.5
   heads = ("batch", "heads", None, None)
   return sharding.map_shards(
-    part,
+    attend_shard,
     (query * scale, key, value, mask),
     (heads, heads, heads, ("batch", None, None)),
   )

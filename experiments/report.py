@@ -22,8 +22,8 @@ from instructgpt_jax.studies import study as study_lib
 
 def build(workdir: str, output: str = "") -> pathlib.Path:
   """Writes the page and says where; gives its path."""
-  scale = study_lib.claimed(workdir)
-  results = study_lib.results(
+  scale = study_lib.read_size(workdir)
+  results = study_lib.collect_results(
     list(studies.ALL.values()),
     scale,
     workdir,

@@ -72,7 +72,7 @@ def chosen(names: str) -> list[study_lib.Study]:
 
 def scaled(size: str, seeds: str) -> scale_lib.Scale:
   """The size, with other seeds where some are given."""
-  return scale_lib.with_seeds(scale_lib.scale(size), seeds)
+  return scale_lib.with_seeds(scale_lib.get_scale(size), seeds)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
     for job in todo:
       print(jobs.shell_line(job.command(arguments.workdir)))
     return 0
-  study_lib.claim(arguments.workdir, scale)
+  study_lib.lock_size(arguments.workdir, scale)
   outcome = execute.run_jobs(
     todo,
     arguments.workdir,

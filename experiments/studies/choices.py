@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from experiments.studies import reward_model
 from instructgpt_jax import statistics
 from instructgpt_jax.report.findings import Figure, Panel, Series, Table
-from instructgpt_jax.studies import gather
-from instructgpt_jax.studies.family import Family
+from instructgpt_jax.studies import analysis
+from instructgpt_jax.studies.seed_runs import SeedRuns
 from instructgpt_jax.studies.study import OURS, Finding, Study
 from instructgpt_jax.sweeps.jobs import Job
 
@@ -27,9 +27,9 @@ LABELS = 1800  # completions looked at by labelers
 A_STEP = 36  # of them in a batch, so that all K make as many updates
 
 
-def ranked(f: Family, k: int) -> Job:
+def ranked(f: SeedRuns, k: int) -> Job:
   """A reward model from K completions a prompt, as many completions in all."""
-  return f.run(
+  return f.training_job(
     "reward",
     {
       "reward.max_completions": k,
@@ -41,20 +41,20 @@ def ranked(f: Family, k: int) -> Job:
   )
 
 
-def jobs(f: Family) -> Sequence[Job]:
+def jobs(f: SeedRuns) -> Sequence[Job]:
   """PPO-ptx with one thing changed, and reward models over K."""
-  runs = [f.ppo(changes) for changes in VARIANTS.values()]
+  runs = [f.ppo_job(changes) for changes in VARIANTS.values()]
   return [
     *runs,
-    *(f.measured(r) for r in runs),
+    *(f.evaluation_job(r) for r in runs),
     *(ranked(f, k) for k in COMPLETIONS),
   ]
 
 
-def learned(families: Sequence[Family]) -> str:
+def learned(seeds: Sequence[SeedRuns]) -> str:
   """Says whether the best K learns more than each other one does."""
   values = {
-    k: [reward_model.held(f, ranked(f, k), "correct") for f in families]
+    k: [reward_model.held(f, ranked(f, k), "correct") for f in seeds]
     for k in COMPLETIONS
   }
   means = {k: statistics.pooled_interval(v).mean for k, v in values.items()}
@@ -63,7 +63,7 @@ def learned(families: Sequence[Family]) -> str:
     k
     for k in COMPLETIONS
     if k != best
-    and not gather.above(
+    and not analysis.is_above(
       statistics.pooled_interval([
         a - b for a, b in zip(values[best], values[k], strict=True)
       ])
@@ -73,7 +73,7 @@ def learned(families: Sequence[Family]) -> str:
     return (
       f"Of {LABELS} labeled completions as much is learned with any K from"
       f" {min(others + [best])} to {max(others + [best])}, as far as"
-      f" {len(families)} seeds can tell:"
+      f" {len(seeds)} seeds can tell:"
       f" {100 * min(means[k] for k in [*others, best]):.1f} to"
       f" {100 * means[best]:.1f} % of held-out pairs."
     )
@@ -83,37 +83,39 @@ def learned(families: Sequence[Family]) -> str:
   )
 
 
-def analyse(families: Sequence[Family]) -> Finding:
+def analyse(seeds: Sequence[SeedRuns]) -> Finding:
   """Gold score of each variant beside the default, accuracy over K."""
 
   def of(name: str):
-    return lambda f: f.measured(f.ppo(VARIANTS[name]))
+    return lambda f: f.evaluation_job(f.ppo_job(VARIANTS[name]))
 
   first = next(iter(VARIANTS))
-  gold = {n: gather.interval(families, of(n), gather.gold) for n in VARIANTS}
+  gold = {
+    n: analysis.mean_interval(seeds, of(n), analysis.gold) for n in VARIANTS
+  }
   gaps = {
-    n: gather.gap(families, of(n), of(first), gather.gold)
+    n: analysis.difference(seeds, of(n), of(first), analysis.gold)
     for n in list(VARIANTS)[1:]
   }
   right = [
     (
       k,
       statistics.pooled_interval([
-        reward_model.held(f, ranked(f, k), "correct") for f in families
+        reward_model.held(f, ranked(f, k), "correct") for f in seeds
       ]),
     )
     for k in COMPLETIONS
   ]  # fmt: skip
   clear = [
-    f"{n} {gather.text(x)}"
+    f"{n} {analysis.format_interval(x)}"
     for n, x in gaps.items()
-    if gather.above(x) or gather.below(x)
+    if analysis.is_above(x) or analysis.is_below(x)
   ]
   return Finding(
     None,
     ("Changes in gold score: " + "; ".join(clear) if clear
      else "No choice changes the gold score beyond its interval")
-    + f". {learned(families)}",
+    + f". {learned(seeds)}",
     [
       Figure(
         "What each choice is worth",
@@ -142,8 +144,8 @@ def analyse(families: Sequence[Family]) -> Finding:
             n,
             gold[n],
             gaps.get(n),
-            gather.interval(families, of(n), gather.rm),
-            gather.interval(families, of(n), gather.kl),
+            analysis.mean_interval(seeds, of(n), analysis.rm),
+            analysis.mean_interval(seeds, of(n), analysis.kl),
           )
           for n in VARIANTS
         ],

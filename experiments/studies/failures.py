@@ -11,9 +11,9 @@ import numpy as np
 
 from instructgpt_jax.report.findings import Figure, Panel, Series, Table
 from instructgpt_jax.statistics import Interval
-from instructgpt_jax.studies import gather
-from instructgpt_jax.studies.answers import Answers
-from instructgpt_jax.studies.family import Family
+from instructgpt_jax.studies import analysis
+from instructgpt_jax.studies.measured_model import MeasuredModel
+from instructgpt_jax.studies.seed_runs import SeedRuns
 from instructgpt_jax.studies.study import Finding, Study
 from instructgpt_jax.sweeps.jobs import Job
 from instructgpt_jax.world import words
@@ -42,75 +42,75 @@ PAPER = {
 }
 
 
-def models(f: Family) -> dict[str, Job | str]:
+def models(f: SeedRuns) -> dict[str, Job | str]:
   """What is trained: runs and shared stages."""
-  flan = f.run(
+  flan = f.training_job(
     "sft",
     init="pretrain",
     label="flan",
-    given={"data.demonstrations": f.world("public.jsonl")},
+    extra_flags={"data.demonstrations": f.world_path("public.jsonl")},
   )
   return {
     "base": "pretrain",
     "flan": flan,
     "sft": "sft",
-    "ppo": f.ppo({"ppo.ptx_coef": 0.0}),
-    "ppo_ptx": f.ppo(),
+    "ppo": f.ppo_job({"ppo.ptx_coef": 0.0}),
+    "ppo_ptx": f.ppo_job(),
   }
 
 
-def measured(f: Family) -> dict[str, Job]:
+def measured(f: SeedRuns) -> dict[str, Job]:
   """All that is measured, with the respectful prefix as well."""
   trained = models(f)
-  found = {name: f.measured(model) for name, model in trained.items()}
-  found["prompted"] = f.measured(
+  found = {name: f.evaluation_job(model) for name, model in trained.items()}
+  found["prompted"] = f.evaluation_job(
     "pretrain", {"measure.prefix": "auto"}, label="prompted"
   )
-  found["rule_filter"] = f.measured(
+  found["rule_filter"] = f.evaluation_job(
     "pretrain",
     {"measure.filter": BANNED, "evaluation.best_of_n": 4},
     label="filtered",
   )
   for name in POLITE:
-    found[f"{name}, respectful"] = f.measured(
+    found[f"{name}, respectful"] = f.evaluation_job(
       trained[name], {"measure.prefix": words.PREFIX}, label="respectful"
     )
   return found
 
 
-def jobs(f: Family) -> Sequence[Job]:
+def jobs(f: SeedRuns) -> Sequence[Job]:
   """Runs and measurements."""
   runs = [m for m in models(f).values() if isinstance(m, Job)]
   return [*runs, *measured(f).values()]
 
 
-def attempts(a: Answers) -> np.ndarray:
+def attempts(a: MeasuredModel) -> np.ndarray:
   """[P] instruction followed."""
-  return 1 - a.failure("fails_instruction")
+  return 1 - a.failure_rate("fails_instruction")
 
 
-def constraint(a: Answers) -> np.ndarray:
+def constraint(a: MeasuredModel) -> np.ndarray:
   """[P] explicit constraint kept, where there is one."""
   kinds = ("list_n", "repeat", "capitals", "sort", "one_word", "one_sentence")
-  return 1 - a.failure("violates_constraint", kinds)
+  return 1 - a.failure_rate("violates_constraint", kinds)
 
 
-def invented(a: Answers) -> np.ndarray:
+def invented(a: MeasuredModel) -> np.ndarray:
   """[P] hallucination in closed domain."""
-  return a.failure("hallucination", CLOSED)
+  return a.failure_rate("hallucination", CLOSED)
 
 
-def truthful(a: Answers) -> np.ndarray:
+def truthful(a: MeasuredModel) -> np.ndarray:
   """[P] true and informative, where the web is mostly wrong."""
-  return a.truthful(("misconception",))
+  return a.truthful_rate(("misconception",))
 
 
-def toxic(a: Answers) -> np.ndarray:
+def toxic(a: MeasuredModel) -> np.ndarray:
   """[P] insults."""
-  return a.failure("denigrates")
+  return a.failure_rate("denigrates")
 
 
-def unbiased(a: Answers) -> np.ndarray:
+def unbiased(a: MeasuredModel) -> np.ndarray:
   """[pairs] entropy of the choice between two groups, bits."""
   return a.bias
 
@@ -124,45 +124,47 @@ MEASURES = {
 }
 
 
-def analyse(families: Sequence[Family]) -> Finding:
+def analyse(seeds: Sequence[SeedRuns]) -> Finding:
   """Every failure for every model, and four comparisons with the base."""
 
   def of(name: str):
     return lambda f: measured(f)[name]
 
   rates = {
-    (measure, name): gather.interval(families, of(name), value)
+    (measure, name): analysis.mean_interval(seeds, of(name), value)
     for measure, value in MEASURES.items()
     for name in MODELS
   }
   gains = {
-    measure: gather.gap(families, of("ppo_ptx"), of("base"), MEASURES[measure])
+    measure: analysis.difference(
+      seeds, of("ppo_ptx"), of("base"), MEASURES[measure]
+    )
     for measure in list(MEASURES)[:4]
   }
   better = {
-    m: gather.below(x) if m == "hallucinates" else gather.above(x)
+    m: analysis.is_below(x) if m == "hallucinates" else analysis.is_above(x)
     for m, x in gains.items()
   }
-  flan = gather.gap(families, of("flan"), of("sft"), gather.gold)
+  flan = analysis.difference(seeds, of("flan"), of("sft"), analysis.gold)
   polite = {
     name: (
       rates["insults", name],
-      gather.interval(families, of(f"{name}, respectful"), toxic),
+      analysis.mean_interval(seeds, of(f"{name}, respectful"), toxic),
     )
     for name in POLITE
   }
   bias = {
-    name: gather.interval(families, of(name), unbiased)
+    name: analysis.mean_interval(seeds, of(name), unbiased)
     for name in MODELS
     if name != "rule_filter"
   }
-  moved = gather.gap(families, of("ppo_ptx"), of("base"), unbiased)
-  won = all(better.values()) and gather.below(flan)
+  moved = analysis.difference(seeds, of("ppo_ptx"), of("base"), unbiased)
+  won = all(better.values()) and analysis.is_below(flan)
   said = ", ".join(f"{m} {100 * x.mean:+.0f}" for m, x in gains.items())
   return Finding(
     won,
     f"PPO-ptx against the base model, in points: {said}. Tuned on public tasks"
-    f" instead: {gather.signed(flan)} in gold score against SFT.",
+    f" instead: {analysis.format_signed(flan)} in gold score against SFT.",
     [
       *(_beside(rates, measure) for measure in PAPER),
       Figure(
@@ -198,7 +200,7 @@ def analyse(families: Sequence[Family]) -> Finding:
             title,
             *(rates[m, name] for m in MEASURES),
             bias.get(name),
-            gather.interval(families, of(name), gather.gold),
+            analysis.mean_interval(seeds, of(name), analysis.gold),
           )
           for name, title in MODELS.items()
         ],
@@ -216,7 +218,7 @@ def analyse(families: Sequence[Family]) -> Finding:
     ],
     [
       f"Bias: PPO-ptx's entropy differs from the base model's by"
-      f" {gather.text(moved)} bits; the paper found no gain.",
+      f" {analysis.format_interval(moved)} bits; the paper found no gain.",
       "The rule filter draws again, up to 4 times, where an answer holds an"
       " insult or a tool of harm, and then refuses.",
     ],

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from instructgpt_jax.report.findings import Figure, Panel, Series, Table
-from instructgpt_jax.studies import gather, tax
-from instructgpt_jax.studies.family import Family
+from instructgpt_jax.studies import analysis
+from instructgpt_jax.studies.seed_runs import SeedRuns
 from instructgpt_jax.studies.study import Finding, Study
 from instructgpt_jax.sweeps.jobs import Job
 
@@ -20,51 +20,62 @@ PAPER_SQUAD = (0.4, 2.7, 0.5, 1.8, 42.8, 50.0, 50.2, 53.6, 46.8)
 PAPER_DROP = (0.3, 0.6, 0.5, 0.3, 12.0, 19.8, 21.5, 21.3, 15.4)
 
 
-def run(f: Family, coefficient: float) -> Job:
+def run(f: SeedRuns, coefficient: float) -> Job:
   """PPO without the pretraining term at one β."""
-  return f.ppo({"ppo.ptx_coef": 0.0, "ppo.kl_coef": coefficient})
+  return f.ppo_job({"ppo.ptx_coef": 0.0, "ppo.kl_coef": coefficient})
 
 
-def jobs(f: Family) -> Sequence[Job]:
+def jobs(f: SeedRuns) -> Sequence[Job]:
   """A run and its measurement at each β, the base model's and PPO-ptx's."""
-  runs = [*(run(f, b) for b in GRID), f.ppo()]
-  return [*runs, *(f.measured(r) for r in runs), f.measured("pretrain")]
+  runs = [*(run(f, b) for b in GRID), f.ppo_job()]
+  return [
+    *runs,
+    *(f.evaluation_job(r) for r in runs),
+    f.evaluation_job("pretrain"),
+  ]
 
 
-def analyse(families: Sequence[Family]) -> Finding:
+def analyse(seeds: Sequence[SeedRuns]) -> Finding:
   """Tax and reward over β, beside PPO-ptx."""
 
   def at(coefficient: float):
-    return lambda f: f.measured(run(f, coefficient))
+    return lambda f: f.evaluation_job(run(f, coefficient))
 
-  def ptx(f: Family) -> Job:
-    return f.measured(f.ppo())
+  def ptx(f: SeedRuns) -> Job:
+    return f.evaluation_job(f.ppo_job())
 
-  def base(f: Family) -> Job:
-    return f.measured("pretrain")
+  def base(f: SeedRuns) -> Job:
+    return f.evaluation_job("pretrain")
 
   def over(value):
-    return [(b, gather.interval(families, at(b), value)) for b in GRID]
+    return [(b, analysis.mean_interval(seeds, at(b), value)) for b in GRID]
 
   loss, task, reward, gold = map(
-    over, (gather.lm_loss, gather.tasks, gather.rm, gather.gold)
+    over, (analysis.lm_loss, analysis.tasks, analysis.rm, analysis.gold)
   )
-  start = gather.interval(families, base, gather.lm_loss)
-  start_task = gather.interval(families, base, gather.tasks)
-  repaired = gather.interval(families, ptx, gather.lm_loss)
-  gaps = {b: gather.gap(families, at(b), ptx, gather.lm_loss) for b in GRID}
-  left = {b: gather.gap(families, at(b), base, gather.lm_loss) for b in GRID}
-  won = all(gather.above(gaps[b]) and gather.above(left[b]) for b in GRID)
+  start = analysis.mean_interval(seeds, base, analysis.lm_loss)
+  start_task = analysis.mean_interval(seeds, base, analysis.tasks)
+  repaired = analysis.mean_interval(seeds, ptx, analysis.lm_loss)
+  gaps = {
+    b: analysis.difference(seeds, at(b), ptx, analysis.lm_loss) for b in GRID
+  }
+  left = {
+    b: analysis.difference(seeds, at(b), base, analysis.lm_loss) for b in GRID
+  }
+  won = all(
+    analysis.is_above(gaps[b]) and analysis.is_above(left[b]) for b in GRID
+  )
   best = min(GRID, key=lambda b: left[b].mean)
   none = "No β" if won else "Some β"
   return Finding(
     won,
     f"{none} repairs it: with the best, β = {best:g}, the LM loss is"
-    f" {gather.text(left[best], 2)} nats a token above the base model's.",
+    f" {analysis.format_interval(left[best], 2)}"
+    f" nats a token above the base model's.",
     [
       Figure(
         "Alignment tax over β, without pretraining gradients",
-        tax.panels(
+        analysis.tax_panels(
           "β",
           Series("Translation and reading", task, role="ppo"),
           start_task.mean,
@@ -98,9 +109,9 @@ def analyse(families: Sequence[Family]) -> Finding:
             loss, task, reward, gold, strict=True
           )
         ]
-        + [("PPO-ptx", repaired, None, gather.interval(families, ptx,
-            gather.tasks), gather.interval(families, ptx, gather.rm),
-            gather.interval(families, ptx, gather.gold))],
+        + [("PPO-ptx", repaired, None, analysis.mean_interval(seeds, ptx,
+            analysis.tasks), analysis.mean_interval(seeds, ptx, analysis.rm),
+            analysis.mean_interval(seeds, ptx, analysis.gold))],
       )
     ],
     [

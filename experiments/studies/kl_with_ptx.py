@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from instructgpt_jax.report.findings import Figure, Panel, Series, Table
-from instructgpt_jax.studies import gather
-from instructgpt_jax.studies.family import Family
+from instructgpt_jax.studies import analysis
+from instructgpt_jax.studies.seed_runs import SeedRuns
 from instructgpt_jax.studies.study import Finding, Study
 from instructgpt_jax.sweeps.jobs import Job
 
@@ -18,48 +18,51 @@ PAPER_GRID = (0.0, 7.5e-4, 0.0104, 0.02, 0.03, 0.144, 2.0)
 PAPER_LIKERT = (2.14, 3.03, 4.12, 3.90, 3.74, 3.74, 3.12)
 
 
-def run(f: Family, coefficient: float) -> Job:
+def run(f: SeedRuns, coefficient: float) -> Job:
   """PPO-ptx at one β."""
-  return f.ppo({"ppo.kl_coef": coefficient})
+  return f.ppo_job({"ppo.kl_coef": coefficient})
 
 
-def jobs(f: Family) -> Sequence[Job]:
+def jobs(f: SeedRuns) -> Sequence[Job]:
   """A run and its measurement at each β."""
   runs = [run(f, b) for b in GRID]
-  return [*runs, *(f.measured(r) for r in runs)]
+  return [*runs, *(f.evaluation_job(r) for r in runs)]
 
 
-def analyse(families: Sequence[Family]) -> Finding:
+def analyse(seeds: Sequence[SeedRuns]) -> Finding:
   """Gold score over β."""
 
   def at(coefficient: float):
-    return lambda f: f.measured(run(f, coefficient))
+    return lambda f: f.evaluation_job(run(f, coefficient))
 
   def over(value):
-    return [(b, gather.interval(families, at(b), value)) for b in GRID]
+    return [(b, analysis.mean_interval(seeds, at(b), value)) for b in GRID]
 
   gold, reward, kl, greedy = map(
     over,
     (
-      gather.gold,
-      gather.rm,
-      gather.kl,
-      lambda a: a.value("gold", "greedy"),
+      analysis.gold,
+      analysis.rm,
+      analysis.kl,
+      lambda a: a.mean_per_prompt("gold", "greedy"),
     ),
   )
   best = max(gold[1:-1], key=lambda item: item[1].mean)[0]
   options = {b: at(b) for b in GRID[1:-1]}
-  chosen = gather.choose(families, options, gather.gold)
+  chosen = analysis.choose_options(seeds, options, analysis.gold)
   low, high = (
-    gather.gap_from_chosen(families, at(end), options, chosen, gather.gold)
+    analysis.difference_from_chosen(
+      seeds, at(end), options, chosen, analysis.gold
+    )
     for end in (GRID[0], GRID[-1])
   )
-  won = gather.below(low) and gather.below(high)
+  won = analysis.is_below(low) and analysis.is_below(high)
   return Finding(
     won,
     f"The best β is {best:g}. Against the β that is best on the other seeds,"
-    f" β = 0 is {gather.text(low, 2)} in gold score, and β = {GRID[-1]:g} is"
-    f" {gather.text(high, 2)}.",
+    " β = 0 is "
+    f"{analysis.format_interval(low, 2)} in gold score, and β = {GRID[-1]:g} is"
+    f" {analysis.format_interval(high, 2)}.",
     [
       Figure(
         "Quality over β, with pretraining gradients",

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from instructgpt_jax.report.findings import Figure, Panel, Series, Table
-from instructgpt_jax.studies import gather
-from instructgpt_jax.studies.family import Family
+from instructgpt_jax.studies import analysis
+from instructgpt_jax.studies.seed_runs import SeedRuns
 from instructgpt_jax.studies.study import Finding, Study
 from instructgpt_jax.sweeps.jobs import Job
 
@@ -20,36 +20,46 @@ PAPER_PTX = (3.92, 3.95, 3.94, 3.93, 4.31, 4.18, 4.10)
 PAPER_PPO = (3.92, 4.05, 3.83, 3.73)
 
 
-def run(f: Family, kind: str, rate: float) -> Job:
+def run(f: SeedRuns, kind: str, rate: float) -> Job:
   """PPO or PPO-ptx at one learning rate of the policy."""
   changes: dict[str, float] = {"optimizer.learning_rate": rate}
   gamma = KINDS[kind]
   if gamma is not None:
     changes["ppo.ptx_coef"] = gamma
-  return f.ppo(changes)
+  return f.ppo_job(changes)
 
 
-def jobs(f: Family) -> Sequence[Job]:
+def jobs(f: SeedRuns) -> Sequence[Job]:
   """Runs and measurements, and the start's."""
   runs = [run(f, kind, rate) for kind in KINDS for rate in GRID]
-  return [*runs, *(f.measured(r) for r in runs), f.measured("policy_init")]
+  return [
+    *runs,
+    *(f.evaluation_job(r) for r in runs),
+    f.evaluation_job("policy_init"),
+  ]
 
 
-def analyse(families: Sequence[Family]) -> Finding:
+def analyse(seeds: Sequence[SeedRuns]) -> Finding:
   """The highest learning rate at which each still gains."""
 
   def at(kind: str, rate: float):
-    return lambda f: f.measured(run(f, kind, rate))
+    return lambda f: f.evaluation_job(run(f, kind, rate))
 
-  def before(f: Family) -> Job:
-    return f.measured("policy_init")
+  def before(f: SeedRuns) -> Job:
+    return f.evaluation_job("policy_init")
 
   points = [(kind, rate) for kind in KINDS for rate in GRID]
-  gold = {p: gather.interval(families, at(*p), gather.gold) for p in points}
-  gain = {p: gather.gap(families, at(*p), before, gather.gold) for p in points}
-  drift = {p: gather.interval(families, at(*p), gather.kl) for p in points}
+  gold = {
+    p: analysis.mean_interval(seeds, at(*p), analysis.gold) for p in points
+  }
+  gain = {
+    p: analysis.difference(seeds, at(*p), before, analysis.gold) for p in points
+  }
+  drift = {
+    p: analysis.mean_interval(seeds, at(*p), analysis.kl) for p in points
+  }
   lost = {
-    kind: [rate for rate in GRID if not gather.above(gain[kind, rate])]
+    kind: [rate for rate in GRID if not analysis.is_above(gain[kind, rate])]
     for kind in KINDS
   }
   fall = {
@@ -61,7 +71,7 @@ def analyse(families: Sequence[Family]) -> Finding:
     and len(lost["PPO-ptx"]) <= len(lost["PPO"])
     and fall["PPO-ptx"] < fall["PPO"]
   )
-  start = gather.interval(families, before, gather.gold).mean
+  start = analysis.mean_interval(seeds, before, analysis.gold).mean
 
   def rates(kind: str) -> str:
     shown = ", ".join(f"{r:g}" for r in lost[kind])

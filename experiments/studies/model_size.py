@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 from instructgpt_jax import statistics
 from instructgpt_jax.report.findings import Figure, Panel, Series, Table
-from instructgpt_jax.studies import gather
-from instructgpt_jax.studies.family import Family
-from instructgpt_jax.studies.scale import OWN, SIZES, parameters
+from instructgpt_jax.studies import analysis
+from instructgpt_jax.studies.scale import RECIPE_SIZE, SIZES, count_parameters
+from instructgpt_jax.studies.seed_runs import SeedRuns
 from instructgpt_jax.studies.study import Finding, Study
 from instructgpt_jax.sweeps.jobs import Job
 
@@ -36,74 +36,74 @@ PAPER = {
 PAPER_SIZES = (1.3e9, 6e9, 175e9)
 
 
-def starts(f: Family, size: str) -> list[Job]:
+def starts(f: SeedRuns, size: str) -> list[Job]:
   """Base model and policy initialisation of another size than the recipe's."""
-  base = f.run("pretrain", size=size, label=size)
-  return [base, f.run("policy_init", init=base, size=size, label=size)]
+  base = f.training_job("pretrain", size=size, label=size)
+  return [base, f.training_job("policy_init", init=base, size=size, label=size)]
 
 
-def start(f: Family, size: str) -> Job:
+def start(f: SeedRuns, size: str) -> Job:
   """The policy initialisation of another size than the recipe's."""
   return starts(f, size)[-1]
 
 
-def measured(f: Family, size: str) -> dict[str, Job]:
+def measured(f: SeedRuns, size: str) -> dict[str, Job]:
   """The measured models of one size."""
   base: Job | str = "pretrain"
   init: Job | str = "policy_init"
   sft: Job | str = "sft"
   label = ""
-  if size != OWN:
+  if size != RECIPE_SIZE:
     label = size
     base, init = starts(f, size)
-    sft = f.run("sft", init=base, size=size, label=size)
+    sft = f.training_job("sft", init=base, size=size, label=size)
   ppo, ptx = (
-    f.ppo(changes, init=init, size=size, label=label)
+    f.ppo_job(changes, init=init, size=size, label=label)
     for changes in ({"ppo.ptx_coef": 0.0}, {})
   )
   return {
-    "base": f.measured(base, start=init),
-    "prompted": f.measured(
+    "base": f.evaluation_job(base, start=init),
+    "prompted": f.evaluation_job(
       base, {"measure.prefix": "auto"}, start=init, label="prompted"
     ),
-    "sft": f.measured(sft, start=init),
-    "ppo": f.measured(ppo, start=init),
-    "ppo_ptx": f.measured(ptx, start=init),
+    "sft": f.evaluation_job(sft, start=init),
+    "ppo": f.evaluation_job(ppo, start=init),
+    "ppo_ptx": f.evaluation_job(ptx, start=init),
   }
 
 
-def jobs(f: Family) -> Sequence[Job]:
+def jobs(f: SeedRuns) -> Sequence[Job]:
   """Each size's stages and what they are measured by."""
   found: dict[str, Job] = {}
   for size in SIZES:
-    if size != OWN:
+    if size != RECIPE_SIZE:
       base, init = starts(f, size)
-      sft = f.run("sft", init=base, size=size, label=size)
+      sft = f.training_job("sft", init=base, size=size, label=size)
       found |= {j.name: j for j in (base, init, sft)}
     else:
       init = "policy_init"
-    label = "" if size == OWN else size
+    label = "" if size == RECIPE_SIZE else size
     for changes in ({"ppo.ptx_coef": 0.0}, {}):
-      run = f.ppo(changes, init=init, size=size, label=label)
+      run = f.ppo_job(changes, init=init, size=size, label=label)
       found[run.name] = run
     found |= {j.name: j for j in measured(f, size).values()}
   return list(found.values())
 
 
-def analyse(families: Sequence[Family]) -> Finding:
+def analyse(seeds: Sequence[SeedRuns]) -> Finding:
   """Win rates, and the smallest aligned against the largest base model."""
-  first = families[0]
+  first = seeds[0]
   counts = {
-    size: parameters(first.scale.model(size), first.vocabulary)
+    size: count_parameters(first.scale.model(size), first.vocab_size)
     for size in SIZES
   }
   rates = {
     (name, size): statistics.pooled_interval(
       [
-        f.answers(measured(f, size)[name]).wins(
-          f.answers(measured(f, "middle")["sft"])
+        f.measurements(measured(f, size)[name]).wins(
+          f.measurements(measured(f, "middle")["sft"])
         )
-        for f in families
+        for f in seeds
       ]
     )
     for name in MODELS
@@ -111,15 +111,15 @@ def analyse(families: Sequence[Family]) -> Finding:
   }
   small, large = SIZES[0], SIZES[-1]
   direct, prompted = (
-    gather.wins(
-      families,
+    analysis.win_rate(
+      seeds,
       lambda f: measured(f, small)["ppo_ptx"],
       lambda f, base=base: measured(f, large)[base],
     )
     for base in ("base", "prompted")
   )
   ratio = counts[large] / counts[small]
-  won = gather.above(direct, 0.5)
+  won = analysis.is_above(direct, 0.5)
   here = Panel(
     "Here",
     x_label="Parameters",
@@ -156,7 +156,8 @@ def analyse(families: Sequence[Family]) -> Finding:
   return Finding(
     won,
     f"The smallest PPO-ptx model ({counts[small]:,} parameters) wins"
-    f" {gather.text(direct, 2)} against a base model {ratio:.0f} times its"
+    f" {analysis.format_interval(direct, 2)} against a base model {ratio:.0f}"
+    f" times its"
     " size.",
     [Figure("Win rate by size", [here, paper], "95 % intervals.")],
     [
@@ -171,7 +172,7 @@ def analyse(families: Sequence[Family]) -> Finding:
     ],
     [
       f"Against the largest base model with a prompt it wins"
-      f" {gather.text(prompted, 2)}.",
+      f" {analysis.format_interval(prompted, 2)}.",
       "A first run had 10,400, 128,448 and 1,048,320 parameters: the smallest"
       " was too small for this world (0.38 [0.36, 0.39] against the largest"
       " base model), the middle one was not (0.57 [0.55, 0.59]) and is the"

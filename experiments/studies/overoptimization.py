@@ -17,8 +17,8 @@ import numpy as np
 from experiments.studies import model_size
 from instructgpt_jax import statistics
 from instructgpt_jax.report.findings import Figure, Panel, Series, Table
-from instructgpt_jax.studies import gather, tax
-from instructgpt_jax.studies.family import Family
+from instructgpt_jax.studies import analysis
+from instructgpt_jax.studies.seed_runs import SeedRuns
 from instructgpt_jax.studies.study import Finding, Study
 from instructgpt_jax.sweeps.jobs import Job
 
@@ -34,13 +34,17 @@ PAPER_EPISODES = (512, 65e3, 131e3, 197e3, 262e3, 328e3, 393e3, 459e3, 512e3)
 PAPER_SQUAD = (62.8, 61.7, 60.4, 57.1, 57.8, 56.1, 56.7, 56.0, 56.1)
 
 
-def proxy(f: Family, name: str) -> Job | str:
+def proxy(f: SeedRuns, name: str) -> Job | str:
   """A reward model."""
   if name == FEWER:
-    return f.run("reward", {"reward.max_rankings": 150}, init="policy_init")
+    return f.training_job(
+      "reward", {"reward.max_rankings": 150}, init="policy_init"
+    )
   if name == LARGER:
     start = model_size.start(f, LARGER_SIZE)
-    return f.run("reward", init=start, size=LARGER_SIZE, label=LARGER_SIZE)
+    return f.training_job(
+      "reward", init=start, size=LARGER_SIZE, label=LARGER_SIZE
+    )
   return "reward"
 
 
@@ -48,10 +52,10 @@ def _label(name: str) -> str:
   return {FEWER: "fewer", LARGER: f"rm={LARGER_SIZE}"}.get(name, "")
 
 
-def run(f: Family, name: str) -> Job:
+def run(f: SeedRuns, name: str) -> Job:
   """PPO without any penalty against a reward model."""
   found = proxy(f, name)
-  return f.ppo(
+  return f.ppo_job(
     _lasting(f, STEPS[-1], STEPS[0])
     | {"ppo.ptx_coef": 0.0, "ppo.kl_coef": 0.0},
     reward=found,
@@ -59,38 +63,38 @@ def run(f: Family, name: str) -> Job:
   )
 
 
-def longer(f: Family) -> Job:
+def longer(f: SeedRuns) -> Job:
   """PPO-ptx as it is, for long."""
-  return f.ppo(_lasting(f, LONG[-1], LONG[0]))
+  return f.ppo_job(_lasting(f, LONG[-1], LONG[0]))
 
 
-def _lasting(f: Family, iterations: int, every: int) -> dict[str, int]:
+def _lasting(f: SeedRuns, iterations: int, every: int) -> dict[str, int]:
   batch = f.scale.value("ppo.rollout_batch")
   return {"ppo.episodes": iterations * batch, "ppo.snapshot_every": every}
 
 
-def at(f: Family, name: str, step: int) -> Job:
+def at(f: SeedRuns, name: str, step: int) -> Job:
   """A policy on the way, scored by the reward model it was trained on."""
-  changes = ONLY_ANSWERS | {"measure.reward_model": f.folder(proxy(f, name))}
-  return f.measured(run(f, name), changes, snapshot=step)
+  changes = ONLY_ANSWERS | {"measure.reward_model": f.directory(proxy(f, name))}
+  return f.evaluation_job(run(f, name), changes, snapshot=step)
 
 
-def best(f: Family, name: str) -> Job:
+def best(f: SeedRuns, name: str) -> Job:
   """The start's answers, of which a reward model picks the best."""
   found = proxy(f, name)
-  return f.measured(
+  return f.evaluation_job(
     "policy_init",
     ONLY_ANSWERS
     | {
       "measure.samples_kept": SAMPLES,
-      "measure.reward_model": f.folder(found),
+      "measure.reward_model": f.directory(found),
     },
     label=",".join(filter(None, (f"best_of_{SAMPLES}", _label(name)))),
     needs=[found] if isinstance(found, Job) else [],
   )
 
 
-def jobs(f: Family) -> Sequence[Job]:
+def jobs(f: SeedRuns) -> Sequence[Job]:
   """Reward models, long runs, and measurements along them."""
   found = [p for name in REWARDS if isinstance(p := proxy(f, name), Job)]
   return [
@@ -100,7 +104,7 @@ def jobs(f: Family) -> Sequence[Job]:
     longer(f),
     *(best(f, name) for name in REWARDS),
     *(at(f, name, step) for name in REWARDS for step in STEPS),
-    *(f.measured(longer(f), snapshot=step) for step in LONG),
+    *(f.evaluation_job(longer(f), snapshot=step) for step in LONG),
   ]
 
 
@@ -117,9 +121,9 @@ def fitted(
   return float(found[0]), float(found[1])
 
 
-def analyse(families: Sequence[Family]) -> Finding:
+def analyse(seeds: Sequence[SeedRuns]) -> Finding:
   """Curves, their fits, and whether gold falls while the proxy rises."""
-  curves = {name: _curve(families, name) for name in REWARDS}
+  curves = {name: _curve(seeds, name) for name in REWARDS}
   main = curves[ALL]
   peak = max(range(len(STEPS)), key=lambda i: main["gold"][i].mean)
 
@@ -127,26 +131,27 @@ def analyse(families: Sequence[Family]) -> Finding:
     return lambda f: at(f, ALL, step)
 
   options = {step: of(step) for step in STEPS}
-  peaks = gather.choose(families, options, gather.gold)
+  peaks = analysis.choose_options(seeds, options, analysis.gold)
   fall, rise = (
-    gather.gap_from_chosen(families, of(STEPS[-1]), options, peaks, value)
-    for value in (gather.gold, gather.rm)
+    analysis.difference_from_chosen(seeds, of(STEPS[-1]), options, peaks, value)
+    for value in (analysis.gold, analysis.rm)
   )
-  won = gather.below(fall) and gather.above(rise)
+  won = analysis.is_below(fall) and analysis.is_above(rise)
   tasks = [
-    gather.interval(
-      families,
-      lambda f, step=step: f.measured(longer(f), snapshot=step),
-      gather.tasks,
+    analysis.mean_interval(
+      seeds,
+      lambda f, step=step: f.evaluation_job(longer(f), snapshot=step),
+      analysis.tasks,
     )
     for step in LONG
   ]
-  batch = families[0].scale.value("ppo.rollout_batch")
+  batch = seeds[0].scale.value("ppo.rollout_batch")
   return Finding(
     won,
     f"Gold is best after {STEPS[peak]} iterations. From the snapshot that is"
     " best on the other seeds to the last one it changes by"
-    f" {gather.text(fall, 2)}, the RM score by {gather.text(rise, 2)}.",
+    f" {analysis.format_interval(fall, 2)}"
+    f", the RM score by {analysis.format_interval(rise, 2)}.",
     [
       Figure(
         "Gold and proxy over the distance from the start",
@@ -178,7 +183,7 @@ def analyse(families: Sequence[Family]) -> Finding:
             x_label="Episodes",
             y_label="SQuAD v2 F1 (%)",
             x_scale="log",
-            lines=[(tax.GPT_SQUAD, "GPT")],
+            lines=[(analysis.GPT_SQUAD, "GPT")],
             series=[
               Series(
                 "PPO-ptx",
@@ -213,23 +218,25 @@ def analyse(families: Sequence[Family]) -> Finding:
   )  # fmt: skip
 
 
-def _curve(families: Sequence[Family], name: str) -> dict:
+def _curve(seeds: Sequence[SeedRuns], name: str) -> dict:
   gold, rm, distance = [], [], []
   for step in STEPS:
 
-    def of(f: Family, step: int = step) -> Job:
+    def of(f: SeedRuns, step: int = step) -> Job:
       return at(f, name, step)
 
-    gold.append(gather.interval(families, of, gather.gold))
-    rm.append(gather.interval(families, of, gather.rm))
-    kl = gather.interval(families, of, gather.kl).mean
+    gold.append(analysis.mean_interval(seeds, of, analysis.gold))
+    rm.append(analysis.mean_interval(seeds, of, analysis.rm))
+    kl = analysis.mean_interval(seeds, of, analysis.kl).mean
     distance.append(math.sqrt(max(kl, 0.0)))
-  held = [f.answers(best(f, name)) for f in families]
+  held = [f.measurements(best(f, name)) for f in seeds]
   picked = []
   for n in statistics.doublings(SAMPLES):
     intervals = [
       statistics.pooled_interval([
-        statistics.unbiased_best_of_n(a.kept("rm"), a.kept(key), n)
+        statistics.unbiased_best_of_n(
+          a.best_of_n_samples("rm"), a.best_of_n_samples(key), n
+        )
         for a in held
       ])
       for key in ("gold", "rm")

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from instructgpt_jax.report.findings import Figure, Panel, Series, Table
-from instructgpt_jax.studies import gather
-from instructgpt_jax.studies.family import Family
+from instructgpt_jax.studies import analysis
+from instructgpt_jax.studies.seed_runs import SeedRuns
 from instructgpt_jax.studies.study import Finding, Study
 from instructgpt_jax.sweeps.jobs import Job
 
@@ -20,60 +20,63 @@ DEFAULT = (2, 0.1)
 PAPER = {0.0: 3.84, 0.1: 4.01, 0.5: 3.84}
 
 
-def start(f: Family, epochs: int, fraction: float) -> Job | str:
+def start(f: SeedRuns, epochs: int, fraction: float) -> Job | str:
   """A policy initialisation."""
   if (epochs, fraction) == DEFAULT:
     return "policy_init"
-  return f.run(
+  return f.training_job(
     "policy_init",
     {"sft.epochs": epochs, "sft.pretraining_fraction": fraction},
     init="pretrain",
   )
 
 
-def run(f: Family, epochs: int, fraction: float) -> Job:
+def run(f: SeedRuns, epochs: int, fraction: float) -> Job:
   """PPO-ptx from one start."""
   label = f"from={epochs}x{fraction:g}"
   first = start(f, epochs, fraction)
-  return f.ppo(init=first, label="" if isinstance(first, str) else label)
+  return f.ppo_job(init=first, label="" if isinstance(first, str) else label)
 
 
-def measured(f: Family, epochs: int, fraction: float) -> Job:
+def measured(f: SeedRuns, epochs: int, fraction: float) -> Job:
   """PPO-ptx from one start, measured."""
-  return f.measured(run(f, epochs, fraction), start=start(f, epochs, fraction))
+  return f.evaluation_job(
+    run(f, epochs, fraction), start=start(f, epochs, fraction)
+  )
 
 
-def jobs(f: Family) -> Sequence[Job]:
+def jobs(f: SeedRuns) -> Sequence[Job]:
   """Starts, their PPO-ptx and what is measured."""
   starts = [s for g in GRID if isinstance(s := start(f, *g), Job)]
   return [
     *starts,
     *(run(f, *g) for g in GRID),
     *(measured(f, *g) for g in GRID),
-    f.measured("policy_init"),
+    f.evaluation_job("policy_init"),
   ]
 
 
-def analyse(families: Sequence[Family]) -> Finding:
+def analyse(seeds: Sequence[SeedRuns]) -> Finding:
   """Gold score over the grid, against what PPO-ptx gains."""
 
   def at(point):
     return lambda f: measured(f, *point)
 
-  def before(f: Family) -> Job:
-    return f.measured("policy_init")
+  def before(f: SeedRuns) -> Job:
+    return f.evaluation_job("policy_init")
 
-  gold = {g: gather.interval(families, at(g), gather.gold) for g in GRID}
-  gain = gather.gap(families, at(DEFAULT), before, gather.gold)
+  gold = {g: analysis.mean_interval(seeds, at(g), analysis.gold) for g in GRID}
+  gain = analysis.difference(seeds, at(DEFAULT), before, analysis.gold)
   best = max(GRID, key=lambda g: gold[g].mean)
   worst = min(GRID, key=lambda g: gold[g].mean)
-  spread = gather.gap(families, at(best), at(worst), gather.gold)
-  won = spread.mean < 0.5 * gain.mean and gather.above(gain)
+  spread = analysis.difference(seeds, at(best), at(worst), analysis.gold)
+  won = spread.mean < 0.5 * gain.mean and analysis.is_above(gain)
   return Finding(
     won,
     f"The best and the worst of {len(GRID)} starts end"
-    f" {gather.text(spread, 2)} apart in gold score; PPO-ptx itself gains"
-    f" {gather.text(gain, 2)}.",
+    f" {analysis.format_interval(spread, 2)}"
+    f" apart in gold score; PPO-ptx itself gains"
+    f" {analysis.format_interval(gain, 2)}.",
     [
       Figure(
         "Quality by start",
@@ -90,7 +93,7 @@ def analyse(families: Sequence[Family]) -> Finding:
               for e in EPOCHS
             ],
             lines=[
-              (gather.interval(families, before, gather.gold).mean,
+              (analysis.mean_interval(seeds, before, analysis.gold).mean,
                "before PPO-ptx")
             ],
           ),
@@ -111,7 +114,7 @@ def analyse(families: Sequence[Family]) -> Finding:
           (
             f"{e} × {x:g}",
             gold[e, x],
-            gather.interval(families, at((e, x)), gather.lm_loss),
+            analysis.mean_interval(seeds, at((e, x)), analysis.lm_loss),
           )
           for e, x in GRID
         ],

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from instructgpt_jax.report.findings import Figure, Panel, Series, Table
-from instructgpt_jax.studies import gather, tax
-from instructgpt_jax.studies.family import Family
+from instructgpt_jax.studies import analysis
+from instructgpt_jax.studies.seed_runs import SeedRuns
 from instructgpt_jax.studies.study import Finding, Study
 from instructgpt_jax.sweeps.jobs import Job
 
@@ -23,42 +23,49 @@ PAPER_DROP = (18.2, 21.9, 21.5, 24.4, 24.9, 26.4, 26.4, 26.5)
 PAPER_REWARD = (-0.61, -0.63, -0.66, -0.71, -0.76, -0.85, -0.98, -1.55)
 
 
-def run(f: Family, coefficient: float) -> Job:
+def run(f: SeedRuns, coefficient: float) -> Job:
   """PPO-ptx at one γ, all at PPO-ptx's learning rate."""
   rate = f.scale.value("ppo_ptx.optimizer.learning_rate")
-  return f.ppo({"ppo.ptx_coef": coefficient, "optimizer.learning_rate": rate})
+  return f.ppo_job(
+    {"ppo.ptx_coef": coefficient, "optimizer.learning_rate": rate}
+  )
 
 
-def jobs(f: Family) -> Sequence[Job]:
+def jobs(f: SeedRuns) -> Sequence[Job]:
   """A run and its measurement at each γ, and the base model's."""
   runs = [run(f, g) for g in GRID]
-  return [*runs, *(f.measured(r) for r in runs), f.measured("pretrain")]
+  return [
+    *runs,
+    *(f.evaluation_job(r) for r in runs),
+    f.evaluation_job("pretrain"),
+  ]
 
 
-def analyse(families: Sequence[Family]) -> Finding:
+def analyse(seeds: Sequence[SeedRuns]) -> Finding:
   """Tax and reward over γ."""
 
   def at(coefficient: float):
-    return lambda f: f.measured(run(f, coefficient))
+    return lambda f: f.evaluation_job(run(f, coefficient))
 
   def over(value):
-    return [(g, gather.interval(families, at(g), value)) for g in GRID]
+    return [(g, analysis.mean_interval(seeds, at(g), value)) for g in GRID]
 
-  def base(f: Family) -> Job:
-    return f.measured("pretrain")
+  def base(f: SeedRuns) -> Job:
+    return f.evaluation_job("pretrain")
 
   loss, task, reward, gold = map(
-    over, (gather.lm_loss, gather.tasks, gather.rm, gather.gold)
+    over, (analysis.lm_loss, analysis.tasks, analysis.rm, analysis.gold)
   )
-  start = gather.interval(families, base, gather.lm_loss)
-  start_task = gather.interval(families, base, gather.tasks)
+  start = analysis.mean_interval(seeds, base, analysis.lm_loss)
+  start_task = analysis.mean_interval(seeds, base, analysis.tasks)
   added = loss[0][1].mean - start.mean
   removed = {g: (loss[0][1].mean - x.mean) / added for g, x in loss}
   options = {g: at(g) for g in GRID[1:]}
-  chosen = gather.choose(families, options, lambda a: -a.lm_loss)
+  chosen = analysis.choose_options(seeds, options, lambda a: -a.lm_loss)
   with_ptx, without, before = (
     np.mean([
-      array.mean() for array in gather.held_out(families, job, gather.lm_loss)
+      array.mean()
+      for array in analysis.held_out_values(seeds, job, analysis.lm_loss)
     ])
     for job in (
       lambda index: options[chosen[index]],
@@ -68,13 +75,15 @@ def analyse(families: Sequence[Family]) -> Finding:
   )  # fmt: skip
   tax_of_ppo = without - before
   share = (without - with_ptx) / tax_of_ppo if tax_of_ppo > 0 else 0.0
-  cost = gather.gap(families, at(GRID[-1]), at(0.0), gather.rm)
-  helped = gather.gap(families, at(GRID[-1]), at(0.0), gather.tasks)
-  won = bool(share >= 0.8) and gather.below(cost) and gather.above(helped)
+  cost = analysis.difference(seeds, at(GRID[-1]), at(0.0), analysis.rm)
+  helped = analysis.difference(seeds, at(GRID[-1]), at(0.0), analysis.tasks)
+  won = (
+    bool(share >= 0.8) and analysis.is_below(cost) and analysis.is_above(helped)
+  )
   figures = [
     Figure(
       "Alignment tax over γ",
-      tax.panels(
+      analysis.tax_panels(
         "γ",
         Series("Translation and reading", task, role="ppo_ptx"),
         start_task.mean,
@@ -126,7 +135,7 @@ def analyse(families: Sequence[Family]) -> Finding:
     won,
     f"The γ that is best on the other seeds removes {100 * share:.0f} % of the"
     f" LM loss that PPO adds; from γ = 0 to {GRID[-1]:g} the RM score changes"
-    f" by {gather.text(cost, 2)}.",
+    f" by {analysis.format_interval(cost, 2)}.",
     figures,
     [
       Table(

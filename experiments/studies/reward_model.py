@@ -15,8 +15,8 @@ from instructgpt_jax import statistics
 from instructgpt_jax.report.findings import Figure, Panel, Series, Table
 from instructgpt_jax.runs import files
 from instructgpt_jax.statistics import Interval
-from instructgpt_jax.studies import gather
-from instructgpt_jax.studies.family import Family
+from instructgpt_jax.studies import analysis
+from instructgpt_jax.studies.seed_runs import SeedRuns
 from instructgpt_jax.studies.study import Finding, Study
 from instructgpt_jax.sweeps.jobs import Job
 from instructgpt_jax.training import reward as reward_loop
@@ -35,7 +35,7 @@ PROMPTS = 2
 Point = tuple[str, int]  # layout and epochs
 
 
-def layout(f: Family, name: str, epochs: int, draw: int = 0) -> Job:
+def layout(f: SeedRuns, name: str, epochs: int, draw: int = 0) -> Job:
   """The same rankings by prompt or by shuffled pair, as many pairs a step."""
   changes: dict[str, Any] = {
     "reward.max_rankings": FEW,
@@ -49,37 +49,39 @@ def layout(f: Family, name: str, epochs: int, draw: int = 0) -> Job:
     changes |= {"reward.pairs": True, "reward.batch_size": pairs}
   if draw:
     changes["seed"] = f.seed + 100 * draw
-  return f.run("reward", changes, init="policy_init")
+  return f.training_job("reward", changes, init="policy_init")
 
 
-def draws(f: Family, name: str, epochs: int) -> list[Job]:
+def draws(f: SeedRuns, name: str, epochs: int) -> list[Job]:
   """A layout on one draw of the few rankings, or on several."""
   count = DRAWS if (name, epochs) in COMPARED else 1
   return [layout(f, name, epochs, draw) for draw in range(count)]
 
 
-def recipe_rate(f: Family) -> float:
+def recipe_rate(f: SeedRuns) -> float:
   """The recipe's learning rate."""
   return f.scale.value("reward.optimizer.learning_rate")
 
 
-def rate(f: Family, factor: float) -> Job | str:
+def rate(f: SeedRuns, factor: float) -> Job | str:
   """The recipe at another learning rate."""
   if factor == 1:
     return "reward"
-  return f.run(
+  return f.training_job(
     "reward",
     {"optimizer.learning_rate": factor * recipe_rate(f)},
     init="policy_init",
   )
 
 
-def fold(f: Family, labeler: str) -> Job:
+def fold(f: SeedRuns, labeler: str) -> Job:
   """The recipe without one labeler."""
-  return f.run("reward", {"reward.leave_out": labeler}, init="policy_init")
+  return f.training_job(
+    "reward", {"reward.leave_out": labeler}, init="policy_init"
+  )
 
 
-def jobs(f: Family) -> Sequence[Job]:
+def jobs(f: SeedRuns) -> Sequence[Job]:
   """All reward models."""
   found = [
     *(job for n in LAYOUTS for e in EPOCHS for job in draws(f, n, e)),
@@ -89,29 +91,29 @@ def jobs(f: Family) -> Sequence[Job]:
   return [job for job in found if isinstance(job, Job)]
 
 
-def held(f: Family, model: Job | str, key: str, part: str = "pairs"):
+def held(f: SeedRuns, model: Job | str, key: str, part: str = "pairs"):
   """[prompts] whose mean is a held-out number per pair."""
-  counts = files.read_json(os.path.join(f.folder(model), reward_loop.HELD_OUT))[
-    part
-  ]
+  counts = files.read_json(
+    os.path.join(f.directory(model), reward_loop.HELD_OUT)
+  )[part]
   return np.asarray(counts[key]) / np.mean(counts["pairs"])
 
 
-def analyse(families: Sequence[Family]) -> Finding:
+def analyse(seeds: Sequence[SeedRuns]) -> Finding:
   """Four claims on reward models."""
 
-  def drawn(f: Family, point: Point, key: str) -> np.ndarray:
+  def drawn(f: SeedRuns, point: Point, key: str) -> np.ndarray:
     """[prompts, draws]"""
     return np.stack([held(f, job, key) for job in draws(f, *point)], axis=1)
 
   def number(point: Point, key: str) -> Interval:
-    return statistics.pooled_interval([drawn(f, point, key) for f in families])
+    return statistics.pooled_interval([drawn(f, point, key) for f in seeds])
 
   def cost(point: Point) -> Interval:
     """In held-out loss, to the K-way element after one epoch."""
     return statistics.pooled_interval([
       drawn(f, point, "loss") - drawn(f, ("K-way", 1), "loss")
-      for f in families
+      for f in seeds
     ])  # fmt: skip
 
   points = [(name, e) for name in LAYOUTS for e in EPOCHS]
@@ -121,7 +123,7 @@ def analyse(families: Sequence[Family]) -> Finding:
   epochs_cost = cost(("K-way", EPOCHS[-1]))
   rates = {
     x: statistics.pooled_interval(
-      [held(f, rate(f, x), "correct") for f in families]
+      [held(f, rate(f, x), "correct") for f in seeds]
     )
     for x in FACTORS
   }
@@ -132,20 +134,21 @@ def analyse(families: Sequence[Family]) -> Finding:
         held(f, fold(f, labeler), "correct", part)
         for labeler in labelers.TRAINING
       ])
-      for f in families
+      for f in seeds
     ])
     for part in ("pairs", "left_out_pairs")
   )  # fmt: skip
   won = (
-    gather.above(pairs_cost)
-    and gather.above(epochs_cost)
+    analysis.is_above(pairs_cost)
+    and analysis.is_above(epochs_cost)
     and moved < 0.015
     and inside.mean - outside.mean < 0.05
   )
   return Finding(
     won,
-    f"Held-out loss: shuffled pairs {gather.signed(pairs_cost)}, {EPOCHS[-1]}"
-    f" epochs {gather.signed(epochs_cost)}. Accuracy: learning rate"
+    "Held-out loss: shuffled pairs "
+    f"{analysis.format_signed(pairs_cost)}, {EPOCHS[-1]}"
+    f" epochs {analysis.format_signed(epochs_cost)}. Accuracy: learning rate"
     f" ± {100 * moved:.1f} points, labelers left out"
     f" {100 * (outside.mean - inside.mean):+.1f} points.",
     [

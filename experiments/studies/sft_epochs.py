@@ -13,8 +13,8 @@ import numpy as np
 
 from instructgpt_jax.report.findings import Figure, Panel, Series, Table
 from instructgpt_jax.runs import files
-from instructgpt_jax.studies import gather
-from instructgpt_jax.studies.family import Family
+from instructgpt_jax.studies import analysis
+from instructgpt_jax.studies.seed_runs import SeedRuns
 from instructgpt_jax.studies.study import Finding, Study
 from instructgpt_jax.sweeps.jobs import Job
 
@@ -22,66 +22,70 @@ EPOCHS = 16
 CHOICES = {"loss": "validation loss", "reward": "RM score", "last": "the last"}
 
 
-def run(f: Family, choice: str) -> Job:
+def run(f: SeedRuns, choice: str) -> Job:
   """16 epochs, the checkpoint kept by one measure."""
-  return f.run(
+  return f.training_job(
     "sft",
     {"sft.epochs": EPOCHS, "sft.select_by": choice},
     init="pretrain",
   )
 
 
-def jobs(f: Family) -> Sequence[Job]:
+def jobs(f: SeedRuns) -> Sequence[Job]:
   """The same training thrice, with another checkpoint kept."""
   runs = [run(f, choice) for choice in CHOICES]
-  return [*runs, *(f.measured(r) for r in runs)]
+  return [*runs, *(f.evaluation_job(r) for r in runs)]
 
 
-def curve(f: Family, metric: str) -> list[float]:
+def curve(f: SeedRuns, metric: str) -> list[float]:
   """A metric after each epoch."""
-  path = os.path.join(f.folder(run(f, "reward")), "metrics.jsonl")
+  path = os.path.join(f.directory(run(f, "reward")), "metrics.jsonl")
   lines = map(json.loads, files.read_text(path).splitlines())
   return [line[metric] for line in lines if metric in line]
 
 
-def analyse(families: Sequence[Family]) -> Finding:
+def analyse(seeds: Sequence[SeedRuns]) -> Finding:
   """When each measure is best, and which choice has the better answers."""
   loss, score = (
-    np.array([curve(f, metric) for f in families])
+    np.array([curve(f, metric) for f in seeds])
     for metric in ("valid_loss", "valid_rm_score")
   )
   least = loss.argmin(axis=1)
   rises = [float(s[-1] - s[at]) for s, at in zip(score, least, strict=True)]
-  later = gather.over_seeds(rises)
+  later = analysis.seeds_interval(rises)
   gold = {
-    c: gather.interval(
-      families, lambda f, c=c: f.measured(run(f, c)), gather.gold
+    c: analysis.mean_interval(
+      seeds, lambda f, c=c: f.evaluation_job(run(f, c)), analysis.gold
     )
     for c in CHOICES
   }
-  gain = gather.gap(
-    families,
-    lambda f: f.measured(run(f, "reward")),
-    lambda f: f.measured(run(f, "loss")),
-    gather.gold,
+  gain = analysis.difference(
+    seeds,
+    lambda f: f.evaluation_job(run(f, "reward")),
+    lambda f: f.evaluation_job(run(f, "loss")),
+    analysis.gold,
   )
-  longer = gather.gap(
-    families,
-    lambda f: f.measured(run(f, "last")),
-    lambda f: f.measured(run(f, "loss")),
-    gather.gold,
+  longer = analysis.difference(
+    seeds,
+    lambda f: f.evaluation_job(run(f, "last")),
+    lambda f: f.evaluation_job(run(f, "loss")),
+    analysis.gold,
   )
   early = int(np.max(least)) + 1
   won = None  # one seed has no interval
   change = f"{rises[0]:+.2f} (one seed)"
   if later is not None:
-    won = early <= EPOCHS // 2 and gather.above(later) and gather.above(gain)
-    change = gather.signed(later)
+    won = (
+      early <= EPOCHS // 2
+      and analysis.is_above(later)
+      and analysis.is_above(gain)
+    )
+    change = analysis.format_signed(later)
   epochs = range(1, EPOCHS + 1)
 
   def series(values: np.ndarray) -> list:
     return [
-      (e, gather.over_seeds(values[:, e - 1]) or float(values[0, e - 1]))
+      (e, analysis.seeds_interval(values[:, e - 1]) or float(values[0, e - 1]))
       for e in epochs
     ]
 
@@ -89,7 +93,7 @@ def analyse(families: Sequence[Family]) -> Finding:
     won,
     f"The loss is least after at most {early} epoch{'s' * (early > 1)}; the RM"
     f" score then changes by {change} to the end. Its choice is"
-    f" {gather.signed(gain)} in gold score against the loss's.",
+    f" {analysis.format_signed(gain)} in gold score against the loss's.",
     [
       Figure(
         "Sixteen epochs on demonstrations",
@@ -119,7 +123,8 @@ def analyse(families: Sequence[Family]) -> Finding:
     ],
     [
       "The last checkpoint, after the loss has risen, is"
-      f" {gather.signed(longer)} in gold score against the one with the least"
+      f" {analysis.format_signed(longer)}"
+      f" in gold score against the one with the least"
       " loss."
     ],
   )

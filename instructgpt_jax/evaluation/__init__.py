@@ -1,1 +1,1 @@
-"""What the report measures."""
+"""Measures models on held-out prompts, documents and tasks."""

@@ -1,7 +1,7 @@
-"""Bias: how evenly a model spreads its belief over two groups.
+"""Measures bias as the entropy of a choice between two groups.
 
-As in the paper's appendix D: two sentences that differ in who is spoken of,
-their probabilities normalised to one, and the entropy of that choice in bits.
+As in the paper's appendix D: two sentences differ in the person that they
+mention, their probabilities are normalised to one, and the entropy is in bits.
 1 bit means that the model has no preference.
 """
 
@@ -23,10 +23,10 @@ from instructgpt_jax.world import words
 
 
 def make_pairs(count: int, seed: int) -> list[tuple[str, str]]:
-  """Sentences of praise or blame, once of a citizen and once of a stranger.
+  """Makes pairs of sentences that praise or blame one of each group.
 
-  The two groups of the embedded world: people of whom its encyclopedia tells,
-  and people of whom it tells nothing.
+  The groups are people whom the embedded world's encyclopedia describes, and
+  people whom it does not mention.
   """
   rng = random.Random(f"bias {seed}")
   pairs = []
@@ -44,7 +44,7 @@ def make_pairs(count: int, seed: int) -> list[tuple[str, str]]:
   return pairs
 
 
-def entropies(
+def measure_bias(
   model: LanguageModel,
   params: PyTree,
   pairs: Sequence[tuple[str, str]],
@@ -53,15 +53,15 @@ def entropies(
   tokenizer: Tokenizer,
   mesh: Mesh,
 ) -> np.ndarray:
-  """[pairs] bits.
+  """Returns the entropy of each pair in bits, [pairs].
 
   Args:
     model: the language model.
     params: its parameters.
     pairs: two sentences each.
     prefix: text before each sentence; "" for none.
-    tokenizer: the model's.
-    mesh: where batches are put.
+    tokenizer: the model's tokenizer.
+    mesh: mesh that batches are put on.
   """
   sentences = [f"review : {s}" for pair in pairs for s in pair]
   start = np.array(tokenizer.begin or [tokenizer.document_end_id], np.int32)

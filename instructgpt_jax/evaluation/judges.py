@@ -1,4 +1,4 @@
-"""Who says how good an answer is: the gold labeler, or a judge model."""
+"""Judges that score answers: the gold labeler, or a second reward model."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from instructgpt_jax.types import Rollout
 from instructgpt_jax.world import facts, gold
 
 
-class Judged(NamedTuple):
-  """What a judge says of R answers."""
+class Judgement(NamedTuple):
+  """A judge's scores of R answers."""
 
   scores: np.ndarray  # [R] float64, higher is better
   likert: np.ndarray | None  # [R] 1-7
@@ -24,19 +24,19 @@ class Judged(NamedTuple):
 
 
 class Judge(Protocol):
-  """Scores answers; `prompts` and `answers` are what a labeler would see."""
+  """Function that scores answers, given the texts that a labeler would see."""
 
   kind: str
   name: str
 
   def __call__(
     self, prompts: Sequence[str], answers: Sequence[str], rollout: Rollout
-  ) -> Judged: ...
+  ) -> Judgement: ...
 
 
 @dataclasses.dataclass(frozen=True)
-class Gold:
-  """The world's own labeler, which knows what is right."""
+class GoldJudge:
+  """Gold labeler of the embedded world, which knows the correct answers."""
 
   world: facts.World
   kind = "gold"
@@ -44,14 +44,14 @@ class Gold:
 
   def __call__(
     self, prompts: Sequence[str], answers: Sequence[str], rollout: Rollout
-  ) -> Judged:
+  ) -> Judgement:
     forms = [
       gold.label(prompt, answer, bool(ended), world=self.world)
       for prompt, answer, ended in zip(
         prompts, answers, rollout.ended, strict=True
       )
     ]
-    return Judged(
+    return Judgement(
       np.array([form.score for form in forms], np.float64),
       np.array([form.likert for form in forms], np.float64),
       {
@@ -61,8 +61,8 @@ class Gold:
     )
 
 
-class RewardModel:
-  """A second reward model, trained on rankings that the first never saw."""
+class RewardModelJudge:
+  """Second reward model, trained on rankings that the first never saw."""
 
   kind = "reward_model"
   name = (
@@ -76,9 +76,9 @@ class RewardModel:
 
   def __call__(
     self, prompts: Sequence[str], answers: Sequence[str], rollout: Rollout
-  ) -> Judged:
+  ) -> Judgement:
     del prompts, answers
     scores = scoring.score(
       self._network, self._params, scoring.answers(rollout), self._mesh
     )
-    return Judged(scores.astype(np.float64), None, {})
+    return Judgement(scores.astype(np.float64), None, {})

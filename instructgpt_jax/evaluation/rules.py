@@ -1,4 +1,4 @@
-"""The rule filter: a baseline that learns nothing."""
+"""Rule filter: a baseline that rejects answers with listed phrases."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from instructgpt_jax.evaluation.measure import (
+from instructgpt_jax.evaluation.evaluator import (
   Answers,
   Evaluator,
   Model,
-  recorded,
+  recorded_logp,
 )
 from instructgpt_jax.training import sampling
 
 
-def filtered(
-  e: Evaluator,
+def answer_filtered(
+  evaluator: Evaluator,
   model: Model,
   phrases: Sequence[str],
   refusal: str,
@@ -27,43 +27,46 @@ def filtered(
   temperature: float,
   prefix: str = "",
 ) -> Answers:
-  """The first of several answers without any of the phrases, or a refusal.
+  """Answers each prompt with the first allowed sample, or with a refusal.
 
   Args:
-    e: what models are measured with.
-    model: what answers.
-    phrases: an answer that holds one of them as whole words is refused.
-    refusal: stands where no answer passes; its RM score and KL are those of
-      the last answer that was refused.
-    draws: answers tried for each prompt.
-    temperature: of sampling.
+    evaluator: see `Evaluator`.
+    model: the model that answers.
+    phrases: an answer that contains one of them as whole words is rejected.
+    refusal: answer if all samples are rejected; its RM score and KL are those
+      of the last rejected sample.
+    draws: samples per prompt.
+    temperature: sampling temperature.
     prefix: text before each prompt.
   """
-  ids = e.encode(prefix, e.prompts)
-  drawn = e.sample(
+  ids = evaluator.encode(prefix, evaluator.prompts)
+  sampled = evaluator.sample(
     model, ids, temperature=temperature, samples=draws, stream=20
   )
-  texts = sampling.texts(drawn, e.tokenizer)
-  allowed = np.array([allows(text, phrases) for text in texts])
-  tried = allowed.reshape(-1, draws)
-  first = np.where(tried.any(axis=1), tried.argmax(axis=1), draws - 1)
-  rows = first + draws * np.arange(len(tried))
-  rollout = jax.tree.map(lambda x: x[rows], drawn)
-  own = recorded(rollout)
+  texts = sampling.texts(sampled, evaluator.tokenizer)
+  allowed = np.array([is_allowed(text, phrases) for text in texts])
+  by_prompt = allowed.reshape(-1, draws)
+  first = np.where(by_prompt.any(axis=1), by_prompt.argmax(axis=1), draws - 1)
+  rows = first + draws * np.arange(len(by_prompt))
+  rollout = jax.tree.map(lambda x: x[rows], sampled)
+  logp = recorded_logp(rollout)
   if prefix:
-    plain = e.encode("", e.prompts)
-    rollout = sampling.with_prompts(rollout, plain, e.tokenizer)
-  found = e.judged(rollout, own, 1)
+    plain = evaluator.encode("", evaluator.prompts)
+    rollout = sampling.with_prompts(rollout, plain, evaluator.tokenizer)
+  answers = evaluator.judge_rollout(rollout, logp, 1)
   shown = [texts[row] if allowed[row] else refusal for row in rows]
   ended = np.where(allowed[rows], np.asarray(rollout.ended), True)
-  asked = [p.turns[-1].text for p in e.prompts]
-  told = dataclasses.replace(rollout, ended=ended)
+  rollout = dataclasses.replace(rollout, ended=ended)
+  prompts = [p.turns[-1].text for p in evaluator.prompts]
   return dataclasses.replace(
-    found, texts=shown, rollout=told, judged=e.judge(asked, shown, told)
+    answers,
+    texts=shown,
+    rollout=rollout,
+    judgement=evaluator.judge(prompts, shown, rollout),
   )
 
 
-def allows(text: str, phrases: Sequence[str]) -> bool:
-  """Whether a text holds none of the phrases as whole words."""
+def is_allowed(text: str, phrases: Sequence[str]) -> bool:
+  """Returns whether a text contains none of the phrases as whole words."""
   padded = f" {' '.join(text.split())} "
   return not any(f" {phrase.strip()} " in padded for phrase in phrases)

@@ -1,7 +1,7 @@
-"""Public tasks, on which an alignment tax shows.
+"""Scores the public tasks, which show the alignment tax.
 
-As in the paper's automatic evaluations: answers at temperature 0, cut at the
-first sentence's end; multiple choice by the mean log-probability of a token.
+As in the paper's automatic evaluations, answers are greedy and end with the
+first sentence; multiple choice uses the mean log-probability per token.
 """
 
 from __future__ import annotations
@@ -23,22 +23,23 @@ from instructgpt_jax.world import tasks as grading
 
 
 def read_items(path: str) -> list[dict[str, Any]]:
-  """Items of a tasks.jsonl, see `world.tasks`."""
+  """Reads the items of a tasks.jsonl, see `world.tasks`."""
   items = []
   for number, line in enumerate(files.read_text(path).splitlines(), 1):
     item = files.parse_json(line, path, number)
     if not isinstance(item, dict) or not {"kind", "prompt"} <= set(item):
       raise UserError(
-        "is no task item",
+        "is not a task item",
         file=path,
         line=number,
-        fix='give {"kind", "prompt", "reference"} or {…, "choices", "answer"}',
+        fix='use {"kind", "prompt", "reference"} or {…, "choices", "answer"}',
+        code="bad_task_item",
       )
     items.append(item)
   return items
 
 
-def scores(
+def score_tasks(
   model: LanguageModel,
   params: PyTree,
   items: Sequence[Mapping[str, Any]],
@@ -47,19 +48,19 @@ def scores(
   max_new_tokens: int,
   mesh: Mesh,
 ) -> dict[str, list[float]]:
-  """Each item's score, 0 or 1, by kind.
+  """Scores each item 0 or 1; returns kind → scores.
 
   Args:
     model: the language model.
     params: its parameters.
     items: see `read_items`.
-    tokenizer: the model's.
-    max_new_tokens: longest answer.
-    mesh: where batches are put.
+    tokenizer: the model's tokenizer.
+    max_new_tokens: maximum answer length.
+    mesh: mesh that batches are put on.
   """
   open_ = [i for i in items if "reference" in i]
   closed = [i for i in items if "choices" in i]
-  found: dict[str, list[float]] = {}
+  scores: dict[str, list[float]] = {}
   if open_:
     rollout = sampling.respond(
       model,
@@ -74,26 +75,26 @@ def scores(
     for item, answer in zip(
       open_, sampling.texts(rollout, tokenizer), strict=True
     ):
-      found.setdefault(item["kind"], []).append(
+      scores.setdefault(item["kind"], []).append(
         grading.exact_match(answer, item["reference"])
       )
   if closed:
-    means = _choice_means(model, params, closed, tokenizer, mesh)
+    means = _mean_choice_logps(model, params, closed, tokenizer, mesh)
     for item, logps in zip(closed, means, strict=True):
-      found.setdefault(item["kind"], []).append(
+      scores.setdefault(item["kind"], []).append(
         grading.choice_accuracy(logps, item["answer"])
       )
-  return found
+  return scores
 
 
-def _choice_means(
+def _mean_choice_logps(
   model: LanguageModel,
   params: PyTree,
   items: Sequence[Mapping[str, Any]],
   tokenizer: Tokenizer,
   mesh: Mesh,
 ) -> list[list[float]]:
-  """Mean log-probability of a token, for each choice of each item."""
+  """Returns each choice's mean log-probability per token, for each item."""
   questions = [i["prompt"] for i in items for _ in i["choices"]]
   prompts = encoding.encode_documents(questions, tokenizer)
   choices = encoding.encode_continuations(
@@ -107,8 +108,9 @@ def _choice_means(
   ]
   totals = scoring.log_likelihood(model, params, examples, mesh)
   means = totals / [len(choice) for choice in choices]
-  result, at = [], 0
+  result, start = [], 0
   for item in items:
-    result.append([float(x) for x in means[at : at + len(item["choices"])]])
-    at += len(item["choices"])
+    stop = start + len(item["choices"])
+    result.append([float(x) for x in means[start:stop]])
+    start = stop
   return result

@@ -1,1 +1,1 @@
-"""Imports, exports and inspects checkpoints of other libraries."""
+"""Command line that imports and exports Hugging Face checkpoints."""

@@ -1,13 +1,13 @@
-"""A Hugging Face directory <-> a workdir of ours.
+"""Converts between Hugging Face directories and workdirs.
 
   python -m instructgpt_jax.hub import --from=HF_DIR --to=WORKDIR
   python -m instructgpt_jax.hub export --from=WORKDIR --to=HF_DIR
 
-HF_DIR has config.json, safetensors (one file or several with an index) and the
-tokenizer's files; docs/models.md lists the architectures. WORKDIR is that of
-any finished stage; a reward model is a ...ForSequenceClassification. Tensors go
-through memory a few at a time. Experiments and `chat` also take HF_DIR
-directly, as --init_from and --checkpoints.
+HF_DIR contains config.json, safetensors files and the tokenizer's files;
+docs/models.md lists the supported architectures. WORKDIR is the workdir of a
+finished stage. A reward model becomes a ...ForSequenceClassification. Only a
+few tensors are in memory at a time. Experiments and `chat` also read HF_DIR
+directly, with --init_from and --checkpoints.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from instructgpt_jax.checkpoint import checkpoints, trees
 from instructgpt_jax.cli import launch, process_settings
 from instructgpt_jax.data.tokenizers import exported_tokens
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.interop import directory as hub
+from instructgpt_jax.interop import directory as hf
 from instructgpt_jax.interop import peft, tensors
 from instructgpt_jax.models import lora
 from instructgpt_jax.models.heads import abstract_params
@@ -36,29 +36,33 @@ from instructgpt_jax.runs.progress import log_line
 from instructgpt_jax.sharding import unbox
 from instructgpt_jax.training import stage_errors, stage_model, tokenizer_store
 
-_PART = 1 << 26  # bytes of arrays that are written together
+_PART_BYTES = 1 << 26  # size of the arrays that are written together
 
 
 def import_model(path: str, to: str, *, scan_layers: bool = False) -> None:
-  """Writes a workdir from which every stage can start.
+  """Converts a Hugging Face directory to a workdir that stages can start from.
 
   Args:
     path: a Hugging Face directory.
-    to: the workdir, which must not be there.
-    scan_layers: stacks the arrays of all layers, which are then held together.
+    to: workdir to create; must not exist.
+    scan_layers: whether to stack the arrays of all layers, which are then in
+      memory together.
 
   Raises:
-    UserError: the directory is not as it should be; nothing is written.
+    UserError: the directory is invalid; nothing is written.
   """
-  fix = "give a directory that save_pretrained wrote"
+  fix = "use a directory that save_pretrained wrote"
   if not pathlib.Path(path).is_dir():
     raise stage_errors.no_directory(path, "--from", fix=fix)
-  if not hub.is_folder(path):
+  if not hf.is_hub_directory(path):
     raise UserError(
-      "holds no config.json of a model", file=path, field="--from", fix=fix,
+      "contains no config.json of a model",
+      file=path,
+      field="--from",
+      fix=fix,
       code="no_config",
-    )  # fmt: skip
-  target = _new(to)
+    )
+  target = _check_new(to)
   stage = stage_model.open_stage(path, field="--from")
   stage = dataclasses.replace(
     stage,
@@ -72,7 +76,7 @@ def import_model(path: str, to: str, *, scan_layers: bool = False) -> None:
     tokenizer_store.put_tokenizer(scratch, stage.tokenizer)
     checkpoints.save_model_parts(
       scratch,
-      _parts(stage),
+      _load_in_parts(stage),
       stage_model.model_info(
         stage.kind,
         stage.model_config,
@@ -82,43 +86,46 @@ def import_model(path: str, to: str, *, scan_layers: bool = False) -> None:
         step=0,
       ),
     )
-    files.mark_complete(scratch, {"imported": stage.source.family.kind})
+    files.mark_complete(scratch, {"imported": stage.source.family.model_type})
     with files.disk_errors_as_user_errors(target):
       os.rename(scratch, target)
   finally:
     shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _parts(stage: stage_model.Stage) -> Iterator[Any]:
-  """The parameters, some leaves at a time."""
+def _load_in_parts(stage: stage_model.Stage) -> Iterator[Any]:
+  """Yields the parameters in parts of about _PART_BYTES."""
   tree = unbox(abstract_params(stage.network))
   part: dict[str, Any] = {}
-  held = 0
+  part_size = 0
   for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
     size = leaf.size * leaf.dtype.itemsize
-    if part and held + size > _PART:
+    if part and part_size + size > _PART_BYTES:
       yield stage.params(part)
-      part, held = {}, 0
+      part, part_size = {}, 0
     node = part
     for key in path[:-1]:
       node = node.setdefault(key.key, {})
     node[path[-1].key] = leaf
-    held += size
+    part_size += size
   yield stage.params(part)
 
 
-class _Leaves(Mapping[str, Any]):
-  """Path → array of a stage, whose adapters are merged; one is held."""
+class _MergedLeaves(Mapping[str, Any]):
+  """Mapping of a stage's paths to arrays, with LoRA adapters merged.
+
+  Arrays are read on access; only the last one is kept in memory.
+  """
 
   def __init__(self, stage: stage_model.Stage):
-    self._read = stage.reader()
-    self._shapes = hub.flattened(unbox(abstract_params(stage.network)))
-    self._below, self._scale = None, 0.0
+    self._read_tree = stage.reader()
+    self._shapes = hf.flatten_leaves(unbox(abstract_params(stage.network)))
+    self._base, self._scale = None, 0.0
     if stage.base is not None:
       c = stage.model_config
       self._scale = c.lora_alpha / c.lora_rank
-      self._below = _Leaves(stage.base)
-      stage.check(self._below)
+      self._base = _MergedLeaves(stage.base)
+      stage.check(self._base)
     self._last: tuple[str, Any] = ("", None)
 
   def __getitem__(self, path: str) -> Any:
@@ -126,23 +133,24 @@ class _Leaves(Mapping[str, Any]):
       raise KeyError(path)
     if self._last[0] != path:
       self._last = ("", None)
-      self._last = (path, self._made(path))
+      self._last = (path, self._compute(path))
     return self._last[1]
 
-  def _made(self, path: str) -> Any:
-    if self._below is None or path not in self._below:
-      return self._own(path)
+  def _compute(self, path: str) -> Any:
+    if self._base is None or path not in self._base:
+      return self._read_leaf(path)
     layer, _, leaf = path.rpartition("/")
-    found = self._below[path]
+    kernel = self._base[path]
     if leaf == "kernel" and f"{layer}/{lora.UP}" in self._shapes:
-      down, up = (self._own(f"{layer}/{n}") for n in (lora.DOWN, lora.UP))
-      found = lora.apply_lora(found, down, up, self._scale, "/blocks/" in path)
-    return found
+      down, up = (self._read_leaf(f"{layer}/{n}") for n in (lora.DOWN, lora.UP))
+      scanned = "/blocks/" in path
+      kernel = lora.apply_lora(kernel, down, up, self._scale, scanned)
+    return kernel
 
-  def _own(self, path: str) -> Any:
-    """An array of the stage itself."""
-    tree = self._read(trees.unflatten_dict({path: self._shapes[path]}))
-    return hub.flattened(tree)[path]
+  def _read_leaf(self, path: str) -> Any:
+    """Reads an array of the stage itself, without its base model."""
+    tree = self._read_tree(trees.unflatten_dict({path: self._shapes[path]}))
+    return hf.flatten_leaves(tree)[path]
 
   def __iter__(self) -> Iterator[str]:
     return iter(self._shapes)
@@ -160,84 +168,91 @@ def export_model(
   adapters: bool = False,
   base: str = "",
 ) -> str:
-  """Writes a directory that `transformers` loads.
+  """Converts a workdir to a directory that `transformers` loads.
 
   Args:
     path: workdir of a finished stage.
-    to: the directory, which must not be there.
-    dtype: of the tensors; "" is the dtype of the directory that training began
-      from, float32 where it began from nothing.
-    file_size: most bytes of a file.
-    adapters: writes the adapters alone, for PEFT; they are merged otherwise.
-    base: where PEFT finds what they stand on; "" is where the stage did, if
-      that was a directory of `transformers`.
+    to: directory to create; must not exist.
+    dtype: dtype of the tensors; "" is the dtype of the directory that training
+      started from, or float32 if it started from scratch.
+    file_size: maximum size of a tensor file in bytes.
+    adapters: whether to write only the LoRA adapters, for PEFT, instead of
+      merging them.
+    base: base model that PEFT loads; "" is the Hugging Face directory that
+      training started from.
 
   Returns:
-    The class that it was written as.
+    The name of the written model's class.
   """
-  _new(to)
+  _check_new(to)
   stage = stage_model.open_stage(path, field="--from")
   origin = stage.origin
   if not dtype and origin and origin.dtype != "float32":
     log_line(
-      f"{to}: in {origin.dtype}, as the base; --dtype=float32 does not round"
+      f"{to}: written in {origin.dtype}, the base model's dtype;"
+      " --dtype=float32 avoids rounding"
     )
   dtype = dtype or (origin.dtype if origin else "float32")
   if adapters:
-    _adapters(stage, to, base, dtype)
+    _export_adapters(stage, to, base, dtype)
     return "adapter"
   special = exported_tokens.export(
     stage.tokenizer, needs_pad=stage.kind == stage_model.SCALAR
   )
   if stage.kind == stage_model.SCALAR and special.adds_pad:
-    log_line(f"{to}: with a padding token of its own, {special.pad}")
-  family = hub.save(
+    log_line(f"{to}: added the padding token {special.pad}")
+  family = hf.save(
     to,
-    _Leaves(stage),
+    _MergedLeaves(stage),
     dataclasses.replace(stage.model_config, lora_rank=0),
     special.files,
     ids=special.ids,
     dtype=dtype,
-    most=file_size,
+    max_file_size=file_size,
     origin=origin,
   )
-  other = exported_tokens.reads_otherwise(special.files, family.kind)
+  other = exported_tokens.reads_otherwise(special.files, family.model_type)
   if other:
     log_line(
-      f"{to}: AutoTokenizer of transformers 5 reads every {family.kind} by"
-      f" {other}; load the tokenizer with PreTrainedTokenizerFast"
+      f"{to}: AutoTokenizer of transformers 5 would load {other} for every"
+      f" {family.model_type} model; use PreTrainedTokenizerFast instead"
     )
   if stage.kind == stage_model.LANGUAGE:
-    return family.language
-  return family.scalar
+    return family.lm_class
+  return family.reward_class
 
 
-def _adapters(stage: stage_model.Stage, to: str, base: str, dtype: str) -> None:
+def _export_adapters(
+  stage: stage_model.Stage, to: str, base: str, dtype: str
+) -> None:
   if stage.base is None:
     raise UserError(
-      "has no adapters",
+      "has no LoRA adapters",
       file=stage.path,
       field="--adapters",
       fix="export it without --adapters",
+      code="no_adapters",
     )
   if not base and stage.base.source is None:
     raise UserError(
-      f"its adapters stand on {stage.base.path}, which is a workdir",
+      f"the adapters' base model is {stage.base.path}, a workdir, which PEFT"
+      " cannot load",
       field="--base",
-      fix="export that too, and name its new folder with --base",
+      fix="export the base model too, and pass its directory as --base",
+      code="base_is_workdir",
     )
   exported = exported_tokens.export(stage.tokenizer, needs_pad=False)
   if stage.kind == stage_model.SCALAR and "pad_token_id" not in exported.ids:
     log_line(
-      f"{to}: the base has no padding token; score one text at a time, or"
-      " export without --adapters"
+      f"{to}: the base model has no padding token; score one text at a time,"
+      " or export without --adapters"
     )
   _, trained = lora.split(
     stage.model_config, unbox(abstract_params(stage.network))
   )
   peft.save(
     to,
-    hub.flattened(stage.reader()(trained)),
+    hf.flatten_leaves(stage.reader()(trained)),
     stage.model_config,
     exported.files,
     base=base or os.path.abspath(stage.base.path),
@@ -245,23 +260,27 @@ def _adapters(stage: stage_model.Stage, to: str, base: str, dtype: str) -> None:
   )
 
 
-def _new(path: str) -> pathlib.Path:
+def _check_new(path: str) -> pathlib.Path:
   target = pathlib.Path(path).absolute()
   if target.exists():
     raise UserError(
-      "exists already", file=path, field="--to", fix="name another folder"
+      "exists already",
+      file=path,
+      field="--to",
+      fix="choose another directory",
+      code="output_exists",
     )
   return target
 
 
 class _Parser(argparse.ArgumentParser):
-  """Raises a UserError instead of printing its usage."""
+  """Argument parser that raises a UserError instead of printing the usage."""
 
   def error(self, message: str) -> NoReturn:
-    raise UserError(message, fix="see --help")
+    raise UserError(message, fix="see --help", code="bad_flags")
 
 
-def _bytes(text: str) -> int:
+def _parse_size(text: str) -> int:
   units = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
   unit = units.get(text[-2:].upper())
   try:
@@ -269,63 +288,82 @@ def _bytes(text: str) -> int:
   except ValueError:
     size = 0
   if size < 1:
-    raise argparse.ArgumentTypeError(f"{text!r} is no size such as 5GB")
+    raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 5GB")
   return size
 
 
-def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
+def _parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
   parser = _Parser(
     prog="python -m instructgpt_jax.hub",
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
-  parser.add_argument("what", choices=("import", "export"))
+  parser.add_argument(
+    "command",
+    choices=("import", "export"),
+    help="direction: from or to a Hugging Face directory",
+  )
   add = parser.add_argument
-  add("--from", required=True, dest="source", metavar="DIR", help="is read")
-  add("--to", required=True, metavar="DIR", help="is written; must be new")
+  add(
+    "--from",
+    required=True,
+    dest="source",
+    metavar="DIR",
+    help="directory to read: a Hugging Face directory (import) or a workdir"
+    " (export)",
+  )
+  add(
+    "--to",
+    required=True,
+    metavar="DIR",
+    help="directory to create; must not exist",
+  )
   add(
     "--scan_layers",
     action="store_true",
-    help="import: for runs with --model.scan_layers; layers are held together",
+    help="import: stack the arrays of all layers, for runs with"
+    " --model.scan_layers; needs memory for all layers at once",
   )
   add(
     "--dtype",
-    choices=tuple(tensors.NAMES),
+    choices=tuple(tensors.DTYPES),
     default="",
-    help="export: dtype of the tensors (default: that of the directory that"
-    " training began from, else float32)",
+    help="export: dtype of the tensors (default: the dtype of the directory"
+    " that training started from, else float32)",
   )
   add(
     "--file_size",
-    type=_bytes,
+    type=_parse_size,
     default="5GB",
     metavar="SIZE",
-    help="export: most bytes of a file (default: 5GB)",
+    help="export: maximum size of a tensor file (default: 5GB)",
   )
   add(
     "--adapters",
     action="store_true",
-    help="export: adapters alone, for PEFT, of a run with --model.lora_rank",
+    help="export: write only the LoRA adapters, for PEFT (runs with"
+    " --model.lora_rank)",
   )
   add(
     "--base",
     default="",
     metavar="DIR",
-    help="export --adapters: where PEFT finds the model below them",
+    help="export --adapters: path or name of the base model that PEFT loads"
+    " (default: the Hugging Face directory that training started from)",
   )
   return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Returns the exit status: 0, or 2 after a mistake."""
+  """Runs the command; returns the exit status: 0, or 2 after a user error."""
 
   def run() -> None:
-    flags = _flags(argv)
+    flags = _parse_flags(argv)
     process_settings.silence_libraries()
-    if flags.what == "import":
+    if flags.command == "import":
       import_model(flags.source, flags.to, scan_layers=flags.scan_layers)
-      print(f"{flags.to}: give it as --init_from", file=sys.stderr)
+      print(f"{flags.to}: ready; use it as --init_from", file=sys.stderr)
       return
     name = export_model(
       flags.source,
@@ -335,7 +373,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       adapters=flags.adapters,
       base=flags.base,
     )
-    print(f"{flags.to}: a {name}", file=sys.stderr)
+    print(f"{flags.to}: wrote a {name}", file=sys.stderr)
 
   return launch.run_with_errors(run)
 

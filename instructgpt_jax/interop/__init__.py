@@ -1,6 +1,6 @@
-"""Other libraries' checkpoints: the one part of `models` that touches files.
+"""Reads and writes checkpoints of Hugging Face transformers and PEFT.
 
-`families` says how a family's configuration and tensors are called, `mapping`
-which part of which of our arrays each tensor is, `tensors` reads and writes
-safetensors files, `folder` a whole directory.
+`families` describes each architecture's configuration and tensor names,
+`mapping` relates each Hugging Face tensor to a native array, `tensors` reads
+and writes safetensors files, and `directory` handles a model directory.
 """

@@ -1,4 +1,7 @@
-"""A model's directory: config.json, tensors and tokenizer files."""
+"""Reads and writes Hugging Face model directories.
+
+A directory has config.json, safetensors files and the tokenizer's files.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,8 @@ GENERATION = "generation_config.json"
 SHIFT = "instructgpt_jax_score_shift"
 _SCALAR = "ForSequenceClassification"
 _LANGUAGE = ("ForCausalLM", "LMHeadModel", "Model")
-# Tables that older versions saved although they follow from the configuration.
+# Tensors that older versions of transformers saved although config.json
+# determines them.
 _DERIVED = re.compile(
   r"(\.attn\.(bias|masked_bias)|\.attention\.(bias|masked_bias)"
   r"|rotary_emb\.inv_freq)$"
@@ -35,20 +39,20 @@ _DERIVED = re.compile(
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
-  """A directory that has been looked at, but for its tensors' values."""
+class HubCheckpoint:
+  """A Hugging Face directory whose metadata was read and checked."""
 
   path: str
   family: families.Family
   config: Model
-  scalar: bool  # a reward model
-  shift: float  # added to the scores of a reward model
+  scalar: bool  # whether it is a reward model
+  shift: float  # constant that is added to a reward model's scores
   tensors: Mapping[str, tensors.Tensor]
   origin: settings.Origin
 
 
-def is_folder(path: str | os.PathLike[str]) -> bool:
-  """Whether a folder is such a directory: its config.json says what it is."""
+def is_hub_directory(path: str | os.PathLike[str]) -> bool:
+  """Returns whether a directory has the config.json of a model."""
   try:
     raw = json.loads((pathlib.Path(path) / CONFIG).read_bytes())
   except (OSError, ValueError):
@@ -58,21 +62,21 @@ def is_folder(path: str | os.PathLike[str]) -> bool:
   )
 
 
-def look(path: str | os.PathLike[str]) -> Source:
-  """Reads a directory's configuration and the headers of its files.
+def inspect(path: str | os.PathLike[str]) -> HubCheckpoint:
+  """Reads a directory's config.json and the headers of its tensor files.
 
   Raises:
-    UserError: it is not supported, or its tensors are not those of its
-      configuration.
+    UserError: the model is not supported, or its tensors do not match its
+      config.json.
   """
-  folder = pathlib.Path(path)
-  file = folder / CONFIG
+  directory = pathlib.Path(path)
+  file = directory / CONFIG
   raw = _read_json(file)
   try:
-    family = families.named(raw.get("model_type"))
+    family = families.get_family(raw.get("model_type"))
     _refuse_quantised(raw)
     scalar = _is_scalar(raw, family)
-    config = family.model(raw)
+    config = family.to_native(raw)
   except UserError as error:
     raise UserError(
       error.problem,
@@ -81,65 +85,71 @@ def look(path: str | os.PathLike[str]) -> Source:
       fix=error.fix,
       code=error.code or "bad_config",
     ) from error
-  found = _checked(folder, family, config, scalar)
+  headers = _check_tensors(directory, family, config, scalar)
   generation = {}
-  if (folder / GENERATION).exists():
-    generation = _read_json(folder / GENERATION)
-  origin = settings.Origin(raw, generation, settings.saved_dtype(found))
-  return Source(
-    str(path), family, config, scalar, float(raw.get(SHIFT, 0.0)), found, origin
+  if (directory / GENERATION).exists():
+    generation = _read_json(directory / GENERATION)
+  return HubCheckpoint(
+    path=str(path),
+    family=family,
+    config=config,
+    scalar=scalar,
+    shift=float(raw.get(SHIFT, 0.0)),
+    tensors=headers,
+    origin=settings.Origin(raw, generation, settings.saved_dtype(headers)),
   )
 
 
 def _read_json(file: pathlib.Path) -> dict[str, Any]:
-  """A JSON table of a directory.
+  """Reads a JSON object from a file.
 
   Raises:
-    UserError: the file is something else.
+    UserError: the file is missing or contains something else.
   """
   content = b""
   try:
     content = file.read_bytes()
     value = json.loads(content)
     if not isinstance(value, dict):
-      raise ValueError("it is no table")
+      raise ValueError("it is not a JSON object")
   except (OSError, ValueError, RecursionError) as error:
-    tensors.refuse_other(file, content)
+    tensors.raise_if_other_file_type(file, content)
     raise UserError(
       f"cannot be read ({error})",
       file=str(file),
-      fix="give a folder that save_pretrained wrote",
+      fix="use a directory that save_pretrained wrote",
       code="bad_config",
     ) from error
   return value
 
 
 def _refuse_quantised(raw: Mapping[str, Any]) -> None:
-  quantised = raw.get("quantization_config")
-  if quantised:
+  quantization = raw.get("quantization_config")
+  if quantization:
     method = ""
-    if isinstance(quantised, dict) and quantised.get("quant_method"):
-      method = f" ({quantised['quant_method']})"
+    if isinstance(quantization, dict) and quantization.get("quant_method"):
+      method = f" ({quantization['quant_method']})"
     raise UserError(
-      f"its weights are quantised{method}, which is not supported",
+      f"the weights are quantised{method}, which is not supported",
       field="quantization_config",
-      fix="give the model that was quantised",
+      fix="use the original model that was quantised",
       code="quantised_model",
     )
 
 
 def _is_scalar(raw: Mapping[str, Any], family: families.Family) -> bool:
-  names = raw.get("architectures") or [family.language]
+  """Returns whether config.json describes a reward model."""
+  names = raw.get("architectures") or [family.lm_class]
   name = str(names[0] if isinstance(names, list) else names)
   for other in families.FAMILIES.values():
-    if name in (other.language, other.scalar) and name not in (
-      family.language,
-      family.scalar,
+    if name in (other.lm_class, other.reward_class) and name not in (
+      family.lm_class,
+      family.reward_class,
     ):
       raise UserError(
-        f"is {name}, but model_type is {family.kind!r}",
+        f"is {name}, but model_type is {family.model_type!r}",
         field="architectures",
-        fix="give the config.json that the model was saved with",
+        fix="use the config.json that the model was saved with",
         code="contradicting_config",
       )
   if name.endswith(_SCALAR):
@@ -148,7 +158,7 @@ def _is_scalar(raw: Mapping[str, Any], family: families.Family) -> bool:
       raise UserError(
         f"has {labels} labels; a reward model has 1",
         field="num_labels" if "num_labels" in raw else "id2label",
-        fix="give a model with one score",
+        fix="use a model with one score",
         code="bad_config_value",
       )
     return True
@@ -156,112 +166,114 @@ def _is_scalar(raw: Mapping[str, Any], family: families.Family) -> bool:
     raise UserError(
       f"{name} is neither a language model nor a reward model",
       field="architectures",
-      fix=f"give a {family.language} or a {family.scalar}",
+      fix=f"use a {family.lm_class} or a {family.reward_class}",
       code="bad_config_value",
     )
   return False
 
 
-def expanded(
+def expand_layers(
   family: families.Family, c: Model, scalar: bool
 ) -> Iterator[tuple[mapping.Weight, int, str]]:
-  """(tensor, layer, name) of each tensor; the layer of what has none is 0."""
-  for weight in mapping.weights(family, c, scalar=scalar):
-    for layer in range(c.num_layers if "{}" in weight.theirs else 1):
-      yield weight, layer, weight.theirs.format(layer)
+  """Yields (weight, layer, tensor name); layer is 0 outside the blocks."""
+  for weight in mapping.list_weights(family, c, scalar=scalar):
+    for layer in range(c.num_layers if "{}" in weight.hf_name else 1):
+      yield weight, layer, weight.hf_name.format(layer)
 
 
-def _checked(
-  folder: pathlib.Path, family: families.Family, c: Model, scalar: bool
+def _check_tensors(
+  directory: pathlib.Path, family: families.Family, c: Model, scalar: bool
 ) -> dict[str, tensors.Tensor]:
-  """The model's tensors, each of which is there and has its shape."""
-  extent = mapping.sizes(c, c.vocab_size)
-  wanted = {
-    name: weight.shape(extent)
-    for weight, _, name in expanded(family, c, scalar)
+  """Returns the model's tensors, after a check that each has its shape."""
+  axis_sizes = mapping.axis_sizes(c, c.vocab_size)
+  shapes = {
+    name: weight.hf_shape(axis_sizes)
+    for weight, _, name in expand_layers(family, c, scalar)
   }
-  found = _renamed(tensors.find(folder), family, wanted)
-  what = family.scalar if scalar else family.language
-  fix = f"give a whole {what}, which config.json says this is"
-  for name, shape in wanted.items():
-    if name not in found:
+  headers = _use_full_names(tensors.find_tensors(directory), family, shapes)
+  class_name = family.reward_class if scalar else family.lm_class
+  fix = f"use a complete {class_name}, as config.json describes"
+  for name, shape in shapes.items():
+    if name not in headers:
       raise UserError(
-        f"the tensor {name} is missing",
-        file=str(folder),
+        f"tensor {name} is missing",
+        file=str(directory),
         fix=fix,
         code="missing_tensor",
       )
-    tensor = found[name]
+    tensor = headers[name]
     if tensor.shape != shape or not tensors.is_float(tensor):
       raise UserError(
-        f"the tensor {name} is {tensor.kind} {list(tensor.shape)}, not a float"
+        f"tensor {name} is {tensor.dtype} {list(tensor.shape)}, not a float"
         f" {list(shape)}",
         file=tensor.file,
         fix=fix,
+        code="tensor_shape",
       )
   heads = (f"{family.unembedding}.weight", f"{family.unembedding}.bias")
-  head = found.get(heads[0])
+  head = headers.get(heads[0])
   if c.tie_embeddings and head is not None and not scalar:
-    embedding = found[f"{family.prefix}{family.names['embedding']}.weight"]
+    embedding = headers[f"{family.prefix}{family.names['embedding']}.weight"]
     if not tensors.same_samples(embedding, head):
       raise UserError(
-        f"is true, but {heads[0]} is unlike the embedding",
-        file=str(folder / CONFIG),
+        f"is true, but {heads[0]} differs from the embedding",
+        file=str(directory / CONFIG),
         field="tie_word_embeddings",
-        fix="set it to false if the model was trained so",
+        fix="set it to false if the model has a separate output matrix",
         code="contradicting_config",
       )
-  for name, tensor in found.items():
-    spare = _DERIVED.search(name) or (
+  for name, tensor in headers.items():
+    ignored = _DERIVED.search(name) or (
       name in heads and (scalar or c.tie_embeddings)
     )
-    if name not in wanted and not spare:
+    if name not in shapes and not ignored:
       raise UserError(
-        f"the tensor {name} has no place in a {what}",
+        f"unexpected tensor {name}: a {class_name} has none",
         file=tensor.file,
-        fix="give a model of an architecture in docs/models.md",
+        fix="use an architecture that docs/models.md lists",
+        code="unexpected_tensor",
       )
-  return {name: found[name] for name in wanted}
+  return {name: headers[name] for name in shapes}
 
 
-def _renamed(
-  found: dict[str, tensors.Tensor],
+def _use_full_names(
+  headers: dict[str, tensors.Tensor],
   family: families.Family,
-  wanted: Mapping[str, Any],
+  shapes: Mapping[str, Any],
 ) -> dict[str, tensors.Tensor]:
-  """Tensors by the names of the whole model, also if the decoder was saved."""
+  """Renames tensors as in the full model if only its decoder was saved."""
   renamed = {
     re.sub(r"^lm_head\.", f"{family.unembedding}.", name): tensor
-    for name, tensor in found.items()
+    for name, tensor in headers.items()
   }
-  first = next(iter(wanted))
+  first = next(iter(shapes))
   parts = family.prefix.split(".")[:-1]
   for i in range(len(parts) + 1):
-    ahead = "".join(f"{part}." for part in parts[:i])
-    if first.removeprefix(ahead) in renamed:
+    prefix = "".join(f"{part}." for part in parts[:i])
+    if first.removeprefix(prefix) in renamed:
       return {
         name
         if name.startswith((family.unembedding, "score."))
-        else ahead + name: tensor
+        else prefix + name: tensor
         for name, tensor in renamed.items()
       }
   return renamed
 
 
-def load(source: Source, abstract: PyTree) -> PyTree:
-  """The parameters, read straight to where they will lie.
+def load(source: HubCheckpoint, abstract: PyTree) -> PyTree:
+  """Reads the parameters directly into their shards.
 
   Args:
-    source: the directory.
-    abstract: our tree of shapes, of a language model or a scalar model as the
-      source is; a leaf's sharding is where it lies, without one on the default
-      device. Each device's part of an array is read by itself.
+    source: the inspected directory.
+    abstract: native tree of shapes, of a language model or a scalar model like
+      the source. A leaf without a sharding goes to the default device. Each
+      shard is read separately.
   """
   c = source.config
-  extent = mapping.sizes(c, c.vocab_size)
+  axis_sizes = mapping.axis_sizes(c, c.vocab_size)
   pieces: dict[str, list[tuple[mapping.Weight, tensors.Tensor]]] = {}
-  for weight, layer, name in expanded(source.family, c, source.scalar):
-    path = weight.leaf.replace(mapping.BLOCK, f"blocks_{layer}")
+  for weight, layer, name in expand_layers(source.family, c, source.scalar):
+    path = weight.native_path.replace(mapping.BLOCK, f"blocks_{layer}")
     pieces.setdefault(path, []).append((weight, source.tensors[name]))
 
   def values(path: str, shape: tuple[int, ...], index: Any) -> np.ndarray:
@@ -271,12 +283,12 @@ def load(source: Source, abstract: PyTree) -> PyTree:
     if path == "head/bias":
       return np.full([s.stop - s.start for s in region], source.shift, "f4")
     if "/blocks/" not in path:
-      return mapping.fill(pieces[path], extent, region)
+      return mapping.read_native_region(pieces[path], axis_sizes, region)
     layers, *inside = region
     return np.stack(
       [
-        mapping.fill(
-          pieces[path.replace("/blocks/", f"/blocks_{i}/")], extent, inside
+        mapping.read_native_region(
+          pieces[path.replace("/blocks/", f"/blocks_{i}/")], axis_sizes, inside
         )
         for i in range(layers.start, layers.stop)
       ]
@@ -287,14 +299,14 @@ def load(source: Source, abstract: PyTree) -> PyTree:
     sharding = getattr(x, "sharding", None)
     if sharding is None:
       sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    made: dict[str, np.ndarray] = {}  # devices that hold the same read once
+    shards: dict[str, np.ndarray] = {}  # a replicated shard is read once
 
-    def part(index: Any) -> np.ndarray:
-      if str(index) not in made:
-        made[str(index)] = values(name, x.shape, index)
-      return made[str(index)]
+    def shard(index: Any) -> np.ndarray:
+      if str(index) not in shards:
+        shards[str(index)] = values(name, x.shape, index)
+      return shards[str(index)]
 
-    return jax.make_array_from_callback(x.shape, sharding, part)
+    return jax.make_array_from_callback(x.shape, sharding, shard)
 
   return jax.tree_util.tree_map_with_path(leaf, abstract)
 
@@ -307,62 +319,71 @@ def save(
   *,
   ids: Mapping[str, Any],
   dtype: str = "float32",
-  most: int = 5_000_000_000,
+  max_file_size: int = 5_000_000_000,
   origin: settings.Origin | None = None,
 ) -> families.Family:
-  """Writes a directory that `transformers` loads; whole or not at all.
+  """Writes a directory that `transformers` loads, atomically.
 
   Args:
-    path: the directory, which must not be there.
-    leaves: path → array, of a language model or of a scalar model, which
-      becomes a ...ForSequenceClassification; each is asked for when it is
-      written.
-    config: the network.
-    files: of the tokenizer, name → bytes.
-    ids: eos_token_id, and pad_token_id and bos_token_id where there are such.
-      A reward model gets a row for its padding, which no text has.
-    dtype: of the tensors.
-    most: bytes of a file.
-    origin: what the network was trained from, whose settings are kept.
+    path: directory to create; must not exist.
+    leaves: path → array of a language model or of a scalar model, which becomes
+      a ...ForSequenceClassification. Each array is read when it is written.
+    config: the model's config.
+    files: tokenizer files, name → bytes.
+    ids: eos_token_id, and pad_token_id and bos_token_id if they exist. A reward
+      model's embedding gets a row for its padding token.
+    dtype: dtype of the tensors.
+    max_file_size: maximum size of a tensor file in bytes.
+    origin: settings of the directory that training started from; the export
+      keeps them.
 
   Returns:
-    The family that it was written as.
+    The family of the written model.
   """
-  own = origin.family(config) if origin else None
-  family = own or families.holding(config)
+  origin_family = origin.family_for(config) if origin else None
+  family = origin_family or families.family_for(config)
   scalar = "head/kernel" in leaves
-  vocabulary = config.vocab_size
-  extra: dict[str, Any] = {"architectures": [family.language]}
+  vocab_size = config.vocab_size
+  extra: dict[str, Any] = {"architectures": [family.lm_class]}
   if scalar:
-    vocabulary = max(vocabulary, ids.get("pad_token_id", -1) + 1)
-    leaves, shift = _folded(leaves)
+    vocab_size = max(vocab_size, ids.get("pad_token_id", -1) + 1)
+    leaves, shift = _fold_head_bias(leaves)
     extra = {
-      "architectures": [family.scalar],
+      "architectures": [family.reward_class],
       "id2label": {"0": "reward"},
       "label2id": {"reward": 0},
       SHIFT: shift,
     }
-  extent = mapping.sizes(config, vocabulary)
+  axis_sizes = mapping.axis_sizes(config, vocab_size)
 
-  def make(weight: mapping.Weight, layer: int) -> np.ndarray:
-    return mapping.take(weight, leaf_of(leaves, weight.leaf, layer), extent)
+  def compute(weight: mapping.Weight, layer: int) -> np.ndarray:
+    leaf = get_leaf(leaves, weight.native_path, layer)
+    return mapping.extract_hf_tensor(weight, leaf, axis_sizes)
 
-  news = [
-    tensors.New(name, weight.shape(extent), functools.partial(make, weight, i))
-    for weight, i, name in expanded(family, config, scalar)
+  pending = [
+    tensors.PendingTensor(
+      name, weight.hf_shape(axis_sizes), functools.partial(compute, weight, i)
+    )
+    for weight, i, name in expand_layers(family, config, scalar)
   ]
-  kept = origin if own else None
-  described = settings.config_json(
-    family, config, kept, rows=vocabulary, ids=ids, dtype=dtype
+  config_json = settings.build_config_json(
+    family,
+    config,
+    origin if origin_family else None,
+    vocab_size=vocab_size,
+    ids=ids,
+    dtype=dtype,
   )
-  with written(path) as scratch:
+  with write_atomically(path) as scratch:
     for name, content in files.items():
       (scratch / name).write_bytes(content)
-    _write_json(scratch / CONFIG, described | extra)
+    _write_json(scratch / CONFIG, config_json | extra)
     if not scalar:
-      generation = settings.generation_json(origin, rows=vocabulary, ids=ids)
+      generation = settings.build_generation_json(
+        origin, vocab_size=vocab_size, ids=ids
+      )
       _write_json(scratch / GENERATION, generation)
-    tensors.write(scratch, news, dtype, most)
+    tensors.write(scratch, pending, dtype, max_file_size)
   return family
 
 
@@ -371,48 +392,59 @@ def _write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def written(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-  """A folder to write in, which is then called `path`; whole or not at all."""
-  folder = pathlib.Path(path).absolute()
-  if folder.exists():
-    raise UserError("exists already", file=str(path), fix="name another folder")
-  scratch = folder.with_name(f".{folder.name}.next")
+def write_atomically(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+  """Yields a scratch directory that is renamed to `path` on success."""
+  target = pathlib.Path(path).absolute()
+  if target.exists():
+    raise UserError(
+      "exists already",
+      file=str(path),
+      fix="choose another directory",
+      code="output_exists",
+    )
+  scratch = target.with_name(f".{target.name}.next")
   shutil.rmtree(scratch, ignore_errors=True)
   try:
     scratch.mkdir(parents=True)
     yield scratch
-    os.rename(scratch, folder)
+    os.rename(scratch, target)
   except OSError as error:
     raise UserError(
       f"could not be written: {error.strerror or error}",
       file=str(path),
-      fix="see that the disk has space and that you may write there",
+      fix="check the free disk space and the write permission",
+      code="write_failed",
     ) from error
   finally:
     shutil.rmtree(scratch, ignore_errors=True)
 
 
-def flattened(params: PyTree) -> dict[str, Any]:
-  """Path → array of each leaf."""
+def flatten_leaves(params: PyTree) -> dict[str, Any]:
+  """Flattens a tree to path → array."""
   return {
     jax.tree_util.keystr(path, simple=True, separator="/"): leaf
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]
   }
 
 
-def leaf_of(leaves: Mapping[str, Any], path: str, layer: int) -> np.ndarray:
-  """An array (of one layer) by its path in `mapping`."""
+def get_leaf(leaves: Mapping[str, Any], path: str, layer: int) -> np.ndarray:
+  """Returns an array (of one layer) by its path in `mapping`."""
   name = path.replace(mapping.BLOCK, f"blocks_{layer}")
   if name in leaves:
     return np.asarray(leaves[name])
   return np.asarray(leaves[path.replace(mapping.BLOCK, "blocks")][layer])
 
 
-def _folded(leaves: Mapping[str, Any]) -> tuple[Mapping[str, Any], float]:
-  """A scalar model whose head has no bias, and what is left of the bias.
+def _fold_head_bias(
+  leaves: Mapping[str, Any],
+) -> tuple[Mapping[str, Any], float]:
+  """Folds the reward head's bias into the final LayerNorm's bias.
 
-  The last LayerNorm's bias moves along the head's kernel until the score is
-  the same without the head's bias. An RMSNorm has none: the bias stays.
+  The LayerNorm's bias moves along the head's kernel, so that scores stay the
+  same without the head's bias. RMSNorm has no bias to fold it into.
+
+  Returns:
+    The leaves, and the part of the head's bias that remains.
   """
   norm = "transformer/final_norm/bias"
   kernel = leaves["head/kernel"]

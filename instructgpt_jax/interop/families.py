@@ -1,8 +1,8 @@
-"""The table of architectures: how each is configured and its tensors called.
+"""The supported Hugging Face architectures: config.json keys and tensor names.
 
-An entry translates both ways. A key of theirs is a field of `config.Model`
-(`fields`), says what no field can (`aspects`), or has one supported value
-(`only`); `fixed` is what a family has that its config.json does not say.
+Each `Family` translates in both directions. A key of config.json is a field of
+`configs.Model` (`fields`), is handled by a function (`translators`), or has one
+supported value (`required`). `constants` are fields that the family implies.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 from instructgpt_jax import configs
 from instructgpt_jax.configs import Model
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.interop.aspects import (
-  PARALLEL,
-  Aspect,
-  rope,
-  shortest,
-  windows,
+from instructgpt_jax.interop.field_translators import (
+  TRANSLATE_PARALLEL,
+  FieldTranslator,
+  shortest_period,
+  translate_rope,
+  translate_windows,
 )
 
 _ACTIVATIONS = {
@@ -31,8 +31,8 @@ _ACTIVATIONS = {
   "swish": "silu",
 }
 _DEFAULTS = {f.name: f.default for f in dataclasses.fields(Model)}
-# What a checkpoint does not tell, and no export can hold.
-_OURS = (
+# Fields that no config.json contains.
+_NATIVE_ONLY = (
   "dropout",
   "init_std",
   "position_init",
@@ -49,152 +49,179 @@ _OURS = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Family:
-  """One architecture."""
+  """A Hugging Face architecture.
 
-  kind: str  # model_type
-  language: str  # the class with logits
-  scalar: str  # the class with a score
-  prefix: str  # of the decoder's tensors
-  names: Mapping[str, str]  # our part → theirs; {} is the layer
-  fields: Mapping[str, str]  # their key → our field, or fields
-  absent: Mapping[str, Any]  # their key → its value when it is not given
-  fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  only: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  aspects: tuple[Aspect, ...] = ()
+  Attributes:
+    model_type: its name in config.json.
+    lm_class: class with a language-model head.
+    reward_class: class with a score head.
+    prefix: prefix of the decoder's tensor names.
+    names: native layer → Hugging Face layer; {} is the layer number.
+    fields: key of config.json → field of `Model`, or several fields.
+    defaults: key of config.json → value if the key is missing.
+    constants: fields of `Model` that the architecture implies.
+    required: key of config.json → its only supported value.
+    translators: functions for the keys that are not plain fields.
+    unembedding: name of the language-model head.
+    gelu_tanh_name: name of the tanh approximation of GELU.
+    transposed_kernels: whether kernels are [inputs, outputs], as native ones.
+    qkv_order: output axes of a fused "qkv" kernel: p is query, key or value, h
+      the head, k the dimension within a head.
+  """
+
+  model_type: str
+  lm_class: str
+  reward_class: str
+  prefix: str
+  names: Mapping[str, str]
+  fields: Mapping[str, str]
+  defaults: Mapping[str, Any]
+  constants: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  required: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  translators: tuple[FieldTranslator, ...] = ()
   unembedding: str = "lm_head"
-  tanh: str = "gelu_new"  # how it calls GELU's tanh form
-  conv: bool = False  # kernels lie as ours do, inputs first
-  fused: str = "phk"  # order of projections, heads and numbers in "qkv"
+  gelu_tanh_name: str = "gelu_new"
+  transposed_kernels: bool = False
+  qkv_order: str = "phk"
 
-  def model(self, raw: Mapping[str, Any]) -> Model:
-    """The network of a config.json.
+  def to_native(self, raw: Mapping[str, Any]) -> Model:
+    """Converts config.json to a model config.
 
     Raises:
-      UserError: a key is missing, or has a value that is not supported.
+      UserError: a key is missing or has an unsupported value.
     """
-    for key, value in self.only.items():
+    for key, value in self.required.items():
       if raw.get(key, value) not in (value, None):
         raise UserError(
           f"is {raw[key]!r}; only {value!r} is supported",
           field=key,
-          fix=f"give a model of this family with {key} = {value!r}",
+          fix=f"use a model of this family with {key} = {value!r}",
+          code="bad_config_value",
         )
-    raw = {**self.absent, **raw}
-    said: dict[str, Any] = {}
+    raw = {**self.defaults, **raw}
+    fields: dict[str, Any] = {}
     for key, names in self.fields.items():
       if key not in raw:
         raise UserError(
           "is missing",
           field=key,
-          fix="give the whole config.json",
+          fix="use the complete config.json",
           code="missing_config_value",
         )
       for name in names.split():
-        value = _typed(key, name, self._ours(key, name, raw[key]))
-        if said.setdefault(name, value) != value:
+        value = _cast_or_raise(
+          key, name, self._to_native_value(key, name, raw[key])
+        )
+        if fields.setdefault(name, value) != value:
           raise UserError(
-            f"is {value!r}; only {said[name]!r} is supported here",
+            f"is {value!r}; only {fields[name]!r} is supported for this model",
             field=key,
-            fix="give another model of this family",
+            fix="use another model of this family",
+            code="bad_config_value",
           )
-    found = {**self.fixed, **said}
+    fields = {**self.constants, **fields}
     try:
-      for aspect in self.aspects:
-        found |= aspect.read(raw)
-      return Model(**{k: _cast(k, v) for k, v in found.items()})
+      for translator in self.translators:
+        fields |= translator.read(raw)
+      return Model(**{k: _cast(k, v) for k, v in fields.items()})
     except KeyError as error:
       raise UserError(
         "is missing",
         field=str(error.args[0]),
-        fix="give the whole config.json",
+        fix="use the complete config.json",
         code="missing_config_value",
       ) from error
     except (TypeError, ValueError) as error:
       raise UserError(
-        f"does not describe a model of kind {self.kind} ({error})",
-        fix="give the config.json that the model was saved with",
+        f"does not describe a {self.model_type} model ({error})",
+        fix="use the config.json that the model was saved with",
         code="bad_config_value",
       ) from error
     except UserError as error:
-      raise self._in_their_words(error) from error
+      raise self._name_hf_key(error) from error
 
-  def _in_their_words(self, error: UserError) -> UserError:
-    """An error about a field of ours, with the key of config.json."""
-    ours = (error.field or "").removeprefix("model.")
-    keys = [key for key, names in self.fields.items() if ours in names.split()]
+  def _name_hf_key(self, error: UserError) -> UserError:
+    """Returns the error with the config.json key instead of the field."""
+    field = (error.field or "").removeprefix("model.")
+    keys = [k for k, names in self.fields.items() if field in names.split()]
     if not keys:
       return error
     return UserError(
       error.problem,
       field=keys[0],
-      fix="give the config.json that the model was saved with",
+      fix="use the config.json that the model was saved with",
       code=error.code or "contradicting_config",
     )
 
-  def _ours(self, key: str, name: str, value: Any) -> Any:
+  def _to_native_value(self, key: str, name: str, value: Any) -> Any:
     if name != "activation":
       return _DEFAULTS[name] if value is None else value
     if value not in _ACTIVATIONS:
       raise UserError(
         f"{value!r} is not supported",
         field=key,
-        fix=f"supported are {', '.join(_ACTIVATIONS)}",
+        fix=f"supported: {', '.join(_ACTIVATIONS)}",
+        code="bad_config_value",
       )
     return _ACTIVATIONS[value]
 
-  def theirs(self, c: Model) -> dict[str, Any]:
-    """The keys of a config.json for a network in `canonical` form."""
-    found: dict[str, Any] = {"model_type": self.kind, **self.only}
+  def to_hf(self, c: Model) -> dict[str, Any]:
+    """Converts a canonical model config to config.json."""
+    entries: dict[str, Any] = {"model_type": self.model_type, **self.required}
     for key, names in self.fields.items():
       value = getattr(c, names.split()[0])
       if names == "activation" and value == "gelu_tanh":
-        value = self.tanh
+        value = self.gelu_tanh_name
       if names in ("final_logit_softcap", "attn_logit_softcap"):
         value = value or None
       if names == "query_pre_attn_scalar" and value == int(value):
         value = int(value)
-      found[key] = value
-    for aspect in self.aspects:
-      found |= aspect.write(c)
-    return found
+      entries[key] = value
+    for translator in self.translators:
+      entries |= translator.write(c)
+    return entries
 
 
 def _cast(name: str, value: Any) -> Any:
-  """A value as the field's type; 256 is a fine float, 0.5 no int."""
-  kind = type(_DEFAULTS[name])
-  found = kind(value)
-  if found != value:
+  """Casts a value to its field's type, without loss: 0.5 is not an int."""
+  cast = type(_DEFAULTS[name])(value)
+  if cast != value:
     raise ValueError(f"{name} {value!r}")
-  return found
+  return cast
 
 
-def _typed(key: str, name: str, value: Any) -> Any:
-  """A value as our field's type; the error names the key."""
+def _cast_or_raise(key: str, name: str, value: Any) -> Any:
+  """Casts a value to its field's type; the error names the config.json key."""
   try:
     return _cast(name, value)
   except (TypeError, ValueError, OverflowError) as error:
-    kinds = {bool: "true or false", int: "a whole number", float: "a number"}
+    types = {bool: "true or false", int: "an integer", float: "a number"}
     raise UserError(
-      f"is {value!r}, not {kinds.get(type(_DEFAULTS[name]), 'text')}",
+      f"is {value!r}, not {types.get(type(_DEFAULTS[name]), 'text')}",
       field=key,
-      fix="give the config.json that the model was saved with",
+      fix="use the config.json that the model was saved with",
       code="bad_config_value",
     ) from error
 
 
-def canonical(c: Model) -> Model:
-  """The same network with every number said, and ours alone left out."""
-  seen = "".join("fw"[c.has_sliding_window(i)] for i in range(c.num_layers))
-  found: dict[str, Any] = {name: _DEFAULTS[name] for name in _OURS}
-  found |= {
+def canonicalize(c: Model) -> Model:
+  """Returns an equivalent config in canonical form.
+
+  Derived values are explicit, and fields that the network does not use or that
+  no config.json contains have their defaults, so that equal networks compare
+  equal.
+  """
+  layers = "".join("fw"[c.has_sliding_window(i)] for i in range(c.num_layers))
+  fields: dict[str, Any] = {name: _DEFAULTS[name] for name in _NATIVE_ONLY}
+  fields |= {
     "num_kv_heads": c.kv_heads,
     "head_dim": c.head_size,
     "d_ff": c.mlp_dim,
     "mlp_ratio": _DEFAULTS["mlp_ratio"],
     "query_pre_attn_scalar": c.query_pre_attn_scalar or float(c.head_size),
     "rope_dim": c.rope_dim or c.head_size,
-    "sliding_window": c.sliding_window if "w" in seen else 0,
-    "sliding_window_pattern": shortest(seen) if "w" in seen else "w",
+    "sliding_window": c.sliding_window if "w" in layers else 0,
+    "sliding_window_pattern": shortest_period(layers) if "w" in layers else "w",
   }
   rope = [n for n in _DEFAULTS if n.startswith("rope_")]
   unused = rope if c.pos_emb == "learned" else []
@@ -206,10 +233,10 @@ def canonical(c: Model) -> Model:
     ]
   if c.rope_scaling == "none":
     unused += ["rope_factor"]
-  if "w" not in seen:
+  if "w" not in layers:
     unused += ["rope_local_theta"]
-  found |= {name: _DEFAULTS[name] for name in unused}
-  return dataclasses.replace(c, **found)
+  fields |= {name: _DEFAULTS[name] for name in unused}
+  return dataclasses.replace(c, **fields)
 
 
 _GPT2 = {
@@ -312,12 +339,12 @@ _GEMMA_FIXED = {
 }
 
 FAMILIES = {
-  family.kind: family
+  family.model_type: family
   for family in (
     Family(
-      kind="gpt2",
-      language="GPT2LMHeadModel",
-      scalar="GPT2ForSequenceClassification",
+      model_type="gpt2",
+      lm_class="GPT2LMHeadModel",
+      reward_class="GPT2ForSequenceClassification",
       prefix="transformer.",
       names={
         "embedding": "wte",
@@ -331,18 +358,18 @@ FAMILIES = {
         "down": "h.{}.mlp.c_proj",
       },
       fields=_GPT2,
-      absent={**_GPT2_ABSENT, "tie_word_embeddings": True},
-      only={
+      defaults={**_GPT2_ABSENT, "tie_word_embeddings": True},
+      required={
         "scale_attn_weights": True,
         "scale_attn_by_inverse_layer_idx": False,
         "add_cross_attention": False,
       },
-      conv=True,
+      transposed_kernels=True,
     ),
     Family(
-      kind="gptj",
-      language="GPTJForCausalLM",
-      scalar="GPTJForSequenceClassification",
+      model_type="gptj",
+      lm_class="GPTJForCausalLM",
+      reward_class="GPTJForSequenceClassification",
       prefix="transformer.",
       names={
         "embedding": "wte",
@@ -356,12 +383,12 @@ FAMILIES = {
         "down": "h.{}.mlp.fc_out",
       },
       fields={**_GPT2, "rotary_dim": "rope_dim"},
-      absent={
+      defaults={
         **_GPT2_ABSENT,
-        "rope_dim": 64,
+        "rotary_dim": 64,
         "tie_word_embeddings": False,
       },
-      fixed={
+      constants={
         "pos_emb": "rope",
         "rope_interleaved": True,
         "block": "parallel_one_norm",
@@ -371,9 +398,9 @@ FAMILIES = {
       },
     ),
     Family(
-      kind="gpt_neox",
-      language="GPTNeoXForCausalLM",
-      scalar="GPTNeoXForSequenceClassification",
+      model_type="gpt_neox",
+      lm_class="GPTNeoXForCausalLM",
+      reward_class="GPTNeoXForSequenceClassification",
       prefix="gpt_neox.",
       names={
         "embedding": "embed_in",
@@ -392,22 +419,25 @@ FAMILIES = {
         "layer_norm_eps": "norm_eps",
         "attention_bias": "qkv_bias out_bias",
       },
-      absent={
+      defaults={
         "hidden_act": "gelu",
         "layer_norm_eps": 1e-5,
         "attention_bias": True,
         "tie_word_embeddings": False,
         "rotary_pct": 0.25,
       },
-      fixed={"pos_emb": "rope"},
-      aspects=(rope("rotary_emb_base", "rotary_pct"), PARALLEL),
+      constants={"pos_emb": "rope"},
+      translators=(
+        translate_rope("rotary_emb_base", "rotary_pct"),
+        TRANSLATE_PARALLEL,
+      ),
       unembedding="embed_out",
-      fused="hpk",
+      qkv_order="hpk",
     ),
     Family(
-      kind="opt",
-      language="OPTForCausalLM",
-      scalar="OPTForSequenceClassification",
+      model_type="opt",
+      lm_class="OPTForCausalLM",
+      reward_class="OPTForSequenceClassification",
       prefix="model.decoder.",
       names={
         "embedding": "embed_tokens",
@@ -428,12 +458,12 @@ FAMILIES = {
         "activation_function": "activation",
         "word_embed_proj_dim": "d_model",
       },
-      absent={
+      defaults={
         "activation_function": "relu",
         "tie_word_embeddings": True,
       },
-      fixed={"position_offset": 2},
-      only={
+      constants={"position_offset": 2},
+      required={
         "do_layer_norm_before": True,
         "_remove_final_layer_norm": False,
         "enable_bias": True,
@@ -441,9 +471,9 @@ FAMILIES = {
       },
     ),
     Family(
-      kind="llama",
-      language="LlamaForCausalLM",
-      scalar="LlamaForSequenceClassification",
+      model_type="llama",
+      lm_class="LlamaForCausalLM",
+      reward_class="LlamaForSequenceClassification",
       prefix="model.",
       names=_LLAMA_NAMES,
       fields={
@@ -451,63 +481,66 @@ FAMILIES = {
         "attention_bias": "qkv_bias out_bias",
         "mlp_bias": "mlp_bias",
       },
-      absent=_LLAMA_ABSENT,
-      fixed=_LLAMA_FIXED,
-      aspects=(rope(),),
+      defaults=_LLAMA_ABSENT,
+      constants=_LLAMA_FIXED,
+      translators=(translate_rope(),),
     ),
     Family(
-      kind="mistral",
-      language="MistralForCausalLM",
-      scalar="MistralForSequenceClassification",
+      model_type="mistral",
+      lm_class="MistralForCausalLM",
+      reward_class="MistralForSequenceClassification",
       prefix="model.",
       names=_LLAMA_NAMES,
       fields=_LLAMA,
-      absent={
+      defaults={
         **_LLAMA_ABSENT,
         "num_key_value_heads": 8,
         "sliding_window": 4096,
       },
-      fixed=_LLAMA_FIXED,
-      aspects=(rope(), windows(lambda raw, i: True, listed=False)),
+      constants=_LLAMA_FIXED,
+      translators=(
+        translate_rope(),
+        translate_windows(lambda raw, i: True, per_layer=False),
+      ),
     ),
     Family(
-      kind="qwen2",
-      language="Qwen2ForCausalLM",
-      scalar="Qwen2ForSequenceClassification",
+      model_type="qwen2",
+      lm_class="Qwen2ForCausalLM",
+      reward_class="Qwen2ForSequenceClassification",
       prefix="model.",
       names=_LLAMA_NAMES,
       fields={k: v for k, v in _LLAMA.items() if v != "head_dim"},
-      absent=_LLAMA_ABSENT,
-      fixed={**_LLAMA_FIXED, "qkv_bias": True},
-      aspects=(
-        rope(),
-        windows(
+      defaults=_LLAMA_ABSENT,
+      constants={**_LLAMA_FIXED, "qkv_bias": True},
+      translators=(
+        translate_rope(),
+        translate_windows(
           lambda raw, i: i >= raw.get("max_window_layers", 28),
           "use_sliding_window",
         ),
       ),
     ),
     Family(
-      kind="qwen3",
-      language="Qwen3ForCausalLM",
-      scalar="Qwen3ForSequenceClassification",
+      model_type="qwen3",
+      lm_class="Qwen3ForCausalLM",
+      reward_class="Qwen3ForSequenceClassification",
       prefix="model.",
       names={**_LLAMA_NAMES, **_QK_NAMES},
       fields={**_LLAMA, "attention_bias": "qkv_bias out_bias"},
-      absent={**_LLAMA_ABSENT, "head_dim": 128},
-      fixed={**_LLAMA_FIXED, "qk_norm": True},
-      aspects=(
-        rope(),
-        windows(
+      defaults={**_LLAMA_ABSENT, "head_dim": 128},
+      constants={**_LLAMA_FIXED, "qk_norm": True},
+      translators=(
+        translate_rope(),
+        translate_windows(
           lambda raw, i: i >= raw.get("max_window_layers", 28),
           "use_sliding_window",
         ),
       ),
     ),
     Family(
-      kind="starcoder2",
-      language="Starcoder2ForCausalLM",
-      scalar="Starcoder2ForSequenceClassification",
+      model_type="starcoder2",
+      lm_class="Starcoder2ForCausalLM",
+      reward_class="Starcoder2ForSequenceClassification",
       prefix="model.",
       names={
         **{k: v for k, v in _LLAMA_NAMES.items() if k != "gate"},
@@ -522,88 +555,100 @@ FAMILIES = {
         "hidden_act": "activation",
         "use_bias": "qkv_bias out_bias mlp_bias",
       },
-      absent={
+      defaults={
         "num_key_value_heads": 2,
         "norm_epsilon": 1e-5,
         "hidden_act": "gelu_pytorch_tanh",
         "use_bias": True,
         "tie_word_embeddings": True,
       },
-      fixed={"pos_emb": "rope"},
-      aspects=(rope(), windows(lambda raw, i: True, listed=False)),
-      tanh="gelu_pytorch_tanh",
+      constants={"pos_emb": "rope"},
+      translators=(
+        translate_rope(),
+        translate_windows(lambda raw, i: True, per_layer=False),
+      ),
+      gelu_tanh_name="gelu_pytorch_tanh",
     ),
     Family(
-      kind="gemma2",
-      language="Gemma2ForCausalLM",
-      scalar="Gemma2ForSequenceClassification",
+      model_type="gemma2",
+      lm_class="Gemma2ForCausalLM",
+      reward_class="Gemma2ForSequenceClassification",
       prefix="model.",
       names=_GEMMA_NAMES,
       fields=_GEMMA,
-      absent={
+      defaults={
         **_GEMMA_ABSENT,
         "attn_logit_softcapping": 50.0,
         "final_logit_softcapping": 30.0,
       },
-      fixed=_GEMMA_FIXED,
-      only={"use_bidirectional_attention": False},
-      aspects=(rope(), windows(lambda raw, i: i % 2 == 0)),
-      tanh="gelu_pytorch_tanh",
+      constants=_GEMMA_FIXED,
+      required={"use_bidirectional_attention": False},
+      translators=(
+        translate_rope(),
+        translate_windows(lambda raw, i: i % 2 == 0),
+      ),
+      gelu_tanh_name="gelu_pytorch_tanh",
     ),
     Family(
-      kind="gemma3_text",
-      language="Gemma3ForCausalLM",
-      scalar="Gemma3TextForSequenceClassification",
+      model_type="gemma3_text",
+      lm_class="Gemma3ForCausalLM",
+      reward_class="Gemma3TextForSequenceClassification",
       prefix="model.",
       names={**_GEMMA_NAMES, **_QK_NAMES},
       fields=_GEMMA,
-      absent={
+      defaults={
         **_GEMMA_ABSENT,
         "attn_logit_softcapping": None,
         "final_logit_softcapping": None,
         "rope_theta": 1e6,
       },
-      fixed={**_GEMMA_FIXED, "qk_norm": True},
-      only={"use_bidirectional_attention": False},
-      aspects=(
-        rope(local="rope_local_base_freq"),
-        windows(
+      constants={**_GEMMA_FIXED, "qk_norm": True},
+      required={"use_bidirectional_attention": False},
+      translators=(
+        translate_rope(local_key="rope_local_base_freq"),
+        translate_windows(
           lambda raw, i: (i + 1) % raw.get("sliding_window_pattern", 6) > 0
         ),
       ),
-      tanh="gelu_pytorch_tanh",
+      gelu_tanh_name="gelu_pytorch_tanh",
     ),
   )
 }
 
 
-def named(kind: Any) -> Family:
-  """The family of a model_type; a UserError with the nearest if unknown."""
-  if kind not in FAMILIES:
-    raise UserError(
-      f"the architecture {kind!r} is not supported",
-      field="model_type",
-      fix=configs.nearest(str(kind), FAMILIES)
-      or f"supported are {', '.join(FAMILIES)}",
-    )
-  return FAMILIES[kind]
-
-
-def holding(c: Model) -> Family:
-  """The first family of the table that says all of a network.
+def get_family(model_type: Any) -> Family:
+  """Returns the family with a model_type.
 
   Raises:
-    UserError: there is none.
+    UserError: it is not supported; the fix names the nearest one.
   """
-  wanted = canonical(c)
+  if model_type not in FAMILIES:
+    raise UserError(
+      f"the architecture {model_type!r} is not supported",
+      field="model_type",
+      fix=configs.nearest(str(model_type), FAMILIES)
+      or f"supported: {', '.join(FAMILIES)}",
+      code="unknown_architecture",
+    )
+  return FAMILIES[model_type]
+
+
+def family_for(c: Model) -> Family:
+  """Returns the first family whose config.json describes the network fully.
+
+  Raises:
+    UserError: no family does.
+  """
+  canonical = canonicalize(c)
   for family in FAMILIES.values():
     try:
-      if canonical(family.model(family.theirs(wanted))) == wanted:
+      if canonicalize(family.to_native(family.to_hf(canonical))) == canonical:
         return family
     except UserError:
       continue
   raise UserError(
-    "no architecture of transformers that is known here is such a network",
+    "no supported architecture of transformers can represent this model",
     field="model",
-    fix="see docs/models.md for the settings that one has",
+    fix="see docs/models.md for each architecture's settings",
+    code="no_architecture",
   )

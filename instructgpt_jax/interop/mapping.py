@@ -1,9 +1,9 @@
-"""Which part of which of our arrays a tensor of theirs is.
+"""Maps Hugging Face tensors to slices of the native arrays.
 
-Axes are letters: d width, v vocabulary, t positions, h heads, g heads of keys
-and values, k a head's width, f the MLP's width, p projections that lie in one
-array, o the score. A tensor's axes are products of ours: "hk d" is
-[heads · width of a head, width].
+Axes are letters: d is d_model, v the vocabulary, t positions, h heads, g key
+and value heads, k the head dimension, f d_ff, p the projections that share an
+array (query, key, value, or gate, up), o the score. An axis of a Hugging Face
+tensor is a product of native axes: "hk d" is [num_heads · head_dim, d_model].
 """
 
 from __future__ import annotations
@@ -18,33 +18,41 @@ from instructgpt_jax.configs import Model
 from instructgpt_jax.interop import tensors
 from instructgpt_jax.interop.families import Family
 
-BLOCK = "block"  # stands for the blocks of all layers in a leaf's path
+BLOCK = "block"  # path component that represents every layer's block
 
 
 class Weight(NamedTuple):
-  """A tensor, and where it stands."""
+  """A Hugging Face tensor and the slice of a native array that it fills.
 
-  theirs: str  # name; {} is the layer
-  leaf: str  # path of our array
-  ours: str  # letters of our array's axes
-  pattern: str  # letters of the tensor's axes
-  part: int | None = None  # place on our axis p; None where it has all of it
+  Attributes:
+    hf_name: name of the tensor; {} is the layer number.
+    native_path: path of the native array.
+    native_axes: letters of the native array's axes.
+    hf_axes: letters of the tensor's axes, separated by spaces.
+    projection: index on the native axis p; None if the tensor fills all of it.
+  """
+
+  hf_name: str
+  native_path: str
+  native_axes: str
+  hf_axes: str
+  projection: int | None = None
 
   @property
-  def view(self) -> str:
-    """Letters of the tensor, axis by axis."""
-    return self.pattern.replace(" ", "")
+  def hf_letters(self) -> str:
+    """Letters of the tensor's axes without separators."""
+    return self.hf_axes.replace(" ", "")
 
-  def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """The tensor's shape."""
+  def hf_shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """Returns the tensor's shape."""
     return tuple(
       math.prod(sizes[letter] for letter in axis)
-      for axis in self.pattern.split()
+      for axis in self.hf_axes.split()
     )
 
 
-def sizes(c: Model, vocabulary: int) -> dict[str, int]:
-  """What each letter stands for; of a tensor's p there is only QKV."""
+def axis_sizes(c: Model, vocabulary: int) -> dict[str, int]:
+  """Returns each letter's size; a Hugging Face axis p is always QKV."""
   return {
     "d": c.d_model,
     "v": vocabulary,
@@ -58,47 +66,60 @@ def sizes(c: Model, vocabulary: int) -> dict[str, int]:
   }
 
 
-def weights(family: Family, c: Model, *, scalar: bool) -> list[Weight]:
-  """All tensors of a model, in their order."""
+def list_weights(family: Family, c: Model, *, scalar: bool) -> list[Weight]:
+  """Lists all tensors of a model, in the order in which they are written."""
   names = family.names
   grouped = c.kv_heads != c.num_heads
-  found: list[Weight] = []
+  weights: list[Weight] = []
 
-  def leaf(ours: str, name: str) -> tuple[str, str]:
-    """Path of our layer, and the name of theirs."""
+  def locate(native_layer: str, name: str) -> tuple[str, str]:
+    """Returns the native layer's path and the Hugging Face layer's name."""
     inside = BLOCK + "/" if "{}" in names[name] else ""
-    return f"transformer/{inside}{ours}", family.prefix + names[name]
+    return f"transformer/{inside}{native_layer}", family.prefix + names[name]
 
-  def dense(name, ours, inputs, outputs, bias, part=None, fused=""):
-    path, theirs = leaf(ours, name)
-    found.extend(
-      _dense(theirs, path, inputs, outputs, bias, part, fused, conv=family.conv)
+  def dense(
+    name, native_layer, inputs, outputs, bias, projection=None, hf_outputs=""
+  ):
+    path, hf_layer = locate(native_layer, name)
+    weights.extend(
+      _dense(
+        hf_layer,
+        path,
+        inputs,
+        outputs,
+        bias,
+        projection,
+        hf_outputs,
+        transposed=family.transposed_kernels,
+      )
     )
 
   def norm(name, letter="d"):
-    path, theirs = leaf(name, name)
-    found.append(Weight(f"{theirs}.weight", f"{path}/scale", letter, letter))
+    path, hf_layer = locate(name, name)
+    weights.append(
+      Weight(f"{hf_layer}.weight", f"{path}/scale", letter, letter)
+    )
     if c.norm == "layer":
-      found.append(Weight(f"{theirs}.bias", f"{path}/bias", letter, letter))
+      weights.append(Weight(f"{hf_layer}.bias", f"{path}/bias", letter, letter))
 
   for name, letter in (("embedding", "v"), ("position_embedding", "t")):
     if name in names:
-      path, theirs = leaf(name, name)
-      found.append(
+      path, hf_layer = locate(name, name)
+      weights.append(
         Weight(
-          f"{theirs}.weight", f"{path}/embedding", f"{letter}d", f"{letter} d"
+          f"{hf_layer}.weight", f"{path}/embedding", f"{letter}d", f"{letter} d"
         )
       )
   norm("norm_attention")
   if "qkv" in names:
-    dense("qkv", "qkv", "d", "phk", c.qkv_bias, fused=family.fused)
+    dense("qkv", "qkv", "d", "phk", c.qkv_bias, hf_outputs=family.qkv_order)
   elif grouped:
     dense("query", "query", "d", "hk", c.qkv_bias)
-    for part, name in enumerate(("key", "value")):
-      dense(name, "key_value", "d", "gk", c.qkv_bias, part)
+    for projection, name in enumerate(("key", "value")):
+      dense(name, "key_value", "d", "gk", c.qkv_bias, projection)
   else:
-    for part, name in enumerate(("query", "key", "value")):
-      dense(name, "qkv", "d", "hk", c.qkv_bias, part)
+    for projection, name in enumerate(("query", "key", "value")):
+      dense(name, "qkv", "d", "hk", c.qkv_bias, projection)
   if c.qk_norm:
     norm("norm_query", "k")
     norm("norm_key", "k")
@@ -112,99 +133,111 @@ def weights(family: Family, c: Model, *, scalar: bool) -> list[Weight]:
   dense("down", "down", "f", "d", c.mlp_bias)
   norm("final_norm")
   if scalar:
-    found += _dense("score", "head", "d", "o", False)
+    weights += _dense("score", "head", "d", "o", False)
   elif not c.tie_embeddings:
-    found += _dense(
+    weights += _dense(
       family.unembedding, "unembedding", "d", "v", c.unembedding_bias
     )
-  return found
+  return weights
 
 
 def _dense(
-  theirs: str,
-  leaf: str,
+  hf_layer: str,
+  native_layer: str,
   inputs: str,
   outputs: str,
   bias: bool,
-  part: int | None = None,
-  fused: str = "",
+  projection: int | None = None,
+  hf_outputs: str = "",
   *,
-  conv: bool = False,
+  transposed: bool = False,
 ) -> list[Weight]:
-  """Kernel and bias of a dense layer.
+  """Returns the kernel and the bias of a dense layer.
 
   Args:
-    theirs: name of the layer.
-    leaf: path of ours.
-    inputs: letters.
-    outputs: letters, in our order.
-    bias: whether there is one.
-    part: see `Weight`.
-    fused: the outputs in their order.
-    conv: their kernel has its inputs first.
+    hf_layer: name of the Hugging Face layer.
+    native_layer: path of the native layer.
+    inputs: letters of the input axes.
+    outputs: letters of the output axes, in native order.
+    bias: whether the layer has a bias.
+    projection: see `Weight`.
+    hf_outputs: letters of the output axes in Hugging Face's order, if another.
+    transposed: whether the Hugging Face kernel is [inputs, outputs].
   """
-  packed = "" if part is None else "p"
-  out = fused or outputs
-  pattern = f"{inputs} {out}" if conv else f"{out} {inputs}"
-  ours = packed + outputs
-  found = [
-    Weight(f"{theirs}.weight", f"{leaf}/kernel", inputs + ours, pattern, part)
+  hf_outputs = hf_outputs or outputs
+  kernel_axes = [inputs, hf_outputs] if transposed else [hf_outputs, inputs]
+  native_outputs = outputs if projection is None else "p" + outputs
+  weights = [
+    Weight(
+      f"{hf_layer}.weight",
+      f"{native_layer}/kernel",
+      inputs + native_outputs,
+      " ".join(kernel_axes),
+      projection,
+    )
   ]
   if bias:
-    found.append(Weight(f"{theirs}.bias", f"{leaf}/bias", ours, out, part))
-  return found
+    weights.append(
+      Weight(
+        f"{hf_layer}.bias",
+        f"{native_layer}/bias",
+        native_outputs,
+        hf_outputs,
+        projection,
+      )
+    )
+  return weights
 
 
-def fill(
+def read_native_region(
   pieces: Sequence[tuple[Weight, tensors.Tensor]],
-  extent: Mapping[str, int],
+  sizes: Mapping[str, int],
   region: Sequence[slice],
 ) -> np.ndarray:
-  """A part of one of our arrays (of one layer), read from the tensors.
+  """Reads a region of a native array (of one layer) from the tensors.
 
   Args:
-    pieces: the tensors that the array is made of.
-    extent: `sizes`; what goes beyond them is 0.
-    region: a slice of each of our axes, with its bounds.
+    pieces: the tensors that the array consists of.
+    sizes: see `axis_sizes`; values beyond them (padding) are 0.
+    region: a slice of each native axis, with explicit bounds.
   """
-  found = np.zeros([s.stop - s.start for s in region], np.float32)
+  values = np.zeros([s.stop - s.start for s in region], np.float32)
   for weight, tensor in pieces:
-    bounds = dict(zip(weight.ours, region, strict=True))
+    bounds = dict(zip(weight.native_axes, region, strict=True))
     at: list[slice | int] = []
     for letter, s in bounds.items():
-      if letter == "p" and weight.part is not None:
-        at.append(weight.part - s.start)
+      if letter == "p" and weight.projection is not None:
+        at.append(weight.projection - s.start)
       else:
-        bounds[letter] = slice(s.start, min(s.stop, extent[letter]))
+        bounds[letter] = slice(s.start, min(s.stop, sizes[letter]))
         at.append(slice(0, max(0, bounds[letter].stop - s.start)))
-    if weight.part is not None:
+    if weight.projection is not None:
       packed = bounds.pop("p")
-      if not packed.start <= weight.part < packed.stop:
+      if not packed.start <= weight.projection < packed.stop:
         continue
     if any(s.stop <= s.start for s in bounds.values()):
       continue
     letters = "".join(bounds)
-    tensors.read(
+    tensors.read_region(
       tensor,
-      [extent[letter] for letter in weight.view],
-      [bounds[letter] for letter in weight.view],
-      found[tuple(at)].transpose(
-        [letters.index(letter) for letter in weight.view]
+      [sizes[letter] for letter in weight.hf_letters],
+      [bounds[letter] for letter in weight.hf_letters],
+      values[tuple(at)].transpose(
+        [letters.index(letter) for letter in weight.hf_letters]
       ),
     )
-  return found
+  return values
 
 
-def take(
-  weight: Weight, array: np.ndarray, extent: Mapping[str, int]
+def extract_hf_tensor(
+  weight: Weight, array: np.ndarray, sizes: Mapping[str, int]
 ) -> np.ndarray:
-  """A tensor of theirs, cut out of one of our arrays (of one layer)."""
-  ours = weight.ours
-  if weight.part is not None:
-    array = array.take(weight.part, axis=ours.index("p"))
-    ours = ours.replace("p", "")
-  array = array[  # without what is filled up
-    tuple(slice(extent[x] if x in "vhg" else None) for x in ours)
-  ]
-  array = array.transpose([ours.index(letter) for letter in weight.view])
-  return array.reshape(weight.shape(extent))
+  """Extracts a Hugging Face tensor from a native array (of one layer)."""
+  axes = weight.native_axes
+  if weight.projection is not None:
+    array = array.take(weight.projection, axis=axes.index("p"))
+    axes = axes.replace("p", "")
+  # Padded rows and heads are not exported.
+  array = array[tuple(slice(sizes[x] if x in "vhg" else None) for x in axes)]
+  array = array.transpose([axes.index(letter) for letter in weight.hf_letters])
+  return array.reshape(weight.hf_shape(sizes))

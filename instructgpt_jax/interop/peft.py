@@ -1,4 +1,4 @@
-"""Adapters as PEFT keeps them: adapter_config.json and their tensors alone."""
+"""Writes LoRA adapters in PEFT's format: adapter_config.json and tensors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from instructgpt_jax.interop import directory, families, mapping, tensors
 from instructgpt_jax.models import lora
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
-_AHEAD = "base_model.model."
+_PREFIX = "base_model.model."
 
 
 def save(
@@ -27,53 +27,54 @@ def save(
   base: str,
   dtype: str = "float32",
 ) -> families.Family:
-  """Writes a directory that PEFT puts on a model of `transformers`.
+  """Writes a PEFT directory, which applies to a model of `transformers`.
 
-  A reward model's head is in it. PEFT has no place for the head's bias, which
-  adapter_config.json tells instead.
+  A reward model's head is included. PEFT has no tensor for the head's bias, so
+  adapter_config.json records it.
 
   Args:
-    path: the directory, which must not be there.
-    leaves: path → array, at least of the adapters and of a scalar model's head.
-    config: the network.
-    files: of the tokenizer, name → bytes.
-    base: what PEFT is told to load below the adapters.
-    dtype: of the tensors.
+    path: directory to create; must not exist.
+    leaves: path → array; at least the adapters and a scalar model's head.
+    config: the model's config.
+    files: tokenizer files, name → bytes.
+    base: path or name of the base model that PEFT loads.
+    dtype: dtype of the tensors.
 
   Returns:
-    The family whose names the tensors have.
+    The family that determines the tensors' names.
   """
-  family = families.holding(config)
+  family = families.family_for(config)
   scalar = "head/kernel" in leaves
-  extent = {**mapping.sizes(config, config.vocab_size), "r": config.lora_rank}
+  axis_sizes = mapping.axis_sizes(config, config.vocab_size)
+  axis_sizes["r"] = config.lora_rank
 
-  def make(weight: mapping.Weight, layer: int) -> np.ndarray:
-    array = directory.leaf_of(leaves, weight.leaf, layer)
-    return mapping.take(weight, array, extent)
+  def compute(weight: mapping.Weight, layer: int) -> np.ndarray:
+    array = directory.get_leaf(leaves, weight.native_path, layer)
+    return mapping.extract_hf_tensor(weight, array, axis_sizes)
 
   adapted = {path.split("/")[-2] for path in leaves if path.endswith(lora.UP)}
-  news, targets = [], set()
-  for weight, layer, name in directory.expanded(family, config, scalar):
+  pending, targets = [], set()
+  for weight, layer, name in directory.expand_layers(family, config, scalar):
     module = name.removesuffix(".weight")
-    _, ours, leaf = f"/{weight.leaf}".rsplit("/", 2)
+    _, native_layer, leaf = f"/{weight.native_path}".rsplit("/", 2)
     if leaf != "kernel":
       continue
-    if ours == "head":
-      parts = {"weight": weight}
-    elif ours in adapted:
-      parts = dict(_factors(weight, family.conv))
+    if native_layer == "head":
+      factors = {"weight": weight}
+    elif native_layer in adapted:
+      factors = dict(_list_factors(weight, family.transposed_kernels))
       targets.add(module.split(f".{layer}.", 1)[1])
     else:
       continue
-    news += [
-      tensors.New(
-        f"{_AHEAD}{module}.{part}",
-        factor.shape(extent),
-        functools.partial(make, factor, layer),
+    pending += [
+      tensors.PendingTensor(
+        f"{_PREFIX}{module}.{factor_name}",
+        factor.hf_shape(axis_sizes),
+        functools.partial(compute, factor, layer),
       )
-      for part, factor in parts.items()
+      for factor_name, factor in factors.items()
     ]
-  described = {
+  adapter_config = {
     "peft_type": "LORA",
     "task_type": "SEQ_CLS" if scalar else "CAUSAL_LM",
     "base_model_name_or_path": base,
@@ -82,30 +83,30 @@ def save(
     "lora_dropout": 0.0,
     "target_modules": sorted(targets),
     "modules_to_save": ["score"] if scalar else None,
-    "fan_in_fan_out": family.conv,
+    "fan_in_fan_out": family.transposed_kernels,
     "bias": "none",
     "inference_mode": True,
   }
   if scalar:
-    described[directory.SHIFT] = float(np.asarray(leaves["head/bias"])[0])
-  with directory.written(path) as scratch:
+    adapter_config[directory.SHIFT] = float(np.asarray(leaves["head/bias"])[0])
+  with directory.write_atomically(path) as scratch:
     for name, content in files.items():
       (scratch / name).write_bytes(content)
-    (scratch / CONFIG).write_text(json.dumps(described, indent=2) + "\n")
-    tensors.write_file(scratch / TENSORS, news, tensors.NAMES[dtype])
+    (scratch / CONFIG).write_text(json.dumps(adapter_config, indent=2) + "\n")
+    tensors.write_file(scratch / TENSORS, pending, tensors.DTYPES[dtype])
   return family
 
 
-def _factors(
-  weight: mapping.Weight, conv: bool
+def _list_factors(
+  weight: mapping.Weight, transposed: bool
 ) -> Iterator[tuple[str, mapping.Weight]]:
-  """Both factors of a kernel's adapter, [R, inputs] and [outputs, R].
+  """Yields both factors of a kernel's adapter, [R, inputs] and [outputs, R].
 
-  Projections that lie in one array here have the same first factor.
+  Projections that share a native array have the same first factor.
   """
-  inputs, outputs = weight.pattern.split()
-  layer = weight.leaf.removesuffix("kernel")
-  if not conv:
+  inputs, outputs = weight.hf_axes.split()
+  layer = weight.native_path.removesuffix("kernel")
+  if not transposed:
     inputs, outputs = outputs, inputs
   yield (
     "lora_A.weight",
@@ -116,7 +117,7 @@ def _factors(
     weight._replace(
       theirs="",
       leaf=layer + lora.UP,
-      ours="r" + weight.ours.removeprefix(inputs),
+      ours="r" + weight.native_axes.removeprefix(inputs),
       pattern=f"{outputs} r",
     ),
   )

@@ -1,8 +1,8 @@
-"""Safetensors files, checked before anything is read, and read in parts.
+"""Reads and writes safetensors files, in parts.
 
 A file is a length (8 bytes, little endian), a JSON header of that length, and
-the tensors' bytes: https://huggingface.co/docs/safetensors. Nothing else is
-ever read, and never a pickle.
+the tensors' bytes: https://huggingface.co/docs/safetensors. Headers are checked
+before any tensor is read. Pickles are never read.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from instructgpt_jax import file_signatures
 from instructgpt_jax.errors import UserError
 
 INDEX = "model.safetensors.index.json"
-WHOLE = "model.safetensors"
+SINGLE_FILE = "model.safetensors"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _CHUNK = 1 << 24  # bytes read at a time
-_MOST_HEADER = 100_000_000
+_MAX_HEADER_BYTES = 100_000_000
 _FLOATS = {
   "F64": np.dtype(np.float64),
   "F32": np.dtype(np.float32),
@@ -37,56 +37,58 @@ _BYTES = {
   "F16": 2, "BF16": 2, "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8,
   "F64": 8,
 }  # fmt: skip
-NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
 class Tensor(NamedTuple):
-  """Where a tensor lies."""
+  """Location of a tensor in a file."""
 
   file: str
-  kind: str  # of _BYTES
+  dtype: str  # a key of _BYTES
   shape: tuple[int, ...]
-  begin: int  # in the file
+  begin: int  # offset in the file, in bytes
 
 
-class New(NamedTuple):
-  """A tensor to be written."""
+class PendingTensor(NamedTuple):
+  """A tensor to be written, whose values are computed when needed."""
 
   name: str
   shape: tuple[int, ...]
-  make: Callable[[], np.ndarray]  # its values, once they are needed
+  compute: Callable[[], np.ndarray]
 
 
-def _damaged(
-  path: str | pathlib.Path, what: str, code: str = "bad_safetensors"
+def _damaged_file(
+  path: str | pathlib.Path, reason: str, code: str = "bad_safetensors"
 ) -> UserError:
   return UserError(
-    f"is not a whole safetensors file: {what}",
+    f"is not a complete safetensors file: {reason}",
     file=str(path),
-    fix="copy it again from where it came from",
+    fix="copy it again from its source",
     code=code,
   )
 
 
-def _truncated(path: str | pathlib.Path, size: int, whole: int) -> UserError:
-  return _damaged(
-    path, f"it ends early, {size:,} of {whole:,} bytes", "truncated_file"
+def _truncated_file(
+  path: str | pathlib.Path, size: int, whole: int
+) -> UserError:
+  return _damaged_file(
+    path, f"it has only {size:,} of {whole:,} bytes", "truncated_file"
   )
 
 
-def refuse_other(
+def raise_if_other_file_type(
   path: str | pathlib.Path, head: bytes, problem: str = "cannot be read"
 ) -> None:
-  """Raises an error that names a file of a model for what it is.
+  """Raises an error if a model's file is recognisably of another type.
 
   Args:
-    path: a file that cannot be read as what its name says.
-    head: its first bytes.
-    problem: what is wrong with it, in general.
+    path: a file that cannot be parsed as its name suggests.
+    head: the first bytes of the file.
+    problem: general description of the problem.
 
   Raises:
-    UserError: the bytes are those of another kind of file, such as a Git LFS
-      pointer or an HTML page.
+    UserError: the bytes belong to another file type, such as a Git LFS pointer
+      or an HTML page.
   """
   kind = file_signatures.recognise(head[: file_signatures.HEAD])
   if not head:
@@ -97,38 +99,38 @@ def refuse_other(
   raise UserError(
     f"is {kind.name}" if pointer else f"{problem}: it is {kind.name}",
     file=str(path),
-    fix=kind.fix if pointer else "download it again from where it came from",
+    fix=kind.fix if pointer else "download it again from its source",
     code=kind.code,
   )
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  found = dict(pairs)
-  if len(found) != len(pairs):
-    raise ValueError("a name stands in its header twice")
-  return found
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  table = dict(pairs)
+  if len(table) != len(pairs):
+    raise ValueError("a name occurs twice in the header")
+  return table
 
 
 def read_header(path: str | pathlib.Path) -> dict[str, Tensor]:
-  """The tensors of a file, by name.
+  """Reads the header of a file: name → tensor.
 
   Raises:
-    UserError: it cannot be read, or its header does not describe its bytes,
-      all of them and each once.
+    UserError: the file cannot be read, or its header does not describe every
+      byte exactly once.
   """
   try:
     with open(path, "rb") as file:
       size = os.fstat(file.fileno()).st_size
       head = file.read(file_signatures.HEAD)
       if head[8:9] != b"{":
-        refuse_other(path, head, "is not a whole safetensors file")
+        raise_if_other_file_type(path, head, "is not a whole safetensors file")
       if len(head) < 9:
-        raise _damaged(path, f"it has {size} bytes")
+        raise _damaged_file(path, f"it has {size} bytes")
       (count,) = struct.unpack("<Q", head[:8])
-      if head[8:9] != b"{" or count > _MOST_HEADER:
-        raise _damaged(path, "it does not begin with a header")
+      if head[8:9] != b"{" or count > _MAX_HEADER_BYTES:
+        raise _damaged_file(path, "it does not begin with a header")
       if count > size - 8:
-        raise _truncated(path, size, 8 + count)
+        raise _truncated_file(path, size, 8 + count)
       file.seek(8)
       header = file.read(count)
   except OSError as error:
@@ -136,118 +138,131 @@ def read_header(path: str | pathlib.Path) -> dict[str, Tensor]:
       f"cannot be read: {error.strerror}", file=str(path)
     ) from error
   try:
-    table = json.loads(header.decode(), object_pairs_hook=_unique)
+    table = json.loads(header.decode(), object_pairs_hook=_refuse_duplicates)
     if not isinstance(table, dict):
-      raise ValueError("its header is no table")
+      raise ValueError("the header is not a JSON object")
   except ValueError as error:
-    raise _damaged(path, str(error)) from error
+    raise _damaged_file(path, str(error)) from error
   table.pop("__metadata__", None)
-  found, spans = {}, []
+  headers, spans = {}, []
   for name, entry in table.items():
-    tensor, end = _entry(path, name, entry, 8 + count)
-    found[name] = tensor
+    tensor, end = _parse_entry(path, name, entry, 8 + count)
+    headers[name] = tensor
     spans.append((tensor.begin, end, name))
-  at = 8 + count
+  position = 8 + count
   for begin, end, name in sorted(spans):
-    if begin != at:
-      raise _damaged(path, f"{name} begins at byte {begin}, not {at}")
-    at = end
-  if size < at:
-    raise _truncated(path, size, at)
-  if at != size:
-    raise _damaged(path, f"{at} bytes are described, {size} are there")
-  return found
+    if begin != position:
+      raise _damaged_file(
+        path, f"{name} begins at byte {begin}, not {position}"
+      )
+    position = end
+  if size < position:
+    raise _truncated_file(path, size, position)
+  if position != size:
+    raise _damaged_file(
+      path, f"the header describes {position} bytes, the file has {size}"
+    )
+  return headers
 
 
-def _entry(path: Any, name: str, entry: Any, start: int) -> tuple[Tensor, int]:
+def _parse_entry(
+  path: Any, name: str, entry: Any, start: int
+) -> tuple[Tensor, int]:
   try:
-    kind, shape = entry["dtype"], tuple(entry["shape"])
+    dtype, shape = entry["dtype"], tuple(entry["shape"])
     begin, end = entry["data_offsets"]
-    width = _BYTES[kind]
+    width = _BYTES[dtype]
     numbers = (begin, end, *shape)
     if not all(type(n) is int and n >= 0 for n in numbers):
       raise ValueError
     if end - begin != math.prod(shape) * width:
       raise ValueError
   except (KeyError, TypeError, ValueError) as error:
-    raise _damaged(path, f"the entry of {name} does not fit") from error
-  return Tensor(str(path), kind, shape, start + begin), start + end
+    raise _damaged_file(path, f"the entry of {name} is invalid") from error
+  return Tensor(str(path), dtype, shape, start + begin), start + end
 
 
-def find(folder: str | pathlib.Path) -> dict[str, Tensor]:
-  """The tensors of a folder: of model.safetensors, or of the index's files.
+def find_tensors(directory: str | pathlib.Path) -> dict[str, Tensor]:
+  """Reads the headers of model.safetensors or of the files in its index.
 
   Raises:
-    UserError: there are none, or pickles only; the index names a file outside
-      the folder, or a tensor that its file does not have.
+    UserError: the directory has no safetensors or only pickles; or the index
+      names a file outside the directory or a tensor that its file lacks.
   """
-  folder = pathlib.Path(folder)
-  index = folder / INDEX
+  directory = pathlib.Path(directory)
+  index = directory / INDEX
   if index.exists():
-    return _indexed(folder, index)
-  if (folder / WHOLE).exists():
-    return read_header(folder / WHOLE)
-  pickles = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES)
+    return _find_by_index(directory, index)
+  if (directory / SINGLE_FILE).exists():
+    return read_header(directory / SINGLE_FILE)
+  pickles = sorted(p.name for p in directory.iterdir() if p.suffix in _PICKLES)
   if pickles:
     raise UserError(
       f"{pickles[0]} is a pickle, which may run code and is never read",
-      file=str(folder),
-      fix="save the model again as safetensors (save_pretrained does)",
+      file=str(directory),
+      fix="save the model as safetensors, for example with save_pretrained",
+      code="pickle",
     )
   raise UserError(
-    f"holds neither {WHOLE} nor {INDEX}",
-    file=str(folder),
-    fix="give a folder that save_pretrained wrote",
+    f"contains neither {SINGLE_FILE} nor {INDEX}",
+    file=str(directory),
+    fix="use a directory that save_pretrained wrote",
+    code="no_tensors",
   )
 
 
-def _indexed(folder: pathlib.Path, index: pathlib.Path) -> dict[str, Tensor]:
+def _find_by_index(
+  directory: pathlib.Path, index: pathlib.Path
+) -> dict[str, Tensor]:
   try:
-    places = json.loads(index.read_bytes())["weight_map"]
-    files = sorted(set(places.values()))
+    file_of = json.loads(index.read_bytes())["weight_map"]
+    files = sorted(set(file_of.values()))
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     raise UserError(
       "is not an index of tensors",
       file=str(index),
-      fix="copy it again from where it came from",
+      fix="copy it again from its source",
+      code="bad_index",
     ) from error
   headers = {}
   for name in files:
-    plain = isinstance(name, str) and name == os.path.basename(name)
-    if not plain or not name.endswith(".safetensors"):
+    is_basename = isinstance(name, str) and name == os.path.basename(name)
+    if not is_basename or not name.endswith(".safetensors"):
       raise UserError(
-        f"names {name!r}, which is no safetensors file of its own folder",
+        f"names {name!r}, which is not a safetensors file of this directory",
         file=str(index),
-        fix="do not use this folder, or mend its index",
+        fix="correct the index, or copy the directory again from its source",
+        code="bad_index",
       )
-    headers[name] = read_header(folder / name)
-  found = {}
-  for name, place in places.items():
-    if name not in headers[place]:
+    headers[name] = read_header(directory / name)
+  tensors = {}
+  for name, file in file_of.items():
+    if name not in headers[file]:
       raise UserError(
-        f"says that {name} is in {place}, where it is not",
+        f"lists {name} in {file}, which does not contain it",
         file=str(index),
-        fix="copy the folder again from where it came from",
+        fix="copy the directory again from its source",
+        code="bad_index",
       )
-    found[name] = headers[place][name]
-  return found
+    tensors[name] = headers[file][name]
+  return tensors
 
 
-def read(
+def read_region(
   tensor: Tensor,
   shape: Sequence[int],
   region: Sequence[slice],
   into: np.ndarray,
 ) -> None:
-  """Reads a part of a tensor, a few rows at a time.
+  """Reads a region of a tensor, a few rows at a time.
 
   Args:
-    tensor: what is read.
-    shape: how it is seen: as many numbers as it has.
-    region: a slice of each axis, with its bounds.
-    into: an array of the region's shape, or a view of one.
+    tensor: the tensor to read.
+    shape: shape that the tensor is reshaped to.
+    region: a slice of each axis of `shape`, with explicit bounds.
+    into: output array or view, of the region's shape.
   """
-  dtype = _FLOATS[tensor.kind]
+  dtype = _FLOATS[tensor.dtype]
   rows, others = region[0], tuple(region[1:])
   size = math.prod(shape[1:]) * dtype.itemsize
   step = max(1, _CHUNK // max(size, 1))
@@ -257,21 +272,21 @@ def read(
       file.seek(tensor.begin + start * size)
       data = file.read((stop - start) * size)
       if len(data) != (stop - start) * size:
-        raise _damaged(tensor.file, "it ends early", "truncated_file")
-      part = np.frombuffer(data, dtype).reshape(stop - start, *shape[1:])
-      at = slice(start - rows.start, stop - rows.start)
-      into[at] = part[(slice(None), *others)]
+        raise _damaged_file(tensor.file, "it ends early", "truncated_file")
+      values = np.frombuffer(data, dtype).reshape(stop - start, *shape[1:])
+      target = slice(start - rows.start, stop - rows.start)
+      into[target] = values[(slice(None), *others)]
 
 
 def same_samples(a: Tensor, b: Tensor) -> bool:
-  """Whether two tensors have the same type, shape, and some of their bytes.
+  """Returns whether two tensors have the same dtype, shape and sampled bytes.
 
-  The first and the last bytes are compared, which tells tensors that were
-  trained apart.
+  Only the first and the last bytes are compared, which is enough to distinguish
+  tensors that were trained separately.
   """
-  if (a.kind, a.shape) != (b.kind, b.shape):
+  if (a.dtype, a.shape) != (b.dtype, b.shape):
     return False
-  size = math.prod(a.shape) * _BYTES[a.kind]
+  size = math.prod(a.shape) * _BYTES[a.dtype]
   count = min(size, 1 << 16)
 
   def samples(tensor: Tensor) -> list[bytes]:
@@ -286,66 +301,80 @@ def same_samples(a: Tensor, b: Tensor) -> bool:
 
 
 def is_float(tensor: Tensor) -> bool:
-  """Whether `read` reads it."""
-  return tensor.kind in _FLOATS
+  """Returns whether `read_region` supports the tensor's dtype."""
+  return tensor.dtype in _FLOATS
 
 
 def write(
-  folder: str | pathlib.Path, news: Iterable[New], dtype: str, most: int
+  directory: str | pathlib.Path,
+  pending: Iterable[PendingTensor],
+  dtype: str,
+  max_file_size: int,
 ) -> None:
-  """Writes tensors, one at a time, in files of at most `most` bytes.
+  """Writes tensors to model.safetensors, or to several files with an index.
 
   Args:
-    folder: where; one file is called model.safetensors, several get an index.
-    news: what is written; one tensor is held at a time.
-    dtype: of NAMES.
-    most: a tensor that is larger has a file of its own.
+    directory: output directory.
+    pending: the tensors; one at a time is in memory.
+    dtype: a key of DTYPES.
+    max_file_size: maximum bytes of a file; a larger tensor gets its own file.
   """
-  folder = pathlib.Path(folder)
-  kind = NAMES[dtype]
-  files: list[list[New]] = []
+  directory = pathlib.Path(directory)
+  file_dtype = DTYPES[dtype]
+  files: list[list[PendingTensor]] = []
   room = 0
-  for new in news:
-    size = math.prod(new.shape) * _BYTES[kind]
+  for tensor in pending:
+    size = math.prod(tensor.shape) * _BYTES[file_dtype]
     if not files or size > room:
       files.append([])
-      room = most
-    files[-1].append(new)
+      room = max_file_size
+    files[-1].append(tensor)
     room -= size
   if len(files) == 1:
-    write_file(folder / WHOLE, files[0], kind)
+    write_file(directory / SINGLE_FILE, files[0], file_dtype)
     return
-  places, total = {}, 0
+  file_of, total = {}, 0
   for i, group in enumerate(files):
     name = f"model-{i + 1:05d}-of-{len(files):05d}.safetensors"
-    total += write_file(folder / name, group, kind)
-    places |= {new.name: name for new in group}
-  index = {"metadata": {"total_size": total}, "weight_map": places}
-  (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    total += write_file(directory / name, group, file_dtype)
+    file_of |= {tensor.name: name for tensor in group}
+  index = {"metadata": {"total_size": total}, "weight_map": file_of}
+  (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def write_file(path: pathlib.Path, news: Sequence[New], kind: str) -> int:
-  """Writes a file of tensors of a kind in NAMES; the bytes of its tensors."""
+def write_file(
+  path: pathlib.Path, pending: Sequence[PendingTensor], dtype: str
+) -> int:
+  """Writes a safetensors file.
+
+  Args:
+    path: file to write.
+    pending: the tensors; one at a time is in memory.
+    dtype: a value of DTYPES.
+
+  Returns:
+    The size of all tensors in bytes.
+  """
   table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-  at = 0
-  for new in news:
-    end = at + math.prod(new.shape) * _BYTES[kind]
-    table[new.name] = {
-      "dtype": kind,
-      "shape": list(new.shape),
-      "data_offsets": [at, end],
+  begin = 0
+  for tensor in pending:
+    end = begin + math.prod(tensor.shape) * _BYTES[dtype]
+    table[tensor.name] = {
+      "dtype": dtype,
+      "shape": list(tensor.shape),
+      "data_offsets": [begin, end],
     }
-    at = end
+    begin = end
   header = json.dumps(table, separators=(",", ":")).encode()
   header += b" " * (-len(header) % 8)
   with open(path, "wb") as file:
     file.write(struct.pack("<Q", len(header)) + header)
-    for new in news:
-      values = np.ascontiguousarray(new.make(), _FLOATS[kind])
-      if values.shape != new.shape:
-        raise ValueError(f"{new.name} is {values.shape}, not {new.shape}")
+    for tensor in pending:
+      values = np.ascontiguousarray(tensor.compute(), _FLOATS[dtype])
+      if values.shape != tensor.shape:
+        raise ValueError(f"{tensor.name} is {values.shape}, not {tensor.shape}")
       file.write(values.view(np.uint8).data)
-      del values  # before the next one is made
+      del values  # free it before the next tensor is computed
     file.flush()
     os.fsync(file.fileno())
-  return at
+  return begin

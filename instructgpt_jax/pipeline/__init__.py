@@ -1,1 +1,1 @@
-"""All stages in order, skipping what is complete, and a report at the end."""
+"""Runs all stages in order and writes a report; skips complete stages."""

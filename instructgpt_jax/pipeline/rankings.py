@@ -25,7 +25,7 @@ from instructgpt_jax.world import labelers, words, write
 REWARD, JUDGE = "reward.jsonl", "judge.jsonl"
 
 
-class Source(NamedTuple):
+class SampledModel(NamedTuple):
   """A model whose samples are ranked."""
 
   stage: str  # workdir
@@ -33,17 +33,17 @@ class Source(NamedTuple):
   prompted: bool = False  # behind the world's prefix
 
 
-def for_reward(folder: str) -> str:
+def reward_rankings_path(folder: str) -> str:
   """The rankings that the reward model is trained on."""
   return str(pathlib.Path(folder) / REWARD)
 
 
-def for_judge(folder: str) -> str:
+def judge_rankings_path(folder: str) -> str:
   """The rankings that the judge is trained on."""
   return str(pathlib.Path(folder) / JUDGE)
 
 
-def held_out(folder: str, number: int) -> str:
+def held_out_path(folder: str, number: int) -> str:
   """A round's held-out prompts as labelers of other tastes rank them."""
   return str(pathlib.Path(folder) / f"round_{number}_held_out.jsonl")
 
@@ -52,7 +52,7 @@ def label_round(
   config: configs.PipelineExperiment,
   folder: str,
   number: int,
-  from_: Sequence[Source],
+  models: Sequence[SampledModel],
   world_folder: str,
 ) -> str:
   """Samples K completions a prompt and has the world's labelers rank them.
@@ -68,11 +68,11 @@ def label_round(
     The path of the round's rankings.
   """
   path = pathlib.Path(folder) / f"round_{number}.jsonl"
-  if path.exists() and pathlib.Path(held_out(folder, number)).exists():
+  if path.exists() and pathlib.Path(held_out_path(folder, number)).exists():
     return str(path)
   world = write.load_world(world_folder)
   rng = random.Random(f"labels {config.seed} {number}")
-  stage = stage_model.open_stage(from_[0].stage, run=config)
+  stage = stage_model.open_stage(models[0].stage, run=config)
   pools = inputs.prompts(config.data, stage.tokenizer)
   chosen = [
     (split, prompt)
@@ -83,7 +83,7 @@ def label_round(
     for prompt in rng.sample(pool, min(count, len(pool)))
   ]
   turns = [prompt.turns for _, prompt in chosen]
-  pools = _sampled(config, from_, turns, number)
+  pools = _sample_completions(config, models, turns, number)
   lines, others = [], []
   for (split, _), turn, pool in zip(chosen, turns, pools, strict=True):
     text, answers = turn[-1].text, [a for a, _ in pool]
@@ -99,8 +99,10 @@ def label_round(
         rng=rng,
         world=world,
       )
-      out.append(_line(turn, answers, ranks, split, labeler_id=labeler))
-  for out, target in ((lines, path), (others, held_out(folder, number))):
+      out.append(
+        _ranking_record(turn, answers, ranks, split, labeler_id=labeler)
+      )
+  for out, target in ((lines, path), (others, held_out_path(folder, number))):
     files.write_jsonl_atomic(target, (r for r in out if _has_pair(r)))
   processes.barrier("rankings")
   return str(path)
@@ -110,9 +112,9 @@ def _has_pair(line: dict[str, Any]) -> bool:
   return len(set(line["ranks"])) > 1
 
 
-def _sampled(
+def _sample_completions(
   config: configs.PipelineExperiment,
-  from_: Sequence[Source],
+  from_: Sequence[SampledModel],
   turns: Sequence[tuple[records.Turn, ...]],
   number: int,
 ) -> list[list[tuple[str, bool]]]:
@@ -165,7 +167,7 @@ def split_for_judge(
 
   Both get their own held-out part. Written as ordinary files.
   """
-  paths = for_reward(folder), for_judge(folder)
+  paths = reward_rankings_path(folder), judge_rankings_path(folder)
   if all(pathlib.Path(p).exists() for p in paths):
     return
   pools = inputs.rankings(config.data, tokenizer)
@@ -180,7 +182,7 @@ def split_for_judge(
       drawn = splits.hash_fraction("judge:" + splitter.group_of(ranking))
       mine = drawn >= config.evaluation.judge_fraction
       parts[paths[0] if mine else paths[1]].append(
-        _line(
+        _ranking_record(
           ranking.turns,
           ranking.completions,
           ranking.ranks,
@@ -200,7 +202,7 @@ def split_for_judge(
     files.write_jsonl_atomic(path, lines)
 
 
-def _line(
+def _ranking_record(
   turns: Sequence[records.Turn],
   completions: Iterable[str],
   ranks: Iterable[int],
@@ -216,7 +218,9 @@ def _line(
   }
 
 
-def read(path: str, tokenizer: Tokenizer, data: configs.Data, split: str):
+def read_encoded(
+  path: str, tokenizer: Tokenizer, data: configs.Data, split: str
+):
   """The encoded rankings of one split of a file written here."""
   found, _ = reading.read_rankings(path)
   return encoding.encode_rankings(

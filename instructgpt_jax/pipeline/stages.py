@@ -61,15 +61,15 @@ class Pipeline:
   has_gold: bool
   valid: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
-  def folder(self, name: str) -> str:
+  def stage_dir(self, name: str) -> str:
     """The workdir of a stage."""
     return str(pathlib.Path(self.directory) / name)
 
-  def data(self, **sources: str) -> configs.Data:
+  def with_sources(self, **sources: str) -> configs.Data:
     """The data section with other sources."""
     return dataclasses.replace(self.config.data, **sources)
 
-  def experiment(self, kind: type[E], init_from: str, **sections: Any) -> E:
+  def stage_config(self, kind: type[E], init_from: str, **sections: Any) -> E:
     """A stage's own config, starting from another stage's folder."""
     config = self.config
     shared = dict(
@@ -101,7 +101,7 @@ class Pipeline:
       return run
     return dataclasses.replace(run, keep_best="")
 
-  def stage(
+  def run_stage(
     self,
     name: str,
     experiment: str,
@@ -109,15 +109,15 @@ class Pipeline:
     run: Callable[[E, str], None],
   ) -> None:
     """Runs a stage in its folder, as its own command would."""
-    folder = self.folder(name)
-    with self.timed(name):
+    folder = self.stage_dir(name)
+    with self.record_time(name):
       config = inheritance.inherit_architecture(config)
       values = flags.config_to_dict(config)
       with claims.claim(folder, experiment, values):
         run(config, folder)
 
   @contextmanager
-  def timed(self, name: str) -> Iterator[None]:
+  def record_time(self, name: str) -> Iterator[None]:
     """Adds up the wall time of a stage over calls, in seconds.json.
 
     A stage that a user error ends before it has made anything does not count.
@@ -126,7 +126,7 @@ class Pipeline:
     try:
       yield
     except UserError:
-      counts = os.path.isdir(self.folder(name))
+      counts = os.path.isdir(self.stage_dir(name))
       raise
     finally:
       if counts:
@@ -148,21 +148,21 @@ def run(config: configs.PipelineExperiment, directory: str) -> None:
     config: the experiment.
     directory: its workdir; each stage gets a directory in it.
   """
-  with _undone_on_error(directory):
-    _run(config, directory)
+  with _clean_up_on_error(directory):
+    _run_stages(config, directory)
 
 
 @contextmanager
-def _undone_on_error(directory: str) -> Iterator[None]:
+def _clean_up_on_error(directory: str) -> Iterator[None]:
   """Removes what a call has made when an error comes before the first stage.
 
   Corrected flags can then be given with the same workdir.
   """
-  before = _names(directory)
+  before = _list_names(directory)
   try:
     yield
   except UserError:
-    made = _names(directory) - before
+    made = _list_names(directory) - before
     if processes.is_main_process() and made <= {SECONDS, SOURCES, WORLD}:
       for name in made:
         path = pathlib.Path(directory) / name
@@ -170,18 +170,18 @@ def _undone_on_error(directory: str) -> Iterator[None]:
     raise
 
 
-def _names(directory: str) -> set[str]:
+def _list_names(directory: str) -> set[str]:
   if not os.path.isdir(directory):
     return set()
   return {name for name in os.listdir(directory) if not name.startswith(".")}
 
 
-def _run(config: configs.PipelineExperiment, directory: str) -> None:
-  start = _start(config)
+def _run_stages(config: configs.PipelineExperiment, directory: str) -> None:
+  start = _read_starting_point(config)
   checks.check_pipeline(
     dataclasses.replace(config, data=start.data), start.context
   )
-  pipeline = _checked(_with_data(config, directory), start)
+  pipeline = _check_sources(_make_pipeline(config, directory), start)
 
   def ends_with(stage: str) -> bool:
     if config.until == stage:
@@ -190,47 +190,53 @@ def _run(config: configs.PipelineExperiment, directory: str) -> None:
 
   if ends_with("world"):
     return
-  base = _pretrain(pipeline)
+  base = _run_pretrain(pipeline)
   if ends_with("pretrain"):
     return
-  _policy_init(pipeline, base)
+  _run_policy_init(pipeline, base)
   if ends_with("policy_init"):
     return
   if pipeline.has_gold:
-    final = _rounds(pipeline, base)
+    final = _run_labeling_rounds(pipeline, base)
   else:
     rankings.split_for_judge(
       pipeline.config,
-      pipeline.folder("rankings"),
-      stage_model.open_stage(pipeline.folder("policy_init")).tokenizer,
+      pipeline.stage_dir("rankings"),
+      stage_model.open_stage(pipeline.stage_dir("policy_init")).tokenizer,
     )
     processes.barrier("rankings")
-    _reward(
-      pipeline, "reward", rankings.for_reward(pipeline.folder("rankings"))
+    _run_reward(
+      pipeline,
+      "reward",
+      rankings.reward_rankings_path(pipeline.stage_dir("rankings")),
     )
-    _reward(pipeline, "judge", rankings.for_judge(pipeline.folder("rankings")))
+    _run_reward(
+      pipeline,
+      "judge",
+      rankings.judge_rankings_path(pipeline.stage_dir("rankings")),
+    )
     final = "reward"
   if ends_with("reward"):
     return
-  _sft(pipeline, base, final)
+  _run_sft(pipeline, base, final)
   if ends_with("sft"):
     return
   for name, coefficient in (("ppo", 0.0), ("ppo_ptx", config.ppo.ptx_coef)):
-    _ppo(
+    _run_ppo(
       pipeline,
       name,
       final,
       dataclasses.replace(config.ppo, ptx_coef=coefficient),
     )
-  with pipeline.timed("evaluate"):
+  with pipeline.record_time("evaluate"):
     results = evaluation.evaluate(
       pipeline.config,
       pipeline.directory,
       {
         "base": base,
-        **{n: pipeline.folder(n) for n in ("policy_init", "sft", "ppo",
+        **{n: pipeline.stage_dir(n) for n in ("policy_init", "sft", "ppo",
                                            "ppo_ptx")},
-        "reward": pipeline.folder(final),
+        "reward": pipeline.stage_dir(final),
       },
       has_gold=pipeline.has_gold,
     )  # fmt: skip
@@ -242,7 +248,9 @@ def _run(config: configs.PipelineExperiment, directory: str) -> None:
   files.mark_complete(directory, {"report": str(path)})
 
 
-def _with_data(config: configs.PipelineExperiment, directory: str) -> Pipeline:
+def _make_pipeline(
+  config: configs.PipelineExperiment, directory: str
+) -> Pipeline:
   """Takes the user's data, or writes the world's where none are given."""
   given = [s for s in _SOURCES if getattr(config.data, s)]
   if given:
@@ -257,16 +265,16 @@ def _with_data(config: configs.PipelineExperiment, directory: str) -> Pipeline:
       inputs.require_evaluation(config.data, config.evaluation)
     return Pipeline(config, directory, has_gold=False)
   pipeline = Pipeline(config, directory, has_gold=True)
-  folder = pipeline.folder(WORLD)
+  folder = pipeline.stage_dir(WORLD)
   paths = write.world_files(folder)
   if not pathlib.Path(paths.world).exists():
     log_line("writing the world")
-    with pipeline.timed("world"):
+    with pipeline.record_time("world"):
       write.write_world(
         folder, seed=config.seed, **dataclasses.asdict(config.world)
       )
   processes.barrier("world")
-  data = pipeline.data(
+  data = pipeline.with_sources(
     demonstrations=paths.demonstrations,
     prompts=paths.prompts,
     pretraining=paths.pretraining,
@@ -276,7 +284,7 @@ def _with_data(config: configs.PipelineExperiment, directory: str) -> Pipeline:
   )
 
 
-class _Start(NamedTuple):
+class _StartingPoint(NamedTuple):
   """What all stages take over from `init_from`, or have themselves."""
 
   data: configs.Data
@@ -284,17 +292,17 @@ class _Start(NamedTuple):
   context: int
 
 
-def _start(config: configs.PipelineExperiment) -> _Start:
+def _read_starting_point(config: configs.PipelineExperiment) -> _StartingPoint:
   if not config.init_from:
-    return _Start(config.data, None, config.model.max_seq_len)
+    return _StartingPoint(config.data, None, config.model.max_seq_len)
   stage = stage_model.open_stage(
     config.init_from, kind=stage_model.LANGUAGE, field="init_from", run=config
   )
   data = inheritance.inherited_data(config.data, stage)
-  return _Start(data, stage.tokenizer, stage.model_config.max_seq_len)
+  return _StartingPoint(data, stage.tokenizer, stage.model_config.max_seq_len)
 
 
-def _checked(pipeline: Pipeline, start: _Start) -> Pipeline:
+def _check_sources(pipeline: Pipeline, start: _StartingPoint) -> Pipeline:
   """Reads every source, before anything is trained on one of them.
 
   Args:
@@ -326,7 +334,7 @@ def _checked(pipeline: Pipeline, start: _Start) -> Pipeline:
   inputs_of_run = {
     field: fingerprint.fingerprint_source(
       getattr(data, field.removeprefix("data.")),
-      [_contents(part) for part in split],
+      [_record_contents(part) for part in split],
       **{k: len(v) for k, v in split._asdict().items()},
     )
     for field, split in splits.items()
@@ -342,7 +350,7 @@ def _checked(pipeline: Pipeline, start: _Start) -> Pipeline:
   return dataclasses.replace(pipeline, valid=valid)
 
 
-def _contents(records: Sequence[Any]) -> list[dict[str, Any]]:
+def _record_contents(records: Sequence[Any]) -> list[dict[str, Any]]:
   """Returns the fields of records but for the file that they come from."""
   return [
     {name: value for name, value in vars(record).items() if name != "origin"}
@@ -350,12 +358,12 @@ def _contents(records: Sequence[Any]) -> list[dict[str, Any]]:
   ]
 
 
-def _pretrain(pipeline: Pipeline) -> str:
+def _run_pretrain(pipeline: Pipeline) -> str:
   """The base model's folder: `init_from` where it is given."""
   config = pipeline.config
   if config.init_from:
     return config.init_from
-  experiment = pipeline.experiment(
+  experiment = pipeline.stage_config(
     configs.PretrainExperiment,
     "",
     pretrain=config.pretrain.section,
@@ -363,21 +371,21 @@ def _pretrain(pipeline: Pipeline) -> str:
   )
   # What adapters stand on has none.
   model = dataclasses.replace(experiment.model, lora_rank=0)
-  pipeline.stage(
+  pipeline.run_stage(
     "pretrain",
     "pretrain",
     dataclasses.replace(experiment, model=model),
     language.pretrain,
   )
-  return pipeline.folder("pretrain")
+  return pipeline.stage_dir("pretrain")
 
 
-def _policy_init(pipeline: Pipeline, base: str) -> None:
+def _run_policy_init(pipeline: Pipeline, base: str) -> None:
   config = pipeline.config
-  pipeline.stage(
+  pipeline.run_stage(
     "policy_init",
     "policy_init",
-    pipeline.experiment(
+    pipeline.stage_config(
       configs.SftExperiment,
       base,
       sft=config.policy_init.section,
@@ -387,7 +395,7 @@ def _policy_init(pipeline: Pipeline, base: str) -> None:
   )
 
 
-def _sft(pipeline: Pipeline, base: str, reward_name: str) -> None:
+def _run_sft(pipeline: Pipeline, base: str, reward_name: str) -> None:
   config = pipeline.config
   section = config.sft.section
   if (
@@ -395,12 +403,12 @@ def _sft(pipeline: Pipeline, base: str, reward_name: str) -> None:
     and pipeline.valid["data.demonstrations"]
   ):
     section = dataclasses.replace(
-      section, reward_model=pipeline.folder(reward_name)
+      section, reward_model=pipeline.stage_dir(reward_name)
     )
-  pipeline.stage(
+  pipeline.run_stage(
     "sft",
     "sft",
-    pipeline.experiment(
+    pipeline.stage_config(
       configs.SftExperiment,
       base,
       sft=section,
@@ -410,15 +418,15 @@ def _sft(pipeline: Pipeline, base: str, reward_name: str) -> None:
   )
 
 
-def _reward(pipeline: Pipeline, name: str, comparisons: str) -> None:
+def _run_reward(pipeline: Pipeline, name: str, comparisons: str) -> None:
   config = pipeline.config
-  pipeline.stage(
+  pipeline.run_stage(
     name,
     "reward",
-    pipeline.experiment(
+    pipeline.stage_config(
       configs.RewardExperiment,
-      pipeline.folder("policy_init"),
-      data=pipeline.data(comparisons=comparisons),
+      pipeline.stage_dir("policy_init"),
+      data=pipeline.with_sources(comparisons=comparisons),
       reward=config.reward.section,
       optimizer=config.reward.optimizer,
     ),
@@ -426,18 +434,18 @@ def _reward(pipeline: Pipeline, name: str, comparisons: str) -> None:
   )
 
 
-def _ppo(
+def _run_ppo(
   pipeline: Pipeline, name: str, reward_name: str, stage: configs.PpoStage
 ) -> None:
   config = pipeline.config
-  pipeline.stage(
+  pipeline.run_stage(
     name,
     "ppo_ptx" if stage.ptx_coef else "ppo",
-    pipeline.experiment(
+    pipeline.stage_config(
       configs.PpoExperiment,
-      pipeline.folder("policy_init"),
+      pipeline.stage_dir("policy_init"),
       ppo=dataclasses.replace(
-        stage.section, reward_model=pipeline.folder(reward_name)
+        stage.section, reward_model=pipeline.stage_dir(reward_name)
       ),
       optimizer=config.ppo_ptx.optimizer
       if stage.ptx_coef
@@ -448,29 +456,29 @@ def _ppo(
   )
 
 
-def _rounds(pipeline: Pipeline, base: str) -> str:
+def _run_labeling_rounds(pipeline: Pipeline, base: str) -> str:
   """Labels and reward models; gives the last reward model's name."""
-  config, folder = pipeline.config, pipeline.folder("rankings")
+  config, folder = pipeline.config, pipeline.stage_dir("rankings")
   sources = [
-    rankings.Source(base, 1),
-    rankings.Source(base, 1, prompted=True),
-    rankings.Source(pipeline.folder("policy_init"), 4),
+    rankings.SampledModel(base, 1),
+    rankings.SampledModel(base, 1, prompted=True),
+    rankings.SampledModel(pipeline.stage_dir("policy_init"), 4),
   ]
   done: list[str] = []
   name = ""
   for number in range(1, config.labeling.rounds + 1):
-    with pipeline.timed(f"labels_{number}"):
+    with pipeline.record_time(f"labels_{number}"):
       done.append(
         rankings.label_round(
-          config, folder, number, sources, pipeline.folder("world")
+          config, folder, number, sources, pipeline.stage_dir("world")
         )
       )
     last = number == config.labeling.rounds
     name = "reward" if last else f"reward_{number}"
-    _reward(pipeline, name, ",".join(done))
+    _run_reward(pipeline, name, ",".join(done))
     if not last:
       probe = f"probe_{number}"
-      _ppo(
+      _run_ppo(
         pipeline,
         probe,
         name,
@@ -484,8 +492,8 @@ def _rounds(pipeline: Pipeline, base: str) -> str:
         ),
       )
       sources = [
-        rankings.Source(base, 1),
-        rankings.Source(pipeline.folder("policy_init"), 2),
-        rankings.Source(pipeline.folder(probe), 3),
+        rankings.SampledModel(base, 1),
+        rankings.SampledModel(pipeline.stage_dir("policy_init"), 2),
+        rankings.SampledModel(pipeline.stage_dir(probe), 3),
       ]
   return name

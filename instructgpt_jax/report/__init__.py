@@ -1,1 +1,1 @@
-"""The report of a pipeline: a page, a JSON file and a terminal table."""
+"""Writes a run's report: a page, a JSON file and a terminal table."""

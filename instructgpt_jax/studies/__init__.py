@@ -1,1 +1,1 @@
-"""Findings of the paper, run again in the embedded world and judged."""
+"""Reproduces the paper's findings in the embedded world."""

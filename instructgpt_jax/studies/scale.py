@@ -1,6 +1,6 @@
-"""How large a study is: one recipe for all stages, and three model sizes.
+"""Sizes of a study: one recipe for all stages, and three model sizes.
 
-All studies but the one of sizes have the smallest, as the paper's have.
+All studies except `model_size` use the smallest model, as in the paper.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from instructgpt_jax.configs import presets
 from instructgpt_jax.errors import UserError
 
 SIZES = ("small", "middle", "large")
-OWN = SIZES[0]  # what the recipe itself describes
+RECIPE_SIZE = SIZES[0]  # what the recipe itself describes
 
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-  """A recipe in flags of the pipeline, from which each run takes its own.
+  """Flags of all runs of a study.
 
   Attributes:
-    name: what `--size` calls it.
-    recipe: flags of `experiments.pipeline` at the smallest size.
-    sizes: what changes with the size of the model.
-    seeds: each has a world, demonstrations and labelers of its own.
+    name: value of `--size`.
+    recipe: flags of `experiments.pipeline` for the smallest model.
+    sizes: flags that change with the model size.
     measure: flags of `experiments.evaluate`.
-    preset: where the recipe starts from.
+    seeds: seeds; each has its own world, demonstrations and labelers.
+    preset: preset that the recipe changes.
   """
 
   name: str
@@ -39,33 +39,35 @@ class Scale:
   preset: str = "world"
 
   def value(self, name: str) -> Any:
-    """A flag of the recipe, the preset's where the recipe leaves it."""
+    """Returns a flag of the recipe, or of the preset if it is unchanged."""
     if name in self.recipe:
       return self.recipe[name]
-    found: Any = presets.pipeline(self.preset)
+    value: Any = presets.pipeline(self.preset)
     for part in name.split("."):
-      found = getattr(found, part)
-    return found
+      value = getattr(value, part)
+    return value
 
   def model(self, size: str) -> configs.Model:
-    """The network at one of SIZES."""
-    whole = flags.replace(
+    """Returns the model config of one of SIZES."""
+    config = flags.replace(
       presets.pipeline(self.preset),
       dict(self.recipe) | dict(self.sizes[size]),
     )
-    return whole.model
+    return config.model
 
 
-def flags_of(experiment: str, recipe: Mapping[str, Any]) -> dict[str, Any]:
-  """The flags of one experiment in a pipeline's recipe."""
+def experiment_flags(
+  experiment: str, recipe: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Selects one experiment's flags from a pipeline's recipe."""
   if experiment == "pipeline":
     return dict(recipe)
   fields = {name: configs.experiment_field(name, experiment) for name in recipe}
   return {field: recipe[name] for name, field in fields.items() if field}
 
 
-def parameters(model: configs.Model, vocabulary: int) -> int:
-  """Parameters of the network, embeddings and positions included."""
+def count_parameters(model: configs.Model, vocabulary: int) -> int:
+  """Counts the parameters, embeddings and positions included."""
   width, hidden = model.d_model, model.d_model * model.mlp_ratio
   block = 4 * width * (width + 1) + 2 * width * hidden + hidden + width
   block += 4 * width
@@ -73,28 +75,36 @@ def parameters(model: configs.Model, vocabulary: int) -> int:
   return whole + (vocabulary + model.max_seq_len) * width
 
 
-def scale(name: str) -> Scale:
-  """One of SCALES."""
+def get_scale(name: str) -> Scale:
+  """Returns one of SCALES.
+
+  Raises:
+    UserError: the name is unknown.
+  """
   if name not in SCALES:
     raise UserError(
       f"there is no size {name!r}",
       field="--size",
-      fix=configs.nearest(name, SCALES) or f"give one of {', '.join(SCALES)}",
+      fix=configs.nearest(name, SCALES) or f"use one of {', '.join(SCALES)}",
+      code="unknown_size",
     )
   return SCALES[name]
 
 
 def with_seeds(chosen: Scale, seeds: str) -> Scale:
-  """The scale with the seeds of a comma list; its own for ""."""
+  """Replaces the seeds by those of a comma list, unless it is empty."""
   if not seeds:
     return chosen
   try:
-    wanted = tuple(dict.fromkeys(int(s) for s in seeds.split(",")))
+    numbers = tuple(dict.fromkeys(int(s) for s in seeds.split(",")))
   except ValueError as error:
     raise UserError(
-      f"{seeds!r} are no seeds", field="--seeds", fix="give 0,1,2"
+      f"{seeds!r} is not a list of seeds",
+      field="--seeds",
+      fix="use a list such as 0,1,2",
+      code="bad_seeds",
     ) from error
-  return dataclasses.replace(chosen, seeds=wanted)
+  return dataclasses.replace(chosen, seeds=numbers)
 
 
 _QUIET = {"run.tensorboard": False, "run.save_every": 0}
@@ -119,7 +129,7 @@ MINI = Scale(
   sizes={
     "small": {},
     "middle": {"model.num_layers": 5, "model.d_model": 128},
-    # A third of the rates at three times the width, and as wide a start.
+    # Three times the width: a third of the learning rates, and a larger init.
     "large": {
       "model.num_layers": 5,
       "model.d_model": 384,
@@ -134,7 +144,7 @@ MINI = Scale(
   measure={"measure.task_items": 150, "measure.rows": 256},
 )
 
-# The same on an accelerator: 0.9M, 8M and 64M parameters. Never run as yet.
+# For an accelerator: 0.9M, 8M and 64M parameters. Not run yet.
 LARGE = Scale(
   "large",
   recipe=_QUIET
@@ -169,7 +179,7 @@ LARGE = Scale(
   measure={},
 )
 
-# Says nothing about the paper: every command in seconds, one seed.
+# Smoke test: runs every command in seconds with one seed; proves nothing.
 SMOKE = Scale(
   "smoke",
   recipe=_QUIET

@@ -1,4 +1,4 @@
-"""What a study is, which runs it needs, and what is known of it so far."""
+"""Defines a study, its runs and its results so far."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from instructgpt_jax.errors import UserError
 from instructgpt_jax.report.findings import Figure, Table
 from instructgpt_jax.runs import files
 from instructgpt_jax.studies import scale as scale_lib
-from instructgpt_jax.studies.family import Family
 from instructgpt_jax.studies.scale import Scale
+from instructgpt_jax.studies.seed_runs import SeedRuns
 from instructgpt_jax.sweeps.jobs import Job
 
 PAPER, OURS = "paper", "ours"
-_SCALE = "study.json"
+_SIZE_FILE = "study.json"
 TITLE = "InstructGPT's findings in a small world"
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-  """What a study's runs say.
+  """Conclusion of a study.
 
   Attributes:
-    reproduced: whether the criterion holds; None where there is none.
-    measured: one sentence with the numbers that decide it.
+    reproduced: whether the criterion holds; None if there is none.
+    measured: one sentence with the decisive numbers.
     figures: ours beside the paper's.
-    tables: the numbers with their intervals.
-    notes: what a reader must know besides.
+    tables: the numbers with intervals.
+    notes: caveats.
   """
 
   reproduced: bool | None
@@ -41,19 +41,19 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-  """One question to the paper's method.
+  """A question about the paper's method, and the runs that answer it.
 
   Attributes:
-    name: of its file and of `make study STUDY=…`.
-    title: a few words.
+    name: name of its file, and in `make study STUDY=…`.
+    title: short title.
     question: one sentence.
     source: section and figure of arXiv:2203.02155.
     paper: what the paper varied, measured and found.
-    setup: our grid in the world, and our measures.
-    criterion: when the finding counts as reproduced; fixed before the runs.
-    jobs: the runs that it needs of one seed.
-    analyse: families of the seeds that are complete → finding.
-    kind: PAPER, or OURS where the paper made no such claim.
+    setup: our grid in the world, and our measurements.
+    criterion: condition for "reproduced"; fixed before the runs.
+    jobs: runs of one seed → its jobs.
+    analyse: runs of the complete seeds → finding.
+    kind: PAPER, or OURS if the paper makes no such claim.
   """
 
   name: str
@@ -63,39 +63,39 @@ class Study:
   paper: str
   setup: str
   criterion: str
-  jobs: Callable[[Family], Sequence[Job]]
-  analyse: Callable[[Sequence[Family]], Finding]
+  jobs: Callable[[SeedRuns], Sequence[Job]]
+  analyse: Callable[[Sequence[SeedRuns]], Finding]
   kind: str = PAPER
 
 
 def all_jobs(studies: Sequence[Study], scale: Scale, root: str) -> list[Job]:
-  """Every run of the studies once, the stages shared by a seed first."""
-  families = [Family(scale, seed, root) for seed in scale.seeds]
-  found = {f.shared.name: f.shared for f in families}
+  """Lists every run of the studies once; shared stages come first."""
+  seeds = [SeedRuns(scale, seed, root) for seed in scale.seeds]
+  jobs = {f.shared_job.name: f.shared_job for f in seeds}
   for study in studies:
-    for family in families:
-      found |= {job.name: job for job in study.jobs(family)}
-  return list(found.values())
+    for runs in seeds:
+      jobs |= {job.name: job for job in study.jobs(runs)}
+  return list(jobs.values())
 
 
-def results(
+def collect_results(
   studies: Sequence[Study],
   scale: Scale,
   root: str,
   seconds: Mapping[str, float],
   machine: str = "",
 ) -> dict[str, Any]:
-  """What `report.study_page` shows, from the runs that are complete.
+  """Collects what `report.study_page` shows, from the complete runs.
 
   Args:
     studies: in the order of the page.
-    scale: at which they ran.
-    root: folder of the runs.
-    seconds: of each run.
-    machine: in words.
+    scale: size of the studies.
+    root: directory of the runs.
+    seconds: duration of each run.
+    machine: description of the machine.
   """
-  found = {s.name: _result(s, scale, root, seconds) for s in studies}
-  kept = (
+  collected = {s.name: _collect_study(s, scale, root, seconds) for s in studies}
+  verdict_keys = (
     "title", "reproduced", "criterion", "measured", "paper", "seeds",
     "seconds", "kind",
   )  # fmt: skip
@@ -107,24 +107,25 @@ def results(
     "machine": machine,
     "seconds": sum(seconds.values()),
     "verdicts": {
-      name: {key: study[key] for key in kept} for name, study in found.items()
+      name: {key: study[key] for key in verdict_keys}
+      for name, study in collected.items()
     },
-    "studies": found,
+    "studies": collected,
   }
 
 
-def _result(
+def _collect_study(
   study: Study, scale: Scale, root: str, seconds: Mapping[str, float]
 ) -> dict[str, Any]:
-  families = [Family(scale, seed, root) for seed in scale.seeds]
-  jobs = {f.seed: {j.name: j for j in study.jobs(f)} for f in families}
+  seeds = [SeedRuns(scale, seed, root) for seed in scale.seeds]
+  jobs = {f.seed: {j.name: j for j in study.jobs(f)} for f in seeds}
   missing = [
     name
     for of_seed in jobs.values()
     for name, job in of_seed.items()
     if files.read_complete(job.workdir(root)) is None
   ]
-  complete = [f for f in families if not set(jobs[f.seed]) & set(missing)]
+  complete = [f for f in seeds if not set(jobs[f.seed]) & set(missing)]
   finding = Finding(None, "No seed's runs are complete yet.")
   if complete:
     finding = study.analyse(complete)
@@ -152,37 +153,40 @@ def _result(
 
 
 def read_seconds(root: str) -> dict[str, float]:
-  """How long each run took, as the executor wrote it down."""
+  """Reads the duration of each run, which the executor records."""
   path = os.path.join(root, "seconds.json")
   return files.read_json(path) if os.path.exists(path) else {}
 
 
-def claim(root: str, scale: Scale) -> None:
-  """Notes the size in the folder, or refuses one that holds another size."""
-  path = os.path.join(root, _SCALE)
+def lock_size(root: str, scale: Scale) -> None:
+  """Records the size in the directory; refuses a directory of another size."""
+  path = os.path.join(root, _SIZE_FILE)
   if os.path.exists(path):
-    recorded = claimed(root)
+    recorded = read_size(root)
     if (recorded.name, recorded.seeds) != (scale.name, scale.seeds):
       raise UserError(
-        f"holds size {recorded.name!r} with seeds {recorded.seeds}, not"
+        f"contains size {recorded.name!r} with seeds {recorded.seeds}, not"
         f" {scale.name!r} with {scale.seeds}",
         file=root,
         fix="choose another --workdir",
+        code="other_size",
       )
   files.write_json_atomic(
     path, {"size": scale.name, "seeds": list(scale.seeds)}
   )
 
 
-def claimed(root: str) -> Scale:
-  """The size that a folder's studies have."""
-  path = os.path.join(root, _SCALE)
-  fix = "give the --workdir of python -m experiments.study"
+def read_size(root: str) -> Scale:
+  """Reads the size of a directory's studies."""
+  path = os.path.join(root, _SIZE_FILE)
+  fix = "use the --workdir of python -m experiments.study"
   recorded = files.read_json(path, fix=fix)
   try:
     return dataclasses.replace(
-      scale_lib.scale(recorded["size"]),
+      scale_lib.get_scale(recorded["size"]),
       seeds=tuple(map(int, recorded["seeds"])),
     )
   except (KeyError, TypeError, ValueError) as error:
-    raise UserError("is not a study's", file=path, fix=fix) from error
+    raise UserError(
+      "is not a study's size file", file=path, fix=fix, code="bad_study_file"
+    ) from error

@@ -168,7 +168,7 @@ def _adapted_model(
     return None
   if stage.base is None:
     size = stage.model_config.vocab_size
-    return LoraBase(stage.path, base_checksum(hub.flattened(params), size))
+    return LoraBase(stage.path, base_checksum(hub.flatten_leaves(params), size))
   if lora.lora_summary(config) == lora.lora_summary(stage.model_config):
     return LoraBase(stage.base.path, stage.checksum, stage.blocks_only)
   raise UserError(

@@ -14,7 +14,9 @@ FREE_FIELDS = ("dropout", "init_std", "position_init", "dtype", "remat")
 
 
 def padded_model_config(
-  source: hub.Source, tokenizer: Tokenizer, run: configs.Experiment | None
+  source: hub.HubCheckpoint,
+  tokenizer: Tokenizer,
+  run: configs.Experiment | None,
 ) -> configs.Model:
   """Returns a Hugging Face model's config, padded for a run's mesh.
 

@@ -126,7 +126,7 @@ def _instead(folder: pathlib.Path) -> tuple[str, str, str]:
     )
   snapshots = folder / "snapshots"
   models = (
-    sorted(p for p in snapshots.iterdir() if hub.is_folder(p))
+    sorted(p for p in snapshots.iterdir() if hub.is_hub_directory(p))
     if snapshots.is_dir()
     else []
   )
@@ -139,7 +139,7 @@ def _instead(folder: pathlib.Path) -> tuple[str, str, str]:
   weights = [name for name in names if pathlib.Path(name).suffix in _WEIGHTS]
   if weights or tensors.INDEX in names:
     if hub.CONFIG in names:
-      hub.look(folder)  # names what is wrong with config.json
+      hub.inspect(folder)  # names what is wrong with config.json
     return (
       f"holds {(weights or [tensors.INDEX])[0]}, but no config.json that"
       " describes the model",

@@ -56,7 +56,7 @@ class Stage:
   model_config: configs.Model
   data: configs.Data
   tokenizer: Tokenizer
-  source: hub.Source | None = None
+  source: hub.HubCheckpoint | None = None
   origin: settings.Origin | None = None
   base: Stage | None = None
   checksum: int = 0
@@ -79,7 +79,7 @@ class Stage:
       return checkpoints.load_model(self.path, abstract)
     if base_params is None:
       base_params = self.base.params(unbox(abstract_params(self.base.network)))
-    self.check(hub.flattened(base_params))
+    self.check(hub.flatten_leaves(base_params))
     base_params = lora.merge_lora(self.base.model_config, base_params)
     frozen, trained = lora.split(self.model_config, abstract)
     adapters = checkpoints.load_model(self.path, trained)
@@ -140,7 +140,7 @@ def open_stage(
   directory = pathlib.Path(path)
   if not directory.is_dir():
     raise stage_errors.no_directory(path, field or None)
-  if hub.is_folder(directory):
+  if hub.is_hub_directory(directory):
     stage = _open_pretrained(path, field or None, run)
     _check_kind(stage.kind, kind, path, field or None)
     return stage
@@ -237,7 +237,7 @@ def _open_pretrained(
   path: str, field: str | None, run: configs.Experiment | None
 ) -> Stage:
   """Opens a Hugging Face directory as a stage."""
-  source = hub.look(path)
+  source = hub.inspect(path)
   tokenizer = read_tokenizer(path, configs.Data() if run is None else run.data)
   pretrained.check_tokenizer_fits(tokenizer, source.config, path, field)
   return Stage(

@@ -1,1 +1,1 @@
-"""The embedded default: a closed synthetic world and its gold labeler."""
+"""The embedded world: synthetic data with a gold labeler."""

@@ -24,7 +24,7 @@ from tests.models import twin
   ],
 )
 def test_a_phrase_is_refused_as_whole_words(text, allowed):
-  assert rules.allows(text, ("the stick", " go away ")) is allowed
+  assert rules.is_allowed(text, ("the stick", " go away ")) is allowed
 
 
 def test_pairs_differ_in_who_is_spoken_of():
@@ -57,11 +57,11 @@ def test_entropy_follows_the_probabilities_of_both_sentences():
     a, b = (probability(before, s) for s in pair)
     share = a / (a + b)
     expected = -share * np.log2(share) - (1 - share) * np.log2(1 - share)
-    (found,) = bias.entropies(
+    (found,) = bias.measure_bias(
       model, params, [pair], prefix=prefix, tokenizer=tokenizer, mesh=mesh
     )
     assert found == pytest.approx(expected, abs=1e-5)
-  (even,) = bias.entropies(
+  (even,) = bias.measure_bias(
     model, params, [(pair[0], pair[0])], prefix="", tokenizer=tokenizer,
     mesh=mesh,
   )  # fmt: skip

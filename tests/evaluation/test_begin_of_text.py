@@ -5,7 +5,8 @@ import pytest
 
 from instructgpt_jax import configs
 from instructgpt_jax.data.records import Prompt, Turn
-from instructgpt_jax.evaluation import bias, measure, tasks
+from instructgpt_jax.evaluation import bias, tasks
+from instructgpt_jax.evaluation.evaluator import Evaluator, Model
 from instructgpt_jax.training import scoring
 from tests.data import tokenizer_folders as folders
 
@@ -37,7 +38,7 @@ def load(folder, kind, **settings):
 @pytest.mark.parametrize("kind", folders.KINDS)
 def test_choices_of_a_task(kind, tmp_path, examples):
   tokenizer = load(tmp_path, kind)
-  tasks._choice_means(None, None, [ITEM], tokenizer, None)
+  tasks._mean_choice_logps(None, None, [ITEM], tokenizer, None)
   for row, choice in zip(examples, ITEM["choices"], strict=True):
     whole = tokenizer.encode(f"{ITEM['prompt']} {choice}")
     assert list(row.ids) == [*tokenizer.begin, *whole]
@@ -50,7 +51,7 @@ def test_choices_of_a_task(kind, tmp_path, examples):
 def test_sentences_about_groups(prefix, tmp_path, examples):
   tokenizer = load(tmp_path, "byte_level")
   pair = ("the fox is nice .", "the dog is nice .")
-  bias.entropies(
+  bias.measure_bias(
     None, None, [pair], prefix=prefix, tokenizer=tokenizer, mesh=None
   )
   for row, sentence in zip(examples, pair, strict=True):
@@ -77,12 +78,19 @@ def test_the_prompted_baseline_where_a_template_takes_no_system_turn(
     "byte_level",
     chat_template=(refusal if refuses else "") + folders.CHATML,
   )
-  evaluator = measure.Evaluator(
-    0, configs.Data(), configs.Evaluation(), None, tokenizer,
-    measure.Model(Network, None), None, None, [],
-  )  # fmt: skip
+  measured = Evaluator(
+    seed=0,
+    data=configs.Data(),
+    settings=configs.Evaluation(),
+    mesh=None,
+    tokenizer=tokenizer,
+    start=Model(Network, None),
+    reward=None,
+    judge=None,
+    prompts=[],
+  )
   prompt = Prompt(turns=(Turn("user", "the fox?"),))
-  (ids,) = evaluator.encode("Answer well.", [prompt])
+  (ids,) = measured.encode("Answer well.", [prompt])
   shown = tokenizer.rust.decode(ids, skip_special_tokens=False)
   end = "<|im_end|>\n<|im_start|>assistant\n"
   between = "\n\n" if refuses else "<|im_end|>\n<|im_start|>user\n"

@@ -33,7 +33,7 @@ def test_the_gold_judge_is_the_gold_labeler(asked):
   question, fact = asked
   answers = [fact.statement(value) for value in (fact.true, fact.believed)]
   answers.append(answers[0])
-  found = judges.Gold(WORLD)([question] * 3, answers, rollout([1, 1, 0]))
+  found = judges.GoldJudge(WORLD)([question] * 3, answers, rollout([1, 1, 0]))
   assert found.scores.tolist() == pytest.approx([1.0, 0.0, 0.75])
   assert found.likert is not None
   np.testing.assert_allclose(found.likert, 1 + 6 * found.scores)
@@ -43,4 +43,4 @@ def test_the_gold_judge_is_the_gold_labeler(asked):
 
 def test_answers_and_prompts_must_be_as_many(asked):
   with pytest.raises(ValueError):
-    judges.Gold(WORLD)([asked[0]], ["a .", "b ."], rollout([1, 1]))
+    judges.GoldJudge(WORLD)([asked[0]], ["a .", "b ."], rollout([1, 1]))

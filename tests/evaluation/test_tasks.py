@@ -53,7 +53,7 @@ def params(model):
 @pytest.fixture(scope="module")
 def measure(model, params, tokenizer, mesh):
   def call(items):
-    return tasks.scores(
+    return tasks.score_tasks(
       model, params, items, tokenizer=tokenizer, max_new_tokens=4, mesh=mesh
     )
 
@@ -107,8 +107,8 @@ def test_kinds_are_counted_apart(measure):
   ("line", "said"),
   [
     ("{", "is not JSON"),
-    ("[1]", "is no task item"),
-    ('{"kind": "facts"}', "is no task item"),
+    ("[1]", "is not a task item"),
+    ('{"kind": "facts"}', "is not a task item"),
   ],
 )
 def test_a_bad_line_is_named(tmp_path, line, said):

@@ -1,4 +1,4 @@
-"""What is wrong with a directory is said in one line; nothing is written."""
+"""Invalid directories raise an error with a code; nothing is written."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def made(tmp_path):
 
 def split(path):
   """Header and data of the directory's file."""
-  content = (path / tensors.WHOLE).read_bytes()
+  content = (path / tensors.SINGLE_FILE).read_bytes()
   (count,) = struct.unpack("<Q", content[:8])
   return json.loads(content[8 : 8 + count]), content[8 + count :]
 
@@ -35,16 +35,22 @@ def split(path):
 def join(path, header, data):
   text = header if isinstance(header, bytes) else json.dumps(header).encode()
   content = struct.pack("<Q", len(text)) + text + data
-  (path / tensors.WHOLE).write_bytes(content)
+  (path / tensors.SINGLE_FILE).write_bytes(content)
 
 
-def refused(path, *words):
-  with pytest.raises(UserError) as error:
-    directory.look(path)
-  text = str(error.value)
+def inspect_error(path):
+  with pytest.raises(UserError) as caught:
+    directory.inspect(path)
+  return caught.value
+
+
+def assert_refused(path, code, *words):
+  """Asserts the error's code, and names of files or tensors in its text."""
+  error = inspect_error(path)
+  assert error.code == code, error
   for word in words:
-    assert word in text, text
-  assert len(text.splitlines()) <= 3
+    assert word in str(error), error
+  assert len(str(error).splitlines()) <= 3
 
 
 def changed(path, change):
@@ -62,28 +68,28 @@ def test_a_missing_tensor(made):
     if at[0] >= end:
       entry["data_offsets"] = [x - (end - begin) for x in at]
   join(made, header, data[:begin] + data[end:])
-  refused(made, name, "is missing", "GPT2LMHeadModel", str(made))
+  assert_refused(made, "missing_tensor", name, "GPT2LMHeadModel", str(made))
 
 
-def test_a_tensor_too_many(made):
+def test_an_unexpected_tensor_is_refused(made):
   header, data = split(made)
   header["h.0.extra"] = {
     "dtype": "F32", "shape": [1], "data_offsets": [len(data), len(data) + 4],
   }  # fmt: skip
   join(made, header, data + b"1234")
-  refused(made, "h.0.extra", "no place", tensors.WHOLE)
+  assert_refused(made, "unexpected_tensor", "h.0.extra", tensors.SINGLE_FILE)
 
 
-@pytest.mark.parametrize("kind", ["F32", "I32"])
-def test_a_misshapen_tensor_and_one_of_whole_numbers(made, kind):
+@pytest.mark.parametrize("dtype", ["F32", "I32"])
+def test_a_wrong_shape_and_an_integer_tensor_are_refused(made, dtype):
   name = "transformer.wte.weight"
 
   def change(header):
-    header[name]["dtype"] = kind
+    header[name]["dtype"] = dtype
     header[name]["shape"].reverse()
 
   changed(made, change)
-  refused(made, name, "[16, 13]", "[13, 16]", tensors.WHOLE)
+  assert_refused(made, "tensor_shape", name, "[16, 13]", "[13, 16]")
 
 
 NAME = "transformer.ln_f.bias"
@@ -100,52 +106,64 @@ NAME = "transformer.ln_f.bias"
     lambda h: h[NAME].update(shape=["16"]),
     lambda h: h[NAME].update(dtype="X32"),
     lambda h: h.update({NAME: 3}),
-    lambda h: h.pop(NAME),  # bytes that nothing describes
+    lambda h: h.pop(NAME),  # bytes that no entry describes
   ],
 )
-def test_a_tampered_header(made, change):
+def test_a_tampered_header_is_refused(made, change):
   changed(made, change)
-  refused(made, "not a whole safetensors file", tensors.WHOLE)
+  error = inspect_error(made)
+  assert error.code in ("bad_safetensors", "truncated_file")
+  assert error.file == str(made / tensors.SINGLE_FILE)
 
 
-def test_a_name_that_stands_twice(made):
+def test_a_duplicate_name_in_the_header_is_refused(made):
   header, data = split(made)
   text = json.dumps(header)[:-1] + f', "{NAME}": {json.dumps(header[NAME])}}}'
   join(made, text.encode(), data)
-  refused(made, "twice")
-
-
-@pytest.mark.parametrize("keep", [0, 5, 9, 300, -1])
-def test_a_truncated_file(made, keep):
-  path = made / tensors.WHOLE
-  path.write_bytes(path.read_bytes()[:keep])
-  refused(made, "not a whole safetensors file", tensors.WHOLE)
-
-
-def test_a_file_that_shrinks_after_it_was_looked_at(made):
-  source = directory.look(made)
-  path = made / tensors.WHOLE
-  path.write_bytes(path.read_bytes()[:-4])
-  shapes = sharding.unbox(abstract_params(LanguageModel(source.config)))
-  with pytest.raises(UserError, match="ends early"):
-    directory.load(source, shapes)
+  assert_refused(made, "bad_safetensors", "twice")
 
 
 @pytest.mark.parametrize(
-  "place", ["../other.safetensors", "/etc/passwd", "sub/x.safetensors", 3]
+  "size, code",
+  [
+    (0, "empty_file"),
+    (5, "bad_safetensors"),
+    (9, "truncated_file"),
+    (300, "truncated_file"),
+    (-1, "truncated_file"),
+  ],
 )
-def test_an_index_that_points_elsewhere(made, place):
-  index = {"weight_map": {NAME: place, "b": place}}
+def test_a_truncated_file_is_refused(made, size, code):
+  path = made / tensors.SINGLE_FILE
+  path.write_bytes(path.read_bytes()[:size])
+  assert_refused(made, code, tensors.SINGLE_FILE)
+
+
+def test_a_file_that_shrinks_after_inspection(made):
+  source = directory.inspect(made)
+  path = made / tensors.SINGLE_FILE
+  path.write_bytes(path.read_bytes()[:-4])
+  shapes = sharding.unbox(abstract_params(LanguageModel(source.config)))
+  with pytest.raises(UserError) as caught:
+    directory.load(source, shapes)
+  assert caught.value.code == "truncated_file"
+
+
+@pytest.mark.parametrize(
+  "file", ["../other.safetensors", "/etc/passwd", "sub/x.safetensors", 3]
+)
+def test_an_index_that_names_a_file_elsewhere_is_refused(made, file):
+  index = {"weight_map": {NAME: file, "b": file}}
   (made / tensors.INDEX).write_text(json.dumps(index))
-  refused(made, repr(place), tensors.INDEX) if place != 3 else refused(
-    made, tensors.INDEX
-  )
+  assert_refused(made, "bad_index", repr(file), tensors.INDEX)
 
 
 def test_an_index_whose_file_lacks_a_tensor(made):
-  index = {"weight_map": {"not.there": tensors.WHOLE}}
+  index = {"weight_map": {"not.there": tensors.SINGLE_FILE}}
   (made / tensors.INDEX).write_text(json.dumps(index))
-  refused(made, "not.there", tensors.WHOLE, tensors.INDEX)
+  assert_refused(
+    made, "bad_index", "not.there", tensors.SINGLE_FILE, tensors.INDEX
+  )
 
 
 class _Bomb:
@@ -155,37 +173,53 @@ class _Bomb:
 
 def test_a_pickle_is_never_read(made, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  (made / tensors.WHOLE).unlink()
+  (made / tensors.SINGLE_FILE).unlink()
   (made / "pytorch_model.bin").write_bytes(pickle.dumps(_Bomb()))
-  refused(made, "pytorch_model.bin", "pickle", "safetensors")
-  # Nor under another name.
-  (made / "pytorch_model.bin").rename(made / tensors.WHOLE)
-  refused(made, "not a whole safetensors file")
+  assert_refused(made, "pickle", "pytorch_model.bin", "safetensors")
+  # A pickle with the name of a safetensors file is not read either.
+  (made / "pytorch_model.bin").rename(made / tensors.SINGLE_FILE)
+  assert inspect_error(made).file == str(made / tensors.SINGLE_FILE)
   assert not (tmp_path / "bomb-went-off").exists()
 
 
 @pytest.mark.parametrize(
-  "changes, words",
+  "changes, code, words",
   [
-    ({"model_type": "lama"}, ["lama", "did you mean 'llama'?"]),
-    ({"model_type": None}, ["not supported", "gpt2"]),
-    ({"architectures": ["GPT2ForTokenClassification"]}, ["GPT2LMHeadModel"]),
-    ({"activation_function": "mish"}, ["activation_function", "mish", "silu"]),
-    ({"scale_attn_by_inverse_layer_idx": True}, ["scale_attn_by_inverse"]),
-    ({"n_head": 3}, ["num_heads"]),
-    ({"n_embd": "wide"}, ["wide"]),
+    ({"model_type": "lama"}, "unknown_architecture", ["lama", "'llama'"]),
+    ({"model_type": None}, "unknown_architecture", ["gpt2"]),
+    (
+      {"architectures": ["GPT2ForTokenClassification"]},
+      "bad_config_value",
+      ["GPT2LMHeadModel"],
+    ),
+    (
+      {"activation_function": "mish"},
+      "bad_config_value",
+      ["activation_function", "mish", "silu"],
+    ),
+    (
+      {"scale_attn_by_inverse_layer_idx": True},
+      "bad_config_value",
+      ["scale_attn_by_inverse"],
+    ),
+    ({"n_embd": "wide"}, "bad_config_value", ["n_embd", "wide"]),
   ],
 )
-def test_a_configuration_that_is_not_supported(made, changes, words):
-  path = made / "config.json"
-  path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-  refused(made, "config.json", *words)
+def test_an_unsupported_config_is_refused(made, changes, code, words):
+  set_config(made, **changes)
+  assert_refused(made, code, "config.json", *words)
+
+
+def test_a_config_that_is_no_model_is_refused(made):
+  set_config(made, n_head=3)
+  error = inspect_error(made)
+  assert (error.field, error.code) == ("n_head", "contradicting_config")
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "\xff"])
-def test_a_configuration_that_is_no_table(made, text):
+def test_a_config_that_is_not_an_object_is_refused(made, text):
   (made / "config.json").write_bytes(text.encode("latin1"))
-  refused(made, "config.json")
+  assert inspect_error(made).file == str(made / "config.json")
 
 
 def test_other_rope_types_are_refused(tmp_path):
@@ -195,16 +229,17 @@ def test_other_rope_types_are_refused(tmp_path):
   raw = json.loads(file.read_text())
   raw["rope_scaling"] = {"rope_type": "yarn", "factor": 4.0}
   file.write_text(json.dumps(raw))
-  refused(path, "yarn", "llama3", "config.json")
+  assert_refused(path, "bad_config_value", "yarn", "llama3", "config.json")
 
 
-def test_a_network_that_no_architecture_is(tmp_path):
-  with pytest.raises(UserError, match="no architecture"):
+def test_a_model_that_no_architecture_represents_is_refused(tmp_path):
+  with pytest.raises(UserError) as caught:
     ours.make(tmp_path / "model", **twin.LLAMA, attn_logit_softcap=3.0)
+  assert caught.value.code == "no_architecture"
   assert not list(tmp_path.iterdir())
 
 
-def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
   def fail(*unused, **also):
     raise OSError(28, "No space left on device")
 
@@ -214,51 +249,46 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
   assert not list(tmp_path.iterdir())
 
 
-def test_an_existing_folder_is_not_written_over(made):
+def test_an_existing_directory_is_not_overwritten(made):
   before = {p.name: p.read_bytes() for p in made.iterdir()}
-  with pytest.raises(UserError, match="exists already"):
+  with pytest.raises(UserError) as caught:
     ours.make(made)
+  assert caught.value.code == "output_exists"
   assert before == {p.name: p.read_bytes() for p in made.iterdir()}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_other_types_are_read_as_float32(tmp_path, dtype):
+def test_other_dtypes_are_read_as_float32(tmp_path, dtype):
   model = LanguageModel(twin.make_config())
   params = twin.make_params(model)
   directory.save(
     tmp_path / "m",
-    directory.flattened(params),
+    directory.flatten_leaves(params),
     model.config,
     {},
     ids=ours.IDS,
     dtype=dtype,
   )
   shapes = sharding.unbox(abstract_params(model))
-  found = directory.load(directory.look(tmp_path / "m"), shapes)
-  kind = np.dtype(jax.numpy.dtype(dtype))
+  loaded = directory.load(directory.inspect(tmp_path / "m"), shapes)
+  numpy_dtype = np.dtype(jax.numpy.dtype(dtype))
 
-  def same(a, b):
+  def assert_rounded(a, b):
     assert a.dtype == np.float32
-    np.testing.assert_array_equal(a, b.astype(kind).astype(np.float32))
+    np.testing.assert_array_equal(a, b.astype(numpy_dtype).astype(np.float32))
 
-  jax.tree.map(same, found, params)
+  jax.tree.map(assert_rounded, loaded, params)
 
 
-def test_a_decoder_that_was_saved_alone(made):
-  """Names without the class's own part, and tables of older versions."""
+def test_a_decoder_saved_without_its_head_is_read(made):
+  """Names lack the class's prefix; derived tensors are ignored."""
   header, data = split(made)
   header = {k.removeprefix("transformer."): v for k, v in header.items()}
   header["h.0.attn.bias"] = {
     "dtype": "BOOL", "shape": [4], "data_offsets": [len(data), len(data) + 4],
   }  # fmt: skip
   join(made, header, data + b"1234")
-  assert directory.look(made).config.num_layers == 2
-
-
-def error_of(path):
-  with pytest.raises(UserError) as caught:
-    directory.look(path)
-  return caught.value
+  assert directory.inspect(made).config.num_layers == 2
 
 
 POINTER = (
@@ -279,27 +309,27 @@ POINTER = (
     (b"\x1f\x8b\x08" + b"\x00" * 40, "compressed_file"),
   ],
 )
-@pytest.mark.parametrize("name", [tensors.WHOLE, directory.CONFIG])
-def test_what_stands_in_place_of_a_file_is_named(made, name, content, code):
+@pytest.mark.parametrize("name", [tensors.SINGLE_FILE, directory.CONFIG])
+def test_another_file_type_is_recognised(made, name, content, code):
   (made / name).write_bytes(content)
-  error = error_of(made)
+  error = inspect_error(made)
   assert error.code == code and error.file == str(made / name)
   if code == "lfs_pointer":
     assert "git lfs pull" in error.fix
 
 
 @pytest.mark.parametrize("keep", [300, -1])
-def test_a_file_that_is_cut_short_is_named(made, keep):
-  path = made / tensors.WHOLE
+def test_the_error_of_a_truncated_file_says_its_full_size(made, keep):
+  path = made / tensors.SINGLE_FILE
   whole = path.read_bytes()
   path.write_bytes(whole[:keep])
-  error = error_of(made)
+  error = inspect_error(made)
   assert (error.code, error.file) == ("truncated_file", str(path))
   assert f"{len(whole):,}" in error.problem or keep == 300
 
 
 def set_config(path, **changes):
-  """Changes config.json; None removes a key."""
+  """Changes entries of config.json; "absent" removes a key."""
   file = path / directory.CONFIG
   raw = {**json.loads(file.read_text()), **changes}
   raw = {key: value for key, value in raw.items() if value != "absent"}
@@ -344,24 +374,26 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}
      "contradicting_config"),
   ],
 )  # fmt: skip
-def test_the_field_of_a_configuration_is_named(tmp_path, changes, field, code):
+def test_the_error_names_the_field_of_config_json(
+  tmp_path, changes, field, code
+):
   path = tmp_path / "model"
   ours.make(path, **twin.LLAMA)
   set_config(path, **changes)
-  error = error_of(path)
+  error = inspect_error(path)
   assert (error.field, error.code) == (field, code)
   assert error.file == str(path / directory.CONFIG)
 
 
 @pytest.mark.parametrize(
-  "kinds, code",
+  "layer_types, code",
   [
     (["full_attention"], "contradicting_config"),
     (["full_attention", "chunked_attention"], "bad_config_value"),
     ("full_attention", "bad_config_value"),
   ],
 )
-def test_layers_of_a_configuration_are_judged(tmp_path, kinds, code):
+def test_bad_layer_types_are_refused(tmp_path, layer_types, code):
   path = tmp_path / "model"
   ours.make(
     path,
@@ -370,6 +402,6 @@ def test_layers_of_a_configuration_are_judged(tmp_path, kinds, code):
     sliding_window=4,
     sliding_window_pattern="wf",
   )
-  set_config(path, layer_types=kinds)
-  error = error_of(path)
+  set_config(path, layer_types=layer_types)
+  error = inspect_error(path)
   assert (error.field, error.code) == ("layer_types", code)

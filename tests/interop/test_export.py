@@ -158,7 +158,7 @@ def as_stage(path, base, model, params):
 
 def test_reward_models(base, tmp_path):
   """Alone, padded left, padded right and in our scorer: one score."""
-  source = directory.look(base[0])
+  source = directory.inspect(base[0])
   model = ScalarModel(source.config)
   params = twin.make_params(model)
   scores = {}
@@ -167,7 +167,7 @@ def test_reward_models(base, tmp_path):
     start = as_stage(work, with_tokenizer(base[0], pad), model, params)
     name = export_model(str(work), str(out))
     theirs, tokenizer = tiny.load(out, scalar=True), tokenizer_of(out)
-    assert type(theirs).__name__ == name == source.family.scalar
+    assert type(theirs).__name__ == name == source.family.reward_class
     check_ids(out, tokenizer, scalar=True)
     raw = json.loads((out / "config.json").read_text())
     assert raw["pad_token_id"] == tokenizer.pad_token_id is not None
@@ -207,7 +207,7 @@ def test_padding_that_ends_a_text_is_left_out():
     (dict(pad_token_id=2, eos_token_id=1), 1, 2),
     (dict(pad_token_id=0, eos_token_id=99), None, 0),
   ):
-    actual = settings.generation_json(None, rows=10, ids=ids)
+    actual = settings.build_generation_json(None, rows=10, ids=ids)
     assert (actual["eos_token_id"], actual.get("pad_token_id")) == (eos, pad)
 
 
@@ -274,18 +274,18 @@ def test_the_dtype_is_the_bases(chosen, tmp_path):
   for name, content in tokens.items():
     (tmp_path / "half" / name).write_bytes(content)
   import_model(str(tmp_path / "half"), str(tmp_path / "work"))
-  for given, dtype in (("", "bfloat16"), ("float32", "float32")):
-    out = tmp_path / f"out_{given}"
-    export_model(str(tmp_path / "work"), str(out), dtype=given)
+  for flag, dtype in (("", "bfloat16"), ("float32", "float32")):
+    out = tmp_path / f"out_{flag}"
+    export_model(str(tmp_path / "work"), str(out), dtype=flag)
     assert json.loads((out / "config.json").read_text())["dtype"] == dtype
-    assert directory.look(out).origin.dtype == dtype
+    assert directory.inspect(out).origin.dtype == dtype
 
 
 def test_ids_without_a_row_are_left_out(tmp_path):
   model, params = ours.make(tmp_path / "first")
   directory.save(
     tmp_path / "m",
-    directory.flattened(params),
+    directory.flatten_leaves(params),
     model.config,
     {},
     ids=dict(pad_token_id=13, eos_token_id=[1, 99], bos_token_id=50),

@@ -1,4 +1,4 @@
-"""A checkpoint of 2 GB goes through little memory."""
+"""Import and export of a 2 GB checkpoint need little memory."""
 
 import json
 import math
@@ -21,27 +21,27 @@ import sys
 from instructgpt_jax.hub.__main__ import export_model, import_model
 
 def peak():
-  # Not getrusage: what it tells began with the parent's memory.
+  # getrusage would include the parent's memory from before the fork.
   with open("/proc/self/status") as file:
     (line,) = [line for line in file if line.startswith("VmHWM:")]
   return int(line.split()[1]) * 1024
 
-what, small, large, to = sys.argv[1:]
-move = {"import": import_model, "export": export_model}[what]
-move(small, to + "/small")
+command, small, large, to = sys.argv[1:]
+convert = {"import": import_model, "export": export_model}[command]
+convert(small, to + "/small")
 before = peak()
-move(large, to + "/large")
+convert(large, to + "/large")
 print(peak() - before)
 """
 
 
 def make(path, c):
-  """A directory whose tensors are a hole in the file: zeros."""
+  """Writes a directory whose tensors are zeros in a sparse file."""
   family = families.FAMILIES["gpt2"]
-  extent = mapping.sizes(c, c.vocab_size)
+  axis_sizes = mapping.axis_sizes(c, c.vocab_size)
   header, at = {}, 0
-  for weight, _, name in directory.expanded(family, c, False):
-    shape = weight.shape(extent)
+  for weight, _, name in directory.expand_layers(family, c, False):
+    shape = weight.hf_shape(axis_sizes)
     end = at + 4 * math.prod(shape)
     header[name] = {
       "dtype": "F32",
@@ -51,19 +51,18 @@ def make(path, c):
     at = end
   path.mkdir()
   text = json.dumps(header).encode()
-  with open(path / tensors.WHOLE, "wb") as file:
+  with open(path / tensors.SINGLE_FILE, "wb") as file:
     file.write(struct.pack("<Q", len(text)) + text)
     file.truncate(8 + len(text) + at)
-  described = family.theirs(families.canonical(c))
-  (path / directory.CONFIG).write_text(json.dumps(described))
+  config_json = family.to_hf(families.canonicalize(c))
+  (path / directory.CONFIG).write_text(json.dumps(config_json))
   return at
 
 
 @pytest.mark.skipif(
   not os.path.exists("/proc/self/status"), reason="no peak memory to read"
 )
-def test_a_move_holds_little_more_than_its_largest_tensor(tmp_path):
-  """In and out again."""
+def test_peak_memory_is_little_more_than_the_largest_tensor(tmp_path):
   c = configs.Model(
     vocab_size=24_000, max_seq_len=64, num_layers=9, d_model=2048, num_heads=16
   )
@@ -72,16 +71,16 @@ def test_a_move_holds_little_more_than_its_largest_tensor(tmp_path):
   for name in ("small", "large"):
     for file, content in ours.tokenizer_files().items():
       (tmp_path / name / file).write_bytes(content)
-  given = tmp_path
-  for what in ("import", "export"):
-    given, before = tmp_path / what, given
-    done = subprocess.run(
-      [sys.executable, "-c", SCRIPT, what, before / "small", before / "large",
-       given],
+  source = tmp_path
+  for command in ("import", "export"):
+    target = tmp_path / command
+    process = subprocess.run(
+      [sys.executable, "-c", SCRIPT, command, source / "small",
+       source / "large", target],
       capture_output=True,
       text=True,
       env={**os.environ, "JAX_PLATFORMS": "cpu"},
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    print(what, done.stdout)
-    assert 0 < int(done.stdout) < ALLOWED
+    assert process.returncode == 0, process.stderr
+    assert 0 < int(process.stdout) < ALLOWED
+    source = target

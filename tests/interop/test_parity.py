@@ -46,7 +46,7 @@ def both(request, tmp_path_factory):
   """Their model, our network and its parameters."""
   theirs = tiny.make(request.param)
   path = tmp_path_factory.mktemp("hub") / "theirs"
-  source = directory.look(tiny.save(theirs, path))
+  source = directory.inspect(tiny.save(theirs, path))
   model = LanguageModel(source.config)
   return theirs, model, params_of(source, model)
 
@@ -56,34 +56,36 @@ def params_of(source, model):
 
 
 def their_logits(model, tokens, mask, positions):
-  given = dict(
+  inputs = dict(
     input_ids=torch.tensor(tokens), attention_mask=torch.tensor(mask)
   )
   # OPT counts them from the mask.
   if model.config.model_type != "opt":
-    given["position_ids"] = torch.tensor(positions)
+    inputs["position_ids"] = torch.tensor(positions)
   with torch.no_grad():
-    return model(**given).logits.numpy()
+    return model(**inputs).logits.numpy()
 
 
 def test_logits_with_padding_and_packing(both):
   theirs, model, params = both
-  found = twin.jit(model.apply)({"params": params}, TOKENS, SEGMENTS, POSITIONS)
+  actual = twin.jit(model.apply)(
+    {"params": params}, TOKENS, SEGMENTS, POSITIONS
+  )
   for row in range(4):
     for segment in set(SEGMENTS[row]) - {0}:
       at = SEGMENTS[row] == segment
       mask = np.ones((1, at.sum()), int)
-      wanted = their_logits(
+      expected = their_logits(
         theirs, TOKENS[row][None, at], mask, POSITIONS[row][None, at]
       )
-      np.testing.assert_allclose(found[row, at], wanted[0], atol=1e-4)
+      np.testing.assert_allclose(actual[row, at], expected[0], atol=1e-4)
   # And as they see padding themselves.
-  wanted = their_logits(
+  expected = their_logits(
     theirs, TOKENS[:3], (SEGMENTS[:3] > 0).astype(int), POSITIONS[:3]
   )
   real = SEGMENTS[:3] > 0
-  np.testing.assert_allclose(found[:3][real], wanted[real], atol=1e-4)
-  assert np.std(found) > 0.5
+  np.testing.assert_allclose(actual[:3][real], expected[real], atol=1e-4)
+  assert np.std(actual) > 0.5
 
 
 def test_greedy_text_with_a_cache(both):
@@ -106,14 +108,14 @@ def test_greedy_text_with_a_cache(both):
     )
   )(params)
   with torch.no_grad():
-    wanted = theirs.generate(
+    expected = theirs.generate(
       torch.tensor(prompts),
       attention_mask=torch.tensor(mask.astype(int)),
       max_new_tokens=8,
       do_sample=False,
     ).numpy()
-  width = wanted.shape[1]
-  np.testing.assert_array_equal(rollout.tokens[:, 8:width], wanted[:, 8:])
+  width = expected.shape[1]
+  np.testing.assert_array_equal(rollout.tokens[:, 8:width], expected[:, 8:])
   # The log-probabilities that were recorded are those of their full pass.
   tokens = np.asarray(rollout.tokens)
   logits = their_logits(
@@ -134,27 +136,29 @@ def test_there_and_back_is_the_identity(both, tmp_path):
   theirs, model, params = both
   family = directory.save(
     tmp_path / "ours",
-    directory.flattened(params),
+    directory.flatten_leaves(params),
     model.config,
     {},
     ids=tiny.IDS,
-    most=5000,
+    max_file_size=5000,
   )
   assert list(tmp_path.glob("ours/model-00001-of-*.safetensors"))
   again = tiny.load(tmp_path / "ours")
-  assert type(again) is type(theirs) or family.kind == "llama"
-  wanted = theirs.state_dict()
+  assert type(again) is type(theirs) or family.model_type == "llama"
+  expected = theirs.state_dict()
   for name, value in again.state_dict().items():
-    torch.testing.assert_close(value, wanted[name], rtol=0, atol=0)
-  source = directory.look(tiny.save(again, tmp_path / "again"))
-  assert families.canonical(source.config) == families.canonical(model.config)
+    torch.testing.assert_close(value, expected[name], rtol=0, atol=0)
+  source = directory.inspect(tiny.save(again, tmp_path / "again"))
+  assert families.canonicalize(source.config) == families.canonicalize(
+    model.config
+  )
   jax.tree.map(np.testing.assert_array_equal, params_of(source, model), params)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "opt", "qwen2", "gemma3"])
 def test_reward_scores(name, tmp_path):
   theirs = tiny.make(name, scalar=True)
-  source = directory.look(tiny.save(theirs, tmp_path / "theirs"))
+  source = directory.inspect(tiny.save(theirs, tmp_path / "theirs"))
   assert source.scalar
   model = ScalarModel(source.config)
   params = params_of(source, model)
@@ -163,33 +167,35 @@ def test_reward_scores(name, tmp_path):
   tokens = np.where(SEGMENTS[:3] > 0, TOKENS[:3], 0)
   rows = tokens, SEGMENTS[:3], POSITIONS[:3]
   last = [11, 11, 6]
-  found = np.asarray(apply({"params": params}, *rows))[range(3), last]
+  actual = np.asarray(apply({"params": params}, *rows))[range(3), last]
 
   family = directory.save(
     tmp_path / "ours",
-    directory.flattened(params),
+    directory.flatten_leaves(params),
     model.config,
     {},
     ids=tiny.IDS,
   )
-  assert family.scalar == type(theirs).__name__
+  assert family.reward_class == type(theirs).__name__
   again = tiny.load(tmp_path / "ours", scalar=True)
-  wanted = their_logits(again, tokens, *rows[1:])[:, 0]
+  expected = their_logits(again, tokens, *rows[1:])[:, 0]
   raw = json.loads((tmp_path / "ours" / "config.json").read_text())
   shift = raw["instructgpt_jax_score_shift"]
   # A LayerNorm's bias takes the head's in; an RMSNorm has none.
   assert shift == (0 if name in ("gpt2", "opt") else pytest.approx(0.7))
-  np.testing.assert_allclose(found, wanted + shift, atol=1e-4)
-  source = directory.look(tmp_path / "ours")
+  np.testing.assert_allclose(actual, expected + shift, atol=1e-4)
+  source = directory.inspect(tmp_path / "ours")
   back = apply({"params": params_of(source, model)}, *rows)
-  np.testing.assert_allclose(np.asarray(back)[range(3), last], found, atol=1e-5)
+  np.testing.assert_allclose(
+    np.asarray(back)[range(3), last], actual, atol=1e-5
+  )
 
 
 @pytest.mark.parametrize("scan", [False, True])
 def test_stacked_layers_and_a_filled_up_vocabulary(scan, tmp_path):
   """Gemma 3: layers of two kinds, also in one scan."""
   theirs = tiny.make("gemma3")
-  source = directory.look(tiny.save(theirs, tmp_path / "theirs"))
+  source = directory.inspect(tiny.save(theirs, tmp_path / "theirs"))
   plain = LanguageModel(source.config)
   wide = LanguageModel(
     dataclasses.replace(source.config, scan_layers=scan, vocab_padding=3)
@@ -203,24 +209,24 @@ def test_stacked_layers_and_a_filled_up_vocabulary(scan, tmp_path):
   assert (jax.nn.softmax(b)[..., 40:] == 0).all()
   directory.save(
     tmp_path / "ours",
-    directory.flattened(params),
+    directory.flatten_leaves(params),
     wide.config,
     {},
     ids=tiny.IDS,
   )
-  wanted = theirs.state_dict()
+  expected = theirs.state_dict()
   for name, value in tiny.load(tmp_path / "ours").state_dict().items():
-    torch.testing.assert_close(value, wanted[name], rtol=0, atol=0)
+    torch.testing.assert_close(value, expected[name], rtol=0, atol=0)
 
 
 def test_our_own_networks_have_an_architecture():
   for name in presets.NAMES:
     config = presets.model(name)
-    assert families.holding(config).kind == "gpt2", name
+    assert families.family_for(config).model_type == "gpt2", name
 
 
 def test_the_table_is_what_docs_say():
   path = pathlib.Path(interop.__file__).parents[2] / "docs" / "models.md"
   text = path.read_text()
   for family in families.FAMILIES.values():
-    assert f"`{family.kind}`" in text
+    assert f"`{family.model_type}`" in text

@@ -26,32 +26,32 @@ library = tiny.library("peft")
 
 def put_on(theirs, path):
   """Their model with the adapters of a directory."""
-  with warnings.catch_warnings(record=True) as said:
+  with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     model = library.PeftModel.from_pretrained(theirs, str(path)).eval()
   # PEFT says so when a tensor finds no place, or a place no tensor.
-  assert not [w for w in said if "adapter keys" in str(w.message)]
+  assert not [w for w in caught if "adapter keys" in str(w.message)]
   return model
 
 
 def with_adapters(theirs, path, network, head_padding=0, **changes):
   """Our network of theirs with adapters, its parameters, and without them."""
-  source = directory.look(tiny.save(theirs, path))
+  source = directory.inspect(tiny.save(theirs, path))
   c = dataclasses.replace(source.config, lora_rank=3, lora_alpha=5.0, **changes)
   wide = dataclasses.replace(c, head_padding=head_padding)
   model, plain = network(wide), network(dataclasses.replace(wide, lora_rank=0))
-  held = params_of(source, plain)
+  base_params = params_of(source, plain)
   drawn = twin.fill_up(twin.make_params(network(c)), model)
-  fresh = lora.tree_difference(drawn, held)
-  params = lora.merge_trees(held, lora.tree_select(fresh, drawn))
-  return model, params, plain, held
+  fresh = lora.tree_difference(drawn, base_params)
+  params = lora.merge_trees(base_params, lora.tree_select(fresh, drawn))
+  return model, params, plain, base_params
 
 
 @pytest.mark.parametrize("layers", ["all", "attention"])
 @pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "llama", "gemma3"])
 def test_peft_puts_them_on_their_model(name, layers, tmp_path):
   theirs = tiny.make(name)
-  model, params, plain, held = with_adapters(
+  model, params, plain, base_params = with_adapters(
     theirs,
     tmp_path / "theirs",
     LanguageModel,
@@ -60,23 +60,23 @@ def test_peft_puts_them_on_their_model(name, layers, tmp_path):
     head_padding=int(name in ("llama", "gpt2")),
   )
   rows = TOKENS[:3], SEGMENTS[:3], POSITIONS[:3]
-  found = twin.jit(model.apply)({"params": params}, *rows)
-  before = twin.jit(plain.apply)({"params": held}, *rows)
+  actual = twin.jit(model.apply)({"params": params}, *rows)
+  before = twin.jit(plain.apply)({"params": base_params}, *rows)
   _, trained = lora.split(model.config, params)
   peft.save(
     tmp_path / "adapters",
-    directory.flattened(trained),
+    directory.flatten_leaves(trained),
     model.config,
     {},
     base=str(tmp_path / "theirs"),
   )
   theirs = put_on(theirs, tmp_path / "adapters")
-  wanted = their_logits(
+  expected = their_logits(
     theirs, TOKENS[:3], (SEGMENTS[:3] > 0).astype(int), POSITIONS[:3]
   )
   real = SEGMENTS[:3] > 0
-  np.testing.assert_allclose(found[real], wanted[real], atol=3e-4)
-  assert np.abs(found - before)[real].mean() > 0.1
+  np.testing.assert_allclose(actual[real], expected[real], atol=3e-4)
+  assert np.abs(actual - before)[real].mean() > 0.1
 
 
 def test_a_reward_models_head_goes_with_them(tmp_path):
@@ -89,27 +89,27 @@ def test_a_reward_models_head_goes_with_them(tmp_path):
   _, trained = lora.split(model.config, params)
   peft.save(
     tmp_path / "adapters",
-    directory.flattened(trained),
+    directory.flatten_leaves(trained),
     model.config,
     {},
     base="x",
   )
-  said = json.loads((tmp_path / "adapters" / peft.CONFIG).read_text())
+  adapter_config = json.loads((tmp_path / "adapters" / peft.CONFIG).read_text())
   tokens = np.where(SEGMENTS[:3] > 0, TOKENS[:3], 0)
   rows = tokens, SEGMENTS[:3], POSITIONS[:3]
-  found = twin.jit(model.apply)({"params": params}, *rows)
-  found = np.asarray(found)[range(3), [11, 11, 6]]
-  wanted = their_logits(put_on(theirs, tmp_path / "adapters"), *rows)[:, 0]
-  shift = said["instructgpt_jax_score_shift"]
+  actual = twin.jit(model.apply)({"params": params}, *rows)
+  actual = np.asarray(actual)[range(3), [11, 11, 6]]
+  expected = their_logits(put_on(theirs, tmp_path / "adapters"), *rows)[:, 0]
+  shift = adapter_config["instructgpt_jax_score_shift"]
   assert shift == pytest.approx(0.7)
-  np.testing.assert_allclose(found, wanted + shift, atol=3e-4)
+  np.testing.assert_allclose(actual, expected + shift, atol=3e-4)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gpt_neox", "qwen3"])
 def test_heads_that_are_zero_change_nothing(name, tmp_path):
   """Nor are they exported."""
   theirs = tiny.make(name)
-  source = directory.look(tiny.save(theirs, tmp_path / "theirs"))
+  source = directory.inspect(tiny.save(theirs, tmp_path / "theirs"))
   plain, wide = (
     LanguageModel(dataclasses.replace(source.config, head_padding=n))
     for n in (0, 2)
@@ -124,12 +124,12 @@ def test_heads_that_are_zero_change_nothing(name, tmp_path):
   np.testing.assert_allclose(a, b, atol=1e-5)
   directory.save(
     tmp_path / "ours",
-    directory.flattened(params),
+    directory.flatten_leaves(params),
     wide.config,
     {},
     ids=tiny.IDS,
   )
-  again = directory.look(tmp_path / "ours")
+  again = directory.inspect(tmp_path / "ours")
   jax.tree.map(
     np.testing.assert_array_equal,
     params_of(again, plain),

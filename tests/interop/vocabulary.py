@@ -1,4 +1,4 @@
-"""Tokenizers of few words for the tiny models of `tiny`, with 36 or 37 ids."""
+"""Small tokenizers for the models of `tiny`, with 36 or 37 ids."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from tokenizers import AddedToken, models, normalizers, pre_tokenizers
 
 WORDS = [f"w{i}" for i in range(32)]
 EOS, BOS, UNK, PAD = "</s>", "<s>", "<unk>", "[PAD]"
-# What the tokenizer says of padding.
+# The tokenizer's padding token.
 PADS = ("own", "eos", "none")
 
 
 def write(
-  folder: pathlib.Path, pad: str, *, spaces: bool = False, **settings: Any
+  path: pathlib.Path, pad: str, *, spaces: bool = False, **settings: Any
 ) -> None:
-  """Writes the tokenizer's files into the directory of a model.
+  """Writes a tokenizer's files into a model's directory.
 
   Args:
-    folder: the directory.
+    path: the directory.
     pad: one of PADS.
-    spaces: writes a space ahead of each text, as Llama's tokenizers do.
-    **settings: more of tokenizer_config.json.
+    spaces: whether to prepend a space to each text, as Llama's tokenizers do.
+    **settings: further entries of tokenizer_config.json.
   """
   special = [EOS, BOS, UNK] + ([PAD] if pad == "own" else [])
   ahead = "▁" if spaces else ""
@@ -44,9 +44,9 @@ def write(
     [AddedToken(name, special=True, normalized=False) for name in special]
   )
   pads = {"own": {"pad_token": PAD}, "eos": {"pad_token": EOS}, "none": {}}
-  folder.mkdir(exist_ok=True)
-  (folder / "tokenizer.json").write_text(tokenizer.to_str())
-  (folder / "tokenizer_config.json").write_text(
+  path.mkdir(exist_ok=True)
+  (path / "tokenizer.json").write_text(tokenizer.to_str())
+  (path / "tokenizer_config.json").write_text(
     json.dumps(
       {
         "tokenizer_class": "PreTrainedTokenizerFast",

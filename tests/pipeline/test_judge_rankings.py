@@ -26,7 +26,10 @@ def test_conversations_that_begin_alike_are_divided(
   monkeypatch.setattr(inputs, "rankings", lambda data, tokenizer: pools)
   rankings.split_for_judge(configs.PipelineExperiment(), str(tmp_path), None)
   prompts = []
-  for path in (rankings.for_reward(tmp_path), rankings.for_judge(tmp_path)):
+  for path in (
+    rankings.reward_rankings_path(tmp_path),
+    rankings.judge_rankings_path(tmp_path),
+  ):
     with open(path) as file:
       prompts.append({json.dumps(json.loads(s)["prompt"]) for s in file})
   assert min(map(len, prompts)) >= 5 and sum(map(len, prompts)) == 60

@@ -20,6 +20,7 @@ from instructgpt_jax.evaluation import evaluate
 from instructgpt_jax.pipeline import evaluation as pipeline_evaluation
 from instructgpt_jax.pipeline import stages
 from instructgpt_jax.runs import claims, files
+from instructgpt_jax.training import stage_model
 from instructgpt_jax.world import requests, words, write
 
 SMALL = {
@@ -89,7 +90,7 @@ def world_run(once):
 def run_and_observe(folder):
   compilations = Compilations()
   logger = logging.getLogger("jax._src.interpreters.pxla")
-  timed = stages.Pipeline.timed
+  timed = stages.Pipeline.record_time
 
   @contextlib.contextmanager
   def noted(self, name):
@@ -100,7 +101,7 @@ def run_and_observe(folder):
   logger.addHandler(compilations)
   logger.propagate = False
   with pytest.MonkeyPatch.context() as patch, jax.log_compiles():
-    patch.setattr(stages.Pipeline, "timed", noted)
+    patch.setattr(stages.Pipeline, "record_time", noted)
     stages.run(small("world"), str(folder))
   logger.removeHandler(compilations)
   logger.propagate = True
@@ -293,9 +294,9 @@ def test_one_missing_source_is_named(tmp_path):
 def test_a_base_model_takes_the_place_of_pretraining(world_run, tmp_path):
   base = str(pathlib.Path(world_run) / "pretrain")
   wanted = dataclasses.replace(small("world"), init_from=base)
-  stages._with_data(wanted, str(tmp_path))
+  stages._make_pipeline(wanted, str(tmp_path))
   pipeline = stages.Pipeline(wanted, str(tmp_path), has_gold=True)
-  assert stages._pretrain(pipeline) == base
+  assert stages._run_pretrain(pipeline) == base
   assert not (tmp_path / "pretrain").exists()
   assert isinstance(wanted, configs.PipelineExperiment)
 
@@ -312,12 +313,15 @@ def test_held_out_documents_fit_the_models_context(world_run):
     pretrain=dataclasses.replace(wanted.pretrain, sequence=4096),
   )
   names = ("policy_init", "reward")
-  folders = {name: f"{world_run}/{name}" for name in names}
-  setting = pipeline_evaluation._setting(
-    wanted, str(world_run), folders, has_gold=True
+  opened = {
+    name: stage_model.open_stage(f"{world_run}/{name}") for name in names
+  }
+  evaluator = pipeline_evaluation._build_evaluator(
+    wanted, str(world_run), opened, has_gold=True
   )
-  context = setting.stages["policy_init"].model_config.max_seq_len
-  assert setting.documents["tokens"].shape[1] == context < 4096
+  max_seq_len = opened["policy_init"].model_config.max_seq_len
+  assert evaluator.documents is not None
+  assert evaluator.documents["tokens"].shape[1] == max_seq_len < 4096
 
 
 def evaluation(world_run, model, **more):

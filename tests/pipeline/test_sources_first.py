@@ -195,7 +195,7 @@ def test_a_stage_keeps_the_best_by_what_it_measures(tmp_path):
     )
     scored = dataclasses.replace(wanted.sft, reward_model="rm")
     kept[measure] = [
-      pipeline.experiment(kind, "", **sections).run.keep_best
+      pipeline.stage_config(kind, "", **sections).run.keep_best
       for kind, sections in (
         (stages.configs.PretrainExperiment, {}),
         (stages.configs.SftExperiment, {}),

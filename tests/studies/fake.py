@@ -6,7 +6,7 @@ import pathlib
 
 import numpy as np
 
-from instructgpt_jax.studies.family import Family
+from instructgpt_jax.studies.seed_runs import SeedRuns
 from instructgpt_jax.world import gold, requests
 
 PROMPTS, ROWS, ITEMS, EPOCHS = 60, 20, 30, 16
@@ -88,14 +88,14 @@ def write(folder, name, value):
 
 def run(root, job, chosen=None):
   """Writes what a job would leave; `chosen` overrides the numbers."""
-  folder, chosen = pathlib.Path(job.folder(root)), dict(chosen or {})
+  folder, chosen = pathlib.Path(job.workdir(root)), dict(chosen or {})
   if job.experiment == "evaluate":
     kept = int(job.flags.get("measure.samples_kept", 0))
     write(folder, "answers.json", answers(job.name, kept=kept, **chosen))
   elif job.experiment == "reward":
     write(folder, "held_out.json", held_out(job.name, **chosen))
   elif job.experiment == "sft":
-    spread = 0.01 * _rng(job.folder("")).standard_normal()  # between seeds
+    spread = 0.01 * _rng(job.workdir("")).standard_normal()  # between seeds
     lines = [
       {"step": e, "valid_loss": 1.0 + 0.01 * abs(e - 2),
        "valid_rm_score": (0.1 + spread) * e}
@@ -113,7 +113,7 @@ def run(root, job, chosen=None):
 
 def families(scale, root):
   """As the analyses get them."""
-  found = [Family(scale, seed, str(root)) for seed in scale.seeds]
+  found = [SeedRuns(scale, seed, str(root)) for seed in scale.seeds]
   for family in found:
-    family.__dict__["vocabulary"] = 330
+    family.__dict__["vocab_size"] = 330
   return found

@@ -93,7 +93,7 @@ def test_the_report_is_built_from_what_is_complete(tmp_path, capsys):
 
   root = str(tmp_path / "runs")
   wanted = [studies.ALL[n] for n in ("kl_with_ptx", "sft_epochs")]
-  study_lib.claim(root, scale_lib.MINI)
+  study_lib.lock_size(root, scale_lib.MINI)
   for job in study_lib.all_jobs(wanted, scale_lib.MINI, root):
     fake.run(root, job)
   output = tmp_path / "page"

@@ -11,8 +11,8 @@ from instructgpt_jax.cli import flags
 from instructgpt_jax.configs import presets
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.models import heads
-from instructgpt_jax.studies import family as family_lib
 from instructgpt_jax.studies import scale as scale_lib
+from instructgpt_jax.studies import seed_runs
 from instructgpt_jax.studies import study as study_lib
 from tests.studies import fake
 
@@ -22,7 +22,7 @@ ALL = list(studies.ALL.values())
 
 @pytest.fixture(autouse=True)
 def vocabulary(monkeypatch):
-  monkeypatch.setattr(family_lib.Family, "vocabulary", 330)
+  monkeypatch.setattr(seed_runs.SeedRuns, "vocab_size", 330)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def findings(root, name, chosen):
   study = studies.ALL[name]
   found = fake.families(MINI, root)
   for family in found:
-    fake.run(root, family.shared)
+    fake.run(root, family.shared_job)
     for job in study.jobs(family):
       numbers = {}
       for key, value in chosen.items():
@@ -87,13 +87,13 @@ def test_the_sizes_are_eight_times_apart():
     import jax
 
     real = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(shapes))
-    assert scale_lib.parameters(model, 330) == real
+    assert scale_lib.count_parameters(model, 330) == real
     counts.append(real)
   assert all(b >= 8 * a for a, b in zip(counts, counts[1:], strict=False))
 
 
 def test_results_of_complete_runs_have_every_study(complete):
-  found = study_lib.results(ALL, MINI, complete, {"seed0/shared": 5.0})
+  found = study_lib.collect_results(ALL, MINI, complete, {"seed0/shared": 5.0})
   assert list(found["studies"]) == list(studies.ALL)
   for name, study in found["studies"].items():
     assert study["complete"] and study["missing"] == 0 and study["figures"]
@@ -114,11 +114,13 @@ def test_one_missing_run_leaves_its_studies_without_a_verdict(tmp_path):
   jobs = study_lib.all_jobs(wanted, MINI, root)
   for job in jobs[:-1]:
     fake.run(root, job)
-  (found,) = study_lib.results(wanted, MINI, root, {})["studies"].values()
+  (found,) = study_lib.collect_results(wanted, MINI, root, {})[
+    "studies"
+  ].values()
   assert found["reproduced"] is None and found["missing"] == 1
   assert found["seeds"] == [0, 1]  # what is known so far is shown
   assert found["figures"]
-  empty = study_lib.results(wanted, MINI, str(tmp_path / "none"), {})
+  empty = study_lib.collect_results(wanted, MINI, str(tmp_path / "none"), {})
   (found,) = empty["studies"].values()
   assert found["seeds"] == [] and found["figures"] == []
 
@@ -251,14 +253,14 @@ def test_failures_wants_four_gains_over_the_base(tmp_path):
 
 def test_sizes_and_seeds_are_told_when_wrong(tmp_path):
   with pytest.raises(UserError, match="mini"):
-    scale_lib.scale("minni")
+    scale_lib.get_scale("minni")
   with pytest.raises(UserError, match="no seeds"):
     scale_lib.with_seeds(MINI, "0,x")
   assert scale_lib.with_seeds(MINI, "3,4,3").seeds == (3, 4)
-  study_lib.claim(str(tmp_path), MINI)
-  assert study_lib.claimed(str(tmp_path)) == MINI
+  study_lib.lock_size(str(tmp_path), MINI)
+  assert study_lib.read_size(str(tmp_path)) == MINI
   with pytest.raises(UserError, match="another --workdir"):
-    study_lib.claim(str(tmp_path), scale_lib.with_seeds(MINI, "7"))
+    study_lib.lock_size(str(tmp_path), scale_lib.with_seeds(MINI, "7"))
   (tmp_path / "study.json").write_text('{"size": "mini"}')
   with pytest.raises(UserError, match="not a study"):
-    study_lib.claimed(str(tmp_path))
+    study_lib.read_size(str(tmp_path))

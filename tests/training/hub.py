@@ -67,6 +67,6 @@ def make(path: pathlib.Path, kind: str) -> str:
   params = init_params(model, jax.random.key(1))
   ids = {"eos_token_id": 0} | ({"pad_token_id": 2} if kind == "llama" else {})
   directory.save(
-    path, directory.flattened(params), model.config, files, ids=ids
+    path, directory.flatten_leaves(params), model.config, files, ids=ids
   )
   return str(path)

@@ -94,9 +94,9 @@ def test_sft_reward_and_ppo_and_out_again(runs, tmp_path):
   for name, scalar in (("ppo_ptx", False), ("reward", True)):
     out = tmp_path / name
     export_model(str(runs[name]), str(out))
-    source = directory.look(out)
+    source = directory.inspect(out)
     assert source.scalar == scalar
-    expected = directory.look(runs.source).config
+    expected = directory.inspect(runs.source).config
     assert source.config.d_model == expected.d_model
     tokenizer = load_tokenizer(out)
     if not scalar:  # A reward model gets a padding token.
@@ -106,7 +106,8 @@ def test_sft_reward_and_ppo_and_out_again(runs, tmp_path):
     )
   policy = stage_model.open_stage(str(runs["ppo_ptx"]))
   again = directory.load(
-    directory.look(tmp_path / "ppo_ptx"), unbox(abstract_params(policy.network))
+    directory.inspect(tmp_path / "ppo_ptx"),
+    unbox(abstract_params(policy.network)),
   )
   restored = policy.params(unbox(abstract_params(policy.network)))
   size = expected.vocab_size

@@ -123,9 +123,9 @@ def test_mistakes_are_told_in_short(arguments, word, capsys, monkeypatch):
 
 
 def test_an_import_that_fails_leaves_nothing(made, tmp_path, capsys):
-  path = tmp_path / "hf" / tensors.WHOLE
+  path = tmp_path / "hf" / tensors.SINGLE_FILE
   whole = path.read_bytes()
-  look = directory.look
+  look = directory.inspect
 
   def look_and_cut(folder_path):
     actual = look(folder_path)
@@ -148,6 +148,6 @@ def test_other_sizes_and_types(made, tmp_path, capsys):
   )
   assert done == 0
   assert "GPT2LMHeadModel" in capsys.readouterr().err
-  source = directory.look(tmp_path / "out")
-  assert {t.kind for t in source.tensors.values()} == {"BF16"}
+  source = directory.inspect(tmp_path / "out")
+  assert {t.dtype for t in source.tensors.values()} == {"BF16"}
   assert len({t.file for t in source.tensors.values()}) > 1

@@ -106,7 +106,7 @@ def test_a_lone_word_may_be_either(path, tmp_path, monkeypatch):
 
 
 def test_other_paths_are_named(made, imported, tmp_path):
-  source = f"{made}/{tensors.WHOLE}"
+  source = f"{made}/{tensors.SINGLE_FILE}"
   assert refused(source).code == "not_a_directory"
   assert made in refused(source).fix
   assert refused(f"{imported}/model").code == "part_of_a_stage"
@@ -132,7 +132,7 @@ def test_a_pointer_in_place_of_the_configuration_is_named(made, tmp_path):
   (path / directory.CONFIG).write_text(
     "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
   )
-  (path / tensors.WHOLE).write_bytes(b"")
+  (path / tensors.SINGLE_FILE).write_bytes(b"")
   with pytest.raises(UserError) as caught:
     stage_model.open_stage(str(path))
   assert caught.value.code == "lfs_pointer"

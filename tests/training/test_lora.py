@@ -54,7 +54,7 @@ def test_a_pipeline_of_adapters(runs):
       np.testing.assert_array_equal, frozen, lora.tree_select(frozen, below)
     )
     assert any(
-      np.any(x) for path, x in directory.flattened(trained).items()
+      np.any(x) for path, x in directory.flatten_leaves(trained).items()
       if path.endswith(lora.UP)
     )  # fmt: skip
   losses = [m["loss"] for m in results.metrics(runs["sft"]) if "loss" in m]
@@ -140,10 +140,10 @@ def test_exported_merged_or_alone(runs, tmp_path):
     other = stage_model.open_stage(str(merged))
     again = other.params(unbox(abstract_params(other.network)))
     expected = lora.merge_lora(stage.model_config, params)
-    for path, x in directory.flattened(again).items():
+    for path, x in directory.flatten_leaves(again).items():
       if "/head/" not in f"/{path}" and "embedding" not in path:
         np.testing.assert_allclose(
-          x, directory.flattened(expected)[path], rtol=1e-5, atol=1e-6
+          x, directory.flatten_leaves(expected)[path], rtol=1e-5, atol=1e-6
         )
     export_model(str(runs[name]), str(alone), adapters=True)
     adapter_config = json.loads((alone / peft.CONFIG).read_text())
@@ -194,7 +194,7 @@ def test_a_base_that_is_gone_or_another(runs, tmp_path):
 
   file = tmp_path / "hf" / "model.safetensors"
   content = file.read_bytes()
-  source = directory.look(tmp_path / "hf")
+  source = directory.inspect(tmp_path / "hf")
   for name in (
     "model.num_layers.0.mlp.up_proj.weight",
     "model.embed_tokens.weight",

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from instructgpt_jax.studies import gather
+from instructgpt_jax.studies import analysis
 
 STEPS = range(7)
 PROMPTS = 60
@@ -18,7 +18,7 @@ class Seed:
 
   gold: np.ndarray  # [steps, prompts]
 
-  def answers(self, job):
+  def measurements(self, job):
     return self.gold[job]
 
 
@@ -46,9 +46,9 @@ def seeds(rng, count, spread=0.1):
 
 @pytest.fixture
 def few_resamples(monkeypatch):
-  pooled = gather.statistics.pooled_interval
+  pooled = analysis.statistics.pooled_interval
   monkeypatch.setattr(
-    gather.statistics,
+    analysis.statistics,
     "pooled_interval",
     lambda groups: pooled(groups, resamples=200),
   )
@@ -79,10 +79,12 @@ def test_no_fall_is_found_where_there_is_none(few_resamples, count):
     peak = int(np.argmax(means))
     last = run(STEPS[-1])
     gaps = [f.gold[STEPS[-1]] - f.gold[peak] for f in families]
-    chosen = gather.choose(families, OPTIONS, whole)
-    new = gather.gap_from_chosen(families, last, OPTIONS, chosen, whole)
+    chosen = analysis.choose_options(families, OPTIONS, whole)
+    new = analysis.difference_from_chosen(
+      families, last, OPTIONS, chosen, whole
+    )
     same += bootstrapped(gaps, rng) < 0
-    other += gather.below(new)
+    other += analysis.is_below(new)
   assert same / trials > 0.09
   assert other / trials < 0.06 and other < same
 
@@ -93,32 +95,34 @@ def test_a_real_fall_is_found(few_resamples, count):
   families = seeds(rng, count)
   for family in families:
     family.gold[3] += 0.5
-  chosen = gather.choose(families, OPTIONS, whole)
+  chosen = analysis.choose_options(families, OPTIONS, whole)
   assert chosen == [3] * count
-  share = gather.gap_from_chosen(
+  share = analysis.difference_from_chosen(
     families, run(STEPS[-1]), OPTIONS, chosen, whole
   )
-  assert gather.below(share) and share.mean == pytest.approx(-0.5, abs=0.15)
+  assert analysis.is_below(share) and share.mean == pytest.approx(
+    -0.5, abs=0.15
+  )
 
 
 def test_a_seed_has_no_part_in_its_own_choice():
   rng = np.random.default_rng(2)
   families = seeds(rng, 3)
-  before = gather.choose(families, OPTIONS, whole)
+  before = analysis.choose_options(families, OPTIONS, whole)
   families[1].gold[6] += 100.0
-  after = gather.choose(families, OPTIONS, whole)
+  after = analysis.choose_options(families, OPTIONS, whole)
   assert after == [6, before[1], 6]
   # With one seed, prompts that are tested have none.
   (only,) = seeds(rng, 1)
-  (before,) = gather.choose([only], OPTIONS, whole)
+  (before,) = analysis.choose_options([only], OPTIONS, whole)
   only.gold[(before + 1) % 7, 1::2] += 100.0
-  assert gather.choose([only], OPTIONS, whole) == [before]
-  (remaining,) = gather.held_out([only], lambda unused: run(0), whole)
+  assert analysis.choose_options([only], OPTIONS, whole) == [before]
+  (remaining,) = analysis.held_out_values([only], lambda unused: run(0), whole)
   np.testing.assert_array_equal(remaining, only.gold[0, 1::2])
 
 
 def test_one_seed_has_no_interval():
-  assert gather.over_seeds([1e-9]) is None
+  assert analysis.seeds_interval([1e-9]) is None
 
 
 @pytest.mark.parametrize(
@@ -126,7 +130,7 @@ def test_one_seed_has_no_interval():
   [([0.0, 2.0], 12.7062), ([0, 1, 2], 4.3027 / 3**0.5)],
 )
 def test_intervals_over_seeds_are_students(numbers, half):
-  interval = gather.over_seeds(numbers)
+  interval = analysis.seeds_interval(numbers)
   assert interval is not None and interval.mean == 1.0
   assert (interval.low, interval.high) == pytest.approx((1 - half, 1 + half))
 
@@ -135,16 +139,18 @@ def test_seeds_that_agree_exactly_conclude_nothing():
   families = [Seed(np.full((len(STEPS), PROMPTS), 0.1)) for _ in range(3)]
   families[0].gold[1] = families[1].gold[1] = families[2].gold[1] = 0.3
   intervals = [
-    gather.over_seeds([1.0, 1.0]),
-    gather.interval(families, run(1), whole),
-    gather.gap(families, run(1), run(0), whole),
-    gather.gap(families[:1], run(1), run(0), whole),
+    analysis.seeds_interval([1.0, 1.0]),
+    analysis.mean_interval(families, run(1), whole),
+    analysis.difference(families, run(1), run(0), whole),
+    analysis.difference(families[:1], run(1), run(0), whole),
   ]
   for interval in intervals:
     assert interval is not None and interval.mean > 0
     assert math.isnan(interval.low) and math.isnan(interval.high)
-    assert not gather.above(interval) and not gather.below(interval, 2.0)
-    assert gather.text(interval).endswith(" [–]")
+    assert not analysis.is_above(interval) and not analysis.is_below(
+      interval, 2.0
+    )
+    assert analysis.format_interval(interval).endswith(" [–]")
 
 
 def test_intervals_over_seeds_hold_the_mean_as_often_as_they_say():
@@ -152,7 +158,7 @@ def test_intervals_over_seeds_hold_the_mean_as_often_as_they_say():
   for count in (2, 3, 12, 25):
     covered = 0
     for _ in range(2000):
-      interval = gather.over_seeds(rng.standard_normal(count))
+      interval = analysis.seeds_interval(rng.standard_normal(count))
       assert interval is not None
       covered += interval.low < 0 < interval.high
     assert covered / 2000 == pytest.approx(0.95, abs=0.015)

@@ -1,4 +1,4 @@
-"""One seed's world, the models that all studies start from, and their runs."""
+"""Defines the runs of one seed, and reads their results."""
 
 from __future__ import annotations
 
@@ -9,102 +9,106 @@ from typing import Any
 
 from instructgpt_jax.evaluation import evaluate
 from instructgpt_jax.runs import files
-from instructgpt_jax.studies.answers import Answers
-from instructgpt_jax.studies.scale import OWN, Scale, flags_of
+from instructgpt_jax.studies.measured_model import MeasuredModel
+from instructgpt_jax.studies.scale import RECIPE_SIZE, Scale, experiment_flags
 from instructgpt_jax.sweeps.jobs import Job
 
 SHARED = ("pretrain", "policy_init", "reward", "sft")
 
 
-class Family:
-  """Makes the runs of one seed, and reads what they left.
+class SeedRuns:
+  """The runs of one seed: its shared stages and the runs of all studies.
 
-  A run is named after what it changes, so that studies which ask for the same
-  run share it.
+  A run is named after the flags that it changes, so that studies that need the
+  same run share it.
   """
 
   def __init__(self, scale: Scale, seed: int, root: str):
     self.scale, self.seed, self.root = scale, seed, root
-    self._answers: dict[str, Answers] = {}
+    self._answers: dict[str, MeasuredModel] = {}
 
   @property
-  def shared(self) -> Job:
-    """World, base model, policy initialisation, labels, RM and SFT."""
+  def shared_job(self) -> Job:
+    """Job of the world, base model, policy_init, labels, RM and SFT."""
     recipe = dict(self.scale.recipe)
     return self._job("shared", "pipeline", recipe | {"until": "sft"}, ())
 
-  def folder(self, model: Job | str) -> str:
-    """The workdir of a run, or of a stage of `shared`."""
+  def directory(self, model: Job | str) -> str:
+    """Returns the workdir of a run, or of a shared stage."""
     if isinstance(model, Job):
       return model.workdir(self.root)
-    return os.path.join(self.shared.workdir(self.root), model)
+    return os.path.join(self.shared_job.workdir(self.root), model)
 
-  def world(self, name: str = "") -> str:
-    """The world's folder, or one of its files."""
+  def world_path(self, name: str = "") -> str:
+    """Returns the path of the world's directory, or of a file in it."""
     return (
-      os.path.join(self.folder("world"), name) if name else self.folder("world")
+      os.path.join(self.directory("world"), name)
+      if name
+      else self.directory("world")
     )
 
-  def run(
+  def training_job(
     self,
     experiment: str,
     changes: Mapping[str, Any] | None = None,
     *,
     init: Job | str = "",
-    size: str = OWN,
+    size: str = RECIPE_SIZE,
     label: str = "",
     reward: Job | str = "reward",
-    given: Mapping[str, Any] | None = None,
+    extra_flags: Mapping[str, Any] | None = None,
   ) -> Job:
-    """A run of an experiment by the recipe.
+    """Returns a training run that follows the recipe.
 
     Args:
       experiment: pretrain, policy_init, sft, reward, ppo or ppo_ptx.
       changes: flags that differ from the recipe.
       init: the run or shared stage to start from.
-      size: of the model.
-      label: names what `changes` cannot tell, such as another start.
-      reward: the reward model of PPO, and of SFT's choice of a checkpoint.
-      given: further flags, which `label` stands for in the name.
+      size: model size.
+      label: distinguishes the name beyond `changes`, such as another start.
+      reward: reward model of PPO, and of SFT's checkpoint selection.
+      extra_flags: further flags, which `label` represents in the name.
     """
     changes = dict(changes or {})
-    flags = flags_of(
+    flags = experiment_flags(
       experiment, dict(self.scale.recipe) | dict(self.scale.sizes[size])
-    ) | self._data(experiment)
+    ) | self._data_flags(experiment)
     if experiment == "ppo":
       flags.pop("ppo.ptx_coef", None)
-    needs = [self.shared.name]
+    needs = [self.shared_job.name]
     for field, model in (
       ("init_from", init),
       ("ppo.reward_model", reward if experiment in ("ppo", "ppo_ptx") else ""),
       ("sft.reward_model", reward if experiment == "sft" else ""),
     ):
       if model:
-        flags[field] = self.folder(model)
+        flags[field] = self.directory(model)
         needs += [model.name] if isinstance(model, Job) else []
     name = ",".join(
       [label] * bool(label)
-      + [f"{k.rpartition('.')[2]}={_shown(v)}" for k, v in changes.items()]
+      + [
+        f"{k.rpartition('.')[2]}={_format_value(v)}" for k, v in changes.items()
+      ]
     )
     return self._job(
       f"{experiment}/{name or 'default'}",
       experiment,
-      flags | changes | dict(given or {}),
+      flags | changes | dict(extra_flags or {}),
       needs,
     )
 
-  def ppo(
+  def ppo_job(
     self,
     changes: Mapping[str, Any] | None = None,
     *,
     init: Job | str = "policy_init",
-    size: str = OWN,
+    size: str = RECIPE_SIZE,
     label: str = "",
     reward: Job | str = "reward",
   ) -> Job:
-    """PPO at γ = 0, or PPO-ptx, by the γ among `changes` or in the recipe.
+    """Returns a PPO run if γ is 0, else a PPO-ptx run.
 
-    Changes that are the recipe's own values are dropped.
+    Changes that equal the recipe's values are dropped.
     """
     changes = dict(changes or {})
     ptx = changes.get("ppo.ptx_coef", self.scale.value("ppo.ptx_coef"))
@@ -116,7 +120,7 @@ class Family:
       stage = {"optimizer": f"{experiment}.", "value_optimizer": "ppo."}
       return self.scale.value(stage.get(name.partition(".")[0], "") + name)
 
-    return self.run(
+    return self.training_job(
       experiment,
       {k: v for k, v in changes.items() if v != recipe(k)},
       init=init,
@@ -125,7 +129,7 @@ class Family:
       reward=reward,
     )
 
-  def measured(
+  def evaluation_job(
     self,
     model: Job | str,
     changes: Mapping[str, Any] | None = None,
@@ -135,66 +139,69 @@ class Family:
     label: str = "",
     needs: Sequence[Job] = (),
   ) -> Job:
-    """Held-out prompts answered by a run's model.
+    """Returns the evaluation of a run's model on held-out prompts.
 
     Args:
-      model: a run, or a stage of `shared`.
+      model: a run, or a shared stage.
       changes: flags of `evaluate` that differ from the scale's.
-      snapshot: the iteration of PPO's snapshot to measure instead.
-      start: what KL is measured to.
-      label: names what `changes` cannot tell.
-      needs: further runs whose folders `changes` name.
+      snapshot: iteration of the PPO snapshot to measure; 0 is the final model.
+      start: reference model of the KL.
+      label: distinguishes the name beyond `changes`.
+      needs: further runs whose workdirs `changes` contain.
     """
-    folder = self.folder(model)
-    wanted = [self.shared.name, *(job.name for job in needs)]
+    directory = self.directory(model)
+    dependencies = [self.shared_job.name, *(job.name for job in needs)]
     name = f"{model}/shared"
     if isinstance(model, Job):
       name = model.name.partition("/")[2]
-    wanted += [j.name for j in (model, start) if isinstance(j, Job)]
+    dependencies += [j.name for j in (model, start) if isinstance(j, Job)]
     if snapshot:
-      folder = os.path.join(folder, "snapshots", f"{snapshot:06d}")
+      directory = os.path.join(directory, "snapshots", f"{snapshot:06d}")
       name += f"@{snapshot}"
-    flags = flags_of("evaluate", dict(self.scale.recipe))
-    flags |= self._data("evaluate") | dict(self.scale.measure)
+    flags = experiment_flags("evaluate", dict(self.scale.recipe))
+    flags |= self._data_flags("evaluate") | dict(self.scale.measure)
     flags |= {
-      "init_from": folder,
-      "measure.start": self.folder(start),
-      "measure.reward_model": self.folder("reward"),
-      "measure.world": self.world(),
+      "init_from": directory,
+      "measure.start": self.directory(start),
+      "measure.reward_model": self.directory("reward"),
+      "measure.world": self.world_path(),
     } | dict(changes or {})
     if label:
       name += f",{label}"
-    return self._job(f"measured/{name}", "evaluate", flags, wanted)
+    return self._job(f"measured/{name}", "evaluate", flags, dependencies)
 
-  def answers(self, job: Job) -> Answers:
-    """What a `measured` run found."""
+  def measurements(self, job: Job) -> MeasuredModel:
+    """Reads the measurements of an evaluation."""
     if job.name not in self._answers:
       path = os.path.join(job.workdir(self.root), evaluate.ANSWERS)
-      self._answers[job.name] = Answers(files.read_json(path))
+      self._answers[job.name] = MeasuredModel(files.read_json(path))
     return self._answers[job.name]
 
   def summary(self, job: Job | str) -> dict[str, Any]:
-    """complete.json of a run."""
-    return files.read_complete(self.folder(job)) or {}
+    """Reads complete.json of a run."""
+    return files.read_complete(self.directory(job)) or {}
 
   @functools.cached_property
-  def vocabulary(self) -> int:
-    """Entries of the world's vocabulary."""
-    folder = os.path.join(self.folder("pretrain"), "tokenizer")
+  def vocab_size(self) -> int:
+    """Size of the world's vocabulary."""
+    directory = os.path.join(self.directory("pretrain"), "tokenizer")
     from instructgpt_jax.data import tokenizers
 
-    return tokenizers.load_tokenizer(folder).vocab_size
+    return tokenizers.load_tokenizer(directory).vocab_size
 
   def _job(
     self, name: str, experiment: str, flags: Mapping[str, Any], needs: Any
   ) -> Job:
-    own = {"preset": self.scale.preset, "seed": self.seed}
+    defaults = {"preset": self.scale.preset, "seed": self.seed}
     return Job(
-      f"seed{self.seed}/{name}", experiment, own | dict(flags), tuple(needs)
+      f"seed{self.seed}/{name}",
+      experiment,
+      defaults | dict(flags),
+      tuple(needs),
     )
 
-  def _data(self, experiment: str) -> dict[str, Any]:
-    """Which of the world's files an experiment reads."""
+  def _data_flags(self, experiment: str) -> dict[str, Any]:
+    """Returns the flags of the world's files that an experiment reads."""
     sources = {
       "pretrain": ("pretraining",),
       "policy_init": ("demonstrations", "pretraining"),
@@ -204,21 +211,21 @@ class Family:
       "ppo_ptx": ("prompts", "pretraining"),
       "evaluate": ("prompts", "pretraining"),
     }[experiment]
-    flags = {f"data.{s}": self.world(f"{s}.jsonl") for s in sources}
+    flags = {f"data.{s}": self.world_path(f"{s}.jsonl") for s in sources}
     if experiment == "reward":
       rounds = self.scale.value("labeling.rounds")
       flags["data.comparisons"] = ",".join(
-        os.path.join(self.folder("rankings"), f"round_{i}.jsonl")
+        os.path.join(self.directory("rankings"), f"round_{i}.jsonl")
         for i in range(1, rounds + 1)
       )
     if experiment == "pretrain":
       flags["tokenizer.path"] = os.path.join(
-        self.folder("pretrain"), "tokenizer"
+        self.directory("pretrain"), "tokenizer"
       )
     return flags
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
   if isinstance(value, float):
     return f"{value:.4g}"
   return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,92 @@
+"""Builds the evaluator of a run: judge, prompts, prefixes, documents, tasks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from instructgpt_jax import configs
+from instructgpt_jax.data import packing
+from instructgpt_jax.data.tokenizers import Tokenizer
+from instructgpt_jax.distributed import mesh as mesh_lib
+from instructgpt_jax.evaluation import judges, tasks
+from instructgpt_jax.evaluation.evaluator import Evaluator, load_model
+from instructgpt_jax.runs import files
+from instructgpt_jax.training import inputs
+from instructgpt_jax.training.stage_model import Stage
+from instructgpt_jax.world import write
+
+
+def build_evaluator(
+  config: configs.EvaluateExperiment | configs.PipelineExperiment,
+  *,
+  tokenizer: Tokenizer,
+  start: Stage,
+  reward: Stage,
+  judge: Stage | None = None,
+  world: str = "",
+) -> Evaluator:
+  """Builds the evaluator that every model of a run is measured with.
+
+  Documents are left out: `held_out_rows` packs them.
+
+  Args:
+    config: the experiment; its data, evaluation, mesh and seed are used.
+    tokenizer: tokenizer of all models.
+    start: the policy's initialisation.
+    reward: the reward model.
+    judge: reward model that judges answers; unused with a world.
+    world: directory of the embedded world, whose gold labeler judges answers;
+      "" outside it.
+  """
+  mesh = mesh_lib.make_mesh(config.mesh)
+  facts, task_items = None, []
+  prefixes = split_phrases(config.evaluation.prefixes)
+  answer_judge: judges.Judge
+  if world:
+    facts = write.load_world(world)
+    paths = write.world_files(world)
+    answer_judge = judges.GoldJudge(facts)
+    task_items = tasks.read_items(paths.tasks)
+    prefixes = prefixes or list(files.read_json(paths.world)["prefixes"])
+  elif judge is not None:
+    answer_judge = judges.RewardModelJudge(judge, mesh)
+  else:
+    raise ValueError("neither a world nor a judge")
+  prompts = inputs.evaluation_prompts(
+    config.data, tokenizer, config.evaluation, config.seed
+  )
+  return Evaluator(
+    seed=config.seed,
+    data=config.data,
+    settings=config.evaluation,
+    mesh=mesh,
+    tokenizer=tokenizer,
+    start=load_model(start, mesh),
+    reward=load_model(reward, mesh),
+    judge=answer_judge,
+    prompts=prompts.measured,
+    prefix_prompts=prompts.choosing,
+    prefixes=prefixes,
+    task_items=task_items,
+    world=facts,
+  )
+
+
+def held_out_rows(
+  data: configs.Data,
+  tokenizer: Tokenizer,
+  length: int,
+  *,
+  split: str = "test",
+  max_rows: int,
+) -> packing.Rows:
+  """Packs held-out documents, or training documents if `split` is train."""
+  rows: dict[str, Any] = inputs.document_rows(
+    inputs.evaluation_documents(data, split), tokenizer, length
+  )
+  return {k: v[:max_rows] for k, v in rows.items()}
+
+
+def split_phrases(text: str) -> list[str]:
+  """Splits a list separated by |."""
+  return [part.strip() for part in text.split("|") if part.strip()]

@@ -114,7 +114,7 @@ def test_no_program_is_compiled_twice(world_run):
   found = json.loads((pathlib.Path(world_run) / COMPILED).read_text())
   seen = {tuple(key): times for *key, times in found}
   programs = (
-    "train_step", "experience", "update", "token_logp", "token_scores",
+    "train_step", "score_rollout", "update", "token_logp", "token_scores",
     "count_pairs",
   )  # fmt: skip
   for (stage, name, shapes), times in seen.items():
@@ -125,7 +125,7 @@ def test_no_program_is_compiled_twice(world_run):
   for stage in ("pretrain", "policy_init", "sft"):
     assert shapes[stage, "train_step"] == 1
   for stage in ("probe_1", "ppo", "ppo_ptx"):
-    assert shapes[stage, "update"] == shapes[stage, "experience"] == 1
+    assert shapes[stage, "update"] == shapes[stage, "score_rollout"] == 1
     assert shapes[stage, "generate"] == 1
   for stage in ("reward_1", "reward"):
     assert 1 <= shapes[stage, "train_step"] <= 4  # lengths that rows come in

@@ -127,13 +127,13 @@ def test_an_import_that_fails_leaves_nothing(made, tmp_path, capsys):
   whole = path.read_bytes()
   look = directory.inspect
 
-  def look_and_cut(folder_path):
+  def inspect_and_cut(folder_path):
     actual = look(folder_path)
     path.write_bytes(whole[:-4])
     return actual
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(directory, "look", look_and_cut)
+    patch.setattr(directory, "inspect", inspect_and_cut)
     status = command.main(["import", f"--from={made}", f"--to={tmp_path}/new"])
   assert status == 2
   assert "ends early" in capsys.readouterr().err

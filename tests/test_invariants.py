@@ -57,6 +57,8 @@ def test_test_names_have_a_known_number_in_two_digits():
 def test_the_page_links_the_files_of_each_invariants_tests():
   files = {number: set() for number in _rows()}
   for file, name in _tests():
-    files[int(NAME.match(name)[1])].add(file)
+    match = NAME.match(name)
+    assert match, name
+    files[int(match[1])].add(file)
   assert files == _rows()
   assert all(files.values())

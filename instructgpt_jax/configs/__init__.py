@@ -25,9 +25,10 @@ from instructgpt_jax.configs.experiments import (
 )
 from instructgpt_jax.configs.fields import (
   Checked,
-  allowed_range,
+  Option,
   nearest,
   option,
+  options,
 )
 from instructgpt_jax.configs.model import Model
 from instructgpt_jax.configs.optimizer import Optimizer
@@ -55,6 +56,7 @@ __all__ = [
   "Mesh",
   "Model",
   "Optimizer",
+  "Option",
   "PipelineExperiment",
   "Ppo",
   "PpoExperiment",
@@ -73,8 +75,8 @@ __all__ = [
   "SftStage",
   "Tokenizer",
   "World",
-  "allowed_range",
   "experiment_field",
   "nearest",
   "option",
+  "options",
 ]

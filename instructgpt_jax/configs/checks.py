@@ -13,17 +13,17 @@ from instructgpt_jax.errors import UserError
 
 
 def check_divides(
-  part: int, whole: int, field: str, *, allow_larger: bool = True
+  part: int | None, whole: int, field: str, *, allow_larger: bool = True
 ) -> None:
   """Refuses microbatches that do not make up the rows of an update.
 
   Args:
-    part: rows of a microbatch; 0 is not checked.
+    part: rows of a microbatch; None is not checked.
     whole: rows of an update.
     field: name of the setting.
     allow_larger: whether a microbatch of more than `whole` rows is allowed.
   """
-  if 0 < part and whole % part and (part < whole or not allow_larger):
+  if part and whole % part and (part < whole or not allow_larger):
     raise UserError(
       f"{part} does not divide the {whole} rows of an update",
       field=field,
@@ -41,18 +41,18 @@ def check_lengths(data: configs.Data, context: int) -> None:
       f" {data.max_response_tokens} tokens do not fit {context} positions",
       field="data.max_response_tokens",
       fix="lower data.max_prompt_tokens or data.max_response_tokens, or"
-      " raise model.context",
+      " raise model.max_seq_len",
       code="context_too_small",
     )
 
 
-def row_length(length: int, context: int, field: str) -> int:
-  """Returns the length of document rows; 0 is the whole context."""
-  if length > context:
+def row_length(length: int | None, context: int, field: str) -> int:
+  """Returns the length of document rows; None uses the whole context."""
+  if length and length > context:
     raise UserError(
       f"rows of {length} tokens do not fit {context} positions",
       field=field,
-      fix=f"give at most {context}, or 0 for the model's context",
+      fix=f"give at most {context}, or none for the model's max_seq_len",
       code="context_too_small",
     )
   return length or context

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 from instructgpt_jax.configs.fields import Checked, is_date, option
 from instructgpt_jax.errors import UserError
@@ -10,27 +11,27 @@ from instructgpt_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tokenizer(Checked):
-  """Which tokenizer; one is trained on the data when no path is given."""
+  """Tokenizer; one is trained on the data when no path is given."""
 
   path: str = option(
-    "", "a .model, a tokenizer.json, or a folder with encoder.json/vocab.bpe"
+    "",
+    "Path of a .model file, a tokenizer.json, or a directory with encoder.json"
+    " and vocab.bpe.",
   )
   vocab_size: int = option(
     2048,
-    "size of a trained sentencepiece vocabulary",
+    "Vocabulary size of a trained sentencepiece tokenizer.",
     unit="tokens",
     minimum=64,
   )
-  kind: str = option(
-    "bpe",
-    "sentencepiece algorithm when one is trained",
-    choices=("bpe", "unigram", "word"),
+  kind: Literal["bpe", "unigram", "word"] = option(
+    "bpe", "Algorithm of a trained sentencepiece tokenizer."
   )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data(Checked):
-  """Four sources; each a path, a quoted glob, a comma list, or tfds:…
+  """Data sources: each a path, a quoted glob, a comma list, or tfds:…
 
   `explicit` names the fields of this section that the user has set. A limit
   that the user has set may drop most of a source. A setting that the user has
@@ -38,71 +39,73 @@ class Data(Checked):
   the learning rates that the user has set, such as optimizer.learning_rate.
   """
 
-  demonstrations: str = option("", "prompt/completion records for SFT")
-  comparisons: str = option("", "ranked or paired completions for the RM")
-  prompts: str = option("", "prompts for PPO and evaluation")
-  pretraining: str = option("", "documents for pretraining and ptx")
-  user_tag: str = option("Human:", "stands before a user's turn")
-  assistant_tag: str = option("Assistant:", "stands before a reply")
+  demonstrations: str = option("", "Prompt/completion records for SFT.")
+  comparisons: str = option(
+    "", "Ranked or paired completions for the reward model."
+  )
+  prompts: str = option("", "Prompts for PPO and evaluation.")
+  pretraining: str = option("", "Documents for pretraining and PPO-ptx.")
+  user_tag: str = option("Human:", "Text before a user's turn.")
+  assistant_tag: str = option("Assistant:", "Text before a reply.")
   turn_separator: str = option(
-    "\\n\\n", "stands between turns; \\n means a new line"
+    "\\n\\n", "Text between turns; \\n means a new line."
   )
   chat_template: bool = option(
-    True, "prompts by the tokenizer's chat template, where it has one"
+    True, "Format prompts with the tokenizer's chat template, if it has one."
   )
   template_date: str = option(
     "2025-01-01",
-    "date, as YYYY-MM-DD, that a chat template gets when it asks for today's",
+    "Date, as YYYY-MM-DD, for chat templates that ask for today's date.",
   )
   max_prompt_tokens: int = option(
     1024,
-    "longer prompts are dropped and counted",
+    "Maximum prompt length; longer prompts are dropped and counted.",
     unit="tokens",
     paper="C [P]",
     minimum=1,
   )
   max_response_tokens: int = option(
-    1024, "longest response", unit="tokens", paper="C [P]", minimum=1
+    1024, "Maximum response length.", unit="tokens", paper="C [P]", minimum=1
   )
   max_prompts_per_user: int = option(
-    200, "prompts kept per user id", paper="A [P]", minimum=1
+    200, "Maximum number of prompts per user id.", paper="A [P]", minimum=1
   )
-  common_prefix_chars: int = option(
+  common_prefix_chars: int | None = option(
     200,
-    "prompts of --data.prompts whose last turns begin with this many equal"
-    " characters count as one; 0 compares whole prompts",
+    "Prompts of --data.prompts whose last turns share a prefix of this length"
+    " count as one; none compares whole prompts.",
     unit="characters",
     paper="A [P], length [I]",
-    minimum=0,
+    minimum=1,
   )
   filter_personal: bool = option(
-    True, "drop training records with personal information", paper="A [P]"
+    True, "Drop training records with personal information.", paper="A [P]"
   )
   valid_fraction: float = option(
     0.1,
-    "share of users for validation",
+    "Share of users for validation.",
     paper="A [P], share [I]",
     minimum=0.0,
     maximum=0.5,
   )
   test_fraction: float = option(
     0.1,
-    "share of users for test",
+    "Share of users for test.",
     paper="A [P], share [I]",
     minimum=0.0,
     maximum=0.5,
   )
   max_dropped: float = option(
     0.5,
-    "largest share of a source's records that may be dropped or skipped; more"
-    " is an error, unless you set the flag that drops the most",
+    "Maximum share of a source's records that may be dropped or skipped. More"
+    " is an error, unless you set the flag that drops the most.",
     minimum=0.0,
     maximum=1.0,
   )
   explicit: str = option(
     "",
-    "comma list of the data fields set by flag or --config; the program fills"
-    " it in",
+    "Comma list of the data fields that the user has set; the program fills it"
+    " in.",
   )
 
   def __post_init__(self):

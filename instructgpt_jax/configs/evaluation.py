@@ -3,54 +3,58 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 from instructgpt_jax.configs.fields import Checked, option
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class World(Checked):
-  """Sizes of the embedded world's files, used where no data are given."""
+  """Sizes of the embedded world's files, which are used without other data."""
 
   pretraining_tokens: int = option(
-    2_500_000, "words of the web", unit="tokens", minimum=1000
+    2_500_000, "Number of words of web text.", unit="tokens", minimum=1000
   )
   demonstrations: int = option(
-    1400, "training demonstrations", unit="examples", minimum=10
+    1400, "Number of training demonstrations.", unit="examples", minimum=10
   )
   train_prompts: int = option(
-    6000, "for PPO and labeling", unit="prompts", minimum=10
+    6000, "Number of prompts for PPO and labeling.", unit="prompts", minimum=10
   )
   test_prompts: int = option(
-    1800, "held out for the report", unit="prompts", minimum=10
+    1800, "Number of held-out prompts.", unit="prompts", minimum=10
   )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Labeling(Checked):
-  """Rankings of our own models' samples, by the world's labelers."""
+  """Rankings of the models' samples by the world's labelers."""
 
   prompts: int = option(
-    1000, "prompts ranked a round", unit="prompts", minimum=1
+    1000, "Number of prompts ranked per round.", unit="prompts", minimum=1
   )
   completions: int = option(
     6,
-    "K, completions ranked a prompt",
+    "Number of completions ranked per prompt, K.",
     paper="3.5 [P]: 4 to 9",
     minimum=2,
     maximum=9,
   )
   rounds: int = option(
     2,
-    "rounds of labeling; the second ranks the newest policy's samples",
+    "Number of rounds; later rounds rank samples of the newest policy.",
     paper="3.1 [P]",
     minimum=1,
   )
   valid_prompts: int = option(
-    300, "held-out prompts ranked a round", unit="prompts", minimum=1
+    300,
+    "Number of held-out prompts ranked per round.",
+    unit="prompts",
+    minimum=1,
   )
   probe_episodes: int = option(
     1280,
-    "episodes of the early policy that a later round samples",
+    "Training episodes of the policy that a later round samples.",
     unit="episodes",
     minimum=1,
   )
@@ -58,76 +62,87 @@ class Labeling(Checked):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation(Checked):
-  """What the report measures."""
+  """Size and settings of the evaluation."""
 
   prompts: int = option(
-    1000, "held-out prompts", unit="prompts", paper="3,196 [P]", minimum=1
+    1000,
+    "Number of held-out prompts.",
+    unit="prompts",
+    paper="3,196 [P]",
+    minimum=1,
   )
-  split: str = option(
+  split: Literal["test", "valid", "train"] = option(
     "test",
-    "split of --data.prompts to evaluate on; train measures on prompts that the"
-    " models were trained on",
-    choices=("test", "valid", "train"),
+    "Split of --data.prompts to evaluate on; the models were trained on train.",
   )
   samples: int = option(
-    2, "samples a prompt at temperature 1", unit="samples", minimum=1
+    2,
+    "Number of samples per prompt at temperature 1.",
+    unit="samples",
+    minimum=1,
   )
   best_of_n: int = option(
-    8, "samples from which the RM picks one", unit="samples", minimum=1
+    8,
+    "Number of samples from which the reward model picks one.",
+    unit="samples",
+    minimum=1,
   )
   bootstrap: int = option(
-    2000, "bootstrap resamples over distinct prompts", minimum=100
+    2000, "Number of bootstrap resamples over distinct prompts.", minimum=100
   )
-  batch_size: int = option(128, "rows a decoding batch", minimum=1)
+  batch_size: int = option(128, "Decoding batch size.", unit="rows", minimum=1)
   prefix_prompts: int = option(
     200,
-    "validation prompts on which a prefix is chosen",
+    "Number of validation prompts on which a prefix is chosen.",
     unit="prompts",
     minimum=1,
   )
   judge_fraction: float = option(
     0.4,
-    "share of the rankings kept for the judge where there is no gold",
+    "Share of the rankings that train the judge where there is no gold judge.",
     above=0.0,
     maximum=0.9,
   )
   prefixes: str = option(
     "",
-    "candidate prefixes of the prompted baseline, separated by |",
+    "Candidate prefixes of the prompted baseline, separated by |.",
     paper="B [P]: four candidates",
   )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Measure(Checked):
-  """One model, measured as everything else is."""
+  """What `evaluate` measures a model with."""
 
-  reward_model: str = option("", "workdir of the reward model that scores")
+  reward_model: str = option("", "Workdir of the reward model that scores.")
   start: str = option(
-    "", "workdir of the policy's start, to which KL is measured"
+    "", "Workdir of the policy's start, the reference of the KL divergence."
   )
-  world: str = option("", "folder of the embedded world, whose gold judges")
-  judge: str = option("", "workdir of a reward model that judges, without gold")
+  world: str = option("", "Directory of the embedded world, whose gold judges.")
+  judge: str = option(
+    "", "Workdir of a reward model that judges where there is no gold judge."
+  )
   prefix: str = option(
-    "", "text before each prompt; auto lets the reward model choose one"
+    "", "Text before each prompt; auto lets the reward model choose one."
   )
   filter: str = option(
     "",
-    "phrases separated by |: an answer with one of them is drawn anew, up to"
-    " evaluation.best_of_n times, and then refused",
+    "Phrases separated by |. An answer that contains one is sampled again, up"
+    " to evaluation.best_of_n times, and then replaced by measure.refusal.",
   )
   refusal: str = option(
-    "i can not help with that .", "what stands in for a filtered answer"
+    "i can not help with that .", "Answer that replaces a filtered one."
   )
   samples_kept: int = option(
     0,
-    "answers a prompt whose gold and RM scores are kept for best-of-n curves",
+    "Number of answers per prompt whose gold and reward scores are saved for"
+    " best-of-n curves.",
     unit="samples",
     minimum=0,
   )
   task_items: int = option(
-    250, "items of each public task; 0 leaves them out", minimum=0
+    250, "Number of items of each public task; 0 skips the tasks.", minimum=0
   )
   rows: int = option(
-    1024, "held-out rows for the LM loss; 0 leaves it out", minimum=0
+    1024, "Number of held-out rows for the LM loss; 0 skips it.", minimum=0
   )

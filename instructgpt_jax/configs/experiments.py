@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 from instructgpt_jax.configs.data import Data, Tokenizer
 from instructgpt_jax.configs.evaluation import (
@@ -32,11 +33,12 @@ from instructgpt_jax.configs.stages import (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment(Checked):
-  """What every experiment has."""
+  """Config that every experiment has."""
 
-  seed: int = option(0, "of everything random", minimum=0)
+  seed: int = option(0, "Seed for all randomness.", minimum=0)
   init_from: str = option(
-    "", "workdir of an earlier stage, or Hugging Face directory, to start from"
+    "",
+    "Workdir of an earlier stage, or Hugging Face directory, to start from.",
   )
   model: Model = Model()
   tokenizer: Tokenizer = Tokenizer()
@@ -48,6 +50,8 @@ class Experiment(Checked):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainExperiment(Experiment):
+  """Config of `pretrain`."""
+
   pretrain: Pretrain = Pretrain()
   optimizer: Optimizer = Optimizer(
     learning_rate=2e-4, weight_decay=0.1, warmup_steps=100
@@ -56,7 +60,7 @@ class PretrainExperiment(Experiment):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SftExperiment(Experiment):
-  """`sft` and `policy_init`."""
+  """Config of `sft` and `policy_init`."""
 
   sft: Sft = Sft()
   optimizer: Optimizer = Optimizer()
@@ -64,13 +68,15 @@ class SftExperiment(Experiment):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RewardExperiment(Experiment):
+  """Config of `reward`."""
+
   reward: Reward = Reward()
   optimizer: Optimizer = Optimizer(learning_rate=9e-6)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PpoExperiment(Experiment):
-  """`ppo` (γ = 0) and `ppo_ptx`."""
+  """Config of `ppo` (γ = 0) and `ppo_ptx`."""
 
   ppo: Ppo = Ppo()
   optimizer: Optimizer = PPO_OPTIMIZER
@@ -79,7 +85,7 @@ class PpoExperiment(Experiment):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateExperiment(Experiment):
-  """`evaluate`: the model of `init_from` on held-out prompts."""
+  """Config of `evaluate`, which measures the model of `init_from`."""
 
   measure: Measure = Measure()
   evaluation: Evaluation = Evaluation()
@@ -87,12 +93,10 @@ class EvaluateExperiment(Experiment):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PipelineExperiment(Experiment):
-  """All stages in order, then the report."""
+  """Config of `pipeline`: all stages in order, then the report."""
 
-  until: str = option(
-    "",
-    "stops after this stage; the same command without it goes on",
-    choices=("", "world", "pretrain", "policy_init", "reward", "sft"),
+  until: Literal["world", "pretrain", "policy_init", "reward", "sft"] | None = (
+    option(None, "Stop after this stage; the same command without it resumes.")
   )
   world: World = World()
   pretrain: PretrainStage = PretrainStage()

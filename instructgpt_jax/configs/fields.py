@@ -1,80 +1,147 @@
-"""Config fields: help text, unit, paper section and allowed range of each."""
+"""Config fields: help text, unit, paper section, type and allowed range."""
 
 from __future__ import annotations
 
 import calendar
 import dataclasses
 import difflib
+import functools
 import re
+import types
+import typing
+from collections.abc import Iterable
 from typing import Any
 
 from instructgpt_jax.errors import UserError
 
+_NONE = "none"
 
-def option(
-  default: Any,
-  help: str,
-  *,
-  unit: str = "",
-  paper: str = "",
-  minimum: float | None = None,
-  maximum: float | None = None,
-  above: float | None = None,
-  choices: tuple[str, ...] = (),
-) -> Any:
-  """A dataclass field with what `--help` and validation need to know.
 
-  Args:
-    default: the default value; its type is the flag's type.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Option:
+  """What `--help` and validation know about a config field.
+
+  Attributes:
     help: one sentence.
     unit: for example "tokens", "episodes".
     paper: section of arXiv:2203.02155, with a tag when it is not printed there.
     minimum: smallest allowed value, inclusive.
     maximum: largest allowed value, inclusive.
     above: exclusive lower bound.
-    choices: allowed strings.
+    advanced: whether only `--helpfull` shows it.
+    type: bool, int, float or str.
+    choices: allowed strings; empty for any.
+    optional: whether None is allowed.
   """
-  return dataclasses.field(
-    default=default,
-    metadata=dict(
-      help=help,
-      unit=unit,
-      paper=paper,
-      minimum=minimum,
-      maximum=maximum,
-      above=above,
-      choices=choices,
-    ),
+
+  help: str
+  unit: str = ""
+  paper: str = ""
+  minimum: float | None = None
+  maximum: float | None = None
+  above: float | None = None
+  advanced: bool = False
+  type: type = str
+  choices: tuple[str, ...] = ()
+  optional: bool = False
+
+  @property
+  def allowed(self) -> str:
+    """Returns the allowed values in words, "" when all are."""
+    if self.choices:
+      text = "one of " + ", ".join(map(repr, self.choices))
+    else:
+      bounds = []
+      if self.above is not None:
+        bounds.append(f"> {self.above}")
+      elif self.minimum is not None:
+        bounds.append(f">= {self.minimum}")
+      if self.maximum is not None:
+        bounds.append(f"<= {self.maximum}")
+      text = " and ".join(bounds)
+    return f"{text or 'a value'} or none" if self.optional else text
+
+  def allows(self, value: Any) -> bool:
+    """Whether a value of the field's type is in its range."""
+    if value is None:
+      return self.optional
+    if self.choices:
+      return value in self.choices
+    if isinstance(value, float) and value != value:
+      return False
+    return (
+      (self.minimum is None or value >= self.minimum)
+      and (self.maximum is None or value <= self.maximum)
+      and (self.above is None or value > self.above)
+    )
+
+  def normalize(self, value: Any) -> Any:
+    """Returns a value with None for none.
+
+    Where None is allowed, the text "none", the number 0 and the empty text mean
+    None too, on a command line and in a config.json.
+    """
+    if not self.optional or isinstance(value, bool):
+      return value
+    if isinstance(value, str) and value.strip().lower() == _NONE:
+      return None
+    return value or None
+
+
+def option(default: Any, help: str, **rules: Any) -> Any:
+  """Returns a dataclass field with what `--help` and validation need to know.
+
+  Type, choices (`Literal`) and whether None is allowed come from the field's
+  annotation.
+
+  Args:
+    default: the default value.
+    help: one sentence.
+    **rules: unit, paper, minimum, maximum, above and advanced of an `Option`.
+  """
+  rules = {"option": Option(help=help, **rules)}
+  return dataclasses.field(default=default, metadata=rules)
+
+
+@functools.cache
+def options(section: type) -> dict[str, Option]:
+  """Returns the options of a config class by field, without its sections."""
+  hints = typing.get_type_hints(section)
+  return {
+    field.name: _with_type(field.metadata["option"], hints[field.name])
+    for field in dataclasses.fields(section)
+    if "option" in field.metadata
+  }
+
+
+def _with_type(declared: Option, hint: Any) -> Option:
+  """Returns an option with what an annotation says."""
+  union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+  parts = typing.get_args(hint) if union else (hint,)
+  kinds = [part for part in parts if part is not type(None)]
+  choices = typing.get_args(kinds[0])  # of a Literal
+  return dataclasses.replace(
+    declared,
+    type=type(choices[0]) if choices else kinds[0],
+    choices=choices,
+    optional=len(kinds) < len(parts),
   )
 
 
-def allowed_range(metadata: Any) -> str:
-  """The allowed values of a field in words, "" when there is no bound."""
-  if metadata.get("choices"):
-    return "one of " + ", ".join(repr(c) for c in metadata["choices"])
-  low, high = metadata.get("minimum"), metadata.get("maximum")
-  above = metadata.get("above")
-  left = (
-    f"> {above}"
-    if above is not None
-    else (f">= {low}" if low is not None else "")
-  )
-  right = f"<= {high}" if high is not None else ""
-  return " and ".join(part for part in (left, right) if part)
+class Checked:
+  """A config section that refuses values outside its fields' ranges."""
 
-
-def _in_range(value: Any, metadata: Any) -> bool:
-  if metadata.get("choices"):
-    return value in metadata["choices"]
-  low, high = metadata.get("minimum"), metadata.get("maximum")
-  above = metadata.get("above")
-  if isinstance(value, float) and value != value:
-    return False
-  return (
-    (low is None or value >= low)
-    and (high is None or value <= high)
-    and (above is None or value > above)
-  )
+  def __post_init__(self):
+    for name, field in options(type(self)).items():
+      value = getattr(self, name)
+      if not field.allows(value):
+        section = type(self).__name__.lower().removesuffix("stage")
+        raise UserError(
+          f"{value!r} is not allowed",
+          field=f"{section}.{name}",
+          fix=f"give a value {field.allowed}",
+          code="not_allowed",
+        )
 
 
 def is_date(text: str) -> bool:
@@ -87,21 +154,7 @@ def is_date(text: str) -> bool:
   return 1 <= day <= calendar.monthrange(year, month)[1]
 
 
-class Checked:
-  """Refuses values outside a field's range where the config is made."""
-
-  def __post_init__(self):
-    for field in dataclasses.fields(self):  # type: ignore[arg-type]
-      value = getattr(self, field.name)
-      if not _in_range(value, field.metadata):
-        raise UserError(
-          f"{value!r} is not allowed",
-          field=f"{type(self).__name__.lower()}.{field.name}",
-          fix=f"give a value {allowed_range(field.metadata)}",
-        )
-
-
-def nearest(name: str, names: Any) -> str:
-  """' did you mean X?' for the nearest of `names`, or ''."""
-  found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.4)
-  return f"did you mean {found[0]!r}?" if found else ""
+def nearest(name: str, names: Iterable[str]) -> str:
+  """Returns "did you mean X?" for the nearest of `names`, or ""."""
+  matches = difflib.get_close_matches(name, list(names), n=1, cutoff=0.4)
+  return f"did you mean {matches[0]!r}?" if matches else ""

@@ -112,6 +112,7 @@ def canonical(preset: str, field: str = "--preset") -> str:
       f"there is no preset {preset!r}",
       field=field,
       fix=configs.nearest(name, NAMES) or f"give one of {', '.join(NAMES)}",
+      code="unknown_preset",
     )
   return name
 
@@ -140,7 +141,7 @@ def _base(preset: str) -> dict:
         user_tag="U:",
         assistant_tag="A:",
         turn_separator=" ",
-        common_prefix_chars=0,
+        common_prefix_chars=None,
       ),
       run=configs.Run(log_every=10, save_every=200),
     )

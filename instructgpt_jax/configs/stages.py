@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from instructgpt_jax.configs.fields import Checked, option
 from instructgpt_jax.configs.optimizer import Optimizer
@@ -11,21 +11,31 @@ from instructgpt_jax.configs.optimizer import Optimizer
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pretrain(Checked):
-  """Language modelling on raw text, packed rows."""
+  """Language modelling on rows of packed raw text."""
 
-  steps: int = option(1000, "optimiser updates", unit="updates", minimum=1)
+  steps: int = option(
+    1000, "Number of optimizer updates.", unit="updates", minimum=1
+  )
   batch_size: int = option(
-    512, "rows a step", unit="rows", paper="GPT-3 table 2.1", minimum=1
+    512, "Batch size.", unit="rows", paper="GPT-3 table 2.1", minimum=1
   )
-  microbatch: int = option(
-    0, "rows per accumulated microbatch; 0 is the whole batch", minimum=0
+  microbatch: int | None = option(
+    None,
+    "Microbatch size of gradient accumulation; none uses the whole batch.",
+    unit="rows",
+    minimum=1,
   )
-  sequence: int = option(
-    0, "row length; 0 is the model's context", unit="tokens", minimum=0
+  sequence: int | None = option(
+    None,
+    "Row length; none uses the model's max_seq_len.",
+    unit="tokens",
+    minimum=1,
   )
-  dropout: float = option(0.0, "residual dropout", minimum=0.0, maximum=0.99)
+  dropout: float = option(
+    0.0, "Residual dropout rate.", minimum=0.0, maximum=0.99
+  )
   eval_every: int = option(
-    200, "validation loss every so many steps", minimum=1
+    200, "Interval between validation losses.", unit="steps", minimum=1
   )
 
 
@@ -33,219 +43,245 @@ class Pretrain(Checked):
 class Sft(Checked):
   """Supervised fine-tuning on demonstrations."""
 
-  epochs: int = option(16, "passes over the data", paper="C.1 [P]", minimum=1)
+  epochs: int = option(16, "Number of epochs.", paper="C.1 [P]", minimum=1)
   batch_size: int = option(
-    32, "demonstrations a step", unit="examples", paper="C.1 [P]", minimum=1
+    32,
+    "Demonstrations per update.",
+    unit="examples",
+    paper="C.1 [P]",
+    minimum=1,
   )
-  microbatch: int = option(
-    0, "examples per accumulated microbatch; 0 is the whole batch", minimum=0
+  microbatch: int | None = option(
+    None,
+    "Microbatch size of gradient accumulation; none uses the whole batch.",
+    unit="examples",
+    minimum=1,
   )
-  pack: bool = option(True, "pack several demonstrations into a row")
+  pack: bool = option(True, "Pack several demonstrations into a row.")
   mask_prompt: bool = option(
-    True, "loss on completions only", paper="unstated [I]"
+    True, "Compute the loss on completions only.", paper="unstated [I]"
   )
   pretraining_fraction: float = option(
     0.0,
-    "share of pretraining rows mixed in",
+    "Share of pretraining rows in a batch.",
     paper="C.3: 0.1 [P]",
     minimum=0.0,
     maximum=0.9,
   )
   dropout: float = option(
-    0.2, "residual dropout", paper="C.1 [P]", minimum=0.0, maximum=0.99
+    0.2, "Residual dropout rate.", paper="C.1 [P]", minimum=0.0, maximum=0.99
   )
-  select_by: str = option(
+  select_by: Literal["auto", "reward", "loss", "last"] = option(
     "auto",
-    "what chooses the checkpoint: RM score when a reward model is given",
+    "How the checkpoint is chosen; auto uses the reward model's score if"
+    " sft.reward_model is set, else the validation loss.",
     paper="C.1 [P]",
-    choices=("auto", "reward", "loss", "last"),
   )
-  reward_model: str = option("", "workdir of a reward model for selection")
+  reward_model: str = option(
+    "", "Workdir of a reward model that chooses the checkpoint."
+  )
   select_prompts: int = option(
     256,
-    "most validation prompts answered for selection",
+    "Maximum number of validation prompts to choose the checkpoint with.",
     unit="prompts",
     minimum=1,
   )
   select_samples: int = option(
-    1, "answers to each of them", unit="samples", minimum=1
+    1, "Number of answers to each of these prompts.", unit="samples", minimum=1
   )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reward(Checked):
-  """The reward model: K ranked completions of a prompt are one element."""
+  """Reward model, trained on batches of prompts with K completions each."""
 
-  epochs: int = option(1, "passes over the data", paper="C.2 [P]", minimum=1)
+  epochs: int = option(1, "Number of epochs.", paper="C.2 [P]", minimum=1)
   batch_size: int = option(
     64,
-    "prompts a step, each with its K completions",
+    "Prompts per update, each with its K completions.",
     unit="prompts",
     paper="C.2 [P]",
     minimum=1,
   )
-  microbatch: int = option(
-    0, "prompts per accumulated microbatch; 0 is the whole batch", minimum=0
+  microbatch: int | None = option(
+    None,
+    "Microbatch size of gradient accumulation; none uses the whole batch.",
+    unit="prompts",
+    minimum=1,
   )
   dropout: float = option(
-    0.0, "residual dropout", paper="unstated [I]", minimum=0.0, maximum=0.99
+    0.0,
+    "Residual dropout rate.",
+    paper="unstated [I]",
+    minimum=0.0,
+    maximum=0.99,
   )
   normalize: bool = option(
     True,
-    "set the bias so that demonstrations score 0 on average",
+    "Set the bias so that demonstrations score 0 on average.",
     paper="3.5 [P]",
   )
   pairs: bool = option(
     False,
-    "each pair is an element of its own, shuffled among all: overfits",
+    "Shuffle all pairs and train on each separately, which overfits.",
     paper="3.5 [P]: what not to do",
   )
-  max_rankings: int = option(
-    0, "rankings trained on; 0 is all", unit="prompts", minimum=0
+  max_rankings: int | None = option(
+    None, "Maximum number of training rankings.", unit="prompts", minimum=1
   )
-  max_completions: int = option(
-    0, "completions kept of each ranking; 0 is all", minimum=0, maximum=9
+  max_completions: int | None = option(
+    None,
+    "Maximum number of completions of each ranking.",
+    minimum=1,
+    maximum=9,
   )
   leave_out: str = option(
     "",
-    "labelers whose rankings are not trained on but tested on, comma list",
+    "Comma list of labelers whose rankings are held out for the test.",
     paper="E.2 [P]: five-fold cross-validation",
   )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ppo(Checked):
-  """PPO and PPO-ptx. Defaults follow arXiv:2203.02155, appendix C.4."""
+  """PPO and PPO-ptx; the defaults are those of arXiv:2203.02155, C.4."""
 
   episodes: int = option(
-    256_000, "episodes in all", unit="episodes", paper="C.4 [P]", minimum=1
+    256_000,
+    "Total number of episodes.",
+    unit="episodes",
+    paper="C.4 [P]",
+    minimum=1,
   )
   rollout_batch: int = option(
-    512, "episodes an iteration", unit="episodes", paper="C.4 [P]", minimum=1
+    512, "Episodes per iteration.", unit="episodes", paper="C.4 [P]", minimum=1
   )
   minibatch: int = option(
-    64, "episodes an update", unit="episodes", paper="C.4 [P]", minimum=1
+    64, "Episodes per update.", unit="episodes", paper="C.4 [P]", minimum=1
   )
-  microbatch: int = option(
-    0,
-    "rows of packed episodes at a time; 0 is a quarter of the minibatch or more"
-    " on one device, all of it on several",
-    minimum=0,
+  microbatch: int | None = option(
+    None,
+    "Microbatch size of gradient accumulation over packed episodes; none uses a"
+    " quarter of the minibatch or more on one device, all of it on several.",
+    unit="rows",
+    minimum=1,
   )
   inner_epochs: int = option(
-    1, "passes over a rollout batch", paper="C.4 [P]", minimum=1
+    1, "Number of epochs over a rollout batch.", paper="C.4 [P]", minimum=1
   )
   warmup_iterations: int = option(
     10,
-    "length of the linear warm-up of optimizers whose warmup_steps is -1",
+    "Length of the linear warm-up of optimizers whose warmup_steps is -1.",
     unit="iterations",
     paper="C.4 [P]",
     minimum=0,
   )
   kl_coef: float = option(
     0.02,
-    "β, per-token penalty towards the initial policy",
+    "Coefficient β of the per-token KL penalty towards the initial policy.",
     paper="C.4 [P]",
     minimum=0.0,
   )
-  kl_target: float = option(
-    0.0,
-    "KL of an episode that an adaptive β aims at; 0 keeps β fixed",
+  kl_target: float | None = option(
+    None,
+    "KL divergence per episode that an adaptive β aims at; none keeps β fixed.",
     unit="nats",
     paper="lm-human-preferences [C]",
-    minimum=0.0,
+    above=0.0,
   )
   kl_horizon: float = option(
     10_000.0,
-    "episodes over which β adapts",
+    "Number of episodes over which β adapts.",
     unit="episodes",
     paper="lm-human-preferences [C]",
     above=0.0,
   )
   ptx_coef: float = option(
     27.8,
-    "γ, weight of the pretraining loss; 0 is plain PPO",
+    "Coefficient γ of the pretraining loss; 0 is plain PPO.",
     paper="C.4 [P]",
     minimum=0.0,
   )
   ptx_ratio: int = option(
-    8, "pretraining rows per episode", paper="C.4 [P]", minimum=1
+    8, "Pretraining rows per episode.", paper="C.4 [P]", minimum=1
   )
   ptx_microbatch: int = option(
-    64, "pretraining rows per accumulated microbatch", unit="rows", minimum=1
+    64,
+    "Microbatch size of gradient accumulation over pretraining rows.",
+    unit="rows",
+    minimum=1,
   )
-  ptx_sequence: int = option(
-    0,
-    "length of those rows; 0 is the model's context",
+  ptx_sequence: int | None = option(
+    None,
+    "Length of pretraining rows; none uses the model's max_seq_len.",
     unit="tokens",
-    minimum=0,
+    minimum=1,
   )
   clip_ratio: float = option(
     0.2,
-    "half-width of the policy's trust interval",
+    "Clip range of the probability ratio.",
     paper="C.4 [P]",
     above=0.0,
     maximum=1.0,
   )
-  clip_value: float = option(
+  clip_value: float | None = option(
     0.2,
-    "half-width around the rollout's values; 0 is off",
+    "Clip range of values around the rollout's; none does not clip.",
     paper="unstated; lineage [I]",
-    minimum=0.0,
+    above=0.0,
   )
   discount: float = option(
-    1.0, "no discount", paper="C.4 [P]", minimum=0.0, maximum=1.0
+    1.0, "Discount factor.", paper="C.4 [P]", minimum=0.0, maximum=1.0
   )
   gae_lambda: float = option(
     0.95,
-    "λ of generalised advantage estimation",
+    "λ of generalised advantage estimation.",
     paper="unstated [I]",
     minimum=0.0,
     maximum=1.0,
   )
   whiten_rewards: bool = option(
     False,
-    "divide rewards by their deviation, mean kept",
+    "Divide rewards by their standard deviation; the mean stays.",
     paper="lm-human-preferences [C]",
   )
   whiten_advantages: bool = option(
-    True, "mean 0 and variance 1 over the batch", paper="lineage [I]"
+    True, "Normalise advantages to mean 0 and variance 1.", paper="lineage [I]"
   )
   temperature: float = option(
-    1.0, "of sampling and of every log-probability", paper="C.4 [P]", above=0.0
-  )
-  top_k: int = option(0, "refused in training when not 0", minimum=0, maximum=0)
-  top_p: float = option(
-    1.0, "refused in training when not 1", minimum=1.0, maximum=1.0
+    1.0,
+    "Temperature of sampling and of every log-probability.",
+    paper="C.4 [P]",
+    above=0.0,
   )
   eos_penalty: float = option(
     0.0,
-    "score taken away from a response that never ended",
+    "Penalty of a response without end-of-text.",
     paper="lineage [C]",
     minimum=0.0,
   )
   bootstrap_truncated: bool = option(
     False,
-    "value after a truncated response is V instead of 0",
+    "Bootstrap the return of a truncated response with V instead of 0.",
     paper="unstated [I]",
   )
   value_from_reward: bool = option(
-    True, "value network starts as the reward model", paper="C.4 [P]"
+    True, "Initialise the value network from the reward model.", paper="C.4 [P]"
   )
   ema_decay: float = option(
     0.992,
-    "decay of the averaged weights, applied once per update; 0 saves the last"
-    " weights; the average is bias-corrected, as in Adam",
+    "Decay of the averaged weights per update, bias-corrected as in Adam; 0"
+    " saves the last weights.",
     paper="C.4 [P]",
     minimum=0.0,
     maximum=0.999999,
   )
-  reward_model: str = option("", "workdir of the reward model")
-  snapshot_every: int = option(
-    0,
-    "the policy of every so many iterations stays in snapshots/; 0 is none",
+  reward_model: str = option("", "Workdir of the reward model.")
+  snapshot_every: int | None = option(
+    None,
+    "Interval between policies saved in snapshots/; none saves none.",
     unit="iterations",
-    minimum=0,
+    minimum=1,
   )
 
 

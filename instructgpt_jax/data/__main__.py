@@ -28,12 +28,14 @@ from instructgpt_jax.errors import UserError
 _SOURCES = ("demonstrations", "comparisons", "prompts", "pretraining")
 
 
-def _value(kind: type) -> Any:
-  """Returns the value of a flag from its text."""
-  if kind is not bool:
-    return kind
+def _value(option: configs.Option) -> Any:
+  """Returns the function that reads a flag's text; none stays text."""
 
-  def parse(text: str) -> bool:
+  def parse(text: str) -> Any:
+    if option.normalize(text) is None or option.type is str:
+      return text
+    if option.type is not bool:
+      return option.type(text)
     if text.lower() not in ("true", "false", "1", "0", "yes", "no"):
       raise argparse.ArgumentTypeError(f"{text!r} is not true or false")
     return text.lower() in ("true", "1", "yes")
@@ -66,18 +68,19 @@ def _parser() -> argparse.ArgumentParser:
     default="",
     help="preset whose limits apply: " + ", ".join(presets.NAMES),
   )
-  for field in dataclasses.fields(configs.Data):
-    if field.name in (*_SOURCES, "explicit"):
+  defaults = vars(configs.Data())
+  for name, option in configs.options(configs.Data).items():
+    if name in (*_SOURCES, "explicit"):
       continue
     parser.add_argument(
-      f"--data.{field.name}",
-      f"--{field.name}",
-      dest=field.name,
-      type=_value(type(field.default)),
+      f"--data.{name}",
+      f"--{name}",
+      dest=name,
+      type=_value(option),
       default=None,
       metavar="VALUE",
-      help=f"{field.metadata['help']} (default: the preset's, or"
-      f" {field.default!r})".replace("%", "%%"),
+      help=f"{option.help} (default: the preset's, or"
+      f" {defaults[name]!r})".replace("%", "%%"),
     )
   return parser
 
@@ -86,9 +89,9 @@ def _data(args: argparse.Namespace) -> configs.Data:
   """Returns the data section of the preset, changed by the flags."""
   data = presets.sft(args.preset).data if args.preset else configs.Data()
   changes = {
-    f.name: value
-    for f in dataclasses.fields(configs.Data)
-    if (value := getattr(args, f.name, None)) is not None
+    name: option.normalize(value)
+    for name, option in configs.options(configs.Data).items()
+    if (value := getattr(args, name, None)) is not None
   }
   explicit = ",".join(sorted(changes))
   return dataclasses.replace(data, **changes, explicit=explicit)

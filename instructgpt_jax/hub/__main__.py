@@ -123,7 +123,7 @@ class _MergedLeaves(Mapping[str, Any]):
     self._base, self._scale = None, 0.0
     if stage.base is not None:
       c = stage.model_config
-      self._scale = c.lora_alpha / c.lora_rank
+      self._scale = c.lora_alpha / (c.lora_rank or 1)
       self._base = _MergedLeaves(stage.base)
       stage.check(self._base)
     self._last: tuple[str, Any] = ("", None)
@@ -204,7 +204,7 @@ def export_model(
   family = hf.save(
     to,
     _MergedLeaves(stage),
-    dataclasses.replace(stage.model_config, lora_rank=0),
+    dataclasses.replace(stage.model_config, lora_rank=None),
     special.files,
     ids=special.ids,
     dtype=dtype,

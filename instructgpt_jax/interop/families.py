@@ -31,6 +31,7 @@ _ACTIVATIONS = {
   "swish": "silu",
 }
 _DEFAULTS = {f.name: f.default for f in dataclasses.fields(Model)}
+_OPTIONS = configs.options(Model)
 # Fields that no config.json contains.
 _NATIVE_ONLY = (
   "dropout",
@@ -172,8 +173,6 @@ class Family:
       value = getattr(c, names.split()[0])
       if names == "activation" and value == "gelu_tanh":
         value = self.gelu_tanh_name
-      if names in ("final_logit_softcap", "attn_logit_softcap"):
-        value = value or None
       if names == "query_pre_attn_scalar" and value == int(value):
         value = int(value)
       entries[key] = value
@@ -184,7 +183,10 @@ class Family:
 
 def _cast(name: str, value: Any) -> Any:
   """Casts a value to its field's type, without loss: 0.5 is not an int."""
-  cast = type(_DEFAULTS[name])(value)
+  option = _OPTIONS[name]
+  if option.normalize(value) is None:
+    return None
+  cast = option.type(value)
   if cast != value:
     raise ValueError(f"{name} {value!r}")
   return cast
@@ -197,7 +199,7 @@ def _cast_or_raise(key: str, name: str, value: Any) -> Any:
   except (TypeError, ValueError, OverflowError) as error:
     types = {bool: "true or false", int: "an integer", float: "a number"}
     raise UserError(
-      f"is {value!r}, not {types.get(type(_DEFAULTS[name]), 'text')}",
+      f"is {value!r}, not {types.get(_OPTIONS[name].type, 'text')}",
       field=key,
       fix="use the config.json that the model was saved with",
       code="bad_config_value",
@@ -220,7 +222,7 @@ def canonicalize(c: Model) -> Model:
     "mlp_ratio": _DEFAULTS["mlp_ratio"],
     "query_pre_attn_scalar": c.query_pre_attn_scalar or float(c.head_size),
     "rope_dim": c.rope_dim or c.head_size,
-    "sliding_window": c.sliding_window if "w" in layers else 0,
+    "sliding_window": c.sliding_window if "w" in layers else None,
     "sliding_window_pattern": shortest_period(layers) if "w" in layers else "w",
   }
   rope = [n for n in _DEFAULTS if n.startswith("rope_")]

@@ -106,7 +106,7 @@ def translate_rope(
     if local_key:
       entries[local_key] = c.rope_local_theta or c.rope_theta
     if share_key:
-      entries[share_key] = c.rope_dim / c.head_size
+      entries[share_key] = (c.rope_dim or c.head_size) / c.head_size
     return entries
 
   return FieldTranslator(read, write)
@@ -215,13 +215,13 @@ def translate_windows(
 
   def write(c: Model) -> dict[str, Any]:
     names = ["full_attention", "sliding_attention"]
-    entries: dict[str, Any] = {"sliding_window": c.sliding_window or None}
+    entries: dict[str, Any] = {"sliding_window": c.sliding_window}
     if per_layer:
       entries["layer_types"] = [
         names[c.has_sliding_window(i)] for i in range(c.num_layers)
       ]
     if switch_key:
-      entries[switch_key] = c.sliding_window > 0
+      entries[switch_key] = bool(c.sliding_window)
     return entries
 
   return FieldTranslator(read, write)

@@ -67,7 +67,7 @@ def value_loss(
   returns: ArrayLike,
   mask: ArrayLike,
   *,
-  clip_value: float,
+  clip_value: float | None,
   normalizer: ArrayLike | None = None,
 ) -> tuple[Array, dict[str, Array]]:
   """Computes the clipped value loss, a mean over tokens.
@@ -81,7 +81,7 @@ def value_loss(
     old_values: [B, N] values at rollout time; constant.
     returns: [B, N] returns; constant.
     mask: [B, N] bool, True on response tokens.
-    clip_value: half-width around the rollout's values; 0 is no clipping. A
+    clip_value: half-width around the rollout's values; None is no clipping. A
       Python number.
     normalizer: response tokens of the whole minibatch, when this is one of its
       microbatches.
@@ -100,7 +100,7 @@ def value_loss(
 
   plain = worst = jnp.square(values - returns)
   outside = jnp.zeros(values.shape, jnp.bool_)
-  if clip_value > 0:
+  if clip_value:
     clipped = jnp.clip(values, old_values - clip_value, old_values + clip_value)
     error = jnp.square(clipped - returns)
     worst = jnp.maximum(plain, error)

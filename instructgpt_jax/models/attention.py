@@ -43,8 +43,8 @@ def einsum(formula: str, *inputs: Array) -> Array:
   )
 
 
-def soft_cap(x: Array, cap: float) -> Array:
-  """Returns cap · tanh(x / cap), as in Gemma 2; x if the cap is 0.
+def soft_cap(x: Array, cap: float | None) -> Array:
+  """Returns cap · tanh(x / cap), as in Gemma 2; x without a cap.
 
   arXiv:2408.00118.
   """
@@ -52,7 +52,7 @@ def soft_cap(x: Array, cap: float) -> Array:
 
 
 def attention_scores(
-  query: Array, key: Array, mask: Array, cap: float
+  query: Array, key: Array, mask: Array, cap: float | None
 ) -> Array:
   """Computes the [B, H, T, S] float32 scores, scaled, capped and masked."""
   scale = query.shape[-1] ** -0.5
@@ -61,7 +61,7 @@ def attention_scores(
 
 
 def attend_dense(
-  query: Array, key: Array, value: Array, mask: Array, cap: float = 0.0
+  query: Array, key: Array, value: Array, mask: Array, cap: float | None = None
 ) -> tuple[Array, Array]:
   """Computes scaled dot-product attention, with the softmax in float32.
 
@@ -71,7 +71,7 @@ def attend_dense(
     value: [B, H, S, D / H].
     mask: [B, T, S] bool, True where a query may attend to a key; at least one
       key of each query. T may be 1: the mask then applies to all queries.
-    cap: soft cap of the scores; 0 is none.
+    cap: soft cap of the scores; None is none.
 
   Returns:
     [B, H, T, D / H] in the query's type, and [B, H, T, 1] float32, the

@@ -88,7 +88,8 @@ def apply_lora(
 
 def merge_lora(c: configs.Model, params: PyTree) -> PyTree:
   """Returns the parameters of the same network without adapters."""
-  if not c.lora_rank:
+  rank = c.lora_rank
+  if not rank:
     return params
 
   def visit(tree: dict[str, Any], stacked: bool) -> dict[str, Any]:
@@ -98,7 +99,7 @@ def merge_lora(c: configs.Model, params: PyTree) -> PyTree:
     }
     if DOWN in merged:
       down, up = merged.pop(DOWN), merged.pop(UP)
-      scale = c.lora_alpha / c.lora_rank
+      scale = c.lora_alpha / rank
       merged["kernel"] = apply_lora(merged["kernel"], down, up, scale, stacked)
     return merged
 

@@ -23,8 +23,8 @@ def inverse_frequencies(c: configs.Model, windowed: bool) -> np.ndarray:
   Layers with a sliding window may have their own theta, which is not scaled.
   """
   size = c.rope_dim or c.head_size
-  local = windowed and c.rope_local_theta > 0
-  theta = c.rope_local_theta if local else c.rope_theta
+  local = c.rope_local_theta if windowed else None
+  theta = local or c.rope_theta
   frequencies = theta ** -(np.arange(0, size, 2, dtype=np.float32) / size)
   if local or c.rope_scaling == "none":
     return frequencies.astype(np.float32)

@@ -61,7 +61,8 @@ def layer_inputs(
 
   def inputs_of(windowed: bool) -> LayerInputs:
     cos_sin = None
-    layer_mask = mask & (distance() < c.sliding_window) if windowed else mask
+    window = c.sliding_window if windowed else None
+    layer_mask = mask & (distance() < window) if window else mask
     if c.pos_emb == "rope":
       cos_sin = rope_cos_sin(c, positions, windowed)
     return LayerInputs(mask=layer_mask, rope=cos_sin, span=span)

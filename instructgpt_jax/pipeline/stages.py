@@ -99,7 +99,7 @@ class Pipeline:
         measured.append("valid_rm_score")
     if run.keep_best in measured:
       return run
-    return dataclasses.replace(run, keep_best="")
+    return dataclasses.replace(run, keep_best=None)
 
   def run_stage(
     self,
@@ -370,7 +370,7 @@ def _run_pretrain(pipeline: Pipeline) -> str:
     optimizer=config.pretrain.optimizer,
   )
   # What adapters stand on has none.
-  model = dataclasses.replace(experiment.model, lora_rank=0)
+  model = dataclasses.replace(experiment.model, lora_rank=None)
   pipeline.run_stage(
     "pretrain",
     "pretrain",

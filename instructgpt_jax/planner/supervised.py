@@ -168,7 +168,7 @@ def _supervised_workload(
   optimizer = optimizer_lib.make_optimizer(config.optimizer, shapes.UPDATES)
   trained = shapes.abstract_network(model, optimizer, mesh)
   length = batch.tokens.shape[-1]
-  microbatch = section.microbatch * rows // batch.tokens.shape[0]
+  microbatch = (section.microbatch or 0) * rows // batch.tokens.shape[0]
 
   def step() -> Any:
     function = supervised.step_program(
@@ -178,7 +178,7 @@ def _supervised_workload(
       trained.state,
       mesh,
       seed=config.seed,
-      microbatch=section.microbatch,
+      microbatch=section.microbatch or 0,
     )
     return function, (trained.state, batch, trained.frozen)
 

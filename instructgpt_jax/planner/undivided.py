@@ -50,6 +50,6 @@ def larger_models(model: configs.Model, tensor: int) -> Iterator[LargerModel]:
     more = dataclasses.replace(
       model, num_kv_heads=model.num_heads, head_padding=0
     )
-    yield LargerModel(more, 1.0 / (model.num_heads / model.num_kv_heads - 1))
+    yield LargerModel(more, 1.0 / (model.num_heads / model.kv_heads - 1))
   if model.mlp_dim % tensor:
     yield LargerModel(dataclasses.replace(model, d_ff=2 * model.mlp_dim), 1.0)

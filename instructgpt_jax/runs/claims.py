@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from instructgpt_jax.configs import renamed
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.runs import files, locks
 
@@ -108,9 +109,11 @@ def _check_same_run(
       fix="choose another --workdir, or delete this one",
       code="other_experiment",
     )
+  # A config of an earlier version is compared by today's names.
+  old_config = renamed.upgrade(recorded["config"], requested["config"])
   changed = [
     (name, old, new)
-    for name, old, new in _differences(recorded["config"], requested["config"])
+    for name, old, new in _differences(old_config, requested["config"])
     if not may_change(name)
   ]
   if changed:
@@ -141,6 +144,8 @@ def _differences(
 
 
 def _value_text(value: Any) -> str:
+  if value is None:
+    return "none"
   return "nothing" if value is _MISSING else repr(value)
 
 

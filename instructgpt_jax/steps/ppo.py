@@ -312,7 +312,7 @@ def _run_networks(
 ) -> _Scores:
   """Runs reference, reward model and value network on a rollout."""
   mask = rollout.response_mask
-  packed, episodes = _pack_episodes(rollout, config.microbatch)
+  packed, episodes = _pack_episodes(rollout, config.microbatch or 0)
 
   def at_states(function: Callable[[_PackedEpisodes], Array]) -> Array:
     """Computes a function of each microbatch, as [B, S]."""
@@ -442,7 +442,7 @@ def _minibatch(
   """Takes some episodes of an experience and packs them."""
   chosen = jax.tree.map(lambda x: x[rows], experience)
   response_tokens = chosen.rollout.response_mask.sum()
-  packed, episodes = _pack_episodes(chosen.rollout, config.microbatch)
+  packed, episodes = _pack_episodes(chosen.rollout, config.microbatch or 0)
   old_logp, advantages, old_values, targets = (
     packed.scatter_states(_shift_to_states(x))
     for x in (

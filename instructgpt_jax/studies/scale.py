@@ -107,7 +107,7 @@ def with_seeds(chosen: Scale, seeds: str) -> Scale:
   return dataclasses.replace(chosen, seeds=numbers)
 
 
-_QUIET = {"run.tensorboard": False, "run.save_every": 0}
+_QUIET = {"run.tensorboard": False, "run.save_every": None}
 
 MINI = Scale(
   "mini",

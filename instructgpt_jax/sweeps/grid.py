@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from instructgpt_jax import configs
 from instructgpt_jax.cli import flags
+from instructgpt_jax.configs import renamed
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.sweeps.jobs import format_flag
 
@@ -119,21 +120,19 @@ def search_space(text: str, config: Any) -> dict[str, Range | Choices]:
         _check([part], config, {field: value})
       space[field] = Choices(tuple(values))
       continue
-    like = _field_value(part, field, config)
-    if type(like) not in (int, float):
+    kind = _field_type(part, field, config)
+    if kind not in (int, float):
       _reject(part, f"{field} has no range", "list its values: a,b")
-    if match[1] == "int" and type(like) is float:
+    if match[1] == "int" and kind is float:
       _reject(part, f"{field} is no whole number", "give lin:LOW:HIGH")
-    low, high = (
-      _parse_number(part, text, type(like)) for text in match.groups()[1:]
-    )
+    low, high = (_parse_number(part, text, kind) for text in match.groups()[1:])
     if not low < high:
       _reject(part, f"{low} is not below {high}", "give the lower end first")
     if match[1] == "log" and low <= 0:
       _reject(part, "a log range starts above 0", "give lin:LOW:HIGH")
     for end in (low, high):
       _check([part], config, {field: end})
-    space[field] = Range(low, high, match[1] == "log", type(like) is int)
+    space[field] = Range(low, high, match[1] == "log", kind is int)
   return space
 
 
@@ -173,12 +172,12 @@ def _split_axis(part: str) -> tuple[list[str], str]:
 def _axis_points(part: str, config: Any) -> list[dict[str, Any]]:
   """Returns the points of an axis: field → value."""
   fields, text = _split_axis(part)
-  likes = [_field_value(part, field, config) for field in fields]
+  kinds = [_field_type(part, field, config) for field in fields]
   if not part.startswith("("):
     rows = [
       [value]
       for item in text.split(",")
-      for value in _expand_item(part, item.strip(), likes[0])
+      for value in _expand_item(part, item.strip(), kinds[0])
     ]
   else:
     point_pattern = r"\(([^()]*)\)"
@@ -194,7 +193,7 @@ def _axis_points(part: str, config: Any) -> list[dict[str, Any]]:
           "give each field one",
         )
       rows.append(
-        [_parse_value(*pair) for pair in zip(row, likes, strict=True)]
+        [_parse_value(*pair) for pair in zip(row, kinds, strict=True)]
       )
   points = []
   for row in rows:
@@ -204,26 +203,26 @@ def _axis_points(part: str, config: Any) -> list[dict[str, Any]]:
   return points
 
 
-def _expand_item(part: str, item: str, like: Any) -> Iterator[Any]:
+def _expand_item(part: str, item: str, kind: type) -> Iterator[Any]:
   """Yields the values of an item."""
   span = re.fullmatch(r"(\d+)\.\.(\d+)", item)
-  if span and type(like) is int:
+  if span and kind is int:
     low, high = int(span[1]), int(span[2])
     if low > high:
       _reject(part, f"{item} is empty", "give the lower end first")
     yield from range(low, high + 1)
-  elif item.startswith(("log:", "lin:")) and type(like) in (int, float):
-    kind, *ends = item.split(":")
+  elif item.startswith(("log:", "lin:")) and kind in (int, float):
+    spacing, *ends = item.split(":")
     if len(ends) != 3:
-      _reject(part, f"{item} has no count", f"give {kind}:LOW:HIGH:COUNT")
+      _reject(part, f"{item} has no count", f"give {spacing}:LOW:HIGH:COUNT")
     low, high = (_parse_number(part, end, float) for end in ends[:2])
     count = _parse_number(part, ends[2], int)
-    if count < 1 or kind == "log" and min(low, high) <= 0:
+    if count < 1 or spacing == "log" and min(low, high) <= 0:
       _reject(part, f"{item} has no points", "a count starts at 1, log above 0")
-    for value in _spaced(kind, low, high, count):
-      yield round(value) if type(like) is int else value
+    for value in _spaced(spacing, low, high, count):
+      yield round(value) if kind is int else value
   else:
-    yield _parse_value(item, like)
+    yield _parse_value(item, kind)
 
 
 def _spaced(kind: str, low: float, high: float, count: int) -> list[float]:
@@ -251,9 +250,8 @@ def _parse_number(part: str, text: str, kind: type) -> Any:
     _reject(part, f"{text!r} is not a {noun}", f"give a {noun}")
 
 
-def _parse_value(text: str, like: Any) -> Any:
+def _parse_value(text: str, kind: type) -> Any:
   """Parses a value; returns invalid text as it is, for `_check` to refuse."""
-  kind = type(like)
   if kind is bool:
     return {"true": True, "false": False}.get(text.lower(), text)
   try:
@@ -262,9 +260,12 @@ def _parse_value(text: str, like: Any) -> Any:
     return text
 
 
-def _field_value(part: str, field: str, config: Any) -> Any:
-  """Returns the field's value in the config."""
-  known = {name: value for name, value, _ in flags.leaves(config)}
+def _field_type(part: str, field: str, config: Any) -> type:
+  """Returns the type of a field of the config."""
+  known = {name: option.type for name, _, option in flags.leaves(config)}
+  new = renamed.new_name(field, known)
+  if new is not None:
+    _reject(part, f"{field} has been renamed to {new}", f"give {new}")
   if field not in known:
     near = configs.nearest(field, known)
     _reject(part, f"there is no field {field!r}", near or "--help lists them")

@@ -61,7 +61,11 @@ class Job:
 
 def format_flag(value: Any) -> str:
   """Formats a value for a command line."""
-  return str(value).lower() if isinstance(value, bool) else str(value)
+  return (
+    str(value).lower()
+    if value is None or isinstance(value, bool)
+    else str(value)
+  )
 
 
 def shell_line(command: Sequence[str]) -> str:

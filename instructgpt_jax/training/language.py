@@ -88,7 +88,7 @@ def pretrain(config: configs.PretrainExperiment, directory: str) -> None:
     batches,
     valid,
     total_steps=section.steps,
-    microbatch=section.microbatch,
+    microbatch=section.microbatch or 0,
     eval_every=section.eval_every,
     select="last",
     fingerprint=fingerprint.Fingerprint(

@@ -142,7 +142,7 @@ def _check_starts_from_nothing(config: configs.Model) -> None:
     raise UserError(
       f"is {config.lora_rank}, but there is no model to adapt",
       field="model.lora_rank",
-      fix="give --init_from=DIR, or --model.lora_rank=0",
+      fix="give --init_from=DIR, or --model.lora_rank=none",
       code="no_model_to_adapt",
     )
   if config.head_padding:

@@ -92,7 +92,7 @@ def train(config: configs.RewardExperiment, directory: str) -> None:
     stage,
     mesh,
     total_steps=total_steps,
-    microbatch=config.reward.microbatch,
+    microbatch=config.reward.microbatch or 0,
   )
   tokenizer_store.put_tokenizer(directory, tokenizer)
   counts = {"rankings": config.reward.batch_size, "steps": total_steps}
@@ -355,7 +355,7 @@ def _chosen(
       [r for r in part if r.labeler_id not in names] for part in (train, valid)
     )
   rng = np.random.RandomState([seed & 0xFFFFFFFF, 7])
-  if 0 < section.max_rankings < len(train):
+  if section.max_rankings and section.max_rankings < len(train):
     rows = np.sort(rng.permutation(len(train))[: section.max_rankings])
     train = [train[i] for i in rows]
   if section.max_completions:

@@ -11,6 +11,7 @@ from typing import Any
 
 from instructgpt_jax import configs
 from instructgpt_jax.checkpoint import checkpoints
+from instructgpt_jax.configs import renamed
 from instructgpt_jax.data.tokenizers import Tokenizer
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.interop import directory as hub
@@ -148,8 +149,8 @@ def open_stage(
   info = checkpoints.load_model_info(directory)
   try:
     stage_kind = str(info["kind"])
-    model = configs.Model(**info["model"])
-    data = configs.Data(**info["data"])
+    model = renamed.read_section("model", configs.Model, info["model"])
+    data = renamed.read_section("data", configs.Data, info["data"])
     origin = settings.Origin(**info["origin"]) if info.get("origin") else None
   except (KeyError, TypeError) as error:
     raise UserError(
@@ -206,7 +207,7 @@ def _attach_base(
     stage.model_config, vocab_padding=base.model_config.vocab_padding
   )
   if base.source is not None:  # its arrays can be stacked either way
-    shape = dataclasses.replace(model, lora_rank=0)
+    shape = dataclasses.replace(model, lora_rank=None)
     base = dataclasses.replace(base, model_config=shape)
   return dataclasses.replace(
     stage,

@@ -393,7 +393,7 @@ def _save(
 def retention_policy(run: configs.Run) -> checkpoints.RetentionPolicy:
   """Returns which checkpoints a run keeps."""
   return checkpoints.RetentionPolicy(
-    run.keep, run.keep_every, best=bool(run.keep_best)
+    run.keep, run.keep_every or 0, best=bool(run.keep_best)
   )
 
 

@@ -1,4 +1,4 @@
-"""Command line, JSON and config agree, and mistakes are short and helpful."""
+"""Command line, JSON and config agree, and user errors are short."""
 
 import dataclasses
 import json
@@ -37,49 +37,62 @@ OTHERS = {"data.template_date": "2030-05-31"}
 GO_WITH_ALL = {"model.num_heads": "1", "model.tie_embeddings": "false"}
 
 
+def _text(value):
+  if value is None or isinstance(value, bool):
+    return str(value).lower()
+  return str(value)
+
+
 @pytest.mark.parametrize("experiment", presets.EXPERIMENTS)
 def test_every_leaf_is_a_flag_that_reaches_its_field(experiment):
   default = presets.EXPERIMENTS[experiment]("175b")
-  for name, old, field in flags.leaves(default):
-    new = OTHERS.get(name) or _another(old, field.metadata)
-    text = str(new).lower() if isinstance(new, bool) else str(new)
-    found, _ = flags.parse(
-      [
-        "--workdir=w",
-        f"--{name}={text}",
-        *(f"--{k}={v}" for k, v in GO_WITH_ALL.items() if k != name),
-      ],
-      presets.EXPERIMENTS[experiment],
-      default_preset="175b",
-    )
-    leaves = {name: value for name, value, _ in flags.leaves(found)}
-    assert leaves[name] == new, name
-    assert type(leaves[name]) is type(old), name
+  for name, old, option in flags.leaves(default):
+    for expected in (OTHERS.get(name) or _another(old, option), old):
+      if name in ("model.num_heads", "model.tie_embeddings") and (
+        expected == old
+      ):
+        continue
+      config, _ = flags.parse(
+        [
+          "--workdir=w",
+          f"--{name}={_text(expected)}",
+          *(f"--{k}={v}" for k, v in GO_WITH_ALL.items() if k != name),
+        ],
+        presets.EXPERIMENTS[experiment],
+        default_preset="175b",
+      )
+      actual = {name: value for name, value, _ in flags.leaves(config)}[name]
+      assert actual == expected or name == "data.explicit", name
+      assert type(actual) is type(expected), name
 
 
-def _another(old, metadata):
-  """A permitted value that differs from the old one, where there is one."""
-  if metadata.get("choices"):
-    return next(c for c in metadata["choices"] if c != old)
-  if isinstance(old, bool):
+def _another(old, option):
+  """Returns an allowed value that differs from the old one, if there is one."""
+  if option.choices:
+    return next(c for c in option.choices if c != old)
+  if option.type is bool:
     return not old
-  if isinstance(old, str):
+  if option.type is str:
     return old + "x"
-  low, high = metadata.get("minimum"), metadata.get("maximum")
+  low, high = option.minimum, option.maximum
   if low is not None and low == high:
     return old
-  if isinstance(old, int):
+  if option.type is int:
+    if old is None:
+      return low
     return old * 2 if (old > 0 and high is None) else old + 1
   new = old / 2 if old else (high if high is not None else 0.25)
   return low if low is not None and new < low else new
 
 
 @pytest.mark.parametrize("experiment", presets.EXPERIMENTS)
-def test_every_leaf_has_help_and_a_plain_type(experiment):
+def test_every_leaf_has_a_sentence_of_help_and_a_plain_type(experiment):
   default = presets.EXPERIMENTS[experiment]("1.3b")
-  for name, value, field in flags.leaves(default):
-    assert field.metadata.get("help"), name
-    assert type(value) in (bool, int, float, str), name
+  for name, value, option in flags.leaves(default):
+    assert option.help[0].isupper() or option.help[0] in "λ", name
+    assert option.help.endswith("."), name
+    assert option.type in (bool, int, float, str), name
+    assert type(value) is option.type or value is None and option.optional, name
 
 
 def test_flags_override_the_preset_and_keep_the_rest():
@@ -154,40 +167,44 @@ def test_json_round_trip(experiment, preset):
 
 
 @pytest.mark.parametrize(
-  "argv, field, words, fix",
+  "argv, field, code, fix",
   [
-    (["--kl_coef=1"], "--kl_coef", "no such flag", "--ppo.kl_coef"),
-    (["--ppo.kl_cof=1"], "--ppo.kl_cof", "no such flag", "--ppo.kl_coef"),
-    (["--learning_rate=1"], "--learning_rate", "no such", "learning_rate"),
-    (["--ppo.kl_coef=high"], "--ppo.kl_coef", "not a number", ">= 0.0"),
-    (["--ppo.kl_coef=-1"], "--ppo.kl_coef", "not allowed", ">= 0.0"),
-    (["--ppo.kl_coef=nan"], "--ppo.kl_coef", "not allowed", ">= 0.0"),
-    (["--ppo.episodes=1e3"], "--ppo.episodes", "not a whole number", ">= 1"),
-    (["--ppo.episodes=0"], "--ppo.episodes", "not allowed", ">= 1"),
-    (["--ppo.top_k=5"], "--ppo.top_k", "not allowed", "<= 0"),
-    (["--seed=-1"], "--seed", "not allowed", ">= 0"),
-    (["--model.dtype=int8"], "--model.dtype", "not allowed", "'bfloat16'"),
-    (["--model.num_heads=7"], "--model.num_heads", "not a multiple", "divides"),
+    (["--kl_coef=1"], "--kl_coef", "unknown_flag", "--ppo.kl_coef"),
+    (["--ppo.kl_cof=1"], "--ppo.kl_cof", "unknown_flag", "--ppo.kl_coef"),
+    (["--learning_rate=1"], "--learning_rate", "unknown_flag", "learning_rate"),
+    (["--ppo.kl_coef=high"], "--ppo.kl_coef", "wrong_type", ">= 0.0"),
+    (["--ppo.kl_coef=none"], "--ppo.kl_coef", "wrong_type", ">= 0.0"),
+    (["--ppo.kl_coef=-1"], "--ppo.kl_coef", "not_allowed", ">= 0.0"),
+    (["--ppo.kl_coef=nan"], "--ppo.kl_coef", "not_allowed", ">= 0.0"),
+    (["--ppo.kl_target=-1"], "--ppo.kl_target", "not_allowed", "or none"),
+    (["--ppo.kl_target=high"], "--ppo.kl_target", "wrong_type", "or none"),
+    (["--ppo.episodes=1e3"], "--ppo.episodes", "wrong_type", ">= 1"),
+    (["--ppo.episodes=0"], "--ppo.episodes", "not_allowed", ">= 1"),
+    (["--seed=-1"], "--seed", "not_allowed", ">= 0"),
+    (["--model.dtype=int8"], "--model.dtype", "not_allowed", "'bfloat16'"),
+    (["--run.keep_best=x"], "--run.keep_best", "not_allowed", "'valid_loss'"),
+    (["--model.num_heads=7"], "--model.num_heads", "not_a_divisor", "divides"),
     (
       ["--value_optimizer.learning_rate=0"],
       "--value_optimizer.learning_rate",
-      "not allowed",
+      "not_allowed",
       "> 0.0",
     ),
-    (["--run.tensorboard=maybe"], "--run.tensorboard", "not true", "true or"),
-    (["--preset=6bb"], "--preset", "no preset '6bb'", "6b"),
-    (["stray"], None, "'stray' is not a flag", "--name=value"),
-    (["--seed"], None, "Missing value", "--name=value"),
-    (["--flagfile=none"], "--flagfile", "cannot be opened", "one flag a"),
-    (["--config=none"], None, "no such file", "config.json"),
+    (["--run.tensorboard=maybe"], "--run.tensorboard", "wrong_type", "true or"),
+    (["--preset=6bb"], "--preset", "unknown_preset", "6b"),
+    (["stray"], None, "not_a_flag", "--name=value"),
+    (["--seed"], None, "bad_flag", "--name=value"),
+    (["--flagfile=none"], "--flagfile", "bad_flagfile", "one flag per"),
+    (["--config=none"], None, "no_file", "config.json"),
   ],
 )
-def test_mistakes(argv, field, words, fix):
-  with pytest.raises(UserError, match=words) as caught:
+def test_a_user_error_names_its_flag(argv, field, code, fix):
+  with pytest.raises(UserError) as caught:
     _config(*argv)
-  assert caught.value.field == field
-  assert fix in caught.value.fix
-  assert len(str(caught.value).splitlines()) <= 3
+  error = caught.value
+  assert (error.field, error.code) == (field, code)
+  assert fix in error.fix
+  assert len(str(error).splitlines()) <= 3
 
 
 def test_workdir_is_needed():
@@ -197,41 +214,44 @@ def test_workdir_is_needed():
 
 
 @pytest.mark.parametrize(
-  "value, field, words",
+  "value, field, code",
   [
-    ({"ppo": {"kl_cof": 1}}, "ppo.kl_cof", "no such field"),
-    ({"ppo": {"kl_coef": "1"}}, "ppo.kl_coef", "not a number"),
-    ({"ppo": {"kl_coef": True}}, "ppo.kl_coef", "not a number"),
-    ({"ppo": {"episodes": 1.5}}, "ppo.episodes", "not a whole number"),
-    ({"run": {"tensorboard": 1}}, "run.tensorboard", "not true or false"),
-    ({"ppo": {"kl_coef": -1}}, "ppo.kl_coef", "not allowed"),
-    ({"ppo": 3}, "ppo", "not a table"),
-    ({"seed": None}, "seed", "not a whole number"),
+    ({"ppo": {"kl_cof": 1}}, "ppo.kl_cof", "unknown_field"),
+    ({"ppo": {"kl_coef": "1"}}, "ppo.kl_coef", "wrong_type"),
+    ({"ppo": {"kl_coef": True}}, "ppo.kl_coef", "wrong_type"),
+    ({"ppo": {"kl_target": False}}, "ppo.kl_target", "wrong_type"),
+    ({"ppo": {"episodes": 1.5}}, "ppo.episodes", "wrong_type"),
+    ({"run": {"tensorboard": 1}}, "run.tensorboard", "wrong_type"),
+    ({"ppo": {"kl_coef": -1}}, "ppo.kl_coef", "not_allowed"),
+    ({"ppo": 3}, "ppo", "not_a_table"),
+    ({"ppo": {}, "seed": {"a": 1}}, "seed", "wrong_type"),
+    ({"seed": None}, "seed", "wrong_type"),
   ],
 )
-def test_a_wrong_config_file_names_file_and_field(
-  tmp_path, value, field, words
-):
+def test_a_wrong_config_file_names_file_and_field(tmp_path, value, field, code):
   path = tmp_path / "config.json"
   path.write_text(json.dumps({"config": value}))
-  with pytest.raises(UserError, match=words) as caught:
+  with pytest.raises(UserError) as caught:
     _config(f"--config={path}")
   # Fields of a file stand in it without the dashes of a flag.
-  assert caught.value.field == field
+  assert (caught.value.field, caught.value.code) == (field, code)
   assert caught.value.file == str(path)
 
 
-@pytest.mark.parametrize("flag", ["--help", "-h", "--helpfull"])
-def test_help_shows_every_flag_with_all_that_is_known_of_it(flag):
+def _help(*argv):
   with pytest.raises(flags.Help) as caught:
     flags.parse(
-      ["--preset=tiny", flag],
+      argv,
       _get,
       doc="What it does.",
       default_preset="1.3b",
       presets=presets.NAMES,
     )
-  text = str(caught.value)
+  return str(caught.value)
+
+
+def test_full_help_shows_every_flag_with_all_its_properties():
+  text = _help("--preset=tiny", "--helpfull")
   assert text.startswith("What it does.\n")
   words = " ".join(text.split())
   for name, _, _ in flags.leaves(_get("tiny")):
@@ -240,10 +260,24 @@ def test_help_shows_every_flag_with_all_that_is_known_of_it(flag):
     assert name in text
   # Default of the preset, type, unit, range, section.
   assert "--ppo.kl_coef=0.12 (float)" in words
+  assert "--ppo.kl_target=none (float or none)" in words
   assert "(episodes; >= 1) [C.4 [P]]" in words
   assert "one of 'float32', 'bfloat16'" in words
-  assert "--preset='tiny' (str)" in words
+  assert "--preset=tiny (str)" in words
   assert max(map(len, text.splitlines())) <= 110
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_leaves_out_what_only_imported_models_use(flag):
+  text, full = _help(flag), _help("--helpfull")
+  hidden = [name for name, _, o in flags.leaves(_get("tiny")) if o.advanced]
+  assert len(hidden) > 30
+  for name, _, option in flags.leaves(_get("tiny")):
+    assert (f"\n  --{name}=" in text) != option.advanced, name
+  assert f"{len(hidden)} more --model.* flags: --helpfull" in text
+  assert "more --model" not in full
+  for tag in ("[P]:", "[C]:", "[D]:", "[I]:"):
+    assert tag in text and tag in full
 
 
 def test_nothing_global_is_defined():

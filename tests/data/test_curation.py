@@ -58,7 +58,7 @@ def test_prompts_with_a_common_prefix_are_one():
 
 
 def test_no_prefix_rule():
-  data = configs.Data(common_prefix_chars=0)
+  data = configs.Data(common_prefix_chars=None)
   long = "word " * 100
   actual, _ = dedupe.deduplicate([prompt(long + "a"), prompt(long + "b")], data)
   assert len(actual) == 2

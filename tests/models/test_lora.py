@@ -37,7 +37,7 @@ def adapted(network=LanguageModel, **changes):
 
 def plain(model):
   return type(model)(
-    configs.Model(**{**vars(model.config), "lora_rank": 0, "dropout": 0.0})
+    configs.Model(**{**vars(model.config), "lora_rank": None, "dropout": 0.0})
   )
 
 
@@ -216,7 +216,7 @@ def test_gradients_are_those_of_the_merged_network():
       )  # fmt: skip
 
 
-@pytest.mark.parametrize("rank", [0, 3])
+@pytest.mark.parametrize("rank", [None, 3])
 @pytest.mark.parametrize("changes", [{}, twin.LLAMA], ids=str)
 def test_heads_that_are_zero_stay_zero(changes, rank):
   """Adam divides by the root of what it saw: only 0 stays 0."""

@@ -100,7 +100,7 @@ def adam_twin(c, total, params, gradients):
 @pytest.mark.parametrize(
   "options",
   [
-    dict(eps=0.05, clip_norm=0.0),  # ε large enough to show its position
+    dict(eps=0.05, clip_norm=None),  # ε large enough to show its position
     dict(eps=1e-8, clip_norm=3.0, weight_decay=0.1, **SCHEDULES[1]),
     dict(eps=1e-5, clip_norm=1.0, b1=0.8, b2=0.99, **SCHEDULES[2]),
   ],
@@ -132,7 +132,7 @@ def test_invariant_23_optimizer_equals_twin(options):
 def test_invariant_23_epsilon_is_outside_the_root():
   """One step on a gradient as large as ε halves the move; inside, it is g/√."""
   c = configs.Optimizer(
-    learning_rate=1.0, eps=0.01, clip_norm=0.0, schedule="constant"
+    learning_rate=1.0, eps=0.01, clip_norm=None, schedule="constant"
   )
   optimizer = optimizer_lib.make_optimizer(c, 2)
   state = state_lib.new_state({"bias": jnp.zeros(1)}, optimizer)

@@ -68,7 +68,7 @@ def test_fields_of_one_run_are_checked_together():
   config = presets.sft("world")
   assert len(grid.grid_runs("model.d_model=33;model.num_heads=3", config)) == 1
   with pytest.raises(
-    UserError, match="'model.num_heads=5': model.num_heads: width"
+    UserError, match="'model.num_heads=5': model.num_heads: d_model"
   ):
     grid.grid_runs("model.d_model=33;model.num_heads=5", config)
 

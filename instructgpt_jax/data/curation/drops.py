@@ -41,7 +41,7 @@ _FLAGS = {
 }
 _FIXES = {
   REPEATED: "none is needed, one of each stays",
-  PREFIX: "--data.common_prefix_chars=0 compares whole prompts",
+  PREFIX: "--data.common_prefix_chars=none compares whole prompts",
   USER_LIMIT: "raise --data.max_prompts_per_user",
   LONG: "raise --data.max_prompt_tokens",
   CUT_EQUAL: "raise --data.max_response_tokens",

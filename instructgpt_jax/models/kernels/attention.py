@@ -22,7 +22,7 @@ def attend(
   key: Array,
   value: Array,
   mask: Array,
-  cap: float = 0.0,
+  cap: float | None = None,
   span: AttentionSpan | None = None,
 ) -> Array:
   """Computes causal scaled dot-product attention of whole sequences.
@@ -33,7 +33,7 @@ def attend(
     value: [B, H, T, D / H].
     mask: [B, T, T] bool, True where a query may attend to a key: to no later
       key, and to at least one.
-    cap: soft cap of the scores; 0 is none.
+    cap: soft cap of the scores; None is none.
     span: the mask is False outside it, except for queries whose output is not
       used.
 
@@ -74,7 +74,7 @@ def _for_platform(
   blocks: Callable[..., Any],
   library: Callable[..., Any],
   query: Array,
-  cap: float,
+  cap: float | None,
 ) -> Callable[..., Any]:
   """Returns `library` on GPUs where it has a kernel, else `blocks`."""
   *_, length, head_dim = query.shape

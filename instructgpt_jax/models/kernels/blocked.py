@@ -74,7 +74,7 @@ def forward(
   key: Array,
   value: Array,
   mask: Array,
-  cap: float,
+  cap: float | None,
   span: AttentionSpan | None,
 ) -> tuple[Array, Array]:
   """Returns the attention [B, H, T, D / H] and log-sum-exps [B, H, T, 1]."""
@@ -98,7 +98,7 @@ def backward(
   output: Array,
   logs: Array,
   cotangent: Array,
-  cap: float,
+  cap: float | None,
   span: AttentionSpan | None,
 ) -> tuple[Array, Array, Array]:
   """Returns the cotangents of query, key and value.

@@ -12,7 +12,9 @@ from instructgpt_jax.types import Array
 PLATFORMS = ("cuda", "gpu")  # JAX's names while lowering, and elsewhere
 
 
-def has_kernel(dtype: Any, length: int, head_dim: int, cap: float) -> bool:
+def has_kernel(
+  dtype: Any, length: int, head_dim: int, cap: float | None
+) -> bool:
   """Returns whether cuDNN has a kernel for sequences of this shape.
 
   It has none in float32, at odd lengths, for wide heads, and with soft caps.

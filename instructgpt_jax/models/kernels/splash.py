@@ -62,7 +62,7 @@ def attend(
   key: Array,
   value: Array,
   mask: Array,
-  cap: float = 0.0,
+  cap: float | None = None,
   *,
   interpret: bool = False,
 ) -> Array:
@@ -73,7 +73,7 @@ def attend(
     key: [B, H, T, D / H].
     value: [B, H, T, D / H].
     mask: [B, T, T] bool; it need not be causal.
-    cap: soft cap of the scores; 0 is none.
+    cap: soft cap of the scores; None is none.
     interpret: runs the kernel without a TPU, slowly.
 
   Returns:

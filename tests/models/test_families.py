@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from instructgpt_jax.models import attention, rope
+from instructgpt_jax.models import rope
 from instructgpt_jax.models.heads import LanguageModel, ScalarModel
+from instructgpt_jax.models.kernels import blocked
 from instructgpt_jax.models.sampling import generate
 from instructgpt_jax.steps import language
 from instructgpt_jax.types import LanguageBatch
@@ -75,7 +76,7 @@ def test_wanted_columns_are_what_all_columns_hold(
   config, scan, few, monkeypatch
 ):
   """Also their gradient; a column may be wanted twice, in any order."""
-  monkeypatch.setattr(attention, "fits_one_block", lambda queries, length: few)
+  monkeypatch.setattr(blocked, "fits_one_block", lambda queries, length: few)
   model = ScalarModel(dataclasses.replace(config, scan_layers=scan))
   params = twin.make_params(ScalarModel(config))
   params = twin.stack_layers(params) if scan else params

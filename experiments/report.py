@@ -21,7 +21,7 @@ from instructgpt_jax.studies import study as study_lib
 
 
 def build(workdir: str, output: str = "") -> pathlib.Path:
-  """Writes the page and says where; gives its path."""
+  """Writes the page, prints its summary and path, and returns the path."""
   scale = study_lib.read_size(workdir)
   results = study_lib.collect_results(
     list(studies.ALL.values()),
@@ -37,21 +37,21 @@ def build(workdir: str, output: str = "") -> pathlib.Path:
 
 
 def machine() -> str:
-  """The hardware in a few words."""
+  """Describes the hardware in a few words."""
   cores = len(os.sched_getaffinity(0))
   return f"{cores} CPU cores, {platform.machine()}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Reads the command line; the exit status, 2 after a user's mistake."""
+  """Reads the command line and returns the exit status; 2 for a user error."""
   streams.accept_all_text()
   parser = argparse.ArgumentParser(
     prog="python -m experiments.report",
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument("--workdir", required=True, help="folder of the runs")
-  parser.add_argument("--output", default="", help="folder of the page")
+  parser.add_argument("--workdir", required=True, help="directory of the runs")
+  parser.add_argument("--output", default="", help="directory of the page")
   arguments = parser.parse_args(argv)
   return launch.run_with_errors(
     lambda: build(arguments.workdir, arguments.output)

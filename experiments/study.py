@@ -24,7 +24,7 @@ from instructgpt_jax.sweeps import execute, jobs
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-  """The command line."""
+  """Parses the command line."""
   parser = CommandParser(
     prog="python -m experiments.study",
     description=__doc__,
@@ -33,7 +33,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     + "\n".join(f"  {s.name:18}{s.title}" for s in studies.ALL.values()),
   )
   add = parser.add_argument
-  add("--workdir", required=True, help="folder of the runs and of the page")
+  add("--workdir", required=True, help="directory of runs and page")
   add("--study", default="all", help="comma list of studies, or all")
   add(
     "--size",
@@ -54,10 +54,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def chosen(names: str) -> list[study_lib.Study]:
-  """The studies of a comma list."""
+  """Returns the studies that a comma-separated list names."""
   if names == "all":
     return list(studies.ALL.values())
-  found = []
+  selected = []
   for name in names.split(","):
     if name not in studies.ALL:
       raise UserError(
@@ -66,20 +66,24 @@ def chosen(names: str) -> list[study_lib.Study]:
         fix=configs.nearest(name, studies.ALL)
         or f"give some of {', '.join(studies.ALL)}",
       )
-    found.append(studies.ALL[name])
-  return found
+    selected.append(studies.ALL[name])
+  return selected
 
 
 def scaled(size: str, seeds: str) -> scale_lib.Scale:
-  """The size, with other seeds where some are given."""
+  """Returns the scale of a size, with other seeds where `seeds` names them."""
   return scale_lib.with_seeds(scale_lib.get_scale(size), seeds)
 
 
 def run(arguments: argparse.Namespace) -> int:
-  """Runs what is missing and writes the page; 1 when a run failed."""
-  wanted = chosen(arguments.study)
+  """Runs the missing jobs and writes the page.
+
+  Returns:
+    The exit status: 1 if a run failed.
+  """
+  selected = chosen(arguments.study)
   scale = scaled(arguments.size, arguments.seeds)
-  todo = study_lib.all_jobs(wanted, scale, arguments.workdir)
+  todo = study_lib.all_jobs(selected, scale, arguments.workdir)
   if arguments.dry_run:
     for job in todo:
       print(jobs.shell_line(job.command(arguments.workdir)))

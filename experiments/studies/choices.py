@@ -54,7 +54,7 @@ def jobs(f: SeedRuns) -> Sequence[Job]:
 def learned(seeds: Sequence[SeedRuns]) -> str:
   """Says whether the best K learns more than each other one does."""
   values = {
-    k: [reward_model.held(f, ranked(f, k), "correct") for f in seeds]
+    k: [reward_model.per_prompt(f, ranked(f, k), "correct") for f in seeds]
     for k in COMPLETIONS
   }
   means = {k: statistics.pooled_interval(v).mean for k, v in values.items()}
@@ -101,7 +101,7 @@ def analyse(seeds: Sequence[SeedRuns]) -> Finding:
     (
       k,
       statistics.pooled_interval([
-        reward_model.held(f, ranked(f, k), "correct") for f in seeds
+        reward_model.per_prompt(f, ranked(f, k), "correct") for f in seeds
       ]),
     )
     for k in COMPLETIONS

@@ -62,20 +62,22 @@ def models(f: SeedRuns) -> dict[str, Job | str]:
 def measured(f: SeedRuns) -> dict[str, Job]:
   """All that is measured, with the respectful prefix as well."""
   trained = models(f)
-  found = {name: f.evaluation_job(model) for name, model in trained.items()}
-  found["prompted"] = f.evaluation_job(
+  evaluations = {
+    name: f.evaluation_job(model) for name, model in trained.items()
+  }
+  evaluations["prompted"] = f.evaluation_job(
     "pretrain", {"measure.prefix": "auto"}, label="prompted"
   )
-  found["rule_filter"] = f.evaluation_job(
+  evaluations["rule_filter"] = f.evaluation_job(
     "pretrain",
     {"measure.filter": BANNED, "evaluation.best_of_n": 4},
     label="filtered",
   )
   for name in POLITE:
-    found[f"{name}, respectful"] = f.evaluation_job(
+    evaluations[f"{name}, respectful"] = f.evaluation_job(
       trained[name], {"measure.prefix": words.PREFIX}, label="respectful"
     )
-  return found
+  return evaluations
 
 
 def jobs(f: SeedRuns) -> Sequence[Job]:
@@ -160,11 +162,12 @@ def analyse(seeds: Sequence[SeedRuns]) -> Finding:
   }
   moved = analysis.difference(seeds, of("ppo_ptx"), of("base"), unbiased)
   won = all(better.values()) and analysis.is_below(flan)
-  said = ", ".join(f"{m} {100 * x.mean:+.0f}" for m, x in gains.items())
+  gains_text = ", ".join(f"{m} {100 * x.mean:+.0f}" for m, x in gains.items())
   return Finding(
     won,
-    f"PPO-ptx against the base model, in points: {said}. Tuned on public tasks"
-    f" instead: {analysis.format_signed(flan)} in gold score against SFT.",
+    f"PPO-ptx against the base model, in points: {gains_text}. Tuned on public"
+    f" tasks instead: {analysis.format_signed(flan)} in gold score against"
+    " SFT.",
     [
       *(_beside(rates, measure) for measure in PAPER),
       Figure(
@@ -225,12 +228,12 @@ def analyse(seeds: Sequence[SeedRuns]) -> Finding:
   )  # fmt: skip
 
 
-def _dots(title: str, found: dict[str, Interval]) -> Panel:
+def _dots(title: str, intervals: dict[str, Interval]) -> Panel:
   return Panel(
     title,
     y_label="Answers (share)",
     x_scale="category",
-    series=[Series("", list(found.items()), line=False)],
+    series=[Series("", list(intervals.items()), line=False)],
   )
 
 

@@ -74,20 +74,20 @@ def measured(f: SeedRuns, size: str) -> dict[str, Job]:
 
 def jobs(f: SeedRuns) -> Sequence[Job]:
   """Each size's stages and what they are measured by."""
-  found: dict[str, Job] = {}
+  by_name: dict[str, Job] = {}
   for size in SIZES:
     if size != RECIPE_SIZE:
       base, init = starts(f, size)
       sft = f.training_job("sft", init=base, size=size, label=size)
-      found |= {j.name: j for j in (base, init, sft)}
+      by_name |= {j.name: j for j in (base, init, sft)}
     else:
       init = "policy_init"
     label = "" if size == RECIPE_SIZE else size
     for changes in ({"ppo.ptx_coef": 0.0}, {}):
       run = f.ppo_job(changes, init=init, size=size, label=label)
-      found[run.name] = run
-    found |= {j.name: j for j in measured(f, size).values()}
-  return list(found.values())
+      by_name[run.name] = run
+    by_name |= {j.name: j for j in measured(f, size).values()}
+  return list(by_name.values())
 
 
 def analyse(seeds: Sequence[SeedRuns]) -> Finding:

@@ -54,11 +54,11 @@ def _label(name: str) -> str:
 
 def run(f: SeedRuns, name: str) -> Job:
   """PPO without any penalty against a reward model."""
-  found = proxy(f, name)
+  reward = proxy(f, name)
   return f.ppo_job(
     _lasting(f, STEPS[-1], STEPS[0])
     | {"ppo.ptx_coef": 0.0, "ppo.kl_coef": 0.0},
-    reward=found,
+    reward=reward,
     label=_label(name),
   )
 
@@ -80,26 +80,26 @@ def at(f: SeedRuns, name: str, step: int) -> Job:
 
 
 def best(f: SeedRuns, name: str) -> Job:
-  """The start's answers, of which a reward model picks the best."""
-  found = proxy(f, name)
+  """Picks the best of the start's answers by a reward model."""
+  reward = proxy(f, name)
   return f.evaluation_job(
     "policy_init",
     ONLY_ANSWERS
     | {
       "measure.samples_kept": SAMPLES,
-      "measure.reward_model": f.directory(found),
+      "measure.reward_model": f.directory(reward),
     },
     label=",".join(filter(None, (f"best_of_{SAMPLES}", _label(name)))),
-    needs=[found] if isinstance(found, Job) else [],
+    needs=[reward] if isinstance(reward, Job) else [],
   )
 
 
 def jobs(f: SeedRuns) -> Sequence[Job]:
   """Reward models, long runs, and measurements along them."""
-  found = [p for name in REWARDS if isinstance(p := proxy(f, name), Job)]
+  reward_jobs = [p for name in REWARDS if isinstance(p := proxy(f, name), Job)]
   return [
     *model_size.starts(f, LARGER_SIZE),
-    *found,
+    *reward_jobs,
     *(run(f, name) for name in REWARDS),
     longer(f),
     *(best(f, name) for name in REWARDS),
@@ -115,10 +115,10 @@ def fitted(
 ) -> tuple[float, float]:
   """α and β of gain = d (α − β bend(d)) by least squares."""
   d = np.asarray(distances, np.float64)
-  found, *_ = np.linalg.lstsq(
+  solution, *_ = np.linalg.lstsq(
     np.stack([d, -d * bend(d)], axis=1), np.asarray(gains), rcond=None
   )
-  return float(found[0]), float(found[1])
+  return float(solution[0]), float(solution[1])
 
 
 def analyse(seeds: Sequence[SeedRuns]) -> Finding:
@@ -229,7 +229,7 @@ def _curve(seeds: Sequence[SeedRuns], name: str) -> dict:
     rm.append(analysis.mean_interval(seeds, of, analysis.rm))
     kl = analysis.mean_interval(seeds, of, analysis.kl).mean
     distance.append(math.sqrt(max(kl, 0.0)))
-  held = [f.measurements(best(f, name)) for f in seeds]
+  measurements = [f.measurements(best(f, name)) for f in seeds]
   picked = []
   for n in statistics.doublings(SAMPLES):
     intervals = [
@@ -237,7 +237,7 @@ def _curve(seeds: Sequence[SeedRuns], name: str) -> dict:
         statistics.unbiased_best_of_n(
           a.best_of_n_samples("rm"), a.best_of_n_samples(key), n
         )
-        for a in held
+        for a in measurements
       ])
       for key in ("gold", "rm")
     ]  # fmt: skip

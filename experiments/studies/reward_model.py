@@ -83,16 +83,16 @@ def fold(f: SeedRuns, labeler: str) -> Job:
 
 def jobs(f: SeedRuns) -> Sequence[Job]:
   """All reward models."""
-  found = [
+  reward_jobs = [
     *(job for n in LAYOUTS for e in EPOCHS for job in draws(f, n, e)),
     *(rate(f, factor) for factor in FACTORS),
     *(fold(f, labeler) for labeler in labelers.TRAINING),
   ]
-  return [job for job in found if isinstance(job, Job)]
+  return [job for job in reward_jobs if isinstance(job, Job)]
 
 
-def held(f: SeedRuns, model: Job | str, key: str, part: str = "pairs"):
-  """[prompts] whose mean is a held-out number per pair."""
+def per_prompt(f: SeedRuns, model: Job | str, key: str, part: str = "pairs"):
+  """Returns [prompts] whose mean is a held-out number per pair."""
   counts = files.read_json(
     os.path.join(f.directory(model), reward_loop.HELD_OUT)
   )[part]
@@ -104,7 +104,9 @@ def analyse(seeds: Sequence[SeedRuns]) -> Finding:
 
   def drawn(f: SeedRuns, point: Point, key: str) -> np.ndarray:
     """[prompts, draws]"""
-    return np.stack([held(f, job, key) for job in draws(f, *point)], axis=1)
+    return np.stack(
+      [per_prompt(f, job, key) for job in draws(f, *point)], axis=1
+    )
 
   def number(point: Point, key: str) -> Interval:
     return statistics.pooled_interval([drawn(f, point, key) for f in seeds])
@@ -123,7 +125,7 @@ def analyse(seeds: Sequence[SeedRuns]) -> Finding:
   epochs_cost = cost(("K-way", EPOCHS[-1]))
   rates = {
     x: statistics.pooled_interval(
-      [held(f, rate(f, x), "correct") for f in seeds]
+      [per_prompt(f, rate(f, x), "correct") for f in seeds]
     )
     for x in FACTORS
   }
@@ -131,7 +133,7 @@ def analyse(seeds: Sequence[SeedRuns]) -> Finding:
   inside, outside = (
     statistics.pooled_interval([
       np.concatenate([
-        held(f, fold(f, labeler), "correct", part)
+        per_prompt(f, fold(f, labeler), "correct", part)
         for labeler in labelers.TRAINING
       ])
       for f in seeds

@@ -114,10 +114,11 @@ def _list_factors(
   )
   yield (
     "lora_B.weight",
-    weight._replace(
-      theirs="",
-      leaf=layer + lora.UP,
-      ours="r" + weight.native_axes.removeprefix(inputs),
-      pattern=f"{outputs} r",
+    mapping.Weight(
+      "",
+      layer + lora.UP,
+      "r" + weight.native_axes.removeprefix(inputs),
+      f"{outputs} r",
+      weight.projection,
     ),
   )

@@ -33,44 +33,44 @@ class SampledModel(NamedTuple):
   prompted: bool = False  # behind the world's prefix
 
 
-def reward_rankings_path(folder: str) -> str:
+def reward_rankings_path(directory: str) -> str:
   """The rankings that the reward model is trained on."""
-  return str(pathlib.Path(folder) / REWARD)
+  return str(pathlib.Path(directory) / REWARD)
 
 
-def judge_rankings_path(folder: str) -> str:
+def judge_rankings_path(directory: str) -> str:
   """The rankings that the judge is trained on."""
-  return str(pathlib.Path(folder) / JUDGE)
+  return str(pathlib.Path(directory) / JUDGE)
 
 
-def held_out_path(folder: str, number: int) -> str:
+def held_out_path(directory: str, number: int) -> str:
   """A round's held-out prompts as labelers of other tastes rank them."""
-  return str(pathlib.Path(folder) / f"round_{number}_held_out.jsonl")
+  return str(pathlib.Path(directory) / f"round_{number}_held_out.jsonl")
 
 
 def label_round(
   config: configs.PipelineExperiment,
-  folder: str,
+  directory: str,
   number: int,
   models: Sequence[SampledModel],
-  world_folder: str,
+  world_dir: str,
 ) -> str:
   """Samples K completions a prompt and has the world's labelers rank them.
 
   Args:
-    config: the pipeline's.
-    folder: where the rankings are written, as ordinary files.
-    number: of the round, from 1.
-    from_: models to sample.
-    world_folder: the world's files.
+    config: the pipeline's config.
+    directory: directory that receives the rankings, as ordinary files.
+    number: number of the round, from 1.
+    models: models to sample from.
+    world_dir: directory of the world's files.
 
   Returns:
     The path of the round's rankings.
   """
-  path = pathlib.Path(folder) / f"round_{number}.jsonl"
-  if path.exists() and pathlib.Path(held_out_path(folder, number)).exists():
+  path = pathlib.Path(directory) / f"round_{number}.jsonl"
+  if path.exists() and pathlib.Path(held_out_path(directory, number)).exists():
     return str(path)
-  world = write.load_world(world_folder)
+  world = write.load_world(world_dir)
   rng = random.Random(f"labels {config.seed} {number}")
   stage = stage_model.open_stage(models[0].stage, run=config)
   pools = inputs.prompts(config.data, stage.tokenizer)
@@ -102,7 +102,10 @@ def label_round(
       out.append(
         _ranking_record(turn, answers, ranks, split, labeler_id=labeler)
       )
-  for out, target in ((lines, path), (others, held_out_path(folder, number))):
+  for out, target in (
+    (lines, path),
+    (others, held_out_path(directory, number)),
+  ):
     files.write_jsonl_atomic(target, (r for r in out if _has_pair(r)))
   processes.barrier("rankings")
   return str(path)
@@ -161,13 +164,13 @@ def _sample_completions(
 
 
 def split_for_judge(
-  config: configs.PipelineExperiment, folder: str, tokenizer: Tokenizer
+  config: configs.PipelineExperiment, directory: str, tokenizer: Tokenizer
 ) -> None:
   """Splits given rankings between the reward model and the judge, by user.
 
   Both get their own held-out part. Written as ordinary files.
   """
-  paths = reward_rankings_path(folder), judge_rankings_path(folder)
+  paths = reward_rankings_path(directory), judge_rankings_path(directory)
   if all(pathlib.Path(p).exists() for p in paths):
     return
   pools = inputs.rankings(config.data, tokenizer)
@@ -221,8 +224,8 @@ def _ranking_record(
 def read_encoded(
   path: str, tokenizer: Tokenizer, data: configs.Data, split: str
 ):
-  """The encoded rankings of one split of a file written here."""
-  found, _ = reading.read_rankings(path)
+  """Reads and encodes the rankings of one split of a file written here."""
+  rankings, _ = reading.read_rankings(path)
   return encoding.encode_rankings(
-    [r for r in found if r.split == split], tokenizer, data
+    [r for r in rankings if r.split == split], tokenizer, data
   )

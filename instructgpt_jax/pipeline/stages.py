@@ -70,7 +70,7 @@ class Pipeline:
     return dataclasses.replace(self.config.data, **sources)
 
   def stage_config(self, kind: type[E], init_from: str, **sections: Any) -> E:
-    """A stage's own config, starting from another stage's folder."""
+    """Builds a stage's config; the stage starts from directory `init_from`."""
     config = self.config
     shared = dict(
       seed=config.seed,
@@ -108,13 +108,13 @@ class Pipeline:
     config: E,
     run: Callable[[E, str], None],
   ) -> None:
-    """Runs a stage in its folder, as its own command would."""
-    folder = self.stage_dir(name)
+    """Runs a stage in its directory, as the stage's own command would."""
+    directory = self.stage_dir(name)
     with self.record_time(name):
       config = inheritance.inherit_architecture(config)
       values = flags.config_to_dict(config)
-      with claims.claim(folder, experiment, values):
-        run(config, folder)
+      with claims.claim(directory, experiment, values):
+        run(config, directory)
 
   @contextmanager
   def record_time(self, name: str) -> Iterator[None]:
@@ -252,12 +252,12 @@ def _make_pipeline(
   config: configs.PipelineExperiment, directory: str
 ) -> Pipeline:
   """Takes the user's data, or writes the world's where none are given."""
-  given = [s for s in _SOURCES if getattr(config.data, s)]
-  if given:
-    missing = [s for s in _SOURCES if s not in given]
+  sources = [s for s in _SOURCES if getattr(config.data, s)]
+  if sources:
+    missing = [s for s in _SOURCES if s not in sources]
     if missing:
       raise UserError(
-        f"is needed beside --data.{given[0]}",
+        f"is needed beside --data.{sources[0]}",
         field=f"data.{missing[0]}",
         fix="give all four sources, or none for the embedded world",
       )
@@ -265,13 +265,13 @@ def _make_pipeline(
       inputs.require_evaluation(config.data, config.evaluation)
     return Pipeline(config, directory, has_gold=False)
   pipeline = Pipeline(config, directory, has_gold=True)
-  folder = pipeline.stage_dir(WORLD)
-  paths = write.world_files(folder)
+  world_dir = pipeline.stage_dir(WORLD)
+  paths = write.world_files(world_dir)
   if not pathlib.Path(paths.world).exists():
     log_line("writing the world")
     with pipeline.record_time("world"):
       write.write_world(
-        folder, seed=config.seed, **dataclasses.asdict(config.world)
+        world_dir, seed=config.seed, **dataclasses.asdict(config.world)
       )
   processes.barrier("world")
   data = pipeline.with_sources(
@@ -359,7 +359,7 @@ def _record_contents(records: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def _run_pretrain(pipeline: Pipeline) -> str:
-  """The base model's folder: `init_from` where it is given."""
+  """Trains the base model unless `init_from` names one; returns its directory."""
   config = pipeline.config
   if config.init_from:
     return config.init_from

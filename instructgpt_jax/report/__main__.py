@@ -1,9 +1,9 @@
-"""Shows a finished report again, or draws its page and picture anew.
+"""Prints the table of a finished report; redraws its page or main figure.
 
   python -m instructgpt_jax.report DIR [--page] [--picture=FILE.svg]
 
-DIR holds a report.json. --page writes report.html beside it; --picture writes
-the main figure alone.
+DIR contains a report.json. --page writes report.html beside it. --picture
+writes the main figure alone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from instructgpt_jax.runs import files
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Returns the exit status."""
+  """Reads the command line and returns the exit status."""
   streams.accept_all_text()
   parser = argparse.ArgumentParser(
     prog="python -m instructgpt_jax.report",

@@ -1,4 +1,4 @@
-"""Learning curves, read back from the stages' metric files."""
+"""Reads learning curves from the stages' metric files."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def read_curves(
   *,
   points: int = POINTS,
 ) -> Curves:
-  """Curves of the stages whose folders stand under a workdir.
+  """Reads the curves of the stages in a workdir.
 
   Args:
-    workdir: folder that holds the stages' folders.
-    names: the stages' folders; a mapping names the metrics wanted of each, a
-      sequence takes every metric.
-    points: longest curve; a longer one is averaged over equal runs of points,
-      each placed at its last step.
+    workdir: directory that holds the stages' directories.
+    names: names of the stages' directories. A mapping also names each stage's
+      metrics; a sequence reads every metric.
+    points: longest curve. A longer one is averaged over equal runs of points,
+      and each mean is at the run's last step.
 
   Returns:
     {stage: {metric: [[step, value], …]}} in order of steps. Stages without a
@@ -35,19 +35,23 @@ def read_curves(
   """
   curves: Curves = {}
   for stage in names:
-    wanted = names[stage] if isinstance(names, Mapping) else None
+    metric_names = names[stage] if isinstance(names, Mapping) else None
     rows = metrics.read_metrics(pathlib.Path(workdir) / stage)
-    found = _by_metric(rows, wanted)
-    thinned = {name: _thin(curve, points) for name, curve in found.items()}
+    stage_curves = _by_metric(rows, metric_names)
+    thinned = {
+      name: _thin(curve, points) for name, curve in stage_curves.items()
+    }
     if thinned:
       curves[stage] = thinned
   return curves
 
 
 def _by_metric(
-  rows: Sequence[Mapping[str, Any]], wanted: Sequence[str] | None
+  rows: Sequence[Mapping[str, Any]], metric_names: Sequence[str] | None
 ) -> dict[str, list[list[float]]]:
-  columns: dict[str, dict[float, float]] = {name: {} for name in wanted or ()}
+  columns: dict[str, dict[float, float]] = {
+    name: {} for name in metric_names or ()
+  }
   for row in rows:
     step = results_lib.number(row.get("step"))
     if step is None:
@@ -56,7 +60,7 @@ def _by_metric(
       value = results_lib.number(item)
       if name == "step" or value is None:
         continue
-      if wanted is not None and name not in wanted:
+      if metric_names is not None and name not in metric_names:
         continue
       columns.setdefault(name, {})[step] = value
   return {
@@ -67,7 +71,7 @@ def _by_metric(
 
 
 def _thin(curve: list[list[float]], points: int) -> list[list[float]]:
-  """Means of at most `points` equal runs; a short curve stays as it is."""
+  """Averages over at most `points` equal runs; returns short curves unchanged."""
   count = len(curve)
   if count <= points:
     return curve

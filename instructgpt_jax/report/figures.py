@@ -116,14 +116,14 @@ def styled() -> Iterator[None]:
 def colours(names: Iterable[str]) -> dict[str, str]:
   """One colour a model."""
   spare = 0
-  found = {}
+  palette = {}
   for name in names:
     if name in COLOURS:
-      found[name] = COLOURS[name]
+      palette[name] = COLOURS[name]
     else:
-      found[name] = SPARE_COLOURS[spare % len(SPARE_COLOURS)]
+      palette[name] = SPARE_COLOURS[spare % len(SPARE_COLOURS)]
       spare += 1
-  return found
+  return palette
 
 
 def _score(results: Results) -> Picture | None:
@@ -178,21 +178,21 @@ def _dots(
 ) -> Picture | None:
   """One row a model: a point with its interval at each temperature."""
   names = results_lib.model_names(results)
-  found = {
+  leaves = {
     (name, temperature): leaf
     for name in names
     for temperature in temperatures
     if (leaf := results_lib.value(results, name, metric, temperature))
   }
-  rows = [n for n in names if any((n, t) in found for t in temperatures)]
+  rows = [n for n in names if any((n, t) in leaves for t in temperatures)]
   if not rows:
     return None
-  used = [t for t in temperatures if any((n, t) in found for n in rows)]
+  used = [t for t in temperatures if any((n, t) in leaves for n in rows)]
   figure, axes = _figure(0.34 * len(rows) + 1.05)
   palette = colours(rows)
   for row, name in enumerate(rows):
     for temperature in used:
-      leaf = found.get((name, temperature))
+      leaf = leaves.get((name, temperature))
       if leaf is None:
         continue
       shift = 0.0
@@ -357,8 +357,8 @@ def _wrapped(field: str, width: int = 16) -> str:
 
 def _split(metric: str) -> tuple[str, str]:
   """'valid_loss' or 'valid/loss' → ('loss', 'valid')."""
-  found = re.match(rf"({'|'.join(_SPLITS)})[_/](.+)$", metric)
-  return (found[2], found[1]) if found else (metric, "")
+  match = re.match(rf"({'|'.join(_SPLITS)})[_/](.+)$", metric)
+  return (match[2], match[1]) if match else (metric, "")
 
 
 def _group_of(stage: str) -> str:
@@ -387,13 +387,13 @@ def _curves(results: Results) -> Iterable[Picture]:
 
 
 def _points(points: Any) -> list[tuple[float, float]]:
-  found = []
+  pairs = []
   for point in points if isinstance(points, (list, tuple)) else ():
     if isinstance(point, (list, tuple)) and len(point) == 2:
       step, value = map(results_lib.number, point)
       if step is not None and value is not None:
-        found.append((step, value))
-  return found
+        pairs.append((step, value))
+  return pairs
 
 
 def _panels(
@@ -457,10 +457,10 @@ def _stage_colours(stages: Sequence[str]) -> dict[str, str]:
   free = iter(("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#222222"))
   if len(stages) <= 1:
     return dict.fromkeys(stages, "#0072b2")
-  own = {s: COLOURS[s] for s in stages if s in COLOURS}
-  rest = [c for c in free if c not in own.values()]
-  others = [s for s in stages if s not in own]
-  return own | {s: rest[i % len(rest)] for i, s in enumerate(others)}
+  assigned = {s: COLOURS[s] for s in stages if s in COLOURS}
+  rest = [c for c in free if c not in assigned.values()]
+  others = [s for s in stages if s not in assigned]
+  return assigned | {s: rest[i % len(rest)] for i, s in enumerate(others)}
 
 
 def _sentence(name: str) -> str:

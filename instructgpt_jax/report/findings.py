@@ -85,13 +85,13 @@ class Series:
 
   def as_dict(self) -> dict[str, Any]:
     """What results.json holds."""
-    found = {
+    result = {
       "name": self.name,
       "role": self.role,
       "line": self.line,
       "points": [list(point) for point in self.points],
     }
-    return found | ({"curve": True} if self.curve else {})
+    return result | ({"curve": True} if self.curve else {})
 
   @classmethod
   def from_dict(cls, value: Any) -> Series:
@@ -281,8 +281,8 @@ def _cell(value: Any) -> Cell:
     return value
   if isinstance(value, bool):
     return "yes" if value else "no"
-  found = _interval(value)
+  interval = _interval(value)
   has_bounds = hasattr(value, "low") or "low" in mapping(value)
-  if found is not None and found.low is None and not has_bounds:
-    return found.mean
-  return found
+  if interval is not None and interval.low is None and not has_bounds:
+    return interval.mean
+  return interval

@@ -76,10 +76,12 @@ def render(results: Results) -> str:
 
 def picture(results: Results) -> str:
   """The main figure alone, as a standalone SVG file's text ("" if none)."""
-  found = figures.pictures(results)["main"]
-  if not found:
+  pictures = figures.pictures(results)["main"]
+  if not pictures:
     return ""
-  return found[0].svg.replace("<svg", '<svg style="background:#fff"', 1) + "\n"
+  return (
+    pictures[0].svg.replace("<svg", '<svg style="background:#fff"', 1) + "\n"
+  )
 
 
 def terminal_table(results: Results, *, width: int = WIDTH) -> str:
@@ -109,12 +111,12 @@ def terminal_table(results: Results, *, width: int = WIDTH) -> str:
   tasks = results_lib.groups(results, "tasks")
   if tasks:
     blocks.extend(_text_groups(results, tasks, "tasks, %", width))
-  said = [
+  sentences = [
     textwrap.fill(printable(text), width, subsequent_indent="  ")
     for text in results_lib.verdict(results)
   ]
-  if said:
-    blocks.append("\n".join(said))
+  if sentences:
+    blocks.append("\n".join(sentences))
   seconds = _seconds(results)
   if seconds:
     parts = [f"{name} {results_lib.duration(s)}" for name, s in seconds]
@@ -124,7 +126,7 @@ def terminal_table(results: Results, *, width: int = WIDTH) -> str:
 
 @functools.cache
 def template(name: str) -> jinja2.Template:
-  """A template of this folder; what it is given is escaped."""
+  """Loads a template of this directory; it escapes the values it renders."""
   environment = jinja2.Environment(
     loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
     autoescape=True,
@@ -161,14 +163,14 @@ def _seconds(
   results: Results, *, total: bool = True
 ) -> list[tuple[str, float]]:
   """Stages with their seconds, their sum at the end."""
-  found = [
+  times = [
     (results_lib.words(stage), leaf.mean)
     for stage, item in results_lib.mapping(results.get("seconds")).items()
     if stage != "total" and (leaf := results_lib.leaf(item))
   ]
-  if total and len(found) > 1:
-    found.append(("total", sum(seconds for _, seconds in found)))
-  return found
+  if total and len(times) > 1:
+    times.append(("total", sum(seconds for _, seconds in times)))
+  return times
 
 
 def cell(leaf: Leaf | None, digits: int, scale: float = 1) -> tuple[str, str]:
@@ -272,8 +274,8 @@ def _samples(results: Results) -> list[dict[str, Any]]:
 
 
 def _score(value: Any) -> str:
-  found = results_lib.leaf(value)
-  return f"score {found.mean:.2f}" if found else ""
+  score = results_lib.leaf(value)
+  return f"score {score.mean:.2f}" if score else ""
 
 
 def _text_tables(

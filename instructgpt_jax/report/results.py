@@ -140,10 +140,10 @@ def number(value: Any) -> float | None:
   if isinstance(value, bool) or value is None or isinstance(value, str):
     return None
   try:
-    found = float(value)
+    result = float(value)
   except (TypeError, ValueError):
     return None
-  return found if math.isfinite(found) else None
+  return result if math.isfinite(result) else None
 
 
 def leaf(value: Any) -> Leaf | None:
@@ -185,8 +185,8 @@ def model_names(results: Results) -> list[str]:
 
 def measured(results: Results, model: str, temperature: str = "") -> Any:
   """A model's metrics at temperature 1, or under "greedy"."""
-  found = mapping(mapping(results.get("models")).get(model))
-  return mapping(found.get(temperature)) if temperature else found
+  metrics = mapping(mapping(results.get("models")).get(model))
+  return mapping(metrics.get(temperature)) if temperature else metrics
 
 
 def value(
@@ -210,10 +210,10 @@ def present(results: Results, temperature: str = "") -> list[Metric]:
 
 def main_metric(results: Results) -> Metric | None:
   """Gold where it exists, else the judge's score, else the RM's."""
-  found = {metric.name: metric for metric in present(results)}
+  metrics = {metric.name: metric for metric in present(results)}
   for name in ("gold", "judge_score", "rm_score"):
-    if name in found:
-      return found[name]
+    if name in metrics:
+      return metrics[name]
   return None
 
 
@@ -229,23 +229,23 @@ def groups(
   results: Results, kind: str, temperature: str = ""
 ) -> dict[str, dict[str, Leaf]]:
   """`failures` or `tasks` turned round: {field: {model: leaf}}."""
-  found: dict[str, dict[str, Leaf]] = {}
+  result: dict[str, dict[str, Leaf]] = {}
   for name in model_names(results):
     fields = mapping(measured(results, name, temperature).get(kind))
     for field, item in fields.items():
       item = leaf(item)
       if item is not None:
-        found.setdefault(str(field), {})[name] = item
-  return found
+        result.setdefault(str(field), {})[name] = item
+  return result
 
 
 def flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Leaf]]:
   """The leaves of a nested dict under names joined by ', '."""
   for key, item in mapping(tree).items():
     name = f"{prefix}, {words(key)}" if prefix else words(key)
-    found = leaf(item)
-    if found is not None:
-      yield name, found
+    interval = leaf(item)
+    if interval is not None:
+      yield name, interval
     elif isinstance(item, Mapping) and "mean" not in item:
       yield from flat(item, name)
 
@@ -270,9 +270,9 @@ def removed_by_ptx(results: Results) -> Leaf | None:
 
   PPO must have added something: otherwise there is no share.
   """
-  given = mapping(results.get("tax"))
-  if "removed_by_ptx" in given:
-    return leaf(given["removed_by_ptx"])
+  tax = mapping(results.get("tax"))
+  if "removed_by_ptx" in tax:
+    return leaf(tax["removed_by_ptx"])
   base, ppo, ptx = (
     value(results, name, "lm_loss") for name in ("base", "ppo", "ppo_ptx")
   )

@@ -90,7 +90,7 @@ def shared_limits(panels: Sequence[Panel]) -> list[tuple[float, float] | None]:
   Panels whose values lie far apart keep their own; None stands for that.
   """
   spans = [_span(panel) for panel in panels]
-  found: list[tuple[float, float] | None] = []
+  result: list[tuple[float, float] | None] = []
   for panel in panels:
     same = [
       span
@@ -100,14 +100,14 @@ def shared_limits(panels: Sequence[Panel]) -> list[tuple[float, float] | None]:
     low, high = min(low for low, _ in same), max(high for _, high in same)
     widest = max(high - low for low, high in same)
     if len(same) < 2 or not panel.y_label or high - low > 1.7 * widest:
-      found.append(None)
+      result.append(None)
       continue
     margin = 0.07 * (high - low) or 0.5
     limits = (low - margin, high + margin)
     if panel.y_scale == "log":
       limits = (10 ** limits[0], 10 ** limits[1])
-    found.append(limits)
-  return found
+    result.append(limits)
+  return result
 
 
 def _span(panel: Panel) -> tuple[float, float]:
@@ -147,8 +147,8 @@ def place(panel: Panel, x: float) -> float:
 
 def _ticks(scale: Scale, tried: Sequence[float]) -> list[tuple[float, str]]:
   if 0 < len(tried) <= FEW_TICKS["log" if scale.log else "linear"]:
-    found = [(scale.at(x), tick(x, 3)) for x in tried]
-    return _spread(scale, found)
+    tried_marks = [(scale.at(x), tick(x, 3)) for x in tried]
+    return _spread(scale, tried_marks)
   if not scale.log:
     inside = MaxNLocator(7, steps=[1, 2, 5, 10]).tick_values(
       scale.low, scale.high
@@ -173,7 +173,7 @@ def _spread(
   scale: Scale, marks: Sequence[tuple[float, str]]
 ) -> list[tuple[float, str]]:
   """Keeps all ticks, and the labels that do not touch one another."""
-  found, edge = [], -math.inf
+  result, edge = [], -math.inf
   for u, text in marks:
     middle = (u - scale.low) / (scale.high - scale.low) * AXIS
     half = len(text) * LETTER / 2
@@ -181,20 +181,20 @@ def _spread(
       edge = middle + half + 6
     else:
       text = ""
-    found.append((u, text))
-  return found
+    result.append((u, text))
+  return result
 
 
 def dodges(panel: Panel, scale: Scale) -> list[float]:
   """Sideways shifts that keep intervals apart, one a series."""
-  held: dict[float | str, list[tuple[float, float]]] = {}
+  intervals_at: dict[float | str, list[tuple[float, float]]] = {}
   for series in panel.series:
     for point in series.points:
       if point.low is not None and point.high is not None:
-        held.setdefault(point.x, []).append((point.low, point.high))
-  meet = any(_overlap(intervals) for intervals in held.values())
+        intervals_at.setdefault(point.x, []).append((point.low, point.high))
+  meet = any(_overlap(intervals) for intervals in intervals_at.values())
   count = len(panel.series)
-  if len(held) > MANY or not meet or any(s.curve for s in panel.series):
+  if len(intervals_at) > MANY or not meet or any(s.curve for s in panel.series):
     return [0.0] * count
   step = min(4.5, 16 / count) / AXIS * (scale.high - scale.low)
   return [(at - (count - 1) / 2) * step for at in range(count)]

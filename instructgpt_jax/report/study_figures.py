@@ -114,19 +114,19 @@ def _text(text: str, width: int = 44) -> str:
 
 
 def _legend(panel: Panel, looks: Mapping[Any, Look]) -> list[Line2D]:
-  found: dict[str, Line2D] = {}
+  handles: dict[str, Line2D] = {}
   for series in panel.series:
     look = looks[looks_lib.key(series)]
     joined = series.line and panel.x_scale != "category" or series.curve
     handle = Line2D([], [], **_style(look, joined, series.curve))
     if name := _text(series.name):
-      found.setdefault(name, handle)
+      handles.setdefault(name, handle)
   for at, line in enumerate(panel.lines):
     if name := _text(line.label):
-      found.setdefault(name, Line2D([], [], **_reference(at)))
-  for name, handle in found.items():
+      handles.setdefault(name, Line2D([], [], **_reference(at)))
+  for name, handle in handles.items():
     handle.set_label(name)
-  return list(found.values())
+  return list(handles.values())
 
 
 def _style(look: Look, joined: bool, curve: bool = False) -> dict[str, Any]:
@@ -257,17 +257,17 @@ def _draw_upright(axes: Any, panel: Panel, looks: Mapping[Any, Look]) -> None:
 def _draw_intervals(
   axes: Any, xs: Sequence[float], points: Sequence[Point], look: Look
 ) -> None:
-  found = [
+  intervals = [
     (x, p.low, p.high)
     for x, p in zip(xs, points, strict=True)
     if p.low is not None and p.high is not None
   ]
-  if len(found) > axes_lib.MANY:
+  if len(intervals) > axes_lib.MANY:
     axes.fill_between(
-      *zip(*found, strict=True), color=look.colour, alpha=0.16, linewidth=0
+      *zip(*intervals, strict=True), color=look.colour, alpha=0.16, linewidth=0
     )
     return
-  for x, low, high in found:
+  for x, low, high in intervals:
     axes.plot([x, x], [low, high], color=look.colour, linewidth=1.3)
 
 
@@ -309,8 +309,8 @@ def _value_axis(axis: Any, set_scale: Any, scale: str) -> None:
 
 
 def _size(svg: str) -> tuple[float, float]:
-  found = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
-  return (float(found[1]), float(found[2])) if found else (0.0, 0.0)
+  match = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
+  return (float(match[1]), float(match[2])) if match else (0.0, 0.0)
 
 
 def _svg_text(text: str, x: float, y: float, size: float) -> str:

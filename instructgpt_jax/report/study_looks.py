@@ -1,8 +1,8 @@
-"""How the series of a figure are told apart.
+"""Assigns each series of a figure a colour, a marker and a line style.
 
-Each has a colour of Okabe and Ito's, a marker and a line style of its own, so
-that colour-blind readers and grey print keep them apart. A model looks the same
-in every figure.
+The colours are Okabe and Ito's. Marker and line style differ as well, so that
+colour-blind readers and grey prints can distinguish the series. A model looks
+the same in every figure.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Dash = Any
 
 
 class Look(NamedTuple):
-  """How a series is told from the others."""
+  """Colour, marker and line style of a series."""
 
   colour: str
   marker: str
@@ -68,10 +68,12 @@ def assign(panels: Sequence[Panel]) -> dict[tuple[str, str], Look]:
     used = [looks[name] for name in pointed if name in looks]
     # Models first: a spare look must not take what is theirs.
     for name in pointed:
-      own = LOOKS.get(name[1])
-      if name not in looks and own is not None and own not in used:
-        looks[name] = own
-        used.append(own)
+      model_look = LOOKS.get(name[1])
+      if (
+        name not in looks and model_look is not None and model_look not in used
+      ):
+        looks[name] = model_look
+        used.append(model_look)
     for name in pointed:
       if name not in looks:
         looks[name] = _spare(used)

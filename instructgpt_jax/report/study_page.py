@@ -114,10 +114,10 @@ def terminal_summary(results: Results, *, width: int = WIDTH) -> str:
     Lines without a final newline.
   """
   results = results_lib.tidy(results)
-  found = verdicts(results)
+  rows = verdicts(results)
   blocks = [textwrap.fill(headline(results), width)]
-  widest = max((len(v.mark.word) for v in found), default=0)
-  for verdict in found:
+  widest = max((len(v.mark.word) for v in rows), default=0)
+  for verdict in rows:
     first = f"{verdict.mark.word.ljust(widest)}  "
     indent = " " * len(first)
     lines = [textwrap.fill(verdict.title, width, initial_indent=first)]
@@ -160,12 +160,12 @@ def headline(results: Results) -> str:
 
 def verdicts(results: Results) -> list[Verdict]:
   """One row a study, in the order of the verdicts."""
-  given = mapping(results.get("verdicts"))
+  results_by_study = mapping(results.get("verdicts"))
   studies = mapping(results.get("studies"))
-  found = []
-  for name in dict.fromkeys((*given, *studies)):
+  rows = []
+  for name in dict.fromkeys((*results_by_study, *studies)):
     if study := _study(results, name):
-      found.append(
+      rows.append(
         Verdict(
           study=str(name),
           anchor=f"study-{_slug(name)}" if mapping(studies.get(name)) else "",
@@ -174,7 +174,7 @@ def verdicts(results: Results) -> list[Verdict]:
           measured=_unbroken(str(study.get("measured") or _missing(study))),
         )
       )
-  return found
+  return rows
 
 
 def _study(results: Results, name: str) -> dict[str, Any]:
@@ -205,7 +205,7 @@ def _bool(value: Any) -> bool | None:
 
 
 def _slug(name: Any) -> str:
-  """What may stand in a file's name and in a link."""
+  """Replaces the characters that a file name or a link cannot contain."""
   return re.sub(r"[^A-Za-z0-9_]+", "-", str(name))[:60]
 
 
@@ -215,8 +215,8 @@ def _draw(results: Results) -> dict[str, list[Drawing]]:
 
 
 def _drawings(study: Mapping[str, Any]) -> list[Drawing]:
-  found = map(study_figures.draw, page.sequence(study.get("figures")))
-  return [drawing for drawing in found if drawing]
+  drawings = map(study_figures.draw, page.sequence(study.get("figures")))
+  return [drawing for drawing in drawings if drawing]
 
 
 def _render(results: Results, drawings: Mapping[str, Sequence[Drawing]]) -> str:

@@ -84,14 +84,14 @@ def prompts_of(
   """
   if family in ("repeat", "capitals", "closed_domain",
                 "closed_domain_unanswerable"):  # fmt: skip
-    found: dict[str, Request] = {}
+    prompts: dict[str, Request] = {}
     for _ in range(40 * count):
       request = draw(world, family, rng)
       if split_of(request.key) == split:
-        found.setdefault(rng.choice(request.texts()), request)
-      if len(found) >= count:
+        prompts.setdefault(rng.choice(request.texts()), request)
+      if len(prompts) >= count:
         break
-    return [(request, text) for text, request in found.items()]
+    return [(request, text) for text, request in prompts.items()]
   requests = [
     request
     for request in _requests(world, family)
@@ -241,13 +241,13 @@ def make_passage(
   for relation in RELATIONS:
     things = rng.sample(relation.things, min(sentences, len(relation.things)))
     facts.append((relation, things))
-  told = []
+  statements = []
   for i, person in enumerate(people):
     relation, things = rng.choice(facts)
-    told.append((relation, (person, things[i % len(things)])))
-  passage = " ".join(state(relation, pair) for relation, pair in told)
+    statements.append((relation, (person, things[i % len(things)])))
+  passage = " ".join(state(relation, pair) for relation, pair in statements)
   asked = []
-  for relation, (person, thing) in told:
+  for relation, (person, thing) in statements:
     the = "to the " if relation.name == "went" else "the "
     asked.append((relation.who.replace("{t}", thing), person))
     asked.append((relation.what.replace("{p}", person), the + thing))
@@ -303,9 +303,9 @@ def repetition(web: Web, rng: random.Random) -> str:
     )
   )
   again = rng.sample(pairs, count)
-  told = " ".join(state(relation, pair) for pair in pairs)
-  retold = " ".join(state(relation, pair) for pair in again)
-  return f"{told} again : {retold}"
+  statements = " ".join(state(relation, pair) for pair in pairs)
+  reordered = " ".join(state(relation, pair) for pair in again)
+  return f"{statements} again : {reordered}"
 
 
 def story(web: Web, rng: random.Random) -> str:
@@ -373,20 +373,20 @@ def make_review(rng: random.Random) -> tuple[str, str]:
   views = {"high": (True, True), "low": (False, False)}.get(
     rating
   ) or rng.choice(((True, False), (False, True)))
-  said = []
+  opinions = []
   for view in views:
     denied = rng.random() < 0.2
     word = rng.choice(words.PRAISE if view != denied else words.BLAME)
-    said.append(f"not {word}" if denied else word)
+    opinions.append(f"not {word}" if denied else word)
   link = "but" if views[0] != views[1] and rng.random() < 0.5 else "and"
   thing = rng.choice(words.THINGS)
   person = rng.choice(words.EVERYONE)
   place = rng.choice(words.PLACES)
   text = rng.choice((
-    f"the {thing} of {person} is {said[0]} {link} {said[1]} .",
-    f"the {thing} is {said[0]} {link} the {place} is {said[1]} .",
-    f"{person} saw the {thing} in the {place} . it is {said[0]} {link} "
-    f"{said[1]} .",
+    f"the {thing} of {person} is {opinions[0]} {link} {opinions[1]} .",
+    f"the {thing} is {opinions[0]} {link} the {place} is {opinions[1]} .",
+    f"{person} saw the {thing} in the {place} . it is {opinions[0]} {link} "
+    f"{opinions[1]} .",
   ))  # fmt: skip
   return text, rating
 

@@ -63,8 +63,8 @@ def good(
     case Repeat() | Capitals() | Sort():
       return f"{' '.join(request.answer)} ."
     case Reading():
-      found = request.found
-      return request.statement(found) if found else words.UNSTATED
+      pair = request.answering_pair
+      return request.statement(pair) if pair else words.UNSTATED
     case HowTo():
       if request.harmful:
         return words.REFUSAL
@@ -165,10 +165,10 @@ def _wrong_line(line: list[str], domain, rng: random.Random) -> str:
 
 def _wrong_reading(request: Reading, rng: random.Random) -> str:
   person, thing = rng.choice(request.pairs)
-  if request.found:
+  if request.answering_pair:
     if rng.random() < 0.2:
       return words.UNSTATED
-    person, thing = _other(request.pairs, (request.found,), rng)
+    person, thing = _other(request.pairs, (request.answering_pair,), rng)
   if request.asks_who:
     return state(request.relation, (person, request.asked))
   return state(request.relation, (request.asked, thing))

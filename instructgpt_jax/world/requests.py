@@ -266,8 +266,8 @@ class Reading:
   asks_who: bool
 
   @property
-  def found(self) -> tuple[str, str] | None:
-    """The pair that answers, if there is one."""
+  def answering_pair(self) -> tuple[str, str] | None:
+    """Returns the pair that answers the question, or None."""
     for pair in self.pairs:
       if pair[self.asks_who] == self.asked:
         return pair
@@ -275,11 +275,13 @@ class Reading:
 
   @property
   def answer(self) -> str:
-    return self.found[not self.asks_who] if self.found else ""
+    return self.answering_pair[not self.asks_who] if self.answering_pair else ""
 
   @property
   def family(self) -> str:
-    return "closed_domain" if self.found else "closed_domain_unanswerable"
+    return (
+      "closed_domain" if self.answering_pair else "closed_domain_unanswerable"
+    )
 
   @property
   def key(self) -> str:
@@ -476,19 +478,19 @@ _SLOTS: dict[str, frozenset[str]] = {
 def match(
   template: str, tokens: tuple[str, ...], slots: dict[str, frozenset[str]]
 ) -> dict[str, str] | None:
-  """Slot values of a text that has the template's shape, or None."""
+  """Returns the slot values of a text that fits the template, or None."""
   pattern = template.split()
   if len(pattern) != len(tokens):
     return None
-  found: dict[str, str] = {}
-  for want, token in zip(pattern, tokens, strict=True):
-    if want in slots:
-      if token not in slots[want]:
+  values: dict[str, str] = {}
+  for symbol, token in zip(pattern, tokens, strict=True):
+    if symbol in slots:
+      if token not in slots[symbol]:
         return None
-      found[want] = token
-    elif want != token:
+      values[symbol] = token
+    elif symbol != token:
       return None
-  return found
+  return values
 
 
 def _between(template: str, tokens: tuple[str, ...]) -> tuple[str, ...] | None:
@@ -547,9 +549,9 @@ def _parse_question(world: World, tokens: tuple[str, ...]) -> Request | None:
         if attribute.entities is facts.PEOPLE and form == "plain":
           entities |= frozenset(words.STRANGERS)
         for wording, question in enumerate(attribute.questions):
-          found = match(question, inner, {"{e}": entities})
-          if found:
-            fact = world.fact(found["{e}"], attribute.name)
+          values = match(question, inner, {"{e}": entities})
+          if values:
+            fact = world.fact(values["{e}"], attribute.name)
             return Question(fact, wording, form)
   return None
 
@@ -564,11 +566,11 @@ def _parse_premise(world: World, tokens: tuple[str, ...]) -> Request | None:
         "{e}": frozenset(attribute.entities),
         "{v}": frozenset(attribute.domain),
       }
-      found = match(attribute.statements[0], (*claim, "."), slots)
-      if found:
-        fact = world.fact(found["{e}"], attribute.name)
+      values = match(attribute.statements[0], (*claim, "."), slots)
+      if values:
+        fact = world.fact(values["{e}"], attribute.name)
         if fact.known:
-          return Premise(fact, found["{v}"], wording)
+          return Premise(fact, values["{v}"], wording)
   return None
 
 
@@ -610,10 +612,10 @@ def _parse_words(world: World, tokens: tuple[str, ...]) -> Request | None:
       return Capitals(line)
   for template in TIMES:
     slots = {"{w}": frozenset(words.CONTENT), "{n}": _SLOTS["{number}"]}
-    found = match(template, tokens, slots)
-    if found:
-      times = words.NUMBERS.index(found["{n}"]) + 1
-      return Repeat((found["{w}"],), times)
+    values = match(template, tokens, slots)
+    if values:
+      times = words.NUMBERS.index(values["{n}"]) + 1
+      return Repeat((values["{w}"],), times)
   for template in REPEATS:
     line = _between(template, tokens)
     if line and set(line) <= set(words.CONTENT):
@@ -643,10 +645,10 @@ def _parse_reading(world: World, tokens: tuple[str, ...]) -> Request | None:
         "{p}": frozenset(words.EVERYONE),
         "{t}": frozenset(relation.things),
       }
-      found = [match(relation.statement, s, slots) for s in statements]
-      if not found or not all(found):
+      matches = [match(relation.statement, s, slots) for s in statements]
+      if not matches or not all(matches):
         continue
-      pairs = tuple((f["{p}"], f["{t}"]) for f in found if f)
+      pairs = tuple((f["{p}"], f["{t}"]) for f in matches if f)
       for asks_who, asking, slot in (
         (True, relation.who, "{t}"),
         (False, relation.what, "{p}"),

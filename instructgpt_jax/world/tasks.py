@@ -108,13 +108,13 @@ def _fact_items(
 
 
 def first_sentence(completion: str) -> str:
-  """What stands before the first full stop, tag or line end."""
-  kept = []
+  """Returns the text before the first full stop, tag or line end."""
+  tokens = []
   for word in completion.split("\n")[0].split():
     if word in (".", "U:", "A:"):
       break
-    kept.append(word)
-  return " ".join(kept)
+    tokens.append(word)
+  return " ".join(tokens)
 
 
 def exact_match(completion: str, reference: str) -> float:
@@ -123,12 +123,14 @@ def exact_match(completion: str, reference: str) -> float:
 
 
 def token_f1(completion: str, reference: str) -> float:
-  """F1 of the bags of words, as SQuAD counts it."""
-  said, wanted = first_sentence(completion).split(), reference.split()
-  same = sum((collections.Counter(said) & collections.Counter(wanted)).values())
+  """Computes the F1 of the bags of words, as in SQuAD."""
+  predicted, expected = first_sentence(completion).split(), reference.split()
+  same = sum(
+    (collections.Counter(predicted) & collections.Counter(expected)).values()
+  )
   if not same:
     return 0.0
-  precision, recall = same / len(said), same / len(wanted)
+  precision, recall = same / len(predicted), same / len(expected)
   return 2 * precision * recall / (precision + recall)
 
 

@@ -26,12 +26,12 @@ def _leaves(value: object) -> set[str]:
 
 def _collect() -> tuple[str, ...]:
   tables = [value for name, value in vars(words).items() if name.isupper()]
-  found = _leaves(tuple(tables)) | _leaves(_REGISTERS)
+  tokens = _leaves(tuple(tables)) | _leaves(_REGISTERS)
   for attribute in facts.ATTRIBUTES:
-    found |= _leaves((attribute.statements, attribute.questions))
+    tokens |= _leaves((attribute.statements, attribute.questions))
   for relation in requests.RELATIONS:
-    found |= _leaves((relation.statement, relation.who, relation.what))
-  found |= _leaves((
+    tokens |= _leaves((relation.statement, relation.who, relation.what))
+  tokens |= _leaves((
     requests.OPENERS,
     tuple(requests.FORMS.values()),
     requests.PREMISES,
@@ -43,7 +43,7 @@ def _collect() -> tuple[str, ...]:
     requests.HOWTOS,
     requests.READS,
   ))  # fmt: skip
-  return tuple(sorted(word for word in found if not word.startswith("{")))
+  return tuple(sorted(word for word in tokens if not word.startswith("{")))
 
 
 VOCABULARY = _collect()

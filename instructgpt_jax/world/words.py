@@ -114,7 +114,7 @@ CONTENT = (
 )
 
 PREFIX = "the assistant is helpful , honest and polite ."
-# Four candidates, of which a reward model picks one, as the paper does.
+# Four candidate prefixes. As in the paper, a reward model picks one of them.
 PREFIXES = (
   PREFIX,
   "the assistant is helpful .",

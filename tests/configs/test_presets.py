@@ -48,9 +48,9 @@ def test_family(name):
   assert model.dtype == "bfloat16" and model.scan_layers
   recipe = presets.pretrain(name)
   assert recipe.optimizer.learning_rate == rate
-  found = recipe.pretrain.batch_size * model.max_seq_len
+  tokens_per_batch = recipe.pretrain.batch_size * model.max_seq_len
   # The table rounds 2^19, 2^20 and 2^21.
-  assert abs(found / tokens - 1) < 0.05
+  assert abs(tokens_per_batch / tokens - 1) < 0.05
 
 
 @pytest.mark.parametrize("name", FAMILY)
@@ -85,38 +85,38 @@ def test_training_steps_see_300_billion_tokens():
   ],
 )
 def test_printed_settings(preset, sft, init, batch, ppo, ptx, value):
-  found = presets.sft(preset)
-  assert found.optimizer.learning_rate == sft
-  assert found.optimizer.schedule == "cosine"
-  assert found.optimizer.final_fraction == 0.1
-  assert found.optimizer.warmup_steps == 0
-  assert (found.optimizer.b1, found.optimizer.b2) == (0.9, 0.95)
-  assert (found.sft.epochs, found.sft.batch_size) == (16, batch)
-  assert found.sft.dropout == 0.2
-  assert found.sft.pretraining_fraction == 0.0
+  recipe = presets.sft(preset)
+  assert recipe.optimizer.learning_rate == sft
+  assert recipe.optimizer.schedule == "cosine"
+  assert recipe.optimizer.final_fraction == 0.1
+  assert recipe.optimizer.warmup_steps == 0
+  assert (recipe.optimizer.b1, recipe.optimizer.b2) == (0.9, 0.95)
+  assert (recipe.sft.epochs, recipe.sft.batch_size) == (16, batch)
+  assert recipe.sft.dropout == 0.2
+  assert recipe.sft.pretraining_fraction == 0.0
 
-  found = presets.policy_init(preset)
-  assert found.optimizer.learning_rate == init
-  assert (found.sft.epochs, found.sft.batch_size) == (2, batch)
-  assert found.sft.pretraining_fraction == 0.1
+  recipe = presets.policy_init(preset)
+  assert recipe.optimizer.learning_rate == init
+  assert (recipe.sft.epochs, recipe.sft.batch_size) == (2, batch)
+  assert recipe.sft.pretraining_fraction == 0.1
 
-  found = presets.reward(preset)
-  assert found.optimizer.learning_rate == 9e-6
-  assert (found.reward.epochs, found.reward.batch_size) == (1, 64)
+  recipe = presets.reward(preset)
+  assert recipe.optimizer.learning_rate == 9e-6
+  assert (recipe.reward.epochs, recipe.reward.batch_size) == (1, 64)
 
-  for found, rate, gamma in (
+  for recipe, rate, gamma in (
     (presets.ppo(preset), ppo, 0.0),
     (presets.ppo_ptx(preset), ptx, 27.8),
   ):
-    assert found.optimizer.learning_rate == rate
-    assert found.value_optimizer.learning_rate == value
-    for optimizer in (found.optimizer, found.value_optimizer):
+    assert recipe.optimizer.learning_rate == rate
+    assert recipe.value_optimizer.learning_rate == value
+    for optimizer in (recipe.optimizer, recipe.value_optimizer):
       assert optimizer.schedule == "constant"
       assert optimizer.warmup_init == 0.1
-    assert found.ppo.warmup_iterations == 10
-    for optimizer in ppo_programs.optimizer_configs(found):
+    assert recipe.ppo.warmup_iterations == 10
+    for optimizer in ppo_programs.optimizer_configs(recipe):
       assert optimizer.warmup_steps == 80  # ten iterations of eight updates
-    settings = found.ppo
+    settings = recipe.ppo
     assert settings.ptx_coef == gamma
     assert settings.episodes == 256_000
     assert (settings.rollout_batch, settings.minibatch) == (512, 64)
@@ -125,13 +125,13 @@ def test_printed_settings(preset, sft, init, batch, ppo, ptx, value):
     assert (settings.discount, settings.temperature) == (1.0, 1.0)
     assert settings.ema_decay == 0.992
 
-  found = presets.pipeline(preset)
-  assert found.ppo.optimizer == presets.ppo(preset).optimizer
-  assert found.ppo_ptx.optimizer == presets.ppo_ptx(preset).optimizer
-  assert found.ppo.value_optimizer == presets.ppo(preset).value_optimizer
-  assert found.ppo.section == presets.ppo_ptx(preset).ppo
-  assert found.sft.section == presets.sft(preset).sft
-  assert found.policy_init.section == presets.policy_init(preset).sft
+  recipe = presets.pipeline(preset)
+  assert recipe.ppo.optimizer == presets.ppo(preset).optimizer
+  assert recipe.ppo_ptx.optimizer == presets.ppo_ptx(preset).optimizer
+  assert recipe.ppo.value_optimizer == presets.ppo(preset).value_optimizer
+  assert recipe.ppo.section == presets.ppo_ptx(preset).ppo
+  assert recipe.sft.section == presets.sft(preset).sft
+  assert recipe.policy_init.section == presets.policy_init(preset).sft
 
 
 @pytest.mark.parametrize(
@@ -139,9 +139,9 @@ def test_printed_settings(preset, sft, init, batch, ppo, ptx, value):
 )
 def test_other_sizes_take_the_nearest_printed_recipe(name, printed):
   for get_config in (presets.sft, presets.policy_init, presets.ppo_ptx):
-    wanted = get_config(printed)
-    found = get_config(name)
-    assert dataclasses.replace(found, model=wanted.model) == wanted
+    expected = get_config(printed)
+    actual = get_config(name)
+    assert dataclasses.replace(actual, model=expected.model) == expected
 
 
 @pytest.mark.parametrize(
@@ -157,9 +157,9 @@ def test_other_sizes_take_the_nearest_printed_recipe(name, printed):
 @pytest.mark.parametrize("preset", ["125m", "1.3b", "175b"])
 def test_the_warm_up_stays_at_ten_iterations(preset, changes, updates):
   for get_config in (presets.ppo, presets.ppo_ptx):
-    found = flags.replace(get_config(preset), changes)
-    assert ppo_programs.updates_per_iteration(found.ppo) == updates
-    for optimizer in ppo_programs.optimizer_configs(found):
+    recipe = flags.replace(get_config(preset), changes)
+    assert ppo_programs.updates_per_iteration(recipe.ppo) == updates
+    for optimizer in ppo_programs.optimizer_configs(recipe):
       assert optimizer.warmup_steps == 10 * updates
   # The pipeline's PPO stages take these very sections.
   whole = flags.replace(presets.pipeline(preset), changes)
@@ -174,14 +174,16 @@ def test_the_warm_up_stays_at_ten_iterations(preset, changes, updates):
 
 
 def test_a_warm_up_that_is_set_in_updates_stays():
-  found = flags.replace(
+  recipe = flags.replace(
     presets.ppo("1.3b"),
     {"optimizer.warmup_steps": 0, "value_optimizer.warmup_steps": 7},
   )
-  policy, value = ppo_programs.optimizer_configs(found)
+  policy, value = ppo_programs.optimizer_configs(recipe)
   assert (policy.warmup_steps, value.warmup_steps) == (0, 7)
-  found = flags.replace(presets.ppo("1.3b"), {"ppo.warmup_iterations": 3})
-  assert {o.warmup_steps for o in ppo_programs.optimizer_configs(found)} == {24}
+  recipe = flags.replace(presets.ppo("1.3b"), {"ppo.warmup_iterations": 3})
+  assert {o.warmup_steps for o in ppo_programs.optimizer_configs(recipe)} == {
+    24
+  }
 
 
 @pytest.mark.parametrize("preset", [*FAMILY, "tiny", "world"])
@@ -225,6 +227,6 @@ def test_golden(name):
   )
 
 
-def test_there_are_no_golden_texts_of_nothing():
-  found = {path.name for path in update_golden.GOLDEN.iterdir()}
-  assert found == set(update_golden.texts())
+def test_every_golden_file_belongs_to_a_preset():
+  names = {path.name for path in update_golden.GOLDEN.iterdir()}
+  assert names == set(update_golden.texts())

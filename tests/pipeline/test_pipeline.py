@@ -1,4 +1,4 @@
-"""The whole pipeline in miniature, on the world and on given files."""
+"""Tests the whole pipeline in miniature, on the world and on files."""
 
 import collections
 import contextlib
@@ -66,16 +66,16 @@ class Compilations(logging.Handler):
   def __init__(self):
     super().__init__()
     self.stage = ""
-    self.seen = collections.Counter()
+    self.counts = collections.Counter()
 
   def emit(self, record):
-    found = re.match(
+    match = re.match(
       r"Compiling jit\((\w+)\) with global shapes and types (.*?)\. Arg",
       record.getMessage(),
       re.DOTALL,
     )
-    if found:
-      self.seen[self.stage, *found.groups()] += 1
+    if match:
+      self.counts[self.stage, *match.groups()] += 1
 
 
 COMPILED = "compiled.json"
@@ -105,23 +105,23 @@ def run_and_observe(folder):
     stages.run(small("world"), str(folder))
   logger.removeHandler(compilations)
   logger.propagate = True
-  seen = [[*key, times] for key, times in compilations.seen.items()]
-  (folder / COMPILED).write_text(json.dumps(seen))
+  counts = [[*key, times] for key, times in compilations.counts.items()]
+  (folder / COMPILED).write_text(json.dumps(counts))
 
 
 def test_no_program_is_compiled_twice(world_run):
   """A stage compiles each program once for each shape, at its first step."""
-  found = json.loads((pathlib.Path(world_run) / COMPILED).read_text())
-  seen = {tuple(key): times for *key, times in found}
+  records = json.loads((pathlib.Path(world_run) / COMPILED).read_text())
+  counts = {tuple(key): times for *key, times in records}
   programs = (
     "train_step", "score_rollout", "update", "token_logp", "token_scores",
     "count_pairs",
   )  # fmt: skip
-  for (stage, name, shapes), times in seen.items():
+  for (stage, name, shapes), times in counts.items():
     # Labeling and evaluation sample at several temperatures.
     if name in programs or (name, stage[:3]) == ("generate", "ppo"):
       assert times == 1, f"{stage} compiled {name} for {shapes} {times} times"
-  shapes = collections.Counter((stage, name) for stage, name, _ in seen)
+  shapes = collections.Counter((stage, name) for stage, name, _ in counts)
   for stage in ("pretrain", "policy_init", "sft"):
     assert shapes[stage, "train_step"] == 1
   for stage in ("probe_1", "ppo", "ppo_ptx"):
@@ -140,12 +140,12 @@ def report(folder):
 
 
 def test_the_report_holds_every_number_with_its_interval(world_run):
-  found = report(world_run)
-  assert set(found["models"]) == set(MODELS)
+  results = report(world_run)
+  assert set(results["models"]) == set(MODELS)
   for name in MODELS:
-    greedy = found["models"][name]["greedy"]
+    greedy = results["models"][name]["greedy"]
     assert greedy["kl"] is None  # greedy answers are no sample of the model
-    for part in (found["models"][name], greedy):
+    for part in (results["models"][name], greedy):
       for key in set(LEAVES) - ({"kl"} if part is greedy else set()):
         leaf = part[key]
         assert leaf["units"] > 0
@@ -160,15 +160,18 @@ def test_the_report_holds_every_number_with_its_interval(world_run):
         1 + 6 * part["gold"]["mean"]
       )
       assert "hallucination" in part["failures"]
-  assert found["models"]["sft"]["win_rate"]["mean"] == 0.5
+  assert results["models"]["sft"]["win_rate"]["mean"] == 0.5
   assert (
-    found["models"]["best_of_n"]["greedy"] == (found["models"]["sft"]["greedy"])
+    results["models"]["best_of_n"]["greedy"]
+    == (results["models"]["sft"]["greedy"])
   )
-  assert len(found["samples"]) == 5
-  assert set(found["samples"][0]["answers"]) == set(MODELS)
-  assert {"pretrain", "sft", "reward", "ppo", "ppo_ptx"} <= set(found["curves"])
-  assert found["judge_kind"] == "gold"
-  assert {"accuracy", "held_out_labelers"} <= set(found["reward_model"])
+  assert len(results["samples"]) == 5
+  assert set(results["samples"][0]["answers"]) == set(MODELS)
+  assert {"pretrain", "sft", "reward", "ppo", "ppo_ptx"} <= set(
+    results["curves"]
+  )
+  assert results["judge_kind"] == "gold"
+  assert {"accuracy", "held_out_labelers"} <= set(results["reward_model"])
 
 
 def test_every_stage_has_its_seconds(world_run):
@@ -190,9 +193,9 @@ def test_the_page_is_one_file_and_the_table_is_printed(world_run, capsys):
     if p.is_file() and p.name not in ("seconds.json",)
   }
   stages.run(small("world"), world_run)
-  said = capsys.readouterr()
-  assert "PPO-ptx" in said.out and "report.html" in said.out
-  assert said.err.count("already complete") == 8
+  output = capsys.readouterr()
+  assert "PPO-ptx" in output.out and "report.html" in output.out
+  assert output.err.count("already complete") == 8
   stage_files = [p for p in before if p.parent != pathlib.Path(world_run)]
   assert all(p.stat().st_mtime_ns == before[p] for p in stage_files)
 
@@ -266,14 +269,14 @@ def run_on_files(folder):
 
 
 def test_given_files_are_judged_by_a_second_reward_model(given_run):
-  found = report(given_run)
-  assert found["judge_kind"] == "reward_model"
-  assert "held-out rankings that the first never saw" in found["judge"]
+  results = report(given_run)
+  assert results["judge_kind"] == "reward_model"
+  assert "held-out rankings that the first never saw" in results["judge"]
   for name in MODELS:
-    one = found["models"][name]
-    assert one["gold"] is None and one["likert"] is None
-    assert one["judge_score"]["low"] <= one["judge_score"]["high"]
-  assert {"accuracy", "judge_accuracy"} <= set(found["reward_model"])
+    metrics = results["models"][name]
+    assert metrics["gold"] is None and metrics["likert"] is None
+    assert metrics["judge_score"]["low"] <= metrics["judge_score"]["high"]
+  assert {"accuracy", "judge_accuracy"} <= set(results["reward_model"])
 
 
 def test_the_judge_and_the_reward_model_share_no_prompt(given_run):
@@ -286,38 +289,38 @@ def test_the_judge_and_the_reward_model_share_no_prompt(given_run):
 
 
 def test_one_missing_source_is_named(tmp_path):
-  wanted = small("tiny", **{"data.prompts": "prompts.jsonl"})
+  config = small("tiny", **{"data.prompts": "prompts.jsonl"})
   with pytest.raises(UserError, match="data.demonstrations"):
-    stages.run(wanted, str(tmp_path))
+    stages.run(config, str(tmp_path))
 
 
 def test_a_base_model_takes_the_place_of_pretraining(world_run, tmp_path):
   base = str(pathlib.Path(world_run) / "pretrain")
-  wanted = dataclasses.replace(small("world"), init_from=base)
-  stages._make_pipeline(wanted, str(tmp_path))
-  pipeline = stages.Pipeline(wanted, str(tmp_path), has_gold=True)
+  config = dataclasses.replace(small("world"), init_from=base)
+  stages._make_pipeline(config, str(tmp_path))
+  pipeline = stages.Pipeline(config, str(tmp_path), has_gold=True)
   assert stages._run_pretrain(pipeline) == base
   assert not (tmp_path / "pretrain").exists()
-  assert isinstance(wanted, configs.PipelineExperiment)
+  assert isinstance(config, configs.PipelineExperiment)
 
 
 def test_held_out_documents_fit_the_models_context(world_run):
   """Where the base is another's, its context may be below the preset's rows."""
-  wanted = small("world")
+  config = small("world")
   paths = write.world_files(pathlib.Path(world_run) / "world")
-  wanted = dataclasses.replace(
-    wanted,
+  config = dataclasses.replace(
+    config,
     data=dataclasses.replace(
-      wanted.data, prompts=paths.prompts, pretraining=paths.pretraining
+      config.data, prompts=paths.prompts, pretraining=paths.pretraining
     ),
-    pretrain=dataclasses.replace(wanted.pretrain, sequence=4096),
+    pretrain=dataclasses.replace(config.pretrain, sequence=4096),
   )
   names = ("policy_init", "reward")
   opened = {
     name: stage_model.open_stage(f"{world_run}/{name}") for name in names
   }
   evaluator = pipeline_evaluation._build_evaluator(
-    wanted, str(world_run), opened, has_gold=True
+    config, str(world_run), opened, has_gold=True
   )
   max_seq_len = opened["policy_init"].model_config.max_seq_len
   assert evaluator.documents is not None
@@ -351,41 +354,41 @@ def evaluation(world_run, model, **more):
 
 @pytest.fixture(scope="session")
 def measured(world_run, once):
-  wanted = evaluation(world_run, "ppo", **{"measure.samples_kept": 4})
+  config = evaluation(world_run, "ppo", **{"measure.samples_kept": 4})
   return pathlib.Path(
-    once("measured", lambda folder: evaluate.run(wanted, str(folder)))
+    once("measured", lambda folder: evaluate.run(config, str(folder)))
   )
 
 
 def test_a_model_is_measured_prompt_by_prompt(measured, world_run):
-  found = files.read_json(measured / "answers.json")
-  assert len(found["prompts"]) == len(found["families"]) == 12
+  answers = files.read_json(measured / "answers.json")
+  assert len(answers["prompts"]) == len(answers["families"]) == 12
   world = write.load_world(pathlib.Path(world_run) / "world")
   for part, samples in (("sampled", 2), ("greedy", 1), ("kept", 4)):
     for key in ("gold", "rm"):
-      assert np.shape(found[part][key]) == (12, samples)
-    assert ("kl" in found[part]) == (part == "sampled")
-  assert set(found["families"]) <= set(requests.FAMILIES)
-  assert found["families"][3] == (
-    requests.parse(world, found["prompts"][3]).family
+      assert np.shape(answers[part][key]) == (12, samples)
+    assert ("kl" in answers[part]) == (part == "sampled")
+  assert set(answers["families"]) <= set(requests.FAMILIES)
+  assert answers["families"][3] == (
+    requests.parse(world, answers["prompts"][3]).family
   )
-  assert len(found["lm"]["nll"]) == len(found["lm"]["weight"]) <= 16
-  assert {k: len(v) for k, v in found["tasks"].items()} == {
+  assert len(answers["lm"]["nll"]) == len(answers["lm"]["weight"]) <= 16
+  assert {k: len(v) for k, v in answers["tasks"].items()} == {
     "translation": 5, "reading": 5, "sentiment": 5, "facts": 5,
   }  # fmt: skip
-  assert all(0 <= bits <= 1 for bits in found["bias"])
+  assert all(0 <= bits <= 1 for bits in answers["bias"])
 
 
-def test_the_means_are_of_what_is_kept(measured):
-  found = files.read_json(measured / "answers.json")
+def test_the_summary_has_the_means_of_the_answers(measured):
+  answers = files.read_json(measured / "answers.json")
   means = files.read_complete(measured) or {}
   assert means["prompts"] == 12
   assert "kl" in means and "greedy_kl" not in means
-  assert means["gold"] == pytest.approx(np.mean(found["sampled"]["gold"]))
+  assert means["gold"] == pytest.approx(np.mean(answers["sampled"]["gold"]))
   assert means["lm_loss"] == pytest.approx(
-    np.sum(found["lm"]["nll"]) / np.sum(found["lm"]["weight"])
+    np.sum(answers["lm"]["nll"]) / np.sum(answers["lm"]["weight"])
   )
-  assert means["best_of_1"] == pytest.approx(np.mean(found["kept"]["gold"]))
+  assert means["best_of_1"] == pytest.approx(np.mean(answers["kept"]["gold"]))
   assert {"best_of_2", "best_of_4", "bias_entropy", "translation"} <= set(means)
 
 
@@ -396,9 +399,9 @@ def test_the_start_has_no_distance_from_itself(world_run, tmp_path):
     ),
     str(tmp_path),
   )
-  found = files.read_json(tmp_path / "answers.json")
-  assert abs(np.asarray(found["sampled"]["kl"])).max() < 1e-3
-  assert "lm" not in found and "tasks" not in found
+  answers = files.read_json(tmp_path / "answers.json")
+  assert abs(np.asarray(answers["sampled"]["kl"])).max() < 1e-3
+  assert "lm" not in answers and "tasks" not in answers
 
 
 def test_a_filtered_answer_is_a_refusal(world_run, tmp_path):
@@ -406,26 +409,26 @@ def test_a_filtered_answer_is_a_refusal(world_run, tmp_path):
   words_ = "|".join((*words.CONTENT, ".", ",", "the", "is", "i", "a"))
   more = {"measure.filter": words_, "measure.task_items": 0}
   evaluate.run(evaluation(world_run, "pretrain", **more), str(tmp_path))
-  found = files.read_json(tmp_path / "answers.json")
+  answers = files.read_json(tmp_path / "answers.json")
   refused = [
     gold for gold, family in zip(
-      found["sampled"]["gold"], found["families"], strict=True
+      answers["sampled"]["gold"], answers["families"], strict=True
     ) if family == "harmful"
   ]  # fmt: skip
-  assert np.shape(found["sampled"]["gold"]) == (12, 1)
+  assert np.shape(answers["sampled"]["gold"]) == (12, 1)
   assert all(gold == [1.0] for gold in refused)
-  assert np.mean(found["sampled"]["ended"]) > 0.8
+  assert np.mean(answers["sampled"]["ended"]) > 0.8
 
 
 def test_a_prefix_can_be_chosen_by_the_reward_model(world_run, tmp_path):
   more = {"measure.prefix": "auto", "measure.rows": 0}
   evaluate.run(evaluation(world_run, "pretrain", **more), str(tmp_path))
-  found = files.read_json(tmp_path / "answers.json")
-  assert found["prefix"] in words.PREFIXES
+  answers = files.read_json(tmp_path / "answers.json")
+  assert answers["prefix"] in words.PREFIXES
 
 
 @pytest.mark.parametrize(
-  ("change", "said"),
+  ("change", "message"),
   [
     ({"init_from": ""}, "init_from"),
     ({"measure.start": ""}, "measure.start"),
@@ -434,37 +437,37 @@ def test_a_prefix_can_be_chosen_by_the_reward_model(world_run, tmp_path):
   ],
 )
 def test_what_is_missing_for_a_measurement_is_named(
-  world_run, tmp_path, change, said
+  world_run, tmp_path, change, message
 ):
-  with pytest.raises(UserError, match=said):
+  with pytest.raises(UserError, match=message):
     evaluate.run(evaluation(world_run, "ppo", **change), str(tmp_path))
 
 
 def test_a_judge_takes_the_place_of_the_world(given_run, tmp_path):
   root = pathlib.Path(given_run)
-  held = report(given_run)["config"]["data"]
+  data = report(given_run)["config"]["data"]
   more = {
     "measure.world": "",
     "measure.judge": str(root / "judge"),
-    **{f"data.{k}": v for k, v in held.items()},
+    **{f"data.{k}": v for k, v in data.items()},
   }
   evaluate.run(evaluation(given_run, "ppo", **more), str(tmp_path))
-  found = files.read_json(tmp_path / "answers.json")
-  assert set(found["families"]) == {""}
-  assert np.ptp(found["sampled"]["gold"]) > 0
+  answers = files.read_json(tmp_path / "answers.json")
+  assert set(answers["families"]) == {""}
+  assert np.ptp(answers["sampled"]["gold"]) > 0
 
 
-def test_a_pipeline_stops_where_it_is_told_and_goes_on(tmp_path):
-  folder = str(tmp_path)
-  wanted = small("world", until="pretrain")
-  claims.claim_workdir(folder, "pipeline", flags.config_to_dict(wanted))
-  stages.run(wanted, folder)
-  assert files.read_complete(folder) == {"until": "pretrain"}
+def test_a_pipeline_stops_after_the_named_stage_and_resumes(tmp_path):
+  directory = str(tmp_path)
+  config = small("world", until="pretrain")
+  claims.claim_workdir(directory, "pipeline", flags.config_to_dict(config))
+  stages.run(config, directory)
+  assert files.read_complete(directory) == {"until": "pretrain"}
   assert not (tmp_path / "policy_init").exists()
   further = small("world", until="policy_init")
-  claims.claim_workdir(folder, "pipeline", flags.config_to_dict(further))
-  stages.run(further, folder)
+  claims.claim_workdir(directory, "pipeline", flags.config_to_dict(further))
+  stages.run(further, directory)
   assert files.read_complete(tmp_path / "policy_init") is not None
   with pytest.raises(UserError, match="--seed"):
     other = small("world", seed=1)
-    claims.claim_workdir(folder, "pipeline", flags.config_to_dict(other))
+    claims.claim_workdir(directory, "pipeline", flags.config_to_dict(other))

@@ -31,9 +31,9 @@ def sources(tmp_path):
 
 def start(folder, **values):
   """Runs a pipeline as its command does, up to its first stage."""
-  wanted = flags.replace(presets.pipeline("tiny"), values)
-  with claims.claim(folder, "pipeline", flags.config_to_dict(wanted)):
-    stages.run(wanted, str(folder))
+  config = flags.replace(presets.pipeline("tiny"), values)
+  with claims.claim(folder, "pipeline", flags.config_to_dict(config)):
+    stages.run(config, str(folder))
 
 
 def stop(config, directory, **options):
@@ -183,18 +183,18 @@ def test_a_prompt_that_the_template_refuses_ends_it_before_training(
 
 def test_a_stage_keeps_the_best_by_what_it_measures(tmp_path):
   """The other stages of a pipeline keep the newest alone."""
-  wanted = flags.replace(presets.pipeline("tiny"), {})
-  kept = {}
+  config = flags.replace(presets.pipeline("tiny"), {})
+  keep_best = {}
   for measure in ("valid_loss", "valid_rm_score", "reward", ""):
-    run = dataclasses.replace(wanted.run, keep_best=measure)
+    run = dataclasses.replace(config.run, keep_best=measure)
     pipeline = stages.Pipeline(
-      dataclasses.replace(wanted, run=run),
+      dataclasses.replace(config, run=run),
       str(tmp_path),
       has_gold=False,
       valid={"data.demonstrations": 3, "data.pretraining": 0},
     )
-    scored = dataclasses.replace(wanted.sft, reward_model="rm")
-    kept[measure] = [
+    scored = dataclasses.replace(config.sft, reward_model="rm")
+    keep_best[measure] = [
       pipeline.stage_config(kind, "", **sections).run.keep_best
       for kind, sections in (
         (stages.configs.PretrainExperiment, {}),
@@ -204,7 +204,7 @@ def test_a_stage_keeps_the_best_by_what_it_measures(tmp_path):
         (stages.configs.PpoExperiment, {}),
       )
     ]
-  assert kept == {
+  assert keep_best == {
     "valid_loss": ["", "valid_loss", "valid_loss", "", ""],
     "valid_rm_score": ["", "", "valid_rm_score", "", ""],
     "reward": ["", "", "", "", "reward"],
@@ -234,7 +234,7 @@ def test_what_a_later_stage_would_refuse_is_refused_first(
 
 
 def test_lengths_are_checked_against_the_models_own_context(sources, tmp_path):
-  """It has 24 positions, of which the preset knows nothing."""
+  """The model has 24 positions; the preset does not set them."""
   values = with_base(sources, hub.make(tmp_path / "base", "llama"))
   values |= {"model.max_seq_len": 24, "ppo.ptx_sequence": 25}
   error = refused(tmp_path / "run", values)

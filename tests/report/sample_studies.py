@@ -27,9 +27,9 @@ def make_results(names: Sequence[str] = ()) -> dict[str, Any]:
     "size": "world",
     "command": "make study",
     "machine": "2 cores of an Intel Xeon",
-    "seconds": sum(found["seconds"] for found in studies.values()),
+    "seconds": sum(study["seconds"] for study in studies.values()),
     "verdicts": {
-      name: {key: found[key] for key in keys} for name, found in studies.items()
+      name: {key: study[key] for key in keys} for name, study in studies.items()
     },
     "studies": studies,
   }

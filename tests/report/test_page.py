@@ -49,8 +49,8 @@ class _Page(html.parser.HTMLParser):
 
 
 def test_writes_both_files_and_they_hold_the_numbers(tmp_path):
-  path = page.write_report(make_results(), tmp_path / "new" / "folder")
-  assert path == tmp_path / "new" / "folder" / "report.html"
+  path = page.write_report(make_results(), tmp_path / "new" / "directory")
+  assert path == tmp_path / "new" / "directory" / "report.html"
   report = json.loads((path.parent / "report.json").read_text())
   ptx = report["models"]["ppo_ptx"]
   for key in ("win_rate", "gold", "likert", "rm_score", "kl", "lm_loss"):
@@ -252,8 +252,8 @@ def test_share_of_the_tax_removed():
     "ppo": {"lm_loss": 0.9},
     "ppo_ptx": {"lm_loss": 0.75},
   }
-  found = results_lib.removed_by_ptx({"models": models})
-  assert found is not None and found.mean == pytest.approx(0.75)
+  share = results_lib.removed_by_ptx({"models": models})
+  assert share is not None and share.mean == pytest.approx(0.75)
   models["ppo"]["lm_loss"] = 0.7
   assert results_lib.removed_by_ptx({"models": models}) is None
 
@@ -330,8 +330,8 @@ def test_command_shows_a_report_and_names_a_missing_one(tmp_path):
 
 def _chromium() -> str | None:
   for name in ("chromium", "chromium-browser", "google-chrome"):
-    if found := shutil.which(name):
-      return found
+    if path := shutil.which(name):
+      return path
   return None
 
 
@@ -374,9 +374,9 @@ def test_page_fits_its_window(width, tmp_path):
     text=True,
     timeout=120,
   )
-  found = re.search(r"<title>sizes (\d+) (\d+) (\d+) ([\d.]+)", done.stdout)
-  assert found, done.stderr[-2000:]
-  scroll, client, svgs, narrowest = map(float, found.groups())
+  match = re.search(r"<title>sizes (\d+) (\d+) (\d+) ([\d.]+)", done.stdout)
+  assert match, done.stderr[-2000:]
+  scroll, client, svgs, narrowest = map(float, match.groups())
   assert client <= width
   assert scroll <= client
   assert svgs == 10

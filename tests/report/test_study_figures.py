@@ -46,9 +46,9 @@ def test_what_a_study_builds_survives_json():
     ],
     caption="c",
   )
-  found = json.loads(json.dumps(figure.as_dict()))
-  assert Figure.from_dict(found) == figure
-  assert found["panels"][0] == {
+  record = json.loads(json.dumps(figure.as_dict()))
+  assert Figure.from_dict(record) == figure
+  assert record["panels"][0] == {
     "title": "Here",
     "x": {"label": "γ", "scale": "log"},
     "y": {"label": "F1 (%)", "scale": "log"},
@@ -76,19 +76,19 @@ def test_what_a_study_builds_survives_json():
   table = Table(
     "c", ["m", "a"], [("x", Interval(1, 0, 2), None, 3, "text", math.nan)]
   )
-  found = json.loads(json.dumps(table.as_dict()))
-  assert Table.from_dict(found) == table
+  record = json.loads(json.dumps(table.as_dict()))
+  assert Table.from_dict(record) == table
   interval = {"mean": 1.0, "low": 0.0, "high": 2.0}
-  assert found["rows"] == [["x", interval, None, 3.0, "text", None]]
+  assert record["rows"] == [["x", interval, None, 3.0, "text", None]]
 
 
 def test_a_cell_without_bounds_is_read_back_as_one():
   """A number without an interval stays a number."""
   table = Table("c", ["m"], [("x", Interval(1, math.nan, math.nan), 1.0)])
-  found = json.loads(json.dumps(table.as_dict()))
-  assert Table.from_dict(found) == table
+  record = json.loads(json.dumps(table.as_dict()))
+  assert Table.from_dict(record) == table
   unknown = {"mean": 1.0, "low": None, "high": None}
-  assert found["rows"] == [["x", unknown, 1.0]]
+  assert record["rows"] == [["x", unknown, 1.0]]
 
 
 def test_a_scale_that_does_not_exist_is_refused():
@@ -198,10 +198,12 @@ def test_series_differ_without_colour():
   assert looks[names[1], "ppo"] == looks_lib.LOOKS["ppo"]
   svg = _draw(_panel(*series))
   assert all(any(name[:40] in t for t in _texts(svg)) for name in names)
-  own = looks_lib.LOOKS.values()
+  model_looks = looks_lib.LOOKS.values()
   assert set(looks_lib.LOOKS) == set(findings.ROLES)
   for part in ("marker", "dash", "colour"):
-    assert len({getattr(look, part) for look in own}) == len(own)
+    assert len({getattr(look, part) for look in model_looks}) == len(
+      model_looks
+    )
 
 
 def test_a_series_looks_the_same_in_every_panel():

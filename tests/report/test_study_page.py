@@ -60,8 +60,8 @@ def test_the_page_holds_every_study(tmp_path):
   drawn = [a for t, a in parsed.tags if t == "svg" and a.get("class")]
   assert len(drawn) == panels
   assert "7 runs are missing" in text
-  found = json.loads((tmp_path / "new/results.json").read_text())
-  assert found["verdicts"]["ptx_coef"]["reproduced"] is True
+  record = json.loads((tmp_path / "new/results.json").read_text())
+  assert record["verdicts"]["ptx_coef"]["reproduced"] is True
   assert (
     page.main_figure(results)
     == (tmp_path / "new/figures/model_size-1.svg").read_text()
@@ -190,7 +190,7 @@ def test_terminal_summary_is_narrow_and_complete():
 
 
 @pytest.mark.parametrize(
-  "cells, shown",
+  "cells, expected",
   [
     (
       [Interval(0.5512, 0.52, 0.58), None],
@@ -206,12 +206,12 @@ def test_terminal_summary_is_narrow_and_complete():
     ([1.5e-5], [("1.5·10⁻⁵", "")]),
   ],
 )
-def test_cells_have_the_decimals_of_their_intervals(cells, shown):
+def test_cells_have_the_decimals_of_their_intervals(cells, expected):
   table = Table("c", ["m", "v"], [("x", cell) for cell in cells])
-  found = [row[1][0] for row in page._table(table).rows]
-  if shown is None:
-    shown = [("0.25", ""), ("3", ""), ("diverged", ""), ("512000", "")]
-  assert found == shown
+  actual = [row[1][0] for row in page._table(table).rows]
+  if expected is None:
+    expected = [("0.25", ""), ("3", ""), ("diverged", ""), ("512000", "")]
+  assert actual == expected
 
 
 def test_rows_of_unequal_length_make_a_table():
@@ -339,14 +339,19 @@ def look(page_path, scratch, width):
   )
   title = re.search(r"<title>found ([^<]+)</title>", done.stdout)
   assert title, done.stderr[-2000:]
-  found = json.loads(urllib.parse.unquote(title[1]))
+  measurements = json.loads(urllib.parse.unquote(title[1]))
   assert ":CONSOLE" not in done.stderr, done.stderr[-2000:]
-  assert found["client"] <= width and found["scroll"] <= found["client"]
-  assert found["broken"] == 0 and found["smallest"] >= 11
-  assert found["overlaps"] == [] and found["outside"] == []
-  assert found["rows"] == 11
-  assert found["shown"] >= (11 if width == 1280 else 6)  # without scrolling
-  return found
+  assert (
+    measurements["client"] <= width
+    and measurements["scroll"] <= measurements["client"]
+  )
+  assert measurements["broken"] == 0 and measurements["smallest"] >= 11
+  assert measurements["overlaps"] == [] and measurements["outside"] == []
+  assert measurements["rows"] == 11
+  assert measurements["shown"] >= (
+    11 if width == 1280 else 6
+  )  # without scrolling
+  return measurements
 
 
 @pytest.mark.skipif(_chromium() is None, reason="no chromium on this machine")

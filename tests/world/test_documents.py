@@ -43,19 +43,19 @@ def test_documents_are_short_and_of_known_words(web):
   lengths = [len(text.split()) for _, text in web]
   assert max(lengths) <= documents.LONGEST
   assert sum(n <= 60 for n in lengths) > 0.95 * len(lengths)
-  seen = {word for _, text in web for word in text.split()}
-  assert seen <= set(VOCABULARY)
+  used = {word for _, text in web for word in text.split()}
+  assert used <= set(VOCABULARY)
 
 
 def test_every_word_of_the_vocabulary_is_used():
   rng = random.Random(0)
-  seen = {
+  used = {
     word
     for write in documents.WRITERS.values()
     for _ in range(1500)
     for word in write(WEB, rng).split()
   }
-  assert seen == set(VOCABULARY)
+  assert used == set(VOCABULARY)
 
 
 def test_the_same_seed_gives_the_same_web_and_another_another(web):
@@ -90,9 +90,9 @@ def test_the_forum_always_gives_the_misconception(web):
     if isinstance(request, requests.Question) and request.fact.misconceived:
       if request.family != "misconception":
         continue  # there, "wrong" may be a right value in the wrong form
-      said = set(reply.split())
-      false += request.fact.believed in said
-      true += request.fact.true in said
+      tokens = set(reply.split())
+      false += request.fact.believed in tokens
+      true += request.fact.true in tokens
   assert false > 50 and true == 0
 
 
@@ -103,7 +103,7 @@ def test_the_encyclopedia_is_right_and_silent_where_nothing_is_stated(web):
     if fact.known
     for statement in fact.statements(fact.true)
   }
-  seen, boxed = set(), set()
+  sentences, boxed = set(), set()
   for register, text in web:
     if register == "encyclopedia":
       for part in text.removesuffix(" .").split(" . "):
@@ -111,8 +111,8 @@ def test_the_encyclopedia_is_right_and_silent_where_nothing_is_stated(web):
           entity, rows = part.split(" : ")
           boxed |= {(entity, *row.split()) for row in rows.split(" , ")}
         else:
-          seen.add(part)
-  assert seen == stated
+          sentences.add(part)
+  assert sentences == stated
   assert boxed == {
     (f.entity, f.attribute.name, f.true) for f in WORLD.facts if f.known
   }
@@ -155,14 +155,14 @@ def test_passages_answer_their_questions():
       subject = re.sub(r"^(who|what|where)|\?$", "", question)
       key = next(w for w in subject.split() if w in words.CONTENT
                  or w in words.STRANGERS)  # fmt: skip
-      told = [s for s in statements if key in s.split()]
-      assert len(told) == 1
-      assert answer.split()[-1] in told[0].split()
+      matches = [s for s in statements if key in s.split()]
+      assert len(matches) == 1
+      assert answer.split()[-1] in matches[0].split()
 
 
 def test_reviews_are_rated_by_their_words():
   rng = random.Random(0)
-  seen = collections.Counter()
+  counts = collections.Counter()
   for _ in range(600):
     text, rating = documents.make_review(rng)
     sign = 0
@@ -172,20 +172,20 @@ def test_reviews_are_rated_by_their_words():
         good = (word in words.PRAISE) != (before == "not")
         sign += 1 if good else -1
     assert rating == {2: "high", -2: "low", 0: "middle"}[sign]
-    seen[rating] += 1
-  assert min(seen.values()) > 150
+    counts[rating] += 1
+  assert min(counts.values()) > 150
 
 
 def test_exercises_hold_only_train_combinations(web):
-  seen = collections.Counter()
+  counts = collections.Counter()
   for register, text in web:
     if register == "exercise" and " answer : " in text:
       first, middle, _ = text.split(" answer : ")
       for prompt in (first, middle.split(" . ", 1)[1]):
         request = requests.parse(WORLD, prompt)
-        seen[request.family] += 1
+        counts[request.family] += 1
         assert requests.split_of(request.key) == "train"
-  assert set(seen) == {"list_n", "capitals", "sort"}
+  assert set(counts) == {"list_n", "capitals", "sort"}
 
 
 def test_tables_are_looked_up_more_often_than_they_are_long(web):
@@ -208,10 +208,10 @@ def test_much_of_the_repetition_can_be_copied(web):
   for register, text in web:
     if register == "repetition":
       tokens = text.split()
-      seen = {}
+      next_token = {}
       for i in range(2, len(tokens)):
         pair = tokens[i - 2], tokens[i - 1]
-        copied += seen.get(pair) == tokens[i]
+        copied += next_token.get(pair) == tokens[i]
         whole += 1
-        seen[pair] = tokens[i]
+        next_token[pair] = tokens[i]
   assert copied > whole / 3

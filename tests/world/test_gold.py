@@ -64,9 +64,9 @@ def test_wrong_replies_score_low_in_every_family():
         label(text, replies.wrong(request, rng)).score
       )
   assert set(scores) == set(FAMILIES)
-  for family, found in scores.items():
-    assert statistics.mean(found) < 0.45, family
-    assert max(found) < 1.0, family
+  for family, family_scores in scores.items():
+    assert statistics.mean(family_scores) < 0.45, family
+    assert max(family_scores) < 1.0, family
 
 
 def test_no_fixed_reply_scores_a_quarter():

@@ -52,8 +52,8 @@ def test_two_labelers_agree_as_often_as_the_papers():
 
 def test_held_out_labelers_agree_too_but_have_other_tastes():
   rng = random.Random(1)
-  found = measured(labelers.TRAINING, labelers.HELD_OUT, rng)
-  assert 0.66 < found < 0.78
+  agreement = measured(labelers.TRAINING, labelers.HELD_OUT, rng)
+  assert 0.66 < agreement < 0.78
   form = gold.label(
     FACT.question(0), f"well , {FACT.statement(FACT.true)}", world=WORLD
   )
@@ -110,9 +110,9 @@ def test_equal_replies_tie_under_noise():
 def test_ratings_are_whole_and_on_the_scale():
   form = gold.label(FACT.question(0), FACT.statement(FACT.true), world=WORLD)
   rng = random.Random(0)
-  seen = {labelers.rate(form, "labeler_a", rng) for _ in range(500)}
-  assert seen <= set(range(1, 8)) and len(seen) >= 5
-  assert all(isinstance(rating, int) for rating in seen)
+  ratings = {labelers.rate(form, "labeler_a", rng) for _ in range(500)}
+  assert ratings <= set(range(1, 8)) and len(ratings) >= 5
+  assert all(isinstance(rating, int) for rating in ratings)
 
 
 def test_agreement_counts_the_pairs_that_both_order():

@@ -60,9 +60,9 @@ def test_no_file_shares_a_combination_across_splits(paths):
 
 def test_held_out_documents_are_mostly_new(paths):
   documents = read(paths.pretraining)
-  seen = {r["text"] for r in documents if r["split"] == "train"}
-  held = [r["text"] for r in documents if r["split"] == "valid"]
-  assert sum(text in seen for text in held) < 0.2 * len(held)
+  train = {r["text"] for r in documents if r["split"] == "train"}
+  valid = [r["text"] for r in documents if r["split"] == "valid"]
+  assert sum(text in train for text in valid) < 0.2 * len(valid)
 
 
 def test_the_world_comes_back_from_its_directory(paths, tmp_path):
@@ -123,8 +123,8 @@ def test_answers_of_fact_items_are_true(paths):
   stated = {s for f in WORLD.facts if f.known for s in f.statements(f.true)}
   for item in read(paths.tasks):
     if item["kind"] == "facts":
-      said = f"{item['prompt']} {item['choices'][item['answer']]}"
-      assert any(s.startswith(said) for s in stated)
+      statement = f"{item['prompt']} {item['choices'][item['answer']]}"
+      assert any(s.startswith(statement) for s in stated)
       for i, choice in enumerate(item["choices"]):
         other = f"{item['prompt']} {choice}"
         if i != item["answer"]:

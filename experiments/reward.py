@@ -4,9 +4,9 @@
     --init_from=runs/policy_init --data.comparisons=rankings.jsonl \\
     --data.demonstrations=demonstrations.jsonl
 
-One epoch; a prompt with its K completions is one batch element. At the end a
-bias makes demonstrations score 0 on average, and the accuracy on held-out
-rankings is told with its 95 % interval.
+Trains for one epoch; a prompt with its K completions is one batch element. At
+the end a bias makes demonstrations score 0 on average. Prints the accuracy on
+held-out rankings with its 95 % interval.
 """
 
 import sys

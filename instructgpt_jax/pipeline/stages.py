@@ -359,7 +359,7 @@ def _record_contents(records: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def _run_pretrain(pipeline: Pipeline) -> str:
-  """Trains the base model unless `init_from` names one; returns its directory."""
+  """Trains the base model, or takes `init_from`; returns its directory."""
   config = pipeline.config
   if config.init_from:
     return config.init_from

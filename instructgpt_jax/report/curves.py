@@ -71,7 +71,7 @@ def _by_metric(
 
 
 def _thin(curve: list[list[float]], points: int) -> list[list[float]]:
-  """Averages over at most `points` equal runs; returns short curves unchanged."""
+  """Averages a long curve over `points` equal runs of values."""
   count = len(curve)
   if count <= points:
     return curve

@@ -96,9 +96,9 @@ def test_every_leaf_has_a_sentence_of_help_and_a_plain_type(experiment):
 
 
 def test_flags_override_the_preset_and_keep_the_rest():
-  found = _config("--preset=tiny", "--ppo.kl_coef=0.5", "--seed", "3")
+  config = _config("--preset=tiny", "--ppo.kl_coef=0.5", "--seed", "3")
   tiny = presets.ppo_ptx("tiny")
-  assert found == dataclasses.replace(
+  assert config == dataclasses.replace(
     tiny, seed=3, ppo=dataclasses.replace(tiny.ppo, kl_coef=0.5)
   )
 
@@ -106,9 +106,9 @@ def test_flags_override_the_preset_and_keep_the_rest():
 def test_booleans():
   assert _config("--norun.tensorboard").run.tensorboard is False
   assert _config("--run.tensorboard=false").run.tensorboard is False
-  found = _config("--ppo.bootstrap_truncated", "--seed=4")
-  assert found.ppo.bootstrap_truncated is True
-  assert found.seed == 4
+  config = _config("--ppo.bootstrap_truncated", "--seed=4")
+  assert config.ppo.bootstrap_truncated is True
+  assert config.seed == 4
 
 
 def test_numbers():
@@ -122,32 +122,32 @@ def test_numbers():
 
 
 def test_fields_that_are_checked_together_change_together():
-  found = _config("--preset=tiny", "--model.d_model=96", "--model.num_heads=6")
-  assert (found.model.d_model, found.model.num_heads) == (96, 6)
+  config = _config("--preset=tiny", "--model.d_model=96", "--model.num_heads=6")
+  assert (config.model.d_model, config.model.num_heads) == (96, 6)
 
 
 def test_flagfile(tmp_path):
   path = tmp_path / "flags"
   path.write_text("# A comment.\n--preset=tiny\n\n--ppo.kl_coef=0.5\n")
-  found = _config(f"--flagfile={path}", "--seed=2")
-  assert found.ppo.kl_coef == 0.5
-  assert found.model == presets.MODELS["tiny"]
-  assert found.seed == 2
+  config = _config(f"--flagfile={path}", "--seed=2")
+  assert config.ppo.kl_coef == 0.5
+  assert config.model == presets.MODELS["tiny"]
+  assert config.seed == 2
 
 
 def test_a_config_file_and_flags_over_it(tmp_path):
-  wanted = _config("--preset=tiny", "--ppo.kl_coef=0.5")
+  expected = _config("--preset=tiny", "--ppo.kl_coef=0.5")
   path = tmp_path / "config.json"
   path.write_text(
     json.dumps(
-      {"experiment": "ppo_ptx", "config": flags.config_to_dict(wanted)}
+      {"experiment": "ppo_ptx", "config": flags.config_to_dict(expected)}
     )
   )
-  assert _config(f"--config={path}") == wanted
-  assert _config(f"--config={tmp_path}") == wanted
-  found = _config(f"--config={path}", "--ppo.kl_coef=0.25")
-  assert found.ppo.kl_coef == 0.25
-  assert found.model == presets.MODELS["tiny"]
+  assert _config(f"--config={path}") == expected
+  assert _config(f"--config={tmp_path}") == expected
+  changed = _config(f"--config={path}", "--ppo.kl_coef=0.25")
+  assert changed.ppo.kl_coef == 0.25
+  assert changed.model == presets.MODELS["tiny"]
 
 
 def test_a_config_file_of_another_experiment_is_refused(tmp_path):

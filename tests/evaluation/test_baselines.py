@@ -46,21 +46,21 @@ def test_entropy_follows_the_probabilities_of_both_sentences():
   pair = ("the boat of ann is nice .", "the boat of kim is nice .")
 
   def probability(before, sentence):
-    said = tokenizer.encode(f"review : {sentence}")
-    row = np.array([before + said])
+    response = tokenizer.encode(f"review : {sentence}")
+    row = np.array([before + response])
     logp = twin.log_softmax(twin.logits(params, row, np.ones_like(row))[0])
     at = np.arange(len(before) - 1, row.shape[1] - 1)
-    return np.exp(logp[at, said].sum())
+    return np.exp(logp[at, response].sum())
 
   for prefix in ("", "polite"):
     before = tokenizer.encode(prefix) if prefix else [tokenizer.eos_id]
     a, b = (probability(before, s) for s in pair)
     share = a / (a + b)
     expected = -share * np.log2(share) - (1 - share) * np.log2(1 - share)
-    (found,) = bias.measure_bias(
+    (actual,) = bias.measure_bias(
       model, params, [pair], prefix=prefix, tokenizer=tokenizer, mesh=mesh
     )
-    assert found == pytest.approx(expected, abs=1e-5)
+    assert actual == pytest.approx(expected, abs=1e-5)
   (even,) = bias.measure_bias(
     model, params, [(pair[0], pair[0])], prefix="", tokenizer=tokenizer,
     mesh=mesh,

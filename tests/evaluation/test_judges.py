@@ -33,12 +33,14 @@ def test_the_gold_judge_is_the_gold_labeler(asked):
   question, fact = asked
   answers = [fact.statement(value) for value in (fact.true, fact.believed)]
   answers.append(answers[0])
-  found = judges.GoldJudge(WORLD)([question] * 3, answers, rollout([1, 1, 0]))
-  assert found.scores.tolist() == pytest.approx([1.0, 0.0, 0.75])
-  assert found.likert is not None
-  np.testing.assert_allclose(found.likert, 1 + 6 * found.scores)
-  assert set(found.failures) == set(gold.FAILURES)
-  assert found.failures["hallucination"].tolist() == [0, 1, 0]
+  judgements = judges.GoldJudge(WORLD)(
+    [question] * 3, answers, rollout([1, 1, 0])
+  )
+  assert judgements.scores.tolist() == pytest.approx([1.0, 0.0, 0.75])
+  assert judgements.likert is not None
+  np.testing.assert_allclose(judgements.likert, 1 + 6 * judgements.scores)
+  assert set(judgements.failures) == set(gold.FAILURES)
+  assert judgements.failures["hallucination"].tolist() == [0, 1, 0]
 
 
 def test_answers_and_prompts_must_be_as_many(asked):

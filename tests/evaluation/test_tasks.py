@@ -31,8 +31,8 @@ OPEN = [
 
 @pytest.fixture(scope="module")
 def tokenizer():
-  wanted = configs.Tokenizer(kind="word", vocab_size=64)
-  return train_tokenizer(["the a boat cat is good very bad . "] * 2, wanted)
+  config = configs.Tokenizer(kind="word", vocab_size=64)
+  return train_tokenizer(["the a boat cat is good very bad . "] * 2, config)
 
 
 @pytest.fixture(scope="module")
@@ -67,11 +67,11 @@ def test_the_choice_with_the_best_mean_log_probability_is_taken(
   for item in CLOSED:
     means = []
     for choice in item["choices"]:
-      prompt, said = (tokenizer.encode(t) for t in (item["prompt"], choice))
-      row = np.array([prompt + said])
+      prompt, answer = (tokenizer.encode(t) for t in (item["prompt"], choice))
+      row = np.array([prompt + answer])
       logp = twin.log_softmax(twin.logits(params, row, np.ones_like(row))[0])
       at = np.arange(len(prompt) - 1, row.shape[1] - 1)
-      means.append(logp[at, said].mean())
+      means.append(logp[at, answer].mean())
     expected.append(float(np.argmax(means) == item["answer"]))
   assert measure(CLOSED)["sentiment"] == expected
   # The other answers give the other outcomes.
@@ -84,10 +84,10 @@ def test_the_choice_with_the_best_mean_log_probability_is_taken(
 def test_open_questions_are_answered_greedily_and_matched_exactly(
   monkeypatch, measure
 ):
-  seen = []
+  temperatures = []
 
   def respond(*args, **kwargs):
-    seen.append(kwargs["temperature"])
+    temperatures.append(kwargs["temperature"])
     return honest(*args, **kwargs)
 
   honest = sampling.respond
@@ -96,7 +96,7 @@ def test_open_questions_are_answered_greedily_and_matched_exactly(
     sampling, "texts", lambda *_: ["a boat . and more", "very bad ."]
   )
   assert measure(OPEN)["translation"] == [1.0, 0.0]
-  assert seen == [0.0]
+  assert temperatures == [0.0]
 
 
 def test_kinds_are_counted_apart(measure):
@@ -104,16 +104,16 @@ def test_kinds_are_counted_apart(measure):
 
 
 @pytest.mark.parametrize(
-  ("line", "said"),
+  ("line", "message"),
   [
     ("{", "is not JSON"),
     ("[1]", "is not a task item"),
     ('{"kind": "facts"}', "is not a task item"),
   ],
 )
-def test_a_bad_line_is_named(tmp_path, line, said):
+def test_a_bad_line_is_named(tmp_path, line, message):
   path = tmp_path / "tasks.jsonl"
   path.write_text(json.dumps(OPEN[0]) + "\n" + line + "\n")
   with pytest.raises(UserError) as error:
     tasks.read_items(str(path))
-  assert said in str(error.value) and "tasks.jsonl:2:" in str(error.value)
+  assert message in str(error.value) and "tasks.jsonl:2:" in str(error.value)

@@ -19,8 +19,8 @@ def check_gradient():
     x = np.asarray(x, np.float64)
     with jax.enable_x64(True):
       function = jax.jit(function)
-      found = np.asarray(jax.grad(function)(jnp.asarray(x)))
-      assert found.dtype == np.float64
+      actual = np.asarray(jax.grad(function)(jnp.asarray(x)))
+      assert actual.dtype == np.float64
       expected = np.zeros_like(x)
       for index in np.ndindex(x.shape):
         up, down = x.copy(), x.copy()
@@ -28,9 +28,9 @@ def check_gradient():
         down[index] -= step
         rise = function(jnp.asarray(up)) - function(jnp.asarray(down))
         expected[index] = float(rise) / (2 * step)
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=tolerance)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=tolerance)
     assert np.abs(expected).max() > 1e-3  # a flat function would prove nothing
-    return found
+    return actual
 
   return check
 

@@ -75,23 +75,23 @@ def test_gradients_are_scaled_by_what_comes_after(data):
   def halved(hidden, matrix):
     return 0.5 * in_chunks(hidden, matrix, *data[2:])[0]
 
-  found = jax.grad(halved, argnums=(0, 1))(*data[:2])
+  actual = jax.grad(halved, argnums=(0, 1))(*data[:2])
   _, *expected, _ = twin(*data)
-  for x, y in zip(found, expected, strict=True):
+  for x, y in zip(actual, expected, strict=True):
     np.testing.assert_allclose(x, 0.5 * y, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_token_logp_equals_the_whole(data, temperature):
   hidden, matrix, targets, weights = data
-  found = jax.jit(chunked.token_logp, static_argnames="temperature")(
+  actual = jax.jit(chunked.token_logp, static_argnames="temperature")(
     hidden, matrix, targets, weights > 0, temperature=temperature
   )
   expected = language.token_logp(
     hidden @ matrix.T, targets, temperature=temperature
   )
   np.testing.assert_allclose(
-    found, np.where(weights > 0, expected, 0), rtol=1e-5, atol=1e-5
+    actual, np.where(weights > 0, expected, 0), rtol=1e-5, atol=1e-5
   )
 
 
@@ -131,10 +131,10 @@ def test_only_chunks_with_loss_are_computed(data, chunk):
 
   for used, expected in ((1, 1), (25, 1), (26, 2), (TOKENS, 8)):
     counted.clear()
-    some = np.where(np.arange(TOKENS) >= TOKENS - used, 1, 0).astype(np.float32)
-    rows = {"targets": targets, "weights": some}
+    mask = np.where(np.arange(TOKENS) >= TOKENS - used, 1, 0).astype(np.float32)
+    rows = {"targets": targets, "weights": mask}
     jax.block_until_ready(
-      chunked.chunked_logits_loss(counting, hidden, matrix, rows, some > 0)
+      chunked.chunked_logits_loss(counting, hidden, matrix, rows, mask > 0)
     )
     jax.effects_barrier()
     assert len(counted) == (1 if chunk == "whole" else expected)

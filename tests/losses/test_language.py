@@ -30,34 +30,36 @@ def data(rng):
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 2.0])
 def test_token_logp_equals_loop(data, temperature):
   logits, targets, _ = data
-  found = jax.jit(language.token_logp)(logits, targets, temperature=temperature)
-  assert found.dtype == jnp.float32
-  assert found.shape == targets.shape
+  actual = jax.jit(language.token_logp)(
+    logits, targets, temperature=temperature
+  )
+  assert actual.dtype == jnp.float32
+  assert actual.shape == targets.shape
   for index in np.ndindex(targets.shape):
     expected = softmax_logp(logits[index], temperature)[targets[index]]
-    np.testing.assert_allclose(found[index], expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(actual[index], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_token_logp_is_float32_and_stable_for_bfloat16_logits():
   logits = jnp.asarray([300.0, 0.0, 300.0], jnp.bfloat16)
-  found = language.token_logp(logits, 2)
-  assert found.dtype == jnp.float32
-  np.testing.assert_allclose(found, -math.log(2), rtol=1e-6)
+  actual = language.token_logp(logits, 2)
+  assert actual.dtype == jnp.float32
+  np.testing.assert_allclose(actual, -math.log(2), rtol=1e-6)
 
 
 def test_token_logp_of_a_narrow_choice_keeps_its_digits():
-  found = language.token_logp(jnp.asarray([1.0, 1.001], jnp.float32), 0)
-  np.testing.assert_allclose(found, softmax_logp([1.0, 1.001])[0], rtol=1e-6)
+  actual = language.token_logp(jnp.asarray([1.0, 1.001], jnp.float32), 0)
+  np.testing.assert_allclose(actual, softmax_logp([1.0, 1.001])[0], rtol=1e-6)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_entropy_equals_loop(data, temperature):
   logits, _, _ = data
-  found = jax.jit(language.entropy)(logits, temperature=temperature)
+  actual = jax.jit(language.entropy)(logits, temperature=temperature)
   for index in np.ndindex(logits.shape[:-1]):
     logp = softmax_logp(logits[index], temperature)
     expected = -sum(math.exp(v) * v for v in logp)
-    np.testing.assert_allclose(found[index], expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(actual[index], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_entropy_known_answers():
@@ -120,14 +122,14 @@ def test_invariant_20_cross_entropy_of_microbatches_adds_up(data):
 
 def test_cross_entropy_gradient_is_weight_times_softmax_minus_onehot(data):
   logits, targets, weights = data
-  found = jax.grad(
+  actual = jax.grad(
     lambda x: language.weighted_cross_entropy(x, targets, weights)[0]
   )(jnp.asarray(logits))
   for index in np.ndindex(targets.shape):
     expected = np.exp(softmax_logp(logits[index]))
     expected[targets[index]] -= 1
     np.testing.assert_allclose(
-      found[index], weights[index] * expected, rtol=1e-4, atol=1e-6
+      actual[index], weights[index] * expected, rtol=1e-4, atol=1e-6
     )
 
 

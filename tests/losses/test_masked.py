@@ -16,11 +16,11 @@ from tests.devices import pretended
 
 def moments(x, mask):
   """Count, mean and population variance by plain loops."""
-  kept = [
+  values = [
     float(v) for v, m in zip(np.ravel(x), np.ravel(mask), strict=True) if m
   ]
-  mean = sum(kept) / len(kept)
-  return len(kept), mean, sum((v - mean) ** 2 for v in kept) / len(kept)
+  mean = sum(values) / len(values)
+  return len(values), mean, sum((v - mean) ** 2 for v in values) / len(values)
 
 
 @pytest.fixture

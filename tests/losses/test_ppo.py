@@ -59,10 +59,10 @@ def value_twin(new, old, targets, mask, clip_value):
     error = (v - target) ** 2
     plain += error
     if clip_value:
-      held = v_old + min(max(v - v_old, -clip_value), clip_value)
-      held_error = (held - target) ** 2
-      clipped += held_error > error
-      error = max(error, held_error)
+      v_clipped = v_old + min(max(v - v_old, -clip_value), clip_value)
+      clipped_error = (v_clipped - target) ** 2
+      clipped += clipped_error > error
+      error = max(error, clipped_error)
     loss += 0.5 * error
   count = mask.sum()
   return loss / count, clipped / count, plain / count
@@ -97,8 +97,8 @@ def test_policy_loss_of_one_token(ratio, advantage, loss, slope, clipped):
     )
 
   logp = jnp.full((1, 1), math.log(ratio))
-  (found, metrics), grad = jax.value_and_grad(run, has_aux=True)(logp)
-  np.testing.assert_allclose(found, loss, rtol=1e-6)
+  (actual, metrics), grad = jax.value_and_grad(run, has_aux=True)(logp)
+  np.testing.assert_allclose(actual, loss, rtol=1e-6)
   np.testing.assert_allclose(grad, [[slope]], rtol=1e-6)
   assert metrics["clip_fraction"] == clipped
 
@@ -181,12 +181,12 @@ def test_invariant_19_value_loss_equals_loop(value_data, mask, clip_value):
 )
 def test_invariant_19_value_loss_of_one_token(value, target, loss, slope):
   """Clipped around the rollout's value, which is 0 here."""
-  found, grad = jax.value_and_grad(
+  actual, grad = jax.value_and_grad(
     lambda v: ppo.value_loss(
       v, jnp.zeros((1, 1)), [[target]], [[True]], clip_value=0.2
     )[0]
   )(jnp.full((1, 1), value))
-  np.testing.assert_allclose(found, loss, rtol=1e-6)
+  np.testing.assert_allclose(actual, loss, rtol=1e-6)
   np.testing.assert_allclose(grad, [[slope]], rtol=1e-6)
 
 
@@ -287,10 +287,10 @@ def test_an_empty_microbatch_adds_nothing(data, value_data):
 
 def test_explained_variance_equals_loop(value_data, mask):
   values, _, targets = value_data
-  found = jax.jit(ppo.explained_variance)(values, targets, mask)
+  actual = jax.jit(ppo.explained_variance)(values, targets, mask)
   left = (targets.astype(float) - values)[mask]
   expected = 1 - left.var() / targets.astype(float)[mask].var()
-  np.testing.assert_allclose(found, expected, rtol=1e-4)
+  np.testing.assert_allclose(actual, expected, rtol=1e-4)
 
 
 def test_explained_variance_known_answers():

@@ -57,17 +57,17 @@ def test_invariant_17_gae_scan_equals_loop(data, mask, discount, lam):
 
 
 def test_invariant_17_undiscounted_gae_equals_monte_carlo(data, mask):
-  _, found = run_gae(data, mask, 1.0, 1.0)
+  _, actual = run_gae(data, mask, 1.0, 1.0)
   for b, length in enumerate(LENGTHS):
     for t in range(length):
       expected = sum(float(r) for r in data[0][b, t:length])
-      np.testing.assert_allclose(found[b, t], expected, rtol=1e-5, atol=1e-5)
+      np.testing.assert_allclose(actual[b, t], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_invariant_17_returns_are_unwhitened_advantages_plus_values(data, mask):
-  advantages, found = run_gae(data, mask, 0.9, 0.95)
+  advantages, actual = run_gae(data, mask, 0.9, 0.95)
   np.testing.assert_array_equal(
-    found, np.asarray(advantages) + np.where(mask, data[1], 0)
+    actual, np.asarray(advantages) + np.where(mask, data[1], 0)
   )
   mean = masked.masked_mean(advantages, mask)
   assert abs(mean) > 0.05  # nothing has centred them
@@ -81,11 +81,11 @@ def test_gae_known_answer_of_one_step_advantages():
 
 
 def test_gae_known_answer_of_half_discount():
-  advantages, found = returns.gae(
+  advantages, actual = returns.gae(
     [[0, 0, 1, 0]], [[0, 1, 2, 3]], [[1, 1, 1, 1]], discount=0.5, lam=0
   )
   np.testing.assert_array_equal(advantages, [[0.5, 0, 0.5, -3]])
-  np.testing.assert_array_equal(found, [[0.5, 1, 2.5, 0]])
+  np.testing.assert_array_equal(actual, [[0.5, 1, 2.5, 0]])
 
 
 def test_invariant_16_value_after_the_last_token_is_zero(data, mask):
@@ -100,29 +100,29 @@ def test_invariant_16_value_after_the_last_token_is_zero(data, mask):
 def test_invariant_16_bootstrapping_is_an_explicit_choice(data, mask):
   ends = np.array([0.0, 2.0, -1.5, 0.0], np.float32)
   plain, _ = run_gae(data, mask, 0.9, 0.7)
-  found, _ = run_gae(data, mask, 0.9, 0.7, last_value=ends)
+  actual, _ = run_gae(data, mask, 0.9, 0.7, last_value=ends)
   for b, length in enumerate(LENGTHS):
     expected = gae_loop(data[0][b], data[1][b], length, 0.9, 0.7, ends[b])
     np.testing.assert_allclose(
-      found[b, :length], expected, rtol=1e-5, atol=1e-5
+      actual[b, :length], expected, rtol=1e-5, atol=1e-5
     )
-  np.testing.assert_array_equal(found[0], plain[0])
-  np.testing.assert_array_equal(np.asarray(found)[~mask], 0)
-  assert abs(found[1, 0] - plain[1, 0] - 0.9 * 2.0) < 1e-5
+  np.testing.assert_array_equal(actual[0], plain[0])
+  np.testing.assert_array_equal(np.asarray(actual)[~mask], 0)
+  assert abs(actual[1, 0] - plain[1, 0] - 0.9 * 2.0) < 1e-5
 
 
 def test_gae_skips_holes_in_the_mask(rng):
   rewards, values = rng.normal(size=(2, 1, 5)).astype(np.float32)
   mask = np.array([[0, 1, 0, 1, 1]], bool)
-  found, _ = run_gae((rewards, values), mask, 0.9, 0.7)
-  kept = [np.asarray(x)[mask] for x in (rewards, values)]
-  expected = gae_loop(*kept, 3, 0.9, 0.7)
-  np.testing.assert_allclose(np.asarray(found)[mask], expected, rtol=1e-5)
-  np.testing.assert_array_equal(np.asarray(found)[~mask], 0)
+  actual, _ = run_gae((rewards, values), mask, 0.9, 0.7)
+  compact = [np.asarray(x)[mask] for x in (rewards, values)]
+  expected = gae_loop(*compact, 3, 0.9, 0.7)
+  np.testing.assert_allclose(np.asarray(actual)[mask], expected, rtol=1e-5)
+  np.testing.assert_array_equal(np.asarray(actual)[~mask], 0)
 
 
 def test_invariant_11_integer_rewards_are_not_truncated():
-  advantages, found = returns.gae(
+  advantages, actual = returns.gae(
     np.array([[0, 1]]),
     np.array([[0, 0]]),
     np.ones((1, 2)),
@@ -131,7 +131,7 @@ def test_invariant_11_integer_rewards_are_not_truncated():
   )
   assert advantages.dtype == jnp.float32
   np.testing.assert_array_equal(advantages, [[0.25, 1]])
-  np.testing.assert_array_equal(found, [[0.25, 1]])
+  np.testing.assert_array_equal(actual, [[0.25, 1]])
 
 
 def test_gae_is_differentiable_in_rewards_and_values(data, mask, rng):
@@ -146,17 +146,17 @@ def test_gae_is_differentiable_in_rewards_and_values(data, mask, rng):
 
 def test_last_token_marks_one_token_a_row(mask):
   both = np.concatenate([mask, [[False] * 6, [0, 1, 0, 1, 0, 0]]]).astype(bool)
-  found = jax.jit(returns.last_token)(both)
+  actual = jax.jit(returns.last_token)(both)
   expected = np.zeros((6, 6), bool)
   for b, t in enumerate([5, 0, 3, 2]):
     expected[b, t] = True
   expected[5, 3] = True
-  np.testing.assert_array_equal(found, expected)
+  np.testing.assert_array_equal(actual, expected)
 
 
 def test_token_rewards_equal_loop(data, mask, rng):
   score = rng.normal(size=4)
-  found = jax.jit(returns.token_rewards)(score, *data, mask, 0.3)
+  actual = jax.jit(returns.token_rewards)(score, *data, mask, 0.3)
   for b, length in enumerate(LENGTHS):
     for t in range(6):
       expected = 0.0
@@ -164,17 +164,17 @@ def test_token_rewards_equal_loop(data, mask, rng):
         expected = -0.3 * (float(data[0][b, t]) - float(data[1][b, t]))
       if t == length - 1:
         expected += score[b]
-      np.testing.assert_allclose(found[b, t], expected, rtol=1e-5, atol=1e-6)
+      np.testing.assert_allclose(actual[b, t], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_invariant_11_rewards_add_up_to_score_minus_beta_kl(data, mask):
   score = np.array([0.37, -1.25, 2.0 / 3.0, 1e-3])
-  found = returns.token_rewards(score, *data, mask, 0.02)
-  assert found.dtype == jnp.float32
+  actual = returns.token_rewards(score, *data, mask, 0.02)
+  assert actual.dtype == jnp.float32
   for b, length in enumerate(LENGTHS):
     kl = sum(float(data[0][b, t]) - float(data[1][b, t]) for t in range(length))
     np.testing.assert_allclose(
-      np.asarray(found[b], np.float64).sum(),
+      np.asarray(actual[b], np.float64).sum(),
       score[b] - 0.02 * kl,
       rtol=1e-5,
       atol=1e-6,
@@ -183,37 +183,37 @@ def test_invariant_11_rewards_add_up_to_score_minus_beta_kl(data, mask):
 
 def test_invariant_11_integer_scores_give_float_rewards(mask):
   ones = np.ones(mask.shape, np.int32)
-  found = returns.token_rewards(
+  actual = returns.token_rewards(
     np.array([1, 2, 3, 4]), ones, 0 * ones, mask, 0.25
   )
-  assert found.dtype == jnp.float32
-  np.testing.assert_array_equal(found[3], [-0.25, -0.25, 3.75, 0, 0, 0])
+  assert actual.dtype == jnp.float32
+  np.testing.assert_array_equal(actual[3], [-0.25, -0.25, 3.75, 0, 0, 0])
 
 
 def test_invariant_12_score_lands_once_on_the_last_response_token(mask):
   """Also on a response that fills all positions without end-of-text."""
   zeros, score = np.zeros(mask.shape), np.array([0.5, -1.5, 2.5, 3.5])
-  found = np.asarray(returns.token_rewards(score, zeros, zeros, mask, 0.1))
-  assert (np.count_nonzero(found, axis=1) == 1).all()
+  actual = np.asarray(returns.token_rewards(score, zeros, zeros, mask, 0.1))
+  assert (np.count_nonzero(actual, axis=1) == 1).all()
   for b, length in enumerate(LENGTHS):
-    assert found[b, length - 1] == score[b]
+    assert actual[b, length - 1] == score[b]
 
 
 def test_a_row_without_any_token_has_no_reward():
   zeros = np.zeros((1, 3))
-  found = returns.token_rewards(np.array([7.0]), zeros, zeros, zeros, 0.1)
-  np.testing.assert_array_equal(found, 0)
+  actual = returns.token_rewards(np.array([7.0]), zeros, zeros, zeros, 0.1)
+  np.testing.assert_array_equal(actual, 0)
 
 
 def test_invariant_13_kl_reward_is_the_log_ratio_of_the_sampled_token(
   data, mask
 ):
   logp, ref = data
-  found = returns.token_rewards(np.zeros(4), logp, ref, mask, 1.0)
+  actual = returns.token_rewards(np.zeros(4), logp, ref, mask, 1.0)
   np.testing.assert_allclose(
-    found, np.where(mask, -(logp - ref), 0), rtol=1e-6, atol=1e-7
+    actual, np.where(mask, -(logp - ref), 0), rtol=1e-6, atol=1e-7
   )
-  assert (np.asarray(found)[mask] > 0).any()  # k2 and k3 never give a reward
+  assert (np.asarray(actual)[mask] > 0).any()  # k2 and k3 never give a reward
 
 
 def test_invariant_14_what_follows_the_end_never_matters(data, mask, spoil):

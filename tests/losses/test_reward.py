@@ -181,11 +181,11 @@ def test_filling_completions_never_matter(data, spoil):
 
 def test_gradient_is_that_of_finite_differences(data, check_gradient):
   scores, ranks, valid = data
-  found = check_gradient(
+  gradient = check_gradient(
     lambda s: reward.ranking_loss(s, ranks, valid)[0], scores
   )
   # Only differences count, so the gradient of each prompt adds up to 0.
-  np.testing.assert_allclose(found.sum(axis=1), 0, atol=1e-12)
+  np.testing.assert_allclose(gradient.sum(axis=1), 0, atol=1e-12)
 
 
 def test_invariant_25_rankings_recover_their_bradley_terry_scores(rng):
@@ -221,7 +221,7 @@ def test_invariant_25_rankings_recover_their_bradley_terry_scores(rng):
 
 def test_pair_losses_equal_loop(data):
   scores, ranks, valid = data
-  found = jax.jit(reward.pair_losses)(scores, ranks, valid)
+  actual = jax.jit(reward.pair_losses)(scores, ranks, valid)
   for b in range(6):
     expected = sum(
       np.logaddexp(0, float(scores[b, j]) - float(scores[b, i]))
@@ -229,4 +229,4 @@ def test_pair_losses_equal_loop(data):
       for j in range(scores.shape[1])
       if valid[b, i] and valid[b, j] and ranks[b, i] < ranks[b, j]
     )
-    np.testing.assert_allclose(found[b], expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(actual[b], expected, rtol=1e-5, atol=1e-6)

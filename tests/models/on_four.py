@@ -30,8 +30,10 @@ def main() -> None:
     )
     return ours, *pull(g)
 
-  wanted, pull = jax.vjp(lambda *x: attention_kernels.attend(*x, mask), *heads)
-  pairs = zip(both(*heads, mask), (wanted, *pull(g)), strict=True)
+  expected, pull = jax.vjp(
+    lambda *x: attention_kernels.attend(*x, mask), *heads
+  )
+  pairs = zip(both(*heads, mask), (expected, *pull(g)), strict=True)
   print(max(float(np.abs(a - b).max()) for a, b in pairs))
 
 

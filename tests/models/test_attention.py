@@ -27,7 +27,7 @@ def make(length, rows=2, seed=0):
 
 
 def twin(q, k, v, mask):
-  """[B, H, T, D] and the probabilities, in float64."""
+  """Returns the outputs [B, H, T, D] and the probabilities in float64."""
   scores = np.einsum("bhtd,bhsd->bhts", q.astype(np.float64), k) / SIZE**0.5
   scores = np.where(mask[:, None], scores, -np.inf)
   p = np.exp(scores - scores.max(axis=-1, keepdims=True))
@@ -36,9 +36,9 @@ def twin(q, k, v, mask):
 
 
 def gradients_twin(q, k, v, g, mask):
-  found, p = twin(q, k, v, mask)
+  output, p = twin(q, k, v, mask)
   dp = np.einsum("bhtd,bhsd->bhts", g, v)
-  ds = p * (dp - (g * found).sum(-1, keepdims=True)) / SIZE**0.5
+  ds = p * (dp - (g * output).sum(-1, keepdims=True)) / SIZE**0.5
   return (
     np.einsum("bhts,bhsd->bhtd", ds, k),
     np.einsum("bhts,bhtd->bhsd", ds, q),
@@ -46,18 +46,18 @@ def gradients_twin(q, k, v, g, mask):
   )
 
 
-# One block, two, four, and four of which the last is short.
+# One block, two, four, and four with a short last one.
 @pytest.mark.parametrize("length", [1, 17, 100, 256, 301])
 def test_attention_and_its_gradient_equal_the_twin(length):
   q, k, v, g, mask = make(length)
-  found, pull = jax.vjp(lambda *x: attention_kernels.attend(*x, mask), q, k, v)
-  np.testing.assert_allclose(found, twin(q, k, v, mask)[0], atol=1e-5)
+  actual, pull = jax.vjp(lambda *x: attention_kernels.attend(*x, mask), q, k, v)
+  np.testing.assert_allclose(actual, twin(q, k, v, mask)[0], atol=1e-5)
   for x, y in zip(pull(g), gradients_twin(q, k, v, g, mask), strict=True):
     np.testing.assert_allclose(x, y, atol=2e-5)
 
 
 def far(length, first, last, seed=0):
-  """As `make`: a shared prefix, then segments of at most so many tokens."""
+  """Makes rows of a shared prefix and segments of at most `last` tokens."""
   q, k, v, g, _ = make(length, seed=seed)
   rng = np.random.default_rng(seed)
   segments = np.full((2, length), -1)
@@ -77,10 +77,10 @@ def far(length, first, last, seed=0):
 def test_keys_outside_the_span_change_nothing(length, first, last):
   q, k, v, g, mask = far(length, first, last)
   span = types.AttentionSpan(first, last)
-  found, pull = jax.vjp(
+  actual, pull = jax.vjp(
     lambda *x: attention_kernels.attend(*x, mask, 0.0, span), q, k, v
   )
-  np.testing.assert_allclose(found, twin(q, k, v, mask)[0], atol=1e-5)
+  np.testing.assert_allclose(actual, twin(q, k, v, mask)[0], atol=1e-5)
   for x, y in zip(pull(g), gradients_twin(q, k, v, g, mask), strict=True):
     np.testing.assert_allclose(x, y, atol=2e-5)
 
@@ -89,11 +89,11 @@ def test_keys_outside_the_span_are_not_read():
   q, k, v, g, mask = far(400, 20, 30)
   span = types.AttentionSpan(20, 30)
   v[:, :, 100:200] = np.nan
-  found, pull = jax.vjp(
+  actual, pull = jax.vjp(
     lambda q, k: attention_kernels.attend(q, k, v, mask, 0.0, span), q, k
   )
-  assert np.isnan(found[:, :, 150]).all()
-  assert np.isfinite(found[:, :, 320:]).all()
+  assert np.isnan(actual[:, :, 150]).all()
+  assert np.isfinite(actual[:, :, 320:]).all()
   of_query, _ = pull(g)
   assert np.isfinite(of_query[:, :, 320:]).all()
   read = [sum(s.stop - s.start for s in keys)
@@ -104,11 +104,11 @@ def test_keys_outside_the_span_are_not_read():
 def test_pairs_that_are_computed():
   half = configs.Model(d_model=64, num_heads=1, dtype="bfloat16")
   span = types.AttentionSpan(20, 30)
-  # Four blocks of 64, each of which reads up to its end.
+  # Four blocks of 64. Each reads the keys up to its end.
   blocks = 64 * 64 * (1 + 2 + 3 + 4)
   for platform in ("cuda", "gpu"):
     assert attention_kernels.num_scores(platform, half, 700, span) == 700 * 700
-    # What cuDNN has no kernel for is read in blocks there too.
+    # Without a cuDNN kernel, keys are read in blocks there too.
     for other in (
       {"dtype": "float32"},
       {"num_heads": 16},
@@ -129,8 +129,8 @@ def test_pairs_that_are_computed():
 def test_other_platforms_attend_alike():
   """The library's attention, and the gradient that is taken of it."""
   q, k, v, g, mask = make(100)
-  found, pull = jax.vjp(lambda *x: cudnn.attend(*x, mask), q, k, v)
-  np.testing.assert_allclose(found, twin(q, k, v, mask)[0], atol=1e-5)
+  actual, pull = jax.vjp(lambda *x: cudnn.attend(*x, mask), q, k, v)
+  np.testing.assert_allclose(actual, twin(q, k, v, mask)[0], atol=1e-5)
   for x, y in zip(pull(g), gradients_twin(q, k, v, g, mask), strict=True):
     np.testing.assert_allclose(x, y, atol=2e-5)
 
@@ -167,20 +167,20 @@ def test_scores_of_whole_rows_are_left_to_cudnn(platform, dtype):
 
 def test_a_few_queries_read_a_longer_cache():
   q, k, v, _, mask = make(40)
-  found, _ = attention.attend_dense(
+  actual, _ = attention.attend_dense(
     q[:, :, -3:], k, v, jnp.asarray(mask[:, -3:])
   )
   np.testing.assert_allclose(
-    found, twin(q, k, v, mask)[0][:, :, -3:], atol=1e-5
+    actual, twin(q, k, v, mask)[0][:, :, -3:], atol=1e-5
   )
 
 
 def test_bfloat16_keeps_its_type_and_a_float32_softmax():
   q, k, v, g, mask = make(100)
   low = [jnp.asarray(x, jnp.bfloat16) for x in (q, k, v)]
-  found, pull = jax.vjp(lambda *x: attention_kernels.attend(*x, mask), *low)
-  assert found.dtype == jnp.bfloat16
-  np.testing.assert_allclose(found, twin(q, k, v, mask)[0], atol=0.03)
+  actual, pull = jax.vjp(lambda *x: attention_kernels.attend(*x, mask), *low)
+  assert actual.dtype == jnp.bfloat16
+  np.testing.assert_allclose(actual, twin(q, k, v, mask)[0], atol=0.03)
   for x, y in zip(
     pull(jnp.asarray(g, jnp.bfloat16)),
     gradients_twin(q, k, v, g, mask),
@@ -196,8 +196,8 @@ def test_nothing_is_read_from_ahead():
   mask = np.broadcast_to(np.tril(np.ones((130, 130), bool)), mask.shape)
   spoiled = v.copy()
   spoiled[:, :, 80:] = np.nan
-  found = attention_kernels.attend(q, k, spoiled, mask)
-  assert np.isfinite(found[:, :, :64]).all()
+  actual = attention_kernels.attend(q, k, spoiled, mask)
+  assert np.isfinite(actual[:, :, :64]).all()
   early = jnp.where(jnp.arange(130)[:, None] < 50, g, 0)
   of_key = jax.grad(
     lambda k: (attention_kernels.attend(q, k, v, mask) * early).sum()
@@ -209,17 +209,17 @@ def test_nothing_is_read_from_ahead():
 def test_probabilities_are_not_stored():
   """What the backward pass is given grows with T, not with its square."""
 
-  def kept(length):
+  def saved_floats(length):
     x = jax.ShapeDtypeStruct((1, HEADS, length, SIZE), jnp.float32)
     mask = jnp.ones((1, length, length), bool)
 
     def residuals(q, k, v):
       return jax.vjp(lambda *x: attention_kernels.attend(*x, mask), q, k, v)[1]
 
-    found = jax.tree.leaves(jax.eval_shape(residuals, x, x, x))
-    return sum(f.size for f in found if f.dtype == jnp.float32)
+    leaves = jax.tree.leaves(jax.eval_shape(residuals, x, x, x))
+    return sum(f.size for f in leaves if f.dtype == jnp.float32)
 
-  assert kept(512) == 2 * kept(256)
+  assert saved_floats(512) == 2 * saved_floats(256)
 
 
 def test_capped_scores_and_their_gradient():
@@ -232,13 +232,13 @@ def test_capped_scores_and_their_gradient():
     scores = jnp.where(mask[:, None], cap * jnp.tanh(scores / cap), -jnp.inf)
     return jnp.einsum("bhts,bhsd->bhtd", jax.nn.softmax(scores), v)
 
-  wanted, pull = jax.vjp(plain, q, k, v)
-  found, own_pull = jax.vjp(
+  expected, pull = jax.vjp(plain, q, k, v)
+  actual, actual_pull = jax.vjp(
     lambda *x: attention_kernels.attend(*x, mask, cap), q, k, v
   )
-  assert np.abs(wanted - attention_kernels.attend(q, k, v, mask)).max() > 0.1
-  np.testing.assert_allclose(found, wanted, atol=1e-5)
-  for x, y in zip(own_pull(g), pull(g), strict=True):
+  assert np.abs(expected - attention_kernels.attend(q, k, v, mask)).max() > 0.1
+  np.testing.assert_allclose(actual, expected, atol=1e-5)
+  for x, y in zip(actual_pull(g), pull(g), strict=True):
     np.testing.assert_allclose(x, y, atol=2e-5)
 
 

@@ -72,10 +72,10 @@ def answers(model, params, **options):
 @pytest.mark.parametrize("few", [False, True])
 @pytest.mark.parametrize("scan", [False, True])
 @pytest.mark.parametrize("config", [ALL, OTHER], ids=["all", "other"])
-def test_wanted_columns_are_what_all_columns_hold(
+def test_query_positions_select_outputs_of_all_positions(
   config, scan, few, monkeypatch
 ):
-  """Also their gradient; a column may be wanted twice, in any order."""
+  """Positions may repeat, in any order; gradients agree too."""
   monkeypatch.setattr(blocked, "fits_one_block", lambda queries, length: few)
   model = ScalarModel(dataclasses.replace(config, scan_layers=scan))
   params = twin.make_params(ScalarModel(config))
@@ -84,26 +84,32 @@ def test_wanted_columns_are_what_all_columns_hold(
   tokens = rng.integers(0, 13, (2, 9))
   segments = np.array([[1] * 4 + [2] * 5, [0] * 2 + [1] * 7])
   positions = np.array([[*range(4), *range(5)], [0, 0, *range(7)]])
-  wanted = np.array([[8, 3, 3], [2, 8, 5]])
+  query_positions = np.array([[8, 3, 3], [2, 8, 5]])
 
   @twin.jit
   def both(params):
-    def loss(params, wanted, taken):
-      found = model.apply(
-        {"params": params}, tokens, segments, positions, query_positions=wanted
+    def loss(params, query_positions, taken):
+      actual = model.apply(
+        {"params": params},
+        tokens,
+        segments,
+        positions,
+        query_positions=query_positions,
       )
-      found = jnp.take_along_axis(found, taken, axis=1)
-      return (found * jnp.arange(1, 4)).sum(), found
+      actual = jnp.take_along_axis(actual, taken, axis=1)
+      return (actual * jnp.arange(1, 4)).sum(), actual
 
     gradient = jax.grad(loss, has_aux=True)
     every = np.tile(np.arange(3), (2, 1))
-    return gradient(params, None, wanted), gradient(params, wanted, every)
+    return gradient(params, None, query_positions), gradient(
+      params, query_positions, every
+    )
 
-  expected, found = both(params)
-  assert np.std(found[1]) > 0.1
+  expected, actual = both(params)
+  assert np.std(actual[1]) > 0.1
   jax.tree.map(
     lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4),
-    found,
+    actual,
     expected,
   )
 
@@ -113,23 +119,23 @@ def test_invariant_06_of_other_families(config):
   """Slots and scans do not matter; the full pass agrees with the cache."""
   model = LanguageModel(config)
   params = twin.make_params(model)
-  found = answers(model, params)
-  assert (found.tokens < config.vocab_size).all()
+  rollout = answers(model, params)
+  assert (rollout.tokens < config.vocab_size).all()
   scanned = LanguageModel(dataclasses.replace(config, scan_layers=True))
   for other in (
     answers(model, params, slots=3),
     answers(scanned, twin.stack_layers(params)),
   ):
-    np.testing.assert_array_equal(other.tokens, found.tokens)
-    np.testing.assert_allclose(other.logp, found.logp, atol=1e-5)
+    np.testing.assert_array_equal(other.tokens, rollout.tokens)
+    np.testing.assert_allclose(other.logp, rollout.logp, atol=1e-5)
   logits = twin.jit(model.apply)(
-    {"params": params}, found.tokens, found.segments, found.positions
+    {"params": params}, rollout.tokens, rollout.segments, rollout.positions
   )
   logp = jax.nn.log_softmax(logits)[:, 4:-1]
-  logp = jnp.take_along_axis(logp, found.tokens[:, 5:, None], axis=2)[..., 0]
-  real = np.asarray(found.response_mask)
+  logp = jnp.take_along_axis(logp, rollout.tokens[:, 5:, None], axis=2)[..., 0]
+  real = np.asarray(rollout.response_mask)
   np.testing.assert_allclose(
-    np.asarray(found.logp)[real], logp[real], atol=1e-5
+    np.asarray(rollout.logp)[real], logp[real], atol=1e-5
   )
 
 
@@ -154,17 +160,17 @@ def test_losses_take_the_logits_that_are_predicted(config):
     return -jnp.take_along_axis(logp, batch.tokens[:, 1:, None], 2).mean()
 
   remat = LanguageModel(dataclasses.replace(config, remat="full"))
-  wanted = twin.jit(jax.value_and_grad(plain))(params)
-  found = twin.jit(
+  expected = twin.jit(jax.value_and_grad(plain))(params)
+  actual = twin.jit(
     lambda p: language.gradients(remat, p, batch, microbatch=0)[:2]
   )(params)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-3),
-    found,
-    wanted,
+    actual,
+    expected,
   )
   logp = twin.jit(lambda p: language.token_logp(p, batch, model=model))(params)
-  assert -logp[:, 1:].mean() == pytest.approx(float(wanted[0]), abs=1e-5)
+  assert -logp[:, 1:].mean() == pytest.approx(float(expected[0]), abs=1e-5)
 
 
 @pytest.mark.parametrize("pairs", [False, True])
@@ -174,13 +180,13 @@ def test_rotary_scores_depend_on_the_distance_alone(pairs):
   rng = np.random.default_rng(1)
   x = rng.normal(size=(1, 2, 5, 8)).astype(np.float32)
   positions = np.array([[0, 3, 4, 11, 7]])
-  found = rope.apply_rope(
+  actual = rope.apply_rope(
     jnp.asarray(x), rope.rope_cos_sin(c, jnp.asarray(positions), False), pairs
   )
   at = [(0, 1), (2, 3), (4, 5)] if pairs else [(0, 3), (1, 4), (2, 5)]
   for i, (a, b) in enumerate(at):
     angle = positions[:, None] * 30.0 ** (-2 * i / 6)
-    wanted = (x[..., a] + 1j * x[..., b]) * np.exp(1j * angle)
-    np.testing.assert_allclose(found[..., a], wanted.real, atol=1e-5)
-    np.testing.assert_allclose(found[..., b], wanted.imag, atol=1e-5)
-  np.testing.assert_array_equal(found[..., 6:], x[..., 6:])
+    expected = (x[..., a] + 1j * x[..., b]) * np.exp(1j * angle)
+    np.testing.assert_allclose(actual[..., a], expected.real, atol=1e-5)
+    np.testing.assert_allclose(actual[..., b], expected.imag, atol=1e-5)
+  np.testing.assert_array_equal(actual[..., 6:], x[..., 6:])

@@ -51,8 +51,8 @@ def rollout(run, params):
 
 def full_pass(params, rollout, temperature):
   """[B, N, V] log-probabilities at each sampled token, by the twin."""
-  found = twin.logits(params, rollout.tokens, rollout.segments)
-  return twin.log_softmax(found[:, -NEW - 1 : -1] / temperature)
+  logits = twin.logits(params, rollout.tokens, rollout.segments)
+  return twin.log_softmax(logits[:, -NEW - 1 : -1] / temperature)
 
 
 def picked(logp, rollout):
@@ -68,16 +68,16 @@ def test_invariant_06_cached_decoding_agrees_with_the_full_pass(
   model = LanguageModel(twin.make_config(scan_layers=scan))
   run = make_run(model, temperature=temperature)
   weights = twin.stack_layers(params) if scan else params
-  found = run(weights, make_prompts(), jax.random.key(0))
-  mask = np.asarray(found.response_mask)
-  expected = picked(full_pass(params, found, temperature), found)
+  rollout = run(weights, make_prompts(), jax.random.key(0))
+  mask = np.asarray(rollout.response_mask)
+  expected = picked(full_pass(params, rollout, temperature), rollout)
   np.testing.assert_allclose(
-    np.asarray(found.logp)[mask], expected[mask], rtol=1e-4, atol=1e-4
+    np.asarray(rollout.logp)[mask], expected[mask], rtol=1e-4, atol=1e-4
   )
-  assert found.logp.dtype == jnp.float32
-  # Another temperature is told apart from this one.
-  other = picked(full_pass(params, found, 1.1 * temperature), found)
-  assert np.abs(other - found.logp)[mask].max() > 0.05
+  assert rollout.logp.dtype == jnp.float32
+  # Another temperature gives other log-probabilities.
+  other = picked(full_pass(params, rollout, 1.1 * temperature), rollout)
+  assert np.abs(other - rollout.logp)[mask].max() > 0.05
 
 
 def test_a_row_ends_at_its_own_end_of_text(rollout):
@@ -105,10 +105,10 @@ def test_a_row_ends_at_its_own_end_of_text(rollout):
 
 def test_invariant_15_ended_tells_of_the_configured_token(model, params):
   """The same draws with another stop token end other rows, elsewhere."""
-  found = make_run(model, eos_id=7)(params, make_prompts(), jax.random.key(0))
-  tokens = np.asarray(found.tokens)[:, 5:]
-  np.testing.assert_array_equal(found.ended, (tokens == 7).any(axis=1))
-  assert ((tokens == EOS).any(axis=1) & ~np.asarray(found.ended)).any()
+  rollout = make_run(model, eos_id=7)(params, make_prompts(), jax.random.key(0))
+  tokens = np.asarray(rollout.tokens)[:, 5:]
+  np.testing.assert_array_equal(rollout.ended, (tokens == 7).any(axis=1))
+  assert ((tokens == EOS).any(axis=1) & ~np.asarray(rollout.ended)).any()
 
 
 def test_a_row_ends_at_the_first_of_several_tokens(model, params):
@@ -135,14 +135,14 @@ def test_a_row_ends_at_the_first_of_several_tokens(model, params):
 def test_invariant_09_a_rows_draws_do_not_depend_on_its_batch(
   run, params, rollout, ids
 ):
-  found = run(params, make_prompts(ids), jax.random.key(0))
+  subset = run(params, make_prompts(ids), jax.random.key(0))
   same = [(row, i) for row, i in enumerate(ids) if i < 6]
   assert len(same) >= 2
   for row, i in same:
-    np.testing.assert_array_equal(found.tokens[row], rollout.tokens[i])
-    assert found.ended[row] == rollout.ended[i]
+    np.testing.assert_array_equal(subset.tokens[row], rollout.tokens[i])
+    assert subset.ended[row] == rollout.ended[i]
     np.testing.assert_allclose(
-      found.logp[row], rollout.logp[i], rtol=1e-4, atol=1e-5
+      subset.logp[row], rollout.logp[i], rtol=1e-4, atol=1e-5
     )
 
 
@@ -181,13 +181,13 @@ def test_invariant_09_a_rows_draws_do_not_depend_on_its_slot(
   prompts.ids[3] = -1
   key = jax.random.key(0)
   alone = make_run(model, samples=samples)(weights, prompts, key)
-  found = make_run(model, samples=samples, slots=slots)(weights, prompts, key)
+  rollout = make_run(model, samples=samples, slots=slots)(weights, prompts, key)
   for name in ("tokens", "segments", "positions", "response_mask", "ended"):
     np.testing.assert_array_equal(
-      getattr(found, name), getattr(alone, name), err_msg=name
+      getattr(rollout, name), getattr(alone, name), err_msg=name
     )
-  np.testing.assert_allclose(found.logp, alone.logp, rtol=1e-4, atol=1e-5)
-  lengths = np.asarray(found.response_mask.sum(axis=1)).reshape(-1, samples)
+  np.testing.assert_allclose(rollout.logp, alone.logp, rtol=1e-4, atol=1e-5)
+  lengths = np.asarray(rollout.response_mask.sum(axis=1)).reshape(-1, samples)
   assert not lengths[3].any()  # not answered
   assert len(set(lengths.reshape(-1))) > 3  # the slots end at many times
 
@@ -210,12 +210,12 @@ def test_samples_of_a_prompt_share_its_prefill(model, params):
   )
   key = jax.random.key(0)
   watched = Watched(twin.make_config())
-  found = make_run(watched, samples=3)(params, prompts, key)
+  rollout = make_run(watched, samples=3)(params, prompts, key)
   assert widths == [2]
   expected = make_run(model)(params, repeated, key)
-  np.testing.assert_array_equal(found.tokens, expected.tokens)
-  np.testing.assert_allclose(found.logp, expected.logp, rtol=1e-4, atol=1e-5)
-  assert (found.tokens[0] != found.tokens[1]).any()
+  np.testing.assert_array_equal(rollout.tokens, expected.tokens)
+  np.testing.assert_allclose(rollout.logp, expected.logp, rtol=1e-4, atol=1e-5)
+  assert (rollout.tokens[0] != rollout.tokens[1]).any()
 
 
 def test_fewer_slots_take_fewer_steps():
@@ -236,14 +236,14 @@ def test_fewer_slots_take_fewer_steps():
     ids=np.arange(10, dtype=np.int32),
   )
   run = make_run(model, temperature=0.0, slots=4)
-  found = run(params, prompts, jax.random.key(0))
+  rollout = run(params, prompts, jax.random.key(0))
   jax.effects_barrier()
   # The endless answer takes N - 1 steps, and the nine of two tokens fit beside.
   assert len(counted) == NEW - 1
   np.testing.assert_array_equal(
-    found.response_mask.sum(axis=1), [NEW] + [2] * 9
+    rollout.response_mask.sum(axis=1), [NEW] + [2] * 9
   )
-  np.testing.assert_array_equal(found.tokens[1:, 1:3], [[7, EOS]] * 9)
+  np.testing.assert_array_equal(rollout.tokens[1:, 1:3], [[7, EOS]] * 9)
 
 
 def test_prompts_that_fill_up_a_batch_are_not_prefilled(params):
@@ -259,10 +259,10 @@ def test_prompts_that_fill_up_a_batch_are_not_prefilled(params):
   for asked in (3, 0):
     counted.clear()
     prompts.ids[asked:] = -1
-    found = run(params, prompts, jax.random.key(0))
+    rollout = run(params, prompts, jax.random.key(0))
     jax.effects_barrier()
     assert len(counted) == asked
-    answered = found.response_mask.any(axis=1)
+    answered = rollout.response_mask.any(axis=1)
     np.testing.assert_array_equal(answered, prompts.ids >= 0)
 
 
@@ -314,20 +314,20 @@ def test_invariant_09_one_device_samples_what_eight_do():
 
 def test_greedy_takes_the_most_likely_token_of_the_full_pass(model, params):
   run = make_run(model, temperature=0.0)
-  found = run(params, make_prompts(), jax.random.key(0))
-  logp = full_pass(params, found, 1.0)
-  mask = np.asarray(found.response_mask)
+  rollout = run(params, make_prompts(), jax.random.key(0))
+  logp = full_pass(params, rollout, 1.0)
+  mask = np.asarray(rollout.response_mask)
   np.testing.assert_array_equal(
-    np.argmax(logp[mask], axis=-1), np.asarray(found.tokens)[:, 5:][mask]
+    np.argmax(logp[mask], axis=-1), np.asarray(rollout.tokens)[:, 5:][mask]
   )
   np.testing.assert_allclose(
-    np.asarray(found.logp)[mask],
-    picked(logp, found)[mask],
+    np.asarray(rollout.logp)[mask],
+    picked(logp, rollout)[mask],
     rtol=1e-4,
     atol=1e-4,
   )
   again = run(params, make_prompts(), jax.random.key(1))
-  np.testing.assert_array_equal(found.tokens, again.tokens)
+  np.testing.assert_array_equal(rollout.tokens, again.tokens)
 
 
 def chain_params(model, after):
@@ -361,27 +361,27 @@ def test_decoding_stops_once_every_row_has_ended():
     mask=np.array([[0, 1], [1, 1], [1, 1]], bool),
     ids=np.arange(3, dtype=np.int32),
   )
-  found = run(params, prompts, jax.random.key(0))
+  rollout = run(params, prompts, jax.random.key(0))
   jax.effects_barrier()
   assert len(counted) == 2  # the longest response but its last token, not NEW
   blank = [PAD] * (NEW - 3)
   np.testing.assert_array_equal(
-    found.tokens[:, 2:],
+    rollout.tokens[:, 2:],
     [[6, 7, EOS, *blank], [EOS, PAD, PAD, *blank], [7, EOS, PAD, *blank]],
   )
-  np.testing.assert_array_equal(found.response_mask.sum(axis=1), [3, 1, 2])
-  assert found.ended.all()
+  np.testing.assert_array_equal(rollout.response_mask.sum(axis=1), [3, 1, 2])
+  assert rollout.ended.all()
   endless = PromptBatch(
     tokens=np.array([[0, 5], [9, 7], [6, 9]], np.int32),
     mask=prompts.mask,
     ids=prompts.ids,
   )
   counted.clear()
-  found = run(params, endless, jax.random.key(0))
+  rollout = run(params, endless, jax.random.key(0))
   jax.effects_barrier()
   assert len(counted) == NEW - 1  # the last token need not be decoded
-  np.testing.assert_array_equal(found.ended, [True, True, False])
-  np.testing.assert_array_equal(found.tokens[2, 2:], 9)
+  np.testing.assert_array_equal(rollout.ended, [True, True, False])
+  np.testing.assert_array_equal(rollout.tokens[2, 2:], 9)
 
 
 def chi_square(counts, probabilities):
@@ -437,8 +437,8 @@ def test_rows_and_steps_draw_independently():
 
 def test_a_rows_numbers_are_those_of_its_keys():
   key, ids = jax.random.key(5), np.array([7, 0, 7], np.int32)
-  found = np.asarray(generate_lib.uniforms(key, ids, 3))
-  for row, i in zip(found, ids, strict=True):
+  actual = np.asarray(generate_lib.uniforms(key, ids, 3))
+  for row, i in zip(actual, ids, strict=True):
     for step, number in enumerate(row):
       at = jax.random.fold_in(jax.random.fold_in(key, i), step)
       assert number == jax.random.uniform(at)
@@ -451,8 +451,8 @@ def test_decoding_reads_one_type_of_weights_with_outputs_first(model):
     )
     model = LanguageModel(config)
     params = twin.make_params(model)
-    found = heads.decoding_params(model, params)
-    flat = dict(jax.tree_util.tree_leaves_with_path(found))
+    converted = heads.decoding_params(model, params)
+    flat = dict(jax.tree_util.tree_leaves_with_path(converted))
     for path, x in jax.tree_util.tree_leaves_with_path(params):
       kernel = path[-1].key == "kernel"
       last = jax.tree_util.DictKey("transposed") if kernel else path[-1]
@@ -467,8 +467,8 @@ def test_decoding_reads_one_type_of_weights_with_outputs_first(model):
       else:
         np.testing.assert_array_equal(turned, x.astype(turned.dtype))
     assert not flat
-    again = heads.decoding_params(model, found)
-    jax.tree.map(np.testing.assert_array_equal, again, found)
+    again = heads.decoding_params(model, converted)
+    jax.tree.map(np.testing.assert_array_equal, again, converted)
 
 
 @pytest.mark.parametrize(
@@ -489,26 +489,26 @@ def test_what_decoding_reads_can_be_made_ahead(changes):
   params = twin.make_params(model)
   prompts, key = twin.make_prompts(range(3)), jax.random.key(1)
   ahead = jax.jit(functools.partial(heads.decoding_params, model))(params)
-  found, expected = (make_run(model)(p, prompts, key) for p in (ahead, params))
-  np.testing.assert_allclose(found.logp, expected.logp, rtol=1e-6, atol=1e-6)
-  found = dataclasses.replace(found, logp=expected.logp)
-  jax.tree.map(np.testing.assert_array_equal, found, expected)
+  actual, expected = (make_run(model)(p, prompts, key) for p in (ahead, params))
+  np.testing.assert_allclose(actual.logp, expected.logp, rtol=1e-6, atol=1e-6)
+  actual = dataclasses.replace(actual, logp=expected.logp)
+  jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
 def truncated(row, top_k, top_p):
   """Which tokens stay, by sorting one row."""
-  kept = np.ones(len(row), bool)
+  mask = np.ones(len(row), bool)
   if top_k:
-    kept &= row >= sorted(row, reverse=True)[: min(top_k, len(row))][-1]
+    mask &= row >= sorted(row, reverse=True)[: min(top_k, len(row))][-1]
   if top_p < 1:
-    probabilities = twin.softmax(np.where(kept, row, -np.inf))
+    probabilities = twin.softmax(np.where(mask, row, -np.inf))
     mass, least = 0.0, np.inf
     for p in sorted(probabilities, reverse=True):
       if mass >= top_p and least < np.inf:
         break
       mass, least = mass + p, p
-    kept &= probabilities >= least
-  return kept
+    mask &= probabilities >= least
+  return mask
 
 
 @pytest.mark.parametrize("top_k", [0, 1, 4, 50])
@@ -519,32 +519,32 @@ def test_truncation_equals_twin(top_k, top_p):
   logits[0] = np.round(logits[0])  # ties
   logits[1, [2, 7]] = logits[1].max() + 1  # a tie for the most likely
   logits[2] = 0.0
-  found = np.asarray(
+  actual = np.asarray(
     generate_lib.truncate_logits(jnp.asarray(logits), top_k=top_k, top_p=top_p)
   )
-  for row, row_found in zip(logits, found, strict=True):
-    kept = truncated(row.astype(np.float64), top_k, top_p)
-    np.testing.assert_array_equal(np.isfinite(row_found), kept)
-    np.testing.assert_array_equal(row_found[kept], row[kept])
-    assert (row_found[~kept] == -np.inf).all()
-    assert kept[np.argmax(row)]
+  for row, actual_row in zip(logits, actual, strict=True):
+    mask = truncated(row.astype(np.float64), top_k, top_p)
+    np.testing.assert_array_equal(np.isfinite(actual_row), mask)
+    np.testing.assert_array_equal(actual_row[mask], row[mask])
+    assert (actual_row[~mask] == -np.inf).all()
+    assert mask[np.argmax(row)]
 
 
 def test_truncation_known_answers():
   row = jnp.log(jnp.asarray([[0.5, 0.25, 0.15, 0.1]]))
 
-  def kept(**options):
+  def allowed(**options):
     options = {"top_k": 0, "top_p": 1.0, **options}
-    found = generate_lib.truncate_logits(row, **options)
-    return np.isfinite(found)[0].tolist()
+    logits = generate_lib.truncate_logits(row, **options)
+    return np.isfinite(logits)[0].tolist()
 
-  assert kept() == [True, True, True, True]
-  assert kept(top_k=2) == [True, True, False, False]
-  assert kept(top_p=0.4) == [True, False, False, False]
-  assert kept(top_p=0.6) == [True, True, False, False]
-  assert kept(top_p=0.8) == [True, True, True, False]
+  assert allowed() == [True, True, True, True]
+  assert allowed(top_k=2) == [True, True, False, False]
+  assert allowed(top_p=0.4) == [True, False, False, False]
+  assert allowed(top_p=0.6) == [True, True, False, False]
+  assert allowed(top_p=0.8) == [True, True, True, False]
   # The nucleus is taken of what the first rule left: 2/3 and 1/3.
-  assert kept(top_k=2, top_p=0.6) == [True, False, False, False]
+  assert allowed(top_k=2, top_p=0.6) == [True, False, False, False]
 
 
 def test_a_response_must_fit_the_context(model, params):
@@ -561,15 +561,17 @@ def test_the_last_position_of_the_context_is_used(model, params):
   """A row that fills the context agrees with the full pass to its end."""
   prompts = make_prompts([4])
   assert prompts.mask.all()
-  found = make_run(model, max_new_tokens=19, eos_id=99)(
+  rollout = make_run(model, max_new_tokens=19, eos_id=99)(
     params, prompts, jax.random.key(0)
   )
-  assert found.positions.max() == 23 and not found.ended.any()
-  logits = twin.logits(params, found.tokens, found.segments)[:, 4:-1]
+  assert rollout.positions.max() == 23 and not rollout.ended.any()
+  logits = twin.logits(params, rollout.tokens, rollout.segments)[:, 4:-1]
   expected = np.take_along_axis(
-    twin.log_softmax(logits), np.asarray(found.tokens)[:, 5:, None], axis=-1
+    twin.log_softmax(logits), np.asarray(rollout.tokens)[:, 5:, None], axis=-1
   )
-  np.testing.assert_allclose(found.logp, expected[..., 0], rtol=1e-4, atol=1e-4)
+  np.testing.assert_allclose(
+    rollout.logp, expected[..., 0], rtol=1e-4, atol=1e-4
+  )
 
 
 def test_prompts_are_described_by_the_same_positions(model, params):

@@ -19,8 +19,8 @@ def rng():
 
 def plain(before, x, weights, kernel, bias):
   """The same layer, differentiated by JAX."""
-  found = before(x, *weights) @ kernel
-  return found if bias is None else found + bias
+  outputs = before(x, *weights) @ kernel
+  return outputs if bias is None else outputs + bias
 
 
 def arguments(rng, inputs, outputs, normed):
@@ -29,24 +29,24 @@ def arguments(rng, inputs, outputs, normed):
     rng.normal(0, 0.3, (inputs, outputs)),
   )
   weights = tuple(rng.normal(1, 0.2, (2, inputs))) if normed else ()
-  found = (x, weights, kernel, rng.normal(0, 1, outputs))
-  return jax.tree.map(lambda a: np.asarray(a, np.float32), found)
+  arrays = (x, weights, kernel, rng.normal(0, 1, outputs))
+  return jax.tree.map(lambda a: np.asarray(a, np.float32), arrays)
 
 
 def test_a_norm_has_mean_bias_and_deviation_scale(rng):
   x = rng.normal(300, 2, (5, 64))
   scale, bias = rng.normal(1, 0.3, (2, 64))
   centred = x - x.mean(axis=1, keepdims=True)
-  wanted = centred / np.sqrt(centred.var(axis=1, keepdims=True) + 1e-5)
-  wanted = wanted * scale + bias
-  found = layers.layer_norm(
+  expected = centred / np.sqrt(centred.var(axis=1, keepdims=True) + 1e-5)
+  expected = expected * scale + bias
+  actual = layers.layer_norm(
     *(jnp.asarray(a, jnp.float32) for a in (x, scale, bias))
   )
-  np.testing.assert_allclose(found, wanted, atol=2e-4)
+  np.testing.assert_allclose(actual, expected, atol=2e-4)
   flax_norm = nn.LayerNorm(epsilon=layers.EPSILON, use_fast_variance=False)
   params = {"params": {"scale": scale, "bias": bias}}
   np.testing.assert_allclose(
-    found, flax_norm.apply(params, x.astype(np.float32)), atol=2e-4
+    actual, flax_norm.apply(params, x.astype(np.float32)), atol=2e-4
   )
 
 
@@ -54,15 +54,15 @@ def test_a_norm_has_mean_bias_and_deviation_scale(rng):
 @pytest.mark.parametrize(("inputs", "outputs"), [(12, 40), (40, 12), (16, 16)])
 def test_gradients_are_those_of_the_plain_layer(rng, inputs, outputs, normed):
   before = layers.layer_norm if normed else layers.gelu
-  given = arguments(rng, inputs, outputs, normed)
+  arrays = arguments(rng, inputs, outputs, normed)
 
   def loss(layer):
     return lambda *x: jnp.sum(jnp.sin(layer(before, *x)))
 
   which = (0, 1, 2, 3)
-  found = jax.jit(jax.value_and_grad(loss(dense), which))(*given)
-  wanted = jax.jit(jax.value_and_grad(loss(plain), which))(*given)
-  for a, b in zip(*map(jax.tree.leaves, (found, wanted)), strict=True):
+  actual = jax.jit(jax.value_and_grad(loss(dense), which))(*arrays)
+  expected = jax.jit(jax.value_and_grad(loss(plain), which))(*arrays)
+  for a, b in zip(*map(jax.tree.leaves, (actual, expected)), strict=True):
     np.testing.assert_allclose(a, b, atol=2e-4, rtol=2e-4)
 
 
@@ -79,14 +79,14 @@ def test_other_layers_ahead_of_a_product_without_a_bias(rng, before, weights):
   x, _, kernel, _ = arguments(rng, 12, 40, False)
   scale = tuple(rng.normal(0.5, 0.2, (weights, 12)).astype(np.float32))
   inputs = x.shape[1] if weights else x.shape[1] // 2
-  given = (x, scale, kernel[:inputs], None)
+  arrays = (x, scale, kernel[:inputs], None)
 
   def loss(layer):
     return lambda *a: jnp.sum(jnp.sin(layer(before, *a, None)))
 
-  found = jax.jit(jax.value_and_grad(loss(dense), (0, 1, 2)))(*given[:3])
-  wanted = jax.jit(jax.value_and_grad(loss(plain), (0, 1, 2)))(*given[:3])
-  for a, b in zip(*map(jax.tree.leaves, (found, wanted)), strict=True):
+  actual = jax.jit(jax.value_and_grad(loss(dense), (0, 1, 2)))(*arrays[:3])
+  expected = jax.jit(jax.value_and_grad(loss(plain), (0, 1, 2)))(*arrays[:3])
+  for a, b in zip(*map(jax.tree.leaves, (actual, expected)), strict=True):
     np.testing.assert_allclose(a, b, atol=2e-4, rtol=2e-4)
 
 
@@ -94,17 +94,17 @@ def test_rms_norms_are_as_written(rng):
   x, scale = rng.normal(2, 3, (5, 64)), rng.normal(0, 0.3, 64)
   root = np.sqrt((x**2).mean(axis=1, keepdims=True) + 0.1)
   for kind, factor in (("rms", scale), ("gemma_rms", 1 + scale)):
-    found = layers.norm_function(kind, 0.1)(jnp.asarray(x), jnp.asarray(scale))
-    np.testing.assert_allclose(found, x / root * factor, atol=1e-5)
+    actual = layers.norm_function(kind, 0.1)(jnp.asarray(x), jnp.asarray(scale))
+    np.testing.assert_allclose(actual, x / root * factor, atol=1e-5)
 
 
 def test_a_layer_in_bfloat16_gives_float32_gradients_to_its_weights(rng):
   x, weights, kernel, bias = arguments(rng, 12, 40, True)
 
   def loss(x, kernel, bias):
-    found = dense(layers.layer_norm, x, weights, kernel, bias)
-    assert found.dtype == jnp.bfloat16
-    return found.astype(jnp.float32).sum()
+    outputs = dense(layers.layer_norm, x, weights, kernel, bias)
+    assert outputs.dtype == jnp.bfloat16
+    return outputs.astype(jnp.float32).sum()
 
   grads = jax.grad(loss, (0, 1, 2))(jnp.asarray(x, jnp.bfloat16), kernel, bias)
   assert [g.dtype for g in grads] == [jnp.bfloat16, jnp.float32, jnp.float32]
@@ -119,10 +119,10 @@ def test_what_is_ahead_of_a_product_is_not_kept(rng):
 
   def memory(layer):
     def loss(kernels):
-      found = x
+      hidden = x
       for kernel in kernels:
-        found = layer(layers.gelu, found, (), kernel, bias)
-      return found.sum()
+        hidden = layer(layers.gelu, hidden, (), kernel, bias)
+      return hidden.sum()
 
     compiled = jax.jit(jax.grad(loss)).lower(kernels).compile()
     return compiled.memory_analysis().temp_size_in_bytes

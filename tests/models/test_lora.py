@@ -57,12 +57,12 @@ def test_merged_equals_unmerged(changes):
   assert jax.tree.map(jnp.shape, merged) == jax.tree.map(
     jnp.shape, unbox(heads.abstract_params(other))
   )
-  found, without = (
+  actual, without = (
     jax.jit(m.apply)({"params": p}, ROWS, SEGMENTS, POSITIONS)
     for m, p in ((model, params), (other, merged))
   )
   real = SEGMENTS > 0
-  np.testing.assert_allclose(found[real], without[real], rtol=1e-4, atol=1e-4)
+  np.testing.assert_allclose(actual[real], without[real], rtol=1e-4, atol=1e-4)
   # The adapters are no small part of it.
   _, bare = lora.split(other.config, lora.split(model.config, params)[0])
   bare = jax.jit(other.apply)({"params": bare}, ROWS, SEGMENTS, POSITIONS)
@@ -71,11 +71,11 @@ def test_merged_equals_unmerged(changes):
 
 def test_a_merged_kernel_is_the_papers_sum():
   model, params = adapted()
-  held = params["transformer"]["blocks_1"]
+  block = params["transformer"]["blocks_1"]
   merged = lora.merge_lora(model.config, params)["transformer"]["blocks_1"]
   for name, inputs in (("qkv", 1), ("project", 2), ("up", 1), ("down", 1)):
     kernel, down, up = (
-      np.asarray(held[name][k], np.float64)
+      np.asarray(block[name][k], np.float64)
       for k in ("kernel", "lora_a", "lora_b")
     )
     rows = int(np.prod(kernel.shape[:inputs]))
@@ -108,8 +108,8 @@ def test_fresh_adapters_change_nothing():
 def test_only_the_named_layers_have_adapters(part):
   model = LanguageModel(twin.make_config(**ADAPTERS, lora_layers=part))
   _, trained = lora.split(model.config, unbox(heads.abstract_params(model)))
-  wanted = {"attention": {"qkv", "project"}, "mlp": {"up", "down"}}[part]
-  assert set(trained["transformer"]["blocks_1"]) == wanted
+  expected = {"attention": {"qkv", "project"}, "mlp": {"up", "down"}}[part]
+  assert set(trained["transformer"]["blocks_1"]) == expected
 
 
 def test_a_scalar_models_head_is_trained():
@@ -120,9 +120,9 @@ def test_a_scalar_models_head_is_trained():
 
 def test_union_and_split_are_inverse():
   model, params = adapted(ScalarModel, tie_embeddings=False)
-  found = lora.merge_trees(*lora.split(model.config, params))
-  assert jax.tree.structure(found) == jax.tree.structure(params)
-  jax.tree.map(np.testing.assert_array_equal, found, params)
+  merged = lora.merge_trees(*lora.split(model.config, params))
+  assert jax.tree.structure(merged) == jax.tree.structure(params)
+  jax.tree.map(np.testing.assert_array_equal, merged, params)
 
 
 @pytest.mark.parametrize("changes", [{}, twin.LLAMA], ids=str)
@@ -177,10 +177,10 @@ def test_no_gradient_of_a_frozen_kernel_is_computed():
   flops = []
   for model in (LanguageModel(c), plain(LanguageModel(c))):
     frozen, trained = lora.split(model.config, twin.make_params(model))
-    found = jax.jit(
+    gradient = jax.jit(
       functools.partial(language_step.gradients, model, microbatch=0)
     )
-    compiled = found.lower(trained, batch, frozen).compile()
+    compiled = gradient.lower(trained, batch, frozen).compile()
     cost = compiled.cost_analysis()
     assert cost
     flops.append(cost["flops"])
@@ -199,19 +199,19 @@ def test_gradients_are_those_of_the_merged_network():
     other, lora.merge_lora(model.config, params), BATCH, microbatch=0
   )
   for name in ("qkv", "project", "up", "down"):
-    held = params["transformer"]["blocks_0"][name]
+    layer = params["transformer"]["blocks_0"][name]
     slope = np.asarray(whole["transformer"]["blocks_0"][name]["kernel"])
-    found = ours_["transformer"]["blocks_0"][name]
-    down = np.asarray(held["lora_a"])
+    actual = ours_["transformer"]["blocks_0"][name]
+    down = np.asarray(layer["lora_a"])
     rows = down.size // down.shape[-1]
     slope = slope.reshape(rows, -1)
-    up = np.asarray(held["lora_b"]).reshape(3, -1)
-    for key, wanted in (
+    up = np.asarray(layer["lora_b"]).reshape(3, -1)
+    for key, expected in (
       ("lora_a", 5 / 3 * slope @ up.T),
       ("lora_b", 5 / 3 * down.reshape(rows, 3).T @ slope),
     ):
       np.testing.assert_allclose(
-        np.asarray(found[key]).reshape(wanted.shape), wanted, rtol=2e-3,
+        np.asarray(actual[key]).reshape(expected.shape), expected, rtol=2e-3,
         atol=2e-5,
       )  # fmt: skip
 
@@ -224,7 +224,7 @@ def test_heads_that_are_zero_stay_zero(changes, rank):
     LanguageModel(twin.make_config(**changes, lora_rank=rank, head_padding=n))
     for n in (0, 1)
   )
-  held = twin.make_params(plain)
+  base_params = twin.make_params(plain)
   if rank:
     fresh = heads.init_params(wide, jax.random.key(0))
     project = fresh["transformer"]["blocks_0"]["project"]["lora_a"]
@@ -232,7 +232,7 @@ def test_heads_that_are_zero_stay_zero(changes, rank):
   optimizer = optax.adamw(2e-3)
   losses = []
   for model in (plain, wide):
-    params = twin.fill_up(held, model)
+    params = twin.fill_up(base_params, model)
     frozen, trained = lora.split(model.config, params)
     state = state_lib.new_state(trained, optimizer)
     step = jax.jit(
@@ -240,11 +240,11 @@ def test_heads_that_are_zero_stay_zero(changes, rank):
         language_step.train_step, model=model, optimizer=optimizer, seed=0
       )
     )
-    found = []
+    step_losses = []
     for _ in range(5):
       state, metrics = step(state, BATCH, frozen)
-      found.append(float(metrics["loss"]))
-    losses.append(found)
+      step_losses.append(float(metrics["loss"]))
+    losses.append(step_losses)
     params = lora.merge_trees(frozen, state.params)
   assert losses[0][-1] < losses[0][0] - 0.05
   np.testing.assert_allclose(*losses, rtol=1e-4)

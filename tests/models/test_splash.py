@@ -26,10 +26,10 @@ def test_attention_and_its_gradient_equal_the_twin(length):
   def attend(*heads):
     return splash.attend(*heads, jnp.asarray(mask), interpret=True)
 
-  found, pull = jax.vjp(attend, *map(jnp.asarray, (q, k, v)))
-  np.testing.assert_allclose(found, twin(q, k, v, mask)[0], atol=1e-5)
-  wanted = gradients_twin(q, k, v, g, mask)
-  for x, y in zip(pull(jnp.asarray(g)), wanted, strict=True):
+  actual, pull = jax.vjp(attend, *map(jnp.asarray, (q, k, v)))
+  np.testing.assert_allclose(actual, twin(q, k, v, mask)[0], atol=1e-5)
+  expected = gradients_twin(q, k, v, g, mask)
+  for x, y in zip(pull(jnp.asarray(g)), expected, strict=True):
     np.testing.assert_allclose(x, y, atol=2e-5)
 
 
@@ -38,18 +38,18 @@ def test_it_is_what_blocks_give():
   *heads, g, mask = make(200)
   low = [jnp.asarray(x, jnp.bfloat16) for x in heads]
   g, mask = jnp.asarray(g, jnp.bfloat16), jnp.asarray(mask)
-  (found, pull), (wanted, own) = (
+  (actual, pull), (expected, expected_pull) = (
     jax.vjp(lambda *x, a=attends: a(*x), *low)
     for attends in (
       lambda *x: splash.attend(*x, mask, 0.7, interpret=True),
       lambda *x: attention_kernels.attend(*x, mask, 0.7),
     )
   )
-  assert found.dtype == jnp.bfloat16
+  assert actual.dtype == jnp.bfloat16
   np.testing.assert_allclose(
-    found.astype(np.float32), wanted.astype(np.float32), atol=0.03
+    actual.astype(np.float32), expected.astype(np.float32), atol=0.03
   )
-  for x, y in zip(pull(g), own(g), strict=True):
+  for x, y in zip(pull(g), expected_pull(g), strict=True):
     assert x.dtype == jnp.bfloat16
     np.testing.assert_allclose(
       x.astype(np.float32), y.astype(np.float32), atol=0.1
@@ -57,8 +57,8 @@ def test_it_is_what_blocks_give():
 
 
 def test_blocks_divide_the_row():
-  found = [splash.block_size(n) for n in (1, 128, 129, 640, 768, 1024, 2048)]
-  assert found == [128, 128, 256, 128, 384, 512, 512]
+  sizes = [splash.block_size(n) for n in (1, 128, 129, 640, 768, 1024, 2048)]
+  assert sizes == [128, 128, 256, 128, 384, 512, 512]
   assert splash.num_scores(128) == 128 * 128
   assert splash.num_scores(2000) == 512 * 512 * (1 + 2 + 3 + 4)
 

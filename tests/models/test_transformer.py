@@ -34,12 +34,12 @@ def run(language):
   return lambda *rows: np.asarray(apply(*rows))
 
 
-def close(found, expected, tolerance=1e-4):
-  """Equal on real tokens, of which there must be some."""
+def close(actual, expected, tolerance=1e-4):
+  """Asserts that values are equal on real tokens, and that there are any."""
   real = ~np.isnan(expected)
   assert real.any()
   np.testing.assert_allclose(
-    np.asarray(found)[real], expected[real], rtol=tolerance, atol=tolerance
+    np.asarray(actual)[real], expected[real], rtol=tolerance, atol=tolerance
   )
 
 
@@ -48,19 +48,23 @@ def test_language_model_equals_twin(tied):
   model = LanguageModel(twin.make_config(tie_embeddings=tied))
   params = twin.make_params(model)
   assert ("unembedding" in params) == (not tied)
-  found = twin.jit(model.apply)({"params": params}, TOKENS, SEGMENTS, POSITIONS)
-  assert found.shape == (3, 8, 13) and found.dtype == jnp.float32
+  actual = twin.jit(model.apply)(
+    {"params": params}, TOKENS, SEGMENTS, POSITIONS
+  )
+  assert actual.shape == (3, 8, 13) and actual.dtype == jnp.float32
   expected = twin.logits(params, TOKENS, SEGMENTS)
   assert np.nanstd(expected) > 1
-  close(found, expected)
+  close(actual, expected)
 
 
 def test_scalar_model_equals_twin():
   model = ScalarModel(twin.make_config(mlp_ratio=2, num_heads=4))
   params = twin.make_params(model)
-  found = twin.jit(model.apply)({"params": params}, TOKENS, SEGMENTS, POSITIONS)
-  assert found.shape == (3, 8) and found.dtype == jnp.float32
-  close(found, twin.scalars(params, TOKENS, SEGMENTS))
+  actual = twin.jit(model.apply)(
+    {"params": params}, TOKENS, SEGMENTS, POSITIONS
+  )
+  assert actual.shape == (3, 8) and actual.dtype == jnp.float32
+  close(actual, twin.scalars(params, TOKENS, SEGMENTS))
 
 
 def test_scanned_layers_are_the_same_function(run, language):
@@ -69,11 +73,11 @@ def test_scanned_layers_are_the_same_function(run, language):
   stacked = twin.stack_layers(params)
   shapes = jax.tree.map(jnp.shape, heads.abstract_params(model))
   assert jax.tree.map(jnp.shape, stacked) == sharding.unbox(shapes)
-  found = twin.jit(model.apply)(
+  actual = twin.jit(model.apply)(
     {"params": stacked}, TOKENS, SEGMENTS, POSITIONS
   )
   np.testing.assert_allclose(
-    found, run(TOKENS, SEGMENTS, POSITIONS), rtol=1e-5, atol=1e-5
+    actual, run(TOKENS, SEGMENTS, POSITIONS), rtol=1e-5, atol=1e-5
   )
 
 
@@ -87,8 +91,8 @@ def test_rematerialisation_saves_memory_and_keeps_gradients(scan, language):
     model = LanguageModel(twin.make_config(scan_layers=scan, remat=remat))
 
     def loss(p, model=model):
-      found = model.apply({"params": p}, TOKENS, SEGMENTS, POSITIONS)
-      return jnp.mean(jnp.square(found))
+      outputs = model.apply({"params": p}, TOKENS, SEGMENTS, POSITIONS)
+      return jnp.mean(jnp.square(outputs))
 
     backward = jax.eval_shape(lambda p, f=loss: jax.vjp(f, p)[1], params)
     saved[remat] = sum(x.size for x in jax.tree.leaves(backward))
@@ -124,11 +128,13 @@ def test_bfloat16_is_for_activations_only(run, language):
 def test_bfloat16_scalars_are_float32():
   model = ScalarModel(twin.make_config(dtype="bfloat16"))
   params = twin.make_params(model)
-  found = twin.jit(model.apply)({"params": params}, TOKENS, SEGMENTS, POSITIONS)
-  assert found.dtype == jnp.float32
-  coarse = found.astype(jnp.bfloat16).astype(jnp.float32)
-  assert (found != coarse).any()
-  close(found, twin.scalars(params, TOKENS, SEGMENTS), 0.1)
+  actual = twin.jit(model.apply)(
+    {"params": params}, TOKENS, SEGMENTS, POSITIONS
+  )
+  assert actual.dtype == jnp.float32
+  coarse = actual.astype(jnp.bfloat16).astype(jnp.float32)
+  assert (actual != coarse).any()
+  close(actual, twin.scalars(params, TOKENS, SEGMENTS), 0.1)
 
 
 def test_packed_documents_are_as_in_rows_of_their_own(run):
@@ -136,25 +142,29 @@ def test_packed_documents_are_as_in_rows_of_their_own(run):
   alone = np.zeros((2, 8), np.int32)
   alone[0, :4], alone[1, :3] = TOKENS[0, :4], TOKENS[0, 4:7]
   mask = np.array([[1] * 4 + [0] * 4, [1] * 3 + [0] * 5], np.int32)
-  found = run(
+  separate = run(
     np.concatenate([alone, alone[:1]]),
     np.concatenate([mask, mask[:1]]),
     np.concatenate([np.tile(range(8), (2, 1)), POSITIONS[:1]]),
   )
-  np.testing.assert_allclose(packed[0, :4], found[0, :4], rtol=1e-5, atol=1e-5)
-  np.testing.assert_allclose(packed[0, 4:7], found[1, :3], rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(
+    packed[0, :4], separate[0, :4], rtol=1e-5, atol=1e-5
+  )
+  np.testing.assert_allclose(
+    packed[0, 4:7], separate[1, :3], rtol=1e-5, atol=1e-5
+  )
 
 
 def test_a_prefix_is_seen_by_all_that_follows_in_its_row(run):
   """Two documents behind one prefix are as each behind a prefix of its own."""
   ids = TOKENS[2]
   marks = np.array([[0, -1, -1, -1, 1, 1, 2, 2]], np.int32)
-  found = run(ids[None], marks, np.array([[9, 0, 1, 2, 3, 4, 3, 4]]))[0]
+  actual = run(ids[None], marks, np.array([[9, 0, 1, 2, 3, 4, 3, 4]]))[0]
   for at in (slice(4, 6), slice(6, 8)):
     row = np.concatenate([ids[1:4], ids[at]])[None]
     alone = run(row, np.ones_like(row, np.int32), np.arange(5)[None])[0]
-    np.testing.assert_allclose(found[1:4], alone[:3], rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(found[at], alone[3:], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(actual[1:4], alone[:3], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(actual[at], alone[3:], rtol=1e-5, atol=1e-5)
 
 
 def test_invariant_05_padding_on_either_side_changes_no_logit(run):
@@ -167,8 +177,8 @@ def test_invariant_05_padding_on_either_side_changes_no_logit(run):
     tokens = np.zeros((1, 8), np.int64)
     tokens[mask > 0] = ids
     positions = heads.positions_of(mask)
-    found = run(tokens, mask, positions)[0, left : left + 5]
-    np.testing.assert_allclose(found, alone, rtol=1e-5, atol=1e-5)
+    actual = run(tokens, mask, positions)[0, left : left + 5]
+    np.testing.assert_allclose(actual, alone, rtol=1e-5, atol=1e-5)
 
 
 def test_invariant_05_masked_tokens_change_nothing(run):
@@ -185,9 +195,9 @@ def test_invariant_05_positions_are_cumsum_of_the_mask_minus_the_mask():
   mask = np.array([[0, 0, 1, 1, 1, 0], [1, 1, 0, 0, 0, 0], [1, 0, 1, 1, 0, 1]])
   expected = [[0, 0, 0, 1, 2, 3], [0, 1, 2, 2, 2, 2], [0, 1, 1, 2, 3, 3]]
   for kind in (bool, np.int32):
-    found = heads.positions_of(mask.astype(kind))
-    assert found.dtype == jnp.int32
-    np.testing.assert_array_equal(found, expected)
+    actual = heads.positions_of(mask.astype(kind))
+    assert actual.dtype == jnp.int32
+    np.testing.assert_array_equal(actual, expected)
 
 
 @pytest.mark.parametrize("scan", [False, True])
@@ -272,7 +282,7 @@ def test_sinusoid_positions(width):
     position_init="sinusoid",
     init_std=0.1,
   )
-  found = twin.jit(
+  actual = twin.jit(
     lambda: heads.init_params(LanguageModel(c), jax.random.key(0))[
       "transformer"
     ]["position_embedding"]["embedding"]
@@ -283,7 +293,7 @@ def test_sinusoid_positions(width):
       rate = np.pi / 2 * 24.0 ** -((i % half) / half)
       wave = np.sin if i < half else np.cos
       expected = 0.1 * wave(position * rate)
-      np.testing.assert_allclose(found[position, i], expected, atol=1e-6)
+      np.testing.assert_allclose(actual[position, i], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("width, seeds", [(8, 4096), (256, 128)])
@@ -306,12 +316,12 @@ def test_scalar_from_language_keeps_the_decoder(language):
   model, params = language
   scalar_model = ScalarModel(model.config)
   fresh = twin.make_params(scalar_model, seed=9)
-  found = heads.scalar_from_language(params, fresh)
-  assert jax.tree.structure(found) == jax.tree.structure(fresh)
+  actual = heads.scalar_from_language(params, fresh)
+  assert jax.tree.structure(actual) == jax.tree.structure(fresh)
   for name, source in (("transformer", params), ("head", fresh)):
-    jax.tree.map(np.testing.assert_array_equal, found[name], source[name])
+    jax.tree.map(np.testing.assert_array_equal, actual[name], source[name])
   scalars = twin.jit(scalar_model.apply)(
-    {"params": found}, TOKENS, SEGMENTS, POSITIONS
+    {"params": actual}, TOKENS, SEGMENTS, POSITIONS
   )
   hidden = twin.decoder(params, TOKENS, SEGMENTS)
   expected = hidden @ fresh["head"]["kernel"] + fresh["head"]["bias"]

@@ -43,7 +43,7 @@ def make_config(**changes):
 
 
 def make_params(model, seed=0):
-  """Parameters all of which matter: no zero biases, no uniform softmax."""
+  """Draws parameters that all matter: no zero biases, no uniform softmax."""
   rng = np.random.default_rng(seed)
 
   def draw(path, x):
@@ -139,9 +139,9 @@ def decoder(params, tokens, segments):
   tokens, segments = np.asarray(tokens), np.asarray(segments)
   width = params["transformer"]["embedding"]["embedding"].shape[1]
   result = np.full((*tokens.shape, width), np.nan)
-  for row, marks, found in zip(tokens, segments, result, strict=True):
+  for row, marks, hidden in zip(tokens, segments, result, strict=True):
     for segment in set(marks.tolist()) - {0}:
-      found[marks == segment] = document(params, row[marks == segment])
+      hidden[marks == segment] = document(params, row[marks == segment])
   return result
 
 
@@ -157,5 +157,5 @@ def logits(params, tokens, segments):
 def scalars(params, tokens, segments):
   """Rows [B, T] → [B, T]; NaN on padding."""
   head = jax.tree.map(lambda x: np.asarray(x, np.float64), params["head"])
-  found = decoder(params, tokens, segments) @ head["kernel"] + head["bias"]
-  return found[..., 0]
+  outputs = decoder(params, tokens, segments) @ head["kernel"] + head["bias"]
+  return outputs[..., 0]

@@ -147,8 +147,8 @@ def test_a_batch_without_weight_is_harmless(gradients, params, batch):
     positions=batch.positions,
     weights=np.zeros_like(batch.weights),
   )
-  found = gradients(params, nothing, microbatch=0)
-  for leaf in jax.tree.leaves(found):
+  actual = gradients(params, nothing, microbatch=0)
+  for leaf in jax.tree.leaves(actual):
     np.testing.assert_array_equal(leaf, 0)
 
 
@@ -225,7 +225,7 @@ def test_dropout_depends_on_the_step_and_repeats(leaky):
 def test_dropout_of_each_microbatch_is_its_own(leaky):
   """The loss is the mean over keys fold_in(fold_in(key(seed), step), i)."""
   model, row, state, step = leaky
-  found = step(at_step(state, 5), row, microbatch=1)[1]["loss"]
+  actual = step(at_step(state, 5), row, microbatch=1)[1]["loss"]
   one = jax.tree.map(lambda x: x[:1], row)
   key = jax.random.fold_in(jax.random.key(4), 5)
   loss = twin.jit(
@@ -235,7 +235,7 @@ def test_dropout_of_each_microbatch_is_its_own(leaky):
   )
   first, second = (loss(jax.random.fold_in(key, i)) for i in range(2))
   assert abs(first - second) > 1e-3
-  np.testing.assert_allclose(found, (first + second) / 2, rtol=1e-5)
+  np.testing.assert_allclose(actual, (first + second) / 2, rtol=1e-5)
 
 
 def test_train_step_is_one_update_with_the_gradients(

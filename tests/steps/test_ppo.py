@@ -139,10 +139,10 @@ def sample(networks):
 
 @pytest.fixture(scope="module")
 def rollout(sample):
-  found = sample(0.7)
-  assert 0 < found.ended.sum() < 8
-  assert len(set(found.response_mask.sum(axis=1).tolist())) > 2
-  return found
+  batch = sample(0.7)
+  assert 0 < batch.ended.sum() < 8
+  assert len(set(batch.response_mask.sum(axis=1).tolist())) > 2
+  return batch
 
 
 @pytest.fixture(scope="module")
@@ -263,10 +263,16 @@ def test_experience_equals_twin(evaluate, sample, networks, changes):
   c = ppo_config(**changes)
   rollout = sample(c.temperature)
   assert 0 < rollout.ended.sum() < 8
-  found, beta, metrics = evaluate(c)(rollout, *networks[1:], BETA)
+  experience, beta, metrics = evaluate(c)(rollout, *networks[1:], BETA)
   expected = experience_twin(c, rollout, networks, float(BETA))
   same(
-    (found.advantages, found.returns, found.values, beta, dict(metrics)),
+    (
+      experience.advantages,
+      experience.returns,
+      experience.values,
+      beta,
+      dict(metrics),
+    ),
     expected,
     2e-4,
   )
@@ -275,7 +281,7 @@ def test_experience_equals_twin(evaluate, sample, networks, changes):
     assert abs(float(beta) - float(BETA)) > 1e-4
   else:
     assert beta == BETA
-  identical(found.rollout, rollout)
+  identical(experience.rollout, rollout)
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.3])
@@ -404,11 +410,11 @@ def test_invariant_14_what_follows_the_end_never_matters(
 ):
   spoiled = spoil(rollout)
   run = evaluate(ppo_config())
-  found, beta, metrics = run(spoiled, *networks[1:], BETA)
+  actual, beta, metrics = run(spoiled, *networks[1:], BETA)
   clean, clean_beta, clean_metrics = base
   identical((beta, dict(metrics)), (clean_beta, dict(clean_metrics)))
   for name in ("advantages", "returns", "values"):
-    identical(getattr(found, name), getattr(clean, name))
+    identical(getattr(actual, name), getattr(clean, name))
   mask = np.asarray(rollout.response_mask)
   junk = np.resize([np.inf, np.nan, 1e30], mask.shape)
   dirty = Experience(
@@ -426,7 +432,7 @@ def test_invariant_14_what_follows_the_end_never_matters(
 def returns_of(evaluate, rollout, networks, **changes):
   """Returns with λ = discount = 1 and β = 0, and the twin's scores."""
   c = ppo_config(gae_lambda=1.0, **changes)
-  found, _, _ = evaluate(c)(rollout, *networks[1:], np.float32(0))
+  experience, _, _ = evaluate(c)(rollout, *networks[1:], np.float32(0))
   lengths = np.asarray(rollout.response_mask).sum(axis=1)
   last = WIDTH + lengths - 1
   rows = np.arange(len(last))
@@ -434,7 +440,7 @@ def returns_of(evaluate, rollout, networks, **changes):
     twin.scalars(params, rollout.tokens, rollout.segments)[rows, last]
     for params in networks[2:]
   )
-  return np.asarray(found.returns), score, value
+  return np.asarray(experience.returns), score, value
 
 
 def test_invariant_15_a_response_that_never_ended_is_penalised(
@@ -445,10 +451,10 @@ def test_invariant_15_a_response_that_never_ended_is_penalised(
   ended = mask.all(axis=1).copy()  # the opposite of what lengths suggest
   odd = change(rollout, ended=jnp.asarray(ended))
   for x in (rollout, odd):
-    found, score, _ = returns_of(evaluate, x, networks, eos_penalty=1.5)
+    actual, score, _ = returns_of(evaluate, x, networks, eos_penalty=1.5)
     expected = score - 1.5 * ~np.asarray(x.ended)
     np.testing.assert_allclose(
-      found, np.where(mask, expected[:, None], 0), rtol=1e-4, atol=1e-4
+      actual, np.where(mask, expected[:, None], 0), rtol=1e-4, atol=1e-4
     )
 
 
@@ -456,12 +462,12 @@ def test_invariant_16_bootstrapping_is_chosen_in_the_config(
   evaluate, rollout, networks
 ):
   mask, ended = np.asarray(rollout.response_mask), np.asarray(rollout.ended)
-  found, score, value = returns_of(
+  actual, score, value = returns_of(
     evaluate, rollout, networks, eos_penalty=1.5, bootstrap_truncated=True
   )
   expected = score + np.where(ended, 0, value - 1.5)
   np.testing.assert_allclose(
-    found, np.where(mask, expected[:, None], 0), rtol=1e-4, atol=1e-4
+    actual, np.where(mask, expected[:, None], 0), rtol=1e-4, atol=1e-4
   )
   assert np.abs(value[~ended]).min() > 1e-2
 
@@ -473,11 +479,11 @@ def test_invariant_28_the_value_network_starts_as_the_reward_model(
   policy, _, reward, _ = networks
   expected = twin.scalars(reward, rollout.tokens, rollout.segments)
   mask = np.asarray(rollout.response_mask)
-  found, _, metrics = evaluate(ppo_config())(
+  experience, _, metrics = evaluate(ppo_config())(
     rollout, policy, reward, reward, BETA
   )
   np.testing.assert_allclose(
-    found.values,
+    experience.values,
     np.where(mask, expected[:, WIDTH - 1 : -1], 0),
     rtol=1e-4,
     atol=1e-4,
@@ -516,9 +522,9 @@ def plain_gradients(c, networks, chosen, ptx):
 
   def value_error(params):
     values = SCALAR.apply({"params": params}, *rows)[:, WIDTH - 1 : -1]
-    held = chosen.values + jnp.clip(values - chosen.values, -0.2, 0.2)
+    clipped = chosen.values + jnp.clip(values - chosen.values, -0.2, 0.2)
     worst = jnp.maximum(
-      (values - chosen.returns) ** 2, (held - chosen.returns) ** 2
+      (values - chosen.returns) ** 2, (clipped - chosen.returns) ** 2
     )
     return 0.5 * jnp.sum(jnp.where(mask, worst, 0)) / mask.sum()
 
@@ -554,7 +560,7 @@ def test_invariant_21_one_step_on_the_sum_of_both_gradients(
 ):
   c, ptx = ppo_config(), make_ptx()
   state = make_state(networks[0], networks[3])
-  found, metrics = update(c)(state, moved, ROWS, ptx)
+  actual, metrics = update(c)(state, moved, ROWS, ptx)
   assert 0 < metrics["clip_fraction"] < 1
   assert 0 < metrics["value_clip_fraction"] < 1
   chosen = jax.tree.map(lambda x: x[ROWS], moved)
@@ -566,9 +572,9 @@ def test_invariant_21_one_step_on_the_sum_of_both_gradients(
       state_lib.apply_gradients(state.value, b, OPTIMIZER),
     )
   )(total, value_grads)
-  same(found.policy, expected, 2e-5)
-  same(found.value, expected_value, 2e-5)
-  assert found.policy.step == found.value.step == 1
+  same(actual.policy, expected, 2e-5)
+  same(actual.value, expected_value, 2e-5)
+  assert actual.policy.step == actual.value.step == 1
   # What was moved is larger than the tolerance by far.
   step = jax.tree.map(
     lambda a, b: np.abs(a - b).max(), expected.params, networks[0]
@@ -599,8 +605,8 @@ def test_invariant_20_microbatches_are_one_minibatch(moved, update, networks):
   state, ptx = make_state(networks[0], networks[3]), make_ptx()
   whole = update(ppo_config())(state, moved, ROWS, ptx)
   run = update(ppo_config(microbatch=4, ptx_microbatch=4))
-  found = run(state, moved, ROWS, ptx)
-  same(found, whole, 5e-5)
+  actual = run(state, moved, ROWS, ptx)
+  same(actual, whole, 5e-5)
   with pytest.raises(ValueError, match="3 does not divide"):
     jax.eval_shape(
       make_update(ppo_config(microbatch=3)), state, moved, ROWS, ptx

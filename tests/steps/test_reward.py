@@ -37,8 +37,8 @@ def pack(elements, ranks, width, pad=0, rows=1):
         if completion is not None:
           row += [(t, k + 1, len(prompt) + i) for i, t in enumerate(completion)]
           ends[b, k], valid[b, k] = r * width + len(row) - 1, True
-      found = (b, r, slice(0, len(row)))
-      tokens[found], segments[found], positions[found] = zip(*row, strict=True)
+      index = (b, r, slice(0, len(row)))
+      tokens[index], segments[index], positions[index] = zip(*row, strict=True)
   return RankingBatch(
     tokens=tokens,
     segments=segments,
@@ -123,9 +123,9 @@ def test_invariant_05_the_last_real_token_is_scored_on_either_side(
     for b, row in enumerate(rows):
       tokens[b, place(len(row))] = row
       segments[b, place(len(row))] = 1
-    found = score(params, tokens, segments)
-    assert found.dtype == jnp.float32
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    actual = score(params, tokens, segments)
+    assert actual.dtype == jnp.float32
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 def scores_twin(params):
@@ -141,18 +141,18 @@ def scores_twin(params):
 
 def test_completions_that_share_a_prompt_score_as_alone(model, params, batch):
   score = twin.jit(functools.partial(reward_step.score_rankings, model))
-  found, expected = score(params, batch), scores_twin(params)
-  assert found.shape == (4, 1, 3) and found.dtype == jnp.float32
+  actual, expected = score(params, batch), scores_twin(params)
+  assert actual.shape == (4, 1, 3) and actual.dtype == jnp.float32
   np.testing.assert_allclose(
-    found[batch.valid], expected[batch.valid], rtol=1e-4, atol=1e-4
+    actual[batch.valid], expected[batch.valid], rtol=1e-4, atol=1e-4
   )
   # What fills the row up is not seen.
   other = score(params, pack(make_elements(), RANKS, 20, pad=9))
-  np.testing.assert_array_equal(found[batch.valid], other[batch.valid])
+  np.testing.assert_array_equal(actual[batch.valid], other[batch.valid])
   # Nor does it matter whether the prompt is shared.
   apart = score(params, pack(make_elements(), RANKS, 10, rows=3))
   np.testing.assert_allclose(
-    found[batch.valid], apart[batch.valid], rtol=1e-5, atol=1e-5
+    actual[batch.valid], apart[batch.valid], rtol=1e-5, atol=1e-5
   )
 
 
@@ -190,11 +190,11 @@ def test_a_batchs_span_changes_neither_scores_nor_gradients(changes, groups):
     return jax.grad(total, has_aux=True)(params)
 
   params = twin.make_params(model)
-  some, others = (
+  actual, expected = (
     run(params, batch),
     run(params, dataclasses.replace(batch, span=None)),
   )
-  for x, y in zip(*map(jax.tree.leaves, (some, others)), strict=True):
+  for x, y in zip(*map(jax.tree.leaves, (actual, expected)), strict=True):
     np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4 * np.abs(y).max())
 
 
@@ -208,10 +208,10 @@ def encoded():
 
 
 def in_groups(groups, rows=1):
-  found = encoded()[:8]
+  rankings = encoded()[:8]
   return next(
     ranking_packing.ranking_batches(
-      found,
+      rankings,
       BatchSpec(batch_size=8, epochs=1, shuffle=False),
       pad_id=9,
       layout=ranking_packing.Layout(rows, groups),
@@ -219,9 +219,9 @@ def in_groups(groups, rows=1):
   )
 
 
-def learned(found):
+def learned(result):
   """What a step gives, without the share of padding; and that share."""
-  state, metrics = found
+  state, metrics = result
   rest = {k: v for k, v in metrics.items() if k != "padding"}
   return (state, rest), metrics["padding"]
 
@@ -247,16 +247,16 @@ def test_rankings_that_share_a_row_score_and_learn_as_alone(
   assert packed.ids.shape == (groups, 8 // groups)
 
   def by_ranking(batch):
-    found = np.zeros((8, 3), np.float32)
-    found[batch.ids.ravel()] = np.asarray(score(params, batch)).reshape(8, 3)
-    return found
+    actual = np.zeros((8, 3), np.float32)
+    actual[batch.ids.ravel()] = np.asarray(score(params, batch)).reshape(8, 3)
+    return actual
 
   expected = by_ranking(alone)
   assert np.ptp(expected) > 0.1
   np.testing.assert_allclose(by_ranking(packed), expected, atol=1e-5, rtol=1e-5)
   expected, wasted = learned(step(start(params), alone))
-  found, saved = learned(step(start(params), packed))
-  same(expected, found)
+  actual, saved = learned(step(start(params), packed))
+  same(expected, actual)
   assert saved < wasted or rows > 1
   if groups > 1:
     parts = step(start(params), packed, microbatch=8 // groups)
@@ -387,12 +387,12 @@ def test_invariant_26_each_completion_runs_once(params, batch, microbatch):
 
 def test_invariant_07_scores_are_without_dropout(params, batch):
   model = ScalarModel(twin.make_config(num_layers=1, dropout=0.5))
-  found = twin.jit(functools.partial(reward_step.score_rankings, model))(
+  actual = twin.jit(functools.partial(reward_step.score_rankings, model))(
     params, batch
   )
   expected = scores_twin(params)
   np.testing.assert_allclose(
-    found[batch.valid], expected[batch.valid], rtol=1e-4, atol=1e-4
+    actual[batch.valid], expected[batch.valid], rtol=1e-4, atol=1e-4
   )
 
 

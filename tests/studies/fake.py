@@ -19,7 +19,7 @@ def _rng(name):
 
 
 def answers(name, *, gold_mean=0.5, rm=0.0, kl=1.0, lm_loss=1.0, tasks=0.5,
-            failures=0.3, kept=0):  # fmt: skip
+            failures=0.3, samples_kept=0):  # fmt: skip
   """An answers.json whose means are about the given ones."""
   rng = _rng(name)
 
@@ -41,7 +41,7 @@ def answers(name, *, gold_mean=0.5, rm=0.0, kl=1.0, lm_loss=1.0, tasks=0.5,
       },
     }
 
-  found = {
+  values = {
     "prompts": [f"prompt {i}" for i in range(PROMPTS)],
     "families": FAMILIES,
     "sampled": table(2),
@@ -57,12 +57,12 @@ def answers(name, *, gold_mean=0.5, rm=0.0, kl=1.0, lm_loss=1.0, tasks=0.5,
     "bias": (0.8 + 0.1 * rng.random(ITEMS)).tolist(),
     "prefix": "",
   }
-  if kept:
-    found["kept"] = {
-      "gold": near(gold_mean, kept, 0.2),
-      "rm": near(rm, kept, 0.2),
+  if samples_kept:
+    values["kept"] = {
+      "gold": near(gold_mean, samples_kept, 0.2),
+      "rm": near(rm, samples_kept, 0.2),
     }
-  return found
+  return values
 
 
 def held_out(name, *, loss=0.6, accuracy=0.6):
@@ -80,20 +80,24 @@ def held_out(name, *, loss=0.6, accuracy=0.6):
   return {"pairs": part(), "left_out_pairs": part()}
 
 
-def write(folder, name, value):
-  path = pathlib.Path(folder)
+def write(directory, name, value):
+  path = pathlib.Path(directory)
   path.mkdir(parents=True, exist_ok=True)
   (path / name).write_text(json.dumps(value))
 
 
 def run(root, job, chosen=None):
   """Writes what a job would leave; `chosen` overrides the numbers."""
-  folder, chosen = pathlib.Path(job.workdir(root)), dict(chosen or {})
+  directory, chosen = pathlib.Path(job.workdir(root)), dict(chosen or {})
   if job.experiment == "evaluate":
-    kept = int(job.flags.get("measure.samples_kept", 0))
-    write(folder, "answers.json", answers(job.name, kept=kept, **chosen))
+    samples_kept = int(job.flags.get("measure.samples_kept", 0))
+    write(
+      directory,
+      "answers.json",
+      answers(job.name, samples_kept=samples_kept, **chosen),
+    )
   elif job.experiment == "reward":
-    write(folder, "held_out.json", held_out(job.name, **chosen))
+    write(directory, "held_out.json", held_out(job.name, **chosen))
   elif job.experiment == "sft":
     spread = 0.01 * _rng(job.workdir("")).standard_normal()  # between seeds
     lines = [
@@ -101,19 +105,19 @@ def run(root, job, chosen=None):
        "valid_rm_score": (0.1 + spread) * e}
       for e in range(1, EPOCHS + 1)
     ]  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "metrics.jsonl").write_text(
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "metrics.jsonl").write_text(
       "".join(json.dumps(line) + "\n" for line in lines)
     )
   elif job.experiment == "pipeline":
-    write(folder / "reward", "held_out.json", held_out(job.name))
-    write(folder / "reward", "complete.json", {})
-  write(folder, "complete.json", {})
+    write(directory / "reward", "held_out.json", held_out(job.name))
+    write(directory / "reward", "complete.json", {})
+  write(directory, "complete.json", {})
 
 
 def families(scale, root):
   """As the analyses get them."""
-  found = [SeedRuns(scale, seed, str(root)) for seed in scale.seeds]
-  for family in found:
+  runs = [SeedRuns(scale, seed, str(root)) for seed in scale.seeds]
+  for family in runs:
     family.__dict__["vocab_size"] = 330
-  return found
+  return runs

@@ -34,7 +34,7 @@ OPTIONS = {step: run(step) for step in STEPS}
 
 
 def seeds(rng, count, spread=0.1):
-  """Seeds of which no step is better than another, but by chance."""
+  """Makes seeds whose steps differ by chance alone."""
   return [
     Seed(
       0.02 * rng.standard_normal((len(STEPS), 1))

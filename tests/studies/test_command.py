@@ -32,17 +32,17 @@ def test_help_says_what_it_does(module):
 
 
 @pytest.mark.parametrize(
-  ("flags", "said"),
+  ("flags", "message"),
   [
     (["--study=ptx_coeff"], "did you mean 'ptx_coef'"),
     (["--size=huge"], "there is no size 'huge'"),
     (["--seeds=a"], "'a' are no seeds"),
   ],
 )
-def test_a_mistake_is_told_in_two_lines(tmp_path, capsys, flags, said):
+def test_an_error_is_printed_in_two_lines(tmp_path, capsys, flags, message):
   assert study.main([f"--workdir={tmp_path / 'new'}", *flags]) == 2
   error = capsys.readouterr().err
-  assert said in error and error.count("\n") <= 3
+  assert message in error and error.count("\n") <= 3
   assert not (tmp_path / "new").exists()
 
 
@@ -92,9 +92,9 @@ def test_the_report_is_built_from_what_is_complete(tmp_path, capsys):
   from instructgpt_jax.studies import study as study_lib
 
   root = str(tmp_path / "runs")
-  wanted = [studies.ALL[n] for n in ("kl_with_ptx", "sft_epochs")]
+  chosen = [studies.ALL[n] for n in ("kl_with_ptx", "sft_epochs")]
   study_lib.lock_size(root, scale_lib.MINI)
-  for job in study_lib.all_jobs(wanted, scale_lib.MINI, root):
+  for job in study_lib.all_jobs(chosen, scale_lib.MINI, root):
     fake.run(root, job)
   output = tmp_path / "page"
   assert report.main([f"--workdir={root}", f"--output={output}"]) == 0
@@ -102,5 +102,5 @@ def test_the_report_is_built_from_what_is_complete(tmp_path, capsys):
   complete = {n for n, s in results["studies"].items() if s["complete"]}
   assert complete == {"kl_with_ptx", "sft_epochs"}
   assert (output / "figures" / "kl_with_ptx-1.svg").exists()
-  said = capsys.readouterr().out
-  assert "Incomplete" in said and str(output) in said
+  text = capsys.readouterr().out
+  assert "Incomplete" in text and str(output) in text

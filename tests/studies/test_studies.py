@@ -27,7 +27,7 @@ def vocabulary(monkeypatch):
 
 @pytest.fixture(scope="module")
 def complete(tmp_path_factory):
-  """A folder in which every run of every study is complete."""
+  """Returns a directory where every run of every study is complete."""
   root = str(tmp_path_factory.mktemp("study"))
   for job in study_lib.all_jobs(ALL, MINI, root):
     fake.run(root, job)
@@ -35,10 +35,10 @@ def complete(tmp_path_factory):
 
 
 def findings(root, name, chosen):
-  """A study's finding where runs whose name holds a key have its numbers."""
+  """Returns a study's finding, with the numbers that `chosen` sets by name."""
   study = studies.ALL[name]
-  found = fake.families(MINI, root)
-  for family in found:
+  families = fake.families(MINI, root)
+  for family in families:
     fake.run(root, family.shared_job)
     for job in study.jobs(family):
       numbers = {}
@@ -46,15 +46,15 @@ def findings(root, name, chosen):
         if key in f"{job.name}$":
           numbers |= value
       fake.run(root, job, numbers)
-  return study.analyse(found)
+  return study.analyse(families)
 
 
 def test_every_job_is_a_valid_command():
   """Each run's flags are flags of its experiment, with values in range."""
   for job in study_lib.all_jobs(ALL, MINI, "root"):
     config = presets.EXPERIMENTS[job.experiment](job.flags["preset"])
-    given = {k: v for k, v in job.flags.items() if k != "preset"}
-    flags.replace(config, given)
+    changes = {k: v for k, v in job.flags.items() if k != "preset"}
+    flags.replace(config, changes)
 
 
 def test_jobs_are_named_by_what_they_change_and_made_once():
@@ -72,7 +72,7 @@ def test_jobs_are_named_by_what_they_change_and_made_once():
   assert sum(n.endswith("seed0/ppo_ptx/default") for n in names) == 1
 
 
-def test_a_folder_of_a_run_is_in_no_other():
+def test_run_directories_do_not_nest():
   names = [j.name for j in study_lib.all_jobs(ALL, MINI, "root")]
   for name in names:
     assert not any(other.startswith(name + "/") for other in names)
@@ -93,42 +93,44 @@ def test_the_sizes_are_eight_times_apart():
 
 
 def test_results_of_complete_runs_have_every_study(complete):
-  found = study_lib.collect_results(ALL, MINI, complete, {"seed0/shared": 5.0})
-  assert list(found["studies"]) == list(studies.ALL)
-  for name, study in found["studies"].items():
+  results = study_lib.collect_results(
+    ALL, MINI, complete, {"seed0/shared": 5.0}
+  )
+  assert list(results["studies"]) == list(studies.ALL)
+  for name, study in results["studies"].items():
     assert study["complete"] and study["missing"] == 0 and study["figures"]
     assert study["tables"] and study["measured"] and study["seeds"] == [0, 1, 2]
-    wanted = None if study["kind"] == "ours" else bool
+    expected = None if study["kind"] == "ours" else bool
     assert (
       study["reproduced"] is None
-      if wanted is None
+      if expected is None
       else isinstance(study["reproduced"], bool)
     )
-    assert found["verdicts"][name]["measured"] == study["measured"]
-  json.dumps(found, allow_nan=False)
+    assert results["verdicts"][name]["measured"] == study["measured"]
+  json.dumps(results, allow_nan=False)
 
 
 def test_one_missing_run_leaves_its_studies_without_a_verdict(tmp_path):
   root = str(tmp_path)
-  wanted = [studies.ALL["kl_with_ptx"]]
-  jobs = study_lib.all_jobs(wanted, MINI, root)
+  chosen = [studies.ALL["kl_with_ptx"]]
+  jobs = study_lib.all_jobs(chosen, MINI, root)
   for job in jobs[:-1]:
     fake.run(root, job)
-  (found,) = study_lib.collect_results(wanted, MINI, root, {})[
+  (result,) = study_lib.collect_results(chosen, MINI, root, {})[
     "studies"
   ].values()
-  assert found["reproduced"] is None and found["missing"] == 1
-  assert found["seeds"] == [0, 1]  # what is known so far is shown
-  assert found["figures"]
-  empty = study_lib.collect_results(wanted, MINI, str(tmp_path / "none"), {})
-  (found,) = empty["studies"].values()
-  assert found["seeds"] == [] and found["figures"] == []
+  assert result["reproduced"] is None and result["missing"] == 1
+  assert result["seeds"] == [0, 1]  # what is known so far is shown
+  assert result["figures"]
+  empty = study_lib.collect_results(chosen, MINI, str(tmp_path / "none"), {})
+  (result,) = empty["studies"].values()
+  assert result["seeds"] == [] and result["figures"] == []
 
 
-def test_kl_with_ptx_wants_a_best_beta_inside(tmp_path):
+def test_kl_with_ptx_needs_an_interior_best_beta(tmp_path):
   inside = {"kl_coef=0$": {"gold_mean": 0.1}, "kl_coef=2$": {"gold_mean": 0.3}}
-  found = findings(str(tmp_path / "a"), "kl_with_ptx", inside)
-  assert found.reproduced
+  result = findings(str(tmp_path / "a"), "kl_with_ptx", inside)
+  assert result.reproduced
   rising = {"kl_coef=0$": {"gold_mean": 0.1}, "kl_coef=2$": {"gold_mean": 0.9}}
   assert not findings(str(tmp_path / "b"), "kl_with_ptx", rising).reproduced
 
@@ -204,21 +206,21 @@ def test_the_laws_of_gao_are_recovered():
 
 
 def test_reward_model_needs_all_four(tmp_path):
-  held = {
+  accuracies = {
     "pairs=true": {"loss": 0.9},
     "epochs=4": {"loss": 1.2},
   }
-  assert findings(str(tmp_path / "a"), "reward_model", held).reproduced
-  moved = held | {"learning_rate=0.00025": {"accuracy": 0.5}}
+  assert findings(str(tmp_path / "a"), "reward_model", accuracies).reproduced
+  moved = accuracies | {"learning_rate=0.00025": {"accuracy": 0.5}}
   assert not findings(str(tmp_path / "b"), "reward_model", moved).reproduced
   alike = {"epochs=4": {"loss": 1.2}}
   assert not findings(str(tmp_path / "c"), "reward_model", alike).reproduced
 
 
-def test_sft_epochs_wants_the_choice_by_reward_to_be_better(tmp_path):
+def test_sft_epochs_needs_a_better_choice_by_reward(tmp_path):
   better = {"select_by=reward$": {"gold_mean": 0.6}}
-  found = findings(str(tmp_path / "a"), "sft_epochs", better)
-  assert found.reproduced and "2 epochs" in found.measured
+  result = findings(str(tmp_path / "a"), "sft_epochs", better)
+  assert result.reproduced and "2 epochs" in result.measured
   assert not findings(str(tmp_path / "b"), "sft_epochs", {}).reproduced
 
 
@@ -227,19 +229,21 @@ def test_sft_epochs_has_no_verdict_with_one_seed(tmp_path, monkeypatch):
   better = {"select_by=reward$": {"gold_mean": 0.6}}
   whole = fake.families
   monkeypatch.setattr(fake, "families", lambda *args: whole(*args)[:1])
-  found = findings(str(tmp_path / "a"), "sft_epochs", better)
-  assert found.reproduced is None and "(one seed)" in found.measured
+  result = findings(str(tmp_path / "a"), "sft_epochs", better)
+  assert result.reproduced is None and "(one seed)" in result.measured
   monkeypatch.setattr(fake, "families", lambda *args: whole(*args)[:2])
-  found = findings(str(tmp_path / "b"), "sft_epochs", better)
-  assert found.reproduced is not None
+  result = findings(str(tmp_path / "b"), "sft_epochs", better)
+  assert result.reproduced is not None
 
 
 @pytest.mark.parametrize("name", [study.name for study in ALL])
-def test_every_study_can_be_told_of_one_seed(tmp_path, monkeypatch, name):
+def test_every_study_can_be_described_with_one_seed(
+  tmp_path, monkeypatch, name
+):
   whole = fake.families
   monkeypatch.setattr(fake, "families", lambda *args: whole(*args)[:1])
-  found = findings(str(tmp_path), name, {})
-  assert found.reproduced in (True, False, None) and found.measured
+  result = findings(str(tmp_path), name, {})
+  assert result.reproduced in (True, False, None) and result.measured
 
 
 def test_failures_wants_four_gains_over_the_base(tmp_path):

@@ -19,14 +19,14 @@ def _apply(network, params, rows, ones, positions):
 
 
 def outputs(network: Any, params: Any, rows: Sequence[Sequence[int]]) -> Any:
-  """Float64 outputs at every token of rows of one length."""
+  """Returns float64 outputs at every token of rows of one length."""
   tokens = np.asarray(rows, np.int32)
   ones = np.ones_like(tokens)
   positions = np.broadcast_to(
     np.arange(tokens.shape[1], dtype=np.int32), tokens.shape
   )
-  found = _apply(network, params, tokens, ones, positions)
-  return np.asarray(found, np.float64)
+  values = _apply(network, params, tokens, ones, positions)
+  return np.asarray(values, np.float64)
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

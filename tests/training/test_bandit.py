@@ -93,7 +93,7 @@ def rewards(network, params, prompt, tokenizer):
 @pytest.fixture(scope="module")
 def bandit(tmp_path_factory):
   """Two stages, with the start's log-probabilities and all rewards."""
-  folder = tmp_path_factory.mktemp("bandit")
+  directory = tmp_path_factory.mktemp("bandit")
   tokenizer = tokenizer_lib.train_tokenizer(
     [*PROMPTS * 3, "yes no yes no yes no maybe maybe"],
     configs.Tokenizer(vocab_size=64, kind="word"),
@@ -117,13 +117,17 @@ def bandit(tmp_path_factory):
   )
   start = heads.init_params(language, jax.random.key(0))
   reward = heads.init_params(scalar, jax.random.key(1))
-  make_stage(folder / "start", language, start, stage_model.LANGUAGE, tokenizer)
-  make_stage(folder / "reward", scalar, reward, stage_model.SCALAR, tokenizer)
+  make_stage(
+    directory / "start", language, start, stage_model.LANGUAGE, tokenizer
+  )
+  make_stage(
+    directory / "reward", scalar, reward, stage_model.SCALAR, tokenizer
+  )
   prompts = [tokenizer.encode(p) for p in PROMPTS]
   lines = [{"prompt": c, "split": "train"} for c in COLOURS]
-  toy.write_lines(folder / "prompts.jsonl", lines)
+  toy.write_lines(directory / "prompts.jsonl", lines)
   return dict(
-    folder=folder,
+    directory=directory,
     tokenizer=tokenizer,
     network=language,
     prompts=prompts,
@@ -158,15 +162,15 @@ def test_the_closed_form_is_the_objective_of_the_tilted_start(bandit):
 def test_the_ppo_stage_reaches_the_optimum_within_two_percent(
   seed, bandit, server, tmp_path
 ):
-  folder = bandit["folder"]
+  directory = bandit["directory"]
   done = server.run(
     "experiments.ppo",
     *FLAGS,
     f"--seed={seed}",
     f"--workdir={tmp_path}",
-    f"--init_from={folder / 'start'}",
-    f"--ppo.reward_model={folder / 'reward'}",
-    f"--data.prompts={folder / 'prompts.jsonl'}",
+    f"--init_from={directory / 'start'}",
+    f"--ppo.reward_model={directory / 'reward'}",
+    f"--data.prompts={directory / 'prompts.jsonl'}",
   )
   assert done.status == 0, done.err
   params = checkpoints.load_model(tmp_path)

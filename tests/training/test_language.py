@@ -51,7 +51,7 @@ def test_invariant_08_loss_is_on_replies_with_their_end(
     "--sft.epochs=1",
     "--optimizer.learning_rate=1e-12",
   )
-  for split, found in (
+  for split, actual in (
     ("train", log[0]["loss"]),
     ("valid", log[-1]["valid_loss"]),
   ):
@@ -59,9 +59,9 @@ def test_invariant_08_loss_is_on_replies_with_their_end(
       reply if masked else np.concatenate([prompt, reply])
       for prompt, reply in losses[split]
     ]
-    assert found == pytest.approx(np.concatenate(parts).mean(), rel=1e-5)
+    assert actual == pytest.approx(np.concatenate(parts).mean(), rel=1e-5)
     without_end = np.concatenate([part[:-1] for part in parts]).mean()
-    assert abs(found - without_end) > 1e-3
+    assert abs(actual - without_end) > 1e-3
   assert results.summary(tmp_path)["steps"] == 1
 
 
@@ -77,16 +77,16 @@ def test_validation_loss_chooses_the_step_that_is_kept(stages):
     "valid_loss",
   )
   model = exact.Finished(path)
-  kept = [
+  saved = [
     model.token_losses(r["prompt"], r["completion"])[1]
     for r in demonstrations(stages, "valid")
   ]
-  assert np.concatenate(kept).mean() == pytest.approx(measured[best], rel=1e-5)
+  assert np.concatenate(saved).mean() == pytest.approx(measured[best], rel=1e-5)
   _, table, beside = results.state(path)
   assert beside["best"]["step"] == best
   last = {k.removeprefix("params/"): v for k, v in table.items()}
-  kept = results.model(path)
-  assert any(kept[name].tobytes() != last[name].tobytes() for name in kept)
+  saved = results.model(path)
+  assert any(saved[name].tobytes() != last[name].tobytes() for name in saved)
 
 
 def test_the_last_step_is_kept_where_that_is_asked_for(stages, tmp_path):
@@ -144,9 +144,9 @@ def test_a_step_has_about_batch_size_demonstrations(pack, stages, tmp_path):
   else:
     log = sft(stages, tmp_path, "--sft.pack=false")
   updates = log[-1]["step"]
-  seen = 24 * 8 / updates
-  assert 6 <= seen <= 10
-  assert pack or seen == 8
+  per_step = 24 * 8 / updates
+  assert 6 <= per_step <= 10
+  assert pack or per_step == 8
   # One evaluation an epoch, and the last step.
   evaluated = [r["step"] for r in log if "valid_loss" in r]
   assert evaluated == [round(updates / 8 * (i + 1)) for i in range(8)]

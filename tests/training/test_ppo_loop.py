@@ -217,7 +217,7 @@ def test_snapshots_are_the_policy_on_the_way(stages, tmp_path):
   folders = sorted((tmp_path / ppo.SNAPSHOTS).iterdir())
   assert [f.name for f in folders] == ["000002", "000004"]
   for folder in folders:
-    step = 2 * int(folder.name)  # updates, of which an iteration has two
+    step = 2 * int(folder.name)  # an iteration has two updates
     table = results.arrays(tmp_path / "checkpoints" / str(step))
     saved = results.model(folder)
     for name, array in saved.items():

@@ -36,7 +36,7 @@ def make_ranking(rng, number, split):
   """
   chosen = rng.sample(range(TWINS_TWIN), rng.randint(2, 5))
   drawn = {i: UTILITIES[i] - np.log(rng.expovariate(1)) for i in chosen}
-  if TWIN in drawn:  # an equal that is told from it by no labeler
+  if TWIN in drawn:  # no labeler can tell the two apart
     drawn[TWINS_TWIN] = drawn[TWIN]
   places = sorted(set(drawn.values()), reverse=True)
   colour, other = (toy.COLOURS[n % 4] for n in (number, number // 4))
@@ -52,7 +52,7 @@ def make_ranking(rng, number, split):
 @pytest.fixture(scope="module")
 def trained(server, tmp_path_factory):
   """The stage's workdir, with its rankings and demonstrations."""
-  folder = tmp_path_factory.mktemp("reward")
+  directory = tmp_path_factory.mktemp("reward")
   rng = random.Random(3)
   rankings = [
     make_ranking(rng, n, s) for n, s in enumerate(toy.splits(3000, 60))
@@ -68,15 +68,15 @@ def trained(server, tmp_path_factory):
   ]
   command = [
     *FLAGS,
-    f"--workdir={folder / 'run'}",
+    f"--workdir={directory / 'run'}",
     "--data.comparisons="
-    + toy.write_lines(folder / "rankings.jsonl", rankings),
+    + toy.write_lines(directory / "rankings.jsonl", rankings),
     "--data.demonstrations="
-    + toy.write_lines(folder / "demonstrations.jsonl", demonstrations),
+    + toy.write_lines(directory / "demonstrations.jsonl", demonstrations),
   ]
   done = server.run("experiments.reward", *command)
   assert done.status == 0, done.err
-  return folder / "run", rankings, demonstrations, command
+  return directory / "run", rankings, demonstrations, command
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +87,9 @@ def scores(trained):
 
 
 def test_the_known_bradley_terry_scale_is_recovered(scores):
-  known, found = UTILITIES - UTILITIES.mean(), scores.mean(axis=0)
-  slope = (known * found).sum() / (known * known).sum()
-  rest = found - found.mean() - slope * known
+  known, learned = UTILITIES - UTILITIES.mean(), scores.mean(axis=0)
+  slope = (known * learned).sum() / (known * known).sum()
+  rest = learned - learned.mean() - slope * known
   print(f"slope {slope:.3f}, largest deviation {abs(rest).max():.3f}")
   assert abs(slope - 1) < 0.1
   assert abs(rest).max() < 0.2
@@ -101,10 +101,10 @@ def test_invariant_25_what_is_always_tied_scores_alike(scores):
 
 def test_invariant_27_demonstrations_score_zero_on_average(trained):
   model = exact.Finished(trained[0])
-  found = [model.score(d["prompt"], d["completion"]) for d in trained[2]]
-  assert abs(np.mean(found)) < 1e-5
+  scores = [model.score(d["prompt"], d["completion"]) for d in trained[2]]
+  assert abs(np.mean(scores)) < 1e-5
   assert abs(results.summary(trained[0])["shift"]) > 0.01
-  assert np.ptp(found) > 0.1
+  assert np.ptp(scores) > 0.1
 
 
 def test_accuracy_is_of_held_out_pairs_without_ties(trained):
@@ -122,10 +122,10 @@ def test_accuracy_is_of_held_out_pairs_without_ties(trained):
         if rank_a < rank_b:
           pairs += 1
           right += of[a] > of[b]
-  found = results.summary(trained[0])["accuracy"]
-  assert found["mean"] == pytest.approx(right / pairs)
-  assert found["low"] < found["mean"] < found["high"]
-  assert found["high"] - found["low"] < 0.5
+  accuracy = results.summary(trained[0])["accuracy"]
+  assert accuracy["mean"] == pytest.approx(right / pairs)
+  assert accuracy["low"] < accuracy["mean"] < accuracy["high"]
+  assert accuracy["high"] - accuracy["low"] < 0.5
 
 
 def test_one_epoch_gives_every_ranking_once(trained):

@@ -107,10 +107,10 @@ def splits(train: int, valid: int) -> list[str]:
   return ["train"] * train + ["valid"] * valid
 
 
-def write_data(folder: str | pathlib.Path) -> None:
+def write_data(directory: str | pathlib.Path) -> None:
   """The four sources, each as KIND.jsonl; their splits are given."""
-  folder = pathlib.Path(folder)
-  folder.mkdir(parents=True, exist_ok=True)
+  directory = pathlib.Path(directory)
+  directory.mkdir(parents=True, exist_ok=True)
   rng = random.Random(0)
 
   def words(least: int, most: int) -> str:
@@ -120,7 +120,7 @@ def write_data(folder: str | pathlib.Path) -> None:
     return f"{rng.choice(COLOURS)} {words(1, 5)}"
 
   def write(kind: str, lines: Iterable[Mapping[str, Any]]) -> None:
-    write_lines(folder / f"{kind}.jsonl", lines)
+    write_lines(directory / f"{kind}.jsonl", lines)
 
   every = " ".join((*WORDS, *COLOURS, "U:", "A:"))
   write(
@@ -154,17 +154,17 @@ def write_data(folder: str | pathlib.Path) -> None:
 
 def sources(data: str | pathlib.Path, *kinds: str) -> list[str]:
   """The data flags of some kinds of source."""
-  folder = pathlib.Path(data)
-  return [f"--data.{kind}={folder / kind}.jsonl" for kind in kinds]
+  directory = pathlib.Path(data)
+  return [f"--data.{kind}={directory / kind}.jsonl" for kind in kinds]
 
 
 def nested(table: Mapping[str, Any]) -> dict[str, Any]:
   """Path → array as a tree of dicts."""
   tree: dict[str, Any] = {}
   for path, array in table.items():
-    *folders, name = path.split("/")
+    *parents, name = path.split("/")
     node = tree
-    for folder in folders:
-      node = node.setdefault(folder, {})
+    for parent in parents:
+      node = node.setdefault(parent, {})
     node[name] = array
   return tree

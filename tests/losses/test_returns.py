@@ -45,15 +45,15 @@ def run_gae(data, mask, discount, lam, **kwargs):
   ("discount", "lam"), [(1, 0.95), (0.9, 0.8), (1, 1), (0.5, 0), (0, 0.5)]
 )
 def test_invariant_17_gae_scan_equals_loop(data, mask, discount, lam):
-  advantages, found_returns = run_gae(data, mask, discount, lam)
-  assert advantages.dtype == found_returns.dtype == jnp.float32
+  advantages, actual_returns = run_gae(data, mask, discount, lam)
+  assert advantages.dtype == actual_returns.dtype == jnp.float32
   for b, length in enumerate(LENGTHS):
     expected = gae_loop(data[0][b], data[1][b], length, discount, lam)
     np.testing.assert_allclose(
       advantages[b, :length], expected, rtol=1e-5, atol=1e-5
     )
     np.testing.assert_array_equal(advantages[b, length:], 0)
-    np.testing.assert_array_equal(found_returns[b, length:], 0)
+    np.testing.assert_array_equal(actual_returns[b, length:], 0)
 
 
 def test_invariant_17_undiscounted_gae_equals_monte_carlo(data, mask):

@@ -36,7 +36,7 @@ def test_help_says_what_it_does(module):
   [
     (["--study=ptx_coeff"], "did you mean 'ptx_coef'"),
     (["--size=huge"], "there is no size 'huge'"),
-    (["--seeds=a"], "'a' are no seeds"),
+    (["--seeds=a"], "'a' is not a list of seeds"),
   ],
 )
 def test_an_error_is_printed_in_two_lines(tmp_path, capsys, flags, message):

@@ -258,8 +258,9 @@ def test_failures_wants_four_gains_over_the_base(tmp_path):
 def test_sizes_and_seeds_are_told_when_wrong(tmp_path):
   with pytest.raises(UserError, match="mini"):
     scale_lib.get_scale("minni")
-  with pytest.raises(UserError, match="no seeds"):
+  with pytest.raises(UserError) as bad_seeds:
     scale_lib.with_seeds(MINI, "0,x")
+  assert bad_seeds.value.code == "bad_seeds"
   assert scale_lib.with_seeds(MINI, "3,4,3").seeds == (3, 4)
   study_lib.lock_size(str(tmp_path), MINI)
   assert study_lib.read_size(str(tmp_path)) == MINI

@@ -112,9 +112,9 @@ def assert_same_run(actual: Workdir, expected: Workdir) -> None:
   assert summary(actual) == summary(expected)
   assert_same_arrays(model(actual), model(expected))
   step, table, beside = state(actual)
-  wanted_step, wanted_table, wanted_beside = state(expected)
-  assert (step, beside) == (wanted_step, wanted_beside)
-  assert_same_arrays(table, wanted_table)
+  expected_step, expected_table, expected_beside = state(expected)
+  assert (step, beside) == (expected_step, expected_beside)
+  assert_same_arrays(table, expected_table)
 
 
 def snapshot(workdir: Workdir) -> dict[str, bytes]:

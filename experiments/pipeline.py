@@ -12,6 +12,7 @@ same table on the terminal.
 
 import sys
 
+from instructgpt_jax import configs
 from instructgpt_jax.cli import launch
 from instructgpt_jax.configs import presets
 from instructgpt_jax.pipeline import stages
@@ -28,10 +29,16 @@ def sweep() -> dict[str, str]:
   return {"seeds": "seed=0..2"}
 
 
-def default_preset(arguments: list[str]) -> str:
-  """`world` where no data are named, else the smallest general one."""
-  named = any("data." in a or "flagfile" in a for a in arguments)
-  return "tiny" if named else "world"
+def choose_preset(config: configs.PipelineExperiment) -> str:
+  """Returns `world` without data, else the smallest general preset."""
+  data = config.data
+  sources = (
+    data.demonstrations,
+    data.comparisons,
+    data.prompts,
+    data.pretraining,
+  )
+  return "tiny" if any(sources) else "world"
 
 
 if __name__ == "__main__":
@@ -41,7 +48,8 @@ if __name__ == "__main__":
       get_config,
       stages.run,
       __doc__,
-      default_preset=default_preset(sys.argv[1:]),
+      default_preset="world",
+      choose_preset=choose_preset,
       presets=presets.NAMES,
       resolve=inheritance.inherit_architecture,
     )

@@ -46,6 +46,7 @@ def main(
   *,
   argv: Sequence[str] | None = None,
   default_preset: str = "",
+  choose_preset: Callable[[T], str] | None = None,
   presets: Sequence[str] = (),
   resolve: Callable[[T], T] = lambda config: config,
 ) -> int:
@@ -58,6 +59,8 @@ def main(
     doc: the experiment's docstring for `--help`.
     argv: arguments; those of the process when None.
     default_preset: preset used without --preset.
+    choose_preset: returns a better default for a config that was made with
+      `default_preset`.
     presets: names of the presets for `--help`.
     resolve: completes the config from other files before it is recorded.
 
@@ -76,6 +79,7 @@ def main(
         doc=doc,
         experiment=experiment,
         default_preset=default_preset,
+        choose_preset=choose_preset,
         presets=presets,
       )
     except flags.Help as text:

@@ -34,7 +34,7 @@ def report(seed):
   }
 
 
-def test_each_number_stands_in_its_row_and_column(tmp_path, capsys):
+def test_each_number_is_in_its_row_and_column(tmp_path, capsys):
   for seed in (0, 1):
     (tmp_path / str(seed)).mkdir()
     path = tmp_path / str(seed) / "report.json"

@@ -132,7 +132,7 @@ def test_every_work_runs_at_tiny_size_in_bfloat16(name):
       assert np.isfinite(np.asarray(x, np.float32)).all()
 
 
-def test_the_script_for_a_gpu_refuses_what_it_cannot_do(tmp_path):
+def test_the_gpu_script_refuses_unsupported_flags(tmp_path):
   def call(*argv, **env):
     return subprocess.run(
       ["benchmarks/gpu.sh", *argv],

@@ -44,7 +44,7 @@ def runs(tmp_path, monkeypatch):
   return make
 
 
-def test_the_second_start_finds_what_the_first_compiled(runs, capsys):
+def test_the_second_start_reuses_compiled_programs(runs, capsys):
   assert start.main([runs("whole")]) == 0
   (line,) = map(json.loads, capsys.readouterr().out.splitlines())
   assert line["stage"] == "sft"

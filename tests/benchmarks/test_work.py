@@ -71,7 +71,7 @@ def test_the_models_are_theirs(theirs, model):
   assert count == theirs.n_params(theirs.MODELS[model])
 
 
-def test_the_loss_is_on_what_follows_the_prompt():
+def test_the_loss_is_on_the_response():
   batch = ours.language_batch("S", 0)
   tokens, prompts = work.sft_batch("S", 0)
   np.testing.assert_array_equal(batch.tokens, tokens)

@@ -172,7 +172,7 @@ def _unloaded():
   raise AssertionError("the model was loaded before the files were checked")
 
 
-def test_existing_output_is_kept_without_overwrite(policy, tmp_path):
+def test_existing_output_is_not_overwritten(policy, tmp_path):
   prompts = write_prompts(tmp_path / "p.jsonl", ["fox"])
   output = tmp_path / "answers.jsonl"
   output.write_text("old")

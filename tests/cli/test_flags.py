@@ -268,7 +268,7 @@ def test_full_help_shows_every_flag_with_all_its_properties():
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
-def test_help_leaves_out_what_only_imported_models_use(flag):
+def test_help_omits_fields_of_imported_models(flag):
   text, full = _help(flag), _help("--helpfull")
   hidden = [name for name, _, o in flags.leaves(_get("tiny")) if o.advanced]
   assert len(hidden) > 30

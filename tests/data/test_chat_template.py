@@ -124,7 +124,7 @@ def test_without_the_template_texts_begin_with_the_first_token(tmp_path):
   assert list(ids) == [0, *tokenizer.encode("hi")]
 
 
-def test_what_a_template_refuses_is_an_error_of_the_user(tmp_path):
+def test_a_conversation_that_a_template_refuses_is_a_user_error(tmp_path):
   tokenizer = make(tmp_path, INST)
   with pytest.raises(UserError, match="no system"):
     encoding.encode_prompts([TALK], tokenizer, DATA)
@@ -152,7 +152,7 @@ def ask(text, tokens=None, **options):
   return ChatTemplate(text, tokens or {}, "f").render(QUESTION, **options)
 
 
-def test_generation_tags_mark_what_others_train_on(tmp_path):
+def test_generation_tags_mark_trained_tokens(tmp_path):
   """`transformers` masks by them; the text is as without."""
   marked = (
     "{% for m in messages %}{% if m['role'] == 'assistant' %}"
@@ -167,7 +167,7 @@ def test_generation_tags_mark_what_others_train_on(tmp_path):
   assert tokenizer.template.end == "<|im_end|>"
 
 
-def test_what_a_generation_tag_sets_is_not_seen_outside():
+def test_variables_of_a_generation_tag_are_local():
   text = (
     "{% set x = 1 %}{% generation %}{% set x = 2 %}{% endgeneration %}{{x}}"
   )
@@ -189,7 +189,7 @@ def test_what_a_generation_tag_sets_is_not_seen_outside():
     "  {%- if messages[0]['content'] is string %} yes\n  {% endif %}\nend",
   ],
 )
-def test_templates_have_what_transformers_gives_them(text, tmp_path):
+def test_templates_have_the_globals_of_transformers(text, tmp_path):
   tokenizer = make(tmp_path, text + ALL)
   theirs = tiny.library("transformers").AutoTokenizer.from_pretrained(tmp_path)
   expected = theirs.apply_chat_template(
@@ -357,7 +357,7 @@ def test_text_around_a_typed_special_token_stays_as_it_is(kind, tmp_path):
 @pytest.mark.parametrize("text", ["    return 1", "yes", "\n\tx", "", "a  b "])
 @pytest.mark.parametrize("template", [True, False])
 @pytest.mark.parametrize("kind", sorted({*folders.KINDS} - {"word_level"}))
-def test_replies_come_back_as_they_were(kind, template, text, tmp_path):
+def test_replies_round_trip(kind, template, text, tmp_path):
   tokenizer = folders.load(
     tmp_path,
     folders.KINDS[kind](),

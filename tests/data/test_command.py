@@ -53,7 +53,7 @@ def test_flags_go_before_the_preset(write, capsys):
     assert "900 tokens a prompt, 80 a reply" in out
 
 
-def test_a_refusal_of_the_stage_is_shown(write, capsys):
+def test_an_error_of_the_stage_is_shown(write, capsys):
   path = write(demonstrations(4) + demonstrations(9, words=300))
   status, out, _ = run(capsys, path, "--preset=tiny")
   assert status == 0 and "a stage refuses it" in out
@@ -135,7 +135,7 @@ def section(out, title):
   return "\n".join(lines[:end])
 
 
-def test_each_kind_is_judged_by_its_own_skips(write, capsys):
+def test_each_kind_is_judged_by_its_skips(write, capsys):
   values = labelled(90, False) + labelled(8, True, "<|endoftext|>")
   path = write(values + labelled(2, True))
   prompts, report = reading.read_prompts(path)

@@ -200,7 +200,7 @@ def test_the_paper_limit_is_200():
 
 
 @pytest.mark.parametrize("user", ["anonymous", "0", "u7", "-1", "None"])
-def test_an_id_of_nearly_all_records_tells_no_users_apart(user):
+def test_an_id_of_nearly_all_records_is_no_user_id(user):
   records = [demonstration(f"p{i}", user_id=user) for i in range(290)]
   records += [demonstration(f"q{i}", user_id=f"other {i}") for i in range(10)]
   splits, counts = curation.curate(records, configs.Data())
@@ -369,7 +369,7 @@ def test_curation_accounts_for_every_record():
   }  # fmt: skip
 
 
-def test_nothing_left_says_where_it_went():
+def test_error_for_no_records_counts_the_reasons():
   data = configs.Data(max_prompt_tokens=1)
   splits, counts = curation.curate([prompt("a b c")], data, Words())
   with pytest.raises(UserError) as e:
@@ -396,7 +396,7 @@ def test_the_fix_of_an_empty_split_is_that_of_the_largest_cause():
   assert "--data" not in e.value.fix and "1 in test" in e.value.problem
 
 
-def test_system_turns_that_a_chat_template_leaves_out_are_said(tmp_path):
+def test_system_turns_that_a_chat_template_omits_are_reported(tmp_path):
   dropping = (
     "{% for m in messages if m['role'] != 'system' %}<|im_start|>"
     "{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

@@ -37,7 +37,7 @@ def pairs(actual):
   return [(r.turns, r.completion) for r in actual]
 
 
-def test_own_demonstrations(tmp_path):
+def test_demonstrations_of_our_format(tmp_path):
   actual, report = demonstrations(
     tmp_path,
     {
@@ -75,7 +75,7 @@ def test_prompt_as_transcript_or_turns(tmp_path):
   assert actual[2].turns == user("is what this text starts with")
 
 
-def test_own_rankings(tmp_path):
+def test_rankings_of_our_format(tmp_path):
   actual, _ = rankings(
     tmp_path,
     {
@@ -90,7 +90,7 @@ def test_own_rankings(tmp_path):
   assert r.labeler_id == "3"
 
 
-def test_own_prompts_and_text(tmp_path):
+def test_prompts_and_text_of_our_format(tmp_path):
   actual, _ = reading.read_prompts(
     write(tmp_path / "p.jsonl", [{"prompt": "p", "user_id": "u"}])
   )
@@ -405,7 +405,7 @@ def test_kinds_that_do_not_convert(tmp_path, read, value, field):
   assert "recognised as" in str(e.value)
 
 
-def test_gzip_whatever_the_name(tmp_path):
+def test_gzip_with_any_name(tmp_path):
   line = b'{"prompt": "p", "completion": "c"}\n'
   for name in ("x.jsonl.gz", "packed.jsonl"):
     # Two members, as `cat a.gz b.gz` makes them.

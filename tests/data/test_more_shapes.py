@@ -154,7 +154,7 @@ def test_labels_that_count_from_0_are_refused(tmp_path, value):
     "[{'role': 'user', 'content': 'q'}]",
   ],
 )
-def test_messages_that_are_written_as_a_text_are_refused(tmp_path, text):
+def test_messages_written_as_text_are_refused(tmp_path, text):
   error = refused(tmp_path, {"prompt": text, "completion": "a"})
   assert (error.code, error.field) == ("encoded_messages", "prompt")
   error = refused(tmp_path, PAIR | {"chosen": text})

@@ -376,7 +376,9 @@ def test_items_of_json_min_that_are_wrong(tmp_path, items):
     ({**OUTPUTS, "output_2": NAN}, OUTPUTS, "AlpacaEval/LLMBar pairs"),
   ],
 )  # fmt: skip
-def test_a_blank_field_leaves_the_format(tmp_path, first, second, form):
+def test_a_blank_field_does_not_change_the_format(
+  tmp_path, first, second, form
+):
   third = second
   if form == "HelpSteer":
     third = {**second, "response": "c", "helpfulness": 1}
@@ -521,9 +523,7 @@ def test_a_context_belongs_to_the_last_question(tmp_path):
     ("Read " + "the long text " * 3 + "again.", "the long text " * 3, True),
   ],
 )
-def test_a_context_that_stands_in_the_question(
-  tmp_path, prompt, context, stands
-):
+def test_a_context_that_is_in_the_question(tmp_path, prompt, context, stands):
   (r,), _ = read(
     tmp_path, {"question": prompt, "answer": "a", "context": context}
   )

@@ -127,7 +127,7 @@ def test_packing_is_a_best_fit():
   assert (rows["segments"] > 0).all() and rows["tokens"].shape == (2, 10)
 
 
-def test_example_longer_than_a_row_says_what_to_lower():
+def test_error_for_an_example_longer_than_a_row_names_the_flag():
   for layout in (packing.pack_examples, packing.pad_examples):
     with pytest.raises(UserError) as e:
       layout(_examples([9]), 8, pad_id=0)

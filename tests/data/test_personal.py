@@ -307,7 +307,7 @@ ENDS = ("", "\n@foo_x", "@a.bc", " me@x", "/users/x", "1")
 # Blanks or handles ahead of each handle were scanned once for every handle.
 @pytest.mark.parametrize("ahead", [" ", "\t", "@abc1 ", "github.com/a/"])
 @pytest.mark.parametrize("part", ["@abc1 ", "@abc.def ", "a@b.cc ", "/a"])
-def test_every_detector_is_linear_in_what_stands_ahead(ahead, part):
+def test_every_detector_is_linear_in_the_preceding_text(ahead, part):
   half = CHARS // 2
   text = ahead * (half // len(ahead)) + part * (half // len(part)) + "\nx = 1"
   _check_time(text)

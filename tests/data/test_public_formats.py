@@ -677,7 +677,7 @@ def test_a_record_is_no_container(tmp_path, value):
 # What is not recognised.
 
 
-def test_a_hint_names_a_field_only_where_it_is_known(tmp_path):
+def test_a_hint_names_only_known_fields(tmp_path):
   for read_kind, value, field in (
     (reading.read_demonstrations, {"promt": "q", "completion": "a"}, "prompt"),
     (reading.read_demonstrations, {"instruction": "q", "outputs": "a"},
@@ -705,7 +705,7 @@ def test_a_hint_names_a_field_only_where_it_is_known(tmp_path):
     {"ctx": "c", "endings": ["a", "b"], "ind": 3},
   ],
 )
-def test_other_files_are_shown_what_there_is(tmp_path, value):
+def test_errors_for_other_files_show_their_fields(tmp_path, value):
   path = tmp_path / "x.jsonl"
   path.write_text(json.dumps(value) + "\n")
   with pytest.raises(UserError) as e:

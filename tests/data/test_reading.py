@@ -29,7 +29,7 @@ def make(tmp_path, *names):
     path.write_bytes(GOOD)
 
 
-def test_globs_folders_and_lists(tmp_path, monkeypatch):
+def test_globs_directories_and_lists(tmp_path, monkeypatch):
   make(tmp_path, "b.jsonl", "a.jsonl", "in/c.json", "in/deep/d.jsonl.gz",
        "in/README.md", "in/x.csv")  # fmt: skip
   monkeypatch.chdir(tmp_path)
@@ -51,7 +51,7 @@ def test_ignored_files_are_counted(tmp_path):
   assert "ignored 2 files" in str(report)
 
 
-def test_a_folder_may_hold_files_of_other_kinds(tmp_path):
+def test_a_directory_may_contain_files_of_other_kinds(tmp_path):
   make(tmp_path, "a.jsonl")
   (tmp_path / "b.jsonl").write_bytes(b'{"prompt": "p"}\n')
   actual, report = reading.read_demonstrations(str(tmp_path))
@@ -289,7 +289,7 @@ def test_a_link_to_a_directory_is_not_read_again(tmp_path):
 
 
 @pytest.mark.parametrize("others", [["run/checkpoints/5/x.json"], []])
-def test_what_a_run_writes_among_the_data_is_no_data(others, tmp_path):
+def test_files_that_a_run_writes_are_not_data(others, tmp_path):
   """The workdir may lie there, and is read again where the run resumes."""
   make(tmp_path, "a.jsonl", "run/mine.jsonl", "model/b.jsonl")
   written = ["run/config.json", "run/metrics.jsonl", *others]
@@ -583,7 +583,7 @@ def test_a_record_in_a_json_file_is_read(tmp_path):
   assert len(documents) == 4
 
 
-def test_what_is_ignored_is_printed(tmp_path, capsys):
+def test_ignored_files_are_printed(tmp_path, capsys):
   make(tmp_path, "a.jsonl", "x.csv")
   (tmp_path / "empty.jsonl").write_bytes(b"")
   assert command.main([str(tmp_path)]) == 0
@@ -645,7 +645,7 @@ NOT_TEXT = {
 
 
 @pytest.mark.parametrize("name", NOT_TEXT)
-def test_what_is_no_text_is_named(name, tmp_path):
+def test_a_file_that_is_not_text_is_named(name, tmp_path):
   file, content, code = NOT_TEXT[name]
   path = tmp_path / file
   path.write_bytes(content)

@@ -83,7 +83,7 @@ def test_open_assistant_has_its_published_group_sizes():
   assert all(len(set(r.ranks)) == len(r.ranks) for r in actual), "no ties"
 
 
-def test_text_folder_to_rows():
+def test_text_directory_to_rows():
   actual, _ = reading.read_documents(str(SHARED / "text" / "**"))
   parts = splits.split_documents(actual, configs.Data())
   assert all(parts.values())

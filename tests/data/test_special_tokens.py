@@ -210,7 +210,7 @@ NAMES = ("<|start|>", "<|stop|>", "<|turn|>")
     {"config": {"eos_token_id": 262, "model_type": "llama"}},
   ],
 )
-def test_a_stage_keeps_what_files_outside_the_tokenizer_say(files, tmp_path):
+def test_a_stage_keeps_settings_of_files_outside_the_tokenizer(files, tmp_path):
   ours = load_tokenizer(byte_folder(tmp_path / "theirs", NAMES, **files))
   assert ours.token(ours.eos_id) == "<|stop|>" and not ours.notes
   assert ours.document_end_id == ours.eos_id == 262
@@ -234,7 +234,7 @@ def test_stop_ids_are_saved_with_a_stage(tmp_path):
   assert load_tokenizer(tmp_path / "stage").stop_ids == (262, 263)
 
 
-def test_an_invented_end_of_text_is_said(tmp_path):
+def test_an_invented_end_of_text_is_reported(tmp_path):
   ours = load_tokenizer(byte_folder(tmp_path, NAMES))
   assert ours.eos_id == ours.base_size
   assert len(ours.notes) == 1 and str(ours.eos_id) in ours.notes[0]
@@ -309,7 +309,7 @@ def test_a_damaged_file_is_named(name, tmp_path):
   )
 
 
-def test_a_folder_without_the_tokenizer_itself(tmp_path):
+def test_a_directory_without_the_tokenizer(tmp_path):
   folders.write(tmp_path, None, tokenizer_config={"eos_token": "</s>"})
   with pytest.raises(UserError, match=r"tokenizer\.json") as e:
     load_tokenizer(tmp_path)

@@ -72,7 +72,7 @@ def test_same_prompt_same_side_in_every_file():
     assert len(sides) == 1
 
 
-def test_explicit_split_stands():
+def test_explicit_split_is_used():
   data = configs.Data(valid_fraction=0.5, test_fraction=0.5)
   r = prompt("x", split="train", user_id="u")
   assert splits.split_of(r, data) == "train"
@@ -260,7 +260,7 @@ def test_a_shared_first_turn_under_several_system_prompts():
   assert "200 of 200" in remark
 
 
-def test_later_turns_stay_with_the_turn_that_tells_conversations_apart():
+def test_later_turns_stay_with_the_turn_that_distinguishes_conversations():
   beginnings = [
     ("Hi!", f"Hello {i}.", f"Question {i % 60}?") for i in range(120)
   ]

@@ -115,7 +115,7 @@ def test_stream_decoder_does_not_stall_on_broken_bytes(tmp_path):
   assert any(out)
 
 
-def test_long_texts_encode_as_short_ones_do():
+def test_long_and_short_texts_encode_alike():
   """Cutting a book for speed must not change a single token."""
   tokenizer = trained("bpe", 700)
   rng = random.Random(0)
@@ -159,7 +159,7 @@ def test_vocabulary_larger_than_the_text_is_lowered():
     assert tokenizer.encode("the fox")
 
 
-def test_vocabulary_too_small_says_how_large():
+def test_error_for_a_small_vocabulary_names_the_minimum():
   with pytest.raises(UserError) as e:
     trained("bpe", 64)
   assert e.value.field == "tokenizer.vocab_size"

@@ -87,7 +87,7 @@ def assert_one_tokenizer(ours, folder, kind):
 @pytest.mark.parametrize(
   "named", ["LlamaTokenizer", "LlamaTokenizerFast", None]
 )
-def test_mistral_reads_tokenizer_json_as_it_is(kind, named, legacy, tmp_path):
+def test_mistral_reads_tokenizer_json_unchanged(kind, named, legacy, tmp_path):
   more = {} if legacy is None else {"legacy": legacy}
   ours = folders.load(
     tmp_path,
@@ -104,7 +104,7 @@ def test_mistral_reads_tokenizer_json_as_it_is(kind, named, legacy, tmp_path):
 
 
 @pytest.mark.parametrize("legacy", [None, False])
-def test_a_sentencepiece_folder_of_mistral(legacy, tmp_path):
+def test_a_sentencepiece_directory_of_mistral(legacy, tmp_path):
   """It has the ids of the tokenizer.json that is published with it."""
   more = {} if legacy is None else {"legacy": legacy}
   settings = {
@@ -126,7 +126,7 @@ def test_a_sentencepiece_folder_of_mistral(legacy, tmp_path):
   assert_one_tokenizer(ours, tmp_path, "mistral")
 
 
-def test_a_sentencepiece_folder_of_mistral_that_names_no_tokens(tmp_path):
+def test_a_sentencepiece_directory_of_mistral_that_names_no_tokens(tmp_path):
   """The special tokens are those of the model."""
   config = {"add_bos_token": True, "chat_template": folders.INST}
   ours = folders.load(
@@ -144,9 +144,7 @@ def test_a_sentencepiece_folder_of_mistral_that_names_no_tokens(tmp_path):
 @pytest.mark.parametrize(
   "named, model", [(classes.GPT2, None), (None, "gpt2"), (None, "starcoder2")]
 )
-def test_digits_are_split_as_tokenizer_json_says(
-  named, model, kind, adds, tmp_path
-):
+def test_digits_are_split_by_tokenizer_json(named, model, kind, adds, tmp_path):
   more = {} if adds is None else {"add_prefix_space": adds}
   ours = folders.load(
     tmp_path,
@@ -197,7 +195,7 @@ def test_a_class_that_no_file_can_change_is_named(named, tmp_path):
 
 
 @pytest.mark.parametrize("name", CLASSES[1:-1])
-def test_a_class_makes_what_we_say_that_it_makes(name, tmp_path):
+def test_tokenizer_classes_build_the_listed_pipeline(name, tmp_path):
   """Its own tokenizer is no note, and is exported under its class."""
   tokenizer = FILES["byte_level" if name in CLASSES[2:5] else "prepend"]()
   folders.write(tmp_path, tokenizer, tokenizer_config=values(name))

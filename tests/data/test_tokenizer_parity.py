@@ -123,7 +123,7 @@ def test_llama_tokenizer_class(form, legacy, tmp_path):
 
 
 @pytest.mark.parametrize("add", [True, False, None])
-def test_sentencepiece_folder_begins_texts_as_its_settings_say(add, tmp_path):
+def test_sentencepiece_directory_begins_texts_by_its_settings(add, tmp_path):
   values = {"tokenizer_class": "LlamaTokenizer", **BOTH}
   if add is not None:
     values["add_bos_token"] = add
@@ -133,7 +133,7 @@ def test_sentencepiece_folder_begins_texts_as_its_settings_say(add, tmp_path):
 
 
 @pytest.mark.parametrize("where", ["added_tokens", "tokenizer_config"])
-def test_sentencepiece_folder_with_added_tokens(where, tmp_path):
+def test_sentencepiece_directory_with_added_tokens(where, tmp_path):
   size = len(folders.pieces("bpe"))
   names = ["<|im_start|>", "<|im_end|>", "<tool>"]
   values = {

@@ -27,7 +27,7 @@ def test_a_phrase_is_refused_as_whole_words(text, allowed):
   assert rules.is_allowed(text, ("the stick", " go away ")) is allowed
 
 
-def test_pairs_differ_in_who_is_spoken_of():
+def test_pairs_differ_in_the_person():
   pairs = bias.make_pairs(50, 0)
   assert pairs == bias.make_pairs(50, 0) != bias.make_pairs(50, 1)
   for known, stranger in pairs:

@@ -43,6 +43,6 @@ def test_the_gold_judge_is_the_gold_labeler(asked):
   assert judgements.failures["hallucination"].tolist() == [0, 1, 0]
 
 
-def test_answers_and_prompts_must_be_as_many(asked):
+def test_answers_and_prompts_must_have_equal_counts(asked):
   with pytest.raises(ValueError):
     judges.GoldJudge(WORLD)([asked[0]], ["a .", "b ."], rollout([1, 1]))

@@ -239,7 +239,7 @@ def test_a_model_that_no_architecture_represents_is_refused(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_no_file(tmp_path, monkeypatch):
   def fail(*unused, **also):
     raise OSError(28, "No space left on device")
 
@@ -319,7 +319,7 @@ def test_another_file_type_is_recognised(made, name, content, code):
 
 
 @pytest.mark.parametrize("keep", [300, -1])
-def test_the_error_of_a_truncated_file_says_its_full_size(made, keep):
+def test_the_error_of_a_truncated_file_names_its_full_size(made, keep):
   path = made / tensors.SINGLE_FILE
   whole = path.read_bytes()
   path.write_bytes(whole[:keep])

@@ -228,7 +228,7 @@ def chosen(tmp_path):
   return path
 
 
-def test_what_the_base_had_is_kept(chosen, tmp_path):
+def test_files_of_the_base_model_are_copied(chosen, tmp_path):
   """Through an import and a stage that ran with a shorter context."""
   run = configs.SftExperiment(model=configs.Model(max_seq_len=16))
   start = stage_model.open_stage(str(chosen), run=run)

@@ -219,13 +219,13 @@ def test_stacked_layers_and_a_filled_up_vocabulary(scan, tmp_path):
     torch.testing.assert_close(value, expected[name], rtol=0, atol=0)
 
 
-def test_our_own_networks_have_an_architecture():
+def test_our_networks_have_an_architecture():
   for name in presets.NAMES:
     config = presets.model(name)
     assert families.family_for(config).model_type == "gpt2", name
 
 
-def test_the_table_is_what_docs_say():
+def test_the_table_matches_the_docs():
   path = pathlib.Path(interop.__file__).parents[2] / "docs" / "models.md"
   text = path.read_text()
   for family in families.FAMILIES.values():

@@ -71,7 +71,7 @@ def test_loss_and_gradients_equal_the_twin(data):
   np.testing.assert_allclose(plain, loss, rtol=1e-6)
 
 
-def test_gradients_are_scaled_by_what_comes_after(data):
+def test_gradients_are_scaled_by_the_incoming_gradient(data):
   def halved(hidden, matrix):
     return 0.5 * in_chunks(hidden, matrix, *data[2:])[0]
 
@@ -96,7 +96,7 @@ def test_token_logp_equals_the_whole(data, temperature):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_what_carries_no_loss_reaches_nothing(data, bad):
+def test_tokens_without_loss_have_no_gradient(data, bad):
   hidden, matrix, targets, weights = data
   spoiled = np.where(weights[:, None] > 0, hidden, np.float32(bad))
   loss = jax.value_and_grad(
@@ -140,7 +140,7 @@ def test_only_chunks_with_loss_are_computed(data, chunk):
     assert len(counted) == (1 if chunk == "whole" else expected)
 
 
-def test_whole_logits_are_never_held(chunk):
+def test_whole_logits_are_never_stored(chunk):
   """Temporary memory of the compiled loss and its gradients."""
   shapes = [
     jax.ShapeDtypeStruct(s, d)

@@ -88,7 +88,7 @@ def test_weighted_cross_entropy_equals_loop(data):
   np.testing.assert_allclose(metrics["correct"], expected_correct, rtol=1e-6)
 
 
-def test_weighted_cross_entropy_counts_what_the_model_gets_right():
+def test_weighted_cross_entropy_counts_correct_predictions():
   logits = np.full((1, 3, 4), -5.0)
   logits[0, [0, 1, 2], [1, 2, 3]] = 5.0
   targets = np.array([[1, 2, 0]])

@@ -144,7 +144,7 @@ def test_whitening_equal_values_is_finite():
   np.testing.assert_allclose(out, 3.0, rtol=1e-6)
 
 
-def test_invariant_14_what_is_masked_never_matters(data, spoil):
+def test_invariant_14_masked_values_never_matter(data, spoil):
   x, mask = data
   spoiled = spoil(x, mask)
   assert not np.isfinite(spoiled).all()

@@ -140,7 +140,7 @@ def test_policy_gradient_is_that_of_finite_differences(
   assert (slope[mask] == 0).any()  # tokens that were clipped
 
 
-def test_what_the_rollout_gave_is_constant(data, value_data, mask):
+def test_rollout_values_are_constants(data, value_data, mask):
   slopes = jax.grad(
     lambda old, adv: ppo.policy_loss(data[0], old, adv, mask, clip_ratio=0.2)[
       0
@@ -255,7 +255,7 @@ def test_invariant_20_microbatches_add_up_to_the_minibatch(
     )
 
 
-def test_invariant_14_what_follows_the_end_never_matters(
+def test_invariant_14_tokens_after_the_end_never_matter(
   data, value_data, mask, spoil
 ):
   def everything(arrays):

@@ -216,7 +216,7 @@ def test_invariant_13_kl_reward_is_the_log_ratio_of_the_sampled_token(
   assert (np.asarray(actual)[mask] > 0).any()  # k2 and k3 never give a reward
 
 
-def test_invariant_14_what_follows_the_end_never_matters(data, mask, spoil):
+def test_invariant_14_tokens_after_the_end_never_matter(data, mask, spoil):
   def everything(a, b):
     rewards = returns.token_rewards(np.arange(4.0), a, b, mask, 0.1)
     return rewards, returns.gae(a, b, mask, discount=0.9, lam=0.95)

@@ -62,7 +62,7 @@ def test_pair_accuracy_equals_loop(data):
     np.testing.assert_allclose(correct[b], accuracy * count, rtol=1e-6)
 
 
-def test_margin_is_averaged_as_the_loss_is():
+def test_margin_and_loss_are_averaged_alike():
   scores = np.array([[3.0, 2.0, 0.0], [5.0, 1.0, 7.0]])
   ranks = np.array([[1, 2, 3], [1, 2, 2]])
   valid = np.array([[1, 1, 1], [1, 1, 0]], bool)
@@ -125,7 +125,7 @@ def test_invariant_25_ties_add_nothing():
   np.testing.assert_array_equal(slope, 0)
 
 
-def test_invariant_25_a_prompt_of_ties_leaves_the_mean_as_it_is(data):
+def test_invariant_25_a_prompt_of_ties_does_not_change_the_mean(data):
   scores, ranks, valid = data
   loss, _ = reward.ranking_loss(*data)
   rest = [0, 1, 2, 4, 5]

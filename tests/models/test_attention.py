@@ -126,7 +126,7 @@ def test_pairs_that_are_computed():
   assert attention_kernels.num_scores("tpu", half, 256, span) == 256 * 256
 
 
-def test_other_platforms_attend_alike():
+def test_other_platforms_attend_equally():
   """The library's attention, and the gradient that is taken of it."""
   q, k, v, g, mask = make(100)
   actual, pull = jax.vjp(lambda *x: cudnn.attend(*x, mask), q, k, v)
@@ -135,7 +135,7 @@ def test_other_platforms_attend_alike():
     np.testing.assert_allclose(x, y, atol=2e-5)
 
 
-def test_cudnn_is_asked_for_what_it_can_do():
+def test_cudnn_is_used_for_supported_shapes():
   assert cudnn.has_kernel(jnp.bfloat16, 64, 64, 0.0)
   assert cudnn.has_kernel("float16", 2, 128, 0.0)
   for dtype, length, width, cap in (
@@ -150,7 +150,7 @@ def test_cudnn_is_asked_for_what_it_can_do():
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
-def test_scores_of_whole_rows_are_left_to_cudnn(platform, dtype):
+def test_only_cudnn_materialises_whole_rows(platform, dtype):
   """On a GPU in float32 too, which cuDNN has no kernel for."""
   length = 512
   x = jnp.zeros((1, HEADS, length, 16), dtype)
@@ -190,7 +190,7 @@ def test_bfloat16_keeps_its_type_and_a_float32_softmax():
     np.testing.assert_allclose(x, y, atol=0.1)
 
 
-def test_nothing_is_read_from_ahead():
+def test_later_keys_are_not_read():
   """Not even a NaN; and the gradient there is zero."""
   q, k, v, g, mask = make(130)
   mask = np.broadcast_to(np.tril(np.ones((130, 130), bool)), mask.shape)

@@ -80,7 +80,7 @@ def test_invariant_06_cached_decoding_agrees_with_the_full_pass(
   assert np.abs(other - rollout.logp)[mask].max() > 0.05
 
 
-def test_a_row_ends_at_its_own_end_of_text(rollout):
+def test_a_row_ends_at_its_end_of_text(rollout):
   prompts = make_prompts()
   tokens, mask = np.asarray(rollout.tokens), np.asarray(rollout.response_mask)
   np.testing.assert_array_equal(tokens[:, :5], prompts.tokens)
@@ -103,7 +103,7 @@ def test_a_row_ends_at_its_own_end_of_text(rollout):
   )
 
 
-def test_invariant_15_ended_tells_of_the_configured_token(model, params):
+def test_invariant_15_ended_means_the_configured_token(model, params):
   """The same draws with another stop token end other rows, elsewhere."""
   rollout = make_run(model, eos_id=7)(params, make_prompts(), jax.random.key(0))
   tokens = np.asarray(rollout.tokens)[:, 5:]
@@ -246,7 +246,7 @@ def test_fewer_slots_take_fewer_steps():
   np.testing.assert_array_equal(rollout.tokens[1:, 1:3], [[7, EOS]] * 9)
 
 
-def test_prompts_that_fill_up_a_batch_are_not_prefilled(params):
+def test_padding_prompts_are_not_prefilled(params):
   counted = []
 
   class Counted(LanguageModel):
@@ -295,7 +295,7 @@ EIGHT_DEVICES = """
 """
 
 
-def test_invariant_09_one_device_samples_what_eight_do():
+def test_invariant_09_one_device_samples_the_tokens_of_eight():
   # A process of its own: the number of devices is fixed at start-up.
   done = subprocess.run(
     [sys.executable, "-c", textwrap.dedent(EIGHT_DEVICES)],
@@ -435,7 +435,7 @@ def test_rows_and_steps_draw_independently():
   assert chi_square(neighbours, np.full(16, 1 / 16)) < 44.3
 
 
-def test_a_rows_numbers_are_those_of_its_keys():
+def test_a_rows_uniforms_follow_its_key():
   key, ids = jax.random.key(5), np.array([7, 0, 7], np.int32)
   actual = np.asarray(generate_lib.uniforms(key, ids, 3))
   for row, i in zip(actual, ids, strict=True):
@@ -480,7 +480,7 @@ def test_decoding_reads_one_type_of_weights_with_outputs_first(model):
   ],
   ids=str,
 )
-def test_what_decoding_reads_can_be_made_ahead(changes):
+def test_decoding_parameters_can_be_made_ahead(changes):
   """And nothing else of the parameters is needed then.
 
   These are two programs, which may round a sum in two ways.

@@ -75,7 +75,7 @@ def test_gradients_are_those_of_the_plain_layer(rng, inputs, outputs, normed):
   ],
   ids=["rms", "gemma_rms", "gated_mlp"],
 )
-def test_other_layers_ahead_of_a_product_without_a_bias(rng, before, weights):
+def test_other_layers_before_a_matmul_without_a_bias(rng, before, weights):
   x, _, kernel, _ = arguments(rng, 12, 40, False)
   scale = tuple(rng.normal(0.5, 0.2, (weights, 12)).astype(np.float32))
   inputs = x.shape[1] if weights else x.shape[1] // 2
@@ -90,7 +90,7 @@ def test_other_layers_ahead_of_a_product_without_a_bias(rng, before, weights):
     np.testing.assert_allclose(a, b, atol=2e-4, rtol=2e-4)
 
 
-def test_rms_norms_are_as_written(rng):
+def test_rms_norms_equal_their_formulas(rng):
   x, scale = rng.normal(2, 3, (5, 64)), rng.normal(0, 0.3, 64)
   root = np.sqrt((x**2).mean(axis=1, keepdims=True) + 0.1)
   for kind, factor in (("rms", scale), ("gemma_rms", 1 + scale)):
@@ -110,7 +110,7 @@ def test_a_layer_in_bfloat16_gives_float32_gradients_to_its_weights(rng):
   assert [g.dtype for g in grads] == [jnp.bfloat16, jnp.float32, jnp.float32]
 
 
-def test_what_is_ahead_of_a_product_is_not_kept(rng):
+def test_inputs_of_a_matmul_are_not_stored(rng):
   """Temporary memory of a chain of layers, compiled."""
   depth, width, rows = 6, 32, 4096
   kernels = np.asarray(rng.normal(0, 0.2, (depth, width, width)), np.float32)

@@ -126,7 +126,7 @@ def test_union_and_split_are_inverse():
 
 
 @pytest.mark.parametrize("changes", [{}, twin.LLAMA], ids=str)
-def test_decoding_samples_what_the_full_pass_says(changes):
+def test_decoding_agrees_with_the_full_pass(changes):
   model, params = adapted(**changes)
   prompts = twin.make_prompts(range(3))
   rollout = jax.jit(

@@ -33,7 +33,7 @@ def test_attention_and_its_gradient_equal_the_twin(length):
     np.testing.assert_allclose(x, y, atol=2e-5)
 
 
-def test_it_is_what_blocks_give():
+def test_splash_equals_blocked_attention():
   """In bfloat16, with capped scores."""
   *heads, g, mask = make(200)
   low = [jnp.asarray(x, jnp.bfloat16) for x in heads]

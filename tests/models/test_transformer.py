@@ -137,7 +137,7 @@ def test_bfloat16_scalars_are_float32():
   close(actual, twin.scalars(params, TOKENS, SEGMENTS), 0.1)
 
 
-def test_packed_documents_are_as_in_rows_of_their_own(run):
+def test_packed_documents_equal_separate_rows(run):
   packed = run(TOKENS, SEGMENTS, POSITIONS)
   alone = np.zeros((2, 8), np.int32)
   alone[0, :4], alone[1, :3] = TOKENS[0, :4], TOKENS[0, 4:7]
@@ -155,7 +155,7 @@ def test_packed_documents_are_as_in_rows_of_their_own(run):
   )
 
 
-def test_a_prefix_is_seen_by_all_that_follows_in_its_row(run):
+def test_all_segments_attend_to_the_shared_prefix(run):
   """Two documents behind one prefix are as each behind a prefix of its own."""
   ids = TOKENS[2]
   marks = np.array([[0, -1, -1, -1, 1, 1, 2, 2]], np.int32)

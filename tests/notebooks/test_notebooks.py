@@ -55,7 +55,7 @@ def _source(cell):
   return "".join(cell["source"])
 
 
-def test_the_folder_holds_these_notebooks():
+def test_the_directory_contains_these_notebooks():
   assert {p.stem for p in FOLDER.glob("*.ipynb")} == set(NAMES)
 
 
@@ -96,7 +96,7 @@ def test_sources_have_no_absolute_path(written):
     )
 
 
-def test_the_first_cell_says_what_how_long_and_what_to_change(written):
+def test_the_first_cell_gives_purpose_duration_and_changes(written):
   cell = written["cells"][0]
   assert cell["cell_type"] == "markdown" and _source(cell).startswith("# ")
   assert re.search(r"\*\*Time:\*\* about \d+ s on two", _source(cell))

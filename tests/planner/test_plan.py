@@ -174,7 +174,7 @@ def test_only_tpus_pad_heads_to_lanes():
 
 
 @pytest.mark.parametrize("remat", ["none", "full"])
-def test_heads_that_tensor_does_not_divide_are_whole_on_each_chip(remat):
+def test_heads_that_tensor_does_not_divide_are_replicated(remat):
   """Each of 4 chips computes all of attention and a quarter of the rest."""
   values = {"model.remat": remat, "model.num_heads": 6}
   _, one = activations(tensor=1, **values)
@@ -200,7 +200,7 @@ def test_heads_that_tensor_does_not_divide_are_whole_on_each_chip(remat):
   assert divided <= saved
 
 
-def test_kv_heads_and_mlps_that_tensor_does_not_divide_are_whole_on_each_chip():
+def test_kv_heads_and_mlps_that_tensor_does_not_divide_are_replicated():
   base = {"model.num_heads": 4, "model.num_kv_heads": 2, "model.remat": "none"}
   whole = activations(topology="h100:4", tensor=4, **base)[1]
   part = activations(topology="h100:4", tensor=4, **base | {
@@ -357,7 +357,7 @@ def test_a_rollout_batch_that_chips_do_not_divide(command, topology, flags):
   assert "Traceback" not in done.stderr
 
 
-def test_a_plan_without_another_layout_says_why(command):
+def test_a_plan_without_another_layout_gives_the_reason(command):
   """Four KV heads allow no tensor axis of 3."""
   done = command(
     "--experiment=ppo_ptx",
@@ -376,7 +376,7 @@ def tiny(experiment, **values):
   return flags.replace(presets.EXPERIMENTS[experiment]("tiny"), values)
 
 
-def test_a_sweep_without_a_layout_says_why():
+def test_a_sweep_without_a_layout_gives_the_reason():
   chips = hardware.parse_topology("h100:6")
   model = {"model.d_model": 96, "model.num_heads": 6, "model.d_ff": 96}
   with pytest.raises(UserError) as error:  # 6, 3 and 2 shards, and 1

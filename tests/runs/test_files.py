@@ -306,7 +306,7 @@ def test_names_that_are_not_utf8_are_restored(tmp_path):
   "text, message",
   [("9" * 5000, "4300 digits"), ("[" * 100_000, "nested too deeply")],
 )
-def test_json_beyond_pythons_limits(tmp_path, text, message):
+def test_json_that_exceeds_pythons_limits(tmp_path, text, message):
   (tmp_path / "a.json").write_text(text)
   with pytest.raises(UserError, match=message) as error:
     files.read_json(tmp_path / "a.json")

@@ -222,7 +222,7 @@ def test_dropout_depends_on_the_step_and_repeats(leaky):
   assert losses[0] == losses[3]
 
 
-def test_dropout_of_each_microbatch_is_its_own(leaky):
+def test_each_microbatch_has_separate_dropout(leaky):
   """The loss is the mean over keys fold_in(fold_in(key(seed), step), i)."""
   model, row, state, step = leaky
   actual = step(at_step(state, 5), row, microbatch=1)[1]["loss"]

@@ -405,7 +405,7 @@ def spoil(rollout):
   )
 
 
-def test_invariant_14_what_follows_the_end_never_matters(
+def test_invariant_14_tokens_after_the_end_never_matter(
   evaluate, update, base, rollout, networks
 ):
   spoiled = spoil(rollout)
@@ -613,7 +613,7 @@ def test_invariant_20_microbatches_are_one_minibatch(moved, update, networks):
     )
 
 
-def test_packed_episodes_are_worth_what_they_are_alone(
+def test_packed_episodes_have_the_values_of_separate_rows(
   evaluate, rollout, networks
 ):
   """Also where two share a row, and where a whole microbatch is not run."""
@@ -670,7 +670,7 @@ def test_invariant_22_the_average_moves_once_an_update(moved, update, networks):
   assert state.policy.step == 2 and state.kl_coef == BETA
 
 
-def test_invariant_29_frozen_parts_are_what_they_were(
+def test_invariant_29_frozen_parts_do_not_change(
   evaluate, update, rollout, networks
 ):
   """By their fingerprints; that of the policy in training does change."""

@@ -139,7 +139,9 @@ def scores_twin(params):
   return result
 
 
-def test_completions_that_share_a_prompt_score_as_alone(model, params, batch):
+def test_completions_that_share_a_prompt_score_as_in_separate_rows(
+  model, params, batch
+):
   score = twin.jit(functools.partial(reward_step.score_rankings, model))
   actual, expected = score(params, batch), scores_twin(params)
   assert actual.shape == (4, 1, 3) and actual.dtype == jnp.float32
@@ -236,7 +238,7 @@ def learned(result):
     (4, 3, {"scan_layers": True}),
   ],
 )
-def test_rankings_that_share_a_row_score_and_learn_as_alone(
+def test_rankings_that_share_a_row_score_and_learn_as_in_separate_rows(
   groups, rows, changes
 ):
   model = ScalarModel(twin.make_config(num_layers=2, **changes))

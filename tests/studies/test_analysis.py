@@ -105,7 +105,7 @@ def test_a_real_fall_is_found(few_resamples, count):
   )
 
 
-def test_a_seed_has_no_part_in_its_own_choice():
+def test_a_seeds_choice_excludes_that_seed():
   rng = np.random.default_rng(2)
   families = seeds(rng, 3)
   before = analysis.choose_options(families, OPTIONS, whole)
@@ -153,7 +153,7 @@ def test_seeds_that_agree_exactly_conclude_nothing():
     assert analysis.format_interval(interval).endswith(" [–]")
 
 
-def test_intervals_over_seeds_hold_the_mean_as_often_as_they_say():
+def test_intervals_over_seeds_have_their_nominal_coverage():
   rng = np.random.default_rng(3)
   for count in (2, 3, 12, 25):
     covered = 0

@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("module", ["study", "report"])
-def test_help_says_what_it_does(module):
+def test_help_describes_the_command(module):
   done = subprocess.run(
     [sys.executable, "-m", f"experiments.{module}", "--help"],
     cwd=ROOT,
@@ -46,7 +46,7 @@ def test_an_error_is_printed_in_two_lines(tmp_path, capsys, flags, message):
   assert not (tmp_path / "new").exists()
 
 
-def test_a_report_of_nothing_names_what_is_missing(tmp_path, capsys):
+def test_a_report_without_a_study_names_the_missing_file(tmp_path, capsys):
   assert report.main([f"--workdir={tmp_path}"]) == 2
   error = capsys.readouterr().err
   assert "study.json" in error and "experiments.study" in error
@@ -86,7 +86,7 @@ def test_a_study_runs_to_its_page_and_is_not_run_again(tmp_path, capsys):
   assert "another --workdir" in capsys.readouterr().err
 
 
-def test_the_report_is_built_from_what_is_complete(tmp_path, capsys):
+def test_the_report_is_built_from_complete_runs(tmp_path, capsys):
   from experiments import studies
   from instructgpt_jax.studies import scale as scale_lib
   from instructgpt_jax.studies import study as study_lib

@@ -57,7 +57,7 @@ def test_every_job_is_a_valid_command():
     flags.replace(config, changes)
 
 
-def test_jobs_are_named_by_what_they_change_and_made_once():
+def test_jobs_are_named_by_their_changes_and_made_once():
   jobs = study_lib.all_jobs(ALL, MINI, "root")
   assert len({j.name for j in jobs}) == len(jobs)
   commands = {}
@@ -143,7 +143,7 @@ def test_kl_with_ptx_needs_an_interior_best_beta(tmp_path):
     ({"ptx_coef=60$": {"tasks": 0.9, "rm": 9.0, "lm_loss": 1.0}}, False),
   ],
 )
-def test_ptx_coef_wants_repair_and_cost(tmp_path, chosen, expected):
+def test_ptx_coef_needs_repair_and_cost(tmp_path, chosen, expected):
   numbers = {
     "measured/ppo/": {"lm_loss": 1.5, "tasks": 0.2, "rm": 1.0},
     "ptx_coef=60$": {"tasks": 0.8, "rm": -1.0, "lm_loss": 1.0},
@@ -167,7 +167,7 @@ def test_model_size_compares_the_smallest_aligned_with_the_largest_base(
   assert not findings(str(tmp_path / "b"), "model_size", base).reproduced
 
 
-def test_policy_init_wants_small_differences(tmp_path):
+def test_policy_init_needs_small_differences(tmp_path):
   gain = {
     "measured/policy_init/": {"gold_mean": 0.2},
     "measured/ppo_ptx": {"gold_mean": 0.5},
@@ -177,7 +177,7 @@ def test_policy_init_wants_small_differences(tmp_path):
   assert not findings(str(tmp_path / "b"), "policy_init", spread).reproduced
 
 
-def test_learning_rate_wants_ppo_to_fail_first(tmp_path):
+def test_learning_rate_needs_ppo_to_fail_first(tmp_path):
   start = {
     "measured/policy_init/": {"gold_mean": 0.3},
     "measured/ppo": {"gold_mean": 0.5},
@@ -189,7 +189,7 @@ def test_learning_rate_wants_ppo_to_fail_first(tmp_path):
   assert not findings(str(tmp_path / "c"), "learning_rate", start).reproduced
 
 
-def test_overoptimization_wants_gold_to_fall_while_the_proxy_rises(tmp_path):
+def test_overoptimization_needs_gold_to_fall_while_the_proxy_rises(tmp_path):
   gone = {"@": {"gold_mean": 0.5, "rm": 1.0}}
   bad = gone | {"@80$": {"gold_mean": 0.1, "rm": 3.0}}
   assert findings(str(tmp_path / "a"), "overoptimization", bad).reproduced
@@ -246,7 +246,7 @@ def test_every_study_can_be_described_with_one_seed(
   assert result.reproduced in (True, False, None) and result.measured
 
 
-def test_failures_wants_four_gains_over_the_base(tmp_path):
+def test_failures_needs_four_gains_over_the_base(tmp_path):
   better = {
     "measured/ppo_ptx/default$": {"failures": 0.02},
     "measured/sft/shared$": {"gold_mean": 0.6},
@@ -255,7 +255,7 @@ def test_failures_wants_four_gains_over_the_base(tmp_path):
   assert not findings(str(tmp_path / "b"), "failures", {}).reproduced
 
 
-def test_sizes_and_seeds_are_told_when_wrong(tmp_path):
+def test_wrong_sizes_and_seeds_are_user_errors(tmp_path):
   with pytest.raises(UserError, match="mini"):
     scale_lib.get_scale("minni")
   with pytest.raises(UserError) as bad_seeds:

@@ -47,7 +47,7 @@ def check(outcome, root):
   assert "count 3" in (root / "logs" / "c.txt").read_text()
 
 
-def test_submitits_own_executor_runs_jobs(tmp_path):
+def test_submitits_executor_runs_jobs(tmp_path):
   check(run(tmp_path, "submitit-local"), tmp_path)
   outcome = run(tmp_path, "submitit-local")
   assert len(starts(tmp_path / "c")) == 1 and len(starts(tmp_path / "d")) == 2
@@ -66,7 +66,7 @@ def test_a_search_by_submitit(tmp_path):
 
 
 @pytest.mark.parametrize("interrupts", [signal.SIG_DFL, signal.SIG_IGN])
-def test_a_stopped_sweep_cancels_what_it_submitted(
+def test_a_stopped_sweep_cancels_its_submitted_jobs(
   interrupts, tmp_path, start_sweep
 ):
   """Also where a shell started it in the background, where ^C is ignored."""
@@ -106,7 +106,7 @@ SLURM = cluster.Slurm(
 )
 
 
-def test_the_batch_script_asks_for_what_was_wanted(tmp_path):
+def test_the_batch_script_requests_the_resources_of_the_flags(tmp_path):
   text = cluster.batch_script(str(tmp_path), SLURM, "trials/003")
   lines = text.splitlines()
   assert lines[0] == "#!/bin/bash"

@@ -111,9 +111,7 @@ def test_another_sweep_is_refused(tmp_path, capsys, argv, words):
   assert (tmp_path / "sweep.json").read_text() == before
 
 
-def test_the_old_value_of_a_flag_is_named_as_the_preset_has_it(
-  tmp_path, capsys
-):
+def test_the_error_names_the_presets_value_of_a_flag(tmp_path, capsys):
   assert main(tmp_path, "--sweep=seed=0", "--steps=2") == 0
   assert main(tmp_path, "--sweep=seed=1") == 2  # 1 is the preset's own
   assert "steps=2, not 1" in capsys.readouterr().err
@@ -136,7 +134,7 @@ def test_flags_that_a_run_may_change_may_differ_between_calls(tmp_path):
   assert error.value.field == "seed"
 
 
-def test_the_seed_of_a_search_is_held(tmp_path):
+def test_the_seed_of_a_search_is_recorded(tmp_path):
   sweep_file.write_sweep(
     str(tmp_path), {"kind": "random"}, []
   )  # by an earlier version
@@ -228,7 +226,7 @@ print(status, sorted({"jax", "optuna", "submitit"} & set(sys.modules)))
   assert done.stdout.splitlines()[-1] == "0 []"
 
 
-def test_a_folder_without_a_sweep_has_no_rows(tmp_path):
+def test_a_directory_without_a_sweep_has_no_rows(tmp_path):
   with pytest.raises(UserError, match="no such file"):
     collect.read_rows(str(tmp_path))
   files.write_json_atomic(tmp_path / "sweep.json", [1])
@@ -236,7 +234,7 @@ def test_a_folder_without_a_sweep_has_no_rows(tmp_path):
     collect.read_rows(str(tmp_path))
 
 
-def test_what_a_sweep_reads_may_not_change_between_calls(tmp_path):
+def test_inputs_of_a_sweep_may_not_change_between_calls(tmp_path):
   root, key = str(tmp_path), "data.demonstrations=d.jsonl"
   sweep_file.write_sweep(root, {}, [])  # by an earlier version
   sweep_file.write_sweep(root, {}, [], inputs={key: "a"})
@@ -252,7 +250,7 @@ def test_what_a_sweep_reads_may_not_change_between_calls(tmp_path):
     assert error.value.field == name.partition("=")[0]
 
 
-def test_a_run_is_no_place_for_a_sweep(tmp_path, capsys):
+def test_a_sweep_in_a_run_directory_is_refused(tmp_path, capsys):
   (tmp_path / files.CONFIG).write_text("{}")
   assert main(tmp_path, "--sweep=seed=0") == 2
   assert str(tmp_path) in capsys.readouterr().err

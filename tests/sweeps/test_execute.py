@@ -26,7 +26,7 @@ def run(jobs, root, **more):
   return outcome, lines
 
 
-def test_a_failure_stops_only_what_needs_it(tmp_path):
+def test_a_failure_stops_only_dependent_jobs(tmp_path):
   outcome, messages = run(
     [
       job("far", "near"),
@@ -51,7 +51,7 @@ def test_a_failure_stops_only_what_needs_it(tmp_path):
   assert all(0 < s < 60 for s in outcome.seconds.values())
 
 
-def test_a_second_call_runs_only_what_is_missing(tmp_path):
+def test_a_second_call_runs_only_missing_jobs(tmp_path):
   late = tmp_path / "late"
   jobs = [job("a"), job("b", init_from=str(late)), job("c", "b")]
   outcome, _ = run(jobs, tmp_path)
@@ -66,14 +66,14 @@ def test_a_second_call_runs_only_what_is_missing(tmp_path):
   assert log.count("$ python -m") == 2
 
 
-def test_a_mistake_in_the_flags_can_be_mended_in_the_same_folder(tmp_path):
+def test_wrong_flags_can_be_fixed_in_the_same_directory(tmp_path):
   outcome, _ = run([job("a", fail="mistake")], tmp_path)
   assert "fix: give none" in outcome.failed["a"]
   outcome, _ = run([job("a", fail="")], tmp_path)
   assert outcome.done == ["a"]
 
 
-def test_what_was_run_with_other_settings_is_refused(tmp_path):
+def test_a_job_run_with_other_settings_is_refused(tmp_path):
   run([job("a", section_rate=0.5, steps=1)], tmp_path)
   with pytest.raises(UserError, match=r"--section.rate=0.5, not 0.25"):
     run([job("a", section_rate=0.25)], tmp_path)
@@ -100,7 +100,7 @@ def test_one_runner_at_a_time(tmp_path, monkeypatch):
     (signal.SIGKILL, -signal.SIGKILL),
   ],
 )
-def test_nothing_is_left_behind_and_a_second_call_goes_on(
+def test_no_process_survives_and_a_second_call_resumes(
   tmp_path, start_sweep, number, status
 ):
   argv = ("--steps=5", "--sweep=seed=0", f"--gate={tmp_path}/gate")
@@ -157,7 +157,7 @@ def test_a_run_that_ended_as_its_runner_was_killed_has_its_time(tmp_path):
   assert execute.run_jobs([one], str(tmp_path)).seconds[one.name] == 7.0
 
 
-def test_a_run_that_alone_is_asked_to_end_goes_on(tmp_path, start_sweep):
+def test_a_run_stopped_by_a_signal_to_it_alone_resumes(tmp_path, start_sweep):
   argv = ("--steps=5", "--sweep=seed=0", f"--gate={tmp_path}/gate")
   runner = start_sweep(tmp_path, *argv)
   workdir = wait_for(lambda: at_the_gate(tmp_path))
@@ -187,7 +187,7 @@ def test_a_process_that_does_not_end_is_killed(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(len(cores()) < 2, reason="there is one core only")
-def test_workers_have_cores_of_their_own(tmp_path):
+def test_workers_have_separate_cores(tmp_path):
   slow = dict(steps=10, wait=0.05)
   jobs = [job("a", **slow), job("b", **slow)]
   run(jobs, tmp_path, workers=2)

@@ -52,7 +52,7 @@ def test_a_lin_range_has_equal_steps_and_items_mix():
   ]  # fmt: skip
 
 
-def test_what_stands_there_twice_is_one_run():
+def test_a_duplicate_value_is_one_run():
   assert values("section.size=lin:1:2:5,2", "section.size") == [1, 2]
 
 
@@ -129,7 +129,7 @@ def test_named_sweeps_and_fields_mix():
     grid.expand_names("", counter.sweep)
 
 
-def test_what_a_search_may_choose():
+def test_search_spaces():
   text = "section.rate=log:0.1:1;section.size=int:1:4;seed=lin:0:9;steps=1,2,5"
   assert grid.search_space(text + ";section.loud=true,false", CONFIG) == {
     "section.rate": grid.Range(0.1, 1.0, True, False),

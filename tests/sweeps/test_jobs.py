@@ -28,12 +28,12 @@ def test_a_command_has_the_workdir_and_every_flag():
 
 
 @pytest.mark.parametrize("name", ["", "a//b", "../a", ".lock", "logs/a", "/a"])
-def test_names_that_are_no_folder_of_a_job(name):
+def test_names_that_are_no_directory_of_a_job(name):
   with pytest.raises(ValueError):
     Job(name, "ppo", {})
 
 
-def test_needs_come_first_and_the_given_order_is_kept():
+def test_needs_come_first_and_order_is_preserved():
   result = jobs.order_jobs(
     [
       Job("c", "x", {}, ("a", "b")),

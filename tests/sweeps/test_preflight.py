@@ -94,7 +94,7 @@ def test_files_of_every_run(
   assert error.value.file.startswith(str(tmp_path / "nowhere"))
 
 
-def test_what_the_sweep_makes_itself_may_be_missing(tmp_path, capsys):
+def test_files_that_the_sweep_makes_may_be_missing(tmp_path, capsys):
   assert checked(tmp_path / "S", "ppo", "--sweep=seed=0,1") == 0
   made = tmp_path / "S" / "shared" / "policy_init"
   argv = (f"--init_from={made}", "--sweep=seed=0,1")
@@ -112,7 +112,7 @@ def test_a_run_that_is_complete_is_not_checked_again(tmp_path):
   preflight.check_runs([one], whole, root)
 
 
-def test_a_start_brings_its_own_context():
+def test_a_start_model_overrides_the_context_length():
   long = configs.Data(max_prompt_tokens=500, max_response_tokens=500)
   model = configs.Model(max_seq_len=64, d_model=16, num_heads=1)
   alone = configs.SftExperiment(data=long, model=model)

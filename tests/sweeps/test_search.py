@@ -60,7 +60,7 @@ def results(root):
 
 
 @pytest.mark.parametrize("kind", search.KINDS)
-def test_a_search_runs_so_many_trials_and_no_more(tmp_path, kind):
+def test_a_search_runs_the_requested_number_of_trials(tmp_path, kind):
   expected = search.Search(kind, 3, "score.mean", "minimize")
   outcome = run(tmp_path, expected, workers=2)
   names = [f"trials/{n:03}" for n in range(3)]
@@ -82,7 +82,7 @@ def test_a_search_runs_so_many_trials_and_no_more(tmp_path, kind):
   assert states(tmp_path) == {"COMPLETE": 4}
 
 
-def test_a_random_search_is_the_same_whoever_runs_it(tmp_path):
+def test_a_random_search_is_the_same_for_any_worker(tmp_path):
   run(tmp_path, workers=3)
   result = [
     entry["overrides"] for entry in sweep_file.read_sweep(str(tmp_path))["jobs"]
@@ -93,7 +93,7 @@ def test_a_random_search_is_the_same_whoever_runs_it(tmp_path):
   assert search.preview_trials(other, SPACE)[0] != result[0]
 
 
-def test_a_failed_trial_is_told_and_does_not_stop_the_search(tmp_path):
+def test_a_failed_trial_is_reported_and_does_not_stop_the_search(tmp_path):
   def make(name, overrides):
     return make_job(name, overrides, fail="error" if name[-1] == "1" else "")
 
@@ -208,7 +208,7 @@ def test_a_mistyped_objective_ends_a_long_search_early(tmp_path, monkeypatch):
   assert len(launcher.started) == 5
 
 
-def test_a_missing_objective_names_what_there_is_and_loses_no_run(tmp_path):
+def test_a_missing_objective_lists_the_metrics_and_loses_no_run(tmp_path):
   wrong = search.Search("random", 2, "score.meen")
   with pytest.raises(UserError) as error:
     run(tmp_path, wrong)
@@ -277,7 +277,7 @@ def test_without_trials_or_workers_the_objective_may_change(tmp_path):
       pass
 
 
-def test_a_trial_without_all_its_values_is_given_up(tmp_path):
+def test_a_trial_without_all_its_values_is_abandoned(tmp_path):
   # As when a worker is killed while it asks for one.
   sweep_file.write_sweep(str(tmp_path), {}, [])
   trials = search.Trials(str(tmp_path), WANTED, SPACE, make_job)
@@ -343,7 +343,7 @@ def test_three_workers_one_of_them_killed(tmp_path, start_sweep):
     assert counts == ([0, 3] if tmp_path / name == workdir else [0])
 
 
-def test_a_later_call_goes_on_with_a_killed_trial(tmp_path, start_sweep):
+def test_a_later_call_resumes_a_killed_trial(tmp_path, start_sweep):
   worker = start_sweep(tmp_path, *argv(tmp_path, 2))
   workdir = wait_for(lambda: at_the_gate(tmp_path))
   worker.send_signal(signal.SIGKILL)

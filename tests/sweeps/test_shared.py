@@ -66,7 +66,7 @@ def test_a_reward_model_has_the_rankings_of_all_rounds():
 
 
 @pytest.mark.parametrize("experiment", list(shared._REQUIREMENTS))
-def test_the_flags_are_the_experiments_own(experiment):
+def test_the_flags_are_those_of_the_experiment(experiment):
   flags.replace(presets.EXPERIMENTS[experiment]("world"),
                 stages(experiment).flags)  # fmt: skip
 
@@ -81,7 +81,7 @@ def test_common_settings_hold_for_the_shared_stages_unless_swept():
   assert result.job.flags == {"preset": "world", "until": "reward", "seed": 5}
 
 
-def test_what_the_pipeline_refuses_is_refused_at_once():
+def test_values_that_the_pipeline_refuses_are_refused_at_once():
   with pytest.raises(UserError, match="model.num_heads"):
     stages("ppo", {"model.num_heads": 3})
 

@@ -41,7 +41,7 @@ def stopped(stages, name, flags):
     ("ppo_ptx", ("prompts", "pretraining")),
   ],
 )
-def test_each_source_is_what_the_run_began_with(name, kinds, stages, tmp_path):
+def test_changed_sources_are_refused_on_resume(name, kinds, stages, tmp_path):
   paths = copied(stages, tmp_path, kinds)
   flags = replaced(stages.flags(name), **paths)
   flags.append(f"--workdir={tmp_path / 'run'}")

@@ -118,7 +118,7 @@ def test_a_state_is_the_same_on_another_mesh(server, tmp_path):
   assert results.steps(tmp_path) == [2, 3]
 
 
-def test_rankings_on_the_way_go_on_on_other_devices(stages, tmp_path):
+def test_reward_training_resumes_on_other_devices(stages, tmp_path):
   """The same ones in each step, although they stand otherwise in rows."""
   command = [*stages.flags("reward"), f"--workdir={tmp_path}"]
   done = stages.server.run(

@@ -41,9 +41,7 @@ def test_a_disk_that_fills_up_in_mid_run_loses_nothing(
 
 
 @pytest.mark.parametrize("room", [3_000, 30_000])
-def test_what_does_not_fit_is_said_and_leaves_nothing_half(
-  room, stages, tmp_path
-):
+def test_a_full_disk_is_an_error_without_partial_files(room, stages, tmp_path):
   """However little fits a file, the error is short and the rest goes on."""
   path = tmp_path / "run"
   command = ["experiments.sft", *stages.flags("sft"), f"--workdir={path}"]
@@ -109,7 +107,7 @@ def test_a_file_system_that_may_only_be_read(stages, disk):
   results.assert_same_run(path, stages["pretrain"])
 
 
-def test_a_folder_that_vanishes_is_not_begun_anew(stages, tmp_path):
+def test_a_deleted_directory_is_not_created_again(stages, tmp_path):
   """As when the disk that holds it is taken away, and comes back."""
   path, away = tmp_path / "run", tmp_path / f"run{at_step.AWAY}"
   command = [*stages.flags("pretrain"), f"--workdir={path}"]

@@ -32,7 +32,7 @@ def saved(mark):
   return json.loads(json.dumps({fingerprint.KEY: mark.as_dict()}))
 
 
-def test_the_same_records_in_another_place_are_accepted(tmp_path):
+def test_the_same_records_at_another_path_are_accepted(tmp_path):
   old, new = (
     made(fingerprint.fingerprint_source(path, ROWS, train=3))
     for path in (
@@ -68,7 +68,7 @@ def test_other_records_are_refused(change, tmp_path):
   )
 
 
-def test_what_has_changed_is_named(tmp_path):
+def test_the_changed_source_is_named(tmp_path):
   path = write(tmp_path, "x" * 1000)
   old = saved(
     made(fingerprint.fingerprint_source(path, ROWS, train=3, valid=1))
@@ -123,7 +123,7 @@ def test_the_model_that_adapters_stand_on_counts(tmp_path):
   assert caught.value.field == "init_from"
 
 
-def test_sequences_are_told_from_what_they_hold_one_after_the_other():
+def test_sequences_differ_from_their_concatenation():
   marks = [
     fingerprint.fingerprint_source("", value).hash
     for value in (
@@ -155,7 +155,7 @@ def test_another_model_at_the_same_path_is_noticed(tmp_path):
   assert fingerprint.fingerprint_model(folder) != first
 
 
-def test_files_are_known_by_size_and_by_both_ends(tmp_path, monkeypatch):
+def test_files_are_identified_by_size_and_both_ends(tmp_path, monkeypatch):
   monkeypatch.setattr(fingerprint, "_WHOLE", 10)
   path = write(tmp_path, "a" * 100)
   first = fingerprint.fingerprint_files(path)

@@ -159,7 +159,7 @@ def test_transformers_answers_the_same_text(runs, tmp_path):
       assert actual[name][i].split() == expected.split(), name
 
 
-def test_eight_devices_do_what_one_does(runs, tmp_path):
+def test_eight_devices_match_one(runs, tmp_path):
   """Straight into the shards; vocabulary and heads filled up to divide them.
 
   The reward model, too, is another library's here.

@@ -64,7 +64,7 @@ def test_the_other_kind_of_model(made):
     )
 
 
-def test_a_run_has_its_own_precision_and_context(tmp_path):
+def test_a_run_sets_its_precision_and_context(tmp_path):
   made = hub.make(tmp_path / "hf", "llama")
   flags = configs.Model(dtype="bfloat16", remat="full", scan_layers=True)
   for context, expected in ((16, 16), (2048, 24)):
@@ -116,13 +116,15 @@ def test_the_command_writes_over_nothing(made, tmp_path, what, capsys):
     (["export", "--from=nowhere", "--to=b"], "no such directory"),
   ],
 )
-def test_mistakes_are_told_in_short(arguments, word, capsys, monkeypatch):
+def test_user_errors_are_printed_without_a_traceback(
+  arguments, word, capsys, monkeypatch
+):
   assert command.main(arguments) == 2
   text = capsys.readouterr().err
   assert word in text and len(text.splitlines()) <= 3
 
 
-def test_an_import_that_fails_leaves_nothing(made, tmp_path, capsys):
+def test_a_failed_import_leaves_no_files(made, tmp_path, capsys):
   path = tmp_path / "hf" / tensors.SINGLE_FILE
   whole = path.read_bytes()
   look = directory.inspect

@@ -55,7 +55,7 @@ def refused(path, **options):
     ("/cache/hub/models--org--name/snapshots/0123", "org/name", ""),
   ],
 )
-def test_a_name_on_the_hub_is_told_so(
+def test_a_hub_name_is_recognised_in_the_error(
   path, name, revision, tmp_path, monkeypatch
 ):
   monkeypatch.chdir(tmp_path)
@@ -221,7 +221,7 @@ def test_stages_remember_where_training_began(made, imported, tmp_path):
   assert start.origin.config == raw
 
 
-def test_stages_of_our_own_keep_their_recipes(imported, monkeypatch):
+def test_our_stages_keep_their_recipes(imported, monkeypatch):
   opened = stage_model.open_stage(imported)
   stage = dataclasses.replace(opened, origin=None)
   monkeypatch.setattr(inheritance, "open_stage", lambda *a, **k: stage)

@@ -260,7 +260,7 @@ def test_prompts_are_drawn_by_seed(write):
   assert sorted(texts(0, 99)) == sorted(f"q{i}" for i in range(60))
 
 
-def test_a_prefix_is_never_chosen_on_what_is_measured(write):
+def test_a_prefix_is_never_chosen_on_measured_prompts(write):
   for extra in (prompts(20, 60, split="valid"), prompts(0)):
     path = write(
       prompts(40, split="test") + prompts(20, 40, split="train") + extra

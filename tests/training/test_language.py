@@ -65,7 +65,7 @@ def test_invariant_08_loss_is_on_replies_with_their_end(
   assert results.summary(tmp_path)["steps"] == 1
 
 
-def test_validation_loss_chooses_the_step_that_is_kept(stages):
+def test_validation_loss_chooses_the_saved_step(stages):
   path = stages["sft"]
   log = results.metrics(path)
   measured = {r["step"]: r["valid_loss"] for r in log if "valid_loss" in r}
@@ -89,7 +89,7 @@ def test_validation_loss_chooses_the_step_that_is_kept(stages):
   assert any(saved[name].tobytes() != last[name].tobytes() for name in saved)
 
 
-def test_the_last_step_is_kept_where_that_is_asked_for(stages, tmp_path):
+def test_the_last_step_is_saved_if_requested(stages, tmp_path):
   log = sft(stages, tmp_path, "--sft.select_by=last", "--run.save_every=0")
   assert log == results.metrics(stages["sft"])
   assert "selected_step" not in results.summary(tmp_path)
@@ -196,7 +196,7 @@ def test_an_explicit_choice_that_cannot_be_made_is_refused(
   assert (caught.value.code, caught.value.field) == (code, "sft.select_by")
 
 
-def test_without_validation_records_the_last_step_is_kept_and_said(capsys):
+def test_without_validation_records_the_last_step_is_saved_with_a_note(capsys):
   chosen = {
     (select, valid): language.selection(
       configs.Sft(select_by=select), "sft", by_reward, valid
@@ -226,7 +226,7 @@ def test_without_validation_records_the_last_step_is_kept_and_said(capsys):
     ("reward", ["valid_loss", "valid_rm_score"], False),
   ],
 )
-def test_the_best_is_kept_by_what_is_measured(measure, measures, fits):
+def test_the_best_step_is_saved_by_its_measure(measure, measures, fits):
   run = configs.Run(keep_best=measure)
   if fits:
     supervised.require_measure(run, measures)

@@ -121,7 +121,7 @@ def test_killed_and_started_again(runs, tmp_path):
   results.assert_same_run(path, runs["ppo_ptx"])
 
 
-def test_eight_devices_do_what_one_does(runs, tmp_path):
+def test_eight_devices_match_one(runs, tmp_path):
   mesh = ("--mesh.data=2", "--mesh.fsdp=2", "--mesh.tensor=2")
   runs.run("ppo_ptx", tmp_path / "ppo", *mesh, env=EIGHT)
   actual, expected = (
@@ -152,7 +152,7 @@ def test_exported_merged_or_alone(runs, tmp_path):
     assert (alone / "tokenizer.json").exists()
 
 
-def test_a_pipeline_has_them_on_its_own_base_model(stages, tmp_path):
+def test_a_pipeline_trains_adapters_on_its_base_model(stages, tmp_path):
   flags = [*soak.flags(stages.data), "--until=policy_init", *RANK[:1]]
   done = stages.run("pipeline", *flags, f"--workdir={tmp_path}")
   assert done.status == 0, done.err
@@ -171,7 +171,7 @@ def test_a_pipeline_has_them_on_its_own_base_model(stages, tmp_path):
   ],
   ids=str,
 )  # fmt: skip
-def test_what_cannot_be_adapted_is_refused(flags, message, runs, tmp_path):
+def test_unsupported_adapter_flags_are_refused(flags, message, runs, tmp_path):
   arguments = [f for f in runs.flags("sft") if "init_from" not in f]
   arguments += [
     f.format(sft=runs["sft"], full=runs.stages["pretrain"]) for f in flags

@@ -196,7 +196,7 @@ def test_another_reference_is_noticed(dtype, change):
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-def test_what_is_not_finite_is_no_rounding(dtype):
+def test_non_finite_values_are_not_rounding(dtype):
   rollout = sampled(dtype)[2]
   broken = dataclasses.replace(rollout, logp=rollout.logp.at[0, 0].set(jnp.nan))
   assert code(agree, dtype, rollout=broken) == "not_finite"
@@ -300,7 +300,7 @@ def test_the_limits_follow_a_device_that_rounds_anyway(
   assert code(agree, "float32", rollout=rollout) == "invariant_6"
 
 
-def test_jax_own_setting_wins():
+def test_jax_default_matmul_precision_wins():
   assert precision.of("float32") == jax.lax.Precision.HIGHEST
   assert precision.of("bfloat16") is None
   with jax.default_matmul_precision("tensorfloat32"):

@@ -95,7 +95,7 @@ REQUIRED = {
 SPEEDS = {"tokens_per_second", "episodes_per_second"}
 
 
-def test_every_update_logs_what_one_has_to_watch(stages):
+def test_every_update_logs_the_training_diagnostics(stages):
   for name, more in (
     ("ppo", set()),
     ("ppo_ptx", {"grad_norm_ptx", "grad_angle", "ptx_loss"}),
@@ -117,7 +117,7 @@ def test_invariant_21_both_gradients_make_one_update(stages):
     )
 
 
-def test_invariant_09_each_episode_has_a_key_of_its_own():
+def test_invariant_09_each_episode_has_a_separate_key():
   """A prompt that comes again gets a new response; all episodes differ."""
   batch = PromptBatch(
     tokens=np.zeros((8, 3), np.int32),
@@ -202,7 +202,7 @@ def test_other_settings(stages, tmp_path):
   assert row["value_loss"] != same["value_loss"]
 
 
-def test_snapshots_are_the_policy_on_the_way(stages, tmp_path):
+def test_snapshots_are_the_policy_during_training(stages, tmp_path):
   """Of every other iteration, not averaged, and stages of their own."""
   done = stages.run(
     "ppo",

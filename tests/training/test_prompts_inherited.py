@@ -87,9 +87,7 @@ FIELDS = (
 @pytest.mark.parametrize(
   "kind", [presets.sft, presets.ppo, presets.evaluate, presets.pipeline]
 )
-def test_what_nobody_has_set_follows_the_stage_and_is_shown(
-  name, kind, make, capsys
-):
+def test_unset_fields_follow_the_stage_and_are_shown(name, kind, make, capsys):
   asked = run_from(make(name), kind)
   inherited = inheritance.inherit_architecture(asked)
   shown = capsys.readouterr().err
@@ -124,7 +122,7 @@ def test_the_same_tags_may_be_given(make):
   assert (inherited.data.user_tag, inherited.data.assistant_tag) == ("Q>", "A>")
 
 
-def test_a_base_model_has_no_format_of_its_own(make):
+def test_a_base_model_has_no_prompt_format(make):
   """It has read documents; the first stage with prompts chooses."""
   inherited = inheritance.inherit_architecture(
     run_from(make("pretrain"), presets.sft, ["user_tag"], user_tag="User>")
@@ -137,7 +135,7 @@ def test_a_base_model_has_no_format_of_its_own(make):
   assert inherited.data.max_prompt_tokens == PRESET.max_prompt_tokens
 
 
-def test_other_limits_are_told_in_one_line(make, capsys):
+def test_other_limits_are_shown_in_one_line(make, capsys):
   limit = {"max_response_tokens": 7}
   inherited = inheritance.inherit_architecture(
     run_from(make("sft"), explicit=[*limit], **limit)

@@ -95,7 +95,7 @@ def test_the_known_bradley_terry_scale_is_recovered(scores):
   assert abs(rest).max() < 0.2
 
 
-def test_invariant_25_what_is_always_tied_scores_alike(scores):
+def test_invariant_25_items_that_are_always_tied_score_alike(scores):
   assert abs(scores[:, TWIN] - scores[:, TWINS_TWIN]).max() < 0.3
 
 
@@ -134,7 +134,7 @@ def test_one_epoch_gives_every_ranking_once(trained):
   assert results.summary(trained[0])["steps"] == -(-3000 // 32)
 
 
-def test_a_finished_run_is_left_as_it_is(trained, server):
+def test_a_finished_run_is_not_changed(trained, server):
   before = results.snapshot(trained[0])
   done = server.run("experiments.reward", *trained[3])
   assert (done.status, done.err.count("\n")) == (0, 1)

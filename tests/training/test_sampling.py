@@ -78,7 +78,7 @@ def test_samples_of_a_prompt_follow_each_other(prompts, rollout):
     np.testing.assert_array_equal(tokens[-len(ids) :], ids)
 
 
-def test_progress_counts_answers_and_not_what_fills_a_batch(answer):
+def test_progress_counts_answers_without_batch_padding(answer):
   reported = []
   answer(batch_size=1, on_progress=reported.append)
   assert reported == [4, 4, 2]
@@ -120,7 +120,7 @@ def test_an_answer_is_an_example_without_its_padding(rollout):
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_what_sampling_records_is_the_log_likelihood(
+def test_sampling_records_the_log_likelihood(
   answer, model, params, mesh, temperature
 ):
   """It need not be recomputed."""

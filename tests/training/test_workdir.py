@@ -84,7 +84,7 @@ def test_load_policy_gives_the_stage_that_was_trained(stages):
     stage_model.load_policy(str(stages["reward"]))
 
 
-def test_a_pipelines_folder_names_its_stages(stages):
+def test_a_pipelines_directory_names_its_stages(stages):
   with pytest.raises(UserError, match=r"one of its stages: .*pretrain"):
     stages["pretrain"]
     stage_model.open_stage(str(stages.directory))
@@ -132,7 +132,7 @@ def test_a_tokenizer_is_whole_or_absent(stages, tmp_path):
   }
 
 
-def test_the_command_as_it_is_given(stages, tmp_path):
+def test_the_command_line_is_recorded(stages, tmp_path):
   """Runs in a new process, with nothing preloaded."""
   done = subprocess.run(
     [sys.executable, "-m", "experiments.pretrain"]

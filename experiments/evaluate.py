@@ -20,7 +20,7 @@ from instructgpt_jax.training import inheritance
 
 
 def get_config(preset: str = "1.3b"):
-  """How much is measured, by size."""
+  """Returns how much to measure, by size."""
   return presets.evaluate(preset)
 
 

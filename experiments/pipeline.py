@@ -20,12 +20,12 @@ from instructgpt_jax.training import inheritance
 
 
 def get_config(preset: str = "world"):
-  """Every stage's recipe at one size."""
+  """Returns the recipes of all stages at one size."""
   return presets.pipeline(preset)
 
 
 def sweep() -> dict[str, str]:
-  """Seeds alone; stages are swept one by one."""
+  """Returns the predefined sweep: seeds. Other settings are swept by stage."""
   return {"seeds": "seed=0..2"}
 
 

@@ -16,12 +16,12 @@ from instructgpt_jax.training import inheritance, language
 
 
 def get_config(preset: str = "1.3b"):
-  """C.3's learning rate and batch by size."""
+  """Returns C.3's learning rate and batch by size."""
   return presets.policy_init(preset)
 
 
 def sweep() -> dict[str, str]:
-  """E.8: epochs × share of pretraining data."""
+  """Returns E.8's grid: epochs × share of pretraining data."""
   return {
     "initialisation": "sft.epochs=1,2;sft.pretraining_fraction=0,0.1,0.5",
     "seeds": "seed=0..2",

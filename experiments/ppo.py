@@ -16,12 +16,12 @@ from instructgpt_jax.training import inheritance, ppo
 
 
 def get_config(preset: str = "1.3b"):
-  """C.4's learning rate by size, without the pretraining term."""
+  """Returns C.4's settings by size, without the pretraining term."""
   return presets.ppo(preset)
 
 
 def sweep() -> dict[str, str]:
-  """E.6's 9 values of β without ptx (Fig. 34), E.9's learning rates."""
+  """Returns E.6's 9 values of β (Fig. 34) and E.9's learning rates."""
   return {
     "kl_coef": "ppo.kl_coef=log:5.36539e-5:2:9",
     "learning_rate": "optimizer.learning_rate=log:2.55e-6:2.55e-5:7",

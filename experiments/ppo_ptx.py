@@ -17,12 +17,12 @@ from instructgpt_jax.training import inheritance, ppo
 
 
 def get_config(preset: str = "1.3b"):
-  """C.4's learning rate by size, with the pretraining term."""
+  """Returns C.4's settings by size, with the pretraining term."""
   return presets.ppo_ptx(preset)
 
 
 def sweep() -> dict[str, str]:
-  """E.6's γ and episodes (Figs. 33, 35), E.7's β, E.9's rates, E.11's rest."""
+  """Returns E.6's γ and episodes, E.7's β, E.9's rates and E.11's grids."""
   return {
     "ptx_coef": "ppo.ptx_coef=log:0.464159:129.155:12",
     "kl_coef": "ppo.kl_coef=0,7.5e-4,0.0104,0.02,0.03,0.144,2",

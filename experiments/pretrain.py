@@ -15,12 +15,12 @@ from instructgpt_jax.training import inheritance, language
 
 
 def get_config(preset: str = "1.3b"):
-  """GPT-3's batch and learning rate by size."""
+  """Returns GPT-3's batch and learning rate by size."""
   return presets.pretrain(preset)
 
 
 def sweep() -> dict[str, str]:
-  """Seeds alone: the paper takes GPT-3 as it is."""
+  """Returns seeds alone: the paper takes GPT-3 unchanged."""
   return {"seeds": "seed=0..2"}
 
 

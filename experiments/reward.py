@@ -17,12 +17,12 @@ from instructgpt_jax.training import inheritance, reward
 
 
 def get_config(preset: str = "6b"):
-  """C.2: the paper scores every policy with one 6B reward model."""
+  """Returns C.2's recipe; one 6B reward model scores every policy."""
   return presets.reward(preset)
 
 
 def sweep() -> dict[str, str]:
-  """C.2: ±50 % of the learning rate, the schedule, and too many epochs."""
+  """Returns C.2's learning rates, schedules and epochs."""
   return {
     "learning_rate": "optimizer.learning_rate=4.5e-6,9e-6,1.35e-5",
     "schedule": "optimizer.schedule=cosine,constant",

@@ -16,12 +16,12 @@ from instructgpt_jax.training import inheritance, language
 
 
 def get_config(preset: str = "1.3b"):
-  """C.1's learning rate and batch by size."""
+  """Returns C.1's learning rate and batch by size."""
   return presets.sft(preset)
 
 
 def sweep() -> dict[str, str]:
-  """C.1's 7 learning rates, among them both that it chose; epochs."""
+  """Returns C.1's 7 learning rates, both chosen ones included, and epochs."""
   return {
     "learning_rate": "optimizer.learning_rate=log:1.36662e-6:6.81405e-5:7",
     "epochs": "sft.epochs=1,2,4,8,16",

@@ -103,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """The exit status: 1 if some run failed, 2 after a user's mistake."""
+  """Runs the command and returns the exit status; 2 for a user error."""
   statuses: list[int] = []
   status = launch.run_with_errors(lambda: statuses.append(run(parse(argv))))
   return status or next(iter(statuses), 0)

@@ -19,7 +19,7 @@ from instructgpt_jax.sweeps import command
 
 
 def load(name: str) -> ModuleType | None:
-  """An experiment's module, or None where there is none of that name."""
+  """Imports an experiment's module; returns None for an unknown name."""
   module = f"experiments.{name}"
   try:
     return importlib.import_module(module)

@@ -28,7 +28,7 @@ A_STEP = 36  # of them in a batch, so that all K make as many updates
 
 
 def ranked(f: SeedRuns, k: int) -> Job:
-  """A reward model from K completions a prompt, as many completions in all."""
+  """Trains a reward model on K completions a prompt, the total constant."""
   return f.training_job(
     "reward",
     {
@@ -42,7 +42,7 @@ def ranked(f: SeedRuns, k: int) -> Job:
 
 
 def jobs(f: SeedRuns) -> Sequence[Job]:
-  """PPO-ptx with one thing changed, and reward models over K."""
+  """Lists PPO-ptx with one choice changed, and reward models over K."""
   runs = [f.ppo_job(changes) for changes in VARIANTS.values()]
   return [
     *runs,
@@ -84,7 +84,7 @@ def learned(seeds: Sequence[SeedRuns]) -> str:
 
 
 def analyse(seeds: Sequence[SeedRuns]) -> Finding:
-  """Gold score of each variant beside the default, accuracy over K."""
+  """Compares each variant's gold score with the default, and accuracy over K."""
 
   def of(name: str):
     return lambda f: f.evaluation_job(f.ppo_job(VARIANTS[name]))

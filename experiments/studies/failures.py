@@ -43,7 +43,7 @@ PAPER = {
 
 
 def models(f: SeedRuns) -> dict[str, Job | str]:
-  """What is trained: runs and shared stages."""
+  """Lists the models: training runs and shared stages."""
   flan = f.training_job(
     "sft",
     init="pretrain",
@@ -60,7 +60,7 @@ def models(f: SeedRuns) -> dict[str, Job | str]:
 
 
 def measured(f: SeedRuns) -> dict[str, Job]:
-  """All that is measured, with the respectful prefix as well."""
+  """Lists all evaluations, with the respectful prefix as well."""
   trained = models(f)
   evaluations = {
     name: f.evaluation_job(model) for name, model in trained.items()
@@ -81,39 +81,39 @@ def measured(f: SeedRuns) -> dict[str, Job]:
 
 
 def jobs(f: SeedRuns) -> Sequence[Job]:
-  """Runs and measurements."""
+  """Lists runs and measurements."""
   runs = [m for m in models(f).values() if isinstance(m, Job)]
   return [*runs, *measured(f).values()]
 
 
 def attempts(a: MeasuredModel) -> np.ndarray:
-  """[P] instruction followed."""
+  """Returns [P], whether the instruction is followed."""
   return 1 - a.failure_rate("fails_instruction")
 
 
 def constraint(a: MeasuredModel) -> np.ndarray:
-  """[P] explicit constraint kept, where there is one."""
+  """Returns [P], whether the explicit constraint, if any, is kept."""
   kinds = ("list_n", "repeat", "capitals", "sort", "one_word", "one_sentence")
   return 1 - a.failure_rate("violates_constraint", kinds)
 
 
 def invented(a: MeasuredModel) -> np.ndarray:
-  """[P] hallucination in closed domain."""
+  """Returns [P], hallucinations in closed-domain prompts."""
   return a.failure_rate("hallucination", CLOSED)
 
 
 def truthful(a: MeasuredModel) -> np.ndarray:
-  """[P] true and informative, where the web is mostly wrong."""
+  """Returns [P], true and informative where the web is mostly wrong."""
   return a.truthful_rate(("misconception",))
 
 
 def toxic(a: MeasuredModel) -> np.ndarray:
-  """[P] insults."""
+  """Returns [P], insults."""
   return a.failure_rate("denigrates")
 
 
 def unbiased(a: MeasuredModel) -> np.ndarray:
-  """[pairs] entropy of the choice between two groups, bits."""
+  """Returns [pairs], the entropy of the choice between two groups, in bits."""
   return a.bias
 
 
@@ -127,7 +127,7 @@ MEASURES = {
 
 
 def analyse(seeds: Sequence[SeedRuns]) -> Finding:
-  """Every failure for every model, and four comparisons with the base."""
+  """Compares every failure of every model with the base model's."""
 
   def of(name: str):
     return lambda f: measured(f)[name]

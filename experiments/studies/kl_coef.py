@@ -21,12 +21,12 @@ PAPER_DROP = (0.3, 0.6, 0.5, 0.3, 12.0, 19.8, 21.5, 21.3, 15.4)
 
 
 def run(f: SeedRuns, coefficient: float) -> Job:
-  """PPO without the pretraining term at one β."""
+  """Trains PPO without the pretraining term at one β."""
   return f.ppo_job({"ppo.ptx_coef": 0.0, "ppo.kl_coef": coefficient})
 
 
 def jobs(f: SeedRuns) -> Sequence[Job]:
-  """A run and its measurement at each β, the base model's and PPO-ptx's."""
+  """Lists a run and its measurement at each β, the base model's and PPO-ptx's."""
   runs = [*(run(f, b) for b in GRID), f.ppo_job()]
   return [
     *runs,
@@ -36,7 +36,7 @@ def jobs(f: SeedRuns) -> Sequence[Job]:
 
 
 def analyse(seeds: Sequence[SeedRuns]) -> Finding:
-  """Tax and reward over β, beside PPO-ptx."""
+  """Compares tax and reward over β with PPO-ptx."""
 
   def at(coefficient: float):
     return lambda f: f.evaluation_job(run(f, coefficient))

@@ -19,18 +19,18 @@ PAPER_LIKERT = (2.14, 3.03, 4.12, 3.90, 3.74, 3.74, 3.12)
 
 
 def run(f: SeedRuns, coefficient: float) -> Job:
-  """PPO-ptx at one β."""
+  """Trains PPO-ptx at one β."""
   return f.ppo_job({"ppo.kl_coef": coefficient})
 
 
 def jobs(f: SeedRuns) -> Sequence[Job]:
-  """A run and its measurement at each β."""
+  """Lists a run and its measurement at each β."""
   runs = [run(f, b) for b in GRID]
   return [*runs, *(f.evaluation_job(r) for r in runs)]
 
 
 def analyse(seeds: Sequence[SeedRuns]) -> Finding:
-  """Gold score over β."""
+  """Computes the gold score over β."""
 
   def at(coefficient: float):
     return lambda f: f.evaluation_job(run(f, coefficient))

@@ -21,7 +21,7 @@ PAPER_PPO = (3.92, 4.05, 3.83, 3.73)
 
 
 def run(f: SeedRuns, kind: str, rate: float) -> Job:
-  """PPO or PPO-ptx at one learning rate of the policy."""
+  """Trains PPO or PPO-ptx at one learning rate of the policy."""
   changes: dict[str, float] = {"optimizer.learning_rate": rate}
   gamma = KINDS[kind]
   if gamma is not None:
@@ -30,7 +30,7 @@ def run(f: SeedRuns, kind: str, rate: float) -> Job:
 
 
 def jobs(f: SeedRuns) -> Sequence[Job]:
-  """Runs and measurements, and the start's."""
+  """Lists runs and measurements, and the start's."""
   runs = [run(f, kind, rate) for kind in KINDS for rate in GRID]
   return [
     *runs,
@@ -40,7 +40,7 @@ def jobs(f: SeedRuns) -> Sequence[Job]:
 
 
 def analyse(seeds: Sequence[SeedRuns]) -> Finding:
-  """The highest learning rate at which each still gains."""
+  """Computes the highest learning rate at which each still gains."""
 
   def at(kind: str, rate: float):
     return lambda f: f.evaluation_job(run(f, kind, rate))

@@ -37,18 +37,18 @@ PAPER_SIZES = (1.3e9, 6e9, 175e9)
 
 
 def starts(f: SeedRuns, size: str) -> list[Job]:
-  """Base model and policy initialisation of another size than the recipe's."""
+  """Trains base model and policy initialisation of a non-default size."""
   base = f.training_job("pretrain", size=size, label=size)
   return [base, f.training_job("policy_init", init=base, size=size, label=size)]
 
 
 def start(f: SeedRuns, size: str) -> Job:
-  """The policy initialisation of another size than the recipe's."""
+  """Returns the policy initialisation of a non-default size."""
   return starts(f, size)[-1]
 
 
 def measured(f: SeedRuns, size: str) -> dict[str, Job]:
-  """The measured models of one size."""
+  """Lists the evaluations of one size."""
   base: Job | str = "pretrain"
   init: Job | str = "policy_init"
   sft: Job | str = "sft"
@@ -73,7 +73,7 @@ def measured(f: SeedRuns, size: str) -> dict[str, Job]:
 
 
 def jobs(f: SeedRuns) -> Sequence[Job]:
-  """Each size's stages and what they are measured by."""
+  """Lists each size's stages and their evaluations."""
   by_name: dict[str, Job] = {}
   for size in SIZES:
     if size != RECIPE_SIZE:
@@ -91,7 +91,7 @@ def jobs(f: SeedRuns) -> Sequence[Job]:
 
 
 def analyse(seeds: Sequence[SeedRuns]) -> Finding:
-  """Win rates, and the smallest aligned against the largest base model."""
+  """Computes win rates; compares the smallest aligned and largest base model."""
   first = seeds[0]
   counts = {
     size: count_parameters(first.scale.model(size), first.vocab_size)

@@ -35,7 +35,7 @@ PAPER_SQUAD = (62.8, 61.7, 60.4, 57.1, 57.8, 56.1, 56.7, 56.0, 56.1)
 
 
 def proxy(f: SeedRuns, name: str) -> Job | str:
-  """A reward model."""
+  """Returns a reward model."""
   if name == FEWER:
     return f.training_job(
       "reward", {"reward.max_rankings": 150}, init="policy_init"
@@ -53,7 +53,7 @@ def _label(name: str) -> str:
 
 
 def run(f: SeedRuns, name: str) -> Job:
-  """PPO without any penalty against a reward model."""
+  """Trains PPO without any penalty against a reward model."""
   reward = proxy(f, name)
   return f.ppo_job(
     _lasting(f, STEPS[-1], STEPS[0])
@@ -64,7 +64,7 @@ def run(f: SeedRuns, name: str) -> Job:
 
 
 def longer(f: SeedRuns) -> Job:
-  """PPO-ptx as it is, for long."""
+  """Trains default PPO-ptx for more iterations."""
   return f.ppo_job(_lasting(f, LONG[-1], LONG[0]))
 
 
@@ -74,7 +74,7 @@ def _lasting(f: SeedRuns, iterations: int, every: int) -> dict[str, int]:
 
 
 def at(f: SeedRuns, name: str, step: int) -> Job:
-  """A policy on the way, scored by the reward model it was trained on."""
+  """Evaluates a policy at a step by the reward model of its training."""
   changes = ONLY_ANSWERS | {"measure.reward_model": f.directory(proxy(f, name))}
   return f.evaluation_job(run(f, name), changes, snapshot=step)
 
@@ -95,7 +95,7 @@ def best(f: SeedRuns, name: str) -> Job:
 
 
 def jobs(f: SeedRuns) -> Sequence[Job]:
-  """Reward models, long runs, and measurements along them."""
+  """Lists reward models, long runs, and measurements along them."""
   reward_jobs = [p for name in REWARDS if isinstance(p := proxy(f, name), Job)]
   return [
     *model_size.starts(f, LARGER_SIZE),
@@ -113,7 +113,7 @@ def fitted(
   gains: Sequence[float],
   bend: Callable[[np.ndarray], np.ndarray],
 ) -> tuple[float, float]:
-  """α and β of gain = d (α − β bend(d)) by least squares."""
+  """Fits α and β of gain = d (α − β bend(d)) by least squares."""
   d = np.asarray(distances, np.float64)
   solution, *_ = np.linalg.lstsq(
     np.stack([d, -d * bend(d)], axis=1), np.asarray(gains), rcond=None
@@ -122,7 +122,7 @@ def fitted(
 
 
 def analyse(seeds: Sequence[SeedRuns]) -> Finding:
-  """Curves, their fits, and whether gold falls while the proxy rises."""
+  """Fits the curves; tests whether gold falls while the proxy rises."""
   curves = {name: _curve(seeds, name) for name in REWARDS}
   main = curves[ALL]
   peak = max(range(len(STEPS)), key=lambda i: main["gold"][i].mean)

@@ -21,7 +21,7 @@ PAPER = {0.0: 3.84, 0.1: 4.01, 0.5: 3.84}
 
 
 def start(f: SeedRuns, epochs: int, fraction: float) -> Job | str:
-  """A policy initialisation."""
+  """Trains a policy initialisation."""
   if (epochs, fraction) == DEFAULT:
     return "policy_init"
   return f.training_job(
@@ -32,14 +32,14 @@ def start(f: SeedRuns, epochs: int, fraction: float) -> Job | str:
 
 
 def run(f: SeedRuns, epochs: int, fraction: float) -> Job:
-  """PPO-ptx from one start."""
+  """Trains PPO-ptx from one start."""
   label = f"from={epochs}x{fraction:g}"
   first = start(f, epochs, fraction)
   return f.ppo_job(init=first, label="" if isinstance(first, str) else label)
 
 
 def measured(f: SeedRuns, epochs: int, fraction: float) -> Job:
-  """PPO-ptx from one start, measured."""
+  """Evaluates PPO-ptx from one start."""
   return f.evaluation_job(
     run(f, epochs, fraction), start=start(f, epochs, fraction)
   )
@@ -57,7 +57,7 @@ def jobs(f: SeedRuns) -> Sequence[Job]:
 
 
 def analyse(seeds: Sequence[SeedRuns]) -> Finding:
-  """Gold score over the grid, against what PPO-ptx gains."""
+  """Compares gold scores over the grid with PPO-ptx's gain."""
 
   def at(point):
     return lambda f: measured(f, *point)

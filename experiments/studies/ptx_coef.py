@@ -24,7 +24,7 @@ PAPER_REWARD = (-0.61, -0.63, -0.66, -0.71, -0.76, -0.85, -0.98, -1.55)
 
 
 def run(f: SeedRuns, coefficient: float) -> Job:
-  """PPO-ptx at one γ, all at PPO-ptx's learning rate."""
+  """Trains PPO-ptx at one γ and PPO-ptx's learning rate."""
   rate = f.scale.value("ppo_ptx.optimizer.learning_rate")
   return f.ppo_job(
     {"ppo.ptx_coef": coefficient, "optimizer.learning_rate": rate}
@@ -32,7 +32,7 @@ def run(f: SeedRuns, coefficient: float) -> Job:
 
 
 def jobs(f: SeedRuns) -> Sequence[Job]:
-  """A run and its measurement at each γ, and the base model's."""
+  """Lists a run and its measurement at each γ, and the base model's."""
   runs = [run(f, g) for g in GRID]
   return [
     *runs,
@@ -42,7 +42,7 @@ def jobs(f: SeedRuns) -> Sequence[Job]:
 
 
 def analyse(seeds: Sequence[SeedRuns]) -> Finding:
-  """Tax and reward over γ."""
+  """Computes tax and reward over γ."""
 
   def at(coefficient: float):
     return lambda f: f.evaluation_job(run(f, coefficient))

@@ -36,7 +36,7 @@ Point = tuple[str, int]  # layout and epochs
 
 
 def layout(f: SeedRuns, name: str, epochs: int, draw: int = 0) -> Job:
-  """The same rankings by prompt or by shuffled pair, as many pairs a step."""
+  """Trains on rankings by prompt or by shuffled pair, equal pairs a step."""
   changes: dict[str, Any] = {
     "reward.max_rankings": FEW,
     "reward.max_completions": K,
@@ -53,18 +53,18 @@ def layout(f: SeedRuns, name: str, epochs: int, draw: int = 0) -> Job:
 
 
 def draws(f: SeedRuns, name: str, epochs: int) -> list[Job]:
-  """A layout on one draw of the few rankings, or on several."""
+  """Trains a layout on one draw of the few rankings, or on several."""
   count = DRAWS if (name, epochs) in COMPARED else 1
   return [layout(f, name, epochs, draw) for draw in range(count)]
 
 
 def recipe_rate(f: SeedRuns) -> float:
-  """The recipe's learning rate."""
+  """Returns the recipe's learning rate."""
   return f.scale.value("reward.optimizer.learning_rate")
 
 
 def rate(f: SeedRuns, factor: float) -> Job | str:
-  """The recipe at another learning rate."""
+  """Trains the recipe at another learning rate."""
   if factor == 1:
     return "reward"
   return f.training_job(
@@ -75,14 +75,14 @@ def rate(f: SeedRuns, factor: float) -> Job | str:
 
 
 def fold(f: SeedRuns, labeler: str) -> Job:
-  """The recipe without one labeler."""
+  """Trains the recipe without one labeler."""
   return f.training_job(
     "reward", {"reward.leave_out": labeler}, init="policy_init"
   )
 
 
 def jobs(f: SeedRuns) -> Sequence[Job]:
-  """All reward models."""
+  """Lists all reward models."""
   reward_jobs = [
     *(job for n in LAYOUTS for e in EPOCHS for job in draws(f, n, e)),
     *(rate(f, factor) for factor in FACTORS),
@@ -100,7 +100,7 @@ def per_prompt(f: SeedRuns, model: Job | str, key: str, part: str = "pairs"):
 
 
 def analyse(seeds: Sequence[SeedRuns]) -> Finding:
-  """Four claims on reward models."""
+  """Tests four claims about reward models."""
 
   def drawn(f: SeedRuns, point: Point, key: str) -> np.ndarray:
     """[prompts, draws]"""
@@ -112,7 +112,7 @@ def analyse(seeds: Sequence[SeedRuns]) -> Finding:
     return statistics.pooled_interval([drawn(f, point, key) for f in seeds])
 
   def cost(point: Point) -> Interval:
-    """In held-out loss, to the K-way element after one epoch."""
+    """Computes the added held-out loss against K-way after one epoch."""
     return statistics.pooled_interval([
       drawn(f, point, "loss") - drawn(f, ("K-way", 1), "loss")
       for f in seeds

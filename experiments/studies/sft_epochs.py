@@ -23,7 +23,7 @@ CHOICES = {"loss": "validation loss", "reward": "RM score", "last": "the last"}
 
 
 def run(f: SeedRuns, choice: str) -> Job:
-  """16 epochs, the checkpoint kept by one measure."""
+  """Trains for 16 epochs; one measure chooses the checkpoint."""
   return f.training_job(
     "sft",
     {"sft.epochs": EPOCHS, "sft.select_by": choice},
@@ -32,20 +32,20 @@ def run(f: SeedRuns, choice: str) -> Job:
 
 
 def jobs(f: SeedRuns) -> Sequence[Job]:
-  """The same training thrice, with another checkpoint kept."""
+  """Lists the same training three times, each with another checkpoint."""
   runs = [run(f, choice) for choice in CHOICES]
   return [*runs, *(f.evaluation_job(r) for r in runs)]
 
 
 def curve(f: SeedRuns, metric: str) -> list[float]:
-  """A metric after each epoch."""
+  """Reads a metric after each epoch."""
   path = os.path.join(f.directory(run(f, "reward")), "metrics.jsonl")
   lines = map(json.loads, files.read_text(path).splitlines())
   return [line[metric] for line in lines if metric in line]
 
 
 def analyse(seeds: Sequence[SeedRuns]) -> Finding:
-  """When each measure is best, and which choice has the better answers."""
+  """Computes each measure's best epoch and its choice's gold score."""
   loss, score = (
     np.array([curve(f, metric) for f in seeds])
     for metric in ("valid_loss", "valid_rm_score")

@@ -119,5 +119,5 @@ class Data(Checked):
       )
 
   def is_explicit(self, name: str) -> bool:
-    """Whether the user has set a field of this section."""
+    """Returns whether the user has set a field of this section."""
     return name in self.explicit.split(",")

@@ -62,7 +62,7 @@ class Option:
     return f"{text or 'a value'} or none" if self.optional else text
 
   def allows(self, value: Any) -> bool:
-    """Whether a value of the field's type is in its range."""
+    """Returns whether a value of the field's type is in its range."""
     if value is None:
       return self.optional
     if self.choices:
@@ -145,7 +145,7 @@ class Checked:
 
 
 def is_date(text: str) -> bool:
-  """Whether a text is a date of the calendar, as YYYY-MM-DD."""
+  """Returns whether a text is a date of the calendar, as YYYY-MM-DD."""
   if not re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text):
     return False
   year, month, day = map(int, text.split("-"))

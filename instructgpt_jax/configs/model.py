@@ -279,6 +279,6 @@ class Model(Checked):
     return self.lora_rank or 0 if self.lora_layers in ("all", part) else 0
 
   def has_sliding_window(self, layer: int) -> bool:
-    """Whether a layer attends to the newest tokens only."""
+    """Returns whether a layer attends to the newest tokens only."""
     pattern = self.sliding_window_pattern
     return bool(self.sliding_window) and pattern[layer % len(pattern)] == "w"

@@ -105,7 +105,11 @@ _WARMUP_TOKENS = 375e6
 
 
 def canonical(preset: str, field: str = "--preset") -> str:
-  """The preset's own name; a UserError with the nearest when unknown."""
+  """Returns the name of a preset, aliases resolved.
+
+  Raises:
+    UserError: there is no such preset.
+  """
   name = ALIASES.get(preset.lower(), preset.lower())
   if name not in MODELS:
     raise UserError(
@@ -118,12 +122,12 @@ def canonical(preset: str, field: str = "--preset") -> str:
 
 
 def model(preset: str, field: str = "--preset") -> configs.Model:
-  """The network of a preset, which `field` asks for."""
+  """Returns the model of a preset; `field` is the flag that errors name."""
   return MODELS[canonical(preset, field)]
 
 
 def _base(preset: str) -> dict:
-  """Model, tokenizer, data and run settings of a preset."""
+  """Returns the model, tokenizer, data and run settings of a preset."""
   if preset == "tiny":
     return dict(
       model=MODELS[preset],
@@ -266,7 +270,7 @@ def _warmed(rate: float) -> configs.Optimizer:
 
 
 def pretrain(preset: str) -> configs.PretrainExperiment:
-  """Language modelling on raw text (GPT-3's batch and learning rate)."""
+  """Returns the recipe of language modelling on raw text (GPT-3's)."""
   preset = canonical(preset)
   stage = _pretrain(preset)
   return configs.PretrainExperiment(
@@ -275,7 +279,7 @@ def pretrain(preset: str) -> configs.PretrainExperiment:
 
 
 def sft(preset: str) -> configs.SftExperiment:
-  """Supervised fine-tuning (C.1)."""
+  """Returns the recipe of supervised fine-tuning (C.1)."""
   preset = canonical(preset)
   stage = _sft(preset)
   return configs.SftExperiment(
@@ -284,7 +288,7 @@ def sft(preset: str) -> configs.SftExperiment:
 
 
 def policy_init(preset: str) -> configs.SftExperiment:
-  """What PPO starts from: 2 epochs with 10 % pretraining data (C.3)."""
+  """Returns the recipe of PPO's start: 10 % pretraining data (C.3)."""
   preset = canonical(preset)
   stage = _policy_init(preset)
   return configs.SftExperiment(
@@ -293,7 +297,7 @@ def policy_init(preset: str) -> configs.SftExperiment:
 
 
 def reward(preset: str) -> configs.RewardExperiment:
-  """The reward model (C.2)."""
+  """Returns the recipe of the reward model (C.2)."""
   preset = canonical(preset)
   stage = _reward(preset)
   return configs.RewardExperiment(
@@ -302,7 +306,7 @@ def reward(preset: str) -> configs.RewardExperiment:
 
 
 def ppo(preset: str) -> configs.PpoExperiment:
-  """PPO without the pretraining term: γ = 0 (C.4)."""
+  """Returns the recipe of PPO without the pretraining term: γ = 0 (C.4)."""
   preset = canonical(preset)
   stage = _ppo(preset)
   return configs.PpoExperiment(
@@ -314,7 +318,7 @@ def ppo(preset: str) -> configs.PpoExperiment:
 
 
 def ppo_ptx(preset: str) -> configs.PpoExperiment:
-  """PPO-ptx: γ = 27.8 (C.4)."""
+  """Returns the recipe of PPO-ptx: γ = 27.8 (C.4)."""
   preset = canonical(preset)
   stage = _ppo(preset)
   return configs.PpoExperiment(
@@ -326,7 +330,7 @@ def ppo_ptx(preset: str) -> configs.PpoExperiment:
 
 
 def pipeline(preset: str) -> configs.PipelineExperiment:
-  """All stages at one size."""
+  """Returns the recipes of all stages at one size."""
   preset = canonical(preset)
   return configs.PipelineExperiment(
     **_base(preset),
@@ -357,7 +361,7 @@ def _evaluation(preset: str) -> configs.Evaluation:
 
 
 def evaluate(preset: str) -> configs.EvaluateExperiment:
-  """One model on held-out prompts."""
+  """Returns the recipe that measures one model on held-out prompts."""
   preset = canonical(preset)
   return configs.EvaluateExperiment(
     **_base(preset), evaluation=_evaluation(preset)

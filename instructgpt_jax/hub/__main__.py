@@ -356,7 +356,7 @@ def _parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs the command; returns the exit status: 0, or 2 after a user error."""
+  """Runs the command and returns the exit status; 2 for a user error."""
 
   def run() -> None:
     flags = _parse_flags(argv)

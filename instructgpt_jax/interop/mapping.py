@@ -40,7 +40,7 @@ class Weight(NamedTuple):
 
   @property
   def hf_letters(self) -> str:
-    """Letters of the tensor's axes without separators."""
+    """Returns the letters of the tensor's axes without separators."""
     return self.hf_axes.replace(" ", "")
 
   def hf_shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:

@@ -34,17 +34,17 @@ class SampledModel(NamedTuple):
 
 
 def reward_rankings_path(directory: str) -> str:
-  """The rankings that the reward model is trained on."""
+  """Returns the path of the reward model's training rankings."""
   return str(pathlib.Path(directory) / REWARD)
 
 
 def judge_rankings_path(directory: str) -> str:
-  """The rankings that the judge is trained on."""
+  """Returns the path of the judge's training rankings."""
   return str(pathlib.Path(directory) / JUDGE)
 
 
 def held_out_path(directory: str, number: int) -> str:
-  """A round's held-out prompts as labelers of other tastes rank them."""
+  """Returns the path of a round's rankings by held-out labelers."""
   return str(pathlib.Path(directory) / f"round_{number}_held_out.jsonl")
 
 
@@ -121,7 +121,7 @@ def _sample_completions(
   turns: Sequence[tuple[records.Turn, ...]],
   number: int,
 ) -> list[list[tuple[str, bool]]]:
-  """K (answer, ended) of each prompt; an empty answer is left out."""
+  """Samples K (answer, ended) a prompt, and drops empty answers."""
   mesh = mesh_lib.make_mesh(config.mesh)
   total = config.labeling.completions
   shares = [s.share for s in from_]

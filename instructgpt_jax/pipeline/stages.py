@@ -62,11 +62,11 @@ class Pipeline:
   valid: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
   def stage_dir(self, name: str) -> str:
-    """The workdir of a stage."""
+    """Returns the workdir of a stage."""
     return str(pathlib.Path(self.directory) / name)
 
   def with_sources(self, **sources: str) -> configs.Data:
-    """The data section with other sources."""
+    """Returns the data section with other sources."""
     return dataclasses.replace(self.config.data, **sources)
 
   def stage_config(self, kind: type[E], init_from: str, **sections: Any) -> E:
@@ -142,7 +142,7 @@ class Pipeline:
 
 
 def run(config: configs.PipelineExperiment, directory: str) -> None:
-  """Runs everything, and ends in a report.
+  """Runs all stages and writes the report.
 
   Args:
     config: the experiment.
@@ -457,7 +457,7 @@ def _run_ppo(
 
 
 def _run_labeling_rounds(pipeline: Pipeline, base: str) -> str:
-  """Labels and reward models; gives the last reward model's name."""
+  """Labels and trains reward models; returns the last reward model's name."""
   config, folder = pipeline.config, pipeline.stage_dir("rankings")
   sources = [
     rankings.SampledModel(base, 1),

@@ -90,7 +90,7 @@ class Picture(NamedTuple):
 
 
 def pictures(results: Results) -> dict[str, list[Picture]]:
-  """All figures that the results allow, by section of the page."""
+  """Draws all figures that the results allow, by section of the page."""
   with styled():
     return {
       "main": [p for p in (_score(results), _wins(results)) if p],
@@ -106,7 +106,7 @@ def pictures(results: Results) -> dict[str, list[Picture]]:
 
 @contextlib.contextmanager
 def styled() -> Iterator[None]:
-  """The look of every picture, for as long as the context is open."""
+  """Sets the style of every picture while the context is open."""
   with matplotlib.rc_context(STYLE), warnings.catch_warnings():
     # A glyph that this machine's font lacks is drawn by the reader's.
     warnings.filterwarnings("ignore", message="Glyph .* missing")
@@ -114,7 +114,7 @@ def styled() -> Iterator[None]:
 
 
 def colours(names: Iterable[str]) -> dict[str, str]:
-  """One colour a model."""
+  """Assigns one colour to each model."""
   spare = 0
   palette = {}
   for name in names:
@@ -176,7 +176,7 @@ def _dots(
   line: float | None = None,
   temperatures: Sequence[str] = ("", "greedy"),
 ) -> Picture | None:
-  """One row a model: a point with its interval at each temperature."""
+  """Draws one row a model: a point with its interval at each temperature."""
   names = results_lib.model_names(results)
   leaves = {
     (name, temperature): leaf
@@ -286,7 +286,7 @@ def _bars(
   axis: str,
   caption: str,
 ) -> Picture | None:
-  """Horizontal bars: fields down the page, models within a field."""
+  """Draws horizontal bars: fields down the page, models within a field."""
   fields = results_lib.groups(results, kind, key)
   names = [
     name
@@ -337,7 +337,7 @@ def _bars(
 
 
 def short(text: str, width: int = 24) -> str:
-  """A name that leaves room for the picture."""
+  """Shortens a name to leave room for the picture."""
   return text if len(text) <= width else text[: width - 1] + "…"
 
 
@@ -356,13 +356,13 @@ def _wrapped(field: str, width: int = 16) -> str:
 
 
 def _split(metric: str) -> tuple[str, str]:
-  """'valid_loss' or 'valid/loss' → ('loss', 'valid')."""
+  """Splits 'valid_loss' or 'valid/loss' into ('loss', 'valid')."""
   match = re.match(rf"({'|'.join(_SPLITS)})[_/](.+)$", metric)
   return (match[2], match[1]) if match else (metric, "")
 
 
 def _group_of(stage: str) -> str:
-  """The heading a stage belongs under, the longest matching name first."""
+  """Returns the heading of a stage, by the longest matching name."""
   for title, starts in _GROUPS:
     if any(stage.startswith(start) for start in starts):
       return title
@@ -399,7 +399,7 @@ def _points(points: Any) -> list[tuple[float, float]]:
 def _panels(
   title: str, panels: Mapping[str, list[tuple[str, str, list]]]
 ) -> Picture:
-  """Small multiples, two a row: a panel a metric, a line a stage and split."""
+  """Draws small multiples, two a row: a panel a metric, a line a stage."""
   names = list(panels)[:MAX_PANELS]
   columns = min(2, len(names))
   rows = math.ceil(len(names) / columns)
@@ -474,7 +474,7 @@ def _figure(height: float) -> tuple[Figure, Any]:
 
 
 def svg(figure: Figure) -> str:
-  """The <svg> element alone, without size, metadata and global style."""
+  """Returns the <svg> element without size, metadata and global style."""
   buffer = io.StringIO()
   FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
   text = buffer.getvalue()

@@ -54,7 +54,7 @@ class Line(NamedTuple):
   x: float | None = None
 
   def as_dict(self) -> dict[str, Any]:
-    """The line, with the coordinate that it has."""
+    """Returns the line with the coordinate that it has."""
     at = {"y": self.y} if self.x is None else {"x": self.x}
     return at | {"label": self.label}
 
@@ -84,7 +84,7 @@ class Series:
     object.__setattr__(self, "points", points)
 
   def as_dict(self) -> dict[str, Any]:
-    """What results.json holds."""
+    """Returns the series as results.json stores it."""
     result = {
       "name": self.name,
       "role": self.role,
@@ -138,7 +138,7 @@ class Panel:
     object.__setattr__(self, "lines", tuple(Line(*x) for x in self.lines))
 
   def as_dict(self) -> dict[str, Any]:
-    """What results.json holds."""
+    """Returns the panel as results.json stores it."""
     return {
       "title": self.title,
       "x": {"label": self.x_label, "scale": self.x_scale},
@@ -181,7 +181,7 @@ class Figure:
     object.__setattr__(self, "panels", tuple(self.panels))
 
   def as_dict(self) -> dict[str, Any]:
-    """What results.json holds."""
+    """Returns the figure as results.json stores it."""
     return {
       "title": self.title,
       "caption": self.caption,
@@ -223,7 +223,7 @@ class Table:
     object.__setattr__(self, "rows", rows)
 
   def as_dict(self) -> dict[str, Any]:
-    """What results.json holds."""
+    """Returns the table as results.json stores it."""
     return {
       "caption": self.caption,
       "columns": list(self.columns),
@@ -253,7 +253,7 @@ def _one_of(scales: Sequence[str], value: Any) -> str:
 
 
 def _point(item: Any) -> Point | None:
-  """None where there is no place or no finite mean."""
+  """Reads a Point; returns None without a position or a finite mean."""
   if not isinstance(item, Iterable) or isinstance(item, str):
     return None
   x, *rest = item if (item := list(item)) else [None]

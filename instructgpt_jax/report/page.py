@@ -56,7 +56,7 @@ def write_report(
 
 
 def render(results: Results) -> str:
-  """The page as text."""
+  """Renders the page as text."""
   results = results_lib.tidy(results)
   config = results.get("config")
   return template("page.html.jinja").render(
@@ -75,7 +75,7 @@ def render(results: Results) -> str:
 
 
 def picture(results: Results) -> str:
-  """The main figure alone, as a standalone SVG file's text ("" if none)."""
+  """Returns the main figure as a standalone SVG file's text ("" if none)."""
   pictures = figures.pictures(results)["main"]
   if not pictures:
     return ""
@@ -85,7 +85,7 @@ def picture(results: Results) -> str:
 
 
 def terminal_table(results: Results, *, width: int = WIDTH) -> str:
-  """The same table as plain text, at most `width` columns wide.
+  """Formats the page's table as plain text, at most `width` columns wide.
 
   Args:
     results: see `results`.
@@ -138,12 +138,12 @@ def template(name: str) -> jinja2.Template:
 
 
 def sequence(value: Any) -> Sequence[Any]:
-  """The value when it is a list or tuple, else an empty one."""
+  """Returns the value if it is a list or tuple, else an empty one."""
   return value if isinstance(value, (list, tuple)) else ()
 
 
 def printable(text: str) -> str:
-  """Text without control characters, which a terminal would obey."""
+  """Removes control characters, which a terminal would obey."""
   return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
 
 
@@ -162,7 +162,7 @@ def _facts(results: Results) -> list[str]:
 def _seconds(
   results: Results, *, total: bool = True
 ) -> list[tuple[str, float]]:
-  """Stages with their seconds, their sum at the end."""
+  """Lists the stages with their seconds, then the sum."""
   times = [
     (results_lib.words(stage), leaf.mean)
     for stage, item in results_lib.mapping(results.get("seconds")).items()
@@ -174,7 +174,7 @@ def _seconds(
 
 
 def cell(leaf: Leaf | None, digits: int, scale: float = 1) -> tuple[str, str]:
-  """A table's cell: the mean, and the bounds in small."""
+  """Formats a table's cell: the mean, and the bounds in small."""
   if leaf is None:
     return "–", ""
   mean = f"{scale * leaf.mean:.{digits}f}"
@@ -329,7 +329,7 @@ def _aligned(
   columns: Sequence[tuple[str, Sequence[str]]],
   width: int,
 ) -> Iterable[str]:
-  """Aligned tables; columns that do not fit go into a further table."""
+  """Aligns tables; columns that do not fit go into a further table."""
   labels = [_shortened(text, 28) for text in labels]
   first = max(map(len, (corner, *labels)))
   sized = [

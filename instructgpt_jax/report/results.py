@@ -102,7 +102,7 @@ class Leaf(NamedTuple):
 
   @property
   def few(self) -> bool:
-    """Whether its units are too few to conclude anything from."""
+    """Returns whether its units are too few to conclude anything from."""
     return self.units is not None and self.units < statistics.FEW
 
   def as_dict(self) -> dict[str, Any]:
@@ -136,7 +136,7 @@ class Leaf(NamedTuple):
 
 
 def number(value: Any) -> float | None:
-  """A finite float, or None."""
+  """Converts a value to a finite float, or returns None."""
   if isinstance(value, bool) or value is None or isinstance(value, str):
     return None
   try:
@@ -163,17 +163,17 @@ def leaf(value: Any) -> Leaf | None:
 
 
 def mapping(value: Any) -> Mapping[str, Any]:
-  """The value when it is a mapping, else an empty one."""
+  """Returns the value if it is a mapping, else an empty one."""
   return value if isinstance(value, Mapping) else {}
 
 
 def label(model: str) -> str:
-  """A model's name as it is printed."""
+  """Returns a model's printed name."""
   return MODELS.get(model, model)
 
 
 def model_names(results: Results) -> list[str]:
-  """The models present, the known ones first and in their order."""
+  """Lists the models present: known ones in their order, then others."""
   models = mapping(results.get("models"))
   known = [name for name in MODELS if isinstance(models.get(name), Mapping)]
   return known + [
@@ -184,7 +184,7 @@ def model_names(results: Results) -> list[str]:
 
 
 def measured(results: Results, model: str, temperature: str = "") -> Any:
-  """A model's metrics at temperature 1, or under "greedy"."""
+  """Returns a model's metrics at temperature 1, or under "greedy"."""
   metrics = mapping(mapping(results.get("models")).get(model))
   return mapping(metrics.get(temperature)) if temperature else metrics
 
@@ -192,12 +192,12 @@ def measured(results: Results, model: str, temperature: str = "") -> Any:
 def value(
   results: Results, model: str, metric: str, temperature: str = ""
 ) -> Leaf | None:
-  """One number of one model."""
+  """Returns one metric of one model."""
   return leaf(measured(results, model, temperature).get(metric))
 
 
 def present(results: Results, temperature: str = "") -> list[Metric]:
-  """The metrics that at least one model has."""
+  """Lists the metrics that at least one model has."""
   return [
     metric
     for metric in METRICS
@@ -209,7 +209,7 @@ def present(results: Results, temperature: str = "") -> list[Metric]:
 
 
 def main_metric(results: Results) -> Metric | None:
-  """Gold where it exists, else the judge's score, else the RM's."""
+  """Returns gold where it exists, else the judge's score, else the RM's."""
   metrics = {metric.name: metric for metric in present(results)}
   for name in ("gold", "judge_score", "rm_score"):
     if name in metrics:
@@ -218,7 +218,7 @@ def main_metric(results: Results) -> Metric | None:
 
 
 def has_gold(results: Results) -> bool:
-  """Whether the judge knows what is right."""
+  """Returns whether the judge is the gold labeler."""
   kind = results.get("judge_kind")
   if kind is not None:
     return kind == "gold"
@@ -228,7 +228,7 @@ def has_gold(results: Results) -> bool:
 def groups(
   results: Results, kind: str, temperature: str = ""
 ) -> dict[str, dict[str, Leaf]]:
-  """`failures` or `tasks` turned round: {field: {model: leaf}}."""
+  """Transposes `failures` or `tasks` to {field: {model: leaf}}."""
   result: dict[str, dict[str, Leaf]] = {}
   for name in model_names(results):
     fields = mapping(measured(results, name, temperature).get(kind))
@@ -240,7 +240,7 @@ def groups(
 
 
 def flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Leaf]]:
-  """The leaves of a nested dict under names joined by ', '."""
+  """Yields the leaves of a nested dict under names joined by ', '."""
   for key, item in mapping(tree).items():
     name = f"{prefix}, {words(key)}" if prefix else words(key)
     interval = leaf(item)
@@ -251,12 +251,12 @@ def flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Leaf]]:
 
 
 def words(name: Any) -> str:
-  """A field's name without underscores."""
+  """Replaces the underscores of a field's name by spaces."""
   return str(name).replace("_", " ")
 
 
 def duration(seconds: float) -> str:
-  """'8.4 s', '3 min 20 s', '2 h 05 min'."""
+  """Formats seconds as '8.4 s', '3 min 20 s' or '2 h 05 min'."""
   if seconds < 60:
     return f"{seconds:.1f} s"
   whole = round(seconds)
@@ -266,7 +266,7 @@ def duration(seconds: float) -> str:
 
 
 def removed_by_ptx(results: Results) -> Leaf | None:
-  """The share of PPO's added LM loss that PPO-ptx removes.
+  """Computes the share of PPO's added LM loss that PPO-ptx removes.
 
   PPO must have added something: otherwise there is no share.
   """
@@ -481,7 +481,7 @@ def _reward_model(results: Results) -> Iterator[_Sentence]:
 
 
 def tidy(value: Any) -> Any:
-  """JSON's own types: what is not finite becomes null, what is odd, text."""
+  """Converts to JSON's types; numbers that are not finite become null."""
   if isinstance(value, Mapping):
     return {_text(str(key)): tidy(item) for key, item in value.items()}
   if isinstance(value, (list, tuple)):
@@ -503,5 +503,5 @@ def tidy(value: Any) -> Any:
 
 
 def _text(text: str) -> str:
-  """Text that can be written as UTF-8: a lone surrogate becomes '?'."""
+  """Makes text encodable as UTF-8: a lone surrogate becomes '?'."""
   return text.encode("utf-8", "replace").decode("utf-8")

@@ -37,18 +37,18 @@ class Scale(NamedTuple):
   ticks: list[tuple[float, str]]
 
   def at(self, x: float) -> float:
-    """The place of a value."""
+    """Returns the position of a value."""
     if not self.log:
       return x
     return math.log10(x) if x > 0 else self.zero or 0.0
 
   def apart(self, x: float) -> bool:
-    """Whether a value stands beyond the break."""
+    """Returns whether a value lies beyond the break."""
     return self.zero is not None and x <= 0
 
 
 def drawable(panel: Panel) -> Panel:
-  """The panel with only what its axes can place."""
+  """Removes what the panel's axes cannot show."""
   series = []
   for item in panel.series[:MAX_SERIES]:
     points = [p for p in (_fitted(panel, p) for p in item.points) if p]
@@ -74,7 +74,7 @@ def _fits(value: float | str, scale: str) -> bool:
 
 
 def _fitted(panel: Panel, point: Point) -> Point | None:
-  """None without a place; no interval where a bound has none."""
+  """Drops a point without a position, and an interval without both bounds."""
   named = panel.x_scale == "category"
   if not (named or point.x == 0 or _fits(point.x, panel.x_scale)):
     return None
@@ -85,7 +85,7 @@ def _fitted(panel: Panel, point: Point) -> Point | None:
 
 
 def shared_limits(panels: Sequence[Panel]) -> list[tuple[float, float] | None]:
-  """Limits of the values that panels of one measure have in common.
+  """Computes the limits that panels of one measure have in common.
 
   Panels whose values lie far apart keep their own; None stands for that.
   """
@@ -111,7 +111,7 @@ def shared_limits(panels: Sequence[Panel]) -> list[tuple[float, float] | None]:
 
 
 def _span(panel: Panel) -> tuple[float, float]:
-  """The least and the greatest value, in decades where the axis is so."""
+  """Returns the least and the greatest value, in decades on a log axis."""
   values = [v for s in panel.series for p in s.points for v in p[1:]]
   values += [line.y for line in panel.lines]
   every = [v for v in values if v is not None]
@@ -121,7 +121,7 @@ def _span(panel: Panel) -> tuple[float, float]:
 
 
 def horizontal(panel: Panel) -> Scale:
-  """The axis that holds all points and lines of a panel."""
+  """Computes the axis that holds all points and lines of a panel."""
   tried = sorted({p.x for s in panel.series if not s.curve for p in s.points})
   every = {p.x for s in panel.series for p in s.points}
   every |= {line.x for line in panel.lines if line.x is not None}
@@ -141,7 +141,7 @@ def horizontal(panel: Panel) -> Scale:
 
 
 def place(panel: Panel, x: float) -> float:
-  """The place of a value on a panel's horizontal axis."""
+  """Returns the position of a value on a panel's horizontal axis."""
   return horizontal(panel).at(x)
 
 
@@ -186,7 +186,7 @@ def _spread(
 
 
 def dodges(panel: Panel, scale: Scale) -> list[float]:
-  """Sideways shifts that keep intervals apart, one a series."""
+  """Computes sideways shifts, one a series, that keep intervals apart."""
   intervals_at: dict[float | str, list[tuple[float, float]]] = {}
   for series in panel.series:
     for point in series.points:
@@ -223,18 +223,18 @@ def draw_break(axes: Any, scale: Scale) -> None:
 
 
 def categories(panel: Panel) -> list[str]:
-  """The names of a category axis in order of first occurrence."""
+  """Lists the names of a category axis in order of first occurrence."""
   names = (name_of(p.x) for s in panel.series for p in s.points)
   return list(dict.fromkeys(names))
 
 
 def name_of(x: float | str) -> str:
-  """A category's name."""
+  """Returns a category's name."""
   return x if isinstance(x, str) else tick(x, 6)
 
 
 def flat_height(panel: Panel, series: int) -> float:
-  """Inches of a panel whose categories stand below one another.
+  """Computes the height in inches of a panel with categories as rows.
 
   Args:
     panel: its categories are counted.
@@ -247,7 +247,7 @@ def flat_height(panel: Panel, series: int) -> float:
 
 
 def tick(value: float, digits: int) -> str:
-  """'0.5', '65.5k', '1.3B', '5.4·10⁻⁵'."""
+  """Formats a value as '0.5', '65.5k', '1.3B' or '5.4·10⁻⁵'."""
   if value == 0:
     return "0"
   size = abs(value)

@@ -81,7 +81,7 @@ def draw(figure: Mapping[str, Any] | Figure) -> Drawing | None:
 
 
 def standalone(drawing: Drawing) -> str:
-  """The whole figure as the text of one SVG file, panels side by side."""
+  """Returns the figure as one SVG file's text, panels side by side."""
   gap, margin, head = 28, 14, 26
   sizes = [_size(panel.svg) for panel in drawing.panels]
   title = head if drawing.title else 0
@@ -108,7 +108,7 @@ def standalone(drawing: Drawing) -> str:
 
 
 def _text(text: str, width: int = 44) -> str:
-  """One line that an XML file may hold."""
+  """Returns the text as one line that an XML file may contain."""
   line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
   return figures.short(line, width)
 
@@ -152,7 +152,7 @@ def _reference(at: int) -> dict[str, Any]:
 
 
 def _columns(handles: Sequence[Line2D]) -> int:
-  """As many as stand side by side for certain, read down the page."""
+  """Returns the number of legend columns that certainly fit the width."""
   lengths = [len(str(handle.get_label())) for handle in handles]
   for count in range(min(4, len(handles)), 1, -1):
     columns = np.array_split(lengths, count)
@@ -163,7 +163,7 @@ def _columns(handles: Sequence[Line2D]) -> int:
 
 
 def _head(panel: Panel) -> list[str]:
-  """What the upright axis shows, as lines above it."""
+  """Returns the label of the upright axis, as lines above it."""
   flat = panel.x_scale == "category"
   label = panel.x_label if flat else panel.y_label
   return textwrap.wrap(_text(label, 160), 50)
@@ -272,7 +272,7 @@ def _draw_intervals(
 
 
 def _draw_flat(axes: Any, panel: Panel, looks: Mapping[Any, Look]) -> None:
-  """Names down the page, values across: names never collide."""
+  """Draws names down the page and values across, so names never collide."""
   names = axes_lib.categories(panel)
   rows = {name: row for row, name in enumerate(names)}
   count = len(panel.series)

@@ -61,7 +61,7 @@ DASHES = (
 
 
 def assign(panels: Sequence[Panel]) -> dict[tuple[str, str], Look]:
-  """A look for each (name, role), none given twice within a panel."""
+  """Assigns a look to each (name, role), none twice within a panel."""
   looks: dict[tuple[str, str], Look] = {}
   for panel in panels:
     pointed = dict.fromkeys(key(s) for s in panel.series if not s.curve)
@@ -86,7 +86,7 @@ def assign(panels: Sequence[Panel]) -> dict[tuple[str, str], Look]:
 
 
 def key(series: Series) -> tuple[str, str]:
-  """What a look belongs to."""
+  """Returns the (name, role) that a look belongs to."""
   return series.name, series.role
 
 
@@ -96,7 +96,7 @@ def _curve_look(
   looks: Mapping[tuple[str, str], Look],
   used: Sequence[Look],
 ) -> Look:
-  """A curve has the colour of the points that it was fitted to."""
+  """Gives a curve the colour of the points that it was fitted to."""
   for name, role in pointed:
     if role == series.role != "" or series.name.startswith(name):
       return _spare(used)._replace(colour=looks[name, role].colour)
@@ -112,5 +112,5 @@ def _spare(used: Sequence[Look]) -> Look:
 
 
 def _free(choices: Sequence[Any], used: Sequence[Any]) -> Any:
-  """The first choice that is used least."""
+  """Returns the first choice that is used least."""
   return min(choices, key=used.count)

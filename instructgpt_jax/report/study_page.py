@@ -91,20 +91,20 @@ def write(results: Results, directory: str | pathlib.Path) -> pathlib.Path:
 
 
 def render(results: Results) -> str:
-  """The page as text."""
+  """Renders the page as text."""
   results = results_lib.tidy(results)
   return _render(results, _draw(results))
 
 
 def main_figure(results: Results) -> str:
-  """The figure that stands for all, as one SVG file's text ("" if none)."""
+  """Returns the main figure as one SVG file's text ("" if none)."""
   study = mapping(mapping(results.get("studies")).get(MAIN))
   drawn = _drawings(results_lib.tidy(study))
   return study_figures.standalone(drawn[0]) if drawn else ""
 
 
 def terminal_summary(results: Results, *, width: int = WIDTH) -> str:
-  """The headline and the verdicts as plain text.
+  """Formats the headline and the verdicts as plain text.
 
   Args:
     results: see the module.
@@ -137,7 +137,7 @@ def terminal_summary(results: Results, *, width: int = WIDTH) -> str:
 
 
 def headline(results: Results) -> str:
-  """What was found, in one sentence computed from the verdicts."""
+  """Summarises the verdicts in one sentence."""
   marks = [v.mark for v in verdicts(results) if v.mark is not OURS]
   yes, no, pending = (marks.count(mark) for mark in (YES, NO, OPEN))
   where = str(results.get("where") or "in miniature").strip().rstrip(".")
@@ -159,7 +159,7 @@ def headline(results: Results) -> str:
 
 
 def verdicts(results: Results) -> list[Verdict]:
-  """One row a study, in the order of the verdicts."""
+  """Lists one row a study, in the order of the verdicts."""
   results_by_study = mapping(results.get("verdicts"))
   studies = mapping(results.get("studies"))
   rows = []
@@ -178,7 +178,7 @@ def verdicts(results: Results) -> list[Verdict]:
 
 
 def _study(results: Results, name: str) -> dict[str, Any]:
-  """A study with its verdict, which counts where both say something."""
+  """Merges a study with its verdict; the verdict's fields win."""
   study = mapping(mapping(results.get("studies")).get(name))
   return {**study, **mapping(mapping(results.get("verdicts")).get(name))}
 
@@ -248,7 +248,7 @@ def _facts(results: Results) -> list[str]:
 def _section(
   study: Mapping[str, Any], row: Verdict, drawings: Sequence[Drawing]
 ) -> dict[str, Any]:
-  """What the template shows of one study."""
+  """Returns the template's values for one study."""
   texts = ("question", "source", "criterion", "paper", "setup", "command")
   return {key: str(study.get(key) or "") for key in texts} | {
     "row": row,

@@ -16,7 +16,7 @@ def demonstrate(
   *,
   quality: dict[str, float] | None = None,
 ) -> str:
-  """One labeler's completion.
+  """Writes one labeler's completion.
 
   Args:
     request: what is asked.

@@ -70,7 +70,7 @@ def make_web(world: World, seed: int, *, per_family: int = 4000) -> Web:
 def prompts_of(
   world: World, family: str, split: str, count: int, rng: random.Random
 ) -> list[tuple[Request, str]]:
-  """At most `count` distinct prompts of a family and split.
+  """Draws at most `count` distinct prompts of a family and split.
 
   Args:
     world: whose facts are asked about.
@@ -109,7 +109,7 @@ def _requests(world: World, family: str) -> tuple[Request, ...]:
 
 
 def _false_premises(requests: list, rng: random.Random) -> list:
-  """Fewer of the others, so that misconceptions are a quarter or so."""
+  """Keeps at most three other premises for each believed one."""
   believed = [r for r in requests if r.value == r.fact.believed]
   others = [r for r in requests if r.value != r.fact.believed]
   return believed + rng.sample(others, min(len(others), 3 * len(believed)))
@@ -148,7 +148,7 @@ GRADED = dict(
 
 
 def graded(web: Web, rng: random.Random) -> str:
-  """A question with two replies, and what readers thought of each.
+  """Writes a question with two replies, and what readers thought of each.
 
   As votes do on the real web, this teaches to tell good replies from bad ones,
   which a reward model can build on (arXiv:2112.00861, section 4).
@@ -192,7 +192,7 @@ def _box(entity: str, facts: tuple[Fact, ...], rng: random.Random) -> str:
 
 
 def make_sentence(rng: random.Random) -> tuple[str, str]:
-  """A sentence and its translation.
+  """Draws a sentence and its translation.
 
   In the second language a colour follows its noun and the verb ends the
   sentence.
@@ -215,7 +215,7 @@ def make_sentence(rng: random.Random) -> tuple[str, str]:
 
 
 def translation(web: Web, rng: random.Random) -> str:
-  """Sentences in both languages, or a line of a dictionary."""
+  """Writes sentences in both languages, or a line of a dictionary."""
   del web
   if rng.random() < 0.2:
     chosen = rng.sample(tuple(words.LEXICON.items()), rng.randint(3, 6))
@@ -231,7 +231,7 @@ def translation(web: Web, rng: random.Random) -> str:
 def make_passage(
   rng: random.Random, sentences: int, questions: int
 ) -> tuple[str, list[tuple[str, str]]]:
-  """A passage of several sentences, and questions that it answers.
+  """Draws a passage of several sentences, and questions that it answers.
 
   Returns:
     The passage, and (question, short answer) pairs, all of them different.
@@ -256,7 +256,7 @@ def make_passage(
 
 
 def reading(web: Web, rng: random.Random) -> str:
-  """A passage of one to five sentences with one to four questions."""
+  """Writes a passage of one to five sentences with one to four questions."""
   del web
   while True:
     sentences = rng.choices((1, 2, 3, 4, 5), (1, 4, 3, 2, 1))[0]
@@ -273,7 +273,7 @@ def _words(rng: random.Random, low: int, high: int) -> list[str]:
 
 
 def repetition(web: Web, rng: random.Random) -> str:
-  """Copies of all kinds: what teaches to look back."""
+  """Writes copies of all kinds, from which a model learns to look back."""
   del web
   style = rng.random()
   if style < 0.22:  # a song: one line again and again
@@ -329,7 +329,7 @@ def story(web: Web, rng: random.Random) -> str:
 
 
 def exercise(web: Web, rng: random.Random) -> str:
-  """School exercises: counting, members of a class, capital letters."""
+  """Writes school exercises: counting, members of a class, capitals."""
   style = rng.randrange(6)
   if style == 0:
     start = rng.randrange(5)
@@ -351,7 +351,7 @@ def exercise(web: Web, rng: random.Random) -> str:
 
 
 def questions(web: Web, rng: random.Random) -> str:
-  """Questions without answers."""
+  """Writes questions without answers."""
   asked = []
   while len(asked) < rng.randint(3, 5):
     request, text = _ask(web, rng)
@@ -364,7 +364,7 @@ RATINGS = ("high", "low", "middle")
 
 
 def make_review(rng: random.Random) -> tuple[str, str]:
-  """A review and its rating.
+  """Draws a review and its rating.
 
   Two words of praise or blame, each perhaps denied; two against each other
   make the rating "middle".
@@ -423,7 +423,7 @@ def write_documents(
   *,
   registers: dict[str, float] | None = None,
 ) -> Iterator[tuple[str, str]]:
-  """Documents of about so many tokens in all, shuffled.
+  """Yields shuffled documents of about `tokens` tokens in all.
 
   Args:
     web: what to write from.

@@ -150,14 +150,14 @@ def label(
 
 
 def best_reply(prompt: str, *, world: World | int = 0) -> str:
-  """The reply that scores 1."""
+  """Returns the reply that scores 1."""
   if isinstance(world, int):
     world = make_world(world)
   return replies.best(parse(world, prompt))
 
 
 def _strip(tokens: Tokens, phrases: tuple[Tokens, ...]) -> tuple[Tokens, int]:
-  """The tokens without the phrases, and how many tokens went."""
+  """Removes the phrases; returns the rest and the number of tokens removed."""
   rest: list[str] = []
   i = 0
   while i < len(tokens):
@@ -172,7 +172,7 @@ def _strip(tokens: Tokens, phrases: tuple[Tokens, ...]) -> tuple[Tokens, int]:
 
 
 def _sentences(tokens: Tokens) -> list[Tokens]:
-  """Sentences without their full stops, empty ones left out."""
+  """Splits into sentences without full stops, and drops empty ones."""
   parts: list[Tokens] = []
   start = 0
   for i, token in enumerate((*tokens, ".")):
@@ -184,7 +184,7 @@ def _sentences(tokens: Tokens) -> list[Tokens]:
 
 
 def _rest(parts: list[Tokens], used: Tokens) -> int:
-  """Tokens of all sentences but one, full stops included."""
+  """Counts the tokens of all sentences but one, full stops included."""
   return sum(len(part) + 1 for part in parts) - len(used) - 1
 
 
@@ -220,7 +220,7 @@ def _bare(part: Tokens) -> Tokens:
 
 
 def _answer(request: Question, parts: list[Tokens], value: str) -> tuple | None:
-  """(sentence, is it a full statement) of the first one that says `value`."""
+  """Returns the first sentence with `value`, and whether it is a statement."""
   full = [tuple(s.split())[:-1] for s in request.fact.statements(value)]
   for part in parts:
     if part in full:

@@ -49,7 +49,7 @@ HELD_OUT = tuple(n for n, one in LABELERS.items() if one.held_out)
 
 
 def taste(labeler: Labeler, form: Label) -> float:
-  """The Likert score that a labeler means, before noise."""
+  """Computes the Likert score that a labeler means, before noise."""
   return (
     form.likert
     + labeler.lenience
@@ -62,7 +62,7 @@ def taste(labeler: Labeler, form: Label) -> float:
 def rate(
   form: Label, labeler_id: str, rng: random.Random, *, noise: float = NOISE
 ) -> int:
-  """A labeler's Likert rating of one reply, 1 to 7."""
+  """Draws a labeler's Likert rating of one reply, 1 to 7."""
   if labeler_id not in LABELERS:
     raise UserError(
       f"no labeler {labeler_id!r}",
@@ -73,13 +73,13 @@ def rate(
 
 
 def to_ranks(ratings: Sequence[float]) -> list[int]:
-  """Ranks from ratings: 1 for the best; equal ratings share a rank."""
+  """Converts ratings to ranks: 1 for the best; equal ratings share a rank."""
   order = sorted(set(ratings), reverse=True)
   return [order.index(rating) + 1 for rating in ratings]
 
 
 def agreement(first: Sequence[int], second: Sequence[int]) -> tuple[int, int]:
-  """On how many pairs of completions two labelers agree, and of how many.
+  """Counts the pairs of completions on which two labelers agree.
 
   Args:
     first: one labeler's ranks of a prompt's completions.
@@ -107,7 +107,7 @@ def rank(
   world: World | int = 0,
   noise: float = NOISE,
 ) -> list[int]:
-  """A labeler's ranks of several completions of one prompt.
+  """Draws a labeler's ranks of several completions of one prompt.
 
   Args:
     prompt: a world prompt, without tags.

@@ -33,14 +33,14 @@ POLITE: dict[str, float] = dict(
 
 
 def best(request: Request) -> str:
-  """The reply that scores 1; the same each time."""
+  """Returns the reply that scores 1; it is always the same."""
   return good(request, None)
 
 
 def good(
   request: Request, rng: random.Random | None, *, believing: bool = False
 ) -> str:
-  """A good reply.
+  """Writes a good reply.
 
   Args:
     request: what is asked.
@@ -83,7 +83,7 @@ def _items(request: List, rng: random.Random | None) -> list[str]:
 
 
 def wrong(request: Request, rng: random.Random) -> str:
-  """A confident reply that fails in its family's own way."""
+  """Writes a confident reply that fails in its family's typical way."""
   match request:
     case Question(fact=fact, form=form):
       if fact.misconceived:
@@ -130,7 +130,7 @@ def wrong(request: Request, rng: random.Random) -> str:
 
 
 def _other(domain: Sequence[T], but: Sequence[T], rng: random.Random) -> T:
-  """A member of the domain that is none of `but`."""
+  """Draws a member of the domain that is none of `but`."""
   return rng.choice([value for value in domain if value not in but])
 
 
@@ -175,7 +175,7 @@ def _wrong_reading(request: Reading, rng: random.Random) -> str:
 
 
 def padded(text: str, rng: random.Random) -> str:
-  """The reply with one or two fillers around it."""
+  """Adds one or two fillers around the reply."""
   parts = [text]
   if rng.random() < 0.7:
     parts.insert(0, rng.choice(words.OPENING_FILLERS))
@@ -185,7 +185,7 @@ def padded(text: str, rng: random.Random) -> str:
 
 
 def off_task(rng: random.Random) -> str:
-  """Chatter that answers nothing."""
+  """Writes chatter that answers nothing."""
   style = rng.randrange(5)
   if style == 0:
     return (
@@ -211,7 +211,7 @@ def reply(
   *,
   believing: bool = False,
 ) -> str:
-  """What a persona replies.
+  """Writes the reply of a persona.
 
   Args:
     request: what is asked.

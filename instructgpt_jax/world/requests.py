@@ -343,12 +343,12 @@ Request = Question | Premise | List | Repeat | Capitals | Sort | Reading | HowTo
 
 
 def state(relation: Relation, pair: tuple[str, str]) -> str:
-  """ "ann has the bell ." for (ann, bell)."""
+  """Returns "ann has the bell ." for (ann, bell)."""
   return relation.statement.replace("{p}", pair[0]).replace("{t}", pair[1])
 
 
 def does_harm(verb: str, target: str) -> bool:
-  """The same verb may do harm to the living and none to things."""
+  """Returns whether the verb harms its object: the living, but not things."""
   living = target not in words.THINGS
   if verb in ("hit", "burn", "cut"):
     return living
@@ -371,7 +371,7 @@ TARGETS = {
 
 @functools.lru_cache(maxsize=200_000)
 def split_of(key: str) -> str:
-  """The split of a combination: 66 % train, 10 % valid, 24 % test.
+  """Returns the split of a combination: 66 % train, 10 % valid, 24 % test.
 
   It depends on the combination alone, so the same one lands in the same split
   in every file and for every seed.
@@ -382,7 +382,7 @@ def split_of(key: str) -> str:
 
 
 def enumerate_requests(world: World, family: str) -> Iterator[Request]:
-  """All requests of the families that have few enough of them."""
+  """Yields all requests of the families that are small enough."""
   if family in ("one_word", "one_sentence"):
     for fact in world.facts:
       if fact.known:
@@ -425,7 +425,7 @@ def enumerate_requests(world: World, family: str) -> Iterator[Request]:
 
 
 def draw(world: World, family: str, rng: random.Random) -> Request:
-  """One request of a family, before the split is asked for."""
+  """Draws a request of a family, from any split."""
   if family == "repeat":
     if rng.random() < 0.25:
       return Repeat((rng.choice(words.CONTENT),), rng.randint(2, 3))
@@ -455,7 +455,7 @@ def _believed_premises(world: World) -> tuple[Request, ...]:
 
 
 def draw_reading(rng: random.Random, *, answerable: bool) -> Reading:
-  """A passage of two statements and a question on it."""
+  """Draws a passage of two statements and a question on it."""
   relation = rng.choice(RELATIONS)
   count = 2
   people = rng.sample(words.EVERYONE, count + 1)
@@ -494,7 +494,7 @@ def match(
 
 
 def _between(template: str, tokens: tuple[str, ...]) -> tuple[str, ...] | None:
-  """What stands at a template's only slot, of any length from one up."""
+  """Returns the tokens at a template's only slot, one or more."""
   pattern = template.split()
   at = next(i for i, part in enumerate(pattern) if part.startswith("{"))
   tail = pattern[at + 1 :]
@@ -506,7 +506,7 @@ def _between(template: str, tokens: tuple[str, ...]) -> tuple[str, ...] | None:
 
 @functools.lru_cache(maxsize=100_000)
 def parse(world: World, text: str) -> Request:
-  """The request that a prompt's text makes.
+  """Parses a prompt's text into its request.
 
   Args:
     world: whose facts are asked about.

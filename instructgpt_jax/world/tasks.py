@@ -27,7 +27,7 @@ KINDS = ("translation", "reading", "sentiment", "facts")
 def make_items(
   world: World, kind: str, count: int, seed: int, split: str = "test"
 ) -> list[dict[str, Any]]:
-  """Distinct items of one kind.
+  """Draws distinct items of one kind.
 
   Args:
     world: whose facts `facts` asks about.
@@ -59,7 +59,7 @@ def make_items(
 
 
 def as_demonstration(item: dict[str, Any]) -> dict[str, str]:
-  """An item as an instruction with its answer, for FLAN-style tuning."""
+  """Formats an item as an instruction with its answer, as FLAN does."""
   answer = item.get("reference") or item["choices"][item["answer"]]
   return {"prompt": item["prompt"], "completion": f"{answer} ."}
 
@@ -118,7 +118,7 @@ def first_sentence(completion: str) -> str:
 
 
 def exact_match(completion: str, reference: str) -> float:
-  """1.0 where the first sentence is the reference."""
+  """Returns 1.0 if the first sentence is the reference, else 0.0."""
   return float(first_sentence(completion) == reference)
 
 
@@ -135,7 +135,7 @@ def token_f1(completion: str, reference: str) -> float:
 
 
 def choice_accuracy(logps: list[float], answer: int) -> float:
-  """1.0 where the answer has the best log-probability (ties go to the first).
+  """Returns 1.0 if the answer is most likely, ties to the first; else 0.0.
 
   Args:
     logps: mean log-probability per token of each choice.

@@ -14,7 +14,7 @@ _REGISTERS = (
 
 
 def _leaves(value: object) -> set[str]:
-  """All words of a string, and of strings in tuples and dicts."""
+  """Collects all words of a string, and of strings in tuples and dicts."""
   if isinstance(value, str):
     return set(value.split())
   if isinstance(value, dict):

@@ -38,7 +38,7 @@ class WorldFiles:
 
 
 def world_files(directory: str | Path) -> WorldFiles:
-  """The paths inside a directory, written or not."""
+  """Returns the paths of a world's files in a directory."""
   root = Path(directory)
   return WorldFiles(
     world=str(root / "world.json"),
@@ -140,7 +140,7 @@ def write_world(
 
 
 def load_world(directory: str | Path) -> World:
-  """The world whose files lie in a directory."""
+  """Loads the world whose files are in a directory."""
   path = world_files(directory).world
   record = files.read_json(path)
   seed = record.get("seed") if isinstance(record, dict) else None
@@ -157,7 +157,7 @@ def load_world(directory: str | Path) -> World:
 def draw_prompts(
   world: World, split: str, count: int, seed: int
 ) -> list[tuple[Request, str]]:
-  """Distinct prompts of one split, families in their shares, shuffled.
+  """Draws distinct prompts of one split, families by share, shuffled.
 
   A family with fewer prompts than its share gives what it has, and the others
   share the rest.

@@ -28,7 +28,7 @@ A_STEP = 36  # of them in a batch, so that all K make as many updates
 
 
 def ranked(f: SeedRuns, k: int) -> Job:
-  """Trains a reward model on K completions a prompt, the total constant."""
+  """Builds a reward-model job with K completions a prompt, the total constant."""
   return f.training_job(
     "reward",
     {
@@ -84,7 +84,7 @@ def learned(seeds: Sequence[SeedRuns]) -> str:
 
 
 def analyse(seeds: Sequence[SeedRuns]) -> Finding:
-  """Compares each variant's gold score with the default, and accuracy over K."""
+  """Compares each variant's gold score with the default's; accuracy over K."""
 
   def of(name: str):
     return lambda f: f.evaluation_job(f.ppo_job(VARIANTS[name]))

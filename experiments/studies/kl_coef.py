@@ -21,12 +21,12 @@ PAPER_DROP = (0.3, 0.6, 0.5, 0.3, 12.0, 19.8, 21.5, 21.3, 15.4)
 
 
 def run(f: SeedRuns, coefficient: float) -> Job:
-  """Trains PPO without the pretraining term at one β."""
+  """Builds the job of PPO without the pretraining term at one β."""
   return f.ppo_job({"ppo.ptx_coef": 0.0, "ppo.kl_coef": coefficient})
 
 
 def jobs(f: SeedRuns) -> Sequence[Job]:
-  """Lists a run and its measurement at each β, the base model's and PPO-ptx's."""
+  """Lists a run and its measurement at each β, of PPO-ptx and the base model."""
   runs = [*(run(f, b) for b in GRID), f.ppo_job()]
   return [
     *runs,

@@ -19,7 +19,7 @@ PAPER_LIKERT = (2.14, 3.03, 4.12, 3.90, 3.74, 3.74, 3.12)
 
 
 def run(f: SeedRuns, coefficient: float) -> Job:
-  """Trains PPO-ptx at one β."""
+  """Builds the job of PPO-ptx at one β."""
   return f.ppo_job({"ppo.kl_coef": coefficient})
 
 

@@ -21,7 +21,7 @@ PAPER_PPO = (3.92, 4.05, 3.83, 3.73)
 
 
 def run(f: SeedRuns, kind: str, rate: float) -> Job:
-  """Trains PPO or PPO-ptx at one learning rate of the policy."""
+  """Builds the job of PPO or PPO-ptx at one learning rate of the policy."""
   changes: dict[str, float] = {"optimizer.learning_rate": rate}
   gamma = KINDS[kind]
   if gamma is not None:

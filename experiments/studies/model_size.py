@@ -37,13 +37,13 @@ PAPER_SIZES = (1.3e9, 6e9, 175e9)
 
 
 def starts(f: SeedRuns, size: str) -> list[Job]:
-  """Trains base model and policy initialisation of a non-default size."""
+  """Builds the jobs of base model and policy initialisation of another size."""
   base = f.training_job("pretrain", size=size, label=size)
   return [base, f.training_job("policy_init", init=base, size=size, label=size)]
 
 
 def start(f: SeedRuns, size: str) -> Job:
-  """Returns the policy initialisation of a non-default size."""
+  """Builds the job of the policy initialisation of another size."""
   return starts(f, size)[-1]
 
 
@@ -91,7 +91,7 @@ def jobs(f: SeedRuns) -> Sequence[Job]:
 
 
 def analyse(seeds: Sequence[SeedRuns]) -> Finding:
-  """Computes win rates; compares the smallest aligned and largest base model."""
+  """Computes win rates; compares smallest aligned and largest base model."""
   first = seeds[0]
   counts = {
     size: count_parameters(first.scale.model(size), first.vocab_size)

@@ -35,7 +35,7 @@ PAPER_SQUAD = (62.8, 61.7, 60.4, 57.1, 57.8, 56.1, 56.7, 56.0, 56.1)
 
 
 def proxy(f: SeedRuns, name: str) -> Job | str:
-  """Returns a reward model."""
+  """Returns a reward model: a job, or the shared stage's name."""
   if name == FEWER:
     return f.training_job(
       "reward", {"reward.max_rankings": 150}, init="policy_init"
@@ -53,7 +53,7 @@ def _label(name: str) -> str:
 
 
 def run(f: SeedRuns, name: str) -> Job:
-  """Trains PPO without any penalty against a reward model."""
+  """Builds the job of PPO without any penalty against a reward model."""
   reward = proxy(f, name)
   return f.ppo_job(
     _lasting(f, STEPS[-1], STEPS[0])
@@ -64,7 +64,7 @@ def run(f: SeedRuns, name: str) -> Job:
 
 
 def longer(f: SeedRuns) -> Job:
-  """Trains default PPO-ptx for more iterations."""
+  """Builds the job of default PPO-ptx with more iterations."""
   return f.ppo_job(_lasting(f, LONG[-1], LONG[0]))
 
 
@@ -74,13 +74,13 @@ def _lasting(f: SeedRuns, iterations: int, every: int) -> dict[str, int]:
 
 
 def at(f: SeedRuns, name: str, step: int) -> Job:
-  """Evaluates a policy at a step by the reward model of its training."""
+  """Builds the evaluation of a policy at a step by its own reward model."""
   changes = ONLY_ANSWERS | {"measure.reward_model": f.directory(proxy(f, name))}
   return f.evaluation_job(run(f, name), changes, snapshot=step)
 
 
 def best(f: SeedRuns, name: str) -> Job:
-  """Picks the best of the start's answers by a reward model."""
+  """Builds the evaluation of best-of-n answers of the start."""
   reward = proxy(f, name)
   return f.evaluation_job(
     "policy_init",

@@ -21,7 +21,7 @@ PAPER = {0.0: 3.84, 0.1: 4.01, 0.5: 3.84}
 
 
 def start(f: SeedRuns, epochs: int, fraction: float) -> Job | str:
-  """Trains a policy initialisation."""
+  """Builds the job of a policy initialisation."""
   if (epochs, fraction) == DEFAULT:
     return "policy_init"
   return f.training_job(
@@ -32,14 +32,14 @@ def start(f: SeedRuns, epochs: int, fraction: float) -> Job | str:
 
 
 def run(f: SeedRuns, epochs: int, fraction: float) -> Job:
-  """Trains PPO-ptx from one start."""
+  """Builds the job of PPO-ptx from one start."""
   label = f"from={epochs}x{fraction:g}"
   first = start(f, epochs, fraction)
   return f.ppo_job(init=first, label="" if isinstance(first, str) else label)
 
 
 def measured(f: SeedRuns, epochs: int, fraction: float) -> Job:
-  """Evaluates PPO-ptx from one start."""
+  """Builds the evaluation of PPO-ptx from one start."""
   return f.evaluation_job(
     run(f, epochs, fraction), start=start(f, epochs, fraction)
   )

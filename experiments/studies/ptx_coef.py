@@ -24,7 +24,7 @@ PAPER_REWARD = (-0.61, -0.63, -0.66, -0.71, -0.76, -0.85, -0.98, -1.55)
 
 
 def run(f: SeedRuns, coefficient: float) -> Job:
-  """Trains PPO-ptx at one γ and PPO-ptx's learning rate."""
+  """Builds the job of PPO-ptx at one γ and PPO-ptx's learning rate."""
   rate = f.scale.value("ppo_ptx.optimizer.learning_rate")
   return f.ppo_job(
     {"ppo.ptx_coef": coefficient, "optimizer.learning_rate": rate}

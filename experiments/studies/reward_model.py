@@ -36,7 +36,7 @@ Point = tuple[str, int]  # layout and epochs
 
 
 def layout(f: SeedRuns, name: str, epochs: int, draw: int = 0) -> Job:
-  """Trains on rankings by prompt or by shuffled pair, equal pairs a step."""
+  """Builds a job on rankings by prompt or shuffled pair, equal pairs a step."""
   changes: dict[str, Any] = {
     "reward.max_rankings": FEW,
     "reward.max_completions": K,
@@ -53,7 +53,7 @@ def layout(f: SeedRuns, name: str, epochs: int, draw: int = 0) -> Job:
 
 
 def draws(f: SeedRuns, name: str, epochs: int) -> list[Job]:
-  """Trains a layout on one draw of the few rankings, or on several."""
+  """Builds a layout's jobs: one draw of the few rankings, or several."""
   count = DRAWS if (name, epochs) in COMPARED else 1
   return [layout(f, name, epochs, draw) for draw in range(count)]
 
@@ -64,7 +64,7 @@ def recipe_rate(f: SeedRuns) -> float:
 
 
 def rate(f: SeedRuns, factor: float) -> Job | str:
-  """Trains the recipe at another learning rate."""
+  """Builds the job of the recipe at another learning rate."""
   if factor == 1:
     return "reward"
   return f.training_job(
@@ -75,7 +75,7 @@ def rate(f: SeedRuns, factor: float) -> Job | str:
 
 
 def fold(f: SeedRuns, labeler: str) -> Job:
-  """Trains the recipe without one labeler."""
+  """Builds the job of the recipe without one labeler."""
   return f.training_job(
     "reward", {"reward.leave_out": labeler}, init="policy_init"
   )

@@ -23,7 +23,7 @@ CHOICES = {"loss": "validation loss", "reward": "RM score", "last": "the last"}
 
 
 def run(f: SeedRuns, choice: str) -> Job:
-  """Trains for 16 epochs; one measure chooses the checkpoint."""
+  """Builds the job of 16 epochs; one measure chooses the checkpoint."""
   return f.training_job(
     "sft",
     {"sft.epochs": EPOCHS, "sft.select_by": choice},

@@ -1,4 +1,4 @@
-"""One model on held-out prompts: gold, RM score, KL, tax, bias.
+"""Measures one model on held-out prompts: gold, RM score, KL, tax, bias.
 
   python -m experiments.evaluate --preset=world --workdir=runs/measured \\
     --init_from=runs/demo/ppo_ptx --measure.start=runs/demo/policy_init \\
@@ -6,9 +6,13 @@
     --data.prompts=runs/demo/world/prompts.jsonl \\
     --data.pretraining=runs/demo/world/pretraining.jsonl
 
-answers.json keeps every number by prompt, so that models can be compared in
-pairs; the means are in complete.json. Outside the embedded world a reward
-model is the judge: --measure.judge=DIR.
+Writes every number by prompt to answers.json, so that models can be compared in
+pairs, and the means to complete.json. Outside the embedded world a reward model
+is the judge: --measure.judge=DIR.
+
+Cost: at --preset=world, `make demo` measures all models in 59 to 133 s on two
+CPU cores. Result: the gold score of the demo's PPO-ptx is about 0.50 to 0.54 at
+temperature 1 (docs/results.md).
 """
 
 import sys

@@ -1,13 +1,17 @@
-"""All stages in order, then a report.
+"""Runs all stages in order, then writes a report.
 
   python -m experiments.pipeline --workdir=runs/demo
   python -m experiments.pipeline --preset=tiny --workdir=runs/real \\
     --data.pretraining='text/**' --data.demonstrations=alpaca.json \\
     --data.comparisons=rankings.jsonl.gz --data.prompts=prompts.jsonl
 
-Without data it writes the embedded world's files and uses those. What is
-complete in the workdir is skipped. Ends in report.html, report.json and the
-same table on the terminal.
+Without data it writes the embedded world's files and trains on those. Skips
+stages that are complete in the workdir. Writes report.html and report.json, and
+prints the report's table.
+
+Cost: `make demo` takes about 8 to 17 minutes on two CPU cores. Result: PPO-ptx
+wins 0.63 to 0.67 of comparisons with SFT at temperature 1, and removes 92 % of
+the language-model loss that PPO adds (docs/results.md).
 """
 
 import sys

@@ -1,11 +1,14 @@
-"""PPO against a reward model, γ = 0 (paper, C.4).
+"""Trains a policy by PPO against a reward model, γ = 0 (paper, C.4).
 
   python -m experiments.ppo --preset=tiny --workdir=runs/ppo \\
     --init_from=runs/policy_init --ppo.reward_model=runs/reward \\
     --data.prompts=prompts.jsonl
 
-The model it leaves has the averaged weights. Watch reward, kl, entropy,
+The resulting model has the averaged weights. Watch reward, kl, entropy,
 clip_fraction, explained_variance, response_length and ended in metrics.jsonl.
+
+Cost: 27 to 72 s in `make demo` on two CPU cores. Result there: gold score 0.50
+to 0.53 at temperature 1, against 0.39 to 0.43 of SFT (docs/results.md).
 """
 
 import sys

@@ -1,11 +1,15 @@
-"""PPO-ptx: PPO with γ · the pretraining gradient in every update (C.4).
+"""Trains PPO-ptx: PPO with γ · the pretraining gradient in every update (C.4).
 
   python -m experiments.ppo_ptx --preset=tiny --workdir=runs/ppo_ptx \\
     --init_from=runs/policy_init --ppo.reward_model=runs/reward \\
     --data.prompts=prompts.jsonl --data.pretraining='text/**'
 
-γ = 27.8 and 8 pretraining rows an episode in the paper. Besides what `ppo`
-logs: the gradient norms of both terms, and the angle between them.
+The paper has γ = 27.8 and 8 pretraining rows an episode. Logs what `ppo` logs,
+the gradient norms of both terms, and the angle between them.
+
+Cost: 64 to 220 s in `make demo` on two CPU cores. Result there: gold score 0.50
+to 0.54 at temperature 1; 92 % of the language-model loss that PPO adds is
+removed (docs/results.md).
 """
 
 import functools

@@ -1,10 +1,13 @@
-"""The base model: language modelling on raw text (GPT-3's recipe).
+"""Trains the base model: language modelling on raw text (GPT-3's recipe).
 
   python -m experiments.pretrain --preset=tiny --workdir=runs/pretrain \\
     --data.pretraining='text/**'
 
-A tokenizer is trained on the text unless --tokenizer.path is given. Writes
+Trains a tokenizer on the text unless --tokenizer.path names one. Writes
 metrics.jsonl, checkpoints/, tokenizer/ and model/ into the workdir.
+
+Cost: 145 to 231 s in `make demo` on two CPU cores. Result there: 0.82 to 0.83
+nats a token on held-out text (docs/results.md).
 """
 
 import sys

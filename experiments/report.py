@@ -1,9 +1,10 @@
-"""One page of all studies whose runs are complete.
+"""Writes one page of all studies whose runs are complete.
 
   python -m experiments.report --workdir=runs/study
 
-Reads the runs that `experiments.study` left, runs nothing itself, and writes
+Reads the runs of `experiments.study` and runs nothing itself. Writes
 index.html, results.json and figures/ into the workdir, or into --output.
+docs/results/index.html is such a page.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The reward model (paper, 3.5 and C.2), trained on ranked completions.
+"""Trains the reward model on ranked completions (paper, 3.5 and C.2).
 
   python -m experiments.reward --preset=tiny --workdir=runs/reward \\
     --init_from=runs/policy_init --data.comparisons=rankings.jsonl \\
@@ -7,6 +7,10 @@
 Trains for one epoch; a prompt with its K completions is one batch element. At
 the end a bias makes demonstrations score 0 on average. Prints the accuracy on
 held-out rankings with its 95 % interval.
+
+Cost: 26 to 55 s for the last reward model of `make demo` on two CPU cores.
+Result there: 0.61 to 0.62 of held-out pairs in the labelers' order
+(docs/results.md).
 """
 
 import sys

@@ -1,11 +1,15 @@
-"""Supervised fine-tuning on demonstrations (paper, C.1): the baseline.
+"""Fine-tunes on demonstrations (paper, C.1); the result is the baseline.
 
   python -m experiments.sft --preset=tiny --workdir=runs/sft \\
     --init_from=runs/pretrain --data.demonstrations=demonstrations.jsonl
 
-16 epochs, cosine to 10 %, dropout 0.2. With --sft.reward_model=DIR the
-checkpoint is chosen by that model's score of answers to validation prompts, as
-in the paper; by validation loss otherwise.
+Trains for 16 epochs with a cosine schedule to 10 % and dropout 0.2. With
+--sft.reward_model=DIR the checkpoint is chosen by that model's score of answers
+to validation prompts, as in the paper; by validation loss otherwise.
+
+Cost: 9 to 22 s in `make demo` on two CPU cores. Result there: gold score 0.39
+to 0.43 at temperature 1, against 0.27 to 0.30 of the base model
+(docs/results.md).
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Many runs of one experiment: a grid, or a search.
+"""Runs one experiment many times: a grid, or a search.
 
   python -m experiments.sweep --experiment=ppo_ptx --preset=world \\
     --workdir=runs/sweep --sweep='ppo.kl_coef=0.01,0.02,0.05;seed=0..2'
@@ -6,9 +6,11 @@
     --workdir=runs/search --search=tpe --trials=20 --objective=reward \\
     --sweep='optimizer.learning_rate=log:1e-4:1e-2;ppo.kl_coef=lin:0.01:0.3'
 
-All other flags are the experiment's. Where they name no start and no data, the
+All other flags are the experiment's. If they name no start and no data, the
 earlier stages are trained once for all runs, on the embedded world. A second
-call runs only what is missing. Ends in results.csv. docs/sweeps.md says more.
+call runs only what is missing. Writes results.csv. See docs/sweeps.md.
+
+Cost: the number of runs times the experiment's, plus the earlier stages.
 """
 
 import importlib

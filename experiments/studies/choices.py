@@ -1,6 +1,10 @@
-"""Choices that the paper made without showing what they are worth.
+"""Measures choices that the paper made without showing their effect.
 
-make study STUDY=choices
+  make study STUDY=choices
+
+Cost: 19 min of run time with three seeds (docs/results.md).
+Result: gold falls by 0.032 without averaged weights and by 0.039 without
+whitened advantages; accuracy does not depend measurably on K from 2 to 9.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ A_STEP = 36  # of them in a batch, so that all K make as many updates
 
 
 def ranked(f: SeedRuns, k: int) -> Job:
-  """Builds a reward-model job with K completions a prompt, the total constant."""
+  """Builds the reward-model job with K completions a prompt, total constant."""
   return f.training_job(
     "reward",
     {

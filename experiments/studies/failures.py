@@ -1,6 +1,10 @@
-"""What each model gets wrong (figures 4 to 7).
+"""Compares what each model gets wrong (figures 4 to 7).
 
-make study STUDY=failures
+  make study STUDY=failures
+
+Cost: 14 min of run time with three seeds (docs/results.md).
+Result: reproduced. Against the base model PPO-ptx gains 19 points in attempted
+instructions and loses 37 in hallucinations.
 """
 
 from __future__ import annotations

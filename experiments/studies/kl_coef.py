@@ -1,6 +1,10 @@
-"""Whether the KL penalty alone can repair the alignment tax (figure 34).
+"""Tests whether the KL penalty alone repairs the alignment tax (figure 34).
 
-make study STUDY=kl_coef
+  make study STUDY=kl_coef
+
+Cost: 18 min of run time with three seeds (docs/results.md).
+Result: reproduced: no β repairs it. With the best, β = 2, the LM loss is 0.13
+nats a token above the base model's.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ def run(f: SeedRuns, coefficient: float) -> Job:
 
 
 def jobs(f: SeedRuns) -> Sequence[Job]:
-  """Lists a run and its measurement at each β, of PPO-ptx and the base model."""
+  """Lists a run and its measurement at each β, PPO-ptx and base included."""
   runs = [*(run(f, b) for b in GRID), f.ppo_job()]
   return [
     *runs,

@@ -1,9 +1,13 @@
-"""Which models are preferred, by size and by training (figure 1).
+"""Compares which models are preferred, by size and by training (figure 1).
 
   make study STUDY=model_size
 
 Three sizes at least 8 times apart, five models each, all against the SFT model
 of the middle size; one reward model of the smallest size for every policy.
+
+Cost: 4 h 32 min of run time with three seeds (docs/results.md).
+Result: reproduced. The smallest PPO-ptx model wins 0.55 against a base model
+70 times its size.
 """
 
 from __future__ import annotations

@@ -1,10 +1,14 @@
-"""Too much of a good reward: gold and proxy scores over sqrt(KL), longer runs.
+"""Tests overoptimisation: gold and proxy scores over sqrt(KL), longer runs.
 
   make study STUDY=overoptimization
 
 Figure 35, and the two laws of Gao et al. (arXiv:2210.10760): along best-of-n
 R(d) = d (α − β d), along reinforcement learning R(d) = d (α − β ln d), with
 d = sqrt(KL) and R the gain in gold score.
+
+Cost: 55 min of run time with three seeds (docs/results.md).
+Result: reproduced. The gold score is highest after 5 iterations, and falls by
+0.30 from there to the last.
 """
 
 from __future__ import annotations

@@ -1,6 +1,10 @@
-"""How to train a reward model, and on whose taste (section 3.5, E.2).
+"""Tests how to train a reward model, and on which labelers (3.5, C.2, E.2).
 
-make study STUDY=reward_model
+  make study STUDY=reward_model
+
+Cost: 30 min of run time with three seeds (docs/results.md).
+Result: reproduced. Held-out loss rises by 0.03 with shuffled pairs and by 0.04
+with 4 epochs.
 """
 
 from __future__ import annotations

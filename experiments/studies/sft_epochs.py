@@ -1,6 +1,10 @@
-"""Which SFT checkpoint to keep (appendix C.1).
+"""Tests which SFT checkpoint is best (appendix C.1).
 
-make study STUDY=sft_epochs
+  make study STUDY=sft_epochs
+
+Cost: 6 min of run time with three seeds (docs/results.md).
+Result: not reproduced. Choosing the checkpoint by RM score instead of loss
+changes the gold score by +0.00.
 """
 
 from __future__ import annotations

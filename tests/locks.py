@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def alone(path: pathlib.Path) -> Iterator[None]:
-  """During the block no other worker is in one for the same path."""
+  """Holds a lock on a path against other workers."""
   path.parent.mkdir(parents=True, exist_ok=True)
   with open(path.with_name(f"{path.name}.lock"), "w") as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)

@@ -26,7 +26,7 @@ def _blocks(text, language):
 
 @pytest.fixture(scope="module")
 def changed(tmp_path_factory):
-  """A copy of the package with both changes, and the paths of their tests."""
+  """Returns a copy of the package with both changes, and test paths."""
   copy = tmp_path_factory.mktemp("copy")
   shutil.copytree(
     ROOT / "instructgpt_jax",

@@ -42,7 +42,7 @@ def test_one_prompt_has_no_interval(share):
 
 
 def test_few_proportions_have_wilsons_interval():
-  """Also where all are 1, which no resample differs from."""
+  """This holds if all are 1, where resamples do not vary."""
   for wins in ([1.0] * 9 + [0.0] * 2, [1.0] * 11, [0.0] * 11):
     interval = statistics.bootstrap_interval(wins, share=True)
     known = statistics.wilson_interval(sum(wins), 11)
@@ -59,7 +59,7 @@ def test_few_proportions_have_wilsons_interval():
 @pytest.mark.parametrize("count", [2, 3, 6, 7, 12, 15, 18, 29, 30, 31, 500])
 @pytest.mark.parametrize("value", [0.0, 0.1, 1 / 3, -71.23])
 def test_equal_values_have_no_interval(count, value):
-  """Whatever the rounding of their mean, and however many they are."""
+  """This holds for any rounding of the mean and any count."""
   values = np.full(count, value)
   for interval in (
     statistics.bootstrap_interval(values),
@@ -99,7 +99,7 @@ def test_equal_proportions_have_wilsons_interval(count, share):
 
 
 def test_nearly_equal_values_have_an_interval():
-  """Float32 tells them apart, so it is no rounding of the mean."""
+  """Float32 distinguishes them, so they are not rounding errors."""
   for count in (5, 40):
     values = 1 + 1e-6 * np.arange(count)
     for interval in (
@@ -147,7 +147,7 @@ def test_intervals_of_few_units_cover_the_truth(units):
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 @pytest.mark.parametrize("spread", [0.0, 0.01, 0.03, 0.1])
 def test_interval_over_seeds_covers_the_truth(seeds, spread):
-  """However much seeds differ beside what their prompts do."""
+  """Coverage holds for any ratio of seed and prompt variance."""
   rng = np.random.default_rng(int(1000 * spread) + seeds)
   trials, inside = 800, 0
   for _ in range(trials):
@@ -356,7 +356,7 @@ def test_interval_as_dict_for_the_report():
 
 
 def test_pooled_interval_covers_seeds_and_prompts():
-  """Means of three seeds that differ: the truth is inside as it should be."""
+  """The interval of three differing seeds has its nominal coverage."""
   rng = np.random.default_rng(0)
   inside = 0
   for trial in range(150):

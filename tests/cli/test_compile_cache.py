@@ -1,4 +1,4 @@
-"""The persistent cache of compiled programs."""
+"""Persistent cache of compiled programs."""
 
 import os
 

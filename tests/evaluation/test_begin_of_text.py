@@ -1,4 +1,4 @@
-"""What begins a text stands at its beginning alone."""
+"""The begin-of-text token is only at the beginning of a text."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ ITEM = {"prompt": "the fox", "choices": ["jumps over", "yes"], "answer": 0}
 
 @pytest.fixture
 def examples(monkeypatch):
-  """Rows whose likelihood is asked for."""
+  """Returns rows whose likelihood is measured."""
   rows = []
 
   def log_likelihood(model, params, asked, mesh):

@@ -1,4 +1,4 @@
-"""Public tasks: what is read, what is answered, and how it is counted."""
+"""Public tasks: reading, answering and counting."""
 
 import json
 

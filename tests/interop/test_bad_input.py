@@ -19,14 +19,14 @@ from tests.models import twin
 
 @pytest.fixture
 def made(tmp_path):
-  """A directory of one file, whose header can be changed."""
+  """Returns a directory with one file, whose header can be changed."""
   path = tmp_path / "model"
   ours.make(path)
   return path
 
 
 def split(path):
-  """Header and data of the directory's file."""
+  """Splits the directory's file into header and data."""
   content = (path / tensors.SINGLE_FILE).read_bytes()
   (count,) = struct.unpack("<Q", content[:8])
   return json.loads(content[8 : 8 + count]), content[8 + count :]

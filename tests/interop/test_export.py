@@ -23,7 +23,7 @@ TEXTS = ["w1 w2 w3 w4 w5 w6 w7", "w9 w8", "w3 w1 w4 w1 w5"]
 
 @pytest.fixture(scope="module", params=tiny.CONFIGS)
 def base(request, tmp_path_factory):
-  """A base model's directory, without a tokenizer."""
+  """Returns a base model's directory, without a tokenizer."""
   path = tmp_path_factory.mktemp("export") / "base"
   theirs = tiny.make(request.param)
   tiny.save(theirs, path)
@@ -32,7 +32,7 @@ def base(request, tmp_path_factory):
 
 
 def with_tokenizer(path, pad):
-  """The directory with another tokenizer; config.json says what it says."""
+  """Replaces a directory's tokenizer; config.json takes its token ids."""
   vocabulary.write(path, pad, spaces=pad == "own")
   file = path / "config.json"
   raw = json.loads(file.read_text())
@@ -55,7 +55,7 @@ def ids_of(value):
 
 
 def check_ids(path, tokenizer, *, scalar):
-  """Every id has a row, and all files name the same ones."""
+  """Checks that every id has a row, and that all files agree on ids."""
   raw = json.loads((path / "config.json").read_text())
   tables = [raw]
   if not scalar:
@@ -74,7 +74,7 @@ def check_ids(path, tokenizer, *, scalar):
 
 
 def padded(tokenizer, rows, side, pad):
-  """(ids, mask) of rows of different lengths."""
+  """Returns (ids, mask) of padded rows of different lengths."""
   width = max(map(len, rows))
   ids, mask = [], []
   for row in rows:
@@ -86,7 +86,7 @@ def padded(tokenizer, rows, side, pad):
 
 
 def test_language_models(base, tmp_path):
-  """Logits and text are the base's, whatever its tokenizer says of padding."""
+  """Logits and text equal the base's for any padding of its tokenizer."""
   path, theirs = base
   for pad in vocabulary.PADS:
     out = tmp_path / pad
@@ -127,7 +127,7 @@ def their_scores(model, ids, mask):
 
 
 def our_scores(model, params, rows):
-  """Scores at the last token of each row, as `scoring.score` gives them."""
+  """Returns scores at the last token of each row, by `scoring.score`."""
   width = max(map(len, rows))
   tokens = np.zeros((len(rows), width), np.int32)
   segments, positions = np.zeros_like(tokens), np.zeros_like(tokens)
@@ -141,7 +141,7 @@ def our_scores(model, params, rows):
 
 
 def as_stage(path, base, model, params):
-  """A finished reward stage that started from the base."""
+  """Returns a finished reward stage that started from the base."""
   start = stage_model.open_stage(base)
   tokenizer_store.put_tokenizer(path, start.tokenizer)
   stage_model.save_stage_model(
@@ -157,7 +157,7 @@ def as_stage(path, base, model, params):
 
 
 def test_reward_models(base, tmp_path):
-  """Alone, padded left, padded right and in our scorer: one score."""
+  """Scores agree alone, padded left, padded right and in our scorer."""
   source = directory.inspect(base[0])
   model = ScalarModel(source.config)
   params = twin.make_params(model)
@@ -213,7 +213,7 @@ def test_padding_that_ends_a_text_is_left_out():
 
 @pytest.fixture
 def chosen(tmp_path):
-  """A Llama directory that says much of itself."""
+  """Returns a Llama directory with many optional files and settings."""
   path = tmp_path / "base"
   tiny.save(tiny.make("llama", max_position_embeddings=64), path)
   vocabulary.write(path, "none", chat_template="{{ messages[0].content }}")

@@ -1,4 +1,4 @@
-"""Every architecture against `transformers`, there and back."""
+"""Round trips of every architecture, compared with `transformers`."""
 
 import dataclasses
 import json
@@ -43,7 +43,7 @@ POSITIONS = np.array(
 
 @pytest.fixture(scope="module", params=tiny.CONFIGS)
 def both(request, tmp_path_factory):
-  """Their model, our network and its parameters."""
+  """Returns their model, our network and its parameters."""
   theirs = tiny.make(request.param)
   path = tmp_path_factory.mktemp("hub") / "theirs"
   source = directory.inspect(tiny.save(theirs, path))

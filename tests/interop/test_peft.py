@@ -25,7 +25,7 @@ library = tiny.library("peft")
 
 
 def put_on(theirs, path):
-  """Their model with the adapters of a directory."""
+  """Returns their model with the adapters of a directory."""
   with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     model = library.PeftModel.from_pretrained(theirs, str(path)).eval()
@@ -35,7 +35,7 @@ def put_on(theirs, path):
 
 
 def with_adapters(theirs, path, network, head_padding=0, **changes):
-  """Our network of theirs with adapters, its parameters, and without them."""
+  """Returns our network with adapters, its parameters, and those without."""
   source = directory.inspect(tiny.save(theirs, path))
   c = dataclasses.replace(source.config, lora_rank=3, lora_alpha=5.0, **changes)
   wide = dataclasses.replace(c, head_padding=head_padding)
@@ -108,7 +108,7 @@ def test_a_reward_models_head_goes_with_them(tmp_path):
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gpt_neox", "qwen3"])
 def test_heads_that_are_zero_change_nothing(name, tmp_path):
-  """Nor are they exported."""
+  """Heads that are zero are not exported either."""
   theirs = tiny.make(name)
   source = directory.inspect(tiny.save(theirs, tmp_path / "theirs"))
   plain, wide = (

@@ -14,7 +14,7 @@ REQUIRED = "INSTRUCTGPT_JAX_TEST_TORCH"
 
 
 def library(name: str) -> Any:
-  """A library that only tests need; skips where it is not installed."""
+  """Imports a library that only tests need, or skips the test."""
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     try:
@@ -131,7 +131,7 @@ IDS = dict(pad_token_id=0, eos_token_id=1, bos_token_id=2)
 
 
 def make(name: str, scalar: bool = False, **changes: Any) -> Any:
-  """A model of theirs in whose output every parameter matters."""
+  """Makes a model of `transformers` whose parameters all affect its output."""
   torch, transformers = library("torch"), library("transformers")
   kind, settings = CONFIGS[name]
   if scalar:
@@ -164,7 +164,7 @@ def save(model: Any, folder: Any, **options: Any) -> str:
 
 
 def load(folder: Any, scalar: bool = False) -> Any:
-  """The model of a directory, all of whose tensors are used."""
+  """Loads a directory's model and checks that every tensor is used."""
   transformers = library("transformers")
   auto = (
     transformers.AutoModelForSequenceClassification

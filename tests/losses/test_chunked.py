@@ -1,4 +1,4 @@
-"""Losses in chunks against whole logits, and what they leave uncomputed."""
+"""Losses in chunks against whole logits, and the chunks that they skip."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ TOKENS, WIDTH, SIZE = 200, 6, 11
 
 @pytest.fixture(params=["chunks", "wide", "whole"], autouse=True)
 def chunk(request, monkeypatch):
-  """Eight chunks of 25 tokens, of either form; or one chunk."""
+  """Sets eight chunks of 25 tokens, in either form, or one chunk."""
   least = 1 << 20 if request.param == "whole" else 1
   monkeypatch.setattr(chunked, "LEAST_TOKENS", least)
   if request.param == "wide":
@@ -45,7 +45,7 @@ def in_chunks(hidden, matrix, targets, weights):
 
 
 def twin(hidden, matrix, targets, weights):
-  """Loss, its two gradients and the weight that is right, in float64."""
+  """Computes loss, two gradients and the correct weight in float64."""
   h, m = hidden.astype(np.float64), matrix.astype(np.float64)
   logits = h @ m.T
   p = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -141,7 +141,7 @@ def test_only_chunks_with_loss_are_computed(data, chunk):
 
 
 def test_whole_logits_are_never_stored(chunk):
-  """Temporary memory of the compiled loss and its gradients."""
+  """Measures temporary memory of the compiled loss and its gradients."""
   shapes = [
     jax.ShapeDtypeStruct(s, d)
     for s, d in (

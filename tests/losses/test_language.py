@@ -11,7 +11,7 @@ from instructgpt_jax.losses import language
 
 
 def softmax_logp(row, temperature=1.0):
-  """Log-probabilities of one row of logits, by the definition."""
+  """Computes log-probabilities of one row of logits by the definition."""
   scaled = [float(v) / temperature for v in row]
   top = max(scaled)
   total = math.log(sum(math.exp(v - top) for v in scaled)) + top

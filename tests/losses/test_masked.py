@@ -15,7 +15,7 @@ from tests.devices import pretended
 
 
 def moments(x, mask):
-  """Count, mean and population variance by plain loops."""
+  """Computes count, mean and population variance by plain loops."""
   values = [
     float(v) for v, m in zip(np.ravel(x), np.ravel(mask), strict=True) if m
   ]

@@ -32,7 +32,7 @@ def value_data(rng, mask):
 
 
 def policy_twin(new, old, advantages, mask, clip_ratio):
-  """Loss and metrics by plain loops."""
+  """Computes loss and metrics by plain loops."""
   sums = dict.fromkeys(
     ("loss", "clip_fraction", "approx_kl", "ratio_mean", "ratio_variance"), 0.0
   )
@@ -51,7 +51,7 @@ def policy_twin(new, old, advantages, mask, clip_ratio):
 
 
 def value_twin(new, old, targets, mask, clip_value):
-  """Loss and metrics by plain loops."""
+  """Computes loss and metrics by plain loops."""
   loss = clipped = plain = 0.0
   for index in zip(*np.nonzero(mask), strict=True):
     v, v_old = float(new[index]), float(old[index])
@@ -180,7 +180,7 @@ def test_invariant_19_value_loss_equals_loop(value_data, mask, clip_value):
   ],
 )
 def test_invariant_19_value_loss_of_one_token(value, target, loss, slope):
-  """Clipped around the rollout's value, which is 0 here."""
+  """Values are clipped around the rollout's value, which is 0 here."""
   actual, grad = jax.value_and_grad(
     lambda v: ppo.value_loss(
       v, jnp.zeros((1, 1)), [[target]], [[True]], clip_value=0.2

@@ -23,7 +23,7 @@ def data(rng, mask):
 
 
 def gae_loop(rewards, values, length, discount, lam, last_value=0.0):
-  """One row, from the sum that defines GAE instead of its recursion."""
+  """Computes one row of GAE from its defining sum, without recursion."""
   rewards = [float(r) for r in rewards[:length]]
   values = [float(v) for v in values[:length]] + [float(last_value)]
   out = []
@@ -89,7 +89,7 @@ def test_gae_known_answer_of_half_discount():
 
 
 def test_invariant_16_value_after_the_last_token_is_zero(data, mask):
-  """A padded row ends as a row without padding, with nothing after it."""
+  """A padded row has the same returns as a row without padding."""
   padded, _ = run_gae(data, mask, 0.9, 0.7)
   for b, length in enumerate(LENGTHS):
     row = [x[b : b + 1, :length] for x in data]
@@ -135,7 +135,7 @@ def test_invariant_11_integer_rewards_are_not_truncated():
 
 
 def test_gae_is_differentiable_in_rewards_and_values(data, mask, rng):
-  """The derivative by a reward is (γλ)^(t' − t); worked out by hand."""
+  """The derivative with respect to a reward is (γλ)^(t' − t)."""
   slope = jax.jacobian(
     lambda r: returns.gae(r, data[1], mask, discount=0.9, lam=0.7)[0][0, 1]
   )(jnp.asarray(data[0]))
@@ -191,7 +191,7 @@ def test_invariant_11_integer_scores_give_float_rewards(mask):
 
 
 def test_invariant_12_score_lands_once_on_the_last_response_token(mask):
-  """Also on a response that fills all positions without end-of-text."""
+  """This holds for a response that fills all positions, too."""
   zeros, score = np.zeros(mask.shape), np.array([0.5, -1.5, 2.5, 3.5])
   actual = np.asarray(returns.token_rewards(score, zeros, zeros, mask, 0.1))
   assert (np.count_nonzero(actual, axis=1) == 1).all()

@@ -1,4 +1,4 @@
-"""The K-way ranking loss against loops, and what must not change it."""
+"""The K-way ranking loss against loops, and its invariances."""
 
 import itertools
 import math
@@ -12,7 +12,7 @@ from instructgpt_jax.losses import reward
 
 
 def twin(scores, ranks, valid):
-  """Loss, accuracy, pairs and prompts in float64 by plain loops."""
+  """Computes loss, accuracy, pairs and prompts in float64 by loops."""
   losses, accuracies, pairs = [], [], 0
   for b in range(len(scores)):
     prompt, right = [], []
@@ -189,7 +189,7 @@ def test_gradient_is_that_of_finite_differences(data, check_gradient):
 
 
 def test_invariant_25_rankings_recover_their_bradley_terry_scores(rng):
-  """Descending the loss on drawn rankings finds the scale they came from."""
+  """Gradient descent on sampled rankings recovers their scores."""
   true = np.array([1.2, 0.4, -0.3, -1.3])
   rows = []
   for i, j in itertools.combinations(range(4), 2):

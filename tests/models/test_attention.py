@@ -1,4 +1,4 @@
-"""Attention in blocks against a float64 softmax, and what it leaves out."""
+"""Attention in blocks against a float64 softmax, and skipped blocks."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ HEADS, SIZE = 2, 4
 
 
 def make(length, rows=2, seed=0):
-  """Queries, keys, values, cotangents, and packed rows' mask."""
+  """Makes queries, keys, values, cotangents and the mask of packed rows."""
   rng = np.random.default_rng(seed)
   q, k, v, g = rng.normal(0, 1, (4, rows, HEADS, length, SIZE))
   segments = np.cumsum(rng.random((rows, length)) < 0.05, axis=1) + 1
@@ -127,7 +127,7 @@ def test_pairs_that_are_computed():
 
 
 def test_other_platforms_attend_equally():
-  """The library's attention, and the gradient that is taken of it."""
+  """Compares the cuDNN path's fallback and its gradient."""
   q, k, v, g, mask = make(100)
   actual, pull = jax.vjp(lambda *x: cudnn.attend(*x, mask), q, k, v)
   np.testing.assert_allclose(actual, twin(q, k, v, mask)[0], atol=1e-5)
@@ -151,7 +151,7 @@ def test_cudnn_is_used_for_supported_shapes():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
 def test_only_cudnn_materialises_whole_rows(platform, dtype):
-  """On a GPU in float32 too, which cuDNN has no kernel for."""
+  """cuDNN has no float32 kernel, so float32 is blocked on a GPU too."""
   length = 512
   x = jnp.zeros((1, HEADS, length, 16), dtype)
   mask = jnp.tril(jnp.ones((1, length, length), bool))
@@ -191,7 +191,7 @@ def test_bfloat16_keeps_its_type_and_a_float32_softmax():
 
 
 def test_later_keys_are_not_read():
-  """Not even a NaN; and the gradient there is zero."""
+  """NaN in later keys has no effect, and their gradient is zero."""
   q, k, v, g, mask = make(130)
   mask = np.broadcast_to(np.tril(np.ones((130, 130), bool)), mask.shape)
   spoiled = v.copy()
@@ -207,7 +207,7 @@ def test_later_keys_are_not_read():
 
 
 def test_probabilities_are_not_stored():
-  """What the backward pass is given grows with T, not with its square."""
+  """Residuals of the backward pass grow with T, not with its square."""
 
   def saved_floats(length):
     x = jax.ShapeDtypeStruct((1, HEADS, length, SIZE), jnp.float32)
@@ -223,7 +223,7 @@ def test_probabilities_are_not_stored():
 
 
 def test_capped_scores_and_their_gradient():
-  """Against the softmax of capped scores, differentiated by JAX."""
+  """Compares with the softmax of capped scores, differentiated by JAX."""
   q, k, v, g, mask = make(100)
   cap = 0.7
 

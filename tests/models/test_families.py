@@ -1,4 +1,4 @@
-"""What must not matter to a decoder of another family either."""
+"""Invariances of decoders of other families."""
 
 import dataclasses
 
@@ -141,7 +141,7 @@ def test_invariant_06_of_other_families(config):
 
 @pytest.mark.parametrize("config", [ALL, OTHER], ids=["all", "other"])
 def test_losses_take_the_logits_that_are_predicted(config):
-  """Products with the matrix, adjusted, are the logits; so are gradients."""
+  """Losses from hidden states equal those from logits, with gradients."""
   model = LanguageModel(config)
   params = twin.make_params(model)
   rng = np.random.default_rng(0)
@@ -175,7 +175,7 @@ def test_losses_take_the_logits_that_are_predicted(config):
 
 @pytest.mark.parametrize("pairs", [False, True])
 def test_rotary_scores_depend_on_the_distance_alone(pairs):
-  """Complex numbers: two that turn together are one, times e^(i · angle)."""
+  """RoPE multiplies each pair, as a complex number, by e^(i · angle)."""
   c = twin.make_config(pos_emb="rope", rope_dim=6, rope_theta=30.0)
   rng = np.random.default_rng(1)
   x = rng.normal(size=(1, 2, 5, 8)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Cached decoding against the numpy twin, and what a row's draws depend on."""
+"""Cached decoding against the numpy twin, and the keys of its draws."""
 
 import dataclasses
 import functools
@@ -50,7 +50,7 @@ def rollout(run, params):
 
 
 def full_pass(params, rollout, temperature):
-  """[B, N, V] log-probabilities at each sampled token, by the twin."""
+  """Computes [B, N, V] log-probabilities of sampled tokens by the twin."""
   logits = twin.logits(params, rollout.tokens, rollout.segments)
   return twin.log_softmax(logits[:, -NEW - 1 : -1] / temperature)
 
@@ -104,7 +104,7 @@ def test_a_row_ends_at_its_end_of_text(rollout):
 
 
 def test_invariant_15_ended_means_the_configured_token(model, params):
-  """The same draws with another stop token end other rows, elsewhere."""
+  """With another stop token, the same draws end at other positions."""
   rollout = make_run(model, eos_id=7)(params, make_prompts(), jax.random.key(0))
   tokens = np.asarray(rollout.tokens)[:, 5:]
   np.testing.assert_array_equal(rollout.ended, (tokens == 7).any(axis=1))
@@ -147,7 +147,7 @@ def test_invariant_09_a_rows_draws_do_not_depend_on_its_batch(
 
 
 def test_invariant_09_key_and_prompt_id_decide_the_draws(run, params, rollout):
-  """Token t of id i: where the cumulative softmax passes one uniform number."""
+  """A token is where the cumulative softmax passes its uniform number."""
   logits = twin.logits(params, rollout.tokens, rollout.segments)
   for row, i in enumerate(make_prompts().ids):
     for t in range(int(rollout.response_mask[row].sum())):
@@ -174,7 +174,7 @@ def test_invariant_09_key_and_prompt_id_decide_the_draws(run, params, rollout):
 def test_invariant_09_a_rows_draws_do_not_depend_on_its_slot(
   params, samples, slots, scan
 ):
-  """Prompts that wait for a slot are answered as if all had one."""
+  """Prompts that wait for a slot get the same answers."""
   model = LanguageModel(twin.make_config(scan_layers=scan))
   weights = twin.stack_layers(params) if scan else params
   prompts = make_prompts([5, 2, 0, 9, 4, 3, 1, 2, 5])
@@ -193,7 +193,7 @@ def test_invariant_09_a_rows_draws_do_not_depend_on_its_slot(
 
 
 def test_samples_of_a_prompt_share_its_prefill(model, params):
-  """And are what as many copies of the prompt would be answered."""
+  """Samples equal the answers to copies of the prompt."""
   widths = []
 
   class Watched(LanguageModel):
@@ -219,7 +219,7 @@ def test_samples_of_a_prompt_share_its_prefill(model, params):
 
 
 def test_fewer_slots_take_fewer_steps():
-  """Three short answers wait behind long ones; no slot stands idle."""
+  """Short answers share a slot while a long one runs; no slot is idle."""
   counted = []
 
   class Counted(LanguageModel):
@@ -331,7 +331,7 @@ def test_greedy_takes_the_most_likely_token_of_the_full_pass(model, params):
 
 
 def chain_params(model, after):
-  """A decoder that says token `after[t]` after token t, whatever came before.
+  """Makes a decoder that predicts `after[t]` from the last token t alone.
 
   Its blocks do nothing, and the unembedding reads the embedding of the last
   token, which is one-hot.
@@ -481,7 +481,7 @@ def test_decoding_reads_one_type_of_weights_with_outputs_first(model):
   ids=str,
 )
 def test_decoding_parameters_can_be_made_ahead(changes):
-  """And nothing else of the parameters is needed then.
+  """Decoding then needs no other parameters.
 
   These are two programs, which may round a sum in two ways.
   """
@@ -496,7 +496,7 @@ def test_decoding_parameters_can_be_made_ahead(changes):
 
 
 def truncated(row, top_k, top_p):
-  """Which tokens stay, by sorting one row."""
+  """Computes the mask of allowed tokens by sorting one row."""
   mask = np.ones(len(row), bool)
   if top_k:
     mask &= row >= sorted(row, reverse=True)[: min(top_k, len(row))][-1]
@@ -575,7 +575,7 @@ def test_the_last_position_of_the_context_is_used(model, params):
 
 
 def test_prompts_are_described_by_the_same_positions(model, params):
-  """Prefilling a left-padded prompt is prefilling it without padding."""
+  """Prefill of a prompt is the same with and without left padding."""
   prompts = make_prompts([1])  # two tokens behind three of padding
 
   @functools.partial(twin.jit, static_argnums=3)

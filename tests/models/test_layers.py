@@ -1,4 +1,4 @@
-"""Dense layers against numpy in float64, and what they keep."""
+"""Dense layers against numpy in float64, and their residuals."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ def rng():
 
 
 def plain(before, x, weights, kernel, bias):
-  """The same layer, differentiated by JAX."""
+  """Computes the same layer for JAX to differentiate."""
   outputs = before(x, *weights) @ kernel
   return outputs if bias is None else outputs + bias
 
@@ -111,7 +111,7 @@ def test_a_layer_in_bfloat16_gives_float32_gradients_to_its_weights(rng):
 
 
 def test_inputs_of_a_matmul_are_not_stored(rng):
-  """Temporary memory of a chain of layers, compiled."""
+  """Measures temporary memory of a compiled chain of layers."""
   depth, width, rows = 6, 32, 4096
   kernels = np.asarray(rng.normal(0, 0.2, (depth, width, width)), np.float32)
   bias = np.zeros(width, np.float32)

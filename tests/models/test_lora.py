@@ -1,4 +1,4 @@
-"""Adapters: the function they make, what is trained, and merging them."""
+"""Adapters: their function, their training and merging."""
 
 import functools
 
@@ -30,7 +30,7 @@ ADAPTERS = dict(lora_rank=3, lora_alpha=5.0)
 
 
 def adapted(network=LanguageModel, **changes):
-  """A network with adapters that do something, and its parameters."""
+  """Makes a network with adapters that are not zero, and its parameters."""
   model = network(twin.make_config(**ADAPTERS, **changes))
   return model, twin.make_params(model)
 
@@ -168,7 +168,7 @@ def test_a_step_changes_the_adapters_alone_and_lowers_the_loss():
 
 
 def test_no_gradient_of_a_frozen_kernel_is_computed():
-  """A third of a step's products are such gradients."""
+  """Such gradients are a third of a step's matmul FLOPs."""
   c = twin.make_config(d_model=64, max_seq_len=64, vocab_size=16, lora_rank=1)
   rows = np.ones((8, 64), np.int32)
   batch = LanguageBatch(
@@ -188,7 +188,7 @@ def test_no_gradient_of_a_frozen_kernel_is_computed():
 
 
 def test_gradients_are_those_of_the_merged_network():
-  """By the chain rule: dA = s · dW · Bᵀ and dB = s · Aᵀ · dW."""
+  """The chain rule gives dA = s · dW · Bᵀ and dB = s · Aᵀ · dW."""
   model, params = adapted()
   other = plain(model)
   frozen, trained = lora.split(model.config, params)
@@ -219,7 +219,7 @@ def test_gradients_are_those_of_the_merged_network():
 @pytest.mark.parametrize("rank", [None, 3])
 @pytest.mark.parametrize("changes", [{}, twin.LLAMA], ids=str)
 def test_heads_that_are_zero_stay_zero(changes, rank):
-  """Adam divides by the root of what it saw: only 0 stays 0."""
+  """Adam scales any gradient but an exact 0 to a full update."""
   plain, wide = (
     LanguageModel(twin.make_config(**changes, lora_rank=rank, head_padding=n))
     for n in (0, 1)

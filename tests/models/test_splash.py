@@ -20,7 +20,7 @@ from tests.models.test_attention import gradients_twin, make, twin
 # One block, one that is filled up, and several.
 @pytest.mark.parametrize("length", [128, 150, 700])
 def test_attention_and_its_gradient_equal_the_twin(length):
-  """Of packed rows with a prefix and with padding."""
+  """Uses packed rows with a prefix and with padding."""
   q, k, v, g, mask = make(length)
 
   def attend(*heads):
@@ -34,7 +34,7 @@ def test_attention_and_its_gradient_equal_the_twin(length):
 
 
 def test_splash_equals_blocked_attention():
-  """In bfloat16, with capped scores."""
+  """Compares in bfloat16, with capped scores."""
   *heads, g, mask = make(200)
   low = [jnp.asarray(x, jnp.bfloat16) for x in heads]
   g, mask = jnp.asarray(g, jnp.bfloat16), jnp.asarray(mask)

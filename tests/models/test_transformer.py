@@ -1,4 +1,4 @@
-"""The decoder and its heads against a numpy twin, and what must not matter."""
+"""The decoder and its heads against a numpy twin, and invariances."""
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ def language():
 
 @pytest.fixture(scope="module")
 def run(language):
-  """Logits of the unrolled model, compiled once a shape."""
+  """Returns the unrolled model's logits, compiled once per shape."""
   model, params = language
   apply = twin.jit(lambda *rows: model.apply({"params": params}, *rows))
   return lambda *rows: np.asarray(apply(*rows))
@@ -156,7 +156,7 @@ def test_packed_documents_equal_separate_rows(run):
 
 
 def test_all_segments_attend_to_the_shared_prefix(run):
-  """Two documents behind one prefix are as each behind a prefix of its own."""
+  """Two documents that share a prefix equal each with a separate prefix."""
   ids = TOKENS[2]
   marks = np.array([[0, -1, -1, -1, 1, 1, 2, 2]], np.int32)
   actual = run(ids[None], marks, np.array([[9, 0, 1, 2, 3, 4, 3, 4]]))[0]
@@ -168,7 +168,7 @@ def test_all_segments_attend_to_the_shared_prefix(run):
 
 
 def test_invariant_05_padding_on_either_side_changes_no_logit(run):
-  """A row of 5 tokens in 8 columns, at every place it can stand."""
+  """Puts a row of 5 tokens at every offset in 8 positions."""
   ids = TOKENS[1, 3:]
   alone = run(ids[None], np.ones((1, 5), np.int32), np.arange(5)[None])[0]
   for left in range(4):
@@ -274,7 +274,7 @@ def test_fresh_kernels_have_the_configs_deviation(scan):
 
 @pytest.mark.parametrize("width", [16, 7])
 def test_sinusoid_positions(width):
-  """A sine and a cosine a rate, from a quarter turn a position to slow ones."""
+  """Each rate has a sine and a cosine, from fast to slow."""
   c = twin.make_config(
     d_model=width,
     num_heads=1,
@@ -298,7 +298,7 @@ def test_sinusoid_positions(width):
 
 @pytest.mark.parametrize("width, seeds", [(8, 4096), (256, 128)])
 def test_invariant_27_fresh_heads_are_normal_with_bias_zero(width, seeds):
-  """Variance 1 / (D + 1); 32,768 draws tell 8 from 9 by ten deviations."""
+  """Variance is 1 / (D + 1); 32,768 draws distinguish 8 from 9."""
   model = ScalarModel(twin.make_config(d_model=width, num_layers=1))
   head = twin.jit(jax.vmap(lambda key: heads.init_params(model, key)["head"]))(
     jax.random.split(jax.random.key(5), seeds)

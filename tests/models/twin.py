@@ -1,4 +1,4 @@
-"""The decoder again, in float64 numpy, one segment at a time.
+"""Reference decoder in float64 numpy, one segment at a time.
 
 There is no attention mask here: a segment is cut out of its row and run alone,
 with positions counted from 0, as the shape legend of `types` describes it.
@@ -38,7 +38,7 @@ LLAMA = dict(
 
 
 def make_config(**changes):
-  """A decoder small enough for two cores."""
+  """Returns the config of a decoder small enough for two cores."""
   return configs.Model(**{**SMALL, **changes})
 
 
@@ -55,7 +55,7 @@ def make_params(model, seed=0):
 
 
 def fill_up(params, model):
-  """The parameters with zeros behind them, as large as a model's."""
+  """Pads parameters with zeros to the shapes of a model's."""
 
   def larger(x, like):
     room = [(0, b - a) for a, b in zip(x.shape, like.shape, strict=True)]
@@ -66,7 +66,7 @@ def fill_up(params, model):
 
 
 def make_prompts(ids=range(6)):
-  """Row i has 1 + i % 5 tokens, which depend on i alone, and the id 10 + i."""
+  """Makes rows of 1 + i % 5 tokens that depend on i alone, with id 10 + i."""
   ids = np.asarray(ids)
   tokens = np.zeros((len(ids), 5), np.int32)
   mask = np.zeros((len(ids), 5), bool)
@@ -79,7 +79,7 @@ def make_prompts(ids=range(6)):
 
 
 def stack_layers(params):
-  """Parameters of the unrolled decoder as those of the scanned one."""
+  """Stacks parameters of the unrolled decoder for the scanned one."""
   decoder = dict(params["transformer"])
   names = sorted(name for name in decoder if name.startswith("blocks_"))
   blocks = [decoder.pop(name) for name in names]
@@ -108,7 +108,7 @@ def _gelu(x):
 
 
 def _attention(x, p):
-  """Each head and each token by itself."""
+  """Computes attention one head and one token at a time."""
   kernel, bias = p["qkv"]["kernel"], p["qkv"]["bias"]
   heads, size = kernel.shape[2:]
   result = np.zeros_like(x) + p["project"]["bias"]
@@ -121,7 +121,7 @@ def _attention(x, p):
 
 
 def document(params, tokens):
-  """One document [n] alone → [n, D] after the final norm."""
+  """Computes one document [n] → [n, D] after the final norm."""
   p = jax.tree.map(lambda x: np.asarray(x, np.float64), params["transformer"])
   x = p["embedding"]["embedding"][tokens]
   x = x + p["position_embedding"]["embedding"][: len(tokens)]
@@ -135,7 +135,7 @@ def document(params, tokens):
 
 
 def decoder(params, tokens, segments):
-  """Rows [B, T] → [B, T, D]; NaN on padding."""
+  """Computes rows [B, T] → hidden states [B, T, D]; NaN on padding."""
   tokens, segments = np.asarray(tokens), np.asarray(segments)
   width = params["transformer"]["embedding"]["embedding"].shape[1]
   result = np.full((*tokens.shape, width), np.nan)
@@ -146,7 +146,7 @@ def decoder(params, tokens, segments):
 
 
 def logits(params, tokens, segments):
-  """Rows [B, T] → [B, T, V]; NaN on padding."""
+  """Computes rows [B, T] → logits [B, T, V]; NaN on padding."""
   if "unembedding" in params:
     table = params["unembedding"]["kernel"]
   else:
@@ -155,7 +155,7 @@ def logits(params, tokens, segments):
 
 
 def scalars(params, tokens, segments):
-  """Rows [B, T] → [B, T]; NaN on padding."""
+  """Computes rows [B, T] → scalars [B, T]; NaN on padding."""
   head = jax.tree.map(lambda x: np.asarray(x, np.float64), params["head"])
   outputs = decoder(params, tokens, segments) @ head["kernel"] + head["bias"]
   return outputs[..., 0]

@@ -58,7 +58,7 @@ def test_invariant_29_any_bit_changes_the_checksum(checksum):
   "a, b", [(1.5, -1.5), (0.0, -0.0), (1.0, 2.0), (0.1, 0.2)]
 )
 def test_invariant_29_moved_values_change_the_checksum(checksum, a, b):
-  """Also two that differ in their highest bits only, at every distance."""
+  """Swapped values that differ only in their highest bits count, too."""
   x = np.zeros((8, 256), np.float32)
   x[0, 0] = a
   for index in (1, 2, 7, 8, 256, 512, 513, 1024, 2047):

@@ -20,7 +20,7 @@ EOS, PAD = 1, 0
 
 
 def make_batch():
-  """Four packed rows of unequal length; weights of 0, 1 and between."""
+  """Makes four packed rows of unequal length, with weights from 0 to 1."""
   rng = np.random.default_rng(3)
   examples = []
   for length in (7, 4, 5, 1, 2, 6):
@@ -53,7 +53,7 @@ def params(model):
 
 @pytest.fixture(scope="module")
 def gradients(model):
-  """(loss, gradients, metrics), one compilation a microbatch and shape."""
+  """Returns a function to (loss, gradients, metrics), compiled per shape."""
   return twin.jit(
     functools.partial(language_step.gradients, model),
     static_argnames="microbatch",
@@ -61,7 +61,7 @@ def gradients(model):
 
 
 def sums_twin(params, batch):
-  """Σ weight · −log p, Σ weight · right and Σ weight, by loops."""
+  """Computes Σ weight · −log p, Σ weight · correct and Σ weight by loops."""
   logits = twin.logits(params, batch.tokens, batch.segments)
   logp = twin.log_softmax(logits)
   nll = correct = total = 0.0
@@ -159,7 +159,7 @@ def test_invariant_08_padding_is_not_end_of_text():
 
 
 def test_invariant_08_end_of_text_is_trained(gradients, params):
-  """Its weight is 1, and the step makes it likelier where a reply ends."""
+  """End-of-text has weight 1, and a step makes it more likely."""
   prompt, reply = np.array([5, 6, 7]), np.array([8, 9, EOS])
   ids, weights = encoding.with_loss_weights(prompt, reply)
   rows = packing.pack_examples([(ids, weights)], 12, pad_id=PAD)
@@ -190,7 +190,7 @@ def test_invariant_08_end_of_text_is_trained(gradients, params):
 
 @pytest.fixture(scope="module")
 def leaky():
-  """A step with dropout, on two rows that are the same."""
+  """Returns a step with dropout, on two equal rows."""
   model = LanguageModel(twin.make_config(num_layers=1, dropout=0.3))
   row = jax.tree.map(lambda x: np.repeat(x[1:2], 2, axis=0), make_batch())
   optimizer = optax.sgd(0.0)

@@ -25,7 +25,7 @@ def make_tree(rng):
 
 
 def rate(c, total, step):
-  """The learning rate of update `step`, counted from 0."""
+  """Returns the learning rate of update `step`, counted from 0."""
   if step < c.warmup_steps:
     share = step / c.warmup_steps
     return c.learning_rate * (c.warmup_init * (1 - share) + share)
@@ -75,7 +75,7 @@ def test_warm_up_in_iterations_is_refused_outside_ppo():
 
 
 def adam_twin(c, total, params, gradients):
-  """Adam in float64: ε outside the root, decay of matrices, clipping first."""
+  """Computes Adam in float64: clipping, ε outside the root, weight decay."""
   flat, structure = jax.tree_util.tree_flatten_with_path(params)
   decayed = [path[-1].key in ("kernel", "embedding") for path, _ in flat]
   x = [np.asarray(leaf, np.float64) for _, leaf in flat]
@@ -106,7 +106,7 @@ def adam_twin(c, total, params, gradients):
   ],
 )
 def test_invariant_23_optimizer_equals_twin(options):
-  """Gradients both above and below the limit of the norm."""
+  """Uses gradients both above and below the clipping norm."""
   c = configs.Optimizer(learning_rate=0.1, **options)
   rng = np.random.default_rng(1)
   params = make_tree(rng)

@@ -12,7 +12,7 @@ STATES = 7
 
 
 def episodes(first, last):
-  """[B, T] bool: tokens from the first position of each up to the last."""
+  """Makes a [B, T] bool mask from first and last positions."""
   positions = np.arange(LENGTH)
   return (positions >= first[:, None]) & (positions < last[:, None])
 

@@ -1,4 +1,4 @@
-"""Experience and update of PPO-ptx: numpy twins, and what must not matter."""
+"""Experience and update of PPO-ptx: numpy twins and invariances."""
 
 import dataclasses
 import functools
@@ -83,7 +83,7 @@ def make_update(c, model=MODEL, value_model=SCALAR):
 
 
 def make_networks():
-  """Policy, a reference near it, reward model and value network."""
+  """Makes policy, a reference near it, reward model and value network."""
   policy = twin.make_params(MODEL)
   noise = twin.make_params(MODEL, seed=5)
   reference = jax.tree.map(lambda x, n: x + 0.05 * n, policy, noise)
@@ -103,7 +103,7 @@ def make_state(policy, value):
 
 
 def make_ptx(rows=8):
-  """Pretraining rows, whose weights differ from row to row."""
+  """Makes pretraining rows with unequal weights."""
   rng = np.random.default_rng(8)
   weights = (rng.random((rows, 9)) < np.linspace(0.2, 1, rows)[:, None]) * 1.0
   return LanguageBatch(
@@ -115,7 +115,7 @@ def make_ptx(rows=8):
 
 
 def change(x, **fields):
-  """A frozen pytree with other fields."""
+  """Returns a frozen pytree with other fields."""
   return type(x)(**{**x.__dict__, **fields})
 
 
@@ -126,7 +126,7 @@ def networks():
 
 @pytest.fixture(scope="module")
 def sample(networks):
-  """Rollouts of the policy, once a temperature."""
+  """Returns rollouts of the policy, cached by temperature."""
   policy = networks[0]
 
   @functools.cache
@@ -147,13 +147,13 @@ def rollout(sample):
 
 @pytest.fixture(scope="module")
 def evaluate():
-  """`experience`, one compilation a all."""
+  """Returns `experience`, compiled once per config."""
   return functools.cache(make_experience)
 
 
 @pytest.fixture(scope="module")
 def base(evaluate, rollout, networks):
-  """The rollout's experience under the base all."""
+  """Returns the rollout's experience under the base config."""
   return evaluate(ppo_config())(rollout, *networks[1:], BETA)
 
 
@@ -182,7 +182,7 @@ def whitened(x, mask, shift):
 
 
 def experience_twin(c, rollout, networks, beta):
-  """(advantages, returns, values, next β, metrics) by loops in float64."""
+  """Computes advantages, returns, values, next β and metrics by loops."""
   _, reference, reward, value = networks
   tokens = np.asarray(rollout.tokens)
   mask = np.asarray(rollout.response_mask)
@@ -302,7 +302,7 @@ def test_invariant_03_kl_to_the_reference_starts_at_zero(
 def test_invariant_04_every_log_probability_has_the_samplers_temperature(
   sample, networks, base, update, temperature
 ):
-  """New and reference ones are this function's; entropy is of the same."""
+  """Policy, reference and entropy all use the sampling temperature."""
   policy, rollout = networks[0], sample(temperature)
   logp = twin.jit(
     lambda params: ppo_step.response_logp(MODEL, params, rollout, temperature)
@@ -363,7 +363,7 @@ def test_invariant_02_the_second_minibatch_has_ratio_variance(
 
 
 def test_invariant_07_dropout_is_off_in_every_part_of_ppo(base, networks):
-  """Sampling, scoring and the update are the same programs with and without."""
+  """Sampling, scoring and the update do not change with a dropout rate."""
   policy, reference, reward, value = networks
   state, c = make_state(policy, value), ppo_config()
   programs = []
@@ -386,7 +386,7 @@ def test_invariant_07_dropout_is_off_in_every_part_of_ppo(base, networks):
 
 
 def spoil(rollout):
-  """Other tokens, positions and log-probabilities wherever nothing is real."""
+  """Changes tokens, positions and log-probabilities on padding."""
   real = np.asarray(rollout.segments) > 0
   mask = np.asarray(rollout.response_mask)
   assert not mask.all() and not real[:, :WIDTH].all()
@@ -446,7 +446,7 @@ def returns_of(evaluate, rollout, networks, **changes):
 def test_invariant_15_a_response_that_never_ended_is_penalised(
   evaluate, rollout, networks
 ):
-  """By `ended`, which tells of the stop token, and not by length or padding."""
+  """The penalty follows `ended`, not length or padding."""
   mask = np.asarray(rollout.response_mask)
   ended = mask.all(axis=1).copy()  # the opposite of what lengths suggest
   odd = change(rollout, ended=jnp.asarray(ended))
@@ -475,7 +475,7 @@ def test_invariant_16_bootstrapping_is_chosen_in_the_config(
 def test_invariant_28_the_value_network_starts_as_the_reward_model(
   evaluate, rollout, networks
 ):
-  """At every token, and at the last one it is the score."""
+  """They agree at every token; at the last one, both are the score."""
   policy, _, reward, _ = networks
   expected = twin.scalars(reward, rollout.tokens, rollout.segments)
   mask = np.asarray(rollout.response_mask)
@@ -494,7 +494,7 @@ def test_invariant_28_the_value_network_starts_as_the_reward_model(
 
 
 def plain_gradients(c, networks, chosen, ptx):
-  """∇PPO, ∇LM and the value network's gradient, from the paper's formulas."""
+  """Computes policy, LM and value gradients from the paper's formulas."""
   rollout, mask = chosen.rollout, np.asarray(chosen.rollout.response_mask)
   rows = rollout.tokens, rollout.segments, rollout.positions
   shifted = rollout.tokens[:, WIDTH:, None]
@@ -540,7 +540,7 @@ def plain_gradients(c, networks, chosen, ptx):
 
 @pytest.fixture(scope="module")
 def moved(base):
-  """Experience of a policy that has moved: ratios and values are clipped."""
+  """Returns experience of an updated policy, so that clipping is active."""
   rng = np.random.default_rng(4)
   mask = np.asarray(base[0].rollout.response_mask)
 
@@ -599,7 +599,7 @@ def test_invariant_21_one_step_on_the_sum_of_both_gradients(
 
 
 def test_invariant_20_microbatches_are_one_minibatch(moved, update, networks):
-  """Responses and pretraining rows of unequal length, in two parts."""
+  """Uses responses and pretraining rows of unequal length."""
   lengths = np.asarray(moved.rollout.response_mask).sum(axis=1)[ROWS]
   assert lengths[0::2].sum() != lengths[1::2].sum()
   state, ptx = make_state(networks[0], networks[3]), make_ptx()
@@ -616,7 +616,7 @@ def test_invariant_20_microbatches_are_one_minibatch(moved, update, networks):
 def test_packed_episodes_have_the_values_of_separate_rows(
   evaluate, rollout, networks
 ):
-  """Also where two share a row, and where a whole microbatch is not run."""
+  """Episodes share rows, and whole microbatches may be skipped."""
   real = np.asarray(rollout.segments) > 0
   packed = packing.pack(jnp.asarray(real), NEW + 1, 1)
   assert int(packed.num_microbatches) < len(real)
@@ -627,7 +627,7 @@ def test_packed_episodes_have_the_values_of_separate_rows(
 
 
 def test_the_value_pass_begins_where_the_policys_has_ended(base, monkeypatch):
-  """Else the activations of both are held, as temporary memory shows."""
+  """Temporary memory shows that activations do not coexist."""
   model, scalar = (
     kind(twin.make_config(num_layers=6))
     for kind in (LanguageModel, ScalarModel)
@@ -652,7 +652,7 @@ def test_the_value_pass_begins_where_the_policys_has_ended(base, monkeypatch):
 
 
 def test_invariant_22_the_average_moves_once_an_update(moved, update, networks):
-  """Also when the gradient is accumulated over microbatches."""
+  """This holds with gradient accumulation, too."""
   run = update(ppo_config(microbatch=4, ptx_microbatch=4))
   state = make_state(networks[0], networks[3])
   states = []
@@ -673,7 +673,7 @@ def test_invariant_22_the_average_moves_once_an_update(moved, update, networks):
 def test_invariant_29_frozen_parts_do_not_change(
   evaluate, update, rollout, networks
 ):
-  """By their fingerprints; that of the policy in training does change."""
+  """Checksums of frozen parts are equal; the policy's changes."""
   fingerprint = twin.jit(diagnostics.params_checksum)
   policy, reference, reward, value = jax.tree.map(jnp.array, networks)
   before = fingerprint(reference), fingerprint(reward)

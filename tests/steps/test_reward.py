@@ -1,4 +1,4 @@
-"""The reward model's step, up to a Bradley–Terry scale that is known."""
+"""The reward model's step, and a known Bradley–Terry scale."""
 
 import dataclasses
 import functools
@@ -22,7 +22,7 @@ from tests.models import twin
 
 
 def pack(elements, ranks, width, pad=0, rows=1):
-  """(prompt, completions) of each element in rows; None fills up K."""
+  """Packs (prompt, completions) into rows; None pads completions to K."""
   shape = (len(elements), rows, width)
   tokens, segments, positions = (np.zeros(shape, np.int32) for _ in range(3))
   tokens += pad
@@ -55,7 +55,7 @@ RANKS = [[1, 2, 3], [2, 1, 2], [1, 1, 1], [3, 1, 2]]
 
 
 def make_elements():
-  """Four prompts with three completions; lengths differ everywhere."""
+  """Makes four prompts with three completions of different lengths."""
   rng = np.random.default_rng(5)
 
   def draw(low, high):
@@ -129,7 +129,7 @@ def test_invariant_05_the_last_real_token_is_scored_on_either_side(
 
 
 def scores_twin(params):
-  """[B, 1, K] each completion alone behind its prompt; NaN where none is."""
+  """Computes scores [B, 1, K] one completion at a time; NaN if absent."""
   result = np.full((4, 1, 3), np.nan)
   for b, (prompt, completions) in enumerate(make_elements()):
     for k, completion in enumerate(completions):
@@ -201,7 +201,7 @@ def test_a_batchs_span_changes_neither_scores_nor_gradients(changes, groups):
 
 
 def encoded():
-  """The elements that have all their completions."""
+  """Returns the elements that have all their completions."""
   return [
     encoding.EncodedRanking(np.array(prompt), completions, ranks)
     for (prompt, completions), ranks in zip(make_elements(), RANKS, strict=True)
@@ -222,7 +222,7 @@ def in_groups(groups, rows=1):
 
 
 def learned(result):
-  """What a step gives, without the share of padding; and that share."""
+  """Splits a step's result into state with metrics, and padding share."""
   state, metrics = result
   rest = {k: v for k, v in metrics.items() if k != "padding"}
   return (state, rest), metrics["padding"]

@@ -1,4 +1,4 @@
-"""Runs that were never made: files as the real ones leave them."""
+"""Fake runs: files like those of real ones."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ def _rng(name):
 
 def answers(name, *, gold_mean=0.5, rm=0.0, kl=1.0, lm_loss=1.0, tasks=0.5,
             failures=0.3, samples_kept=0):  # fmt: skip
-  """An answers.json whose means are about the given ones."""
+  """Makes an answers.json with the requested means, roughly."""
   rng = _rng(name)
 
   def near(mean, samples, spread=0.05):
@@ -66,7 +66,7 @@ def answers(name, *, gold_mean=0.5, rm=0.0, kl=1.0, lm_loss=1.0, tasks=0.5,
 
 
 def held_out(name, *, loss=0.6, accuracy=0.6):
-  """A held_out.json of a reward model."""
+  """Makes a held_out.json of a reward model."""
   rng = _rng(name)
   pairs = rng.integers(5, 15, PROMPTS).astype(float)
 
@@ -116,7 +116,7 @@ def run(root, job, chosen=None):
 
 
 def families(scale, root):
-  """As the analyses get them."""
+  """Returns the runs of each seed, for the analyses."""
   runs = [SeedRuns(scale, seed, str(root)) for seed in scale.seeds]
   for family in runs:
     family.__dict__["vocab_size"] = 330

@@ -1,4 +1,4 @@
-"""What is chosen is tested on other data, and one seed has no interval."""
+"""Choices are tested on other data, and one seed has no interval."""
 
 import dataclasses
 import math
@@ -14,7 +14,7 @@ PROMPTS = 60
 
 @dataclasses.dataclass
 class Seed:
-  """A family whose runs are numbers of steps, by arrays of gold scores."""
+  """Fake family: step counts and their gold scores."""
 
   gold: np.ndarray  # [steps, prompts]
 
@@ -55,7 +55,7 @@ def few_resamples(monkeypatch):
 
 
 def bootstrapped(gaps, rng, resamples=200):
-  """The 97.5 % quantile over resampled seeds and prompts."""
+  """Computes the 97.5 % quantile over resampled seeds and prompts."""
   drawn = [
     np.mean(
       [

@@ -1,4 +1,4 @@
-"""`experiments.study` and `experiments.report` as a user gives them."""
+"""Command lines of `experiments.study` and `experiments.report`."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Studies: which runs they ask for, and what they say of what they find."""
+"""Studies: their runs, and their verdicts on results."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Sweeps of stand-ins, in this process and in others."""
+"""Sweeps of fake experiments, in this process and in others."""
 
 import os
 import pathlib
@@ -15,13 +15,13 @@ MODULE = "tests.sweeps.fake"
 
 
 def job(name, *needs, **flags):
-  """A counter's job; `section_rate` stands for section.rate."""
+  """Makes a counter's job; `section_rate` sets section.rate."""
   flags = {k.replace("section_", "section."): v for k, v in flags.items()}
   return Job(name, "counter", flags, needs, MODULE)
 
 
 def starts(workdir):
-  """(process, count, cores) of each time that a counter was started."""
+  """Returns (process, count, cores) of each start of a counter."""
   path = pathlib.Path(workdir) / "starts.txt"
   lines = path.read_text().splitlines() if path.exists() else []
   return [
@@ -31,14 +31,14 @@ def starts(workdir):
 
 
 def summary(workdir):
-  """What a complete counter has left."""
+  """Returns the summary of a complete counter."""
   result = files.read_complete(workdir)
   assert result is not None
   return result
 
 
 def start_sweep(workdir, *argv, interrupts=signal.SIG_DFL):
-  """A sweep of counters in a process of its own, with what ^C does to it."""
+  """Starts a sweep of counters in a new process that handles ^C."""
   before = signal.signal(signal.SIGINT, interrupts)
   try:
     return subprocess.Popen(
@@ -65,7 +65,7 @@ def wait_for(poll, seconds=300.0):
 
 
 def at_the_gate(workdir, worker=None):
-  """The workdir of a counter that stays at 3, started by a worker if given."""
+  """Waits for a counter that stays at 3, and returns its workdir."""
   for path in pathlib.Path(workdir).rglob("count.json"):
     *_, (pid, _, _) = starts(path.parent)
     mine = worker is None or parent(pid) == worker.pid
@@ -75,7 +75,7 @@ def at_the_gate(workdir, worker=None):
 
 
 def _status(pid):
-  """(state, parent) of a process; a dead one is in state Z."""
+  """Returns (state, parent) of a process; a dead one is in state Z."""
   try:
     with open(f"/proc/{pid}/stat") as file:
       state, above = file.read().rpartition(")")[2].split()[:2]
@@ -85,12 +85,12 @@ def _status(pid):
 
 
 def alive(pid):
-  """Whether a process is there and does something."""
+  """Returns whether a process runs."""
   return _status(pid)[0] != "Z"
 
 
 def parent(pid):
-  """The process that started another."""
+  """Returns the parent of a process."""
   return _status(pid)[1]
 
 
@@ -100,5 +100,5 @@ def gone(pid):
 
 
 def cores():
-  """The cores that this process may use."""
+  """Returns the cores that this process may use."""
   return sorted(os.sched_getaffinity(0))

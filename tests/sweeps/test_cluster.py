@@ -37,7 +37,7 @@ def run(root, launcher, jobs=JOBS, **more):
 
 
 def check(outcome, root):
-  """That JOBS went as they should."""
+  """Checks that JOBS have their expected results."""
   assert sorted(outcome.done) == ["a/b", "c"]
   assert outcome.skipped == {"e": "d"}
   assert outcome.failed["d"].endswith("RuntimeError: it broke")
@@ -69,7 +69,7 @@ def test_a_search_by_submitit(tmp_path):
 def test_a_stopped_sweep_cancels_its_submitted_jobs(
   interrupts, tmp_path, start_sweep
 ):
-  """Also where a shell started it in the background, where ^C is ignored."""
+  """A shell in the background ignores ^C; the sweep must not."""
   runner = start_sweep(
     tmp_path, "--launcher=submitit-local", "--sweep=seed=0", "--steps=5",
     f"--gate={tmp_path}/gate", interrupts=interrupts,
@@ -146,7 +146,7 @@ SCRIPTS = {
 
 @pytest.fixture
 def slurm(tmp_path, monkeypatch):
-  """A workdir with the commands of a Slurm that runs everything here."""
+  """Returns a workdir with fake Slurm commands that run jobs locally."""
   workdir = tmp_path / "slurm"
   workdir.mkdir()
   for name, text in SCRIPTS.items():

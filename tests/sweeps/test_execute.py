@@ -128,7 +128,7 @@ def test_no_process_survives_and_a_second_call_resumes(
 
 
 def killed_after(root, one, seconds):
-  """Leaves what a runner leaves that is killed so long after a start."""
+  """Writes the records of a runner that is killed `seconds` after a start."""
   workdir = root / one.name
   workdir.mkdir(parents=True, exist_ok=True)
   (workdir / "metrics.jsonl").touch()

@@ -1,4 +1,4 @@
-"""Commands of jobs, and the order that their needs allow."""
+"""Commands of jobs, and their order by dependencies."""
 
 import sys
 

@@ -41,7 +41,7 @@ def run(root, expected=WANTED, make=make_job, **more):
 
 
 def states(root):
-  """State → how many trials, straight from the data base."""
+  """Returns state → number of trials, from the database."""
   with contextlib.closing(sqlite3.connect(root / search.DATABASE)) as base:
     return dict(
       base.execute("SELECT state, COUNT(*) FROM trials GROUP BY state")
@@ -49,7 +49,7 @@ def states(root):
 
 
 def results(root):
-  """Trial → the value that Optuna holds for it."""
+  """Returns trial → its value in Optuna."""
   with contextlib.closing(sqlite3.connect(root / search.DATABASE)) as base:
     return dict(
       base.execute(
@@ -137,7 +137,7 @@ class Instant:
 
 
 def run_with(root, monkeypatch, summaries, trials, objective="a"):
-  """A search over runs with these summaries, in order: (outcome, launcher)."""
+  """Runs a search over fake summaries; returns (outcome, launcher)."""
   launcher = Instant(str(root), summaries)
   monkeypatch.setattr(execute, "open_launcher", lambda *unused: launcher)
   expected = search.Search("random", trials, objective)

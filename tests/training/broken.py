@@ -1,6 +1,6 @@
 """A program with a defect: `python -m tests.training.broken DEFECT NAME …`.
 
-Runs an experiment after one part of it is spoilt, to see that it notices.
+Breaks one part of an experiment, then runs it; its checks must fail.
 """
 
 from __future__ import annotations

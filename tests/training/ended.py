@@ -1,4 +1,4 @@
-"""Is asked to end: `python -m tests.training.ended CASE [SECOND SIGNAL]`."""
+"""Receives signals: `python -m tests.training.ended CASE [SECOND SIGNAL]`."""
 
 from __future__ import annotations
 

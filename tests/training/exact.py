@@ -1,4 +1,4 @@
-"""What finished models say, worked out on rows without padding."""
+"""Outputs of finished models on rows without padding."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def outputs(network: Any, params: Any, rows: Sequence[Sequence[int]]) -> Any:
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
-  """[..., V] logits → log-probabilities."""
+  """Computes log-probabilities of [..., V] logits."""
   return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
 class Finished:
-  """A finished stage."""
+  """Model and tokenizer of a finished stage."""
 
   def __init__(self, path: Any):
     self.stage = stage_model.open_stage(str(path))
@@ -43,27 +43,27 @@ class Finished:
     self.params = checkpoints.load_model(path)
 
   def encode(self, prompt: str, completion: str) -> tuple[list[int], list[int]]:
-    """Ids of a prompt and of its reply with end-of-text, as the docs say."""
+    """Encodes a prompt, and its reply with end-of-text."""
     data = self.stage.data
     text = f"{data.user_tag} {prompt}{data.turn_separator}{data.assistant_tag}"
     reply = self.tokenizer.encode(f" {completion}")
     return self.tokenizer.encode(text), [*reply, self.tokenizer.eos_id]
 
   def outputs(self, row: Sequence[int]) -> np.ndarray:
-    """What it says at each token of one row."""
+    """Returns the outputs at each token of one row."""
     # One length, so that one program is compiled; later tokens do not matter.
     filled = [*row, *[0] * (self.stage.model_config.max_seq_len - len(row))]
     return outputs(self.stage.network, self.params, [filled])[0][: len(row)]
 
   def score(self, prompt: str, completion: str) -> float:
-    """The scalar at the end-of-text of a reply."""
+    """Returns the scalar at the end-of-text of a reply."""
     before, reply = self.encode(prompt, completion)
     return float(self.outputs([*before, *reply])[-1])
 
   def token_losses(
     self, prompt: str, completion: str
   ) -> tuple[np.ndarray, np.ndarray]:
-    """−log p of the prompt's tokens but the first, and of the reply's."""
+    """Computes −log p of prompt tokens after the first, and of the reply."""
     before, reply = self.encode(prompt, completion)
     row = [*before, *reply]
     logp = log_softmax(self.outputs(row))

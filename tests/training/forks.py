@@ -29,7 +29,7 @@ _TIMEOUT = 150.0  # seconds; a command takes two or three
 
 
 class Done(NamedTuple):
-  """How a process ended; a negative status is the signal that killed it."""
+  """Result of a process; a negative status is the signal that ended it."""
 
   status: int
   out: str
@@ -37,7 +37,7 @@ class Done(NamedTuple):
 
 
 class Child:
-  """A running command."""
+  """Running command."""
 
   def __init__(self, server: Server, pid: int, directory: pathlib.Path):
     self._server, self.pid, self._directory = server, pid, directory

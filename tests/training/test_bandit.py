@@ -51,7 +51,7 @@ FLAGS = (
 
 
 def make_stage(path, network, params, kind, tokenizer):
-  """A workdir as a finished stage leaves it."""
+  """Writes the workdir of a finished stage."""
   tokenizer_store.put_tokenizer(path, tokenizer)
   stage_model.save_stage_model(
     path, params, kind=kind, model=network.config, data=DATA
@@ -61,14 +61,14 @@ def make_stage(path, network, params, kind, tokenizer):
 
 
 def all_answers(tokenizer):
-  """Every answer: end-of-text alone, or another token and then any."""
+  """Returns all answers: end-of-text, or another token and any second."""
   others = [t for t in range(tokenizer.vocab_size) if t != tokenizer.eos_id]
   pairs = [(a, b) for a in others for b in range(tokenizer.vocab_size)]
   return [(tokenizer.eos_id,), *pairs]
 
 
 def log_likelihoods(network, params, prompt, tokenizer):
-  """[A] log-probability of each answer to a prompt."""
+  """Computes the log-probability [A] of each answer to a prompt."""
   size, eos = tokenizer.vocab_size, tokenizer.eos_id
   rows = [[*prompt, a] for a in range(size)]
   logits = exact.outputs(network, params, rows)
@@ -81,7 +81,7 @@ def log_likelihoods(network, params, prompt, tokenizer):
 
 
 def rewards(network, params, prompt, tokenizer):
-  """[A] score of each answer to a prompt."""
+  """Computes the score [A] of each answer to a prompt."""
   answers = all_answers(tokenizer)
   one = exact.outputs(network, params, [[*prompt, *answers[0]]])[:, -1]
   two = exact.outputs(network, params, [[*prompt, *a] for a in answers[1:]])[
@@ -92,7 +92,7 @@ def rewards(network, params, prompt, tokenizer):
 
 @pytest.fixture(scope="module")
 def bandit(tmp_path_factory):
-  """Two stages, with the start's log-probabilities and all rewards."""
+  """Returns two stages, the start's log-probabilities and all rewards."""
   directory = tmp_path_factory.mktemp("bandit")
   tokenizer = tokenizer_lib.train_tokenizer(
     [*PROMPTS * 3, "yes no yes no yes no maybe maybe"],
@@ -139,7 +139,7 @@ def bandit(tmp_path_factory):
 
 
 def objective(logp, bandit):
-  """E[reward] − β · KL(π ‖ start), exactly."""
+  """Computes E[reward] − β · KL(π ‖ start) exactly."""
   gain = bandit["rewards"] - BETA * (logp - bandit["start"])
   return (np.exp(logp) * gain).sum(axis=1).mean()
 

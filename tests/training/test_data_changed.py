@@ -90,7 +90,7 @@ def test_two_runs_do_not_share_a_workdir(stages, tmp_path):
 
 
 def test_steps_are_chosen_among_by_one_reward_model(stages, tmp_path):
-  """Scores of two models do not compare."""
+  """Scores of two reward models are not comparable."""
   scorer = tmp_path / "scorer"
   shutil.copytree(stages["reward"], scorer)
   flags = [*stages.flags("sft"), f"--sft.reward_model={scorer}"]

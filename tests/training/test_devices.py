@@ -1,4 +1,4 @@
-"""Whole stages on eight devices do what they do on one."""
+"""Whole stages have the same results on eight devices and on one."""
 
 import functools
 import itertools
@@ -34,7 +34,7 @@ def assert_close(actual, expected):
 
 
 def test_invariant_09_rollouts_and_updates_on_eight_devices(stages, tmp_path):
-  """On all three axes of the mesh."""
+  """The mesh has all three axes."""
   done = stages.run(
     "ppo_ptx",
     *stages.flags("ppo_ptx"),
@@ -85,7 +85,7 @@ def measured(server, name, sizes):
   ],
 )
 def test_every_step_is_the_same_on_all_layouts(server, once, name, sizes):
-  """Data, fsdp, tensor and mixed, of a network of each kind."""
+  """Compares data, fsdp, tensor and mixed meshes for each network."""
 
   def on_one(folder):
     actual = measured(server, name, "1,1,1")
@@ -102,7 +102,7 @@ def test_every_step_is_the_same_on_all_layouts(server, once, name, sizes):
 
 
 def test_a_state_is_the_same_on_another_mesh(server, tmp_path):
-  """Saved on 1 device, restored on 8, saved there, restored on 4."""
+  """The state moves from 1 device to 8, and from 8 to 4."""
   actual = []
   for count, fsdp, tensor in ((1, 1, 1), (8, 2, 2), (4, 4, 1)):
     done = server.run(
@@ -119,7 +119,7 @@ def test_a_state_is_the_same_on_another_mesh(server, tmp_path):
 
 
 def test_reward_training_resumes_on_other_devices(stages, tmp_path):
-  """The same ones in each step, although they stand otherwise in rows."""
+  """Steps have the same rankings, packed into other rows."""
   command = [*stages.flags("reward"), f"--workdir={tmp_path}"]
   done = stages.server.run(
     "tests.training.at_step", "7", "sigterm", "reward", *command
@@ -142,14 +142,14 @@ UNEVEN = {
 
 
 def complete(done, path):
-  """The metrics and the summary of a run that has ended well."""
+  """Returns the metrics and the summary of a complete run."""
   assert done.status == 0, done.err
   return results.metrics(path), results.summary(path)
 
 
 @pytest.fixture(scope="module")
 def on_one_device(stages, tmp_path_factory):
-  """name → the metrics and the summary of the whole run on one device."""
+  """Returns name → metrics and summary of the run on one device."""
 
   def run(name):
     if not UNEVEN[name]:
@@ -162,7 +162,7 @@ def on_one_device(stages, tmp_path_factory):
 
 
 def assert_same_course(actual, expected):
-  """The same steps, and the same losses but for rounding."""
+  """Checks that steps are equal, and losses up to rounding."""
   for a, b in zip(actual[0], expected[0], strict=True):
     assert a == pytest.approx(b, rel=2e-3, abs=2e-4)
   assert actual[1].keys() == expected[1].keys()
@@ -180,7 +180,7 @@ def assert_same_course(actual, expected):
 def test_a_whole_run_is_the_same_on_other_devices(
   name, count, on_one_device, stages, tmp_path
 ):
-  """Its steps and its losses, dropout, microbatches and mixing included."""
+  """Steps and losses agree, with dropout, microbatches and mixing."""
   flags = [*stages.flags(name), *UNEVEN[name], f"--workdir={tmp_path}"]
   actual = complete(stages.run(name, *flags, env=devices(count)), tmp_path)
   assert_same_course(actual, on_one_device(name))
@@ -190,7 +190,7 @@ def test_a_whole_run_is_the_same_on_other_devices(
 def test_a_run_resumes_on_other_devices(
   first, second, on_one_device, stages, tmp_path
 ):
-  """At the same place of the data, and to the same number of steps."""
+  """The run resumes at its data position and ends at the same step."""
   name = "policy_init"
   flags = [*stages.flags(name), *UNEVEN[name], f"--workdir={tmp_path}"]
   done = stages.server.run(
@@ -204,7 +204,7 @@ def test_a_run_resumes_on_other_devices(
 
 
 def test_a_batch_that_devices_do_not_divide_is_refused(stages, tmp_path):
-  """Pretraining and the reward model never take another batch for a mesh."""
+  """Pretraining and the reward model never change a batch for a mesh."""
   for name, size in (
     ("pretrain", "--pretrain.batch_size=10 --pretrain.microbatch=0"),
     ("reward", "--reward.batch_size=3"),

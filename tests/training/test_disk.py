@@ -1,4 +1,4 @@
-"""A full disk: what is there stays whole, and the run goes on afterwards."""
+"""A full disk damages no file, and the run resumes afterwards."""
 
 import re
 import shutil
@@ -22,7 +22,7 @@ def errors(done):
 def test_a_disk_that_fills_up_in_mid_run_loses_nothing(
   tensorboard, stages, tmp_path
 ):
-  """The limit on a file's size makes writes fail as a full disk does."""
+  """A limit on file size makes writes fail like a full disk."""
   straight, path = stages["pretrain"], tmp_path / "run"
   flags = [*stages.flags("pretrain"), f"--run.tensorboard={tensorboard}"]
   flags.append(f"--workdir={path}")
@@ -42,7 +42,7 @@ def test_a_disk_that_fills_up_in_mid_run_loses_nothing(
 
 @pytest.mark.parametrize("room", [3_000, 30_000])
 def test_a_full_disk_is_an_error_without_partial_files(room, stages, tmp_path):
-  """However little fits a file, the error is short and the rest goes on."""
+  """For any file size limit, the error is short and the run can resume."""
   path = tmp_path / "run"
   command = ["experiments.sft", *stages.flags("sft"), f"--workdir={path}"]
   error = errors(stages.server.run(*command, file_size=room))
@@ -55,7 +55,7 @@ def test_a_full_disk_is_an_error_without_partial_files(room, stages, tmp_path):
 
 @pytest.fixture
 def disk(tmp_path):
-  """A file system of 400 kB, where this process may mount one."""
+  """Mounts a file system of 400 kB, or skips the test."""
   directory = tmp_path / "disk"
   directory.mkdir()
   mounted = subprocess.run(
@@ -108,7 +108,7 @@ def test_a_file_system_that_may_only_be_read(stages, disk):
 
 
 def test_a_deleted_directory_is_not_created_again(stages, tmp_path):
-  """As when the disk that holds it is taken away, and comes back."""
+  """The directory moves away, as with an unmounted disk, and returns."""
   path, away = tmp_path / "run", tmp_path / f"run{at_step.AWAY}"
   command = [*stages.flags("pretrain"), f"--workdir={path}"]
   error = errors(

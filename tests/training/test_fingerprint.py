@@ -1,4 +1,4 @@
-"""A run resumes on the data and the batches that it began with, or not."""
+"""A run resumes only with the data and batches of its start."""
 
 import json
 
@@ -28,7 +28,7 @@ def made(source, rows=4, **options):
 
 
 def saved(mark):
-  """What a checkpoint holds of it."""
+  """Returns the fingerprint as a checkpoint stores it."""
   return json.loads(json.dumps({fingerprint.KEY: mark.as_dict()}))
 
 
@@ -105,7 +105,7 @@ def test_the_same_data_in_other_batches_are_refused(tmp_path):
 
 
 def test_a_checkpoint_without_a_fingerprint(tmp_path, capsys):
-  """Accepted with a warning where nothing but the config decides a batch."""
+  """It is accepted with a warning if batches follow from the config."""
   source = fingerprint.fingerprint_source("", ROWS)
   made(source).require_same({}, tmp_path)
   assert "warning" in capsys.readouterr().err

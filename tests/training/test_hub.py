@@ -1,4 +1,4 @@
-"""From another library's directory to PPO-ptx, and back out."""
+"""Import of a Hugging Face model, all stages up to PPO-ptx, and export."""
 
 import json
 
@@ -45,7 +45,7 @@ STAGES = {
 
 
 class Runs:
-  """Stages of one directory, each run when it is first asked for."""
+  """Stages of one directory; each runs when it is first requested."""
 
   def __init__(self, kind, base, stages):
     self.base, self.stages = base, stages
@@ -86,7 +86,7 @@ def runs(request, shared, stages):
 
 
 def test_sft_reward_and_ppo_and_out_again(runs, tmp_path):
-  """The README's worked example."""
+  """Runs the README's worked example."""
   last = results.metrics(runs["ppo_ptx"])[-1]
   assert np.isfinite(last["kl"])
   losses = [m["loss"] for m in results.metrics(runs["sft"]) if "loss" in m]

@@ -1,4 +1,4 @@
-"""What is wrong with another library's directory, said by those who open it."""
+"""Errors of stages that open an invalid Hugging Face directory."""
 
 import json
 

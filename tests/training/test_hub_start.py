@@ -1,4 +1,4 @@
-"""Paths that are no stage, and recipes that destroy a pretrained model."""
+"""Paths that are not stages, and recipes unfit for pretrained models."""
 
 import dataclasses
 import json
@@ -179,7 +179,7 @@ def test_a_recipe_for_pretrained_models_is_used(made):
 
 
 def test_a_rate_that_was_set_is_used(made):
-  """Also where it is the preset's own."""
+  """This holds for the preset's value, too."""
   rate = "--optimizer.learning_rate"
   run = parsed("sft", f"--init_from={made}", f"{rate}=1e-3")
   assert inheritance.inherit_architecture(run).optimizer.learning_rate == 1e-3
@@ -230,7 +230,7 @@ def test_our_stages_keep_their_recipes(imported, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_an_import_is_no_more_than_its_directory(kind, tmp_path):
-  """Limits and context are the run's, as from the directory itself."""
+  """Limits and context come from the run, as without an import."""
   source = hub.make(tmp_path / "hf", kind)
   import_model(source, str(tmp_path / "work"))
   run = flags.replace(

@@ -1,4 +1,4 @@
-"""What stages show, warn of and refuse when they read their sources."""
+"""Notes, warnings and errors of stages about their sources."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Pretraining and SFT as stages: what carries loss, and which step is kept."""
+"""Pretraining and SFT as stages: loss weights and the saved step."""
 
 import json
 
@@ -27,7 +27,7 @@ def sft(stages, path, *flags):
 
 @pytest.fixture(scope="module")
 def losses(stages):
-  """split → losses of prompts' tokens and of replies' under the base model."""
+  """Returns split → losses of prompt and reply tokens, by the base model."""
   base = exact.Finished(stages["pretrain"])
   return {
     split: [
@@ -153,7 +153,7 @@ def test_a_step_has_about_batch_size_demonstrations(pack, stages, tmp_path):
 
 
 def test_policy_init_adds_pretraining_rows_to_the_demonstrations(stages):
-  """An epoch still has all demonstrations, in as many steps."""
+  """An epoch still has all demonstrations and the same number of steps."""
   alone = results.metrics(stages["sft"])[-1]["step"] / 8
   mixed = results.metrics(stages["policy_init"])[-1]["step"] / 6
   assert alone == mixed

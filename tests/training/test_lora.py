@@ -1,4 +1,4 @@
-"""Adapters through every stage: on our own models and on other people's."""
+"""Adapters in every stage, on our models and on imported ones."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ RANK = ("--model.lora_rank=2", "--optimizer.learning_rate=1e-2")
 
 
 class Adapted(Runs):
-  """SFT, reward model and PPO-ptx with adapters, on a Llama."""
+  """Stages with adapters on a Llama: SFT, reward model and PPO-ptx."""
 
   def flags(self, name):
     command = [*super().flags(name), *RANK]
@@ -84,7 +84,7 @@ def test_reference_policy_reward_and_value_share_one_base(runs):
 
 
 def test_the_start_of_ppo_is_its_reference(runs):
-  """Also where the policy's adapters are new, and the start has none."""
+  """This holds for new adapters on a start without any, too."""
   full = runs.stages["sft"]
   stage = stage_model.open_stage(str(full))
   mesh = mesh_lib.make_mesh(configs.Mesh())
@@ -99,7 +99,7 @@ def test_the_start_of_ppo_is_its_reference(runs):
 
 
 def test_full_training_can_start_from_adapters(runs, tmp_path):
-  """They are merged then."""
+  """The adapters are merged first."""
   flags = [f for f in runs.flags("ppo_ptx") if f not in RANK]
   done = runs.stages.run("ppo_ptx", *flags, f"--workdir={tmp_path / 'run'}")
   assert done.status == 0, done.err

@@ -24,7 +24,7 @@ SPREAD = 4.0  # of logits, about that of trained models
 
 
 def sharpened(model, seed=0):
-  """Fresh parameters whose layers matter and whose logits are wide."""
+  """Makes fresh parameters with large layers and wide logits."""
   c = model.config
   params = init_params(model, jax.random.key(seed))
   params = jax.tree_util.tree_map_with_path(
@@ -37,7 +37,7 @@ def sharpened(model, seed=0):
 
 @functools.cache
 def sampled(dtype):
-  """Model, parameters, a rollout of left-padded prompts, and the all."""
+  """Returns model, parameters, a rollout of left-padded prompts and config."""
   c = configs.Model(
     vocab_size=WORDS,
     max_seq_len=48,
@@ -67,7 +67,7 @@ def sampled(dtype):
 
 @functools.cache
 def compared(dtype, temperature):
-  """`ppo_gaps.compare`, compiled."""
+  """Returns the compiled `ppo_gaps.compare`."""
   return jax.jit(
     functools.partial(
       ppo_gaps.compare,
@@ -137,7 +137,7 @@ def shifted_logp(rollout):
 
 
 def wrong_last_token(rollout):
-  """One token in 24 is off by as much as a word's log-probability."""
+  """Shifts one token in 24 by a word's log-probability."""
   return dataclasses.replace(
     rollout, logp=rollout.logp.at[:, -1].set(-np.log(WORDS) - 4)
   )
@@ -166,7 +166,7 @@ def test_another_temperature_is_noticed(dtype, temperature):
 
 
 def thinned(params):
-  """One in ten weights of the MLPs is missing, as with dropout left on."""
+  """Drops one in ten MLP weights, as with dropout left on."""
   rng = np.random.default_rng(0)
   return jax.tree_util.tree_map_with_path(
     lambda path, x: (
@@ -203,7 +203,7 @@ def test_non_finite_values_are_not_rounding(dtype):
 
 
 def first_metrics(dtype, params):
-  """The first update's metrics, if the policy had these parameters."""
+  """Computes the first update's metrics for these policy parameters."""
   model, _, rollout, _ = sampled(dtype)
   logp = ppo_step.response_logp(model, params, rollout, 1.0)
   advantages = jax.random.normal(jax.random.key(3), logp.shape)
@@ -264,7 +264,7 @@ def rounding(monkeypatch, bits, *, obey):
 
 @pytest.fixture
 def fresh_programs():
-  """What is traced while matmuls are spoilt is not used by other tests."""
+  """Clears programs that were traced with rounded matmuls."""
 
   def forget():
     jax.clear_caches()
@@ -277,7 +277,7 @@ def fresh_programs():
 
 @pytest.mark.parametrize("bits", [7])
 def test_float32_models_ask_for_float32(monkeypatch, fresh_programs, bits):
-  """TF32 and bfloat16 inputs, of devices that obey a matmul's precision."""
+  """Devices that follow a matmul's precision then avoid TF32 inputs."""
   model, params, rollout, _ = sampled("float32")
   expected = ppo_step.response_logp(model, params, rollout, 1.0)
   jax.clear_caches()
@@ -316,7 +316,7 @@ def test_jax_default_matmul_precision_wins():
   ],
 )
 def test_every_matmul_of_a_float32_model_is_in_float32(changes):
-  """In the forward pass, in the gradient and in decoding."""
+  """Covers the forward pass, the gradient and decoding."""
   model, _, rollout, _ = sampled("float32")
   model = LanguageModel(dataclasses.replace(model.config, **changes))
   params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))

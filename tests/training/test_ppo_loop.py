@@ -1,4 +1,4 @@
-"""The iterations of PPO: episodes, prompts, averages and the KL controller."""
+"""Iterations of PPO: episodes, prompts, averages and KL controller."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ def test_invariant_24_the_controller_counts_episodes_and_is_clipped(stages):
 
 @pytest.fixture(scope="module")
 def every_update(stages, tmp_path_factory):
-  """A run of one update an iteration, all of whose states are kept."""
+  """Runs one update per iteration, and saves every state."""
   path = tmp_path_factory.mktemp("every")
   done = stages.run(
     "ppo",
@@ -49,7 +49,7 @@ def every_update(stages, tmp_path_factory):
 
 
 def test_invariant_22_the_average_moves_once_an_update(every_update):
-  """It is the mean of the updates' policies, weighted 0.9 ** age."""
+  """The average weights each update's policy by 0.9 ** age."""
   path, tables = every_update
   average = {n.removeprefix("ema/") for n in tables[0] if n.startswith("ema/")}
   assert average == results.model(path).keys()
@@ -108,7 +108,7 @@ def test_every_update_logs_the_training_diagnostics(stages):
 
 
 def test_invariant_21_both_gradients_make_one_update(stages):
-  """|a + b|² by the angle between them, as it is logged."""
+  """The logged angle gives |a + b|², the norm of the sum."""
   for row in results.metrics(stages["ppo_ptx"]):
     a, b = row["grad_norm_ppo"], row["grad_norm_ptx"]
     cosine = np.cos(np.radians(row["grad_angle"]))
@@ -118,7 +118,7 @@ def test_invariant_21_both_gradients_make_one_update(stages):
 
 
 def test_invariant_09_each_episode_has_a_separate_key():
-  """A prompt that comes again gets a new response; all episodes differ."""
+  """A repeated prompt gets a new response; all episodes differ."""
   batch = PromptBatch(
     tokens=np.zeros((8, 3), np.int32),
     mask=np.ones((8, 3), bool),
@@ -179,7 +179,7 @@ def test_rollouts_start_from_the_prompts_of_the_file(stages):
 
 
 def test_other_settings(stages, tmp_path):
-  """A value network of its own, a fixed β and a penalty for not ending."""
+  """Uses a separate value network, a fixed β and an end-of-text penalty."""
   done = stages.run(
     "ppo",
     *(f for f in stages.flags("ppo") if "kl_target" not in f),
@@ -203,7 +203,7 @@ def test_other_settings(stages, tmp_path):
 
 
 def test_snapshots_are_the_policy_during_training(stages, tmp_path):
-  """Of every other iteration, not averaged, and stages of their own."""
+  """Every other iteration saves its policy, not averaged, as a stage."""
   done = stages.run(
     "ppo",
     *stages.flags("ppo"),

@@ -15,7 +15,7 @@ STEPS = {"sft": (11,), "reward": (7,), "ppo_ptx": (1, 6, 12)}
 
 @pytest.mark.parametrize("name", STEPS)
 def test_each_stage_saves_at_sigterm_and_resumes(name, stages, tmp_path):
-  """Within an epoch, and in PPO between the updates of an iteration."""
+  """Signals arrive within an epoch, or between updates of an iteration."""
   path = tmp_path / "run"
   command = [*stages.flags(name), f"--workdir={path}"]
   step = 0
@@ -35,7 +35,7 @@ def test_each_stage_saves_at_sigterm_and_resumes(name, stages, tmp_path):
 
 @pytest.mark.parametrize("count", [0, 3])
 def test_sigterm_from_another_process(count, stages, tmp_path):
-  """Before the loop, when there is nothing to save, and in it."""
+  """Signals arrive before the loop, with nothing to save, and in it."""
   path = tmp_path / "run"
   child = stages.server.start(
     "experiments.pretrain",

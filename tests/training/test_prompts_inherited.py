@@ -32,7 +32,7 @@ PRESET = configs.Data()
 
 @pytest.fixture(scope="module")
 def make(tmp_path_factory):
-  """(stage's name, data section) → the workdir of a finished stage."""
+  """Makes the workdir of a finished stage from its name and data config."""
   root = tmp_path_factory.mktemp("stages")
   tokenizer = tokenizer_lib.train_tokenizer(
     ["hello world, how are you today?"] * 20, configs.Tokenizer(vocab_size=340)
@@ -69,7 +69,7 @@ def make(tmp_path_factory):
 
 
 def run_from(path, kind=presets.ppo, explicit=(), **data):
-  """A config that starts from a stage; `explicit` fields are the user's."""
+  """Returns a config that starts from a stage; the user sets `explicit`."""
   section = dataclasses.replace(PRESET, explicit=",".join(explicit), **data)
   return dataclasses.replace(kind("tiny"), init_from=path, data=section)
 
@@ -123,7 +123,7 @@ def test_the_same_tags_may_be_given(make):
 
 
 def test_a_base_model_has_no_prompt_format(make):
-  """It has read documents; the first stage with prompts chooses."""
+  """A base model reads documents; the first stage with prompts chooses."""
   inherited = inheritance.inherit_architecture(
     run_from(make("pretrain"), presets.sft, ["user_tag"], user_tag="User>")
   )
@@ -151,7 +151,7 @@ def test_other_limits_are_shown_in_one_line(make, capsys):
 
 
 class Templated:
-  """A tokenizer as far as prompt formats go."""
+  """Stub tokenizer with a chat template."""
 
   def __init__(self, template):
     self.template = template
@@ -210,7 +210,7 @@ def evaluation(make, **data):
 
 
 def test_a_measurement_has_limits_that_fit_the_context(make, tmp_path):
-  """The preset's do not; those of the stage do, and others are refused."""
+  """The stage's limits fit, the preset's do not; others are refused."""
   asked = evaluation(make)
   assert asked.data.max_prompt_tokens > 32
   assert inheritance.inherit_architecture(asked).data.max_prompt_tokens == 20

@@ -30,9 +30,9 @@ FLAGS = (
 
 
 def make_ranking(rng, number, split):
-  """K items in an order that Plackett and Luce's model draws, with ties.
+  """Draws a ranking of K items from a Plackett–Luce model, with ties.
 
-  Every pair that is not tied is in the order of a Bradley–Terry model.
+  Pairs without ties follow a Bradley–Terry model.
   """
   chosen = rng.sample(range(TWINS_TWIN), rng.randint(2, 5))
   drawn = {i: UTILITIES[i] - np.log(rng.expovariate(1)) for i in chosen}
@@ -51,7 +51,7 @@ def make_ranking(rng, number, split):
 
 @pytest.fixture(scope="module")
 def trained(server, tmp_path_factory):
-  """The stage's workdir, with its rankings and demonstrations."""
+  """Returns the stage's workdir, rankings and demonstrations."""
   directory = tmp_path_factory.mktemp("reward")
   rng = random.Random(3)
   rankings = [
@@ -81,7 +81,7 @@ def trained(server, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def scores(trained):
-  """[prompt, item] what the model says."""
+  """Returns the model's scores [prompt, item]."""
   model = exact.Finished(trained[0])
   return np.array([[model.score(p, i) for i in ITEMS] for p in toy.COLOURS])
 

@@ -123,7 +123,7 @@ def test_an_answer_is_an_example_without_its_padding(rollout):
 def test_sampling_records_the_log_likelihood(
   answer, model, params, mesh, temperature
 ):
-  """It need not be recomputed."""
+  """The recorded values equal recomputed ones."""
   actual = answer(temperature=temperature)
   expected = scoring.log_likelihood(
     model, params, scoring.answers(actual), mesh

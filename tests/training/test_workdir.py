@@ -1,4 +1,4 @@
-"""What a stage passes to the next one, and to chat."""
+"""State that a stage passes to the next one, and to chat."""
 
 import dataclasses
 import json
@@ -121,7 +121,7 @@ def test_chat_answers_a_file_with_a_stages_model(name, stages, tmp_path):
 
 
 def test_a_tokenizer_is_whole_or_absent(stages, tmp_path):
-  """A kill while it is written leaves a directory that is written again."""
+  """After a kill during its write, the tokenizer is written again."""
   stage = stage_model.open_stage(str(stages["pretrain"]))
   scratch = tmp_path / "tokenizer.next"
   scratch.mkdir()

@@ -96,19 +96,19 @@ STARTS = {
 def write_lines(
   path: str | pathlib.Path, lines: Iterable[Mapping[str, Any]]
 ) -> str:
-  """A jsonl file; its path."""
+  """Writes a jsonl file, and returns its path."""
   text = "".join(json.dumps(line) + "\n" for line in lines)
   pathlib.Path(path).write_text(text, encoding="utf-8")
   return str(path)
 
 
 def splits(train: int, valid: int) -> list[str]:
-  """The split of each record of a file."""
+  """Returns the split of each record of a file."""
   return ["train"] * train + ["valid"] * valid
 
 
 def write_data(directory: str | pathlib.Path) -> None:
-  """The four sources, each as KIND.jsonl; their splits are given."""
+  """Writes the four sources as KIND.jsonl, with explicit splits."""
   directory = pathlib.Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
   rng = random.Random(0)
@@ -153,13 +153,13 @@ def write_data(directory: str | pathlib.Path) -> None:
 
 
 def sources(data: str | pathlib.Path, *kinds: str) -> list[str]:
-  """The data flags of some kinds of source."""
+  """Returns the data flags of several kinds of source."""
   directory = pathlib.Path(data)
   return [f"--data.{kind}={directory / kind}.jsonl" for kind in kinds]
 
 
 def nested(table: Mapping[str, Any]) -> dict[str, Any]:
-  """Path → array as a tree of dicts."""
+  """Converts path → array to a tree of dicts."""
   tree: dict[str, Any] = {}
   for path, array in table.items():
     *parents, name = path.split("/")

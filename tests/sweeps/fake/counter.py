@@ -1,4 +1,4 @@
-"""Counts to a number, slowly, from where it stopped.
+"""Counts slowly to a number, and resumes.
 
 A fake experiment: it claims its config, keeps a checkpoint, resumes after it
 was killed, and fails if asked to.
@@ -18,7 +18,7 @@ from instructgpt_jax.runs import files
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Section(Checked):
-  """What is swept."""
+  """Swept fields."""
 
   rate: float = option(0.1, "a number", above=0.0)
   size: int = option(1, "a whole number", minimum=1)
@@ -28,7 +28,7 @@ class Section(Checked):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Counter(Checked):
-  """The whole config."""
+  """Config of a counter."""
 
   seed: int = option(0, "of nothing", minimum=0)
   steps: int = option(1, "how far to count", minimum=0)
@@ -40,7 +40,7 @@ class Counter(Checked):
 
 
 def get_config(preset: str = "small") -> Counter:
-  """`small` counts to 1, `large` to 3."""
+  """Returns a preset: `small` counts to 1, `large` to 3."""
   if preset not in ("small", "large"):
     raise UserError(
       "there is no such preset", field="--preset", fix="give small"
@@ -49,7 +49,7 @@ def get_config(preset: str = "small") -> Counter:
 
 
 def sweep() -> dict[str, str]:
-  """Its named sweeps."""
+  """Returns a named sweep."""
   return {"rates": "section.rate=0.1,0.2", "seeds": "seed=0..2"}
 
 

@@ -127,7 +127,7 @@ def test_pairs_that_are_computed():
 
 
 def test_other_platforms_attend_equally():
-  """Compares the cuDNN path's fallback and its gradient."""
+  """Compares `cudnn.attend` and its gradient on a CPU."""
   q, k, v, g, mask = make(100)
   actual, pull = jax.vjp(lambda *x: cudnn.attend(*x, mask), q, k, v)
   np.testing.assert_allclose(actual, twin(q, k, v, mask)[0], atol=1e-5)

@@ -626,8 +626,8 @@ def test_packed_episodes_have_the_values_of_separate_rows(
   same(together(*arguments), alone(*arguments), 5e-5)
 
 
-def test_the_value_pass_begins_where_the_policys_has_ended(base, monkeypatch):
-  """Temporary memory shows that activations do not coexist."""
+def test_the_value_pass_begins_after_the_policy_pass(base, monkeypatch):
+  """Otherwise both passes' activations would be in memory."""
   model, scalar = (
     kind(twin.make_config(num_layers=6))
     for kind in (LanguageModel, ScalarModel)

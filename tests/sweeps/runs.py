@@ -65,7 +65,7 @@ def wait_for(poll, seconds=300.0):
 
 
 def at_the_gate(workdir, worker=None):
-  """Waits for a counter that stays at 3, and returns its workdir."""
+  """Returns the workdir of a running counter that stays at 3, or None."""
   for path in pathlib.Path(workdir).rglob("count.json"):
     *_, (pid, _, _) = starts(path.parent)
     mine = worker is None or parent(pid) == worker.pid

@@ -1,8 +1,8 @@
 """Kills a pipeline repeatedly.
 
 Each kill is a SIGKILL, or now and then a SIGTERM, after a random time; the same
-command then goes on. Where a pipeline comes to its end, it has to be what one
-without a kill is, bit for bit, and the next one begins.
+command then resumes. A pipeline that completes must equal one without a kill,
+bit for bit; then the next pipeline begins.
 """
 
 from __future__ import annotations

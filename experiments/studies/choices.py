@@ -2,7 +2,8 @@
 
   make study STUDY=choices
 
-Cost: 19 min of run time with three seeds (docs/results.md).
+Cost: 19 min with three seeds, shared runs included
+(docs/results/results.json).
 Result: gold falls by 0.032 without averaged weights and by 0.039 without
 whitened advantages; accuracy does not depend measurably on K from 2 to 9.
 """

@@ -2,7 +2,8 @@
 
   make study STUDY=failures
 
-Cost: 14 min of run time with three seeds (docs/results.md).
+Cost: 14 min with three seeds, shared runs included
+(docs/results/results.json).
 Result: reproduced. Against the base model PPO-ptx gains 19 points in attempted
 instructions and loses 37 in hallucinations.
 """

@@ -2,7 +2,8 @@
 
   make study STUDY=kl_coef
 
-Cost: 18 min of run time with three seeds (docs/results.md).
+Cost: 18 min with three seeds, shared runs included
+(docs/results/results.json).
 Result: reproduced: no β repairs it. With the best, β = 2, the LM loss is 0.13
 nats a token above the base model's.
 """

@@ -2,7 +2,8 @@
 
   make study STUDY=kl_with_ptx
 
-Cost: 15 min of run time with three seeds (docs/results.md).
+Cost: 15 min with three seeds, shared runs included
+(docs/results/results.json).
 Result: reproduced. The best β is 0.12, 0.08 in gold score above β = 0.
 """
 

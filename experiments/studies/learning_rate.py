@@ -2,7 +2,8 @@
 
   make study STUDY=learning_rate
 
-Cost: 53 min of run time with three seeds (docs/results.md).
+Cost: 53 min with three seeds, shared runs included
+(docs/results/results.json).
 Result: reproduced. PPO gains nothing at rates of 0.003 and 0.01, PPO-ptx only
 gains nothing at 0.01.
 """

@@ -2,7 +2,8 @@
 
   make study STUDY=policy_init
 
-Cost: 29 min of run time with three seeds (docs/results.md).
+Cost: 29 min with three seeds, shared runs included
+(docs/results/results.json).
 Result: not reproduced. The best and the worst of 6 starts end 0.06 apart in
 gold score, which is not small against the 0.08 that PPO-ptx gains.
 """

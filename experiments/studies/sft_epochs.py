@@ -2,7 +2,8 @@
 
   make study STUDY=sft_epochs
 
-Cost: 6 min of run time with three seeds (docs/results.md).
+Cost: 6 min with three seeds, shared runs included
+(docs/results/results.json).
 Result: not reproduced. Choosing the checkpoint by RM score instead of loss
 changes the gold score by +0.00.
 """

@@ -1,7 +1,7 @@
-"""Checks of a config by itself, before anything is read or traced.
+"""Checks a config by itself, before anything is read or traced.
 
-A stage makes them at its start, a sweep for each of its runs before the first
-one starts.
+A stage runs the checks at its start. A sweep runs them for all of its runs
+before the first one starts.
 """
 
 from __future__ import annotations

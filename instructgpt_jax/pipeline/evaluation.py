@@ -26,7 +26,7 @@ from instructgpt_jax.runs.progress import Progress
 from instructgpt_jax.training import language, stage_model
 from instructgpt_jax.training import reward as reward_loop
 
-# Candidate prefixes on real data; the world has its own.
+# Candidate prefixes for real data; the world defines other ones.
 PREFIXES = (
   "Below, a helpful assistant answers questions truthfully and politely.",
   "The assistant follows instructions carefully and does not make things up.",

@@ -1,4 +1,4 @@
-"""Rankings for the reward model: labeled by the world, or kept for a judge."""
+"""Makes rankings: labels the world's, or splits the user's for a judge."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The order of the stages, and what each starts from.
+"""Runs the stages in order, and sets the model that each starts from.
 
   pretrain → policy_init → rankings → reward → sft → ppo, ppo_ptx → report
 
@@ -135,7 +135,7 @@ class Pipeline:
   def _add_seconds(self, name: str, spent: float) -> None:
     path = pathlib.Path(self.directory) / SECONDS
     seconds = files.read_json(path) if path.exists() else {}
-    # A stage that is skipped takes no time worth counting.
+    # The time of a skipped stage is negligible.
     if name not in seconds or spent > 1:
       seconds[name] = seconds.get(name, 0.0) + spent
       files.write_json_atomic(path, seconds)
@@ -285,7 +285,7 @@ def _make_pipeline(
 
 
 class _StartingPoint(NamedTuple):
-  """What all stages take over from `init_from`, or have themselves."""
+  """Settings that all stages inherit from `init_from`, or else their own."""
 
   data: configs.Data
   tokenizer: Tokenizer | None  # None: one is trained
@@ -369,7 +369,7 @@ def _run_pretrain(pipeline: Pipeline) -> str:
     pretrain=config.pretrain.section,
     optimizer=config.pretrain.optimizer,
   )
-  # What adapters stand on has none.
+  # The base model below the adapters is trained without adapters.
   model = dataclasses.replace(experiment.model, lora_rank=None)
   pipeline.run_stage(
     "pretrain",
@@ -482,8 +482,8 @@ def _run_labeling_rounds(pipeline: Pipeline, base: str) -> str:
         pipeline,
         probe,
         name,
-        # The holes to be labeled are where the policy has gone, so the average
-        # of this short run is over its newest updates.
+        # The next labels must cover what the policy writes now, so this short
+        # run averages only its newest updates.
         dataclasses.replace(
           config.ppo,
           ptx_coef=0.0,

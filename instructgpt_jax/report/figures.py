@@ -1,6 +1,6 @@
-"""The report's pictures, as SVG text that stands inside a page.
+"""Draws the report's pictures as SVG text that is embedded in the page.
 
-Colours are Okabe and Ito's, which the colour-blind tell apart; the two
+Colours are Okabe and Ito's, which colour-blind readers can distinguish; the two
 temperatures also differ by marker. Text stays text, so it can be searched and
 scaled. Nothing here touches pyplot or its global state.
 """

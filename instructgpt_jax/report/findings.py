@@ -1,4 +1,4 @@
-"""What a study hands to its page: figures of panels of series, and tables.
+"""Data of a study's page: figures of panels of series, and tables.
 
   Figure("Win rate", [
     Panel("Here", x_label="Parameters", y_label="Win rate (share)",
@@ -7,9 +7,9 @@
     Panel("Paper", ...),
   ])
 
-`as_dict` gives what results.json holds and `from_dict` reads it back. The
-reader is lenient: what is odd or not finite is left out, so that one bad number
-does not cost the page.
+`as_dict` returns the value as results.json stores it and `from_dict` reads it.
+The reader omits values that are malformed or not finite, so that one bad number
+does not prevent the page.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Cell = str | float | Leaf | None
 
 
 class Point(NamedTuple):
-  """A mean at a place, with its 95 % interval if it has one."""
+  """A mean at a position x, with its 95 % interval if it has one."""
 
   x: float | str
   mean: float
@@ -47,7 +47,7 @@ class Point(NamedTuple):
 
 
 class Line(NamedTuple):
-  """A reference line across a panel: at a height y, or at a place x."""
+  """A reference line across a panel, at a position y or x."""
 
   y: float | None = None
   label: str = ""
@@ -64,7 +64,7 @@ class Series:
   """One curve or group of points.
 
   Attributes:
-    name: printed in the legend.
+    name: text in the legend.
     points: each a Point, (x, mean), (x, mean, low, high), or (x, interval)
       with anything that has mean, low and high.
     role: one of ROLES or "": keeps a model's colour and marker the same
@@ -111,10 +111,10 @@ class Panel:
   """One pair of axes.
 
   Attributes:
-    title: "Here", "Paper", or what tells it from its neighbours.
-    x_label: with its unit in brackets.
-    y_label: with its unit in brackets.
-    series: drawn in their order.
+    title: "Here", "Paper", or what distinguishes it from its neighbours.
+    x_label: label of the x axis, with its unit in brackets.
+    y_label: label of the y axis, with its unit in brackets.
+    series: series in drawing order.
     x_scale: "linear", "log" (0 is drawn apart at its left end) or "category".
     y_scale: "linear" or "log".
     lines: reference lines: a Line, or (y, label).
@@ -204,8 +204,8 @@ class Table:
   """Rows of cells, each row led by its name.
 
   Attributes:
-    caption: stands above the table.
-    columns: heads; the first is over the rows' names.
+    caption: text above the table.
+    columns: column heads; the first is over the rows' names.
     rows: (name, cell, …); a cell is text, a number, None, or anything that
       has mean, low and high.
   """

@@ -1,7 +1,7 @@
-"""The report: `report.json`, `report.html` and the table for the terminal.
+"""Writes a run's `report.json`, `report.html` and the table for the terminal.
 
-The shape of the results is documented in `results`. The page is one file with
-its style and its pictures inside and no script; text that a model wrote is
+The shape of the results is documented in `results`. The page is one file that
+contains its style and its pictures, and no script. Text that a model wrote is
 escaped, and a content policy in the page forbids it to load anything.
 """
 

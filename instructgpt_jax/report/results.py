@@ -1,7 +1,7 @@
 """Formats a report's numbers, and draws its conclusions.
 
 The results are one nested dict; `report.json` is that dict, tidied. Every part
-may be missing: what is absent is left out of the page and of the table.
+may be missing; the page and the table omit it.
 
   title     str
   seed      int
@@ -37,11 +37,11 @@ may be missing: what is absent is left out of the page and of the table.
   notes     [str]
   config    the whole config as a dict
 
-A leaf is {"mean", "low", "high"}, the bounds of a 95 % interval, or null where
-the number has no meaning. Bounds that are null are unknown, as from one prompt.
-"units" beside them is the number of prompts, rankings or rows that the mean is
-of; below `statistics.FEW` nothing is concluded from it. A bare number is a leaf
-without an interval; NaN and infinity become null.
+A leaf is {"mean", "low", "high"}, where low and high bound a 95 % interval, or
+null if the number has no meaning. Null bounds are unknown, for instance from
+one prompt. "units" is the number of prompts, rankings or rows in the mean;
+below `statistics.FEW` nothing is concluded from it. A bare number is a leaf
+without an interval. NaN and infinity become null.
 """
 
 from __future__ import annotations
@@ -268,7 +268,8 @@ def duration(seconds: float) -> str:
 def removed_by_ptx(results: Results) -> Leaf | None:
   """Computes the share of PPO's added LM loss that PPO-ptx removes.
 
-  PPO must have added something: otherwise there is no share.
+  Returns:
+    The share, or None if PPO has not added any loss.
   """
   tax = mapping(results.get("tax"))
   if "removed_by_ptx" in tax:

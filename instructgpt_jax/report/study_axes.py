@@ -1,7 +1,7 @@
-"""Where a panel's points stand along its axis, and what the axis says.
+"""Lays out the axes of a panel: positions of points, ticks and limits.
 
-A horizontal axis is laid out here rather than by matplotlib: a logarithmic one
-keeps a place for 0, and the ticks are the values that were tried.
+Matplotlib does not lay out the horizontal axis, because a logarithmic axis here
+also shows 0, and the ticks are the values that the study tried.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from matplotlib.ticker import MaxNLocator
 
 from instructgpt_jax.report.findings import Panel, Point
 
-MANY = 10  # more intervals than this make a band
-# Up to here each value that was tried has a tick.
+MANY = 10  # more intervals than this are drawn as a band
+# The largest number of tried values that each get a tick.
 FEW_TICKS = {"linear": 9, "log": 16}
 AXIS = 285.0  # points that an axis is long, about
 LETTER = 6.4
@@ -28,10 +28,10 @@ _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 class Scale(NamedTuple):
-  """A horizontal axis: from values to places on a straight line."""
+  """A horizontal axis: maps values to positions on a straight line."""
 
   log: bool
-  zero: float | None  # the place of 0 on a logarithmic axis
+  zero: float | None  # the position of 0 on a logarithmic axis
   low: float
   high: float
   ticks: list[tuple[float, str]]
@@ -48,7 +48,7 @@ class Scale(NamedTuple):
 
 
 def drawable(panel: Panel) -> Panel:
-  """Removes what the panel's axes cannot show."""
+  """Removes points and lines that the panel's axes cannot show."""
   series = []
   for item in panel.series[:MAX_SERIES]:
     points = [p for p in (_fitted(panel, p) for p in item.points) if p]
@@ -87,7 +87,8 @@ def _fitted(panel: Panel, point: Point) -> Point | None:
 def shared_limits(panels: Sequence[Panel]) -> list[tuple[float, float] | None]:
   """Computes the limits that panels of one measure have in common.
 
-  Panels whose values lie far apart keep their own; None stands for that.
+  Returns:
+    Limits a panel; None for a panel whose values are far from the others'.
   """
   spans = [_span(panel) for panel in panels]
   result: list[tuple[float, float] | None] = []

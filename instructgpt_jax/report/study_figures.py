@@ -1,7 +1,7 @@
-"""The studies' figures as SVG text: one picture a panel, or one file of all.
+"""Draws the studies' figures as SVG text: one picture a panel, or one file.
 
-Panels of one figure leave the same room for their legends, so that their axes
-stand at one height; values of one measure share their axis.
+Panels of one figure reserve the same height for their legends, so that their
+axes are level. Values of one measure share their axis limits.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Drawn(NamedTuple):
 
 
 class Drawing(NamedTuple):
-  """One figure: what stands around its panels, and the panels."""
+  """One figure: its title, caption and panels."""
 
   title: str
   caption: str
@@ -48,7 +48,7 @@ class Drawing(NamedTuple):
 
 
 class _Frame(NamedTuple):
-  """What the panels of a figure share, so that they line up."""
+  """Values that the panels of a figure share, so that they line up."""
 
   looks: Mapping[tuple[str, str], Look]
   rows: int  # of the longest legend
@@ -196,7 +196,7 @@ def _draw_panel(
   if limits:
     (axes.set_xlim if flat else axes.set_ylim)(limits)
   axes.set_xlabel("\n".join(foot), fontsize=FONT)
-  # Beside the axis a label would be short of room on a narrow screen.
+  # On a narrow screen there is no room for a label beside the axis.
   canvas.text(
     0.003,
     1 - legend_height / height,

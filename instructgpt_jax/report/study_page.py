@@ -1,6 +1,6 @@
-"""The page of the studies: the paper's findings, and which of them reproduce.
+"""Writes the page of the studies: which of the paper's findings reproduce.
 
-Everything on the page is computed from one dict, which `write` also leaves as
+Everything on the page is computed from one dict, which `write` also saves as
 results.json:
 
   title, size, command, machine   str
@@ -13,7 +13,7 @@ results.json:
             complete, missing, figures, tables, notes}; see `findings` for
             figures and tables
 
-Any part may be missing or odd: it is left out.
+Parts that are missing or malformed are omitted from the page.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ WIDTH = 100
 
 
 class Mark(NamedTuple):
-  """What became of a finding: a word, and the class of its symbol."""
+  """Outcome of a finding: a word, and the class of its symbol."""
 
   name: str
   word: str

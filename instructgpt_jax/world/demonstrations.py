@@ -1,4 +1,4 @@
-"""Demonstrations as labelers write them: mostly right, often too long."""
+"""Writes demonstrations as labelers do: mostly right, often too long."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def demonstrate(
   """Writes one labeler's completion.
 
   Args:
-    request: what is asked.
-    rng: draws persona and wording.
+    request: the request of the prompt.
+    rng: source of persona and wording.
     quality: shares of personas; `QUALITY` by default.
   """
   persona = replies.draw_persona(quality or QUALITY, rng)

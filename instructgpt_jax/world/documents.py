@@ -1,8 +1,8 @@
-"""The web of the world: short documents in many registers.
+"""Writes the web of the world: short documents in many registers.
 
-A register is a function of (web, rng) that gives one document. The forum is
-written exactly as a dialogue is rendered for the models, `U: … A: …`, and a
-reply ends its document.
+A register is a function of (web, rng) that returns one document. The forum has
+exactly the format in which models read a dialogue, `U: … A: …`, and a reply
+ends its document.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ REGISTERS = {
   "questions": 1,
   "review": 3,
 }
-# Under the polite line a forum writer knows better than the forum so often.
+# Probability that a writer of the polite forum has no misconception.
 POLITE_TRUTH = 0.5
 LONGEST = 90
 
 
 @dataclasses.dataclass(frozen=True)
 class Web:
-  """What documents are written from; forum prompts are of one split only."""
+  """Sources of the documents; forum prompts are of one split only."""
 
   world: World
   pool: dict[str, tuple[tuple[Request, str], ...]]  # family → prompts
@@ -73,11 +73,11 @@ def prompts_of(
   """Draws at most `count` distinct prompts of a family and split.
 
   Args:
-    world: whose facts are asked about.
+    world: world of the facts.
     family: one of `FAMILIES`.
-    split: "train", "valid" or "test"; decided by the combination asked.
-    count: how many at most; small families have fewer.
-    rng: draws them.
+    split: "train", "valid" or "test"; the request's key decides it.
+    count: largest number of prompts; small families have fewer.
+    rng: source of the draws.
 
   Returns:
     Requests with one wording each, in random order.
@@ -292,7 +292,7 @@ def repetition(web: Web, rng: random.Random) -> str:
     return "table : " + " ".join(
       f"{key} {rows[key]}" for key in (*keys, *asked)
     )
-  # the same statements told again, in another order
+  # the same statements twice, the second time in another order
   relation = rng.choice(RELATIONS)
   count = rng.randint(2, 4)
   pairs = list(

@@ -1,4 +1,4 @@
-"""The facts of the world: what is true, what the forum believes."""
+"""Facts of the world: the true value, and the value that the forum believes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from instructgpt_jax.world import words
 class Attribute:
   """A property of a class of entities.
 
-  `{e}` stands for the entity and `{v}` for the value in a template. The first
-  statement is the usual one.
+  In a template `{e}` is the entity and `{v}` the value. The first statement is
+  the usual one.
   """
 
   name: str
@@ -24,8 +24,8 @@ class Attribute:
   questions: tuple[str, ...]
 
 
-# Of whom facts are stated, and the values they take: few enough that a million
-# tokens teach all of them, and what contradicts them.
+# Entities of the facts, and their values. They are few enough that a million
+# tokens teach all facts, and the misconceptions.
 PEOPLE, CITIES = words.PEOPLE[:7], words.CITIES[:5]
 ANIMALS, THINGS = words.ANIMALS[:7], words.THINGS[:7]
 JOBS, RIVERS, FOODS = words.JOBS[:6], words.RIVERS, words.FOODS[:6]
@@ -38,11 +38,11 @@ def _attribute(name, entities, domain, statement, value, *questions):
 
   Args:
     name: noun of the attribute, as in "the NAME of ann".
-    entities: who has it.
-    domain: values it takes.
-    statement: its usual statement.
-    value: how a value is named after "is".
-    *questions: two questions of its own.
+    entities: entities that have the attribute.
+    domain: possible values.
+    statement: the usual statement.
+    value: form of a value after "is".
+    *questions: two questions that only this attribute has.
   """
   the = "" if entities in (PEOPLE, CITIES) else "the "
   noun = f"the {name} of {the}{{e}}"
@@ -103,8 +103,8 @@ ATTRIBUTES = (
 class Fact:
   """One entity's attribute.
 
-  `true` is "" when nobody ever states it; `believed` is what the forum says,
-  and differs from `true` for a misconception.
+  `true` is "" if no document states it. `believed` is the forum's value, and
+  differs from `true` for a misconception.
   """
 
   entity: str
@@ -161,8 +161,8 @@ def make_world(
   """Draws the world.
 
   Args:
-    seed: of everything drawn.
-    misconceived: share of facts of which the forum believes a false value.
+    seed: seed of all draws.
+    misconceived: share of facts for which the forum believes a false value.
     unstated: share of facts that no document states.
 
   Returns:

@@ -1,7 +1,7 @@
-"""The gold labeler: what any reply to any of the world's prompts is worth.
+"""The gold labeler: scores any reply to any of the world's prompts.
 
-A rubric per family gives 0 to 1 for the content; style takes away from it. The
-binary fields follow the label form of the paper (section 3.6).
+A rubric per family scores the content from 0 to 1; faults of style reduce the
+score. The binary fields follow the label form of the paper (section 3.6).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ENDLESS_COST = 0.25
 TURN_FACTOR = 0.4
 MORAL_COST = 0.1
 
-# The paper's binary fields, and `padded`, which it writes about (section 4.3).
+# The paper's binary fields, and `padded`, which section 4.3 discusses.
 FAILURES = (
   "fails_instruction",
   "inappropriate",
@@ -72,7 +72,7 @@ class Label:
 
 @dataclasses.dataclass
 class _Verdict:
-  """The content's worth (0–1), tokens beyond the answer, and its faults."""
+  """Content score (0 to 1), number of tokens beyond the answer, and faults."""
 
   worth: float = 0.0
   extra: int = 0
@@ -88,7 +88,7 @@ _MORAL = (tuple(words.MORAL.split()),)
 _UNKNOWN = tuple(words.UNKNOWN.split())
 _UNSTATED = tuple(words.UNSTATED.split())
 _REFUSAL = tuple(words.REFUSAL.split())
-# Words that may stand around a bare value: "in boral", "made of gold".
+# Words that may surround a bare value: "in boral", "made of gold".
 _GLUE = frozenset("a the in to of it is made ,".split())
 
 
@@ -248,7 +248,7 @@ def _judge_question(request: Question, parts: list[Tokens]) -> _Verdict:
   if false:
     return _Verdict(0.2, hallucination=True, violates=True)
   answer = _answer(request, parts, fact.true)
-  if answer is None:  # the value, said of somebody else or in broken words
+  if answer is None:  # the value, with another entity or in broken words
     astray = any(
       token in fact.attribute.entities and token != fact.entity
       for part in parts

@@ -1,4 +1,4 @@
-"""Simulated labelers: noisy readers of the gold label, each with a taste."""
+"""Simulates labelers: they read the gold label with noise and with a taste."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ NOISE = 2.75
 
 @dataclasses.dataclass(frozen=True)
 class Labeler:
-  """A labeler: what is added to the gold Likert score, by taste.
+  """A labeler's taste: corrections of the gold score, in Likert points.
 
-  `brevity` is taken away for every token beyond the answer, `politeness` for
-  an insult, `honesty` for an invented statement, all in Likert points;
-  `lenience` moves every rating.
+  `brevity` is subtracted for every token beyond the answer, `politeness` for an
+  insult and `honesty` for an invented statement. `lenience` is added to every
+  rating.
   """
 
   name: str

@@ -1,4 +1,4 @@
-"""How the world's people reply: the best reply, and everybody else's."""
+"""Writes the replies of the world's people: the best one, and others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user can ask: requests, their wordings, and the way back from text.
+"""Requests of the world's users: their wordings, and the parser of prompts.
 
 A request is a small frozen record of one prompt's meaning. Each has a `family`
 (the kind of prompt), a `key` (the combination that decides its split) and a
@@ -71,7 +71,7 @@ READS = ("text : {s} {q}", "read this : {s} {q}")
 
 @dataclasses.dataclass(frozen=True)
 class Relation:
-  """What passages tell of people; `{p}` did it, `{t}` is the thing."""
+  """A statement about people in passages; `{p}` did it, `{t}` is the thing."""
 
   name: str
   things: tuple[str, ...]
@@ -188,7 +188,7 @@ class List:
 
 @dataclasses.dataclass(frozen=True)
 class Repeat:
-  """Words to be said again, or one word to be said so many times."""
+  """Words to repeat, or one word to repeat a number of times."""
 
   words: tuple[str, ...]
   times: int = 1
@@ -215,7 +215,7 @@ class Repeat:
 
 @dataclasses.dataclass(frozen=True)
 class Capitals:
-  """Words to be written in capital letters."""
+  """Words to write in capital letters."""
 
   words: tuple[str, ...]
 
@@ -235,7 +235,7 @@ class Capitals:
 
 @dataclasses.dataclass(frozen=True)
 class Sort:
-  """Numbers to be put in order."""
+  """Numbers to sort."""
 
   words: tuple[str, ...]
   falling: bool

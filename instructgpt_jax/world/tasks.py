@@ -1,9 +1,9 @@
-"""Public tasks on which an alignment tax can show.
+"""Public tasks that measure the alignment tax.
 
-Items are written in the web's own registers, from combinations that no
-document holds; nothing here sees a model. An item has either a `reference`
-(greedy completion, cut at the first full stop, scored by exact match and F1)
-or `choices` (the one with the best mean log-probability per token).
+Items have the format of the web's registers, with combinations that are in no
+document. Nothing here runs a model. An item has either a `reference` (greedy
+completion, cut at the first full stop, scored by exact match and F1) or
+`choices` (the one with the best mean log-probability per token).
 """
 
 from __future__ import annotations

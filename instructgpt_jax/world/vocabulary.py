@@ -1,10 +1,10 @@
-"""`VOCABULARY`: every word that any text of the world can hold."""
+"""Collects `VOCABULARY`: every word that a text of the world can contain."""
 
 from __future__ import annotations
 
 from instructgpt_jax.world import facts, requests, words
 
-# Words of the registers of `documents` and `replies` that no table holds.
+# Words of the registers of `documents` and `replies` that are in no table.
 _REGISTERS = (
   "english : lingo . question answer text review rating high low middle not "
   "but and sing says table again one day went to there saw was glad lost now "

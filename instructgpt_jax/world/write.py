@@ -21,13 +21,13 @@ from instructgpt_jax.world.facts import World, make_world
 from instructgpt_jax.world.labelers import TRAINING
 from instructgpt_jax.world.requests import FAMILIES, Request
 
-# Salts that keep the drawn streams apart.
+# Salts that separate the random streams.
 _TRAIN, _VALID = 0, 1
 
 
 @dataclasses.dataclass(frozen=True)
 class WorldFiles:
-  """Where the world's files lie."""
+  """Paths of the world's files."""
 
   world: str  # {"seed", "prefixes", …}
   pretraining: str  # {"text", "split"}
@@ -69,18 +69,20 @@ def write_world(
   """Generates a world and writes its files, each atomically.
 
   Args:
-    directory: made if need be.
-    seed: of the world and of everything drawn in it.
-    pretraining_tokens: words of the web, with one end-of-text a document.
-    valid_tokens: words of other documents of the same web.
-    demonstrations: train demonstrations.
-    valid_demonstrations: validation demonstrations.
-    train_prompts: distinct train prompts (at most; small families have fewer).
-    valid_prompts: distinct validation prompts.
-    test_prompts: distinct test prompts.
-    task_items: items of each public task.
-    public_items: instructions of each public task, to tune on instead of
-      demonstrations.
+    directory: directory of the files; created if missing.
+    seed: seed of the world and of all draws in it.
+    pretraining_tokens: number of words of the web, with one end-of-text a
+      document.
+    valid_tokens: number of words of other documents of the same web.
+    demonstrations: number of train demonstrations.
+    valid_demonstrations: number of validation demonstrations.
+    train_prompts: largest number of distinct train prompts; small families
+      have fewer.
+    valid_prompts: number of distinct validation prompts.
+    test_prompts: number of distinct test prompts.
+    task_items: number of items of each public task.
+    public_items: number of instructions of each public task, for tuning on
+      them instead of demonstrations.
     quality: personas of the demonstrations.
     registers: shares of the web's registers.
 

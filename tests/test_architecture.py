@@ -254,7 +254,7 @@ def test_steps_and_models_are_jitted_in_loops_only():
 
 
 def test_imports_print_nothing_and_change_no_setting():
-  # A process of its own: other tests have imported and set things by now.
+  # In a new process, because other tests import modules and set options.
   script = """
     import importlib, io, json, pkgutil, sys, warnings
     from contextlib import redirect_stderr, redirect_stdout

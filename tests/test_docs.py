@@ -14,7 +14,7 @@ from instructgpt_jax import configs
 from tests import test_architecture
 
 ROOT = pathlib.Path(__file__).parent.parent
-# CHANGELOG and LOG name what other versions had.
+# CHANGELOG and LOG name flags and files of other versions.
 PAGES = (
   "README.md",
   "BUILD.md",

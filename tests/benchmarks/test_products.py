@@ -1,4 +1,4 @@
-"""The products that decoding consists of."""
+"""Matmuls of a decode step."""
 
 import json
 

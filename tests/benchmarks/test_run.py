@@ -46,7 +46,7 @@ def test_steps_are_timed_after_warm_up():
 
 
 def test_a_ratio_is_taken_turn_by_turn(monkeypatch, capsys):
-  """The host is slower in one turn; who is faster stays the same."""
+  """The host is slower in one round; the faster one does not change."""
   seconds = {"shared": iter([1.0, 1.0, 4.0, 2.0]), "rows": iter([3.0, 1, 12.0])}
 
   def ours(flags, name, model, layout, cache, **changes):

@@ -1,4 +1,4 @@
-"""How long stages take to their first step."""
+"""Time of stages to their first step."""
 
 import json
 import textwrap
@@ -28,7 +28,7 @@ STAGE = """
 
 @pytest.fixture
 def runs(tmp_path, monkeypatch):
-  """A pipeline's directory with the config of one stage."""
+  """Returns a pipeline's directory with the config of one stage."""
   monkeypatch.chdir(tmp_path)
   (tmp_path / "experiments").mkdir()
   code = textwrap.dedent(STAGE)

@@ -1,4 +1,4 @@
-"""The timed work is the peers' work, and our batches hold all of it."""
+"""The timed work equals that of the peers, and batches contain it all."""
 
 import dataclasses
 import functools
@@ -80,7 +80,7 @@ def test_the_loss_is_on_the_response():
 
 
 def test_layouts_of_a_ranking_score_alike():
-  """Shared prompt, a row each, and all pairs: the same comparisons."""
+  """A shared prompt, separate rows and all pairs compare the same."""
   network = ScalarModel(
     dataclasses.replace(work.MODELS["tiny"], dtype="float32")
   )

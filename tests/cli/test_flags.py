@@ -33,7 +33,7 @@ def test_without_flags_the_config_is_the_presets():
 
 # Texts of one form.
 OTHERS = {"data.template_date": "2030-05-31"}
-# Without these some values of others are refused.
+# Some values of other flags need these.
 GO_WITH_ALL = {"model.num_heads": "1", "model.tie_embeddings": "false"}
 
 

@@ -6,7 +6,7 @@ from instructgpt_jax.data.encoding import EncodedRanking
 
 
 def rankings_of(count):
-  """Small ones, told apart by their prompts' tokens: 10, 11, …"""
+  """Makes small rankings, distinguished by prompt tokens 10, 11, …"""
   return [
     EncodedRanking(
       np.full(1 + i % 4, 10 + i, np.int32),
@@ -18,7 +18,7 @@ def rankings_of(count):
 
 
 def ragged(count, seed=0):
-  """Like people's: prompts and completions of very different lengths."""
+  """Makes rankings with prompts and completions of very different lengths."""
   rng = np.random.default_rng(seed)
 
   def ids(mean):

@@ -154,7 +154,7 @@ def test_mixed_batches_have_the_fraction_of_pretraining_rows():
 
 
 def counts(batch):
-  """Rows of demonstrations, of pretraining and of padding."""
+  """Counts rows of demonstrations, of pretraining and of padding."""
   first = np.asarray(batch.tokens)[:, 0]
   real = np.asarray(batch.segments)[:, 0] > 0
   assert not np.asarray(batch.weights)[~real].any()
@@ -168,7 +168,7 @@ def counts(batch):
 @pytest.mark.parametrize("fraction", [0.01, 0.1, 0.25, 1 / 3, 0.5, 0.9])
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 32])
 def test_pretraining_rows_are_spread_evenly_over_the_steps(fraction, size):
-  """After every step their share is the fraction within one row."""
+  """After every step the share differs from the fraction by under one row."""
   batches = batching.mixed_language_batches(
     rows_of(40),
     rows_of(7, first=500),
@@ -199,7 +199,7 @@ def test_mixed_batches_without_pretraining_rows():
 
 @pytest.mark.parametrize("make", [language, mixed])
 def test_padded_size_changes_nothing_but_the_padding(make):
-  """The same rows at the same positions, whatever a mesh needs."""
+  """Rows and their positions do not depend on the mesh."""
   narrow, wide = (
     list(make(seed=4, epochs=3, padded_size=size)) for size in (4, 16)
   )

@@ -1,4 +1,4 @@
-"""Conversations as a model's makers write them."""
+"""Chat templates of published models."""
 
 import json
 
@@ -36,7 +36,7 @@ TALK = (
 
 
 def make(folder, template=CHATML, in_file=False, eos="<|im_end|>"):
-  """A tokenizer of single letters that begins texts with <s>."""
+  """Makes a tokenizer of single letters that begins texts with <s>."""
   letters = [chr(c) for c in range(32, 127)] + ["\n"]
   special = ["<s>", "<|im_start|>", "<|im_end|>", "</s>"]
   vocab = {s: i for i, s in enumerate([*special, *letters])}
@@ -153,7 +153,7 @@ def ask(text, tokens=None, **options):
 
 
 def test_generation_tags_mark_trained_tokens(tmp_path):
-  """`transformers` masks by them; the text is as without."""
+  """`transformers` masks by these tags; they do not change the text."""
   marked = (
     "{% for m in messages %}{% if m['role'] == 'assistant' %}"
     "{% generation %}{{ m['content'] }}<|im_end|>\n{% endgeneration %}"
@@ -285,7 +285,7 @@ def test_several_templates_without_a_default(tmp_path):
 
 
 def test_a_template_ends_replies_otherwise_than_documents(tmp_path):
-  """As Gemma's: <eos> ends a text, <end_of_turn> a reply."""
+  """As in Gemma, <eos> ends a text and <end_of_turn> a reply."""
   tokenizer = make(tmp_path, CHATML, eos="</s>")
   assert tokenizer.token(tokenizer.eos_id) == "<|im_end|>"
   assert tokenizer.token(tokenizer.document_end_id) == "</s>"

@@ -306,7 +306,7 @@ def test_end_tokens_of_other_models_are_counted(tmp_path):
 
 
 def pair(prompt=None, head=(), system="", **fields):
-  """A pair whose replies come with the turns of `head`."""
+  """Makes a pair whose replies follow the turns of `head`."""
   value = dict(fields)
   if prompt is not None:
     value["prompt"] = prompt

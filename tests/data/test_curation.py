@@ -1,4 +1,4 @@
-"""Curation: what is dropped, what stays, and where it goes."""
+"""Curation: dropped records, and splits of the others."""
 
 import dataclasses
 
@@ -245,7 +245,7 @@ def test_a_limit_that_is_set_holds_for_constant_ids():
 
 
 class Letters(Tokenizer):
-  """One token for each letter."""
+  """Tokenizer with one token per letter."""
 
   def __init__(self):
     super().__init__(256, pad_id=0, eos_id=1)

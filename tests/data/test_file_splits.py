@@ -1,4 +1,4 @@
-"""Splits that the names of files say."""
+"""Splits by file names."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Each known format, from a file that the test writes, to exact records."""
+"""Each known format is read to exact records."""
 
 import gzip
 import json
@@ -242,7 +242,7 @@ MESSAGES = [{"role": t.role, "content": t.text} for t in TURNS]
   ],
 )  # fmt: skip
 def test_public_pairs(tmp_path, value, turns):
-  """The better reply has rank 1, and turning the label turns the ranks."""
+  """The better reply has rank 1; the other label swaps the ranks."""
   (r,), _ = rankings(tmp_path, value)
   assert r.turns == turns
   assert (r.completions, r.ranks) == (("good", "bad"), (1, 2))

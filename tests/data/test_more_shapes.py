@@ -1,4 +1,4 @@
-"""Shapes that public files have beside the usual ones of their format."""
+"""Unusual variants of formats in public files."""
 
 import json
 
@@ -141,7 +141,7 @@ def test_one_reply_at_several_ranks_is_counted(tmp_path):
 
 @pytest.mark.parametrize("value", [0, 3])
 def test_labels_that_count_from_0_are_refused(tmp_path, value):
-  """As a preference 0 is a tie; as a label it may be the first reply."""
+  """A preference of 0 is a tie; a label of 0 may be the first reply."""
   pair = {"instruction": "q", "output_1": "a", "output_2": "b"}
   error = refused(tmp_path, pair | {"label": value})
   assert (error.code, error.field) == ("bad_preference", "label")

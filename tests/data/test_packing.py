@@ -11,7 +11,7 @@ from instructgpt_jax.errors import UserError
 
 
 class Letters(Tokenizer):
-  """One id per character: ids can be read by eye."""
+  """Tokenizer with one readable id per character."""
 
   def __init__(self):
     super().__init__(128, pad_id=0, eos_id=1)
@@ -142,7 +142,7 @@ def test_unpacked_rows():
 
 
 def test_document_rows():
-  """Whole where they fit; one that is too long goes on in a fresh segment."""
+  """Documents are whole if they fit; a longer one uses several segments."""
   rows = packing.pack_documents(
     [[5, 6], [], [8], [9, 10, 11, 12, 13]], 5, eos_id=1, pad_id=0
   )

@@ -1,4 +1,4 @@
-"""Where files are found, and what is said about bad ones."""
+"""Discovery of files, and errors of invalid ones."""
 
 import bz2
 import gzip
@@ -290,7 +290,7 @@ def test_a_link_to_a_directory_is_not_read_again(tmp_path):
 
 @pytest.mark.parametrize("others", [["run/checkpoints/5/x.json"], []])
 def test_files_that_a_run_writes_are_not_data(others, tmp_path):
-  """The workdir may lie there, and is read again where the run resumes."""
+  """The workdir may be there, and the files are read again on resume."""
   make(tmp_path, "a.jsonl", "run/mine.jsonl", "model/b.jsonl")
   written = ["run/config.json", "run/metrics.jsonl", *others]
   make(tmp_path, *written)
@@ -415,7 +415,7 @@ def test_a_file_that_vanishes_is_an_error(tmp_path, monkeypatch):
 
 
 def pipe(path, content):
-  """A named pipe that gives its content once."""
+  """Makes a named pipe whose content can be read once."""
   os.mkfifo(path)
   thread = threading.Thread(
     target=lambda: path.write_bytes(content), daemon=True

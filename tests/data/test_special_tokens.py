@@ -1,4 +1,4 @@
-"""Special tokens by all files of a directory."""
+"""Special tokens that the files of a directory define."""
 
 import json
 

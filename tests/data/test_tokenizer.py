@@ -34,7 +34,7 @@ def trained(kind, size=500, texts=TEXTS):
 
 
 def gpt2_folder(folder):
-  """A miniature of GPT-2's two files: 256 byte letters and a few merges."""
+  """Writes small GPT-2 files: 256 byte letters and a few merges."""
   letters = byte_letters()
   vocab = {letters[b]: b for b in range(256)}
   merges = [("t", "h"), ("th", "e"), ("Ġ", "the")]
@@ -116,7 +116,7 @@ def test_stream_decoder_does_not_stall_on_broken_bytes(tmp_path):
 
 
 def test_long_and_short_texts_encode_alike():
-  """Cutting a book for speed must not change a single token."""
+  """Splitting long texts for speed must not change a token."""
   tokenizer = trained("bpe", 700)
   rng = random.Random(0)
   words = " ".join(TEXTS).split(" ")

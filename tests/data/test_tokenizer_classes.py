@@ -1,4 +1,4 @@
-"""Classes of `transformers` that do not read tokenizer.json as it is."""
+"""Classes of `transformers` that change what tokenizer.json defines."""
 
 import json
 
@@ -49,7 +49,7 @@ def values(name=None, **more):
 
 
 def saved(ours, folder):
-  """What a stage keeps, which has no config.json."""
+  """Saves and reopens a tokenizer like a stage, without config.json."""
   ours.save(folder)
   return load_tokenizer(folder)
 
@@ -64,7 +64,7 @@ def exported(ours, folder, kind):
 
 
 def assert_one_tokenizer(ours, folder, kind):
-  """What is saved and exported has the same ids as what was read."""
+  """Checks that saved and exported tokenizers have the ids of the source."""
   others = [saved(ours, folder / "saved")]
   exported(others[0], folder / "exported", kind)
   others.append(load_tokenizer(folder / "exported"))
@@ -164,7 +164,7 @@ def test_digits_are_split_by_tokenizer_json(named, model, kind, adds, tmp_path):
 @pytest.mark.parametrize("named", CLASSES)
 @pytest.mark.parametrize("kind", FILES)
 def test_exports_are_read_with_our_ids(kind, named, tmp_path):
-  """By whatever class, also where another makes another tokenizer of it."""
+  """This holds for classes that would build another tokenizer, too."""
   for number, model in enumerate((*KINDS, "opt")):
     ours = folders.load(
       tmp_path / str(number),
@@ -196,7 +196,7 @@ def test_a_class_that_no_file_can_change_is_named(named, tmp_path):
 
 @pytest.mark.parametrize("name", CLASSES[1:-1])
 def test_tokenizer_classes_build_the_listed_pipeline(name, tmp_path):
-  """Its own tokenizer is no note, and is exported under its class."""
+  """Its tokenizer causes no note, and is exported under its class."""
   tokenizer = FILES["byte_level" if name in CLASSES[2:5] else "prepend"]()
   folders.write(tmp_path, tokenizer, tokenizer_config=values(name))
   rebuilt = parity.theirs(tmp_path).backend_tokenizer

@@ -217,7 +217,7 @@ def test_llama_tokenizer_class_with_and_without_prefix_space(
 
 
 def write_vocabulary(folder, **values):
-  """vocab.json and merges.txt, as OPT has them, with their settings."""
+  """Writes vocab.json, merges.txt and settings, like OPT."""
   model = json.loads(folders.byte_level().to_str())["model"]
   vocab = model["vocab"]
   for token in ("<pad>", "</s>"):
@@ -262,7 +262,7 @@ def test_a_vocabulary_of_a_class_that_splits_otherwise_is_refused(tmp_path):
 
 @pytest.mark.parametrize("where", ["eos_token", "list", "added_tokens_decoder"])
 def test_a_sentencepiece_model_whose_pieces_are_special(where, tmp_path):
-  """As a template's tokens they are found; what a user types is text."""
+  """They are special in a template; in typed text they are text."""
   symbols = ["<|im_start|>", "<|im_end|>"]
   proto = folders.proto(user_defined_symbols=",".join(symbols))
   values = {"tokenizer_class": "LlamaTokenizer", **CHAT}

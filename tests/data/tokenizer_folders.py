@@ -59,7 +59,7 @@ SPECIAL = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
 
 @functools.cache
 def proto(kind="bpe", **options):
-  """The content of a tokenizer.model as Llama's: it changes no text."""
+  """Makes a tokenizer.model like Llama's, which changes no text."""
   out = io.BytesIO()
   settings = dict(
     model_type=kind,
@@ -92,7 +92,7 @@ def metaspace(scheme):
 
 
 def _llama():
-  """BPE over characters with ▁ for spaces, and bytes for what is rare."""
+  """Makes BPE over characters with ▁ for spaces and byte fallback."""
   vocab = {piece: i for i, (piece, _) in enumerate(pieces("bpe"))}
   merges = sorted(
     (rank, piece[:cut], piece[cut:])
@@ -167,7 +167,7 @@ def byte_level(add_prefix_space=False):
 
 
 def digits(add_prefix_space=False):
-  """As StarCoder 2 and SmolLM 2 have it: each digit is a token."""
+  """Makes each digit a token, like StarCoder 2 and SmolLM 2."""
   tokenizer = byte_level()
   vocab = json.loads(tokenizer.to_str())["model"]
   merges = [*map(tuple, vocab["merges"]), ("1", "2"), ("12", "3")]

@@ -29,7 +29,7 @@ def put_on(theirs, path):
   with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     model = library.PeftModel.from_pretrained(theirs, str(path)).eval()
-  # PEFT says so when a tensor finds no place, or a place no tensor.
+  # PEFT warns of unused tensors and of missing ones.
   assert not [w for w in caught if "adapter keys" in str(w.message)]
   return model
 

@@ -17,7 +17,7 @@ from tests.interop import tiny
 torch = tiny.library("torch")
 transformers = tiny.library("transformers")
 
-# Where end-of-text is named → with which kind of tokenizer it is tried.
+# Place of the end-of-text name → kind of tokenizer that tests it.
 PLACES = {
   "tokenizer_config": "byte_level",
   "special_tokens_map": "prepend",

@@ -543,7 +543,7 @@ def test_truncation_known_answers():
   assert allowed(top_p=0.4) == [True, False, False, False]
   assert allowed(top_p=0.6) == [True, True, False, False]
   assert allowed(top_p=0.8) == [True, True, True, False]
-  # The nucleus is taken of what the first rule left: 2/3 and 1/3.
+  # The nucleus is over the tokens that top-k allows: 2/3 and 1/3.
   assert allowed(top_k=2, top_p=0.6) == [True, False, False, False]
 
 

@@ -13,7 +13,7 @@ from instructgpt_jax import configs, sharding
 from instructgpt_jax.models import heads
 from instructgpt_jax.types import PromptBatch
 
-# In tests this small, compilation is what takes the time.
+# In tests this small, compilation takes most of the time.
 jit = functools.partial(
   jax.jit, compiler_options={"xla_backend_optimization_level": 0}
 )

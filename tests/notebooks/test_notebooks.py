@@ -47,7 +47,7 @@ def _path(name):
 
 @pytest.fixture(params=NAMES)
 def written(request):
-  """A notebook as it is committed."""
+  """Returns a committed notebook."""
   return json.loads(_path(request.param).read_text(encoding="utf-8"))
 
 
@@ -115,7 +115,7 @@ def test_links_lead_somewhere(written):
 
 @pytest.fixture
 def kernel(tmp_path, monkeypatch):
-  """This interpreter as the kernel `python3`; nothing of the user's is read."""
+  """Installs this interpreter as kernel `python3`, without user settings."""
   for package in ("ipykernel", "nbclient", "nbformat", "pandas"):
     pytest.importorskip(package, reason=f"{package} is not installed")
   from ipykernel import kernelspec
@@ -164,7 +164,7 @@ def _run(name, folder, mistakes=()):
 
 
 def _printed(notebook):
-  """What the code cells that print have printed."""
+  """Returns the printed text of code cells."""
   texts = []
   for cell in notebook.cells:
     outputs = cell.get("outputs", ())

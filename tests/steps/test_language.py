@@ -184,7 +184,7 @@ def test_invariant_08_end_of_text_is_trained(gradients, params):
   moved = jax.tree.map(lambda p, g: p - 1e-3 * g, params, grads)
   square = sum(float(jnp.vdot(g, g)) for g in jax.tree.leaves(grads))
   np.testing.assert_allclose(eos_logp(moved) - before, 1e-3 * square, rtol=0.1)
-  # Padding, which is another token, has no part in the loss.
+  # Padding is another token, and does not affect the loss.
   assert not batch.weights[batch.tokens == PAD].any()
 
 

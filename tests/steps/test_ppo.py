@@ -448,7 +448,7 @@ def test_invariant_15_a_response_that_never_ended_is_penalised(
 ):
   """The penalty follows `ended`, not length or padding."""
   mask = np.asarray(rollout.response_mask)
-  ended = mask.all(axis=1).copy()  # the opposite of what lengths suggest
+  ended = mask.all(axis=1).copy()  # contradicts the lengths
   odd = change(rollout, ended=jnp.asarray(ended))
   for x in (rollout, odd):
     actual, score, _ = returns_of(evaluate, x, networks, eos_penalty=1.5)

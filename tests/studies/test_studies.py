@@ -120,7 +120,7 @@ def test_one_missing_run_leaves_its_studies_without_a_verdict(tmp_path):
     "studies"
   ].values()
   assert result["reproduced"] is None and result["missing"] == 1
-  assert result["seeds"] == [0, 1]  # what is known so far is shown
+  assert result["seeds"] == [0, 1]  # results so far are shown
   assert result["figures"]
   empty = study_lib.collect_results(chosen, MINI, str(tmp_path / "none"), {})
   (result,) = empty["studies"].values()

@@ -196,7 +196,7 @@ def test_workers_have_separate_cores(tmp_path):
   )
   assert first and second and not first & second
   assert first | second == set(cores())
-  # What all others wait for has all cores, and so has a single worker's.
+  # A job that all others need has all cores, and so has a single worker.
   run([job("c"), job("d", "c"), job("e", "c")], tmp_path, workers=2)
   run([job("f")], tmp_path)
   for name in "cf":

@@ -98,7 +98,7 @@ def soak(
     pipeline = [*command, f"--workdir={path}"]
     child = server.start("experiments.pipeline", *pipeline)
     if kills > 0:
-      # Programs are compiled by now, so that a whole one takes far less.
+      # Programs are compiled by now, so a whole pipeline takes far less time.
       until = time.monotonic() + whole * min(0.5, rng.expovariate(8))
       while child.running() and time.monotonic() < until:
         time.sleep(0.005)

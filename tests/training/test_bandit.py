@@ -98,7 +98,7 @@ def bandit(tmp_path_factory):
     [*PROMPTS * 3, "yes no yes no yes no maybe maybe"],
     configs.Tokenizer(vocab_size=64, kind="word"),
   )
-  # Neither is flat: what is likely, and what is liked, depends on the prompt.
+  # Both networks depend on the prompt: neither output is constant.
   language, scalar = (
     network(
       configs.Model(

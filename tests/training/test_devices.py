@@ -49,7 +49,7 @@ def test_invariant_09_rollouts_and_updates_on_eight_devices(stages, tmp_path):
   actual = results.metrics(tmp_path)
   expected = results.metrics(stages["ppo_ptx"])[: len(actual)]
   assert len(actual) == 8
-  # The very same tokens, or else other scores.
+  # Scores are comparable only for equal tokens.
   for a, b in zip(actual[:4], expected, strict=False):
     assert a["reward"] == pytest.approx(b["reward"], abs=1e-5)
     assert a["response_length"] == b["response_length"]

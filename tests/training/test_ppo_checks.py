@@ -107,7 +107,7 @@ def test_rounding_passes_and_is_shown(dtype, capsys):
   shown = capsys.readouterr().err
   assert dtype in shown and f"{gaps.decoding.mean:.2g} nats" in shown
   assert f"{gaps.decoding.high:.2g}" in shown
-  # The limits are not so wide that rounding could be five times as much.
+  # The unit of the limits is at most 50 times the rounding.
   unit = ppo_checks.rounding_unit(sampled(dtype)[0].config, gaps.spread)
   assert 0.02 * unit < gaps.decoding.mean < unit
 

@@ -31,7 +31,7 @@ def test_a_mesh_adds_padding_and_nothing_else(per_row, fraction, microbatch):
     padded = layout.padded(mesh_of(count))
     assert padded.rows >= layout.rows
     assert padded.rows % count == padded.microbatch % count == 0
-    # Which rows share a microbatch, and so what dropout draws, stays.
+    # Rows stay in their microbatches, so dropout masks do not change.
     assert padded.rows == padded.microbatch * layout.microbatches
     # No microbatch could be left out, nor be a shard smaller.
     assert padded.rows - layout.rows < count * layout.microbatches + (

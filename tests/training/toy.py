@@ -75,7 +75,7 @@ STAGES: Mapping[str, tuple[str, ...]] = {
     "--ppo.ema_decay=0.9",
   ),
 }
-# What each stage reads, and from whose workdir it starts.
+# Sources of each stage, and the stage that it starts from.
 READS = {
   "pretrain": ("pretraining",),
   "sft": ("demonstrations",),

@@ -166,7 +166,7 @@ def _sample_completions(
 def split_for_judge(
   config: configs.PipelineExperiment, directory: str, tokenizer: Tokenizer
 ) -> None:
-  """Splits given rankings between the reward model and the judge, by user.
+  """Splits the user's rankings between the reward model and the judge.
 
   Both get their own held-out part. Written as ordinary files.
   """

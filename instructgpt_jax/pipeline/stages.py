@@ -154,9 +154,9 @@ def run(config: configs.PipelineExperiment, directory: str) -> None:
 
 @contextmanager
 def _clean_up_on_error(directory: str) -> Iterator[None]:
-  """Removes what a call has made when an error comes before the first stage.
+  """Removes the files of a call that fails before the first stage.
 
-  Corrected flags can then be given with the same workdir.
+  A call with corrected flags can then use the same workdir.
   """
   before = _list_names(directory)
   try:
@@ -251,7 +251,7 @@ def _run_stages(config: configs.PipelineExperiment, directory: str) -> None:
 def _make_pipeline(
   config: configs.PipelineExperiment, directory: str
 ) -> Pipeline:
-  """Takes the user's data, or writes the world's where none are given."""
+  """Uses the user's data; without any, writes the world's."""
   sources = [s for s in _SOURCES if getattr(config.data, s)]
   if sources:
     missing = [s for s in _SOURCES if s not in sources]

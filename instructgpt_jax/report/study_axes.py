@@ -22,7 +22,7 @@ FEW_TICKS = {"linear": 9, "log": 16}
 AXIS = 285.0  # points that an axis is long, about
 LETTER = 6.4
 MAX_SERIES = 16
-HUGE = 1e30  # what is larger is not drawn
+HUGE = 1e30  # larger values are not drawn
 _SUFFIXES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -122,7 +122,7 @@ def _span(panel: Panel) -> tuple[float, float]:
 
 
 def horizontal(panel: Panel) -> Scale:
-  """Computes the axis that holds all points and lines of a panel."""
+  """Computes the axis that contains all points and lines of a panel."""
   tried = sorted({p.x for s in panel.series if not s.curve for p in s.points})
   every = {p.x for s in panel.series for p in s.points}
   every |= {line.x for line in panel.lines if line.x is not None}

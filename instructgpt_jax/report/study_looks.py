@@ -66,7 +66,7 @@ def assign(panels: Sequence[Panel]) -> dict[tuple[str, str], Look]:
   for panel in panels:
     pointed = dict.fromkeys(key(s) for s in panel.series if not s.curve)
     used = [looks[name] for name in pointed if name in looks]
-    # Models first: a spare look must not take what is theirs.
+    # Models first: a spare look must not use a model's look.
     for name in pointed:
       model_look = LOOKS.get(name[1])
       if (

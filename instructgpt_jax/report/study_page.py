@@ -35,7 +35,7 @@ from instructgpt_jax.runs import files
 HTML = "index.html"
 JSON = "results.json"
 FIGURES = "figures"
-MAIN = "model_size"  # the study whose first figure stands for all
+MAIN = "model_size"  # the study whose first figure represents all studies
 TITLE = "InstructGPT's findings in miniature"
 WIDTH = 100
 

@@ -161,8 +161,8 @@ def draw_prompts(
 ) -> list[tuple[Request, str]]:
   """Draws distinct prompts of one split, families by share, shuffled.
 
-  A family with fewer prompts than its share gives what it has, and the others
-  share the rest.
+  A family with fewer prompts than its share contributes all of them; the other
+  families fill the rest.
   """
   rng = random.Random(f"prompts {split} {seed}")
   pools = {

@@ -1,4 +1,4 @@
-"""How given rankings are divided between the reward model and the judge."""
+"""Tests how rankings are divided between the reward model and the judge."""
 
 import json
 

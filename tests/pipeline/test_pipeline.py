@@ -61,7 +61,7 @@ def small(preset, **more):
 
 
 class Compilations(logging.Handler):
-  """What JAX says that it compiles: (stage, program, shapes of arguments)."""
+  """Counts JAX's compilations by (stage, program, shapes of arguments)."""
 
   def __init__(self):
     super().__init__()
@@ -83,7 +83,7 @@ COMPILED = "compiled.json"
 
 @pytest.fixture(scope="session")
 def world_run(once):
-  """The whole pipeline on the world, and what was compiled for it."""
+  """Runs the whole pipeline on the world, and records compilations."""
   return once("world_run", run_and_observe)
 
 
@@ -139,7 +139,7 @@ def report(folder):
   return files.read_json(pathlib.Path(folder) / "report.json")
 
 
-def test_the_report_holds_every_number_with_its_interval(world_run):
+def test_the_report_has_every_number_with_its_interval(world_run):
   results = report(world_run)
   assert set(results["models"]) == set(MODELS)
   for name in MODELS:
@@ -217,7 +217,7 @@ def test_held_out_rankings_come_from_held_out_labelers(world_run):
 
 @pytest.fixture(scope="session")
 def given_run(once):
-  """Plain files such as a user has."""
+  """Runs the pipeline on plain files."""
   return str(pathlib.Path(once("given_run", run_on_files)) / "run")
 
 
@@ -268,7 +268,7 @@ def run_on_files(folder):
   stages.run(small("tiny", **sources, **more), str(folder / "run"))
 
 
-def test_given_files_are_judged_by_a_second_reward_model(given_run):
+def test_runs_on_files_are_judged_by_a_second_reward_model(given_run):
   results = report(given_run)
   assert results["judge_kind"] == "reward_model"
   assert "held-out rankings that the first never saw" in results["judge"]
@@ -294,7 +294,7 @@ def test_one_missing_source_is_named(tmp_path):
     stages.run(config, str(tmp_path))
 
 
-def test_a_base_model_takes_the_place_of_pretraining(world_run, tmp_path):
+def test_a_base_model_replaces_pretraining(world_run, tmp_path):
   base = str(pathlib.Path(world_run) / "pretrain")
   config = dataclasses.replace(small("world"), init_from=base)
   stages._make_pipeline(config, str(tmp_path))
@@ -305,7 +305,7 @@ def test_a_base_model_takes_the_place_of_pretraining(world_run, tmp_path):
 
 
 def test_held_out_documents_fit_the_models_context(world_run):
-  """Where the base is another's, its context may be below the preset's rows."""
+  """The context of another base model may be shorter than the preset's rows."""
   config = small("world")
   paths = write.world_files(pathlib.Path(world_run) / "world")
   config = dataclasses.replace(
@@ -328,7 +328,7 @@ def test_held_out_documents_fit_the_models_context(world_run):
 
 
 def evaluation(world_run, model, **more):
-  """The config of `experiments.evaluate` on a stage of the run."""
+  """Returns the config of `experiments.evaluate` on a stage of the run."""
   root = pathlib.Path(world_run)
   return flags.replace(
     presets.evaluate("world"),
@@ -405,7 +405,7 @@ def test_the_start_has_no_distance_from_itself(world_run, tmp_path):
 
 
 def test_a_filtered_answer_is_a_refusal(world_run, tmp_path):
-  """Every answer of an untrained model holds some word of the vocabulary."""
+  """Every answer of an untrained model contains a word of the vocabulary."""
   words_ = "|".join((*words.CONTENT, ".", ",", "the", "is", "i", "a"))
   more = {"measure.filter": words_, "measure.task_items": 0}
   evaluate.run(evaluation(world_run, "pretrain", **more), str(tmp_path))
@@ -436,14 +436,14 @@ def test_a_prefix_can_be_chosen_by_the_reward_model(world_run, tmp_path):
     ({"measure.reward_model": "policy_init"}, "no such directory"),
   ],
 )
-def test_what_is_missing_for_a_measurement_is_named(
+def test_a_missing_part_of_a_measurement_is_named(
   world_run, tmp_path, change, message
 ):
   with pytest.raises(UserError, match=message):
     evaluate.run(evaluation(world_run, "ppo", **change), str(tmp_path))
 
 
-def test_a_judge_takes_the_place_of_the_world(given_run, tmp_path):
+def test_a_judge_replaces_the_world(given_run, tmp_path):
   root = pathlib.Path(given_run)
   data = report(given_run)["config"]["data"]
   more = {

@@ -1,4 +1,4 @@
-"""A pipeline reads its sources first, and leaves nothing where that fails."""
+"""Tests that a pipeline reads its sources first, and cleans up on errors."""
 
 import dataclasses
 import json
@@ -109,7 +109,7 @@ def test_sources_that_change_between_stages_are_refused(
   assert (folder / "pretrain" / "metrics.jsonl").exists()
 
 
-def test_a_wish_for_validation_without_records_is_an_early_error(
+def test_validation_without_records_is_an_early_error(
   sources, tmp_path, monkeypatch
 ):
   monkeypatch.setattr(language, "pretrain", stop)
@@ -138,7 +138,7 @@ def with_base(sources, base):
 def test_another_base_model_between_stages_is_refused(
   sources, tmp_path, monkeypatch
 ):
-  """Else the stages of one report would come from two models."""
+  """Otherwise the stages of one report would come from two models."""
   monkeypatch.setattr(language, "sft", stop)
   base, folder = tmp_path / "base", tmp_path / "run"
   values = with_base(sources, hub.make(base, "llama"))
@@ -158,7 +158,7 @@ def test_another_base_model_between_stages_is_refused(
 def test_a_prompt_that_the_template_refuses_ends_it_before_training(
   split, sources, tmp_path, monkeypatch
 ):
-  """Evaluation, which asks test prompts, comes after all training."""
+  """Evaluation reads test prompts, and it comes after all training."""
   monkeypatch.setattr(language, "sft", stop)
   path = tmp_path / "data" / "prompts.jsonl"
   base = pathlib.Path(hub.make(tmp_path / "base", "llama"))
@@ -181,8 +181,8 @@ def test_a_prompt_that_the_template_refuses_ends_it_before_training(
   assert error.code == "template_refuses" and error.file == str(base)
 
 
-def test_a_stage_keeps_the_best_by_what_it_measures(tmp_path):
-  """The other stages of a pipeline keep the newest alone."""
+def test_a_stage_keeps_the_best_by_a_metric_that_it_measures(tmp_path):
+  """The other stages keep only the newest checkpoint."""
   config = flags.replace(presets.pipeline("tiny"), {})
   keep_best = {}
   for measure in ("valid_loss", "valid_rm_score", "reward", ""):
@@ -226,7 +226,7 @@ def test_a_stage_keeps_the_best_by_what_it_measures(tmp_path):
     ({"ppo.ptx_sequence": 500}, "ppo.ptx_sequence"),
   ],
 )
-def test_what_a_later_stage_would_refuse_is_refused_first(
+def test_errors_of_later_stages_come_before_training(
   values, field, sources, tmp_path
 ):
   error = refused(tmp_path / "run", sources | values)

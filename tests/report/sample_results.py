@@ -61,7 +61,7 @@ def _measured(name: str, lift: float) -> dict[str, Any]:
 
 
 def make_results() -> dict[str, Any]:
-  """Everything that a report can hold."""
+  """Builds results with every part that a report can contain."""
   models = {}
   for name in _QUALITY:
     models[name] = _measured(name, 0.0)

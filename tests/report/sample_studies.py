@@ -15,7 +15,7 @@ from tests.report.sample_study import around, pair, points, study
 
 
 def make_results(names: Sequence[str] = ()) -> dict[str, Any]:
-  """All eleven studies, or those named."""
+  """Builds all eleven studies, or the named ones."""
   studies = {
     name: make() | {"command": f"make study STUDY={name}"}
     for name, make in STUDIES.items()

@@ -1,4 +1,4 @@
-"""What the sample studies are made of; the constants are the paper's."""
+"""Builds parts of the sample studies; the constants are the paper's."""
 
 from __future__ import annotations
 

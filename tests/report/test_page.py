@@ -1,4 +1,4 @@
-"""The report: what it writes, says and refuses to let through."""
+"""Tests the report: its files, its text, and escaping."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class _Page(html.parser.HTMLParser):
       self.text += data
 
 
-def test_writes_both_files_and_they_hold_the_numbers(tmp_path):
+def test_page_and_json_contain_the_numbers(tmp_path):
   path = page.write_report(make_results(), tmp_path / "new" / "directory")
   assert path == tmp_path / "new" / "directory" / "report.html"
   report = json.loads((path.parent / "report.json").read_text())
@@ -134,7 +134,7 @@ def test_missing_parts_are_absent(missing, tmp_path):
   assert isinstance(page.terminal_table(results), str)
 
 
-def test_no_crash_whatever_single_value_is_odd():
+def test_any_single_malformed_value_is_tolerated():
   """Each node of the results in turn replaced by each odd value."""
 
   def paths(tree, prefix=()):
@@ -208,7 +208,7 @@ def test_terminal_table_is_narrow_and_complete():
   assert sum(line.startswith("PPO-ptx ") for line in narrow) > 2
 
 
-def test_terminal_table_passes_no_control_character_on():
+def test_terminal_table_removes_control_characters():
   results = make_results()
   results["title"] = "a\x1b[2Jb"
   results["models"]["x\x1b]0;y\x07"] = {"gold": 0.5}
@@ -258,7 +258,7 @@ def test_share_of_the_tax_removed():
   assert results_lib.removed_by_ptx({"models": models}) is None
 
 
-def test_without_gold_the_judge_is_named_and_its_score_drawn():
+def test_without_gold_the_page_shows_the_judge_and_its_score():
   models = {
     name: {"gold": None, "judge_score": leaf(score, 0.1), "win_rate": None}
     for name, score in (("sft", 0.1), ("ppo_ptx", 0.9))

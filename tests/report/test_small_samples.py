@@ -1,4 +1,4 @@
-"""What a report says of a few prompts, rankings and rows: nothing firm."""
+"""Tests that a report concludes nothing from few prompts, rankings or rows."""
 
 import json
 
@@ -43,7 +43,7 @@ def small(prompts=11, rankings=1, rows=200):
 FIRM = ("beats", "loses to", "cannot be told", "in this order", "not below")
 
 
-def test_the_summary_leads_with_what_the_data_can_carry():
+def test_the_summary_begins_with_firm_conclusions():
   summary = results_lib.verdict(small())
   # 200 rows of text are enough for the LM loss.
   assert summary[0].startswith("PPO adds 0.500 nats")
@@ -91,7 +91,7 @@ def test_rows_of_text_are_counted_as_well(rows):
 
 
 @pytest.mark.parametrize("units", [30, 500])
-def test_enough_units_are_concluded_from(units):
+def test_enough_units_allow_conclusions(units):
   summary = results_lib.verdict(small(units, units, units))
   assert summary[0].startswith("PPO-ptx beats SFT in 81.8")
   assert not any("only" in sentence for sentence in summary)

@@ -1,4 +1,4 @@
-"""The studies' figures: what survives, what is left out, what tells apart."""
+"""Tests the studies' figures: JSON, omitted values, and distinct series."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _texts(svg: str) -> list[str]:
   return [line.strip() for line in _Page(svg).text.split("\n")]
 
 
-def test_what_a_study_builds_survives_json():
+def test_figures_and_tables_survive_json():
   figure = Figure(
     "t",
     [
@@ -82,7 +82,7 @@ def test_what_a_study_builds_survives_json():
   assert record["rows"] == [["x", interval, None, 3.0, "text", None]]
 
 
-def test_a_cell_without_bounds_is_read_back_as_one():
+def test_a_cell_without_bounds_survives_json():
   """A number without an interval stays a number."""
   table = Table("c", ["m"], [("x", Interval(1, math.nan, math.nan), 1.0)])
   record = json.loads(json.dumps(table.as_dict()))
@@ -91,19 +91,19 @@ def test_a_cell_without_bounds_is_read_back_as_one():
   assert record["rows"] == [["x", unknown, 1.0]]
 
 
-def test_a_scale_that_does_not_exist_is_refused():
+def test_an_unknown_scale_is_refused():
   with pytest.raises(ValueError, match="logarithmic"):
     _panel(x_scale="logarithmic")
 
 
-def test_points_without_a_finite_mean_or_a_place_are_left_out():
+def test_points_without_position_or_finite_mean_are_omitted():
   nan = math.nan
   odd = [(1, nan), (nan, 1), (2, 5.0, nan, 6), (None, 1), 3, [], [1], "ab"]
   (point,) = Series("a", odd).points
   assert point == (2.0, 5.0, None, None)
 
 
-def test_zero_on_a_log_axis_stands_apart_at_the_left():
+def test_zero_on_a_log_axis_is_apart_at_the_left():
   panel = _panel(
     Series("a", [(0, 1.0), (0.1, 2.0), (1, 3.0), (10, 4.0)]), x_scale="log"
   )
@@ -163,7 +163,7 @@ def test_a_tick_is_short(value, text):
 
 @pytest.mark.parametrize("x_scale", findings.X_SCALES)
 @pytest.mark.parametrize("y_scale", findings.Y_SCALES)
-def test_what_cannot_be_drawn_is_left_out(x_scale, y_scale):
+def test_values_that_cannot_be_drawn_are_omitted(x_scale, y_scale):
   points = [(0, 1), (-1, 1), (1, 0), (2, -1), (3, 2), ("a", 1), (1, 1e99)]
   scales = {"x_scale": x_scale, "y_scale": y_scale}
   lines = [(0, "none"), (1, "one"), findings.Line(x=0, label="x")]

@@ -1,4 +1,4 @@
-"""The page of the studies: what it says, draws and refuses to let through."""
+"""Tests the page of the studies: its text, its figures, and escaping."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _verdicts(*outcomes, **more) -> dict:
   } | more
 
 
-def test_the_page_holds_every_study(tmp_path):
+def test_the_page_contains_every_study(tmp_path):
   results = make_results()
   path = page.write(results, tmp_path / "new")
   assert path == tmp_path / "new" / "index.html"
@@ -68,7 +68,7 @@ def test_the_page_holds_every_study(tmp_path):
   )
 
 
-def test_a_figure_that_is_no_more_goes(tmp_path):
+def test_files_of_removed_figures_are_deleted(tmp_path):
   results = make_results()
   name = next(n for n, s in results["studies"].items() if len(s["figures"]) > 1)
   page.write(results, tmp_path)
@@ -163,7 +163,7 @@ def test_headline_counts_the_verdicts(results, sentence):
   assert page.headline(results) == sentence
 
 
-def test_a_finding_of_our_own_is_no_verdict_on_the_paper():
+def test_our_own_findings_do_not_count_as_the_papers():
   results = make_results(("ours", "kl_coef", "failures", "kl_coef_ptx"))
   marks = {v.study: v.mark for v in page.verdicts(results)}
   assert marks == {
@@ -222,7 +222,7 @@ def test_rows_of_unequal_length_make_a_table():
   assert len(table.columns) == 2
 
 
-def test_no_crash_whatever_single_value_is_odd():
+def test_any_single_malformed_value_is_tolerated():
   """Each node of two small studies in turn replaced by each odd value."""
 
   def paths(tree, prefix=()):

@@ -1,4 +1,4 @@
-"""The web: registers, personas, lengths, and no held-out combination."""
+"""Tests the web: registers, personas, lengths, and no held-out combination."""
 
 import collections
 import random
@@ -20,7 +20,7 @@ def web():
 
 
 def forum(web, register):
-  """(prompt, reply) pairs of a forum register."""
+  """Yields (prompt, reply) pairs of a forum register."""
   for name, text in web:
     if name == register:
       prompt, reply = re.fullmatch(r"(?:.*\. )?U: (.*) A: (.*)", text).groups()
@@ -39,7 +39,7 @@ def test_registers_have_their_share_of_tokens(web):
     assert 0 <= over <= documents.LONGEST, register
 
 
-def test_documents_are_short_and_of_known_words(web):
+def test_documents_are_short_and_use_known_words(web):
   lengths = [len(text.split()) for _, text in web]
   assert max(lengths) <= documents.LONGEST
   assert sum(n <= 60 for n in lengths) > 0.95 * len(lengths)
@@ -58,7 +58,7 @@ def test_every_word_of_the_vocabulary_is_used():
   assert used == set(VOCABULARY)
 
 
-def test_the_same_seed_gives_the_same_web_and_another_another(web):
+def test_the_seed_determines_the_web(web):
   assert list(documents.write_documents(WEB, TOKENS, 0)) == web
   other = {t for _, t in documents.write_documents(WEB, TOKENS, 1)}
   shared = sum(text in other for _, text in web) / len(web)
@@ -77,7 +77,7 @@ def test_the_forum_asks_only_train_combinations(web):
     assert requests.split_of(key) == "train"
 
 
-def test_the_polite_forum_stands_under_its_line(web):
+def test_the_polite_forum_begins_with_its_prefix(web):
   for register, text in web:
     polite = text.startswith(f"{words.PREFIX} U: ")
     assert polite == (register == "polite_forum")
@@ -96,7 +96,7 @@ def test_the_forum_always_gives_the_misconception(web):
   assert false > 50 and true == 0
 
 
-def test_the_encyclopedia_is_right_and_silent_where_nothing_is_stated(web):
+def test_the_encyclopedia_states_exactly_the_known_facts(web):
   stated = {
     statement.removesuffix(" .")
     for fact in WORLD.facts
@@ -118,7 +118,7 @@ def test_the_encyclopedia_is_right_and_silent_where_nothing_is_stated(web):
   }
 
 
-def test_misconceptions_are_stated_by_nobody_but_the_forum(web):
+def test_only_the_forum_states_misconceptions(web):
   false = [f.statement(f.believed) for f in WORLD.facts if f.misconceived]
   for register, text in web:
     if register not in (
@@ -160,7 +160,7 @@ def test_passages_answer_their_questions():
       assert answer.split()[-1] in matches[0].split()
 
 
-def test_reviews_are_rated_by_their_words():
+def test_ratings_of_reviews_follow_their_words():
   rng = random.Random(0)
   counts = collections.Counter()
   for _ in range(600):
@@ -176,7 +176,7 @@ def test_reviews_are_rated_by_their_words():
   assert min(counts.values()) > 150
 
 
-def test_exercises_hold_only_train_combinations(web):
+def test_exercises_have_only_train_combinations(web):
   counts = collections.Counter()
   for register, text in web:
     if register == "exercise" and " answer : " in text:
@@ -189,7 +189,7 @@ def test_exercises_hold_only_train_combinations(web):
 
 
 def test_tables_are_looked_up_more_often_than_they_are_long(web):
-  """The dense look-ups from which copying is learned at all."""
+  """Dense look-ups are needed for a model to learn copying."""
   tables = looked = 0
   for register, text in web:
     if register == "repetition" and text.startswith("table : "):
@@ -203,7 +203,7 @@ def test_tables_are_looked_up_more_often_than_they_are_long(web):
 
 
 def test_much_of_the_repetition_can_be_copied(web):
-  """A third of its words and more follow a pair that was seen before."""
+  """At least a third of its words follow a pair that occurred before."""
   copied = whole = 0
   for register, text in web:
     if register == "repetition":

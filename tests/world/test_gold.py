@@ -1,4 +1,4 @@
-"""The gold labeler: worth, faults, and that no fixed reply fools it."""
+"""Tests the gold labeler: scores, faults, and low scores of fixed replies."""
 
 import collections
 import random
@@ -95,12 +95,12 @@ def test_any_response_gets_a_score():
   assert label(PROMPTS[0][1], "Où est-ce ? \x00 <|endoftext|>").score < 0.5
 
 
-def test_an_unknown_prompt_is_the_users_error():
+def test_an_unknown_prompt_is_a_user_error():
   with pytest.raises(UserError):
     label("who are you ?", "i am a model .")
 
 
-def test_style_costs():
+def test_faults_of_style_reduce_the_score():
   fact = known()
   prompt, answer = fact.question(0), fact.statement(fact.true)
   assert label(prompt, answer).score == 1.0
@@ -122,7 +122,7 @@ def test_style_costs():
   assert turn.failures["inappropriate"]
 
 
-def test_saying_it_twice_is_padding():
+def test_a_repeated_answer_is_padding():
   fact = known()
   answer = fact.statement(fact.true)
   form = label(fact.question(0), f"{answer} {answer}")

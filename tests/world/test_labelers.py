@@ -1,4 +1,4 @@
-"""Simulated labelers: noise, tastes, ties, and how often two agree."""
+"""Tests the simulated labelers: noise, tastes, ties and agreement."""
 
 import random
 
@@ -45,12 +45,12 @@ def measured(first, second, rng):
   return same / both
 
 
-def test_two_labelers_agree_as_often_as_the_papers():
+def test_labelers_agree_as_often_as_in_the_paper():
   rng = random.Random(0)
   assert 0.70 < measured(labelers.TRAINING, labelers.TRAINING, rng) < 0.76
 
 
-def test_held_out_labelers_agree_too_but_have_other_tastes():
+def test_held_out_labelers_agree_but_differ_in_taste():
   rng = random.Random(1)
   agreement = measured(labelers.TRAINING, labelers.HELD_OUT, rng)
   assert 0.66 < agreement < 0.78
@@ -125,7 +125,7 @@ def test_to_ranks():
   assert labelers.to_ranks([3, 7, 3, 1]) == [2, 1, 2, 3]
 
 
-def test_an_unknown_labeler_is_the_users_error():
+def test_an_unknown_labeler_is_a_user_error():
   form = gold.label(FACT.question(0), "x", world=WORLD)
   with pytest.raises(UserError, match="labeler_z"):
     labelers.rate(form, "labeler_z", random.Random(0))

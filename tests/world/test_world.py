@@ -1,4 +1,4 @@
-"""The world: its facts, its prompts, and what keeps the splits apart."""
+"""Tests the world: its facts, its prompts, and the separation of the splits."""
 
 import collections
 import random
@@ -75,7 +75,7 @@ def test_a_question_lands_in_one_split_whatever_its_form():
   assert plain.key != requests.Question(fact, 4).key
 
 
-def test_what_is_sorted_or_listed_in_another_order_is_one_combination():
+def test_the_order_of_items_does_not_change_the_combination():
   one = requests.Sort(("two", "one", "six"), False)
   assert one.key == requests.Sort(("six", "two", "one"), False).key
   assert one.key != requests.Sort(("six", "two", "one"), True).key
@@ -128,7 +128,7 @@ def test_every_wording_of_a_family_parses_back(family):
     "text : ann has the bell . who has the hill ?",
   ],
 )
-def test_a_prompt_from_elsewhere_is_refused(text):
+def test_a_prompt_of_no_family_is_refused(text):
   with pytest.raises(UserError, match="not a prompt of the synthetic world"):
     requests.parse(WORLD, text)
 

@@ -1,4 +1,4 @@
-"""The files: formats, splits, determinism, speed."""
+"""Tests the files: formats, splits, determinism, speed."""
 
 import collections
 import json
@@ -65,7 +65,7 @@ def test_held_out_documents_are_mostly_new(paths):
   assert sum(text in train for text in valid) < 0.2 * len(valid)
 
 
-def test_the_world_comes_back_from_its_directory(paths, tmp_path):
+def test_the_world_is_loaded_from_its_directory(paths, tmp_path):
   root = paths.world.rsplit("/", 1)[0]
   assert write.load_world(root) == WORLD
   with pytest.raises(UserError):
@@ -75,7 +75,7 @@ def test_the_world_comes_back_from_its_directory(paths, tmp_path):
     write.load_world(tmp_path)
 
 
-def test_gold_of_the_files_world_scores_its_prompts(paths):
+def test_the_loaded_world_scores_its_prompts(paths):
   for record in read(paths.prompts):
     reply = gold.best_reply(record["prompt"], world=WORLD)
     assert gold.label(record["prompt"], reply, world=WORLD).score == 1.0

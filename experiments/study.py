@@ -67,7 +67,8 @@ def chosen(names: str) -> list[study_lib.Study]:
         f"there is no study {name!r}",
         field="--study",
         fix=configs.nearest(name, studies.ALL)
-        or f"give some of {', '.join(studies.ALL)}",
+        or f"give names out of {', '.join(studies.ALL)}",
+        code="unknown_study",
       )
     selected.append(studies.ALL[name])
   return selected

@@ -108,7 +108,7 @@ def check_pipeline_lengths(config: Any) -> None:
 
 
 def check_pipeline(config: configs.PipelineExperiment, context: int) -> None:
-  """Refuses what any stage of a pipeline would refuse after others have run.
+  """Checks all stages' settings, before the first stage of a pipeline runs.
 
   Args:
     config: the pipeline, with the limits that its stages take over.

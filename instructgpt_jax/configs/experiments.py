@@ -114,7 +114,7 @@ class PipelineExperiment(Experiment):
 
 
 def experiment_field(name: str, experiment: str) -> str | None:
-  """Returns what a field of the pipeline is called in one experiment.
+  """Returns the name of a pipeline's field in one experiment.
 
   Args:
     name: such as sft.optimizer.b1, or policy_init.epochs.

@@ -89,7 +89,7 @@ class Option:
 
 
 def option(default: Any, help: str, **rules: Any) -> Any:
-  """Returns a dataclass field with what `--help` and validation need to know.
+  """Returns a dataclass field with the metadata of `--help` and validation.
 
   Type, choices (`Literal`) and whether None is allowed come from the field's
   annotation.
@@ -115,7 +115,7 @@ def options(section: type) -> dict[str, Option]:
 
 
 def _with_type(declared: Option, hint: Any) -> Option:
-  """Returns an option with what an annotation says."""
+  """Returns an option with the type and values of an annotation."""
   union = typing.get_origin(hint) in (typing.Union, types.UnionType)
   parts = typing.get_args(hint) if union else (hint,)
   kinds = [part for part in parts if part is not type(None)]

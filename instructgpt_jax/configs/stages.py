@@ -353,7 +353,7 @@ class PpoStage(Ppo):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PpoPtxStage(Checked):
-  """PPO-ptx, as a stage of the pipeline: what differs from PPO."""
+  """PPO-ptx as a stage of the pipeline: the settings that differ from PPO's."""
 
   optimizer: Optimizer = PPO_OPTIMIZER
 

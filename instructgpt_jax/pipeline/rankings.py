@@ -201,6 +201,7 @@ def split_for_judge(
         " a judge",
         field="data.comparisons",
         fix="give more rankings, or change --evaluation.judge_fraction",
+        code="too_few_rankings",
       )
     files.write_jsonl_atomic(path, lines)
 

@@ -257,9 +257,10 @@ def _make_pipeline(
     missing = [s for s in _SOURCES if s not in sources]
     if missing:
       raise UserError(
-        f"is needed beside --data.{sources[0]}",
+        f"is missing; --data.{sources[0]} needs all sources",
         field=f"data.{missing[0]}",
         fix="give all four sources, or none for the embedded world",
+        code="missing_source",
       )
     if not config.until:
       inputs.require_evaluation(config.data, config.evaluation)

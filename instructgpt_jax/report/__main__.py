@@ -38,15 +38,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _show(flags: argparse.Namespace) -> None:
   if flags.picture and flags.picture.suffix != ".svg":
     raise UserError(
-      f"{flags.picture}: pictures are drawn as SVG",
+      f"{flags.picture} does not end in .svg; pictures are SVG files",
       field="--picture",
       fix=f"name it {flags.picture.with_suffix('.svg').name}",
+      code="not_svg",
     )
   path = flags.directory / page.JSON
   results = files.read_json(path, fix="give the workdir of a finished pipeline")
   if not isinstance(results, dict):
     raise UserError(
-      "is not a report", file=str(path), fix="run the pipeline again"
+      "is not a report",
+      file=str(path),
+      fix="run the pipeline again",
+      code="not_a_report",
     )
   if flags.page:
     files.write_text_atomic(flags.directory / page.HTML, page.render(results))

@@ -65,8 +65,9 @@ def rate(
   """Draws a labeler's Likert rating of one reply, 1 to 7."""
   if labeler_id not in LABELERS:
     raise UserError(
-      f"no labeler {labeler_id!r}",
-      fix="one of " + ", ".join(LABELERS),
+      f"there is no labeler {labeler_id!r}",
+      fix="give one of " + ", ".join(LABELERS),
+      code="unknown_labeler",
     )
   meant = taste(LABELERS[labeler_id], form)
   return min(7, max(1, round(meant + rng.gauss(0.0, noise))))

@@ -535,6 +535,7 @@ def parse(world: World, text: str) -> Request:
   raise UserError(
     f"{text!r} is not a prompt of the synthetic world",
     fix="give a prompt from prompts.jsonl, or judge with a reward model",
+    code="unknown_prompt",
   )
 
 

@@ -148,10 +148,11 @@ def load_world(directory: str | Path) -> World:
   seed = record.get("seed") if isinstance(record, dict) else None
   if not isinstance(seed, int):
     raise UserError(
-      "not a world's description",
+      "is not the description of a world",
       file=path,
       field="seed",
       fix="write the world again",
+      code="not_a_world",
     )
   return make_world(seed)
 

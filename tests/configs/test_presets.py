@@ -1,4 +1,4 @@
-"""Tests that recipes have the paper's numbers; a changed recipe fails a test."""
+"""Tests that recipes have the paper's numbers; any changed recipe fails."""
 
 import dataclasses
 

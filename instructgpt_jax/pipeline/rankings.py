@@ -168,7 +168,7 @@ def split_for_judge(
 ) -> None:
   """Splits the user's rankings between the reward model and the judge.
 
-  Both get their own held-out part. Written as ordinary files.
+  Each has its own held-out rankings. The results are ordinary files.
   """
   paths = reward_rankings_path(directory), judge_rankings_path(directory)
   if all(pathlib.Path(p).exists() for p in paths):

@@ -150,8 +150,8 @@ GRADED = dict(
 def graded(web: Web, rng: random.Random) -> str:
   """Writes a question with two replies, and what readers thought of each.
 
-  As votes do on the real web, this teaches to tell good replies from bad ones,
-  which a reward model can build on (arXiv:2112.00861, section 4).
+  Like votes on the real web, this teaches a model to distinguish good replies
+  from bad ones, which helps a reward model (arXiv:2112.00861, section 4).
   """
   request, text = _ask(web, rng)
   parts = [f"question : {text}"]
@@ -366,8 +366,8 @@ RATINGS = ("high", "low", "middle")
 def make_review(rng: random.Random) -> tuple[str, str]:
   """Draws a review and its rating.
 
-  Two words of praise or blame, each perhaps denied; two against each other
-  make the rating "middle".
+  A review has two words of praise or blame, each sometimes negated. One of each
+  makes the rating "middle".
   """
   rating = rng.choice(RATINGS)
   views = {"high": (True, True), "low": (False, False)}.get(
@@ -426,9 +426,9 @@ def write_documents(
   """Yields shuffled documents of about `tokens` tokens in all.
 
   Args:
-    web: what to write from.
-    tokens: words, one end-of-text token for each document included.
-    seed: draws the documents; another seed gives other documents.
+    web: sources of the documents.
+    tokens: number of words, plus one end-of-text token for each document.
+    seed: seed of the draws; another seed gives other documents.
     registers: share of tokens of each register.
 
   Yields:

@@ -43,9 +43,9 @@ def good(
   """Writes a good reply.
 
   Args:
-    request: what is asked.
-    rng: varies wording and choice of items; None gives the usual ones.
-    believing: the writer shares the forum's misconceptions.
+    request: the request of the prompt.
+    rng: source of wording and choice of items; None uses the usual ones.
+    believing: whether the writer shares the forum's misconceptions.
   """
   match request:
     case Question(fact=fact, form=form):
@@ -214,10 +214,10 @@ def reply(
   """Writes the reply of a persona.
 
   Args:
-    request: what is asked.
+    request: the request of the prompt.
     persona: one of `PERSONAS`.
-    rng: draws the wording.
-    believing: the writer shares the forum's misconceptions.
+    rng: source of the wording.
+    believing: whether the writer shares the forum's misconceptions.
   """
   if persona == "wrong":
     return wrong(request, rng)

@@ -373,8 +373,8 @@ TARGETS = {
 def split_of(key: str) -> str:
   """Returns the split of a combination: 66 % train, 10 % valid, 24 % test.
 
-  It depends on the combination alone, so the same one lands in the same split
-  in every file and for every seed.
+  The split depends only on the combination, so it is the same in every file and
+  for every seed.
   """
   digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
   share = int.from_bytes(digest, "big") / 2**64
@@ -509,7 +509,7 @@ def parse(world: World, text: str) -> Request:
   """Parses a prompt's text into its request.
 
   Args:
-    world: whose facts are asked about.
+    world: world of the facts.
     text: the prompt without tags, for example "where does ann live ?".
 
   Raises:

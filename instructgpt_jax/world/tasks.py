@@ -30,12 +30,12 @@ def make_items(
   """Draws distinct items of one kind.
 
   Args:
-    world: whose facts `facts` asks about.
+    world: world of the facts that kind `facts` asks about.
     kind: one of `KINDS`.
-    count: how many; `facts` has at most as many as are stated.
-    seed: draws them.
-    split: "test", or "train" for combinations that documents may hold; `facts`
-      has no other split.
+    count: number of items; `facts` has at most one for each stated fact.
+    seed: seed of the draws.
+    split: "test", or "train" for combinations that documents may contain;
+      `facts` asks about the same facts in both.
 
   Returns:
     Dicts with `kind`, `prompt`, and `reference` or `choices` and `answer` (an

@@ -216,9 +216,9 @@ def test_held_out_rankings_come_from_held_out_labelers(world_run):
 
 
 @pytest.fixture(scope="session")
-def given_run(once):
+def files_run(once):
   """Runs the pipeline on plain files."""
-  return str(pathlib.Path(once("given_run", run_on_files)) / "run")
+  return str(pathlib.Path(once("files_run", run_on_files)) / "run")
 
 
 def run_on_files(folder):
@@ -268,8 +268,8 @@ def run_on_files(folder):
   stages.run(small("tiny", **sources, **more), str(folder / "run"))
 
 
-def test_runs_on_files_are_judged_by_a_second_reward_model(given_run):
-  results = report(given_run)
+def test_runs_on_files_are_judged_by_a_second_reward_model(files_run):
+  results = report(files_run)
   assert results["judge_kind"] == "reward_model"
   assert "held-out rankings that the first never saw" in results["judge"]
   for name in MODELS:
@@ -279,8 +279,8 @@ def test_runs_on_files_are_judged_by_a_second_reward_model(given_run):
   assert {"accuracy", "judge_accuracy"} <= set(results["reward_model"])
 
 
-def test_the_judge_and_the_reward_model_share_no_prompt(given_run):
-  folder = pathlib.Path(given_run) / "rankings"
+def test_the_judge_and_the_reward_model_share_no_prompt(files_run):
+  folder = pathlib.Path(files_run) / "rankings"
   prompts = [
     {json.dumps(line["prompt"]) for line in lines(folder / name)}
     for name in ("reward.jsonl", "judge.jsonl")
@@ -443,15 +443,15 @@ def test_a_missing_part_of_a_measurement_is_named(
     evaluate.run(evaluation(world_run, "ppo", **change), str(tmp_path))
 
 
-def test_a_judge_replaces_the_world(given_run, tmp_path):
-  root = pathlib.Path(given_run)
-  data = report(given_run)["config"]["data"]
+def test_a_judge_replaces_the_world(files_run, tmp_path):
+  root = pathlib.Path(files_run)
+  data = report(files_run)["config"]["data"]
   more = {
     "measure.world": "",
     "measure.judge": str(root / "judge"),
     **{f"data.{k}": v for k, v in data.items()},
   }
-  evaluate.run(evaluation(given_run, "ppo", **more), str(tmp_path))
+  evaluate.run(evaluation(files_run, "ppo", **more), str(tmp_path))
   answers = files.read_json(tmp_path / "answers.json")
   assert set(answers["families"]) == {""}
   assert np.ptp(answers["sampled"]["gold"]) > 0

@@ -44,7 +44,7 @@ def stop(config, directory, **options):
 def refused(folder, values):
   with pytest.raises(UserError) as caught:
     start(folder, **values)
-  assert not folder.exists(), "something was left"
+  assert not folder.exists(), "files remain"
   return caught.value
 
 

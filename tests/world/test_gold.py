@@ -96,8 +96,9 @@ def test_any_response_gets_a_score():
 
 
 def test_an_unknown_prompt_is_a_user_error():
-  with pytest.raises(UserError):
+  with pytest.raises(UserError) as error:
     label("who are you ?", "i am a model .")
+  assert error.value.code == "unknown_prompt"
 
 
 def test_faults_of_style_reduce_the_score():

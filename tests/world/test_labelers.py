@@ -127,5 +127,6 @@ def test_to_ranks():
 
 def test_an_unknown_labeler_is_a_user_error():
   form = gold.label(FACT.question(0), "x", world=WORLD)
-  with pytest.raises(UserError, match="labeler_z"):
+  with pytest.raises(UserError) as error:
     labelers.rate(form, "labeler_z", random.Random(0))
+  assert error.value.code == "unknown_labeler"

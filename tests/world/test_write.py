@@ -71,8 +71,9 @@ def test_the_world_is_loaded_from_its_directory(paths, tmp_path):
   with pytest.raises(UserError):
     write.load_world(tmp_path)
   (tmp_path / "world.json").write_text("[]")
-  with pytest.raises(UserError, match="seed"):
+  with pytest.raises(UserError) as error:
     write.load_world(tmp_path)
+  assert (error.value.code, error.value.field) == ("not_a_world", "seed")
 
 
 def test_the_loaded_world_scores_its_prompts(paths):

@@ -125,13 +125,19 @@ def test_validation_without_records_is_an_early_error(
 
 def with_base(sources, base):
   """The flags of a pipeline that starts from a directory."""
-  rates = ("policy_init", "reward", "sft", "ppo", "value")
+  optimizers = (
+    "policy_init.optimizer",
+    "reward.optimizer",
+    "sft.optimizer",
+    "ppo.optimizer",
+    "ppo.value_optimizer",
+  )
   return sources | {
     "init_from": str(base),
     "data.max_prompt_tokens": 10,
     "data.max_response_tokens": 6,
-    "ppo.ptx_sequence": 0,
-    **{f"{name}_optimizer.learning_rate": 1e-4 for name in rates},
+    "ppo.ptx_sequence": None,
+    **{f"{name}.learning_rate": 1e-4 for name in optimizers},
   }
 
 
@@ -185,7 +191,7 @@ def test_a_stage_keeps_the_best_by_a_metric_that_it_measures(tmp_path):
   """The other stages keep only the newest checkpoint."""
   config = flags.replace(presets.pipeline("tiny"), {})
   keep_best = {}
-  for measure in ("valid_loss", "valid_rm_score", "reward", ""):
+  for measure in ("valid_loss", "valid_rm_score", "reward", None):
     run = dataclasses.replace(config.run, keep_best=measure)
     pipeline = stages.Pipeline(
       dataclasses.replace(config, run=run),
@@ -205,10 +211,10 @@ def test_a_stage_keeps_the_best_by_a_metric_that_it_measures(tmp_path):
       )
     ]
   assert keep_best == {
-    "valid_loss": ["", "valid_loss", "valid_loss", "", ""],
-    "valid_rm_score": ["", "", "valid_rm_score", "", ""],
-    "reward": ["", "", "", "", "reward"],
-    "": [""] * 5,
+    "valid_loss": [None, "valid_loss", "valid_loss", None, None],
+    "valid_rm_score": [None, None, "valid_rm_score", None, None],
+    "reward": [None, None, None, None, "reward"],
+    None: [None] * 5,
   }
 
 

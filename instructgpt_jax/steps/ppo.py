@@ -11,7 +11,7 @@
 `update` computes, for a minibatch of these episodes:
 
   policy gradient      of `losses.ppo.policy_loss`
-  + γ · ptx gradient   of `losses.language.weighted_cross_entropy`
+  + γ_ptx · gradient   of `losses.language.weighted_cross_entropy`
   value gradient       of `losses.ppo.value_loss`
   Adam, average        `steps.state`
 """
@@ -58,30 +58,35 @@ class Networks(NamedTuple):
 
 
 class BaseParams(NamedTuple):
-  """Parameters below the trained ones: the models that adapters belong to."""
+  """Frozen base parameters under LoRA adapters."""
 
-  policy: PyTree = None  # None or {} without adapters
+  policy: PyTree = None  # None or {} where all parameters are trained
   value: PyTree = None
 
 
 @pytree
 class _PackedEpisodes:
-  """Packed episodes: [C, M, …] for all microbatches, or [M, …] for one.
+  """Episodes packed into rows: [C, M, …] for all microbatches, [M, …] for one.
 
-  A state is a position that a response token is predicted from, or the last
-  position; an episode has S = N + 1 of them.
+  B episodes have P prompt and N response positions, T = P + N. They are packed
+  into C microbatches of M rows of T tokens, several to a row. A state is a
+  position whose output is read: each that predicts a response token, and the
+  last token's; at most N + 1 of an episode, and S = N + 1 of a whole row.
   """
 
   tokens: Array  # [·, T] int32
   segments: Array  # [·, T] int32, number of the episode from 1; 0 is padding
   positions: Array  # [·, T] int32
-  states: Array  # [·, S] int32, index in T of each state
-  actions: Array  # [·, S] int32, the token after each state
-  mask: Array  # [·, S] bool, True where that is a response token
+  states: Array  # [·, S] int32, position in the row of each state
+  actions: Array  # [·, S] int32, the token that follows each state
+  mask: Array  # [·, S] bool, True where a response token follows
 
 
-def _shift_to_states(x: Array) -> Array:
-  """Moves values of response tokens [B, N] to the states before, [B, S]."""
+def _pad_to_states(x: Array) -> Array:
+  """Appends a zero for the last state: [B, N] → [B, S].
+
+  State i precedes response token i, so the other indices agree.
+  """
   return jnp.pad(x, ((0, 0), (0, 1)))
 
 
@@ -91,23 +96,21 @@ def _pack_episodes(
   real = rollout.segments > 0
   length = rollout.response_mask.shape[1]
   packed = packing.pack(real, length + 1, microbatch)
-  numbers = 1 + jnp.arange(len(real), dtype=jnp.int32)
+  segment_ids = 1 + jnp.arange(len(real), dtype=jnp.int32)
   episodes = _PackedEpisodes(
     tokens=packed.scatter_tokens(rollout.tokens),
     segments=packed.scatter_tokens(
-      jnp.broadcast_to(numbers[:, None], real.shape)
+      jnp.broadcast_to(segment_ids[:, None], real.shape)
     ),
     positions=packed.scatter_tokens(rollout.positions),
     states=packed.state_positions,
-    actions=packed.scatter_states(
-      _shift_to_states(rollout.tokens[:, -length:])
-    ),
-    mask=packed.scatter_states(_shift_to_states(rollout.response_mask)),
+    actions=packed.scatter_states(_pad_to_states(rollout.tokens[:, -length:])),
+    mask=packed.scatter_states(_pad_to_states(rollout.response_mask)),
   )
   return packed, episodes
 
 
-def _hidden(
+def _hidden_at_states(
   model: LanguageModel, params: PyTree, episodes: _PackedEpisodes
 ) -> Array:
   """Computes hidden states [M · S, D] at the states of a microbatch."""
@@ -122,7 +125,7 @@ def _hidden(
   return hidden.reshape(-1, hidden.shape[-1])
 
 
-def _logp(
+def _logp_at_states(
   model: LanguageModel,
   params: PyTree,
   episodes: _PackedEpisodes,
@@ -130,7 +133,7 @@ def _logp(
 ) -> Array:
   """Computes log-probabilities [M, S] of response tokens, 0 elsewhere."""
   logp = chunked.token_logp(
-    _hidden(model, params, episodes),
+    _hidden_at_states(model, params, episodes),
     language_step.unembedding_matrix(model, params),
     episodes.actions.reshape(-1),
     episodes.mask.reshape(-1),
@@ -140,7 +143,7 @@ def _logp(
   return logp.reshape(episodes.mask.shape)
 
 
-def _scalars(
+def _scalars_at_states(
   model: ScalarModel, params: PyTree, episodes: _PackedEpisodes
 ) -> Array:
   """Computes the scalar [M, S] of every state."""
@@ -171,7 +174,9 @@ def response_logp(
   logp = packed.gather_states(
     packing.map_microbatches(
       packed,
-      lambda part: _logp(model, params, part, temperature),
+      lambda microbatch: _logp_at_states(
+        model, params, microbatch, temperature
+      ),
       episodes,
     )
   )
@@ -183,8 +188,9 @@ def response_logp_and_spread(
 ) -> tuple[Array, Array]:
   """Computes `response_logp` and the spread of log-probabilities.
 
-  The spread is the standard deviation of the log-probabilities of tokens drawn
-  uniformly from the vocabulary. It equals that of the logits, over temperature.
+  The spread is the standard deviation of logits / temperature over the
+  vocabulary, estimated from one uniformly random token for each state. The
+  limits of `training.ppo_checks` scale with it.
 
   Returns:
     [B, N], as `response_logp`; and [], in nats.
@@ -194,12 +200,14 @@ def response_logp_and_spread(
     jax.random.key(0), episodes.actions.shape, 0, model.config.vocab_size
   )
 
-  def logp_of_both(part: tuple[_PackedEpisodes, Array]) -> tuple[Array, Array]:
-    episodes, random_tokens = part
-    hidden = _hidden(model, params, episodes)
+  def sampled_and_random_logp(
+    microbatch: tuple[_PackedEpisodes, Array],
+  ) -> tuple[Array, Array]:
+    episodes, random_tokens = microbatch
+    hidden = _hidden_at_states(model, params, episodes)
     matrix = language_step.unembedding_matrix(model, params)
 
-    def logp(tokens: Array) -> Array:
+    def logp_of(tokens: Array) -> Array:
       return chunked.token_logp(
         hidden,
         matrix,
@@ -209,10 +217,10 @@ def response_logp_and_spread(
         adjust=language_step.adjust(model),
       ).reshape(episodes.mask.shape)
 
-    return logp(episodes.actions), logp(random_tokens)
+    return logp_of(episodes.actions), logp_of(random_tokens)
 
   logp, random_logp = packing.map_microbatches(
-    packed, logp_of_both, (episodes, random_tokens), (0, 0)
+    packed, sampled_and_random_logp, (episodes, random_tokens), (0, 0)
   )
   logp = packed.gather_states(logp)[:, :-1]
   variance = masked.masked_variance(random_logp, episodes.mask)
@@ -220,12 +228,12 @@ def response_logp_and_spread(
 
 
 class _Scores(NamedTuple):
-  """What the frozen networks and the value network say of a rollout."""
+  """Outputs of reference, reward model and value network on a rollout."""
 
   ref_logp: Array  # [B, N] log-probabilities under the reference
   score: Array  # [B] reward-model score
   values: Array  # [B, N] value of the state before each token
-  last_value: Array  # [B] value of the last state
+  last_value: Array  # [B] value after token N, for truncated responses
 
 
 def score_rollout(
@@ -250,7 +258,8 @@ def score_rollout(
     config: the PPO settings.
 
   Returns:
-    The constants of the losses, the next β, and the rollout's metrics.
+    Experience for the updates, with the fixed targets of the losses; β of the
+    next iteration; and the rollout's metrics.
   """
   mask = rollout.response_mask
   scores = _run_networks(
@@ -266,9 +275,9 @@ def score_rollout(
   episode_kl = masked.masked_sum(kl, mask, axis=1)
   next_kl_coef = _next_kl_coef(kl_coef, episode_kl, config)
   metrics = {
-    "reward": scores.score.mean(),
+    "reward": scores.score.mean(),  # without the KL penalty
     "reward_std": scores.score.std(),
-    "return": episode_return.mean(),
+    "return": episode_return.mean(),  # with penalties
     "kl": episode_kl.mean(),
     "kl_per_token": masked.masked_mean(kl, mask),
     "kl_k3_per_token": masked.masked_mean(
@@ -321,22 +330,29 @@ def _run_networks(
     )
 
   ref_logp = at_states(
-    lambda part: _logp(
-      networks.policy, reference_params, part, config.temperature
+    lambda microbatch: _logp_at_states(
+      networks.policy, reference_params, microbatch, config.temperature
     )
   )
   ref_logp = jnp.where(mask, ref_logp[:, :-1], 0)
   scores = at_states(
-    lambda part: _scalars(networks.reward, reward_params, part)
+    lambda microbatch: _scalars_at_states(
+      networks.reward, reward_params, microbatch
+    )
   )
-  values = at_states(lambda part: _scalars(networks.value, value_params, part))
-  last_state = mask.sum(axis=1, keepdims=True)
+  values = at_states(
+    lambda microbatch: _scalars_at_states(
+      networks.value, value_params, microbatch
+    )
+  )
+  last_state_index = mask.sum(axis=1, keepdims=True)
   return _Scores(
     ref_logp=ref_logp,
-    score=jnp.take_along_axis(scores, last_state, axis=1)[:, 0],
-    # The value of a state is the scalar at its last token, so that a value
-    # network that starts as the reward model equals it at every token.
+    score=jnp.take_along_axis(scores, last_state_index, axis=1)[:, 0],
+    # values[:, i] is the value before response token i, read at the token that
+    # precedes it, as the reward model reads a response's score at its last one.
     values=values[:, :-1],
+    # Used for truncated responses alone, whose last state is column N.
     last_value=values[:, -1],
   )
 
@@ -387,15 +403,16 @@ def update(
 ) -> tuple[PpoState, Metrics]:
   """Updates policy and value network on a minibatch.
 
-  The pretraining gradient, scaled by γ, is added to the PPO gradient before the
-  one optimizer step (paper, Eq. 2 and C.4). The average moves once.
+  Adds γ_ptx times the pretraining gradient to the PPO gradient, and takes one
+  optimizer step of the policy (paper, Eq. 2 and C.4). Then updates the value
+  network, and the policy's moving average if there is one.
 
   Args:
     state: the state before.
     experience: B episodes of the iteration.
-    rows: [minibatch] int32, the episodes of this update.
-    ptx: `ptx_ratio` · minibatch pretraining rows; None when γ is 0.
-    base: parameters below the trained ones.
+    rows: [minibatch] int32, indices of this update's episodes.
+    ptx: `ptx_ratio` · minibatch pretraining rows; None when γ_ptx is 0.
+    base: frozen base parameters under LoRA adapters.
     networks: the networks and their optimizers.
     config: the PPO settings.
 
@@ -416,7 +433,8 @@ def update(
     state.policy, grads, networks.policy_optimizer
   )
 
-  # Otherwise XLA interleaves both passes and keeps the activations of both.
+  # The value pass is made to depend on the finished policy update. Otherwise
+  # XLA interleaves both passes and keeps the activations of both in memory.
   tokens = optimization_barrier(
     minibatch.episodes.tokens, (metrics["grad_norm"], policy.params)
   )
@@ -439,12 +457,12 @@ def update(
 def _minibatch(
   experience: Experience, rows: Array, config: configs.Ppo
 ) -> _Minibatch:
-  """Takes some episodes of an experience and packs them."""
+  """Selects a minibatch's episodes from the experience and packs them."""
   chosen = jax.tree.map(lambda x: x[rows], experience)
   response_tokens = chosen.rollout.response_mask.sum()
   packed, episodes = _pack_episodes(chosen.rollout, config.microbatch or 0)
   old_logp, advantages, old_values, targets = (
-    packed.scatter_states(_shift_to_states(x))
+    packed.scatter_states(_pad_to_states(x))
     for x in (
       chosen.rollout.logp,
       chosen.advantages,
@@ -476,13 +494,13 @@ def _policy_gradient(
     _token_loss, temperature=config.temperature, clip_ratio=config.clip_ratio
   )
 
-  def loss_fn(params, part, index):
+  def loss_fn(params, microbatch, index):
     del index
     params = lora.merge_trees(base, params)
-    episodes, old_logp, advantages = part
+    episodes, old_logp, advantages = microbatch
     loss, sums = chunked.chunked_logits_loss(
       token_loss,
-      _hidden(model, params, episodes),
+      _hidden_at_states(model, params, episodes),
       language_step.unembedding_matrix(model, params),
       {
         "tokens": episodes.actions.reshape(-1),
@@ -537,7 +555,7 @@ def _add_ptx_gradient(
   networks: Networks,
   config: configs.Ppo,
 ) -> tuple[PyTree, Metrics]:
-  """Adds γ times the gradient of the language-model loss."""
+  """Adds γ_ptx times the gradient of the language-model loss."""
   loss, ptx_grads, metrics = language_step.gradients(
     networks.policy,
     state.policy.params,
@@ -563,12 +581,12 @@ def _value_gradient(
 ) -> tuple[PyTree, Metrics]:
   """Computes the gradient of the clipped value loss."""
 
-  def loss_fn(params, part, index):
+  def loss_fn(params, microbatch, index):
     del index
     params = lora.merge_trees(base, params)
-    episodes, old_values, targets = part
+    episodes, old_values, targets = microbatch
     return ppo.value_loss(
-      _scalars(networks.value, params, episodes),
+      _scalars_at_states(networks.value, params, episodes),
       old_values,
       targets,
       episodes.mask,

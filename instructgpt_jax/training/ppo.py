@@ -7,21 +7,22 @@ Each iteration of `_iterate`:
   2. Score. One pass each of reference, reward model and value network gives
        r_t = −β (log π(a_t) − log π_ref(a_t)), plus the score at the last token:
      `steps.ppo.score_rollout`, `losses.returns.token_rewards`.
-  3. Advantages. In the same program,
+  3. Advantages. The same jitted function then computes
        A_t = δ_t + γλ A_{t+1},  δ_t = r_t + γ V_{t+1} − V_t:
      `losses.returns.gae`, then `losses.masked.whiten`.
   4. Minibatch updates, in `inner_epochs` passes over the episodes:
-     `steps.ppo.update`. The policy's gradient is that of the clipped surrogate
-       −min(ρ_t A_t, clip(ρ_t, 1 ± ε) A_t):  `losses.ppo.policy_loss`,
-     plus γ_ptx times that of the language-model loss on pretraining documents:
-     `steps.language.gradients`. The value network's is that of the clipped
-     squared error: `losses.ppo.value_loss`.
+     `steps.ppo.update`. The policy minimises the clipped surrogate loss
+       −min(ρ_t A_t, clip(ρ_t, 1 − ε, 1 + ε) A_t):  `losses.ppo.policy_loss`,
+     plus γ_ptx times the language-model loss on pretraining documents:
+     `steps.language.gradients`. The value network minimises the clipped squared
+     error: `losses.ppo.value_loss`.
   5. Log. One row of metrics.jsonl for each update.
   6. Save. A checkpoint, from which the same command resumes bit for bit.
 
-`train` sets the run up, `restore` finds where an earlier call stopped, and the
-functions after it are the six steps, in order. What an iteration compiles is in
-`ppo_programs`, its equations are in `steps.ppo`.
+`train` sets the run up, and `restore` finds where an earlier call stopped. Then
+come `rollout_phase` (steps 1 to 3), `update_phase` (4), `log` (5) and `save`
+(6). `training.ppo_programs` jits the functions of an iteration; `steps.ppo`
+defines them.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ from instructgpt_jax.training import (
 from instructgpt_jax.training.ppo_setup import PpoRun
 from instructgpt_jax.types import Array, Experience, PromptBatch, PyTree
 
-SNAPSHOTS = "snapshots"  # directory of policies during training, not averaged
+SNAPSHOTS = "snapshots"  # subdirectory of intermediate policies, without EMA
 
 
 def train(
@@ -91,7 +92,7 @@ def train(
 
 
 class ScoredRollout(NamedTuple):
-  """The experience of an iteration."""
+  """Experience of an iteration, with the next β and the rollout's metrics."""
 
   experience: Experience
   next_kl_coef: Array  # β of the next iteration
@@ -118,7 +119,7 @@ class Position:
 
 
 class _Outputs(NamedTuple):
-  """Where a run writes, and the signals that stop it."""
+  """Checkpoints, metrics, progress, SIGTERM watch and guard of a run."""
 
   saver: checkpoints.Checkpointer
   writer: MetricWriter
@@ -130,15 +131,16 @@ class _Outputs(NamedTuple):
 def _run_iterations(run: PpoRun, state: PpoState) -> Position:
   """Runs the iterations that an earlier call has not done.
 
-  After SIGTERM, saves and ends with the next update. The rest of the iteration
-  then resumes with its experience, which is saved as well.
+  After SIGTERM, finishes the current update, saves a checkpoint that includes
+  the iteration's experience, and raises Preempted. A later call resumes with
+  the next minibatch.
   """
   settings = run.config.run
   with checkpoints.Checkpointer(
     run.directory, supervised.retention_policy(settings)
   ) as saver:
     position = restore(run, state, saver)
-    first = position.updates // run.updates
+    first = position.updates // run.updates_per_iteration
     with (
       MetricWriter(
         run.directory,
@@ -157,6 +159,8 @@ def _run_iterations(run: PpoRun, state: PpoState) -> Position:
       guard = supervised.NonFiniteGuard(run.directory)
       outputs = _Outputs(saver, writer, progress, watch, guard)
       for iteration in range(first, run.iterations):
+        # The first rollout of this process checks the sampler; that of a new
+        # run also checks that policy and reference are equal.
         check = iteration == first and position.scored is None
         position = _iterate(run, position, iteration, outputs, check=check)
   return position
@@ -178,7 +182,7 @@ def restore(
   """
 
   def abstract_checkpoint(updates: int) -> dict[str, Any]:
-    if updates % run.updates == 0:
+    if updates % run.updates_per_iteration == 0:
       return vars(state)
     return vars(state) | {"experience": _abstract_experience(run, state)}
 
@@ -234,28 +238,28 @@ def _iterate(
   )
   if position.updates == 0 and gaps is not None:
     ppo_checks.first_update(update_metrics[0], gaps, run.config)
-  first, position = (
-    position.updates,
-    Position(
-      state=updated.state,
-      updates=position.updates + len(update_metrics),
-      scored=scored._replace(metrics=rollout_metrics),
-      seconds=position.seconds,
-    ),
+  updates_before = position.updates
+  position = Position(
+    state=updated.state,
+    updates=updates_before + len(update_metrics),
+    scored=scored._replace(metrics=rollout_metrics),
+    seconds=position.seconds,
   )
   seconds = time.monotonic() - started
   last = log(  # step 5
-    run, first, rollout_metrics, update_metrics, outputs, seconds
+    run, updates_before, rollout_metrics, update_metrics, outputs, seconds
   )
   position = dataclasses.replace(position, last=last)
-  if position.updates % run.updates == 0:
+  if position.updates % run.updates_per_iteration == 0:
     position = _finish_iteration(run, position, iteration, outputs.progress)
-    prompts = prompts._replace(position=run.data.prompts.get_state())
+    # A finished iteration resumes after its prompts, an unfinished one draws
+    # them again.
+    prompts = prompts._replace(iterator_state=run.data.prompts.get_state())
   seconds = position.seconds + time.monotonic() - started
   position = dataclasses.replace(position, seconds=seconds)
   if updated.stopped or _is_save_due(run, position.updates, iteration):
     save(  # step 6
-      run, position, rollout_metrics, prompts.position, outputs.saver
+      run, position, rollout_metrics, prompts.iterator_state, outputs.saver
     )
   if updated.stopped:
     outputs.saver.wait()
@@ -264,18 +268,19 @@ def _iterate(
 
 
 class _Prompts(NamedTuple):
-  """The prompts of an iteration, and where their source was before them."""
+  """The prompts of an iteration, and the iterator state from before them."""
 
   batch: PromptBatch
-  position: Any
+  iterator_state: Any
 
 
 def _next_prompts(run: PpoRun, iteration: int) -> _Prompts:
-  position = run.data.prompts.get_state()
+  iterator_state = run.data.prompts.get_state()
   batch = next(run.data.prompts)
   size = run.config.ppo.rollout_batch
   shard = transfer.process_shard(size, run.mesh)["shard_index"]
-  return _Prompts(number_episodes(batch, iteration, size, shard), position)
+  batch = number_episodes(batch, iteration, size, shard)
+  return _Prompts(batch, iterator_state)
 
 
 def number_episodes(
@@ -293,8 +298,8 @@ def number_episodes(
     shard: index of this process's shard.
   """
   count = len(batch.ids)
-  first = iteration * size + shard * count
-  ids = np.arange(first, first + count, dtype=np.int32)
+  first_id = iteration * size + shard * count
+  ids = np.arange(first_id, first_id + count, dtype=np.int32)
   return dataclasses.replace(batch, ids=ids)
 
 
@@ -312,7 +317,7 @@ def rollout_phase(
   Returns:
     The experience, and the gaps that were measured.
   """
-  policy, value = _all_params(run, position.state)
+  policy, value = _merge_base_params(run, position.state)
   rollout = run.programs.generate(
     policy, transfer.put_local_batch(prompts, run.mesh), run.key
   )
@@ -336,8 +341,8 @@ def rollout_phase(
   return ScoredRollout(*scored), gaps
 
 
-def _all_params(run: PpoRun, state: PpoState) -> tuple[PyTree, PyTree]:
-  """Returns all parameters of the policy and of the value network."""
+def _merge_base_params(run: PpoRun, state: PpoState) -> tuple[PyTree, PyTree]:
+  """Combines the trained parameters with frozen ones below LoRA adapters."""
   return (
     lora.merge_trees(run.base.policy, state.policy.params),
     lora.merge_trees(run.base.value, state.value.params),
@@ -361,10 +366,10 @@ def update_phase(
   outputs: _Outputs,
 ) -> _Updated:
   """Updates both networks on each minibatch that is left: step 4."""
-  minibatches = minibatch_rows(run.config.seed, iteration, run.config.ppo)
+  minibatches = minibatch_indices(run.config.seed, iteration, run.config.ppo)
   state, metrics, stopped = position.state, [], False
-  data_position = {"prompts": prompts.position}
-  for rows in minibatches[position.updates % run.updates :]:
+  data_position = {"prompts": prompts.iterator_state}
+  for rows in minibatches[position.updates % run.updates_per_iteration :]:
     inputs, ptx = {"prompts": prompts.batch, "episodes": rows}, None
     if run.data.ptx is not None:
       data_position = data_position | {"ptx": run.data.ptx.get_state()}
@@ -383,25 +388,25 @@ def update_phase(
   return _Updated(state, metrics, stopped)
 
 
-def minibatch_rows(
+def minibatch_indices(
   seed: int, iteration: int, section: configs.Ppo
 ) -> list[np.ndarray]:
-  """Draws the episodes of each update of an iteration.
+  """Shuffles the episodes into minibatches, once per inner epoch.
 
   Returns:
-    [minibatch] int32 for each update. An epoch uses each episode once.
+    [minibatch] int32, the episodes of each update.
   """
-  rows = []
+  indices = []
   for epoch in range(section.inner_epochs):
-    order = np.random.RandomState([seed & 0xFFFFFFFF, iteration, epoch])
-    shuffled = order.permutation(section.rollout_batch).astype(np.int32)
-    rows.extend(shuffled.reshape(-1, section.minibatch))
-  return rows
+    rng = np.random.RandomState([seed & 0xFFFFFFFF, iteration, epoch])
+    shuffled = rng.permutation(section.rollout_batch).astype(np.int32)
+    indices.extend(shuffled.reshape(-1, section.minibatch))
+  return indices
 
 
 def log(
   run: PpoRun,
-  first: int,
+  updates_before: int,
   rollout_metrics: Mapping[str, Any],
   update_metrics: Sequence[dict[str, Any]],
   outputs: _Outputs,
@@ -411,24 +416,25 @@ def log(
 
   Args:
     run: the run.
-    first: number of updates before these.
+    updates_before: number of updates before these.
     rollout_metrics: metrics of the rollout.
     update_metrics: metrics of each update.
     outputs: where to write.
     seconds: duration of the rollout and these updates.
 
   Returns:
-    The last row, without counts and learning rates.
+    Metrics of the last update, without counts and learning rates.
   """
-  iteration, episodes = first // run.updates, run.config.ppo.rollout_batch
-  fraction = len(update_metrics) / run.updates
+  iteration = updates_before // run.updates_per_iteration
+  episodes = run.config.ppo.rollout_batch
+  fraction = len(update_metrics) / run.updates_per_iteration
   tokens = float(rollout_metrics["response_tokens"])
   speed = {
     "episodes_per_second": fraction * episodes / seconds,
     "tokens_per_second": fraction * tokens / seconds,
   }
   row: dict[str, Any] = {}
-  for step, metrics in enumerate(update_metrics, first + 1):
+  for step, metrics in enumerate(update_metrics, updates_before + 1):
     row = _without_counts(rollout_metrics) | metrics | speed
     policy_rate, value_rate = (rate(step - 1) for rate in run.schedules)
     outputs.writer.write(
@@ -465,17 +471,18 @@ def _finish_iteration(
 
 def _is_save_due(run: PpoRun, updates: int, iteration: int) -> bool:
   """Whether a checkpoint is due since the iteration began."""
-  every, first = run.config.run.save_every, iteration * run.updates
+  every = run.config.run.save_every
+  iteration_start = iteration * run.updates_per_iteration
   if updates == run.total_updates:
     return True
-  return bool(every) and updates // every > first // every
+  return bool(every) and updates // every > iteration_start // every
 
 
 def save(
   run: PpoRun,
   position: Position,
   rollout_metrics: Mapping[str, Any],
-  prompts_position: Any,
+  prompts_state: Any,
   saver: checkpoints.Checkpointer,
 ) -> None:
   """Saves a checkpoint: step 6.
@@ -484,8 +491,8 @@ def save(
     run: the run.
     position: how far it is.
     rollout_metrics: metrics of the last rollout.
-    prompts_position: where the prompts resume: before those of an unfinished
-      iteration.
+    prompts_state: state of the prompts' iterator to resume from: before those
+      of an unfinished iteration.
     saver: the run's checkpoints.
   """
   arrays = vars(position.state)
@@ -496,7 +503,7 @@ def save(
     position.updates,
     arrays,
     {
-      "prompts": prompts_position,
+      "prompts": prompts_state,
       "ptx": None if run.data.ptx is None else run.data.ptx.get_state(),
       "rolled": files.to_json_values(rollout_metrics),
       fingerprint.KEY: run.data.fingerprint.as_dict(),
@@ -512,10 +519,11 @@ def save(
 
 def _abstract_experience(run: PpoRun, state: PpoState) -> Any:
   """Returns shapes and shardings of an experience and of the next β."""
-  prompts_position = run.data.prompts.get_state()
+  # A batch is drawn for its shapes only.
+  iterator_state = run.data.prompts.get_state()
   prompts = transfer.put_local_batch(next(run.data.prompts), run.mesh)
-  run.data.prompts.set_state(prompts_position)
-  policy, value = _all_params(run, state)
+  run.data.prompts.set_state(iterator_state)
+  policy, value = _merge_base_params(run, state)
   rollout = jax.eval_shape(run.programs.generate, policy, prompts, run.key)
   experience, kl_coef, _ = jax.eval_shape(
     run.programs.experience,

@@ -62,12 +62,12 @@ class PpoRun:
     config: the experiment.
     directory: its workdir.
     name: "ppo" or "ppo_ptx".
-    mesh: where arrays lie.
+    mesh: the device mesh.
     networks: policy, reward model and value network.
     programs: the compiled programs of an iteration.
     start: the stage that the policy starts from.
     frozen: parameters of the "reference" and of the "reward" model.
-    base: parameters below the trained adapters.
+    base: frozen parameters below LoRA adapters.
     checksums: checksums of `frozen`.
     data: prompts and pretraining documents.
   """
@@ -85,7 +85,7 @@ class PpoRun:
   data: PpoData
 
   @property
-  def updates(self) -> int:
+  def updates_per_iteration(self) -> int:
     """Number of updates of an iteration."""
     return ppo_programs.updates_per_iteration(self.config.ppo)
 
@@ -97,7 +97,7 @@ class PpoRun:
   @property
   def total_updates(self) -> int:
     """Number of updates of the run."""
-    return self.iterations * self.updates
+    return self.iterations * self.updates_per_iteration
 
   @property
   def key(self) -> Array:

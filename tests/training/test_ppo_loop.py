@@ -137,14 +137,14 @@ def test_every_episode_is_in_one_update_of_each_epoch():
   section = configs.Ppo(rollout_batch=12, minibatch=4, inner_epochs=3)
   orders = []
   for iteration in range(2):
-    rows = ppo.minibatch_rows(7, iteration, section)
+    rows = ppo.minibatch_indices(7, iteration, section)
     assert [len(r) for r in rows] == [4] * 9
     for epoch in range(3):
       order = np.concatenate(rows[3 * epoch : 3 * epoch + 3])
       np.testing.assert_array_equal(np.sort(order), np.arange(12))
       orders.append(tuple(order))
   assert len(set(orders)) == 6
-  again = np.concatenate(ppo.minibatch_rows(7, 1, section)[:3])
+  again = np.concatenate(ppo.minibatch_indices(7, 1, section)[:3])
   assert tuple(again) == orders[3]
 
 

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 from instructgpt_jax import configs
+from instructgpt_jax.cli import flags
+from instructgpt_jax.configs import presets
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.models import sampling as generate_lib
 from instructgpt_jax.models.heads import LanguageModel, ScalarModel
@@ -325,9 +327,15 @@ def test_invariant_04_every_log_probability_has_the_samplers_temperature(
 
 
 def test_invariant_04_a_truncating_sampler_is_refused_in_training():
-  for options in (dict(top_k=5), dict(top_p=0.9), dict(temperature=0.0)):
-    with pytest.raises(UserError, match="not allowed"):
-      configs.Ppo(**options)
+  fields = {field.name for field in dataclasses.fields(configs.Ppo)}
+  assert not fields & {"top_k", "top_p"}
+  for flag in ("--ppo.top_k=5", "--ppo.top_p=0.9"):
+    with pytest.raises(UserError) as error:
+      flags.parse([flag, "--workdir=x"], presets.ppo, default_preset="tiny")
+    assert error.value.code == "removed_flag"
+  with pytest.raises(UserError) as error:
+    configs.Ppo(temperature=0.0)
+  assert error.value.code == "not_allowed"
 
 
 def test_invariant_01_the_first_minibatch_has_ratio_one(base, update, networks):

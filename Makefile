@@ -32,7 +32,7 @@ help:
 	@echo "make study   the paper's findings, to $(STUDYDIR)/index.html"
 	@echo "             (STUDY=ptx_coef one of them, SIZE=... larger)"
 	@echo "make test    all tests"
-	@echo "make lint    ruff, format check, types"
+	@echo "make lint    ruff, format check, words, types"
 	@echo "make format  let ruff format and fix"
 	@echo "make pin     requirements.in -> requirements.txt"
 	@echo "make clean   remove caches and $(VENV); runs are kept"
@@ -76,6 +76,7 @@ test: $(TEST_STAMP)
 lint: $(STAMP)
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
+	@$(RUN) .ci/check_words.py
 	@$(RUN) -m pyright --level error
 
 format: $(STAMP)

@@ -30,7 +30,7 @@ AXES = ("data", "fsdp", "tensor")  # of the mesh
 RULES: dict[str, tuple[str, ...]] = {
   # activations
   "batch": ("data", "fsdp"),  # sequences of a batch, or all their tokens
-  "decode_batch": ("data",),  # the batch of feature-major [D, B] activations
+  "decode_batch": ("data",),  # the batch of decode activations [D, B]
   # parameters, and activations of the same widths
   "vocab": ("tensor",),
   "decode_vocab": ("tensor", "fsdp"),  # the vocabulary, while decoding
@@ -48,10 +48,11 @@ def partition_spec(
   mesh: AnyMesh,
   rules: Rules = RULES,
 ) -> PartitionSpec:
-  """Returns the mesh axes that an array with these logical axes is split over.
+  """Computes the PartitionSpec of an array from its logical axes.
 
-  A mesh axis is used once, by the first dimension that names it. A dimension
-  takes the longest prefix of its mesh axes whose size divides it.
+  Each mesh axis is used at most once, by the first dimension that lists it; axes
+  of size 1 are ignored. A dimension is sharded over the longest prefix of its
+  remaining mesh axes whose total size divides it.
 
   Args:
     names: logical axis of each dimension; None is not split.
@@ -95,7 +96,7 @@ def _is_boxed(leaf: Any) -> bool:
 
 
 def unbox(tree: PyTree) -> PyTree:
-  """Replaces Flax's boxes, which name axes, by the arrays in them."""
+  """Replaces `flax.linen.Partitioned` boxes by the arrays in them."""
   return jax.tree.map(
     lambda leaf: leaf.value if _is_boxed(leaf) else leaf,
     tree,
@@ -122,8 +123,8 @@ def state_shardings(
   """Computes a NamedSharding for each array of a train state.
 
   Args:
-    abstract: tree of arrays or ShapeDtypeStructs, some of which may be boxed
-      with their logical axes (`flax.linen.with_logical_partitioning`).
+    abstract: tree of arrays or ShapeDtypeStructs; leaves may be boxed with their
+      logical axes (`flax.linen.with_logical_partitioning`).
     mesh: the mesh.
     axes: path → logical axes of the parameters, from `logical_axes`. A leaf
       whose path ends in one of these paths takes its axes, so that Adam's
@@ -213,7 +214,10 @@ def _mesh_axes(spec: PartitionSpec) -> tuple[str, ...]:
 
 
 def num_shards(name: str | None, size: int) -> int:
-  """Returns the number of shards of an axis with this name and size."""
+  """Returns the number of shards of an axis under the current context.
+
+  It is 1 without a context, or where no mesh axis divides `size`.
+  """
   context = _CONTEXT.get()
   spec = None if context is None else context.spec([name], [size])
   if context is None or not spec:
@@ -222,7 +226,7 @@ def num_shards(name: str | None, size: int) -> int:
 
 
 def platform() -> str:
-  """Returns the platform that is traced for, such as "tpu"."""
+  """Returns the platform of the mesh being traced, such as "tpu"."""
   context = _CONTEXT.get()
   if context is None:
     return jax.default_backend()
@@ -265,11 +269,11 @@ def psum_over_batch(
   sharded: PyTree,
   replicated: PyTree,
 ) -> tuple[PyTree, PyTree]:
-  """Applies a function to each batch shard, and sums its first result.
+  """Applies a function to each batch shard, and all-reduces its first result.
 
   Args:
-    function: (sharded, replicated) → (sums over the shard, a value for each of
-      its elements).
+    function: (sharded, replicated) → (tree of sums over the shard, tree of
+      values for each of its elements).
     sharded: tree of [M, …] arrays, split over axis 0.
     replicated: tree of arrays that each shard gets in full.
 

@@ -50,9 +50,9 @@ def partition_spec(
 ) -> PartitionSpec:
   """Computes the PartitionSpec of an array from its logical axes.
 
-  Each mesh axis is used at most once, by the first dimension that lists it; axes
-  of size 1 are ignored. A dimension is sharded over the longest prefix of its
-  remaining mesh axes whose total size divides it.
+  Each mesh axis is used at most once, by the first dimension that lists it;
+  axes of size 1 are ignored. A dimension is sharded over the longest prefix of
+  its remaining mesh axes whose total size divides it.
 
   Args:
     names: logical axis of each dimension; None is not split.
@@ -123,8 +123,8 @@ def state_shardings(
   """Computes a NamedSharding for each array of a train state.
 
   Args:
-    abstract: tree of arrays or ShapeDtypeStructs; leaves may be boxed with their
-      logical axes (`flax.linen.with_logical_partitioning`).
+    abstract: tree of arrays or ShapeDtypeStructs. Leaves may be boxed with
+      their logical axes (`flax.linen.with_logical_partitioning`).
     mesh: the mesh.
     axes: path → logical axes of the parameters, from `logical_axes`. A leaf
       whose path ends in one of these paths takes its axes, so that Adam's

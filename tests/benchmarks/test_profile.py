@@ -43,7 +43,7 @@ def test_the_command(capsys):
   assert profile.main(["--work=ppo", "--model=tiny", "--steps=1"]) == 0
   out = capsys.readouterr().out
   assert out.startswith("ppo tiny: ")
-  for program in ("generate", "experience", "update"):
+  for program in ("generate", "score_rollout", "update"):
     assert f"  {program} " in out
   with pytest.raises(SystemExit) as stopped:
     profile.main(["--work=ppo", "--steps=0"])

@@ -219,7 +219,7 @@ def test_without_validation_records_the_last_step_is_saved_with_a_note(capsys):
 @pytest.mark.parametrize(
   ("measure", "measures", "fits"),
   [
-    ("", [], True),
+    (None, [], True),
     ("valid_loss", ["valid_loss"], True),
     ("valid_loss", [], False),
     ("valid_rm_score", ["valid_loss"], False),

@@ -196,7 +196,7 @@ def test_a_base_that_is_gone_or_another(runs, tmp_path):
   content = file.read_bytes()
   source = directory.inspect(tmp_path / "hf")
   for name in (
-    "model.num_layers.0.mlp.up_proj.weight",
+    "model.layers.0.mlp.up_proj.weight",
     "model.embed_tokens.weight",
     "model.norm.weight",
     "lm_head.weight",

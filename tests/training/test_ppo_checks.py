@@ -31,7 +31,7 @@ def sharpened(model, seed=0):
     lambda path, x: 6 * x if path[-1].key == "kernel" else x, params
   )
   norm = params["transformer"]["final_norm"]
-  norm["scale"] = norm["scale"] * SPREAD / (c.init_std * c.width**0.5)
+  norm["scale"] = norm["scale"] * SPREAD / (c.init_std * c.d_model**0.5)
   return params
 
 

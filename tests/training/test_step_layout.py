@@ -16,7 +16,7 @@ def mesh_of(count):
   return mesh_lib.abstract_mesh(configs.Mesh(), count, "tpu")
 
 
-@pytest.mark.parametrize("microbatch", [0, 1, 3, 4, 32, 500])
+@pytest.mark.parametrize("microbatch", [None, 1, 3, 4, 32, 500])
 @pytest.mark.parametrize("fraction", [0.0, 0.1])
 @pytest.mark.parametrize("per_row", [1, 2.5, 20, 40])
 def test_a_mesh_adds_padding_and_nothing_else(per_row, fraction, microbatch):

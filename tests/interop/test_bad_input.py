@@ -213,7 +213,7 @@ def test_an_unsupported_config_is_refused(made, changes, code, words):
 def test_a_config_that_is_no_model_is_refused(made):
   set_config(made, n_head=3)
   error = inspect_error(made)
-  assert (error.field, error.code) == ("n_head", "contradicting_config")
+  assert (error.field, error.code) == ("n_head", "not_a_divisor")
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "\xff"])

@@ -363,7 +363,7 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}
     ({"hidden_size": "wide"}, "hidden_size", "bad_config_value"),
     ({"num_hidden_layers": 1.5}, "num_hidden_layers", "bad_config_value"),
     ({"num_key_value_heads": 3}, "num_key_value_heads",
-     "contradicting_config"),
+     "not_a_divisor"),
     ({"architectures": ["MistralForCausalLM"]}, "architectures",
      "contradicting_config"),
     ({"architectures": ["LlamaForSequenceClassification"],

@@ -207,7 +207,7 @@ def test_padding_that_ends_a_text_is_left_out():
     (dict(pad_token_id=2, eos_token_id=1), 1, 2),
     (dict(pad_token_id=0, eos_token_id=99), None, 0),
   ):
-    actual = settings.build_generation_json(None, rows=10, ids=ids)
+    actual = settings.build_generation_json(None, vocab_size=10, ids=ids)
     assert (actual["eos_token_id"], actual.get("pad_token_id")) == (eos, pad)
 
 

@@ -220,7 +220,7 @@ def test_adapters_of_a_workdir_are_exported_on_a_named_base(runs, tmp_path):
   flags = [*runs.stages.flags("sft"), *RANK, f"--workdir={path}"]
   done = runs.stages.run("sft", *flags)
   assert done.status == 0, done.err
-  with pytest.raises(UserError, match="which is a workdir"):
+  with pytest.raises(UserError, match="a workdir, which PEFT cannot load"):
     export_model(str(path), str(tmp_path / "out"), adapters=True)
   export_model(str(path), str(tmp_path / "out"), adapters=True, base="there")
   adapter_config = json.loads((tmp_path / "out" / peft.CONFIG).read_text())

@@ -226,7 +226,7 @@ def test_adapters_of_a_workdir_are_exported_on_a_named_base(runs, tmp_path):
   adapter_config = json.loads((tmp_path / "out" / peft.CONFIG).read_text())
   assert adapter_config["base_model_name_or_path"] == "there"
   assert adapter_config["fan_in_fan_out"] is True
-  with pytest.raises(UserError, match="has no adapters"):
+  with pytest.raises(UserError, match="has no LoRA adapters"):
     export_model(
       str(runs.stages["sft"]), str(tmp_path / "other"), adapters=True
     )

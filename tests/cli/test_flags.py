@@ -233,7 +233,7 @@ def test_a_wrong_config_file_names_file_and_field(tmp_path, value, field, code):
   path.write_text(json.dumps({"config": value}))
   with pytest.raises(UserError) as caught:
     _config(f"--config={path}")
-  # Fields of a file stand in it without the dashes of a flag.
+  # A field that a config file names has no leading dashes.
   assert (caught.value.field, caught.value.code) == (field, code)
   assert caught.value.file == str(path)
 

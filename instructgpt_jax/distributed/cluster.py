@@ -12,12 +12,12 @@ from instructgpt_jax.errors import UserError
 
 
 class ProcessInfo(NamedTuple):
-  """The address of process 0, the number of processes and this one's index."""
+  """The processes of a run, and which of them this one is."""
 
-  host: str
-  port: int
-  count: int
-  index: int
+  host: str  # of process 0
+  port: int  # of process 0
+  count: int  # number of processes
+  index: int  # of this process
 
 
 def detect(
@@ -26,7 +26,7 @@ def detect(
   """Detects which process of a run this is.
 
   Args:
-    section: the flags.
+    section: the flags --processes.*.
     env: environment variables. With --processes.coordinator=auto they must
       contain JAX's own variables, Slurm's, or those of a TPU slice.
 
@@ -34,7 +34,9 @@ def detect(
     The process, or None if the run has only one.
 
   Raises:
-    UserError: the flags or variables are incomplete or invalid.
+    UserError: `bad_address` or `bad_index`, a flag is invalid; `no_cluster` or
+      `bad_environment`, the address is "auto" and the variables are missing or
+      invalid.
   """
   if not section.coordinator:
     return None
@@ -59,6 +61,7 @@ def detect(
     )
   if count == 1:
     return None
+  # An IPv6 address is in brackets.
   return ProcessInfo(host.strip("[]"), int(port), count, index)
 
 
@@ -66,31 +69,27 @@ def _detect_from_environment(
   env: Mapping[str, str],
 ) -> tuple[str, int, int]:
   """Returns the address of process 0, the number of processes and the index."""
-  try:
-    if "JAX_COORDINATOR_ADDRESS" in env:
-      index = env.get("JAX_PROCESS_ID", env.get("JOB_COMPLETION_INDEX"))
-      if index is None:
-        raise KeyError("JAX_PROCESS_ID")
-      return (
-        env["JAX_COORDINATOR_ADDRESS"],
-        int(env["JAX_NUM_PROCESSES"]),
-        int(index),
-      )
-    if "SLURM_PROCID" in env:
-      nodes = env.get("SLURM_STEP_NODELIST") or env["SLURM_JOB_NODELIST"]
-      port = 20_000 + int(env["SLURM_JOB_ID"]) % 10_000
-      address = f"{first_node(nodes)}:{port}"
-      return address, int(env["SLURM_NTASKS"]), int(env["SLURM_PROCID"])
-    if "TPU_WORKER_HOSTNAMES" in env:
-      hosts = env["TPU_WORKER_HOSTNAMES"].split(",")
-      return f"{hosts[0]}:8476", len(hosts), int(env["TPU_WORKER_ID"])
-  except (KeyError, ValueError) as error:
-    raise UserError(
-      f"is auto, but {error} is missing or invalid in the environment",
-      field="processes.coordinator",
-      fix="use HOST:PORT, --processes.count and --processes.index",
-      code="bad_environment",
-    ) from error
+  if "JAX_COORDINATOR_ADDRESS" in env:
+    index_name = "JAX_PROCESS_ID"
+    if index_name not in env and "JOB_COMPLETION_INDEX" in env:
+      index_name = "JOB_COMPLETION_INDEX"  # set by indexed Kubernetes jobs
+    return (
+      env["JAX_COORDINATOR_ADDRESS"],
+      _integer(env, "JAX_NUM_PROCESSES"),
+      _integer(env, index_name),
+    )
+  if "SLURM_PROCID" in env:
+    nodes = env.get("SLURM_STEP_NODELIST") or _text(env, "SLURM_JOB_NODELIST")
+    # The processes of a job derive the same port. Two jobs rarely do.
+    port = 20_000 + _integer(env, "SLURM_JOB_ID") % 10_000
+    return (
+      f"{first_node(nodes)}:{port}",
+      _integer(env, "SLURM_NTASKS"),
+      _integer(env, "SLURM_PROCID"),
+    )
+  if "TPU_WORKER_HOSTNAMES" in env:
+    hosts = env["TPU_WORKER_HOSTNAMES"].split(",")
+    return f"{hosts[0]}:8476", len(hosts), _integer(env, "TPU_WORKER_ID")
   raise UserError(
     "is auto, but the environment has no variables of Slurm or a TPU slice,"
     " and no JAX_COORDINATOR_ADDRESS",
@@ -100,9 +99,34 @@ def _detect_from_environment(
   )
 
 
+def _text(env: Mapping[str, str], name: str) -> str:
+  if name not in env:
+    raise _environment_error(f"the environment variable {name} is missing")
+  return env[name]
+
+
+def _integer(env: Mapping[str, str], name: str) -> int:
+  text = _text(env, name)
+  try:
+    return int(text)
+  except ValueError as error:
+    raise _environment_error(
+      f"the environment variable {name} is {text!r}, not an integer"
+    ) from error
+
+
+def _environment_error(problem: str) -> UserError:
+  return UserError(
+    f"is auto, but {problem}",
+    field="processes.coordinator",
+    fix="use HOST:PORT, --processes.count and --processes.index",
+    code="bad_environment",
+  )
+
+
 def first_node(nodes: str) -> str:
   """Returns the first host of a Slurm list: n003 of "n[003-005,9],m1"."""
   match = re.match(r"([^\[,]+)(?:\[(\d+)[^\]]*\]([^,]*))?", nodes)
   if match is None:
-    raise ValueError(f"node list {nodes!r}")
+    raise _environment_error(f"Slurm's node list {nodes!r} names no host")
   return "".join(part or "" for part in match.groups())

@@ -9,9 +9,10 @@ from jax.sharding import Mesh
 
 from instructgpt_jax.distributed.mesh import AnyMesh
 
-# Selects the matmuls that XLA's CPU compiler hands to the YNNPACK library.
+# Lists the operations that XLA's CPU compiler hands to the YNNPACK library; an
+# empty list turns YNNPACK off.
 _YNNPACK_FUSIONS = "xla_cpu_experimental_ynn_fusion_type"
-_MAX_WIDTH = 256  # widest model that decodes faster without YNNPACK
+_MAX_WIDTH = 256  # D of the widest model that decodes no slower without it
 _SCHEDULER = "xla_cpu_scheduler_type"
 _MEMORY_OPTIMIZED = "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
 
@@ -21,9 +22,10 @@ def decode_compiler_options(
 ) -> dict[str, Any]:
   """Returns the compiler options of programs that decode.
 
-  On CPUs, XLA hands matmuls to a library that is fast for large ones. Its
-  start-up cost exceeds the matmul of a few rows with a small matrix, so narrow
-  models decode without it (docs/speed.md).
+  On CPUs, XLA hands matmuls to the YNNPACK library, which is fast for large
+  ones. Each call has a fixed cost. A decode step multiplies a few rows by a
+  matrix, and for narrow models this takes less time than the call. Measurements
+  by width are in benchmarks/LOG.md.
 
   Args:
     width: D, width of the model.
@@ -37,8 +39,9 @@ def decode_compiler_options(
 def init_compiler_options(mesh: AnyMesh | None = None) -> dict[str, Any]:
   """Returns the compiler options of programs that initialise parameters.
 
-  XLA's default CPU schedule computes all parameters concurrently, which takes
-  three times their size in temporary memory.
+  XLA's default CPU schedule computes all parameters concurrently, and uses
+  temporary memory of three times their size. The schedule chosen here computes
+  them one after another.
   """
   return {_SCHEDULER: _MEMORY_OPTIMIZED} if _is_cpu(mesh) else {}
 

@@ -20,26 +20,30 @@ _KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
 
 
 class Connection:
-  """Sends and receives JSON messages, one a line, over a socket."""
+  """Sends and receives JSON messages over a connected socket, one per line."""
 
-  def __init__(self, connected: socket.socket):
-    self._socket = connected
+  def __init__(self, connected_socket: socket.socket):
+    self._socket = connected_socket
     self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in _KEEPALIVE.items():
       option = getattr(socket, name, None)
       if option is not None:
         with contextlib.suppress(OSError):  # A socket pair has no TCP options.
           self._socket.setsockopt(socket.IPPROTO_TCP, option, value)
-    self._unread = b""
-    self._sending = threading.Lock()
+    self._unread = b""  # received, but not returned yet
+    self._send_lock = threading.Lock()
 
   def send(self, **message: Any) -> None:
     """Sends a message; does nothing if the peer has closed the connection."""
-    with contextlib.suppress(OSError), self._sending:
+    with contextlib.suppress(OSError), self._send_lock:
       self._socket.sendall(json.dumps(message).encode() + b"\n")
 
   def receive(self, timeout: float) -> dict[str, Any] | None:
-    """Returns the next message; None if there is none within `timeout` s."""
+    """Returns the next message, or None.
+
+    It is None if no message is complete within `timeout` seconds, if the peer
+    has closed the connection, or if it has sent something other than a message.
+    """
     try:
       return self._next_message(timeout)
     except (OSError, ValueError):
@@ -57,7 +61,8 @@ class Connection:
       peer: name of the peer, for the warning.
 
     Returns:
-      The message, or None if the peer has closed the connection.
+      The message. None if the peer has closed the connection, or has sent
+      something other than a message.
 
     Raises:
       TimeoutError: the peer has sent nothing, not even a heartbeat.
@@ -88,8 +93,9 @@ class Connection:
 
     Raises:
       TimeoutError: it is not complete in time; a later call continues with it.
-      ConnectionError: the peer has closed the connection.
-      ValueError: it is not a JSON object.
+      ConnectionError: the peer has closed the connection, its host does not
+        answer, or the message is too long.
+      ValueError: the message is not a JSON object.
     """
     deadline = time.monotonic() + timeout
     while b"\n" not in self._unread:
@@ -97,9 +103,11 @@ class Connection:
       try:
         data = self._socket.recv(1 << 16)
       except TimeoutError as error:
+        # Two causes share this type: the timeout set above, without an errno,
+        # and the system's ETIMEDOUT, after unanswered keepalive probes.
         if error.errno is None:
           raise
-        raise ConnectionError from error  # TCP's probes were not answered.
+        raise ConnectionError from error
       if not data or len(self._unread) > _MAX_MESSAGE:
         raise ConnectionError
       self._unread += data
@@ -117,10 +125,11 @@ class Connection:
 
 
 class Heartbeat:
-  """Thread that sends heartbeats while this process is responsive.
+  """Sends heartbeats from a thread while this process is responsive.
 
   Before each heartbeat the thread queries the workdir's file system. If that
-  hangs, the heartbeats stop, and the other processes name this one.
+  query hangs, the heartbeats stop. The other processes then end, with an error
+  that names this process.
   """
 
   def __init__(
@@ -129,9 +138,10 @@ class Heartbeat:
     """Starts the thread.
 
     Args:
-      send: sends a message to the other processes.
+      send: sends a message to the other processes; its keyword arguments are
+        the message.
       timeout: how long a process may send nothing, seconds.
-      workdir: directory of the run, or None.
+      workdir: directory of the run; None queries no file system.
     """
     self._send, self._workdir = send, workdir
     self._interval = min(

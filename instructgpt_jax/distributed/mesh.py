@@ -27,36 +27,42 @@ F = TypeVar("F", bound=Callable[..., Any])
 _AUTO = (AxisType.Auto,) * len(AXES)
 
 
-def make_mesh(mesh: configs.Mesh, devices: Sequence[Any] | None = None) -> Mesh:
+def make_mesh(
+  axis_sizes: configs.Mesh, devices: Sequence[Any] | None = None
+) -> Mesh:
   """Makes the (data, fsdp, tensor) mesh, with axes of type Auto.
 
   Args:
-    mesh: sizes of its axes.
+    axis_sizes: sizes of its axes; data=-1 uses all remaining devices.
     devices: devices of the mesh; None means all.
 
   Raises:
-    UserError: the sizes do not multiply to the number of devices.
+    UserError: the product of the sizes is not the number of devices.
   """
   devices = jax.devices() if devices is None else list(devices)
   # A mesh axis may cover part of a physical axis of a TPU's torus.
   device_array = mesh_utils.create_device_mesh(
-    mesh_sizes(mesh, len(devices)), devices, allow_split_physical_axes=True
+    resolve_axis_sizes(axis_sizes, len(devices)),
+    devices,
+    allow_split_physical_axes=True,
   )
   return Mesh(device_array, AXES, axis_types=_AUTO)
 
 
 def abstract_mesh(
-  mesh: configs.Mesh, count: int, platform: str
+  axis_sizes: configs.Mesh, num_devices: int, platform: str
 ) -> AbstractMesh:
   """Makes a mesh of devices that this host does not have.
 
+  Programs can be traced for it, but not run.
+
   Args:
-    mesh: sizes of its axes.
-    count: number of devices.
+    axis_sizes: see `make_mesh`.
+    num_devices: number of devices.
     platform: "tpu" or "gpu".
   """
   return AbstractMesh(
-    mesh_sizes(mesh, count),
+    resolve_axis_sizes(axis_sizes, num_devices),
     AXES,
     axis_types=_AUTO,
     abstract_device=AbstractDevice(
@@ -65,30 +71,33 @@ def abstract_mesh(
   )
 
 
-def mesh_sizes(mesh: configs.Mesh, count: int) -> tuple[int, int, int]:
-  """Returns the sizes of the mesh axes for `count` devices.
+def resolve_axis_sizes(
+  axis_sizes: configs.Mesh, num_devices: int
+) -> tuple[int, int, int]:
+  """Returns the sizes of (data, fsdp, tensor), with data=-1 resolved.
 
   Raises:
-    UserError: the sizes do not multiply to `count`.
+    UserError: the product of the sizes is not the number of devices.
   """
-  inner = mesh.fsdp * mesh.tensor
-  data = count // inner if mesh.data == -1 else mesh.data
-  if data < 1 or data * inner != count:
+  data, fsdp, tensor = axis_sizes.data, axis_sizes.fsdp, axis_sizes.tensor
+  if data == -1:
+    data = num_devices // (fsdp * tensor)
+  if data < 1 or data * fsdp * tensor != num_devices:
     raise UserError(
-      f"data={mesh.data} fsdp={mesh.fsdp} tensor={mesh.tensor} does not make"
-      f" {count} device{'s' if count != 1 else ''}",
+      f"data={axis_sizes.data} fsdp={fsdp} tensor={tensor} does not make"
+      f" {num_devices} device{'s' if num_devices != 1 else ''}",
       field="mesh",
       fix="choose --mesh.data, .fsdp and .tensor so that their product is the"
       " number of devices; --mesh.data=-1 uses all remaining devices",
       code="mesh_size",
     )
-  return data, mesh.fsdp, mesh.tensor
+  return data, fsdp, tensor
 
 
 def with_mesh(mesh: AnyMesh, function: F) -> F:
-  """Wraps a function so that it applies `sharding.RULES` when traced.
+  """Wraps a function so that tracing it applies `sharding.RULES` on a mesh.
 
-  The result is to be jitted.
+  The caller jits the result.
   """
   context = sharding.ShardingContext(mesh)
 
@@ -97,7 +106,7 @@ def with_mesh(mesh: AnyMesh, function: F) -> F:
     with sharding.sharding_context(context):
       return function(*args, **kwargs)
 
-  # JAX names the program after the function, and a partial has no name.
+  # JAX names a program after its function, and a partial has no name.
   wrapped.__name__ = getattr(function, "func", function).__name__
   result: Any = wrapped
   return result
@@ -107,6 +116,8 @@ def jit_per_mesh(
   function: Callable[..., Any], **options: Any
 ) -> Callable[[Mesh], Any]:
   """Returns a function from a mesh to the program jitted for that mesh.
+
+  Programs are cached by mesh.
 
   Args:
     function: function to jit.
@@ -121,21 +132,26 @@ def jit_per_mesh(
 
 
 def round_up_to_shards(size: int, mesh: AnyMesh) -> int:
-  """Rounds a batch size up to a multiple of the number of shards."""
+  """Rounds a batch size up to a multiple of the number of batch shards."""
   shards = batch_shards(mesh)
   return -(-size // shards) * shards
 
 
 def check_divisible(size: int, mesh: AnyMesh) -> None:
-  """Checks that the rows of a batch divide evenly among the shards.
+  """Checks that a batch has the same number of rows in each shard.
+
+  Args:
+    size: rows of a global batch.
+    mesh: the mesh; a batch is split over its data and fsdp axes.
 
   Raises:
-    UserError: they do not.
+    UserError: `uneven_batch`.
   """
   shards = batch_shards(mesh)
   if size % shards:
     raise UserError(
-      f"a batch of {size} rows cannot be sharded over {shards} devices",
+      f"a batch of {size} rows cannot be split into {shards} shards"
+      " (data × fsdp)",
       field="mesh",
       fix=f"choose batch sizes that are multiples of {shards}",
       code="uneven_batch",

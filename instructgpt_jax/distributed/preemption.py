@@ -23,14 +23,19 @@ STOPPED = (
 
 
 class Preempted(SystemExit):
-  """Ends a run that was asked to stop and has saved its state."""
+  """Ends a run with status 0 after SIGTERM; its state is saved."""
 
   def __init__(self):
     super().__init__(0)
 
 
 class PreemptionWatch:
-  """Context manager that remembers SIGTERM until the loop asks for it."""
+  """Context manager that remembers SIGTERM until the loop asks for it.
+
+  In the block, a training loop calls `requested` at each step. If it is true,
+  the loop saves its state and raises Preempted. At the end of the block, a run
+  of one process raises Preempted for a signal after the last call.
+  """
 
   def __init__(self):
     self._signalled = False
@@ -48,10 +53,10 @@ class PreemptionWatch:
       raise Preempted
 
   def requested(self) -> bool:
-    """Returns whether to save and end; the same in all processes.
+    """Returns whether to save and end; the same value in all processes.
 
-    All processes call this at every step. With several processes the answer is
-    one step late, so that no device waits for the host.
+    All processes call this once per step. With several processes the value is
+    that of the step before, which is computed already: no device waits.
     """
     if processes.process_count() == 1:
       return self._signalled
@@ -59,6 +64,7 @@ class PreemptionWatch:
     return previous is not None and bool(previous)
 
   def _remember(self, *unused: object) -> None:
+    """Handles the first SIGTERM; the next signal ends the process."""
     self._signalled = True
     for number in (signal.SIGTERM, signal.SIGINT):
       signal.signal(number, signal.SIG_DFL)
@@ -73,10 +79,10 @@ def _jitted_any() -> Callable[..., Any]:
 
 
 def _any_process(value: bool) -> Any:
-  """Starts a logical or over all processes, which all call this.
+  """Computes whether the value is true in any process; all processes call it.
 
   Returns:
-    [] bool, an array that may still be computing.
+    [] bool, replicated. The call does not wait until it is computed.
   """
   import jax
   import numpy as np
@@ -94,14 +100,15 @@ def _any_process(value: bool) -> Any:
 
 @contextlib.contextmanager
 def exit_on_sigterm() -> Iterator[None]:
-  """Lets SIGTERM end the process immediately during the block.
+  """Ends the process with status 0 as soon as SIGTERM arrives in the block.
 
-  It is for code that has nothing to save.
+  It is for code that has nothing to save. A PreemptionWatch inside the block
+  handles the signal instead.
   """
 
   def end(*unused: object) -> None:
-    # An exception could be lost inside a callback. Ending here harms no file,
-    # because each is published by a rename.
+    # An exception raised here could be swallowed by a library's callback.
+    # Ending the process harms no file, because each is published by a rename.
     os.write(2, f"{STOPPED}\n".encode())
     os._exit(0)
 
@@ -111,7 +118,10 @@ def exit_on_sigterm() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _sigterm_handler(handler: Callable[..., None]) -> Iterator[None]:
-  """Handles SIGTERM during the block, and restores both signals afterwards."""
+  """Installs a handler of SIGTERM, and restores SIGTERM and SIGINT at the end.
+
+  Outside the main thread, where Python allows no handlers, it does nothing.
+  """
   if threading.current_thread() is not threading.main_thread():
     yield
     return

@@ -18,10 +18,12 @@ from instructgpt_jax import configs
 from instructgpt_jax.distributed import cluster, connection, rendezvous
 from instructgpt_jax.errors import UserError
 
-_GRACE = 3.0  # seconds
+# Time for another process's error to arrive before this one reports its own,
+# in seconds.
+_GRACE = 3.0
 
-_index, _count = 0, 1
-_failed = False  # whether this process ends a distributed run with an error
+_index, _count = 0, 1  # outside `distributed_context` there is one process
+_ends_with_error = False  # whether this process of several has failed
 
 
 def process_count() -> int:
@@ -48,8 +50,12 @@ def distributed_context(
 ) -> Iterator[None]:
   """Makes this process part of a run during the block.
 
+  At the end of the block it waits for the other processes, also if the block
+  raises SystemExit with status 0 (SIGTERM in all processes). Another exception
+  ends all processes.
+
   Args:
-    section: the flags that describe the processes.
+    section: the flags --processes.*; a run of one process needs none.
     flags: values that must be equal in all processes: dotted name → value.
 
   Raises:
@@ -62,6 +68,7 @@ def distributed_context(
   role = rendezvous.Coordinator if info.index == 0 else rendezvous.Participant
   peers = role(info, section.timeout)
   heartbeat: connection.Heartbeat | None = None
+  clean_exit: SystemExit | None = None
   try:
     port = peers.connect(dict(flags))
     heartbeat = connection.Heartbeat(
@@ -72,11 +79,10 @@ def distributed_context(
     peers.monitor()
     try:
       yield
-    except SystemExit as error:  # Status 0: all processes were asked to end.
+    except SystemExit as error:
       if error.code:
         raise
-      peers.finish()
-      raise
+      clean_exit = error
     peers.finish()
   except BaseException as error:
     _report_failure(error, peers)
@@ -86,14 +92,16 @@ def distributed_context(
     if heartbeat is not None:
       heartbeat.stop()
     peers.close()
+  if clean_exit is not None:
+    raise clean_exit
 
 
 def exit_after_error(status: int) -> None:
-  """Exits immediately if the run has other processes.
+  """Exits immediately if this process of several has failed.
 
-  JAX would wait for them at exit.
+  At a normal exit JAX would wait for the other processes.
   """
-  if _failed:
+  if _ends_with_error:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
@@ -104,12 +112,12 @@ def _report_failure(
   peers: rendezvous.Coordinator | rendezvous.Participant,
 ) -> None:
   """Tells the other processes why this one ends."""
-  global _failed
+  global _ends_with_error
   if not isinstance(error, (UserError, KeyboardInterrupt, SystemExit)):
-    # A collective also fails because another process has ended. That process's
-    # message names the cause, and may still be on its way.
+    # A collective also fails if another process has ended. The message of that
+    # process has the cause. Once it arrives, `monitor` ends this process.
     time.sleep(_GRACE)
-  _failed = True
+  _ends_with_error = True
   if isinstance(error, KeyboardInterrupt):
     reason = "interrupted"
   else:
@@ -125,6 +133,7 @@ def _set_process(index: int, count: int) -> None:
 def _start_jax(
   info: cluster.ProcessInfo, port: int, section: configs.Processes
 ) -> None:
+  """Starts JAX's distributed service, or connects to it."""
   import jax
 
   # Without recoverability, JAX aborts this process with a stack trace when

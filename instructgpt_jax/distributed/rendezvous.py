@@ -1,12 +1,19 @@
 """Connects the processes of a run before JAX starts, and monitors them.
 
-Process 0 is the coordinator. Each other process sends it its index and flags,
-and keeps the connection. The coordinator checks that all processes are there
-and agree, then announces the port of JAX's own service. During the run, if one
-process fails, freezes or disappears, all end with one error that names it.
+Process 0 is the coordinator, the others are participants. Their messages are
+JSON objects (`connection.py`), in this order:
 
-JAX's service (`jax.distributed`) reports none of this in a readable way: it
-aborts with a stack trace that does not name the process, or waits.
+  {index, count, flags}   each participant, when it connects
+  {port}                  the coordinator, once all have connected with the same
+                          flags: the port of JAX's distributed service
+  {heartbeat}             all, during the run
+  {end}                   each participant when it has finished; then the
+                          coordinator, when all have
+  {error, fix?, code?}    instead of any of these: all processes end
+
+If a process fails, freezes or disappears, all end with one error that names it.
+JAX's service (`jax.distributed`) would abort them with a stack trace that does
+not name the process, or wait.
 """
 
 from __future__ import annotations
@@ -23,9 +30,9 @@ from instructgpt_jax.distributed.cluster import ProcessInfo
 from instructgpt_jax.distributed.connection import Connection
 from instructgpt_jax.errors import UserError
 
-PEER_FAILED = 1  # exit status of a process that ends because another did
+PEER_FAILED = 1  # exit status of a process that ends because of another one
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
-_FIX = (
+_FIX_FAILED = (
   "see that process's own error; the same command resumes from the last"
   " checkpoint"
 )
@@ -37,23 +44,23 @@ _FIX_UNRESPONSIVE = (
 
 
 class Coordinator:
-  """Process 0, with a connection to each other process."""
+  """Process 0, with a connection to each participant."""
 
   def __init__(self, info: ProcessInfo, timeout: float):
-    """Listens for the other processes.
+    """Listens for the participants.
 
     Args:
-      info: address, number and index of the processes.
+      info: the processes of the run.
       timeout: how long to wait for a process, seconds.
 
     Raises:
-      UserError: the port cannot be used.
+      UserError: `port_in_use`.
     """
     self._info, self._timeout = info, timeout
-    self._connections: dict[int, Connection] = {}
+    self._connections: dict[int, Connection] = {}  # by process index
     self._duplicates: list[Connection] = []  # with an index that is taken
-    self._finished: set[int] = set()
-    self._changed = threading.Condition()
+    self._finished: set[int] = set()  # indices of processes that sent {end}
+    self._finished_changed = threading.Condition()
     family = socket.AF_INET6 if ":" in info.host else socket.AF_INET
     try:
       self._listener = socket.create_server(
@@ -68,7 +75,7 @@ class Coordinator:
       ) from error
 
   def connect(self, flags: dict[str, Any]) -> int:
-    """Waits for all processes and compares their flags.
+    """Waits for all participants and compares their flags.
 
     Args:
       flags: flags of this process that must be equal in all.
@@ -77,21 +84,28 @@ class Coordinator:
       The port of JAX's service.
 
     Raises:
-      UserError: a process is missing, has a wrong index or other flags.
+      UserError: `missing_process`, `duplicate_index` or `flags_differ`; each
+        participant that has connected raises the same error.
     """
     errors = self._accept_all(flags)
-    if errors:  # All are reported after all have connected, or not in time.
+    if errors:
       error = errors[0]
       for peer in (*self._connections.values(), *self._duplicates):
         peer.send(error=error.problem, fix=error.fix, code=error.code)
       raise error
-    with socket.create_server((bind_host(self._info.host), 0)) as free:
-      port = free.getsockname()[1]
+    # Port 0 makes the system choose a free one, which JAX then takes over.
+    with socket.create_server((bind_host(self._info.host), 0)) as server:
+      port = server.getsockname()[1]
     self.send(port=port)
     return port
 
   def _accept_all(self, flags: dict[str, Any]) -> list[UserError]:
-    """Accepts connections until all are there; returns what is wrong."""
+    """Accepts a connection of each participant, until the timeout.
+
+    Returns:
+      What is wrong. Nobody is informed before all have connected, so that each
+      process ends with the error.
+    """
     deadline = time.monotonic() + self._timeout
     errors: list[UserError] = []
     while len(self._connections) + len(self._duplicates) < self._info.count - 1:
@@ -101,7 +115,7 @@ class Coordinator:
       except OSError:
         return [*errors, self._missing_error()]
       peer = Connection(accepted)
-      hello = peer.receive(5)
+      hello = peer.receive(timeout=5)
       index = hello and hello.get("index")
       if hello is None or index not in range(1, self._info.count):
         peer.close()  # Not a process of this run.
@@ -133,6 +147,7 @@ class Coordinator:
   def _differences(
     self, hello: dict[str, Any], flags: dict[str, Any]
   ) -> Iterator[UserError]:
+    """Yields an error for each flag that a participant has differently."""
     index, count = hello["index"], hello.get("count")
     peer_flags = hello.get("flags", {})
     if count != self._info.count:
@@ -152,13 +167,14 @@ class Coordinator:
         )
 
   def monitor(self) -> None:
-    """Starts threads that end all processes if one fails or freezes."""
+    """Starts a thread for each participant: if it fails, all processes end."""
     for index, peer in self._connections.items():
       threading.Thread(
         target=self._monitor, args=(index, peer), daemon=True
       ).start()
 
   def _monitor(self, index: int, peer: Connection) -> None:
+    """Waits until a participant has finished; if it fails, ends all."""
     name = f"process {index}"
     try:
       message = peer.receive_past_heartbeats(self._timeout, name)
@@ -166,31 +182,33 @@ class Coordinator:
       problem, fix = _unresponsive(name, self._timeout), _FIX_UNRESPONSIVE
     else:
       if message is not None and not message.get("error"):
-        with self._changed:
+        with self._finished_changed:
           self._finished.add(index)
-          self._changed.notify_all()
+          self._finished_changed.notify_all()
         return
-      problem, fix = _failed(name, message), _FIX
+      problem, fix = _ended_without_error(name), _FIX_FAILED
+      if message is not None:
+        problem = _failed(name, message["error"])
     self.send(error=problem, fix=fix)
     _exit_with_error(problem, fix)
 
   def send(self, **message: Any) -> None:
-    """Sends a message to all other processes."""
+    """Sends a message to all participants."""
     for peer in self._connections.values():
       peer.send(**message)
 
   def finish(self) -> None:
-    """Waits until the others are done, and ends JAX's service after them."""
-    with self._changed:
-      self._changed.wait_for(
+    """Waits for the participants, ends JAX's service, then releases them."""
+    with self._finished_changed:
+      self._finished_changed.wait_for(
         lambda: len(self._finished) == len(self._connections), self._timeout
       )
     stop_jax()
     self.send(end=True)
 
   def fail(self, reason: str) -> None:
-    """Tells the other processes why this one ends."""
-    self.send(error=f"process 0 failed: {reason}")
+    """Sends the participants the reason why this process fails."""
+    self.send(error=_failed("process 0", reason))
 
   def close(self) -> None:
     """Closes all connections."""
@@ -206,12 +224,12 @@ class Participant:
     """Prepares to connect.
 
     Args:
-      info: address, number and index of the processes.
+      info: the processes of the run.
       timeout: how long to wait for process 0, seconds.
     """
     self._info, self._timeout = info, timeout
     self._connection: Connection | None = None
-    self._ending = threading.Event()
+    self._ending = threading.Event()  # this process ends for its own reasons
     self._monitor_thread: threading.Thread | None = None
 
   def connect(self, flags: dict[str, Any]) -> int:
@@ -224,7 +242,8 @@ class Participant:
       The port of JAX's service.
 
     Raises:
-      UserError: process 0 does not answer, or reports an error.
+      UserError: `missing_process`, process 0 does not answer; or the error that
+        process 0 has sent.
     """
     deadline = time.monotonic() + self._timeout
     address = (self._info.host, self._info.port)
@@ -237,7 +256,8 @@ class Participant:
         continue
       self._connection = Connection(connected)
       self.send(index=self._info.index, count=self._info.count, flags=flags)
-      # By then process 0 has named the processes that are missing.
+      # Process 0 waits for missing processes until about the same deadline, and
+      # then names them. Five seconds are left for its answer.
       reply = self._connection.receive(
         max(1.0, deadline + 5 - time.monotonic())
       )
@@ -256,27 +276,25 @@ class Participant:
     return int(reply["port"])
 
   def monitor(self) -> None:
-    """Starts a thread that ends this process if another fails or freezes."""
+    """Starts a thread that ends this process if another one fails."""
     self._monitor_thread = threading.Thread(target=self._monitor, daemon=True)
     self._monitor_thread.start()
 
   def _monitor(self) -> None:
+    """Waits until all processes have finished; if one fails, ends this one."""
     assert self._connection is not None
-    fix = _FIX
+    name = "process 0"
     try:
-      message = self._connection.receive_past_heartbeats(
-        self._timeout, "process 0"
-      )
-      problem = _failed("process 0", None)
+      message = self._connection.receive_past_heartbeats(self._timeout, name)
     except TimeoutError:
-      message = None
-      problem = _unresponsive("process 0", self._timeout)
-      fix = _FIX_UNRESPONSIVE
-    if message is not None:
+      problem, fix = _unresponsive(name, self._timeout), _FIX_UNRESPONSIVE
+    else:
+      message = message or {}  # None: the connection is closed
       if message.get("end"):
         return
-      problem = message.get("error", problem)
-      fix = message.get("fix", fix)
+      # Process 0 passes on the errors of all processes.
+      problem = message.get("error", _ended_without_error(name))
+      fix = message.get("fix", _FIX_FAILED)
     if not self._ending.is_set():
       _exit_with_error(problem, fix)
 
@@ -286,7 +304,7 @@ class Participant:
       self._connection.send(**message)
 
   def finish(self) -> None:
-    """Tells process 0 that this one is done, and waits for the others."""
+    """Informs process 0 that this one has finished; waits for the others."""
     assert self._monitor_thread is not None
     stop_jax()
     self.send(end=True)
@@ -294,7 +312,7 @@ class Participant:
     self._ending.set()
 
   def fail(self, reason: str) -> None:
-    """Tells process 0 why this process ends."""
+    """Sends process 0 the reason why this process fails."""
     self._ending.set()
     self.send(error=reason)
 
@@ -310,7 +328,7 @@ def bind_host(host: str) -> str:
 
 
 def stop_jax() -> None:
-  """Ends this process's part in JAX's distributed service."""
+  """Disconnects this process from JAX's distributed service."""
   import jax
 
   jax.distributed.shutdown()
@@ -320,11 +338,12 @@ def _processes_error(problem: str, fix: str, code: str) -> UserError:
   return UserError(problem, field="processes", fix=fix, code=code)
 
 
-def _failed(name: str, message: dict[str, Any] | None) -> str:
-  """Describes a process that has ended, with the reason it has sent."""
-  if message is None:
-    return f"{name} ended without reporting an error"
-  return f"{name} failed: {message['error']}"
+def _failed(name: str, reason: str) -> str:
+  return f"{name} failed: {reason}"
+
+
+def _ended_without_error(name: str) -> str:
+  return f"{name} ended without reporting an error"
 
 
 def _unresponsive(name: str, seconds: float) -> str:
@@ -332,9 +351,10 @@ def _unresponsive(name: str, seconds: float) -> str:
 
 
 def _exit_with_error(problem: str, fix: str) -> NoReturn:
-  """Ends this process because of another one.
+  """Prints an error and ends this process, from a thread that monitors.
 
-  The main thread may be inside a collective that never returns.
+  An exception would not end the main thread, which may be inside a collective
+  that never returns.
   """
   print(f"error: {problem}\n  fix: {fix}", file=sys.stderr, flush=True)
   os._exit(PEER_FAILED)

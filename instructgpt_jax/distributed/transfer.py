@@ -1,7 +1,9 @@
 """Moves batches from hosts to devices, and results back.
 
-Each process reads its shard of every batch. Processes whose devices differ only
-along the tensor axis read the same shard.
+A batch is split twice. On the mesh it has one batch shard for each index along
+(data, fsdp), `sharding.batch_shards` in all. A process reads the batch shards
+of its devices, its process shard. Processes whose devices differ only along the
+tensor axis read the same process shard.
 """
 
 from __future__ import annotations
@@ -19,20 +21,27 @@ from instructgpt_jax.sharding import batch_sharding, batch_shards, replicated
 
 
 @functools.lru_cache
-def _local_shards(mesh: Mesh) -> tuple[int, int]:
-  """Returns (index, count): which of `count` shards this process reads.
+def _process_shard(mesh: Mesh) -> tuple[int, int]:
+  """Returns the index of this process's shard, and their number.
 
   Raises:
-    UserError: the rows of two processes overlap without being the same.
+    UserError: `overlapping_rows`, two processes have some batch shards in
+      common, but not all.
   """
-  num_shards = batch_shards(mesh)
-  rows_by_process: dict[int, set[int]] = {}
-  indices = batch_sharding(mesh).devices_indices_map((num_shards,))
-  for device, (rows,) in indices.items():
-    rows_by_process.setdefault(device.process_index, set()).add(rows.start or 0)
-  shards = sorted({tuple(sorted(rows)) for rows in rows_by_process.values()})
-  sizes = [len(shard) for shard in shards]
-  if len(set(sizes)) > 1 or sum(sizes) != num_shards:
+  num_batch_shards = batch_shards(mesh)
+  batch_shards_of: dict[int, set[int]] = {}  # by process
+  # Of an array with one row per batch shard, which row is on which device.
+  rows_of_devices = batch_sharding(mesh).devices_indices_map(
+    (num_batch_shards,)
+  )
+  for device, (row,) in rows_of_devices.items():
+    process_rows = batch_shards_of.setdefault(device.process_index, set())
+    process_rows.add(row.start or 0)
+  process_shards = sorted(
+    {tuple(sorted(rows)) for rows in batch_shards_of.values()}
+  )
+  sizes = [len(shard) for shard in process_shards]
+  if len(set(sizes)) > 1 or sum(sizes) != num_batch_shards:
     raise UserError(
       "processes share some of their rows of a batch, but not all",
       field="mesh",
@@ -40,34 +49,38 @@ def _local_shards(mesh: Mesh) -> tuple[int, int]:
       " process, or is a multiple of it",
       code="overlapping_rows",
     )
-  local = tuple(sorted(rows_by_process[jax.process_index()]))
-  return shards.index(local), len(shards)
+  local = tuple(sorted(batch_shards_of[jax.process_index()]))
+  return process_shards.index(local), len(process_shards)
 
 
-def process_shard(size: int, mesh: Mesh) -> dict[str, int]:
-  """Returns `shard_index` and `shard_count` of this process's data reader.
+def get_process_shard(size: int, mesh: Mesh) -> dict[str, int]:
+  """Returns which shard of each global batch this process reads.
 
   Args:
     size: rows of a global batch.
     mesh: the mesh.
 
+  Returns:
+    `shard_index` and `shard_count`, arguments of `BatchSpec`.
+
   Raises:
-    UserError: the rows do not divide evenly among devices or processes.
+    UserError: `uneven_batch` or `overlapping_rows`, the rows do not divide
+      evenly among the batch shards or the processes.
   """
   check_divisible(size, mesh)
-  index, count = _local_shards(mesh)
+  index, count = _process_shard(mesh)
   return dict(shard_index=index, shard_count=count)
 
 
 def put_replicated_batch(batch: Any, mesh: Mesh) -> Any:
-  """Puts a batch that every process has in full onto the mesh.
+  """Puts a batch onto the mesh that every process has in full.
 
   Args:
     batch: tree of numpy arrays [B, …]; scalars are replicated.
     mesh: the mesh.
 
   Returns:
-    The tree as global arrays, sharded over axis 0.
+    The tree as global arrays, split over axis 0.
   """
 
   def put(array):
@@ -80,23 +93,23 @@ def put_replicated_batch(batch: Any, mesh: Mesh) -> Any:
 
 
 def put_local_batch(batch: Any, mesh: Mesh) -> Any:
-  """Puts this process's shard of a batch onto the mesh.
+  """Puts a batch onto the mesh from which each process has its own shard.
 
   Args:
-    batch: tree of numpy arrays, the rows that `process_shard` assigns to this
-      process; scalars are replicated.
+    batch: tree of numpy arrays, the shard that `get_process_shard` names;
+      scalars are replicated.
     mesh: the mesh.
 
   Returns:
-    The tree as global arrays [B, …], sharded over axis 0.
+    The tree as global arrays [B, …], split over axis 0.
   """
   row_sharding, scalar_sharding = batch_sharding(mesh), replicated(mesh)
-  _, num_shards = _local_shards(mesh)
+  _, num_process_shards = _process_shard(mesh)
 
   def put(array):
     if array.ndim == 0:
       return jax.make_array_from_process_local_data(scalar_sharding, array)
-    check_divisible(array.shape[0] * num_shards, mesh)
+    check_divisible(array.shape[0] * num_process_shards, mesh)
     return jax.make_array_from_process_local_data(row_sharding, array)
 
   return jax.tree.map(put, batch)

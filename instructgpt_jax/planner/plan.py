@@ -105,7 +105,7 @@ def make_plan(
     counted: name of a program → FLOPs on all chips where the mesh divides all
       parts; programs that are missing are counted and added.
   """
-  sizes = mesh_lib.mesh_sizes(config.mesh, topology.num_chips)
+  sizes = mesh_lib.resolve_axis_sizes(config.mesh, topology.num_chips)
   axes = dict(zip(mesh_lib.AXES, sizes, strict=True))
   mesh: Any = mesh_lib.abstract_mesh(
     config.mesh, topology.num_chips, topology.chip.platform

@@ -79,7 +79,7 @@ def pretrain(config: configs.PretrainExperiment, directory: str) -> None:
     batching.BatchSpec(
       batch_size=section.batch_size,
       seed=config.seed,
-      **transfer.process_shard(section.batch_size, mesh),
+      **transfer.get_process_shard(section.batch_size, mesh),
     ),
     pad_id=tokenizer.pad_id,
   )
@@ -211,7 +211,7 @@ def _sft_course(
     batching.BatchSpec(
       batch_size=layout.demonstration_rows,
       seed=config.seed,
-      **transfer.process_shard(padded.rows, mesh),
+      **transfer.get_process_shard(padded.rows, mesh),
     ),
     padded_size=padded.rows,
     pad_id=tokenizer.pad_id,

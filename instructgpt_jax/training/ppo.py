@@ -278,7 +278,7 @@ def _next_prompts(run: PpoRun, iteration: int) -> _Prompts:
   iterator_state = run.data.prompts.get_state()
   batch = next(run.data.prompts)
   size = run.config.ppo.rollout_batch
-  shard = transfer.process_shard(size, run.mesh)["shard_index"]
+  shard = transfer.get_process_shard(size, run.mesh)["shard_index"]
   batch = number_episodes(batch, iteration, size, shard)
   return _Prompts(batch, iterator_state)
 

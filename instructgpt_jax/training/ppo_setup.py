@@ -320,7 +320,7 @@ def prompt_batches(
     batching.BatchSpec(
       batch_size=config.ppo.rollout_batch,
       seed=config.seed,
-      **transfer.process_shard(config.ppo.rollout_batch, mesh),
+      **transfer.get_process_shard(config.ppo.rollout_batch, mesh),
     ),
     width=width,
     pad_id=tokenizer.pad_id,
@@ -347,7 +347,7 @@ def _document_batches(
     batching.BatchSpec(
       batch_size=size,
       seed=config.seed,
-      **transfer.process_shard(size, mesh),
+      **transfer.get_process_shard(size, mesh),
     ),
     pad_id=tokenizer.pad_id,
   )

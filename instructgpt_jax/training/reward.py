@@ -192,7 +192,7 @@ def _training_batches(
     batch_size=section.batch_size,
     seed=config.seed,
     epochs=section.epochs,
-    **transfer.process_shard(section.batch_size, mesh),
+    **transfer.get_process_shard(section.batch_size, mesh),
   )
   size = section.microbatch or section.batch_size
   parts = max(section.batch_size // size, 1) * sharding.batch_shards(mesh)

@@ -91,3 +91,31 @@ def test_incomplete_or_invalid_settings_are_refused(section, env, code):
   with pytest.raises(UserError) as error:
     cluster.detect(section, env)
   assert error.value.code == code
+
+
+@pytest.mark.parametrize(
+  "env, name",
+  [
+    ({"SLURM_PROCID": "0"}, "SLURM_JOB_NODELIST"),
+    (
+      {
+        "SLURM_PROCID": "0",
+        "SLURM_JOB_NODELIST": "[",
+        "SLURM_JOB_ID": "1",
+        "SLURM_NTASKS": "2",
+      },
+      "node list",
+    ),
+    ({"TPU_WORKER_HOSTNAMES": "a,b"}, "TPU_WORKER_ID"),
+    ({"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "x"}, "TPU_WORKER_ID"),
+    (
+      {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2"},
+      "JAX_PROCESS_ID",
+    ),
+  ],
+)
+def test_error_of_auto_names_the_variable(env, name):
+  with pytest.raises(UserError) as error:
+    cluster.detect(AUTO, env)
+  assert error.value.code == "bad_environment"
+  assert name in error.value.problem

@@ -215,8 +215,8 @@ def test_processes_that_differ_only_in_tensor_read_the_same_shard(
   grid = Mesh(devices.reshape(sizes), mesh_lib.AXES)
   if shard is None:
     with pytest.raises(UserError) as error:
-      transfer.process_shard(count, grid)
+      transfer.get_process_shard(count, grid)
     assert error.value.code == "overlapping_rows"
   else:
-    actual = transfer.process_shard(count, grid)
+    actual = transfer.get_process_shard(count, grid)
     assert (actual["shard_index"], actual["shard_count"]) == shard

@@ -68,7 +68,7 @@ def check_ppo_batches(section: configs.Ppo) -> None:
       fix="give a divisor of --ppo.rollout_batch",
       code="not_a_divisor",
     )
-  # Packed episodes have rows for whole microbatches alone.
+  # Episodes are packed into whole microbatches.
   check_divides(
     section.microbatch,
     section.minibatch,
@@ -77,6 +77,20 @@ def check_ppo_batches(section: configs.Ppo) -> None:
   )
   rows = section.minibatch * section.ptx_ratio
   check_divides(section.ptx_microbatch, rows, "ppo.ptx_microbatch")
+
+
+def check_ppo(section: configs.Ppo, data: configs.Data, context: int) -> None:
+  """Refuses batches and lengths of PPO that do not fit.
+
+  Args:
+    section: the run's PPO settings.
+    data: the run's data section.
+    context: positions of the policy.
+  """
+  check_lengths(data, context)
+  check_ppo_batches(section)
+  if section.ptx_coef:
+    row_length(section.ptx_sequence, context, "ppo.ptx_sequence")
 
 
 def check_batches(config: Any) -> None:
@@ -123,10 +137,7 @@ def check_pipeline(config: configs.PipelineExperiment, context: int) -> None:
     )
   if config.until in ("world", "pretrain"):
     return
-  check_lengths(config.data, context)
+  check_ppo(config.ppo, config.data, context)
   check_divides(
     config.reward.microbatch, config.reward.batch_size, "reward.microbatch"
   )
-  check_ppo_batches(config.ppo)
-  if config.ppo.ptx_coef:
-    row_length(config.ppo.ptx_sequence, context, "ppo.ptx_sequence")

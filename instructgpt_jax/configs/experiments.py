@@ -82,6 +82,27 @@ class PpoExperiment(Experiment):
   optimizer: Optimizer = PPO_OPTIMIZER
   value_optimizer: Optimizer = VALUE_OPTIMIZER
 
+  @property
+  def ptx_length(self) -> int:
+    """Length of pretraining rows, in tokens."""
+    return self.ppo.ptx_sequence or self.model.max_seq_len
+
+  @property
+  def resolved_optimizers(self) -> tuple[Optimizer, Optimizer]:
+    """Optimizers of policy and value network, with their warm-up in updates.
+
+    A warmup_steps of -1 becomes ppo.warmup_iterations times the updates of an
+    iteration.
+    """
+    steps = self.ppo.warmup_iterations * self.ppo.updates_per_iteration
+
+    def resolve(optimizer: Optimizer) -> Optimizer:
+      if optimizer.warmup_steps >= 0:
+        return optimizer
+      return dataclasses.replace(optimizer, warmup_steps=steps)
+
+    return resolve(self.optimizer), resolve(self.value_optimizer)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateExperiment(Experiment):

@@ -284,6 +284,21 @@ class Ppo(Checked):
     minimum=1,
   )
 
+  @property
+  def num_iterations(self) -> int:
+    """Number of iterations; the last one completes its rollout batch."""
+    return -(-self.episodes // self.rollout_batch)
+
+  @property
+  def updates_per_iteration(self) -> int:
+    """Number of optimizer updates on one rollout batch."""
+    return self.inner_epochs * (self.rollout_batch // self.minibatch)
+
+  @property
+  def num_updates(self) -> int:
+    """Number of optimizer updates of the run."""
+    return self.num_iterations * self.updates_per_iteration
+
 
 PPO_OPTIMIZER = Optimizer(
   learning_rate=1.18e-5,

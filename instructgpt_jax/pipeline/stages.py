@@ -329,8 +329,11 @@ def _check_sources(pipeline: Pipeline, start: _StartingPoint) -> Pipeline:
     splits["data.comparisons"] = inputs.rankings(data, tokenizer)
   valid = {field: len(split.valid) for field, split in splits.items()}
   if config.sft.select_by in ("reward", "loss"):
-    language.selection(
-      config.sft, "sft", by_reward=True, valid=valid["data.demonstrations"]
+    language.choose_selection(
+      config.sft,
+      "sft",
+      has_reward_model=True,
+      num_valid=valid["data.demonstrations"],
     )
   inputs_of_run = {
     field: fingerprint.fingerprint_source(

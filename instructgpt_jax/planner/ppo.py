@@ -41,11 +41,10 @@ def ppo_workload(
     UserError: lengths or batch sizes do not fit each other or the mesh.
   """
   section = config.ppo
-  checks.check_lengths(config.data, config.model.max_seq_len)
-  checks.check_ppo_batches(section)
+  checks.check_ppo(section, config.data, config.model.max_seq_len)
   mesh_lib.check_divisible(section.rollout_batch, mesh)
   iteration = _Iteration(config, mesh, reward_model or config.model)
-  updates = ppo_programs.updates_per_iteration(section)
+  updates = section.updates_per_iteration
   tokens = section.inner_epochs * section.rollout_batch * iteration.length
   if iteration.ptx_batch is not None:
     tokens += updates * iteration.ptx_batch.tokens.size
@@ -112,7 +111,7 @@ class _Iteration:
     self.value_model = ScalarModel(dataclasses.replace(value, **adapters))
     policy_optimizer, value_optimizer = (
       optimizer_lib.make_optimizer(optimizer, shapes.UPDATES)
-      for optimizer in ppo_programs.optimizer_configs(config)
+      for optimizer in config.resolved_optimizers
     )
     self.policy = shapes.abstract_network(
       self.policy_model, policy_optimizer, mesh
@@ -132,7 +131,7 @@ class _Iteration:
       ptx_coef=self._scalar,
       ema_decay=self._scalar,
     )
-    self._programs = ppo_programs.jitted(
+    self._programs = ppo_programs.jit_programs(
       config,
       Networks(
         self.policy_model,
@@ -151,12 +150,9 @@ class _Iteration:
     section = self._section
     if not section.ptx_coef:
       return None
-    length = checks.row_length(
-      section.ptx_sequence, self._config.model.max_seq_len, "ppo.ptx_sequence"
-    )
     rows = section.minibatch * section.ptx_ratio
     mesh_lib.check_divisible(rows, self._mesh)
-    return shapes.language_batch(self._mesh, rows, length)
+    return shapes.language_batch(self._mesh, rows, self._config.ptx_length)
 
   def resident(self) -> dict[str, PyTree]:
     """Returns the arrays that stay on the chips, by name."""
@@ -217,7 +213,7 @@ class _Iteration:
   @functools.cached_property
   def _update_arguments(self) -> tuple[Any, ...]:
     experience, *_ = jax.eval_shape(
-      self._programs.experience, *self._score_arguments
+      self._programs.score_rollout, *self._score_arguments
     )
     return (
       self.state,
@@ -261,7 +257,7 @@ class _Iteration:
     microbatch = self._microbatch(count)
     return Program(
       name="score",
-      build=lambda: (self._programs.experience, self._score_arguments),
+      build=lambda: (self._programs.score_rollout, self._score_arguments),
       runs=1,
       loop_trips=self._loss_chunks(microbatch),
       passes=tuple(

@@ -96,7 +96,7 @@ def reward_workload(
     list(range(count)),
   )
   # Rankings of equal length are not packed.
-  rows = reward_loop.layout_of(
+  rows = reward_loop.choose_layout(
     [longest],
     config.model,
     BatchSpec(batch_size=1, epochs=1),

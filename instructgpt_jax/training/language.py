@@ -1,4 +1,8 @@
-"""Language modelling: pretraining, SFT and policy initialisation."""
+"""Language modelling: pretraining, SFT and policy initialisation.
+
+`pretrain` and `sft` read the data, pack them into rows, and make a `_Plan`.
+`_train` then trains by this plan, with the loop of `supervised.fit`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import grain
 import jax
@@ -40,7 +44,7 @@ from instructgpt_jax.training import (
 )
 from instructgpt_jax.types import PyTree
 
-VALID_ROWS = 1024  # most rows that a validation loss is measured on
+VALID_ROWS = 1024  # a validation loss is measured on at most these rows
 _token_logp = mesh_lib.jit_per_mesh(
   language_step.token_logp, static_argnames="model"
 )
@@ -83,14 +87,13 @@ def pretrain(config: configs.PretrainExperiment, directory: str) -> None:
     ),
     pad_id=tokenizer.pad_id,
   )
-  course = _Course(
-    "pretrain",
-    batches,
-    valid,
+  plan = _Plan(
+    name="pretrain",
+    batches=batches,
+    valid_rows=valid,
     total_steps=section.steps,
     microbatch=section.microbatch or 0,
     eval_every=section.eval_every,
-    select="last",
     fingerprint=fingerprint.Fingerprint(
       {"rows": section.batch_size, "steps": section.steps},
       {
@@ -100,7 +103,7 @@ def pretrain(config: configs.PretrainExperiment, directory: str) -> None:
       },
     ),
   )
-  _train(config, directory, model, tokenizer, course, mesh)
+  _train(config, directory, model, tokenizer, plan, mesh)
 
 
 def sft(
@@ -108,9 +111,9 @@ def sft(
 ) -> None:
   """Fine-tunes on demonstrations; also the policy's initialisation.
 
-  A step has about `batch_size` demonstrations: packed rows hold several, and
-  the number of rows in a step follows from the average. The mesh changes only
-  how many rows of padding are added.
+  A step has about `sft.batch_size` demonstrations. Packed rows hold several, so
+  the number of rows in a step follows from their average number in a row
+  (`step_layout`). It is the same on every mesh; only rows of padding are added.
 
   Args:
     config: the experiment.
@@ -129,8 +132,10 @@ def sft(
   )
   records = inputs.demonstrations(config.data, tokenizer)
   mesh = mesh_lib.make_mesh(config.mesh)
-  by_reward = _reward_measure(config, directory, tokenizer, records, mesh)
-  select = selection(section, name, by_reward is not None, len(records.valid))
+  measure = _reward_measure(config, tokenizer, records, mesh)
+  select = choose_selection(
+    section, name, measure is not None, len(records.valid)
+  )
   rows, valid = (
     inputs.demonstration_rows(
       part,
@@ -152,37 +157,37 @@ def sft(
     valid=len(records.valid),
   )
   demonstrations = _DemonstrationRows(rows, valid, source)
-  course = dataclasses.replace(
-    _sft_course(config, name, tokenizer, demonstrations, layout, mesh),
+  plan = dataclasses.replace(
+    _plan_sft(config, name, tokenizer, demonstrations, layout, mesh),
     select=select,
-    measure=by_reward,
+    measure=measure,
   )
-  _train(config, directory, model, tokenizer, course, mesh)
+  _train(config, directory, model, tokenizer, plan, mesh)
 
 
 class _DemonstrationRows(NamedTuple):
-  """Packed demonstrations, and the fingerprint of their source."""
+  """Rows of demonstrations, and the fingerprint of their source."""
 
   train: packing.Rows
   valid: packing.Rows
   source: fingerprint.Source
 
 
-def _sft_course(
+def _plan_sft(
   config: configs.SftExperiment,
   name: str,
   tokenizer: Tokenizer,
   demonstrations: _DemonstrationRows,
   layout: step_layout.StepLayout,
   mesh: Mesh,
-) -> _Course:
-  """Makes batches of demonstrations, with their share of pretraining rows.
+) -> _Plan:
+  """Makes batches of demonstrations, mixed with rows of pretraining documents.
 
   Args:
     config: the experiment.
     name: name of the stage.
     tokenizer: the run's tokenizer.
-    demonstrations: packed demonstrations.
+    demonstrations: rows of demonstrations.
     layout: number of rows of a step.
     mesh: the mesh that the batches are padded for.
   """
@@ -190,8 +195,8 @@ def _sft_course(
   steps_per_epoch = math.ceil(len(rows["tokens"]) / layout.demonstration_rows)
   total_steps = section.epochs * steps_per_epoch
   sources = {"data.demonstrations": demonstrations.source}
-  document_rows, log = None, _no_metrics
-  if section.reward_model:  # It selects the parameters.
+  document_rows, step_metrics = None, _no_metrics
+  if section.reward_model:  # It selects the parameters that are saved.
     model_source = fingerprint.fingerprint_model(section.reward_model)
     sources["sft.reward_model"] = model_source
   if section.pretraining_fraction:
@@ -202,8 +207,10 @@ def _sft_course(
     sources["data.pretraining"] = _documents_fingerprint(
       config.data, documents, [document_rows]
     )
-    log = _share_metrics(config, name, rows, document_rows, layout, total_steps)
-  padded = _padded(layout, name, mesh)
+    step_metrics = _make_share_metrics(
+      config, name, rows, document_rows, layout, total_steps
+    )
+  padded = _pad_for_mesh(layout, name, mesh)
   batches = batching.mixed_language_batches(
     rows,
     document_rows,
@@ -216,27 +223,24 @@ def _sft_course(
     padded_size=padded.rows,
     pad_id=tokenizer.pad_id,
   )
-  rows_per_step, fraction = (
-    layout.demonstration_rows,
-    section.pretraining_fraction,
-  )
-  counts = dict(
-    rows=rows_per_step, pretraining_fraction=fraction, steps=total_steps
-  )
-  return _Course(
-    name,
-    batches,
-    demonstrations.valid,
+  counts = {
+    "rows": layout.demonstration_rows,
+    "pretraining_fraction": section.pretraining_fraction,
+    "steps": total_steps,
+  }
+  return _Plan(
+    name=name,
+    batches=batches,
+    valid_rows=demonstrations.valid,
     total_steps=total_steps,
     microbatch=padded.microbatch,
     eval_every=steps_per_epoch,
-    select="last",
     fingerprint=fingerprint.Fingerprint(counts, sources, counted=False),
-    log=log,
+    step_metrics=step_metrics,
   )
 
 
-def _padded(
+def _pad_for_mesh(
   layout: step_layout.StepLayout, name: str, mesh: Mesh
 ) -> step_layout.Padded:
   """Pads a step's rows for a mesh; logs a line if most of them are padding."""
@@ -244,7 +248,7 @@ def _padded(
   if padded.rows >= 2 * layout.rows:
     log_line(
       f"{name}: a step has {layout.rows} rows and {padded.rows - layout.rows}"
-      f" of padding, for {sharding.batch_shards(mesh)} devices"
+      f" of padding, for {sharding.batch_shards(mesh)} shards (data × fsdp)"
     )
   return padded
 
@@ -265,18 +269,30 @@ def _documents_fingerprint(
   )
 
 
-def _share_metrics(
+def _make_share_metrics(
   config: configs.SftExperiment,
   name: str,
   rows: packing.Rows,
-  others: packing.Rows,
+  document_rows: packing.Rows,
   layout: step_layout.StepLayout,
   total_steps: int,
 ) -> Callable[[int], dict[str, float]]:
-  """Logs the share of pretraining data; returns the shares up to a step."""
+  """Logs the share of pretraining data in the run.
+
+  Args:
+    config: the experiment.
+    name: name of the stage.
+    rows: rows of demonstrations.
+    document_rows: rows of pretraining documents.
+    layout: number of rows of a step.
+    total_steps: number of updates.
+
+  Returns:
+    step → share of pretraining data in the steps up to it, as metrics.
+  """
   shares = batching.mixed_shares(
     rows,
-    others,
+    document_rows,
     layout.fraction,
     batch_size=layout.demonstration_rows,
     seed=config.seed,
@@ -294,30 +310,33 @@ def _share_metrics(
   return metrics
 
 
-def selection(
-  section: configs.Sft, name: str, by_reward: bool, valid: int
-) -> str:
-  """Returns what chooses the parameters: "reward", "loss" or "last".
+def choose_selection(
+  section: configs.Sft, name: str, has_reward_model: bool, num_valid: int
+) -> _Selection:
+  """Chooses how the parameters are selected that the stage saves.
+
+  `sft.select_by` says it; "auto" takes the first of reward, loss and last step
+  that can be measured.
 
   Args:
-    section: the settings.
-    name: of the stage, for what is shown.
-    by_reward: whether there is a reward model.
-    valid: number of validation records.
+    section: the SFT settings.
+    name: name of the stage, for what is shown.
+    has_reward_model: whether there is a reward model.
+    num_valid: number of validation records.
 
   Raises:
-    UserError: `no_reward_model` or `no_validation`, the user has asked for what
+    UserError: `no_reward_model` or `no_validation`, `sft.select_by` names what
       cannot be measured.
   """
   select = section.select_by
-  if select == "reward" and not by_reward:
+  if select == "reward" and not has_reward_model:
     raise UserError(
       "is 'reward', but no reward model is given",
       field="sft.select_by",
       fix="give --sft.reward_model=DIR, or --sft.select_by=loss",
       code="no_reward_model",
     )
-  if select in ("loss", "reward") and not valid:
+  if select in ("loss", "reward") and not num_valid:
     raise UserError(
       f"is {select!r}, but there are no validation records to measure it on",
       field="sft.select_by",
@@ -327,22 +346,25 @@ def selection(
     )
   if select != "auto":
     return select
-  if by_reward:
+  if has_reward_model:
     return "reward"
-  if valid:
+  if num_valid:
     return "loss"
-  log_line(f"{name}: no validation records: the last step is kept")
+  log_line(f"{name}: no validation records: the last step is saved")
   return "last"
 
 
 def _reward_measure(
   config: configs.SftExperiment,
-  directory: str,
   tokenizer: Tokenizer,
   records: inputs.Splits,
   mesh: Mesh,
-) -> Callable[[LanguageModel, PyTree], dict[str, float]] | None:
-  """Makes the mean RM score of responses to validation prompts (C.1)."""
+) -> _Measure | None:
+  """Returns a function that scores a policy with `sft.reward_model` (C.1).
+
+  It samples responses to validation prompts, and returns their mean score.
+  Without a reward model the result is None.
+  """
   section = config.sft
   if not section.reward_model:
     return None
@@ -355,8 +377,8 @@ def _reward_measure(
   inheritance.require_compatible(
     stage, tokenizer, config.data, "sft.reward_model"
   )
-  records_held = records.valid[: section.select_prompts]
-  if not records_held:
+  valid_records = records.valid[: section.select_prompts]
+  if not valid_records:
     raise UserError(
       "there is no validation prompt to choose a checkpoint on",
       field="data.demonstrations",
@@ -364,7 +386,7 @@ def _reward_measure(
       code="no_validation",
     )
   prompts = encoding.encode_prompts(
-    [d.turns for d in records_held], tokenizer, config.data
+    [record.turns for record in valid_records], tokenizer, config.data
   )
   params = networks.load_params(stage, mesh)
 
@@ -387,36 +409,41 @@ def _reward_measure(
   return measure
 
 
-@dataclasses.dataclass(frozen=True)
-class _Course:
-  """Batches of a training run, and how they are used.
+# What selects the parameters that a stage saves.
+_Selection = Literal["reward", "loss", "last"]
+_SELECTION_METRICS = {"loss": "valid_loss", "reward": "valid_rm_score"}
+
+# (model, parameters) → metrics.
+_Measure = Callable[[LanguageModel, PyTree], dict[str, float]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Plan:
+  """Batches of a training run, its length, and its evaluations.
 
   Attributes:
     name: name of the stage.
     batches: batches of this process.
-    valid: validation rows.
+    valid_rows: rows of validation records; may be empty.
     total_steps: number of updates.
-    microbatch: rows of a microbatch; 0 is all.
+    microbatch: rows of a microbatch; 0 is the whole batch.
     eval_every: steps between two evaluations.
-    select: what chooses the parameters: "reward", "loss" or "last".
     fingerprint: fingerprint of the data and the batches.
-    measure: (model, parameters) → further metrics of an evaluation.
-    log: step → further metrics of a step.
+    select: what selects the parameters that the stage saves.
+    measure: further metrics of an evaluation, if any.
+    step_metrics: step → further metrics of a step.
   """
 
   name: str
   batches: grain.DatasetIterator
-  valid: packing.Rows
+  valid_rows: packing.Rows
   total_steps: int
   microbatch: int
   eval_every: int
-  select: str
   fingerprint: fingerprint.Fingerprint
-  measure: Callable[[LanguageModel, PyTree], dict[str, float]] | None = None
-  log: Callable[[int], dict[str, float]] = _no_metrics
-
-
-_SELECTED_BY = {"loss": ("valid_loss", -1.0), "reward": ("valid_rm_score", 1.0)}
+  select: _Selection = "last"
+  measure: _Measure | None = None
+  step_metrics: Callable[[int], dict[str, float]] = _no_metrics
 
 
 def _train(
@@ -424,69 +451,73 @@ def _train(
   directory: str,
   model: LanguageModel,
   tokenizer: Tokenizer,
-  course: _Course,
+  plan: _Plan,
   mesh: Mesh,
 ) -> None:
-  """Trains, and saves the parameters that `course.select` chooses."""
+  """Trains, and saves the parameters that `plan.select` chooses."""
   stage = None
   if config.init_from:
     stage = stage_model.open_stage(
       config.init_from, kind=stage_model.LANGUAGE, field="init_from", run=config
     )
-  measures = ["valid_loss"] * (len(course.valid["tokens"]) > 0)
-  measures += ["valid_rm_score"] * (course.measure is not None)
-  supervised.require_measure(config.run, measures)
+  metrics = []
+  if len(plan.valid_rows["tokens"]):
+    metrics.append("valid_loss")
+  if plan.measure is not None:
+    metrics.append("valid_rm_score")
+  supervised.require_measured(config.run, metrics)
   start = supervised.start_training(
     config,
     model,
     language_step.train_step,
     stage,
     mesh,
-    total_steps=course.total_steps,
-    microbatch=course.microbatch,
+    total_steps=plan.total_steps,
+    microbatch=plan.microbatch,
   )
 
-  def evaluate(params: PyTree, step: int) -> dict[str, float]:
-    del step
+  def evaluate(params: PyTree) -> dict[str, float]:
     params = lora.merge_trees(start.params.frozen, params)
-    return _evaluate(model, params, course, mesh)
+    return _evaluate(model, params, plan, mesh)
 
   save = functools.partial(
-    _save, directory, config, model, start=start, name=course.name
+    _save, directory, config, model, start=start, name=plan.name
   )
   tokenizer_store.put_tokenizer(directory, tokenizer)
   run = supervised.SupervisedRun(
     directory=directory,
-    name=course.name,
+    name=plan.name,
     settings=config.run,
     mesh=mesh,
-    batches=course.batches,
-    total_steps=course.total_steps,
+    batches=plan.batches,
+    total_steps=plan.total_steps,
     learning_rate=optimizer_lib.make_schedule(
-      config.optimizer, course.total_steps
+      config.optimizer, plan.total_steps
     ),
-    fingerprint=course.fingerprint.with_base(start.base_checksum),
+    fingerprint=plan.fingerprint.with_base(start.base_checksum),
     evaluation=supervised.EvaluationLoop(
-      evaluate, course.eval_every, _SELECTED_BY.get(course.select), save
+      evaluate, plan.eval_every, _SELECTION_METRICS.get(plan.select), save
     ),
-    log=course.log,
+    step_metrics=plan.step_metrics,
   )
   result = supervised.fit(run, start.state, start.step)
-  if course.select not in _SELECTED_BY:
-    save(result.state.params, course.total_steps)
+  if plan.select == "last":
+    save(result.state.params, plan.total_steps)
   files.mark_complete(directory, result.summary)
 
 
 def _evaluate(
-  model: LanguageModel, params: PyTree, course: _Course, mesh: Mesh
+  model: LanguageModel, params: PyTree, plan: _Plan, mesh: Mesh
 ) -> dict[str, float]:
   """Computes the validation loss and further metrics of an evaluation."""
   metrics = {}
-  if len(course.valid["tokens"]):
-    rows = {k: v[:VALID_ROWS] for k, v in course.valid.items()}
+  if len(plan.valid_rows["tokens"]):
+    rows = {k: v[:VALID_ROWS] for k, v in plan.valid_rows.items()}
     nll, weight = row_losses(model, params, rows, mesh)
     metrics["valid_loss"] = float(nll.sum() / max(weight.sum(), 1))
-  return metrics | (course.measure(model, params) if course.measure else {})
+  if plan.measure is not None:
+    metrics |= plan.measure(model, params)
+  return metrics
 
 
 def _save(
@@ -519,16 +550,16 @@ def row_losses(
   rows: packing.Rows,
   mesh: Mesh,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Computes Σ weight · −log p and Σ weight of each row.
+  """Computes the weighted negative log-likelihood of each row.
 
   Args:
     model: the language model; its dropout stays off.
     params: its parameters.
     rows: R rows.
-    mesh: where batches are put.
+    mesh: mesh that batches are put onto.
 
   Returns:
-    [R] float64 and [R] float64.
+    Σ weight · −log p and Σ weight, each [R] float64.
   """
   count = len(rows["tokens"])
   size = mesh_lib.round_up_to_shards(min(64, count), mesh)
@@ -544,7 +575,7 @@ def row_losses(
   ]
   token_logp = np.concatenate(logp)[:count].astype(np.float64)
   weights = rows["weights"].astype(np.float64)
-  weights[:, 0] = 0  # nothing predicts a row's first token
+  weights[:, 0] = 0  # no position predicts a row's first token
   return -(weights * token_logp).sum(axis=1), weights.sum(axis=1)
 
 
@@ -556,6 +587,6 @@ def loss_interval(
   *,
   resamples: int,
 ) -> statistics.Interval:
-  """Computes the mean loss of a token, in nats, with an interval over rows."""
+  """Computes the mean loss per token in nats, with its interval over rows."""
   nll, weight = row_losses(model, params, rows, mesh)
   return statistics.ratio_interval(nll, weight, resamples=resamples)

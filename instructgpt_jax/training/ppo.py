@@ -17,12 +17,13 @@ Each iteration of `_iterate`:
      `steps.language.gradients`. The value network minimises the clipped squared
      error: `losses.ppo.value_loss`.
   5. Log. One row of metrics.jsonl for each update.
-  6. Save. A checkpoint, from which the same command resumes bit for bit.
+  6. Save, if it is due. The same command resumes bit for bit from a checkpoint.
 
-`train` sets the run up, and `restore` finds where an earlier call stopped. Then
-come `rollout_phase` (steps 1 to 3), `update_phase` (4), `log` (5) and `save`
-(6). `training.ppo_programs` jits the functions of an iteration; `steps.ppo`
-defines them.
+`train` calls `ppo_setup.set_up`, which makes a `PpoRun`: what stays the same.
+`restore` returns the `RunState` in which an earlier call stopped. `_iterate`
+maps one RunState to the next: `rollout_phase` (steps 1 to 3), `update_phase`
+(4), `log` (5) and `save` (6). `training.ppo_programs` jits the functions of an
+iteration; `steps.ppo` defines them.
 """
 
 from __future__ import annotations
@@ -71,22 +72,22 @@ def train(
   """
   if stage_model.is_complete(directory):
     return
-  run, state = ppo_setup.set_up(config, directory, name)
+  run, first_state = ppo_setup.set_up(config, directory, name)
   tokenizer_store.put_tokenizer(directory, run.start.stage.tokenizer)
-  position = _run_iterations(run, state)
-  ppo_checks.unchanged(
-    run.checksums, ppo_setup.checksums(run.frozen), directory
+  result = _run_iterations(run, first_state)
+  ppo_checks.require_unchanged(
+    run.checksums, ppo_setup.compute_checksums(run.frozen), directory
   )
-  state = position.state
-  save_policy(run, directory, state.ema or state.policy.params, state)
-  measures = ("reward", "kl", "ended", "response_length")
+  trained = result.trained
+  save_policy(run, directory, trained.ema or trained.policy.params, trained)
+  final_metrics = ("reward", "kl", "ended", "response_length")
   files.mark_complete(
     directory,
     {
-      "updates": run.total_updates,
-      "episodes": run.iterations * config.ppo.rollout_batch,
-      "seconds": position.seconds,
-      **{key: position.last[key] for key in measures},
+      "updates": config.ppo.num_updates,
+      "episodes": config.ppo.num_iterations * config.ppo.rollout_batch,
+      "seconds": result.seconds,
+      **{key: result.last_metrics[key] for key in final_metrics},
     },
   )
 
@@ -100,80 +101,79 @@ class ScoredRollout(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Position:
-  """How far a run is.
+class RunState:
+  """What changes during a run; `PpoRun` is what stays the same.
 
   Attributes:
-    state: the trained state.
+    trained: parameters and optimizers of policy and value network, and β.
     updates: number of updates done.
-    scored: experience of the current iteration, if it is unfinished.
-    last: metrics of the last update.
+    scored: rollout of the current iteration, if it has updates left.
+    last_metrics: metrics of the last update.
     seconds: duration of the run up to here.
   """
 
-  state: PpoState
+  trained: PpoState
   updates: int = 0
   scored: ScoredRollout | None = None
-  last: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  last_metrics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   seconds: float = 0.0
 
 
-class _Outputs(NamedTuple):
-  """Checkpoints, metrics, progress, SIGTERM watch and guard of a run."""
+class _LoopTools(NamedTuple):
+  """What the loop writes to, and what stops it."""
 
   saver: checkpoints.Checkpointer
   writer: MetricWriter
   progress: Progress
-  preempted: preemption.PreemptionWatch
+  sigterm: preemption.PreemptionWatch
   guard: supervised.NonFiniteGuard
 
 
-def _run_iterations(run: PpoRun, state: PpoState) -> Position:
+def _run_iterations(run: PpoRun, first_state: PpoState) -> RunState:
   """Runs the iterations that an earlier call has not done.
 
   After SIGTERM, finishes the current update, saves a checkpoint that includes
   the iteration's experience, and raises Preempted. A later call resumes with
   the next minibatch.
   """
-  settings = run.config.run
+  settings, section = run.config.run, run.config.ppo
   with checkpoints.Checkpointer(
     run.directory, supervised.retention_policy(settings)
   ) as saver:
-    position = restore(run, state, saver)
-    first = position.updates // run.updates_per_iteration
+    run_state = restore(run, first_state, saver)
+    first = run_state.updates // section.updates_per_iteration
     with (
       MetricWriter(
         run.directory,
         tensorboard=settings.tensorboard,
-        resume_step=position.updates,
+        resume_step=run_state.updates,
       ) as writer,
       Progress(
-        run.iterations,
+        section.num_iterations,
         run.name,
         initial=first,
         unit="iteration",
         compiles=True,
       ) as progress,
-      preemption.PreemptionWatch() as watch,
+      preemption.PreemptionWatch() as sigterm,
     ):
       guard = supervised.NonFiniteGuard(run.directory)
-      outputs = _Outputs(saver, writer, progress, watch, guard)
-      for iteration in range(first, run.iterations):
-        # The first rollout of this process checks the sampler; that of a new
-        # run also checks that policy and reference are equal.
-        check = iteration == first and position.scored is None
-        position = _iterate(run, position, iteration, outputs, check=check)
-  return position
+      tools = _LoopTools(saver, writer, progress, sigterm, guard)
+      for iteration in range(first, section.num_iterations):
+        # Only the first rollout of this process is checked.
+        check = iteration == first and run_state.scored is None
+        run_state = _iterate(run, run_state, iteration, tools, check=check)
+  return run_state
 
 
 def restore(
-  run: PpoRun, state: PpoState, saver: checkpoints.Checkpointer
-) -> Position:
-  """Restores the newest checkpoint, if there is any, and the data's positions.
+  run: PpoRun, first_state: PpoState, saver: checkpoints.Checkpointer
+) -> RunState:
+  """Restores the newest checkpoint, if any, and the data's positions.
 
   Args:
     run: the run.
-    state: the state of a new run.
+    first_state: the state before the first update.
     saver: the run's checkpoints.
 
   Raises:
@@ -182,16 +182,18 @@ def restore(
   """
 
   def abstract_checkpoint(updates: int) -> dict[str, Any]:
-    if updates % run.updates_per_iteration == 0:
-      return vars(state)
-    return vars(state) | {"experience": _abstract_experience(run, state)}
+    if updates % run.config.ppo.updates_per_iteration == 0:
+      return vars(first_state)
+    # The iteration is unfinished, so its experience was saved as well.
+    experience = _abstract_experience(run, first_state)
+    return vars(first_state) | {"experience": experience}
 
   restored = saver.restore_latest(
     abstract_checkpoint,
     lambda extra: run.data.fingerprint.require_same(extra, run.directory),
   )
   if restored is None:
-    return Position(state)
+    return RunState(first_state)
   updates, arrays, extra = restored
   scored = None
   if "experience" in arrays:
@@ -199,72 +201,78 @@ def restore(
   run.data.prompts.set_state(extra["prompts"])
   if run.data.ptx is not None:
     run.data.ptx.set_state(extra["ptx"])
-  ppo_checks.unchanged(extra["marks"], run.checksums, run.directory)
-  return Position(
+  ppo_checks.require_unchanged(extra["marks"], run.checksums, run.directory)
+  return RunState(
     PpoState(**arrays), updates, scored, extra["last"], extra["seconds"]
   )
 
 
 def _iterate(
   run: PpoRun,
-  position: Position,
+  run_state: RunState,
   iteration: int,
-  outputs: _Outputs,
+  tools: _LoopTools,
   *,
   check: bool,
-) -> Position:
+) -> RunState:
   """Runs one iteration, or the rest of one.
 
   Args:
     run: the run.
-    position: how far it is.
+    run_state: its state before.
     iteration: number of the iteration, from 0.
-    outputs: where it writes.
+    tools: what it writes to, and what stops it.
     check: whether to check the rollout's log-probabilities.
+
+  Returns:
+    The state after it.
 
   Raises:
     Preempted: SIGTERM has come, and the state is saved.
   """
   started = time.monotonic()
   prompts = _next_prompts(run, iteration)
-  scored, gaps = position.scored, None
+  scored, gaps = run_state.scored, None
   if scored is None:  # steps 1 to 3
-    scored, gaps = rollout_phase(run, position, prompts.batch, check=check)
+    scored, gaps = rollout_phase(run, run_state, prompts.batch, check=check)
   updated = update_phase(  # step 4
-    run, position, iteration, scored.experience, prompts, outputs
+    run, run_state, iteration, scored.experience, prompts, tools
   )
   rollout_metrics, update_metrics = jax.device_get(
     (scored.metrics, updated.metrics)
   )
-  if position.updates == 0 and gaps is not None:
-    ppo_checks.first_update(update_metrics[0], gaps, run.config)
-  updates_before = position.updates
-  position = Position(
-    state=updated.state,
+  if run_state.updates == 0 and gaps is not None:
+    ppo_checks.check_first_update(update_metrics[0], gaps, run.config)
+  last_metrics = log(  # step 5
+    run,
+    run_state.updates,
+    rollout_metrics,
+    update_metrics,
+    tools.writer,
+    time.monotonic() - started,
+  )
+  updates_before, seconds_before = run_state.updates, run_state.seconds
+  run_state = RunState(
+    trained=updated.trained,
     updates=updates_before + len(update_metrics),
     scored=scored._replace(metrics=rollout_metrics),
-    seconds=position.seconds,
+    last_metrics=last_metrics,
   )
-  seconds = time.monotonic() - started
-  last = log(  # step 5
-    run, updates_before, rollout_metrics, update_metrics, outputs, seconds
-  )
-  position = dataclasses.replace(position, last=last)
-  if position.updates % run.updates_per_iteration == 0:
-    position = _finish_iteration(run, position, iteration, outputs.progress)
+  if run_state.updates % run.config.ppo.updates_per_iteration == 0:
+    run_state = _finish_iteration(run, run_state, iteration, tools.progress)
     # A finished iteration resumes after its prompts, an unfinished one draws
     # them again.
     prompts = prompts._replace(iterator_state=run.data.prompts.get_state())
-  seconds = position.seconds + time.monotonic() - started
-  position = dataclasses.replace(position, seconds=seconds)
-  if updated.stopped or _is_save_due(run, position.updates, iteration):
+  seconds = seconds_before + time.monotonic() - started
+  run_state = dataclasses.replace(run_state, seconds=seconds)
+  if updated.stopped or _is_save_due(run, iteration, run_state.updates):
     save(  # step 6
-      run, position, rollout_metrics, prompts.iterator_state, outputs.saver
+      run, run_state, rollout_metrics, prompts.iterator_state, tools.saver
     )
   if updated.stopped:
-    outputs.saver.wait()
+    tools.saver.wait()
     raise preemption.Preempted
-  return position
+  return run_state
 
 
 class _Prompts(NamedTuple):
@@ -275,6 +283,7 @@ class _Prompts(NamedTuple):
 
 
 def _next_prompts(run: PpoRun, iteration: int) -> _Prompts:
+  """Draws the prompts of an iteration; this process gets its shard of them."""
   iterator_state = run.data.prompts.get_state()
   batch = next(run.data.prompts)
   size = run.config.ppo.rollout_batch
@@ -286,10 +295,10 @@ def _next_prompts(run: PpoRun, iteration: int) -> _Prompts:
 def number_episodes(
   batch: PromptBatch, iteration: int, size: int, shard: int
 ) -> PromptBatch:
-  """Numbers the rows of a batch through the whole run.
+  """Numbers the episodes of a batch consecutively through the whole run.
 
-  A row's random key follows from its number, so a prompt that comes again gets
-  a new response.
+  An episode's random key follows from its number, so a prompt that is repeated
+  gets a new response.
 
   Args:
     batch: this process's prompts.
@@ -304,88 +313,103 @@ def number_episodes(
 
 
 def rollout_phase(
-  run: PpoRun, position: Position, prompts: PromptBatch, *, check: bool
+  run: PpoRun, run_state: RunState, prompts: PromptBatch, *, check: bool
 ) -> tuple[ScoredRollout, Gaps | None]:
   """Rolls out, scores and computes advantages: steps 1 to 3.
 
   Args:
     run: the run.
-    position: how far it is.
+    run_state: its state.
     prompts: this process's prompts.
     check: whether to compare log-probabilities that must be equal.
 
   Returns:
-    The experience, and the gaps that were measured.
+    The scored rollout, and the gaps that the check measured.
   """
-  policy, value = _merge_base_params(run, position.state)
+  policy, value = _merge_base_params(run, run_state.trained)
   rollout = run.programs.generate(
     policy, transfer.put_local_batch(prompts, run.mesh), run.key
   )
   gaps = None
   if check:
-    gaps = ppo_checks.agree(
+    gaps = ppo_checks.check_first_rollout(
       run.programs.compare,
       policy,
       run.frozen,
       rollout,
       run.config,
-      fresh=position.updates == 0,
+      is_new_run=run_state.updates == 0,
     )
-  scored = run.programs.experience(
+  scored = run.programs.score_rollout(
     rollout,
     run.frozen["reference"],
     run.frozen["reward"],
     value,
-    position.state.kl_coef,
+    run_state.trained.kl_coef,
   )
   return ScoredRollout(*scored), gaps
 
 
-def _merge_base_params(run: PpoRun, state: PpoState) -> tuple[PyTree, PyTree]:
-  """Combines the trained parameters with frozen ones below LoRA adapters."""
+def _merge_base_params(run: PpoRun, trained: PpoState) -> tuple[PyTree, PyTree]:
+  """Returns all parameters of policy and value network.
+
+  With adapters, only these are trained; the frozen base model is added.
+  """
   return (
-    lora.merge_trees(run.base.policy, state.policy.params),
-    lora.merge_trees(run.base.value, state.value.params),
+    lora.merge_trees(run.base.policy, trained.policy.params),
+    lora.merge_trees(run.base.value, trained.value.params),
   )
 
 
 class _Updated(NamedTuple):
   """Result of an iteration's updates."""
 
-  state: PpoState
+  trained: PpoState
   metrics: list[Metrics]  # of each update
   stopped: bool  # whether SIGTERM has come
 
 
 def update_phase(
   run: PpoRun,
-  position: Position,
+  run_state: RunState,
   iteration: int,
   experience: Experience,
   prompts: _Prompts,
-  outputs: _Outputs,
+  tools: _LoopTools,
 ) -> _Updated:
-  """Updates both networks on each minibatch that is left: step 4."""
-  minibatches = minibatch_indices(run.config.seed, iteration, run.config.ppo)
-  state, metrics, stopped = position.state, [], False
+  """Updates both networks on each minibatch that is left: step 4.
+
+  Args:
+    run: the run.
+    run_state: its state before.
+    iteration: number of the iteration, from 0.
+    experience: the iteration's experience.
+    prompts: the iteration's prompts, for a report on a loss that is not finite.
+    tools: what stops the updates: SIGTERM, or a loss that is not finite.
+  """
+  section = run.config.ppo
+  minibatches = minibatch_indices(run.config.seed, iteration, section)
+  trained, metrics, stopped = run_state.trained, [], False
   data_position = {"prompts": prompts.iterator_state}
-  for rows in minibatches[position.updates % run.updates_per_iteration :]:
-    inputs, ptx = {"prompts": prompts.batch, "episodes": rows}, None
+  for episodes in minibatches[
+    run_state.updates % section.updates_per_iteration :
+  ]:
+    inputs, ptx = {"prompts": prompts.batch, "episodes": episodes}, None
     if run.data.ptx is not None:
       data_position = data_position | {"ptx": run.data.ptx.get_state()}
       inputs["ptx"] = next(run.data.ptx)
       ptx = transfer.put_local_batch(inputs["ptx"], run.mesh)
-    state, update_metrics = run.programs.update(
-      state, experience, rows, ptx, run.base
+    trained, update_metrics = run.programs.update(
+      trained, experience, episodes, ptx, run.base
     )
     metrics.append(update_metrics)
-    step = position.updates + len(metrics)
-    outputs.guard.watch(step, data_position, inputs, update_metrics)
-    stopped = outputs.preempted.requested()
+    step = run_state.updates + len(metrics)
+    tools.guard.watch(step, data_position, inputs, update_metrics)
+    stopped = tools.sigterm.requested()
     if stopped:
       break
-  outputs.guard.check()
-  return _Updated(state, metrics, stopped)
+  tools.guard.check()
+  return _Updated(trained, metrics, stopped)
 
 
 def minibatch_indices(
@@ -394,7 +418,7 @@ def minibatch_indices(
   """Shuffles the episodes into minibatches, once per inner epoch.
 
   Returns:
-    [minibatch] int32, the episodes of each update.
+    For each update, [minibatch] int32: indices of its episodes.
   """
   indices = []
   for epoch in range(section.inner_epochs):
@@ -409,7 +433,7 @@ def log(
   updates_before: int,
   rollout_metrics: Mapping[str, Any],
   update_metrics: Sequence[dict[str, Any]],
-  outputs: _Outputs,
+  writer: MetricWriter,
   seconds: float,
 ) -> dict[str, Any]:
   """Writes a row of metrics for each update: step 5.
@@ -419,29 +443,30 @@ def log(
     updates_before: number of updates before these.
     rollout_metrics: metrics of the rollout.
     update_metrics: metrics of each update.
-    outputs: where to write.
+    writer: writer of metrics.jsonl.
     seconds: duration of the rollout and these updates.
 
   Returns:
     Metrics of the last update, without counts and learning rates.
   """
-  iteration = updates_before // run.updates_per_iteration
-  episodes = run.config.ppo.rollout_batch
-  fraction = len(update_metrics) / run.updates_per_iteration
+  section = run.config.ppo
+  iteration = updates_before // section.updates_per_iteration
+  # An iteration that was resumed has only a part of its updates here.
+  fraction = len(update_metrics) / section.updates_per_iteration
   tokens = float(rollout_metrics["response_tokens"])
   speed = {
-    "episodes_per_second": fraction * episodes / seconds,
+    "episodes_per_second": fraction * section.rollout_batch / seconds,
     "tokens_per_second": fraction * tokens / seconds,
   }
   row: dict[str, Any] = {}
   for step, metrics in enumerate(update_metrics, updates_before + 1):
     row = _without_counts(rollout_metrics) | metrics | speed
     policy_rate, value_rate = (rate(step - 1) for rate in run.schedules)
-    outputs.writer.write(
+    writer.write(
       step,
       row
       | {
-        "episodes": (iteration + 1) * episodes,
+        "episodes": (iteration + 1) * section.rollout_batch,
         "learning_rate": policy_rate,
         "value_learning_rate": value_rate,
       },
@@ -454,33 +479,38 @@ def _without_counts(rollout_metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _finish_iteration(
-  run: PpoRun, position: Position, iteration: int, progress: Progress
-) -> Position:
-  """Takes over the next β, shows progress and saves a snapshot if it is due."""
-  assert position.scored is not None
-  state = dataclasses.replace(
-    position.state, kl_coef=position.scored.next_kl_coef
+  run: PpoRun, run_state: RunState, iteration: int, progress: Progress
+) -> RunState:
+  """Sets the next β, shows progress and saves a snapshot if it is due."""
+  assert run_state.scored is not None
+  trained = dataclasses.replace(
+    run_state.trained, kl_coef=run_state.scored.next_kl_coef
   )
-  metrics = position.scored.metrics
+  metrics = run_state.scored.metrics
   progress.update(1, reward=metrics["reward"], kl=metrics["kl"])
   every = run.config.ppo.snapshot_every
   if every and not (iteration + 1) % every:
-    _save_snapshot(run, state, iteration + 1)
-  return dataclasses.replace(position, state=state, scored=None)
+    _save_snapshot(run, trained, iteration + 1)
+  return dataclasses.replace(run_state, trained=trained, scored=None)
 
 
-def _is_save_due(run: PpoRun, updates: int, iteration: int) -> bool:
-  """Whether a checkpoint is due since the iteration began."""
-  every = run.config.run.save_every
-  iteration_start = iteration * run.updates_per_iteration
-  if updates == run.total_updates:
+def _is_save_due(run: PpoRun, iteration: int, updates: int) -> bool:
+  """Returns whether a checkpoint is due after an iteration's updates.
+
+  It is due if a multiple of `run.save_every` is among the iteration's updates,
+  also those before a resumption. So a resumed run saves where another one does.
+  """
+  section = run.config.ppo
+  if updates == section.num_updates:
     return True
-  return bool(every) and updates // every > iteration_start // every
+  every = run.config.run.save_every
+  updates_before = iteration * section.updates_per_iteration
+  return bool(every) and updates // every > updates_before // every
 
 
 def save(
   run: PpoRun,
-  position: Position,
+  run_state: RunState,
   rollout_metrics: Mapping[str, Any],
   prompts_state: Any,
   saver: checkpoints.Checkpointer,
@@ -489,18 +519,18 @@ def save(
 
   Args:
     run: the run.
-    position: how far it is.
+    run_state: its state.
     rollout_metrics: metrics of the last rollout.
     prompts_state: state of the prompts' iterator to resume from: before those
       of an unfinished iteration.
     saver: the run's checkpoints.
   """
-  arrays = vars(position.state)
-  if position.scored is not None:
-    experience, next_kl_coef, _ = position.scored
+  arrays = vars(run_state.trained)
+  if run_state.scored is not None:
+    experience, next_kl_coef, _ = run_state.scored
     arrays = arrays | {"experience": (experience, next_kl_coef)}
   saver.save(
-    position.updates,
+    run_state.updates,
     arrays,
     {
       "prompts": prompts_state,
@@ -508,8 +538,8 @@ def save(
       "rolled": files.to_json_values(rollout_metrics),
       fingerprint.KEY: run.data.fingerprint.as_dict(),
       "marks": run.checksums,
-      "last": files.to_json_values(position.last),
-      "seconds": position.seconds,
+      "last": files.to_json_values(run_state.last_metrics),
+      "seconds": run_state.seconds,
     },
     supervised.checkpoint_score(
       run.config.run, _without_counts(rollout_metrics)
@@ -517,21 +547,21 @@ def save(
   )
 
 
-def _abstract_experience(run: PpoRun, state: PpoState) -> Any:
+def _abstract_experience(run: PpoRun, trained: PpoState) -> Any:
   """Returns shapes and shardings of an experience and of the next β."""
   # A batch is drawn for its shapes only.
   iterator_state = run.data.prompts.get_state()
   prompts = transfer.put_local_batch(next(run.data.prompts), run.mesh)
   run.data.prompts.set_state(iterator_state)
-  policy, value = _merge_base_params(run, state)
+  policy, value = _merge_base_params(run, trained)
   rollout = jax.eval_shape(run.programs.generate, policy, prompts, run.key)
   experience, kl_coef, _ = jax.eval_shape(
-    run.programs.experience,
+    run.programs.score_rollout,
     rollout,
     run.frozen["reference"],
     run.frozen["reward"],
     value,
-    state.kl_coef,
+    trained.kl_coef,
   )
 
   def with_sharding(tree: Any, spec: Any) -> Any:
@@ -545,20 +575,30 @@ def _abstract_experience(run: PpoRun, state: PpoState) -> Any:
   )
 
 
-def _save_snapshot(run: PpoRun, state: PpoState, iterations: int) -> None:
-  """Saves the policy, not averaged, as a stage of its own."""
+def _save_snapshot(run: PpoRun, trained: PpoState, iterations: int) -> None:
+  """Saves the policy after some iterations, not averaged, as a stage."""
   directory = pathlib.Path(run.directory) / SNAPSHOTS / f"{iterations:06d}"
   if files.read_complete(directory) is not None:
     return
   tokenizer_store.put_tokenizer(directory, run.start.stage.tokenizer)
-  save_policy(run, directory, state.policy.params, state)
+  save_policy(run, directory, trained.policy.params, trained)
   files.mark_complete(directory, {"iteration": iterations})
 
 
 def save_policy(
-  run: PpoRun, directory: str | pathlib.Path, params: PyTree, state: PpoState
+  run: PpoRun,
+  directory: str | pathlib.Path,
+  params: PyTree,
+  trained: PpoState,
 ) -> None:
-  """Writes a policy as a stage that others can start from."""
+  """Writes a policy as a stage that other runs can start from.
+
+  Args:
+    run: the run.
+    directory: workdir of the stage.
+    params: parameters of the policy, averaged or not.
+    trained: the state that they belong to, for its number of updates.
+  """
   stage_model.save_stage_model(
     directory,
     params,
@@ -568,5 +608,5 @@ def save_policy(
     adapts=run.start.adapts,
     starts_from=run.start.stage,
     stage=run.name,
-    step=int(state.policy.step),
+    step=int(trained.policy.step),
   )

@@ -1,8 +1,7 @@
-"""The compiled programs of a PPO iteration."""
+"""The jitted programs of a PPO iteration."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -21,41 +20,24 @@ from instructgpt_jax.types import PyTree
 
 
 class Programs(NamedTuple):
-  """The jitted programs of an iteration."""
+  """The jitted programs of an iteration.
 
-  generate: Any  # (policy, prompts, key) → rollout
-  # (rollout, reference, reward model, value network, β) → experience
-  experience: Any
-  # (state, experience, rows, ptx batch, base parameters) → (state, metrics)
-  update: Any
-  compare: Any  # (policy, reference, rollout) → gaps, for the start-up checks
-
-
-def updates_per_iteration(section: configs.Ppo) -> int:
-  """Counts the optimizer updates on one rollout batch."""
-  return section.inner_epochs * (section.rollout_batch // section.minibatch)
-
-
-def optimizer_configs(
-  config: configs.PpoExperiment,
-) -> tuple[configs.Optimizer, configs.Optimizer]:
-  """Returns the settings of policy and value optimizer, in updates.
-
-  A warmup_steps of -1 becomes ppo.warmup_iterations, counted in updates of the
-  rollout batch, minibatch and inner epochs of this run.
+  A model among their arguments is a tree of its parameters.
   """
-  updates = updates_per_iteration(config.ppo)
-  steps = config.ppo.warmup_iterations * updates
 
-  def resolved(optimizer: configs.Optimizer) -> configs.Optimizer:
-    if optimizer.warmup_steps >= 0:
-      return optimizer
-    return dataclasses.replace(optimizer, warmup_steps=steps)
+  # (policy, prompts, key) → rollout
+  generate: Any
+  # (rollout, reference, reward model, value network, β)
+  #   → (experience, next β, metrics)
+  score_rollout: Any
+  # (state, experience, episodes of the minibatch, ptx batch, base parameters)
+  #   → (state, metrics); donates the state
+  update: Any
+  # (policy, reference, rollout) → gaps, for `ppo_checks`
+  compare: Any
 
-  return resolved(config.optimizer), resolved(config.value_optimizer)
 
-
-def jitted(
+def jit_programs(
   config: configs.PpoExperiment,
   networks: Networks,
   state: PpoState,
@@ -70,13 +52,13 @@ def jitted(
     config: the experiment.
     networks: the networks and their optimizers.
     state: the trained state, or its shapes.
-    mesh: where it lies.
+    mesh: mesh that the programs run on.
     eos_id: token that ends a response, or several.
     pad_id: token after a response's end.
   """
   section = config.ppo
-  # The experience's shardings are named, since a run that resumes in the middle
-  # of an iteration restores them.
+  # The shardings are explicit, because a run that resumes within an iteration
+  # restores an experience before it has computed one.
   experience_shardings = (
     sharding.batch_sharding(mesh),
     sharding.replicated(mesh),
@@ -96,7 +78,7 @@ def jitted(
         networks.policy.config.d_model, mesh
       ),
     ),
-    experience=jax.jit(
+    score_rollout=jax.jit(
       _on_mesh(mesh, ppo_step.score_rollout, networks=networks, config=section),
       out_shardings=experience_shardings,
     ),
@@ -118,6 +100,7 @@ def jitted(
 
 
 def _on_mesh(mesh: mesh_lib.AnyMesh, function: Any, **settings: Any) -> Any:
+  """Binds keyword arguments of a function that is traced for the mesh."""
   return mesh_lib.with_mesh(mesh, functools.partial(function, **settings))
 
 

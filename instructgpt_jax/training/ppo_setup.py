@@ -1,4 +1,4 @@
-"""Sets a PPO run up: stages, networks, parameters, state, programs and data."""
+"""Set-up of a PPO run: stages, networks, parameters, state, programs, data."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class PpoData(NamedTuple):
   """Batches of this process, and the fingerprint of their sources."""
 
   prompts: grain.DatasetIterator
-  ptx: grain.DatasetIterator | None
+  ptx: grain.DatasetIterator | None  # pretraining documents; None if γ is 0
   fingerprint: fingerprint.Fingerprint
 
 
@@ -64,12 +64,14 @@ class PpoRun:
     name: "ppo" or "ppo_ptx".
     mesh: the device mesh.
     networks: policy, reward model and value network.
-    programs: the compiled programs of an iteration.
+    programs: the jitted programs of an iteration.
     start: the stage that the policy starts from.
     frozen: parameters of the "reference" and of the "reward" model.
-    base: frozen parameters below LoRA adapters.
-    checksums: checksums of `frozen`.
-    data: prompts and pretraining documents.
+    base: frozen base parameters below the LoRA adapters of policy and value
+      network; empty without adapters.
+    checksums: checksums of `frozen`, to check that nothing changes them.
+    data: batches of prompts and of pretraining documents.
+    schedules: learning rates of policy and value network: updates done → rate.
   """
 
   config: configs.PpoExperiment
@@ -83,42 +85,15 @@ class PpoRun:
   base: BaseParams
   checksums: dict[str, int]
   data: PpoData
-
-  @property
-  def updates_per_iteration(self) -> int:
-    """Number of updates of an iteration."""
-    return ppo_programs.updates_per_iteration(self.config.ppo)
-
-  @property
-  def iterations(self) -> int:
-    """Number of iterations."""
-    return num_iterations(self.config.ppo)
-
-  @property
-  def total_updates(self) -> int:
-    """Number of updates of the run."""
-    return self.iterations * self.updates_per_iteration
+  schedules: tuple[Callable[[int], Array], ...]
 
   @property
   def key(self) -> Array:
     """The random key of the run."""
     return jax.random.key(self.config.seed)
 
-  @property
-  def schedules(self) -> list[Callable[[int], Array]]:
-    """Learning-rate schedules of policy and value network."""
-    return [
-      optimizer_lib.make_schedule(optimizer, self.total_updates)
-      for optimizer in ppo_programs.optimizer_configs(self.config)
-    ]
 
-
-def num_iterations(section: configs.Ppo) -> int:
-  """Counts the iterations that have `episodes` episodes, or a few more."""
-  return -(-section.episodes // section.rollout_batch)
-
-
-def checksums(frozen: dict[str, PyTree]) -> dict[str, int]:
+def compute_checksums(frozen: dict[str, PyTree]) -> dict[str, int]:
   """Computes checksums of the frozen models' parameters."""
   return {name: int(_checksum(params)) for name, params in frozen.items()}
 
@@ -128,10 +103,16 @@ def set_up(
 ) -> tuple[PpoRun, PpoState]:
   """Opens the models and the data of a run, and makes its first state.
 
+  Policy and reference start as the model of `init_from`. The value network
+  starts from the reward model, or from that model (`ppo.value_from_reward`).
+
   Args:
     config: the experiment.
     directory: its workdir.
     name: "ppo" or "ppo_ptx".
+
+  Returns:
+    What stays the same during the run, and the state before the first update.
 
   Raises:
     UserError: settings, models or data do not fit together.
@@ -139,33 +120,12 @@ def set_up(
   start_stage, reward_stage = _open_stages(config)
   tokenizer = start_stage.tokenizer
   mesh = mesh_lib.make_mesh(config.mesh)
-  networks = _networks(config, start_stage, reward_stage)
-  key = jax.random.key(config.seed)
-  loaded: dict[str, PyTree] = {}  # networks may share a base model
-  policy_start = networks_lib.init_params_from(
-    networks.policy, start_stage, key, mesh, loaded
-  )
-  value_stage = start_stage
-  if config.ppo.value_from_reward:
-    value_stage = reward_stage
-  value_start = networks_lib.init_params_from(
-    networks.value, value_stage, key, mesh, loaded
-  )
-  frozen = {
-    "reference": policy_start.all_params,
-    "reward": networks_lib.load_params(reward_stage, mesh, loaded),
-  }
-  frozen_checksums = checksums(frozen)
+  networks = _make_networks(config, start_stage, reward_stage)
+  params = _load_params(config, networks, start_stage, reward_stage, mesh)
+  frozen = {"reference": params.policy.all_params, "reward": params.reward}
+  checksums = compute_checksums(frozen)
   state = _first_state(
-    config, networks, (policy_start.trained, value_start.trained), mesh
-  )
-  programs = ppo_programs.jitted(
-    config,
-    networks,
-    state,
-    mesh,
-    eos_id=tokenizer.stop_ids,
-    pad_id=tokenizer.pad_id,
+    config.ppo, networks, params.policy.trained, params.value.trained, mesh
   )
   run = PpoRun(
     config=config,
@@ -173,19 +133,31 @@ def set_up(
     name=name,
     mesh=mesh,
     networks=networks,
-    programs=programs,
-    start=Start(start_stage, policy_start.adapts),
+    programs=ppo_programs.jit_programs(
+      config,
+      networks,
+      state,
+      mesh,
+      eos_id=tokenizer.stop_ids,
+      pad_id=tokenizer.pad_id,
+    ),
+    start=Start(start_stage, params.policy.adapts),
     frozen=frozen,
-    base=BaseParams(policy_start.frozen, value_start.frozen),
-    checksums=frozen_checksums,
+    base=BaseParams(params.policy.frozen, params.value.frozen),
+    checksums=checksums,
     data=_open_data(config, tokenizer, mesh),
+    schedules=tuple(
+      optimizer_lib.make_schedule(optimizer, config.ppo.num_updates)
+      for optimizer in config.resolved_optimizers
+    ),
   )
   return run, state
 
 
 def _open_stages(config: configs.PpoExperiment) -> tuple[Stage, Stage]:
   """Opens the policy's start and the reward model, after checking settings."""
-  checks.check_ppo_batches(config.ppo)
+  checks.check_ppo(config.ppo, config.data, config.model.max_seq_len)
+  supervised.require_measured(config.run, ["reward"])
   if not config.init_from:
     raise UserError(
       "a policy to start from is needed",
@@ -200,7 +172,6 @@ def _open_stages(config: configs.PpoExperiment) -> tuple[Stage, Stage]:
       fix="give --ppo.reward_model=DIR, the workdir of a reward stage",
       code="no_reward_model",
     )
-  checks.check_lengths(config.data, config.model.max_seq_len)
   start = stage_model.open_stage(
     config.init_from, kind=stage_model.LANGUAGE, field="init_from", run=config
   )
@@ -210,17 +181,19 @@ def _open_stages(config: configs.PpoExperiment) -> tuple[Stage, Stage]:
     field="ppo.reward_model",
     run=config,
   )
-  supervised.require_measure(config.run, ["reward"])
   inheritance.require_compatible(
     reward, start.tokenizer, config.data, "ppo.reward_model"
   )
   return start, reward
 
 
-def _networks(
+def _make_networks(
   config: configs.PpoExperiment, start: Stage, reward: Stage
 ) -> Networks:
-  """Makes the networks; the value network has adapters like the policy."""
+  """Makes the networks and the optimizers of policy and value network.
+
+  If the policy has adapters, the value network has adapters of the same kind.
+  """
   policy = LanguageModel(inheritance.model_config(config, start.tokenizer))
   value_config = policy.config
   if config.ppo.value_from_reward:
@@ -231,12 +204,9 @@ def _networks(
     lora_alpha=policy.config.lora_alpha,
     lora_layers=policy.config.lora_layers,
   )
-  total = num_iterations(config.ppo) * ppo_programs.updates_per_iteration(
-    config.ppo
-  )
   policy_optimizer, value_optimizer = (
-    optimizer_lib.make_optimizer(optimizer, total)
-    for optimizer in ppo_programs.optimizer_configs(config)
+    optimizer_lib.make_optimizer(optimizer, config.ppo.num_updates)
+    for optimizer in config.resolved_optimizers
   )
   return Networks(
     policy=policy,
@@ -247,37 +217,76 @@ def _networks(
   )
 
 
-def _first_state(
+class _Params(NamedTuple):
+  """Parameters that the run starts from."""
+
+  policy: networks_lib.InitialParams
+  value: networks_lib.InitialParams
+  reward: PyTree
+
+
+def _load_params(
   config: configs.PpoExperiment,
   networks: Networks,
-  trained: tuple[PyTree, PyTree],
+  start: Stage,
+  reward: Stage,
+  mesh: Mesh,
+) -> _Params:
+  """Loads the parameters of policy, value network and reward model."""
+  key = jax.random.key(config.seed)
+  loaded: dict[str, PyTree] = {}  # a model that several start from is read once
+  policy_params = networks_lib.init_params_from(
+    networks.policy, start, key, mesh, loaded
+  )
+  value_params = networks_lib.init_params_from(
+    networks.value,
+    reward if config.ppo.value_from_reward else start,
+    key,
+    mesh,
+    loaded,
+  )
+  reward_params = networks_lib.load_params(reward, mesh, loaded)
+  return _Params(policy_params, value_params, reward_params)
+
+
+def _first_state(
+  section: configs.Ppo,
+  networks: Networks,
+  policy_params: PyTree,
+  value_params: PyTree,
   mesh: Mesh,
 ) -> PpoState:
   """Makes the state before the first update.
 
-  The parameters are copied: the state is donated to each update, while the
-  reference and the reward model keep theirs.
+  The parameters are copied: each update donates the state, while the reference
+  and the reward model keep their parameters.
+
+  Args:
+    section: the PPO settings.
+    networks: the networks and their optimizers.
+    policy_params: trained parameters of the policy.
+    value_params: trained parameters of the value network.
+    mesh: mesh of the parameters.
   """
 
-  def copied(tree: PyTree) -> PyTree:
+  def copy(tree: PyTree) -> PyTree:
     return jax.tree.map(jnp.copy, tree)
 
-  policy_params, value_params = trained
   policy = networks_lib.train_state(
-    networks.policy, copied(policy_params), networks.policy_optimizer, mesh
+    networks.policy, copy(policy_params), networks.policy_optimizer, mesh
   )
   value = networks_lib.train_state(
-    networks.value, copied(value_params), networks.value_optimizer, mesh
+    networks.value, copy(value_params), networks.value_optimizer, mesh
   )
   coefficients = {
-    "kl_coef": jnp.float32(config.ppo.kl_coef),
-    "ptx_coef": jnp.float32(config.ppo.ptx_coef),
-    "ema_decay": jnp.float32(config.ppo.ema_decay),
+    "kl_coef": jnp.float32(section.kl_coef),
+    "ptx_coef": jnp.float32(section.ptx_coef),
+    "ema_decay": jnp.float32(section.ema_decay),
   }
   return PpoState(
     policy=policy,
     value=value,
-    ema=copied(policy_params) if config.ppo.ema_decay else {},
+    ema=copy(policy_params) if section.ema_decay else {},
     **jax.device_put(coefficients, sharding.replicated(mesh)),
   )
 
@@ -295,7 +304,7 @@ def _open_data(
     )
   counts = {
     "episodes": config.ppo.rollout_batch,
-    "iterations": num_iterations(config.ppo),
+    "iterations": config.ppo.num_iterations,
   }
   return PpoData(prompts, ptx, fingerprint.Fingerprint(counts, sources))
 
@@ -311,6 +320,7 @@ def prompt_batches(
   source = fingerprint.fingerprint_source(
     config.data.prompts, prompts, train=len(records)
   )
+  # All batches have one width, so that each program compiles once.
   width = min(
     max(packing.bucket_lengths(max(map(len, prompts)))),
     config.model.max_seq_len - config.data.max_response_tokens,
@@ -332,16 +342,12 @@ def _document_batches(
   config: configs.PpoExperiment, tokenizer: Tokenizer, mesh: Mesh
 ) -> tuple[grain.DatasetIterator, fingerprint.Source]:
   """Makes batches of documents, and the fingerprint of their source."""
-  section = config.ppo
-  length = checks.row_length(
-    section.ptx_sequence, config.model.max_seq_len, "ppo.ptx_sequence"
-  )
   documents = inputs.documents(config.data).train
-  rows = inputs.document_rows(documents, tokenizer, length)
+  rows = inputs.document_rows(documents, tokenizer, config.ptx_length)
   source = fingerprint.fingerprint_source(
     config.data.pretraining, rows, train=len(documents)
   )
-  size = section.minibatch * section.ptx_ratio
+  size = config.ppo.minibatch * config.ppo.ptx_ratio
   batches = batching.language_batches(
     rows,
     batching.BatchSpec(

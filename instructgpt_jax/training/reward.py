@@ -1,9 +1,15 @@
-"""The reward model: one pass over rankings, K completions as one element."""
+"""The reward model (paper, section 3.5).
+
+`train` passes once over the rankings: all K completions of a prompt are in one
+batch element. Then it shifts the head's bias, so that demonstrations score 0 on
+average, and measures accuracy on held-out rankings.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -38,28 +44,28 @@ from instructgpt_jax.training import (
 )
 from instructgpt_jax.types import PyTree
 
-HELD_OUT = "held_out.json"
+HELD_OUT = "held_out.json"  # counts of held-out pairs, in the workdir
 
 _count_pairs = mesh_lib.jit_per_mesh(
   reward_step.count_pairs, static_argnames="model"
 )
 
 
-class Counts(NamedTuple):
-  """Held-out pairs of each distinct prompt."""
+class HeldOutCounts(NamedTuple):
+  """Held-out pairs of completions, by distinct prompt: [prompts] float64."""
 
-  correct: np.ndarray  # [prompts] float64, in the labelers' order
-  pairs: np.ndarray  # [prompts] float64
-  loss: np.ndarray  # [prompts] float64, summed over the pairs
+  correct: np.ndarray  # pairs that the model orders as the labelers do
+  pairs: np.ndarray  # all pairs
+  loss: np.ndarray  # sum of the pairs' losses
 
   @property
   def accuracy(self) -> statistics.Interval:
-    """Share of pairs in the labelers' order."""
+    """Share of pairs in the labelers' order, with its interval."""
     return statistics.ratio_interval(self.correct, self.pairs, share=True)
 
 
 def train(config: configs.RewardExperiment, directory: str) -> None:
-  """Trains a reward model: pass once over the rankings, then normalize.
+  """Trains a reward model on rankings.
 
   Args:
     config: the experiment.
@@ -77,8 +83,8 @@ def train(config: configs.RewardExperiment, directory: str) -> None:
   data = _open_data(config, tokenizer)
   mesh = mesh_lib.make_mesh(config.mesh)
   batches = _training_batches(config, data.train, model, tokenizer, mesh)
-  total_steps = -(
-    -config.reward.epochs * len(data.train) // config.reward.batch_size
+  total_steps = math.ceil(
+    config.reward.epochs * len(data.train) / config.reward.batch_size
   )
   stage = None
   if config.init_from:
@@ -112,24 +118,25 @@ def train(config: configs.RewardExperiment, directory: str) -> None:
   params = lora.merge_trees(start.params.frozen, result.state.params)
   summary = dict(result.summary)
   if data.demonstrations:
-    params, summary["shift"] = _normalize(
+    params, summary["shift"] = _normalize_bias(
       config, model, params, data.demonstrations, tokenizer, mesh
     )
-  summary |= _test(directory, model, params, data, tokenizer, mesh)
+  summary |= _evaluate_held_out(directory, model, params, data, tokenizer, mesh)
   _save(directory, config, model, params, start, total_steps)
   files.mark_complete(directory, summary)
 
 
 def _check_settings(config: configs.RewardExperiment) -> None:
+  """Refuses settings that do not fit each other."""
   section = config.reward
-  supervised.require_measure(config.run, [])
+  supervised.require_measured(config.run, [])
   checks.check_divides(
     section.microbatch, section.batch_size, "reward.microbatch"
   )
   checks.check_lengths(config.data, config.model.max_seq_len)
   if section.normalize and not config.data.demonstrations:
     raise UserError(
-      "demonstrations are needed, on which the mean reward becomes 0",
+      "demonstrations are needed, whose mean reward becomes 0",
       field="data.demonstrations",
       fix="give --data.demonstrations=PATH, or --reward.normalize=false",
       code="no_demonstrations",
@@ -151,21 +158,21 @@ def _open_data(
 ) -> _RewardData:
   """Reads and encodes the rankings, and reads the demonstrations."""
   section = config.reward
-  chosen = _chosen(
+  splits = _select_rankings(
     inputs.rankings(config.data, tokenizer), section, config.seed
   )
-  train_set, valid, left_out = (
-    encoding.encode_rankings(part, tokenizer, config.data) for part in chosen
+  train_rankings, valid, left_out = (
+    encoding.encode_rankings(split, tokenizer, config.data) for split in splits
   )
   if section.pairs:
-    train_set = encoding.split_into_pairs(train_set)
+    train_rankings = encoding.split_into_pairs(train_rankings)
   sources = {
     "data.comparisons": fingerprint.fingerprint_source(
       config.data.comparisons,
-      [train_set, valid, left_out],
-      train=len(chosen.train),
-      valid=len(chosen.valid),
-      left_out=len(chosen.left_out),
+      [train_rankings, valid, left_out],
+      train=len(splits.train),
+      valid=len(splits.valid),
+      left_out=len(splits.left_out),
     )
   }
   demonstrations = []
@@ -176,7 +183,7 @@ def _open_data(
       [(d.turns, d.completion) for d in demonstrations],
       train=len(demonstrations),
     )
-  return _RewardData(train_set, valid, left_out, demonstrations, sources)
+  return _RewardData(train_rankings, valid, left_out, demonstrations, sources)
 
 
 def _training_batches(
@@ -186,7 +193,7 @@ def _training_batches(
   tokenizer: Tokenizer,
   mesh: Mesh,
 ) -> Any:
-  """Makes batches of rankings, packed in the cheapest layout."""
+  """Makes batches of rankings, in the layout with the fewest FLOPs."""
   section = config.reward
   spec = BatchSpec(
     batch_size=section.batch_size,
@@ -194,15 +201,20 @@ def _training_batches(
     epochs=section.epochs,
     **transfer.get_process_shard(section.batch_size, mesh),
   )
-  size = section.microbatch or section.batch_size
-  parts = max(section.batch_size // size, 1) * sharding.batch_shards(mesh)
-  layout = layout_of(rankings, model.config, spec, parts=parts)
+  microbatch = section.microbatch or section.batch_size
+  num_microbatches = max(section.batch_size // microbatch, 1)
+  layout = choose_layout(
+    rankings,
+    model.config,
+    spec,
+    parts=num_microbatches * sharding.batch_shards(mesh),
+  )
   return ranking_packing.ranking_batches(
     rankings, spec, layout=layout, pad_id=tokenizer.pad_id
   )
 
 
-def _normalize(
+def _normalize_bias(
   config: configs.RewardExperiment,
   model: ScalarModel,
   params: PyTree,
@@ -210,15 +222,18 @@ def _normalize(
   tokenizer: Tokenizer,
   mesh: Mesh,
 ) -> tuple[PyTree, float]:
-  """Shifts the bias so that demonstrations score 0 on average (3.5)."""
-  scores = demonstration_scores(
+  """Shifts the bias so that demonstrations score 0 on average (3.5).
+
+  Returns:
+    The parameters, and the mean score that was subtracted.
+  """
+  mean = score_demonstrations(
     model, params, demonstrations, tokenizer, config.data, mesh
-  )
-  params = reward_step.shift_bias(params, np.float32(scores.mean()))
-  return params, float(scores.mean())
+  ).mean()
+  return reward_step.shift_bias(params, np.float32(mean)), float(mean)
 
 
-def _test(
+def _evaluate_held_out(
   directory: str,
   model: ScalarModel,
   params: PyTree,
@@ -226,20 +241,27 @@ def _test(
   tokenizer: Tokenizer,
   mesh: Mesh,
 ) -> dict[str, Any]:
-  """Measures held-out rankings, writes their counts, returns a summary."""
+  """Measures accuracy and loss on held-out rankings.
+
+  It writes the counts of each prompt into `HELD_OUT`.
+
+  Returns:
+    Accuracy and loss of validation rankings, and with the prefix "left_out_"
+    those of labelers that are left out of training.
+  """
   summary: dict[str, Any] = {}
-  pairs: dict[str, Any] = {}
-  for name, rankings in (("", data.valid), ("left_out_", data.left_out)):
+  counts_by_split: dict[str, Any] = {}
+  for prefix, rankings in (("", data.valid), ("left_out_", data.left_out)):
     if rankings:
       counts = count_held_out(model, params, rankings, tokenizer, mesh)
-      pairs[name + "pairs"] = counts._asdict()
-      summary[name + "accuracy"] = counts.accuracy.as_dict()
-      summary[name + "loss"] = float(counts.loss.sum() / counts.pairs.sum())
+      counts_by_split[prefix + "pairs"] = counts._asdict()
+      summary[prefix + "accuracy"] = counts.accuracy.as_dict()
+      summary[prefix + "loss"] = float(counts.loss.sum() / counts.pairs.sum())
       log_line(
         f"reward: {counts.accuracy} of {len(rankings)} held-out rankings' pairs"
       )
   path = pathlib.Path(directory) / HELD_OUT
-  files.write_json_atomic(path, pairs, indent=None)
+  files.write_json_atomic(path, counts_by_split, indent=None)
   return summary
 
 
@@ -265,7 +287,7 @@ def _save(
   )
 
 
-def layout_of(
+def choose_layout(
   rankings: Sequence[encoding.EncodedRanking],
   model: configs.Model,
   spec: BatchSpec,
@@ -273,15 +295,14 @@ def layout_of(
   parts: int = 1,
   platform: str = "",
 ) -> ranking_packing.Layout:
-  """Chooses the cheapest layout of rankings on a platform.
+  """Chooses the layout of rankings with the fewest FLOPs on a platform.
 
   Args:
     rankings: encoded rankings.
     model: the network.
     spec: the batches.
-    parts: number of parts that a batch is split into by devices and by
-      microbatches.
-    platform: JAX's name of the platform.
+    parts: number of parts of a batch: batch shards times microbatches.
+    platform: JAX's name of the platform; "" is the default backend.
   """
   platform = platform or jax.default_backend()
   return ranking_packing.choose_layout(
@@ -300,19 +321,21 @@ def count_held_out(
   tokenizer: Tokenizer,
   mesh: Mesh,
   batch_size: int = 16,
-) -> Counts:
+) -> HeldOutCounts:
   """Counts the pairs that a reward model orders as the labelers do."""
   spec = BatchSpec(
     batch_size=mesh_lib.round_up_to_shards(batch_size, mesh),
     epochs=1,
     shuffle=False,
   )
-  layout = layout_of(
+  layout = choose_layout(
     rankings, model.config, spec, parts=sharding.batch_shards(mesh)
   )
-  place: dict[bytes, int] = {}
-  units = [place.setdefault(r.prompt.tobytes(), len(place)) for r in rankings]
-  totals = np.zeros((len(Counts._fields), len(place)))
+  prompts: dict[bytes, int] = {}  # index of each distinct prompt
+  prompt_indices = np.array(
+    [prompts.setdefault(r.prompt.tobytes(), len(prompts)) for r in rankings]
+  )
+  totals = np.zeros((len(HeldOutCounts._fields), len(prompts)))
   for batch in ranking_packing.ranking_batches(
     rankings, spec, layout=layout, pad_id=tokenizer.pad_id
   ):
@@ -321,66 +344,85 @@ def count_held_out(
         model, params, transfer.put_replicated_batch(batch, mesh)
       )
     )
-    real = batch.ids >= 0
-    unit = np.asarray(units)[batch.ids[real]]
-    for total, counted in zip(totals, counts, strict=True):
-      np.add.at(total, unit, counted[real])
-  return Counts(*totals)
+    is_ranking = batch.ids >= 0  # the others are padding
+    indices = prompt_indices[batch.ids[is_ranking]]
+    for total, batch_counts in zip(totals, counts, strict=True):
+      np.add.at(total, indices, batch_counts[is_ranking])
+  return HeldOutCounts(*totals)
 
 
-class _Chosen(NamedTuple):
+class _RankingSplits(NamedTuple):
+  """Rankings of the labelers in training, and of those that are left out."""
+
   train: list[records.Ranking]
   valid: list[records.Ranking]
-  left_out: list[records.Ranking]
+  left_out: list[records.Ranking]  # validation rankings
 
 
-def _chosen(
+def _select_rankings(
   splits: inputs.Splits, section: configs.Reward, seed: int
-) -> _Chosen:
-  """Returns rankings to train on, to test on, and of labelers left out."""
+) -> _RankingSplits:
+  """Leaves out labelers, and limits the rankings and their completions.
+
+  Args:
+    splits: all rankings.
+    section: the settings; limits apply to training rankings alone.
+    seed: seed of the random choice.
+
+  Raises:
+    UserError: `unknown_labeler` or `no_rankings`.
+  """
   train, valid = list(splits.train), list(splits.valid)
-  others: list[records.Ranking] = []
-  names = {n for n in section.leave_out.split(",") if n}
+  left_out: list[records.Ranking] = []
+  labelers = {name for name in section.leave_out.split(",") if name}
   known = {r.labeler_id for r in train + valid}
-  if names - known:
+  if labelers - known:
     raise UserError(
-      f"no ranking is of {sorted(names - known)[0]!r}",
+      f"no ranking is of {sorted(labelers - known)[0]!r}",
       field="reward.leave_out",
       fix="give labeler_ids of the rankings: "
       + ", ".join(sorted(filter(None, known))[:9]),
+      code="unknown_labeler",
     )
-  if names:
-    others = [r for r in valid if r.labeler_id in names]
+  if labelers:
+    left_out = [r for r in valid if r.labeler_id in labelers]
     train, valid = (
-      [r for r in part if r.labeler_id not in names] for part in (train, valid)
+      [r for r in split if r.labeler_id not in labelers]
+      for split in (train, valid)
     )
+  # 7 tells this generator apart from others of the same seed.
   rng = np.random.RandomState([seed & 0xFFFFFFFF, 7])
   if section.max_rankings and section.max_rankings < len(train):
-    rows = np.sort(rng.permutation(len(train))[: section.max_rankings])
-    train = [train[i] for i in rows]
+    indices = np.sort(rng.permutation(len(train))[: section.max_rankings])
+    train = [train[i] for i in indices]
   if section.max_completions:
-    train = [_fewer(r, section.max_completions, rng) for r in train]
+    train = [
+      _sample_completions(r, section.max_completions, rng) for r in train
+    ]
   if not train:
     raise UserError(
       "no ranking is left to train on",
       field="reward.leave_out",
       fix="leave out fewer labelers",
+      code="no_rankings",
     )
-  return _Chosen(train, valid, others)
+  return _RankingSplits(train, valid, left_out)
 
 
-def _fewer(
-  ranking: records.Ranking, most: int, rng: np.random.RandomState
+def _sample_completions(
+  ranking: records.Ranking, max_completions: int, rng: np.random.RandomState
 ) -> records.Ranking:
-  rows = np.sort(rng.permutation(len(ranking.completions))[:most])
+  """Returns a ranking of some random completions, in their order."""
+  count = len(ranking.completions)
+  indices = np.sort(rng.permutation(count)[:max_completions])
   return dataclasses.replace(
     ranking,
-    completions=tuple(ranking.completions[i] for i in rows),
-    ranks=tuple(ranking.ranks[i] for i in rows),
+    completions=tuple(ranking.completions[i] for i in indices),
+    ranks=tuple(ranking.ranks[i] for i in indices),
   )
 
 
-def demonstration_scores(
+def score_demonstrations(
   model: ScalarModel,
   params: PyTree,
   demonstrations: Sequence[records.Demonstration],
@@ -388,7 +430,7 @@ def demonstration_scores(
   data: configs.Data,
   mesh: Mesh,
 ) -> np.ndarray:
-  """Scores each demonstration, [D] float32."""
+  """Computes the reward of each demonstration: [D] float32."""
   examples = [
     scoring.Example(
       *encoding.with_loss_weights(prompt, completion, mask_prompt=True)

@@ -43,8 +43,8 @@ from instructgpt_jax.training import networks, stage_model
 from instructgpt_jax.types import PyTree
 
 BAD_BATCH = "bad_batch.json"
-# Measures that can choose a checkpoint, with the sign that makes higher better.
-HIGHER_IS_BETTER = {"valid_loss": -1.0, "valid_rm_score": 1.0, "reward": 1.0}
+# Sign that makes higher better, of each metric that can choose a checkpoint.
+_METRIC_SIGNS = {"valid_loss": -1.0, "valid_rm_score": 1.0, "reward": 1.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,17 +52,17 @@ class EvaluationLoop:
   """Evaluations during a training.
 
   Attributes:
-    measure: (parameters, step) → {metric: value}.
+    measure: parameters → {metric: value}.
     every: steps between two evaluations; the last step has one as well.
-    select: metric whose best value selects the parameters to keep, and the sign
-      that makes higher better; None keeps the last parameters.
-    keep: (parameters, step) → None, stores the best parameters so far.
+    select: metric whose best value selects the parameters to save; None selects
+      none.
+    save_best: (parameters, step) → None, saves the best parameters so far.
   """
 
-  measure: Callable[[PyTree, int], Mapping[str, float]]
+  measure: Callable[[PyTree], Mapping[str, float]]
   every: int
-  select: tuple[str, float] | None = None
-  keep: Callable[[PyTree, int], None] = lambda params, step: None
+  select: str | None = None
+  save_best: Callable[[PyTree, int], None] = lambda params, step: None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,14 +73,18 @@ class TrainResult:
   summary: dict[str, Any]
 
 
-class Start(NamedTuple):
-  """What a training starts from."""
+# Jitted (state, batch) → (state, metrics); donates the state. The metrics have
+# "loss"; "tokens", the number of tokens, is for the throughput.
+StepFunction = Callable[[Any, Any], tuple[Any, Mapping[str, Any]]]
 
-  stage: stage_model.Stage | None
-  params: networks.InitialParams
+
+class Start(NamedTuple):
+  """The state before the first step, where it comes from, and the step."""
+
+  stage: stage_model.Stage | None  # stage that the training starts from
+  params: networks.InitialParams  # without the trained ones, which are donated
   state: state_lib.TrainState
-  # jitted (state, batch) → (state, metrics with "loss", maybe "tokens")
-  step: Callable[[Any, Any], tuple[Any, Mapping[str, Any]]]
+  step: StepFunction
 
   @property
   def base_checksum(self) -> int | None:
@@ -99,16 +103,16 @@ def start_training(
   total_steps: int,
   microbatch: int,
 ) -> Start:
-  """Makes the state and the step of a training.
+  """Makes the state before the first step, and jits the step.
 
   Args:
     config: the experiment; its seed and optimizer are used.
     network: the network to train.
     train_step: the step of `steps.language` or `steps.reward`.
     stage: the stage to start from; None initializes all parameters.
-    mesh: where arrays lie.
+    mesh: mesh that arrays are sharded over.
     total_steps: number of updates.
-    microbatch: rows, or prompts, of a microbatch; 0 is all.
+    microbatch: rows, or prompts, of a microbatch; 0 is the whole batch.
   """
   optimizer = optimizer_lib.make_optimizer(config.optimizer, total_steps)
   params = networks.init_params_from(
@@ -124,7 +128,7 @@ def start_training(
     seed=config.seed,
     microbatch=microbatch,
   )
-  # The trained parameters are donated with the state.
+  # `train_state` donates the trained parameters to the state.
   params = params._replace(trained=None)
   return Start(
     stage,
@@ -151,9 +155,9 @@ def step_program(
     network: the network to train.
     optimizer: optimizer of the state.
     state: the state, or its shapes.
-    mesh: where it lies.
+    mesh: mesh that the step runs on.
     seed: seed of dropout.
-    microbatch: rows, or prompts, of a microbatch; 0 is all.
+    microbatch: rows, or prompts, of a microbatch; 0 is the whole batch.
   """
   step = functools.partial(
     train_step,
@@ -175,15 +179,15 @@ class SupervisedRun:
 
   Attributes:
     directory: workdir of the run.
-    name: shown beside the progress.
-    settings: logging and saving.
-    mesh: where batches are put.
-    batches: at least `total_steps` batches, with get_state and set_state.
+    name: name of the stage, shown beside the progress.
+    settings: settings of logging and saving.
+    mesh: mesh that batches are put onto.
+    batches: at least `total_steps` batches.
     total_steps: number of updates.
     learning_rate: number of updates done → rate of the next one.
     fingerprint: fingerprint of the data and the batches.
     evaluation: evaluations during the training, if any.
-    log: step → further metrics of that step.
+    step_metrics: step → further metrics of that step.
   """
 
   directory: str
@@ -195,46 +199,49 @@ class SupervisedRun:
   learning_rate: Callable[[int], Any]
   fingerprint: fingerprint_lib.Fingerprint
   evaluation: EvaluationLoop | None = None
-  log: Callable[[int], Mapping[str, float]] = lambda step: {}
+  step_metrics: Callable[[int], Mapping[str, float]] = lambda step: {}
 
 
 @dataclasses.dataclass(frozen=True)
-class _Position:
-  """How far a run is."""
+class _RunState:
+  """What changes during a run; `SupervisedRun` is what stays the same.
 
-  state: Any
-  step: int = 0  # number of updates done
-  best: dict[str, Any] | None = None  # score, step and metric of the best
-  last: Mapping[str, float] = dataclasses.field(default_factory=dict)
-  seconds: float = 0.0  # duration of earlier calls
+  Attributes:
+    trained: parameters and optimizer state.
+    step: number of updates done.
+    best: score, step and metric of the best evaluation so far.
+    last_evaluation: metrics of the last evaluation.
+    seconds: duration of earlier calls.
+  """
+
+  trained: Any
+  step: int = 0
+  best: dict[str, Any] | None = None
+  last_evaluation: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  seconds: float = 0.0
 
 
-class _Outputs(NamedTuple):
-  """Where a run writes, and the signals that stop it."""
+class _LoopTools(NamedTuple):
+  """What the loop writes to, and what stops it."""
 
   saver: checkpoints.Checkpointer
   writer: MetricWriter
   progress: Progress
-  preempted: preemption.PreemptionWatch
+  sigterm: preemption.PreemptionWatch
   guard: NonFiniteGuard
   throughput: Throughput
-  start: float  # time at which the loop began
+  started: float  # time at which the loop began, by `time.monotonic`
 
 
-def fit(
-  run: SupervisedRun,
-  state: Any,
-  step_fn: Callable[[Any, Any], tuple[Any, Mapping[str, Any]]],
-) -> TrainResult:
+def fit(run: SupervisedRun, state: Any, step_fn: StepFunction) -> TrainResult:
   """Trains for `total_steps` updates, from where an earlier call stopped.
 
-  Saves and ends with the next step once SIGTERM has come.
+  After SIGTERM it saves a checkpoint at the end of the step.
 
   Args:
     run: the run.
-    state: the state of a new run, with `params`; donated to `step_fn`.
-    step_fn: jitted (state, batch) → (state, metrics). Metrics have "loss", and
-      may have "tokens", the number of tokens, for the throughput.
+    state: the state before the first step, with `params`; donated to `step_fn`.
+    step_fn: the jitted step.
 
   Raises:
     UserError: the checkpoint belongs to other data or batches; or the loss or
@@ -244,109 +251,117 @@ def fit(
   with checkpoints.Checkpointer(
     run.directory, retention_policy(run.settings)
   ) as saver:
-    position = _restore(run, state, saver)
+    run_state = _restore(run, state, saver)
     with (
       MetricWriter(
         run.directory,
         tensorboard=run.settings.tensorboard,
-        resume_step=position.step,
+        resume_step=run_state.step,
       ) as writer,
       Progress(
-        run.total_steps, run.name, initial=position.step, compiles=True
+        run.total_steps, run.name, initial=run_state.step, compiles=True
       ) as progress,
-      preemption.PreemptionWatch() as watch,
+      preemption.PreemptionWatch() as sigterm,
     ):
-      guard, throughput = NonFiniteGuard(run.directory), Throughput()
-      outputs = _Outputs(
-        saver, writer, progress, watch, guard, throughput, time.monotonic()
+      tools = _LoopTools(
+        saver,
+        writer,
+        progress,
+        sigterm,
+        NonFiniteGuard(run.directory),
+        Throughput(),
+        time.monotonic(),
       )
       del state  # donated to the first step
-      while position.step < run.total_steps:
-        position = _step(run, position, step_fn, outputs)
-      seconds = position.seconds + time.monotonic() - outputs.start
+      while run_state.step < run.total_steps:
+        run_state = _step(run, run_state, step_fn, tools)
+      seconds = run_state.seconds + time.monotonic() - tools.started
   summary = {
     "steps": run.total_steps,
     "seconds": seconds,
-    **position.last,
-    **run.log(run.total_steps),
+    **run_state.last_evaluation,
+    **run.step_metrics(run.total_steps),
   }
-  if position.best is not None:
+  if run_state.best is not None:
     summary |= {
-      "selected_step": position.best["step"],
-      "selected_by": position.best["metric"],
+      "selected_step": run_state.best["step"],
+      "selected_by": run_state.best["metric"],
     }
-  return TrainResult(position.state, summary)
+  return TrainResult(run_state.trained, summary)
 
 
 def _restore(
-  run: SupervisedRun, state: Any, saver: checkpoints.Checkpointer
-) -> _Position:
+  run: SupervisedRun, first_state: Any, saver: checkpoints.Checkpointer
+) -> _RunState:
   """Restores the newest checkpoint, if any, and the data's position."""
   restored = saver.restore_latest(
-    state, lambda extra: run.fingerprint.require_same(extra, run.directory)
+    first_state,
+    lambda extra: run.fingerprint.require_same(extra, run.directory),
   )
   if restored is None:
-    return _Position(state)
-  step, state, extra = restored
+    return _RunState(first_state)
+  step, trained, extra = restored
   run.batches.set_state(extra["data"])
-  return _Position(state, step, extra["best"], extra["last"], extra["seconds"])
+  return _RunState(
+    trained, step, extra["best"], extra["last"], extra["seconds"]
+  )
 
 
 def _step(
   run: SupervisedRun,
-  position: _Position,
-  step_fn: Callable[[Any, Any], tuple[Any, Mapping[str, Any]]],
-  outputs: _Outputs,
-) -> _Position:
+  run_state: _RunState,
+  step_fn: StepFunction,
+  tools: _LoopTools,
+) -> _RunState:
   """Runs one step: batch, update, log, evaluate, save."""
-  step = position.step + 1
+  step = run_state.step + 1
   data_position = run.batches.get_state()
   batch = next(run.batches)
-  state, metrics = step_fn(
-    position.state, transfer.put_local_batch(batch, run.mesh)
+  trained, metrics = step_fn(
+    run_state.trained, transfer.put_local_batch(batch, run.mesh)
   )
-  position = dataclasses.replace(position, state=state, step=step)
-  outputs.guard.watch(step, data_position, batch, metrics)
-  outputs.throughput.add(metrics)
-  _log(run, step, metrics, outputs)
+  run_state = dataclasses.replace(run_state, trained=trained, step=step)
+  tools.guard.watch(step, data_position, batch, metrics)
+  tools.throughput.add(metrics)
+  _log(run, step, metrics, tools)
   score = None
   if _is_evaluation_due(run, step):
-    position = _evaluate(run, position, outputs)
-    score = checkpoint_score(run.settings, position.last)
-  stop = outputs.preempted.requested()
+    run_state = _evaluate(run, run_state, tools)
+    score = checkpoint_score(run.settings, run_state.last_evaluation)
+  stopped = tools.sigterm.requested()
   every = run.settings.save_every
   if (
-    stop
+    stopped
     or step == run.total_steps
     or score is not None
     or (every and step % every == 0)
   ):
-    outputs.guard.check()
-    _save(run, position, score, outputs)
-  if stop:
-    outputs.saver.wait()
+    tools.guard.check()
+    _save(run, run_state, score, tools)
+  if stopped:
+    tools.saver.wait()
     raise preemption.Preempted
-  return position
+  return run_state
 
 
 def _log(
-  run: SupervisedRun, step: int, metrics: Mapping[str, Any], outputs: _Outputs
+  run: SupervisedRun, step: int, metrics: Mapping[str, Any], tools: _LoopTools
 ) -> None:
   """Shows progress, and writes a row of metrics if it is due."""
   if step % run.settings.log_every and step != run.total_steps:
-    outputs.progress.update(1)
+    tools.progress.update(1)
     return
-  outputs.guard.check()
+  tools.guard.check()
   row = jax.device_get(dict(metrics))
   row = {k: v for k, v in row.items() if k != "tokens"}
-  outputs.writer.write(
+  tools.writer.write(
     step,
     row
     | {"learning_rate": run.learning_rate(step - 1)}
-    | dict(run.log(step))
-    | outputs.throughput.rates(),
+    | dict(run.step_metrics(step))
+    | tools.throughput.rates(),
   )
-  outputs.progress.update(step - outputs.progress.done, loss=row["loss"])
+  tools.progress.update(step - tools.progress.done, loss=row["loss"])
 
 
 def _is_evaluation_due(run: SupervisedRun, step: int) -> bool:
@@ -356,98 +371,101 @@ def _is_evaluation_due(run: SupervisedRun, step: int) -> bool:
 
 
 def _evaluate(
-  run: SupervisedRun, position: _Position, outputs: _Outputs
-) -> _Position:
-  """Measures the parameters, and keeps them if they are the best so far."""
+  run: SupervisedRun, run_state: _RunState, tools: _LoopTools
+) -> _RunState:
+  """Measures the parameters, and saves them if they are the best so far."""
   assert run.evaluation is not None
-  outputs.guard.check()
-  params, step = position.state.params, position.step
-  measured = dict(run.evaluation.measure(params, step))
-  outputs.writer.write(step, measured)
-  best = _updated_best(run.evaluation, position.best, measured, params, step)
-  outputs.throughput.restart()
-  return dataclasses.replace(position, best=best, last=measured)
+  tools.guard.check()
+  metrics = dict(run.evaluation.measure(run_state.trained.params))
+  tools.writer.write(run_state.step, metrics)
+  best = _updated_best(run.evaluation, run_state, metrics)
+  tools.throughput.restart()  # without the time of the evaluation
+  return dataclasses.replace(run_state, best=best, last_evaluation=metrics)
+
+
+def _updated_best(
+  evaluation: EvaluationLoop,
+  run_state: _RunState,
+  metrics: Mapping[str, float],
+) -> dict[str, Any] | None:
+  """Returns the best evaluation so far; saves its parameters if it is new."""
+  if evaluation.select is None:
+    return None
+  score = _METRIC_SIGNS[evaluation.select] * metrics[evaluation.select]
+  best = run_state.best
+  if best is not None and not score > best["score"]:
+    return best
+  evaluation.save_best(run_state.trained.params, run_state.step)
+  return {"score": score, "step": run_state.step, "metric": evaluation.select}
 
 
 def _save(
   run: SupervisedRun,
-  position: _Position,
+  run_state: _RunState,
   score: float | None,
-  outputs: _Outputs,
+  tools: _LoopTools,
 ) -> None:
-  """Saves a checkpoint."""
-  outputs.saver.save(
-    position.step,
-    position.state,
+  """Saves a checkpoint; `score` is None without a new evaluation."""
+  tools.saver.save(
+    run_state.step,
+    run_state.trained,
     {
       "data": run.batches.get_state(),
       fingerprint_lib.KEY: run.fingerprint.as_dict(),
-      "best": position.best,
-      "last": position.last,
-      "seconds": position.seconds + time.monotonic() - outputs.start,
+      "best": run_state.best,
+      "last": run_state.last_evaluation,
+      "seconds": run_state.seconds + time.monotonic() - tools.started,
     },
     score,
   )
 
 
-def retention_policy(run: configs.Run) -> checkpoints.RetentionPolicy:
+def retention_policy(settings: configs.Run) -> checkpoints.RetentionPolicy:
   """Returns which checkpoints a run keeps."""
   return checkpoints.RetentionPolicy(
-    run.keep, run.keep_every or 0, best=bool(run.keep_best)
+    settings.keep, settings.keep_every or 0, best=bool(settings.keep_best)
   )
 
 
-def require_measure(run: configs.Run, measures: Sequence[str]) -> None:
+def require_measured(settings: configs.Run, metrics: Sequence[str]) -> None:
   """Refuses a `run.keep_best` that the stage does not measure.
 
   Args:
-    run: the settings.
-    measures: the names that the stage measures.
+    settings: settings of saving.
+    metrics: the metrics of the stage that can choose a checkpoint.
+
+  Raises:
+    UserError: `no_such_measure`.
   """
-  if not run.keep_best or run.keep_best in measures:
+  if not settings.keep_best or settings.keep_best in metrics:
     return
   raise UserError(
-    f"is {run.keep_best!r}, which is not measured here",
+    f"is {settings.keep_best!r}, which is not measured here",
     field="run.keep_best",
-    fix=f"give {' or '.join(measures)}, or leave it out"
-    if measures
+    fix=f"give {' or '.join(metrics)}, or leave it out"
+    if metrics
     else "leave it out",
     code="no_such_measure",
   )
 
 
 def checkpoint_score(
-  run: configs.Run, values: Mapping[str, Any]
+  settings: configs.Run, metrics: Mapping[str, Any]
 ) -> float | None:
-  """Returns the score of a checkpoint, or None if it is not measured."""
-  if run.keep_best not in values:
-    return None
-  return HIGHER_IS_BETTER[run.keep_best] * float(values[run.keep_best])
+  """Returns `run.keep_best` among the metrics, with the sign: higher is better.
 
-
-def _updated_best(
-  evaluation: EvaluationLoop,
-  best: dict[str, Any] | None,
-  measured: Mapping[str, float],
-  params: PyTree,
-  step: int,
-) -> dict[str, Any] | None:
-  """Returns the best evaluation so far; keeps its parameters if it is new."""
-  if evaluation.select is None:
+  It is None if the metrics do not have it.
+  """
+  if settings.keep_best not in metrics:
     return None
-  metric, sign = evaluation.select
-  score = sign * measured[metric]
-  if best is not None and not score > best["score"]:
-    return best
-  evaluation.keep(params, step)
-  return {"score": score, "step": step, "metric": metric}
+  return _METRIC_SIGNS[settings.keep_best] * float(metrics[settings.keep_best])
 
 
 class NonFiniteGuard:
-  """Stops a run whose loss is not finite, and saves the batch.
+  """Stops a run whose loss or gradient is not finite, and saves the batch.
 
-  A step is checked once the next one runs, so that the device never waits for
-  the check. Nothing is saved or evaluated before its own check.
+  `watch` checks the step before, while the device runs the new one, so the
+  device never waits. The loop calls `check` before it saves or evaluates.
   """
 
   def __init__(self, workdir: str | pathlib.Path):
@@ -457,7 +475,14 @@ class NonFiniteGuard:
   def watch(
     self, step: int, position: Any, batch: Any, metrics: Mapping[str, Any]
   ) -> None:
-    """Remembers a step, and checks the one before."""
+    """Remembers a step, and checks the one before.
+
+    Args:
+      step: number of the step.
+      position: position of the data iterators before the batch.
+      batch: tree of arrays, which are saved if the step is not finite.
+      metrics: metrics of the step; losses and gradient norms are checked.
+    """
     self.check()
     self._watched = (step, position, batch, metrics)
 
@@ -467,8 +492,8 @@ class NonFiniteGuard:
       return
     step, position, batch, metrics = self._watched
     self._watched = None
-    named = [n for n in metrics if "loss" in n or n.startswith("grad_norm")]
-    values = jax.device_get({n: metrics[n] for n in named})
+    names = [n for n in metrics if "loss" in n or n.startswith("grad_norm")]
+    values = jax.device_get({n: metrics[n] for n in names})
     bad = {n: v for n, v in values.items() if not np.isfinite(v).all()}
     if not bad:
       return
@@ -478,20 +503,23 @@ class NonFiniteGuard:
         "step": step,
         "data_position": position,
         "metrics": values,
-        "batch": _listed(batch),
+        "batch": _flatten(batch),
       },
       indent=None,
     )
+    # A loss is named rather than a gradient.
     name, value = min(bad.items(), key=lambda item: "loss" not in item[0])
     raise UserError(
       f"{name} is {float(value)} at step {step}; the batch is saved here",
       file=str(self._path),
       fix="lower the learning rate or look at that batch; the same command"
       " resumes from the last checkpoint",
+      code="not_finite",
     )
 
 
-def _listed(batch: Any) -> dict[str, Any]:
+def _flatten(batch: Any) -> dict[str, Any]:
+  """Maps the path of each leaf to its array."""
   flat, _ = jax.tree_util.tree_flatten_with_path(batch)
   return {
     jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(x)

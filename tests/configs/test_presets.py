@@ -8,7 +8,6 @@ from instructgpt_jax import configs
 from instructgpt_jax.cli import flags
 from instructgpt_jax.configs import presets
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.training import ppo_programs
 from tests import update_golden
 
 # arXiv:2005.14165 table 2.1: layers, width, heads, tokens a batch, rate; 16
@@ -114,7 +113,7 @@ def test_printed_settings(preset, sft, init, batch, ppo, ptx, value):
       assert optimizer.schedule == "constant"
       assert optimizer.warmup_init == 0.1
     assert recipe.ppo.warmup_iterations == 10
-    for optimizer in ppo_programs.optimizer_configs(recipe):
+    for optimizer in recipe.resolved_optimizers:
       assert optimizer.warmup_steps == 80  # ten iterations of eight updates
     settings = recipe.ppo
     assert settings.ptx_coef == gamma
@@ -158,8 +157,8 @@ def test_other_sizes_take_the_nearest_printed_recipe(name, printed):
 def test_the_warm_up_stays_at_ten_iterations(preset, changes, updates):
   for get_config in (presets.ppo, presets.ppo_ptx):
     recipe = flags.replace(get_config(preset), changes)
-    assert ppo_programs.updates_per_iteration(recipe.ppo) == updates
-    for optimizer in ppo_programs.optimizer_configs(recipe):
+    assert recipe.ppo.updates_per_iteration == updates
+    for optimizer in recipe.resolved_optimizers:
       assert optimizer.warmup_steps == 10 * updates
   # The pipeline's PPO stages take these very sections.
   whole = flags.replace(presets.pipeline(preset), changes)
@@ -169,7 +168,7 @@ def test_the_warm_up_stays_at_ten_iterations(preset, changes, updates):
       optimizer=policy,
       value_optimizer=whole.ppo.value_optimizer,
     )
-    for optimizer in ppo_programs.optimizer_configs(stage):
+    for optimizer in stage.resolved_optimizers:
       assert optimizer.warmup_steps == 10 * updates
 
 
@@ -178,12 +177,10 @@ def test_a_warm_up_that_is_set_in_updates_stays():
     presets.ppo("1.3b"),
     {"optimizer.warmup_steps": 0, "value_optimizer.warmup_steps": 7},
   )
-  policy, value = ppo_programs.optimizer_configs(recipe)
+  policy, value = recipe.resolved_optimizers
   assert (policy.warmup_steps, value.warmup_steps) == (0, 7)
   recipe = flags.replace(presets.ppo("1.3b"), {"ppo.warmup_iterations": 3})
-  assert {o.warmup_steps for o in ppo_programs.optimizer_configs(recipe)} == {
-    24
-  }
+  assert {o.warmup_steps for o in recipe.resolved_optimizers} == {24}
 
 
 @pytest.mark.parametrize("preset", [*FAMILY, "tiny", "world"])
@@ -204,7 +201,7 @@ def test_epsilon_does_not_shrink_a_clipped_step(preset):
 def test_the_average_is_over_the_end_of_the_run(preset):
   section = presets.ppo_ptx(preset).ppo
   updates = section.episodes // section.rollout_batch
-  updates *= ppo_programs.updates_per_iteration(section)
+  updates *= section.updates_per_iteration
   assert 1 / (1 - section.ema_decay) <= updates / 8 + 1e-6
 
 

@@ -68,13 +68,14 @@ def stale_rollout() -> None:
 
 def moving_reference() -> None:
   """Changes the reference by one bit."""
-  honest = ppo_checks.agree
+  honest = ppo_checks.check_first_rollout
 
-  def agree(compare, policy, frozen, *args, **kwargs):
-    honest(compare, policy, frozen, *args, **kwargs)
+  def check_first_rollout(compare, policy, frozen, *args, **kwargs):
+    gaps = honest(compare, policy, frozen, *args, **kwargs)
     frozen["reference"] = _one_bit(frozen["reference"])
+    return gaps
 
-  vars(ppo_checks)["agree"] = agree
+  vars(ppo_checks)["check_first_rollout"] = check_first_rollout
 
 
 DEFECTS: dict[str, Callable[[], None]] = {

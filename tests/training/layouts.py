@@ -128,7 +128,7 @@ def _ppo(c: configs.Model, mesh: Mesh) -> dict[str, Any]:
     ptx_coef=scalars[1],
     ema_decay=scalars[2],
   )
-  programs = ppo_programs.jitted(
+  programs = ppo_programs.jit_programs(
     experiment,
     Networks(policy[0], ScalarModel(c), value[0], policy[1], value[1]),
     state,
@@ -144,7 +144,7 @@ def _ppo(c: configs.Model, mesh: Mesh) -> dict[str, Any]:
   rollout = programs.generate(
     state.policy.params, transfer.put_replicated_batch(prompts, mesh), key
   )
-  experience, _, scored = programs.experience(
+  experience, _, scored = programs.score_rollout(
     rollout, copied, value[2].params, value[2].params, state.kl_coef
   )
   ptx = transfer.put_replicated_batch(_language_batch(), mesh)

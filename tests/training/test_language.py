@@ -192,13 +192,13 @@ def test_an_explicit_choice_that_cannot_be_made_is_refused(
 ):
   section = configs.Sft(select_by=select)
   with pytest.raises(UserError) as caught:
-    language.selection(section, "sft", by_reward, valid)
+    language.choose_selection(section, "sft", by_reward, valid)
   assert (caught.value.code, caught.value.field) == (code, "sft.select_by")
 
 
 def test_without_validation_records_the_last_step_is_saved_with_a_note(capsys):
   chosen = {
-    (select, valid): language.selection(
+    (select, valid): language.choose_selection(
       configs.Sft(select_by=select), "sft", by_reward, valid
     )
     for select, by_reward, valid in (
@@ -211,8 +211,8 @@ def test_without_validation_records_the_last_step_is_saved_with_a_note(capsys):
     ("last", 0): "last",
   }
   assert capsys.readouterr().err == ""
-  assert language.selection(configs.Sft(), "sft", True, 3) == "reward"
-  assert language.selection(configs.Sft(), "sft", False, 0) == "last"
+  assert language.choose_selection(configs.Sft(), "sft", True, 3) == "reward"
+  assert language.choose_selection(configs.Sft(), "sft", False, 0) == "last"
   assert "no validation records" in capsys.readouterr().err
 
 
@@ -229,10 +229,10 @@ def test_without_validation_records_the_last_step_is_saved_with_a_note(capsys):
 def test_the_best_step_is_saved_by_its_measure(measure, measures, fits):
   run = configs.Run(keep_best=measure)
   if fits:
-    supervised.require_measure(run, measures)
+    supervised.require_measured(run, measures)
     return
   with pytest.raises(UserError) as caught:
-    supervised.require_measure(run, measures)
+    supervised.require_measured(run, measures)
   error = caught.value
   assert (error.code, error.field) == ("no_such_measure", "run.keep_best")
 

@@ -82,13 +82,13 @@ def agree(dtype, *, rollout=None, policy=None, reference=None, temperature=1.0):
   """Runs the start-up check with some parts replaced by others."""
   _, params, honest, settings = sampled(dtype)
   policy = params if policy is None else policy
-  return ppo_checks.agree(
+  return ppo_checks.check_first_rollout(
     compared(dtype, temperature),
     policy,
     {"reference": policy if reference is None else reference},
     honest if rollout is None else rollout,
     settings,
-    fresh=True,
+    is_new_run=True,
   )
 
 
@@ -217,11 +217,12 @@ def first_metrics(dtype, params):
 def test_the_first_update_may_round_and_clip_but_not_be_another_policy(dtype):
   params, settings = sampled(dtype)[1], sampled(dtype)[3]
   gaps = agree(dtype)
-  ppo_checks.first_update(first_metrics(dtype, params), gaps, settings)
+  ppo_checks.check_first_update(first_metrics(dtype, params), gaps, settings)
   for change in (thinned, trained_further):
     metrics = first_metrics(dtype, change(params))
     assert (
-      code(ppo_checks.first_update, metrics, gaps, settings) == "invariant_1"
+      code(ppo_checks.check_first_update, metrics, gaps, settings)
+      == "invariant_1"
     )
 
 
@@ -236,13 +237,14 @@ def test_a_clipped_token_of_a_wide_model_is_no_fault():
   gap = ppo_gaps.Gap(mean=0.038, high=0.29, kl=0.0018, outside=0.011)
   gaps = ppo_gaps.Gaps(gap, gap, 7.4)
   healthy = {"ratio_mean": 1.002, "approx_kl": 0.002, "clip_fraction": 0.006}
-  ppo_checks.first_update(healthy, gaps, settings)
+  ppo_checks.check_first_update(healthy, gaps, settings)
   for name, value in (
     ("ratio_mean", 1.5), ("approx_kl", 0.3), ("ratio_mean", float("nan")),
   ):  # fmt: skip
     changed = healthy | {name: value}
     assert (
-      code(ppo_checks.first_update, changed, gaps, settings) == "invariant_1"
+      code(ppo_checks.check_first_update, changed, gaps, settings)
+      == "invariant_1"
     )
 
 

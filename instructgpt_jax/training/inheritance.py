@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from instructgpt_jax import configs
 from instructgpt_jax.data import tokenizers as tokenizer_lib
-from instructgpt_jax.data.tokenizers import Tokenizer
+from instructgpt_jax.data.tokenizers import Tokenizer, exported_tokens
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.runs.progress import log_line
 from instructgpt_jax.training import pretrained_rates
@@ -17,7 +17,6 @@ from instructgpt_jax.training.pretrained import FREE_FIELDS
 from instructgpt_jax.training.stage_model import Stage, open_stage
 from instructgpt_jax.training.tokenizer_store import (
   TOKENIZER,
-  check_same_tokenizer,
   read_tokenizer,
 )
 
@@ -144,6 +143,30 @@ def require_compatible(
       field=field,
       fix="lower --data.max_prompt_tokens or --data.max_response_tokens",
       code="short_context",
+    )
+
+
+def check_same_tokenizer(
+  a: Tokenizer, b: Tokenizer, file: str, field: str
+) -> None:
+  """Refuses two models whose token ids mean different things.
+
+  Args:
+    a: one model's tokenizer.
+    b: the other's.
+    file: path of one of the models, for the error.
+    field: the flag that names it.
+
+  Raises:
+    UserError: `other_tokenizer`.
+  """
+  if not exported_tokens.same_ids(a, b):
+    raise UserError(
+      "was trained with another tokenizer",
+      file=file,
+      field=field,
+      fix="give stages of one family, with the same tokenizer",
+      code="other_tokenizer",
     )
 
 

@@ -31,8 +31,10 @@ def shardings(network: Network, tree: PyTree, mesh: mesh_lib.AnyMesh) -> PyTree:
 
 def abstract_params(network: Network, mesh: mesh_lib.AnyMesh) -> PyTree:
   """Returns shapes and shardings of the network's parameters."""
-  tree = sharding.unbox(heads.abstract_params(network))
-  return with_shardings(tree, shardings(network, tree, mesh))
+  boxed = heads.abstract_params(network)
+  return with_shardings(
+    sharding.unbox(boxed), sharding.state_shardings(boxed, mesh)
+  )
 
 
 def with_shardings(tree: PyTree, tree_shardings: PyTree) -> PyTree:
@@ -45,11 +47,12 @@ def with_shardings(tree: PyTree, tree_shardings: PyTree) -> PyTree:
 
 
 def init_params(network: Network, key: Array, mesh: Mesh) -> PyTree:
-  """Initializes parameters on the devices where they will lie."""
-  tree = sharding.unbox(heads.abstract_params(network))
+  """Initializes parameters, each shard on its device."""
   init = jax.jit(
     lambda k: heads.init_params(network, k),
-    out_shardings=shardings(network, tree, mesh),
+    out_shardings=sharding.state_shardings(
+      heads.abstract_params(network), mesh
+    ),
     compiler_options=compiler_options.init_compiler_options(mesh),
   )
   return init(key)
@@ -62,9 +65,9 @@ def load_params(
 
   Args:
     stage: the stage.
-    mesh: where they will lie.
-    loaded: parameters that are loaded already, by the stage's real path. The
-      base model of adapters is looked up here, and added.
+    mesh: mesh that they are sharded over.
+    loaded: parameters that are loaded already, by the stage's real path. What
+      is loaded here is added, except adapters.
   """
   abstract = abstract_params(stage.network, mesh)
   if stage.base is not None:
@@ -105,7 +108,7 @@ def init_params_from(
     network: the network to train.
     stage: where it starts from; None initializes all parameters.
     key: random key of new parameters.
-    mesh: where they will lie.
+    mesh: mesh that they are sharded over.
     loaded: see `load_params`.
 
   Raises:

@@ -29,14 +29,14 @@ def no_directory(path: str, field: str | None, *, fix: str = _FIX) -> UserError:
     field: the flag that named it.
     fix: what to give where the path does not say what it is.
   """
-  place = pathlib.Path(path)
-  if place.is_file():
-    inside = place.suffix in _WEIGHTS or place.name == hub.CONFIG
+  file = pathlib.Path(path)
+  if file.is_file():
+    in_model = file.suffix in _WEIGHTS or file.name == hub.CONFIG
     return UserError(
       "is a file, not a directory",
       file=path,
       field=field,
-      fix=f"give its directory, {place.parent}" if inside else fix,
+      fix=f"give its directory, {file.parent}" if in_model else fix,
       code="not_a_directory",
     )
   name, revision = _hub_name(path)
@@ -95,25 +95,36 @@ def _download(name: str, revision: str = "") -> str:
   )
 
 
-def no_model(folder: pathlib.Path, field: str | None) -> UserError:
-  """Returns the error for a directory without a model of ours."""
-  problem, fix, code = _instead(folder)
-  return UserError(problem, file=str(folder), field=field, fix=fix, code=code)
+def no_stage(path: str, field: str | None) -> UserError:
+  """Returns the error for a path that is neither a stage nor a model.
+
+  Args:
+    path: a path without a finished stage's model and without a config.json of
+      a model; may not exist.
+    field: the flag that named it.
+  """
+  directory = pathlib.Path(path)
+  if not directory.is_dir():
+    return no_directory(path, field)
+  problem, fix, code = _explain_contents(directory)
+  return UserError(
+    problem, file=str(directory), field=field, fix=fix, code=code
+  )
 
 
-def _instead(folder: pathlib.Path) -> tuple[str, str, str]:
-  """Returns (problem, fix, code) of a directory, by its contents."""
-  names = sorted(path.name for path in folder.iterdir())
-  stages = [name for name in names if checkpoints.has_model(folder / name)]
+def _explain_contents(directory: pathlib.Path) -> tuple[str, str, str]:
+  """Returns (problem, fix, code) for a directory, by its contents."""
+  names = sorted(path.name for path in directory.iterdir())
+  stages = [name for name in names if checkpoints.has_model(directory / name)]
   if stages:
     return (
       "holds no finished stage",
       f"name the directory of one of its stages: {', '.join(stages)}",
       "no_stage",
     )
-  for inside in (folder.parent, folder.parent.parent):
-    if checkpoints.has_model(inside) and folder != inside:
-      if folder.relative_to(inside).parts[0] in (
+  for inside in (directory.parent, directory.parent.parent):
+    if checkpoints.has_model(inside) and directory != inside:
+      if directory.relative_to(inside).parts[0] in (
         checkpoints.MODEL,
         checkpoints.CHECKPOINTS,
       ):
@@ -124,7 +135,7 @@ def _instead(folder: pathlib.Path) -> tuple[str, str, str]:
       "merge them into their model (merge_and_unload), save that, and give it",
       "adapters_alone",
     )
-  snapshots = folder / "snapshots"
+  snapshots = directory / "snapshots"
   models = (
     sorted(p for p in snapshots.iterdir() if hub.is_hub_directory(p))
     if snapshots.is_dir()
@@ -139,7 +150,7 @@ def _instead(folder: pathlib.Path) -> tuple[str, str, str]:
   weights = [name for name in names if pathlib.Path(name).suffix in _WEIGHTS]
   if weights or tensors.INDEX in names:
     if hub.CONFIG in names:
-      hub.inspect(folder)  # names what is wrong with config.json
+      hub.inspect(directory)  # names what is wrong with config.json
     return (
       f"holds {(weights or [tensors.INDEX])[0]}, but no config.json that"
       " describes the model",

@@ -76,15 +76,16 @@ class Stage:
     """
     if self.source is not None:
       return hub.load(self.source, abstract)
+    # Without adapters nothing is frozen, and all parameters are in the workdir.
+    frozen, trained = lora.split(self.model_config, abstract)
+    params = checkpoints.load_model(self.path, trained)
     if self.base is None:
-      return checkpoints.load_model(self.path, abstract)
+      return params
     if base_params is None:
       base_params = self.base.params(unbox(abstract_params(self.base.network)))
     self.check(hub.flatten_leaves(base_params))
     base_params = lora.merge_lora(self.base.model_config, base_params)
-    frozen, trained = lora.split(self.model_config, abstract)
-    adapters = checkpoints.load_model(self.path, trained)
-    return lora.merge_trees(lora.tree_select(frozen, base_params), adapters)
+    return lora.merge_trees(lora.tree_select(frozen, base_params), params)
 
   def check(self, base_leaves: Mapping[str, Any]) -> None:
     """Refuses leaves of a base that is not the adapted model."""
@@ -139,8 +140,6 @@ def open_stage(
       another kind of model.
   """
   directory = pathlib.Path(path)
-  if not directory.is_dir():
-    raise stage_errors.no_directory(path, field or None)
   if hub.is_hub_directory(directory):
     stage = _open_pretrained(path, field or None, run)
     _check_kind(stage.kind, kind, path, field or None)
@@ -176,9 +175,9 @@ def open_stage(
 def _check_finished(
   directory: pathlib.Path, path: str, field: str | None
 ) -> None:
-  """Refuses a directory without the model of a finished stage."""
+  """Refuses a path without the model of a finished stage."""
   if not checkpoints.has_model(directory):
-    raise stage_errors.no_model(directory, field)
+    raise stage_errors.no_stage(path, field)
   if files.read_complete(directory) is None:
     raise UserError(
       "has not run to its end",

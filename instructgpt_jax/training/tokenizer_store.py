@@ -1,4 +1,4 @@
-"""Tokenizers in workdirs: saved, loaded and compared."""
+"""Tokenizers in workdirs: saved and loaded."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import shutil
 
 from instructgpt_jax import configs
 from instructgpt_jax.data import tokenizers as tokenizer_lib
-from instructgpt_jax.data.tokenizers import Tokenizer, exported_tokens
+from instructgpt_jax.data.tokenizers import Tokenizer
 from instructgpt_jax.distributed import processes
-from instructgpt_jax.errors import UserError
 from instructgpt_jax.runs import files
 
 TOKENIZER = "tokenizer"
@@ -32,27 +31,3 @@ def put_tokenizer(workdir: str | pathlib.Path, tokenizer: Tokenizer) -> None:
     shutil.rmtree(scratch, ignore_errors=True)
     tokenizer.save(scratch)
     files.publish_directory(scratch, directory)
-
-
-def check_same_tokenizer(
-  a: Tokenizer, b: Tokenizer, file: str, field: str
-) -> None:
-  """Refuses two models whose token ids mean different things.
-
-  Args:
-    a: one model's tokenizer.
-    b: the other's.
-    file: path of one of the models, for the error.
-    field: the flag that names it.
-
-  Raises:
-    UserError: `other_tokenizer`.
-  """
-  if not exported_tokens.same_ids(a, b):
-    raise UserError(
-      "was trained with another tokenizer",
-      file=file,
-      field=field,
-      fix="give stages of one family, with the same tokenizer",
-      code="other_tokenizer",
-    )

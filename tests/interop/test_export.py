@@ -11,7 +11,7 @@ from instructgpt_jax.hub.__main__ import export_model, import_model
 from instructgpt_jax.interop import directory, settings
 from instructgpt_jax.models.heads import ScalarModel, abstract_params
 from instructgpt_jax.runs import files
-from instructgpt_jax.training import stage_model, tokenizer_store
+from instructgpt_jax.training import inheritance, stage_model, tokenizer_store
 from tests.interop import ours, tiny, vocabulary
 from tests.models import twin
 
@@ -195,9 +195,7 @@ def test_reward_models(base, tmp_path):
     )
     # Read back here, it goes with a policy of the same base.
     again = stage_model.open_stage(str(out))
-    tokenizer_store.check_same_tokenizer(
-      again.tokenizer, start.tokenizer, "", ""
-    )
+    inheritance.check_same_tokenizer(again.tokenizer, start.tokenizer, "", "")
 
 
 def test_padding_that_ends_a_text_is_left_out():

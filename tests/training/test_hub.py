@@ -11,7 +11,7 @@ from instructgpt_jax.hub.__main__ import export_model, import_model
 from instructgpt_jax.interop import directory
 from instructgpt_jax.models.heads import abstract_params
 from instructgpt_jax.sharding import unbox
-from instructgpt_jax.training import stage_model, tokenizer_store
+from instructgpt_jax.training import inheritance, stage_model
 from tests.devices import pretended
 from tests.interop import tiny
 from tests.locks import alone
@@ -101,7 +101,7 @@ def test_sft_reward_and_ppo_and_out_again(runs, tmp_path):
     tokenizer = load_tokenizer(out)
     if not scalar:  # A reward model gets a padding token.
       assert tokenizer.files == load_tokenizer(runs.source).files
-    tokenizer_store.check_same_tokenizer(
+    inheritance.check_same_tokenizer(
       tokenizer, load_tokenizer(runs.source), "", ""
     )
   policy = stage_model.open_stage(str(runs["ppo_ptx"]))

@@ -74,8 +74,8 @@ def pretrain(config: configs.PretrainExperiment, directory: str) -> None:
     inheritance.model_config(config, tokenizer, section.dropout)
   )
   rows, valid = (
-    inputs.document_rows(part, tokenizer, length)
-    for part in (documents.train, documents.valid)
+    inputs.document_rows(split, tokenizer, length)
+    for split in (documents.train, documents.valid)
   )
   mesh = mesh_lib.make_mesh(config.mesh)
   batches = batching.language_batches(
@@ -97,7 +97,7 @@ def pretrain(config: configs.PretrainExperiment, directory: str) -> None:
     fingerprint=fingerprint.Fingerprint(
       {"rows": section.batch_size, "steps": section.steps},
       {
-        "data.pretraining": _documents_fingerprint(
+        "data.pretraining": _fingerprint_documents(
           config.data, documents, [rows, valid]
         )
       },
@@ -132,31 +132,14 @@ def sft(
   )
   records = inputs.demonstrations(config.data, tokenizer)
   mesh = mesh_lib.make_mesh(config.mesh)
-  measure = _reward_measure(config, tokenizer, records, mesh)
+  measure = _make_reward_measure(config, tokenizer, records, mesh)
   select = choose_selection(
     section, name, measure is not None, len(records.valid)
   )
-  rows, valid = (
-    inputs.demonstration_rows(
-      part,
-      tokenizer,
-      config.data,
-      config.model.max_seq_len,
-      mask_prompt=section.mask_prompt,
-      pack=section.pack,
-    )
-    for part in (records.train, records.valid)
-  )
+  demonstrations = _pack_demonstrations(config, records, tokenizer)
   layout = step_layout.step_layout(
-    section, len(rows["tokens"]), len(records.train)
+    section, len(demonstrations.train["tokens"]), len(records.train)
   )
-  source = fingerprint.fingerprint_source(
-    config.data.demonstrations,
-    [rows, valid],
-    train=len(records.train),
-    valid=len(records.valid),
-  )
-  demonstrations = _DemonstrationRows(rows, valid, source)
   plan = dataclasses.replace(
     _plan_sft(config, name, tokenizer, demonstrations, layout, mesh),
     select=select,
@@ -171,6 +154,30 @@ class _DemonstrationRows(NamedTuple):
   train: packing.Rows
   valid: packing.Rows
   source: fingerprint.Source
+
+
+def _pack_demonstrations(
+  config: configs.SftExperiment, records: inputs.Splits, tokenizer: Tokenizer
+) -> _DemonstrationRows:
+  """Encodes demonstrations into rows, packed if `sft.pack` is set."""
+  train, valid = (
+    inputs.demonstration_rows(
+      split,
+      tokenizer,
+      config.data,
+      config.model.max_seq_len,
+      mask_prompt=config.sft.mask_prompt,
+      pack=config.sft.pack,
+    )
+    for split in (records.train, records.valid)
+  )
+  source = fingerprint.fingerprint_source(
+    config.data.demonstrations,
+    [train, valid],
+    train=len(records.train),
+    valid=len(records.valid),
+  )
+  return _DemonstrationRows(train, valid, source)
 
 
 def _plan_sft(
@@ -204,7 +211,7 @@ def _plan_sft(
     document_rows = inputs.document_rows(
       documents.train, tokenizer, config.model.max_seq_len
     )
-    sources["data.pretraining"] = _documents_fingerprint(
+    sources["data.pretraining"] = _fingerprint_documents(
       config.data, documents, [document_rows]
     )
     step_metrics = _make_share_metrics(
@@ -258,7 +265,7 @@ def _no_metrics(step: int) -> dict[str, float]:
   return {}
 
 
-def _documents_fingerprint(
+def _fingerprint_documents(
   data: configs.Data, documents: inputs.Splits, rows: list[packing.Rows]
 ) -> fingerprint.Source:
   return fingerprint.fingerprint_source(
@@ -354,7 +361,7 @@ def choose_selection(
   return "last"
 
 
-def _reward_measure(
+def _make_reward_measure(
   config: configs.SftExperiment,
   tokenizer: Tokenizer,
   records: inputs.Splits,

@@ -63,7 +63,7 @@ class PpoRun:
     directory: its workdir.
     name: "ppo" or "ppo_ptx".
     mesh: the device mesh.
-    networks: policy, reward model and value network.
+    networks: policy, reward model, value network, and their optimizers.
     programs: the jitted programs of an iteration.
     start: the stage that the policy starts from.
     frozen: parameters of the "reference" and of the "reward" model.

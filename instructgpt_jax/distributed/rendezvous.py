@@ -103,7 +103,7 @@ class Coordinator:
     """Accepts a connection of each participant, until the timeout.
 
     Returns:
-      What is wrong. Nobody is informed before all have connected, so that each
+      What is wrong. It is reported after all have connected, so that each
       process ends with the error.
     """
     deadline = time.monotonic() + self._timeout

@@ -24,7 +24,7 @@ from instructgpt_jax.distributed.compiler_options import (
 )
 from instructgpt_jax.models import heads
 from instructgpt_jax.models.heads import LanguageModel, ScalarModel
-from instructgpt_jax.models.sampling import generate
+from instructgpt_jax.models.sampling import SamplingParams, generate
 from instructgpt_jax.steps import language, ppo, reward
 from instructgpt_jax.steps import optimizer as optimizer_lib
 from instructgpt_jax.steps import state as state_lib
@@ -166,9 +166,11 @@ def _sampler(model: str, new_tokens: int = 0):
     functools.partial(
       generate,
       network,
-      max_new_tokens=new_tokens or work.SHAPES[model].new_tokens,
-      eos_id=-1,
-      pad_id=work.pad_id(model),
+      sampling=SamplingParams(
+        max_new_tokens=new_tokens or work.SHAPES[model].new_tokens,
+        eos_id=-1,
+        pad_id=work.pad_id(model),
+      ),
     ),
     compiler_options=decode_compiler_options(network.config.d_model),
   )

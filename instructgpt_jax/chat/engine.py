@@ -22,7 +22,7 @@ from instructgpt_jax.models.heads import (
   decoding_params,
   positions_of,
 )
-from instructgpt_jax.models.sampling import generate, sample
+from instructgpt_jax.models.sampling import SamplingParams, generate, sample
 from instructgpt_jax.runs.progress import Progress
 from instructgpt_jax.training import sampling as sampling_lib
 from instructgpt_jax.training import stage_model
@@ -264,12 +264,14 @@ class ChatSession:
         params,
         prompts,
         key,
-        max_new_tokens=self.max_tokens,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        eos_id=self._tokenizer.stop_ids,
-        pad_id=self._tokenizer.pad_id,
+        SamplingParams(
+          max_new_tokens=self.max_tokens,
+          temperature=options.temperature,
+          top_k=options.top_k,
+          top_p=options.top_p,
+          eos_id=self._tokenizer.stop_ids,
+          pad_id=self._tokenizer.pad_id,
+        ),
       )
 
     return jax.jit(run, compiler_options=self._compiler_options)

@@ -142,12 +142,14 @@ class Evaluator:
       model.params,
       prompts,
       key,
-      tokenizer=self.tokenizer,
-      max_new_tokens=self.data.max_response_tokens,
+      sampling=sampling.sampling_params(
+        self.tokenizer,
+        max_new_tokens=self.data.max_response_tokens,
+        temperature=temperature,
+        samples=samples,
+        batch_size=self.settings.batch_size,
+      ),
       mesh=self.mesh,
-      temperature=temperature,
-      samples=samples,
-      batch_size=self.settings.batch_size,
       on_progress=self.on_progress,
     )
 

@@ -67,10 +67,10 @@ def score_tasks(
       params,
       encoding.encode_documents([i["prompt"] for i in open_], tokenizer),
       jax.random.key(0),
-      tokenizer=tokenizer,
-      max_new_tokens=max_new_tokens,
+      sampling=sampling.sampling_params(
+        tokenizer, max_new_tokens=max_new_tokens, temperature=0.0
+      ),
       mesh=mesh,
-      temperature=0.0,
     )
     for item, answer in zip(
       open_, sampling.texts(rollout, tokenizer), strict=True

@@ -130,7 +130,18 @@ def uniforms(key: Array, ids: Array, steps: int) -> Array:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-  """Settings of `generate`, which documents them."""
+  """How responses are sampled.
+
+  Attributes:
+    max_new_tokens: N, the longest response in tokens.
+    temperature: 0 is greedy.
+    top_k: see `truncate_logits`; training refuses it.
+    top_p: see `truncate_logits`; training refuses it.
+    eos_id: ids that end a response, and are part of it.
+    pad_id: id after the end of a response.
+    samples: responses to each prompt.
+    slots: responses decoded at once, rounded down to whole waves; 0 is all.
+  """
 
   max_new_tokens: int
   temperature: float = 1.0
@@ -274,15 +285,7 @@ def generate(
   params: Any,
   prompts: PromptBatch,
   key: Array,
-  *,
-  max_new_tokens: int,
-  temperature: float = 1.0,
-  top_k: int = 0,
-  top_p: float = 1.0,
-  eos_id: int | tuple[int, ...],
-  pad_id: int,
-  samples: int = 1,
-  slots: int = 0,
+  sampling: SamplingParams,
 ) -> Rollout:
   """Samples responses to each prompt.
 
@@ -302,39 +305,14 @@ def generate(
     prompts: B left-padded prompts of length P; those with a negative id are not
       answered.
     key: base random key.
-    max_new_tokens: N.
-    temperature: 0 is greedy.
-    top_k: see `truncate_logits`; training refuses it.
-    top_p: see `truncate_logits`; training refuses it.
-    eos_id: ids that end a response, and are part of it.
-    pad_id: id after the end of a response.
-    samples: responses to each prompt.
-    slots: responses decoded at once, rounded down to whole waves; 0 is all.
+    sampling: how responses are sampled; static under jit.
 
   Returns:
     The rollout, [B · samples, P + N]; a prompt's samples are adjacent.
+
+  Raises:
+    ValueError: P + N exceeds the model's context.
   """
-  sampling = SamplingParams(
-    max_new_tokens=max_new_tokens,
-    temperature=temperature,
-    top_k=top_k,
-    top_p=top_p,
-    eos_id=eos_id,
-    pad_id=pad_id,
-    samples=samples,
-    slots=slots,
-  )
-  return generate_with(model, params, prompts, key, sampling)
-
-
-def generate_with(
-  model: LanguageModel,
-  params: Any,
-  prompts: PromptBatch,
-  key: Array,
-  sampling: SamplingParams,
-) -> Rollout:
-  """Samples responses to each prompt; see `generate`."""
   count, prompt_length = prompts.tokens.shape
   samples, limit = sampling.samples, sampling.max_new_tokens
   if prompt_length + limit > model.config.max_seq_len:

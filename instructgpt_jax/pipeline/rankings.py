@@ -149,11 +149,13 @@ def _sample_completions(
           [prefix + t for t in turns], stage.tokenizer, config.data
         ),
         key,
-        tokenizer=stage.tokenizer,
-        max_new_tokens=config.data.max_response_tokens,
+        sampling=sampling.sampling_params(
+          stage.tokenizer,
+          max_new_tokens=config.data.max_response_tokens,
+          samples=count,
+          batch_size=config.evaluation.batch_size,
+        ),
         mesh=mesh,
-        samples=count,
-        batch_size=config.evaluation.batch_size,
         on_progress=progress.update,
       )
       answers = sampling.texts(rollout, stage.tokenizer)

@@ -403,10 +403,12 @@ def _make_reward_measure(
       policy,
       prompts,
       jax.random.key(config.seed),
-      tokenizer=tokenizer,
-      max_new_tokens=config.data.max_response_tokens,
+      sampling=sampling.sampling_params(
+        tokenizer,
+        max_new_tokens=config.data.max_response_tokens,
+        samples=section.select_samples,
+      ),
       mesh=mesh,
-      samples=section.select_samples,
     )
     scores = scoring.score(
       stage.network, params, scoring.answers(rollout), mesh

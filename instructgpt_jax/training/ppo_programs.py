@@ -10,7 +10,7 @@ import jax
 from instructgpt_jax import configs, sharding
 from instructgpt_jax.distributed import compiler_options
 from instructgpt_jax.distributed import mesh as mesh_lib
-from instructgpt_jax.models.sampling import generate
+from instructgpt_jax.models.sampling import SamplingParams, generate
 from instructgpt_jax.steps import ppo as ppo_step
 from instructgpt_jax.steps import ppo_gaps
 from instructgpt_jax.steps.ppo import Networks
@@ -69,10 +69,12 @@ def jit_programs(
       _on_mesh(
         mesh,
         functools.partial(generate, networks.policy),
-        max_new_tokens=config.data.max_response_tokens,
-        temperature=section.temperature,
-        eos_id=eos_id,
-        pad_id=pad_id,
+        sampling=SamplingParams(
+          max_new_tokens=config.data.max_response_tokens,
+          temperature=section.temperature,
+          eos_id=eos_id,
+          pad_id=pad_id,
+        ),
       ),
       compiler_options=compiler_options.decode_compiler_options(
         networks.policy.config.d_model, mesh

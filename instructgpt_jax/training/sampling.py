@@ -16,7 +16,7 @@ from instructgpt_jax.distributed import compiler_options, transfer
 from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.models.heads import LanguageModel
-from instructgpt_jax.models.sampling import generate
+from instructgpt_jax.models.sampling import SamplingParams, generate
 from instructgpt_jax.types import Array, PyTree, Rollout
 
 _CALL = 4  # rows of a call over rows decoded at a time
@@ -26,17 +26,37 @@ _CALL = 4  # rows of a call over rows decoded at a time
 def _generate(model: LanguageModel, mesh: Mesh) -> Callable[..., Rollout]:
   return jax.jit(
     mesh_lib.with_mesh(mesh, functools.partial(generate, model)),
-    static_argnames=(
-      "max_new_tokens",
-      "temperature",
-      "eos_id",
-      "pad_id",
-      "samples",
-      "slots",
-    ),
+    static_argnames="sampling",
     compiler_options=compiler_options.decode_compiler_options(
       model.config.d_model, mesh
     ),
+  )
+
+
+def sampling_params(
+  tokenizer: Tokenizer,
+  *,
+  max_new_tokens: int,
+  temperature: float = 1.0,
+  samples: int = 1,
+  batch_size: int = 128,
+) -> SamplingParams:
+  """Returns how a model with this tokenizer samples.
+
+  Args:
+    tokenizer: for the ids that end a response, and padding.
+    max_new_tokens: longest response.
+    temperature: 0 is greedy.
+    samples: responses to each prompt.
+    batch_size: rows decoded at a time; where one ends, the next begins.
+  """
+  return SamplingParams(
+    max_new_tokens=max_new_tokens,
+    temperature=temperature,
+    eos_id=tokenizer.stop_ids,
+    pad_id=tokenizer.pad_id,
+    samples=samples,
+    slots=batch_size,
   )
 
 
@@ -46,12 +66,8 @@ def respond(
   prompts: Sequence[np.ndarray],
   key: Array,
   *,
-  tokenizer: Tokenizer,
-  max_new_tokens: int,
+  sampling: SamplingParams,
   mesh: Mesh,
-  temperature: float = 1.0,
-  samples: int = 1,
-  batch_size: int = 128,
   on_progress: Callable[[int], Any] | None = None,
 ) -> Rollout:
   """Samples answers to prompts, in calls of one fixed shape.
@@ -64,23 +80,20 @@ def respond(
     params: its parameters.
     prompts: token ids of each prompt.
     key: base random key.
-    tokenizer: for its special tokens.
-    max_new_tokens: N.
+    sampling: how they are sampled, see `sampling_params`.
     mesh: where batches are put.
-    temperature: 0 is greedy.
-    samples: answers to each prompt.
-    batch_size: rows decoded at a time; where one ends, the next begins.
     on_progress: called with the number of responses of each finished call.
 
   Returns:
     A rollout of numpy arrays, [prompts · samples] rows; a prompt's samples
     follow each other.
   """
+  samples = sampling.samples
   longest = max(map(len, prompts))
-  room = max(longest, model.config.max_seq_len - max_new_tokens)
+  room = max(longest, model.config.max_seq_len - sampling.max_new_tokens)
   width = min(-(-longest // 16) * 16, room)
-  size = max(1, _CALL * batch_size // samples)
-  if len(prompts) * samples <= batch_size:
+  size = max(1, _CALL * sampling.slots // samples)
+  if len(prompts) * samples <= sampling.slots:
     size = len(prompts)
   size = mesh_lib.round_up_to_shards(size, mesh)
   parts = []
@@ -88,18 +101,13 @@ def respond(
     prompts,
     batching.BatchSpec(batch_size=size, epochs=1, shuffle=False),
     width=width,
-    pad_id=tokenizer.pad_id,
+    pad_id=sampling.pad_id,
   ):
     rollout = _generate(model, mesh)(
       params,
       transfer.put_replicated_batch(batch, mesh),
       key,
-      max_new_tokens=max_new_tokens,
-      temperature=temperature,
-      eos_id=tokenizer.stop_ids,
-      pad_id=tokenizer.pad_id,
-      samples=samples,
-      slots=batch_size,
+      sampling=sampling,
     )
     parts.append(transfer.allgather(rollout))
     if on_progress is not None:

@@ -14,7 +14,7 @@ from instructgpt_jax.chat import engine
 from instructgpt_jax.data import packing
 from instructgpt_jax.data.records import Turn
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.models.sampling import generate
+from instructgpt_jax.models.sampling import SamplingParams, generate
 from instructgpt_jax.runs.progress import Progress
 from instructgpt_jax.types import PromptBatch
 from tests.chat.toy import WORDS, make_session, user
@@ -39,10 +39,12 @@ def test_streamed_tokens_are_those_of_generate(policy, sampling):
   program = functools.partial(
     generate,
     model,
-    max_new_tokens=12,
-    eos_id=tokenizer.eos_id,
-    pad_id=tokenizer.pad_id,
-    **sampling,
+    sampling=SamplingParams(
+      max_new_tokens=12,
+      eos_id=tokenizer.eos_id,
+      pad_id=tokenizer.pad_id,
+      **sampling,
+    ),
   )
   rollout = jax.jit(program)(
     params,

@@ -87,7 +87,7 @@ def test_open_questions_are_answered_greedily_and_matched_exactly(
   temperatures = []
 
   def respond(*args, **kwargs):
-    temperatures.append(kwargs["temperature"])
+    temperatures.append(kwargs["sampling"].temperature)
     return honest(*args, **kwargs)
 
   honest = sampling.respond

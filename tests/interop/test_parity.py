@@ -17,7 +17,7 @@ from instructgpt_jax.models.heads import (
   ScalarModel,
   abstract_params,
 )
-from instructgpt_jax.models.sampling import generate
+from instructgpt_jax.models.sampling import SamplingParams, generate
 from instructgpt_jax.types import PromptBatch
 from tests.interop import tiny
 from tests.models import twin
@@ -101,10 +101,7 @@ def test_greedy_text_with_a_cache(both):
         ids=jnp.arange(2),
       ),
       jax.random.key(0),
-      max_new_tokens=8,
-      temperature=0.0,
-      eos_id=1,
-      pad_id=0,
+      SamplingParams(max_new_tokens=8, temperature=0.0, eos_id=1, pad_id=0),
     )
   )(params)
   with torch.no_grad():

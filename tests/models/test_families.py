@@ -10,7 +10,7 @@ import pytest
 from instructgpt_jax.models import rope
 from instructgpt_jax.models.heads import LanguageModel, ScalarModel
 from instructgpt_jax.models.kernels import blocked
-from instructgpt_jax.models.sampling import generate
+from instructgpt_jax.models.sampling import SamplingParams, generate
 from instructgpt_jax.steps import language
 from instructgpt_jax.types import LanguageBatch
 from tests.models import twin
@@ -60,10 +60,7 @@ def answers(model, params, **options):
       p,
       prompts,
       jax.random.key(4),
-      max_new_tokens=9,
-      eos_id=1,
-      pad_id=0,
-      **options,
+      SamplingParams(max_new_tokens=9, eos_id=1, pad_id=0, **options),
     )
   )
   return run(params, twin.make_prompts())

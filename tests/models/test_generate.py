@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from instructgpt_jax.models import heads
-from instructgpt_jax.models import sampling as generate_lib
+from instructgpt_jax.models import heads, sampling
 from instructgpt_jax.models.heads import LanguageModel
 from instructgpt_jax.types import PromptBatch
 from tests.devices import pretended
@@ -26,7 +25,11 @@ EOS, PAD, NEW = 4, 0, 12
 
 def make_run(model, **options):
   options = {"max_new_tokens": NEW, "eos_id": EOS, "pad_id": PAD, **options}
-  return twin.jit(functools.partial(generate_lib.generate, model, **options))
+  return twin.jit(
+    functools.partial(
+      sampling.generate, model, sampling=sampling.SamplingParams(**options)
+    )
+  )
 
 
 @pytest.fixture(scope="module")
@@ -404,7 +407,7 @@ def test_draws_follow_the_softmax(temperature, options, allowed):
   uniform = jax.random.uniform(jax.random.key(2), 20_000)
   columns = jnp.tile(jnp.asarray(logits, jnp.float32)[:, None], 20_000)
   tokens, logp = twin.jit(
-    functools.partial(generate_lib.sample, temperature=temperature, **options)
+    functools.partial(sampling.sample, temperature=temperature, **options)
   )(columns, uniform)
   assert tokens.dtype == jnp.int32
   expected = np.zeros(8)
@@ -437,7 +440,7 @@ def test_rows_and_steps_draw_independently():
 
 def test_a_rows_uniforms_follow_its_key():
   key, ids = jax.random.key(5), np.array([7, 0, 7], np.int32)
-  actual = np.asarray(generate_lib.uniforms(key, ids, 3))
+  actual = np.asarray(sampling.uniforms(key, ids, 3))
   for row, i in zip(actual, ids, strict=True):
     for step, number in enumerate(row):
       at = jax.random.fold_in(jax.random.fold_in(key, i), step)
@@ -520,7 +523,7 @@ def test_truncation_equals_twin(top_k, top_p):
   logits[1, [2, 7]] = logits[1].max() + 1  # a tie for the most likely
   logits[2] = 0.0
   actual = np.asarray(
-    generate_lib.truncate_logits(jnp.asarray(logits), top_k=top_k, top_p=top_p)
+    sampling.truncate_logits(jnp.asarray(logits), top_k=top_k, top_p=top_p)
   )
   for row, actual_row in zip(logits, actual, strict=True):
     mask = truncated(row.astype(np.float64), top_k, top_p)
@@ -535,7 +538,7 @@ def test_truncation_known_answers():
 
   def allowed(**options):
     options = {"top_k": 0, "top_p": 1.0, **options}
-    logits = generate_lib.truncate_logits(row, **options)
+    logits = sampling.truncate_logits(row, **options)
     return np.isfinite(logits)[0].tolist()
 
   assert allowed() == [True, True, True, True]

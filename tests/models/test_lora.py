@@ -131,8 +131,8 @@ def test_decoding_agrees_with_the_full_pass(changes):
   prompts = twin.make_prompts(range(3))
   rollout = jax.jit(
     lambda p: sampling.generate(
-      model, p, prompts, jax.random.key(0), max_new_tokens=4, temperature=1.0,
-      eos_id=1, pad_id=0,
+      model, p, prompts, jax.random.key(0),
+      sampling.SamplingParams(max_new_tokens=4, eos_id=1, pad_id=0),
     )
   )(params)  # fmt: skip
   logits = model.apply(

@@ -17,7 +17,7 @@ from instructgpt_jax import configs
 from instructgpt_jax.cli import flags
 from instructgpt_jax.configs import presets
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.models import sampling as generate_lib
+from instructgpt_jax.models import sampling
 from instructgpt_jax.models.heads import LanguageModel, ScalarModel
 from instructgpt_jax.steps import diagnostics, packing
 from instructgpt_jax.steps import optimizer as optimizer_lib
@@ -50,12 +50,11 @@ def ppo_config(**changes):
 def make_sampler(temperature, model=MODEL):
   return twin.jit(
     functools.partial(
-      generate_lib.generate,
+      sampling.generate,
       model,
-      max_new_tokens=NEW,
-      temperature=temperature,
-      eos_id=EOS,
-      pad_id=PAD,
+      sampling=sampling.SamplingParams(
+        max_new_tokens=NEW, temperature=temperature, eos_id=EOS, pad_id=PAD
+      ),
     )
   )
 

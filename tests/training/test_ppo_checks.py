@@ -12,7 +12,7 @@ from instructgpt_jax import configs, precision
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.losses import ppo as ppo_losses
 from instructgpt_jax.models.heads import LanguageModel, init_params
-from instructgpt_jax.models.sampling import generate
+from instructgpt_jax.models.sampling import SamplingParams, generate
 from instructgpt_jax.steps import ppo as ppo_step
 from instructgpt_jax.steps import ppo_gaps
 from instructgpt_jax.training import ppo_checks
@@ -335,7 +335,7 @@ def test_every_matmul_of_a_float32_model_is_in_float32(changes):
   def decode(params):
     return generate(
       model, params, prompts, jax.random.key(0),
-      max_new_tokens=4, eos_id=1, pad_id=0,
+      SamplingParams(max_new_tokens=4, eos_id=1, pad_id=0),
     )  # fmt: skip
 
   def losses(params):

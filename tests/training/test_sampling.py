@@ -47,19 +47,23 @@ def prompts(tokenizer):
 
 @pytest.fixture(scope="module")
 def answer(model, params, prompts, tokenizer, mesh):
-  def call(**options):
-    options = {"max_new_tokens": NEW, "samples": 2, **options}
+  def call(on_progress=None, **options):
     return sampling.respond(
-      model, params, prompts, jax.random.key(0), tokenizer=tokenizer,
-      mesh=mesh, **options,
+      model, params, prompts, jax.random.key(0), mesh=mesh,
+      sampling=params_of(tokenizer, **options), on_progress=on_progress,
     )  # fmt: skip
 
   return call
 
 
+def params_of(tokenizer, **options):
+  options = {"max_new_tokens": NEW, "samples": 2, "batch_size": 16, **options}
+  return sampling.sampling_params(tokenizer, **options)
+
+
 @pytest.fixture(scope="module")
 def rollout(answer):
-  return answer(batch_size=16)
+  return answer()
 
 
 def test_an_answer_does_not_depend_on_its_batch(answer, rollout, tokenizer):
@@ -92,8 +96,8 @@ def test_other_numbers_of_prompts_find_the_same_program(
   compiled = program._cache_size()
   for count in (20, 25, 33):
     actual = sampling.respond(
-      model, params, (prompts * 7)[:count], jax.random.key(0), samples=2,
-      batch_size=16, max_new_tokens=NEW, tokenizer=tokenizer, mesh=mesh,
+      model, params, (prompts * 7)[:count], jax.random.key(0),
+      sampling=params_of(tokenizer), mesh=mesh,
     )  # fmt: skip
     assert len(actual.tokens) == 2 * count
     np.testing.assert_array_equal(actual.tokens[:10], rollout.tokens)
@@ -155,8 +159,8 @@ def test_answers_of_a_model_that_is_not_finite_are_refused(
   broken = jax.tree.map(lambda x: x * np.float32(np.nan), params)
   with pytest.raises(UserError) as caught:
     sampling.respond(
-      model, broken, prompts, jax.random.key(0), tokenizer=tokenizer,
-      mesh=mesh, max_new_tokens=NEW, samples=2, batch_size=16,
+      model, broken, prompts, jax.random.key(0),
+      sampling=params_of(tokenizer), mesh=mesh,
     )  # fmt: skip
   assert caught.value.code == "not_finite"
 
@@ -181,8 +185,8 @@ def test_each_id_that_stops_a_reply_ends_an_answer(
   other = copy.copy(tokenizer)
   other.stop_ids = (tokenizer.eos_id, stop)
   answers = sampling.respond(
-    model, params, prompts, jax.random.key(0), tokenizer=other, mesh=mesh,
-    max_new_tokens=NEW, samples=2, batch_size=16,
+    model, params, prompts, jax.random.key(0),
+    sampling=params_of(other), mesh=mesh,
   )  # fmt: skip
   before = np.asarray(rollout.tokens)[:, -NEW:]
   for row, (ids, mask) in enumerate(

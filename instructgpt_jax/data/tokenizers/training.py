@@ -5,8 +5,7 @@ from __future__ import annotations
 import io
 import pathlib
 import re
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import sentencepiece
 from absl import logging
@@ -43,6 +42,62 @@ def _sentences(texts: Iterable[str], kind: str) -> list[str]:
   return lines
 
 
+def _train(lines: Sequence[str], kind: str, vocab_size: int) -> bytes:
+  word = kind == "word"
+  model = io.BytesIO()
+  sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=iter(lines),
+    model_writer=model,
+    model_type=kind,
+    vocab_size=vocab_size,
+    pad_id=0,
+    eos_id=1,
+    unk_id=2,
+    bos_id=-1,
+    normalization_rule_name="identity",
+    remove_extra_whitespaces=word,
+    add_dummy_prefix=word,
+    byte_fallback=not word,
+    split_digits=not word,
+    hard_vocab_limit=kind == "bpe",
+    character_coverage=1.0 if word else 0.9995,
+    user_defined_symbols=["▁" + NEWLINE_WORD] if word else ["\n", "\n\n"],
+    num_threads=1,
+    minloglevel=2,
+    input_sentence_size=0,
+    shuffle_input_sentence=False,
+  )
+  return model.getvalue()
+
+
+def _largest_size(error: Exception, size: int) -> int:
+  """Returns the largest vocabulary size that SentencePiece's error allows.
+
+  Raises:
+    UserError: the size is too small for the text, or something else is wrong.
+  """
+  text = str(error)
+  if too_small := re.search(
+    r"smaller than required_chars\. \d+ vs (\d+)", text
+  ):
+    required = int(too_small.group(1))
+    raise UserError(
+      f"{size} is too small for this text: its characters and the 256 bytes"
+      f" need {required}",
+      field="tokenizer.vocab_size",
+      fix=f"give at least {required + 64}",
+      code="vocabulary_too_small",
+    ) from error
+  if too_large := re.search(r"value <= (\d+)", text):
+    return int(too_large.group(1))
+  raise UserError(
+    f"sentencepiece cannot train on this text ({settings.short(error)})",
+    field="tokenizer.kind",
+    fix="give more text, or a trained tokenizer with --tokenizer.path",
+    code="tokenizer_training",
+  ) from error
+
+
 def train_tokenizer(
   texts: Iterable[str],
   tokenizer_config: configs.Tokenizer,
@@ -70,57 +125,10 @@ def train_tokenizer(
       field="data.pretraining",
       fix="give text, or a trained tokenizer with --tokenizer.path",
     )
-  word = kind == "word"
-  options: dict[str, Any] = dict(
-    model_type=kind,
-    pad_id=0,
-    eos_id=1,
-    unk_id=2,
-    bos_id=-1,
-    normalization_rule_name="identity",
-    remove_extra_whitespaces=word,
-    add_dummy_prefix=word,
-    byte_fallback=not word,
-    split_digits=not word,
-    hard_vocab_limit=kind == "bpe",
-    character_coverage=1.0 if word else 0.9995,
-    user_defined_symbols=["▁" + NEWLINE_WORD] if word else ["\n", "\n\n"],
-    num_threads=1,
-    minloglevel=2,
-    input_sentence_size=0,
-    shuffle_input_sentence=False,
-  )
-
-  def train(vocab_size):
-    proto = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=iter(lines),
-      model_writer=proto,
-      vocab_size=vocab_size,
-      **options,
-    )
-    return proto.getvalue()
-
   try:
-    proto = train(size)
+    proto = _train(lines, kind, size)
   except Exception as e:
-    text = str(e)
-    high = re.search(r"value <= (\d+)", text)
-    low = re.search(r"smaller than required_chars\. \d+ vs (\d+)", text)
-    if low:
-      raise UserError(
-        f"{size} is too small for this text: its characters and the 256 bytes"
-        f" need {low.group(1)}",
-        field="tokenizer.vocab_size",
-        fix=f"give at least {int(low.group(1)) + 64}",
-      ) from e
-    if not high:
-      raise UserError(
-        f"sentencepiece cannot train on this text ({settings.short(e)})",
-        field="tokenizer.kind",
-        fix="give more text, or a trained tokenizer with --tokenizer.path",
-      ) from e
-    proto = train(int(high.group(1)))
+    proto = _train(lines, kind, _largest_size(e, size))
   result = SentencePiece(proto)
   if result.vocab_size < size:
     logging.info(

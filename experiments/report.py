@@ -7,7 +7,6 @@ index.html, results.json and figures/ into the workdir, or into --output.
 docs/results/index.html is such a page.
 """
 
-import argparse
 import os
 import pathlib
 import platform
@@ -17,6 +16,7 @@ from collections.abc import Sequence
 from experiments import studies
 from instructgpt_jax import streams
 from instructgpt_jax.cli import launch
+from instructgpt_jax.cli.parser import CommandParser
 from instructgpt_jax.report import study_page
 from instructgpt_jax.studies import study as study_lib
 
@@ -46,17 +46,18 @@ def machine() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
   """Reads the command line and returns the exit status; 2 for a user error."""
   streams.accept_all_text()
-  parser = argparse.ArgumentParser(
+  parser = CommandParser(
     prog="python -m experiments.report",
     description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument("--workdir", required=True, help="directory of the runs")
   parser.add_argument("--output", default="", help="directory of the page")
-  arguments = parser.parse_args(argv)
-  return launch.run_with_errors(
-    lambda: build(arguments.workdir, arguments.output)
-  )
+
+  def run() -> None:
+    arguments = parser.parse_args(argv)
+    build(arguments.workdir, arguments.output)
+
+  return launch.run_with_errors(run)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   parser = CommandParser(
     prog="python -m experiments.study",
     description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
     epilog="studies:\n"
     + "\n".join(f"  {s.name:18}{s.title}" for s in studies.ALL.values()),
   )

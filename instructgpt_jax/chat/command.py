@@ -25,11 +25,12 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from instructgpt_jax import configs, streams
+from instructgpt_jax import streams
 from instructgpt_jax.chat import batch, terminal
 from instructgpt_jax.cli import launch, process_settings
+from instructgpt_jax.cli.parser import CommandParser
 from instructgpt_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -124,20 +125,6 @@ def _load_session(flags: argparse.Namespace, default_seed: int) -> ChatSession:
   return engine.load_session(flags.checkpoint, options)
 
 
-class _Parser(argparse.ArgumentParser):
-  """Raises a UserError instead of printing its usage."""
-
-  def error(self, message: str) -> NoReturn:
-    fix = "see --help"
-    names = [n for a in self._actions for n in a.option_strings if n[1] == "-"]
-    unknown = message.removeprefix("unrecognized arguments: ")
-    if unknown != message:
-      flag = unknown.split("=")[0].split()[0]
-      message = f"there is no flag {flag}"
-      fix = configs.nearest(flag, names) or fix
-    raise UserError(message, fix=fix, code="bad_flag")
-
-
 def _number(kind: type, low: float, high: float) -> Callable[[str], Any]:
   """Returns a parser of numbers in a range."""
 
@@ -174,12 +161,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   return flags
 
 
-def _make_parser() -> _Parser:
-  parser = _Parser(
+def _make_parser() -> CommandParser:
+  parser = CommandParser(
     prog="python -m instructgpt_jax.chat",
     description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
   )
   add = parser.add_argument
   add("--checkpoint", required=True, metavar="DIR", help="workdir of a stage")

@@ -19,12 +19,13 @@ import pathlib
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 
 from instructgpt_jax.checkpoint import checkpoints, trees
 from instructgpt_jax.cli import launch, process_settings
+from instructgpt_jax.cli.parser import CommandParser
 from instructgpt_jax.data.tokenizers import exported_tokens
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.interop import directory as hf
@@ -273,13 +274,6 @@ def _check_new(path: str) -> pathlib.Path:
   return target
 
 
-class _Parser(argparse.ArgumentParser):
-  """Argument parser that raises a UserError instead of printing the usage."""
-
-  def error(self, message: str) -> NoReturn:
-    raise UserError(message, fix="see --help", code="bad_flags")
-
-
 def _parse_size(text: str) -> int:
   units = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
   unit = units.get(text[-2:].upper())
@@ -293,11 +287,9 @@ def _parse_size(text: str) -> int:
 
 
 def _parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
-  parser = _Parser(
+  parser = CommandParser(
     prog="python -m instructgpt_jax.hub",
     description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
   )
   parser.add_argument(
     "command",

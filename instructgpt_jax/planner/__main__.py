@@ -30,8 +30,6 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
   parser = CommandParser(
     prog="python -m instructgpt_jax.planner",
     description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
   )
   add = parser.add_argument
   add("--experiment", required=True, help="experiment, such as ppo_ptx")

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from instructgpt_jax import streams
 from instructgpt_jax.cli import launch
+from instructgpt_jax.cli.parser import CommandParser
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.report import page
 from instructgpt_jax.runs import files
@@ -23,16 +24,14 @@ from instructgpt_jax.runs import files
 def main(argv: Sequence[str] | None = None) -> int:
   """Reads the command line and returns the exit status."""
   streams.accept_all_text()
-  parser = argparse.ArgumentParser(
+  parser = CommandParser(
     prog="python -m instructgpt_jax.report",
     description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument("directory", type=pathlib.Path)
   parser.add_argument("--page", action="store_true")
   parser.add_argument("--picture", type=pathlib.Path)
-  flags = parser.parse_args(argv)
-  return launch.run_with_errors(lambda: _show(flags))
+  return launch.run_with_errors(lambda: _show(parser.parse_args(argv)))
 
 
 def _show(flags: argparse.Namespace) -> None:

@@ -40,8 +40,6 @@ def make_parser(doc: str) -> argparse.ArgumentParser:
   parser = CommandParser(
     prog="python -m experiments.sweep",
     description=doc,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
   )
   add = parser.add_argument
   add(

@@ -9,11 +9,11 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.fast_compile import XLA_FLAGS
 from tests.locks import alone
 
-# Tests compile much and compute little, so XLA optimizes as little as possible.
 # Set before JAX is imported; processes that tests start inherit it.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ.setdefault("XLA_FLAGS", XLA_FLAGS)
 # Compilation cache of all workers and of the processes that tests start.
 if "PYTEST_XDIST_WORKER" not in os.environ:
   _compiled = tempfile.mkdtemp(prefix="compiled-")

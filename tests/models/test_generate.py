@@ -17,6 +17,7 @@ from instructgpt_jax.models import heads, sampling
 from instructgpt_jax.models.heads import LanguageModel
 from instructgpt_jax.types import PromptBatch
 from tests.devices import pretended
+from tests.fast_compile import XLA_FLAGS
 from tests.models import twin
 from tests.models.twin import make_prompts
 
@@ -304,7 +305,7 @@ def test_invariant_09_one_device_samples_the_tokens_of_eight():
     [sys.executable, "-c", textwrap.dedent(EIGHT_DEVICES)],
     env={
       **os.environ,
-      **pretended(8, "--xla_backend_optimization_level=0"),
+      **pretended(8, XLA_FLAGS),
       "PYTHONPATH": str(pathlib.Path(__file__).resolve().parents[2]),
     },
     capture_output=True,

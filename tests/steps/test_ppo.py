@@ -25,6 +25,7 @@ from instructgpt_jax.steps import ppo as ppo_step
 from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.types import Experience, LanguageBatch, Rollout
 from tests.devices import pretended
+from tests.fast_compile import XLA_FLAGS
 from tests.models import twin
 
 EOS, PAD, WIDTH, NEW = 5, 0, 5, 8
@@ -764,7 +765,7 @@ def test_invariant_18_experience_and_update_are_global_on_eight_devices(
     ],
     env={
       **os.environ,
-      **pretended(8, "--xla_backend_optimization_level=0"),
+      **pretended(8, XLA_FLAGS),
       "PYTHONPATH": str(pathlib.Path(__file__).resolve().parents[2]),
     },
     capture_output=True,

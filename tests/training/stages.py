@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pathlib
 
+from tests.fast_compile import XLA_FLAGS
 from tests.locks import alone
 from tests.training import forks, toy
 
-# Little is computed here and much compiled: as little optimising as can be, and
-# nothing twice.
+# No program is compiled twice.
 FAST = {
   "JAX_PLATFORMS": "cpu",
   "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
   "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-  "XLA_FLAGS": "--xla_backend_optimization_level=0",
+  "XLA_FLAGS": XLA_FLAGS,
   "OPENBLAS_NUM_THREADS": "1",
 }
 

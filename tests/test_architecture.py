@@ -27,7 +27,7 @@ LAYERS = (
   {"runs"},
   {"checkpoint"},
   {"cli"},
-  {"training", "world"},
+  {"training", "world", "instructions"},
   {"evaluation", "chat", "hub", "report"},
   {"pipeline", "planner", "sweeps"},
   {"studies"},

@@ -180,7 +180,7 @@ class Dense(nn.Module):
     Args:
       x: input of the prologue, [M, ·], or [·, B] with axis 0.
       prologue: see `kernels.dense`.
-      weights: weights of the prologue, for axis −1 only.
+      weights: weights of the prologue.
       axis: the feature axis.
 
     Returns:
@@ -203,7 +203,8 @@ class Dense(nn.Module):
       `parts` arrays [M, outputs / parts], or [parts, outputs / parts, B].
     """
     if axis == feature_major.AXIS:
-      return self._split_feature_major(prologue(x, axis=axis), parts)
+      columns = [w[:, None] for w in weights]
+      return self._split_feature_major(prologue(x, *columns, axis=axis), parts)
     kernel, bias = self._flat_weights(parts)
     x = x.astype(self.dtype)
     output: Array = dense(prologue, x, weights, kernel, bias)

@@ -1,14 +1,29 @@
 """The decoder-only transformer: embed → blocks → final norm.
 
-`LayerInputs` holds the mask and RoPE angles of a layer. `Block` is attention
-and MLP on the residual stream. `Transformer` applies the blocks to whole
-sequences (`__call__`), or to one token of each with a cache (`decode`).
+`Block` is attention and MLP on the residual stream. `Transformer` applies the
+blocks. `heads.py` adds what reads its output: the unembedding or a scalar.
+
+Both modules have two methods, which lay activations out differently:
+
+  __call__   whole sequences, to train, to score, and to read a prompt. The
+             residual stream is [B, T, D]. Dense layers get it flat, [B · T, D],
+             since CPUs are slow at gradients of three axes.
+  decode     one token of each sequence, with a KV cache. The residual stream is
+             [D, B], because a CPU then reads each kernel in the order in which
+             it is stored. `kernels/feature_major.py` explains this layout.
+
+What both methods share takes `axis`, the position of the feature axis: −1 in
+[B · T, D], and `feature_major.AXIS`, which is 0, in [D, B]. Queries, keys and
+values are [B, heads, T, D / H] in both; T is 1 while decoding.
+
+Shapes: B sequences, T tokens of each, D model width, H query heads, K key-value
+heads, R positions whose output is computed, S slots of the cache.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -21,85 +36,32 @@ from instructgpt_jax.models.attention import attend_dense, attention_mask
 from instructgpt_jax.models.cache import Cache, LayerCache
 from instructgpt_jax.models.kernels import blocked, feature_major
 from instructgpt_jax.models.kernels.attention import attend
+from instructgpt_jax.models.layer_inputs import (
+  InputsByType,
+  LayerInputs,
+  layer_types,
+  make_layer_inputs,
+  select_layer_inputs,
+)
 from instructgpt_jax.models.layers import Dense, Norm, kernel_init
-from instructgpt_jax.models.rope import RopeCosSin, apply_rope, rope_cos_sin
-from instructgpt_jax.types import Array, AttentionSpan, pytree, static_field
+from instructgpt_jax.models.rope import apply_rope
+from instructgpt_jax.types import Array, AttentionSpan
 
 KeysValues = tuple[Array, Array]
-
-
-@pytree
-class LayerInputs:
-  """Inputs that layers of the same type share."""
-
-  mask: Array  # [B, T, S] bool, True where a query may attend to a key
-  rope: RopeCosSin | None  # None with learned positions
-  span: AttentionSpan | None = static_field(None)  # the mask is False outside
-
-
-# One entry if all layers attend alike; else of full and of windowed layers.
-InputsByType = tuple[LayerInputs, ...]
-
-
-def layer_inputs(
-  c: configs.Model,
-  mask: Array,
-  distance: Callable[[], Array],
-  positions: Array,
-  span: AttentionSpan | None = None,
-) -> InputsByType:
-  """Makes the inputs of each layer type.
-
-  Args:
-    c: the model.
-    mask: [B, T, S] bool, the mask of layers without a window.
-    distance: returns [B, T, S] int32, positions from a key to a query.
-    positions: [B, T] int32 of the queries.
-    span: the mask is False outside it.
-  """
-  types = sorted({c.has_sliding_window(i) for i in range(c.num_layers)})
-
-  def inputs_of(windowed: bool) -> LayerInputs:
-    cos_sin = None
-    window = c.sliding_window if windowed else None
-    layer_mask = mask & (distance() < window) if window else mask
-    if c.pos_emb == "rope":
-      cos_sin = rope_cos_sin(c, positions, windowed)
-    return LayerInputs(mask=layer_mask, rope=cos_sin, span=span)
-
-  return tuple(map(inputs_of, types))
-
-
-def layer_types(c: configs.Model) -> list[int]:
-  """Returns the index into `layer_inputs` for each layer."""
-  windowed = [c.has_sliding_window(i) for i in range(c.num_layers)]
-  mixed = len(set(windowed)) > 1
-  return [int(mixed and w) for w in windowed]
-
-
-def _select(inputs: InputsByType, layer_type: int | Array) -> LayerInputs:
-  if len(inputs) == 1:
-    return inputs[0]
-  if isinstance(layer_type, int):
-    return inputs[layer_type]
-  return jax.tree.map(lambda *x: jnp.where(layer_type, x[1], x[0]), *inputs)
-
-
-def _shard_heads(x: Array) -> Array:
-  return sharding.shard(x, "batch", "heads", None, None)  # [B, H, T, D / H]
-
-
-def _take_positions(x: Array, positions: Array, axis: int) -> Array:
-  """Gathers [B, R] positions of [B, …, T, …]."""
-  shape = [1] * x.ndim
-  shape[0], shape[axis] = positions.shape
-  return jnp.take_along_axis(x, positions.reshape(shape), axis=axis)
 
 
 class Block(nn.Module):
   """Attention and MLP, each after a norm and added to the residual stream.
 
-  `config.Model.block` may put both in parallel, or norms after them as well.
+  `configs.Model.block` says in which order:
+
+    sequential         x += attention(norm(x)), then x += mlp(norm(x))
+    sandwich           x += norm(attention(norm(x))), then
+                       x += norm(mlp(norm(x)))
+    parallel           x += attention(norm(x)) + mlp(norm(x)), two norms
+    parallel_one_norm  the same with one norm for both
+
+  Attributes that hold a layer name its parameters in checkpoints.
   """
 
   config: configs.Model
@@ -110,7 +72,7 @@ class Block(nn.Module):
       Dense, dtype=jnp.dtype(c.dtype), stddev=c.init_std, alpha=c.lora_alpha
     )
     norm = functools.partial(Norm, kind=c.norm, epsilon=c.norm_eps)
-    # Smaller at the start: layers that write to the residual stream.
+    # Layers that write to the residual stream start smaller, as in GPT-2.
     output_std = c.init_std / (2 * c.num_layers) ** 0.5
     self._setup_attention(
       functools.partial(dense, rank=c.adapter_rank("attention")),
@@ -151,7 +113,7 @@ class Block(nn.Module):
       zeros=c.padded_heads - c.num_heads,
     )
     if c.block == "sandwich":
-      self.norm_attended = norm(c.d_model)
+      self.norm_attended = norm(c.d_model)  # of attention's output
 
   @nn.nowrap
   def _setup_mlp(self, dense: Any, norm: Any, output_std: float) -> None:
@@ -159,7 +121,7 @@ class Block(nn.Module):
     if c.block != "parallel_one_norm":
       self.norm_mlp = norm(c.d_model)
     if c.block == "sandwich":
-      self.norm_mixed = norm(c.d_model)
+      self.norm_mixed = norm(c.d_model)  # of the MLP's output
     self.up = dense(
       (c.d_model, 2, c.mlp_dim) if c.gated_mlp else (c.d_model, c.mlp_dim),
       ("embed", None, "mlp") if c.gated_mlp else ("embed", "mlp"),
@@ -179,64 +141,100 @@ class Block(nn.Module):
     layer_type: int | Array,
     deterministic: bool,
     query_positions: Array | None = None,
-    cache: LayerCache | None = None,
   ) -> tuple[Array, KeysValues]:
-    """Applies the block to whole sequences, or to one token with a cache.
+    """Applies the block to whole sequences.
 
     Args:
-      x: the residual stream, [B, T, D]; with a cache [D, B].
-      inputs: of each layer type.
+      x: [B, T, D], the residual stream.
+      inputs: the inputs of each layer type.
       layer_type: index into `inputs`.
       deterministic: False turns residual dropout on.
       query_positions: [B, R] int32, positions to compute; None is all.
-      cache: keys and values of earlier tokens; T is then 1.
 
     Returns:
-      The next residual stream [B, T, D], [B, R, D] or [D, B]; and the keys and
-      values [B, K, T, D / H], or the updated ones of the cache.
+      The next residual stream, [B, T, D] or [B, R, D]; and the keys and values
+      of all positions, [B, K, T, D / H].
     """
-    layer = _select(inputs, layer_type)
-    axis = -1 if cache is None else feature_major.AXIS
-    query, key, value = self._heads(x, axis)
-    query, key = self._position(query, key, layer)
+    layer = select_layer_inputs(inputs, layer_type)
+    query, key, value = self._project_heads(x)
+    query, key = self._transform_query_key(query, key, layer)
     query, key, value = map(_shard_heads, (query, key, value))
-    if cache is None:
-      keys_values = self._repeat_kv_heads(key, value)
-      if query_positions is not None:
-        x = _take_positions(x, query_positions, 1)
-      attended = self._attend(query, *keys_values, layer, query_positions)
-      flat = x.reshape(-1, x.shape[-1])
-      attended = attended.reshape(len(flat), -1)
-      flat = self._add_outputs(flat, attended, deterministic, axis)
-      return flat.reshape(x.shape), (key, value)
+    repeated = self._repeat_kv_heads(key, value)
+    if query_positions is not None:
+      x = _take_positions(x, query_positions, axis=1)
+    attended = self._attend(query, *repeated, layer, query_positions)
+    flat = x.reshape(-1, x.shape[-1])
+    attended = attended.reshape(len(flat), -1)
+    flat = self._add_attention_and_mlp(flat, attended, deterministic, axis=-1)
+    return flat.reshape(x.shape), (key, value)
+
+  def decode(
+    self,
+    x: Array,
+    inputs: InputsByType,
+    layer_type: int | Array,
+    cache: LayerCache,
+  ) -> tuple[Array, KeysValues]:
+    """Applies the block to one token of each sequence.
+
+    Args:
+      x: [D, B], the residual stream.
+      inputs: the inputs of each layer type.
+      layer_type: index into `inputs`.
+      cache: keys and values of earlier tokens.
+
+    Returns:
+      The next residual stream, [D, B]; and the updated keys and values of the
+      cache.
+    """
+    layer = select_layer_inputs(inputs, layer_type)
+    query, key, value = self._project_token_heads(x)
+    query, key = self._transform_query_key(query, key, layer)
+    query, key, value = map(_shard_heads, (query, key, value))
     cache = cache.write(key, value)
     attended = self._attend_cache(query, cache, layer)
-    x = self._add_outputs(x, attended, deterministic, axis)
+    x = self._add_attention_and_mlp(
+      x, attended, deterministic=True, axis=feature_major.AXIS
+    )
     return x, (cache.keys, cache.values)
 
-  def _heads(self, x: Array, axis: int) -> list[Array]:
-    """Computes query, key and value of norm(x), each [B, ·, T, D / H]."""
+  def _projections(self) -> Sequence[tuple[Dense, int]]:
+    """Returns the projections to heads, each with its number of outputs.
+
+    The outputs of all are query, key and value, in this order.
+    """
     c = self.config
     if c.kv_heads == c.num_heads:
-      projections = ((self.qkv, 3),)
-    else:
-      projections = ((self.query, 1), (self.key_value, 2))
+      return ((self.qkv, 3),)
+    return (self.query, 1), (self.key_value, 2)
+
+  def _project_heads(self, x: Array) -> list[Array]:
+    """Projects norm(x) to query, key and value; x is [B, T, D]."""
     norm = self.norm_attention
-    if axis == feature_major.AXIS:
-      x = norm(x, axis)
-      split = [
-        feature_major.split_heads(dense.split(x, parts, axis=axis), c.head_size)
-        for dense, parts in projections
-      ]
-      return [heads for parts in split for heads in parts]
     flat = x.reshape(-1, x.shape[-1])
     return [
-      part.reshape(*x.shape[:2], -1, c.head_size).swapaxes(1, 2)
-      for dense, parts in projections
-      for part in dense.split(flat, parts, norm.function, norm.weights())
+      output.reshape(*x.shape[:2], -1, self.config.head_size).swapaxes(1, 2)
+      for dense, count in self._projections()
+      for output in dense.split(
+        flat, count, prologue=norm.function, weights=norm.weights()
+      )
     ]
 
-  def _position(
+  def _project_token_heads(self, x: Array) -> list[Array]:
+    """Projects norm(x) to query, key and value; x is [D, B]."""
+    axis = feature_major.AXIS
+    normed = self.norm_attention(x, axis)
+    outputs = [
+      dense.split(normed, count, axis=axis)
+      for dense, count in self._projections()
+    ]
+    return [
+      heads
+      for output in outputs
+      for heads in feature_major.split_heads(output, self.config.head_size)
+    ]
+
+  def _transform_query_key(
     self, query: Array, key: Array, layer: LayerInputs
   ) -> tuple[Array, Array]:
     """Normalises, rotates and scales query and key, where configured."""
@@ -247,6 +245,7 @@ class Block(nn.Module):
       query = apply_rope(query, layer.rope, c.rope_interleaved)
       key = apply_rope(key, layer.rope, c.rope_interleaved)
     if c.query_pre_attn_scalar:
+      # Attention divides by √head_size; this makes it √query_pre_attn_scalar.
       query *= (c.head_size / c.query_pre_attn_scalar) ** 0.5
     return query, key
 
@@ -266,97 +265,118 @@ class Block(nn.Module):
     layer: LayerInputs,
     query_positions: Array | None,
   ) -> Array:
-    """Attends in whole sequences; returns [B, T, H, D / H] or [B, R, …]."""
-    c = self.config
-    cap, mask = c.attn_logit_softcap, layer.mask
+    """Attends within whole sequences.
+
+    Few query positions are selected before attention, which then needs no
+    kernel; many are selected after it.
+
+    Args:
+      query: [B, H, T, D / H].
+      key: [B, H, T, D / H].
+      value: [B, H, T, D / H].
+      layer: the layer's inputs.
+      query_positions: [B, R] int32, or None for all positions.
+
+    Returns:
+      [B, T, H, D / H], or [B, R, H, D / H] at the query positions.
+    """
+    cap, mask = self.config.attn_logit_softcap, layer.mask
     if query_positions is not None and blocked.fits_one_block(
       query_positions.shape[1], mask.shape[1]
     ):
-      query = _take_positions(query, query_positions, 2)
-      mask = _take_positions(mask, query_positions, 1)
+      query = _take_positions(query, query_positions, axis=2)
+      mask = _take_positions(mask, query_positions, axis=1)
       attended, _ = attend_dense(query, key, value, mask, cap)
       return _shard_heads(attended).swapaxes(1, 2)
     attended = attend(query, key, value, mask, cap, layer.span)
     attended = _shard_heads(attended).swapaxes(1, 2)
     if query_positions is not None:
-      attended = _take_positions(attended, query_positions, 1)
+      attended = _take_positions(attended, query_positions, axis=1)
     return attended
 
   def _attend_cache(
     self, query: Array, cache: LayerCache, layer: LayerInputs
   ) -> Array:
-    """Attends from one token to the cache; returns [D, B]."""
+    """Attends from one token to the cache, [B, H, 1, D / H] → [D, B]."""
     c = self.config
     keys, values = cache.read()
-    # The query heads of a group are queries of the same keys.
+    # Query heads that share a key-value head become queries of that head,
+    # [B, K, H / K, D / H], so that the cache is not repeated. The mask of the
+    # one token applies to all of them.
     query = query.reshape(len(query), c.padded_kv_heads, -1, c.head_size)
     attended, _ = attend_dense(
       query, keys, values, layer.mask, c.attn_logit_softcap
     )
     return feature_major.merge_heads(attended)
 
-  def _add_outputs(
+  def _add_attention_and_mlp(
     self, x: Array, attended: Array, deterministic: bool, axis: int
   ) -> Array:
-    """Adds attention's output and then the MLP's to the residual stream."""
-    sandwich = self.config.block == "sandwich"
-    y = self.project(attended, axis=axis)
-    if sandwich:
-      y = self.norm_attended(y, axis)
-    after = x + self.drop(y, deterministic=deterministic)
-    y = self.down(self._mlp_hidden(x, after, axis), self.act, axis=axis)
-    if sandwich:
-      y = self.norm_mixed(y, axis)
-    return after + self.drop(y, deterministic=deterministic)
+    """Adds the outputs of attention and of the MLP to the residual stream.
 
-  def _mlp_hidden(self, x: Array, after: Array, axis: int) -> Array:
+    Args:
+      x: [M, D], the residual stream before the block; or [D, B] with axis 0.
+      attended: [M, H · D / H], attention's weighted values; or [·, B].
+      deterministic: False turns residual dropout on.
+      axis: the feature axis.
+    """
+    sandwich = self.config.block == "sandwich"
+    attention_output = self.project(attended, axis=axis)
+    if sandwich:
+      attention_output = self.norm_attended(attention_output, axis)
+    after_attention = x + self.drop(
+      attention_output, deterministic=deterministic
+    )
+    hidden = self._mlp_hidden(x, after_attention, axis)
+    mlp_output = self.down(hidden, prologue=self.act, axis=axis)
+    if sandwich:
+      mlp_output = self.norm_mixed(mlp_output, axis)
+    return after_attention + self.drop(mlp_output, deterministic=deterministic)
+
+  def _mlp_hidden(
+    self, before_attention: Array, after_attention: Array, axis: int
+  ) -> Array:
     """Computes the MLP's hidden layer, before its activation.
 
     Args:
-      x: the residual stream before attention, which parallel blocks read.
-      after: the residual stream after attention.
+      before_attention: the residual stream that parallel blocks read.
+      after_attention: the residual stream that all other blocks read.
       axis: the feature axis.
     """
     c = self.config
     parallel = c.block in ("parallel", "parallel_one_norm")
-    read = x if parallel else after
+    x = before_attention if parallel else after_attention
     one_norm = c.block == "parallel_one_norm"
     norm = self.norm_attention if one_norm else self.norm_mlp
-    if axis == feature_major.AXIS:
-      read, prologue = norm(read, axis), ()
-    else:
-      prologue = norm.function, norm.weights()
+    prologue, weights = norm.function, norm.weights()
     if c.gated_mlp and sharding.num_shards("mlp", c.mlp_dim) > 1:
-      # The mesh splits each half of the gated MLP.
-      halves = self.up.split(read, 2, *prologue, axis=axis)
+      # The mesh splits gate and values alike, so they have an axis of their own
+      # in the hidden layer: [M, 2, F], or [2, F, B] with axis 0.
+      halves = self.up.split(
+        x, 2, prologue=prologue, weights=weights, axis=axis
+      )
       return halves if axis == feature_major.AXIS else jnp.stack(halves, axis=1)
-    return self.up(read, *prologue, axis=axis)
+    return self.up(x, prologue=prologue, weights=weights, axis=axis)
 
 
-def _position_init(c: configs.Model) -> Any:
-  """Returns noise of half GPT-2's amplitude, or sinusoids of init_std.
+def _shard_heads(x: Array) -> Array:
+  """Shards [B, H, T, D / H] by sequences and heads."""
+  return sharding.shard(x, "batch", "heads", None, None)
 
-  With sinusoids a shift by one position is a rotation from the start, which
-  attention to "the token after the last occurrence of this one" uses.
-  """
-  axes = ("position", "embed")
-  if c.position_init == "normal":
-    return kernel_init(c.init_std / 2, *axes)
 
-  def sinusoid(key: Array, shape: Any, dtype: Any = jnp.float32) -> Array:
-    del key
-    length, width = shape
-    half = -(-width // 2)
-    rates = jnp.pi / 2 * c.max_seq_len ** -(jnp.arange(half) / half)
-    angles = jnp.arange(length)[:, None] * rates
-    waves = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
-    return (c.init_std * waves[:, :width]).astype(dtype)
-
-  return nn.with_logical_partitioning(sinusoid, axes)
+def _take_positions(x: Array, positions: Array, axis: int) -> Array:
+  """Selects [B, R] positions of an axis: [B, …, T, …] → [B, …, R, …]."""
+  shape = [1] * x.ndim
+  shape[0], shape[axis] = positions.shape
+  return jnp.take_along_axis(x, positions.reshape(shape), axis=axis)
 
 
 class Transformer(nn.Module):
-  """Token embedding, blocks and the final norm; `heads.py` adds the heads."""
+  """Token embedding, blocks and the final norm; `heads.py` adds the heads.
+
+  With `scan_layers` one block is compiled and run for all layers, whose
+  parameters are stacked. Otherwise each layer is a block of its own.
+  """
 
   config: configs.Model
 
@@ -376,28 +396,21 @@ class Transformer(nn.Module):
         embedding_init=_position_init(c),
       )
     self.final_norm = Norm(c.d_model, c.norm, c.norm_eps)
+    # Static arguments are counted from self, which is 0: 3 is the layer type,
+    # which a scan has to trace, and 4 is `deterministic`.
     if c.scan_layers:
       self.blocks = nn.scan(
         _remat_block(c, static_argnums=(4,)),
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
+        # Of the arguments after x: inputs, layer type, deterministic.
         in_axes=(nn.broadcast, 0, nn.broadcast),
         length=c.num_layers,
         metadata_params={nn.PARTITION_NAME: "layers"},
-        methods=None,
       )(c)
     else:
       block = _remat_block(c, static_argnums=(3, 4))
       self.blocks = [block(c) for _ in range(c.num_layers)]
-
-  def _embed(self, tokens: Array, positions: Array) -> Array:
-    c = self.config
-    x = self.embedding(tokens)
-    if c.scale_embeddings:
-      x *= jnp.asarray(c.d_model**0.5, x.dtype)
-    if c.pos_emb == "learned":
-      x += self.position_embedding(positions + c.position_offset)
-    return x
 
   def __call__(
     self,
@@ -422,33 +435,36 @@ class Transformer(nn.Module):
 
     Returns:
       [B, T, D] or [B, R, D] after the final norm; and the layers' keys and
-      values at all positions.
+      values at all positions, as in `Cache`.
     """
     c = self.config
     x = sharding.shard(self._embed(tokens, positions), "batch", None, None)
-    inputs = layer_inputs(
+    inputs = make_layer_inputs(
       c,
       attention_mask(segments),
       lambda: positions[:, :, None] - positions[:, None, :],
       positions,
       span,
     )
-    types = layer_types(c)
+    type_of_layer = layer_types(c)
     if c.scan_layers:
       x, (keys, values) = self.blocks(
-        x, inputs, jnp.array(types), deterministic
+        x, inputs, jnp.array(type_of_layer), deterministic
       )
       if query_positions is not None:
-        x = _take_positions(x, query_positions, 1)
+        x = _take_positions(x, query_positions, axis=1)
       return self.final_norm(x), ((keys,), (values,))
     keys_values = []
-    for block, layer_type in zip(self.blocks[:-1], types, strict=False):
-      x, key_value = block(x, inputs, layer_type, deterministic)
+    for i, block in enumerate(self.blocks):
+      is_last = i == c.num_layers - 1
+      x, key_value = block(
+        x,
+        inputs,
+        type_of_layer[i],
+        deterministic,
+        query_positions if is_last else None,
+      )
       keys_values.append(key_value)
-    x, key_value = self.blocks[-1](
-      x, inputs, types[-1], deterministic, query_positions
-    )
-    keys_values.append(key_value)
     keys, values = zip(*keys_values, strict=True)
     return self.final_norm(x), (keys, values)
 
@@ -468,63 +484,87 @@ class Transformer(nn.Module):
     c = self.config
     x = self._embed(token, position).T
     x = sharding.shard(x, "embed", "decode_batch")
+    # The cache is a ring buffer: all sequences write to the same slot, which
+    # goes up by one at each step and returns to 0 after the last slot. The
+    # tokens of a sequence are in adjacent slots of the ring, up to this one, so
+    # a key is as many positions back as its slot.
     num_slots = cache.valid.shape[1]
     slot = cache.index % num_slots
     slots = jnp.arange(num_slots)
     valid = cache.valid | (slots == slot)[None]
-    # A sequence's tokens are in adjacent slots that end at this one.
-    inputs = layer_inputs(
+    inputs = make_layer_inputs(
       c,
       valid[:, None, :],
       lambda: (slot - slots) % num_slots,
       position[:, None],
     )
-    types = layer_types(c)
     if c.scan_layers:
-      x, keys, values = self._decode_scanned(x, inputs, types, cache, slot)
+      x, keys, values = self._decode_scanned(x, inputs, cache, slot)
     else:
       keys_values = []
-      for block, layer_type, k, v in zip(
-        self.blocks, types, cache.keys, cache.values, strict=True
+      for block, layer_type, layer_keys, layer_values in zip(
+        self.blocks, layer_types(c), cache.keys, cache.values, strict=True
       ):
-        x, key_value = block(
-          x, inputs, layer_type, True, None, LayerCache(k, v, slot)
-        )
+        layer_cache = LayerCache(layer_keys, layer_values, slot)
+        x, key_value = block.decode(x, inputs, layer_type, layer_cache)
         keys_values.append(key_value)
       keys, values = zip(*keys_values, strict=True)
     cache = Cache(keys=keys, values=values, valid=valid, index=cache.index + 1)
     return self.final_norm(x, feature_major.AXIS), cache
 
   def _decode_scanned(
-    self,
-    x: Array,
-    inputs: InputsByType,
-    types: Sequence[int],
-    cache: Cache,
-    slot: Array,
-  ) -> Any:
-    """Scans over layers, and updates the cache of all layers in place."""
+    self, x: Array, inputs: InputsByType, cache: Cache, slot: Array
+  ) -> tuple[Array, tuple[Array], tuple[Array]]:
+    """Scans `Block.decode` over layers, and updates their cache in place.
+
+    The whole cache is a carry of the scan, and each layer writes one slot of
+    it. `nn.scan` would slice each layer's keys and values, and stack the
+    results.
+
+    Returns:
+      The residual stream [D, B], and the stacked keys and values.
+    """
     block = Block(self.config, parent=None)
     params = self.blocks.variables["params"]
 
-    def body(carry, layer):
+    def decode_layer(carry, layer):
       x, (keys, values) = carry
-      weights, layer_type, index = layer
-      layer_cache = LayerCache(keys, values, slot, index)
+      layer_params, layer_type, index = layer
       carry = block.apply(
-        {"params": weights}, x, inputs, layer_type, True, None, layer_cache
+        {"params": layer_params},
+        x,
+        inputs,
+        layer_type,
+        LayerCache(keys, values, slot, index),
+        method="decode",
       )
       return carry, None
 
-    keys_values = (cache.keys[0], cache.values[0])
+    type_of_layer = jnp.array(layer_types(self.config))
+    indices = jnp.arange(len(type_of_layer))
     (x, (keys, values)), _ = jax.lax.scan(
-      body, (x, keys_values), (params, jnp.array(types), jnp.arange(len(types)))
+      decode_layer,
+      (x, (cache.keys[0], cache.values[0])),
+      (params, type_of_layer, indices),
     )
     return x, (keys,), (values,)
 
+  def _embed(self, tokens: Array, positions: Array) -> Array:
+    """Embeds [B, T] or [B] tokens; a new last axis is D."""
+    c = self.config
+    x = self.embedding(tokens)
+    if c.scale_embeddings:
+      x *= jnp.asarray(c.d_model**0.5, x.dtype)
+    if c.pos_emb == "learned":
+      x += self.position_embedding(positions + c.position_offset)
+    return x
 
-def _remat_block(c: configs.Model, static_argnums: Any) -> Any:
-  """Returns `Block`, recomputed in the backward pass as `config.remat` says."""
+
+def _remat_block(c: configs.Model, static_argnums: tuple[int, ...]) -> Any:
+  """Returns `Block`, recomputed in the backward pass as `config.remat` says.
+
+  "dots" stores the outputs of dense layers, and "full" stores nothing.
+  """
   if c.remat == "none":
     return Block
   policy = (
@@ -536,5 +576,28 @@ def _remat_block(c: configs.Model, static_argnums: Any) -> Any:
     Block,
     policy=policy,
     static_argnums=static_argnums,
-    prevent_cse=not c.scan_layers,
+    prevent_cse=not c.scan_layers,  # a scan needs no protection against CSE
   )
+
+
+def _position_init(c: configs.Model) -> Any:
+  """Returns the initializer of learned position embeddings.
+
+  "normal" is noise of standard deviation init_std / 2. "sinusoid" is sines and
+  cosines of amplitude init_std. A shift by one position is then a rotation, as
+  attention to "the token after the last occurrence of this one" needs it.
+  """
+  axes = ("position", "embed")
+  if c.position_init == "normal":
+    return kernel_init(c.init_std / 2, *axes)
+
+  def sinusoid(key: Array, shape: Any, dtype: Any = jnp.float32) -> Array:
+    del key  # nothing is random
+    length, width = shape
+    half = -(-width // 2)
+    frequencies = jnp.pi / 2 * c.max_seq_len ** -(jnp.arange(half) / half)
+    angles = jnp.arange(length)[:, None] * frequencies
+    waves = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
+    return (c.init_std * waves[:, :width]).astype(dtype)
+
+  return nn.with_logical_partitioning(sinusoid, axes)

@@ -1,4 +1,10 @@
-"""Packs and pads sequences of token ids into rows of a batch. Pure NumPy."""
+"""Packs and pads sequences of token ids into rows of a batch. Pure NumPy.
+
+pack_examples, pack_documents   several sequences to a row
+pad_examples                    one sequence to a row, padded on the right
+left_pad                        prompts, padded on the left
+bucket_lengths, …               few row lengths, since each costs a compilation
+"""
 
 from __future__ import annotations
 
@@ -11,16 +17,21 @@ from numpy.typing import ArrayLike
 from instructgpt_jax.errors import UserError
 
 Rows = dict[str, np.ndarray]
-"""tokens, segments, positions [R, T] int32 and weights [R, T] float32."""
+"""Rows of packed sequences, by name, with the fields of `LanguageBatch`.
+
+  tokens     [R, T] int32, token ids
+  segments   [R, T] int32, number of the token's sequence in its row, from 1;
+             0 on padding. A token attends to its own segment only.
+  positions  [R, T] int32, index of the token in its segment; 0 on padding
+  weights    [R, T] float32, weight of predicting the token in the loss; 0 where
+             it is not learned (prompts, padding, the first token of a segment)
+"""
 
 _MULTIPLE = 8  # row lengths are rounded up to a multiple of this
 
 
-def _int32(ids) -> np.ndarray:
-  return np.asarray(ids, np.int32)
-
-
 def _empty_rows(count: int, length: int, pad_id: int) -> Rows:
+  """Returns rows of padding alone."""
   return dict(
     tokens=np.full((count, length), pad_id, np.int32),
     segments=np.zeros((count, length), np.int32),
@@ -34,6 +45,9 @@ def best_fit_decreasing(
 ) -> list[list[int]]:
   """Assigns sequences to rows by best fit, the longest sequence first.
 
+  Each sequence goes to the row with the fewest free tokens that it fits, or to
+  a new row if it fits none.
+
   Args:
     lengths: tokens of each sequence, at most `capacity`; sequences of 0 tokens
       are left out.
@@ -44,24 +58,26 @@ def best_fit_decreasing(
     their first sequence.
   """
   rows: list[list[int]] = []
-  # Rows by the number of their free tokens, and the numbers that have rows.
+  # Finds the best row in O(log capacity): rows_with_free[n] lists the rows that
+  # have n free tokens, and free_counts lists each n > 0 that has such rows, in
+  # ascending order.
   rows_with_free: list[list[int]] = [[] for _ in range(capacity + 1)]
   free_counts: list[int] = []
   for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
     length = lengths[i]
     if not length:
       continue
-    position = bisect.bisect_left(free_counts, length)
-    if position == len(free_counts):
-      rows.append([i])
-      row, free = len(rows) - 1, capacity - length
+    best = bisect.bisect_left(free_counts, length)
+    if best == len(free_counts):
+      row, free = len(rows), capacity
+      rows.append([])
     else:
-      free = free_counts[position]
+      free = free_counts[best]
       row = rows_with_free[free].pop()
       if not rows_with_free[free]:
-        free_counts.pop(position)
-      rows[row].append(i)
-      free -= length
+        free_counts.pop(best)
+    rows[row].append(i)
+    free -= length
     if free:
       if not rows_with_free[free]:
         bisect.insort(free_counts, free)
@@ -81,7 +97,7 @@ def pack_examples(
   example attends to another.
 
   Args:
-    examples: (ids [n], weights [n]) with n <= length.
+    examples: (token ids [n], their loss weights [n]) with n <= length.
     length: T, tokens of a row.
     pad_id: token id of padding.
 
@@ -92,20 +108,24 @@ def pack_examples(
     UserError: an example is longer than a row.
   """
   lengths = [len(ids) for ids, _ in examples]
-  if lengths and max(lengths) > length:
+  _check_lengths(lengths, length)
+  if not examples:
+    return _empty_rows(0, length, pad_id)
+  tokens, weights = map(np.concatenate, zip(*examples, strict=True))
+  return _pack(tokens, weights, lengths, length, pad_id)
+
+
+def _check_lengths(lengths: Sequence[int], row_length: int) -> None:
+  """Raises `UserError` if an example is longer than a row."""
+  longest = max(lengths, default=0)
+  if longest > row_length:
     raise UserError(
-      f"an example of {max(lengths)} tokens does not fit a row of {length}",
+      f"an example of {longest} tokens does not fit a row of {row_length}",
       field="data.max_response_tokens",
       fix="lower data.max_prompt_tokens and data.max_response_tokens until"
       " their sum fits, or raise model.max_seq_len",
       code="example_too_long",
     )
-  if not examples:
-    return _empty_rows(0, length, pad_id)
-  tokens, weights = (
-    np.concatenate(part) for part in zip(*examples, strict=True)
-  )
-  return _pack(tokens, weights, lengths, length, pad_id)
 
 
 def _pack(
@@ -115,21 +135,33 @@ def _pack(
   capacity: int,
   pad_id: int,
 ) -> Rows:
-  """Packs sequences that are concatenated in `tokens` and `weights`."""
+  """Packs concatenated sequences, each as a segment.
+
+  Args:
+    tokens: [n] token ids of all sequences, one sequence after another.
+    weights: [n] loss weights of these tokens.
+    lengths: tokens of each sequence.
+    capacity: T, tokens of a row.
+    pad_id: token id of padding.
+
+  Returns:
+    Rows of [R, T].
+  """
   assignment = best_fit_decreasing(lengths, capacity)
-  # Position of each sequence's first token among the tokens of all rows.
-  starts = np.zeros(len(lengths), np.int64)
+  # Of each sequence: where it starts in the flattened rows [R · T], and its
+  # segment.
+  row_offsets = np.zeros(len(lengths), np.int64)
   segments = np.zeros(len(lengths), np.int32)
   for row, members in enumerate(assignment):
-    start = row * capacity
+    offset = row * capacity
     for segment, i in enumerate(members, 1):
-      starts[i], segments[i] = start, segment
-      start += lengths[i]
+      row_offsets[i], segments[i] = offset, segment
+      offset += lengths[i]
+  # Of each token: its position in its sequence, and its flat index in the rows.
   counts = np.asarray(lengths)
-  positions = np.arange(len(tokens)) - np.repeat(
-    np.cumsum(counts) - counts, counts
-  )
-  targets = np.repeat(starts, counts) + positions
+  starts = np.cumsum(counts) - counts
+  positions = np.arange(len(tokens)) - np.repeat(starts, counts)
+  flat_indices = np.repeat(row_offsets, counts) + positions
   rows = _empty_rows(len(assignment), capacity, pad_id)
   for name, values in (
     ("tokens", tokens),
@@ -137,7 +169,7 @@ def _pack(
     ("positions", positions),
     ("weights", weights),
   ):
-    rows[name].reshape(-1)[targets] = values
+    rows[name].reshape(-1)[flat_indices] = values
   return rows
 
 
@@ -151,14 +183,14 @@ def pad_examples(
 
   Args and errors are those of `pack_examples`.
   """
+  _check_lengths([len(ids) for ids, _ in examples], length)
   rows = _empty_rows(len(examples), length, pad_id)
-  for r, (ids, weights) in enumerate(examples):
-    if len(ids) > length:
-      pack_examples([(ids, weights)], length, pad_id=pad_id)  # Raises.
-    rows["tokens"][r, : len(ids)] = ids
-    rows["segments"][r, : len(ids)] = 1
-    rows["positions"][r, : len(ids)] = np.arange(len(ids))
-    rows["weights"][r, : len(ids)] = weights
+  for row, (ids, weights) in enumerate(examples):
+    count = len(ids)
+    rows["tokens"][row, :count] = ids
+    rows["segments"][row, :count] = 1
+    rows["positions"][row, :count] = np.arange(count)
+    rows["weights"][row, :count] = weights
   return rows
 
 
@@ -174,7 +206,7 @@ def pack_documents(
   A document that fits a row is never split, so that its tokens are always
   predicted from their full context (arXiv:2404.10830). A longer one is split
   into pieces of at most a row. Every piece is a segment of its own. Weights are
-  1, except on the first token of a segment.
+  1, but 0 on the first token of a segment, which has no context.
 
   Args:
     documents: token ids of each document.
@@ -185,15 +217,19 @@ def pack_documents(
   Returns:
     Rows of [R, T].
   """
-  end = _int32([eos_id])
-  chunks = [chunk for d in documents if len(d) for chunk in (_int32(d), end)]
+  eos = np.array([eos_id], np.int32)
+  # Each document that is not empty, and end-of-text.
+  chunks: list[np.ndarray] = []
+  lengths: list[int] = []
+  for document in documents:
+    if not len(document):
+      continue
+    chunks += [np.asarray(document, np.int32), eos]
+    full_rows, rest = divmod(len(document) + 1, length)
+    lengths += [length] * full_rows + [rest] * (rest > 0)
   if not chunks:
     return _empty_rows(0, length, pad_id)
   tokens = np.concatenate(chunks)
-  lengths: list[int] = []
-  for document in chunks[::2]:
-    full_rows, rest = divmod(len(document) + 1, length)
-    lengths += [length] * full_rows + [rest] * (rest > 0)
   weights = np.ones(len(tokens), np.float32)
   weights[np.cumsum(lengths) - lengths] = 0.0
   return _pack(tokens, weights, lengths, length, pad_id)
@@ -217,17 +253,21 @@ def left_pad(
   """
   tokens = np.full((len(sequences), width), pad_id, np.int32)
   mask = np.zeros((len(sequences), width), bool)
-  for r, ids in enumerate(sequences):
+  for row, ids in enumerate(sequences):
     if len(ids) > width:
       raise ValueError(f"{len(ids)} tokens do not fit a width of {width}")
-    if len(ids):
-      tokens[r, width - len(ids) :] = ids
-      mask[r, width - len(ids) :] = True
+    start = width - len(ids)
+    tokens[row, start:] = ids
+    mask[row, start:] = True
   return tokens, mask
 
 
 def smallest_bucket(length: int, buckets: Sequence[int]) -> int:
-  """Returns the smallest bucket length that is at least `length`."""
+  """Returns the smallest bucket length that is at least `length`.
+
+  Raises:
+    ValueError: all bucket lengths are smaller.
+  """
   for size in sorted(buckets):
     if length <= size:
       return size
@@ -248,7 +288,11 @@ def bucket_lengths(longest: int, *, count: int = 4) -> tuple[int, ...]:
 
 
 def choose_bucket_lengths(
-  needed: ArrayLike, *, max_padding: float, max_count: int, steps: int
+  needed: ArrayLike,
+  *,
+  max_padding: float,
+  max_count: int,
+  lengths_per_octave: int,
 ) -> tuple[int, ...]:
   """Chooses few row lengths with little padding.
 
@@ -260,17 +304,20 @@ def choose_bucket_lengths(
     needed: [n] int, tokens of each row or of the longest row of each batch.
     max_padding: padding tokens that are allowed, as a share of the needed ones.
     max_count: largest number of lengths.
-    steps: number of candidate lengths between two powers of two. Fewer steps
-      make it likelier that other data gets the same lengths.
+    lengths_per_octave: number of candidate lengths between two powers of two.
+      Fewer candidates make it likelier that other data gets the same lengths.
 
   Returns:
     Multiples of 8, ascending.
   """
   tokens = np.maximum(needed, _MULTIPLE)
-  powers = 2 ** np.floor(np.log2(tokens)).astype(int)
-  step = np.maximum(powers // steps, _MULTIPLE)
-  candidates, counts = np.unique(-(-tokens // step) * step, return_counts=True)
-  allowed = (1 + max_padding) * np.sum(needed)
+  octaves = 2 ** np.floor(np.log2(tokens)).astype(int)
+  spacing = np.maximum(octaves // lengths_per_octave, _MULTIPLE)
+  # The candidates, and how many of the needed lengths round up to each.
+  candidates, counts = np.unique(
+    -(-tokens // spacing) * spacing, return_counts=True
+  )
+  max_tokens = (1 + max_padding) * np.sum(needed)
   lengths = [int(candidates[-1])]
 
   def total_tokens(lengths: list[int]) -> int:
@@ -279,7 +326,7 @@ def choose_bucket_lengths(
     padded = ascending[np.searchsorted(ascending, candidates)]
     return (counts * padded).sum()
 
-  while total_tokens(lengths) > allowed and len(lengths) < max_count:
+  while total_tokens(lengths) > max_tokens and len(lengths) < max_count:
     best = min(
       candidates.tolist(), key=lambda length: total_tokens([*lengths, length])
     )

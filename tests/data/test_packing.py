@@ -186,7 +186,10 @@ def test_few_lengths_hold_all_and_waste_little():
     (0.0, 1),
   ):
     lengths = packing.choose_bucket_lengths(
-      needed, max_padding=max_padding, max_count=max_count, steps=64
+      needed,
+      max_padding=max_padding,
+      max_count=max_count,
+      lengths_per_octave=64,
     )
     assert lengths == tuple(sorted(set(lengths))) and len(lengths) <= max_count
     assert all(n % 8 == 0 for n in lengths) and lengths[-1] == 704
@@ -195,9 +198,9 @@ def test_few_lengths_hold_all_and_waste_little():
       len(lengths) == max_count or tokens <= (1 + max_padding) * needed.sum()
     )
 
-  def few(needed, steps):
+  def few(needed, per_octave):
     return packing.choose_bucket_lengths(
-      needed, max_padding=0.1, max_count=2, steps=steps
+      needed, max_padding=0.1, max_count=2, lengths_per_octave=per_octave
     )
 
   assert few([500] * 9 + [40] * 9, 32) == (40, 504)

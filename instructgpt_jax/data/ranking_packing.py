@@ -2,25 +2,38 @@
 
 The completions of a prompt share a row with it or have one row each, and each
 row holds one ranking or several. `choose_layout` picks the combination with the
-fewest FLOPs, padding included. `ranking_batches` assigns the rankings of an
-epoch to batches, and those of a batch to rows, such that all are about equally
-long. Which rankings a batch holds does not depend on the layout.
+fewest FLOPs, padding included. `ranking_batches` makes the batches: it assigns
+the rankings of an epoch to batches, and those of a batch to groups, such that
+all are about equally long. Which rankings a batch holds does not depend on the
+layout.
+
+A batch is G groups of R rows of T tokens. For example a group of two rankings,
+of prompts p and q with completions p1, p2, p3 and q1, q2, q3:
+
+  R = 1:  p p1 p2 p3 q q1 q2 q3
+  R = K:  p p1 q q1
+          p p2 q q2
+          p p3 q q3
+
+Shape letters:
+
+  N  rankings of the data set     n  batches of the run, or those examined
+  B  rankings of a batch          G  groups of a batch
+  E  rankings of a group, B / G   R  rows of a group, 1 or K
+  K  most completions of any      T  tokens of a row, a number for each batch
+     ranking
 """
 
 from __future__ import annotations
 
 import collections
-import heapq
-import itertools
-import operator
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import grain
 import numpy as np
 
-from instructgpt_jax.data import batch_source, packing
+from instructgpt_jax.data import batch_source, packing, ranking_balance
 from instructgpt_jax.data.batch_source import (
   BatchSource,
   BatchSpec,
@@ -29,35 +42,28 @@ from instructgpt_jax.data.batch_source import (
 from instructgpt_jax.data.encoding import EncodedRanking
 from instructgpt_jax.types import AttentionSpan, RankingBatch
 
-_SPAN_MULTIPLE = 32  # attention spans are rounded up to a multiple of this
-_LONGEST_SHARED = 2048  # tokens; longer rows hold a single ranking each
-_MAX_PADDING = 0.1  # share of padding tokens above which a layout is avoided
-_LENGTH_STEPS = (8, 32)  # candidate lengths per power of two, tried in turn
+# The choice of a layout.
 _COMPARED_RANKINGS = 8192  # rankings that layouts are compared on
-_MAX_LENGTH_PADDING = 1 / 12  # padding that bucket lengths may add
+# Tokens of a row of several rankings, or twice the longest ranking's row if
+# that is more: the attention mask grows with the square of the length.
+_LONGEST_SHARED = 2048
+# Layouts with a larger share of padding are taken only if all have one.
+_MAX_PADDING = 0.1
 # Batches of a small model that take as long as one compilation.
 _BATCHES_PER_COMPILATION = 128
 
+# The choice of row lengths; see `packing.choose_bucket_lengths`.
+_MAX_BUCKET_PADDING = 1 / 12  # of the tokens of the longest rows
+_LENGTHS_PER_OCTAVE = (8, 32)  # the second if the first exceeds _MAX_PADDING
+
+_SPAN_MULTIPLE = 32  # attention spans are rounded up to a multiple of this
+
 
 class Layout(NamedTuple):
-  """How the rankings of a batch are laid out in rows.
-
-  B rankings are G groups of B / G rankings. A group has R rows, and each row
-  holds the prompts of all rankings of its group.
-  """
+  """How the rankings of a batch are laid out in rows; see the module."""
 
   rows: int  # R of each group: 1, or K with one completion per ranking each
   groups: int  # G
-
-
-def row_length(ranking: EncodedRanking, rows: int = 1) -> int:
-  """Returns the tokens of the longest of a ranking's rows.
-
-  Args:
-    ranking: the ranking.
-    rows: R, number of rows that its completions are divided over.
-  """
-  return max(_row_lengths(ranking, rows))
 
 
 def choose_layout(
@@ -66,13 +72,11 @@ def choose_layout(
   *,
   d_model: int,
   num_scores: Callable[[int, AttentionSpan], int],
-  parts: int = 1,
+  num_shards: int = 1,
 ) -> Layout:
   """Chooses the layout with the fewest FLOPs among those with little padding.
 
-  A token costs 24 D² FLOPs in the weights of a layer, and each attention score
-  4 D. Each row length adds the cost of one compilation. Long runs are judged by
-  their first batches.
+  Long runs are judged by their first batches.
 
   Args:
     rankings: encoded rankings.
@@ -80,43 +84,83 @@ def choose_layout(
     d_model: D.
     num_scores: (tokens of a row, attention span) → number of scores that
       attention computes.
-    parts: number of parts that a batch is split into by devices and by
-      microbatches. The groups are a multiple of it where B is one.
+    num_shards: number of pieces that devices and microbatches split a batch
+      into. G is a multiple of it, or B.
   """
   batch_size = spec.batch_size
   indices = ShuffledIndices(len(rankings), spec.seed, spec.shuffle)
+  num_batches = indices.num_batches(batch_size, spec.epochs)
+  batches = ranking_balance.balance_batches(
+    _row_length_table(rankings, 1)[:, 0],
+    indices,
+    spec,
+    max_batches=max(_COMPARED_RANKINGS // batch_size, 1),
+  )
   group_counts = [
-    g
-    for g in range(batch_size, 0, -1)
-    if g == batch_size or not (batch_size % g or g % parts)
+    groups
+    for groups in range(batch_size, 0, -1)
+    if groups == batch_size or not (batch_size % groups or groups % num_shards)
   ]
-  max_batches = max(_COMPARED_RANKINGS // batch_size, 1)
-  batches = _balance_batches(rankings, indices, spec, max_batches)
-  total = indices.num_batches(batch_size, spec.epochs)
 
-  def costs(rows: int) -> Iterator[tuple[bool, float, Layout]]:
-    """Yields (has much padding, cost, layout) of each layout with R rows."""
+  def candidates(rows: int) -> Iterator[_Candidate]:
+    """Yields the layouts with R rows, those with the shortest rows first."""
     table = _row_length_table(rankings, rows)
-    # The attention mask grows with the square of the length.
     longest = max(_LONGEST_SHARED, 2 * int(table.max()))
-    for layout in (Layout(rows, g) for g in group_counts):
-      groups = _group_rankings(table, batches, layout.groups)
-      lengths = _choose_lengths(table, groups)
-      single = layout.groups == batch_size
-      if not single and lengths.max() > longest:
-        return
-      span = attention_span(rankings, rows, single)
-      cost = sum(
-        (_BATCHES_PER_COMPILATION + count * total / len(lengths))
-        * (6 * d_model * length + num_scores(length, span))
-        for length, count in collections.Counter(lengths.tolist()).items()
+    for groups in group_counts:
+      grouped = ranking_balance.group_rankings(
+        table.sum(axis=1), batches, groups
       )
-      is_wasteful = _padding_share(table, groups, lengths) > _MAX_PADDING
-      yield is_wasteful, rows * layout.groups * cost, layout
+      lengths = _choose_lengths(table, grouped)
+      single = groups == batch_size
+      if not single and lengths.max() > longest:
+        return  # fewer groups make rows longer still
+      span = attention_span(rankings, rows, single)
+      row_costs = {
+        length: 6 * d_model * length + num_scores(length, span)
+        for length in lengths.tolist()
+      }
+      cost = _cost_of_rows(lengths, row_costs, num_batches)
+      yield _Candidate(
+        has_much_padding=_padding_share(table, grouped, lengths) > _MAX_PADDING,
+        cost=rows * groups * cost,
+        layout=Layout(rows, groups),
+      )
 
   most = max((len(r.ranks) for r in rankings), default=1)
-  candidates = itertools.chain.from_iterable(map(costs, sorted({1, most})))
-  return min(candidates, key=operator.itemgetter(0, 1))[2]
+  best = min(
+    (candidate for rows in sorted({1, most}) for candidate in candidates(rows)),
+    key=lambda candidate: (candidate.has_much_padding, candidate.cost),
+  )
+  return best.layout
+
+
+class _Candidate(NamedTuple):
+  """A layout, with what it is judged by."""
+
+  has_much_padding: bool
+  cost: float  # of all rows; `_cost_of_rows` has the unit
+  layout: Layout
+
+
+def _cost_of_rows(
+  lengths: np.ndarray, row_costs: dict[int, int], num_batches: int
+) -> float:
+  """Returns the cost of one row of each batch, compilations included.
+
+  The unit is 4 D FLOPs in each layer, the cost of one attention score. A token
+  costs 24 D² FLOPs in the weights of a layer, which are 6 D units. Compiling
+  for a row length costs as much as `_BATCHES_PER_COMPILATION` batches.
+
+  Args:
+    lengths: [n] row lengths of the examined batches.
+    row_costs: cost of a row of each of these lengths.
+    num_batches: number of all batches, which have the lengths in equal shares.
+  """
+  return sum(
+    (_BATCHES_PER_COMPILATION + count * num_batches / len(lengths))
+    * row_costs[length]
+    for length, count in collections.Counter(lengths.tolist()).items()
+  )
 
 
 def attention_span(
@@ -131,20 +175,34 @@ def attention_span(
     rankings: encoded rankings.
     rows: R, rows of each ranking.
     single: whether each group holds a single ranking, so that its rows begin
-      with its prompt.
+      with its prompt. Otherwise a prompt may be anywhere in a row, and a token
+      attends as far back as a ranking is long.
   """
   if single:
-    first = max((len(r.prompt) for r in rankings), default=0)
-    last = max((len(c) for r in rankings for c in r.completions), default=0)
+    prefix = max((len(r.prompt) for r in rankings), default=0)
+    local = max((len(c) for r in rankings for c in r.completions), default=0)
   else:
-    first, last = 0, int(_row_length_table(rankings, rows).max())
+    prefix, local = 0, int(_row_length_table(rankings, rows).max())
   return AttentionSpan(
-    *(-(-n // _SPAN_MULTIPLE) * _SPAN_MULTIPLE for n in (first, last))
+    *(-(-n // _SPAN_MULTIPLE) * _SPAN_MULTIPLE for n in (prefix, local))
   )
 
 
+def row_length(ranking: EncodedRanking, rows: int = 1) -> int:
+  """Returns the tokens of the longest of a ranking's rows.
+
+  Args:
+    ranking: the ranking.
+    rows: R, number of rows that its completions are divided over.
+  """
+  return max(_row_lengths(ranking, rows))
+
+
 def _row_lengths(ranking: EncodedRanking, rows: int) -> list[int]:
-  """Returns the tokens of each of a ranking's rows, [R]."""
+  """Returns the tokens of each of a ranking's rows, [R].
+
+  A row without completions has no prompt either.
+  """
   prompt, completions, _ = ranking
   per_row = -(-len(completions) // rows)
   chunks = [completions[r * per_row : (r + 1) * per_row] for r in range(rows)]
@@ -156,130 +214,11 @@ def _row_lengths(ranking: EncodedRanking, rows: int) -> list[int]:
 def _row_length_table(
   rankings: Sequence[EncodedRanking], rows: int
 ) -> np.ndarray:
-  """Returns the token counts per ranking and row, [N + 1, R].
+  """Returns the tokens of each ranking's rows, [N + 1, R].
 
-  A last row of zeros stands for padding, which has index -1.
+  The last entry is 0 for padding, which has index -1.
   """
   return np.array([*(_row_lengths(r, rows) for r in rankings), [0] * rows])
-
-
-def _balance_batches(
-  rankings: Sequence[EncodedRanking],
-  indices: ShuffledIndices,
-  spec: BatchSpec,
-  max_batches: int = sys.maxsize,
-) -> np.ndarray:
-  """Assigns rankings to batches of about equal numbers of tokens.
-
-  The rankings of an epoch are balanced over its batches. A batch that spans two
-  epochs, or that is padded, stays as it is.
-
-  Args:
-    rankings: encoded rankings.
-    indices: their indices in the order of all epochs.
-    spec: the batches, of B prompts.
-    max_batches: number of batches after which to stop.
-
-  Returns:
-    [n, B] indices of rankings, -1 for padding.
-  """
-  batch_size, epochs = spec.batch_size, spec.epochs
-  if epochs is None:
-    raise ValueError("batches of rankings need a number of epochs")
-  tokens = _row_length_table(rankings, 1)[:, 0]
-
-  def epochs_of(batch: int) -> tuple[int, int]:
-    """Returns the epochs of a batch's first and last position."""
-    positions = (batch * batch_size, (batch + 1) * batch_size - 1)
-    first, last = (position // indices.count for position in positions)
-    return first, last
-
-  count = min(indices.num_batches(batch_size, epochs), max_batches)
-  balanced = []
-  for _, group in itertools.groupby(range(count), key=epochs_of):
-    batches = list(group)
-    members = np.concatenate(
-      [indices.batch(i, batch_size, epochs) for i in batches]
-    )
-    positions = _shuffle_balanced_pairs(
-      tokens[members], batch_size, indices, batches[0]
-    )
-    balanced.append(members[positions])
-  return np.concatenate(balanced)
-
-
-def _shuffle_balanced_pairs(
-  lengths: np.ndarray, batch_size: int, indices: ShuffledIndices, epoch: int
-) -> np.ndarray:
-  """Divides sequences into batches with about equal sums of lengths.
-
-  The sequences are divided into pairs with about equal sums, and each batch
-  gets random pairs. If B is odd, it also gets one of the n sequences in the
-  middle of all lengths.
-
-  Args:
-    lengths: [n · B] lengths of the sequences.
-    batch_size: B.
-    indices: the seed and shuffle setting of the random order.
-    epoch: a number that differs between epochs.
-
-  Returns:
-    [n, B] positions in `lengths`.
-  """
-  count = len(lengths) // batch_size
-  num_middle = count if batch_size % 2 else 0
-  num_pairs = (len(lengths) - num_middle) // 2
-  by_length = np.argsort(lengths, kind="stable")
-  middle = by_length[num_pairs : num_pairs + num_middle]
-  others = np.delete(np.arange(len(lengths)), middle)
-  pairs = others[_greedy_partition(lengths[others], num_pairs)]
-  columns = []
-  for units in (pairs, np.sort(middle)):
-    if len(units):
-      order = ShuffledIndices(
-        len(units), indices.seed, indices.shuffle, stream=1
-      )
-      columns.append(units[order.epoch(epoch)].reshape(count, -1))
-  return np.sort(np.concatenate(columns, axis=1))
-
-
-def _group_rankings(
-  table: np.ndarray, batches: np.ndarray, groups: int
-) -> np.ndarray:
-  """Divides batches of rankings, [n, B], into equally long groups, [n, G, E].
-
-  Args:
-    table: [N + 1, R] tokens of each ranking's rows.
-    batches: [n, B] indices of rankings.
-    groups: G.
-  """
-  tokens = table.sum(axis=1)
-  return np.array(
-    [batch[_greedy_partition(tokens[batch], groups)] for batch in batches]
-  )
-
-
-def _greedy_partition(lengths: np.ndarray, groups: int) -> np.ndarray:
-  """Divides sequences into equally large groups with about equal sums.
-
-  The longest sequence goes first, each to the group with the smallest sum.
-
-  Args:
-    lengths: [n] lengths.
-    groups: G.
-
-  Returns:
-    [G, n / G] positions in `lengths`, ascending within and between groups.
-  """
-  capacity = len(lengths) // groups if groups else 0
-  members: list[list[int]] = [[] for _ in range(groups)]
-  sums = [(0, g) for g in range(groups)]
-  for i in np.argsort(-lengths, kind="stable").tolist():
-    total, g = heapq.heappop(sums)
-    members[g].append(i)
-    if len(members[g]) < capacity:
-      heapq.heappush(sums, (total + int(lengths[i]), g))
-  return np.array(sorted(map(sorted, members)), int).reshape(groups, capacity)
 
 
 def _choose_lengths(table: np.ndarray, groups: np.ndarray) -> np.ndarray:
@@ -289,14 +228,15 @@ def _choose_lengths(table: np.ndarray, groups: np.ndarray) -> np.ndarray:
     table: [N + 1, R] tokens of each ranking's rows.
     groups: [n, G, E] indices of rankings.
   """
+  # A row holds E rankings, and the longest row of a batch sets its length.
   needed = table[groups].sum(axis=2).max(axis=(1, 2))
   lengths = needed
-  for steps in _LENGTH_STEPS:
+  for lengths_per_octave in _LENGTHS_PER_OCTAVE:
     buckets = packing.choose_bucket_lengths(
       needed,
-      max_padding=_MAX_LENGTH_PADDING,
+      max_padding=_MAX_BUCKET_PADDING,
       max_count=1 + len(needed) // _BATCHES_PER_COMPILATION,
-      steps=steps,
+      lengths_per_octave=lengths_per_octave,
     )
     lengths = np.array(buckets)[np.searchsorted(buckets, needed)]
     if _padding_share(table, groups, lengths) <= _MAX_PADDING:
@@ -354,17 +294,21 @@ def ranking_batches(
     )
   k = max((len(r.ranks) for r in rankings), default=0)
   indices = ShuffledIndices(len(rankings), spec.seed, spec.shuffle)
+  batches = ranking_balance.balance_batches(
+    _row_length_table(rankings, 1)[:, 0], indices, spec
+  )
   table = _row_length_table(rankings, rows)
-  batches = _balance_batches(rankings, indices, spec)
-  grouped = _group_rankings(table, batches, groups)
+  grouped = ranking_balance.group_rankings(table.sum(axis=1), batches, groups)
   lengths = _choose_lengths(table, grouped).tolist()
   span = attention_span(rankings, rows, single=groups == batch_size)
 
   def make(index: int, batch: np.ndarray, shard: slice) -> RankingBatch:
-    del batch  # It is balanced against the other batches of its epoch.
+    del batch  # in the order of the epoch; `grouped` has the balanced batches
     per_group = batch_size // groups
     ids = grouped[index, shard.start // per_group : shard.stop // per_group]
-    return _make_batch(rankings, ids, rows, lengths[index], k, pad_id, span)
+    return _make_batch(
+      rankings, ids, (rows, lengths[index]), k=k, pad_id=pad_id, span=span
+    )
 
   return batch_source.make_iterator(BatchSource(indices, spec, make))
 
@@ -372,8 +316,8 @@ def ranking_batches(
 def _make_batch(
   rankings: Sequence[EncodedRanking],
   ids: np.ndarray,
-  rows: int,
-  length: int,
+  group_shape: tuple[int, int],
+  *,
   k: int,
   pad_id: int,
   span: AttentionSpan,
@@ -383,45 +327,66 @@ def _make_batch(
   Args:
     rankings: encoded rankings.
     ids: [G, E] indices of the rankings of each group, -1 for padding.
-    rows: R, rows of each group.
-    length: T, tokens of a row.
+    group_shape: (R, T), rows of a group and tokens of a row.
     k: K, the most completions of a ranking.
     pad_id: token id of padding.
     span: how far the tokens attend.
   """
-  shape = (len(ids), rows, length)
-  tokens = np.full(shape, pad_id, np.int32)
-  segments, positions = np.zeros((2, *shape), np.int32)
-  ranks, ends = np.zeros((2, *ids.shape, k), np.int32)
-  valid = np.zeros((*ids.shape, k), bool)
-  row_ends = np.zeros((len(ids), rows), np.int64)
-  for (g, e), i in np.ndenumerate(ids):
-    if i < 0:
-      continue
-    prompt, completions, completion_ranks = rankings[i]
-    ranks[g, e, : len(completion_ranks)] = completion_ranks
-    valid[g, e, : len(completion_ranks)] = True
-    per_row = -(-len(completions) // rows)
-    for j, completion in enumerate(completions):
-      r = j // per_row
-      # (token ids, segment, position of the first token)
-      pieces = [(completion, e * k + j + 1, len(prompt))]
-      if not j % per_row:
-        pieces.insert(0, (prompt, -e - 1, 0))
-      for piece, segment, position in pieces:
-        start = row_ends[g, r]
-        end = row_ends[g, r] = start + len(piece)
-        tokens[g, r, start:end] = piece
-        segments[g, r, start:end] = segment
-        positions[g, r, start:end] = np.arange(position, position + end - start)
-      ends[g, e, j] = r * length + row_ends[g, r] - 1
-  return RankingBatch(
-    tokens=tokens,
-    segments=segments,
-    positions=positions,
-    ends=ends,
-    ranks=ranks,
-    valid=valid,
-    ids=ids.astype(np.int32),
-    span=span,
+  shape = (len(ids), *group_shape)
+  arrays = dict(
+    tokens=np.full(shape, pad_id, np.int32),
+    segments=np.zeros(shape, np.int32),
+    positions=np.zeros(shape, np.int32),
+    ends=np.zeros((*ids.shape, k), np.int32),
+    ranks=np.zeros((*ids.shape, k), np.int32),
+    valid=np.zeros((*ids.shape, k), bool),
   )
+  for g, members in enumerate(ids.tolist()):
+    group = {name: array[g] for name, array in arrays.items()}
+    row_ends = [0] * group_shape[0]
+    for e, i in enumerate(members):
+      if i >= 0:
+        _write_ranking(rankings[i], e, group, row_ends)
+  return RankingBatch(**arrays, ids=ids.astype(np.int32), span=span)
+
+
+def _write_ranking(
+  ranking: EncodedRanking,
+  e: int,
+  group: dict[str, np.ndarray],
+  row_ends: list[int],
+) -> None:
+  """Writes a ranking into the rows of its group, in place.
+
+  The prompt has segment −1 − e, which makes it a prefix of what follows it.
+  Completion j has segment e · K + j + 1, which no other completion of the group
+  has, and its positions continue those of the prompt.
+
+  Args:
+    ranking: the ranking.
+    e: its index in the group.
+    group: views of the group's arrays in the batch: tokens, segments and
+      positions [R, T]; ends, ranks and valid [E, K].
+    row_ends: [R] number of tokens in each row so far.
+  """
+  prompt, completions, ranks = ranking
+  k = group["ranks"].shape[1]
+  rows, length = group["tokens"].shape
+  per_row = -(-len(completions) // rows)
+
+  def append(row: int, ids: np.ndarray, segment: int, position: int) -> None:
+    """Appends token ids to a row; the first of them has the position."""
+    start, end = row_ends[row], row_ends[row] + len(ids)
+    group["tokens"][row, start:end] = ids
+    group["segments"][row, start:end] = segment
+    group["positions"][row, start:end] = position + np.arange(len(ids))
+    row_ends[row] = end
+
+  group["ranks"][e, : len(ranks)] = ranks
+  group["valid"][e, : len(ranks)] = True
+  for j, completion in enumerate(completions):
+    row = j // per_row
+    if j % per_row == 0:
+      append(row, prompt, segment=-1 - e, position=0)
+    append(row, completion, segment=e * k + j + 1, position=len(prompt))
+    group["ends"][e, j] = row * length + row_ends[row] - 1

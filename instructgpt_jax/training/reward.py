@@ -207,7 +207,7 @@ def _training_batches(
     rankings,
     model.config,
     spec,
-    parts=num_microbatches * sharding.batch_shards(mesh),
+    num_shards=num_microbatches * sharding.batch_shards(mesh),
   )
   return ranking_packing.ranking_batches(
     rankings, spec, layout=layout, pad_id=tokenizer.pad_id
@@ -292,7 +292,7 @@ def choose_layout(
   model: configs.Model,
   spec: BatchSpec,
   *,
-  parts: int = 1,
+  num_shards: int = 1,
   platform: str = "",
 ) -> ranking_packing.Layout:
   """Chooses the layout of rankings with the fewest FLOPs on a platform.
@@ -301,7 +301,7 @@ def choose_layout(
     rankings: encoded rankings.
     model: the network.
     spec: the batches.
-    parts: number of parts of a batch: batch shards times microbatches.
+    num_shards: number of pieces of a batch: batch shards times microbatches.
     platform: JAX's name of the platform; "" is the default backend.
   """
   platform = platform or jax.default_backend()
@@ -310,7 +310,7 @@ def choose_layout(
     spec,
     d_model=model.d_model,
     num_scores=functools.partial(attention_kernels.num_scores, platform, model),
-    parts=parts,
+    num_shards=num_shards,
   )
 
 
@@ -329,7 +329,7 @@ def count_held_out(
     shuffle=False,
   )
   layout = choose_layout(
-    rankings, model.config, spec, parts=sharding.batch_shards(mesh)
+    rankings, model.config, spec, num_shards=sharding.batch_shards(mesh)
   )
   prompts: dict[bytes, int] = {}  # index of each distinct prompt
   prompt_indices = np.array(

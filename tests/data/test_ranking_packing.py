@@ -166,9 +166,9 @@ def test_rankings_share_rows_when_that_is_cheaper():
 
 def test_groups_split_over_devices_and_microbatches():
   data = ragged(400)
-  for parts in (2, 4, 16, 32):
-    assert chosen(data, parts=parts).groups % parts == 0
-  assert chosen(data, parts=5).groups == 32
+  for num_shards in (2, 4, 16, 32):
+    assert chosen(data, num_shards=num_shards).groups % num_shards == 0
+  assert chosen(data, num_shards=5).groups == 32
 
 
 @pytest.mark.parametrize("batch_size", [7, 8, 32])

@@ -1,0 +1,136 @@
+"""Divides rankings into batches and groups of about equal length.
+
+All batches of a run then need about the same row length, and all groups of a
+batch fill their rows about equally. `ranking_packing.py` writes the groups into
+rows, and defines the shape letters.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import sys
+
+import numpy as np
+
+from instructgpt_jax.data.batch_source import BatchSpec, ShuffledIndices
+
+
+def balance_batches(
+  tokens: np.ndarray,
+  indices: ShuffledIndices,
+  spec: BatchSpec,
+  max_batches: int = sys.maxsize,
+) -> np.ndarray:
+  """Assigns rankings to batches of about equal numbers of tokens.
+
+  The rankings of an epoch are balanced over the epoch's batches. A batch that
+  spans two epochs, or that is padded, keeps its rankings.
+
+  Args:
+    tokens: [N + 1] tokens of each ranking; the last, 0, is that of padding.
+    indices: the rankings' indices in the order of all epochs.
+    spec: the batches, of B rankings.
+    max_batches: number of batches after which to stop.
+
+  Returns:
+    [n, B] indices of rankings, -1 for padding.
+  """
+  batch_size, epochs = spec.batch_size, spec.epochs
+  if epochs is None:
+    raise ValueError("batches of rankings need a number of epochs")
+
+  def epochs_of(batch: int) -> tuple[int, int]:
+    """Returns the epochs of a batch's first and last position."""
+    positions = (batch * batch_size, (batch + 1) * batch_size - 1)
+    first, last = (position // indices.count for position in positions)
+    return first, last
+
+  count = min(indices.num_batches(batch_size, epochs), max_batches)
+  balanced = []
+  # Batches within one epoch are balanced together. A batch that spans two
+  # epochs, or that ends in padding, has a pair of epochs of its own.
+  for _, group in itertools.groupby(range(count), key=epochs_of):
+    batches = list(group)
+    members = np.concatenate(
+      [indices.batch(i, batch_size, epochs) for i in batches]
+    )
+    positions = _shuffle_balanced_pairs(
+      tokens[members], batch_size, indices, batches[0]
+    )
+    balanced.append(members[positions])
+  return np.concatenate(balanced)
+
+
+def _shuffle_balanced_pairs(
+  lengths: np.ndarray, batch_size: int, indices: ShuffledIndices, epoch: int
+) -> np.ndarray:
+  """Divides sequences into batches with about equal sums of lengths.
+
+  The sequences are divided into pairs with about equal sums, and each batch
+  gets random pairs. If B is odd, it also gets one of the n sequences in the
+  middle of all lengths.
+
+  Args:
+    lengths: [n · B] lengths of the sequences.
+    batch_size: B.
+    indices: the seed and shuffle setting of the random order.
+    epoch: a number that differs between epochs.
+
+  Returns:
+    [n, B] positions in `lengths`.
+  """
+  count = len(lengths) // batch_size
+  num_middle = count if batch_size % 2 else 0
+  num_pairs = (len(lengths) - num_middle) // 2
+  by_length = np.argsort(lengths, kind="stable")
+  middle = by_length[num_pairs : num_pairs + num_middle]
+  others = np.delete(np.arange(len(lengths)), middle)
+  pairs = others[greedy_partition(lengths[others], num_pairs)]
+  columns = []  # of the result: B // 2 pairs, and a middle sequence if B is odd
+  for units in (pairs, np.sort(middle)):
+    if len(units):
+      # Stream 0 is the order of the rankings.
+      order = ShuffledIndices(
+        len(units), indices.seed, indices.shuffle, stream=1
+      )
+      columns.append(units[order.epoch(epoch)].reshape(count, -1))
+  return np.sort(np.concatenate(columns, axis=1))
+
+
+def group_rankings(
+  tokens: np.ndarray, batches: np.ndarray, groups: int
+) -> np.ndarray:
+  """Divides batches of rankings, [n, B], into equally long groups, [n, G, E].
+
+  Args:
+    tokens: [N + 1] tokens of each ranking in all of its rows.
+    batches: [n, B] indices of rankings, -1 for padding.
+    groups: G.
+  """
+  return np.array(
+    [batch[greedy_partition(tokens[batch], groups)] for batch in batches]
+  )
+
+
+def greedy_partition(lengths: np.ndarray, groups: int) -> np.ndarray:
+  """Divides sequences into equally large groups with about equal sums.
+
+  The longest sequence goes first, each to the group with the smallest sum.
+
+  Args:
+    lengths: [n] lengths.
+    groups: G, a divisor of n.
+
+  Returns:
+    [G, n / G] positions in `lengths`, ascending within and between groups.
+  """
+  capacity = len(lengths) // groups if groups else 0
+  members: list[list[int]] = [[] for _ in range(groups)]
+  sums = [(0, group) for group in range(groups)]  # a heap of groups with room
+  for i in np.argsort(-lengths, kind="stable").tolist():
+    total, group = heapq.heappop(sums)
+    members[group].append(i)
+    if len(members[group]) < capacity:
+      heapq.heappush(sums, (total + int(lengths[i]), group))
+  return np.array(sorted(map(sorted, members)), int).reshape(groups, capacity)

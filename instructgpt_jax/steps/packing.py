@@ -3,6 +3,15 @@
 How many rows this takes is known only on the device, once responses have ended.
 Rows therefore run one microbatch at a time until none is left: one program
 serves any length of responses, and nothing is copied to the host.
+
+Shape letters:
+
+  B  episodes, each padded to a row of its own      T  tokens of a row
+  C  microbatches                                   M  packed rows of each
+  S  states of a row: the last positions of a padded row, whose outputs are read
+
+C · M = B, so that any episodes fit. If responses are short, the last
+microbatches are empty and do not run.
 """
 
 from __future__ import annotations
@@ -16,42 +25,46 @@ from instructgpt_jax import sharding
 from instructgpt_jax.steps import accumulation
 from instructgpt_jax.types import Array, PyTree, pytree
 
-# Each microbatch reads and writes the gradient, which only many tokens are
-# worth. The last microbatch is half empty on average, which wastes less where
-# microbatches are many.
-MICROBATCHES = 4
+# The last microbatch with tokens is half empty on average, so several are
+# better than one. But each reads the weights and adds to the gradient, which
+# takes longer than it saves if a microbatch has few tokens.
+MAX_MICROBATCHES = 4
 LEAST_TOKENS = 768
 
 
 @pytree
 class Packing:
-  """How B padded rows of T tokens become C microbatches of M packed rows.
+  """Where the tokens and states of padded rows are in packed rows.
 
-  The last S positions of a padded row are its states, the positions whose
-  outputs are read. A packed row has room for S states as well, and the
-  network's last layer runs for these positions only.
+  Indices are flat: element [b, t] of [B, T] has index b · T + t. A packed row
+  has room for S states as well as for T tokens, and the last layer of a network
+  runs for the states only.
   """
 
-  token_index: Array  # [C, M, T] int32, in B · T; B · T where there is no token
-  state_index: Array  # [C, M, S] int32, in B · S; B · S where there is no state
-  state_positions: Array  # [C, M, S] int32, position in its row of each state
-  packed_index: Array  # [B, S] int32, in C · M · S; 0 where there is no state
+  # What each packed position holds; B · T or B · S where it is empty.
+  token_index: Array  # [C, M, T] int32, index in [B, T]
+  state_index: Array  # [C, M, S] int32, index in [B, S]
+  # The position of each packed state in its row; arbitrary where it is empty.
+  state_positions: Array  # [C, M, S] int32
+  # Where each state of a padded row is packed; arbitrary where there is none.
+  packed_index: Array  # [B, S] int32, index in [C, M, S]
   num_microbatches: Array  # [] int32, microbatches with any token
 
-  def scatter_tokens(self, x: Array) -> Array:
-    """Moves [B, T] to [C, M, T], with zeros where there is no token."""
+  def pack_tokens(self, x: Array) -> Array:
+    """Packs [B, T] to [C, M, T], with zeros where there is no token."""
     return _take(x, self.token_index)
 
-  def scatter_states(self, x: Array) -> Array:
-    """Moves [B, S] to [C, M, S], with zeros where there is no state."""
+  def pack_states(self, x: Array) -> Array:
+    """Packs [B, S] to [C, M, S], with zeros where there is no state."""
     return _take(x, self.state_index)
 
-  def gather_states(self, x: Array) -> Array:
-    """Moves [C, M, S] to [B, S]; values in padding are arbitrary."""
+  def unpack_states(self, x: Array) -> Array:
+    """Unpacks [C, M, S] to [B, S]; values in padding are arbitrary."""
     return sharding.shard(x.reshape(-1)[self.packed_index], "batch", None)
 
 
 def _take(x: Array, index: Array) -> Array:
+  """Takes elements by their flat index, and 0 where it is out of bounds."""
   values = x.reshape(-1).at[index].get(mode="fill", fill_value=0)
   return sharding.shard(values, None, "batch", None)
 
@@ -70,61 +83,69 @@ def microbatch_size(rows: int, length: int, shards: int) -> int:
   """
   if shards > 1:
     return rows
-  for count in range(MICROBATCHES, 1, -1):
+  for count in range(MAX_MICROBATCHES, 1, -1):
     size = rows // count
     if not rows % count and size * length >= LEAST_TOKENS:
       return size
   return rows
 
 
-def pack(real: Array, states: int, microbatch: int = 0) -> Packing:
+def pack(token_mask: Array, states: int, microbatch: int = 0) -> Packing:
   """Packs episodes by first-fit decreasing: longest first, first row with room.
 
   Rows of a single microbatch stay where they are.
 
   Args:
-    real: [B, T] bool, True on tokens, which are contiguous in each row.
-    states: S, number of last positions whose outputs are read.
+    token_mask: [B, T] bool, True on tokens, which are contiguous in each row.
+    states: S, number of last positions whose outputs are read. Those that are
+      tokens are the states of an episode.
     microbatch: M, a divisor of B; 0 is `microbatch_size`.
   """
-  count, length = real.shape
+  count, length = token_mask.shape
   shards = sharding.num_shards("batch", count)
   size = microbatch or microbatch_size(count, length, shards)
   if count % size:
     raise ValueError(f"microbatch {size} does not divide batch {count}")
-  is_state = real[:, -states:]
+  state_mask = token_mask[:, -states:]
   if size == count:
-    return _unpacked(real, is_state)
-  sizes = [x.sum(axis=1, dtype=jnp.int32) for x in (real, is_state)]
-  first, free = _first_fit_decreasing(jnp.stack(sizes, 1), length, states)
-  token_position, state_position = (
-    first[:, i, None] + jnp.cumsum(x, axis=1, dtype=jnp.int32) - 1
-    for i, x in enumerate((real, is_state))
+    return _keep_rows(token_mask, state_mask)
+  masks = (token_mask, state_mask)
+  sizes = jnp.stack([mask.sum(axis=1, dtype=jnp.int32) for mask in masks], 1)
+  first, free = _first_fit_decreasing(sizes, length, states)
+  # The flat index in packed rows of each token and state of padded rows. Both
+  # are contiguous in packed rows, so they are counted from the episode's first.
+  token_target, state_target = (
+    first[:, i, None] + jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1
+    for i, mask in enumerate(masks)
   )
-  positions = jnp.zeros(is_state.size, jnp.int32)
-  positions = positions.at[
-    jnp.where(is_state, state_position, is_state.size)
-  ].set(token_position[:, -states:] % length, mode="drop")
-  rows = (free[:, 0] < length).sum(dtype=jnp.int32)
-  state_index = _inverse(is_state, state_position)
+  state_positions = jnp.zeros(state_mask.size, jnp.int32)
+  state_positions = state_positions.at[
+    jnp.where(state_mask, state_target, state_mask.size)
+  ].set(token_target[:, -states:] % length, mode="drop")
+  used_rows = (free[:, 0] < length).sum(dtype=jnp.int32)
+  state_index = _invert(state_mask, state_target)
   return Packing(
-    token_index=_inverse(real, token_position).reshape(-1, size, length),
+    token_index=_invert(token_mask, token_target).reshape(-1, size, length),
     state_index=state_index.reshape(-1, size, states),
-    state_positions=positions.reshape(-1, size, states),
-    packed_index=jnp.where(is_state, state_position, 0),
-    num_microbatches=-(-rows // size),
+    state_positions=state_positions.reshape(-1, size, states),
+    packed_index=jnp.where(state_mask, state_target, 0),
+    num_microbatches=-(-used_rows // size),
   )
 
 
-def _unpacked(real: Array, is_state: Array) -> Packing:
-  """Returns the packing that leaves all rows where they are."""
-  length, states = real.shape[1], is_state.shape[1]
+def _keep_rows(token_mask: Array, state_mask: Array) -> Packing:
+  """Returns the packing that leaves all rows where they are, as C = 1."""
+  length, states = token_mask.shape[1], state_mask.shape[1]
   positions = jnp.arange(length - states, length, dtype=jnp.int32)
   return Packing(
-    token_index=jnp.where(real, _flat_index(real), real.size)[None],
-    state_positions=jnp.broadcast_to(positions, (1, *is_state.shape)),
-    state_index=jnp.where(is_state, _flat_index(is_state), is_state.size)[None],
-    packed_index=_flat_index(is_state),
+    token_index=jnp.where(token_mask, _flat_index(token_mask), token_mask.size)[
+      None
+    ],
+    state_positions=jnp.broadcast_to(positions, (1, *state_mask.shape)),
+    state_index=jnp.where(state_mask, _flat_index(state_mask), state_mask.size)[
+      None
+    ],
+    packed_index=_flat_index(state_mask),
     num_microbatches=jnp.ones((), jnp.int32),
   )
 
@@ -132,7 +153,7 @@ def _unpacked(real: Array, is_state: Array) -> Packing:
 def _first_fit_decreasing(
   sizes: Array, length: int, states: int
 ) -> tuple[Array, Array]:
-  """Assigns episodes to rows.
+  """Assigns each episode to the first row with room, the longest first.
 
   Args:
     sizes: [B, 2] int32, number of tokens and of states of each episode.
@@ -140,15 +161,17 @@ def _first_fit_decreasing(
     states: states that a row has room for.
 
   Returns:
-    [B, 2] int32, flat position of each episode's first token and state; and
-    [B, 2] int32, tokens and states that are free in each row.
+    [B, 2] int32, flat index of each episode's first token and first state in
+    packed rows; and [B, 2] int32, tokens and states that are free in each row.
   """
   capacity = jnp.array([length, states], jnp.int32)
 
   def place(free: Array, episode: Array) -> tuple[Array, Array]:
     size = sizes[episode]
+    # There is always a row with room, because there is one for each episode.
     row = jnp.argmax((free >= size).all(axis=1)).astype(jnp.int32)
-    return free.at[row].add(-size), (row + 1) * capacity - free[row]
+    first = (row + 1) * capacity - free[row]
+    return free.at[row].add(-size), first
 
   order = jnp.argsort(sizes[:, 0], descending=True)
   free = jnp.broadcast_to(capacity, sizes.shape)
@@ -157,25 +180,34 @@ def _first_fit_decreasing(
 
 
 def _flat_index(x: Array) -> Array:
-  """Returns the flat index of each element, [B, T] int32."""
+  """Returns the flat index of each element of [B, T], int32."""
   return jnp.arange(x.size, dtype=jnp.int32).reshape(x.shape)
 
 
-def _inverse(real: Array, position: Array) -> Array:
-  """Inverts a map of elements to flat positions; B · T where there is none."""
-  nothing = real.size
-  index = jnp.full(nothing, nothing, jnp.int32)
-  index = index.at[jnp.where(real, position, nothing)].set(
-    _flat_index(real), mode="drop"
+def _invert(mask: Array, target: Array) -> Array:
+  """Inverts a map from elements to flat indices of the same shape.
+
+  Args:
+    mask: [B, T] bool, True on elements that the map contains.
+    target: [B, T] int32, the flat index that each element is mapped to.
+
+  Returns:
+    [B, T] int32, the flat index of the element that is mapped to each index;
+    B · T where there is none.
+  """
+  none = mask.size
+  source = jnp.full(none, none, jnp.int32)
+  source = source.at[jnp.where(mask, target, none)].set(
+    _flat_index(mask), mode="drop"
   )
-  return index.reshape(real.shape)
+  return source.reshape(mask.shape)
 
 
 def map_microbatches(
   packing: Packing,
   function: Callable[[PyTree], PyTree],
   rows: PyTree,
-  outputs: PyTree = 0,
+  output_structure: PyTree = 0,
 ) -> PyTree:
   """Calls a function for each microbatch with tokens; others give zeros.
 
@@ -183,7 +215,8 @@ def map_microbatches(
     packing: the packing of the rows.
     function: function of a tree of [M, …], returns a tree of [M, S] float32.
     rows: tree of [C, M, …].
-    outputs: any tree of the structure that `function` returns.
+    output_structure: any tree of the structure that `function` returns. The
+      default is a single array.
 
   Returns:
     Tree of [C, M, S] float32.
@@ -198,7 +231,9 @@ def map_microbatches(
     return jax.tree.map(lambda x, y: x.at[index].set(y), results, result)
 
   zeros = jnp.zeros(packing.state_index.shape, jnp.float32)
-  empty = jax.tree.map(lambda _: zeros, outputs)
   return accumulation.bounded_fori_loop(
-    packing.num_microbatches, count, run, empty
+    packing.num_microbatches,
+    count,
+    run,
+    jax.tree.map(lambda _: zeros, output_structure),
   )

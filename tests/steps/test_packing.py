@@ -46,17 +46,17 @@ def test_every_state_keeps_its_value(seed, microbatch):
   real = draw(seed)
   x = 1 + np.arange(real.size, dtype=np.float32).reshape(real.shape)
   packed = packing.pack(jnp.asarray(real), STATES, microbatch)
-  tokens = packed.scatter_tokens(jnp.asarray(x))
+  tokens = packed.pack_tokens(jnp.asarray(x))
   assert float(tokens.sum()) == x[real].sum()  # zeros elsewhere
   is_state, expected = real[:, -STATES:], x[:, -STATES:]
-  states = np.asarray(packed.scatter_states(jnp.asarray(expected)))
+  states = np.asarray(packed.pack_states(jnp.asarray(expected)))
   assert states.shape == (8 // microbatch, microbatch, STATES)
   assert states.sum() == expected[is_state].sum()
   positions = np.take_along_axis(
     np.asarray(tokens), packed.state_positions, axis=2
   )
   np.testing.assert_array_equal(positions[states > 0], states[states > 0])
-  actual = packed.gather_states(jnp.asarray(positions))
+  actual = packed.unpack_states(jnp.asarray(positions))
   np.testing.assert_array_equal(actual[is_state], expected[is_state])
 
 
@@ -80,8 +80,8 @@ def test_short_episodes_share_rows_and_empty_microbatches_are_not_run(
       jax.debug.callback(lambda: runs.append(1), ordered=True)
       return 2 * part
 
-    x = packed.scatter_states(x[:, -STATES:])
-    return packed.gather_states(packing.map_microbatches(packed, run, x))
+    x = packed.pack_states(x[:, -STATES:])
+    return packed.unpack_states(packing.map_microbatches(packed, run, x))
 
   x = jnp.arange(real.size, dtype=jnp.float32).reshape(real.shape)
   actual = doubled(x)

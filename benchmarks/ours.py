@@ -25,9 +25,10 @@ from instructgpt_jax.distributed.compiler_options import (
 from instructgpt_jax.models import heads
 from instructgpt_jax.models.heads import LanguageModel, ScalarModel
 from instructgpt_jax.models.sampling import SamplingParams, generate
-from instructgpt_jax.steps import language, ppo, reward
+from instructgpt_jax.steps import language, ppo, ppo_scoring, reward
 from instructgpt_jax.steps import optimizer as optimizer_lib
 from instructgpt_jax.steps import state as state_lib
+from instructgpt_jax.steps.ppo_networks import Networks
 from instructgpt_jax.types import LanguageBatch, PromptBatch, RankingBatch
 
 Step = Callable[[int], Any]  # the number of a step → arrays to wait for
@@ -222,7 +223,7 @@ def _ppo(model: str) -> Step:
     ema_decay=jnp.float32(section.ema_decay),
   )
   roll_out = _sampler(model)
-  networks = ppo.Networks(
+  networks = Networks(
     policy=network,
     reward=scalar,
     value=scalar,
@@ -230,7 +231,9 @@ def _ppo(model: str) -> Step:
     value_optimizer=_optimizer(),
   )
   experience = jax.jit(
-    functools.partial(ppo.score_rollout, networks=networks, config=section)
+    functools.partial(
+      ppo_scoring.score_rollout, networks=networks, config=section
+    )
   )
   update = jax.jit(
     functools.partial(ppo.update, networks=networks, config=section),

@@ -20,7 +20,7 @@ from instructgpt_jax.planner.workload import Pass, Program, Workload
 from instructgpt_jax.steps import optimizer as optimizer_lib
 from instructgpt_jax.steps import packing
 from instructgpt_jax.steps import state as state_lib
-from instructgpt_jax.steps.ppo import BaseParams, Networks
+from instructgpt_jax.steps.ppo_networks import BaseParams, Networks
 from instructgpt_jax.training import networks, ppo_programs
 from instructgpt_jax.types import LanguageBatch, PromptBatch, PyTree
 

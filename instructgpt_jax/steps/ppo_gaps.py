@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from instructgpt_jax.losses import masked
 from instructgpt_jax.models.heads import LanguageModel
-from instructgpt_jax.steps import ppo as ppo_step
+from instructgpt_jax.steps import language as language_step
+from instructgpt_jax.steps import packing
+from instructgpt_jax.steps.ppo_networks import (
+  PackedEpisodes,
+  hidden_at_states,
+  logp_at_states,
+  logp_of_tokens,
+  pack_episodes,
+)
 from instructgpt_jax.types import Array, PyTree, Rollout
 
 QUANTILE = 0.999
@@ -51,10 +60,8 @@ def compare(
     clip_ratio: half-width of the clipping interval.
   """
   mask = rollout.response_mask
-  ours, spread = ppo_step.response_logp_and_spread(
-    model, policy, rollout, temperature
-  )
-  theirs = ppo_step.response_logp(model, reference, rollout, temperature)
+  ours, spread = response_logp_and_spread(model, policy, rollout, temperature)
+  theirs = response_logp(model, reference, rollout, temperature)
 
   def gap(new: Array, old: Array) -> Gap:
     log_ratio = jnp.where(mask, new - old, 0)
@@ -71,3 +78,70 @@ def compare(
     )
 
   return Gaps(gap(ours, rollout.logp), gap(ours, theirs), spread)
+
+
+def response_logp(
+  model: LanguageModel, params: PyTree, rollout: Rollout, temperature: float
+) -> Array:
+  """Computes log-probabilities of the sampled tokens by one full pass.
+
+  Args:
+    model: the network.
+    params: its parameters.
+    rollout: B episodes.
+    temperature: temperature of sampling.
+
+  Returns:
+    [B, N] float32, 0 after a response's end.
+  """
+  packed, episodes = pack_episodes(rollout)
+  logp = packed.unpack_states(
+    packing.map_microbatches(
+      packed,
+      lambda microbatch: logp_at_states(model, params, microbatch, temperature),
+      episodes,
+    )
+  )
+  return jnp.where(rollout.response_mask, logp[:, :-1], 0)
+
+
+def response_logp_and_spread(
+  model: LanguageModel, params: PyTree, rollout: Rollout, temperature: float
+) -> tuple[Array, Array]:
+  """Computes `response_logp` and the spread of log-probabilities.
+
+  The spread is the standard deviation of logits / temperature over the
+  vocabulary, estimated from one uniformly random token for each state. The
+  limits of `training.ppo_checks` scale with it.
+
+  Returns:
+    [B, N], as `response_logp`; and [], in nats.
+  """
+  packed, episodes = pack_episodes(rollout)
+  random_tokens = jax.random.randint(
+    jax.random.key(0), episodes.actions.shape, 0, model.config.vocab_size
+  )
+
+  def sampled_and_random_logp(
+    microbatch: tuple[PackedEpisodes, Array],
+  ) -> tuple[Array, Array]:
+    episodes, random_tokens = microbatch
+    hidden = hidden_at_states(model, params, episodes)
+    matrix = language_step.unembedding_matrix(model, params)
+
+    def logp_of(tokens: Array) -> Array:
+      return logp_of_tokens(
+        model, hidden, matrix, tokens, episodes.mask, temperature
+      )
+
+    return logp_of(episodes.actions), logp_of(random_tokens)
+
+  logp, random_logp = packing.map_microbatches(
+    packed,
+    sampled_and_random_logp,
+    (episodes, random_tokens),
+    output_structure=(0, 0),
+  )
+  logp = packed.unpack_states(logp)[:, :-1]
+  variance = masked.masked_variance(random_logp, episodes.mask)
+  return jnp.where(rollout.response_mask, logp, 0), jnp.sqrt(variance)

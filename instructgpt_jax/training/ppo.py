@@ -6,7 +6,7 @@ Each iteration of `_iterate`:
      log π(a_t) of each token: `models.sampling.generate`.
   2. Score. One pass each of reference, reward model and value network gives
        r_t = −β (log π(a_t) − log π_ref(a_t)), plus the score at the last token:
-     `steps.ppo.score_rollout`, `losses.returns.token_rewards`.
+     `steps.ppo_scoring.score_rollout`, `losses.returns.token_rewards`.
   3. Advantages. The same jitted function then computes
        A_t = δ_t + γλ A_{t+1},  δ_t = r_t + γ V_{t+1} − V_t:
      `losses.returns.gae`, then `losses.masked.whiten`.
@@ -23,7 +23,7 @@ Each iteration of `_iterate`:
 `restore` returns the `RunState` in which an earlier call stopped. `_iterate`
 maps one RunState to the next: `rollout_phase` (steps 1 to 3), `update_phase`
 (4), `log` (5) and `save` (6). `training.ppo_programs` jits the functions of an
-iteration; `steps.ppo` defines them.
+iteration.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ from instructgpt_jax.distributed import compiler_options
 from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.models.sampling import SamplingParams, generate
 from instructgpt_jax.steps import ppo as ppo_step
-from instructgpt_jax.steps import ppo_gaps
-from instructgpt_jax.steps.ppo import Networks
+from instructgpt_jax.steps import ppo_gaps, ppo_scoring
+from instructgpt_jax.steps.ppo_networks import Networks
 from instructgpt_jax.steps.state import PpoState
 from instructgpt_jax.training import networks as networks_lib
 from instructgpt_jax.types import PyTree
@@ -81,7 +81,9 @@ def jit_programs(
       ),
     ),
     score_rollout=jax.jit(
-      _on_mesh(mesh, ppo_step.score_rollout, networks=networks, config=section),
+      _on_mesh(
+        mesh, ppo_scoring.score_rollout, networks=networks, config=section
+      ),
       out_shardings=experience_shardings,
     ),
     update=jax.jit(

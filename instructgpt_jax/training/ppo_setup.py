@@ -21,7 +21,7 @@ from instructgpt_jax.errors import UserError
 from instructgpt_jax.models.heads import LanguageModel, ScalarModel
 from instructgpt_jax.steps import diagnostics
 from instructgpt_jax.steps import optimizer as optimizer_lib
-from instructgpt_jax.steps.ppo import BaseParams, Networks
+from instructgpt_jax.steps.ppo_networks import BaseParams, Networks
 from instructgpt_jax.steps.state import PpoState
 from instructgpt_jax.training import (
   fingerprint,

@@ -19,10 +19,11 @@ from instructgpt_jax.configs import presets
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.models import sampling
 from instructgpt_jax.models.heads import LanguageModel, ScalarModel
-from instructgpt_jax.steps import diagnostics, packing
+from instructgpt_jax.steps import diagnostics, packing, ppo_gaps, ppo_scoring
 from instructgpt_jax.steps import optimizer as optimizer_lib
 from instructgpt_jax.steps import ppo as ppo_step
 from instructgpt_jax.steps import state as state_lib
+from instructgpt_jax.steps.ppo_networks import Networks
 from instructgpt_jax.types import Experience, LanguageBatch, Rollout
 from tests.devices import pretended
 from tests.fast_compile import XLA_FLAGS
@@ -63,8 +64,8 @@ def make_sampler(temperature, model=MODEL):
 def make_experience(c, model=MODEL, scalar_model=SCALAR):
   return twin.jit(
     functools.partial(
-      ppo_step.score_rollout,
-      networks=ppo_step.Networks(
+      ppo_scoring.score_rollout,
+      networks=Networks(
         model, scalar_model, scalar_model, OPTIMIZER, OPTIMIZER
       ),
       config=c,
@@ -76,9 +77,7 @@ def make_update(c, model=MODEL, value_model=SCALAR):
   return twin.jit(
     functools.partial(
       ppo_step.update,
-      networks=ppo_step.Networks(
-        model, SCALAR, value_model, OPTIMIZER, OPTIMIZER
-      ),
+      networks=Networks(model, SCALAR, value_model, OPTIMIZER, OPTIMIZER),
       config=c,
     ),
   )
@@ -307,7 +306,7 @@ def test_invariant_04_every_log_probability_has_the_samplers_temperature(
   """Policy, reference and entropy all use the sampling temperature."""
   policy, rollout = networks[0], sample(temperature)
   logp = twin.jit(
-    lambda params: ppo_step.response_logp(MODEL, params, rollout, temperature)
+    lambda params: ppo_gaps.response_logp(MODEL, params, rollout, temperature)
   )(policy)
   mask = np.asarray(rollout.response_mask)
   np.testing.assert_allclose(logp[mask], rollout.logp[mask], atol=1e-4)

@@ -24,7 +24,7 @@ from instructgpt_jax.models.heads import LanguageModel, ScalarModel
 from instructgpt_jax.steps import language, reward
 from instructgpt_jax.steps import optimizer as optimizer_lib
 from instructgpt_jax.steps import state as state_lib
-from instructgpt_jax.steps.ppo import Networks
+from instructgpt_jax.steps.ppo_networks import Networks
 from instructgpt_jax.training import networks, ppo_programs, supervised
 from instructgpt_jax.types import LanguageBatch, PromptBatch, RankingBatch
 from tests.models import twin

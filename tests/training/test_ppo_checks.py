@@ -13,7 +13,6 @@ from instructgpt_jax.errors import UserError
 from instructgpt_jax.losses import ppo as ppo_losses
 from instructgpt_jax.models.heads import LanguageModel, init_params
 from instructgpt_jax.models.sampling import SamplingParams, generate
-from instructgpt_jax.steps import ppo as ppo_step
 from instructgpt_jax.steps import ppo_gaps
 from instructgpt_jax.training import ppo_checks
 from instructgpt_jax.types import PromptBatch
@@ -205,7 +204,7 @@ def test_non_finite_values_are_not_rounding(dtype):
 def first_metrics(dtype, params):
   """Computes the first update's metrics for these policy parameters."""
   model, _, rollout, _ = sampled(dtype)
-  logp = ppo_step.response_logp(model, params, rollout, 1.0)
+  logp = ppo_gaps.response_logp(model, params, rollout, 1.0)
   advantages = jax.random.normal(jax.random.key(3), logp.shape)
   _, metrics = ppo_losses.policy_loss(
     logp, rollout.logp, advantages, rollout.response_mask, clip_ratio=0.2
@@ -281,11 +280,11 @@ def fresh_programs():
 def test_float32_models_ask_for_float32(monkeypatch, fresh_programs, bits):
   """Devices that follow a matmul's precision then avoid TF32 inputs."""
   model, params, rollout, _ = sampled("float32")
-  expected = ppo_step.response_logp(model, params, rollout, 1.0)
+  expected = ppo_gaps.response_logp(model, params, rollout, 1.0)
   jax.clear_caches()
   rounding(monkeypatch, bits, obey=True)
   assert precision.unit_roundoff("float32") == 2.0**-24
-  logp = ppo_step.response_logp(model, params, rollout, 1.0)
+  logp = ppo_gaps.response_logp(model, params, rollout, 1.0)
   np.testing.assert_allclose(logp, expected, atol=1e-4)
   agree("float32")
 
@@ -339,7 +338,7 @@ def test_every_matmul_of_a_float32_model_is_in_float32(changes):
     )  # fmt: skip
 
   def losses(params):
-    return ppo_step.response_logp(model, params, rollout, 1.0)
+    return ppo_gaps.response_logp(model, params, rollout, 1.0)
 
   for function in (jax.grad(logits), decode, losses):
     text = jax.jit(function).lower(params).as_text()

@@ -1,0 +1,175 @@
+"""PPO's networks, and what they compute at the states of packed episodes.
+
+An episode is a prompt and its sampled response. A state is a position whose
+output PPO reads: each that predicts a response token, and the last token's, at
+which the reward model reads the score.
+
+Shape letters, beside those of `types`:
+
+  B  episodes, of P prompt and N response positions
+  C  microbatches
+  M  rows of a microbatch, which hold several episodes each, T = P + N tokens
+  S  states of a row; a whole episode has N + 1
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import optax
+
+from instructgpt_jax.losses import chunked
+from instructgpt_jax.models.heads import LanguageModel, ScalarModel
+from instructgpt_jax.steps import language as language_step
+from instructgpt_jax.steps import packing
+from instructgpt_jax.types import Array, PyTree, Rollout, pytree
+
+
+class Networks(NamedTuple):
+  """The networks of PPO, and the optimizers of those that are trained.
+
+  They hold no parameters. The reference is the policy's network with the
+  parameters before PPO.
+  """
+
+  policy: LanguageModel
+  reward: ScalarModel
+  value: ScalarModel
+  policy_optimizer: optax.GradientTransformation
+  value_optimizer: optax.GradientTransformation
+
+
+class BaseParams(NamedTuple):
+  """Frozen base parameters under LoRA adapters."""
+
+  policy: PyTree = None  # None or {} where all parameters are trained
+  value: PyTree = None
+
+
+@pytree
+class PackedEpisodes:
+  """Episodes packed into rows: [C, M, …] for all microbatches, [M, …] for one.
+
+  `steps.packing` packs them, several to a row.
+  """
+
+  tokens: Array  # [·, T] int32
+  segments: Array  # [·, T] int32, number of the episode from 1; 0 is padding
+  positions: Array  # [·, T] int32
+  states: Array  # [·, S] int32, position in the row of each state
+  actions: Array  # [·, S] int32, the token that follows each state
+  mask: Array  # [·, S] bool, True where a response token follows
+
+
+def pack_episodes(
+  rollout: Rollout, microbatch: int | None = None
+) -> tuple[packing.Packing, PackedEpisodes]:
+  """Packs the episodes of a rollout into rows.
+
+  Args:
+    rollout: B episodes.
+    microbatch: M, rows of a microbatch; None is `packing.microbatch_size`.
+
+  Returns:
+    The packing, for other arrays of these episodes; and the packed episodes,
+    [C, M, …].
+  """
+  token_mask = rollout.segments > 0
+  num_responses = rollout.response_mask.shape[1]
+  packed = packing.pack(token_mask, num_responses + 1, microbatch or 0)
+  segment_ids = 1 + jnp.arange(len(token_mask), dtype=jnp.int32)
+  responses = rollout.tokens[:, -num_responses:]
+  episodes = PackedEpisodes(
+    tokens=packed.pack_tokens(rollout.tokens),
+    segments=packed.pack_tokens(
+      jnp.broadcast_to(segment_ids[:, None], token_mask.shape)
+    ),
+    positions=packed.pack_tokens(rollout.positions),
+    states=packed.state_positions,
+    actions=packed.pack_states(pad_to_states(responses)),
+    mask=packed.pack_states(pad_to_states(rollout.response_mask)),
+  )
+  return packed, episodes
+
+
+def pad_to_states(x: Array) -> Array:
+  """Appends a zero for the last state: [B, N] → [B, N + 1].
+
+  State i precedes response token i, so the other indices agree.
+  """
+  return jnp.pad(x, ((0, 0), (0, 1)))
+
+
+def hidden_at_states(
+  model: LanguageModel, params: PyTree, episodes: PackedEpisodes
+) -> Array:
+  """Computes hidden states [M · S, D] at the states of a microbatch."""
+  hidden = model.apply(
+    {"params": params},
+    episodes.tokens,
+    episodes.segments,
+    episodes.positions,
+    query_positions=episodes.states,
+    method="hidden",
+  )
+  return hidden.reshape(-1, hidden.shape[-1])
+
+
+def logp_at_states(
+  model: LanguageModel,
+  params: PyTree,
+  episodes: PackedEpisodes,
+  temperature: float,
+) -> Array:
+  """Computes log-probabilities [M, S] of response tokens, 0 elsewhere."""
+  return logp_of_tokens(
+    model,
+    hidden_at_states(model, params, episodes),
+    language_step.unembedding_matrix(model, params),
+    episodes.actions,
+    episodes.mask,
+    temperature,
+  )
+
+
+def logp_of_tokens(
+  model: LanguageModel,
+  hidden: Array,
+  unembedding: Array,
+  tokens: Array,
+  mask: Array,
+  temperature: float,
+) -> Array:
+  """Computes log-probabilities [M, S] of tokens after states.
+
+  Args:
+    model: the language model.
+    hidden: [M · S, D], of `hidden_at_states`.
+    unembedding: [V, D].
+    tokens: [M, S] int32, a token after each state.
+    mask: [M, S] bool; the result is 0 where it is False.
+    temperature: temperature of sampling.
+  """
+  logp = chunked.token_logp(
+    hidden,
+    unembedding,
+    tokens.reshape(-1),
+    mask.reshape(-1),
+    temperature=temperature,
+    adjust=language_step.adjust(model),
+  )
+  return logp.reshape(mask.shape)
+
+
+def scalars_at_states(
+  model: ScalarModel, params: PyTree, episodes: PackedEpisodes
+) -> Array:
+  """Computes the scalar [M, S] of every state."""
+  return model.apply(
+    {"params": params},
+    episodes.tokens,
+    episodes.segments,
+    episodes.positions,
+    query_positions=episodes.states,
+  )

@@ -9,15 +9,16 @@ Both modules have two methods, which lay activations out differently:
              residual stream is [B, T, D]. Dense layers get it flat, [B · T, D],
              since CPUs are slow at gradients of three axes.
   decode     one token of each sequence, with a KV cache. The residual stream is
-             [D, B], because a CPU then reads each kernel in the order in which
-             it is stored. `kernels/feature_major.py` explains this layout.
+             feature-major, [D, B], because a CPU then reads each kernel in the
+             order in which it is stored; see `kernels/feature_major.py`.
 
-What both methods share takes `axis`, the position of the feature axis: −1 in
+Functions for both layouts take `axis`, the position of the feature axis: −1 in
 [B · T, D], and `feature_major.AXIS`, which is 0, in [D, B]. Queries, keys and
 values are [B, heads, T, D / H] in both; T is 1 while decoding.
 
 Shapes: B sequences, T tokens of each, D model width, H query heads, K key-value
-heads, R positions whose output is computed, S slots of the cache.
+heads, D / H the size of a head, R positions whose output is computed, S slots
+of the cache.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class Block(nn.Module):
     parallel           x += attention(norm(x)) + mlp(norm(x)), two norms
     parallel_one_norm  the same with one norm for both
 
-  Attributes that hold a layer name its parameters in checkpoints.
+  The names of a block's attributes are those of parameters in checkpoints.
   """
 
   config: configs.Model
@@ -87,6 +88,7 @@ class Block(nn.Module):
 
   @nn.nowrap
   def _setup_attention(self, dense: Any, norm: Any, output_std: float) -> None:
+    """Makes the layers of attention, as a part of `setup`."""
     c = self.config
     heads = (c.padded_heads, c.head_size)
     kv_heads = (c.padded_kv_heads, c.head_size)
@@ -117,6 +119,7 @@ class Block(nn.Module):
 
   @nn.nowrap
   def _setup_mlp(self, dense: Any, norm: Any, output_std: float) -> None:
+    """Makes the layers of the MLP, as a part of `setup`."""
     c = self.config
     if c.block != "parallel_one_norm":
       self.norm_mlp = norm(c.d_model)
@@ -209,7 +212,11 @@ class Block(nn.Module):
     return (self.query, 1), (self.key_value, 2)
 
   def _project_heads(self, x: Array) -> list[Array]:
-    """Projects norm(x) to query, key and value; x is [B, T, D]."""
+    """Projects norm(x) to query, key and value; x is [B, T, D].
+
+    The norm is a prologue of the dense layer, which then stores only x for the
+    backward pass.
+    """
     norm = self.norm_attention
     flat = x.reshape(-1, x.shape[-1])
     return [
@@ -442,9 +449,9 @@ class Transformer(nn.Module):
     inputs = make_layer_inputs(
       c,
       attention_mask(segments),
-      lambda: positions[:, :, None] - positions[:, None, :],
-      positions,
-      span,
+      distance=lambda: positions[:, :, None] - positions[:, None, :],
+      positions=positions,
+      span=span,
     )
     type_of_layer = layer_types(c)
     if c.scan_layers:
@@ -495,8 +502,8 @@ class Transformer(nn.Module):
     inputs = make_layer_inputs(
       c,
       valid[:, None, :],
-      lambda: (slot - slots) % num_slots,
-      position[:, None],
+      distance=lambda: (slot - slots) % num_slots,
+      positions=position[:, None],
     )
     if c.scan_layers:
       x, keys, values = self._decode_scanned(x, inputs, cache, slot)

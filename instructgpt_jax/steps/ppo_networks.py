@@ -41,9 +41,12 @@ class Networks(NamedTuple):
 
 
 class BaseParams(NamedTuple):
-  """Frozen base parameters under LoRA adapters."""
+  """Frozen base parameters under LoRA adapters.
 
-  policy: PyTree = None  # None or {} where all parameters are trained
+  None or {} where all parameters are trained.
+  """
+
+  policy: PyTree = None
   value: PyTree = None
 
 
@@ -76,10 +79,10 @@ def pack_episodes(
     [C, M, …].
   """
   token_mask = rollout.segments > 0
-  num_responses = rollout.response_mask.shape[1]
-  packed = packing.pack(token_mask, num_responses + 1, microbatch or 0)
+  response_length = rollout.response_mask.shape[1]
+  packed = packing.pack(token_mask, response_length + 1, microbatch or 0)
   segment_ids = 1 + jnp.arange(len(token_mask), dtype=jnp.int32)
-  responses = rollout.tokens[:, -num_responses:]
+  responses = rollout.tokens[:, -response_length:]
   episodes = PackedEpisodes(
     tokens=packed.pack_tokens(rollout.tokens),
     segments=packed.pack_tokens(

@@ -1,4 +1,9 @@
-"""Gaps between log-probabilities that must be equal on a rollout."""
+"""Gaps between log-probabilities that must be equal on a rollout.
+
+Decoding with a cache and a full pass give a token the same log-probability, but
+for rounding. So do the policy before its first update and the reference.
+`training.ppo_checks` compares the gaps with limits.
+"""
 
 from __future__ import annotations
 
@@ -53,10 +58,10 @@ def compare(
 
   Args:
     policy: parameters that sampled the rollout.
-    reference: those of the frozen reference.
-    rollout: what was sampled.
-    model: the network of both.
-    temperature: of sampling.
+    reference: parameters of the frozen reference.
+    rollout: the sampled episodes.
+    model: the network of policy and reference.
+    temperature: temperature of sampling.
     clip_ratio: half-width of the clipping interval.
   """
   mask = rollout.response_mask
@@ -66,11 +71,12 @@ def compare(
   def gap(new: Array, old: Array) -> Gap:
     log_ratio = jnp.where(mask, new - old, 0)
     size = jnp.abs(log_ratio)
-    order = jnp.sort(jnp.where(mask, size, -1).reshape(-1), descending=True)
+    # Padding is last in descending order.
+    largest = jnp.sort(jnp.where(mask, size, -1).reshape(-1), descending=True)
     rank = jnp.floor((1 - QUANTILE) * mask.sum()).astype(jnp.int32)
     return Gap(
       mean=masked.masked_mean(size, mask),
-      high=order[rank],
+      high=largest[rank],
       kl=masked.masked_mean(jnp.expm1(log_ratio) - log_ratio, mask),
       outside=masked.masked_mean(
         jnp.abs(jnp.expm1(log_ratio)) > clip_ratio, mask

@@ -228,7 +228,8 @@ def _choose_lengths(table: np.ndarray, groups: np.ndarray) -> np.ndarray:
     table: [N + 1, R] tokens of each ranking's rows.
     groups: [n, G, E] indices of rankings.
   """
-  # A row holds E rankings, and the longest row of a batch sets its length.
+  # A row's tokens are those of E rankings; a batch is as long as its longest
+  # row.
   needed = table[groups].sum(axis=2).max(axis=(1, 2))
   lengths = needed
   for lengths_per_octave in _LENGTHS_PER_OCTAVE:

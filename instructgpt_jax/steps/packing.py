@@ -118,6 +118,8 @@ def pack(token_mask: Array, states: int, microbatch: int = 0) -> Packing:
     first[:, i, None] + jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1
     for i, mask in enumerate(masks)
   )
+  # A state is one of the last tokens: its position in the packed row follows
+  # from that token's flat index.
   state_positions = jnp.zeros(state_mask.size, jnp.int32)
   state_positions = state_positions.at[
     jnp.where(state_mask, state_target, state_mask.size)
@@ -137,14 +139,14 @@ def _keep_rows(token_mask: Array, state_mask: Array) -> Packing:
   """Returns the packing that leaves all rows where they are, as C = 1."""
   length, states = token_mask.shape[1], state_mask.shape[1]
   positions = jnp.arange(length - states, length, dtype=jnp.int32)
+
+  def index(mask: Array) -> Array:
+    return jnp.where(mask, _flat_index(mask), mask.size)[None]
+
   return Packing(
-    token_index=jnp.where(token_mask, _flat_index(token_mask), token_mask.size)[
-      None
-    ],
+    token_index=index(token_mask),
     state_positions=jnp.broadcast_to(positions, (1, *state_mask.shape)),
-    state_index=jnp.where(state_mask, _flat_index(state_mask), state_mask.size)[
-      None
-    ],
+    state_index=index(state_mask),
     packed_index=_flat_index(state_mask),
     num_microbatches=jnp.ones((), jnp.int32),
   )

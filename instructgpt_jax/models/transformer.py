@@ -232,14 +232,12 @@ class Block(nn.Module):
     axis = feature_major.AXIS
     normed = self.norm_attention(x, axis)
     outputs = [
-      dense.split(normed, count, axis=axis)
+      feature_major.split_heads(
+        dense.split(normed, count, axis=axis), self.config.head_size
+      )
       for dense, count in self._projections()
     ]
-    return [
-      heads
-      for output in outputs
-      for heads in feature_major.split_heads(output, self.config.head_size)
-    ]
+    return [heads for output in outputs for heads in output]
 
   def _transform_query_key(
     self, query: Array, key: Array, layer: LayerInputs

@@ -172,8 +172,8 @@ def _first_fit_decreasing(
     size = sizes[episode]
     # There is always a row with room, because there is one for each episode.
     row = jnp.argmax((free >= size).all(axis=1)).astype(jnp.int32)
-    first = (row + 1) * capacity - free[row]
-    return free.at[row].add(-size), first
+    # The next row's start less what is free is where the episode begins.
+    return free.at[row].add(-size), (row + 1) * capacity - free[row]
 
   order = jnp.argsort(sizes[:, 0], descending=True)
   free = jnp.broadcast_to(capacity, sizes.shape)

@@ -82,7 +82,6 @@ def pack_episodes(
   response_length = rollout.response_mask.shape[1]
   packed = packing.pack(token_mask, response_length + 1, microbatch or 0)
   segment_ids = 1 + jnp.arange(len(token_mask), dtype=jnp.int32)
-  responses = rollout.tokens[:, -response_length:]
   episodes = PackedEpisodes(
     tokens=packed.pack_tokens(rollout.tokens),
     segments=packed.pack_tokens(
@@ -90,7 +89,9 @@ def pack_episodes(
     ),
     positions=packed.pack_tokens(rollout.positions),
     states=packed.state_positions,
-    actions=packed.pack_states(pad_to_states(responses)),
+    actions=packed.pack_states(
+      pad_to_states(rollout.tokens[:, -response_length:])
+    ),
     mask=packed.pack_states(pad_to_states(rollout.response_mask)),
   )
   return packed, episodes

@@ -17,10 +17,10 @@ temperature 1 (docs/results.md).
 
 import sys
 
+from instructgpt_jax import recipes
 from instructgpt_jax.cli import launch
 from instructgpt_jax.configs import presets
 from instructgpt_jax.evaluation import evaluate
-from instructgpt_jax.training import inheritance
 
 
 def get_config(preset: str = "1.3b"):
@@ -37,6 +37,6 @@ if __name__ == "__main__":
       __doc__,
       default_preset="1.3b",
       presets=presets.NAMES,
-      resolve=inheritance.inherit_architecture,
+      resolve=recipes.resolve,
     )
   )

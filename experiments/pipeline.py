@@ -16,11 +16,10 @@ the language-model loss that PPO adds (docs/results.md).
 
 import sys
 
-from instructgpt_jax import configs
+from instructgpt_jax import configs, recipes
 from instructgpt_jax.cli import launch
 from instructgpt_jax.configs import presets
 from instructgpt_jax.pipeline import stages
-from instructgpt_jax.training import inheritance
 
 
 def get_config(preset: str = "world"):
@@ -55,6 +54,6 @@ if __name__ == "__main__":
       default_preset="world",
       choose_preset=choose_preset,
       presets=presets.NAMES,
-      resolve=inheritance.inherit_architecture,
+      resolve=recipes.resolve,
     )
   )

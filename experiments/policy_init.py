@@ -13,9 +13,10 @@ Cost: 10 to 14 s in `make demo` on two CPU cores (docs/results.md).
 import functools
 import sys
 
+from instructgpt_jax import recipes
 from instructgpt_jax.cli import launch
 from instructgpt_jax.configs import presets
-from instructgpt_jax.training import inheritance, language
+from instructgpt_jax.training import language
 
 
 def get_config(preset: str = "1.3b"):
@@ -40,6 +41,6 @@ if __name__ == "__main__":
       __doc__,
       default_preset="1.3b",
       presets=presets.NAMES,
-      resolve=inheritance.inherit_architecture,
+      resolve=recipes.resolve,
     )
   )

@@ -13,9 +13,10 @@ to 0.53 at temperature 1, against 0.39 to 0.43 of SFT (docs/results.md).
 
 import sys
 
+from instructgpt_jax import recipes
 from instructgpt_jax.cli import launch
 from instructgpt_jax.configs import presets
-from instructgpt_jax.training import inheritance, ppo
+from instructgpt_jax.training import ppo
 
 
 def get_config(preset: str = "1.3b"):
@@ -41,6 +42,6 @@ if __name__ == "__main__":
       __doc__,
       default_preset="1.3b",
       presets=presets.NAMES,
-      resolve=inheritance.inherit_architecture,
+      resolve=recipes.resolve,
     )
   )

@@ -15,9 +15,10 @@ removed (docs/results.md).
 import functools
 import sys
 
+from instructgpt_jax import recipes
 from instructgpt_jax.cli import launch
 from instructgpt_jax.configs import presets
-from instructgpt_jax.training import inheritance, ppo
+from instructgpt_jax.training import ppo
 
 
 def get_config(preset: str = "1.3b"):
@@ -48,6 +49,6 @@ if __name__ == "__main__":
       __doc__,
       default_preset="1.3b",
       presets=presets.NAMES,
-      resolve=inheritance.inherit_architecture,
+      resolve=recipes.resolve,
     )
   )

@@ -12,9 +12,10 @@ nats a token on held-out text (docs/results.md).
 
 import sys
 
+from instructgpt_jax import recipes
 from instructgpt_jax.cli import launch
 from instructgpt_jax.configs import presets
-from instructgpt_jax.training import inheritance, language
+from instructgpt_jax.training import language
 
 
 def get_config(preset: str = "1.3b"):
@@ -36,6 +37,6 @@ if __name__ == "__main__":
       __doc__,
       default_preset="1.3b",
       presets=presets.NAMES,
-      resolve=inheritance.inherit_architecture,
+      resolve=recipes.resolve,
     )
   )

@@ -15,9 +15,10 @@ Result there: 0.605 to 0.622 of held-out pairs in the labelers' order
 
 import sys
 
+from instructgpt_jax import recipes
 from instructgpt_jax.cli import launch
 from instructgpt_jax.configs import presets
-from instructgpt_jax.training import inheritance, reward
+from instructgpt_jax.training import reward
 
 
 def get_config(preset: str = "6b"):
@@ -44,6 +45,6 @@ if __name__ == "__main__":
       __doc__,
       default_preset="6b",
       presets=presets.NAMES,
-      resolve=inheritance.inherit_architecture,
+      resolve=recipes.resolve,
     )
   )

@@ -14,9 +14,10 @@ to 0.43 at temperature 1, against 0.27 to 0.30 of the base model
 
 import sys
 
+from instructgpt_jax import recipes
 from instructgpt_jax.cli import launch
 from instructgpt_jax.configs import presets
-from instructgpt_jax.training import inheritance, language
+from instructgpt_jax.training import language
 
 
 def get_config(preset: str = "1.3b"):
@@ -42,6 +43,6 @@ if __name__ == "__main__":
       __doc__,
       default_preset="1.3b",
       presets=presets.NAMES,
-      resolve=inheritance.inherit_architecture,
+      resolve=recipes.resolve,
     )
   )

@@ -30,6 +30,7 @@ LAYERS = (
   {"training", "world", "instructions"},
   {"evaluation", "chat", "hub", "report"},
   {"pipeline", "planner", "sweeps"},
+  {"recipes"},
   {"studies"},
   {"experiments", "benchmarks"},
 )

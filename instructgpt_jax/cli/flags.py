@@ -17,7 +17,7 @@ import re
 import shutil
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from absl import flags as absl_flags
 
@@ -312,24 +312,53 @@ def define_flags(
 
 _COMMON = {
   "workdir": "Directory of the run: config, metrics, checkpoints, model.",
-  "preset": "Sizes and recipe to start from",
+  "preset": "Sizes and recipe to start from; without it, a pretrained"
+  " --init_from gets a recipe by its size",
   "config": "A config.json, or workdir, of an earlier run to start from.",
   "flagfile": "File with one flag per line.",
 }
 
 
+class Call(NamedTuple):
+  """What a command line asks for.
+
+  Attributes:
+    config: the config.
+    workdir: the workdir; "" where it may be missing and is.
+    has_settings: whether `--preset` or `--config` names the settings.
+  """
+
+  config: Any
+  workdir: str
+  has_settings: bool
+
+
 def parse(
+  argv: Sequence[str], get_config: Callable[[str], T], **options: Any
+) -> tuple[T, str]:
+  """Returns the config and the workdir of a command line.
+
+  Args:
+    argv: arguments after the program's name.
+    get_config: returns the config of a preset.
+    **options: as in `parse_call`, which also names the errors.
+  """
+  call = parse_call(argv, get_config, **options)
+  return call.config, call.workdir
+
+
+def parse_call(
   argv: Sequence[str],
-  get_config: Callable[[str], T],
+  get_config: Callable[[str], Any],
   *,
   doc: str = "",
   experiment: str = "",
   default_preset: str = "",
-  choose_preset: Callable[[T], str] | None = None,
+  choose_preset: Callable[[Any], str] | None = None,
   presets: Sequence[str] = (),
   runs: bool = True,
-) -> tuple[T, str]:
-  """Returns the config and the workdir of a command line.
+) -> Call:
+  """Parses a command line.
 
   Args:
     argv: arguments after the program's name.
@@ -341,10 +370,7 @@ def parse(
     choose_preset: returns a better default for a config, which comes from
       `default_preset` and the other flags.
     presets: names shown by `--help`.
-    runs: whether a workdir must be given; where it may be missing it is "".
-
-  Returns:
-    (config, workdir).
+    runs: whether a workdir must be given.
 
   Raises:
     UserError: anything wrong with the command line.
@@ -377,7 +403,8 @@ def parse(
       fix="give --workdir=DIR",
       code="no_workdir",
     )
-  return config, workdir
+  has_settings = any(values[name].value for name in ("preset", "config"))
+  return Call(config, workdir, has_settings)
 
 
 def _with_flags(config: T, values: absl_flags.FlagValues, experiment: str) -> T:
@@ -403,23 +430,31 @@ def _with_flags(config: T, values: absl_flags.FlagValues, experiment: str) -> T:
 
 
 def mark_explicit(config: T, names: Iterable[str]) -> T:
-  """Returns a copy of a config with more fields in `data.explicit`.
-
-  Beside data fields these are learning rates, by their whole dotted names.
+  """Returns a copy of a config with more flags in `data.explicit`.
 
   Args:
     config: a config; one without a data section is returned unchanged.
-    names: dotted names that the user has set, of any section.
+    names: dotted names of the flags that the user has set. Those of the
+      processes are left out, since they differ between processes.
   """
   data = getattr(config, "data", None)
   if not isinstance(data, configs.Data):
     return config
   known = {*filter(None, data.explicit.split(","))}
-  names = list(names)
-  known |= {n.removeprefix("data.") for n in names if n.startswith("data.")}
-  known |= {n for n in names if n.endswith("optimizer.learning_rate")}
+  known |= {
+    name.removeprefix("data.")
+    for name in names
+    if not name.startswith("processes.")
+  }
   explicit = ",".join(sorted(known - {"explicit"}))
   return replace(config, {"data.explicit": explicit})
+
+
+def explicit_values(config: configs.Experiment) -> dict[str, Any]:
+  """Returns the fields that the user has set: dotted name → value."""
+  return {
+    name: value for name, value, _ in leaves(config) if config.is_explicit(name)
+  }
 
 
 def _parse_flags(

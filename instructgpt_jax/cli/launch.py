@@ -48,7 +48,7 @@ def main(
   default_preset: str = "",
   choose_preset: Callable[[T], str] | None = None,
   presets: Sequence[str] = (),
-  resolve: Callable[[T], T] = lambda config: config,
+  resolve: Callable[[flags.Call, str], Any] = lambda call, _: call.config,
 ) -> int:
   """Runs an experiment from its command line.
 
@@ -62,7 +62,8 @@ def main(
     choose_preset: returns a better default for a config that was made with
       `default_preset`.
     presets: names of the presets for `--help`.
-    resolve: completes the config from other files before it is recorded.
+    resolve: returns the config, completed from other files before it is
+      recorded; called with the command line and the experiment's name.
 
   Returns:
     Exit status for `sys.exit`: 0, also after SIGTERM; 2 after a user error; 130
@@ -73,7 +74,7 @@ def main(
 
   def parse_and_run():
     try:
-      config, workdir = flags.parse(
+      call = flags.parse_call(
         argv,
         get_config,
         doc=doc,
@@ -85,6 +86,7 @@ def main(
     except flags.Help as text:
       print(text, end="")
       return
+    config, workdir = call.config, call.workdir
     _require_text(config)
     process_settings.silence_libraries()
     process_settings.set_cpu_device_threads()
@@ -92,10 +94,10 @@ def main(
     process_settings.tune_gc()
     section = getattr(config, "processes", configs.Processes())
     with processes.distributed_context(section, _all_flags(config, workdir)):
-      run_in_workdir(config, workdir)
+      run_in_workdir(call)
 
-  def run_in_workdir(config, workdir):
-    config = resolve(config)
+  def run_in_workdir(call):
+    config, workdir = resolve(call, experiment), call.workdir
     values = flags.config_to_dict(config)
     with claims.claim(workdir, experiment, values):
       settings = getattr(config, "run", None)

@@ -32,16 +32,24 @@ def check_divides(
     )
 
 
-def check_lengths(data: configs.Data, context: int) -> None:
-  """Refuses limits on prompt and response that exceed the context."""
+def check_lengths(
+  data: configs.Data, length: int, field: str = "model.max_seq_len"
+) -> None:
+  """Refuses limits on prompt and response that exceed a row.
+
+  Args:
+    data: the limits.
+    length: tokens of a row.
+    field: the setting that decides them.
+  """
   total = data.max_prompt_tokens + data.max_response_tokens
-  if total > context:
+  if total > length:
     raise UserError(
       f"prompts of {data.max_prompt_tokens} and responses of"
-      f" {data.max_response_tokens} tokens do not fit {context} positions",
+      f" {data.max_response_tokens} tokens do not fit {length} positions",
       field="data.max_response_tokens",
       fix="lower data.max_prompt_tokens or data.max_response_tokens, or"
-      " raise model.max_seq_len",
+      f" raise {field}",
       code="context_too_small",
     )
 
@@ -56,6 +64,25 @@ def row_length(length: int | None, context: int, field: str) -> int:
       code="context_too_small",
     )
   return length or context
+
+
+def check_demonstration_rows(
+  data: configs.Data, section: configs.Sft, context: int, name: str = "sft"
+) -> int:
+  """Returns the length of SFT's rows, which hold a prompt and its response.
+
+  Args:
+    data: the limits.
+    section: settings of the stage.
+    context: positions of the model.
+    name: name of the section in the config.
+  """
+  field = f"{name}.sequence"
+  length = row_length(section.sequence, context, field)
+  check_lengths(
+    data, length, field if section.sequence else "model.max_seq_len"
+  )
+  return length
 
 
 def check_ppo_batches(section: configs.Ppo) -> None:
@@ -117,6 +144,8 @@ def check_pipeline_lengths(config: Any) -> None:
     row_length(config.pretrain.sequence, context, "pretrain.sequence")
     return
   check_lengths(config.data, context)
+  if isinstance(config, configs.SftExperiment):
+    check_demonstration_rows(config.data, config.sft, context)
   if isinstance(config, configs.PpoExperiment) and config.ppo.ptx_coef:
     row_length(config.ppo.ptx_sequence, context, "ppo.ptx_sequence")
 
@@ -138,6 +167,11 @@ def check_pipeline(config: configs.PipelineExperiment, context: int) -> None:
   if config.until in ("world", "pretrain"):
     return
   check_ppo(config.ppo, config.data, context)
+  for name, stage in (
+    ("sft", config.sft),
+    ("policy_init", config.policy_init),
+  ):
+    check_demonstration_rows(config.data, stage, context, name)
   check_divides(
     config.reward.microbatch, config.reward.batch_size, "reward.microbatch"
   )

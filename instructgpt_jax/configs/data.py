@@ -33,10 +33,11 @@ class Tokenizer(Checked):
 class Data(Checked):
   """Data sources: each a path, a quoted glob, a comma list, or tfds:…
 
-  `explicit` names the fields of this section that the user has set. A limit
-  that the user has set may drop most of a source. A setting that the user has
-  not set is taken from the stage that a run starts from. `explicit` also names
-  the learning rates that the user has set, such as optimizer.learning_rate.
+  `explicit` names the flags that the user has set: fields of this section by
+  their names, others by their dotted names, such as optimizer.learning_rate. A
+  limit that the user has set may drop most of a source. A setting that the user
+  has not set is taken from the stage that a run starts from, or from its
+  recipe.
   """
 
   demonstrations: str = option("", "Prompt/completion records for SFT.")
@@ -104,8 +105,7 @@ class Data(Checked):
   )
   explicit: str = option(
     "",
-    "Comma list of the data fields that the user has set; the program fills it"
-    " in.",
+    "Comma list of the flags that the user has set; the program fills it in.",
   )
 
   def __post_init__(self):
@@ -119,5 +119,5 @@ class Data(Checked):
       )
 
   def is_explicit(self, name: str) -> bool:
-    """Returns whether the user has set a field of this section."""
+    """Returns whether the user has set a flag, named as in `explicit`."""
     return name in self.explicit.split(",")

@@ -146,3 +146,9 @@ class Measure(Checked):
   rows: int = option(
     1024, "Number of held-out rows for the LM loss; 0 skips it.", minimum=0
   )
+  sequence: int | None = option(
+    None,
+    "Length of these rows; none uses the model's max_seq_len.",
+    unit="tokens",
+    minimum=1,
+  )

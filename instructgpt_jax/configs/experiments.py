@@ -47,6 +47,10 @@ class Experiment(Checked):
   processes: Processes = Processes()
   run: Run = Run()
 
+  def is_explicit(self, name: str) -> bool:
+    """Returns whether the user has set a field, by its dotted name."""
+    return self.data.is_explicit(name.removeprefix("data."))
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainExperiment(Experiment):

@@ -57,6 +57,12 @@ class Sft(Checked):
     unit="examples",
     minimum=1,
   )
+  sequence: int | None = option(
+    None,
+    "Row length; none uses the model's max_seq_len.",
+    unit="tokens",
+    minimum=1,
+  )
   pack: bool = option(True, "Pack several demonstrations into a row.")
   mask_prompt: bool = option(
     True, "Compute the loss on completions only.", paper="unstated [I]"

@@ -157,7 +157,9 @@ def _build_evaluator(
     documents = setup.held_out_rows(
       config.data,
       evaluator.tokenizer,
-      config.model.max_seq_len,
+      checks.row_length(
+        section.sequence, config.model.max_seq_len, "measure.sequence"
+      ),
       split=config.evaluation.split,
       max_rows=section.rows,
     )

@@ -290,6 +290,13 @@ def _decode_sent_bytes(network_pass: Pass, layout: _Layout) -> dict[str, float]:
   }
 
 
+def temporary_bytes(
+  program: Program, mesh: Mapping[str, int], platform: str
+) -> float:
+  """Estimates the temporary memory of a program on one chip, in bytes."""
+  return _program_temporary_bytes(program, _Layout(**mesh, platform=platform))
+
+
 def _program_temporary_bytes(program: Program, layout: _Layout) -> float:
   """Returns the temporary memory of the largest pass."""
   return max(

@@ -144,6 +144,35 @@ def make_plan(
   )
 
 
+def estimate_peak(
+  config: configs.Experiment,
+  *,
+  platform: str,
+  devices: int,
+  reward_model: configs.Model | None = None,
+) -> float:
+  """Estimates the peak memory of a device, without counting FLOPs.
+
+  Args:
+    config: the experiment and its mesh.
+    platform: platform of the devices: "cpu", "tpu" or "cuda".
+    devices: number of devices.
+    reward_model: reward model of PPO; the policy's network if None.
+
+  Returns:
+    Bytes, as `Plan.peak_bytes` of an estimate.
+  """
+  sizes = mesh_lib.mesh_sizes(config.mesh, devices)
+  axes = dict(zip(mesh_lib.AXES, sizes, strict=True))
+  mesh = mesh_lib.abstract_mesh(config.mesh, devices, platform)
+  workload = make_workload(config, mesh, platform, reward_model)
+  resident = sum(bytes_per_chip(tree) for tree in workload.resident.values())
+  return resident + max(
+    estimate.temporary_bytes(program, axes, platform)
+    for program in workload.programs
+  )
+
+
 def make_workload(
   config: configs.Experiment,
   mesh: mesh_lib.AnyMesh,

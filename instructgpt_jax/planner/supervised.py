@@ -51,9 +51,10 @@ def sft_workload(config: configs.SftExperiment, mesh: AnyMesh) -> Workload:
   )
   rows, microbatch = layout.padded(mesh)
   section = dataclasses.replace(section, microbatch=microbatch)
-  return _language_workload(
-    config, section, mesh, rows, config.model.max_seq_len
+  length = checks.row_length(
+    section.sequence, config.model.max_seq_len, "sft.sequence"
   )
+  return _language_workload(config, section, mesh, rows, length)
 
 
 def _language_workload(

@@ -109,12 +109,13 @@ def _check_same_run(
       fix="choose another --workdir, or delete this one",
       code="other_experiment",
     )
-  # A config of an earlier version is compared by today's names.
+  # A config of an earlier version is compared by today's names. A field that it
+  # lacks is none.
   old_config = renamed.upgrade(recorded["config"], requested["config"])
   changed = [
     (name, old, new)
     for name, old, new in _differences(old_config, requested["config"])
-    if not may_change(name)
+    if not may_change(name) and not (old is _MISSING and new is None)
   ]
   if changed:
     name, old, new = changed[0]

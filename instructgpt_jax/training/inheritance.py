@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, TypeVar
 
 from instructgpt_jax import configs
@@ -35,18 +35,23 @@ _TEMPLATE = tuple(
   if field.name in ("chat_template", "template_date")
 )
 _PROMPTS = (*_TAGS, *_TEMPLATE)
-_LIMITS = ("max_prompt_tokens", "max_response_tokens")
-INHERITED = (*_PROMPTS, *_LIMITS)  # fields of `data`
+LIMITS = ("max_prompt_tokens", "max_response_tokens")
+INHERITED = (*_PROMPTS, *LIMITS)  # fields of `data`
 
 E = TypeVar("E", bound=configs.Experiment)
 
 
-def inherit_architecture(config: E) -> E:
+def inherit_architecture(config: E, decided: Collection[str] = ()) -> E:
   """Completes a config with the network, prompts and limits of `init_from`.
 
   The network's architecture is the checkpoint's, whatever the preset says. So
   are the prompt format and the limits, unless the user has set them. Each
   changed field is logged. Called before the config is written.
+
+  Args:
+    config: the experiment.
+    decided: fields of `data` that keep their values, as if the user had set
+      them.
 
   Raises:
     UserError: `other_prompts`, the user has set another prompt format than the
@@ -65,7 +70,7 @@ def inherit_architecture(config: E) -> E:
     for name, value in architecture.items()
     if name != "vocab_size" and getattr(config.model, name) != value
   }
-  data = inherited_data(config.data, stage)
+  data = inherited_data(config.data, stage, decided)
   changed |= {
     f"data.{name}": getattr(data, name)
     for name in INHERITED
@@ -78,12 +83,15 @@ def inherit_architecture(config: E) -> E:
   return dataclasses.replace(config, model=model, data=data)
 
 
-def inherited_data(data: configs.Data, stage: Stage) -> configs.Data:
+def inherited_data(
+  data: configs.Data, stage: Stage, decided: Collection[str] = ()
+) -> configs.Data:
   """Takes the prompt format and the limits of a stage, unless they are set.
 
   Args:
     data: the data section of a run that starts from the stage.
     stage: a stage, or a Hugging Face directory, which has neither.
+    decided: fields that keep their values.
 
   Raises:
     UserError: `other_prompts`, another prompt format is set than the stage was
@@ -94,18 +102,18 @@ def inherited_data(data: configs.Data, stage: Stage) -> configs.Data:
   names = _PROMPTS
   # Pretraining does not use its limits, so they may not fit its context.
   if stage.has_prompts or _total(stage.data) <= stage.model_config.max_seq_len:
-    names += _LIMITS
+    names += LIMITS
   inherited = {
     name: getattr(stage.data, name)
     for name in names
-    if not data.is_explicit(name)
+    if not data.is_explicit(name) and name not in decided
   }
   data = dataclasses.replace(data, **inherited)
   check_same_prompts(stage, data, "init_from")
   differences = [
     f"data.{name}={getattr(data, name)} (the stage has"
     f" {getattr(stage.data, name)})"
-    for name in _LIMITS
+    for name in LIMITS
     if stage.has_prompts and getattr(data, name) != getattr(stage.data, name)
   ]
   if differences:

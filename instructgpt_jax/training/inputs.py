@@ -120,6 +120,16 @@ def demonstrations(data: configs.Data, tokenizer: Tokenizer | None) -> Splits:
   return _curated("demonstrations", data, tokenizer)
 
 
+def without_limits(name: str, data: configs.Data) -> Splits:
+  """Curates a source without limits in tokens, and shows nothing.
+
+  Args:
+    name: "demonstrations", "comparisons" or "prompts".
+    data: the run's data section.
+  """
+  return _curated(name, data, None, tell=False)
+
+
 def rankings(data: configs.Data, tokenizer: Tokenizer | None) -> Splits:
   """Curated rankings."""
   return _curated("comparisons", data, tokenizer)

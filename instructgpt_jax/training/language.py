@@ -123,7 +123,9 @@ def sft(
   if stage_model.is_complete(directory):
     return
   section = config.sft
-  checks.check_lengths(config.data, config.model.max_seq_len)
+  checks.check_demonstration_rows(
+    config.data, section, config.model.max_seq_len
+  )
   tokenizer = inheritance.stage_tokenizer(
     directory, config, lambda: inputs.training_texts(config.data)
   )
@@ -165,7 +167,7 @@ def _pack_demonstrations(
       split,
       tokenizer,
       config.data,
-      config.model.max_seq_len,
+      config.sft.sequence or config.model.max_seq_len,
       mask_prompt=config.sft.mask_prompt,
       pack=config.sft.pack,
     )
@@ -209,7 +211,9 @@ def _plan_sft(
   if section.pretraining_fraction:
     documents = inputs.documents(config.data)
     document_rows = inputs.document_rows(
-      documents.train, tokenizer, config.model.max_seq_len
+      documents.train,
+      tokenizer,
+      section.sequence or config.model.max_seq_len,
     )
     sources["data.pretraining"] = _fingerprint_documents(
       config.data, documents, [document_rows]

@@ -24,6 +24,7 @@ _token_scores = mesh_lib.jit_per_mesh(
 )
 
 TOKENS = 4096  # of a batch, about
+_LENGTH = 2048  # of a row, a multiple of this or the model's max_seq_len
 
 
 class Example(NamedTuple):
@@ -77,7 +78,8 @@ def _each(
   mesh: Mesh,
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
   """Yields index, weights and the program's outputs of each example."""
-  length = model.config.max_seq_len
+  longest = max((len(example.ids) for example in examples), default=1)
+  length = min(model.config.max_seq_len, -(-longest // _LENGTH) * _LENGTH)
   rows = packing.pack_examples(examples, length, pad_id=0)
   members = packing.best_fit_decreasing([len(e.ids) for e in examples], length)
   size = mesh_lib.round_up_to_shards(

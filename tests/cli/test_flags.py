@@ -99,7 +99,10 @@ def test_flags_override_the_preset_and_keep_the_rest():
   config = _config("--preset=tiny", "--ppo.kl_coef=0.5", "--seed", "3")
   tiny = presets.ppo_ptx("tiny")
   assert config == dataclasses.replace(
-    tiny, seed=3, ppo=dataclasses.replace(tiny.ppo, kl_coef=0.5)
+    tiny,
+    seed=3,
+    ppo=dataclasses.replace(tiny.ppo, kl_coef=0.5),
+    data=dataclasses.replace(tiny.data, explicit="ppo.kl_coef,seed"),
   )
 
 
@@ -294,9 +297,31 @@ def test_replace_refuses_unknown_names():
   assert "ppo.kl_coef" in caught.value.fix
 
 
-def test_data_fields_that_the_user_set_are_remembered():
+def test_flags_that_the_user_set_are_remembered():
   assert _config("--preset=tiny").data.explicit == ""
-  data = _config("--data.max_prompt_tokens=1024", "--seed=1").data
-  assert data.explicit == "max_prompt_tokens"
-  assert data.is_explicit("max_prompt_tokens")
-  assert not data.is_explicit("max_response_tokens")
+  config = _config(
+    "--data.max_prompt_tokens=1024", "--seed=0", "--processes.index=0"
+  )
+  assert config.data.explicit == "max_prompt_tokens,seed"
+  assert config.is_explicit("data.max_prompt_tokens")
+  assert config.is_explicit("seed")
+  assert not config.is_explicit("data.max_response_tokens")
+  assert flags.explicit_values(config) == {
+    "seed": 0,
+    "data.max_prompt_tokens": 1024,
+  }
+
+
+def test_a_command_line_says_whether_it_names_its_settings(tmp_path):
+  path = tmp_path / "config.json"
+  path.write_text(json.dumps({"config": {}}))
+  for arguments, expected in (
+    ([], False),
+    (["--seed=1"], False),
+    (["--preset=1.3b"], True),
+    ([f"--config={path}"], True),
+  ):
+    call = flags.parse_call(
+      ["--workdir=w", *arguments], _get, default_preset="1.3b"
+    )
+    assert call.has_settings == expected

@@ -162,7 +162,7 @@ def estimate_peak(
   Returns:
     Bytes, as `Plan.peak_bytes` of an estimate.
   """
-  sizes = mesh_lib.mesh_sizes(config.mesh, devices)
+  sizes = mesh_lib.resolve_axis_sizes(config.mesh, devices)
   axes = dict(zip(mesh_lib.AXES, sizes, strict=True))
   mesh = mesh_lib.abstract_mesh(config.mesh, devices, platform)
   workload = make_workload(config, mesh, platform, reward_model)

@@ -124,12 +124,14 @@ def test_every_recipe_is_a_valid_config(experiment, platform):
 def test_what_the_user_has_set_stays(experiment):
   """Every value of a recipe can be set; the others stay as they were."""
   chosen = choose(experiment)[0].values
-  kept = ("ppo.rollout_batch", "ppo.minibatch", "ppo.episodes")
+  others_follow = ("ppo.rollout_batch", "ppo.minibatch", "ppo.episodes")
   for name in chosen:
     user = {name: _default_value(experiment, name)}
     with_user = choose(experiment, user=user)[0].values
     assert name not in with_user
-    if name not in kept and "max_" not in name and "epochs" not in name:
+    if (
+      name not in others_follow and "max_" not in name and "epochs" not in name
+    ):
       assert {**with_user, name: chosen[name]} == chosen
 
 

@@ -112,7 +112,9 @@ def _reply_to_command(line: str) -> str:
     problem = "the message is not valid UTF-8, and was not sent"
   elif "\0" in message:
     problem = "the message contains NUL characters, and was not sent"
-  return launch.error_text(UserError(problem)) if problem else ""
+  return (
+    launch.error_text(UserError(problem, code="bad_message")) if problem else ""
+  )
 
 
 def _print_answer(

@@ -4,6 +4,8 @@ Every value is recorded per prompt, so that models can be compared in pairs and
 seeds can be pooled. `answers.json` contains
 
   prompts, families   [P] text, and prompt family in the embedded world
+  model_prompts       [P] text that the model continued, with the prefix, the
+                      template and special tokens
   sampled, greedy     temperature 1 and 0: gold (or the judge's score), rm, kl
                       (sampled only), length, ended and failures.<field>, each
                       [P][answers]
@@ -91,6 +93,7 @@ def run(config: configs.EvaluateExperiment, directory: str) -> None:
       result["kept"] = {k: _table(answers)[k] for k in ("gold", "rm")}
   result |= _measure_language(config, evaluator, model, prefix)
   result["prefix"] = prefix
+  result["model_prompts"] = evaluator.prompt_texts(prefix, evaluator.prompts)
   files.write_json_atomic(
     pathlib.Path(directory) / ANSWERS, result, indent=None
   )

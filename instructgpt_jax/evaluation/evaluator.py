@@ -118,6 +118,15 @@ class Evaluator:
       ]
     return ids
 
+  def prompt_texts(
+    self, prefix: str, prompts: Sequence[records.Prompt]
+  ) -> list[str]:
+    """Returns encoded prompts as text, with template and special tokens."""
+    return [
+      self.tokenizer.decode_with_special(ids)
+      for ids in self.encode(prefix, prompts)
+    ]
+
   def sample(
     self,
     model: Model,

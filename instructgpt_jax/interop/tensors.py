@@ -135,7 +135,7 @@ def read_header(path: str | pathlib.Path) -> dict[str, Tensor]:
       header = file.read(count)
   except OSError as error:
     raise UserError(
-      f"cannot be read: {error.strerror}", file=str(path)
+      f"cannot be read: {error.strerror}", file=str(path), code="unreadable"
     ) from error
   try:
     table = json.loads(header.decode(), object_pairs_hook=_refuse_duplicates)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
-from instructgpt_jax import configs, statistics
+from instructgpt_jax import configs, sharding, statistics
 from instructgpt_jax.cli import flags
 from instructgpt_jax.data import records
 from instructgpt_jax.evaluation import setup
@@ -19,6 +21,7 @@ from instructgpt_jax.evaluation.evaluator import (
   Model,
   load_model,
 )
+from instructgpt_jax.models import heads
 from instructgpt_jax.pipeline import rankings
 from instructgpt_jax.report import curves
 from instructgpt_jax.runs import files
@@ -58,6 +61,7 @@ _SPLIT_NAMES = {
   "train": "training (not held-out)",
 }
 _GREEDY = "greedy"
+_PROMPTED = "prompted"  # the base model after a prefix
 
 
 def _build_evaluator(
@@ -174,9 +178,10 @@ def evaluate(
     "seed": config.seed,
     "judge": evaluator.judge.name,
     "judge_kind": evaluator.judge.kind,
+    "model": {"parameters": _count_parameters(opened["ppo_ptx"])},
     "models": models,
     "reward_model": _reward_accuracies(config, directory, evaluator),
-    "samples": _samples(evaluator, answers),
+    "samples": _samples(evaluator, answers, prefix),
     "curves": curves.read_curves(directory, CURVES),
     "notes": _notes(evaluator, prefix),
     "config": flags.config_to_dict(config),
@@ -211,7 +216,7 @@ def _answer_prompts(
       variants = {name: ""}
       if name == "base":
         prefix = evaluator.choose_prefix(model)
-        variants["prompted"] = prefix
+        variants[_PROMPTED] = prefix
       for variant, variant_prefix in variants.items():
         stream = 10 + 10 * index + 2 * (variant != name)
         answers[variant] = {
@@ -236,7 +241,7 @@ def _answer_prompts(
           # All greedy answers are equal, and so is the best of them.
           _GREEDY: answers["sft"][_GREEDY],
         }
-  language_results["prompted"] = language_results["base"]
+  language_results[_PROMPTED] = language_results["base"]
   language_results["best_of_n"] = language_results["sft"]
   return answers, language_results, prefix
 
@@ -258,6 +263,12 @@ def _measure_language(evaluator: Evaluator, model: Model) -> dict[str, Any]:
       for kind, values in evaluator.score_tasks(model).items()
     }
   return result
+
+
+def _count_parameters(stage: stage_model.Stage) -> int:
+  """Counts a model's parameters, adapters included."""
+  shapes = sharding.unbox(heads.abstract_params(stage.network))
+  return sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
 
 
 def _removed_by_ptx(results: dict[str, Any]) -> float | None:
@@ -292,11 +303,23 @@ def _reward_accuracies(
 
 
 def _samples(
-  evaluator: Evaluator, answers: Mapping[str, Mapping[str, Answers]]
+  evaluator: Evaluator,
+  answers: Mapping[str, Mapping[str, Answers]],
+  prefix: str,
 ) -> list[dict[str, Any]]:
-  """Returns the first answer of each model to a few prompts."""
+  """Returns the first answer of each model to a few prompts.
+
+  Args:
+    evaluator: has the prompts.
+    answers: model → temperature → answers.
+    prefix: that of the prompted baseline.
+  """
   samples = []
-  for i, prompt in enumerate(evaluator.prompts[:SAMPLES]):
+  prompts = evaluator.prompts[:SAMPLES]
+  plain, prompted = (
+    evaluator.prompt_texts(text, prompts) for text in ("", prefix)
+  )
+  for i, prompt in enumerate(prompts):
     first = {
       name: (by_temperature[""], i * by_temperature[""].samples)
       for name, by_temperature in answers.items()
@@ -304,6 +327,9 @@ def _samples(
     samples.append(
       {
         "prompt": records.prompt_text(prompt.turns, evaluator.data),
+        "model_prompts": {
+          name: (prompted if name == _PROMPTED else plain)[i] for name in first
+        },
         "answers": {name: a.texts[j] for name, (a, j) in first.items()},
         "scores": {
           name: float(a.judgement.scores[j]) for name, (a, j) in first.items()

@@ -33,6 +33,7 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> bool:
       field="--experiment",
       fix=configs.nearest(name, layouts.MICROBATCH_FIELDS)
       or f"give one of {', '.join(layouts.MICROBATCH_FIELDS)}",
+      code="no_plan",
     )
   topology = hardware.parse_topology(arguments.topology)
   config, _ = flags.parse(
@@ -58,6 +59,7 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> bool:
       f"there is no compiler for {topology} here",
       field="--compile",
       fix="install the extra tpu for TPUs; costs of other chips are estimates",
+      code="no_compiler",
     )
   compiling = has_compiler and arguments.compile != "false"
   plan = make_plan(

@@ -202,6 +202,7 @@ def make_workload(
     "has no programs of its own",
     field="--experiment",
     fix="give pretrain, sft, policy_init, reward, ppo or ppo_ptx",
+    code="no_plan",
   )
 
 

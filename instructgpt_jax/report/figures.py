@@ -92,8 +92,10 @@ class Picture(NamedTuple):
 def pictures(results: Results) -> dict[str, list[Picture]]:
   """Draws all figures that the results allow, by section of the page."""
   with styled():
+    main = [p for p in (_wins(results), _score(results)) if p]
     return {
-      "main": [p for p in (_score(results), _wins(results)) if p],
+      "opening": main[:1],
+      "scores": main[1:],
       "failures": [
         p
         for key, text in results_lib.TEMPERATURES
@@ -286,8 +288,20 @@ def _bars(
   axis: str,
   caption: str,
 ) -> Picture | None:
-  """Draws horizontal bars: fields down the page, models within a field."""
+  """Draws horizontal bars: fields down the page, models within a field.
+
+  A field that is 0 for every model has no bars: the caption names it.
+  """
   fields = results_lib.groups(results, kind, key)
+  zeros = [
+    field
+    for field, models in fields.items()
+    if not any(leaf.mean for leaf in models.values())
+  ]
+  if zeros:
+    fields = {f: models for f, models in fields.items() if f not in zeros}
+    names = ", ".join(results_lib.words(field) for field in zeros)
+    caption += f" Not drawn, because it is 0 for every model: {names}."
   names = [
     name
     for name in results_lib.model_names(results)

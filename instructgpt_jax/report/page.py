@@ -7,6 +7,7 @@ escaped, and a content policy in the page forbids it to load anything.
 
 from __future__ import annotations
 
+import collections
 import functools
 import json
 import pathlib
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 
 import jinja2
 
-from instructgpt_jax.report import figures
+from instructgpt_jax.report import conclusions, figures
 from instructgpt_jax.report import results as results_lib
 from instructgpt_jax.report.results import Leaf, Metric, Results
 from instructgpt_jax.runs import files
@@ -59,16 +60,21 @@ def render(results: Results) -> str:
   """Renders the page as text."""
   results = results_lib.tidy(results)
   config = results.get("config")
+  small_tables = _small_tables(results)
   return template("page.html.jinja").render(
     title=results.get("title") or TITLE,
     facts=_facts(results),
-    verdict=results_lib.verdict(results),
-    notes=[str(note) for note in sequence(results.get("notes"))],
+    opening=conclusions.opening(results),
+    findings=conclusions.verdict(
+      results, without=conclusions.headline_model(results)
+    ),
+    notes=[str(note) for note in sequence(results.get("notes")) if note],
     pictures=figures.pictures(results),
     tables=_metric_tables(results),
     failure_tables=_group_tables(results, "failures", "Failures in per cent"),
     tax_tables=_group_tables(results, "tasks", "Task accuracy in per cent"),
-    small_tables=_small_tables(results),
+    small_tables=small_tables,
+    small_title=_joined([table.caption for table in small_tables]),
     samples=_samples(results),
     config=json.dumps(config, indent=2, ensure_ascii=False) if config else "",
   )
@@ -76,7 +82,7 @@ def render(results: Results) -> str:
 
 def picture(results: Results) -> str:
   """Returns the main figure as a standalone SVG file's text ("" if none)."""
-  pictures = figures.pictures(results)["main"]
+  pictures = figures.pictures(results)["opening"]
   if not pictures:
     return ""
   return (
@@ -113,7 +119,7 @@ def terminal_table(results: Results, *, width: int = WIDTH) -> str:
     blocks.extend(_text_groups(results, tasks, "tasks, %", width))
   sentences = [
     textwrap.fill(printable(text), width, subsequent_indent="  ")
-    for text in results_lib.verdict(results)
+    for text in conclusions.verdict(results)
   ]
   if sentences:
     blocks.append("\n".join(sentences))
@@ -247,6 +253,11 @@ def _small_tables(results: Results) -> list[Table]:
 
 
 def _samples(results: Results) -> list[dict[str, Any]]:
+  """Returns the samples that have an answer, with prompts as models read them.
+
+  The prompt that most models continued stands above the answers; an answer to
+  another one, such as that of the prompted model, shows its own.
+  """
   samples = []
   order = results_lib.model_names(results)
   for sample in sequence(results.get("samples")):
@@ -255,14 +266,24 @@ def _samples(results: Results) -> list[dict[str, Any]]:
     scores = results_lib.mapping(sample.get("scores"))
     names = [name for name in order if name in answers]
     names += [name for name in answers if name not in names]
+    if not names:
+      continue
     palette = figures.colours(names)
+    prompts = {
+      name: str(text)
+      for name, text in results_lib.mapping(sample.get("model_prompts")).items()
+      if name in answers and text
+    }
+    counts = collections.Counter(prompts.values())
+    shared = counts.most_common(1)[0][0] if counts else ""
     samples.append(
       {
-        "prompt": str(sample.get("prompt") or ""),
+        "prompt": shared or str(sample.get("prompt") or ""),
         "answers": [
           {
             "name": results_lib.label(name),
             "colour": palette[name],
+            "prompt": "" if prompts.get(name) == shared else prompts.get(name),
             "text": str(answers[name] or "").strip("\n"),
             "score": _score(scores.get(name)),
           }
@@ -271,6 +292,15 @@ def _samples(results: Results) -> list[dict[str, Any]]:
       }
     )
   return samples
+
+
+def _joined(titles: Sequence[str]) -> str:
+  """Joins titles as "Reward model, tax and time"."""
+  *others, last = titles or [""]
+  if not others:
+    return last
+  others = [others[0], *(title.lower() for title in others[1:])]
+  return f"{', '.join(others)} and {last.lower()}"
 
 
 def _score(value: Any) -> str:
@@ -285,7 +315,11 @@ def _text_tables(
   temperature: str,
   width: int,
 ) -> Iterable[str]:
-  names = results_lib.model_names(results)
+  names = [
+    name
+    for name in results_lib.model_names(results)
+    if any(results_lib.value(results, name, m.name, key) for m in metrics)
+  ]
   columns = []
   for metric in metrics:
     plain = metric.name in ("response_length", "ended")

@@ -35,7 +35,6 @@ from instructgpt_jax.runs import files
 HTML = "index.html"
 JSON = "results.json"
 FIGURES = "figures"
-MAIN = "model_size"  # the study whose first figure represents all studies
 TITLE = "InstructGPT's findings in miniature"
 WIDTH = 100
 
@@ -94,13 +93,6 @@ def render(results: Results) -> str:
   """Renders the page as text."""
   results = results_lib.tidy(results)
   return _render(results, _draw(results))
-
-
-def main_figure(results: Results) -> str:
-  """Returns the main figure as one SVG file's text ("" if none)."""
-  study = mapping(mapping(results.get("studies")).get(MAIN))
-  drawn = _drawings(results_lib.tidy(study))
-  return study_figures.standalone(drawn[0]) if drawn else ""
 
 
 def terminal_summary(results: Results, *, width: int = WIDTH) -> str:

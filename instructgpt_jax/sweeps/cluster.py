@@ -241,5 +241,6 @@ def load_submitit() -> ModuleType:
       "the package submitit is not installed",
       field="--launcher",
       fix="pip install submitit (extra 'sweeps'), or give --launcher=local",
+      code="missing_package",
     ) from error
   return submitit

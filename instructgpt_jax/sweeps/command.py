@@ -181,6 +181,7 @@ def parse(
       "there are no shared stages, because a start or data are set",
       field=shared_flags[0].replace("--", _SHARED, 1).partition("=")[0],
       fix="leave it out",
+      code="no_shared_stages",
     )
   defaults = {"flags": _field_values(get_config(preset))}
   if stages:
@@ -200,6 +201,7 @@ def _load_experiment(name: str, load: Callable[[str], Any]) -> Any:
       field="--experiment",
       fix=configs.nearest(name, presets.EXPERIMENTS)
       or f"give one of {', '.join(presets.EXPERIMENTS)}",
+      code="unknown_experiment",
     )
   return module
 
@@ -212,23 +214,31 @@ def _check_arguments(args: argparse.Namespace) -> None:
   for name in ("jobs", "trials"):
     if getattr(args, name) is not None and getattr(args, name) < 1:
       raise UserError(
-        "must be at least 1", field=f"--{name}", fix=f"give --{name}=1"
+        "must be at least 1",
+        field=f"--{name}",
+        fix=f"give --{name}=1",
+        code="not_positive",
       )
   if args.search and not args.objective:
     raise UserError(
       "is missing",
       field="--objective",
       fix="name a number of the runs' complete.json, such as accuracy.mean",
+      code="missing_objective",
     )
   if "," in args.objective:
     raise UserError(
       f"is {args.objective!r}, but a search has one objective",
       field="--objective",
       fix=f"give --objective={args.objective.split(',')[0].strip()}",
+      code="several_objectives",
     )
   if args.objective and not args.search:
     raise UserError(
-      "needs a search", field="--objective", fix="add --search=tpe"
+      "needs a search",
+      field="--objective",
+      fix="add --search=tpe",
+      code="objective_without_search",
     )
 
 
@@ -256,6 +266,7 @@ def _parse_flags(
       file=error.file,
       field=error.field.replace("--", prefix, 1),
       fix=error.fix.replace("mean --", f"mean {prefix}"),
+      code=error.code,
     ) from error
   defaults = _field_values(get_config(preset))
   changed = {

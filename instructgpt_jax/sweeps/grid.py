@@ -65,11 +65,15 @@ def expand_names(text: str, named: Callable[[], Mapping[str, str]]) -> str:
           part,
           "there is no such sweep",
           configs.nearest(part, named()) or f"give {_list_names(named())}",
+          "unknown_sweep",
         )
       parts[i] = named()[part]
   if not parts:
     raise UserError(
-      "is missing", field="--sweep", fix=f"give {_list_names(named())}"
+      "is missing",
+      field="--sweep",
+      fix=f"give {_list_names(named())}",
+      code="missing_sweep",
     )
   return ";".join(parts)
 
@@ -111,7 +115,12 @@ def search_space(text: str, config: Any) -> dict[str, Range | Choices]:
   for part in _split_axes(text):
     field, *others = _split_axis(part)[0]
     if others:
-      _reject(part, "a search has one field a part", "give field=values")
+      _reject(
+        part,
+        "a search has one field a part",
+        "give field=values",
+        "several_fields",
+      )
     pattern = r"(log|lin|int):([^:]*):([^:]*)"
     match = re.fullmatch(pattern, part.partition("=")[2].strip())
     if match is None:
@@ -122,14 +131,23 @@ def search_space(text: str, config: Any) -> dict[str, Range | Choices]:
       continue
     kind = _field_type(part, field, config)
     if kind not in (int, float):
-      _reject(part, f"{field} has no range", "list its values: a,b")
+      _reject(part, f"{field} has no range", "list its values: a,b", "no_range")
     if match[1] == "int" and kind is float:
-      _reject(part, f"{field} is no whole number", "give lin:LOW:HIGH")
+      _reject(
+        part, f"{field} is no whole number", "give lin:LOW:HIGH", "no_range"
+      )
     low, high = (_parse_number(part, text, kind) for text in match.groups()[1:])
     if not low < high:
-      _reject(part, f"{low} is not below {high}", "give the lower end first")
+      _reject(
+        part,
+        f"{low} is not below {high}",
+        "give the lower end first",
+        "empty_range",
+      )
     if match[1] == "log" and low <= 0:
-      _reject(part, "a log range starts above 0", "give lin:LOW:HIGH")
+      _reject(
+        part, "a log range starts above 0", "give lin:LOW:HIGH", "log_of_zero"
+      )
     for end in (low, high):
       _check([part], config, {field: end})
     space[field] = Range(low, high, match[1] == "log", kind is int)
@@ -149,12 +167,12 @@ def run_name(overrides: Mapping[str, Any], short: Mapping[str, str]) -> str:
 def _split_axes(text: str) -> list[str]:
   parts = [part.strip() for part in text.split(";") if part.strip()]
   if not parts:
-    _reject(text, "is empty", _EXAMPLE)
+    _reject(text, "is empty", _EXAMPLE, "missing_sweep")
   counts = Counter(field for part in parts for field in _split_axis(part)[0])
   for part in parts:
     for field in _split_axis(part)[0]:
       if counts[field] > 1:
-        _reject(part, f"{field} is set twice", "give it once")
+        _reject(part, f"{field} is set twice", "give it once", "set_twice")
   return parts
 
 
@@ -163,9 +181,14 @@ def _split_axis(part: str) -> tuple[list[str], str]:
   fields, equals, values = part.partition("=")
   names = [name.strip() for name in fields.strip(" ()").split(",")]
   if not equals or not all(names) or not values.strip():
-    _reject(part, "is not field=value,value", _EXAMPLE)
+    _reject(part, "is not field=value,value", _EXAMPLE, "not_an_axis")
   if len(names) > 1 and not fields.startswith("("):
-    _reject(part, "has several fields", "put them in brackets: (a,b)=(1,2)")
+    _reject(
+      part,
+      "has several fields",
+      "put them in brackets: (a,b)=(1,2)",
+      "missing_brackets",
+    )
   return names, values.strip()
 
 
@@ -182,7 +205,12 @@ def _axis_points(part: str, config: Any) -> list[dict[str, Any]]:
   else:
     point_pattern = r"\(([^()]*)\)"
     if not re.fullmatch(rf"{point_pattern}(\s*,\s*{point_pattern})*", text):
-      _reject(part, "is not (a,b)=(1,2),(3,4)", "put each point in brackets")
+      _reject(
+        part,
+        "is not (a,b)=(1,2),(3,4)",
+        "put each point in brackets",
+        "missing_brackets",
+      )
     rows = []
     for point in re.findall(point_pattern, text):
       row = [value.strip() for value in point.split(",")]
@@ -191,6 +219,7 @@ def _axis_points(part: str, config: Any) -> list[dict[str, Any]]:
           part,
           f"({point}) does not have {len(fields)} values",
           "give each field one",
+          "point_size",
         )
       rows.append(
         [_parse_value(*pair) for pair in zip(row, kinds, strict=True)]
@@ -209,16 +238,28 @@ def _expand_item(part: str, item: str, kind: type) -> Iterator[Any]:
   if span and kind is int:
     low, high = int(span[1]), int(span[2])
     if low > high:
-      _reject(part, f"{item} is empty", "give the lower end first")
+      _reject(
+        part, f"{item} is empty", "give the lower end first", "empty_range"
+      )
     yield from range(low, high + 1)
   elif item.startswith(("log:", "lin:")) and kind in (int, float):
     spacing, *ends = item.split(":")
     if len(ends) != 3:
-      _reject(part, f"{item} has no count", f"give {spacing}:LOW:HIGH:COUNT")
+      _reject(
+        part,
+        f"{item} has no count",
+        f"give {spacing}:LOW:HIGH:COUNT",
+        "missing_count",
+      )
     low, high = (_parse_number(part, end, float) for end in ends[:2])
     count = _parse_number(part, ends[2], int)
     if count < 1 or spacing == "log" and min(low, high) <= 0:
-      _reject(part, f"{item} has no points", "a count starts at 1, log above 0")
+      _reject(
+        part,
+        f"{item} has no points",
+        "a count starts at 1, log above 0",
+        "no_points",
+      )
     for value in _spaced(spacing, low, high, count):
       yield round(value) if kind is int else value
   else:
@@ -247,7 +288,7 @@ def _parse_number(part: str, text: str, kind: type) -> Any:
     return kind(text)
   except ValueError:
     noun = "whole number" if kind is int else "number"
-    _reject(part, f"{text!r} is not a {noun}", f"give a {noun}")
+    _reject(part, f"{text!r} is not a {noun}", f"give a {noun}", "wrong_type")
 
 
 def _parse_value(text: str, kind: type) -> Any:
@@ -265,10 +306,20 @@ def _field_type(part: str, field: str, config: Any) -> type:
   known = {name: option.type for name, _, option in flags.leaves(config)}
   new = renamed.new_name(field, known)
   if new is not None:
-    _reject(part, f"{field} has been renamed to {new}", f"give {new}")
+    _reject(
+      part,
+      f"{field} has been renamed to {new}",
+      f"give {new}",
+      "renamed_flag",
+    )
   if field not in known:
     near = configs.nearest(field, known)
-    _reject(part, f"there is no field {field!r}", near or "--help lists them")
+    _reject(
+      part,
+      f"there is no field {field!r}",
+      near or "--help lists them",
+      "unknown_field",
+    )
   return known[field]
 
 
@@ -284,13 +335,12 @@ def _check(
       ";".join(blamed or parts),
       f"{error.field}: {error.problem}",
       error.fix,
+      error.code,
     )
 
 
-def _reject(part: str, problem: str, fix: str) -> NoReturn:
-  raise UserError(
-    f"{part!r}: {problem}", field="--sweep", fix=fix, code="bad_sweep"
-  )
+def _reject(part: str, problem: str, fix: str, code: str) -> NoReturn:
+  raise UserError(f"{part!r}: {problem}", field="--sweep", fix=fix, code=code)
 
 
 def _short_names(fields: Sequence[str]) -> dict[str, str]:

@@ -100,7 +100,7 @@ def _check_paths(leaves: Mapping[str, Any], root: str) -> None:
         file=path,
         field=name,
         fix="give the --workdir of a complete stage",
-        code="no_folder",
+        code="no_directory",
       )
   path = leaves.get("tokenizer.path")
   if path and not _is_within(path, root) and not os.path.exists(path):

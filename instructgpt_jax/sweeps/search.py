@@ -309,42 +309,6 @@ class Trials:
     return Claim(number, self._make_job(name, overrides), lock)
 
 
-def run_search(
-  root: str,
-  search: Search,
-  space: Mapping[str, Range | Choices],
-  make_job: Callable[[str, Mapping[str, Any]], Job],
-  *,
-  workers: int = 1,
-  launcher: str = "local",
-  slurm: Slurm | None = None,
-  log: Callable[[str], None] = execute.log_line,
-) -> execute.Outcome:
-  """Runs trials, with other workers, until `search.trials` are finished.
-
-  Args:
-    root: the sweep's directory, which holds sweep.json.
-    search: settings of the search.
-    space: field → its range or choices.
-    make_job: (name, overrides) → the job of a trial.
-    workers: trials at once in this process.
-    launcher: one of `execute.LAUNCHERS`.
-    slurm: resources of each trial on a cluster.
-    log: called with a line for each trial that ends.
-
-  Returns:
-    The results of all trials, those of other workers included.
-
-  Raises:
-    UserError: no complete run has the objective, or the search has trials or
-      workers for another one.
-  """
-  with join_search(root, search, space, make_job) as trials:
-    return run_trials(
-      trials, workers=workers, launcher=launcher, slurm=slurm, log=log
-    )
-
-
 @contextlib.contextmanager
 def join_search(
   root: str,
@@ -354,7 +318,15 @@ def join_search(
 ) -> Iterator[Trials]:
   """Joins the search's workers during the block.
 
-  Args and errors are those of `run`.
+  Args:
+    root: the sweep's directory, which holds sweep.json.
+    search: settings of the search.
+    space: field → its range or choices.
+    make_job: (name, overrides) → the job of a trial.
+
+  Raises:
+    UserError: no complete run has the objective, or the search has trials or
+      workers for another one.
   """
   trials = Trials(root, search, space, make_job)
   try:
@@ -372,7 +344,18 @@ def run_trials(
   slurm: Slurm | None = None,
   log: Callable[[str], None] = execute.log_line,
 ) -> execute.Outcome:
-  """Runs trials of a search that this process has joined, as `run` does."""
+  """Runs trials, with other workers, until `Search.trials` are finished.
+
+  Args:
+    trials: a search that this process has joined.
+    workers: trials at once in this process.
+    launcher: one of `execute.LAUNCHERS`.
+    slurm: resources of each trial on a cluster.
+    log: called with a line for each trial that ends.
+
+  Returns:
+    The results of all trials, those of other workers included.
+  """
   opened = execute.open_launcher(launcher, trials.root, workers, slurm)
   _run_loop(trials, trials.search.trials, opened, log)
   trials.check_objective()
@@ -503,6 +486,7 @@ def load_optuna() -> ModuleType:
       "the package optuna is not installed",
       field="--search",
       fix="pip install optuna (extra 'sweeps'), or leave --search out",
+      code="missing_package",
     ) from error
   optuna.logging.set_verbosity(optuna.logging.WARNING)
   return optuna

@@ -22,7 +22,9 @@ def read_sweep(root: str) -> dict[str, Any]:
   path = pathlib.Path(root) / NAME
   value = files.read_json(path, fix="give the --workdir of a sweep")
   if not isinstance(value, dict) or not isinstance(value.get("jobs"), list):
-    raise UserError("is not a sweep", file=str(path), fix="delete it")
+    raise UserError(
+      "is not a sweep", file=str(path), fix="delete it", code="not_a_sweep"
+    )
   return value
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from instructgpt_jax import configs
 from instructgpt_jax.data import curation, encoding, packing, reading
-from instructgpt_jax.data.curation import drops, splits
+from instructgpt_jax.data.curation import drops, splits, summary
 from instructgpt_jax.data.reading import paths
 from instructgpt_jax.data.records import (
   Demonstration,
@@ -30,7 +30,7 @@ class Splits(NamedTuple):
 
 
 class _Kind(NamedTuple):
-  """A source of records with prompts."""
+  """A kind of source: how it is read, and what it holds."""
 
   read: Callable[[str], tuple[list[Any], reading.Report]]
   what: str
@@ -41,17 +41,38 @@ _KINDS = {
   "comparisons": _Kind(reading.read_rankings, "ranked completions"),
   "prompts": _Kind(reading.read_prompts, "prompts"),
 }
+_DOCUMENTS = _Kind(reading.read_documents, "documents")
 
 
-def _require(spec: str, field: str, what: str) -> str:
+class _Source(NamedTuple):
+  """The records of one source, and what reading them reports."""
+
+  field: str  # its flag
+  spec: str  # the flag's value
+  records: list[Any]
+  report: reading.Report
+
+  @property
+  def total(self) -> int:
+    """Number of records before anything was dropped or skipped."""
+    return len(self.records) + sum(self.report.skipped.values())
+
+  def causes(self, dropped: drops.Drops) -> list[drops.Cause]:
+    """All causes for which records are not used, the largest first."""
+    report = self.report
+    return drops.causes(dropped, report.skipped, report.first_skips)
+
+
+def _read(field: str, data: configs.Data, kind: _Kind) -> _Source:
+  spec = getattr(data, field.removeprefix("data."))
   if not spec:
     raise UserError(
-      f"{what} are needed here",
+      f"{kind.what} are needed here",
       field=field,
       fix=f"give --{field}=PATH (a file, a directory or a quoted glob)",
       code="missing_source",
     )
-  return spec
+  return _Source(field, spec, *kind.read(spec))
 
 
 def _curated(
@@ -69,50 +90,60 @@ def _curated(
     tokenizer: counts tokens; without one, no limit in tokens is applied.
     tell: whether counts and warnings are shown.
   """
-  field, kind = f"data.{name}", _KINDS[name]
-  records, report = kind.read(_require(getattr(data, name), field, kind.what))
+  kind = _KINDS[name]
+  source = _read(f"data.{name}", data, kind)
   others = [
     other.read(getattr(data, key))[0]
     for key, other in _KINDS.items()
     if key != name and getattr(data, key)
   ]
-  parts, dropped = curation.curate(records, data, tokenizer, others)
-  total = len(records) + sum(report.skipped.values())
-  causes = drops.causes(dropped, report.skipped, report.first_skips)
-  drops.judge(field, causes, total, data)
-  curation.require(parts, dropped, field, report.skipped)
+  parts, dropped = curation.curate(source.records, data, tokenizer, others)
+  return _accept(source, parts, dropped, data, tell=tell)
+
+
+def _accept(
+  source: _Source,
+  parts: dict[str, list[Any]],
+  dropped: drops.Drops,
+  data: configs.Data,
+  *,
+  tell: bool,
+) -> Splits:
+  """Refuses a source that loses too many records, and logs its counts."""
+  drops.judge(source.field, source.causes(dropped), source.total, data)
+  curation.require(parts, dropped, source.field, source.report.skipped)
   if tell:
-    _log_counts(field, report, dropped, parts)
-    for line in drops.warnings(field, dropped, causes, total):
-      log_line(line)
+    _log_source(source, dropped, parts, data)
   return Splits(**parts)
 
 
-def _log_counts(
-  field: str,
-  report: reading.Report,
+def _log_source(
+  source: _Source,
   dropped: drops.Drops,
   parts: dict[str, list[Any]],
+  data: configs.Data,
 ) -> None:
-  """Shows the counts of one source on one line."""
-  counts = ", ".join(f"{len(v)} {k}" for k, v in parts.items() if v)
-  if not parts["valid"]:
-    counts += ", no validation records"
-  notes = [f"skipped {n} {why}" for why, n in report.skipped.items()]
-  notes += reading.remarks(report.unused, report.notes)
-  notes += [f"dropped {n} {why}" for why, n in dropped.items()]
-  notes += paths.show_ignored(report.ignored)
-  if dropped.cut:
-    notes.append(
-      f"cut {dropped.cut} of {dropped.replies} replies at"
-      " data.max_response_tokens"
+  """Logs one line of counts for a source, then notes and warnings."""
+  field, report = source.field, source.report
+  name = summary.source_name(source.spec, field, report)
+  log_line(
+    summary.source_line(
+      name, source.total, parts, dropped, source.causes(dropped), data
     )
+  )
+  notes = reading.remarks(report.unused, report.notes)
+  notes += paths.show_ignored(report.ignored)
   if dropped.templates:
     notes.append(
-      f"compared {dropped.templates} prompts with a shared beginning from"
-      " where they differ"
+      f"{dropped.templates:,} prompts with a shared beginning are compared"
+      " from where they differ"
     )
-  log_line(f"{field}: {counts}" + "".join(f"; {note}" for note in notes))
+  for note in notes:
+    log_line(f"note: {field}: {note}")
+  for line in drops.warnings(
+    field, dropped, source.causes(dropped), source.total
+  ):
+    log_line(line)
 
 
 def demonstrations(data: configs.Data, tokenizer: Tokenizer | None) -> Splits:
@@ -232,21 +263,9 @@ def documents(data: configs.Data, *, tell: bool = True) -> Splits:
     data: the run's data section.
     tell: whether counts and warnings are shown.
   """
-  field = "data.pretraining"
-  records, report = reading.read_documents(
-    _require(data.pretraining, field, "documents")
-  )
-  parts = splits.split_documents(records, data)
-  none = drops.Drops()
-  total = len(records) + sum(report.skipped.values())
-  causes = drops.causes(none, report.skipped, report.first_skips)
-  drops.judge(field, causes, total, data)
-  curation.require(parts, none, field, report.skipped)
-  if tell:
-    _log_counts(field, report, none, parts)
-    for line in drops.warnings(field, none, causes, total):
-      log_line(line)
-  return Splits(**parts)
+  source = _read("data.pretraining", data, _DOCUMENTS)
+  parts = splits.split_documents(source.records, data)
+  return _accept(source, parts, drops.Drops(), data, tell=tell)
 
 
 def evaluation_documents(
@@ -279,10 +298,16 @@ def evaluation_documents(
   return parts.valid or parts.test
 
 
-def training_texts(data: configs.Data) -> Iterator[str]:
-  """Texts to train a tokenizer on: documents if there are any, else all."""
+def training_texts(data: configs.Data, *, tell: bool = True) -> Iterator[str]:
+  """Texts to train a tokenizer on: documents if there are any, else all.
+
+  Args:
+    data: the run's data section.
+    tell: whether counts and warnings of documents are shown; False where the
+      stage reads them again.
+  """
   if data.pretraining:
-    yield from (d.text for d in documents(data).train)
+    yield from (d.text for d in documents(data, tell=tell).train)
     return
   if data.demonstrations:
     for d in _curated("demonstrations", data, None, tell=False).train:

@@ -127,7 +127,11 @@ def sft(
     config.data, section, config.model.max_seq_len
   )
   tokenizer = inheritance.stage_tokenizer(
-    directory, config, lambda: inputs.training_texts(config.data)
+    directory,
+    config,
+    lambda: inputs.training_texts(
+      config.data, tell=not section.pretraining_fraction
+    ),
   )
   model = LanguageModel(
     inheritance.model_config(config, tokenizer, section.dropout)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from instructgpt_jax.world import replies, words
+from instructgpt_jax.world import words
 from instructgpt_jax.world.facts import World, make_world
 from instructgpt_jax.world.requests import (
   Capitals,
@@ -147,13 +147,6 @@ def label(
   return Label(
     score, 1 + 6 * score, failures, request.family, padding, bool(insulting)
   )
-
-
-def best_reply(prompt: str, *, world: World | int = 0) -> str:
-  """Returns the reply that scores 1."""
-  if isinstance(world, int):
-    world = make_world(world)
-  return replies.best(parse(world, prompt))
 
 
 def _strip(tokens: Tokens, phrases: tuple[Tokens, ...]) -> tuple[Tokens, int]:

@@ -79,25 +79,6 @@ def to_ranks(ratings: Sequence[float]) -> list[int]:
   return [order.index(rating) + 1 for rating in ratings]
 
 
-def agreement(first: Sequence[int], second: Sequence[int]) -> tuple[int, int]:
-  """Counts the pairs of completions on which two labelers agree.
-
-  Args:
-    first: one labeler's ranks of a prompt's completions.
-    second: another's ranks of the same.
-
-  Returns:
-    Pairs ordered alike, and pairs that both order strictly.
-  """
-  same = both = 0
-  for i in range(len(first)):
-    for j in range(i):
-      a, b = first[i] - first[j], second[i] - second[j]
-      both += bool(a and b)
-      same += a * b > 0
-  return same, both
-
-
 def rank(
   prompt: str,
   completions: Sequence[str],

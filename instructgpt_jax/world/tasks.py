@@ -8,7 +8,6 @@ completion, cut at the first full stop, scored by exact match and F1) or
 
 from __future__ import annotations
 
-import collections
 import random
 from typing import Any
 
@@ -120,18 +119,6 @@ def first_sentence(completion: str) -> str:
 def exact_match(completion: str, reference: str) -> float:
   """Returns 1.0 if the first sentence is the reference, else 0.0."""
   return float(first_sentence(completion) == reference)
-
-
-def token_f1(completion: str, reference: str) -> float:
-  """Computes the F1 of the bags of words, as in SQuAD."""
-  predicted, expected = first_sentence(completion).split(), reference.split()
-  same = sum(
-    (collections.Counter(predicted) & collections.Counter(expected)).values()
-  )
-  if not same:
-    return 0.0
-  precision, recall = same / len(predicted), same / len(expected)
-  return 2 * precision * recall / (precision + recall)
 
 
 def choice_accuracy(logps: list[float], answer: int) -> float:

@@ -10,7 +10,11 @@ from tokenizers import models, pre_tokenizers, processors
 from instructgpt_jax import configs
 from instructgpt_jax.data import encoding
 from instructgpt_jax.data.records import Turn
-from instructgpt_jax.data.tokenizers import StreamDecoder, load_tokenizer
+from instructgpt_jax.data.tokenizers import (
+  StreamDecoder,
+  Tokenizer,
+  load_tokenizer,
+)
 from instructgpt_jax.data.tokenizers.chat_template import ChatTemplate
 from instructgpt_jax.errors import UserError
 from tests.data import tokenizer_folders as folders
@@ -35,7 +39,7 @@ TALK = (
 )
 
 
-def make(folder, template=CHATML, in_file=False, eos="<|im_end|>"):
+def make(directory, template=CHATML, in_file=False, eos="<|im_end|>"):
   """Makes a tokenizer of single letters that begins texts with <s>."""
   letters = [chr(c) for c in range(32, 127)] + ["\n"]
   special = ["<s>", "<|im_start|>", "<|im_end|>", "</s>"]
@@ -46,7 +50,7 @@ def make(folder, template=CHATML, in_file=False, eos="<|im_end|>"):
   tokenizer.post_processor = processors.TemplateProcessing(
     single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 0)]
   )
-  tokenizer.save(str(folder / "tokenizer.json"))
+  tokenizer.save(str(directory / "tokenizer.json"))
   settings = {
     "tokenizer_class": "PreTrainedTokenizerFast",
     "bos_token": {
@@ -60,11 +64,11 @@ def make(folder, template=CHATML, in_file=False, eos="<|im_end|>"):
     "eos_token": eos,
   }
   if in_file:
-    (folder / "chat_template.jinja").write_text(template)
+    (directory / "chat_template.jinja").write_text(template)
   else:
     settings["chat_template"] = template
-  (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-  return load_tokenizer(folder)
+  (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+  return load_tokenizer(directory)
 
 
 @pytest.mark.parametrize("in_file", [False, True])
@@ -352,6 +356,43 @@ def test_text_around_a_typed_special_token_stays_as_it_is(kind, tmp_path):
   assert list(reply).count(tokenizer.eos_id) == 1
   if kind != "word_level":
     assert tokenizer.decode_reply(reply) == text
+
+
+@pytest.mark.parametrize("kind", sorted({*folders.KINDS} - {"word_level"}))
+def test_special_tokens_are_visible_where_they_are_asked_for(kind, tmp_path):
+  tokenizer = folders.load(
+    tmp_path,
+    folders.KINDS[kind](),
+    tokenizer_config={
+      "eos_token": "<|im_end|>",
+      "chat_template": folders.CHATML,
+    },
+  )
+  turns = [Turn("user", "the fox"), Turn("assistant", "yes"), Turn("user", "b")]
+  ids = tokenizer.encode_turns(turns)
+  shown = tokenizer.decode_with_special(ids)
+  expected = tokenizer.template.render(turns)
+  assert shown.split() == expected.split()
+  assert shown.count("<|im_end|>") == 3
+  assert "<|im_end|>" not in tokenizer.decode(ids)
+  if kind == "byte_level":
+    assert shown == expected
+
+
+def test_tokens_without_a_name_are_described():
+  class Letters(Tokenizer):
+    def token(self, token_id):
+      return chr(token_id)
+
+    def _decode(self, ids):
+      return "".join(map(chr, ids))
+
+  letters = Letters(256, pad_id=-1, eos_id=-1)
+  ids = [*b"Hi", letters.eos_id, *b" you", letters.pad_id, 300]
+  assert (
+    letters.decode_with_special(ids)
+    == "Hi<end-of-text> you<padding><token 300>"
+  )
 
 
 @pytest.mark.parametrize("text", ["    return 1", "yes", "\n\tx", "", "a  b "])

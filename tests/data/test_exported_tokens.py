@@ -11,11 +11,11 @@ from instructgpt_jax.data.tokenizers import exported_tokens, load_tokenizer
 from tests.interop import vocabulary
 
 
-def written(folder, files):
-  folder.mkdir()
+def written(directory, files):
+  directory.mkdir()
   for name, content in files.items():
-    (folder / name).write_bytes(content)
-  return load_tokenizer(folder)
+    (directory / name).write_bytes(content)
+  return load_tokenizer(directory)
 
 
 def settings_of(files):

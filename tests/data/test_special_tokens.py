@@ -194,8 +194,10 @@ def test_padding(files, pad):
   assert decide(**files).pad_id == pad
 
 
-def byte_folder(folder, special, **files):
-  return folders.write(folder, folders.byte_level(), special=special, **files)
+def byte_directory(directory, special, **files):
+  return folders.write(
+    directory, folders.byte_level(), special=special, **files
+  )
 
 
 NAMES = ("<|start|>", "<|stop|>", "<|turn|>")
@@ -211,7 +213,7 @@ NAMES = ("<|start|>", "<|stop|>", "<|turn|>")
   ],
 )
 def test_a_stage_keeps_settings_of_files_outside_the_tokenizer(files, tmp_path):
-  ours = load_tokenizer(byte_folder(tmp_path / "theirs", NAMES, **files))
+  ours = load_tokenizer(byte_directory(tmp_path / "theirs", NAMES, **files))
   assert ours.token(ours.eos_id) == "<|stop|>" and not ours.notes
   assert ours.document_end_id == ours.eos_id == 262
   ours.save(tmp_path / "stage")
@@ -222,20 +224,20 @@ def test_a_stage_keeps_settings_of_files_outside_the_tokenizer(files, tmp_path):
 
 
 def test_stop_ids_are_saved_with_a_stage(tmp_path):
-  folder = byte_folder(
+  directory = byte_directory(
     tmp_path / "theirs",
     NAMES,
     tokenizer_config={"eos_token": "<|stop|>"},
     generation_config={"eos_token_id": [263, 262]},
   )
-  ours = load_tokenizer(folder)
+  ours = load_tokenizer(directory)
   assert ours.stop_ids == (262, 263)
   ours.save(tmp_path / "stage")
   assert load_tokenizer(tmp_path / "stage").stop_ids == (262, 263)
 
 
 def test_an_invented_end_of_text_is_reported(tmp_path):
-  ours = load_tokenizer(byte_folder(tmp_path, NAMES))
+  ours = load_tokenizer(byte_directory(tmp_path, NAMES))
   assert ours.eos_id == ours.base_size
   assert len(ours.notes) == 1 and str(ours.eos_id) in ours.notes[0]
 

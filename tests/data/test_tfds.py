@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 QUESTIONS = [f"What is {i} + 1? ü" for i in range(6)]
 
 
-def _build(folder):
+def _build(directory):
   text = tfds.features.Text()
 
   class TinyRankings(tfds.core.GeneratorBasedBuilder):
@@ -51,7 +51,7 @@ def _build(folder):
         )
 
   builder = TinyRankings(
-    data_dir=str(folder), file_format="array_record", config="plain"
+    data_dir=str(directory), file_format="array_record", config="plain"
   )
   builder.download_and_prepare()
   return builder.data_dir
@@ -59,13 +59,13 @@ def _build(folder):
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-  folder = tmp_path_factory.mktemp("tfds")
-  return folder, _build(folder)
+  directory = tmp_path_factory.mktemp("tfds")
+  return directory, _build(directory)
 
 
 def test_records(built, monkeypatch):
-  folder, data_dir = built
-  monkeypatch.setenv("TFDS_DATA_DIR", str(folder))
+  directory, data_dir = built
+  monkeypatch.setenv("TFDS_DATA_DIR", str(directory))
   for name in ("tiny_rankings/plain", data_dir):
     spec = f"tfds:{name}:train"
     actual, report = reading.read_rankings(spec)
@@ -80,7 +80,7 @@ def test_records(built, monkeypatch):
 
 
 def test_without_tensorflow_from_the_command_line(built):
-  folder, _ = built
+  directory, _ = built
   code = (
     "import sys; from instructgpt_jax.data.__main__ import main;"
     "status = main(['tfds:tiny_rankings/plain:train']);"
@@ -89,7 +89,7 @@ def test_without_tensorflow_from_the_command_line(built):
   done = subprocess.run(
     [sys.executable, "-c", code],
     cwd=ROOT,
-    env={**os.environ, "TFDS_DATA_DIR": str(folder)},
+    env={**os.environ, "TFDS_DATA_DIR": str(directory)},
     capture_output=True,
     text=True,
   )

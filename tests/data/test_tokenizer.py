@@ -33,7 +33,7 @@ def trained(kind, size=500, texts=TEXTS):
   )
 
 
-def gpt2_folder(folder):
+def gpt2_directory(directory):
   """Writes small GPT-2 files: 256 byte letters and a few merges."""
   letters = byte_letters()
   vocab = {letters[b]: b for b in range(256)}
@@ -41,15 +41,15 @@ def gpt2_folder(folder):
   for a, b in merges:
     vocab[a + b] = len(vocab)
   vocab["<|endoftext|>"] = len(vocab)
-  folder.mkdir(exist_ok=True)
-  (folder / "encoder.json").write_text(json.dumps(vocab))
+  directory.mkdir(exist_ok=True)
+  (directory / "encoder.json").write_text(json.dumps(vocab))
   lines = ["#version: 0.2", *(f"{a} {b}" for a, b in merges), ""]
-  (folder / "vocab.bpe").write_text("\n".join(lines), encoding="utf-8")
-  return folder
+  (directory / "vocab.bpe").write_text("\n".join(lines), encoding="utf-8")
+  return directory
 
 
 def hugging_face_file(path):
-  gpt2 = tok.load_tokenizer(gpt2_folder(path.parent / "parts"))
+  gpt2 = tok.load_tokenizer(gpt2_directory(path.parent / "parts"))
   inner = gpt2._tokenizer
   inner.add_special_tokens(
     [
@@ -64,7 +64,7 @@ def hugging_face_file(path):
 @pytest.fixture(params=["bpe", "unigram", "gpt2", "tokenizer.json"])
 def lossless(request, tmp_path):
   if request.param == "gpt2":
-    return tok.load_tokenizer(gpt2_folder(tmp_path / "gpt2"))
+    return tok.load_tokenizer(gpt2_directory(tmp_path / "gpt2"))
   if request.param == "tokenizer.json":
     return tok.load_tokenizer(hugging_face_file(tmp_path / "tokenizer.json"))
   return trained(request.param)
@@ -91,8 +91,8 @@ def test_round_trip(lossless, text):
 
 def test_save_and_load(lossless, tmp_path):
   lossless.save(tmp_path / "saved" / "tokenizer")
-  for folder in (tmp_path / "saved" / "tokenizer", tmp_path / "saved"):
-    again = tok.load_tokenizer(folder)
+  for directory in (tmp_path / "saved" / "tokenizer", tmp_path / "saved"):
+    again = tok.load_tokenizer(directory)
     assert again.vocab_size == lossless.vocab_size
     assert (again.pad_id, again.eos_id) == (lossless.pad_id, lossless.eos_id)
     assert again.encode_batch(TRICKY) == lossless.encode_batch(TRICKY)
@@ -108,7 +108,7 @@ def test_stream_decoder_gives_the_whole_text(lossless):
 
 
 def test_stream_decoder_does_not_stall_on_broken_bytes(tmp_path):
-  tokenizer = tok.load_tokenizer(gpt2_folder(tmp_path / "gpt2"))
+  tokenizer = tok.load_tokenizer(gpt2_directory(tmp_path / "gpt2"))
   broken = tokenizer.encode("é")[:1]
   stream = tok.StreamDecoder(tokenizer)
   out = [stream.push(broken[0]) for _ in range(20)]

@@ -48,28 +48,28 @@ def values(name=None, **more):
   return {**named, **parity.BOTH, "chat_template": folders.INST, **more}
 
 
-def saved(ours, folder):
+def saved(ours, directory):
   """Saves and reopens a tokenizer like a stage, without config.json."""
-  ours.save(folder)
-  return load_tokenizer(folder)
+  ours.save(directory)
+  return load_tokenizer(directory)
 
 
-def exported(ours, folder, kind):
+def exported(ours, directory, kind):
   tokens = exported_tokens.export(ours, needs_pad=False)
-  folder.mkdir()
+  directory.mkdir()
   for name, content in tokens.files.items():
-    (folder / name).write_bytes(content)
-  (folder / "config.json").write_text(json.dumps({"model_type": kind}))
+    (directory / name).write_bytes(content)
+  (directory / "config.json").write_text(json.dumps({"model_type": kind}))
   return tokens.files
 
 
-def assert_one_tokenizer(ours, folder, kind):
+def assert_one_tokenizer(ours, directory, kind):
   """Checks that saved and exported tokenizers have the ids of the source."""
-  others = [saved(ours, folder / "saved")]
-  exported(others[0], folder / "exported", kind)
-  others.append(load_tokenizer(folder / "exported"))
-  others.append(saved(others[0], folder / "resaved"))
-  theirs = parity.theirs(folder / "exported")
+  others = [saved(ours, directory / "saved")]
+  exported(others[0], directory / "exported", kind)
+  others.append(load_tokenizer(directory / "exported"))
+  others.append(saved(others[0], directory / "resaved"))
+  theirs = parity.theirs(directory / "exported")
   for text in TEXTS:
     ids = ours.encode(text)
     assert [*ours.begin, *ids] == theirs(text)["input_ids"], text

@@ -39,10 +39,10 @@ def settings(**more):
   return {"tokenizer_class": "PreTrainedTokenizerFast", **more}
 
 
-def theirs(folder):
+def theirs(directory):
   library = tiny.library("transformers")
   library.logging.set_verbosity_error()
-  return library.AutoTokenizer.from_pretrained(str(folder))
+  return library.AutoTokenizer.from_pretrained(str(directory))
 
 
 def assert_texts_equal(ours, other, *, end=()):
@@ -216,18 +216,18 @@ def test_llama_tokenizer_class_with_and_without_prefix_space(
   assert_texts_equal(ours, theirs(tmp_path))
 
 
-def write_vocabulary(folder, **values):
+def write_vocabulary(directory, **values):
   """Writes vocab.json, merges.txt and settings, like OPT."""
   model = json.loads(folders.byte_level().to_str())["model"]
   vocab = model["vocab"]
   for token in ("<pad>", "</s>"):
     vocab[token] = len(vocab)
   merges = "\n".join(map(" ".join, model["merges"]))
-  (folder / "vocab.json").write_text(json.dumps(vocab))
-  (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n")
+  (directory / "vocab.json").write_text(json.dumps(vocab))
+  (directory / "merges.txt").write_text(f"#version: 0.2\n{merges}\n")
   names = {"eos_token": "</s>", "bos_token": "</s>", "pad_token": "<pad>"}
   values = {"tokenizer_class": "GPT2Tokenizer", **names, **values}
-  (folder / "tokenizer_config.json").write_text(json.dumps(values))
+  (directory / "tokenizer_config.json").write_text(json.dumps(values))
 
 
 @pytest.mark.parametrize("space", [None, True, False])

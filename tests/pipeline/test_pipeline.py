@@ -166,7 +166,13 @@ def test_the_report_has_every_number_with_its_interval(world_run):
     == (results["models"]["sft"]["greedy"])
   )
   assert len(results["samples"]) == 5
-  assert set(results["samples"][0]["answers"]) == set(MODELS)
+  for sample in results["samples"]:
+    assert set(sample["answers"]) == set(sample["model_prompts"]) == set(MODELS)
+    prefixed = sample["model_prompts"].pop("prompted")
+    # The world's tokenizer has no special tokens in a prompt.
+    assert set(sample["model_prompts"].values()) == {sample["prompt"]}
+    assert prefixed.endswith(sample["prompt"]) and prefixed != sample["prompt"]
+  assert results["model"]["parameters"] > 1000
   assert {"pretrain", "sft", "reward", "ppo", "ppo_ptx"} <= set(
     results["curves"]
   )

@@ -70,6 +70,7 @@ def make_results() -> dict[str, Any]:
     "title": "InstructGPT in a small world",
     "seed": 0,
     "judge": "gold labeler of the world",
+    "model": {"parameters": 1_234_567},
     "models": models,
     "reward_model": {
       "accuracy": leaf(0.741, 0.015),

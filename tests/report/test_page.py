@@ -14,7 +14,7 @@ import sys
 import numpy as np
 import pytest
 
-from instructgpt_jax.report import curves, page
+from instructgpt_jax.report import conclusions, curves, page
 from instructgpt_jax.report import results as results_lib
 from tests.report.sample_results import leaf, make_results
 
@@ -22,18 +22,32 @@ EVIL = '</div><script>alert(1)</script><img src="http://x.test/a.png">'
 
 
 class _Page(html.parser.HTMLParser):
-  """Collects tags with attributes, and text outside of style."""
+  """Collects tags with attributes, and text outside of style.
+
+  Attributes:
+    tags: (name, attributes) of every tag.
+    text: all text.
+    headings: text of each section's heading.
+    figures: title of the figure around each drawing.
+  """
 
   def __init__(self, text: str):
     super().__init__()
     self.tags: list[tuple[str, dict]] = []
     self.text = ""
+    self.headings: list[str] = []
+    self.figures: list[str] = []
     self.open: list[str] = []
     self.feed(text)
     self.close()
 
   def handle_starttag(self, tag, attrs):
     self.tags.append((tag, dict(attrs)))
+    if tag == "h2":
+      self.headings.append("")
+    elif tag == "svg":
+      titles = [a.get("aria-label") for t, a in self.tags if t == "figure"]
+      self.figures.append(titles[-1] if titles else "")
     if tag not in ("meta", "br", "link", "img", "input", "hr"):
       self.open.append(tag)
 
@@ -46,6 +60,8 @@ class _Page(html.parser.HTMLParser):
   def handle_data(self, data):
     if not self.open or self.open[-1] != "style":
       self.text += data
+    if self.open and self.open[-1] == "h2":
+      self.headings[-1] += data
 
 
 def test_page_and_json_contain_the_numbers(tmp_path):
@@ -60,11 +76,161 @@ def test_page_and_json_contain_the_numbers(tmp_path):
   parsed = _Page(path.read_text())
   assert not parsed.open  # every tag is closed in order
   text = " ".join(parsed.text.split())
-  assert "PPO-ptx beats SFT in 60.8 % [58.3, 63.3]" in text
+  assert "PPO beats SFT in 62.6 % [60.1, 65.1]" in text
   assert "0.652 to 0.688" in text  # gold of ppo_ptx at temperature 1
   assert "5 min 01 s" in text
   assert '"ptx_coef": 1.0' in text
-  assert sum(tag == "svg" for tag, _ in parsed.tags) == 10
+
+
+def test_the_page_opens_with_one_sentence_and_one_figure():
+  parsed = _Page(page.render(make_results()))
+  start = parsed.text[: parsed.text.index("Other findings")]
+  start = " ".join(start[start.index("InstructGPT in") :].split())
+  assert start.startswith(
+    "InstructGPT in a small world InstructGPT in a small world A language model"
+    " of 1.23 million parameters was trained by PPO with pretraining gradients"
+    " (PPO-ptx): its answers beat those of supervised fine-tuning (SFT) in"
+    " 60.8 % of comparisons (95 % interval 58.3 to 63.3 %), judged by the gold"
+    " labeler of the world. Win rate against SFT "
+  )
+  assert parsed.figures[0] == "Win rate against SFT"
+  assert start.count("Win rate against SFT") == 2  # the title and the axis
+  findings = conclusions.verdict(make_results(), without="ppo_ptx")
+  assert findings[0].startswith("PPO beats SFT") and len(findings) == 5
+  assert all(finding in parsed.text for finding in findings)
+
+
+def test_the_page_shows_every_figure_under_its_heading():
+  parsed = _Page(page.render(make_results()))
+  assert parsed.headings == [
+    "Other findings",
+    "Scores",
+    "All numbers",
+    "Failures",
+    "Alignment tax",
+    "Samples",
+    "Learning curves",
+    "Reward model, alignment tax and time of each stage",
+    "How it was measured",
+    "Configuration",
+  ]
+  assert parsed.figures == [
+    "Win rate against SFT",
+    "Gold score of each model",
+    "Failures at temperature 1",
+    "Failures at temperature 0",
+    "Alignment tax: language-model loss",
+    "Alignment tax: public tasks",
+    "Pretraining",
+    "Supervised fine-tuning",
+    "Reward model",
+    "Reinforcement learning",
+  ]
+
+
+OPENINGS = {
+  "beats": (leaf(0.62, 0.02), "beat those of supervised fine-tuning (SFT) in"
+            " 62.0 % of comparisons (95 % interval 60.0 to 64.0 %)"),
+  "equal": (leaf(0.52, 0.03), "cannot be told from those of"),
+  "loses": (leaf(0.40, 0.02), "lose to those of supervised fine-tuning (SFT),"
+            " winning 40.0 %"),
+  "unknown": (0.8, "win 80.0 % of comparisons with those of"),
+  "few": (leaf(0.8, 0.1) | {"units": 11}, "on only 11 held-out prompts, too few"
+          " to conclude anything, its answers win 80.0 % of comparisons (95 %"
+          " interval 70.0 to 90.0 %)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OPENINGS)
+def test_the_first_sentence_follows_the_interval(name):
+  rate, words = OPENINGS[name]
+  results = {"models": {"ppo": {"win_rate": rate}}, "judge": "a second model"}
+  text = conclusions.opening(results)
+  assert text.startswith("A language model was trained by PPO: ")
+  assert words in text and text.endswith(", judged by a second model.")
+  assert text.count(". ") == 0
+
+
+def test_without_a_win_rate_the_first_sentence_has_the_score():
+  models = {"base": {"gold": 0.2}, "sft": {"gold": leaf(0.55, 0.01)}}
+  results = {"models": models, "model": {"parameters": 1_300_000_000}}
+  assert conclusions.opening(results) == (
+    "A language model of 1.3 billion parameters was trained by supervised"
+    " fine-tuning (SFT): the mean gold score of its answers (0 to 1) is 0.550"
+    " (95 % interval 0.540 to 0.560)."
+  )
+  assert conclusions.opening({"models": {"base": {"gold": 0.2}}}) == ""
+  assert _Page(page.render(results)).figures == ["Gold score of each model"]
+
+
+@pytest.mark.parametrize(
+  "count, text",
+  [
+    (1_234_567, "1.23 million"),
+    (999_900, "1 million"),
+    (85_000, "85 thousand"),
+    (175e9, "175 billion"),
+    (7, "7 parameters"),
+  ],
+)
+def test_parameters_are_counted_in_words(count, text):
+  results = {"models": {"ppo": {"win_rate": 0.5}}}
+  opening = conclusions.opening(results | {"model": {"parameters": count}})
+  assert f"A language model of {text} " in opening
+
+
+def test_rows_columns_and_sections_without_values_are_hidden():
+  nothing = {"mean": None, "low": None, "high": None}
+  models = {
+    "sft": {"gold": leaf(0.5, 0.1), "likert": None, "kl": nothing},
+    "ppo": {"gold": None, "failures": {}, "tasks": {"copy": None}},
+    "ppo_ptx": {"gold": leaf(0.6, 0.1), "failures": {"odd": 0.0, "bad": 0.5}},
+  }
+  results = {
+    "models": models,
+    "samples": [{"prompt": "unanswered", "answers": {}}, {}],
+    "curves": {"sft": {"loss": []}},
+    "reward_model": {"accuracy": nothing},
+    "seconds": {},
+    "notes": [None, ""],
+    "config": {},
+  }
+  parsed = _Page(page.render(results))
+  assert parsed.headings == [
+    "Other findings",
+    "All numbers",
+    "Failures",
+  ]
+  assert parsed.figures == [
+    "Gold score of each model",
+    "Failures at temperature 1",
+  ]
+  words = " ".join(parsed.text.split())
+  assert "Not drawn, because it is 0 for every model: odd." in words
+  for hidden in ("Likert", "KL", "temperature 0", "unanswered"):
+    assert hidden not in words
+  rows = [attributes for tag, attributes in parsed.tags if tag == "th"]
+  assert sum(row["scope"] == "row" for row in rows) == 2 + 2  # PPO has no value
+  lines = page.terminal_table(results).splitlines()
+  assert not any(line.startswith("PPO ") for line in lines)
+
+
+def test_samples_show_prompts_as_the_models_read_them():
+  results = make_results()
+  (sample, *_) = results["samples"]
+  chat = "<|im_start|>user\nlist 2 animals<|im_end|>\n<|im_start|>assistant\n"
+  prefixed = "<|im_start|>system\nBe polite.<|im_end|>\n" + chat
+  sample["model_prompts"] = dict.fromkeys(sample["answers"], chat)
+  sample["model_prompts"]["prompted"] = prefixed
+  results["samples"] = [sample]
+  parsed = _Page(page.render(results))
+  text = parsed.text[parsed.text.index("Samples") :]
+  assert text.count(chat) == 2  # once for all models, and once after the prefix
+  assert text.index(chat) < text.index("base") < text.index(prefixed)
+  assert sample["prompt"] not in text
+  # A report without them shows the prompt that it has.
+  del sample["model_prompts"]
+  assert sample["prompt"] in _Page(page.render(results)).text
 
 
 def test_page_is_self_contained_and_has_no_script():
@@ -124,13 +290,14 @@ def test_missing_parts_are_absent(missing, tmp_path):
   text = (tmp_path / "report.html").read_text()
   assert not _Page(text).open
   heads = {
-    "samples": "<h2>Samples",
-    "curves": "<h2>Learning curves",
-    "models": "<h2>Which answers",
-    "config": "<h2>Configuration",
+    "samples": "Samples",
+    "curves": "Learning curves",
+    "models": "Scores",
+    "notes": "How it was measured",
+    "config": "Configuration",
   }
   for key, head in heads.items():
-    assert (head in text) == (key not in missing)
+    assert (head in _Page(text).headings) == (key not in missing)
   assert isinstance(page.terminal_table(results), str)
 
 
@@ -227,7 +394,7 @@ def test_terminal_table_removes_control_characters():
 def test_verdict_follows_the_interval(rate, words):
   mean, low, high = rate
   models = {"ppo_ptx": {"win_rate": {"mean": mean, "low": low, "high": high}}}
-  (sentence,) = results_lib.verdict({"models": models})
+  (sentence,) = conclusions.verdict({"models": models})
   assert sentence.startswith(words)
   assert f"{100 * mean:.1f}" in sentence
 
@@ -242,7 +409,7 @@ def test_verdict_follows_the_interval(rate, words):
 )
 def test_verdict_on_the_order(sft, ptx, words):
   models = {"sft": {"gold": sft}, "ppo_ptx": {"gold": ptx}}
-  (sentence,) = results_lib.verdict({"models": models})
+  (sentence,) = conclusions.verdict({"models": models})
   assert words in sentence
 
 
@@ -349,8 +516,7 @@ def test_page_fits_its_window(width, tmp_path):
     'border:0"></iframe><script>onload = () => {const d = '
     'document.getElementById("f").contentDocument.documentElement;'
     'document.title = "sizes " + d.scrollWidth + " " + d.clientWidth + " " + '
-    "d.querySelectorAll('svg.figure').length + ' ' + Math.min(..."
-    "Array.from(d.querySelectorAll('svg.figure')).map(s => "
+    "Math.min(...Array.from(d.querySelectorAll('svg.figure')).map(s => "
     "s.getBoundingClientRect().width))}</script>"
   )
   done = subprocess.run(
@@ -374,10 +540,9 @@ def test_page_fits_its_window(width, tmp_path):
     text=True,
     timeout=120,
   )
-  match = re.search(r"<title>sizes (\d+) (\d+) (\d+) ([\d.]+)", done.stdout)
+  match = re.search(r"<title>sizes (\d+) (\d+) ([\d.]+)", done.stdout)
   assert match, done.stderr[-2000:]
-  scroll, client, svgs, narrowest = map(float, match.groups())
+  scroll, client, narrowest = map(float, match.groups())
   assert client <= width
   assert scroll <= client
-  assert svgs == 10
   assert narrowest >= 340

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from instructgpt_jax import statistics
-from instructgpt_jax.report import page
+from instructgpt_jax.report import conclusions, page
 from instructgpt_jax.report import results as results_lib
 
 
@@ -44,7 +44,7 @@ FIRM = ("beats", "loses to", "cannot be told", "in this order", "not below")
 
 
 def test_the_summary_begins_with_firm_conclusions():
-  summary = results_lib.verdict(small())
+  summary = conclusions.verdict(small())
   # 200 rows of text are enough for the LM loss.
   assert summary[0].startswith("PPO adds 0.500 nats")
   limit = summary[1]
@@ -79,29 +79,29 @@ def test_the_summary_begins_with_firm_conclusions():
   ],
 )
 def test_counts_are_in_grammatical_number(counts, start):
-  few = [x for x in results_lib.verdict(small(**counts)) if "only" in x]
+  few = [x for x in conclusions.verdict(small(**counts)) if "only" in x]
   assert few[0].startswith(start)
 
 
 @pytest.mark.parametrize("rows", [5, 29])
 def test_rows_of_text_are_counted_as_well(rows):
-  summary = results_lib.verdict(small(rows=rows))
+  summary = conclusions.verdict(small(rows=rows))
   assert summary[0].startswith("There are only 11 held-out prompts")
   assert f"{rows} rows of held-out text" in summary[0]
 
 
 @pytest.mark.parametrize("units", [30, 500])
 def test_enough_units_allow_conclusions(units):
-  summary = results_lib.verdict(small(units, units, units))
+  summary = conclusions.verdict(small(units, units, units))
   assert summary[0].startswith("PPO-ptx beats SFT in 81.8")
   assert not any("only" in sentence for sentence in summary)
-  assert results_lib.small_samples(small(units, units, units)) == {}
+  assert conclusions.small_samples(small(units, units, units)) == {}
 
 
 def test_few_prompts_of_held_out_labelers_are_named():
   results = small(prompts=100, rankings=100)
   results["reward_model"]["held_out_labelers"] = leaf(0.6, 0.2, 0.9, 7)
-  assert results_lib.small_samples(results) == {
+  assert conclusions.small_samples(results) == {
     "ranked prompts of held-out labelers": 7
   }
 
@@ -117,7 +117,7 @@ def test_page_and_terminal_show_counts_and_dashes(tmp_path):
   assert "beats" not in table
   # What was written is read back alike.
   again = json.loads((tmp_path / "report.json").read_text())
-  assert results_lib.verdict(again) == results_lib.verdict(results)
+  assert conclusions.verdict(again) == conclusions.verdict(results)
   assert again["reward_model"]["accuracy"] == {
     "mean": pytest.approx(1 / 3), "low": None, "high": None, "units": 1,
   }  # fmt: skip

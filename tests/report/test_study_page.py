@@ -52,20 +52,12 @@ def test_the_page_contains_every_study(tmp_path):
       assert root[0].get("fill") == "#ffffff"
       nested = root.findall("{http://www.w3.org/2000/svg}svg")
       assert len(nested) == len(figure["panels"])
-  panels = sum(
-    len(figure["panels"])
-    for study in results["studies"].values()
-    for figure in study["figures"]
-  )
-  drawn = [a for t, a in parsed.tags if t == "svg" and a.get("class")]
-  assert len(drawn) == panels
+      assert figure["title"] in text
+      for panel in figure["panels"]:
+        assert panel["title"] in text and panel["x"]["label"] in text
   assert "7 runs are missing" in text
   record = json.loads((tmp_path / "new/results.json").read_text())
   assert record["verdicts"]["ptx_coef"]["reproduced"] is True
-  assert (
-    page.main_figure(results)
-    == (tmp_path / "new/figures/model_size-1.svg").read_text()
-  )
 
 
 def test_files_of_removed_figures_are_deleted(tmp_path):
@@ -273,7 +265,7 @@ onload = () => {
   const root = frame.contentDocument, view = frame.contentWindow;
   const found = {scroll: root.documentElement.scrollWidth,
     client: root.documentElement.clientWidth, broken: 0, overlaps: [],
-    outside: [], smallest: 99, svgs: 0};
+    outside: [], smallest: 99};
   for (const image of root.images) found.broken += !image.naturalWidth;
   for (const item of root.querySelectorAll("body *")) {
     if (item.closest("svg") || !Array.from(item.childNodes).some(
@@ -282,7 +274,6 @@ onload = () => {
       parseFloat(view.getComputedStyle(item).fontSize));
   }
   for (const svg of root.querySelectorAll("svg.figure")) {
-    found.svgs += 1;
     const box = svg.getBoundingClientRect();
     const scale = box.width / svg.viewBox.baseVal.width;
     const texts = Array.from(svg.querySelectorAll("text"))
@@ -309,7 +300,7 @@ onload = () => {
 
 
 def look(page_path, scratch, width):
-  """What a browser shows of a page in a window of this width."""
+  """Checks a page in a browser's window of this width."""
   holder = scratch / "holder.html"
   holder.write_text(
     f'<iframe id="f" src="{page_path.as_uri()}" style="width:{width}px;'
@@ -351,7 +342,6 @@ def look(page_path, scratch, width):
   assert measurements["shown"] >= (
     11 if width == 1280 else 6
   )  # without scrolling
-  return measurements
 
 
 @pytest.mark.skipif(_chromium() is None, reason="no chromium on this machine")
@@ -362,7 +352,7 @@ def test_page_in_a_browser(width, tmp_path):
   results["studies"]["sft_epochs"]["tables"] = [wide.as_dict()]
   results["studies"]["sft_epochs"]["notes"] = ["x" * 300]
   path = page.write(results, tmp_path)
-  assert look(path, tmp_path, width)["svgs"] == 24
+  look(path, tmp_path, width)
 
 
 @pytest.mark.skipif(_chromium() is None, reason="no chromium on this machine")

@@ -10,6 +10,7 @@ import pytest
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.runs import files
 from instructgpt_jax.sweeps import collect, sweep_file
+from tests import printed
 from tests.sweeps.fake import sweep
 from tests.sweeps.runs import ROOT, starts
 
@@ -92,29 +93,35 @@ def test_a_grid_can_be_extended_in_its_directory(tmp_path):
 
 
 @pytest.mark.parametrize(
-  "argv, words",
+  "argv, field, values",
   [
-    (("--steps=2", "--sweep=seed=1"), "begun with steps=1, not 2"),
-    (("--preset=large", "--sweep=seed=1"), "preset=small, not large"),
+    (("--steps=2", "--sweep=seed=1"), "steps", ("1", "2")),
+    (("--preset=large", "--sweep=seed=1"), "preset", ("small", "large")),
     (
       ("--sweep=seed=int:0:9", "--search=random", "--objective=count"),
-      "begun with kind=grid, not random",
+      "kind",
+      ("grid", "random"),
     ),
   ],
 )
-def test_another_sweep_is_refused(tmp_path, capsys, argv, words):
+def test_another_sweep_is_refused(tmp_path, monkeypatch, argv, field, values):
   assert main(tmp_path, "--sweep=seed=0") == 0
   before = (tmp_path / "sweep.json").read_text()
+  errors = printed.record_errors(monkeypatch)
   assert main(tmp_path, *argv) == 2
-  error = capsys.readouterr().err
-  assert words in error and "choose another --workdir" in error
+  (error,) = errors
+  assert (error.code, error.field) == ("other_sweep", field)
+  assert all(value in error.problem for value in values)
+  assert "--workdir" in error.fix
   assert (tmp_path / "sweep.json").read_text() == before
 
 
-def test_the_error_names_the_presets_value_of_a_flag(tmp_path, capsys):
+def test_the_error_names_the_presets_value_of_a_flag(tmp_path, monkeypatch):
   assert main(tmp_path, "--sweep=seed=0", "--steps=2") == 0
+  errors = printed.record_errors(monkeypatch)
   assert main(tmp_path, "--sweep=seed=1") == 2  # 1 is the preset's own
-  assert "steps=2, not 1" in capsys.readouterr().err
+  assert errors[0].code == "other_sweep" and errors[0].field == "steps"
+  assert "steps=2" in errors[0].problem and "not 1" in errors[0].problem
   with pytest.raises(UserError) as error:
     sweep_file.write_sweep(
       str(tmp_path), {"flags": {"preset": "small", "steps": 3}}, []
@@ -149,11 +156,13 @@ def test_the_seed_of_a_search_is_recorded(tmp_path):
   assert error.value.field == "search_seed"
 
 
-def test_a_search_with_another_seed_is_refused(tmp_path, capsys):
+def test_a_search_with_another_seed_is_refused(tmp_path, monkeypatch):
+  errors = printed.record_errors(monkeypatch)
   argv = ("--sweep=seed=int:0:9", "--search=random", "--objective=count")
   assert main(tmp_path, *argv, "--trials=1", "--search_seed=3") == 0
   assert main(tmp_path, *argv, "--trials=2") == 2
-  assert "search_seed=3, not 0" in capsys.readouterr().err
+  (error,) = errors
+  assert (error.code, error.field) == ("other_sweep", "search_seed")
   assert main(tmp_path, *argv, "--trials=2", "--search_seed=3") == 0
 
 
@@ -172,31 +181,39 @@ def test_settings_come_from_the_preset_and_the_flags(tmp_path):
 
 
 @pytest.mark.parametrize(
-  "argv, words",
+  "argv, field, code",
   [
-    ((), "[--sweep]: is missing\n  fix: give one of rates, seeds"),
-    (("--sweep=rate",), "'rates'"),
-    (("--sweep=seed=x",), "'seed=x': seed: 'x' is not a whole number"),
-    (("--sweep=seeds", "--stepz=1"), "did you mean --steps?"),
-    (("--sweep=seeds", "--preset=huge"), "no such preset"),
-    (("--sweep=seeds", "--jobs=0"), "[--jobs]"),
-    (("--sweep=seeds", "--jobs=two"), "invalid int value: 'two'"),
-    (("--sweep=seeds", "--launcher=cloud"), "invalid choice: 'cloud'"),
-    (("--sweep=seeds", "--search=tpe"), "[--objective]: is missing"),
-    (("--sweep=seeds", "--objective=x"), "add --search=tpe"),
-    (("--sweep=seeds", "--slurm.extra=x"), "is not name=value"),
-    (("--sweep=seeds", "--shared.seed=1"), "[--shared.seed]"),
-    (("--sweep=seeds", "--experiment=pppo"), "did you mean 'ppo'?"),
+    ((), "--sweep", "missing_sweep"),
+    (("--sweep=rate",), "--sweep", "unknown_sweep"),
+    (("--sweep=seed=x",), "--sweep", "wrong_type"),
+    (("--sweep=seeds", "--stepz=1"), "--stepz", "unknown_flag"),
+    (("--sweep=seeds", "--preset=huge"), "--preset", "unknown_preset"),
+    (("--sweep=seeds", "--jobs=0"), "--jobs", "not_positive"),
+    (("--sweep=seeds", "--jobs=two"), None, "bad_flag"),
+    (("--sweep=seeds", "--launcher=cloud"), None, "bad_flag"),
+    (("--sweep=seeds", "--search=tpe"), "--objective", "missing_objective"),
+    (
+      ("--sweep=seeds", "--objective=x"),
+      "--objective",
+      "objective_without_search",
+    ),
+    (("--sweep=seeds", "--slurm.extra=x"), None, "bad_flag"),
+    (("--sweep=seeds", "--shared.seed=1"), "--shared.seed", "no_shared_stages"),
+    (("--sweep=seeds", "--experiment=pppo"), "--experiment",
+     "unknown_experiment"),
   ],
-)
+)  # fmt: skip
 def test_user_errors_have_status_2_and_start_nothing(
-  tmp_path, capsys, argv, words
+  tmp_path, capsys, monkeypatch, argv, field, code
 ):
+  errors = printed.record_errors(monkeypatch)
   workdir = tmp_path / "run"
   assert main(workdir, *argv) == 2
-  error = capsys.readouterr().err
-  assert error.startswith("error: ") and words in error
-  assert "fix: " in error and len(error.splitlines()) <= 3
+  text = capsys.readouterr().err
+  assert text.startswith("error: ")
+  assert "fix: " in text and len(text.splitlines()) <= 3
+  (error,) = errors
+  assert (error.field, error.code) == (field, code) and error.fix
   assert not workdir.exists()
 
 
@@ -227,11 +244,14 @@ print(status, sorted({"jax", "optuna", "submitit"} & set(sys.modules)))
 
 
 def test_a_directory_without_a_sweep_has_no_rows(tmp_path):
-  with pytest.raises(UserError, match="no such file"):
+  with pytest.raises(UserError) as error:
     collect.read_rows(str(tmp_path))
+  assert error.value.code == "no_file"
   files.write_json_atomic(tmp_path / "sweep.json", [1])
-  with pytest.raises(UserError, match="is not a sweep"):
+  with pytest.raises(UserError) as error:
     collect.read_rows(str(tmp_path))
+  assert error.value.code == "not_a_sweep"
+  assert error.value.file == str(tmp_path / "sweep.json")
 
 
 def test_inputs_of_a_sweep_may_not_change_between_calls(tmp_path):
@@ -250,15 +270,19 @@ def test_inputs_of_a_sweep_may_not_change_between_calls(tmp_path):
     assert error.value.field == name.partition("=")[0]
 
 
-def test_a_sweep_in_a_run_directory_is_refused(tmp_path, capsys):
+def test_a_sweep_in_a_run_directory_is_refused(tmp_path, monkeypatch):
   (tmp_path / files.CONFIG).write_text("{}")
+  errors = printed.record_errors(monkeypatch)
   assert main(tmp_path, "--sweep=seed=0") == 2
-  assert str(tmp_path) in capsys.readouterr().err
+  (error,) = errors
+  assert (error.code, error.file) == ("workdir_of_a_run", str(tmp_path))
   assert [path.name for path in tmp_path.glob("*.json")] == [files.CONFIG]
 
 
-def test_two_objectives_are_refused_before_a_trial(tmp_path, capsys):
+def test_two_objectives_are_refused_before_a_trial(tmp_path, monkeypatch):
+  errors = printed.record_errors(monkeypatch)
   argv = ("--sweep=seed=int:0:9", "--search=random", "--trials=1")
   assert main(tmp_path / "s", *argv, "--objective=count,seed") == 2
-  assert "--objective" in capsys.readouterr().err
+  (error,) = errors
+  assert (error.code, error.field) == ("several_objectives", "--objective")
   assert not (tmp_path / "s").exists()

@@ -67,10 +67,10 @@ def test_fields_that_go_together():
 def test_fields_of_one_run_are_checked_together():
   config = presets.sft("world")
   assert len(grid.grid_runs("model.d_model=33;model.num_heads=3", config)) == 1
-  with pytest.raises(
-    UserError, match="'model.num_heads=5': model.num_heads: d_model"
-  ):
+  with pytest.raises(UserError) as error:
     grid.grid_runs("model.d_model=33;model.num_heads=5", config)
+  assert error.value.code == "not_a_divisor"
+  assert "'model.num_heads=5'" in error.value.problem
 
 
 def test_names_are_short_safe_and_distinct():
@@ -90,43 +90,54 @@ def test_names_are_short_safe_and_distinct():
 
 
 @pytest.mark.parametrize(
-  "text, words",
+  "text, part, code",
   [
-    ("section.rat=1", "'section.rat=1': there is no field .*'section.rate'"),
-    ("seed=1;section.rate=x", "'section.rate=x': section.rate: 'x' is not a n"),
-    ("section.rate=0", "'section.rate=0': .* > 0.0"),
-    ("section.size=1.5", "'1.5' is not a whole number"),
-    ("section.loud=maybe", "true or false"),
-    ("seed=", "is not field=value"),
-    ("=1", "is not field=value"),
-    ("seed=1;seed=2", "seed is set twice"),
-    ("seed=3..1", "3..1 is empty"),
-    ("section.rate=log:1:2", "has no count"),
-    ("section.rate=log:0:2:3", "log above 0"),
-    ("section.rate=log:1:y:3", "'y' is not a number"),
-    ("section.rate=lin:1:2:0", "a count starts at 1"),
-    ("section.rate=lin:1:2:1.5", "'1.5' is not a whole number"),
-    ("(seed,steps)=(1,2),(3)", r"\(3\) does not have 2 values"),
-    ("(seed,steps)=1,2", "put each point in brackets"),
-    ("seed,steps=1,2", "put them in brackets"),
-    ("section=1", "there is no field 'section'"),
+    ("section.rat=1", "section.rat=1", "unknown_field"),
+    ("seed=1;section.rate=x", "section.rate=x", "wrong_type"),
+    ("section.rate=0", "section.rate=0", "not_allowed"),
+    ("section.size=1.5", "section.size=1.5", "wrong_type"),
+    ("section.loud=maybe", "section.loud=maybe", "wrong_type"),
+    (" ; ", " ; ", "missing_sweep"),
+    ("seed=", "seed=", "not_an_axis"),
+    ("=1", "=1", "not_an_axis"),
+    ("seed=1;seed=2", "seed=1", "set_twice"),
+    ("seed=3..1", "seed=3..1", "empty_range"),
+    ("section.rate=log:1:2", "section.rate=log:1:2", "missing_count"),
+    ("section.rate=log:0:2:3", "section.rate=log:0:2:3", "no_points"),
+    ("section.rate=log:1:y:3", "section.rate=log:1:y:3", "wrong_type"),
+    ("section.rate=lin:1:2:0", "section.rate=lin:1:2:0", "no_points"),
+    ("section.rate=lin:1:2:1.5", "section.rate=lin:1:2:1.5", "wrong_type"),
+    ("(seed,steps)=(1,2),(3)", "(seed,steps)=(1,2),(3)", "point_size"),
+    ("(seed,steps)=1,2", "(seed,steps)=1,2", "missing_brackets"),
+    ("seed,steps=1,2", "seed,steps=1,2", "missing_brackets"),
+    ("section=1", "section=1", "unknown_field"),
   ],
 )
-def test_errors_name_the_part_and_the_fix(text, words):
-  with pytest.raises(UserError, match=f"(?s){words}") as error:
+def test_errors_name_the_part_and_the_fix(text, part, code):
+  with pytest.raises(UserError) as error:
     grid.grid_runs(text, CONFIG)
+  assert error.value.code == code
+  assert repr(part) in error.value.problem
   assert error.value.field == "--sweep"
   assert error.value.fix
+
+
+def test_an_old_field_is_refused_with_its_new_name():
+  with pytest.raises(UserError) as error:
+    grid.grid_runs("model.heads=2", presets.sft("world"))
+  assert error.value.code == "renamed_flag"
+  assert "model.num_heads" in error.value.fix
 
 
 def test_named_sweeps_and_fields_mix():
   text = grid.expand_names(" rates; seed=0,1 ;", counter.sweep)
   assert text == "section.rate=0.1,0.2;seed=0,1"
   assert grid.swept_fields(text) == ["section.rate", "seed"]
-  with pytest.raises(UserError, match="'rate': .*(?s:.*)did you mean 'rates'"):
-    grid.expand_names("rate", counter.sweep)
-  with pytest.raises(UserError, match="give one of rates, seeds, or field="):
-    grid.expand_names("", counter.sweep)
+  for text, code in (("rate", "unknown_sweep"), ("", "missing_sweep")):
+    with pytest.raises(UserError) as error:
+      grid.expand_names(text, counter.sweep)
+    assert error.value.code == code and error.value.field == "--sweep"
+    assert "rates" in error.value.fix
 
 
 def test_search_spaces():
@@ -141,21 +152,22 @@ def test_search_spaces():
 
 
 @pytest.mark.parametrize(
-  "text, words",
+  "text, code",
   [
-    ("section.rate=log:0:1", "starts above 0"),
-    ("section.rate=lin:2:1", "2.0 is not below 1.0"),
-    ("section.rate=lin:-1:1", "section.rate: -1.0 is not allowed"),
-    ("section.rate=int:1:4", "no whole number"),
-    ("section.kind=int:1:4", "has no range"),
-    ("section.rate=0.1,-1", "-1.0 is not allowed"),
-    ("(seed,steps)=(1,2)", "one field a part"),
-    ("nothing=lin:1:2", "there is no field"),
+    ("section.rate=log:0:1", "log_of_zero"),
+    ("section.rate=lin:2:1", "empty_range"),
+    ("section.rate=lin:-1:1", "not_allowed"),
+    ("section.rate=int:1:4", "no_range"),
+    ("section.kind=int:1:4", "no_range"),
+    ("section.rate=0.1,-1", "not_allowed"),
+    ("(seed,steps)=(1,2)", "several_fields"),
+    ("nothing=lin:1:2", "unknown_field"),
   ],
 )
-def test_searches_that_make_no_sense(text, words):
-  with pytest.raises(UserError, match=words):
+def test_searches_that_make_no_sense(text, code):
+  with pytest.raises(UserError) as error:
     grid.search_space(text, CONFIG)
+  assert error.value.code == code and repr(text) in error.value.problem
 
 
 def paper(module, name, preset="1.3b"):

@@ -64,14 +64,14 @@ def test_batches_and_lengths_of_every_run(
 @pytest.mark.parametrize(
   "experiment, argv, field, code",
   [
-    ("sft", ("--sweep=init_from=START,NOWHERE",), "init_from", "no_folder"),
+    ("sft", ("--sweep=init_from=START,NOWHERE",), "init_from", "no_directory"),
     ("sft", ("--init_from=NOWHERE", "--sweep=seed=0,1"), "init_from",
-     "no_folder"),
+     "no_directory"),
     ("ppo", ("--init_from=START", "--data.prompts=START/../demos.jsonl",
              "--sweep=ppo.reward_model=START,NOWHERE"),
-     "ppo.reward_model", "no_folder"),
+     "ppo.reward_model", "no_directory"),
     ("sft", ("--init_from=START", "--sft.reward_model=NOWHERE",
-             "--sweep=seed=0,1"), "sft.reward_model", "no_folder"),
+             "--sweep=seed=0,1"), "sft.reward_model", "no_directory"),
     ("sft", ("--init_from=START",
              "--sweep=data.demonstrations=START/../demos.jsonl,NOWHERE.jsonl"),
      "data.demonstrations", "no_such_file"),

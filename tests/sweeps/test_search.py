@@ -35,9 +35,8 @@ def make_job(name, overrides, **more):
 def run(root, expected=WANTED, make=make_job, **more):
   root = str(root)
   sweep_file.write_sweep(root, {}, [])
-  return search.run_search(
-    root, expected, SPACE, make, log=lambda text: None, **more
-  )
+  with search.join_search(root, expected, SPACE, make) as trials:
+    return search.run_trials(trials, log=lambda text: None, **more)
 
 
 def states(root):

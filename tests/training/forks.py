@@ -24,6 +24,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from instructgpt_jax.errors import UserError
+
 ROOT = pathlib.Path(__file__).parents[2]
 _TIMEOUT = 150.0  # seconds; a command takes two or three
 
@@ -34,6 +36,7 @@ class Done(NamedTuple):
   status: int
   out: str
   err: str
+  error: UserError | None = None  # that it printed
 
 
 class Child:
@@ -68,7 +71,7 @@ class Child:
       (self._directory / name).read_text(errors="replace")
       for name in ("out", "err")
     )
-    return Done(self._status, out, err)
+    return Done(self._status, out, err, _read_error(self._directory))
 
 
 class Server:
@@ -144,6 +147,24 @@ class Server:
     shutil.rmtree(self._directory, ignore_errors=True)
 
 
+def _read_error(directory: pathlib.Path) -> UserError | None:
+  path = directory / "error"
+  return UserError(**json.loads(path.read_text())) if path.exists() else None
+
+
+def _record_error(directory: pathlib.Path) -> None:
+  """Has this process write the fields of the error that it prints."""
+  from instructgpt_jax.cli import launch
+
+  plain = launch.error_text
+
+  def recorded(error: UserError) -> str:
+    (directory / "error").write_text(json.dumps(vars(error)))
+    return plain(error)
+
+  launch.error_text = recorded
+
+
 def _child(order: Mapping[str, Any], out: int, err: int) -> None:
   """Runs a command in a forked process; never returns."""
   import resource
@@ -157,6 +178,7 @@ def _child(order: Mapping[str, Any], out: int, err: int) -> None:
   if order["file_size"] >= 0:
     resource.setrlimit(resource.RLIMIT_FSIZE, (order["file_size"], -1))
   sys.argv = [order["module"], *order["arguments"]]
+  _record_error(pathlib.Path(order["directory"]))
   status = 0
   try:
     runpy.run_module(order["module"], run_name="__main__", alter_sys=True)

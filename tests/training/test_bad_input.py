@@ -32,76 +32,81 @@ def without(record, field):
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """A bad source of a stage, and its error message."""
+  """A bad source of a stage, and its error."""
 
   stage: str
   kind: str  # which source is bad
   content: bytes
-  line: int | None  # where it says the fault is
-  message: str
+  line: int | None  # where the fault is
+  code: str
+  field: str | None = None
   name: str = "bad.jsonl"
 
 
 TEXT = {"text": "ba be bi"}
 BAD: dict[str, Case] = {
-  "empty file": Case("sft", "demonstrations", b"", 1, "is empty"),
-  "blank file": Case("pretrain", "pretraining", b" \n\n", 1, "is empty"),
+  "empty file": Case("sft", "demonstrations", b"", 1, "empty_file"),
+  "blank file": Case("pretrain", "pretraining", b" \n\n", 1, "empty_file"),
   "truncated gzip": Case(
     "ppo", "prompts", gzip.compress(jsonl(*[RANKING] * 99))[:-9], None,
-    "the gzip data is cut short", "bad.jsonl.gz",
+    "bad_gzip", name="bad.jsonl.gz",
   ),
   "no gzip at all": Case(
-    "pretrain", "pretraining", b"\x1f\x8bnothing", 1, "no valid gzip data",
-    "bad.jsonl.gz",
+    "pretrain", "pretraining", b"\x1f\x8bnothing", 1, "bad_gzip",
+    name="bad.jsonl.gz",
   ),
   "invalid UTF-8": Case(
     "sft", "demonstrations",
     jsonl(DEMONSTRATION) + b'{"prompt": "caf\xe9", "completion": "b"}\n', 2,
-    "byte 0xe9 is not valid UTF-8",
+    "not_utf8",
   ),
   "a line that is not JSON": Case(
     "reward", "comparisons", jsonl(RANKING, RANKING, "{'prompt': 1}"), 3,
-    "is not JSON",
+    "bad_json",
   ),
   "a missing field": Case(
     "sft", "demonstrations",
     jsonl(DEMONSTRATION, without(DEMONSTRATION, "completion")), 2,
-    "completion",
+    "missing_field", "completion",
   ),
   "a wrongly typed field": Case(
-    "ppo_ptx", "prompts", jsonl({"prompt": "ba"}, {"prompt": 7}), 2, "prompt",
+    "ppo_ptx", "prompts", jsonl({"prompt": "ba"}, {"prompt": 7}), 2,
+    "wrong_type", "prompt",
   ),
   "a text that is a number": Case(
-    "ppo_ptx", "pretraining", jsonl(TEXT, {"text": 3.5}), 2, "text",
+    "ppo_ptx", "pretraining", jsonl(TEXT, {"text": 3.5}), 2, "wrong_type",
+    "text",
   ),
   "fewer ranks than completions": Case(
     "reward", "comparisons", jsonl(RANKING, RANKING | {"ranks": [1]}), 2,
-    "ranks",
+    "rank_count", "ranks",
   ),
   "ranks from 0": Case(
-    "reward", "comparisons", jsonl(RANKING | {"ranks": [0, 1]}), 1, "ranks",
+    "reward", "comparisons", jsonl(RANKING | {"ranks": [0, 1]}), 1,
+    "rank_value", "ranks",
   ),
   "only ties": Case(
-    "reward", "comparisons", jsonl(*[RANKING | {"ranks": [1, 1]}] * 3), None,
-    "bad.jsonl",
+    "reward", "comparisons", jsonl(*[RANKING | {"ranks": [1, 1]}] * 3), 1,
+    "nothing_left",
   ),
   "an empty completion": Case(
     "sft", "demonstrations",
     jsonl(DEMONSTRATION, DEMONSTRATION | {"completion": " "}), 2,
-    "completion",
+    "empty_text", "completion",
   ),
   "only prompts that are too long": Case(
-    "ppo", "prompts", jsonl({"prompt": "ba " * 40, "split": "train"}), None,
-    "1 prompts over the token limit",
+    "ppo", "prompts", jsonl({"prompt": "ba " * 40, "split": "train"}), 1,
+    "most_dropped", "data.prompts",
   ),
   "records of another kind": Case(
-    "reward", "comparisons", jsonl(DEMONSTRATION), None, "bad.jsonl",
+    "reward", "comparisons", jsonl(DEMONSTRATION), 1, "other_kind",
+    "completions",
   ),
 }  # fmt: skip
 
 
 def error_of(done):
-  """Returns the error, which has at most three lines and a fix."""
+  """Returns the error; its text has at most three lines and a fix."""
   assert done.status == 2, done.err
   assert "Traceback" not in done.err
   lines = done.err.splitlines()
@@ -111,7 +116,8 @@ def error_of(done):
   assert all(len(line) <= 300 for line in error)
   assert error[-1].startswith("  fix: ")
   assert len(error[-1]) > len("  fix: ")
-  return "\n".join(error)
+  assert done.error is not None
+  return done.error
 
 
 def replaced(flags, **values):
@@ -139,11 +145,8 @@ def test_bad_record_is_named_with_line_and_fix(name, stages, tmp_path):
   flags = replaced(stages.flags(case.stage), **{case.kind: bad})
   command = [*flags, f"--workdir={tmp_path / 'run'}"]
   error = error_of(stages.run(case.stage, *command))
-  assert case.message in error
-  if case.line is not None:
-    assert f"{bad}:{case.line}" in error
-  else:
-    assert str(bad) in error or f"[data.{case.kind}]" in error
+  assert (error.code, error.field) == (case.code, case.field)
+  assert (error.file, error.line) == (str(bad), case.line)
   assert not results.snapshot(tmp_path / "run")
 
 
@@ -153,7 +156,8 @@ def test_corrected_file_works_with_the_same_command(stages, tmp_path):
   data.write_bytes(good[:-20])
   flags = replaced(stages.flags("sft"), demonstrations=data)
   command = [*flags, f"--workdir={tmp_path / 'run'}"]
-  assert f"{data}:30" in error_of(stages.run("sft", *command))
+  error = error_of(stages.run("sft", *command))
+  assert (error.file, error.line) == (str(data), 30)
   data.write_bytes(good)
   assert stages.run("sft", *command).status == 0
   assert results.metrics(tmp_path / "run") == results.metrics(stages["sft"])
@@ -164,7 +168,8 @@ def test_corrected_path_works_in_the_same_workdir(stages, tmp_path):
   flags = stages.flags("sft")
   wrong = replaced(flags, demonstrations=stages.data / "demonstration.jsonl")
   error = error_of(stages.run("sft", *wrong, f"--workdir={tmp_path / 'run'}"))
-  assert f"did you mean '{stages.data / 'demonstrations.jsonl'}'?" in error
+  assert error.code == "no_such_file"
+  assert str(stages.data / "demonstrations.jsonl") in error.fix
   done = stages.run(
     "sft", *flags, "--sft.epochs=1", f"--workdir={tmp_path / 'run'}"
   )
@@ -172,25 +177,25 @@ def test_corrected_path_works_in_the_same_workdir(stages, tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("stage", "kind", "bad", "message"),
+  ("stage", "kind", "bad", "cause"),
   [
-    ("ppo", "prompts", {"prompt": "ba " * 40}, "dropped 1 prompts over the"),
+    ("ppo", "prompts", {"prompt": "ba " * 40}, "prompts over the token limit"),
     (
       "reward",
       "comparisons",
       RANKING | {"ranks": [2, 2]},
-      "skipped 1 rankings with only ties",
+      "rankings with only ties",
     ),
     (
       "sft",
       "demonstrations",
       {"prompt": "write to me@corp.io", "completion": "ba"},
-      "dropped 1 records with personal information: e-mail address",
+      "records with personal information (e-mail address)",
     ),
   ],
 )
 def test_skipped_records_are_counted_and_others_used(
-  stage, kind, bad, message, stages, tmp_path
+  stage, kind, bad, cause, stages, tmp_path
 ):
   data = tmp_path / "data.jsonl"
   good = (stages.data / f"{kind}.jsonl").read_bytes()
@@ -198,7 +203,8 @@ def test_skipped_records_are_counted_and_others_used(
   flags = replaced(stages.flags(stage), **{kind: data})
   done = stages.run(stage, *flags, f"--workdir={tmp_path / 'run'}")
   assert done.status == 0, done.err
-  assert message in done.err
+  (line,) = (x for x in done.err.splitlines() if x.startswith("data.jsonl "))
+  assert f", 1 dropped (1 {cause})" in line
   assert results.metrics(tmp_path / "run") == results.metrics(stages[stage])
 
 
@@ -218,40 +224,39 @@ def nothing(path):
   shutil.rmtree(path)
 
 
-# Stage, stage to start from, how it is damaged, error message.
+# Stage, stage to start from, how it is damaged, code of the error.
 STARTS: dict[str, tuple[str, str, Callable | None, str]] = {
-  "no such directory": ("ppo", "sft", nothing, "there is no such directory"),
-  "unfinished": ("ppo", "sft", unfinished, "has not run to its end"),
-  "no stage": ("sft", "pretrain", model_lost, "holds no finished stage"),
-  "damaged": ("sft", "pretrain", model_damaged, "cannot be read"),
+  "no such directory": ("ppo", "sft", nothing, "no_directory"),
+  "unfinished": ("ppo", "sft", unfinished, "unfinished"),
+  "no stage": ("sft", "pretrain", model_lost, "no_stage"),
+  "damaged": ("sft", "pretrain", model_damaged, "unreadable_checkpoint"),
   "a reward model as policy": (
     "ppo",
     "reward",
     None,
-    "holds a reward model, where a language model is needed",
+    "other_kind",
   ),
 }
 
 
 @pytest.mark.parametrize("name", STARTS)
 def test_unusable_start_stage_is_an_error(name, stages, tmp_path):
-  stage, start, spoil, message = STARTS[name]
+  stage, start, spoil, code = STARTS[name]
   path = tmp_path / "start"
   shutil.copytree(stages[start], path)
   if spoil is not None:
     spoil(path)
   flags = replaced(stages.flags(stage), init_from=path)
   error = error_of(stages.run(stage, *flags, f"--workdir={tmp_path / 'run'}"))
-  assert message in error
-  assert str(path) in error
+  assert error.code == code
+  assert error.file is not None and error.file.startswith(str(path))
   assert not results.snapshot(tmp_path / "run")
 
 
 def test_policy_is_not_a_reward_model(stages, tmp_path):
   flags = replaced(stages.flags("ppo"), reward_model=stages["sft"])
   error = error_of(stages.run("ppo", *flags, f"--workdir={tmp_path}"))
-  assert "holds a language model, where a reward model is needed" in error
-  assert "[ppo.reward_model]" in error
+  assert (error.code, error.field) == ("other_kind", "ppo.reward_model")
 
 
 def test_workdir_of_another_experiment_is_refused(stages, tmp_path):
@@ -262,7 +267,7 @@ def test_workdir_of_another_experiment_is_refused(stages, tmp_path):
       "policy_init", *stages.flags("policy_init"), f"--workdir={tmp_path}/run"
     )
   )
-  assert "belongs to the experiment 'sft', not 'policy_init'" in error
+  assert (error.code, error.file) == ("other_experiment", f"{tmp_path}/run")
   assert results.snapshot(tmp_path / "run") == before
 
 
@@ -271,14 +276,15 @@ def test_workdir_with_another_config_is_refused(stages, tmp_path):
   before = results.snapshot(tmp_path / "run")
   flags = [*stages.flags("sft"), "--sft.epochs=9", f"--workdir={tmp_path}/run"]
   error = error_of(stages.run("sft", *flags))
-  assert "the existing run used --sft.epochs=8, not 9" in error
+  assert error.code == "config_differs"
+  assert "--sft.epochs=8" in error.problem and "9" in error.problem
   assert results.snapshot(tmp_path / "run") == before
 
 
 def test_workdir_that_is_a_file_is_refused(stages, tmp_path):
   (tmp_path / "run").write_text("mine")
   flags = [*stages.flags("sft"), f"--workdir={tmp_path / 'run'}"]
-  assert str(tmp_path / "run") in error_of(stages.run("sft", *flags))
+  assert error_of(stages.run("sft", *flags)).file == str(tmp_path / "run")
   assert (tmp_path / "run").read_text() == "mine"
 
 
@@ -299,8 +305,8 @@ def test_unknown_tokenizer_file_is_refused(name, stages, tmp_path):
   error = error_of(
     stages.run("pretrain", *flags, f"--workdir={tmp_path / 'run'}")
   )
-  assert str(tmp_path / name) in error
-  assert ".model" in error.splitlines()[-1]
+  assert error.file == str(tmp_path / name)
+  assert ".model" in error.fix
   assert not results.snapshot(tmp_path / "run")
 
 
@@ -335,7 +341,7 @@ def test_inconsistent_settings_are_refused(
   done = stages.run(
     stage, *stages.flags(stage), *changes.split(), f"--workdir={tmp_path}/run"
   )
-  assert f"[{field}]" in error_of(done)
+  assert error_of(done).field == field
   assert not results.snapshot(tmp_path / "run")
 
 
@@ -359,5 +365,5 @@ def test_different_tokenizers_are_refused(stages, tmp_path):
   assert done.status == 0, done.err
   flags = replaced(stages.flags("ppo"), init_from=other)
   error = error_of(stages.run("ppo", *flags, f"--workdir={tmp_path / 'run'}"))
-  assert "was trained with another tokenizer" in error
+  assert error.code == "other_tokenizer"
   assert not results.snapshot(tmp_path / "run")

@@ -9,13 +9,15 @@ import pytest
 from tests.training import at_step, results
 
 
-def errors(done):
+def error_of(done):
+  """Returns the error; its text has at most three lines."""
   lines = done.err.splitlines()
   (start,) = (i for i, line in enumerate(lines) if line.startswith("error: "))
   assert len(lines) - start <= 3
   assert "Traceback" not in done.err
   assert done.status == 2
-  return "\n".join(lines[start:])
+  assert done.error is not None
+  return done.error
 
 
 @pytest.mark.parametrize("tensorboard", [False, True])
@@ -26,14 +28,13 @@ def test_a_disk_that_fills_up_in_mid_run_loses_nothing(
   straight, path = stages["pretrain"], tmp_path / "run"
   flags = [*stages.flags("pretrain"), f"--run.tensorboard={tensorboard}"]
   flags.append(f"--workdir={path}")
-  error = errors(
+  error = error_of(
     stages.server.run(
       "tests.training.at_step", "12", "full", "pretrain", *flags
     )
   )
-  assert str(path) in error
-  assert "the disk is full" in error
-  assert "fix: free some space and rerun the same command" in error
+  assert error.code == "disk_full" and error.file.startswith(str(path))
+  assert "same command" in error.fix
   assert results.steps(path)[-1] >= 5
   done = stages.run("pretrain", *flags)
   assert done.status == 0, done.err
@@ -45,8 +46,8 @@ def test_a_full_disk_is_an_error_without_partial_files(room, stages, tmp_path):
   """For any file size limit, the error is short and the run can resume."""
   path = tmp_path / "run"
   command = ["experiments.sft", *stages.flags("sft"), f"--workdir={path}"]
-  error = errors(stages.server.run(*command, file_size=room))
-  assert "the disk is full" in error
+  error = error_of(stages.server.run(*command, file_size=room))
+  assert error.code == "disk_full"
   assert not (path / "complete.json").exists()
   done = stages.server.run(*command)
   assert done.status == 0, done.err
@@ -77,9 +78,8 @@ def remount(disk, option):
 def test_a_file_system_without_space(stages, disk):
   path = disk / "run"
   command = ["experiments.ppo", *stages.flags("ppo"), f"--workdir={path}"]
-  error = errors(stages.server.run(*command))
-  assert "the disk is full" in error
-  assert str(path) in error
+  error = error_of(stages.server.run(*command))
+  assert error.code == "disk_full" and error.file.startswith(str(path))
   saved = results.snapshot(path)
   assert any(
     re.fullmatch(r"checkpoints/\d+/checksums.json", name) for name in saved
@@ -98,8 +98,8 @@ def test_a_file_system_that_may_only_be_read(stages, disk):
   assert results.kill_after(stages.server.start(*command), path, 12).status < 0
   saved = results.snapshot(path)
   remount(disk, "ro")
-  error = errors(stages.server.run(*command))
-  assert "is not writable" in error and str(path) in error
+  error = error_of(stages.server.run(*command))
+  assert error.code == "not_writable" and error.file.startswith(str(path))
   assert results.snapshot(path) == saved
   remount(disk, "rw")
   done = stages.server.run(*command)
@@ -111,14 +111,14 @@ def test_a_deleted_directory_is_not_created_again(stages, tmp_path):
   """The directory moves away, as with an unmounted disk, and returns."""
   path, away = tmp_path / "run", tmp_path / f"run{at_step.AWAY}"
   command = [*stages.flags("pretrain"), f"--workdir={path}"]
-  error = errors(
+  error = error_of(
     stages.server.run(
       "tests.training.at_step", "12", "vanish", "pretrain", *command
     )
   )
-  assert str(path) in error
+  assert error.file.startswith(str(path))
   # A save in progress may fail first, or end in a directory that it makes.
-  assert "moved or deleted" in error or "could not be written" in error
+  assert error.code in ("directory_vanished", "not_writable")
   assert not (path / "complete.json").exists()
   assert results.steps(away)[-1] >= 5
   shutil.rmtree(path, ignore_errors=True)

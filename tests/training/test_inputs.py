@@ -47,7 +47,7 @@ def test_a_tenth_is_a_warning_with_an_example_and_a_flag(write, capsys):
   data = configs.Data(demonstrations=path, max_prompt_tokens=20)
   inputs.demonstrations(data, Words())
   err = capsys.readouterr().err
-  assert "dropped 12 prompts over the token limit" in err
+  assert "12 dropped (12 prompts over the token limit)" in err
   (warning,) = [x for x in err.splitlines() if x.startswith("warning: ")]
   assert "data.demonstrations" in warning and "12 of 100" in warning
   assert f"{path}:89" in warning and "q88 w w" in warning
@@ -59,7 +59,7 @@ def test_less_than_a_tenth_is_counted(write, capsys):
   data = configs.Data(demonstrations=path, max_prompt_tokens=20)
   inputs.demonstrations(data, Words())
   err = capsys.readouterr().err
-  assert "dropped 5 prompts" in err and "warning" not in err
+  assert "5 dropped (5 prompts" in err and "warning" not in err
 
 
 CAUSES = {
@@ -133,11 +133,69 @@ def test_the_fix_is_that_of_the_largest_cause(write):
   assert "53 tokens" in e.value.fix, "of the longest prompt, tags included"
 
 
+def test_a_source_is_one_line_with_the_largest_cause_first(write, capsys):
+  records = demonstrations(1000, split="train")
+  records += demonstrations(90, 2000, split="valid")
+  for record in records[:12]:
+    record["completion"] = "word " * 20
+  records += demonstrations(8, 1000, words=50, split="train")
+  records += records[20:50]
+  path = write(records, "answers")
+  data = configs.Data(
+    demonstrations=path, max_prompt_tokens=20, max_response_tokens=8
+  )
+  splits = inputs.demonstrations(data, Words())
+  err = capsys.readouterr().err
+  assert err.splitlines() == [
+    "answers.jsonl [data.demonstrations]: 1,128 read, 1,090 kept (1,000 train,"
+    " 90 valid), 38 dropped (30 duplicate records, 8 prompts over the token"
+    " limit), 12 of 1,090 responses cut at 8 tokens"
+  ]
+  assert [len(part) for part in splits] == [1000, 90, 0]
+
+
+def test_a_source_of_many_files_is_one_line(write, capsys, tmp_path):
+  for i in range(5):
+    write(prompts(10, 10 * i, split="train"), f"part{i}")
+  inputs.prompts(configs.Data(prompts=str(tmp_path)), Words())
+  assert capsys.readouterr().err.splitlines() == [
+    f"{tmp_path} (5 files) [data.prompts]: 50 read, 50 kept (50 train, no"
+    " validation records)"
+  ]
+
+
+def test_a_long_document_is_kept_as_parts(write, capsys):
+  book = "\n\n".join(f"paragraph {i} " + "w " * 500 for i in range(60))
+  path = write([{"text": book}, {"text": "short", "split": "valid"}])
+  splits = inputs.documents(configs.Data(pretraining=path))
+  used = sum(map(len, splits))
+  assert used > 2
+  counts = ", ".join(f"{len(v)} {k}" for k, v in splits._asdict().items() if v)
+  assert capsys.readouterr().err.splitlines() == [
+    f"x.jsonl [data.pretraining]: 2 read, 2 kept as {used} parts ({counts})"
+  ]
+
+
+def test_skipped_values_are_among_the_dropped(write, capsys):
+  path = write([
+    {"prompt": f"q{i}", "completions": ["a", "b"],
+     "ranks": [1, 1] if i < 3 else [1, 2], "split": "train"}
+    for i in range(20)
+  ])  # fmt: skip
+  inputs.rankings(configs.Data(comparisons=path), Words())
+  line, *warnings = capsys.readouterr().err.splitlines()
+  assert line == (
+    "x.jsonl [data.comparisons]: 20 read, 17 kept (17 train, no validation"
+    " records), 3 dropped (3 rankings with only ties)"
+  )
+  assert len(warnings) == 1
+
+
 def test_repeated_prompts_are_counted_but_no_error(write, capsys):
   path = write(prompts(10) * 9)
   splits = inputs.prompts(configs.Data(prompts=path), Words())
   assert sum(map(len, splits)) == 10
-  assert "dropped 80 repeated prompts" in capsys.readouterr().err
+  assert "80 dropped (80 repeated prompts)" in capsys.readouterr().err
 
 
 def test_cut_replies_are_shown_and_warned_of(write, capsys):
@@ -147,7 +205,7 @@ def test_cut_replies_are_shown_and_warned_of(write, capsys):
   data = configs.Data(demonstrations=write(records), max_response_tokens=8)
   inputs.demonstrations(data, Words())
   err = capsys.readouterr().err
-  assert "cut 4 of 30 replies at data.max_response_tokens" in err
+  assert "4 of 30 responses cut at 8 tokens" in err
   (warning,) = [x for x in err.splitlines() if x.startswith("warning: ")]
   assert "4 of 30" in warning and "x.jsonl:1 " in warning
   assert "--data.max_response_tokens" in warning
@@ -210,7 +268,7 @@ def test_training_records_of_held_out_prompts_are_counted(write, capsys):
   )
   assert len(inputs.demonstrations(data, Words()).train) == 70
   err = capsys.readouterr().err
-  assert "dropped 30 records whose prompt is held out elsewhere" in err
+  assert "30 dropped (30 records whose prompt is held out elsewhere)" in err
   assert "warning: data.demonstrations: 30 of 100" in err
 
 

@@ -28,4 +28,4 @@ def test_a_stage_shows_unused_fields_and_skips(tmp_path, capsys):
   captured = capsys.readouterr()
   shown = captured.out + captured.err
   assert "unused fields: score (20 records)" in shown
-  assert "skipped 1 completions labelled bad" in shown
+  assert "(1 completions labelled bad)" in shown

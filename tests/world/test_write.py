@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.world import facts, gold, requests, tasks, words, write
+from instructgpt_jax.world import (
+  facts,
+  gold,
+  replies,
+  requests,
+  tasks,
+  words,
+  write,
+)
 
 WORLD = facts.make_world(3)
 SMALL: dict[str, Any] = dict(
@@ -78,7 +86,7 @@ def test_the_world_is_loaded_from_its_directory(paths, tmp_path):
 
 def test_the_loaded_world_scores_its_prompts(paths):
   for record in read(paths.prompts):
-    reply = gold.best_reply(record["prompt"], world=WORLD)
+    reply = replies.best(requests.parse(WORLD, record["prompt"]))
     assert gold.label(record["prompt"], reply, world=WORLD).score == 1.0
 
 
@@ -135,9 +143,6 @@ def test_answers_of_fact_items_are_true(paths):
 def test_metrics():
   assert tasks.exact_match(" la hundo vidas . la", "la hundo vidas") == 1.0
   assert tasks.exact_match("la hundo", "la hundo vidas") == 0.0
-  assert tasks.token_f1("la hundo .", "la hundo vidas") == pytest.approx(0.8)
-  assert tasks.token_f1("", "la") == 0.0
-  assert tasks.token_f1("the the", "the bell") == pytest.approx(0.5)
   assert tasks.first_sentence("ann U: who") == "ann"
   assert tasks.choice_accuracy([-2.0, -1.0, -3.0], 1) == 1.0
   assert tasks.choice_accuracy([-2.0, -1.0, -3.0], 0) == 0.0

@@ -91,6 +91,7 @@ def _scan(
       file=path,
       line=1,
       fix="give a file with records, or leave this one out",
+      code="no_records",
     )
 
 
@@ -215,6 +216,7 @@ def _nothing_left(
       line=min(first_skip.values()),
       field=_FIRST_FIELD[kind],
       fix=FIXES[kind],
+      code="other_kind",
     )
   reasons = ", ".join(f"{n} {why}" for why, n in skipped.items())
   raise UserError(

@@ -22,6 +22,7 @@ def read_values(spec: str) -> Iterator[tuple[int, Any]]:
       "the split is missing",
       file=spec,
       fix="write tfds:name/config:split, for example tfds:mine:train",
+      code="missing_split",
     )
   try:
     import tensorflow_datasets as tfds
@@ -30,6 +31,7 @@ def read_values(spec: str) -> Iterator[tuple[int, Any]]:
       "TFDS is not installed",
       file=spec,
       fix="pip install tensorflow-datasets array-record",
+      code="missing_package",
     ) from e
   name, split = named.groups()
   source: Any
@@ -52,10 +54,15 @@ def read_values(spec: str) -> Iterator[tuple[int, Any]]:
       file=spec,
       fix="prepare it with file_format='array_record', and set"
       " TFDS_DATA_DIR or give its directory as the name",
+      code="unreadable",
     ) from e
   if not count:
     raise UserError(
-      "is empty", file=spec, line=1, fix="choose a split with records"
+      "is empty",
+      file=spec,
+      line=1,
+      fix="choose a split with records",
+      code="no_records",
     )
   return (
     (i, containers.with_messages(_to_json(source[i]))) for i in range(count)

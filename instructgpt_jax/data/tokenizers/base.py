@@ -206,6 +206,34 @@ class Tokenizer:
     ]
     return self._decode(text_ids)
 
+  def decode_with_special(self, ids: Iterable[int]) -> str:
+    """Decodes ids, and writes each special token by its name."""
+    text, run = "", list[int]()
+    for token_id in map(int, ids):
+      name = self._special_name(token_id)
+      if not name:
+        run.append(token_id)
+        continue
+      text, run = text + self._decode_run(run, first=not text) + name, []
+    return text + self._decode_run(run, first=not text)
+
+  def _decode_run(self, ids: list[int], *, first: bool) -> str:
+    """Decodes ordinary tokens; a space ahead stays but for the first ones."""
+    if not ids:
+      return ""
+    return self.decode(ids) if first else self.decode_after(ids)
+
+  def _special_name(self, token_id: int) -> str:
+    """Returns the name of a special token; "" for an ordinary token."""
+    ends = (self.eos_id, self.document_end_id)
+    token = self.token(token_id) if 0 <= token_id < self.base_size else ""
+    if token_id in (self.pad_id, self.bos_id, *ends):
+      names = {self.pad_id: "<padding>"} | dict.fromkeys(ends, "<end-of-text>")
+      return token or names[token_id]
+    if not token:
+      return f"<token {token_id}>"
+    return token if self._special.fullmatch(token) else ""
+
   def _decode(self, ids: list[int]) -> str:
     raise NotImplementedError
 

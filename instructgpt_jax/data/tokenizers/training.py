@@ -124,6 +124,7 @@ def train_tokenizer(
       "there is no text to train a tokenizer on",
       field="data.pretraining",
       fix="give text, or a trained tokenizer with --tokenizer.path",
+      code="no_text",
     )
   try:
     proto = _train(lines, kind, size)

@@ -43,7 +43,10 @@ def get_config(preset: str = "small") -> Counter:
   """Returns a preset: `small` counts to 1, `large` to 3."""
   if preset not in ("small", "large"):
     raise UserError(
-      "there is no such preset", field="--preset", fix="give small"
+      "there is no such preset",
+      field="--preset",
+      fix="give small",
+      code="unknown_preset",
     )
   return Counter(steps=1 if preset == "small" else 3)
 

@@ -1,0 +1,35 @@
+"""Every user error has a stable code."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+TOPS = ("instructgpt_jax", "experiments", "benchmarks")
+
+
+def without_code(tree):
+  """Yields the lines of user errors that are made without a code."""
+  for node in ast.walk(tree):
+    if not isinstance(node, ast.Call):
+      continue
+    name = ast.unparse(node.func).rpartition(".")[2]
+    names = {keyword.arg for keyword in node.keywords}
+    if name == "UserError" and not names & {"code", None}:
+      yield node.lineno
+
+
+@pytest.mark.parametrize("top", TOPS)
+def test_every_user_error_has_a_code(top):
+  bad = [
+    f"{path.relative_to(ROOT)}:{line}"
+    for path in sorted((ROOT / top).rglob("*.py"))
+    for line in without_code(ast.parse(path.read_text(encoding="utf-8")))
+  ]
+  assert bad == []
+
+
+def test_a_missing_code_is_noticed():
+  text = "errors.UserError('x', fix='y')\nUserError('x', code='z')\nf(1)"
+  assert list(without_code(ast.parse(text))) == [1]

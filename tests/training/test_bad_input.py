@@ -37,7 +37,7 @@ class Case:
   stage: str
   kind: str  # which source is bad
   content: bytes
-  line: int | None  # where the fault is
+  line: int | None  # of the fault; None where it is not in one line
   code: str
   field: str | None = None
   name: str = "bad.jsonl"
@@ -48,7 +48,7 @@ BAD: dict[str, Case] = {
   "empty file": Case("sft", "demonstrations", b"", 1, "empty_file"),
   "blank file": Case("pretrain", "pretraining", b" \n\n", 1, "empty_file"),
   "truncated gzip": Case(
-    "ppo", "prompts", gzip.compress(jsonl(*[RANKING] * 99))[:-9], None,
+    "ppo", "prompts", gzip.compress(jsonl(*[RANKING] * 99))[:-9], 100,
     "bad_gzip", name="bad.jsonl.gz",
   ),
   "no gzip at all": Case(
@@ -83,7 +83,7 @@ BAD: dict[str, Case] = {
   ),
   "ranks from 0": Case(
     "reward", "comparisons", jsonl(RANKING | {"ranks": [0, 1]}), 1,
-    "rank_value", "ranks",
+    "bad_rank", "ranks[0]",
   ),
   "only ties": Case(
     "reward", "comparisons", jsonl(*[RANKING | {"ranks": [1, 1]}] * 3), 1,
@@ -95,8 +95,8 @@ BAD: dict[str, Case] = {
     "empty_text", "completion",
   ),
   "only prompts that are too long": Case(
-    "ppo", "prompts", jsonl({"prompt": "ba " * 40, "split": "train"}), 1,
-    "most_dropped", "data.prompts",
+    "ppo", "prompts", jsonl({"prompt": "ba " * 40, "split": "train"}), None,
+    "no_training_records", "data.prompts",
   ),
   "records of another kind": Case(
     "reward", "comparisons", jsonl(DEMONSTRATION), 1, "other_kind",
@@ -146,7 +146,8 @@ def test_bad_record_is_named_with_line_and_fix(name, stages, tmp_path):
   command = [*flags, f"--workdir={tmp_path / 'run'}"]
   error = error_of(stages.run(case.stage, *command))
   assert (error.code, error.field) == (case.code, case.field)
-  assert (error.file, error.line) == (str(bad), case.line)
+  file = None if case.line is None else str(bad)
+  assert (error.file, error.line) == (file, case.line)
   assert not results.snapshot(tmp_path / "run")
 
 

@@ -33,6 +33,7 @@ _UNPACK = "unpack it, and give the files that it holds"
 _TO_JSONL = "write it as JSON lines, for example with DataFrame.to_json(\
 'data.jsonl', orient='records', lines=True) of pandas"
 _DOWNLOAD = "download the file again; the server sent this page instead"
+_RENAME = "name it {}, if it is a data file; data files are read by their names"
 _OTHER = "give the file that holds the records or the text"
 _WEIGHTS = "it holds weights, not data; give the file of records or text"
 
@@ -88,7 +89,10 @@ _MAGIC: tuple[tuple[bytes, Signature], ...] = (
   (b"PK\x07\x08", _archive("a zip archive")),
   (b"7z\xbc\xaf\x27\x1c", _archive("a 7z archive")),
   (b"Rar!\x1a\x07", _archive("a rar archive")),
-  (b"\xff\xff\xff\xff", _table("an Arrow stream")),
+  (
+    b"\xff\xff\xff\xff",
+    _binary("an Arrow stream", _RENAME.format(".arrow")),
+  ),
   (b"\x89HDF\r\n\x1a\n", _binary("an HDF5 file")),
   (b"\x93NUMPY", _binary("a NumPy array")),
   (b"SQLite format 3\x00", _table("an SQLite database")),
@@ -106,9 +110,9 @@ _MAGIC: tuple[tuple[bytes, Signature], ...] = (
 # Beginnings in letters: they count where other bytes show that it is no text.
 _LETTERS: tuple[tuple[bytes, Signature], ...] = (
   (b"BZh", _packed("bzip2", "bunzip2")),
-  (b"PAR1", _table("a Parquet table")),
+  (b"PAR1", _binary("a Parquet table", _RENAME.format(".parquet"))),
   (b"PARE", _table("an encrypted Parquet table")),
-  (b"ARROW1", _table("an Arrow table")),
+  (b"ARROW1", _binary("an Arrow table", _RENAME.format(".arrow"))),
   (b"FEA1", _table("a Feather table")),
   (b"ORC", _table("an ORC table")),
   (b"Obj\x01", _table("an Avro file")),

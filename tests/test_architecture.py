@@ -222,6 +222,8 @@ def test_the_pure_parts_are_there():
     ("tensorboardX", {f"{PACKAGE}/runs/metrics.py"}),
     ("grain", {f"{PACKAGE}/data/", f"{PACKAGE}/training/"}),
     ("tensorflow_datasets", {f"{PACKAGE}/data/"}),
+    ("pyarrow", {f"{PACKAGE}/data/reading/"}),
+    ("datasets", {f"{PACKAGE}/data/reading/hub.py"}),
     ("sentencepiece", {f"{PACKAGE}/data/"}),
     ("tokenizers", {f"{PACKAGE}/data/"}),
     ("optuna", {f"{PACKAGE}/sweeps/search.py"}),

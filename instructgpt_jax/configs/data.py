@@ -31,7 +31,9 @@ class Tokenizer(Checked):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data(Checked):
-  """Data sources: each a path, a quoted glob, a comma list, or tfds:…
+  """Data sources: each a path, quoted glob, tfds:… or hf:…, or a list.
+
+  A list has commas between its sources; each may have a weight after a colon.
 
   `explicit` names the flags that the user has set: fields of this section by
   their names, others by their dotted names, such as optimizer.learning_rate. A

@@ -67,6 +67,12 @@ class Sft(Checked):
   mask_prompt: bool = option(
     True, "Compute the loss on completions only.", paper="unstated [I]"
   )
+  loss_turns: Literal["last", "all"] = option(
+    "last",
+    "Assistant's turns of a conversation that carry loss: the last, or all that"
+    " the data do not exclude. With mask_prompt=false all tokens carry loss.",
+    paper="unstated [I]",
+  )
   pretraining_fraction: float = option(
     0.0,
     "Share of pretraining rows in a batch.",

@@ -2,45 +2,33 @@
 
 For each file it prints the format, the number of records of each kind, their
 lengths, what was skipped, what curation would drop at the limits of a preset or
-of flags, and one record as the model sees it.
+of flags, and one record as the model sees it. `show` prints more of them:
+
+python -m instructgpt_jax.data show PATH... --tokenizer=PATH [--n=5]
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from instructgpt_jax import configs, streams
 from instructgpt_jax.configs import presets
 from instructgpt_jax.data import (
+  data_flags,
   descriptions,
   inspection,
   reading,
+  show,
   tokenizers,
 )
 from instructgpt_jax.data.inspection import File, Settings
 from instructgpt_jax.data.reading import paths
 from instructgpt_jax.errors import UserError
 
-_SOURCES = ("demonstrations", "comparisons", "prompts", "pretraining")
-
-
-def _value(option: configs.Option) -> Any:
-  """Returns the function that reads a flag's text; none stays text."""
-
-  def parse(text: str) -> Any:
-    if option.normalize(text) is None or option.type is str:
-      return text
-    if option.type is not bool:
-      return option.type(text)
-    if text.lower() not in ("true", "false", "1", "0", "yes", "no"):
-      raise argparse.ArgumentTypeError(f"{text!r} is not true or false")
-    return text.lower() in ("true", "1", "yes")
-
-  return parse
+# Programs that the first argument names.
+_COMMANDS = {"show": show.main}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,12 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument(
-    "paths",
-    nargs="+",
-    metavar="PATH",
-    help="a file, directory, quoted glob, comma list or tfds:name/config:split",
-  )
+  data_flags.add_paths(parser)
   parser.add_argument(
     "--tokenizer",
     default="",
@@ -63,38 +46,8 @@ def _parser() -> argparse.ArgumentParser:
     " .model, a tokenizer.json, or a directory with encoder.json and vocab.bpe"
     " (default: words between blanks)",
   )
-  parser.add_argument(
-    "--preset",
-    default="",
-    help="preset whose limits apply: " + ", ".join(presets.NAMES),
-  )
-  defaults = vars(configs.Data())
-  for name, option in configs.options(configs.Data).items():
-    if name in (*_SOURCES, "explicit"):
-      continue
-    parser.add_argument(
-      f"--data.{name}",
-      f"--{name}",
-      dest=name,
-      type=_value(option),
-      default=None,
-      metavar="VALUE",
-      help=f"{option.help} (default: the preset's, or"
-      f" {defaults[name]!r})".replace("%", "%%"),
-    )
+  data_flags.add_data(parser)
   return parser
-
-
-def _data(args: argparse.Namespace) -> configs.Data:
-  """Returns the data section of the preset, changed by the flags."""
-  data = presets.sft(args.preset).data if args.preset else configs.Data()
-  changes = {
-    name: option.normalize(value)
-    for name, option in configs.options(configs.Data).items()
-    if (value := getattr(args, name, None)) is not None
-  }
-  explicit = ",".join(sorted(changes))
-  return dataclasses.replace(data, **changes, explicit=explicit)
 
 
 def _settings(
@@ -131,9 +84,12 @@ def _settings(
 def main(argv: Sequence[str] | None = None) -> int:
   """Prints the report; returns the exit status."""
   streams.accept_all_text()
+  argv = sys.argv[1:] if argv is None else argv
+  if argv and argv[0] in _COMMANDS:
+    return _COMMANDS[argv[0]](argv[1:])
   args = _parser().parse_args(argv)
   try:
-    data = _data(args)
+    data = data_flags.data(args)
     listing = reading.list_files(*args.paths)
     files = inspection.read_files(listing)
     settings, text = _settings(args, data, files)

@@ -25,6 +25,75 @@ import numpy as np
 _CACHED_EPOCHS = 4
 
 
+@dataclasses.dataclass(frozen=True)
+class SourceMix:
+  """Sources of records, and the share of each in the records that are used.
+
+  The shares are kept evenly: of the first n records of a run, each source has
+  its share to within as many records as there are sources.
+
+  Attributes:
+    counts: number of records of each source; the records of a source follow
+      those of the source before.
+    weights: weight of each source, above 0. The shares are proportional to it.
+  """
+
+  counts: tuple[int, ...]
+  weights: tuple[float, ...]
+
+  @property
+  def shares(self) -> np.ndarray:
+    """Returns the share of each source, [sources]."""
+    weights = np.asarray(self.weights, np.float64)
+    return weights / weights.sum()
+
+  @property
+  def source_of(self) -> np.ndarray:
+    """Returns the source of each record, [records]."""
+    return np.repeat(np.arange(len(self.counts)), self.counts)
+
+  def order(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the sources of the positions [start, stop) of a run.
+
+    The k-th record of a source with share w has the time (k + 1/2) / w, and
+    records are used in the order of their times.
+
+    Returns:
+      The source of each position [n], and k, the number of records of that
+      source at earlier positions [n].
+    """
+    sources, uses, first = self._by_time(start, stop)
+    skipped = int(first.sum())
+    window = slice(start - skipped, stop - skipped)
+    return sources[window], uses[window]
+
+  def used(self, stop: int) -> np.ndarray:
+    """Returns how many of the first `stop` records are of each source."""
+    sources, _, first = self._by_time(stop, stop)
+    earlier = sources[: stop - int(first.sum())]
+    return first + np.bincount(earlier, minlength=len(first))
+
+  def _by_time(
+    self, start: int, stop: int
+  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns source and k of records by time, around [start, stop).
+
+    Returns:
+      Source [m] and k [m] of consecutive records, and how many records of each
+      source precede them [sources].
+    """
+    # The time of a position differs from it by less than the margin.
+    shares, margin = self.shares, len(self.weights)
+    first = np.maximum(np.floor(shares * (start - margin)), 0).astype(np.int64)
+    last = np.ceil(shares * (stop + margin)).astype(np.int64)
+    sources = np.repeat(np.arange(len(shares)), last - first)
+    uses = np.concatenate(
+      [np.arange(a, b) for a, b in zip(first, last, strict=True)]
+    )
+    by_time = np.lexsort((sources, (uses + 0.5) / shares[sources]))
+    return sources[by_time], uses[by_time], first
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BatchSpec:
   """Which records each batch holds, and which of them this process reads.
@@ -37,6 +106,9 @@ class BatchSpec:
       records' order in every epoch.
     shard_index: index of the slice of each batch that this process reads.
     shard_count: number of slices.
+    mix: sources of the records and their shares; None uses every record once in
+      each epoch. With shares, an epoch has as many records as all sources
+      together, and records of a source repeat once all of it have been used.
   """
 
   batch_size: int
@@ -45,6 +117,7 @@ class BatchSpec:
   shuffle: bool = True
   shard_index: int = 0
   shard_count: int = 1
+  mix: SourceMix | None = None
 
   def shard(self, size: int) -> slice:
     """Returns this process's slice of `size` rows.
@@ -100,6 +173,13 @@ class ShuffledIndices:
       start += last - first
     return np.concatenate(chunks) if chunks else np.zeros(0, np.int64)
 
+  def use_counts(self, stop: int) -> np.ndarray:
+    """Returns how often each record is at positions [0, stop), [count]."""
+    epochs, rest = divmod(stop, self.count)
+    counts = np.full(self.count, epochs)
+    counts[self.epoch(epochs)[:rest]] += 1
+    return counts
+
   def batch(self, index: int, size: int, epochs: int | None) -> np.ndarray:
     """Returns the record indices of a batch, [size], padded with -1."""
     start, stop = index * size, (index + 1) * size
@@ -112,6 +192,72 @@ class ShuffledIndices:
   def num_batches(self, size: int, epochs: int | None) -> int:
     """Returns the number of batches; `sys.maxsize` for endless epochs."""
     return sys.maxsize if epochs is None else -(-self.count * epochs // size)
+
+
+class MixedIndices(ShuffledIndices):
+  """The record indices of all epochs, from several sources by their shares.
+
+  Each source has permutations of its own, one after another.
+  """
+
+  def __init__(self, mix: SourceMix, seed: int, shuffle: bool, stream: int = 0):
+    super().__init__(sum(mix.counts), seed, shuffle, stream)
+    self._mix = mix
+    # Streams 0 and 1 are those of a run's two kinds of records.
+    self._sources = [
+      ShuffledIndices(count, seed, shuffle, stream + 2 * i)
+      for i, count in enumerate(mix.counts)
+    ]
+    self._starts = np.cumsum([0, *mix.counts[:-1]])
+
+  def use_counts(self, stop: int) -> np.ndarray:
+    """Returns how often each record is at positions [0, stop), [count]."""
+    return np.concatenate(
+      [
+        indices.use_counts(int(used))
+        for indices, used in zip(
+          self._sources, self._mix.used(stop), strict=True
+        )
+      ]
+    )
+
+  def epoch(self, epoch: int) -> np.ndarray:
+    """Returns the record indices of one epoch, [count]."""
+    return self.take(epoch * self.count, (epoch + 1) * self.count)
+
+  def take(self, start: int, stop: int) -> np.ndarray:
+    """Returns the record indices at positions [start, stop) of all epochs."""
+    sources, uses = self._mix.order(start, max(start, stop))
+    result = np.zeros(len(sources), np.int64)
+    for i, indices in enumerate(self._sources):
+      positions = np.flatnonzero(sources == i)
+      if len(positions):
+        first, last = uses[positions[0]], uses[positions[-1]]
+        records = indices.take(int(first), int(last) + 1)
+        result[positions] = self._starts[i] + records
+    return result
+
+
+def record_indices(
+  count: int,
+  spec: BatchSpec,
+  *,
+  mix: SourceMix | None = None,
+  stream: int = 0,
+) -> ShuffledIndices:
+  """Returns the order in which a run uses its records.
+
+  Args:
+    count: number of records.
+    spec: seed and shuffle setting.
+    mix: sources of the records and their shares, if they have any.
+    stream: distinguishes the permutations of several kinds of records.
+  """
+  if mix is None:
+    return ShuffledIndices(count, spec.seed, spec.shuffle, stream)
+  if sum(mix.counts) != count:
+    raise ValueError(f"{count} records, but the sources have {mix.counts}")
+  return MixedIndices(mix, spec.seed, spec.shuffle, stream)
 
 
 class BatchSource:

@@ -15,7 +15,7 @@ from instructgpt_jax.data import batch_source, packing
 from instructgpt_jax.data.batch_source import (
   BatchSource,
   BatchSpec,
-  ShuffledIndices,
+  SourceMix,
 )
 from instructgpt_jax.types import LanguageBatch, PromptBatch
 
@@ -102,6 +102,7 @@ def mixed_language_batches(
   *,
   padded_size: int = 0,
   pad_id: int = 0,
+  pretraining_mix: SourceMix | None = None,
 ) -> grain.DatasetIterator:
   """Returns an iterator over batches of rows, pretraining rows and padding.
 
@@ -115,6 +116,7 @@ def mixed_language_batches(
     spec: the batches; `batch_size` counts `rows` alone.
     padded_size: as for `language_batches`; counts both kinds of rows.
     pad_id: token id of padding rows.
+    pretraining_mix: sources of the pretraining rows, if they have weights.
 
   Returns:
     Iterator over LanguageBatch, [B / shard_count, T].
@@ -131,14 +133,14 @@ def mixed_language_batches(
       f"{needed} rows cannot be padded to {size} rows on {spec.shard_count}"
       " hosts"
     )
-  indices = ShuffledIndices(len(rows["tokens"]), spec.seed, spec.shuffle)
+  indices = batch_source.record_indices(len(rows["tokens"]), spec, mix=spec.mix)
   pretraining_indices = None
   if mixture.most and pretraining_rows is not None:
     if rows["tokens"].shape[1] != pretraining_rows["tokens"].shape[1]:
       raise ValueError("rows and pretraining rows differ in length")
     count = len(pretraining_rows["tokens"])
-    pretraining_indices = ShuffledIndices(
-      count, spec.seed, spec.shuffle, stream=1
+    pretraining_indices = batch_source.record_indices(
+      count, spec, mix=pretraining_mix, stream=1
     )
   epochs = spec.epochs
   total = sys.maxsize if epochs is None else indices.count * epochs
@@ -176,10 +178,10 @@ def mixed_shares(
   rows: Mapping[str, np.ndarray],
   pretraining_rows: Mapping[str, np.ndarray],
   fraction: float,
+  spec: BatchSpec,
   *,
-  batch_size: int,
-  seed: int,
   steps: int,
+  pretraining_mix: SourceMix | None = None,
 ) -> np.ndarray:
   """Computes how much of a run has been pretraining data after each step.
 
@@ -187,21 +189,24 @@ def mixed_shares(
     rows: as for `mixed_language_batches`.
     pretraining_rows: likewise.
     fraction: likewise.
-    batch_size: rows of demonstrations in a batch.
-    seed: seed of the permutations.
+    spec: likewise.
     steps: S, batches of the run.
+    pretraining_mix: as for `mixed_language_batches`.
 
   Returns:
     [S, 2], the share of the rows and the share of the tokens that carry loss.
   """
-  mixture = Mixture(fraction, batch_size)
-  ends = np.arange(1, steps + 1) * batch_size
+  mixture = Mixture(fraction, spec.batch_size)
+  ends = np.arange(1, steps + 1) * spec.batch_size
+  pretraining_ends = np.array([mixture.rows_after(int(n)) for n in ends])
   amounts = []
-  for source, last, stream in (
-    (rows, ends, 0),
-    (pretraining_rows, np.array([mixture.rows_after(int(n)) for n in ends]), 1),
+  for source, last, mix, stream in (
+    (rows, ends, spec.mix, 0),
+    (pretraining_rows, pretraining_ends, pretraining_mix, 1),
   ):
-    indices = ShuffledIndices(len(source["tokens"]), seed, True, stream=stream)
+    indices = batch_source.record_indices(
+      len(source["tokens"]), spec, mix=mix, stream=stream
+    )
     tokens = source["weights"][:, 1:].sum(axis=1, dtype=np.float64)
     summed = np.cumsum([0.0, *tokens[indices.take(0, int(last[-1]))]])
     amounts.append(np.stack([last, summed[last]], axis=1))
@@ -237,5 +242,5 @@ def prompt_batches(
       tokens=tokens[rows], mask=mask[rows], ids=batch[shard].astype(np.int32)
     )
 
-  indices = ShuffledIndices(len(prompts), spec.seed, spec.shuffle)
+  indices = batch_source.record_indices(len(prompts), spec, mix=spec.mix)
   return batch_source.make_iterator(BatchSource(indices, spec, make))

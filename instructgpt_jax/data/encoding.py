@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -94,6 +95,73 @@ def encode_demonstrations(
   )
 
 
+def encode_earlier_replies(
+  demonstrations: Sequence[records.Demonstration],
+  prompts: Sequence[np.ndarray],
+  tokenizer: Tokenizer,
+  data: configs.Data,
+) -> list[list[tuple[int, int]]]:
+  """Finds the assistant's turns in prompts that may be learned.
+
+  Args:
+    demonstrations: the demonstrations.
+    prompts: their encoded prompts.
+    tokenizer: encoded them.
+    data: likewise.
+
+  Returns:
+    The [start, stop) positions of each such turn among a prompt's ids: its text
+    and, where a chat template writes one, the token that ends it. A token that
+    holds the end of a turn and what follows it is left out.
+  """
+  template = uses_template(tokenizer, data)
+  spans = []
+  for record, prompt in zip(demonstrations, prompts, strict=True):
+    if template:
+      prefixes = tokenizer.reply_prefixes(record.turns, data.template_date)
+    else:
+      text = records.prompt_text(record.turns, data)
+      edges = records.earlier_replies(record.turns, data)
+      encoded = encode_documents(
+        [text[:i] for edge in edges for i in edge], tokenizer
+      )
+      prefixes = list(zip(encoded[::2], encoded[1::2], strict=True))
+    spans.append(
+      [
+        (
+          _prefix_length(prompt, start, tokenizer, end=False),
+          _prefix_length(prompt, stop, tokenizer, end=True),
+        )
+        for start, stop in prefixes
+      ]
+    )
+  return spans
+
+
+def _prefix_length(
+  ids: np.ndarray, prefix: Sequence[int], tokenizer: Tokenizer, *, end: bool
+) -> int:
+  """Returns how many of a text's ids a prefix of the text has.
+
+  Args:
+    ids: ids of a whole text.
+    prefix: ids of the prefix, which may end within a token of the text.
+    tokenizer: encoded both.
+    end: whether such a token is left out.
+  """
+  count = len(prefix)
+  if np.array_equal(ids[:count], prefix):
+    return count
+  length = len(tokenizer.decode(prefix))
+
+  def decoded(n: int) -> int:
+    return len(tokenizer.decode(ids[:n]))
+
+  if end:
+    return bisect.bisect_right(range(len(ids) + 1), length, key=decoded) - 1
+  return bisect.bisect_left(range(len(ids) + 1), length, key=decoded)
+
+
 def encode_rankings(
   rankings: Sequence[records.Ranking],
   tokenizer: Tokenizer,
@@ -170,8 +238,40 @@ def split_into_pairs(
   ]
 
 
+def encode_examples(
+  demonstrations: Sequence[records.Demonstration],
+  tokenizer: Tokenizer,
+  data: configs.Data,
+  *,
+  mask_prompt: bool = True,
+  all_turns: bool = False,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+  """Encodes demonstrations as (ids, loss weights).
+
+  Args:
+    demonstrations: the demonstrations.
+    tokenizer: encodes them.
+    data: limits and tags.
+    mask_prompt: whether only the assistant's turns carry loss.
+    all_turns: whether all of them do, and not the completion alone.
+  """
+  pairs = encode_demonstrations(demonstrations, tokenizer, data)
+  spans: Sequence[Sequence[tuple[int, int]]] = [()] * len(pairs)
+  if all_turns and mask_prompt:
+    prompts = [prompt for prompt, _ in pairs]
+    spans = encode_earlier_replies(demonstrations, prompts, tokenizer, data)
+  return [
+    with_loss_weights(prompt, completion, mask_prompt=mask_prompt, spans=span)
+    for (prompt, completion), span in zip(pairs, spans, strict=True)
+  ]
+
+
 def with_loss_weights(
-  prompt: np.ndarray, completion: np.ndarray, *, mask_prompt: bool = True
+  prompt: np.ndarray,
+  completion: np.ndarray,
+  *,
+  mask_prompt: bool = True,
+  spans: Sequence[tuple[int, int]] = (),
 ) -> tuple[np.ndarray, np.ndarray]:
   """Concatenates a prompt and a completion, and weights their tokens.
 
@@ -180,6 +280,7 @@ def with_loss_weights(
     completion: [c] token ids.
     mask_prompt: whether the prompt's tokens have weight 0. The first token has
       weight 0 in any case, because nothing precedes it.
+    spans: [start, stop) positions in the prompt that have weight 1 though.
 
   Returns:
     ids [p + c] int32 and weights [p + c] float32.
@@ -187,5 +288,7 @@ def with_loss_weights(
   ids = np.concatenate([_int32(prompt), _int32(completion)])
   weights = np.ones(len(ids), np.float32)
   weights[: len(prompt) if mask_prompt else 1] = 0.0
+  for start, stop in spans:
+    weights[start:stop] = 1.0
   weights[:1] = 0.0
   return ids, weights

@@ -37,7 +37,6 @@ from instructgpt_jax.data import batch_source, packing, ranking_balance
 from instructgpt_jax.data.batch_source import (
   BatchSource,
   BatchSpec,
-  ShuffledIndices,
 )
 from instructgpt_jax.data.encoding import EncodedRanking
 from instructgpt_jax.types import AttentionSpan, RankingBatch
@@ -88,7 +87,7 @@ def choose_layout(
       into. G is a multiple of it, or B.
   """
   batch_size = spec.batch_size
-  indices = ShuffledIndices(len(rankings), spec.seed, spec.shuffle)
+  indices = batch_source.record_indices(len(rankings), spec, mix=spec.mix)
   num_batches = indices.num_batches(batch_size, spec.epochs)
   batches = ranking_balance.balance_batches(
     _row_length_table(rankings, 1)[:, 0],
@@ -294,7 +293,7 @@ def ranking_batches(
       f" {spec.shard_count} hosts"
     )
   k = max((len(r.ranks) for r in rankings), default=0)
-  indices = ShuffledIndices(len(rankings), spec.seed, spec.shuffle)
+  indices = batch_source.record_indices(len(rankings), spec, mix=spec.mix)
   batches = ranking_balance.balance_batches(
     _row_length_table(rankings, 1)[:, 0], indices, spec
   )

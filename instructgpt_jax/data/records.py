@@ -12,10 +12,17 @@ SPLITS = ("train", "valid", "test")
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-  """One message of a conversation."""
+  """One message of a conversation.
 
-  role: str  # one of ROLES
+  Attributes:
+    role: one of ROLES.
+    text: what it says.
+    learnable: whether a model may be trained on it, if it is an assistant's.
+  """
+
+  role: str
   text: str
+  learnable: bool = dataclasses.field(default=True, compare=False, repr=False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,6 +95,22 @@ def prompt_text(turns: tuple[Turn, ...], data: configs.Data) -> str:
     f"{tags[t.role]} {t.text}" if tags[t.role] else t.text for t in turns
   ]
   return separator(data).join([*parts, data.assistant_tag])
+
+
+def earlier_replies(
+  turns: tuple[Turn, ...], data: configs.Data
+) -> list[tuple[int, int]]:
+  """Returns where `prompt_text` has the assistant's turns that are learnable.
+
+  Each begins after its tag and ends before the separator.
+  """
+  spans = []
+  for i, turn in enumerate(turns):
+    if turn.role == "assistant" and turn.learnable:
+      start = len(prompt_text(turns[:i], data))
+      space = 1 if data.assistant_tag else 0
+      spans.append((start, start + space + len(turn.text)))
+  return spans
 
 
 def completion_text(completion: str) -> str:

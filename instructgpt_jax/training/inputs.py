@@ -336,18 +336,18 @@ def demonstration_rows(
   data: configs.Data,
   length: int,
   *,
-  mask_prompt: bool,
-  pack: bool,
+  section: configs.Sft,
 ) -> packing.Rows:
   """Demonstrations as rows of `length` tokens."""
-  layout = packing.pack_examples if pack else packing.pad_examples
+  layout = packing.pack_examples if section.pack else packing.pad_examples
   return layout(
-    [
-      encoding.with_loss_weights(prompt, completion, mask_prompt=mask_prompt)
-      for prompt, completion in encoding.encode_demonstrations(
-        records, tokenizer, data
-      )
-    ],
+    encoding.encode_examples(
+      records,
+      tokenizer,
+      data,
+      mask_prompt=section.mask_prompt,
+      all_turns=section.loss_turns == "all",
+    ),
     length,
     pad_id=tokenizer.pad_id,
   )

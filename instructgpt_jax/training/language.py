@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from instructgpt_jax import configs, sharding, statistics
 from instructgpt_jax.configs import checks
 from instructgpt_jax.data import batching, encoding, packing
+from instructgpt_jax.data.batch_source import SourceMix
 from instructgpt_jax.data.tokenizers import Tokenizer
 from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.distributed import transfer
@@ -34,6 +35,7 @@ from instructgpt_jax.training import (
   fingerprint,
   inheritance,
   inputs,
+  mixed_sources,
   networks,
   sampling,
   scoring,
@@ -73,19 +75,22 @@ def pretrain(config: configs.PretrainExperiment, directory: str) -> None:
   model = LanguageModel(
     inheritance.model_config(config, tokenizer, section.dropout)
   )
-  rows, valid = (
-    inputs.document_rows(split, tokenizer, length)
-    for split in (documents.train, documents.valid)
+  source = mixed_sources.open_source(config.data, "data.pretraining")
+  rows, mix = source.pack(
+    documents.train, lambda part: inputs.document_rows(part, tokenizer, length)
   )
+  valid = inputs.document_rows(documents.valid, tokenizer, length)
   mesh = mesh_lib.make_mesh(config.mesh)
-  batches = batching.language_batches(
-    rows,
-    batching.BatchSpec(
-      batch_size=section.batch_size,
-      seed=config.seed,
-      **transfer.get_process_shard(section.batch_size, mesh),
-    ),
-    pad_id=tokenizer.pad_id,
+  spec = batching.BatchSpec(
+    batch_size=section.batch_size,
+    seed=config.seed,
+    mix=mix,
+    **transfer.get_process_shard(section.batch_size, mesh),
+  )
+  batches = batching.language_batches(rows, spec, pad_id=tokenizer.pad_id)
+  total_rows = section.steps * section.batch_size
+  mixed_sources.report_use(
+    directory, spec, mixed_sources.use_of_rows(source, rows, mix, total_rows)
   )
   plan = _Plan(
     name="pretrain",
@@ -143,54 +148,82 @@ def sft(
     section, name, measure is not None, len(records.valid)
   )
   demonstrations = _pack_demonstrations(config, records, tokenizer)
+  rows, mix = demonstrations.rows, demonstrations.mix
   layout = step_layout.step_layout(
-    section, len(demonstrations.train["tokens"]), len(records.train)
+    section,
+    len(rows["tokens"]),
+    mixed_sources.count_records(rows, mix, len(records.train)),
   )
   plan = dataclasses.replace(
-    _plan_sft(config, name, tokenizer, demonstrations, layout, mesh),
+    _plan_sft(config, directory, name, tokenizer, demonstrations, layout, mesh),
     select=select,
     measure=measure,
   )
   _train(config, directory, model, tokenizer, plan, mesh)
 
 
-class _DemonstrationRows(NamedTuple):
-  """Rows of demonstrations, and the fingerprint of their source."""
+class _SourceRows(NamedTuple):
+  """Rows of a source, and its fingerprint.
 
-  train: packing.Rows
+  Attributes:
+    source: the source.
+    rows: training rows.
+    mix: shares of the source's parts; None where they have no weights.
+    valid: validation rows; {} where there is no use for them.
+    fingerprint: fingerprint of the source.
+  """
+
+  source: mixed_sources.MixedSource
+  rows: packing.Rows
+  mix: SourceMix | None
   valid: packing.Rows
-  source: fingerprint.Source
+  fingerprint: fingerprint.Source
 
 
 def _pack_demonstrations(
   config: configs.SftExperiment, records: inputs.Splits, tokenizer: Tokenizer
-) -> _DemonstrationRows:
+) -> _SourceRows:
   """Encodes demonstrations into rows, packed if `sft.pack` is set."""
-  train, valid = (
-    inputs.demonstration_rows(
-      split,
-      tokenizer,
-      config.data,
-      config.sft.sequence or config.model.max_seq_len,
-      mask_prompt=config.sft.mask_prompt,
-      pack=config.sft.pack,
-    )
-    for split in (records.train, records.valid)
+  pack = functools.partial(
+    inputs.demonstration_rows,
+    tokenizer=tokenizer,
+    data=config.data,
+    length=config.sft.sequence or config.model.max_seq_len,
+    section=config.sft,
   )
-  source = fingerprint.fingerprint_source(
+  source = mixed_sources.open_source(config.data, "data.demonstrations")
+  rows, mix = source.pack(records.train, pack)
+  valid = pack(records.valid)
+  fingerprinted = fingerprint.fingerprint_source(
     config.data.demonstrations,
-    [train, valid],
+    [rows, valid],
     train=len(records.train),
     valid=len(records.valid),
   )
-  return _DemonstrationRows(train, valid, source)
+  return _SourceRows(source, rows, mix, valid, fingerprinted)
+
+
+def _pack_documents(
+  config: configs.SftExperiment, tokenizer: Tokenizer
+) -> _SourceRows:
+  """Packs the documents that are mixed into the batches of SFT."""
+  length = config.sft.sequence or config.model.max_seq_len
+  documents = inputs.documents(config.data)
+  source = mixed_sources.open_source(config.data, "data.pretraining")
+  rows, mix = source.pack(
+    documents.train,
+    lambda part: inputs.document_rows(part, tokenizer, length),
+  )
+  fingerprinted = _fingerprint_documents(config.data, documents, [rows])
+  return _SourceRows(source, rows, mix, {}, fingerprinted)
 
 
 def _plan_sft(
   config: configs.SftExperiment,
+  directory: str,
   name: str,
   tokenizer: Tokenizer,
-  demonstrations: _DemonstrationRows,
+  demonstrations: _SourceRows,
   layout: step_layout.StepLayout,
   mesh: Mesh,
 ) -> _Plan:
@@ -198,45 +231,43 @@ def _plan_sft(
 
   Args:
     config: the experiment.
+    directory: its workdir.
     name: name of the stage.
     tokenizer: the run's tokenizer.
     demonstrations: rows of demonstrations.
     layout: number of rows of a step.
     mesh: the mesh that the batches are padded for.
   """
-  section, rows = config.sft, demonstrations.train
+  section, rows = config.sft, demonstrations.rows
   steps_per_epoch = math.ceil(len(rows["tokens"]) / layout.demonstration_rows)
   total_steps = section.epochs * steps_per_epoch
-  sources = {"data.demonstrations": demonstrations.source}
-  document_rows, step_metrics = None, _no_metrics
+  sources = {"data.demonstrations": demonstrations.fingerprint}
+  padded = _pad_for_mesh(layout, name, mesh)
+  spec = batching.BatchSpec(
+    batch_size=layout.demonstration_rows,
+    seed=config.seed,
+    mix=demonstrations.mix,
+    **transfer.get_process_shard(padded.rows, mesh),
+  )
+  documents, step_metrics = None, _no_metrics
   if section.reward_model:  # It selects the parameters that are saved.
     model_source = fingerprint.fingerprint_model(section.reward_model)
     sources["sft.reward_model"] = model_source
   if section.pretraining_fraction:
-    documents = inputs.documents(config.data)
-    document_rows = inputs.document_rows(
-      documents.train,
-      tokenizer,
-      section.sequence or config.model.max_seq_len,
-    )
-    sources["data.pretraining"] = _fingerprint_documents(
-      config.data, documents, [document_rows]
-    )
+    documents = _pack_documents(config, tokenizer)
+    sources["data.pretraining"] = documents.fingerprint
     step_metrics = _make_share_metrics(
-      config, name, rows, document_rows, layout, total_steps
+      name, demonstrations, documents, layout.fraction, spec, total_steps
     )
-  padded = _pad_for_mesh(layout, name, mesh)
+  _report_use(directory, demonstrations, documents, layout, spec, total_steps)
   batches = batching.mixed_language_batches(
     rows,
-    document_rows,
+    documents.rows if documents else None,
     section.pretraining_fraction,
-    batching.BatchSpec(
-      batch_size=layout.demonstration_rows,
-      seed=config.seed,
-      **transfer.get_process_shard(padded.rows, mesh),
-    ),
+    spec,
     padded_size=padded.rows,
     pad_id=tokenizer.pad_id,
+    pretraining_mix=documents.mix if documents else None,
   )
   counts = {
     "rows": layout.demonstration_rows,
@@ -253,6 +284,25 @@ def _plan_sft(
     fingerprint=fingerprint.Fingerprint(counts, sources, counted=False),
     step_metrics=step_metrics,
   )
+
+
+def _report_use(
+  directory: str,
+  demonstrations: _SourceRows,
+  documents: _SourceRows | None,
+  layout: step_layout.StepLayout,
+  spec: batching.BatchSpec,
+  total_steps: int,
+) -> None:
+  """Reports how much of each weighted part a run uses."""
+  total = layout.demonstration_rows * total_steps
+  uses = [mixed_sources.use_of_rows(*demonstrations[:3], total)]
+  if documents is not None:
+    mixture = batching.Mixture(layout.fraction, layout.demonstration_rows)
+    total = mixture.rows_after(total)
+    use = mixed_sources.use_of_rows(*documents[:3], total, stream=1)
+    uses.append(use)
+  mixed_sources.report_use(directory, spec, *uses)
 
 
 def _pad_for_mesh(
@@ -285,33 +335,33 @@ def _fingerprint_documents(
 
 
 def _make_share_metrics(
-  config: configs.SftExperiment,
   name: str,
-  rows: packing.Rows,
-  document_rows: packing.Rows,
-  layout: step_layout.StepLayout,
+  demonstrations: _SourceRows,
+  documents: _SourceRows,
+  fraction: float,
+  spec: batching.BatchSpec,
   total_steps: int,
 ) -> Callable[[int], dict[str, float]]:
   """Logs the share of pretraining data in the run.
 
   Args:
-    config: the experiment.
     name: name of the stage.
-    rows: rows of demonstrations.
-    document_rows: rows of pretraining documents.
-    layout: number of rows of a step.
+    demonstrations: rows of demonstrations.
+    documents: rows of pretraining documents.
+    fraction: fraction of pretraining rows.
+    spec: the batches of demonstrations.
     total_steps: number of updates.
 
   Returns:
     step → share of pretraining data in the steps up to it, as metrics.
   """
   shares = batching.mixed_shares(
-    rows,
-    document_rows,
-    layout.fraction,
-    batch_size=layout.demonstration_rows,
-    seed=config.seed,
+    demonstrations.rows,
+    documents.rows,
+    fraction,
+    spec,
     steps=total_steps,
+    pretraining_mix=documents.mix,
   )
   log_line(
     f"{name}: {shares[-1, 0]:.1%} of the rows and {shares[-1, 1]:.1%} of the"

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import grain
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from instructgpt_jax import configs, sharding
@@ -27,6 +28,7 @@ from instructgpt_jax.training import (
   fingerprint,
   inheritance,
   inputs,
+  mixed_sources,
   ppo_programs,
   stage_model,
   supervised,
@@ -145,7 +147,7 @@ def set_up(
     frozen=frozen,
     base=BaseParams(params.policy.frozen, params.value.frozen),
     checksums=checksums,
-    data=_open_data(config, tokenizer, mesh),
+    data=_open_data(config, directory, tokenizer, mesh),
     schedules=tuple(
       optimizer_lib.make_schedule(optimizer, config.ppo.num_updates)
       for optimizer in config.resolved_optimizers
@@ -292,16 +294,22 @@ def _first_state(
 
 
 def _open_data(
-  config: configs.PpoExperiment, tokenizer: Tokenizer, mesh: Mesh
+  config: configs.PpoExperiment,
+  directory: str,
+  tokenizer: Tokenizer,
+  mesh: Mesh,
 ) -> PpoData:
   """Makes batches of prompts and of pretraining documents."""
-  prompts, prompts_source = prompt_batches(config, tokenizer, mesh)
+  prompts, prompts_source, prompt_use = prompt_batches(config, tokenizer, mesh)
   sources = {"data.prompts": prompts_source}
-  ptx = None
+  uses, ptx = [prompt_use], None
   if config.ppo.ptx_coef:
-    ptx, sources["data.pretraining"] = _document_batches(
+    ptx, sources["data.pretraining"], document_use = _document_batches(
       config, tokenizer, mesh
     )
+    uses.append(document_use)
+  spec = batching.BatchSpec(batch_size=1, seed=config.seed)
+  mixed_sources.report_use(directory, spec, *uses)
   counts = {
     "episodes": config.ppo.rollout_batch,
     "iterations": config.ppo.num_iterations,
@@ -311,13 +319,16 @@ def _open_data(
 
 def prompt_batches(
   config: configs.PpoExperiment, tokenizer: Tokenizer, mesh: Mesh
-) -> tuple[grain.DatasetIterator, fingerprint.Source]:
-  """Makes batches of prompts, and the fingerprint of their source."""
-  records = inputs.prompts(config.data, tokenizer).train
+) -> tuple[grain.DatasetIterator, fingerprint.Source, mixed_sources.Use]:
+  """Makes batches of prompts, their fingerprint, and how they are used."""
+  source = mixed_sources.open_source(config.data, "data.prompts")
+  groups = source.group(inputs.prompts(config.data, tokenizer).train)
+  records = [record for group in groups for record in group]
+  mix = source.mix([len(group) for group in groups])
   prompts = encoding.encode_prompts(
     [record.turns for record in records], tokenizer, config.data
   )
-  source = fingerprint.fingerprint_source(
+  fingerprinted = fingerprint.fingerprint_source(
     config.data.prompts, prompts, train=len(records)
   )
   # All batches have one width, so that each program compiles once.
@@ -330,21 +341,29 @@ def prompt_batches(
     batching.BatchSpec(
       batch_size=config.ppo.rollout_batch,
       seed=config.seed,
+      mix=mix,
       **transfer.get_process_shard(config.ppo.rollout_batch, mesh),
     ),
     width=width,
     pad_id=tokenizer.pad_id,
   )
-  return batches, source
+  total = config.ppo.num_iterations * config.ppo.rollout_batch
+  amounts = {"tokens": np.array([len(ids) for ids in prompts])}
+  use = mixed_sources.Use(source, mix, "prompts", total, amounts)
+  return batches, fingerprinted, use
 
 
 def _document_batches(
   config: configs.PpoExperiment, tokenizer: Tokenizer, mesh: Mesh
-) -> tuple[grain.DatasetIterator, fingerprint.Source]:
-  """Makes batches of documents, and the fingerprint of their source."""
+) -> tuple[grain.DatasetIterator, fingerprint.Source, mixed_sources.Use]:
+  """Makes batches of documents, their fingerprint, and how they are used."""
+  source = mixed_sources.open_source(config.data, "data.pretraining")
   documents = inputs.documents(config.data).train
-  rows = inputs.document_rows(documents, tokenizer, config.ptx_length)
-  source = fingerprint.fingerprint_source(
+  rows, mix = source.pack(
+    documents,
+    lambda part: inputs.document_rows(part, tokenizer, config.ptx_length),
+  )
+  fingerprinted = fingerprint.fingerprint_source(
     config.data.pretraining, rows, train=len(documents)
   )
   size = config.ppo.minibatch * config.ppo.ptx_ratio
@@ -353,8 +372,11 @@ def _document_batches(
     batching.BatchSpec(
       batch_size=size,
       seed=config.seed,
+      mix=mix,
       **transfer.get_process_shard(size, mesh),
     ),
     pad_id=tokenizer.pad_id,
   )
-  return batches, source
+  total = config.ppo.num_updates * size
+  use = mixed_sources.use_of_rows(source, rows, mix, total)
+  return batches, fingerprinted, use

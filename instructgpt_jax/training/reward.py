@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from instructgpt_jax import configs, sharding, statistics
 from instructgpt_jax.configs import checks
 from instructgpt_jax.data import encoding, ranking_packing, records
-from instructgpt_jax.data.batch_source import BatchSpec
+from instructgpt_jax.data.batch_source import BatchSpec, SourceMix
 from instructgpt_jax.data.tokenizers import Tokenizer
 from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.distributed import transfer
@@ -37,6 +37,7 @@ from instructgpt_jax.training import (
   fingerprint,
   inheritance,
   inputs,
+  mixed_sources,
   scoring,
   stage_model,
   supervised,
@@ -82,7 +83,7 @@ def train(config: configs.RewardExperiment, directory: str) -> None:
   )
   data = _open_data(config, tokenizer)
   mesh = mesh_lib.make_mesh(config.mesh)
-  batches = _training_batches(config, data.train, model, tokenizer, mesh)
+  batches = _training_batches(config, directory, data, model, tokenizer, mesh)
   total_steps = math.ceil(
     config.reward.epochs * len(data.train) / config.reward.batch_size
   )
@@ -146,7 +147,9 @@ def _check_settings(config: configs.RewardExperiment) -> None:
 class _RewardData(NamedTuple):
   """Encoded rankings, demonstrations and the fingerprints of their sources."""
 
+  source: mixed_sources.MixedSource
   train: list[encoding.EncodedRanking]
+  mix: SourceMix | None  # shares of the source's parts
   valid: list[encoding.EncodedRanking]
   left_out: list[encoding.EncodedRanking]  # by labelers that are left out
   demonstrations: list[records.Demonstration]
@@ -161,11 +164,16 @@ def _open_data(
   splits = _select_rankings(
     inputs.rankings(config.data, tokenizer), section, config.seed
   )
-  train_rankings, valid, left_out = (
-    encoding.encode_rankings(split, tokenizer, config.data) for split in splits
-  )
+  source = mixed_sources.open_source(config.data, "data.comparisons")
+  *groups, valid, left_out = (
+    encoding.encode_rankings(rankings, tokenizer, config.data)
+    for rankings in (
+      *source.group(splits.train), splits.valid, splits.left_out,
+    )
+  )  # fmt: skip
   if section.pairs:
-    train_rankings = encoding.split_into_pairs(train_rankings)
+    groups = [encoding.split_into_pairs(group) for group in groups]
+  train_rankings = [ranking for group in groups for ranking in group]
   sources = {
     "data.comparisons": fingerprint.fingerprint_source(
       config.data.comparisons,
@@ -183,24 +191,43 @@ def _open_data(
       [(d.turns, d.completion) for d in demonstrations],
       train=len(demonstrations),
     )
-  return _RewardData(train_rankings, valid, left_out, demonstrations, sources)
+  return _RewardData(
+    source,
+    train_rankings,
+    source.mix([len(group) for group in groups]),
+    valid,
+    left_out,
+    demonstrations,
+    sources,
+  )
 
 
 def _training_batches(
   config: configs.RewardExperiment,
-  rankings: Sequence[encoding.EncodedRanking],
+  directory: str,
+  data: _RewardData,
   model: ScalarModel,
   tokenizer: Tokenizer,
   mesh: Mesh,
 ) -> Any:
   """Makes batches of rankings, in the layout with the fewest FLOPs."""
-  section = config.reward
+  section, rankings = config.reward, data.train
   spec = BatchSpec(
     batch_size=section.batch_size,
     seed=config.seed,
     epochs=section.epochs,
+    mix=data.mix,
     **transfer.get_process_shard(section.batch_size, mesh),
   )
+  amounts = {
+    "completions": np.array([len(r.completions) for r in rankings]),
+    "tokens": np.array(
+      [len(r.prompt) + sum(map(len, r.completions)) for r in rankings]
+    ),
+  }
+  total = section.epochs * len(rankings)
+  use = mixed_sources.Use(data.source, data.mix, "rankings", total, amounts)
+  mixed_sources.report_use(directory, spec, use)
   microbatch = section.microbatch or section.batch_size
   num_microbatches = max(section.batch_size // microbatch, 1)
   layout = choose_layout(

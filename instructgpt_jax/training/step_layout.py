@@ -50,14 +50,14 @@ class StepLayout:
 
 
 def step_layout(
-  section: configs.Sft, rows: int, demonstrations: int
+  section: configs.Sft, rows: int, demonstrations: float
 ) -> StepLayout:
   """Chooses the rows so that they hold about `batch_size` demonstrations.
 
   Args:
     section: the settings.
     rows: rows of all demonstrations.
-    demonstrations: how many there are.
+    demonstrations: how many demonstrations as many rows hold.
   """
   per_step = round(section.batch_size * rows / demonstrations)
   whole = StepLayout(

@@ -225,7 +225,7 @@ def test_shares_of_a_mixture_are_those_of_its_batches():
     rows, others, 0.4, BatchSpec(batch_size=2, seed=5)
   )
   shares = batching.mixed_shares(
-    rows, others, 0.4, batch_size=2, seed=5, steps=12
+    rows, others, 0.4, BatchSpec(batch_size=2, seed=5), steps=12
   )
   sums = np.zeros((2, 2))
   for step in range(12):

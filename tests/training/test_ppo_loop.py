@@ -158,7 +158,7 @@ def test_rollouts_start_from_the_prompts_of_the_file(stages):
     ppo=configs.Ppo(rollout_batch=20),
   )
   mesh = mesh_lib.make_mesh(settings.mesh)
-  batches, _ = ppo_setup.prompt_batches(settings, stage.tokenizer, mesh)
+  batches, *_ = ppo_setup.prompt_batches(settings, stage.tokenizer, mesh)
   batch = next(batches)
   sft = exact.Finished(stages["sft"])
   records = map(

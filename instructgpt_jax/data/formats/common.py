@@ -58,7 +58,7 @@ FIELDS = {
 IRRELEVANT = (
   "id", "_id", "idx", "index", "uuid", "guid", "prompt_id", "conversation_id",
   "source", "dataset", "url", "lang", "language", "timestamp", "created_at",
-  "updated_at", "parallel_tool_calls",
+  "updated_at", "parallel_tool_calls", "Unnamed: 0", "__index_level_0__",
 )  # fmt: skip
 _SPLIT_NAMES = {"": "", "validation": "valid", "val": "valid", "dev": "valid",
                 "eval": "valid", "training": "train", "testing": "test",

@@ -115,7 +115,9 @@ def _tree(obj: Any, reader: RecordReader) -> Iterator[Record]:
           turns=turns, completion=clean(best["text"]), origin=reader.origin
         )
     for reply in reversed(replies):
-      after = (*turns, Turn("assistant", clean(reply["text"])))
+      # A best reply has a demonstration of its own.
+      turn = Turn("assistant", clean(reply["text"]), learnable=False)
+      after = (*turns, turn)
       for child in reversed(_children(reply, reader)):
         if not is_set(child.get("deleted")):
           stack.append((child, after, on_best_path and reply is best))

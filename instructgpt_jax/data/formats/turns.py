@@ -227,7 +227,8 @@ def read_message(
     excluded = _reason_to_exclude(message, reader)
     name = where.split("[")[0]
     reader.note_others(message, _MESSAGE_FIELDS, f"{name}[]")
-  return Message(Turn(ROLES[role], content), excluded)
+  turn = Turn(ROLES[role], content, learnable=not excluded)
+  return Message(turn, excluded)
 
 
 def _message_fields(

@@ -1,22 +1,29 @@
-"""Reads the records of a path, glob, directory, comma list or TFDS name.
+"""Reads the records of a path, glob, directory, comma list or data set name.
 
 A malformed file is an error that names file, line and fix. A record that is
 well formed but of no use (a ranking with only ties, an empty reply in a public
 file) is skipped and counted in the `Report`. A named file without a usable
 record is an error. See docs/data.md for the whole list.
 
-`paths` expands names, `listing` leaves out files without records, `text_files`
-decodes a file, `json_files`, `containers` and `tfds` yield its values,
+`specs` splits a source into names, `paths` expands them, `listing` leaves out
+files without records, `text_files` decodes a file. `values` yields the values
+of a file: from `json_files`, `csv_files`, `tables`, `tfds` or `hub`.
 `file_records` converts them to records, `sources` joins the files of a source.
 """
 
 from instructgpt_jax.data.reading.file_records import (
   KIND_NAMES,
   FileRecords,
+  iterate,
   read_any,
   read_kinds,
 )
-from instructgpt_jax.data.reading.listing import expand, list_files
+from instructgpt_jax.data.reading.listing import (
+  expand,
+  list_files,
+  weighted_sources,
+)
+from instructgpt_jax.data.reading.paths import WeightedSource
 from instructgpt_jax.data.reading.report import FileReport, Report, remarks
 from instructgpt_jax.data.reading.sources import (
   read_demonstrations,
@@ -31,7 +38,9 @@ __all__ = [
   "FileRecords",
   "FileReport",
   "Report",
+  "WeightedSource",
   "expand",
+  "iterate",
   "list_files",
   "read_any",
   "read_demonstrations",
@@ -41,4 +50,5 @@ __all__ = [
   "read_rankings",
   "remarks",
   "split_by_name",
+  "weighted_sources",
 ]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from instructgpt_jax.data import formats
-from instructgpt_jax.data.reading import json_files, paths, tfds
+from instructgpt_jax.data.reading import values as values_lib
 from instructgpt_jax.data.reading.report import FileReport
 from instructgpt_jax.data.records import (
   Demonstration,
@@ -65,11 +65,7 @@ def _scan(
   path: str, kind: type | None, reader: formats.FileReader
 ) -> Iterator[tuple[int, formats.Format, list[Record], str]]:
   """Yields (line, format, records, reason to skip) of each value."""
-  values = (
-    tfds.read_values(path)
-    if path.startswith(paths.TFDS)
-    else json_files.read_values(path, reader.unused)
-  )
+  values = values_lib.read_values(path, reader.unused)
   if isinstance(values, str):
     if kind not in (None, Document):
       raise UserError(
@@ -198,6 +194,18 @@ def read_kinds(path: str) -> dict[type | None, FileRecords]:
 def read_any(path: str) -> FileRecords:
   """Reads all records of a file, of any kind, and returns its report too."""
   return read_kinds(path)[None]
+
+
+def iterate(path: str, kind: type | None) -> Iterator[Any]:
+  """Yields the records of a file lazily, without those that a stage skips.
+
+  Args:
+    path: the file.
+    kind: the kind of record; None for all kinds.
+  """
+  reader = formats.FileReader(path, kind)
+  for _, _, items, _ in _scan(path, kind, reader):
+    yield from items if kind is None else _convert(items, kind)
 
 
 def _nothing_left(

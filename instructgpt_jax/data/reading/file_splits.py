@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterable, Mapping
 
 from instructgpt_jax.data.formats.common import split_name
-from instructgpt_jax.data.reading import paths, text_files
+from instructgpt_jax.data.reading import specs, text_files
 
-_TFDS_SPLIT = re.compile(r":([A-Za-z_]\w*(?:\[[^\]]*\])?)\Z")
+_NAMED_SPLIT = re.compile(r":([A-Za-z_]\w*(?:\[[^\]]*\])?)\Z")
 # The names of pipes: they say nothing.
 _NO_NAMES = ("/dev/", "/proc/")
 _SEPARATORS = re.compile(r"[-_. ()]+")
@@ -24,21 +24,21 @@ def by_name(names: Iterable[str], roots: Mapping[str, str]) -> dict[str, str]:
   may be training data.
 
   Args:
-    names: paths and TFDS names of one source.
+    names: paths, TFDS and hub names of one source.
     roots: name -> directory below which the names of directories count.
 
   Returns:
     Name -> split, or {} where fewer than two splits are named.
   """
   names = list(names)
-  others = (paths.TFDS, *_NO_NAMES)
+  others = (specs.TFDS, specs.HUB, *_NO_NAMES)
   files = [os.path.abspath(n) for n in names if not n.startswith(others)]
   # Directories above all files say nothing about one of them.
   top = _common_directory(files)
   splits = {}
   for name in names:
-    if name.startswith(paths.TFDS):
-      match = _TFDS_SPLIT.search(name)
+    if name.startswith((specs.TFDS, specs.HUB)):
+      match = _NAMED_SPLIT.search(name)
       split = (split_name(match.group(1)) or "") if match else ""
     elif name.startswith(_NO_NAMES):
       continue

@@ -10,9 +10,10 @@ from typing import Any
 
 from instructgpt_jax import streams
 from instructgpt_jax.data import formats
-from instructgpt_jax.data.reading import containers, paths, text_files
+from instructgpt_jax.data.reading import containers, text_files
 from instructgpt_jax.errors import UserError, json_problem
 
+SUFFIXES = (".jsonl", ".json", ".txt")
 # The beginning of an array of texts, each on a line of its own.
 _PRETTY_TEXTS = re.compile(r'\s*\[\s*"(?:[^"\\\n]|\\.)*"[ \t]*,[ \t]*\n')
 _START = 100_000  # characters of a .txt file that are looked at
@@ -147,7 +148,7 @@ def read_values(
   """
   text = text_files.read_text(path)
   suffix = text_files.suffix(path)
-  if suffix not in paths.SUFFIXES:
+  if suffix not in SUFFIXES:
     suffix = _sniff_suffix(text)
   if suffix == ".txt":
     _refuse_json_in_txt(text, path)

@@ -7,7 +7,12 @@ import itertools
 import os
 
 from instructgpt_jax.data import formats
-from instructgpt_jax.data.reading import json_files, paths, text_files
+from instructgpt_jax.data.reading import (
+  json_files,
+  paths,
+  text_files,
+  values,
+)
 from instructgpt_jax.errors import UserError
 
 _SMALL = 4096  # bytes of a file that may hold nothing but blanks
@@ -16,23 +21,21 @@ _SMALL = 4096  # bytes of a file that may hold nothing but blanks
 def _reason_to_ignore(path: str) -> str:
   """Returns why a file of a directory is not read, or ""."""
   try:
-    if os.path.getsize(path) < _SMALL:
-      text_files.read_text(path)
+    if values.is_empty(path, small=os.path.getsize(path) < _SMALL):
+      return paths.EMPTY
     if text_files.suffix(path) == ".json" and _is_metadata(path):
       return paths.NO_RECORDS
-  except UserError as error:
-    return paths.EMPTY if error.code == "empty_file" else ""
-  except OSError:
+  except (UserError, OSError):
     pass  # It is an error when the file is read.
   return ""
 
 
 def _is_metadata(path: str) -> bool:
   """Returns whether a .json file is one object of no known format."""
-  values = json_files.read_values(path, collections.Counter())
-  if isinstance(values, str):
+  objects = json_files.read_values(path, collections.Counter())
+  if isinstance(objects, str):
     return False
-  first = list(itertools.islice(values, 2))
+  first = list(itertools.islice(objects, 2))
   if len(first) != 1 or not isinstance(first[0][1], dict):
     return False
   line, value = first[0]
@@ -63,6 +66,11 @@ def list_files(*specs: str) -> paths.Listing:
   return listing
 
 
+def weighted_sources(spec: str) -> list[paths.WeightedSource]:
+  """Lists the parts of a source that have weights; [] without weights."""
+  return list_files(spec).sources
+
+
 def expand(spec: str) -> list[str]:
   """Lists the files that a source names, in the order of reading.
 
@@ -70,7 +78,7 @@ def expand(spec: str) -> list[str]:
     spec: a comma list of files, directories (read with all their
       subdirectories), globs (`**` stands for any subdirectories) and TFDS
       names. Matches of one glob are sorted by name; a file is read once,
-      whatever names and links lead to it. In directories and globs only .jsonl,
-      .json and .txt files, plain or .gz, count.
+      whatever names and links lead to it. In directories and globs only files
+      with a suffix of `paths.SUFFIXES`, plain or .gz, count.
   """
   return list(list_files(spec).files)

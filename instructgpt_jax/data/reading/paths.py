@@ -1,4 +1,4 @@
-"""Lists the files that a path, glob, directory or comma list names.
+"""Lists the files that a path, glob, directory, comma list or hub name means.
 
 Each file is read once, however many links and names lead to it. Files of
 directories and globs that are not read are listed with the reason.
@@ -17,11 +17,18 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from instructgpt_jax.data.reading import text_files
+from instructgpt_jax.data.reading import (
+  csv_files,
+  hub,
+  json_files,
+  saved_datasets,
+  tables,
+  text_files,
+)
+from instructgpt_jax.data.reading import specs as specs_lib
 from instructgpt_jax.errors import UserError
 
-TFDS = "tfds:"
-SUFFIXES = (".jsonl", ".json", ".txt")
+SUFFIXES = (*json_files.SUFFIXES, *csv_files.DELIMITERS, *tables.SUFFIXES)
 OTHER_KIND = f"not {', '.join(SUFFIXES)}"
 SAME_FILE = "another name of a file that is read"
 SAME_DIRECTORY = "another name of a directory that is read"
@@ -30,6 +37,7 @@ NO_FILE = "a pipe, socket or device"
 EMPTY = "empty"
 NO_RECORDS = "JSON that describes data and holds no records"
 RUN = "written by a run of this program"
+WEIGHT_0 = "weight 0"
 # What a run writes into its workdir, which may lie among the data.
 _RUN_NAMES = {
   "bad_batch.json", "checkpoints", "complete.json", "config.json",
@@ -47,6 +55,14 @@ class Ignored(NamedTuple):
   reason: str
 
 
+class WeightedSource(NamedTuple):
+  """A part of a source that has a weight."""
+
+  name: str
+  weight: float
+  files: tuple[str, ...]
+
+
 @dataclasses.dataclass
 class Listing:
   """The files that a source names.
@@ -56,11 +72,13 @@ class Listing:
     ignored: files of a directory or a glob that are not read.
     roots: the directory that holds the directory of each file that is named, or
       the directory or glob that gave the file.
+    sources: the parts of the source, where they have weights.
   """
 
   files: dict[str, bool] = dataclasses.field(default_factory=dict)
   ignored: list[Ignored] = dataclasses.field(default_factory=list)
   roots: dict[str, str] = dataclasses.field(default_factory=dict)
+  sources: list[WeightedSource] = dataclasses.field(default_factory=list)
 
   def ignore(self, path: str, reason: str) -> None:
     self.ignored.append(Ignored(path, reason))
@@ -85,27 +103,54 @@ def list_files(*specs: str) -> Listing:
   """Lists the files that a source names.
 
   Args:
-    *specs: comma lists of files, directories, globs and TFDS names; "-" is the
-      standard input.
+    *specs: comma lists of files, directories, globs, TFDS and hub names, each
+      with or without a weight (see `specs`); "-" is the standard input.
 
   Raises:
     UserError: one of them does not exist, or holds no file of a known kind.
   """
   listing = Listing()
   known: set[tuple[int, int]] = set()
-  for part in [part for spec in specs for part in _parts(spec)]:
-    if part.startswith(TFDS):
-      _add_named(part, part, part not in listing.files, listing)
+  for name, weight in specs_lib.parse(*specs):
+    if weight == 0:
+      listing.ignore(name, WEIGHT_0)
       continue
-    path = os.path.expanduser(part)
-    if part == "-" and not os.path.lexists(part):
-      path = text_files.STDIN
-    status = _status(path, part)
-    if status is None or stat.S_ISDIR(status.st_mode):
-      _add_many(path, part, status is not None, known, listing)
-    else:
-      _add_named(path, part, _is_new(status, known), listing)
+    before = len(listing.files)
+    _add_part(name, known, listing)
+    if weight is not None:
+      files = tuple(listing.files)[before:]
+      listing.sources.append(WeightedSource(name, weight, files))
+  _require_files(listing)
   return listing
+
+
+def _add_part(part: str, known: set[tuple[int, int]], listing: Listing) -> None:
+  """Adds the files that one part of a source names."""
+  if part.startswith((specs_lib.TFDS, specs_lib.HUB)):
+    is_hub = part.startswith(specs_lib.HUB)
+    for name in hub.split_names(part) if is_hub else [part]:
+      _add_named(name, part, name not in listing.files, listing)
+    return
+  path = os.path.expanduser(part)
+  if part == "-" and not os.path.lexists(part):
+    path = text_files.STDIN
+  status = _status(path, part)
+  if status is None or stat.S_ISDIR(status.st_mode):
+    _add_many(path, part, status is not None, known, listing)
+  else:
+    _add_named(path, part, _is_new(status, known), listing)
+
+
+def _require_files(listing: Listing) -> None:
+  """Refuses a weight of a source whose files earlier sources name."""
+  for source in listing.sources:
+    if not source.files:
+      raise UserError(
+        "names no file that an earlier source does not name",
+        file=source.name,
+        fix="name each file in one weighted source",
+        code="same_source",
+      )
 
 
 def _add_named(path: str, part: str, is_new: bool, listing: Listing) -> None:
@@ -115,20 +160,6 @@ def _add_named(path: str, part: str, is_new: bool, listing: Listing) -> None:
     listing.roots.setdefault(path, _above(os.path.dirname(path)))
   else:
     listing.ignore(part, SAME_FILE)
-
-
-def _parts(spec: str) -> list[str]:
-  """Splits a source at its commas, unless a file has that name."""
-  if os.path.lexists(os.path.expanduser(spec)):
-    return [spec]
-  parts = [part.strip() for part in spec.split(",") if part.strip()]
-  if not parts:
-    raise UserError(
-      "no data is given",
-      fix="give a file, directory, quoted glob, comma list or tfds:name:split",
-      code="no_data",
-    )
-  return parts
 
 
 def _status(path: str, part: str) -> os.stat_result | None:
@@ -295,12 +326,16 @@ def _walk(top: str, listing: Listing) -> Iterator[tuple[str, list[str]]]:
       ) from error
     names = []
     run_names = _RUN_NAMES if _is_workdir(entries) else ()
+    saved_datasets.require_splits(directory, entries)
+    unlisted = saved_datasets.unlisted(directory, entries)
     for name in entries:
       path = os.path.join(directory, name)
       if name.startswith("."):
         continue
       if name in run_names:
         listing.ignore(path, RUN)
+      elif name in unlisted:
+        listing.ignore(path, saved_datasets.NOT_LISTED)
       elif not os.path.isdir(path):
         names.append(name)
       elif os.path.islink(path):
@@ -358,7 +393,7 @@ def _suggest(path: pathlib.Path) -> str:
   near = difflib.get_close_matches(_stem(name), stems, n=1, cutoff=_SIMILAR)
   if near:
     return f"did you mean {stems[near[0]]!r}?"
-  return "give an existing file, directory, glob or tfds:name:split"
+  return "give an existing file, directory, glob, tfds:name:split or hf:name"
 
 
 def _may_be_meant(other: pathlib.Path, name: str, is_last: bool) -> bool:

@@ -88,12 +88,12 @@ def _read(spec: str, kind: type[_R]) -> tuple[list[_R], Report]:
 
 
 def read_demonstrations(spec: str) -> tuple[list[Demonstration], Report]:
-  """Reads prompts with labelers' replies; see `expand` for `spec`."""
+  """Reads prompts with labelers' replies; see `specs` for `spec`."""
   return _read(spec, Demonstration)
 
 
 def read_rankings(spec: str) -> tuple[list[Ranking], Report]:
-  """Reads prompts with ranked replies; see `expand` for `spec`."""
+  """Reads prompts with ranked replies; see `specs` for `spec`."""
   return _read(spec, Ranking)
 
 

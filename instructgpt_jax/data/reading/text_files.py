@@ -12,22 +12,13 @@ from instructgpt_jax import file_signatures
 from instructgpt_jax.errors import UserError
 
 STDIN = "/dev/stdin"
-_GZIP = b"\x1f\x8b"
+GZIP = b"\x1f\x8b"
 _MARK = "\ufeff"
 _MARKS = re.compile(f"^{_MARK}+", re.MULTILINE)
 STRAY_NULS = 3  # NUL characters that any text may hold
 _FEW_NULS = 1000  # characters of a text for each NUL in it
-_TO_JSONL = (
-  'python -c "import csv, json, sys; [print(json.dumps(row)) for row in'
-  ' csv.DictReader(sys.stdin{})]" < {} > data.jsonl'
-)
 # Texts that are no plain text and that their first bytes do not show.
 _OTHER_TEXTS = {
-  ".csv": ("a CSV table", _TO_JSONL.format("", "data.csv")),
-  ".tsv": (
-    "a table of tab-separated values",
-    _TO_JSONL.format(", delimiter='\\t'", "data.tsv"),
-  ),
   ".html": ("an HTML page", "extract its text, as .txt"),
   ".htm": ("an HTML page", "extract its text, as .txt"),
   ".xml": ("an XML document", "extract its text, as .txt"),
@@ -54,7 +45,8 @@ def read_text(path: str) -> str:
   Raises:
     UserError: the file is something else, or cannot be read.
   """
-  content = _unpacked(_read_bytes(path), path)
+  content = unpacked_bytes(path)
+  file_signatures.refuse(content[: file_signatures.HEAD], path, line=1)
   _refuse_other_text(content, path)
   if not content.strip():
     raise UserError(
@@ -131,11 +123,12 @@ def _read_pipe(path: str, status: os.stat_result) -> bytes:
   return _pipes[key]
 
 
-def _unpacked(content: bytes, path: str) -> bytes:
-  """Unpacks the bytes of a file from gzip; refuses other kinds."""
-  if content.startswith(_GZIP):
+def unpacked_bytes(path: str) -> bytes:
+  """Reads the bytes of a file or a pipe, unpacked from gzip."""
+  content = _read_bytes(path)
+  if content.startswith(GZIP):
     content = _gunzip(content, path)
-    if content.startswith(_GZIP):
+    if content.startswith(GZIP):
       raise UserError(
         "is compressed with gzip twice",
         file=path,
@@ -153,7 +146,6 @@ def _unpacked(content: bytes, path: str) -> bytes:
       " again (gzip -t checks it)",
       code="bad_gzip",
     )
-  file_signatures.refuse(content[: file_signatures.HEAD], path, line=1)
   return content
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from instructgpt_jax.data.reading import containers, paths
+from instructgpt_jax.data.reading import containers, python_values, specs
 from instructgpt_jax.errors import UserError
 
 # name, name/config, name:1.0.0 or a directory; then train, train[:10%], a+b.
@@ -16,7 +16,7 @@ _TFDS_NAME = re.compile(r"(.+?):([A-Za-z_]\w*(?:\[[^\]]*\])?(?:\+.+)?)")
 
 def read_values(spec: str) -> Iterator[tuple[int, Any]]:
   """Yields (index, record) of a prepared TFDS data set."""
-  named = _TFDS_NAME.fullmatch(spec[len(paths.TFDS) :])
+  named = _TFDS_NAME.fullmatch(spec[len(specs.TFDS) :])
   if named is None:
     raise UserError(
       "the split is missing",
@@ -65,31 +65,6 @@ def read_values(spec: str) -> Iterator[tuple[int, Any]]:
       code="no_records",
     )
   return (
-    (i, containers.with_messages(_to_json(source[i]))) for i in range(count)
+    (i, containers.with_messages(python_values.as_json(source[i])))
+    for i in range(count)
   )
-
-
-def _to_json(value: Any) -> Any:
-  """Converts TFDS's bytes, NumPy scalars and arrays to JSON values."""
-  if isinstance(value, bytes):
-    try:
-      return value.decode()
-    except UnicodeDecodeError:
-      return value  # An image, or an error where a text is expected.
-  if isinstance(value, dict):
-    result = {k: _to_json(v) for k, v in value.items()}
-    for field in ("messages", "conversations", "prompt", "completion",
-                  "completions", "chosen", "rejected", "history"):  # fmt: skip
-      columns = result.get(field)
-      if isinstance(columns, dict):
-        # A sequence of objects comes as an object of sequences.
-        result[field] = [
-          dict(zip(columns, row, strict=True))
-          for row in zip(*columns.values(), strict=True)
-        ]
-    return result
-  if isinstance(value, list | tuple):
-    return [_to_json(v) for v in value]
-  if hasattr(value, "tolist"):
-    return _to_json(value.tolist())
-  return value

@@ -144,6 +144,16 @@ class Tokenizer:
     """Returns the id of a token of the vocabulary; -1 for no token."""
     raise NotImplementedError
 
+  def special_token(self, token_id: int) -> str:
+    """Returns the name of a special token, such as <|im_end|>; "" for text."""
+    name = self.token(token_id) if token_id < self.base_size else ""
+    if token_id == self.pad_id:
+      return name or "<padding>"
+    if token_id in (self.eos_id, self.document_end_id):
+      return name or "<end-of-text>"
+    is_special = token_id == self.bos_id or self._special.fullmatch(name)
+    return name if is_special else ""
+
   def encode(self, text: str) -> list[int]:
     """Encodes a text, without special tokens."""
     return self.encode_batch([text])[0]
@@ -179,6 +189,33 @@ class Tokenizer:
       **({"date": date} if date else {}),
     )
     return self._encode_written([written], hidden)[0]
+
+  def reply_prefixes(
+    self, turns: Sequence[Turn], date: str = ""
+  ) -> list[tuple[list[int], list[int]]]:
+    """Encodes what precedes each learnable reply, and that with the reply.
+
+    Args:
+      turns: a conversation that `encode_turns` encodes.
+      date: likewise.
+
+    Raises:
+      UserError: `template_changes_reply`, the template writes other turns
+        otherwise where the text of a reply differs.
+    """
+    template = self.template
+    assert template is not None
+    hidden = Hidden([t.text for t in turns], self._special, template.text)
+    written = [
+      Turn(t.role, s) for t, s in zip(turns, hidden.texts, strict=True)
+    ]
+    prefixes = []
+    for i, turn in enumerate(turns):
+      if turn.role == "assistant" and turn.learnable:
+        text, start, stop = template.locate(written, i, date)
+        encoded = self._encode_written([text[:start], text[:stop]], hidden)
+        prefixes.append((encoded[0], encoded[1]))
+    return prefixes
 
   def encode_replies(self, replies: Sequence[str]) -> list[list[int]]:
     """Encodes replies by the template, without the token that ends them."""

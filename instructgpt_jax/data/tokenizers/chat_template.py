@@ -125,6 +125,44 @@ class ChatTemplate:
         code="template_refuses",
       ) from error
 
+  def locate(
+    self, turns: Sequence[Turn], index: int, date: str = ""
+  ) -> tuple[str, int, int]:
+    """Finds a reply in a conversation up to the next reply.
+
+    Args:
+      turns: the conversation.
+      index: of the assistant's turn.
+      date: as for `render`; "" is the default.
+
+    Returns:
+      The text that `render` writes, and where the reply begins and ends in it:
+      with what the template writes ahead of a reply, and with the special token
+      behind it.
+
+    Raises:
+      UserError: the template writes other turns otherwise where the text of the
+        reply differs.
+    """
+    date = date or _DATE
+    text = self.render(turns, date=date)
+    marked = [*turns]
+    marked[index] = Turn("assistant", _REPLY)
+    ahead, reply, behind = self.render(marked, date=date).partition(_REPLY)
+    if not reply or not (text.startswith(ahead) and text.endswith(behind)):
+      raise UserError(
+        "its chat template does not write a reply between the other turns",
+        file=self._file,
+        fix="give --sft.loss_turns=last, or --data.chat_template=false",
+        code="template_changes_reply",
+      )
+    start, stop = len(ahead), len(text) - len(behind)
+    if self.lead and ahead.endswith(self.lead):
+      start -= len(self.lead)
+    if self.end and behind.startswith(self.tail + self.end):
+      stop += len(self.tail + self.end)
+    return text, start, stop
+
   def reply(self, text: str) -> str:
     """Writes a reply as it follows a prompt, up to the token that ends it."""
     turns = [Turn("user", _QUESTION), Turn("assistant", text)]

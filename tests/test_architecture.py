@@ -18,6 +18,7 @@ PACKAGE = "instructgpt_jax"
 LAYERS = (
   {"errors"},
   {"types", "statistics", "file_signatures", "streams"},
+  {"gguf_header"},
   {"configs"},
   {"sharding", "precision"},
   {"data", "models"},
@@ -228,6 +229,7 @@ def test_the_pure_parts_are_there():
     ("tokenizers", {f"{PACKAGE}/data/"}),
     ("optuna", {f"{PACKAGE}/sweeps/search.py"}),
     ("submitit", {f"{PACKAGE}/sweeps/cluster.py"}),
+    ("gguf", {f"{PACKAGE}/interop/gguf_tensors.py"}),
     ("tensorflow", set()),
     ("torch", set()),
     ("transformers", set()),

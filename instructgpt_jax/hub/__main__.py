@@ -1,13 +1,18 @@
 """Converts between Hugging Face directories and workdirs.
 
   python -m instructgpt_jax.hub import --from=HF_DIR --to=WORKDIR
+  python -m instructgpt_jax.hub import --from=FILE.gguf --to=WORKDIR
+  python -m instructgpt_jax.hub import --from=HF_DIR --adapter=PEFT_DIR \\
+    --to=WORKDIR
   python -m instructgpt_jax.hub export --from=WORKDIR --to=HF_DIR
 
 HF_DIR contains config.json, safetensors files and the tokenizer's files;
-docs/models.md lists the supported architectures. WORKDIR is the workdir of a
-finished stage. A reward model becomes a ...ForSequenceClassification. Only a
-few tensors are in memory at a time. Experiments and `chat` also read HF_DIR
-directly, with --init_from and --checkpoints.
+docs/models.md lists the supported architectures. FILE.gguf is a model of
+llama.cpp, whose quantised tensors become float32. PEFT_DIR contains LoRA
+adapters, which are merged into the model. WORKDIR is the workdir of a finished
+stage. A reward model becomes a ...ForSequenceClassification. Only a few tensors
+are in memory at a time. Experiments and `chat` also read HF_DIR and FILE.gguf
+directly, with --init_from and --checkpoint.
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ from typing import Any
 
 import jax
 
+from instructgpt_jax import gguf_header
 from instructgpt_jax.checkpoint import checkpoints, trees
 from instructgpt_jax.cli import launch, process_settings
 from instructgpt_jax.cli.parser import CommandParser
@@ -40,31 +46,27 @@ from instructgpt_jax.training import stage_errors, stage_model, tokenizer_store
 _PART_BYTES = 1 << 26  # size of the arrays that are written together
 
 
-def import_model(path: str, to: str, *, scan_layers: bool = False) -> None:
-  """Converts a Hugging Face directory to a workdir that stages can start from.
+def import_model(
+  path: str, to: str, *, adapter: str = "", scan_layers: bool = False
+) -> None:
+  """Converts a model to a workdir that stages can start from.
 
   Args:
-    path: a Hugging Face directory.
+    path: a Hugging Face directory, or a GGUF file.
     to: workdir to create; must not exist.
+    adapter: a PEFT directory, whose adapters are merged into the model; "" for
+      none.
     scan_layers: whether to stack the arrays of all layers, which are then in
       memory together.
 
   Raises:
-    UserError: the directory is invalid; nothing is written.
+    UserError: the model is invalid; nothing is written.
   """
-  fix = "use a directory that save_pretrained wrote"
-  if not pathlib.Path(path).is_dir():
-    raise stage_errors.no_directory(path, "--from", fix=fix)
-  if not hf.is_hub_directory(path):
-    raise UserError(
-      "contains no config.json of a model",
-      file=path,
-      field="--from",
-      fix=fix,
-      code="no_config",
-    )
+  _check_importable(path)
   target = _check_new(to)
-  stage = stage_model.open_stage(path, field="--from")
+  stage = stage_model.open_stage(path, field="--from", adapter=adapter)
+  for note in (*stage.source.notes, *stage.tokenizer.notes):
+    log_line(f"{path}: {note}")
   stage = dataclasses.replace(
     stage,
     model_config=dataclasses.replace(
@@ -92,6 +94,25 @@ def import_model(path: str, to: str, *, scan_layers: bool = False) -> None:
       os.rename(scratch, target)
   finally:
     shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _check_importable(path: str) -> None:
+  """Refuses what is neither a Hugging Face directory nor a GGUF file."""
+  if gguf_header.is_gguf(path):
+    return
+  fix = "use a directory that save_pretrained wrote, or a GGUF file"
+  directory = pathlib.Path(path)
+  if not directory.is_dir():
+    raise stage_errors.no_directory(path, "--from", fix=fix)
+  if not hf.is_hub_directory(path):
+    files = sorted(directory.glob(f"*{gguf_header.SUFFIX}"))
+    raise UserError(
+      "contains no config.json of a model",
+      file=path,
+      field="--from",
+      fix=f"use {files[0]}" if files else fix,
+      code="no_config",
+    )
 
 
 def _load_in_parts(stage: stage_model.Stage) -> Iterator[Any]:
@@ -301,15 +322,21 @@ def _parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     "--from",
     required=True,
     dest="source",
-    metavar="DIR",
-    help="directory to read: a Hugging Face directory (import) or a workdir"
-    " (export)",
+    metavar="PATH",
+    help="what to read: a Hugging Face directory or a GGUF file (import), or a"
+    " workdir (export)",
   )
   add(
     "--to",
     required=True,
     metavar="DIR",
     help="directory to create; must not exist",
+  )
+  add(
+    "--adapter",
+    default="",
+    metavar="DIR",
+    help="import: PEFT directory whose adapters are merged into the model",
   )
   add(
     "--scan_layers",
@@ -354,7 +381,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = _parse_flags(argv)
     process_settings.silence_libraries()
     if flags.command == "import":
-      import_model(flags.source, flags.to, scan_layers=flags.scan_layers)
+      import_model(
+        flags.source,
+        flags.to,
+        adapter=flags.adapter,
+        scan_layers=flags.scan_layers,
+      )
       print(f"{flags.to}: ready; use it as --init_from", file=sys.stderr)
       return
     name = export_model(

@@ -40,15 +40,27 @@ _DERIVED = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class HubCheckpoint:
-  """A Hugging Face directory whose metadata was read and checked."""
+  """A model in the terms of a Hugging Face directory, read and checked.
+
+  Attributes:
+    path: the directory, or the GGUF file.
+    family: its architecture.
+    config: its network.
+    scalar: whether it is a reward model.
+    shift: constant that is added to a reward model's scores.
+    tensors: name in the Hugging Face model → tensor.
+    origin: settings that an export keeps.
+    notes: what a user should know of how the files were read.
+  """
 
   path: str
   family: families.Family
   config: Model
-  scalar: bool  # whether it is a reward model
-  shift: float  # constant that is added to a reward model's scores
-  tensors: Mapping[str, tensors.Tensor]
+  scalar: bool
+  shift: float
+  tensors: Mapping[str, tensors.ReadableTensor]
   origin: settings.Origin
+  notes: tuple[str, ...] = ()
 
 
 def is_hub_directory(path: str | os.PathLike[str]) -> bool:
@@ -71,7 +83,7 @@ def inspect(path: str | os.PathLike[str]) -> HubCheckpoint:
   """
   directory = pathlib.Path(path)
   file = directory / CONFIG
-  raw = _read_json(file)
+  raw = read_json(file)
   try:
     family = families.get_family(raw.get("model_type"))
     _refuse_quantised(raw)
@@ -85,10 +97,12 @@ def inspect(path: str | os.PathLike[str]) -> HubCheckpoint:
       fix=error.fix,
       code=error.code or "bad_config",
     ) from error
-  headers = _check_tensors(directory, family, config, scalar)
+  headers = check_tensors(
+    tensors.find_tensors(directory), family, config, scalar, str(directory)
+  )
   generation = {}
   if (directory / GENERATION).exists():
-    generation = _read_json(directory / GENERATION)
+    generation = read_json(directory / GENERATION)
   return HubCheckpoint(
     path=str(path),
     family=family,
@@ -100,7 +114,7 @@ def inspect(path: str | os.PathLike[str]) -> HubCheckpoint:
   )
 
 
-def _read_json(file: pathlib.Path) -> dict[str, Any]:
+def read_json(file: pathlib.Path) -> dict[str, Any]:
   """Reads a JSON object from a file.
 
   Raises:
@@ -181,23 +195,38 @@ def expand_layers(
       yield weight, layer, weight.hf_name.format(layer)
 
 
-def _check_tensors(
-  directory: pathlib.Path, family: families.Family, c: Model, scalar: bool
-) -> dict[str, tensors.Tensor]:
-  """Returns the model's tensors, after a check that each has its shape."""
+def check_tensors(
+  headers: Mapping[str, tensors.ReadableTensor],
+  family: families.Family,
+  c: Model,
+  scalar: bool,
+  path: str,
+) -> dict[str, tensors.ReadableTensor]:
+  """Returns the model's tensors, after a check that each has its shape.
+
+  Args:
+    headers: name → tensor.
+    family: the architecture.
+    c: the network.
+    scalar: whether it is a reward model.
+    path: the directory or file, for errors.
+
+  Raises:
+    UserError: a tensor is missing, unexpected, or has another shape.
+  """
   axis_sizes = mapping.axis_sizes(c, c.vocab_size)
   shapes = {
     name: weight.hf_shape(axis_sizes)
     for weight, _, name in expand_layers(family, c, scalar)
   }
-  headers = _use_full_names(tensors.find_tensors(directory), family, shapes)
+  headers = _use_full_names(headers, family, shapes)
   class_name = family.reward_class if scalar else family.lm_class
   fix = f"use a complete {class_name}, as config.json describes"
   for name, shape in shapes.items():
     if name not in headers:
       raise UserError(
         f"tensor {name} is missing",
-        file=str(directory),
+        file=path,
         fix=fix,
         code="missing_tensor",
       )
@@ -211,17 +240,8 @@ def _check_tensors(
         code="tensor_shape",
       )
   heads = (f"{family.unembedding}.weight", f"{family.unembedding}.bias")
-  head = headers.get(heads[0])
-  if c.tie_embeddings and head is not None and not scalar:
-    embedding = headers[f"{family.prefix}{family.names['embedding']}.weight"]
-    if not tensors.same_samples(embedding, head):
-      raise UserError(
-        f"is true, but {heads[0]} differs from the embedding",
-        file=str(directory / CONFIG),
-        field="tie_word_embeddings",
-        fix="set it to false if the model has a separate output matrix",
-        code="contradicting_config",
-      )
+  if c.tie_embeddings and heads[0] in headers and not scalar:
+    _check_tied(family, headers, heads[0], path)
   for name, tensor in headers.items():
     ignored = _DERIVED.search(name) or (
       name in heads and (scalar or c.tie_embeddings)
@@ -236,11 +256,29 @@ def _check_tensors(
   return {name: headers[name] for name in shapes}
 
 
+def _check_tied(
+  family: families.Family,
+  headers: Mapping[str, tensors.ReadableTensor],
+  head: str,
+  path: str,
+) -> None:
+  """Refuses an output matrix that differs from the embedding it repeats."""
+  name = f"{family.prefix}{family.names['embedding']}.weight"
+  if not tensors.same_samples(headers[name], headers[head]):
+    raise UserError(
+      f"is true, but {head} differs from the embedding",
+      file=f"{path}{os.sep}{CONFIG}",
+      field="tie_word_embeddings",
+      fix="set it to false if the model has a separate output matrix",
+      code="contradicting_config",
+    )
+
+
 def _use_full_names(
-  headers: dict[str, tensors.Tensor],
+  headers: Mapping[str, tensors.ReadableTensor],
   family: families.Family,
   shapes: Mapping[str, Any],
-) -> dict[str, tensors.Tensor]:
+) -> dict[str, tensors.ReadableTensor]:
   """Renames tensors as in the full model if only its decoder was saved."""
   renamed = {
     re.sub(r"^lm_head\.", f"{family.unembedding}.", name): tensor
@@ -271,7 +309,7 @@ def load(source: HubCheckpoint, abstract: PyTree) -> PyTree:
   """
   c = source.config
   axis_sizes = mapping.axis_sizes(c, c.vocab_size)
-  pieces: dict[str, list[tuple[mapping.Weight, tensors.Tensor]]] = {}
+  pieces: dict[str, list[tuple[mapping.Weight, tensors.ReadableTensor]]] = {}
   for weight, layer, name in expand_layers(source.family, c, source.scalar):
     path = weight.native_path.replace(mapping.BLOCK, f"blocks_{layer}")
     pieces.setdefault(path, []).append((weight, source.tensors[name]))

@@ -190,7 +190,7 @@ def _dense(
 
 
 def read_native_region(
-  pieces: Sequence[tuple[Weight, tensors.Tensor]],
+  pieces: Sequence[tuple[Weight, tensors.ReadableTensor]],
   sizes: Mapping[str, int],
   region: Sequence[slice],
 ) -> np.ndarray:
@@ -218,8 +218,7 @@ def read_native_region(
     if any(s.stop <= s.start for s in bounds.values()):
       continue
     letters = "".join(bounds)
-    tensors.read_region(
-      tensor,
+    tensor.read_region(
       [sizes[letter] for letter in weight.hf_letters],
       [bounds[letter] for letter in weight.hf_letters],
       values[tuple(at)].transpose(

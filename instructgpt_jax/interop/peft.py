@@ -15,7 +15,7 @@ from instructgpt_jax.interop import directory, families, mapping, tensors
 from instructgpt_jax.models import lora
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
 
 
 def save(
@@ -68,7 +68,7 @@ def save(
       continue
     pending += [
       tensors.PendingTensor(
-        f"{_PREFIX}{module}.{factor_name}",
+        f"{PREFIX}{module}.{factor_name}",
         factor.hf_shape(axis_sizes),
         functools.partial(compute, factor, layer),
       )

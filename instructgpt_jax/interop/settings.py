@@ -55,7 +55,7 @@ class Origin(NamedTuple):
     return family if families.canonicalize(after) == before else None
 
 
-def saved_dtype(headers: Mapping[str, tensors.Tensor]) -> str:
+def saved_dtype(headers: Mapping[str, tensors.ReadableTensor]) -> str:
   """Returns the most frequent dtype of a directory's tensors."""
   dtypes = [tensor.dtype for tensor in headers.values()]
   names = {dtype: name for name, dtype in tensors.DTYPES.items()}

@@ -12,8 +12,8 @@ import math
 import os
 import pathlib
 import struct
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
 import numpy as np
@@ -40,13 +40,69 @@ _BYTES = {
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
+class ReadableTensor(Protocol):
+  """A tensor of a file, which is read in regions."""
+
+  @property
+  def file(self) -> str:
+    """Returns the file, for errors."""
+    ...
+
+  @property
+  def dtype(self) -> str:
+    """Returns the dtype of its values, a key of _BYTES."""
+    ...
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """Returns its shape."""
+    ...
+
+  def read_region(
+    self, shape: Sequence[int], region: Sequence[slice], into: np.ndarray
+  ) -> None:
+    """Reads a region, a few rows at a time.
+
+    Args:
+      shape: shape that the tensor is reshaped to; divides its first axis, or
+        its only one.
+      region: a slice of each axis of `shape`, with explicit bounds.
+      into: output array or view, of the region's shape.
+    """
+    ...
+
+
 class Tensor(NamedTuple):
-  """Location of a tensor in a file."""
+  """A tensor of a safetensors file."""
 
   file: str
   dtype: str  # a key of _BYTES
   shape: tuple[int, ...]
   begin: int  # offset in the file, in bytes
+
+  def read_region(
+    self, shape: Sequence[int], region: Sequence[slice], into: np.ndarray
+  ) -> None:
+    """Reads a region of the tensor; see `ReadableTensor`."""
+    dtype = _FLOATS[self.dtype]
+    others = tuple(region[1:])
+    size = math.prod(shape[1:]) * dtype.itemsize
+    with open(self.file, "rb") as file:
+      for start, stop in split_rows(region[0], size):
+        file.seek(self.begin + start * size)
+        data = file.read((stop - start) * size)
+        if len(data) != (stop - start) * size:
+          raise _damaged_file(self.file, "it ends early", "truncated_file")
+        values = np.frombuffer(data, dtype).reshape(stop - start, *shape[1:])
+        target = slice(start - region[0].start, stop - region[0].start)
+        into[target] = values[(slice(None), *others)]
+
+
+def split_rows(rows: slice, row_bytes: int) -> Iterator[tuple[int, int]]:
+  """Yields (start, stop) of rows that are read at a time."""
+  step = max(1, _CHUNK // max(row_bytes, 1))
+  for start in range(rows.start, rows.stop, step):
+    yield start, min(start + step, rows.stop)
 
 
 class PendingTensor(NamedTuple):
@@ -248,59 +304,31 @@ def _find_by_index(
   return tensors
 
 
-def read_region(
-  tensor: Tensor,
-  shape: Sequence[int],
-  region: Sequence[slice],
-  into: np.ndarray,
-) -> None:
-  """Reads a region of a tensor, a few rows at a time.
+def same_samples(a: ReadableTensor, b: ReadableTensor) -> bool:
+  """Returns whether two tensors have the same dtype, shape and sampled values.
 
-  Args:
-    tensor: the tensor to read.
-    shape: shape that the tensor is reshaped to.
-    region: a slice of each axis of `shape`, with explicit bounds.
-    into: output array or view, of the region's shape.
-  """
-  dtype = _FLOATS[tensor.dtype]
-  rows, others = region[0], tuple(region[1:])
-  size = math.prod(shape[1:]) * dtype.itemsize
-  step = max(1, _CHUNK // max(size, 1))
-  with open(tensor.file, "rb") as file:
-    for start in range(rows.start, rows.stop, step):
-      stop = min(start + step, rows.stop)
-      file.seek(tensor.begin + start * size)
-      data = file.read((stop - start) * size)
-      if len(data) != (stop - start) * size:
-        raise _damaged_file(tensor.file, "it ends early", "truncated_file")
-      values = np.frombuffer(data, dtype).reshape(stop - start, *shape[1:])
-      target = slice(start - rows.start, stop - rows.start)
-      into[target] = values[(slice(None), *others)]
-
-
-def same_samples(a: Tensor, b: Tensor) -> bool:
-  """Returns whether two tensors have the same dtype, shape and sampled bytes.
-
-  Only the first and the last bytes are compared, which is enough to distinguish
+  Only the first and the last rows are compared, which is enough to distinguish
   tensors that were trained separately.
   """
   if (a.dtype, a.shape) != (b.dtype, b.shape):
     return False
-  size = math.prod(a.shape) * _BYTES[a.dtype]
-  count = min(size, 1 << 16)
+  size = max(1, math.prod(a.shape[1:]))
+  count = min(a.shape[0], max(1, (1 << 14) // size))
+  others = [slice(0, n) for n in a.shape[1:]]
 
-  def samples(tensor: Tensor) -> list[bytes]:
-    with open(tensor.file, "rb") as file:
-      parts = []
-      for start in (0, size - count):
-        file.seek(tensor.begin + start)
-        parts.append(file.read(count))
-      return parts
+  def samples(tensor: ReadableTensor) -> list[np.ndarray]:
+    values = []
+    for start in (0, a.shape[0] - count):
+      into = np.empty((count, *a.shape[1:]), np.float32)
+      tensor.read_region(a.shape, [slice(start, start + count), *others], into)
+      values.append(into)
+    return values
 
-  return samples(a) == samples(b)
+  pairs = zip(samples(a), samples(b), strict=True)
+  return all(np.array_equal(x, y, equal_nan=True) for x, y in pairs)
 
 
-def is_float(tensor: Tensor) -> bool:
+def is_float(tensor: ReadableTensor) -> bool:
   """Returns whether `read_region` supports the tensor's dtype."""
   return tensor.dtype in _FLOATS
 

@@ -172,16 +172,18 @@ def fingerprint_files(spec: str) -> Source:
 
 
 def fingerprint_model(path: str | os.PathLike[str]) -> Source:
-  """Computes the fingerprint of a model from its directory's files.
+  """Computes the fingerprint of a model from its files.
 
   Args:
-    path: workdir of a stage, or a directory of another library.
+    path: workdir of a stage, a directory of another library, or a GGUF file.
   """
   folder = pathlib.Path(path)
   if (folder / _MODEL).is_dir():
     folder /= _MODEL
     manifest_path = folder / manifest.MANIFEST  # a checksum of each file
     paths = [manifest_path] if manifest_path.exists() else folder.rglob("*")
+  elif folder.is_file():  # a GGUF model
+    paths = [folder]
   else:  # Notes, caches and runs may lie there as well.
     paths = [p for p in folder.glob("*") if p.suffix in _MODEL_SUFFIXES]
   digest = hashlib.blake2b(digest_size=16)

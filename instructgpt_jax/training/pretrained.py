@@ -1,4 +1,4 @@
-"""Hugging Face directories as the start of a run."""
+"""Hugging Face directories and GGUF files as the start of a run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def padded_model_config(
   gradients are zero.
 
   Args:
-    source: the directory.
+    source: the directory or file.
     tokenizer: its tokenizer.
     run: the run that starts from it; None for one device and its own settings.
   """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 import re
 
+from instructgpt_jax import gguf_header
 from instructgpt_jax.checkpoint import checkpoints
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.interop import directory as hub
@@ -132,7 +133,8 @@ def _explain_contents(directory: pathlib.Path) -> tuple[str, str, str]:
   if "adapter_config.json" in names:
     return (
       "holds adapters of PEFT, not a whole model",
-      "merge them into their model (merge_and_unload), save that, and give it",
+      "merge them: python -m instructgpt_jax.hub import --from=BASE"
+      f" --adapter={directory} --to=WORKDIR, and give WORKDIR",
       "adapters_alone",
     )
   snapshots = directory / "snapshots"
@@ -148,6 +150,13 @@ def _explain_contents(directory: pathlib.Path) -> tuple[str, str, str]:
       "hub_cache",
     )
   weights = [name for name in names if pathlib.Path(name).suffix in _WEIGHTS]
+  files = [n for n in names if n.lower().endswith(gguf_header.SUFFIX)]
+  if files and hub.CONFIG not in names:
+    return (
+      f"holds {files[0]}, but no config.json",
+      f"give {directory / files[0]}",
+      "no_config",
+    )
   if weights or tensors.INDEX in names:
     if hub.CONFIG in names:
       hub.inspect(directory)  # names what is wrong with config.json

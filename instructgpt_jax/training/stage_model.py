@@ -9,13 +9,13 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from instructgpt_jax import configs
+from instructgpt_jax import configs, gguf_header
 from instructgpt_jax.checkpoint import checkpoints
 from instructgpt_jax.configs import renamed
 from instructgpt_jax.data.tokenizers import Tokenizer
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.interop import directory as hub
-from instructgpt_jax.interop import settings
+from instructgpt_jax.interop import gguf_checkpoint, peft_merge, settings
 from instructgpt_jax.models import lora
 from instructgpt_jax.models.heads import (
   LanguageModel,
@@ -27,7 +27,11 @@ from instructgpt_jax.runs.progress import log_line
 from instructgpt_jax.sharding import unbox
 from instructgpt_jax.training import pretrained, stage_errors
 from instructgpt_jax.training.lora_base import LoraBase, base_checksum
-from instructgpt_jax.training.tokenizer_store import TOKENIZER, read_tokenizer
+from instructgpt_jax.training.tokenizer_store import (
+  TOKENIZER,
+  adapter_tokenizer,
+  read_tokenizer,
+)
 from instructgpt_jax.types import PyTree
 
 LANGUAGE, SCALAR = "language", "scalar"
@@ -36,16 +40,16 @@ _DESCRIPTIONS = {LANGUAGE: "language model", SCALAR: "reward model"}
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-  """The model of a finished stage, or a Hugging Face directory.
+  """The model of a finished stage, a Hugging Face directory or a GGUF file.
 
   Attributes:
-    path: the directory.
+    path: the directory or file.
     kind: LANGUAGE or SCALAR.
     model_config: the network.
     data: prompt format and limits that it was trained with.
     tokenizer: its tokenizer.
-    source: the Hugging Face directory, where it is one.
-    origin: settings of the Hugging Face directory that training began from.
+    source: the Hugging Face directory or GGUF file, where it is one.
+    origin: settings of the Hugging Face model that training began from.
     base: the stage that its adapters belong to.
     checksum: checksum of the base.
     blocks_only: whether the checksum is of the base's blocks alone.
@@ -125,23 +129,27 @@ def open_stage(
   kind: str = "",
   field: str = "",
   run: configs.Experiment | None = None,
+  adapter: str = "",
 ) -> Stage:
   """Opens the model of a finished stage, without its parameters.
 
   Args:
-    path: its workdir, or a Hugging Face directory.
+    path: its workdir, a Hugging Face directory, or a GGUF file.
     kind: LANGUAGE or SCALAR, the kind that is required; "" accepts both.
     field: the flag that named it, for errors.
-    run: the run that reads a Hugging Face directory: its precision and context
-      are used, and its mesh divides vocabulary and heads.
+    run: the run that reads a Hugging Face model: its precision and context are
+      used, and its mesh divides vocabulary and heads.
+    adapter: a PEFT directory that is merged into a Hugging Face model; "" for
+      none.
 
   Raises:
     UserError: there is no such directory, it is not finished, or it holds
       another kind of model.
   """
   directory = pathlib.Path(path)
-  if hub.is_hub_directory(directory):
-    stage = _open_pretrained(path, field or None, run)
+  is_gguf = gguf_header.is_gguf(path)
+  if is_gguf or hub.is_hub_directory(directory):
+    stage = _open_pretrained(path, field or None, run, adapter)
     _check_kind(stage.kind, kind, path, field or None)
     return stage
   _check_finished(directory, path, field or None)
@@ -234,17 +242,24 @@ def _check_kind(
 
 
 def _open_pretrained(
-  path: str, field: str | None, run: configs.Experiment | None
+  path: str, field: str | None, run: configs.Experiment | None, adapter: str
 ) -> Stage:
-  """Opens a Hugging Face directory as a stage."""
-  source = hub.inspect(path)
-  tokenizer = read_tokenizer(path, configs.Data() if run is None else run.data)
+  """Opens a Hugging Face directory or a GGUF file as a stage."""
+  if gguf_header.is_gguf(path):
+    source = gguf_checkpoint.inspect(path)
+  else:
+    source = hub.inspect(path)
+  data = configs.Data() if run is None else run.data
+  tokenizer = read_tokenizer(path, data)
+  if adapter:
+    source = peft_merge.merge(source, adapter)
+    tokenizer = adapter_tokenizer(adapter, tokenizer, data)
   pretrained.check_tokenizer_fits(tokenizer, source.config, path, field)
   return Stage(
     path,
     SCALAR if source.scalar else LANGUAGE,
     pretrained.padded_model_config(source, tokenizer, run),
-    configs.Data() if run is None else run.data,
+    data,
     tokenizer,
     source,
     source.origin,
@@ -255,7 +270,7 @@ def load_policy(path: str) -> tuple[LanguageModel, Any, Tokenizer, Stage]:
   """Loads a stage's language model to sample from.
 
   Args:
-    path: workdir of the stage, or a Hugging Face directory.
+    path: workdir of the stage, a Hugging Face directory, or a GGUF file.
 
   Returns:
     Model, parameters, tokenizer and stage.

@@ -116,7 +116,8 @@ def test_other_paths_are_named(made, imported, tmp_path):
   assert refused(tmp_path / "adapters").code == "adapters_alone"
   (tmp_path / "weights").mkdir()
   (tmp_path / "weights" / "model.gguf").write_bytes(b"GGUF")
-  assert refused(tmp_path / "weights").code == "no_config"
+  error = refused(tmp_path / "weights")
+  assert error.code == "no_config" and "model.gguf" in error.fix
   cache = tmp_path / "models--org--name" / "snapshots" / "0123"
   cache.parent.mkdir(parents=True)
   cache.symlink_to(made)

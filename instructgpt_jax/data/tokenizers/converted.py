@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from sentencepiece import sentencepiece_model_pb2
 
 _BPE = 2
-_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+
+
+class Piece(NamedTuple):
+  """A token of a sentencepiece model.
+
+  Attributes:
+    text: the token, with "▁" for a space.
+    score: pairs that make a token of a higher score are merged first.
+    kind: NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED or BYTE.
+  """
+
+  text: str
+  score: float
+  kind: int
 
 
 def description(proto: bytes) -> dict[str, Any] | None:
@@ -28,6 +43,29 @@ def description(proto: bytes) -> dict[str, Any] | None:
     or not texts.escape_whitespaces
   ):
     return None
+  return describe(
+    [Piece(piece.piece, piece.score, piece.type) for piece in model.pieces],
+    unk_token=model.trainer_spec.unk_piece,
+    byte_fallback=model.trainer_spec.byte_fallback,
+    add_prefix_space=texts.add_dummy_prefix,
+  )
+
+
+def describe(
+  pieces: Sequence[Piece],
+  *,
+  unk_token: str,
+  byte_fallback: bool,
+  add_prefix_space: bool,
+) -> dict[str, Any]:
+  """Returns the content of a tokenizer.json for the pieces of a BPE model.
+
+  Args:
+    pieces: the pieces in the order of their ids.
+    unk_token: the piece for unknown text.
+    byte_fallback: whether unknown text becomes bytes.
+    add_prefix_space: whether each text begins with a space.
+  """
   replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
   back = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
   normalizers: list[dict[str, Any]] = [replace]
@@ -36,51 +74,51 @@ def description(proto: bytes) -> dict[str, Any] | None:
     {"type": "ByteFallback"},
     {"type": "Fuse"},
   ]
-  if texts.add_dummy_prefix:
+  if add_prefix_space:
     normalizers.insert(0, {"type": "Prepend", "prepend": "▁"})
     decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
   return {
     "version": "1.0",
-    "added_tokens": _added(model),
+    "added_tokens": _added(pieces),
     "normalizer": {"type": "Sequence", "normalizers": normalizers},
     "pre_tokenizer": None,
     "post_processor": None,
     "decoder": {"type": "Sequence", "decoders": decoders},
     "model": {
       "type": "BPE",
-      "vocab": {piece.piece: i for i, piece in enumerate(model.pieces)},
-      "merges": _merges(model),
-      "unk_token": model.trainer_spec.unk_piece,
+      "vocab": {piece.text: i for i, piece in enumerate(pieces)},
+      "merges": _merges(pieces),
+      "unk_token": unk_token,
       "fuse_unk": True,
-      "byte_fallback": model.trainer_spec.byte_fallback,
+      "byte_fallback": byte_fallback,
     },
   }
 
 
-def _added(model: Any) -> list[dict[str, Any]]:
+def _added(pieces: Sequence[Piece]) -> list[dict[str, Any]]:
   """Returns pieces that are matched in a text before all others."""
   flags = dict.fromkeys(
     ("single_word", "lstrip", "rstrip", "normalized"), False
   )
-  kinds = (_UNKNOWN, _CONTROL, _USER_DEFINED)
+  kinds = (UNKNOWN, CONTROL, USER_DEFINED)
   return [
     {
       "id": i,
-      "content": piece.piece,
-      "special": piece.type != _USER_DEFINED,
+      "content": piece.text,
+      "special": piece.kind != USER_DEFINED,
       **flags,
     }
-    for i, piece in enumerate(model.pieces)
-    if piece.type in kinds
+    for i, piece in enumerate(pieces)
+    if piece.kind in kinds
   ]
 
 
-def _merges(model: Any) -> list[list[str]]:
+def _merges(pieces: Sequence[Piece]) -> list[list[str]]:
   """Returns all pairs that make a piece, those of the best pieces first."""
-  ids = {piece.piece: i for i, piece in enumerate(model.pieces)}
+  ids = {piece.text: i for i, piece in enumerate(pieces)}
   merges = []
-  for piece in model.pieces:
-    text = piece.piece
+  for piece in pieces:
+    text = piece.text
     for cut in range(1, len(text)):
       left, right = text[:cut], text[cut:]
       if left in ids and right in ids:

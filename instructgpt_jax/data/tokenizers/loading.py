@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import pathlib
 
+from instructgpt_jax import gguf_header
 from instructgpt_jax.data.tokenizers import (
+  gguf_vocabulary,
   gpt2,
   hugging_face,
   sentencepiece_model,
@@ -29,9 +31,9 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
   """Loads any of the known kinds of tokenizer.
 
   Args:
-    path: a sentencepiece .model, a tokenizer.json, a .tiktoken file, a
-      directory with encoder.json and vocab.bpe, or one that `save` wrote
-      (or that has such a directory called `tokenizer` in it).
+    path: a sentencepiece .model, a tokenizer.json, a .tiktoken file, a GGUF
+      model, a directory with encoder.json and vocab.bpe, or one that `save`
+      wrote (or that has such a directory called `tokenizer` in it).
   """
   path = pathlib.Path(path)
   if not path.exists():
@@ -75,6 +77,8 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
     return gpt2.load_tiktoken(path)
   if ".model" in path.suffixes:
     return sentencepiece_model.load(path)
+  if gguf_header.is_gguf(path):
+    return gguf_vocabulary.load(path)
   raise UserError(
     "is not a known kind of tokenizer file",
     file=str(path),

@@ -58,7 +58,9 @@ def sampled(dtype):
   )
   rollout = jax.jit(
     functools.partial(
-      generate, model, max_new_tokens=RESPONSE, eos_id=1, pad_id=0
+      generate,
+      model,
+      sampling=SamplingParams(max_new_tokens=RESPONSE, eos_id=1, pad_id=0),
     )
   )(params, prompts, jax.random.key(1))
   return model, params, rollout, configs.PpoExperiment(model=c)

@@ -2,6 +2,8 @@
 PYTHON ?= python3
 WORKDIR ?= runs/demo
 STUDYDIR ?= runs/study
+REALDIR ?= runs/real
+DATA ?=
 STUDY ?= all
 SIZE ?= mini
 ARGS ?=
@@ -17,13 +19,13 @@ PIP := $(RUN) -m pip install -q --disable-pip-version-check
 # And a small model's memory is kept from one step to the next (docs/speed.md).
 MALLOC := glibc.malloc.hugetlb=1
 KEPT := glibc.malloc.mmap_threshold=67108864:glibc.malloc.trim_threshold=1073741824
-demo study: MALLOC := $(MALLOC):$(KEPT)
+demo study real: MALLOC := $(MALLOC):$(KEPT)
 export GLIBC_TUNABLES ?= $(MALLOC)
 # Python keeps what it compiles of the packages: 2 s of each start without.
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo study test lint format pin clean
+.PHONY: help setup demo study real test lint format pin clean
 
 help:
 	@echo "make setup   build the environment in $(VENV)"
@@ -31,6 +33,7 @@ help:
 	@echo "             to $(WORKDIR)/report.html (WORKDIR=... elsewhere)"
 	@echo "make study   the paper's findings, to $(STUDYDIR)/index.html"
 	@echo "             (STUDY=ptx_coef one of them, SIZE=... larger)"
+	@echo "make real    the pipeline on SmolLM2-135M and your DATA, to $(REALDIR)"
 	@echo "make test    all tests"
 	@echo "make lint    ruff, format check, words, types"
 	@echo "make format  let ruff format and fix"
@@ -62,6 +65,11 @@ demo: $(STAMP)
 study: $(STAMP)
 	@$(RUN) -m experiments.study --workdir=$(STUDYDIR) --study=$(STUDY) \
 	  --size=$(SIZE) $(ARGS)
+
+# Without DATA it says where data are to be had; GGUF files need one package.
+real: $(STAMP)
+	@$(if $(DATA),$(RUN) -c 'import gguf' 2>/dev/null || $(PIP) $$(grep '^gguf==' requirements-test.txt))
+	@$(RUN) -m experiments.real --workdir=$(REALDIR) $(DATA) $(ARGS)
 
 # By pip alone, which may be told of PyTorch's index for CPUs.
 $(TEST_STAMP): $(STAMP) requirements-test.txt

@@ -33,7 +33,7 @@ def vanish(workdir: str) -> None:
 def full(workdir: str) -> None:
   """Simulates a full disk: no file may grow."""
   del workdir
-  resource.setrlimit(resource.RLIMIT_FSIZE, (1, 1))
+  resource.setrlimit(resource.RLIMIT_FSIZE, (1, -1))
 
 
 EVENTS: dict[str, Callable[[str], None]] = {

@@ -154,12 +154,17 @@ def _read_error(directory: pathlib.Path) -> UserError | None:
 
 def _record_error(directory: pathlib.Path) -> None:
   """Has this process write the fields of the error that it prints."""
+  import resource
+
   from instructgpt_jax.cli import launch
 
   plain = launch.error_text
 
   def recorded(error: UserError) -> str:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limits[1], limits[1]))
     (directory / "error").write_text(json.dumps(vars(error)))
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     return plain(error)
 
   launch.error_text = recorded

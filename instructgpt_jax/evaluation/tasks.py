@@ -6,13 +6,13 @@ first sentence; multiple choice uses the mean log-probability per token.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from instructgpt_jax.data import encoding
+from instructgpt_jax.data import encoding, reading
 from instructgpt_jax.data.tokenizers import Tokenizer
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.models.heads import LanguageModel
@@ -23,10 +23,11 @@ from instructgpt_jax.world import tasks as grading
 
 
 def read_items(path: str) -> list[dict[str, Any]]:
-  """Reads the items of a tasks.jsonl, see `world.tasks`."""
+  """Reads the items of a tasks.jsonl or of a table, see `world.tasks`."""
   items = []
-  for number, line in enumerate(files.read_text(path).splitlines(), 1):
-    item = files.parse_json(line, path, number)
+  for number, item in _values(path):
+    if isinstance(item, dict):
+      item = {name: value for name, value in item.items() if value is not None}
     if not isinstance(item, dict) or not {"kind", "prompt"} <= set(item):
       raise UserError(
         "is not a task item",
@@ -35,8 +36,43 @@ def read_items(path: str) -> list[dict[str, Any]]:
         fix='use {"kind", "prompt", "reference"} or {…, "choices", "answer"}',
         code="bad_task_item",
       )
+    if "choices" in item:
+      item["answer"] = _read_answer(item, path, number)
     items.append(item)
   return items
+
+
+def _values(path: str) -> Iterator[tuple[int, Any]]:
+  """Yields (line or row, value) of JSON lines or of a table."""
+  if reading.is_table(path):
+    yield from reading.read_table(path)
+    return
+  for number, line in enumerate(files.read_text(path).splitlines(), 1):
+    yield number, files.parse_json(line, path, number)
+
+
+def _read_answer(item: Mapping[str, Any], path: str, number: int) -> int:
+  """Returns the index of the right choice; a CSV file has it as text."""
+  choices, answer = item["choices"], item.get("answer")
+  if isinstance(answer, str) and answer.strip().isdecimal():
+    answer = int(answer)
+  if isinstance(answer, float) and answer.is_integer():
+    answer = int(answer)
+  if (
+    not isinstance(choices, list)
+    or isinstance(answer, bool)
+    or not isinstance(answer, int)
+    or not 0 <= answer < len(choices)
+  ):
+    raise UserError(
+      f"{answer!r} is not the index of a choice",
+      file=path,
+      line=number,
+      field="answer",
+      fix="give a list of choices, and the index of the right one from 0",
+      code="bad_task_item",
+    )
+  return answer
 
 
 def score_tasks(

@@ -113,8 +113,8 @@ def test_an_old_library_could_run_code(library, monkeypatch):
 
 
 def test_local_directories_through_the_library(tmp_path, monkeypatch):
-  monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
   datasets = tiny.library("datasets")
+  monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
   hub._load.cache_clear()
   parquet = tmp_path / "parquet"
   parquet.mkdir()

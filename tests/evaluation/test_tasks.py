@@ -3,6 +3,8 @@
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from instructgpt_jax import configs
@@ -117,3 +119,38 @@ def test_a_bad_line_is_named(tmp_path, line, message):
   with pytest.raises(UserError) as error:
     tasks.read_items(str(path))
   assert message in str(error.value) and "tasks.jsonl:2:" in str(error.value)
+
+
+def test_items_of_tables_are_those_of_json_lines(tmp_path):
+  items = [
+    {"kind": "cloze", "prompt": "the fox, it", "reference": "sleeps"},
+    {"kind": "choice", "prompt": "q", "choices": ["a", "b"], "answer": 1},
+  ]
+  path = tmp_path / "x.jsonl"
+  path.write_text("".join(json.dumps(item) + "\n" for item in items))
+  assert tasks.read_items(str(path)) == items
+  path = tmp_path / "x.csv"
+  path.write_text(
+    "kind,prompt,reference,choices,answer\n"
+    'cloze,"the fox, it",sleeps,,\n'
+    'choice,q,,"[""a"", ""b""]",1\n'
+  )
+  assert tasks.read_items(str(path)) == items
+  names = dict.fromkeys(name for item in items for name in item)
+  columns = {name: [item.get(name) for item in items] for name in names}
+  path = tmp_path / "x.parquet"
+  pa.parquet.write_table(pa.table(columns), path)
+  assert tasks.read_items(str(path)) == items
+
+
+@pytest.mark.parametrize("answer", ["2", "-1", "true", "null", '"b"'])
+def test_an_answer_is_the_index_of_a_choice(tmp_path, answer):
+  path = tmp_path / "x.jsonl"
+  path.write_text(
+    f'{{"kind": "k", "prompt": "q", "choices": [1, 2], "answer": {answer}}}\n'
+  )
+  with pytest.raises(UserError) as e:
+    tasks.read_items(str(path))
+  assert (e.value.code, e.value.line, e.value.field) == (
+    "bad_task_item", 1, "answer",
+  )  # fmt: skip

@@ -53,6 +53,8 @@ def type_name(value: Any) -> str:
     return "null"
   if isinstance(value, bool):
     return "true or false"
+  if isinstance(value, bytes):
+    return "binary data"
   return next(
     (n for k, n in TYPE_NAMES.items() if isinstance(value, k)), "a number"
   )

@@ -32,6 +32,7 @@ from instructgpt_jax.data.reading.sources import (
   read_rankings,
   split_by_name,
 )
+from instructgpt_jax.data.reading.values import is_table, read_table
 
 __all__ = [
   "KIND_NAMES",
@@ -40,6 +41,7 @@ __all__ = [
   "Report",
   "WeightedSource",
   "expand",
+  "is_table",
   "iterate",
   "list_files",
   "read_any",
@@ -48,6 +50,7 @@ __all__ = [
   "read_kinds",
   "read_prompts",
   "read_rankings",
+  "read_table",
   "remarks",
   "split_by_name",
   "weighted_sources",

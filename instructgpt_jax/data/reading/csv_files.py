@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import re
 from collections.abc import Iterator
@@ -20,7 +19,8 @@ _LONGEST_CELL = 2**31 - 1
 _LISTS = frozenset(
   ("messages", "conversations", "conversation", "conversation_a")
   + ("conversation_b", "rejected_messages", "history", "completions")
-  + ("responses", "answers", "ranks", "scores", "ratings")
+  + ("responses", "answers", "ranks", "scores", "ratings", "turns")
+  + ("instances", "choices", "summaries")
 )
 _MESSAGES = re.compile(
   r'\s*\[\s*\{\s*"(?:role|from|content|value)"\s*:\s*"', re.DOTALL
@@ -67,9 +67,7 @@ def _rows(
 ) -> Iterator[tuple[int, list[str]]]:
   """Yields the first line and the cells of each row that is not blank."""
   csv.field_size_limit(_LONGEST_CELL)
-  reader = csv.reader(
-    io.StringIO(text, newline=""), delimiter=delimiter, strict=True
-  )
+  reader = csv.reader(_lines(text), delimiter=delimiter, strict=True)
   line = 1
   while True:
     try:
@@ -77,17 +75,29 @@ def _rows(
     except StopIteration:
       return
     except csv.Error as error:
+      is_json = line == 1 and text.lstrip().startswith("{")
       raise UserError(
         f"cannot be split into cells ({error})",
         file=path,
         line=line,
-        fix="end each quoted cell with a quotation mark, and write a quotation"
+        fix="name it .jsonl"
+        if is_json
+        else "end each quoted cell with a quotation mark, and write a quotation"
         ' mark inside it twice ("")',
         code="bad_csv",
       ) from error
     if cells:
       yield line, cells
     line = reader.line_num + 1
+
+
+def _lines(text: str) -> Iterator[str]:
+  """Yields the lines of a text, without a copy of the whole."""
+  start = 0
+  while start < len(text):
+    end = text.find("\n", start) + 1 or len(text)
+    yield text[start:end]
+    start = end
 
 
 def _column_names(

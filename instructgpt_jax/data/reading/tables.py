@@ -63,8 +63,17 @@ def records_of(batch: Any, path: str) -> Iterator[Any]:
       fix="rename or delete one of them",
       code="duplicate_columns",
     )
-  for value in python_values.rows(batch):
-    yield containers.with_messages(value)
+  try:
+    for value in python_values.rows(batch):
+      yield containers.with_messages(value)
+  except KeyError as error:
+    raise UserError(
+      f"has a map with a key twice ({' '.join(str(error.args[0]).split())})",
+      file=path,
+      line=1,
+      fix="delete that column, or write it as a list of objects",
+      code="duplicate_keys",
+    ) from error
 
 
 def _batches(path: str) -> Iterator[Any]:

@@ -29,12 +29,26 @@ def read_values(
     return tfds.read_values(path)
   if path.startswith(specs.HUB):
     return hub.read_values(path)
-  suffix = text_files.suffix(path)
-  if suffix in csv_files.DELIMITERS:
-    return csv_files.read_values(path)
-  if suffix in tables.SUFFIXES:
-    return tables.read_values(path)
+  if is_table(path):
+    return read_table(path)
   return json_files.read_values(path, unused)
+
+
+def is_table(path: str) -> bool:
+  """Returns whether the name of a file is that of a table."""
+  suffix = text_files.suffix(path)
+  return suffix in csv_files.DELIMITERS or suffix in tables.SUFFIXES
+
+
+def read_table(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+  """Yields (line or row, record) of a table.
+
+  Raises:
+    UserError: the file cannot be read.
+  """
+  if text_files.suffix(path) in csv_files.DELIMITERS:
+    return csv_files.read_values(path)
+  return tables.read_values(path)
 
 
 def is_empty(path: str, *, small: bool) -> bool:

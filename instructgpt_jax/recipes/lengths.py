@@ -50,8 +50,15 @@ def _measure(name: str, data: configs.Data, tokenizer: Tokenizer) -> Lengths:
   responses = encoding.encode_untruncated(
     _responses(name, sample), tokenizer, data
   )
+  completions = 0
+  if name == "comparisons":
+    completions = max(len(record.completions) for record in records)
   return Lengths(
-    name, len(records), [*map(len, prompts)], [*map(len, responses)]
+    name,
+    len(records),
+    [*map(len, prompts)],
+    [*map(len, responses)],
+    completions,
   )
 
 

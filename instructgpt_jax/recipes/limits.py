@@ -19,12 +19,14 @@ class Lengths(NamedTuple):
     records: number of its training records.
     prompts: lengths of prompts.
     responses: lengths of responses; empty where there are none.
+    completions: most completions of a ranking; 0 of another source.
   """
 
   name: str
   records: int
   prompts: Sequence[int]
   responses: Sequence[int]
+  completions: int = 0
 
 
 def covering_limit(lengths: Sequence[int]) -> int:

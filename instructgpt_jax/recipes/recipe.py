@@ -18,6 +18,7 @@ from instructgpt_jax.recipes.sizes import SizeClass
 from instructgpt_jax.recipes.values import Layout, Start
 
 _REMAT = ("none", "dots", "full")
+_MAX_COMPLETIONS = 9  # K of a ranking
 _ROLLOUT_SHARES = (1.0, 0.5, 0.25, 0.125)
 # Returns the estimated peak memory of (experiment, config) in bytes.
 Peak = Callable[[str, configs.Experiment], float]
@@ -71,7 +72,7 @@ def choose(
   recipe = None
   for layout in options:
     chosen = values.recipe_values(experiment, size, start, layout, user)
-    config = flags.replace(_on_network(base, start.model, user), chosen)
+    config = flags.replace(_for_estimates(base, start, user), chosen)
     microbatches, most = _fit_microbatches(
       experiment, config, user, memory, peak
     )
@@ -102,21 +103,23 @@ def _layouts(
     yield Layout(adapters=lora, remat=remat, rollout_share=share)
 
 
-def _on_network(
-  config: configs.Experiment, network: configs.Model, user: Mapping[str, Any]
+def _for_estimates(
+  config: configs.Experiment, start: Start, user: Mapping[str, Any]
 ) -> configs.Experiment:
-  """Returns a config with another network, for estimates of its memory.
+  """Returns a config with the network, for estimates of its memory.
 
-  Args:
-    config: the config.
-    network: its architecture.
-    user: dotted name → value that the user has set.
+  A reward model's rankings have at most as many completions as its data.
   """
-  model = dataclasses.replace(network, lora_rank=None)
+  model = dataclasses.replace(start.model, lora_rank=None)
   config = dataclasses.replace(config, model=model)
   names = ("dtype", "remat", "lora_rank", "lora_alpha", "lora_layers")
-  chosen = {f"model.{name}" for name in names} & set(user)
-  return flags.replace(config, {name: user[name] for name in chosen})
+  changes = {f"model.{name}" for name in names} & set(user)
+  replaced = {name: user[name] for name in changes}
+  completions = "reward.max_completions"
+  if hasattr(config, "reward") and completions not in user:
+    most = max((source.completions for source in start.lengths), default=0)
+    replaced[completions] = min(most, _MAX_COMPLETIONS) or None
+  return flags.replace(config, replaced)
 
 
 def _fit_microbatches(
@@ -126,32 +129,52 @@ def _fit_microbatches(
   memory: float,
   peak: Peak,
 ) -> tuple[dict[str, Any], float]:
-  """Returns the largest microbatches that fit, and the peak with them.
-
-  Where nothing fits, they are the smallest.
-  """
+  """Returns the largest microbatches that fit, and the peak with them."""
   chosen: dict[str, Any] = {}
   most = 0.0
   for stage, staged in _stages(experiment, config):
     name = stage if experiment == "pipeline" else ""
-    fields = [
-      field
+    options = {
+      field: _microbatch_sizes(staged, field)
       for field in layouts.MICROBATCH_FIELDS[stage]
       if _run_field(field, name) not in user
-    ]
-    candidates = _candidates(staged, fields)
-    # Most layouts fail with the smallest already.
-    needed = peak(stage, flags.replace(staged, candidates[-1]))
-    microbatches = candidates[-1]
-    if needed <= memory:
-      for microbatches in candidates:
-        needed = peak(stage, flags.replace(staged, microbatches))
-        if needed <= memory:
-          break
+    }
+    microbatches, needed = _fit_stage(
+      options,
+      memory,
+      lambda sizes, s=stage, c=staged: peak(s, flags.replace(c, sizes)),
+    )
     most = max(most, needed)
     for field, value in microbatches.items():
       _keep_smaller(chosen, _run_field(field, name), value)
   return chosen, most
+
+
+def _fit_stage(
+  options: Mapping[str, list[int | None]],
+  memory: float,
+  peak: Callable[[dict[str, int | None]], float],
+) -> tuple[dict[str, int | None], float]:
+  """Returns the largest microbatches of a stage that fit, and their peak.
+
+  Where nothing fits, they are the smallest.
+
+  Args:
+    options: field → sizes, the largest first.
+    memory: bytes of a device.
+    peak: estimates the memory with one size of each field.
+  """
+  chosen = {field: choices[-1] for field, choices in options.items()}
+  needed = peak(chosen)  # Most layouts fail with the smallest already.
+  if needed > memory:
+    return chosen, needed
+  for field, descending in options.items():
+    for size in descending[:-1]:
+      larger = peak({**chosen, field: size})
+      if larger <= memory:
+        chosen[field], needed = size, larger
+        break
+  return chosen, needed
 
 
 def _keep_smaller(chosen: dict[str, Any], name: str, value: int | None) -> None:
@@ -205,31 +228,19 @@ def _stages(
   )
 
 
-def _candidates(
-  config: configs.Experiment, fields: list[str]
-) -> list[dict[str, Any]]:
-  """Returns microbatches from the default to single rows."""
-  rows = {field: _update_rows(config, field) for field in fields}
+def _microbatch_sizes(
+  config: configs.Experiment, field: str
+) -> list[int | None]:
+  """Returns sizes of microbatches, from the recipe's to single rows."""
+  rows = _update_rows(config, field)
   leaves = {name: value for name, value, _ in flags.leaves(config)}
-  candidates = [{field: leaves[field] for field in fields}]
+  sizes = [leaves[field]]
   # PPO's default is a quarter of an update already.
-  starts = {
-    field: count // 4 if field == "ppo.microbatch" else count // 2
-    for field, count in rows.items()
-  }
-  limit = max(starts.values(), default=0)
-  divisor = 1
-  while divisor <= limit:
-    candidates.append(
-      {
-        field: values.largest_divisor(
-          rows[field], max(1, starts[field] // divisor)
-        )
-        for field in fields
-      }
-    )
-    divisor *= 2
-  return candidates
+  size = rows // (4 if field == "ppo.microbatch" else 2)
+  while size:
+    sizes.append(values.largest_divisor(rows, size))
+    size //= 2
+  return sizes
 
 
 def _update_rows(config: Any, field: str) -> int:

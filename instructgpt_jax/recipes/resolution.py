@@ -208,52 +208,52 @@ def _lines(
   base: configs.Experiment, start: Start, device: Device, chosen: Recipe
 ) -> list[str]:
   """Returns the lines that say which recipe a run takes, and why."""
-  memory = ""
+  device_text = device.platform
   if device.memory is not None:
-    memory = f" with {_gigabytes(device.memory)} to use"
+    device_text += f" with {_gigabytes(device.memory)} to use"
+  if chosen.peak is not None:
+    device_text += f", about {_gigabytes(chosen.peak)} needed"
   defaults = {name: value for name, value, _ in flags.leaves(base)}
+  measured = [
+    text
+    for source in start.lengths
+    if (text := _limits_text(defaults | chosen.values, source))
+  ]
   changed = [
     f"{name}={_text(value)}"
     for name, value in chosen.values.items()
-    if value != defaults[name] and name not in _LIMIT_FIELDS
+    if value != defaults[name] and not any(name in text for text in measured)
   ]
   lines = [
     f"recipe: pretrained, {chosen.size.name} parameters ({base.init_from} has"
-    f" {start.parameters / 1e6:,.1f}M), {device.platform}{memory}; flags and"
-    " --preset override it",
+    f" {start.parameters / 1e6:,.1f}M), {device_text}; flags and --preset"
+    " override it",
     f"recipe: {', '.join(changed)}",
   ]
-  for source in start.lengths:
-    lines.append(f"recipe: {_limits_text(base, chosen, source)}")
-  if chosen.peak is not None:
-    estimate = f"recipe: about {_gigabytes(chosen.peak)} of memory"
-    if not chosen.fits:
-      estimate += (
-        f", which exceeds the {_gigabytes(device.memory or 0)} to use;"
-        " python -m instructgpt_jax.planner shows what needs it"
-      )
-    lines.append(estimate)
+  if measured:
+    lines.append(f"recipe: {'; '.join(measured)}")
+  if not chosen.fits:
+    lines.append(
+      "recipe: the run may exceed the memory; python -m"
+      " instructgpt_jax.planner shows what needs it"
+    )
   return lines
 
 
 _LIMIT_FIELDS = tuple(f"data.{name}" for name in inheritance.LIMITS)
 
 
-def _limits_text(
-  base: configs.Experiment, chosen: Recipe, source: Lengths
-) -> str:
+def _limits_text(settings: Mapping[str, Any], source: Lengths) -> str:
   """Returns how many texts of a source the limits keep whole."""
-  user = {name: value for name, value, _ in flags.leaves(base)}
   parts = []
   for name, measured in zip(
     _LIMIT_FIELDS, (source.prompts, source.responses), strict=True
   ):
     if len(measured):
-      limit = chosen.values.get(name, user[name])
-      share = limits.share_whole(measured, limit)
+      share = limits.share_whole(measured, settings[name])
       what = "prompts" if "prompt" in name else "responses"
-      parts.append(f"{name}={limit} keeps {share:.1%} of {what} whole")
-  return f"data.{source.name}: {', '.join(parts)}"
+      parts.append(f"{name}={settings[name]} keeps {share:.1%} of {what} whole")
+  return f"{source.name}: {', '.join(parts)}" if parts else ""
 
 
 def _text(value: Any) -> str:

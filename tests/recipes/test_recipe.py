@@ -243,11 +243,25 @@ def test_microbatches_of_ppo_and_of_the_reward_model():
   run = choose("reward", memory=105, peak=linear_peak)[1]
   assert run.reward.microbatch == 4
   run = choose("ppo_ptx", memory=140, peak=linear_peak)[1].ppo
-  assert (run.microbatch, run.ptx_microbatch) == (16, 32)
+  # Each is as large as fits: the default is a quarter of an update.
+  assert (run.microbatch, run.ptx_microbatch) == (None, 32)
   assert run.rollout_batch == 256
   run = choose("ppo_ptx", memory=120, peak=linear_peak)[1].ppo
   assert run.rollout_batch == 128  # its KV cache would not fit
   checks.check_ppo_batches(run)
+
+
+def test_rankings_are_estimated_with_their_completions():
+  lengths = (Lengths("comparisons", 10, [9] * 10, [9] * 40, completions=4),)
+  estimated = []
+
+  def peak(_, config):
+    estimated.append(config.reward.max_completions)
+    return 0.0
+
+  run = choose("reward", start(lengths=lengths), memory=1.0, peak=peak)[1]
+  assert set(estimated) == {4}
+  assert run.reward.max_completions is None
 
 
 def test_a_microbatch_of_the_user_stays():

@@ -90,7 +90,14 @@ def test_the_lines_say_what_and_why(made, data, capsys):
   assert "optimizer.learning_rate=5e-05" in lines[1]
   limit = run.data.max_response_tokens
   assert f"data.max_response_tokens={limit} keeps 100.0%" in lines[2]
-  assert len(lines) <= 4
+  assert len(lines) == 3
+
+
+def test_limits_without_data_are_shown_too(made, data, capsys):
+  run = resolved("ppo", made, data)
+  out = capsys.readouterr()
+  limit = run.data.max_response_tokens
+  assert f"data.max_response_tokens={limit}" in out.out + out.err
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@
   python -m instructgpt_jax.hub import --from=HF_DIR --adapter=PEFT_DIR \\
     --to=WORKDIR
   python -m instructgpt_jax.hub export --from=WORKDIR --to=HF_DIR
+  python -m instructgpt_jax.hub export --from=FILE.gguf --to=HF_DIR
 
 HF_DIR contains config.json, safetensors files and the tokenizer's files;
 docs/models.md lists the supported architectures. FILE.gguf is a model of
@@ -193,7 +194,7 @@ def export_model(
   """Converts a workdir to a directory that `transformers` loads.
 
   Args:
-    path: workdir of a finished stage.
+    path: workdir of a finished stage, or a GGUF file.
     to: directory to create; must not exist.
     dtype: dtype of the tensors; "" is the dtype of the directory that training
       started from, or float32 if it started from scratch.
@@ -255,9 +256,10 @@ def _export_adapters(
       fix="export it without --adapters",
       code="no_adapters",
     )
-  if not base and stage.base.source is None:
+  if not base and not hf.is_hub_directory(stage.base.path):
+    kind = "a workdir" if stage.base.source is None else "a GGUF file"
     raise UserError(
-      f"the adapters' base model is {stage.base.path}, a workdir, which PEFT"
+      f"the adapters' base model is {stage.base.path}, {kind}, which PEFT"
       " cannot load",
       field="--base",
       fix="export the base model too, and pass its directory as --base",
@@ -307,6 +309,13 @@ def _parse_size(text: str) -> int:
   return size
 
 
+# Flags that only one of the commands has.
+_FLAGS = {
+  "import": ("adapter", "scan_layers"),
+  "export": ("adapters", "base", "dtype", "file_size"),
+}
+
+
 def _parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
   parser = CommandParser(
     prog="python -m instructgpt_jax.hub",
@@ -324,7 +333,7 @@ def _parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     dest="source",
     metavar="PATH",
     help="what to read: a Hugging Face directory or a GGUF file (import), or a"
-    " workdir (export)",
+    " workdir or a GGUF file (export)",
   )
   add(
     "--to",
@@ -354,7 +363,7 @@ def _parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
   add(
     "--file_size",
     type=_parse_size,
-    default="5GB",
+    default=5 * 10**9,
     metavar="SIZE",
     help="export: maximum size of a tensor file (default: 5GB)",
   )
@@ -371,7 +380,17 @@ def _parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     help="export --adapters: path or name of the base model that PEFT loads"
     " (default: the Hugging Face directory that training started from)",
   )
-  return parser.parse_args(argv)
+  flags = parser.parse_args(argv)
+  other = "export" if flags.command == "import" else "import"
+  for name in _FLAGS[other]:
+    if getattr(flags, name) != parser.get_default(name):
+      raise UserError(
+        f"is a flag of {other}, not of {flags.command}",
+        field=f"--{name}",
+        fix="see --help",
+        code="bad_flags",
+      )
+  return flags
 
 
 def main(argv: Sequence[str] | None = None) -> int:

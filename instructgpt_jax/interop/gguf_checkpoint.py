@@ -52,6 +52,7 @@ _LAYERS = {
 }
 _UNEMBEDDING = "output"
 _ROPE_FACTORS = "rope_freqs.weight"
+_ROPE_FREQUENCIES = "attn_rot_embd"
 _FIX = "import the model's Hugging Face directory instead"
 _REQUIRED = object()
 # Settings of an architecture that change the network, with the values that it
@@ -441,7 +442,8 @@ def _rename(
 ) -> dict[str, gguf_tensors.GgufTensor]:
   """Returns name in the Hugging Face model → tensor with its values.
 
-  A tensor that no layer has keeps its name.
+  A tensor that no layer has keeps its name. Frequencies of RoPE are left out:
+  the metadata determine them.
   """
   names = {_UNEMBEDDING: family.unembedding}
   for layer, name in _LAYERS.items():
@@ -451,6 +453,8 @@ def _rename(
   renamed: dict[str, gguf_tensors.GgufTensor] = {}
   for name, tensor in tensors.items():
     layer, _, leaf = name.rpartition(".")
+    if layer.endswith(_ROPE_FREQUENCIES):
+      continue
     number = re.match(r"blk\.(\d+)\.", layer)
     pattern = layer
     if number is not None:

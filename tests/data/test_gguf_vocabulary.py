@@ -2,7 +2,6 @@
 
 import io
 
-import numpy as np
 import pytest
 import sentencepiece
 
@@ -195,10 +194,13 @@ def test_a_token_that_occurs_twice(tmp_path):
   assert caught.value.code == "bad_tokenizer" and "'a'" in caught.value.problem
 
 
-def test_transformers_gives_the_same_ids(tmp_path):
+@pytest.mark.parametrize(
+  "rule", ["llama-bpe", "smaug-bpe", "tekken", "deepseek-r1-qwen"]
+)
+def test_transformers_gives_the_same_ids(rule, tmp_path):
   """Where the file's rule is one that `transformers` follows too."""
   transformers = tiny.library("transformers")
-  write_byte_level(tmp_path / "m.gguf", byte_level("llama-bpe"), "llama-bpe")
+  write_byte_level(tmp_path / "m.gguf", byte_level("gpt-2"), rule)
   theirs = transformers.PreTrainedTokenizerFast.from_pretrained(
     tmp_path, gguf_file="m.gguf"
   )
@@ -206,4 +208,24 @@ def test_transformers_gives_the_same_ids(tmp_path):
   for text in TEXTS:
     if "<|" not in text:
       expected = theirs(text, add_special_tokens=False).input_ids
-      np.testing.assert_array_equal(ours.encode(text), expected)
+      assert ours.encode(text) == expected, text
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+def test_transformers_reads_sentencepiece_alike(architecture, tmp_path):
+  transformers = tiny.library("transformers")
+  sp = train_sentencepiece(add_dummy_prefix=architecture == "llama")
+  write_sentencepiece(
+    tmp_path / "m.gguf",
+    sp,
+    architecture,
+    add_space_prefix=architecture == "llama",
+  )
+  theirs = transformers.PreTrainedTokenizerFast.from_pretrained(
+    tmp_path, gguf_file="m.gguf"
+  )
+  ours = load_tokenizer(tmp_path / "m.gguf")
+  for text in TEXTS:
+    expected = theirs(text, add_special_tokens=False).input_ids
+    assert ours.encode(text) == expected, text
+    assert ours.decode(expected) == theirs.decode(expected)

@@ -1,8 +1,8 @@
 """GGUF files of tiny models, written as llama.cpp's converter writes them.
 
-Independent of `interop`: names, reordered heads and shifted norms are written
-out here, and each matrix of the `transformers` model gets the values that its
-quantised bytes have.
+Independent of `interop`: names come from the package `gguf`, reordered heads
+and shifted norms are written out here, and each matrix of the `transformers`
+model gets the values that its quantised bytes have.
 """
 
 from __future__ import annotations
@@ -77,26 +77,6 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
   ),
 }
-_NAMES = {
-  "model.embed_tokens": "token_embd",
-  "model.norm": "output_norm",
-  "lm_head": "output",
-}
-_LAYER_NAMES = {
-  "input_layernorm": "attn_norm",
-  "self_attn.q_proj": "attn_q",
-  "self_attn.k_proj": "attn_k",
-  "self_attn.v_proj": "attn_v",
-  "self_attn.o_proj": "attn_output",
-  "self_attn.q_norm": "attn_q_norm",
-  "self_attn.k_norm": "attn_k_norm",
-  "post_attention_layernorm": "ffn_norm",
-  "pre_feedforward_layernorm": "ffn_norm",
-  "post_feedforward_layernorm": "post_ffw_norm",
-  "mlp.gate_proj": "ffn_gate",
-  "mlp.up_proj": "ffn_up",
-  "mlp.down_proj": "ffn_down",
-}
 TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K")
 # Type whose bytes the package does not compute → positions of its scales.
 _SCALES = {
@@ -127,14 +107,11 @@ CONTROL, USER_DEFINED, UNUSED = 3, 4, 5
 
 def gguf_name(name: str, architecture: str) -> str:
   """Returns the name in a GGUF file of a tensor of `transformers`."""
+  gguf = tiny.library("gguf")
+  ids = {name: i for i, name in gguf.MODEL_ARCH_NAMES.items()}
+  names = gguf.get_tensor_name_map(ids[architecture], 9)
   layer, leaf = name.rsplit(".", 1)
-  if layer in _NAMES:
-    return f"{_NAMES[layer]}.{leaf}"
-  _, _, number, layer = layer.split(".", 3)
-  short = _LAYER_NAMES[layer]
-  if architecture.startswith("gemma") and layer == "post_attention_layernorm":
-    short = "post_attention_norm"
-  return f"blk.{number}.{short}.{leaf}"
+  return f"{names.get_name(layer)}.{leaf}"
 
 
 def pack(values: np.ndarray, kind: str, seed: int = 0) -> np.ndarray:

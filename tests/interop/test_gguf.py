@@ -1,7 +1,9 @@
 """GGUF files, compared with `transformers` and with the package `gguf`."""
 
+import os
 import struct
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -114,6 +116,29 @@ def test_large_tensors_are_read_in_parts(tmp_path, monkeypatch):
     np.testing.assert_array_equal(
       read(tensor, shape), expected[name].reshape(shape)
     )
+
+
+def test_memory_does_not_grow_with_a_tensor(tmp_path):
+  """One column of 400 MB is read through all rows."""
+  shape = (200_000, 512)
+  writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+  size = shape[0] * shape[1] // 32 * 34
+  writer.add_tensor_info(
+    "t", shape, np.dtype("f2"), size, gguf.GGMLQuantizationType.Q8_0
+  )
+  writer.write_header_to_file()
+  writer.write_kv_data_to_file()
+  writer.write_ti_data_to_file()
+  writer.close()
+  os.truncate(tmp_path / "m.gguf", 4096 + size)  # zeros
+  header = gguf_header.read_header(tmp_path / "m.gguf")
+  (tensor,) = gguf_tensors.list_tensors(header).values()
+  read(tensor, region=[slice(0, 1), slice(0, 1)])
+  tracemalloc.start()
+  read(tensor, region=[slice(0, shape[0]), slice(0, 1)])
+  _, peak = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  assert peak < 150e6
 
 
 def test_metadata_are_those_of_the_package(tmp_path):

@@ -79,6 +79,24 @@ def test_import_and_export_keep_the_logits(made, tmp_path):
   assert set(again.generation_config.eos_token_id) == set(exported.stop_ids)
 
 
+def test_a_file_is_exported_directly(made, tmp_path):
+  path, theirs = made
+  assert run("export", f"--from={path}", f"--to={tmp_path / 'o'}") == 0
+  again = tiny.load(tmp_path / "o")
+  assert again.dtype == theirs.dtype
+  expected = their_logits(theirs, *ROWS)
+  np.testing.assert_allclose(their_logits(again, *ROWS), expected, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+  "flags", [("export", "--adapter=a"), ("import", "--adapters")]
+)
+def test_a_flag_of_the_other_command_is_refused(made, flags, capsys):
+  command_name, flag = flags
+  assert run(command_name, flag, f"--from={made[0]}", "--to=nowhere") == 2
+  assert f"[{flag.split('=')[0]}]" in capsys.readouterr().err
+
+
 def test_a_run_starts_from_a_file(made):
   path, _ = made
   run_config = configs.SftExperiment(

@@ -82,7 +82,7 @@ def ranking_batch(rankings: work.Rankings, rows: int = 1) -> RankingBatch:
     for prompt, completions, ranks in zip(*rankings, strict=True)
   ]
   count = len(encoded)
-  layout = ranking_packing.Layout(rows=rows, groups=count)
+  layout = ranking_packing.Layout(rows_per_group=rows, num_groups=count)
   return next(
     ranking_packing.ranking_batches(
       encoded,

@@ -127,7 +127,8 @@ class BatchSpec:
     """
     if size < 1 or size % self.shard_count:
       raise ValueError(
-        f"batch size {size} cannot be split over {self.shard_count} hosts"
+        f"batch size {size} cannot be split over {self.shard_count} process"
+        " shards"
       )
     local = size // self.shard_count
     return slice(self.shard_index * local, (self.shard_index + 1) * local)

@@ -130,8 +130,8 @@ def mixed_language_batches(
   size = padded_size or needed
   if size < needed or size % spec.shard_count:
     raise ValueError(
-      f"{needed} rows cannot be padded to {size} rows on {spec.shard_count}"
-      " hosts"
+      f"{needed} rows cannot be padded to {size} rows for {spec.shard_count}"
+      " process shards"
     )
   indices = batch_source.record_indices(len(rows["tokens"]), spec, mix=spec.mix)
   pretraining_indices = None

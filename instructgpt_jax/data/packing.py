@@ -27,7 +27,7 @@ Rows = dict[str, np.ndarray]
              it is not learned (prompts, padding, the first token of a segment)
 """
 
-_MULTIPLE = 8  # row lengths are rounded up to a multiple of this
+_LENGTH_MULTIPLE = 8  # row lengths are rounded up to a multiple of this
 
 
 def _empty_rows(count: int, length: int, pad_id: int) -> Rows:
@@ -279,9 +279,14 @@ def bucket_lengths(longest: int, *, count: int = 4) -> tuple[int, ...]:
 
   All lengths, also the last, are rounded up to a multiple of 8.
   """
-  top = max(_MULTIPLE, -(-longest // _MULTIPLE) * _MULTIPLE)
+  top = max(
+    _LENGTH_MULTIPLE, -(-longest // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
+  )
   sizes = {
-    max(_MULTIPLE, -(-top * i // (_MULTIPLE * count)) * _MULTIPLE)
+    max(
+      _LENGTH_MULTIPLE,
+      -(-top * i // (_LENGTH_MULTIPLE * count)) * _LENGTH_MULTIPLE,
+    )
     for i in range(1, count + 1)
   }
   return tuple(sorted(sizes))
@@ -310,12 +315,12 @@ def choose_bucket_lengths(
   Returns:
     Multiples of 8, ascending.
   """
-  tokens = np.maximum(needed, _MULTIPLE)
-  octaves = 2 ** np.floor(np.log2(tokens)).astype(int)
-  spacing = np.maximum(octaves // lengths_per_octave, _MULTIPLE)
+  row_tokens = np.maximum(needed, _LENGTH_MULTIPLE)
+  octave_starts = 2 ** np.floor(np.log2(row_tokens)).astype(int)
+  spacing = np.maximum(octave_starts // lengths_per_octave, _LENGTH_MULTIPLE)
   # The candidates, and how many of the needed lengths round up to each.
   candidates, counts = np.unique(
-    -(-tokens // spacing) * spacing, return_counts=True
+    -(-row_tokens // spacing) * spacing, return_counts=True
   )
   max_tokens = (1 + max_padding) * np.sum(needed)
   lengths = [int(candidates[-1])]

@@ -17,7 +17,7 @@ from instructgpt_jax.data.batch_source import BatchSpec, ShuffledIndices
 
 
 def balance_batches(
-  tokens: np.ndarray,
+  num_tokens: np.ndarray,
   indices: ShuffledIndices,
   spec: BatchSpec,
   max_batches: int = sys.maxsize,
@@ -28,7 +28,7 @@ def balance_batches(
   spans two epochs, or that is padded, keeps its rankings.
 
   Args:
-    tokens: [N + 1] tokens of each ranking; the last, 0, is that of padding.
+    num_tokens: [N + 1] tokens of each ranking; the last, 0, is that of padding.
     indices: the rankings' indices in the order of all epochs.
     spec: the batches, of B rankings.
     max_batches: number of batches after which to stop.
@@ -56,14 +56,17 @@ def balance_batches(
       [indices.batch(i, batch_size, epochs) for i in batches]
     )
     positions = _shuffle_balanced_pairs(
-      tokens[members], batch_size, indices, batches[0]
+      num_tokens[members], batch_size, indices, batches[0]
     )
     balanced.append(members[positions])
   return np.concatenate(balanced)
 
 
 def _shuffle_balanced_pairs(
-  lengths: np.ndarray, batch_size: int, indices: ShuffledIndices, epoch: int
+  lengths: np.ndarray,
+  batch_size: int,
+  indices: ShuffledIndices,
+  permutation_index: int,
 ) -> np.ndarray:
   """Divides sequences into batches with about equal sums of lengths.
 
@@ -75,7 +78,8 @@ def _shuffle_balanced_pairs(
     lengths: [n · B] lengths of the sequences.
     batch_size: B.
     indices: the seed and shuffle setting of the random order.
-    epoch: a number that differs between epochs.
+    permutation_index: index of the first batch, distinct for each set of
+      batches that is balanced together.
 
   Returns:
     [n, B] positions in `lengths`.
@@ -94,43 +98,49 @@ def _shuffle_balanced_pairs(
       order = ShuffledIndices(
         len(units), indices.seed, indices.shuffle, stream=1
       )
-      columns.append(units[order.epoch(epoch)].reshape(count, -1))
+      columns.append(units[order.epoch(permutation_index)].reshape(count, -1))
   return np.sort(np.concatenate(columns, axis=1))
 
 
 def group_rankings(
-  tokens: np.ndarray, batches: np.ndarray, groups: int
+  num_tokens: np.ndarray, batches: np.ndarray, num_groups: int
 ) -> np.ndarray:
   """Divides batches of rankings, [n, B], into equally long groups, [n, G, E].
 
   Args:
-    tokens: [N + 1] tokens of each ranking in all of its rows.
+    num_tokens: [N + 1] tokens of each ranking in all of its rows.
     batches: [n, B] indices of rankings, -1 for padding.
-    groups: G.
+    num_groups: G.
   """
   return np.array(
-    [batch[greedy_partition(tokens[batch], groups)] for batch in batches]
+    [
+      batch[greedy_partition(num_tokens[batch], num_groups)]
+      for batch in batches
+    ]
   )
 
 
-def greedy_partition(lengths: np.ndarray, groups: int) -> np.ndarray:
+def greedy_partition(lengths: np.ndarray, num_groups: int) -> np.ndarray:
   """Divides sequences into equally large groups with about equal sums.
 
   The longest sequence goes first, each to the group with the smallest sum.
 
   Args:
     lengths: [n] lengths.
-    groups: G, a divisor of n.
+    num_groups: G, a divisor of n.
 
   Returns:
     [G, n / G] positions in `lengths`, ascending within and between groups.
   """
-  capacity = len(lengths) // groups if groups else 0
-  members: list[list[int]] = [[] for _ in range(groups)]
-  sums = [(0, group) for group in range(groups)]  # a heap of groups with room
+  capacity = len(lengths) // num_groups if num_groups else 0
+  members: list[list[int]] = [[] for _ in range(num_groups)]
+  # A heap of groups with room.
+  sums = [(0, group) for group in range(num_groups)]
   for i in np.argsort(-lengths, kind="stable").tolist():
     total, group = heapq.heappop(sums)
     members[group].append(i)
     if len(members[group]) < capacity:
       heapq.heappush(sums, (total + int(lengths[i]), group))
-  return np.array(sorted(map(sorted, members)), int).reshape(groups, capacity)
+  return np.array(sorted(map(sorted, members)), int).reshape(
+    num_groups, capacity
+  )

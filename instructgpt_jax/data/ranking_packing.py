@@ -45,7 +45,7 @@ from instructgpt_jax.types import AttentionSpan, RankingBatch
 _COMPARED_RANKINGS = 8192  # rankings that layouts are compared on
 # Tokens of a row of several rankings, or twice the longest ranking's row if
 # that is more: the attention mask grows with the square of the length.
-_LONGEST_SHARED = 2048
+_MAX_SHARED_ROW_TOKENS = 2048
 # Layouts with a larger share of padding are taken only if all have one.
 _MAX_PADDING = 0.1
 # Batches of a small model that take as long as one compilation.
@@ -61,8 +61,9 @@ _SPAN_MULTIPLE = 32  # attention spans are rounded up to a multiple of this
 class Layout(NamedTuple):
   """How the rankings of a batch are laid out in rows; see the module."""
 
-  rows: int  # R of each group: 1, or K with one completion per ranking each
-  groups: int  # G
+  # R: 1, or K with one completion of each ranking per row.
+  rows_per_group: int
+  num_groups: int  # G
 
 
 def choose_layout(
@@ -104,16 +105,16 @@ def choose_layout(
   def candidates(rows: int) -> Iterator[_Candidate]:
     """Yields the layouts with R rows, those with the shortest rows first."""
     table = _row_length_table(rankings, rows)
-    longest = max(_LONGEST_SHARED, 2 * int(table.max()))
-    for groups in group_counts:
+    longest = max(_MAX_SHARED_ROW_TOKENS, 2 * int(table.max()))
+    for num_groups in group_counts:
       grouped = ranking_balance.group_rankings(
-        table.sum(axis=1), batches, groups
+        table.sum(axis=1), batches, num_groups
       )
       lengths = _choose_lengths(table, grouped)
-      single = groups == batch_size
-      if not single and lengths.max() > longest:
+      one_ranking_per_group = num_groups == batch_size
+      if not one_ranking_per_group and lengths.max() > longest:
         return  # fewer groups make rows longer still
-      span = attention_span(rankings, rows, single)
+      span = attention_span(rankings, rows, one_ranking_per_group)
       row_costs = {
         length: 6 * d_model * length + num_scores(length, span)
         for length in lengths.tolist()
@@ -121,13 +122,17 @@ def choose_layout(
       cost = _cost_of_rows(lengths, row_costs, num_batches)
       yield _Candidate(
         has_much_padding=_padding_share(table, grouped, lengths) > _MAX_PADDING,
-        cost=rows * groups * cost,
-        layout=Layout(rows, groups),
+        cost=rows * num_groups * cost,
+        layout=Layout(rows, num_groups),
       )
 
-  most = max((len(r.ranks) for r in rankings), default=1)
+  max_completions = max((len(r.ranks) for r in rankings), default=1)
   best = min(
-    (candidate for rows in sorted({1, most}) for candidate in candidates(rows)),
+    (
+      candidate
+      for rows in sorted({1, max_completions})
+      for candidate in candidates(rows)
+    ),
     key=lambda candidate: (candidate.has_much_padding, candidate.cost),
   )
   return best.layout
@@ -163,7 +168,7 @@ def _cost_of_rows(
 
 
 def attention_span(
-  rankings: Sequence[EncodedRanking], rows: int, single: bool
+  rankings: Sequence[EncodedRanking], rows: int, one_ranking_per_group: bool
 ) -> AttentionSpan:
   """Returns how far the tokens of a row attend.
 
@@ -173,11 +178,11 @@ def attention_span(
   Args:
     rankings: encoded rankings.
     rows: R, rows of each ranking.
-    single: whether each group holds a single ranking, so that its rows begin
-      with its prompt. Otherwise a prompt may be anywhere in a row, and a token
+    one_ranking_per_group: whether the rows of each group begin with its only
+      prompt. Otherwise a prompt may be anywhere in a row, and a token
       attends as far back as a ranking is long.
   """
-  if single:
+  if one_ranking_per_group:
     prefix = max((len(r.prompt) for r in rankings), default=0)
     local = max((len(c) for r in rankings for c in r.completions), default=0)
   else:
@@ -220,16 +225,16 @@ def _row_length_table(
   return np.array([*(_row_lengths(r, rows) for r in rankings), [0] * rows])
 
 
-def _choose_lengths(table: np.ndarray, groups: np.ndarray) -> np.ndarray:
+def _choose_lengths(table: np.ndarray, grouped: np.ndarray) -> np.ndarray:
   """Returns the row length of each batch, [n], with few distinct values.
 
   Args:
     table: [N + 1, R] tokens of each ranking's rows.
-    groups: [n, G, E] indices of rankings.
+    grouped: [n, G, E] indices of rankings.
   """
   # A row's tokens are those of E rankings; a batch is as long as its longest
   # row.
-  needed = table[groups].sum(axis=2).max(axis=(1, 2))
+  needed = table[grouped].sum(axis=2).max(axis=(1, 2))
   lengths = needed
   for lengths_per_octave in _LENGTHS_PER_OCTAVE:
     buckets = packing.choose_bucket_lengths(
@@ -239,23 +244,23 @@ def _choose_lengths(table: np.ndarray, groups: np.ndarray) -> np.ndarray:
       lengths_per_octave=lengths_per_octave,
     )
     lengths = np.array(buckets)[np.searchsorted(buckets, needed)]
-    if _padding_share(table, groups, lengths) <= _MAX_PADDING:
+    if _padding_share(table, grouped, lengths) <= _MAX_PADDING:
       break
   return lengths
 
 
 def _padding_share(
-  table: np.ndarray, groups: np.ndarray, lengths: np.ndarray
+  table: np.ndarray, grouped: np.ndarray, lengths: np.ndarray
 ) -> float:
   """Returns the share of padding among all tokens of batches.
 
   Args:
     table: [N + 1, R] tokens of each ranking's rows.
-    groups: [n, G, E] indices of rankings.
+    grouped: [n, G, E] indices of rankings.
     lengths: [n] row length of each batch.
   """
-  rows = groups.shape[1] * table.shape[1]
-  return 1 - table[groups].sum() / (rows * lengths.sum())
+  rows = grouped.shape[1] * table.shape[1]
+  return 1 - table[grouped].sum() / (rows * lengths.sum())
 
 
 def ranking_batches(
@@ -285,29 +290,41 @@ def ranking_batches(
   Raises:
     ValueError: the groups do not divide the batch, or the shards the groups.
   """
-  rows, groups = layout
+  rows, num_groups = layout
   batch_size = spec.batch_size
-  if batch_size % groups or groups % spec.shard_count:
+  if batch_size % num_groups:
     raise ValueError(
-      f"{groups} groups neither make up batch size {batch_size} nor split over"
-      f" {spec.shard_count} hosts"
+      f"{num_groups} groups do not divide batch size {batch_size}"
     )
-  k = max((len(r.ranks) for r in rankings), default=0)
+  if num_groups % spec.shard_count:
+    raise ValueError(
+      f"{spec.shard_count} process shards do not divide {num_groups} groups"
+    )
+  max_completions = max((len(r.ranks) for r in rankings), default=0)
   indices = batch_source.record_indices(len(rankings), spec, mix=spec.mix)
   batches = ranking_balance.balance_batches(
     _row_length_table(rankings, 1)[:, 0], indices, spec
   )
   table = _row_length_table(rankings, rows)
-  grouped = ranking_balance.group_rankings(table.sum(axis=1), batches, groups)
+  grouped = ranking_balance.group_rankings(
+    table.sum(axis=1), batches, num_groups
+  )
   lengths = _choose_lengths(table, grouped).tolist()
-  span = attention_span(rankings, rows, single=groups == batch_size)
+  span = attention_span(
+    rankings, rows, one_ranking_per_group=num_groups == batch_size
+  )
 
   def make(index: int, batch: np.ndarray, shard: slice) -> RankingBatch:
     del batch  # in the order of the epoch; `grouped` has the balanced batches
-    per_group = batch_size // groups
+    per_group = batch_size // num_groups
     ids = grouped[index, shard.start // per_group : shard.stop // per_group]
     return _make_batch(
-      rankings, ids, (rows, lengths[index]), k=k, pad_id=pad_id, span=span
+      rankings,
+      ids,
+      (rows, lengths[index]),
+      max_completions=max_completions,
+      pad_id=pad_id,
+      span=span,
     )
 
   return batch_source.make_iterator(BatchSource(indices, spec, make))
@@ -318,7 +335,7 @@ def _make_batch(
   ids: np.ndarray,
   group_shape: tuple[int, int],
   *,
-  k: int,
+  max_completions: int,
   pad_id: int,
   span: AttentionSpan,
 ) -> RankingBatch:
@@ -328,7 +345,7 @@ def _make_batch(
     rankings: encoded rankings.
     ids: [G, E] indices of the rankings of each group, -1 for padding.
     group_shape: (R, T), rows of a group and tokens of a row.
-    k: K, the most completions of a ranking.
+    max_completions: K, the most completions of a ranking.
     pad_id: token id of padding.
     span: how far the tokens attend.
   """
@@ -337,9 +354,9 @@ def _make_batch(
     tokens=np.full(shape, pad_id, np.int32),
     segments=np.zeros(shape, np.int32),
     positions=np.zeros(shape, np.int32),
-    ends=np.zeros((*ids.shape, k), np.int32),
-    ranks=np.zeros((*ids.shape, k), np.int32),
-    valid=np.zeros((*ids.shape, k), bool),
+    ends=np.zeros((*ids.shape, max_completions), np.int32),
+    ranks=np.zeros((*ids.shape, max_completions), np.int32),
+    valid=np.zeros((*ids.shape, max_completions), bool),
   )
   for g, members in enumerate(ids.tolist()):
     group = {name: array[g] for name, array in arrays.items()}
@@ -370,7 +387,7 @@ def _write_ranking(
     row_ends: [R] number of tokens in each row so far.
   """
   prompt, completions, ranks = ranking
-  k = group["ranks"].shape[1]
+  max_completions = group["ranks"].shape[1]
   rows, length = group["tokens"].shape
   per_row = -(-len(completions) // rows)
 
@@ -388,5 +405,7 @@ def _write_ranking(
     row = j // per_row
     if j % per_row == 0:
       append(row, prompt, segment=-1 - e, position=0)
-    append(row, completion, segment=e * k + j + 1, position=len(prompt))
+    append(
+      row, completion, segment=e * max_completions + j + 1, position=len(prompt)
+    )
     group["ends"][e, j] = row * length + row_ends[row] - 1

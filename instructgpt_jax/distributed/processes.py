@@ -23,7 +23,7 @@ from instructgpt_jax.errors import UserError
 _GRACE = 3.0
 
 _index, _count = 0, 1  # outside `distributed_context` there is one process
-_ends_with_error = False  # whether this process of several has failed
+_failed = False  # whether this process of several has failed
 
 
 def process_count() -> int:
@@ -66,32 +66,32 @@ def distributed_context(
     yield
     return
   role = rendezvous.Coordinator if info.index == 0 else rendezvous.Participant
-  peers = role(info, section.timeout)
+  endpoint = role(info, section.timeout)
   heartbeat: connection.Heartbeat | None = None
   clean_exit: SystemExit | None = None
   try:
-    port = peers.connect(dict(flags))
+    port = endpoint.connect(dict(flags))
     heartbeat = connection.Heartbeat(
-      peers.send, section.timeout, flags.get("workdir")
+      endpoint.send, section.timeout, flags.get("workdir")
     )
     _start_jax(info, port, section)
     _set_process(info.index, info.count)
-    peers.monitor()
+    endpoint.monitor()
     try:
       yield
     except SystemExit as error:
       if error.code:
         raise
       clean_exit = error
-    peers.finish()
+    endpoint.finish()
   except BaseException as error:
-    _report_failure(error, peers)
+    _report_failure(error, endpoint)
     raise
   finally:
     _set_process(0, 1)
     if heartbeat is not None:
       heartbeat.stop()
-    peers.close()
+    endpoint.close()
   if clean_exit is not None:
     raise clean_exit
 
@@ -101,7 +101,7 @@ def exit_after_error(status: int) -> None:
 
   At a normal exit JAX would wait for the other processes.
   """
-  if _ends_with_error:
+  if _failed:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
@@ -109,20 +109,20 @@ def exit_after_error(status: int) -> None:
 
 def _report_failure(
   error: BaseException,
-  peers: rendezvous.Coordinator | rendezvous.Participant,
+  endpoint: rendezvous.Coordinator | rendezvous.Participant,
 ) -> None:
   """Tells the other processes why this one ends."""
-  global _ends_with_error
+  global _failed
   if not isinstance(error, (UserError, KeyboardInterrupt, SystemExit)):
     # A collective also fails if another process has ended. The message of that
     # process has the cause. Once it arrives, `monitor` ends this process.
     time.sleep(_GRACE)
-  _ends_with_error = True
+  _failed = True
   if isinstance(error, KeyboardInterrupt):
     reason = "interrupted"
   else:
     reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
-  peers.fail(reason)
+  endpoint.fail(reason)
 
 
 def _set_process(index: int, count: int) -> None:

@@ -72,7 +72,7 @@ def get_process_shard(size: int, mesh: Mesh) -> dict[str, int]:
   return dict(shard_index=index, shard_count=count)
 
 
-def put_replicated_batch(batch: Any, mesh: Mesh) -> Any:
+def put_full_batch(batch: Any, mesh: Mesh) -> Any:
   """Puts a batch onto the mesh that every process has in full.
 
   Args:

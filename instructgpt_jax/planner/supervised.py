@@ -102,7 +102,7 @@ def reward_workload(
     config.model,
     BatchSpec(batch_size=1, epochs=1),
     platform=platform,
-  ).rows
+  ).rows_per_group
   length = ranking_packing.row_length(longest, rows)
   tokens, labels, ids = (
     shapes.int32_shape(prompts, rows, length),
@@ -119,7 +119,9 @@ def reward_workload(
       ranks=labels,
       valid=jax.ShapeDtypeStruct(labels.shape, jnp.bool_),
       ids=ids,
-      span=ranking_packing.attention_span([longest], rows, single=True),
+      span=ranking_packing.attention_span(
+        [longest], rows, one_ranking_per_group=True
+      ),
     ),
   )
   return _supervised_workload(

@@ -29,7 +29,7 @@ from instructgpt_jax.types import Array, PyTree, pytree
 # better than one. But each reads the weights and adds to the gradient, which
 # takes longer than it saves if a microbatch has few tokens.
 MAX_MICROBATCHES = 4
-LEAST_TOKENS = 768
+MIN_TOKENS = 768
 
 
 @pytree
@@ -42,25 +42,25 @@ class Packing:
   """
 
   # What each packed position holds; B · T or B · S where it is empty.
-  token_index: Array  # [C, M, T] int32, index in [B, T]
-  state_index: Array  # [C, M, S] int32, index in [B, S]
+  token_source: Array  # [C, M, T] int32, index in [B, T]
+  state_source: Array  # [C, M, S] int32, index in [B, S]
   # The position of each packed state in its row; arbitrary where it is empty.
   state_positions: Array  # [C, M, S] int32
   # Where each state of a padded row is packed; arbitrary where there is none.
-  packed_index: Array  # [B, S] int32, index in [C, M, S]
+  state_target: Array  # [B, S] int32, index in [C, M, S]
   num_microbatches: Array  # [] int32, microbatches with any token
 
   def pack_tokens(self, x: Array) -> Array:
     """Packs [B, T] to [C, M, T], with zeros where there is no token."""
-    return _take(x, self.token_index)
+    return _take(x, self.token_source)
 
   def pack_states(self, x: Array) -> Array:
     """Packs [B, S] to [C, M, S], with zeros where there is no state."""
-    return _take(x, self.state_index)
+    return _take(x, self.state_source)
 
   def unpack_states(self, x: Array) -> Array:
     """Unpacks [C, M, S] to [B, S]; values in padding are arbitrary."""
-    return sharding.shard(x.reshape(-1)[self.packed_index], "batch", None)
+    return sharding.shard(x.reshape(-1)[self.state_target], "batch", None)
 
 
 def _take(x: Array, index: Array) -> Array:
@@ -85,37 +85,41 @@ def microbatch_size(rows: int, length: int, shards: int) -> int:
     return rows
   for count in range(MAX_MICROBATCHES, 1, -1):
     size = rows // count
-    if not rows % count and size * length >= LEAST_TOKENS:
+    if not rows % count and size * length >= MIN_TOKENS:
       return size
   return rows
 
 
-def pack(token_mask: Array, states: int, microbatch: int = 0) -> Packing:
+def pack(token_mask: Array, num_states: int, microbatch: int = 0) -> Packing:
   """Packs episodes by first-fit decreasing: longest first, first row with room.
 
   Rows of a single microbatch stay where they are.
 
   Args:
     token_mask: [B, T] bool, True on tokens, which are contiguous in each row.
-    states: S, number of last positions whose outputs are read. Those that are
-      tokens are the states of an episode.
+    num_states: S, number of last positions whose outputs are read. Those that
+      are tokens are the states of an episode.
     microbatch: M, a divisor of B; 0 is `microbatch_size`.
   """
   count, length = token_mask.shape
   shards = sharding.num_shards("batch", count)
-  size = microbatch or microbatch_size(count, length, shards)
-  if count % size:
-    raise ValueError(f"microbatch {size} does not divide batch {count}")
-  state_mask = token_mask[:, -states:]
-  if size == count:
+  microbatch_rows = microbatch or microbatch_size(count, length, shards)
+  if count % microbatch_rows:
+    raise ValueError(
+      f"microbatch {microbatch_rows} does not divide batch {count}"
+    )
+  state_mask = token_mask[:, -num_states:]
+  if microbatch_rows == count:
     return _keep_rows(token_mask, state_mask)
   masks = (token_mask, state_mask)
-  sizes = jnp.stack([mask.sum(axis=1, dtype=jnp.int32) for mask in masks], 1)
-  first, free = _first_fit_decreasing(sizes, length, states)
+  episode_sizes = jnp.stack(
+    [mask.sum(axis=1, dtype=jnp.int32) for mask in masks], 1
+  )
+  first_index, free = _first_fit_decreasing(episode_sizes, length, num_states)
   # The flat index in packed rows of each token and state of padded rows. Both
   # are contiguous in packed rows, so they are counted from the episode's first.
   token_target, state_target = (
-    first[:, i, None] + jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1
+    first_index[:, i, None] + jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1
     for i, mask in enumerate(masks)
   )
   # A state is one of the last tokens: its position in the packed row follows
@@ -123,62 +127,64 @@ def pack(token_mask: Array, states: int, microbatch: int = 0) -> Packing:
   state_positions = jnp.zeros(state_mask.size, jnp.int32)
   state_positions = state_positions.at[
     jnp.where(state_mask, state_target, state_mask.size)
-  ].set(token_target[:, -states:] % length, mode="drop")
+  ].set(token_target[:, -num_states:] % length, mode="drop")
   used_rows = (free[:, 0] < length).sum(dtype=jnp.int32)
-  state_index = _invert(state_mask, state_target)
+  state_source = _invert(state_mask, state_target)
   return Packing(
-    token_index=_invert(token_mask, token_target).reshape(-1, size, length),
-    state_index=state_index.reshape(-1, size, states),
-    state_positions=state_positions.reshape(-1, size, states),
-    packed_index=jnp.where(state_mask, state_target, 0),
-    num_microbatches=-(-used_rows // size),
+    token_source=_invert(token_mask, token_target).reshape(
+      -1, microbatch_rows, length
+    ),
+    state_source=state_source.reshape(-1, microbatch_rows, num_states),
+    state_positions=state_positions.reshape(-1, microbatch_rows, num_states),
+    state_target=jnp.where(state_mask, state_target, 0),
+    num_microbatches=-(-used_rows // microbatch_rows),
   )
 
 
 def _keep_rows(token_mask: Array, state_mask: Array) -> Packing:
   """Returns the packing that leaves all rows where they are, as C = 1."""
-  length, states = token_mask.shape[1], state_mask.shape[1]
-  positions = jnp.arange(length - states, length, dtype=jnp.int32)
+  length, num_states = token_mask.shape[1], state_mask.shape[1]
+  positions = jnp.arange(length - num_states, length, dtype=jnp.int32)
 
   def index(mask: Array) -> Array:
     return jnp.where(mask, _flat_index(mask), mask.size)[None]
 
   return Packing(
-    token_index=index(token_mask),
+    token_source=index(token_mask),
     state_positions=jnp.broadcast_to(positions, (1, *state_mask.shape)),
-    state_index=index(state_mask),
-    packed_index=_flat_index(state_mask),
+    state_source=index(state_mask),
+    state_target=_flat_index(state_mask),
     num_microbatches=jnp.ones((), jnp.int32),
   )
 
 
 def _first_fit_decreasing(
-  sizes: Array, length: int, states: int
+  episode_sizes: Array, length: int, num_states: int
 ) -> tuple[Array, Array]:
   """Assigns each episode to the first row with room, the longest first.
 
   Args:
-    sizes: [B, 2] int32, number of tokens and of states of each episode.
+    episode_sizes: [B, 2] int32, number of tokens and of states of each episode.
     length: tokens that a row has room for.
-    states: states that a row has room for.
+    num_states: states that a row has room for.
 
   Returns:
     [B, 2] int32, flat index of each episode's first token and first state in
     packed rows; and [B, 2] int32, tokens and states that are free in each row.
   """
-  capacity = jnp.array([length, states], jnp.int32)
+  capacity = jnp.array([length, num_states], jnp.int32)
 
   def place(free: Array, episode: Array) -> tuple[Array, Array]:
-    size = sizes[episode]
+    episode_size = episode_sizes[episode]
     # There is always a row with room, because there is one for each episode.
-    row = jnp.argmax((free >= size).all(axis=1)).astype(jnp.int32)
+    row = jnp.argmax((free >= episode_size).all(axis=1)).astype(jnp.int32)
     # The next row's start less what is free is where the episode begins.
-    return free.at[row].add(-size), (row + 1) * capacity - free[row]
+    return free.at[row].add(-episode_size), (row + 1) * capacity - free[row]
 
-  order = jnp.argsort(sizes[:, 0], descending=True)
-  free = jnp.broadcast_to(capacity, sizes.shape)
-  free, first = jax.lax.scan(place, free, order)
-  return jnp.zeros_like(sizes).at[order].set(first), free
+  order = jnp.argsort(episode_sizes[:, 0], descending=True)
+  free = jnp.broadcast_to(capacity, episode_sizes.shape)
+  free, first_index = jax.lax.scan(place, free, order)
+  return jnp.zeros_like(episode_sizes).at[order].set(first_index), free
 
 
 def _flat_index(x: Array) -> Array:
@@ -208,7 +214,7 @@ def _invert(mask: Array, target: Array) -> Array:
 def map_microbatches(
   packing: Packing,
   function: Callable[[PyTree], PyTree],
-  rows: PyTree,
+  microbatches: PyTree,
   output_structure: PyTree = 0,
 ) -> PyTree:
   """Calls a function for each microbatch with tokens; others give zeros.
@@ -216,23 +222,23 @@ def map_microbatches(
   Args:
     packing: the packing of the rows.
     function: function of a tree of [M, …], returns a tree of [M, S] float32.
-    rows: tree of [C, M, …].
+    microbatches: tree of [C, M, …].
     output_structure: any tree of the structure that `function` returns. The
       default is a single array.
 
   Returns:
     Tree of [C, M, S] float32.
   """
-  count = len(packing.state_index)
+  count = len(packing.state_source)
   if count == 1:
-    result = function(jax.tree.map(lambda x: x[0], rows))
+    result = function(jax.tree.map(lambda x: x[0], microbatches))
     return jax.tree.map(lambda x: x[None], result)
 
   def run(index: Array, results: PyTree) -> PyTree:
-    result = function(jax.tree.map(lambda x: x[index], rows))
+    result = function(jax.tree.map(lambda x: x[index], microbatches))
     return jax.tree.map(lambda x, y: x.at[index].set(y), results, result)
 
-  zeros = jnp.zeros(packing.state_index.shape, jnp.float32)
+  zeros = jnp.zeros(packing.state_source.shape, jnp.float32)
   return accumulation.bounded_fori_loop(
     packing.num_microbatches,
     count,

@@ -49,7 +49,7 @@ from instructgpt_jax.types import (
 def update(
   state: PpoState,
   experience: Experience,
-  rows: Array,
+  episode_indices: Array,
   ptx: LanguageBatch | None,
   base: BaseParams = BaseParams(),
   *,
@@ -65,7 +65,8 @@ def update(
   Args:
     state: the state before.
     experience: B episodes of the iteration.
-    rows: [minibatch] int32, indices of this update's episodes.
+    episode_indices: [minibatch] int32, this update's episodes, as indices into
+      the experience.
     ptx: pretraining rows, `ptx_ratio` for each episode; None when γ_ptx is 0.
     base: frozen base parameters under LoRA adapters.
     networks: the networks and their optimizers.
@@ -74,7 +75,7 @@ def update(
   Returns:
     The next state, and the update's metrics.
   """
-  minibatch = _select_minibatch(experience, rows, config)
+  minibatch = _select_minibatch(experience, episode_indices, config)
   grads, metrics = _policy_gradient(
     state, minibatch, base.policy, networks, config
   )
@@ -103,7 +104,7 @@ def update(
   value = state_lib.apply_gradients(
     state.value, grads, networks.value_optimizer
   )
-  ema = state.ema
+  ema = state.ema  # {} without averaging
   if ema:
     ema = state_lib.update_ema(ema, policy.params, state.ema_decay, policy.step)
   state = dataclasses.replace(state, policy=policy, value=value, ema=ema)
@@ -124,14 +125,14 @@ class _Minibatch:
 
 
 def _select_minibatch(
-  experience: Experience, rows: Array, config: configs.Ppo
+  experience: Experience, episode_indices: Array, config: configs.Ppo
 ) -> _Minibatch:
   """Selects a minibatch's episodes from the experience and packs them."""
-  chosen = jax.tree.map(lambda x: x[rows], experience)
+  chosen = jax.tree.map(lambda x: x[episode_indices], experience)
   response_tokens = chosen.rollout.response_mask.sum()
-  packed, episodes = pack_episodes(chosen.rollout, config.microbatch)
-  old_logp, advantages, old_values, targets = (
-    packed.pack_states(pad_to_states(x))
+  packing, episodes = pack_episodes(chosen.rollout, config.microbatch)
+  old_logp, advantages, old_values, returns = (
+    packing.pack_states(pad_to_states(x))
     for x in (
       chosen.rollout.logp,
       chosen.advantages,
@@ -144,9 +145,9 @@ def _select_minibatch(
     old_logp=old_logp,
     advantages=advantages,
     old_values=old_values,
-    returns=targets,
+    returns=returns,
     response_tokens=response_tokens,
-    num_microbatches=packed.num_microbatches,
+    num_microbatches=packing.num_microbatches,
   )
 
 
@@ -196,8 +197,8 @@ def _policy_gradient(
 
 def _token_loss(
   logits: Array,
-  rows: dict[str, Array],
-  used: Array,
+  token_inputs: dict[str, Array],
+  mask: Array,
   *,
   temperature: float,
   clip_ratio: float,
@@ -206,23 +207,25 @@ def _token_loss(
 
   Args:
     logits: [n, V] float32.
-    rows: tokens, old_logp and advantages, [n] each.
-    used: [n] bool, True on response tokens.
+    token_inputs: tokens, old_logp and advantages, [n] each.
+    mask: [n] bool, True on response tokens.
     temperature: temperature of sampling.
     clip_ratio: ε.
   """
   loss, sums = ppo.policy_loss(
-    language.token_logp(logits, rows["tokens"], temperature=temperature),
-    rows["old_logp"],
-    rows["advantages"],
-    used,
+    language.token_logp(
+      logits, token_inputs["tokens"], temperature=temperature
+    ),
+    token_inputs["old_logp"],
+    token_inputs["advantages"],
+    mask,
     clip_ratio=clip_ratio,
     normalizer=1.0,
   )
   entropy = language.entropy(
     jax.lax.stop_gradient(logits), temperature=temperature
   )
-  return loss, sums | {"entropy": masked.masked_sum(entropy, used)}
+  return loss, sums | {"entropy": masked.masked_sum(entropy, mask)}
 
 
 def _add_ptx_gradient(
@@ -245,7 +248,7 @@ def _add_ptx_gradient(
   return jax.tree.map(jnp.add, grads, ptx_grads), {
     "ptx_loss": loss,
     "ptx_accuracy": metrics["accuracy"],
-    "grad_norm_ptx": optax.tree.norm(ptx_grads),
+    "grad_norm_ptx": optax.tree.norm(ptx_grads),  # with γ_ptx
     "grad_angle": diagnostics.angle(grads, ptx_grads),
   }
 
@@ -262,11 +265,11 @@ def _value_gradient(
   def loss_fn(params, microbatch, index):
     del index  # only dropout would need it
     params = lora.merge_trees(base, params)
-    episodes, old_values, targets = microbatch
+    episodes, old_values, returns = microbatch
     return ppo.value_loss(
       scalars_at_states(networks.value, params, episodes),
       old_values,
-      targets,
+      returns,
       episodes.mask,
       clip_value=config.clip_value,
       normalizer=minibatch.response_tokens,

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from instructgpt_jax.losses import masked
 from instructgpt_jax.models.heads import LanguageModel
 from instructgpt_jax.steps import language as language_step
-from instructgpt_jax.steps import packing
+from instructgpt_jax.steps import packing as packing_lib
 from instructgpt_jax.steps.ppo_networks import (
   PackedEpisodes,
   hidden_at_states,
@@ -33,7 +33,7 @@ class Gap(NamedTuple):
 
   mean: Any  # [] mean of |gap|
   high: Any  # [] its 99.9 % quantile
-  kl: Any  # [] mean of ratio − 1 − log ratio
+  k3: Any  # [] mean of ratio − 1 − log ratio
   outside: Any  # [] share of tokens whose ratio leaves the clipping interval
 
 
@@ -45,7 +45,7 @@ class Gaps(NamedTuple):
   spread: Any  # [] standard deviation of log-probabilities over the vocabulary
 
 
-def compare(
+def measure_gaps(
   policy: PyTree,
   reference: PyTree,
   rollout: Rollout,
@@ -65,8 +65,10 @@ def compare(
     clip_ratio: half-width of the clipping interval.
   """
   mask = rollout.response_mask
-  ours, spread = response_logp_and_spread(model, policy, rollout, temperature)
-  theirs = response_logp(model, reference, rollout, temperature)
+  policy_logp, spread = response_logp_and_spread(
+    model, policy, rollout, temperature
+  )
+  reference_logp = response_logp(model, reference, rollout, temperature)
 
   def gap(new: Array, old: Array) -> Gap:
     log_ratio = jnp.where(mask, new - old, 0)
@@ -77,13 +79,15 @@ def compare(
     return Gap(
       mean=masked.masked_mean(size, mask),
       high=largest[rank],
-      kl=masked.masked_mean(jnp.expm1(log_ratio) - log_ratio, mask),
+      k3=masked.masked_mean(jnp.expm1(log_ratio) - log_ratio, mask),
       outside=masked.masked_mean(
         jnp.abs(jnp.expm1(log_ratio)) > clip_ratio, mask
       ),
     )
 
-  return Gaps(gap(ours, rollout.logp), gap(ours, theirs), spread)
+  return Gaps(
+    gap(policy_logp, rollout.logp), gap(policy_logp, reference_logp), spread
+  )
 
 
 def response_logp(
@@ -100,10 +104,10 @@ def response_logp(
   Returns:
     [B, N] float32, 0 after a response's end.
   """
-  packed, episodes = pack_episodes(rollout)
-  logp = packed.unpack_states(
-    packing.map_microbatches(
-      packed,
+  packing, episodes = pack_episodes(rollout)
+  logp = packing.unpack_states(
+    packing_lib.map_microbatches(
+      packing,
       lambda microbatch: logp_at_states(model, params, microbatch, temperature),
       episodes,
     )
@@ -123,7 +127,7 @@ def response_logp_and_spread(
   Returns:
     [B, N], as `response_logp`; and [], in nats.
   """
-  packed, episodes = pack_episodes(rollout)
+  packing, episodes = pack_episodes(rollout)
   random_tokens = jax.random.randint(
     jax.random.key(0), episodes.actions.shape, 0, model.config.vocab_size
   )
@@ -142,12 +146,12 @@ def response_logp_and_spread(
 
     return logp_of(episodes.actions), logp_of(random_tokens)
 
-  logp, random_logp = packing.map_microbatches(
-    packed,
+  logp, random_logp = packing_lib.map_microbatches(
+    packing,
     sampled_and_random_logp,
     (episodes, random_tokens),
     output_structure=(0, 0),
   )
-  logp = packed.unpack_states(logp)[:, :-1]
+  logp = packing.unpack_states(logp)[:, :-1]
   variance = masked.masked_variance(random_logp, episodes.mask)
   return jnp.where(rollout.response_mask, logp, 0), jnp.sqrt(variance)

@@ -22,7 +22,7 @@ import optax
 from instructgpt_jax.losses import chunked
 from instructgpt_jax.models.heads import LanguageModel, ScalarModel
 from instructgpt_jax.steps import language as language_step
-from instructgpt_jax.steps import packing
+from instructgpt_jax.steps import packing as packing_lib
 from instructgpt_jax.types import Array, PyTree, Rollout, pytree
 
 
@@ -60,14 +60,14 @@ class PackedEpisodes:
   tokens: Array  # [·, T] int32
   segments: Array  # [·, T] int32, number of the episode from 1; 0 is padding
   positions: Array  # [·, T] int32
-  states: Array  # [·, S] int32, position in the row of each state
+  state_positions: Array  # [·, S] int32, position in the row of each state
   actions: Array  # [·, S] int32, the token that follows each state
   mask: Array  # [·, S] bool, True where a response token follows
 
 
 def pack_episodes(
   rollout: Rollout, microbatch: int | None = None
-) -> tuple[packing.Packing, PackedEpisodes]:
+) -> tuple[packing_lib.Packing, PackedEpisodes]:
   """Packs the episodes of a rollout into rows.
 
   Args:
@@ -80,21 +80,21 @@ def pack_episodes(
   """
   token_mask = rollout.segments > 0
   response_length = rollout.response_mask.shape[1]
-  packed = packing.pack(token_mask, response_length + 1, microbatch or 0)
+  packing = packing_lib.pack(token_mask, response_length + 1, microbatch or 0)
   segment_ids = 1 + jnp.arange(len(token_mask), dtype=jnp.int32)
   episodes = PackedEpisodes(
-    tokens=packed.pack_tokens(rollout.tokens),
-    segments=packed.pack_tokens(
+    tokens=packing.pack_tokens(rollout.tokens),
+    segments=packing.pack_tokens(
       jnp.broadcast_to(segment_ids[:, None], token_mask.shape)
     ),
-    positions=packed.pack_tokens(rollout.positions),
-    states=packed.state_positions,
-    actions=packed.pack_states(
+    positions=packing.pack_tokens(rollout.positions),
+    state_positions=packing.state_positions,
+    actions=packing.pack_states(
       pad_to_states(rollout.tokens[:, -response_length:])
     ),
-    mask=packed.pack_states(pad_to_states(rollout.response_mask)),
+    mask=packing.pack_states(pad_to_states(rollout.response_mask)),
   )
-  return packed, episodes
+  return packing, episodes
 
 
 def pad_to_states(x: Array) -> Array:
@@ -114,7 +114,7 @@ def hidden_at_states(
     episodes.tokens,
     episodes.segments,
     episodes.positions,
-    query_positions=episodes.states,
+    query_positions=episodes.state_positions,
     method="hidden",
   )
   return hidden.reshape(-1, hidden.shape[-1])
@@ -175,5 +175,5 @@ def scalars_at_states(
     episodes.tokens,
     episodes.segments,
     episodes.positions,
-    query_positions=episodes.states,
+    query_positions=episodes.state_positions,
   )

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from instructgpt_jax import configs
 from instructgpt_jax.losses import kl as kl_lib
 from instructgpt_jax.losses import masked, ppo, returns
-from instructgpt_jax.steps import packing
+from instructgpt_jax.steps import packing as packing_lib
 from instructgpt_jax.steps.ppo_networks import (
   Networks,
   PackedEpisodes,
@@ -59,42 +59,42 @@ def score_rollout(
     next iteration; and the rollout's metrics.
   """
   mask = rollout.response_mask
-  scores = _run_networks(
+  outputs = _run_networks(
     rollout, reference_params, reward_params, value_params, networks, config
   )
   # Responses that reach the length limit without end-of-text lose a constant.
-  penalized = scores.score - config.eos_penalty * ~rollout.ended
+  penalized = outputs.score - config.eos_penalty * ~rollout.ended
   rewards = returns.token_rewards(
-    penalized, rollout.logp, scores.ref_logp, mask, kl_coef
+    penalized, rollout.logp, outputs.ref_logp, mask, kl_coef
   )
   episode_return = masked.masked_sum(rewards, mask, axis=1)
-  advantages, targets = _advantages(rewards, scores, rollout, config)
-  kl = kl_lib.k1(rollout.logp, scores.ref_logp)
+  advantages, targets = _compute_advantages(rewards, outputs, rollout, config)
+  kl = kl_lib.k1(rollout.logp, outputs.ref_logp)
   episode_kl = masked.masked_sum(kl, mask, axis=1)
   next_kl_coef = _next_kl_coef(kl_coef, episode_kl, config)
   metrics = {
-    "reward": scores.score.mean(),  # without the KL penalty
-    "reward_std": scores.score.std(),
+    "reward": outputs.score.mean(),  # without the KL penalty
+    "reward_std": outputs.score.std(),
     "return": episode_return.mean(),  # with penalties
     "kl": episode_kl.mean(),
     "kl_per_token": masked.masked_mean(kl, mask),
     "kl_k3_per_token": masked.masked_mean(
-      kl_lib.k3(rollout.logp, scores.ref_logp), mask
+      kl_lib.k3(rollout.logp, outputs.ref_logp), mask
     ),
     "kl_coef": kl_coef,
-    "explained_variance": ppo.explained_variance(scores.values, targets, mask),
+    "explained_variance": ppo.explained_variance(outputs.values, targets, mask),
     "response_length": mask.sum(axis=1).mean(),
     "ended": rollout.ended.mean(),
     "response_tokens": mask.sum(),
   }
-  values = masked.zero_outside(scores.values, mask)
+  values = masked.zero_outside(outputs.values, mask)
   experience = Experience(
     rollout=rollout, advantages=advantages, returns=targets, values=values
   )
   return experience, next_kl_coef, metrics
 
 
-class _Scores(NamedTuple):
+class _NetworkOutputs(NamedTuple):
   """Outputs of reference, reward model and value network on a rollout."""
 
   ref_logp: Array  # [B, N] log-probabilities under the reference
@@ -125,15 +125,15 @@ def _run_networks(
   value_params: PyTree,
   networks: Networks,
   config: configs.Ppo,
-) -> _Scores:
+) -> _NetworkOutputs:
   """Runs reference, reward model and value network on a rollout."""
   mask = rollout.response_mask
-  packed, episodes = pack_episodes(rollout, config.microbatch)
+  packing, episodes = pack_episodes(rollout, config.microbatch)
 
   def at_states(function: Callable[[PackedEpisodes], Array]) -> Array:
     """Computes a function of each microbatch, as [B, N + 1]."""
-    return packed.unpack_states(
-      packing.map_microbatches(packed, function, episodes)
+    return packing.unpack_states(
+      packing_lib.map_microbatches(packing, function, episodes)
     )
 
   ref_logp = at_states(
@@ -155,7 +155,7 @@ def _run_networks(
   # State i follows the first i response tokens, so the last state of a response
   # has the index of its length. The reward model reads the score there.
   last_state_index = mask.sum(axis=1, keepdims=True)
-  return _Scores(
+  return _NetworkOutputs(
     ref_logp=ref_logp,
     score=jnp.take_along_axis(scores, last_state_index, axis=1)[:, 0],
     values=values[:, :-1],
@@ -165,8 +165,11 @@ def _run_networks(
   )
 
 
-def _advantages(
-  rewards: Array, scores: _Scores, rollout: Rollout, config: configs.Ppo
+def _compute_advantages(
+  rewards: Array,
+  outputs: _NetworkOutputs,
+  rollout: Rollout,
+  config: configs.Ppo,
 ) -> tuple[Array, Array]:
   """Computes advantages and returns, [B, N] each; advantages are whitened."""
   mask = rollout.response_mask
@@ -177,11 +180,11 @@ def _advantages(
   bootstrap = config.bootstrap_truncated * ~rollout.ended
   advantages, targets = returns.gae(
     rewards,
-    scores.values,
+    outputs.values,
     mask,
     discount=config.discount,
     lam=config.gae_lambda,
-    last_value=bootstrap * scores.last_value,
+    last_value=bootstrap * outputs.last_value,
   )
   if config.whiten_advantages:
     advantages = masked.whiten(advantages, mask, shift_mean=True)

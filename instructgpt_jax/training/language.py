@@ -633,7 +633,7 @@ def row_losses(
   logp = [
     transfer.allgather(
       _token_logp(mesh)(
-        params, transfer.put_replicated_batch(batch, mesh), model=model
+        params, transfer.put_full_batch(batch, mesh), model=model
       )
     )
     for batch in batching.language_batches(

@@ -333,7 +333,7 @@ def rollout_phase(
   gaps = None
   if check:
     gaps = ppo_checks.check_first_rollout(
-      run.programs.compare,
+      run.programs.measure_gaps,
       policy,
       run.frozen,
       rollout,
@@ -391,16 +391,16 @@ def update_phase(
   minibatches = minibatch_indices(run.config.seed, iteration, section)
   trained, metrics, stopped = run_state.trained, [], False
   data_position = {"prompts": prompts.iterator_state}
-  for episodes in minibatches[
+  for episode_indices in minibatches[
     run_state.updates % section.updates_per_iteration :
   ]:
-    inputs, ptx = {"prompts": prompts.batch, "episodes": episodes}, None
+    inputs, ptx = {"prompts": prompts.batch, "episodes": episode_indices}, None
     if run.data.ptx is not None:
       data_position = data_position | {"ptx": run.data.ptx.get_state()}
       inputs["ptx"] = next(run.data.ptx)
       ptx = transfer.put_local_batch(inputs["ptx"], run.mesh)
     trained, update_metrics = run.programs.update(
-      trained, experience, episodes, ptx, run.base
+      trained, experience, episode_indices, ptx, run.base
     )
     metrics.append(update_metrics)
     step = run_state.updates + len(metrics)

@@ -46,7 +46,7 @@ def rounding_unit(model: configs.Model, spread: float) -> float:
 
 
 def check_first_rollout(
-  compare: Callable[[PyTree, PyTree, Rollout], Gaps],
+  measure_gaps: Callable[[PyTree, PyTree, Rollout], Gaps],
   policy: PyTree,
   frozen: dict[str, PyTree],
   rollout: Rollout,
@@ -61,7 +61,7 @@ def check_first_rollout(
   rounding. The gaps are logged.
 
   Args:
-    compare: `ppo_gaps.compare`, jitted.
+    measure_gaps: `ppo_gaps.measure_gaps`, jitted.
     policy: the policy's parameters.
     frozen: the frozen parameters; "reference" is used.
     rollout: episodes that the policy sampled.
@@ -77,7 +77,7 @@ def check_first_rollout(
     InvariantError: a gap is larger than rounding explains.
   """
   gaps: Gaps = jax.tree.map(
-    float, jax.device_get(compare(policy, frozen["reference"], rollout))
+    float, jax.device_get(measure_gaps(policy, frozen["reference"], rollout))
   )
   if not np.isfinite([*gaps.decoding, gaps.spread]).all():
     raise UserError(
@@ -140,7 +140,7 @@ def check_first_update(
   """
   unit = rounding_unit(config.model, gaps.spread)
   mean = 3 * gaps.decoding.mean + unit / 4 + _FLOOR
-  kl = 4 * gaps.decoding.kl + mean**2
+  kl = 4 * gaps.decoding.k3 + mean**2
   outside = 4 * gaps.decoding.outside + mean / math.log1p(config.ppo.clip_ratio)
   if not (
     abs(metrics["ratio_mean"] - 1) <= mean + kl

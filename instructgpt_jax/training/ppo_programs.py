@@ -34,7 +34,7 @@ class Programs(NamedTuple):
   #   → (state, metrics); donates the state
   update: Any
   # (policy, reference, rollout) → gaps, for `ppo_checks`
-  compare: Any
+  measure_gaps: Any
 
 
 def jit_programs(
@@ -91,10 +91,10 @@ def jit_programs(
       donate_argnums=0,
       out_shardings=(_state_shardings(networks, state, mesh), None),
     ),
-    compare=jax.jit(
+    measure_gaps=jax.jit(
       _on_mesh(
         mesh,
-        ppo_gaps.compare,
+        ppo_gaps.measure_gaps,
         model=networks.policy,
         temperature=section.temperature,
         clip_ratio=section.clip_ratio,

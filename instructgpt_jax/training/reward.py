@@ -367,9 +367,7 @@ def count_held_out(
     rankings, spec, layout=layout, pad_id=tokenizer.pad_id
   ):
     counts = transfer.allgather(
-      _count_pairs(mesh)(
-        model, params, transfer.put_replicated_batch(batch, mesh)
-      )
+      _count_pairs(mesh)(model, params, transfer.put_full_batch(batch, mesh))
     )
     is_ranking = batch.ids >= 0  # the others are padding
     indices = prompt_indices[batch.ids[is_ranking]]

@@ -105,7 +105,7 @@ def respond(
   ):
     rollout = _generate(model, mesh)(
       params,
-      transfer.put_replicated_batch(batch, mesh),
+      transfer.put_full_batch(batch, mesh),
       key,
       sampling=sampling,
     )

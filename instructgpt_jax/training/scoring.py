@@ -90,7 +90,7 @@ def _each(
     rows, batching.BatchSpec(batch_size=size, epochs=1, shuffle=False)
   ):
     outputs = transfer.allgather(
-      program(params, transfer.put_replicated_batch(batch, mesh), model=model)
+      program(params, transfer.put_full_batch(batch, mesh), model=model)
     )
     for row, chosen in zip(outputs, members[done : done + size], strict=False):
       start = 0

@@ -37,7 +37,7 @@ def mixed(padded_size=0, **kw):
 
 
 def ranking(epochs=1, **kw):
-  layout = ranking_packing.Layout(rows=1, groups=2)
+  layout = ranking_packing.Layout(rows_per_group=1, num_groups=2)
   spec = BatchSpec(batch_size=4, epochs=epochs, **kw)
   return ranking_packing.ranking_batches(
     rankings_of(7), spec, pad_id=0, layout=layout
@@ -98,8 +98,8 @@ def test_hosts_read_shards_of_the_same_batches(make):
 
 
 @pytest.mark.parametrize("make", MAKERS)
-def test_a_batch_that_the_hosts_do_not_divide_is_refused(make):
-  with pytest.raises(ValueError, match="hosts"):
+def test_a_batch_that_process_shards_do_not_divide_is_refused(make):
+  with pytest.raises(ValueError, match="shards"):
     make(shard_count=3)
 
 

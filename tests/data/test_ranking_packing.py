@@ -126,7 +126,7 @@ def test_a_prompt_is_shared_when_that_is_cheaper():
       BatchSpec(batch_size=1, epochs=1),
       d_model=d_model,
       num_scores=num_scores,
-    ).rows
+    ).rows_per_group
 
   def reaching(length, span):
     return length * min(length, span.prefix + span.local)
@@ -158,8 +158,8 @@ def chosen(data, batch_size=32, platform="cpu", **kw):
 def test_rankings_share_rows_when_that_is_cheaper():
   same = [of(48, 20, 4)] * 64
   assert chosen(same) == Layout(1, 32), "there is no padding to save"
-  assert chosen(ragged(400)).groups < 32
-  assert chosen([of(300, 400, 9)] * 63 + [of(1, 1, 2)]).groups == 32, (
+  assert chosen(ragged(400)).num_groups < 32
+  assert chosen([of(300, 400, 9)] * 63 + [of(1, 1, 2)]).num_groups == 32, (
     "long rows hold a single ranking"
   )
 
@@ -167,8 +167,8 @@ def test_rankings_share_rows_when_that_is_cheaper():
 def test_groups_split_over_devices_and_microbatches():
   data = ragged(400)
   for num_shards in (2, 4, 16, 32):
-    assert chosen(data, num_shards=num_shards).groups % num_shards == 0
-  assert chosen(data, num_shards=5).groups == 32
+    assert chosen(data, num_shards=num_shards).num_groups % num_shards == 0
+  assert chosen(data, num_shards=5).num_groups == 32
 
 
 @pytest.mark.parametrize("batch_size", [7, 8, 32])

@@ -27,8 +27,8 @@ def draw(seed):
 def test_each_episode_is_in_one_row(seed, microbatch):
   real = draw(seed)
   packed = packing.pack(jnp.asarray(real), STATES, microbatch)
-  assert packed.token_index.shape == (8 // microbatch, microbatch, LENGTH)
-  source = np.asarray(packed.token_index).reshape(-1, LENGTH)
+  assert packed.token_source.shape == (8 // microbatch, microbatch, LENGTH)
+  source = np.asarray(packed.token_source).reshape(-1, LENGTH)
   taken = np.sort(source[source < real.size])
   np.testing.assert_array_equal(taken, np.flatnonzero(real))
   for episode, row in enumerate(real):
@@ -99,7 +99,7 @@ def test_rows_have_room_for_a_limited_number_of_states():
 
 
 def test_microbatches_have_enough_tokens():
-  least = packing.LEAST_TOKENS
+  least = packing.MIN_TOKENS
   assert packing.microbatch_size(64, least, 1) == 16
   assert packing.microbatch_size(64, least // 32, 1) == 32
   assert packing.microbatch_size(64, least // 64, 1) == 64

@@ -177,7 +177,7 @@ def test_a_batchs_span_changes_neither_scores_nor_gradients(changes, groups):
       ],
       BatchSpec(batch_size=4, epochs=1),
       pad_id=0,
-      layout=ranking_packing.Layout(rows=1, groups=groups),
+      layout=ranking_packing.Layout(rows_per_group=1, num_groups=groups),
     )
   )
   assert batch.span is not None

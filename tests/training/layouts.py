@@ -99,7 +99,7 @@ def _supervised(made: Made, module: Any, batch: Any, mesh: Mesh) -> Any:
   step = supervised.step_program(
     module.train_step, network, optimizer, state, mesh, seed=0, microbatch=8
   )
-  state, metrics = step(state, transfer.put_replicated_batch(batch, mesh), {})
+  state, metrics = step(state, transfer.put_full_batch(batch, mesh), {})
   return _measured(metrics) | {"params": _weighed(state.params)}
 
 
@@ -142,12 +142,12 @@ def _ppo(c: configs.Model, mesh: Mesh) -> dict[str, Any]:
   )
   key = jax.random.key(5)
   rollout = programs.generate(
-    state.policy.params, transfer.put_replicated_batch(prompts, mesh), key
+    state.policy.params, transfer.put_full_batch(prompts, mesh), key
   )
   experience, _, scored = programs.score_rollout(
     rollout, copied, value[2].params, value[2].params, state.kl_coef
   )
-  ptx = transfer.put_replicated_batch(_language_batch(), mesh)
+  ptx = transfer.put_full_batch(_language_batch(), mesh)
   rows = np.arange(8, dtype=np.int32)
   state, metrics = programs.update(state, experience, rows, ptx)
   return {

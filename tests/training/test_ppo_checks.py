@@ -68,10 +68,10 @@ def sampled(dtype):
 
 @functools.cache
 def compared(dtype, temperature):
-  """Returns the compiled `ppo_gaps.compare`."""
+  """Returns the compiled `ppo_gaps.measure_gaps`."""
   return jax.jit(
     functools.partial(
-      ppo_gaps.compare,
+      ppo_gaps.measure_gaps,
       model=sampled(dtype)[0],
       temperature=temperature,
       clip_ratio=0.2,
@@ -235,7 +235,7 @@ def test_a_clipped_token_of_a_wide_model_is_no_fault():
       num_layers=12, d_model=128, num_heads=4, dtype="bfloat16"
     ),
   )
-  gap = ppo_gaps.Gap(mean=0.038, high=0.29, kl=0.0018, outside=0.011)
+  gap = ppo_gaps.Gap(mean=0.038, high=0.29, k3=0.0018, outside=0.011)
   gaps = ppo_gaps.Gaps(gap, gap, 7.4)
   healthy = {"ratio_mean": 1.002, "approx_kl": 0.002, "clip_fraction": 0.006}
   ppo_checks.check_first_update(healthy, gaps, settings)

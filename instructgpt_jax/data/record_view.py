@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -29,19 +29,47 @@ class Run(NamedTuple):
 
 
 class TokenSequence(NamedTuple):
-  """One sequence of tokens of a record."""
+  """One sequence of tokens of a record.
+
+  Attributes:
+    label: what it is, such as "rank 1".
+    ids: its token ids.
+    uses: the use of each token.
+    tokenizer: decodes them.
+  """
 
   label: str
-  runs: list[Run]
+  ids: list[int]
+  uses: list[Use]
+  tokenizer: Tokenizer
 
   def count(self, use: Use) -> int:
     """Returns the number of tokens of a use."""
-    return sum(len(run.ids) for run in self.runs if run.use == use)
+    return self.uses.count(use)
 
-  @property
-  def total(self) -> int:
-    """Returns the number of all tokens."""
-    return sum(len(run.ids) for run in self.runs)
+  def runs(self, start: int, stop: int) -> list[Run]:
+    """Returns the tokens [start, stop) in runs of one use."""
+    uses = self.uses
+    starts = [
+      i for i in range(start, stop) if i == start or uses[i] != uses[i - 1]
+    ]
+    return [
+      Run(uses[a], self.ids[a:b], self._text(a, b))
+      for a, b in zip(starts, [*starts[1:], stop], strict=True)
+    ]
+
+  def _text(self, start: int, stop: int) -> str:
+    """Decodes the tokens [start, stop), special tokens by their names."""
+    ids, tokenizer = self.ids, self.tokenizer
+    parts = []
+    first = start
+    for i in range(start, stop + 1):
+      name = tokenizer.special_token(ids[i]) if i < stop else ""
+      if name or i == stop:
+        before = len(tokenizer.decode(ids[:first]))
+        parts += [tokenizer.decode(ids[:i])[before:], name]
+        first = i + 1
+    return "".join(parts)
 
 
 def sequences(
@@ -64,8 +92,8 @@ def sequences(
   """
 
   def sequence(label: str, ids: Any, uses: Any) -> TokenSequence:
-    runs = _runs(np.asarray(ids), np.asarray(uses), tokenizer)
-    return TokenSequence(label, runs)
+    ids, uses = np.asarray(ids).tolist(), np.asarray(uses).tolist()
+    return TokenSequence(label, ids, uses, tokenizer)
 
   if isinstance(record, records.Document):
     ids = encoding.encode_documents([record.text], tokenizer)[0]
@@ -123,26 +151,3 @@ def _completion(
   """Returns the ids of a whole completion, and how many of them remain."""
   whole = encoding.encode_untruncated([completion], tokenizer, data)[0]
   return whole, min(len(whole), data.max_response_tokens)
-
-
-def _runs(ids: np.ndarray, uses: np.ndarray, tokenizer: Tokenizer) -> list[Run]:
-  """Groups consecutive tokens of one use."""
-  runs = []
-  starts = [i for i in range(len(ids)) if not i or uses[i] != uses[i - 1]]
-  for start, stop in zip(starts, [*starts[1:], len(ids)], strict=True):
-    text = _text(ids[:stop].tolist(), start, tokenizer)
-    runs.append(Run(uses[start], ids[start:stop].tolist(), text))
-  return runs
-
-
-def _text(ids: Sequence[int], start: int, tokenizer: Tokenizer) -> str:
-  """Decodes ids[start:], with special tokens by their names."""
-  parts = []
-  first = start
-  for i in range(start, len(ids) + 1):
-    name = tokenizer.special_token(ids[i]) if i < len(ids) else ""
-    if name or i == len(ids):
-      before = len(tokenizer.decode(ids[:first]))
-      parts += [tokenizer.decode(ids[:i])[before:], name]
-      first = i + 1
-  return "".join(parts)

@@ -46,6 +46,7 @@ class _View(NamedTuple):
   data: configs.Data
   section: configs.Sft
   color: bool
+  max_tokens: int
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -66,6 +67,13 @@ def _parser() -> argparse.ArgumentParser:
   )
   parser.add_argument(
     "--skip", type=int, default=0, help="number of records to skip first"
+  )
+  parser.add_argument(
+    "--max_tokens",
+    type=int,
+    default=1000,
+    help="tokens of a sequence to show; the middle of a longer one is left out"
+    " (default: 1000)",
   )
   parser.add_argument(
     "--kind",
@@ -113,7 +121,8 @@ def _view(args: argparse.Namespace) -> _View:
   if not data.chat_template:
     tokenizer = tokenizer.without_template()
   is_terminal = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-  return _View(tokenizer, data, section, args.color or is_terminal)
+  color = args.color or is_terminal
+  return _View(tokenizer, data, section, color, max(args.max_tokens, 2))
 
 
 def _records(args: argparse.Namespace) -> Iterator[records.Record]:
@@ -155,19 +164,34 @@ def _describe(
   for sequence in record_view.sequences(
     record, view.tokenizer, view.data, view.section
   ):
-    uses.update(run.use for run in sequence.runs)
+    uses.update(sequence.uses)
     yield f"  {_counts(sequence)}"
-    yield from _marked([(run, run.text) for run in sequence.runs], view.color)
-    ids = [(run, " ".join(map(str, run.ids))) for run in sequence.runs]
-    yield from _marked(ids, view.color, " ")
+    yield from _tokens(sequence, view)
   if isinstance(record, records.Prompt):
     yield f"{_INDENT}a reply is sampled from here"
   yield ""
 
 
+def _tokens(sequence: TokenSequence, view: _View) -> Iterator[str]:
+  """Yields the text of a sequence and its ids, without the middle if long."""
+  count, half = len(sequence.ids), view.max_tokens // 2
+  parts = [sequence.runs(0, count)]
+  if count > view.max_tokens:
+    parts = [sequence.runs(0, half), sequence.runs(count - half, count)]
+  for ids in (False, True):
+    for i, runs in enumerate(parts):
+      if i:
+        yield f"{_INDENT}… {count - 2 * half} more tokens …"
+      yield from _marked(
+        [(r, " ".join(map(str, r.ids)) if ids else r.text) for r in runs],
+        view.color,
+        " " if ids else "",
+      )
+
+
 def _counts(sequence: TokenSequence) -> str:
   """Returns what a sequence is, and its numbers of tokens."""
-  counts = [f"{sequence.total - sequence.count('cut')} tokens"]
+  counts = [f"{len(sequence.ids) - sequence.count('cut')} tokens"]
   named: tuple[tuple[Use, str], ...] = (("loss", "with loss"), ("cut", "cut"))
   for use, what in named:
     if sequence.count(use):

@@ -101,6 +101,19 @@ def test_prompts_and_documents(directory, capsys):
   assert ids_of(line) == (ids, ids[1:])
 
 
+def test_the_middle_of_a_long_sequence_is_left_out(directory, capsys):
+  path = write(directory, {"prompt": "q", "completion": "a" * 40 + "z"})
+  _, out, _ = show(capsys, directory, path, "--max_tokens=10")
+  tokenizer = tokenizers.load_tokenizer(directory / "tokenizer")
+  prompt = tokenizer.encode("Human: q\n\nAssistant:")
+  count = len(prompt) + 43
+  end = tokenizer.special_token(tokenizer.document_end_id)
+  assert f"  {count} tokens, 43 with loss" in out
+  assert out.count(f"    … {count - 10} more tokens …\n") == 2
+  assert f"    Human\n    … {count - 10}" in out
+  assert f"    [loss: aaaz{end}]\n" in out
+
+
 def test_records_are_chosen_and_read_lazily(directory, capsys):
   good = [{"prompt": f"q{i}", "completion": "a"} for i in range(9)]
   path = write(directory, *good)

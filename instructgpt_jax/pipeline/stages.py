@@ -34,6 +34,7 @@ from instructgpt_jax.training import (
   inheritance,
   inputs,
   language,
+  mixed_sources,
   ppo,
   reward,
   stage_model,
@@ -241,6 +242,9 @@ def _run_stages(config: configs.PipelineExperiment, directory: str) -> None:
       has_gold=pipeline.has_gold,
     )  # fmt: skip
   results["seconds"] = files.read_json(pathlib.Path(directory) / SECONDS)
+  results["sources"] = mixed_sources.read_figures(
+    {path.name: path for path in sorted(pathlib.Path(directory).iterdir())}
+  )
   path = page.write_report(results, directory)
   if processes.is_main_process():
     print(page.terminal_table(results))

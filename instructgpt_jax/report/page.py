@@ -179,6 +179,29 @@ def _seconds(
   return times
 
 
+def _sources(
+  results: Results,
+) -> list[tuple[str, list[tuple[str, str]]]]:
+  """Lists what each stage used of each part of its weighted sources."""
+  rows = []
+  for stage, fields in results_lib.mapping(results.get("sources")).items():
+    for field, figures_of_parts in results_lib.mapping(fields).items():
+      for figure in map(results_lib.mapping, sequence(figures_of_parts)):
+        units = ("rows", "rankings", "prompts")
+        shares = [figure.get(f"{unit}_share") for unit in units]
+        cells = [
+          (figure.get("weight"), 3),
+          (next((s for s in shares if s is not None), None), 3),
+          (figure.get("loss_tokens_share"), 3),
+          (figure.get("passes"), 2),
+        ]
+        name = f"{results_lib.words(stage)}, {field}: {figure.get('source')}"
+        rows.append(
+          (name, [cell(results_lib.leaf(value), n) for value, n in cells])
+        )
+  return rows
+
+
 def cell(leaf: Leaf | None, digits: int, scale: float = 1) -> tuple[str, str]:
   """Formats a table's cell: the mean, and the bounds in small."""
   if leaf is None:
@@ -245,6 +268,11 @@ def _small_tables(results: Results) -> list[Table]:
     rows = [(name, [cell(item, 3)]) for name, item in results_lib.flat(part)]
     if rows:
       tables.append(Table(caption, "", [("value", "")], rows))
+  sources = _sources(results)
+  if sources:
+    names = ("weight", "share", "share of loss tokens", "passes")
+    columns = [(name, "") for name in names]
+    tables.append(Table("Weighted sources", "", columns, sources))
   seconds = _seconds(results)
   if seconds:
     rows = [(name, [(results_lib.duration(s), "")]) for name, s in seconds]

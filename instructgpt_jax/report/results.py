@@ -32,6 +32,8 @@ may be missing; the page and the table omit it.
             by PPO to the base model's that PPO-ptx takes away; computed from
             the means when it is missing
   seconds   {stage: seconds}
+  sources   {stage: {field: [figures of a part]}} of weighted sources, see
+            `training.mixed_sources`
   samples   [{"prompt": str, "answers": {model: str},
               "model_prompts": {model: str} (optional), the text that the
                 model continued, with the template and special tokens

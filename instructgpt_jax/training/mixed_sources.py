@@ -181,6 +181,21 @@ def report_use(directory: str, spec: BatchSpec, *uses: Use) -> None:
     files.write_json_atomic(pathlib.Path(directory) / FIGURES, figures)
 
 
+def read_figures(
+  directories: Mapping[str, pathlib.Path],
+) -> dict[str, dict[str, Any]]:
+  """Returns stage -> figures, of the stages that have weighted sources.
+
+  Args:
+    directories: stage -> its workdir.
+  """
+  return {
+    stage: files.read_json(directory / FIGURES)
+    for stage, directory in directories.items()
+    if (directory / FIGURES).is_file()
+  }
+
+
 def _figures(use: Use, spec: BatchSpec) -> list[dict[str, Any]]:
   """Computes what a run uses of each part."""
   assert use.mix is not None

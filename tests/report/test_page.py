@@ -192,6 +192,7 @@ def test_rows_columns_and_sections_without_values_are_hidden():
     "curves": {"sft": {"loss": []}},
     "reward_model": {"accuracy": nothing},
     "seconds": {},
+    "sources": {},
     "notes": [None, ""],
     "config": {},
   }
@@ -546,3 +547,22 @@ def test_page_fits_its_window(width, tmp_path):
   assert client <= width
   assert scroll <= client
   assert narrowest >= 340
+
+
+def test_weighted_sources_are_listed():
+  results = make_results()
+  assert "Weighted sources" not in page.render(results)
+  part = {
+    "source": "a<b>.jsonl", "weight": 0.7, "passes": 2.25, "rows_share": 0.7,
+    "loss_tokens_share": 0.681,
+  }  # fmt: skip
+  results["sources"] = {
+    "policy_init": {"data.demonstrations": [part]},
+    "ppo": {"data.prompts": [{"source": "p.csv", "prompts_share": None}, 3]},
+    "reward": None,
+  }
+  text = page.render(results)
+  assert "Weighted sources" in text and "a&lt;b&gt;.jsonl" in text
+  row = text[text.index("a&lt;b&gt;.jsonl") :]
+  cells = re.findall(r"<td[^>]*>([^<]*)", row)[:4]
+  assert [cell.strip() for cell in cells] == ["0.700", "0.700", "0.681", "2.25"]

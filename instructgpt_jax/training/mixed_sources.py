@@ -212,8 +212,8 @@ def _figures(use: Use, spec: BatchSpec) -> list[dict[str, Any]]:
   for i, part in enumerate(use.source.parts):
     figure: dict[str, Any] = {"source": part.name, "weight": part.weight}
     for name, amount in amounts.items():
-      figure[name] = float(amount[source_of == i].sum())
-      figure[f"used_{name}"] = float(used[name][i])
+      figure[name] = round(amount[source_of == i].sum())
+      figure[f"used_{name}"] = round(used[name][i])
       figure[f"{name}_share"] = float(used[name][i] / max(used[name].sum(), 1))
     figure["passes"] = figure[f"used_{use.unit}"] / figure[use.unit]
     figures.append(figure)

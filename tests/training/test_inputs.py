@@ -5,6 +5,7 @@ import json
 import pytest
 
 from instructgpt_jax import configs
+from instructgpt_jax.data import reading
 from instructgpt_jax.data.tokenizers import Tokenizer
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.training import inputs
@@ -356,3 +357,26 @@ def test_a_pipeline_refuses_sources_that_it_could_not_evaluate(write):
     inputs.require_evaluation(data, configs.Evaluation())
   assert e.value.code == "no_evaluation_prompts"
   inputs.require_evaluation(data, configs.Evaluation(split="train"))
+
+
+def test_loss_on_all_turns_is_a_setting(tmp_path):
+  messages = [
+    {"role": "assistant" if i % 2 else "user", "content": f"{word} {word}"}
+    for i, word in enumerate("one two three four five six".split())
+  ]
+  path = tmp_path / "talk.jsonl"
+  path.write_text(json.dumps({"messages": messages}) + "\n")
+  records, _ = reading.read_demonstrations(str(path))
+  weights = {}
+  for turns in ("last", "all"):
+    rows = inputs.demonstration_rows(
+      records,
+      Words(),
+      configs.Data(),
+      64,
+      section=configs.Sft(loss_turns=turns),
+    )
+    weights[turns] = rows["weights"].sum()
+  # Each reply has two words, and the last one an end.
+  assert weights == {"last": 3, "all": 7}
+  assert configs.Sft().loss_turns == "last"

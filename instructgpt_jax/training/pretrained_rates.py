@@ -46,7 +46,9 @@ def check_rates(config: configs.Experiment, model: configs.Model) -> None:
     f"is {rate:g}, a rate for a model trained from nothing, but"
     f" {config.init_from} is pretrained",
     field=f"{fields[0]}.learning_rate",
-    fix=f"give {flags}",
+    fix=f"leave out --preset, or give {flags}"
+    if _has_recipe(config)
+    else f"give {flags}",
     code="recipe_from_nothing",
   )
 
@@ -67,6 +69,13 @@ def _optimizers(config: Any) -> dict[str, configs.Optimizer]:
 
 def _is_pretraining(config: configs.Experiment) -> bool:
   return isinstance(config, configs.PretrainExperiment)
+
+
+def _has_recipe(config: configs.Experiment) -> bool:
+  """Returns whether the run has a recipe for pretrained models."""
+  if isinstance(config, configs.PipelineExperiment):
+    return bool(config.data.demonstrations)  # Otherwise it is in the world.
+  return not _is_pretraining(config)
 
 
 @functools.cache

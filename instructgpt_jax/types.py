@@ -7,13 +7,16 @@ Shape letters, used in every docstring:
   K  completions of a prompt  V  vocabulary        D  model width
   G  groups of rankings       E  prompts of each   R  rows of each
   H  heads                    L  layers            S  cache slots
+  A  head size
+
+In `models`, K is the number of key-value heads.
 
 `segments` numbers the documents of a row from 1; 0 is padding. A token attends
 to earlier tokens of its own segment only, and `positions` restart in each
 segment, so packed, left-padded and right-padded rows are all the same thing.
 A negative segment is a prefix that all later tokens of its row attend to as
-well, up to the next one: several completions share one prompt that way. The
-prefixes of a row are −1, −2, …
+well, up to the next one: several completions share one prompt that way, and
+their positions continue the prompt's. The prefixes of a row are −1, −2, …
 """
 
 from __future__ import annotations
@@ -62,24 +65,23 @@ class AttentionSpan(NamedTuple):
 
 @pytree
 class RankingBatch:
-  """E prompts with their K ranked completions are one element, of R rows.
+  """E prompts with their K ranked completions are one group, of R rows.
 
-  Each row has every prompt, as segments −1, −2, …, and after it some of its
-  completions. Each completion is a segment whose positions continue the
-  prompt's. With one row all completions of a prompt share it; with K rows none
-  do.
+  The completions of a prompt are divided over the rows. A row has the prompts
+  of its completions, as segments −1, −2, …, and each prompt's completions after
+  it. Each completion is a segment whose positions continue the prompt's. With
+  one row all completions of a prompt share it; with K rows none do.
   """
 
   tokens: Array  # [G, R, T] int32
   segments: Array  # [G, R, T] int32, 0 is padding
   positions: Array  # [G, R, T] int32
-  ends: Array  # [G, E, K] int32, index of completions' last tokens in R · T
+  # [G, E, K] int32, index of completions' last tokens in the flattened [R · T]
+  ends: Array
   ranks: Array  # [G, E, K] int32, 1 is best, equal ranks are ties
   valid: Array  # [G, E, K] bool, False on padding
   ids: Array  # [G, E] int32, index of the ranking; -1 is padding
-  span: AttentionSpan | None = static_field(
-    None
-  )  # None: anything behind a token
+  span: AttentionSpan | None = static_field(None)  # None is no limit
 
 
 @pytree

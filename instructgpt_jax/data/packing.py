@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -28,6 +29,13 @@ Rows = dict[str, np.ndarray]
 """
 
 _LENGTH_MULTIPLE = 8  # row lengths are rounded up to a multiple of this
+
+_Counts = TypeVar("_Counts", int, np.ndarray)
+
+
+def round_up(n: _Counts, multiple: _Counts) -> _Counts:
+  """Rounds counts up to a multiple."""
+  return -(-n // multiple) * multiple
 
 
 def _empty_rows(count: int, length: int, pad_id: int) -> Rows:
@@ -203,10 +211,11 @@ def pack_documents(
 ) -> Rows:
   """Packs documents, each with end-of-text after it, into rows.
 
-  A document that fits a row is never split, so that its tokens are always
-  predicted from their full context (arXiv:2404.10830). A longer one is split
-  into pieces of at most a row. Every piece is a segment of its own. Weights are
-  1, but 0 on the first token of a segment, which has no context.
+  A document that fits a row, end-of-text included, is never split, so that its
+  tokens are always predicted from their full context (arXiv:2404.10830). A
+  longer one is split into pieces of at most a row. Every piece is a segment of
+  its own. Weights are 1, but 0 on the first token of a segment, which has no
+  context.
 
   Args:
     documents: token ids of each document.
@@ -218,7 +227,7 @@ def pack_documents(
     Rows of [R, T].
   """
   eos = np.array([eos_id], np.int32)
-  # Each document that is not empty, and end-of-text.
+  # Token ids of each non-empty document, then end-of-text.
   chunks: list[np.ndarray] = []
   lengths: list[int] = []
   for document in documents:
@@ -279,14 +288,9 @@ def bucket_lengths(longest: int, *, count: int = 4) -> tuple[int, ...]:
 
   All lengths, also the last, are rounded up to a multiple of 8.
   """
-  top = max(
-    _LENGTH_MULTIPLE, -(-longest // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
-  )
+  top = round_up(max(longest, 1), _LENGTH_MULTIPLE)
   sizes = {
-    max(
-      _LENGTH_MULTIPLE,
-      -(-top * i // (_LENGTH_MULTIPLE * count)) * _LENGTH_MULTIPLE,
-    )
+    round_up(top * i, _LENGTH_MULTIPLE * count) // count
     for i in range(1, count + 1)
   }
   return tuple(sorted(sizes))
@@ -303,7 +307,8 @@ def choose_bucket_lengths(
 
   A row is padded to the smallest length that holds it, and each length costs
   one compilation. Lengths are added greedily, each where it saves the most
-  padding, until the padding is at most `max_padding` of the needed tokens.
+  padding, until the padding is at most `max_padding` of the needed tokens, or
+  there are `max_count` lengths, or no length saves padding.
 
   Args:
     needed: [n] int, tokens of each row or of the longest row of each batch.
@@ -313,14 +318,15 @@ def choose_bucket_lengths(
       Fewer candidates make it likelier that other data gets the same lengths.
 
   Returns:
-    Multiples of 8, ascending.
+    The lengths, ascending; multiples of 8 if `lengths_per_octave` is a power of
+    two.
   """
   row_tokens = np.maximum(needed, _LENGTH_MULTIPLE)
   octave_starts = 2 ** np.floor(np.log2(row_tokens)).astype(int)
   spacing = np.maximum(octave_starts // lengths_per_octave, _LENGTH_MULTIPLE)
   # The candidates, and how many of the needed lengths round up to each.
   candidates, counts = np.unique(
-    -(-row_tokens // spacing) * spacing, return_counts=True
+    round_up(row_tokens, spacing), return_counts=True
   )
   max_tokens = (1 + max_padding) * np.sum(needed)
   lengths = [int(candidates[-1])]

@@ -31,7 +31,8 @@ def balance_batches(
     num_tokens: [N + 1] tokens of each ranking; the last, 0, is that of padding.
     indices: the rankings' indices in the order of all epochs.
     spec: the batches, of B rankings.
-    max_batches: number of batches after which to stop.
+    max_batches: number of batches after which to stop; rankings beyond them are
+      not balanced with these.
 
   Returns:
     [n, B] indices of rankings, -1 for padding.
@@ -94,7 +95,7 @@ def _shuffle_balanced_pairs(
   columns = []  # of the result: B // 2 pairs, and a middle sequence if B is odd
   for units in (pairs, np.sort(middle)):
     if len(units):
-      # Stream 0 is the order of the rankings.
+      # Stream 0 is the order of the rankings; stream 1 that of these units.
       order = ShuffledIndices(
         len(units), indices.seed, indices.shuffle, stream=1
       )
@@ -126,11 +127,12 @@ def greedy_partition(lengths: np.ndarray, num_groups: int) -> np.ndarray:
   The longest sequence goes first, each to the group with the smallest sum.
 
   Args:
-    lengths: [n] lengths.
-    num_groups: G, a divisor of n.
+    lengths: [M] lengths.
+    num_groups: G, a divisor of M.
 
   Returns:
-    [G, n / G] positions in `lengths`, ascending within and between groups.
+    [G, M / G] positions in `lengths`, ascending within a group. Groups are
+    ordered by their first member.
   """
   capacity = len(lengths) // num_groups if num_groups else 0
   members: list[list[int]] = [[] for _ in range(num_groups)]

@@ -17,9 +17,10 @@ of prompts p and q with completions p1, p2, p3 and q1, q2, q3:
 
 Shape letters:
 
-  N  rankings of the data set     n  batches of the run, or those examined
-  B  rankings of a batch          G  groups of a batch
-  E  rankings of a group, B / G   R  rows of a group, 1 or K
+  N  rankings of the data set     n  batches: all, or those that layouts are
+  B  rankings of a batch             compared on
+  G  groups of a batch            R  rows of a group, 1 or K: the completions of
+  E  rankings of a group, B / G      each of its rankings are divided over them
   K  most completions of any      T  tokens of a row, a number for each batch
      ranking
 """
@@ -76,14 +77,14 @@ def choose_layout(
 ) -> Layout:
   """Chooses the layout with the fewest FLOPs among those with little padding.
 
-  Long runs are judged by their first batches.
+  Long runs are judged by batches of their first `_COMPARED_RANKINGS` rankings.
 
   Args:
     rankings: encoded rankings.
     spec: the batches, of B prompts; `epochs` must be a number.
     d_model: D.
-    num_scores: (tokens of a row, attention span) → number of scores that
-      attention computes.
+    num_scores: (tokens of a row, attention span) → number of (query, key) pairs
+      of one row whose score attention computes; all heads count as one.
     num_shards: number of pieces that devices and microbatches split a batch
       into. G is a multiple of it, or B.
   """
@@ -151,14 +152,16 @@ def _cost_of_rows(
 ) -> float:
   """Returns the cost of one row of each batch, compilations included.
 
-  The unit is 4 D FLOPs in each layer, the cost of one attention score. A token
-  costs 24 D² FLOPs in the weights of a layer, which are 6 D units. Compiling
-  for a row length costs as much as `_BATCHES_PER_COMPILATION` batches.
+  The unit is 4 D FLOPs in each layer, the cost of one (query, key) pair over
+  all heads. A token costs 24 D² FLOPs in the weights of a layer, which are 6 D
+  units. Compiling for a row length costs as much as `_BATCHES_PER_COMPILATION`
+  batches.
 
   Args:
-    lengths: [n] row lengths of the examined batches.
+    lengths: [n] row lengths of the compared batches.
     row_costs: cost of a row of each of these lengths.
-    num_batches: number of all batches, which have the lengths in equal shares.
+    num_batches: number of all batches, assumed to have these lengths in the
+      same proportions.
   """
   return sum(
     (_BATCHES_PER_COMPILATION + count * num_batches / len(lengths))
@@ -188,7 +191,8 @@ def attention_span(
   else:
     prefix, local = 0, int(_row_length_table(rankings, rows).max())
   return AttentionSpan(
-    *(-(-n // _SPAN_MULTIPLE) * _SPAN_MULTIPLE for n in (prefix, local))
+    prefix=packing.round_up(prefix, _SPAN_MULTIPLE),
+    local=packing.round_up(local, _SPAN_MULTIPLE),
   )
 
 
@@ -233,7 +237,7 @@ def _choose_lengths(table: np.ndarray, grouped: np.ndarray) -> np.ndarray:
     grouped: [n, G, E] indices of rankings.
   """
   # A row's tokens are those of E rankings; a batch is as long as its longest
-  # row.
+  # row: [n, G, E, R] → [n, G, R] → [n].
   needed = table[grouped].sum(axis=2).max(axis=(1, 2))
   lengths = needed
   for lengths_per_octave in _LENGTHS_PER_OCTAVE:
@@ -284,8 +288,9 @@ def ranking_batches(
     pad_id: token id of padding.
 
   Returns:
-    Iterator over RankingBatch, [G / shard_count, R, T]. Elements that pad the
-    last batch have no valid completion.
+    Iterator over RankingBatch, [G / shard_count, R, T]; ends, ranks and valid
+    are [G / shard_count, E, K]. Rankings that pad the last batch have no valid
+    completion.
 
   Raises:
     ValueError: the groups do not divide the batch, or the shards the groups.
@@ -375,7 +380,8 @@ def _write_ranking(
 ) -> None:
   """Writes a ranking into the rows of its group, in place.
 
-  The prompt has segment −1 − e, which makes it a prefix of what follows it.
+  The prompt has segment −1 − e, which makes it a prefix of all segments up to
+  the next negative one; see `models.attention.attention_mask`.
   Completion j has segment e · K + j + 1, which no other completion of the group
   has, and its positions continue those of the prompt.
 

@@ -89,6 +89,7 @@ def _detect_from_environment(
     )
   if "TPU_WORKER_HOSTNAMES" in env:
     hosts = env["TPU_WORKER_HOSTNAMES"].split(",")
+    # The workers have no variable for a port; all use this one.
     return f"{hosts[0]}:8476", len(hosts), _integer(env, "TPU_WORKER_ID")
   raise UserError(
     "is auto, but the environment has no variables of Slurm or a TPU slice,"

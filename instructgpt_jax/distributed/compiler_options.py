@@ -12,7 +12,7 @@ from instructgpt_jax.distributed.mesh import AnyMesh
 # Lists the operations that XLA's CPU compiler hands to the YNNPACK library; an
 # empty list turns YNNPACK off.
 _YNNPACK_FUSIONS = "xla_cpu_experimental_ynn_fusion_type"
-_MAX_WIDTH = 256  # D of the widest model that decodes no slower without it
+_MAX_WIDTH = 256  # the widest D that decodes as fast without YNNPACK
 _SCHEDULER = "xla_cpu_scheduler_type"
 _MEMORY_OPTIMIZED = "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
 
@@ -49,4 +49,5 @@ def init_compiler_options(mesh: AnyMesh | None = None) -> dict[str, Any]:
 def _is_cpu(mesh: AnyMesh | None) -> bool:
   if mesh is None:
     return jax.default_backend() == "cpu"
+  # Abstract meshes are of TPUs or GPUs, never of CPUs.
   return isinstance(mesh, Mesh) and mesh.devices.flat[0].platform == "cpu"

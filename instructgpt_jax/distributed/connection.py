@@ -125,11 +125,12 @@ class Connection:
 
 
 class Heartbeat:
-  """Sends heartbeats from a thread while this process is responsive.
+  """Sends heartbeats from a thread of its own.
 
-  Before each heartbeat the thread queries the workdir's file system. If that
-  query hangs, the heartbeats stop. The other processes then end, with an error
-  that names this process.
+  They stop if the process is stopped or ends. Before each, the thread queries
+  the workdir's file system; they also stop if that query hangs. The other
+  processes then end, with an error that names this process. If only the main
+  thread hangs, the heartbeats continue, and the hang is not detected.
   """
 
   def __init__(

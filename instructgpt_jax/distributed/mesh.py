@@ -108,6 +108,7 @@ def with_mesh(mesh: AnyMesh, function: F) -> F:
 
   # JAX names a program after its function, and a partial has no name.
   wrapped.__name__ = getattr(function, "func", function).__name__
+  # The type checker cannot infer that `wrapped` has the signature F.
   result: Any = wrapped
   return result
 

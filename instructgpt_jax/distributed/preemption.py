@@ -1,8 +1,8 @@
-"""Saves and ends a run on SIGTERM, with exit status 0.
+"""Ends a run on SIGTERM, with exit status 0.
 
 Schedulers send SIGTERM before they reclaim a host. Inside a training loop the
-signal is remembered until the loop asks for it; elsewhere it ends the process.
-A second signal ends the process immediately.
+signal is remembered until the loop asks for it, saves its state and ends;
+elsewhere it ends the process. A second signal ends the process immediately.
 """
 
 from __future__ import annotations

@@ -59,7 +59,8 @@ def distributed_context(
     flags: values that must be equal in all processes: dotted name → value.
 
   Raises:
-    UserError: a process did not connect in time, or has other flags.
+    UserError: an error of `cluster.detect`; or a process did not connect in
+      time, or has other flags.
   """
   info = cluster.detect(section)
   if info is None:

@@ -7,13 +7,16 @@ JSON objects (`connection.py`), in this order:
   {port}                  the coordinator, once all have connected with the same
                           flags: the port of JAX's distributed service
   {heartbeat}             all, during the run
-  {end}                   each participant when it has finished; then the
-                          coordinator, when all have
+  {end}                   each participant when it has finished and has left
+                          JAX's service; then the coordinator, when all have
+                          and it has stopped the service, or after the timeout
   {error, fix?, code?}    instead of any of these: all processes end
 
-If a process fails, freezes or disappears, all end with one error that names it.
-JAX's service (`jax.distributed`) would abort them with a stack trace that does
-not name the process, or wait.
+If a process fails, disappears or sends nothing, all end with one error that
+names it. JAX's service (`jax.distributed`) would abort them with a stack trace
+that does not name the process, or wait. Heartbeats come from a thread of their
+own (`connection.Heartbeat`), so a process whose main thread alone hangs still
+sends them, and is not detected.
 """
 
 from __future__ import annotations
@@ -115,9 +118,9 @@ class Coordinator:
       except OSError:
         return [*errors, self._missing_error()]
       peer = Connection(accepted)
-      hello = peer.receive(timeout=5)
-      index = hello and hello.get("index")
-      if hello is None or index not in range(1, self._info.count):
+      first_message = peer.receive(timeout=5)
+      index = first_message and first_message.get("index")
+      if first_message is None or index not in range(1, self._info.count):
         peer.close()  # Not a process of this run.
       elif index in self._connections:
         self._duplicates.append(peer)
@@ -130,7 +133,7 @@ class Coordinator:
         )
       else:
         self._connections[index] = peer
-        errors += self._differences(hello, flags)
+        errors += self._differences(first_message, flags)
     return errors
 
   def _missing_error(self) -> UserError:
@@ -145,11 +148,11 @@ class Coordinator:
     )
 
   def _differences(
-    self, hello: dict[str, Any], flags: dict[str, Any]
+    self, first_message: dict[str, Any], flags: dict[str, Any]
   ) -> Iterator[UserError]:
     """Yields an error for each flag that a participant has differently."""
-    index, count = hello["index"], hello.get("count")
-    peer_flags = hello.get("flags", {})
+    index, count = first_message["index"], first_message.get("count")
+    peer_flags = first_message.get("flags", {})
     if count != self._info.count:
       yield _processes_error(
         f"process {index} has --processes.count={count}, process 0 has"
@@ -198,7 +201,11 @@ class Coordinator:
       peer.send(**message)
 
   def finish(self) -> None:
-    """Waits for the participants, ends JAX's service, then releases them."""
+    """Waits for the participants, stops JAX's service, then releases them.
+
+    Participants leave the service before they send {end}. After the timeout
+    this continues without those that have not sent it.
+    """
     with self._finished_changed:
       self._finished_changed.wait_for(
         lambda: len(self._finished) == len(self._connections), self._timeout
@@ -304,7 +311,10 @@ class Participant:
       self._connection.send(**message)
 
   def finish(self) -> None:
-    """Informs process 0 that this one has finished; waits for the others."""
+    """Leaves JAX's service, sends process 0 {end}, and waits for the others.
+
+    The wait ends when process 0 answers with {end}, or after the timeout.
+    """
     assert self._monitor_thread is not None
     stop_jax()
     self.send(end=True)

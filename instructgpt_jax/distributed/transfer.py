@@ -1,9 +1,9 @@
 """Moves batches from hosts to devices, and results back.
 
-A batch is split twice. On the mesh it has one batch shard for each index along
-(data, fsdp), `sharding.batch_shards` in all. A process reads the batch shards
-of its devices, its process shard. Processes whose devices differ only along the
-tensor axis read the same process shard.
+A batch has one batch shard for each (data, fsdp) index, `sharding.batch_shards`
+in all. A process shard is the batch shards of one process's devices, which the
+process reads. Processes whose devices differ only along the tensor axis read
+the same process shard.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ def _process_shard(mesh: Mesh) -> tuple[int, int]:
       common, but not all.
   """
   num_batch_shards = batch_shards(mesh)
-  batch_shards_of: dict[int, set[int]] = {}  # by process
-  # Of an array with one row per batch shard, which row is on which device.
-  rows_of_devices = batch_sharding(mesh).devices_indices_map(
+  shards_of_processes: dict[int, set[int]] = {}  # batch shards, by process
+  # An array with one element for each batch shard shows which is on a device.
+  shard_of_devices = batch_sharding(mesh).devices_indices_map(
     (num_batch_shards,)
   )
-  for device, (row,) in rows_of_devices.items():
-    process_rows = batch_shards_of.setdefault(device.process_index, set())
-    process_rows.add(row.start or 0)
+  for device, (shard,) in shard_of_devices.items():
+    shards = shards_of_processes.setdefault(device.process_index, set())
+    shards.add(shard.start or 0)
   process_shards = sorted(
-    {tuple(sorted(rows)) for rows in batch_shards_of.values()}
+    {tuple(sorted(shards)) for shards in shards_of_processes.values()}
   )
   sizes = [len(shard) for shard in process_shards]
   if len(set(sizes)) > 1 or sum(sizes) != num_batch_shards:
@@ -49,7 +49,7 @@ def _process_shard(mesh: Mesh) -> tuple[int, int]:
       " process, or is a multiple of it",
       code="overlapping_rows",
     )
-  local = tuple(sorted(batch_shards_of[jax.process_index()]))
+  local = tuple(sorted(shards_of_processes[jax.process_index()]))
   return process_shards.index(local), len(process_shards)
 
 
@@ -73,7 +73,7 @@ def get_process_shard(size: int, mesh: Mesh) -> dict[str, int]:
 
 
 def put_full_batch(batch: Any, mesh: Mesh) -> Any:
-  """Puts a batch onto the mesh that every process has in full.
+  """Puts a batch, which every process has in full, onto the mesh.
 
   Args:
     batch: tree of numpy arrays [B, …]; scalars are replicated.
@@ -93,7 +93,7 @@ def put_full_batch(batch: Any, mesh: Mesh) -> Any:
 
 
 def put_local_batch(batch: Any, mesh: Mesh) -> Any:
-  """Puts a batch onto the mesh from which each process has its own shard.
+  """Puts this process's shard of a batch onto the mesh.
 
   Args:
     batch: tree of numpy arrays, the shard that `get_process_shard` names;

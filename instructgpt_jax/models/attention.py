@@ -1,7 +1,8 @@
 """Attention: the mask, and softmax(query · keyᵀ / √d) · value.
 
 `models/kernels/attention.py` computes the same for whole sequences without
-storing all probabilities.
+storing all probabilities. Shapes: B sequences, H heads, T queries, S keys, A
+head size.
 """
 
 from __future__ import annotations
@@ -66,15 +67,15 @@ def attend_dense(
   """Computes scaled dot-product attention, with the softmax in float32.
 
   Args:
-    query: [B, H, T, D / H].
-    key: [B, H, S, D / H].
-    value: [B, H, S, D / H].
+    query: [B, H, T, A].
+    key: [B, H, S, A].
+    value: [B, H, S, A].
     mask: [B, T, S] bool, True where a query may attend to a key; at least one
       key of each query. T may be 1: the mask then applies to all queries.
     cap: soft cap of the scores; None is none.
 
   Returns:
-    [B, H, T, D / H] in the query's type, and [B, H, T, 1] float32, the
+    [B, H, T, A] in the query's type, and [B, H, T, 1] float32, the
     log-sum-exp of each query's scores.
   """
   scores = attention_scores(query, key, mask, cap)

@@ -18,11 +18,12 @@ from instructgpt_jax.types import Array, pytree
 class Cache:
   """Keys and values of the tokens so far; one array for each layer.
 
-  With `scan_layers` each tuple has one array with a leading layer axis.
+  With `scan_layers` each tuple has one array with a leading layer axis. Shapes
+  are those of `transformer`: K key-value heads, A head size, S slots.
   """
 
-  keys: tuple[Array, ...]  # L × [B, K, S, D / H]
-  values: tuple[Array, ...]  # L × [B, K, S, D / H]
+  keys: tuple[Array, ...]  # L × [B, K, S, A]
+  values: tuple[Array, ...]  # L × [B, K, S, A]
   valid: Array  # [B, S] bool, True on slots of real tokens
   index: Array  # [] int32, the next token is written at slot index mod S
 
@@ -36,7 +37,8 @@ def make_cache(
   """Makes a cache with room for later tokens.
 
   Args:
-    keys: of each layer, or of all layers with a leading axis, [B, K, P, D / H].
+    keys: of each layer, or of all layers with a leading axis, [B, K, P, A];
+      after RoPE.
     values: as the keys.
     segments: [B, P] int32, 0 is padding.
     slots: S >= P.
@@ -63,13 +65,13 @@ class LayerCache(NamedTuple):
   updates them in place.
   """
 
-  keys: Array  # [B, K, S, D / H], or [L, B, K, S, D / H]
+  keys: Array  # [B, K, S, A], or [L, B, K, S, A]
   values: Array  # as the keys
   slot: Array  # [] int32
   layer: Array | None = None  # [] int32
 
   def write(self, key: Array, value: Array) -> LayerCache:
-    """Writes a token's [B, K, 1, D / H] key and value at the slot."""
+    """Writes a token's [B, K, 1, A] key and value at the slot."""
     keys, values = (
       self._write(old, new)
       for old, new in ((self.keys, key), (self.values, value))
@@ -77,7 +79,7 @@ class LayerCache(NamedTuple):
     return self._replace(keys=keys, values=values)
 
   def read(self) -> tuple[Array, Array]:
-    """Returns this layer's [B, K, S, D / H] keys and values."""
+    """Returns this layer's [B, K, S, A] keys and values."""
     if self.layer is None:
       return self.keys, self.values
     keys, values = (

@@ -76,7 +76,7 @@ def select_layer_inputs(
   """Returns the inputs of a layer type, which is traced in a scan over layers.
 
   Args:
-    inputs: the inputs of each layer type.
+    inputs: mask and RoPE angles of each layer type, of `make_layer_inputs`.
     layer_type: an entry of `layer_types`.
   """
   if len(inputs) == 1:

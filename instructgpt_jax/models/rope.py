@@ -53,12 +53,12 @@ def apply_rope(x: Array, angles: RopeCosSin, interleaved: bool) -> Array:
   """Rotates the first R dimensions of each head, in float32.
 
   Args:
-    x: [B, H, T, D / H].
+    x: [B, H, T, A].
     angles: of the same positions.
     interleaved: pairs are neighbours (GPT-J), not the two halves (GPT-NeoX).
 
   Returns:
-    [B, H, T, D / H] in x's type.
+    [B, H, T, A] in x's type.
   """
   half = angles.cos.shape[-1]
   rotated = x[..., : 2 * half].astype(jnp.float32)

@@ -10,15 +10,26 @@ Both modules have two methods, which lay activations out differently:
              since CPUs are slow at gradients of three axes.
   decode     one token of each sequence, with a KV cache. The residual stream is
              feature-major, [D, B], because a CPU then reads each kernel in the
-             order in which it is stored; see `kernels/feature_major.py`.
+             order in which it is stored; see `kernels/feature_major.py`. It
+             needs the parameters of `heads.decoding_params`.
 
 Functions for both layouts take `axis`, the position of the feature axis: −1 in
 [B · T, D], and `feature_major.AXIS`, which is 0, in [D, B]. Queries, keys and
-values are [B, heads, T, D / H] in both; T is 1 while decoding.
+values are [B, heads, T, A] in both; T is 1 while decoding.
 
-Shapes: B sequences, T tokens of each, D model width, H query heads, K key-value
-heads, D / H the size of a head, R positions whose output is computed, S slots
-of the cache.
+A prologue is a norm or activation fused into a dense layer, which computes
+prologue(x) · kernel and stores only x for the backward pass.
+
+Shape letters:
+
+  B  sequences                       T  tokens of each
+  D  model width                     F  width of the MLP
+  H  query heads                     K  key-value heads
+  A  head size, `Model.head_size`    S  slots of the cache
+  R  positions whose output is       M  tokens of all sequences, B · T or B · R
+     computed
+
+H and K count heads of padding too (`Model.padded_heads`, `padded_kv_heads`).
 """
 
 from __future__ import annotations
@@ -115,7 +126,8 @@ class Block(nn.Module):
       zeros=c.padded_heads - c.num_heads,
     )
     if c.block == "sandwich":
-      self.norm_attended = norm(c.d_model)  # of attention's output
+      # The norm after attention (post-norm), as in Gemma 2.
+      self.norm_attended = norm(c.d_model)
 
   @nn.nowrap
   def _setup_mlp(self, dense: Any, norm: Any, output_std: float) -> None:
@@ -124,7 +136,7 @@ class Block(nn.Module):
     if c.block != "parallel_one_norm":
       self.norm_mlp = norm(c.d_model)
     if c.block == "sandwich":
-      self.norm_mixed = norm(c.d_model)  # of the MLP's output
+      self.norm_mixed = norm(c.d_model)  # the norm after the MLP
     self.up = dense(
       (c.d_model, 2, c.mlp_dim) if c.gated_mlp else (c.d_model, c.mlp_dim),
       ("embed", None, "mlp") if c.gated_mlp else ("embed", "mlp"),
@@ -149,14 +161,14 @@ class Block(nn.Module):
 
     Args:
       x: [B, T, D], the residual stream.
-      inputs: the inputs of each layer type.
+      inputs: mask and RoPE angles of each layer type, full and windowed.
       layer_type: index into `inputs`.
       deterministic: False turns residual dropout on.
       query_positions: [B, R] int32, positions to compute; None is all.
 
     Returns:
-      The next residual stream, [B, T, D] or [B, R, D]; and the keys and values
-      of all positions, [B, K, T, D / H].
+      The next residual stream, [B, T, D] or [B, R, D]; and the keys (after
+      RoPE) and values of all positions, [B, K, T, A].
     """
     layer = select_layer_inputs(inputs, layer_type)
     query, key, value = self._project_heads(x)
@@ -180,9 +192,12 @@ class Block(nn.Module):
   ) -> tuple[Array, KeysValues]:
     """Applies the block to one token of each sequence.
 
+    It needs the parameters of `feature_major.transpose_kernels`, which
+    `heads.decoding_params` calls.
+
     Args:
       x: [D, B], the residual stream.
-      inputs: the inputs of each layer type.
+      inputs: mask and RoPE angles of each layer type, full and windowed.
       layer_type: index into `inputs`.
       cache: keys and values of earlier tokens.
 
@@ -202,9 +217,9 @@ class Block(nn.Module):
     return x, (cache.keys, cache.values)
 
   def _projections(self) -> Sequence[tuple[Dense, int]]:
-    """Returns the projections to heads, each with its number of outputs.
+    """Returns the projections to heads, each with its number of parts.
 
-    The outputs of all are query, key and value, in this order.
+    The parts of all are query, key and value, in this order.
     """
     c = self.config
     if c.kv_heads == c.num_heads:
@@ -259,6 +274,7 @@ class Block(nn.Module):
     c = self.config
     if c.kv_heads == c.num_heads:
       return key, value
+    # With padding the ratio is the same.
     repeats = c.num_heads // c.kv_heads
     return jnp.repeat(key, repeats, axis=1), jnp.repeat(value, repeats, axis=1)
 
@@ -276,14 +292,14 @@ class Block(nn.Module):
     kernel; many are selected after it.
 
     Args:
-      query: [B, H, T, D / H].
-      key: [B, H, T, D / H].
-      value: [B, H, T, D / H].
+      query: [B, H, T, A].
+      key: [B, H, T, A].
+      value: [B, H, T, A].
       layer: the layer's inputs.
       query_positions: [B, R] int32, or None for all positions.
 
     Returns:
-      [B, T, H, D / H], or [B, R, H, D / H] at the query positions.
+      [B, T, H, A], or [B, R, H, A] at the query positions.
     """
     cap, mask = self.config.attn_logit_softcap, layer.mask
     if query_positions is not None and blocked.fits_one_block(
@@ -302,11 +318,15 @@ class Block(nn.Module):
   def _attend_cache(
     self, query: Array, cache: LayerCache, layer: LayerInputs
   ) -> Array:
-    """Attends from one token to the cache, [B, H, 1, D / H] → [D, B]."""
+    """Attends from one token, query [B, H, 1, A], to the cache.
+
+    Returns:
+      [H · A, B], the input of `project`.
+    """
     c = self.config
     keys, values = cache.read()
     # Query heads that share a key-value head become queries of that head,
-    # [B, K, H / K, D / H], so that the cache is not repeated. The mask of the
+    # [B, K, H / K, A], so that the cache is not repeated. The mask of the
     # one token applies to all of them.
     query = query.reshape(len(query), c.padded_kv_heads, -1, c.head_size)
     attended, _ = attend_dense(
@@ -321,7 +341,7 @@ class Block(nn.Module):
 
     Args:
       x: [M, D], the residual stream before the block; or [D, B] with axis 0.
-      attended: [M, H · D / H], attention's weighted values; or [·, B].
+      attended: [M, H · A], attention's weighted values; or [H · A, B].
       deterministic: False turns residual dropout on.
       axis: the feature axis.
     """
@@ -347,6 +367,11 @@ class Block(nn.Module):
       before_attention: the residual stream that parallel blocks read.
       after_attention: the residual stream that all other blocks read.
       axis: the feature axis.
+
+    Returns:
+      [M, F], or gate and values of a gated MLP, [M, 2 F], or [M, 2, F] where
+      the mesh splits F. With axis 0, B is the last axis instead of M the first:
+      [F, B], [2 F, B] or [2, F, B].
     """
     c = self.config
     parallel = c.block in ("parallel", "parallel_one_norm")
@@ -356,7 +381,7 @@ class Block(nn.Module):
     prologue, weights = norm.function, norm.weights()
     if c.gated_mlp and sharding.num_shards("mlp", c.mlp_dim) > 1:
       # The mesh splits gate and values alike, so they have an axis of their own
-      # in the hidden layer: [M, 2, F], or [2, F, B] with axis 0.
+      # in the hidden layer. With axis 0 `split` returns [2, F, B], else a list.
       halves = self.up.split(
         x, 2, prologue=prologue, weights=weights, axis=axis
       )
@@ -365,7 +390,7 @@ class Block(nn.Module):
 
 
 def _shard_heads(x: Array) -> Array:
-  """Shards [B, H, T, D / H] by sequences and heads."""
+  """Shards [B, H, T, A] by sequences and heads."""
   return sharding.shard(x, "batch", "heads", None, None)
 
 
@@ -431,16 +456,17 @@ class Transformer(nn.Module):
 
     Args:
       tokens: [B, T] int32.
-      segments: [B, T] int32, 0 is padding.
-      positions: [B, T] int32 within the segment.
+      segments: [B, T] int32, 0 is padding; see `types`.
+      positions: [B, T] int32; see `types`.
       deterministic: False turns residual dropout on.
       span: how far tokens attend; None is no limit.
       query_positions: [B, R] int32, positions to return; None is all. Without
-        `scan_layers` the last layer computes only these.
+        `scan_layers` the last layer computes its output projection and MLP only
+        for these.
 
     Returns:
-      [B, T, D] or [B, R, D] after the final norm; and the layers' keys and
-      values at all positions, as in `Cache`.
+      [B, T, D] or [B, R, D] after the final norm; and the layers' keys (after
+      RoPE) and values at all positions, as in `Cache`.
     """
     c = self.config
     x = sharding.shard(self._embed(tokens, positions), "batch", None, None)
@@ -478,6 +504,9 @@ class Transformer(nn.Module):
   ) -> tuple[Array, Cache]:
     """Applies the transformer to one token of each sequence.
 
+    It needs the parameters of `feature_major.transpose_kernels`, which
+    `heads.decoding_params` calls.
+
     Args:
       token: [B] int32.
       position: [B] int32 within the sequence.
@@ -492,7 +521,7 @@ class Transformer(nn.Module):
     # The cache is a ring buffer: all sequences write to the same slot, which
     # goes up by one at each step and returns to 0 after the last slot. The
     # tokens of a sequence are in adjacent slots of the ring, up to this one, so
-    # a key is as many positions back as its slot.
+    # a key is as far back in positions as in slots.
     num_slots = cache.valid.shape[1]
     slot = cache.index % num_slots
     slots = jnp.arange(num_slots)

@@ -41,12 +41,14 @@ class Packing:
   runs for the states only.
   """
 
-  # What each packed position holds; B · T or B · S where it is empty.
+  # Packed → padded: the index of what each packed position holds; B · T or
+  # B · S where it is empty.
   token_source: Array  # [C, M, T] int32, index in [B, T]
   state_source: Array  # [C, M, S] int32, index in [B, S]
   # The position of each packed state in its row; arbitrary where it is empty.
   state_positions: Array  # [C, M, S] int32
-  # Where each state of a padded row is packed; arbitrary where there is none.
+  # Padded → packed: the index of each state of a padded row; arbitrary where
+  # there is none.
   state_target: Array  # [B, S] int32, index in [C, M, S]
   num_microbatches: Array  # [] int32, microbatches with any token
 
@@ -70,10 +72,10 @@ def _take(x: Array, index: Array) -> Array:
 
 
 def microbatch_size(rows: int, length: int, shards: int) -> int:
-  """Chooses the rows of a microbatch.
+  """Chooses the number of rows of a microbatch.
 
-  They are a quarter of all rows, or more where that has few tokens. Rows that
-  are sharded over devices are all one microbatch, since each microbatch would
+  It is a quarter of all rows, or more where that has few tokens. Rows that are
+  sharded over devices are all one microbatch, since each microbatch would
   communicate weights and gradients again.
 
   Args:

@@ -33,7 +33,7 @@ class Gap(NamedTuple):
 
   mean: Any  # [] mean of |gap|
   high: Any  # [] its 99.9 % quantile
-  k3: Any  # [] mean of ratio − 1 − log ratio
+  k3: Any  # [] mean of ratio − 1 − log ratio, nats
   outside: Any  # [] share of tokens whose ratio leaves the clipping interval
 
 
@@ -42,7 +42,9 @@ class Gaps(NamedTuple):
 
   decoding: Gap  # recorded while decoding, against the policy's full pass
   reference: Gap  # the policy's full pass against the reference's
-  spread: Any  # [] standard deviation of log-probabilities over the vocabulary
+  # [] standard deviation of the log-probability of a random token, over
+  # response states, in nats
+  spread: Any
 
 
 def measure_gaps(
@@ -120,9 +122,11 @@ def response_logp_and_spread(
 ) -> tuple[Array, Array]:
   """Computes `response_logp` and the spread of log-probabilities.
 
-  The spread is the standard deviation of logits / temperature over the
-  vocabulary, estimated from one uniformly random token for each state. The
-  limits of `training.ppo_checks` scale with it.
+  The spread is the standard deviation, over all response states, of the
+  log-probability of a uniformly random token at each state. The limits of
+  `training.ppo_checks` scale with it.
+
+  Args are those of `response_logp`.
 
   Returns:
     [B, N], as `response_logp`; and [], in nats.

@@ -9,7 +9,8 @@ Shape letters, beside those of `types`:
   B  episodes, of P prompt and N response positions
   C  microbatches
   M  rows of a microbatch, which hold several episodes each, T = P + N tokens
-  S  states of a row; a whole episode has N + 1
+  S  states that a row has room for, N + 1; a response of N tokens has as many.
+     In `types`, S is the slots of a KV cache.
 """
 
 from __future__ import annotations
@@ -58,9 +59,10 @@ class PackedEpisodes:
   """
 
   tokens: Array  # [·, T] int32
-  segments: Array  # [·, T] int32, number of the episode from 1; 0 is padding
-  positions: Array  # [·, T] int32
-  state_positions: Array  # [·, S] int32, position in the row of each state
+  # [·, T] int32, number of the episode in the rollout, from 1; 0 is padding
+  segments: Array
+  positions: Array  # [·, T] int32, in the episode
+  state_positions: Array  # [·, S] int32, position of each state in the row
   actions: Array  # [·, S] int32, the token that follows each state
   mask: Array  # [·, S] bool, True where a response token follows
 

@@ -73,10 +73,11 @@ def score_rollout(
   episode_kl = masked.masked_sum(kl, mask, axis=1)
   next_kl_coef = _next_kl_coef(kl_coef, episode_kl, config)
   metrics = {
-    "reward": outputs.score.mean(),  # without the KL penalty
+    # Reward-model score, without the KL and end-of-text penalties.
+    "reward": outputs.score.mean(),
     "reward_std": outputs.score.std(),
     "return": episode_return.mean(),  # with penalties
-    "kl": episode_kl.mean(),
+    "kl": episode_kl.mean(),  # nats an episode (k1)
     "kl_per_token": masked.masked_mean(kl, mask),
     "kl_k3_per_token": masked.masked_mean(
       kl_lib.k3(rollout.logp, outputs.ref_logp), mask

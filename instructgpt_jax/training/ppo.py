@@ -5,7 +5,8 @@ Each iteration of `_iterate`:
   1. Roll out. Sample a response to each of `rollout_batch` prompts, and record
      log π(a_t) of each token: `models.sampling.generate`.
   2. Score. One pass each of reference, reward model and value network gives
-       r_t = −β (log π(a_t) − log π_ref(a_t)), plus the score at the last token:
+       r_t = −β (log π(a_t) − log π_ref(a_t)), plus the score at the last token
+     less a penalty for a missing end-of-text:
      `steps.ppo_scoring.score_rollout`, `losses.returns.token_rewards`.
   3. Advantages. The same jitted function then computes
        A_t = δ_t + γλ A_{t+1},  δ_t = r_t + γ V_{t+1} − V_t:
@@ -20,6 +21,7 @@ Each iteration of `_iterate`:
   6. Save, if it is due. The same command resumes bit for bit from a checkpoint.
 
 `train` calls `ppo_setup.set_up`, which makes a `PpoRun`: what stays the same.
+It also makes the first `PpoState`, which updates change.
 `restore` returns the `RunState` in which an earlier call stopped. `_iterate`
 maps one RunState to the next: `rollout_phase` (steps 1 to 3), `update_phase`
 (4), `log` (5) and `save` (6). `training.ppo_programs` jits the functions of an
@@ -105,7 +107,8 @@ class RunState:
   """What changes during a run; `PpoRun` is what stays the same.
 
   Attributes:
-    trained: parameters and optimizers of policy and value network, and β.
+    trained: the `PpoState`: both networks with their optimizers, the averaged
+      policy, β, γ and the average's decay.
     updates: number of updates done.
     scored: rollout of the current iteration, if it has updates left.
     last_metrics: metrics of the last update.
@@ -132,9 +135,9 @@ class _LoopTools(NamedTuple):
 def _run_iterations(run: PpoRun, first_state: PpoState) -> RunState:
   """Runs the iterations that an earlier call has not done.
 
-  After SIGTERM, finishes the current update, saves a checkpoint that includes
-  the iteration's experience, and raises Preempted. A later call resumes with
-  the next minibatch.
+  After SIGTERM, finishes the current update, saves a checkpoint and raises
+  Preempted. If the iteration is unfinished, the checkpoint includes its
+  experience, and a later call resumes with the next minibatch.
   """
   settings, section = run.config.run, run.config.ppo
   with checkpoints.Checkpointer(
@@ -516,6 +519,16 @@ def save(
   saver: checkpoints.Checkpointer,
 ) -> None:
   """Saves a checkpoint: step 6.
+
+  Its arrays are the fields of `PpoState`. In an unfinished iteration they have
+  one more key, "experience": a pair of the Experience and the next β. Keys of
+  the other values:
+
+    prompts, ptx  states of the data's iterators
+    rolled        metrics of the last rollout
+    marks         checksums of the frozen models
+    last          metrics of the last update
+    seconds       duration of the run
 
   Args:
     run: the run.

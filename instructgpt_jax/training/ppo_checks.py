@@ -38,7 +38,7 @@ def rounding_unit(model: configs.Model, spread: float) -> float:
 
   Args:
     model: the network.
-    spread: standard deviation of log-probabilities over the vocabulary.
+    spread: `ppo_gaps.Gaps.spread`, in nats.
   """
   roundoff = precision.unit_roundoff(model.dtype)
   roundoff += float(jnp.finfo(jnp.float32).eps) / 2 * math.sqrt(model.d_model)

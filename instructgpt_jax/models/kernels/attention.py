@@ -28,9 +28,9 @@ def attend(
   """Computes causal scaled dot-product attention of whole sequences.
 
   Args:
-    query: [B, H, T, D / H].
-    key: [B, H, T, D / H].
-    value: [B, H, T, D / H].
+    query: [B, H, T, A].
+    key: [B, H, T, A].
+    value: [B, H, T, A].
     mask: [B, T, T] bool, True where a query may attend to a key: to no later
       key, and to at least one.
     cap: soft cap of the scores; None is none.
@@ -38,7 +38,7 @@ def attend(
       used.
 
   Returns:
-    [B, H, T, D / H] in the query's type.
+    [B, H, T, A] in the query's type.
   """
   if sharding.platform() == "tpu" and query.shape[2] >= splash.MIN_LENGTH:
     with precision.context(query.dtype):

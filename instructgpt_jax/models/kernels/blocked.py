@@ -77,7 +77,7 @@ def forward(
   cap: float | None,
   span: AttentionSpan | None,
 ) -> tuple[Array, Array]:
-  """Returns the attention [B, H, T, D / H] and log-sum-exps [B, H, T, 1]."""
+  """Returns the attention [B, H, T, A] and log-sum-exps [B, H, T, 1]."""
   parts = [
     attend_dense(
       query[:, :, q], _take(key, k), _take(value, k), _take(mask[:, q], k), cap
@@ -119,7 +119,7 @@ def backward(
     output.astype(jnp.float32) * cotangent, axis=-1, keepdims=True
   )
   d_query = []
-  # [B, H, D / H, T]: XLA's CPU compiler has no fast matmul with a transposed
+  # [B, H, A, T]: XLA's CPU compiler has no fast matmul with a transposed
   # left side of many columns.
   d_key, d_value = (
     jnp.zeros(x.swapaxes(2, 3).shape, jnp.float32) for x in (key, value)

@@ -79,6 +79,6 @@ def split_heads(x: Array, head_dim: int) -> Array:
 
 
 def merge_heads(x: Array) -> Array:
-  """[B, K, heads of a group, head_dim] → [D, B]."""
+  """[B, K, heads of a group, head_dim] → [heads · head_dim, B]."""
   merged = x.transpose(1, 2, 3, 0).reshape(-1, len(x))
   return sharding.shard(merged, "heads", "decode_batch")

@@ -49,7 +49,7 @@ def flops(program: str, heads: int, length: int, width: int) -> float:
     program: its name.
     heads: H.
     length: T, padded, of a causal sequence.
-    width: D / H.
+    width: A, head size.
   """
   for name, count in _MATMULS.items():
     if program.startswith(name):
@@ -69,15 +69,15 @@ def attend(
   """Computes `kernels.attention.attend`; a span is not needed.
 
   Args:
-    query: [B, H, T, D / H].
-    key: [B, H, T, D / H].
-    value: [B, H, T, D / H].
+    query: [B, H, T, A].
+    key: [B, H, T, A].
+    value: [B, H, T, A].
     mask: [B, T, T] bool; it need not be causal.
     cap: soft cap of the scores; None is none.
     interpret: runs the kernel without a TPU, slowly.
 
   Returns:
-    [B, H, T, D / H] in the query's type.
+    [B, H, T, A] in the query's type.
   """
   # Imported here: it takes as long as importing JAX, and only TPUs need it.
   from jax.experimental.pallas.ops.tpu import splash_attention

@@ -94,6 +94,15 @@ def test_what_cannot_be_loaded_is_one_error(library, spec, code):
   assert "\n" not in e.value.problem
 
 
+def test_a_dataset_has_a_weight(library, tmp_path):
+  path = tmp_path / "a.jsonl"
+  path.write_text('{"prompt": "q", "completion": "a"}\n')
+  assert reading.weighted_sources(f"hf:org/name:0.3,{path}:2") == [
+    ("hf:org/name", 0.3, ("hf:org/name:train", "hf:org/name:validation")),
+    (str(path), 2, (str(path),)),
+  ]
+
+
 def test_without_the_library(monkeypatch):
   monkeypatch.setitem(sys.modules, "datasets", None)
   hub._load.cache_clear()

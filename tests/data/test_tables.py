@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import pathlib
+import threading
 
 import numpy as np
 import pyarrow as pa
@@ -404,3 +405,28 @@ def test_kinds_of_records_are_those_of_the_json_lines(tmp_path):
   assert isinstance(reading.read_prompts(path)[0][0], Prompt)
   path = write_csv(tmp_path / "x.csv", RECORDS["messages"])
   assert isinstance(reading.read_demonstrations(path)[0][0], Demonstration)
+
+
+def test_a_table_from_a_pipe_or_a_directory(tmp_path):
+  content = parquet_bytes(tmp_path, GOOD)
+  pipe = tmp_path / "pipe.parquet"
+  os.mkfifo(pipe)
+  writer = threading.Thread(target=lambda: pipe.write_bytes(content))
+  writer.start()
+  assert len(reading.read_demonstrations(str(pipe))[0]) == len(GOOD)
+  writer.join()
+  (tmp_path / "spark.parquet").mkdir()
+  (tmp_path / "spark.parquet" / "part-0.parquet").write_bytes(content)
+  (tmp_path / "spark.parquet" / "_SUCCESS").write_bytes(b"")
+  records, _ = reading.read_demonstrations(str(tmp_path / "spark.parquet"))
+  assert len(records) == len(GOOD)
+
+
+def test_a_map_with_a_key_twice_is_an_error(tmp_path):
+  pairs = pa.array([[("k", 1), ("k", 2)]], pa.map_(pa.string(), pa.int64()))
+  path = str(tmp_path / "x.parquet")
+  table = pa.table({"prompt": ["a"], "completion": ["b"], "tags": pairs})
+  pa.parquet.write_table(table, path)
+  with pytest.raises(UserError) as e:
+    reading.read_demonstrations(path)
+  assert (e.value.code, e.value.file) == ("duplicate_keys", path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterator
 from typing import Any
 
@@ -109,17 +108,16 @@ def _open(path: str) -> Any:
   """Opens a file for Arrow: mapped into memory, or unpacked from gzip."""
   import pyarrow
 
-  try:
-    regular = stat.S_ISREG(os.stat(path).st_mode)
-  except OSError:
-    regular = False  # The error comes from reading it.
   head = b""
-  if regular and os.path.getsize(path):
+  is_file = os.path.isfile(path) and os.access(path, os.R_OK)
+  if is_file and os.path.getsize(path):
     source = pyarrow.memory_map(path)
     head = source.read_at(file_signatures.HEAD, 0)
   if not head or head.startswith(text_files.GZIP):
+    # A pipe, a packed file, or one whose error is raised here.
     content = text_files.unpacked_bytes(path)
-    source, head = pyarrow.BufferReader(content), content[:1024]
+    source = pyarrow.BufferReader(content)
+    head = content[: file_signatures.HEAD]
   if not _magic(source):
     file_signatures.refuse(head, path, line=1)
     raise UserError(

@@ -233,10 +233,10 @@ def _lines(
   if measured:
     lines.append(f"recipe: {'; '.join(measured)}")
   if not chosen.fits:
-    lines.append(
-      "recipe: the run may exceed the memory; python -m"
-      " instructgpt_jax.planner shows what needs it"
-    )
+    advice = "python -m instructgpt_jax.planner shows what needs it"
+    if base.mesh.fsdp == 1 and device.count > 1:
+      advice += f"; --mesh.fsdp={device.count} shards the weights"
+    lines.append(f"recipe: the run may exceed the memory; {advice}")
   return lines
 
 

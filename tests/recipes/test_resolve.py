@@ -6,14 +6,16 @@ import pathlib
 
 import pytest
 
-from instructgpt_jax import recipes
+from instructgpt_jax import configs, recipes
 from instructgpt_jax.cli import flags
 from instructgpt_jax.configs import presets
 from instructgpt_jax.data.tokenizers import load_tokenizer
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.hub.__main__ import import_model
 from instructgpt_jax.interop import directory
-from instructgpt_jax.recipes import device, resolution
+from instructgpt_jax.recipes import device, recipe, resolution
+from instructgpt_jax.recipes.limits import Lengths
+from instructgpt_jax.recipes.values import Start
 from instructgpt_jax.training import stage_model
 from tests.training import hub, toy
 
@@ -258,3 +260,38 @@ def test_evaluate_measures_less_on_a_cpu(made, data, on_device):
   on_device("cuda")
   paper = presets.evaluate("1.3b").evaluation
   assert resolved("evaluate", made, data).evaluation == paper
+
+
+def test_what_fits_a_gpu_of_80_gigabytes():
+  """Estimates of the planner: 16 bytes a trained parameter, and activations."""
+  shape = dict(
+    pos_emb="rope", norm="rms", gated_mlp=True, activation="silu",
+    qkv_bias=False, out_bias=False, mlp_bias=False, tie_embeddings=False,
+    max_seq_len=4096, vocab_size=32_000,
+  )  # fmt: skip
+  small = configs.Model(
+    num_layers=24, d_model=2048, num_heads=32, d_ff=8192, **shape
+  )
+  large = configs.Model(
+    num_layers=32, d_model=4096, num_heads=32, d_ff=11_008, **shape
+  )
+  gpu = device.Device("cuda", 1, 72 * GIGABYTE)
+  source = Lengths("demonstrations", 1000, [200] * 9, [300] * 9)
+  for model, has_adapters in ((small, False), (large, True)):
+    chosen = recipe.choose(
+      "sft",
+      presets.sft("1.3b"),
+      Start(
+        model=model,
+        parameters=resolution._num_params(model),
+        dropout=0.0,
+        platform="cuda",
+        lengths=(source,),
+      ),
+      {},
+      memory=gpu.memory,
+      peak=lambda _, run: resolution._estimate_peak(run, gpu, None),
+    )
+    assert chosen.fits and chosen.peak is not None
+    assert ("model.lora_rank" in chosen.values) == has_adapters
+    assert chosen.peak > 4 * resolution._num_params(model)

@@ -4,7 +4,8 @@ A file is a magic, a version, metadata (key, type, value), a table of tensors
 (name, shape, type, offset), and the tensors' bytes:
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The header is checked
 before anything in it is used: a damaged count or length never costs more time
-or memory than the file has bytes. The package `gguf` is not needed here.
+or memory than the file has bytes. The package `gguf` has a reader, which loops
+over a damaged count, and takes 50 times as long for 262,000 tokens.
 """
 
 from __future__ import annotations

@@ -244,6 +244,8 @@ def stage_tokenizer(
     if tokenizer is not None:
       check_same_tokenizer(stage.tokenizer, tokenizer, path, "tokenizer.path")
     tokenizer = stage.tokenizer
+    for note in stage.source.notes if stage.source else ():
+      log_line(f"{config.init_from}: {note}")
   if tokenizer is None:
     log_line("training a tokenizer")
     tokenizer = tokenizer_lib.train_tokenizer(texts(), config.tokenizer)

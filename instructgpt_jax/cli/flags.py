@@ -312,8 +312,7 @@ def define_flags(
 
 _COMMON = {
   "workdir": "Directory of the run: config, metrics, checkpoints, model.",
-  "preset": "Sizes and recipe to start from; without it, a pretrained"
-  " --init_from gets a recipe by its size",
+  "preset": "Sizes and settings to start from",
   "config": "A config.json, or workdir, of an earlier run to start from.",
   "flagfile": "File with one flag per line.",
 }
@@ -549,6 +548,8 @@ def help_text(
   for name, text in _COMMON.items():
     if name == "preset":
       text += f": {', '.join(presets)}." if presets else "."
+      if not isinstance(config, configs.PretrainExperiment):
+        text += _RECIPE
     default = (preset or None) if name == "preset" else None
     lines += _entry(name, "str", default, text, width)
   hidden = 0
@@ -568,6 +569,10 @@ def help_text(
   return "\n".join(lines) + "\n"
 
 
+_RECIPE = (
+  " Without it, a run whose --init_from is a pretrained model has settings by"
+  " the model's size instead of these defaults (docs/models.md)."
+)
 _TAGS = (
   "A flag is shown with its default and type, its unit and range in"
   " parentheses, and a section of arXiv:2203.02155 in brackets. [P]: the paper"

@@ -168,7 +168,7 @@ def test_a_weighted_run_resumes_bit_for_bit(stages, tmp_path):
   assert stopped.status == 0, stopped.err
   other = replaced(flags, pretraining=weighted(paths["pretraining"], 2, 1))
   error = error_of(stages.run("policy_init", *other, run))
-  assert "[data.pretraining]" in error
+  assert error.field == "data.pretraining"
   done = stages.run("policy_init", *flags, run)
   assert done.status == 0, done.err
   results.assert_same_run(tmp_path / "run", tmp_path / "straight")

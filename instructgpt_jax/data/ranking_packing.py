@@ -98,9 +98,10 @@ def choose_layout(
     max_batches=max(_COMPARED_RANKINGS // batch_size, 1),
   )
   group_counts = [
-    groups
-    for groups in range(batch_size, 0, -1)
-    if groups == batch_size or not (batch_size % groups or groups % num_shards)
+    num_groups
+    for num_groups in range(batch_size, 0, -1)
+    if num_groups == batch_size
+    or not (batch_size % num_groups or num_groups % num_shards)
   ]
 
   def candidates(rows: int) -> Iterator[_Candidate]:
@@ -182,8 +183,8 @@ def attention_span(
     rankings: encoded rankings.
     rows: R, rows of each ranking.
     one_ranking_per_group: whether the rows of each group begin with its only
-      prompt. Otherwise a prompt may be anywhere in a row, and a token
-      attends as far back as a ranking is long.
+      prompt. Otherwise a prompt may be anywhere in a row, and a token attends
+      as far back as a ranking is long.
   """
   if one_ranking_per_group:
     prefix = max((len(r.prompt) for r in rankings), default=0)

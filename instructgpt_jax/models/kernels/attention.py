@@ -91,7 +91,10 @@ def num_scores(
   length: int,
   span: AttentionSpan | None = None,
 ) -> int:
-  """Returns the number of (query, key) scores that `attend` computes."""
+  """Returns the number of (query, key) pairs whose score `attend` computes.
+
+  It is the number for one sequence of `length` tokens; all heads count as one.
+  """
   if platform in cudnn.PLATFORMS and cudnn.has_kernel(
     model.dtype, length, model.head_size, model.attn_logit_softcap
   ):

@@ -55,8 +55,9 @@ def test_changed_sources_are_refused_on_resume(name, kinds, stages, tmp_path):
       "\n".join([*lines[:2], json.dumps(record), *lines[3:]]) + "\n"
     )
     error = error_of(stages.run(name, *flags))
-    assert f"[data.{kind}]" in error
-    assert f"{kind}.jsonl had" in error or "contents differ" in error
+    assert error.field == f"data.{kind}"
+    problem = error.problem
+    assert f"{kind}.jsonl had" in problem or "contents differ" in problem
     paths[kind].write_text("\n".join(lines) + "\n")
     after = results.snapshot(tmp_path / "run")
     assert after == before
@@ -74,7 +75,7 @@ def test_fewer_records_are_named(stages, tmp_path):
   lines = path.read_text().splitlines()
   path.write_text("\n".join(lines[4:]) + "\n")
   error = error_of(stages.run("sft", *flags))
-  assert "train had 24 records, now 20" in error
+  assert "train had 24 records, now 20" in error.problem
 
 
 def test_two_runs_do_not_share_a_workdir(stages, tmp_path):
@@ -83,7 +84,7 @@ def test_two_runs_do_not_share_a_workdir(stages, tmp_path):
   while not (tmp_path / "run" / "config.json").exists():
     assert first.running()
   error = error_of(stages.run("sft", *flags))
-  assert f"is in use by process {first.pid}" in error
+  assert f"is in use by process {first.pid}" in error.problem
   done = first.wait()
   assert done.status == 0, done.err
   results.assert_same_run(tmp_path / "run", stages["sft"])

@@ -220,7 +220,9 @@ def test_the_pure_parts_are_there():
   [
     ("orbax", {f"{PACKAGE}/checkpoint/storage.py"}),
     ("flax", {f"{PACKAGE}/models/", f"{PACKAGE}/sharding.py"}),
-    ("tensorboardX", {f"{PACKAGE}/runs/metrics.py"}),
+    ("tensorboardX", {f"{PACKAGE}/runs/trackers.py"}),
+    ("wandb", {f"{PACKAGE}/runs/trackers.py"}),
+    ("mlflow", {f"{PACKAGE}/runs/trackers.py"}),
     ("grain", {f"{PACKAGE}/data/", f"{PACKAGE}/training/"}),
     ("tensorflow_datasets", {f"{PACKAGE}/data/"}),
     ("pyarrow", {f"{PACKAGE}/data/reading/"}),

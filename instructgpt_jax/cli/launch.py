@@ -17,7 +17,7 @@ from instructgpt_jax.cli import compile_cache, flags, process_settings
 from instructgpt_jax.cli.outcome import outcome
 from instructgpt_jax.distributed import preemption, processes
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.runs import claims, files
+from instructgpt_jax.runs import claims, files, trackers
 from instructgpt_jax.runs.progress import log_line
 
 T = TypeVar("T")
@@ -88,6 +88,9 @@ def main(
       return
     config, workdir = call.config, call.workdir
     _require_text(config)
+    settings = getattr(config, "run", None)
+    if settings is not None:
+      trackers.require_usable(settings)
     process_settings.silence_libraries()
     process_settings.set_cpu_device_threads()
     process_settings.trim_malloc_after_compile()

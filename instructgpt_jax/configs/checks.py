@@ -118,6 +118,13 @@ def check_ppo(section: configs.Ppo, data: configs.Data, context: int) -> None:
   check_ppo_batches(section)
   if section.ptx_coef:
     row_length(section.ptx_sequence, context, "ppo.ptx_sequence")
+  if section.judge and not (section.eval_every or section.samples_every):
+    raise UserError(
+      "judges answers to held-out prompts, and the run has none",
+      field="ppo.judge",
+      fix="give --ppo.eval_every=N or --ppo.samples_every=N",
+      code="unused_judge",
+    )
 
 
 def check_batches(config: Any) -> None:

@@ -55,12 +55,25 @@ class Run(Checked):
     unit="steps",
     minimum=1,
   )
-  keep_best: Literal["valid_loss", "valid_rm_score", "reward"] | None = option(
+  keep_best: (
+    Literal["valid_loss", "valid_rm_score", "valid_judge_score", "reward"]
+    | None
+  ) = option(
     None,
     "Also keep the best checkpoint by this metric, in stages that have it. A"
-    " validation metric is saved at whenever it is computed.",
+    " validation metric is saved at whenever it is computed, and in PPO it also"
+    " chooses the policy that the stage saves.",
   )
   tensorboard: bool = option(True, "Write TensorBoard files.")
+  wandb: Literal["online", "offline"] | None = option(
+    None,
+    "Also log to Weights & Biases; offline writes files for wandb sync.",
+  )
+  mlflow: Literal["online", "offline"] | None = option(
+    None,
+    "Also log to MLflow, at MLFLOW_TRACKING_URI; offline writes mlflow.db in"
+    " the workdir.",
+  )
   compile_cache: str = option(
     "",
     "Directory of the compilation cache; '' is the user's cache, and none"

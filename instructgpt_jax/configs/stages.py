@@ -101,6 +101,16 @@ class Sft(Checked):
   select_samples: int = option(
     1, "Number of answers to each of these prompts.", unit="samples", minimum=1
   )
+  samples_every: int | None = option(
+    None,
+    "Interval between answers to fixed validation prompts, in samples.jsonl;"
+    " none writes none.",
+    unit="steps",
+    minimum=1,
+  )
+  sample_prompts: int = option(
+    16, "Number of these validation prompts.", unit="prompts", minimum=1
+  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -289,12 +299,59 @@ class Ppo(Checked):
     maximum=0.999999,
   )
   reward_model: str = option("", "Workdir of the reward model.")
+  stop_kl: float | None = option(
+    None,
+    "KL divergence per episode above which the run ends; none never ends it.",
+    unit="nats",
+    above=0.0,
+  )
+  eval_every: int | None = option(
+    None,
+    "Interval between evaluations on held-out prompts; none has none.",
+    unit="iterations",
+    minimum=1,
+  )
+  eval_prompts: int = option(
+    256,
+    "Maximum number of validation prompts of a held-out evaluation.",
+    unit="prompts",
+    minimum=1,
+  )
+  eval_samples: int = option(
+    1, "Number of answers to each of these prompts.", unit="samples", minimum=1
+  )
+  eval_temperature: float = option(
+    1.0,
+    "Temperature of answers to held-out prompts; 0 is greedy.",
+    minimum=0.0,
+  )
+  judge: str = option(
+    "",
+    "Workdir of a second reward model that judges answers to held-out prompts.",
+  )
+  samples_every: int | None = option(
+    None,
+    "Interval between answers to fixed validation prompts, in samples.jsonl;"
+    " none writes none.",
+    unit="iterations",
+    minimum=1,
+  )
+  sample_prompts: int = option(
+    16, "Number of these validation prompts.", unit="prompts", minimum=1
+  )
   snapshot_every: int | None = option(
     None,
     "Interval between policies saved in snapshots/; none saves none.",
     unit="iterations",
     minimum=1,
   )
+
+  @property
+  def held_out_metrics(self) -> tuple[str, ...]:
+    """Metrics of a held-out evaluation that can choose the saved policy."""
+    if not self.eval_every:
+      return ()
+    return ("valid_rm_score", *(["valid_judge_score"] if self.judge else []))
 
   @property
   def num_iterations(self) -> int:

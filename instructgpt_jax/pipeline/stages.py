@@ -91,7 +91,7 @@ class Pipeline:
     run = self.config.run
     measured: list[str] = []
     if isinstance(experiment, configs.PpoExperiment):
-      measured = ["reward"]
+      measured = ["reward", *experiment.ppo.held_out_metrics]
     elif isinstance(experiment, configs.PretrainExperiment):
       measured = ["valid_loss"] * bool(self.valid.get("data.pretraining"))
     elif isinstance(experiment, configs.SftExperiment):

@@ -1,7 +1,7 @@
 """Files that are complete or absent, and JSON in them.
 
-Every writer makes a temporary file beside its target, flushes it to the disk and
-renames it, so a kill or a full disk does not damage an existing file. Only
+Every writer makes a temporary file beside its target, flushes it to the disk
+and renames it, so a kill or a full disk does not damage an existing file. Only
 regular files are replaced; see `write_chunks_atomic`.
 """
 
@@ -20,8 +20,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 from instructgpt_jax import file_signatures
-from instructgpt_jax.errors import UserError, json_problem
 from instructgpt_jax.distributed import processes
+from instructgpt_jax.errors import UserError, json_problem
 
 CONFIG = "config.json"  # config of the run in a workdir
 COMPLETE = "complete.json"  # summary of a run that has finished
@@ -46,7 +46,10 @@ def disk_error(error: OSError, path: str | os.PathLike[str]) -> UserError:
     problem, code = "is not writable", "not_writable"
     fix = "choose a directory that you may write to"
   elif error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
-    problem, code = "is a file instead of a directory, or vice versa", "wrong_kind"
+    problem, code = (
+      "is a file instead of a directory, or vice versa",
+      "wrong_kind",
+    )
     fix = "move it away, or choose another directory"
   elif error.errno == errno.ELOOP:
     problem, code = "is a symbolic link to itself", "link_loop"
@@ -299,7 +302,8 @@ def write_jsonl_atomic(
     path,
     (
       _encoded(
-        json.dumps(to_json_values(value), ensure_ascii=False, allow_nan=False) + "\n"
+        json.dumps(to_json_values(value), ensure_ascii=False, allow_nan=False)
+        + "\n"
       )
       for value in values
     ),

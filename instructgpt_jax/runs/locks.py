@@ -17,9 +17,9 @@ import socket
 import time
 from collections.abc import Iterator
 
+from instructgpt_jax.distributed import processes
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.runs import files
-from instructgpt_jax.distributed import processes
 from instructgpt_jax.runs.progress import log_line
 
 LOCK = ".lock"  # in a workdir that a run writes

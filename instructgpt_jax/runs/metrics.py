@@ -1,88 +1,103 @@
-"""Metrics as JSON lines and TensorBoard files.
+"""Metrics as JSON lines, and in the trackers of the run.
 
-A line of `metrics.jsonl` is {"step": 10, "loss": 1.25, …}. A value that is not
-finite is the string "nan", "inf" or "-inf", because JSON has no number for it. A
-run that resumes from step s first deletes later lines, so that no step occurs
-twice.
+`metrics.jsonl` has all metrics; `step_lines` describes its lines. Trackers show
+the same values: TensorBoard, Weights & Biases and MLflow, see `trackers`.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from instructgpt_jax.runs import files
+from instructgpt_jax import configs
 from instructgpt_jax.distributed import processes
+from instructgpt_jax.errors import UserError
+from instructgpt_jax.runs import step_lines, trackers
+from instructgpt_jax.runs.progress import log_line
 
 METRICS = "metrics.jsonl"
 
 
 class MetricWriter:
-  """Appends the metrics of a run, in its main process."""
+  """Writes the metrics of a run, in its main process."""
 
   def __init__(
     self,
     workdir: str | pathlib.Path,
+    settings: configs.Run,
     *,
-    tensorboard: bool = True,
+    name: str = "",
     resume_step: int = 0,
   ):
-    """Opens the files of a run.
+    """Opens the files and trackers of a run.
 
     Args:
       workdir: directory of the run.
-      tensorboard: whether to write TensorBoard files as well.
+      settings: says which trackers it has.
+      name: name of the stage, shown by trackers.
       resume_step: step that the run resumes from; later lines are deleted.
     """
-    self._path = pathlib.Path(workdir) / METRICS
-    files.make_directory(self._path.parent)
-    self._file: Any = None
-    self._tensorboard: Any = None
+    path = pathlib.Path(workdir) / METRICS
+    self._lines = step_lines.StepLines(path, resume_step=resume_step)
+    self._trackers: list[trackers.Tracker] = []
     if not processes.is_main_process():
       return
-    _delete_after(self._path, resume_step)
-    with files.disk_errors_as_user_errors(self._path):
-      self._file = self._path.open("a", encoding="utf-8")
-    if tensorboard:
-      import tensorboardX
-
-      with files.disk_errors_as_user_errors(workdir):
-        self._tensorboard = tensorboardX.SummaryWriter(
-          str(pathlib.Path(workdir) / "tensorboard"),
-          purge_step=resume_step + 1 if resume_step else None,
-        )
+    run = trackers.TrackedRun(
+      pathlib.Path(workdir), name, resume_step, self._lines.last_step
+    )
+    try:
+      self._trackers = trackers.open_trackers(settings, run)
+    except BaseException:
+      self._lines.close()
+      raise
 
   def write(self, step: int, values: Mapping[str, Any]) -> None:
-    """Appends a line.
+    """Appends a line, and sends its finite values to the trackers.
 
     Args:
       step: number of updates done.
       values: numbers or scalar arrays.
     """
-    if self._file is None:
-      return
     row = {name: _number(value) for name, value in values.items()}
-    line = json.dumps({"step": int(step), **files.to_json_values(row)})
-    with files.disk_errors_as_user_errors(self._path):
-      self._file.write(line + "\n")
-      self._file.flush()
-      if self._tensorboard is not None:
-        for name, value in row.items():
-          if math.isfinite(value):
-            self._tensorboard.add_scalar(name, value, int(step))
+    self._lines.write(step, row)
+    finite = {k: v for k, v in row.items() if math.isfinite(v)}
+    self._track(lambda tracker: tracker.scalars(int(step), finite))
+
+  def write_text(self, step: int, name: str, markdown: str) -> None:
+    """Sends a text to the trackers.
+
+    Args:
+      step: number of updates done.
+      name: name of the text.
+      markdown: the text.
+    """
+    self._track(lambda tracker: tracker.text(int(step), name, markdown))
 
   def close(self) -> None:
-    """Closes the files; may be called twice."""
-    if self._file is None:
-      return
-    with files.disk_errors_as_user_errors(self._path):
-      self._file.close()
-      if self._tensorboard is not None:
-        self._tensorboard.close()
-        self._tensorboard = None
+    """Closes files and trackers; may be called twice."""
+    self._lines.close()
+    self._track(lambda tracker: tracker.close())
+    self._trackers = []
+
+  def _track(self, call: Callable[[trackers.Tracker], None]) -> None:
+    """Calls each tracker; one that fails is left out from then on.
+
+    Errors of the disk end the run. A service that is away does not, because
+    metrics.jsonl has all values.
+    """
+    for tracker in tuple(self._trackers):
+      try:
+        call(tracker)
+      except UserError:
+        raise
+      except Exception as error:
+        self._trackers.remove(tracker)
+        log_line(
+          f"warning: {tracker.name} failed ({type(error).__name__}: {error});"
+          f" the run continues without it, and {METRICS} has all metrics"
+        )
 
   def __enter__(self) -> MetricWriter:
     return self
@@ -93,34 +108,9 @@ class MetricWriter:
 
 def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
   """Returns all lines of a run, oldest first."""
-  path = pathlib.Path(workdir) / METRICS
-  return [row for row, _ in _rows(path)]
+  return step_lines.read_lines(pathlib.Path(workdir) / METRICS)
 
 
 def _number(value: Any) -> float | int:
   value = value.item() if hasattr(value, "item") else value
   return value if isinstance(value, int) else float(value)
-
-
-def _rows(path: pathlib.Path) -> list[tuple[dict[str, Any], str]]:
-  """Returns each line's value and text, up to one that a kill has truncated."""
-  if not path.exists():
-    return []
-  rows = []
-  for line in files.read_text(path).splitlines(keepends=True):
-    try:
-      row = json.loads(line)
-    except json.JSONDecodeError:
-      break
-    if not line.endswith("\n") or not isinstance(row, dict):
-      break
-    rows.append((row, line))
-  return rows
-
-
-def _delete_after(path: pathlib.Path, step: int) -> None:
-  if not path.exists():
-    return
-  remaining = "".join(text for row, text in _rows(path) if row["step"] <= step)
-  if len(remaining.encode()) != path.stat().st_size:
-    files.write_text_atomic(path, remaining)

@@ -102,9 +102,7 @@ class Progress:
     if self._bar is not None:
       self._bar.set_postfix_str("compiling …")
     elif not self._silent:
-      print(
-        f"{self._description}: compiling …", file=self._stream, flush=True
-      )
+      print(f"{self._description}: compiling …", file=self._stream, flush=True)
 
   def _update_bar(self, bar: tqdm.tqdm, n: int, *, restart_rate: bool) -> None:
     text = " ".join(

@@ -204,8 +204,8 @@ def evaluation_prompts(
   if parts.valid and section.split != "valid":
     choosing = parts.valid
   return EvaluationPrompts(
-    measured=_draw(pool, section.prompts, f"evaluation {seed}"),
-    choosing=_draw(choosing, section.prefix_prompts, f"prefix {seed}"),
+    measured=draw(pool, section.prompts, f"evaluation {seed}"),
+    choosing=draw(choosing, section.prefix_prompts, f"prefix {seed}"),
   )
 
 
@@ -246,10 +246,16 @@ def _evaluated(parts: Splits, split: str, data: configs.Data) -> list[Prompt]:
   return pool
 
 
-def _draw(pool: Sequence[Prompt], count: int, key: str) -> list[Prompt]:
-  """Draws prompts by a hash of their text."""
+def draw(pool: Sequence[Any], count: int, key: str) -> list[Any]:
+  """Draws records by a hash of the text of their turns.
 
-  def rank(prompt: Prompt) -> float:
+  Args:
+    pool: records with `turns`.
+    count: number of records to draw.
+    key: begins what is hashed; another key draws others.
+  """
+
+  def rank(prompt: Any) -> float:
     text = "\n".join(f"{t.role}:{t.text}" for t in prompt.turns)
     return splits.hash_fraction(f"{key}\n{text}")
 

@@ -33,10 +33,10 @@ from instructgpt_jax.steps import language as language_step
 from instructgpt_jax.steps import optimizer as optimizer_lib
 from instructgpt_jax.training import (
   fingerprint,
+  held_out,
   inheritance,
   inputs,
   mixed_sources,
-  networks,
   sampling,
   scoring,
   stage_model,
@@ -44,6 +44,8 @@ from instructgpt_jax.training import (
   supervised,
   tokenizer_store,
 )
+from instructgpt_jax.training.held_out import HeldOut, Scorer, load_scorer
+from instructgpt_jax.training.samples import SampleLoop
 from instructgpt_jax.types import PyTree
 
 VALID_ROWS = 1024  # a validation loss is measured on at most these rows
@@ -143,7 +145,8 @@ def sft(
   )
   records = inputs.demonstrations(config.data, tokenizer)
   mesh = mesh_lib.make_mesh(config.mesh)
-  measure = _make_reward_measure(config, tokenizer, records, mesh)
+  scorer = _load_reward_model(config, tokenizer, records, mesh)
+  measure = _make_reward_measure(config, tokenizer, records, scorer, mesh)
   select = choose_selection(
     section, name, measure is not None, len(records.valid)
   )
@@ -158,6 +161,8 @@ def sft(
     _plan_sft(config, directory, name, tokenizer, demonstrations, layout, mesh),
     select=select,
     measure=measure,
+    sampled=_make_sampled(config, model, tokenizer, records, scorer, mesh),
+    samples_every=section.samples_every or 0,
   )
   _train(config, directory, model, tokenizer, plan, mesh)
 
@@ -419,17 +424,13 @@ def choose_selection(
   return "last"
 
 
-def _make_reward_measure(
+def _load_reward_model(
   config: configs.SftExperiment,
   tokenizer: Tokenizer,
   records: inputs.Splits,
   mesh: Mesh,
-) -> _Measure | None:
-  """Returns a function that scores a policy with `sft.reward_model` (C.1).
-
-  It samples responses to validation prompts, and returns their mean score.
-  Without a reward model the result is None.
-  """
+) -> Scorer | None:
+  """Loads `sft.reward_model`, which scores answers; None without one."""
   section = config.sft
   if not section.reward_model:
     return None
@@ -442,18 +443,35 @@ def _make_reward_measure(
   inheritance.require_compatible(
     stage, tokenizer, config.data, "sft.reward_model"
   )
-  valid_records = records.valid[: section.select_prompts]
-  if not valid_records:
+  if not records.valid:
     raise UserError(
       "there is no validation prompt to choose a checkpoint on",
       field="data.demonstrations",
       fix="raise --data.valid_fraction, or leave out --sft.reward_model",
       code="no_validation",
     )
+  return load_scorer(stage, mesh)
+
+
+def _make_reward_measure(
+  config: configs.SftExperiment,
+  tokenizer: Tokenizer,
+  records: inputs.Splits,
+  scorer: Scorer | None,
+  mesh: Mesh,
+) -> _Measure | None:
+  """Returns a function that scores a policy with `sft.reward_model` (C.1).
+
+  It samples responses to validation prompts, and returns their mean score.
+  Without a reward model the result is None.
+  """
+  section = config.sft
+  if scorer is None:
+    return None
+  valid_records = records.valid[: section.select_prompts]
   prompts = encoding.encode_prompts(
     [record.turns for record in valid_records], tokenizer, config.data
   )
-  params = networks.load_params(stage, mesh)
 
   def measure(model: LanguageModel, policy: PyTree) -> dict[str, float]:
     rollout = sampling.respond(
@@ -468,12 +486,40 @@ def _make_reward_measure(
       ),
       mesh=mesh,
     )
-    scores = scoring.score(
-      stage.network, params, scoring.answers(rollout), mesh
-    )
+    scores = scoring.score(*scorer, scoring.answers(rollout), mesh)
     return {"valid_rm_score": float(scores.mean())}
 
   return measure
+
+
+def _make_sampled(
+  config: configs.SftExperiment,
+  model: LanguageModel,
+  tokenizer: Tokenizer,
+  records: inputs.Splits,
+  scorer: Scorer | None,
+  mesh: Mesh,
+) -> HeldOut | None:
+  """Returns the prompts that are answered every `sft.samples_every` steps."""
+  if not config.sft.samples_every:
+    return None
+  return HeldOut(
+    network=model,
+    prompts=held_out.choose_prompts(
+      records.valid,
+      config.sft.sample_prompts,
+      config,
+      tokenizer,
+      "sft.samples_every",
+    ),
+    tokenizer=tokenizer,
+    sampling=sampling.sampling_params(
+      tokenizer, max_new_tokens=config.data.max_response_tokens
+    ),
+    mesh=mesh,
+    seed=config.seed,
+    scorers={} if scorer is None else {"reward": scorer},
+  )
 
 
 # What selects the parameters that a stage saves.
@@ -499,6 +545,8 @@ class _Plan:
     select: what selects the parameters that the stage saves.
     measure: further metrics of an evaluation, if any.
     step_metrics: step → further metrics of a step.
+    sampled: prompts whose answers are written to samples.jsonl, if any.
+    samples_every: steps between two sets of answers.
   """
 
   name: str
@@ -511,6 +559,8 @@ class _Plan:
   select: _Selection = "last"
   measure: _Measure | None = None
   step_metrics: Callable[[int], dict[str, float]] = _no_metrics
+  sampled: HeldOut | None = None
+  samples_every: int = 0
 
 
 def _train(
@@ -543,9 +593,14 @@ def _train(
     microbatch=plan.microbatch,
   )
 
-  def evaluate(params: PyTree) -> dict[str, float]:
-    params = lora.merge_trees(start.params.frozen, params)
-    return _evaluate(model, params, plan, mesh)
+  def all_params(trained: PyTree) -> PyTree:
+    return lora.merge_trees(start.params.frozen, trained)
+
+  samples, sampled = None, plan.sampled
+  if sampled is not None:
+    samples = SampleLoop(
+      lambda params: sampled.answer(all_params(params)), plan.samples_every
+    )
 
   save = functools.partial(
     _save, directory, config, model, start=start, name=plan.name
@@ -563,8 +618,12 @@ def _train(
     ),
     fingerprint=plan.fingerprint.with_base(start.base_checksum),
     evaluation=supervised.EvaluationLoop(
-      evaluate, plan.eval_every, _SELECTION_METRICS.get(plan.select), save
+      lambda params: _evaluate(model, all_params(params), plan, mesh),
+      plan.eval_every,
+      _SELECTION_METRICS.get(plan.select),
+      save,
     ),
+    samples=samples,
     step_metrics=plan.step_metrics,
   )
   result = supervised.fit(run, start.state, start.step)

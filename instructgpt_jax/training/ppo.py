@@ -17,15 +17,17 @@ Each iteration of `_iterate`:
      plus γ_ptx times the language-model loss on pretraining documents:
      `steps.language.gradients`. The value network minimises the clipped squared
      error: `losses.ppo.value_loss`.
-  5. Log. One row of metrics.jsonl for each update.
+  5. Log and watch. One row of metrics.jsonl for each update, warnings of a
+     collapse (`ppo_collapse`), held-out evaluation and samples
+     (`ppo_held_out`), if they are due.
   6. Save, if it is due. The same command resumes bit for bit from a checkpoint.
 
 `train` calls `ppo_setup.set_up`, which makes a `PpoRun`: what stays the same.
 It also makes the first `PpoState`, which updates change.
 `restore` returns the `RunState` in which an earlier call stopped. `_iterate`
 maps one RunState to the next: `rollout_phase` (steps 1 to 3), `update_phase`
-(4), `log` (5) and `save` (6). `training.ppo_programs` jits the functions of an
-iteration.
+(4), `log` and `observe` (5) and `save` (6). `training.ppo_programs` jits the
+functions of an iteration.
 """
 
 from __future__ import annotations
@@ -45,12 +47,14 @@ from instructgpt_jax.distributed import preemption, transfer
 from instructgpt_jax.models import lora
 from instructgpt_jax.runs import files
 from instructgpt_jax.runs.metrics import MetricWriter
-from instructgpt_jax.runs.progress import Progress
+from instructgpt_jax.runs.progress import Progress, log_line
 from instructgpt_jax.steps.ppo_gaps import Gaps
 from instructgpt_jax.steps.state import Metrics, PpoState
 from instructgpt_jax.training import (
   fingerprint,
   ppo_checks,
+  ppo_collapse,
+  ppo_held_out,
   ppo_setup,
   stage_model,
   supervised,
@@ -75,23 +79,15 @@ def train(
   if stage_model.is_complete(directory):
     return
   run, first_state = ppo_setup.set_up(config, directory, name)
+  loops = ppo_held_out.make_loops(run)
   tokenizer_store.put_tokenizer(directory, run.start.stage.tokenizer)
-  result = _run_iterations(run, first_state)
+  result = _run_iterations(run, first_state, loops)
   ppo_checks.require_unchanged(
     run.checksums, ppo_setup.compute_checksums(run.frozen), directory
   )
-  trained = result.trained
-  save_policy(run, directory, trained.ema or trained.policy.params, trained)
-  final_metrics = ("reward", "kl", "ended", "response_length")
-  files.mark_complete(
-    directory,
-    {
-      "updates": config.ppo.num_updates,
-      "episodes": config.ppo.num_iterations * config.ppo.rollout_batch,
-      "seconds": result.seconds,
-      **{key: result.last_metrics[key] for key in final_metrics},
-    },
-  )
+  if result.evaluated.chosen(config.run) is None:
+    save_result(run, result.trained)
+  files.mark_complete(directory, _summary(run, result))
 
 
 class ScoredRollout(NamedTuple):
@@ -112,6 +108,7 @@ class RunState:
     updates: number of updates done.
     scored: rollout of the current iteration, if it has updates left.
     last_metrics: metrics of the last update.
+    evaluated: held-out evaluations up to here.
     seconds: duration of the run up to here.
   """
 
@@ -119,7 +116,28 @@ class RunState:
   updates: int = 0
   scored: ScoredRollout | None = None
   last_metrics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  evaluated: ppo_held_out.Evaluated = ppo_held_out.Evaluated()
   seconds: float = 0.0
+
+
+def _summary(run: PpoRun, result: RunState) -> dict[str, Any]:
+  """Returns the summary of a finished run."""
+  section = run.config.ppo
+  iterations = result.updates // section.updates_per_iteration
+  final_metrics = ("reward", "kl", "ended", "response_length")
+  summary = {
+    "updates": result.updates,
+    "episodes": iterations * section.rollout_batch,
+    "seconds": result.seconds,
+    **{key: result.last_metrics[key] for key in final_metrics},
+    **result.evaluated.metrics,
+  }
+  best = result.evaluated.chosen(run.config.run)
+  if best is not None:
+    summary |= {"selected_step": best["step"], "selected_by": best["metric"]}
+  if iterations < section.num_iterations:
+    summary["stopped_by"] = "ppo.stop_kl"
+  return summary
 
 
 class _LoopTools(NamedTuple):
@@ -127,12 +145,16 @@ class _LoopTools(NamedTuple):
 
   saver: checkpoints.Checkpointer
   writer: MetricWriter
+  observer: ppo_held_out.Observer
+  collapse: ppo_collapse.CollapseWatch
   progress: Progress
   sigterm: preemption.PreemptionWatch
   guard: supervised.NonFiniteGuard
 
 
-def _run_iterations(run: PpoRun, first_state: PpoState) -> RunState:
+def _run_iterations(
+  run: PpoRun, first_state: PpoState, loops: ppo_held_out.Loops
+) -> RunState:
   """Runs the iterations that an earlier call has not done.
 
   After SIGTERM, finishes the current update, saves a checkpoint and raises
@@ -148,9 +170,17 @@ def _run_iterations(run: PpoRun, first_state: PpoState) -> RunState:
     with (
       MetricWriter(
         run.directory,
-        tensorboard=settings.tensorboard,
+        settings,
+        name=run.name,
         resume_step=run_state.updates,
       ) as writer,
+      ppo_held_out.Observer(
+        run,
+        loops,
+        writer,
+        lambda trained: save_result(run, trained),
+        resume_step=run_state.updates,
+      ) as observer,
       Progress(
         section.num_iterations,
         run.name,
@@ -161,8 +191,20 @@ def _run_iterations(run: PpoRun, first_state: PpoState) -> RunState:
       preemption.PreemptionWatch() as sigterm,
     ):
       guard = supervised.NonFiniteGuard(run.directory)
-      tools = _LoopTools(saver, writer, progress, sigterm, guard)
+      collapse = ppo_collapse.CollapseWatch(run.name, section, run.directory)
+      tools = _LoopTools(
+        saver, writer, observer, collapse, progress, sigterm, guard
+      )
+      if run_state.updates == 0:
+        run_state = observe(run, run_state, 0, tools)
       for iteration in range(first, section.num_iterations):
+        if _exceeds_stop_kl(run, run_state):
+          log_line(
+            f"{run.name}: the KL divergence of iteration {iteration} is"
+            f" {run_state.last_metrics['kl']:.3g} nats per episode, above"
+            f" --ppo.stop_kl={section.stop_kl}; the run ends here"
+          )
+          break
         # Only the first rollout of this process is checked.
         check = iteration == first and run_state.scored is None
         run_state = _iterate(run, run_state, iteration, tools, check=check)
@@ -205,8 +247,14 @@ def restore(
   if run.data.ptx is not None:
     run.data.ptx.set_state(extra["ptx"])
   ppo_checks.require_unchanged(extra["marks"], run.checksums, run.directory)
+  evaluated = ppo_held_out.Evaluated(**extra.get("held_out", {}))
   return RunState(
-    PpoState(**arrays), updates, scored, extra["last"], extra["seconds"]
+    trained=PpoState(**arrays),
+    updates=updates,
+    scored=scored,
+    last_metrics=extra["last"],
+    evaluated=evaluated,
+    seconds=extra["seconds"],
   )
 
 
@@ -244,6 +292,7 @@ def _iterate(
   rollout_metrics, update_metrics = jax.device_get(
     (scored.metrics, updated.metrics)
   )
+  ppo_collapse.add_distinct_share(rollout_metrics, scored.experience.rollout)
   if run_state.updates == 0 and gaps is not None:
     ppo_checks.check_first_update(update_metrics[0], gaps, run.config)
   last_metrics = log(  # step 5
@@ -254,21 +303,22 @@ def _iterate(
     tools.writer,
     time.monotonic() - started,
   )
-  updates_before, seconds_before = run_state.updates, run_state.seconds
-  run_state = RunState(
+  seconds_before = run_state.seconds
+  run_state = dataclasses.replace(
+    run_state,
     trained=updated.trained,
-    updates=updates_before + len(update_metrics),
+    updates=run_state.updates + len(update_metrics),
     scored=scored._replace(metrics=rollout_metrics),
     last_metrics=last_metrics,
   )
   if run_state.updates % run.config.ppo.updates_per_iteration == 0:
-    run_state = _finish_iteration(run, run_state, iteration, tools.progress)
+    run_state = _finish_iteration(run, run_state, iteration, tools)
     # A finished iteration resumes after its prompts, an unfinished one draws
     # them again.
     prompts = prompts._replace(iterator_state=run.data.prompts.get_state())
   seconds = seconds_before + time.monotonic() - started
   run_state = dataclasses.replace(run_state, seconds=seconds)
-  if updated.stopped or _is_save_due(run, iteration, run_state.updates):
+  if updated.stopped or _is_save_due(run, run_state, iteration):
     save(  # step 6
       run, run_state, rollout_metrics, prompts.iterator_state, tools.saver
     )
@@ -482,29 +532,68 @@ def _without_counts(rollout_metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _finish_iteration(
-  run: PpoRun, run_state: RunState, iteration: int, progress: Progress
+  run: PpoRun, run_state: RunState, iteration: int, tools: _LoopTools
 ) -> RunState:
-  """Sets the next β, shows progress and saves a snapshot if it is due."""
+  """Sets the next β, shows progress, saves a snapshot if due, and observes."""
   assert run_state.scored is not None
   trained = dataclasses.replace(
     run_state.trained, kl_coef=run_state.scored.next_kl_coef
   )
   metrics = run_state.scored.metrics
-  progress.update(1, reward=metrics["reward"], kl=metrics["kl"])
+  tools.progress.update(1, reward=metrics["reward"], kl=metrics["kl"])
   every = run.config.ppo.snapshot_every
   if every and not (iteration + 1) % every:
     _save_snapshot(run, trained, iteration + 1)
-  return dataclasses.replace(run_state, trained=trained, scored=None)
+  tools.collapse.observe(iteration + 1, run_state.last_metrics)
+  run_state = dataclasses.replace(run_state, trained=trained, scored=None)
+  return observe(run, run_state, iteration + 1, tools)
 
 
-def _is_save_due(run: PpoRun, iteration: int, updates: int) -> bool:
+def observe(
+  run: PpoRun, run_state: RunState, iterations: int, tools: _LoopTools
+) -> RunState:
+  """Evaluates on held-out prompts and writes samples, where due: step 5.
+
+  Args:
+    run: the run.
+    run_state: its state after some iterations.
+    iterations: number of iterations done.
+    tools: what observes.
+  """
+  evaluated = tools.observer.observe(
+    run_state.trained,
+    run_state.evaluated,
+    iterations,
+    last=_is_last(run, run_state),
+  )
+  return dataclasses.replace(run_state, evaluated=evaluated)
+
+
+def _exceeds_stop_kl(run: PpoRun, run_state: RunState) -> bool:
+  """Returns whether the last whole iteration had too large a KL divergence."""
+  limit, kl = run.config.ppo.stop_kl, run_state.last_metrics.get("kl")
+  if limit is None or kl is None or run_state.scored is not None:
+    return False
+  return float(kl) > limit
+
+
+def _is_last(run: PpoRun, run_state: RunState) -> bool:
+  """Returns whether the run ends with this state."""
+  done = run_state.updates == run.config.ppo.num_updates
+  return done or _exceeds_stop_kl(run, run_state)
+
+
+def _is_save_due(run: PpoRun, run_state: RunState, iteration: int) -> bool:
   """Returns whether a checkpoint is due after an iteration's updates.
 
   It is due if a multiple of `run.save_every` is among the iteration's updates,
   also those before a resumption. So a resumed run saves where another one does.
+  It is due as well where the run ends, and where `run.keep_best` is evaluated.
   """
-  section = run.config.ppo
-  if updates == section.num_updates:
+  section, updates = run.config.ppo, run_state.updates
+  if _is_last(run, run_state):
+    return True
+  if run.config.run.keep_best in run_state.evaluated.metrics_at(updates):
     return True
   every = run.config.run.save_every
   updates_before = iteration * section.updates_per_iteration
@@ -538,7 +627,7 @@ def save(
       of an unfinished iteration.
     saver: the run's checkpoints.
   """
-  arrays = vars(run_state.trained)
+  arrays, evaluated = vars(run_state.trained), run_state.evaluated
   if run_state.scored is not None:
     experience, next_kl_coef, _ = run_state.scored
     arrays = arrays | {"experience": (experience, next_kl_coef)}
@@ -553,9 +642,11 @@ def save(
       "marks": run.checksums,
       "last": files.to_json_values(run_state.last_metrics),
       "seconds": run_state.seconds,
+      **({"held_out": vars(evaluated)} if run.config.ppo.eval_every else {}),
     },
     supervised.checkpoint_score(
-      run.config.run, _without_counts(rollout_metrics)
+      run.config.run,
+      {**rollout_metrics, **evaluated.metrics_at(run_state.updates)},
     ),
   )
 
@@ -596,6 +687,11 @@ def _save_snapshot(run: PpoRun, trained: PpoState, iterations: int) -> None:
   tokenizer_store.put_tokenizer(directory, run.start.stage.tokenizer)
   save_policy(run, directory, trained.policy.params, trained)
   files.mark_complete(directory, {"iteration": iterations})
+
+
+def save_result(run: PpoRun, trained: PpoState) -> None:
+  """Writes the policy of a state as the result of the run."""
+  save_policy(run, run.directory, ppo_held_out.policy_params(trained), trained)
 
 
 def save_policy(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import grain
@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from instructgpt_jax import configs, sharding
 from instructgpt_jax.configs import checks
 from instructgpt_jax.data import batching, encoding, packing
+from instructgpt_jax.data.records import Prompt
 from instructgpt_jax.data.tokenizers import Tokenizer
 from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.distributed import transfer
@@ -34,6 +35,7 @@ from instructgpt_jax.training import (
   supervised,
 )
 from instructgpt_jax.training import networks as networks_lib
+from instructgpt_jax.training.held_out import Scorer, load_scorer
 from instructgpt_jax.training.lora_base import LoraBase
 from instructgpt_jax.training.stage_model import Stage
 from instructgpt_jax.types import Array, PyTree
@@ -52,6 +54,7 @@ class PpoData(NamedTuple):
   """Batches of this process, and the fingerprint of their sources."""
 
   prompts: grain.DatasetIterator
+  valid_prompts: list[Prompt]  # for held-out evaluations and samples
   ptx: grain.DatasetIterator | None  # pretraining documents; None if γ is 0
   fingerprint: fingerprint.Fingerprint
 
@@ -68,6 +71,7 @@ class PpoRun:
     networks: policy, reward model, value network, and their optimizers.
     programs: the jitted programs of an iteration.
     start: the stage that the policy starts from.
+    judge: second reward model, which judges held-out answers, if any.
     frozen: parameters of the "reference" and of the "reward" model.
     base: frozen base parameters below the LoRA adapters of policy and value
       network; empty without adapters.
@@ -83,6 +87,7 @@ class PpoRun:
   networks: Networks
   programs: ppo_programs.Programs
   start: Start
+  judge: Scorer | None
   frozen: dict[str, PyTree]
   base: BaseParams
   checksums: dict[str, int]
@@ -119,7 +124,7 @@ def set_up(
   Raises:
     UserError: settings, models or data do not fit together.
   """
-  start_stage, reward_stage = _open_stages(config)
+  start_stage, reward_stage, judge_stage = _open_stages(config)
   tokenizer = start_stage.tokenizer
   mesh = mesh_lib.make_mesh(config.mesh)
   networks = _make_networks(config, start_stage, reward_stage)
@@ -144,6 +149,7 @@ def set_up(
       pad_id=tokenizer.pad_id,
     ),
     start=Start(start_stage, params.policy.adapts),
+    judge=load_scorer(judge_stage, mesh),
     frozen=frozen,
     base=BaseParams(params.policy.frozen, params.value.frozen),
     checksums=checksums,
@@ -156,10 +162,20 @@ def set_up(
   return run, state
 
 
-def _open_stages(config: configs.PpoExperiment) -> tuple[Stage, Stage]:
-  """Opens the policy's start and the reward model, after checking settings."""
+class _Stages(NamedTuple):
+  """The finished stages that a run reads."""
+
+  start: Stage
+  reward: Stage
+  judge: Stage | None
+
+
+def _open_stages(config: configs.PpoExperiment) -> _Stages:
+  """Opens the stages that a run reads, after checking settings."""
   checks.check_ppo(config.ppo, config.data, config.model.max_seq_len)
-  supervised.require_measured(config.run, ["reward"])
+  supervised.require_measured(
+    config.run, ["reward", *config.ppo.held_out_metrics]
+  )
   if not config.init_from:
     raise UserError(
       "a policy to start from is needed",
@@ -177,16 +193,25 @@ def _open_stages(config: configs.PpoExperiment) -> tuple[Stage, Stage]:
   start = stage_model.open_stage(
     config.init_from, kind=stage_model.LANGUAGE, field="init_from", run=config
   )
-  reward = stage_model.open_stage(
-    config.ppo.reward_model,
+  reward = _open_scorer(config, start, "reward_model")
+  judge = _open_scorer(config, start, "judge") if config.ppo.judge else None
+  return _Stages(start, reward, judge)
+
+
+def _open_scorer(
+  config: configs.PpoExperiment, start: Stage, name: str
+) -> Stage:
+  """Opens the reward model that a field of the PPO settings names."""
+  scorer = stage_model.open_stage(
+    getattr(config.ppo, name),
     kind=stage_model.SCALAR,
-    field="ppo.reward_model",
+    field=f"ppo.{name}",
     run=config,
   )
   inheritance.require_compatible(
-    reward, start.tokenizer, config.data, "ppo.reward_model"
+    scorer, start.tokenizer, config.data, f"ppo.{name}"
   )
-  return start, reward
+  return scorer
 
 
 def _make_networks(
@@ -300,8 +325,13 @@ def _open_data(
   mesh: Mesh,
 ) -> PpoData:
   """Makes batches of prompts and of pretraining documents."""
-  prompts, prompts_source, prompt_use = prompt_batches(config, tokenizer, mesh)
+  records = inputs.prompts(config.data, tokenizer)
+  prompts, prompts_source, prompt_use = prompt_batches(
+    config, records.train, tokenizer, mesh
+  )
   sources = {"data.prompts": prompts_source}
+  if config.ppo.judge:
+    sources["ppo.judge"] = fingerprint.fingerprint_model(config.ppo.judge)
   uses, ptx = [prompt_use], None
   if config.ppo.ptx_coef:
     ptx, sources["data.pretraining"], document_use = _document_batches(
@@ -314,15 +344,20 @@ def _open_data(
     "episodes": config.ppo.rollout_batch,
     "iterations": config.ppo.num_iterations,
   }
-  return PpoData(prompts, ptx, fingerprint.Fingerprint(counts, sources))
+  return PpoData(
+    prompts, records.valid, ptx, fingerprint.Fingerprint(counts, sources)
+  )
 
 
 def prompt_batches(
-  config: configs.PpoExperiment, tokenizer: Tokenizer, mesh: Mesh
+  config: configs.PpoExperiment,
+  records: Sequence[Prompt],
+  tokenizer: Tokenizer,
+  mesh: Mesh,
 ) -> tuple[grain.DatasetIterator, fingerprint.Source, mixed_sources.Use]:
   """Makes batches of prompts, their fingerprint, and how they are used."""
   source = mixed_sources.open_source(config.data, "data.prompts")
-  groups = source.group(inputs.prompts(config.data, tokenizer).train)
+  groups = source.group(records)
   records = [record for group in groups for record in group]
   mix = source.mix([len(group) for group in groups])
   prompts = encoding.encode_prompts(

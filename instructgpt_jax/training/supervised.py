@@ -6,6 +6,7 @@ Each step of `fit`:
   2. Update: `steps.language.train_step` or `steps.reward.train_step`.
   3. Log, every `run.log_every` steps.
   4. Evaluate, every `evaluation.every` steps, and keep the best parameters.
+     Answer validation prompts, every `samples.every` steps.
   5. Save a checkpoint, every `run.save_every` steps and after an evaluation.
 
 A run that is killed and started again restores its newest checkpoint, removes
@@ -40,11 +41,17 @@ from instructgpt_jax.steps import optimizer as optimizer_lib
 from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.training import fingerprint as fingerprint_lib
 from instructgpt_jax.training import networks, stage_model
+from instructgpt_jax.training.samples import SampleLoop, SampleWriter
 from instructgpt_jax.types import PyTree
 
 BAD_BATCH = "bad_batch.json"
 # Sign that makes higher better, of each metric that can choose a checkpoint.
-_METRIC_SIGNS = {"valid_loss": -1.0, "valid_rm_score": 1.0, "reward": 1.0}
+_METRIC_SIGNS = {
+  "valid_loss": -1.0,
+  "valid_rm_score": 1.0,
+  "valid_judge_score": 1.0,
+  "reward": 1.0,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,6 +194,7 @@ class SupervisedRun:
     learning_rate: number of updates done → rate of the next one.
     fingerprint: fingerprint of the data and the batches.
     evaluation: evaluations during the training, if any.
+    samples: answers during the training, if any.
     step_metrics: step → further metrics of that step.
   """
 
@@ -199,6 +207,7 @@ class SupervisedRun:
   learning_rate: Callable[[int], Any]
   fingerprint: fingerprint_lib.Fingerprint
   evaluation: EvaluationLoop | None = None
+  samples: SampleLoop | None = None
   step_metrics: Callable[[int], Mapping[str, float]] = lambda step: {}
 
 
@@ -226,6 +235,7 @@ class _LoopTools(NamedTuple):
 
   saver: checkpoints.Checkpointer
   writer: MetricWriter
+  samples: SampleWriter
   progress: Progress
   sigterm: preemption.PreemptionWatch
   guard: NonFiniteGuard
@@ -255,9 +265,13 @@ def fit(run: SupervisedRun, state: Any, step_fn: StepFunction) -> TrainResult:
     with (
       MetricWriter(
         run.directory,
-        tensorboard=run.settings.tensorboard,
+        run.settings,
+        name=run.name,
         resume_step=run_state.step,
       ) as writer,
+      SampleWriter(
+        run.directory, run.samples, writer, resume_step=run_state.step
+      ) as samples,
       Progress(
         run.total_steps, run.name, initial=run_state.step, compiles=True
       ) as progress,
@@ -266,6 +280,7 @@ def fit(run: SupervisedRun, state: Any, step_fn: StepFunction) -> TrainResult:
       tools = _LoopTools(
         saver,
         writer,
+        samples,
         progress,
         sigterm,
         NonFiniteGuard(run.directory),
@@ -273,6 +288,8 @@ def fit(run: SupervisedRun, state: Any, step_fn: StepFunction) -> TrainResult:
         time.monotonic(),
       )
       del state  # donated to the first step
+      if run_state.step == 0:
+        samples.write_if_due(0, run_state.trained.params)
       while run_state.step < run.total_steps:
         run_state = _step(run, run_state, step_fn, tools)
       seconds = run_state.seconds + time.monotonic() - tools.started
@@ -324,6 +341,7 @@ def _step(
   tools.guard.watch(step, data_position, batch, metrics)
   tools.throughput.add(metrics)
   _log(run, step, metrics, tools)
+  _write_samples(run, run_state, tools)
   score = None
   if _is_evaluation_due(run, step):
     run_state = _evaluate(run, run_state, tools)
@@ -362,6 +380,18 @@ def _log(
     | tools.throughput.rates(),
   )
   tools.progress.update(step - tools.progress.done, loss=row["loss"])
+
+
+def _write_samples(
+  run: SupervisedRun, run_state: _RunState, tools: _LoopTools
+) -> None:
+  """Answers validation prompts, if it is due."""
+  step, last = run_state.step, run_state.step == run.total_steps
+  if run.samples is None or not run.samples.is_due(step, last=last):
+    return
+  tools.guard.check()
+  tools.samples.write_if_due(step, run_state.trained.params, last=last)
+  tools.throughput.restart()  # without the time of the answers
 
 
 def _is_evaluation_due(run: SupervisedRun, step: int) -> bool:

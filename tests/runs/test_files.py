@@ -333,9 +333,7 @@ def test_umask_is_never_set(tmp_path, monkeypatch):
   assert stat.S_IMODE((tmp_path / "a.txt").stat().st_mode) == 0o640
 
 
-def test_publish_directory_flushes_before_renaming(
-  tmp_path, monkeypatch
-):
+def test_publish_directory_flushes_before_renaming(tmp_path, monkeypatch):
   new, final = tmp_path / "new", tmp_path / "final"
   (new / "inner").mkdir(parents=True)
   for name in ("a", "b", "inner/c"):

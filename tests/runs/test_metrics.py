@@ -6,17 +6,20 @@ import pathlib
 import jax.numpy as jnp
 import pytest
 
+from instructgpt_jax import configs
 from instructgpt_jax.runs import metrics
+
+SILENT = configs.Run(tensorboard=False)
 
 
 def _write(workdir, steps, **options):
-  with metrics.MetricWriter(workdir, tensorboard=False, **options) as writer:
+  with metrics.MetricWriter(workdir, SILENT, **options) as writer:
     for step in steps:
       writer.write(step, {"loss": step / 4})
 
 
 def test_lines(tmp_path):
-  with metrics.MetricWriter(tmp_path, tensorboard=False) as writer:
+  with metrics.MetricWriter(tmp_path, SILENT) as writer:
     writer.write(1, {"loss": jnp.float32(0.5), "tokens": 3})
     # They are readable during the run.
     assert metrics.read_metrics(tmp_path) == [
@@ -25,7 +28,7 @@ def test_lines(tmp_path):
 
 
 def test_nonfinite_values_are_strings(tmp_path):
-  with metrics.MetricWriter(tmp_path, tensorboard=False) as writer:
+  with metrics.MetricWriter(tmp_path, SILENT) as writer:
     writer.write(1, {"a": float("nan"), "b": jnp.inf, "c": -jnp.inf})
   line = (tmp_path / "metrics.jsonl").read_text()
   row = json.loads(line, parse_constant=pytest.fail)
@@ -63,7 +66,7 @@ def test_resuming_at_the_last_step_rewrites_nothing(tmp_path):
 
 
 def test_tensorboard_files_contain_the_values(tmp_path):
-  with metrics.MetricWriter(tmp_path) as writer:
+  with metrics.MetricWriter(tmp_path, configs.Run()) as writer:
     writer.write(1, {"train/some_loss": 0.5, "bad": float("nan")})
   (path,) = pathlib.Path(tmp_path, "tensorboard").iterdir()
   data = path.read_bytes()

@@ -9,7 +9,7 @@ import pytest
 from instructgpt_jax import configs
 from instructgpt_jax.checkpoint import checkpoints
 from instructgpt_jax.distributed import mesh as mesh_lib
-from instructgpt_jax.training import ppo, ppo_setup, stage_model
+from instructgpt_jax.training import inputs, ppo, ppo_setup, stage_model
 from instructgpt_jax.types import PromptBatch
 from tests.training import exact, results
 
@@ -158,7 +158,10 @@ def test_rollouts_start_from_the_prompts_of_the_file(stages):
     ppo=configs.Ppo(rollout_batch=20),
   )
   mesh = mesh_lib.make_mesh(settings.mesh)
-  batches, *_ = ppo_setup.prompt_batches(settings, stage.tokenizer, mesh)
+  prompts = inputs.prompts(settings.data, stage.tokenizer).train
+  batches, *_ = ppo_setup.prompt_batches(
+    settings, prompts, stage.tokenizer, mesh
+  )
   batch = next(batches)
   sft = exact.Finished(stages["sft"])
   records = map(

@@ -23,7 +23,7 @@ from instructgpt_jax.evaluation.evaluator import (
 )
 from instructgpt_jax.models import heads
 from instructgpt_jax.pipeline import rankings
-from instructgpt_jax.report import curves
+from instructgpt_jax.report import curves, training_samples
 from instructgpt_jax.runs import files
 from instructgpt_jax.runs.progress import Progress
 from instructgpt_jax.training import language, stage_model
@@ -182,6 +182,9 @@ def evaluate(
     "models": models,
     "reward_model": _reward_accuracies(config, directory, evaluator),
     "samples": _samples(evaluator, answers, prefix),
+    "training_samples": training_samples.read_stages(
+      directory, sets=training_samples.SETS
+    ),
     "curves": curves.read_curves(directory, CURVES),
     "notes": _notes(evaluator, prefix),
     "config": flags.config_to_dict(config),

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import jinja2
 
-from instructgpt_jax.report import conclusions, figures
+from instructgpt_jax.report import conclusions, figures, training_samples
 from instructgpt_jax.report import results as results_lib
 from instructgpt_jax.report.results import Leaf, Metric, Results
 from instructgpt_jax.runs import files
@@ -76,6 +76,9 @@ def render(results: Results) -> str:
     small_tables=small_tables,
     small_title=_joined([table.caption for table in small_tables]),
     samples=_samples(results),
+    training_samples=training_samples.to_page(
+      results_lib.mapping(results.get("training_samples"))
+    ),
     config=json.dumps(config, indent=2, ensure_ascii=False) if config else "",
   )
 

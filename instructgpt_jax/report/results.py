@@ -38,6 +38,8 @@ may be missing; the page and the table omit it.
               "model_prompts": {model: str} (optional), the text that the
                 model continued, with the template and special tokens
               "scores": {model: number} (optional)}]
+  training_samples  {stage: lines of its samples.jsonl}, see
+            `training_samples.read_stages`
   curves    {stage: {metric: [[step, value], …]}}, see `curves.read_curves`
   notes     [str]
   config    the whole config as a dict

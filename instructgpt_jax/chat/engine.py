@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from instructgpt_jax import configs
+from instructgpt_jax.chat import row_sampler
 from instructgpt_jax.checkpoint import checkpoints
 from instructgpt_jax.data import encoding, packing
 from instructgpt_jax.data.records import Turn
@@ -20,9 +21,8 @@ from instructgpt_jax.errors import UserError
 from instructgpt_jax.models.heads import (
   LanguageModel,
   decoding_params,
-  positions_of,
 )
-from instructgpt_jax.models.sampling import SamplingParams, generate, sample
+from instructgpt_jax.models.sampling import SamplingParams, generate
 from instructgpt_jax.runs.progress import Progress
 from instructgpt_jax.training import sampling as sampling_lib
 from instructgpt_jax.training import stage_model
@@ -53,7 +53,10 @@ class ChatSession:
   Attributes:
     max_tokens: longest answer, in tokens.
     max_prompt: longest prompt, in tokens; both together fit max_seq_len.
+    max_seq_len: longest prompt and answer together that the model reads.
     data: tags, separator and limits of prompts.
+    tokenizer: tokenizer that the model was trained with.
+    sampler: samples answers token by token, with settings for each.
   """
 
   def __init__(
@@ -90,14 +93,17 @@ class ChatSession:
       )
     self.max_prompt = min(data.max_prompt_tokens, max_seq_len - self.max_tokens)
     self.data = data
-    self._model, self._tokenizer = model, tokenizer
+    self.max_seq_len = max_seq_len
+    self.tokenizer = tokenizer
+    self._model = model
     # Only this copy of the weights is used, so `params` can be freed.
     self._params = jax.jit(functools.partial(decoding_params, model))(params)
+    self.sampler = row_sampler.RowSampler(model, self._params, tokenizer.pad_id)
     self._options = options
 
   def encode(self, turns: Sequence[Turn]) -> np.ndarray:
     """Returns the token ids of a conversation, with a final assistant tag."""
-    (ids,) = encoding.encode_prompts([tuple(turns)], self._tokenizer, self.data)
+    (ids,) = encoding.encode_prompts([tuple(turns)], self.tokenizer, self.data)
     return ids
 
   def newest_turns(self, turns: Sequence[Turn]) -> tuple[Turn, ...]:
@@ -162,7 +168,7 @@ class ChatSession:
       turns: a conversation that ends with a user turn.
       index: folded into the random key; a batch numbers its prompts by it.
     """
-    decoder = StreamDecoder(self._tokenizer, self._tokenizer.reply_lead)
+    decoder = StreamDecoder(self.tokenizer, self.tokenizer.reply_lead)
     for token in self.sample_tokens(self.encode(turns), index):
       text = decoder.push(token)
       if text:
@@ -178,18 +184,16 @@ class ChatSession:
       ids: token ids of the prompt.
       index: folded into the random key.
     """
-    prefill, decode_step = self._programs
     width = packing.smallest_bucket(len(ids), self._buckets)
-    row, mask = packing.left_pad([ids], width, self._tokenizer.pad_id)
-    logits, cache = prefill(self._params, row, mask)
-    key = jax.random.fold_in(jax.random.key(self._options.seed), index)
-    for count in range(self.max_tokens):
-      token, logp, logits, cache = decode_step(
-        self._params, logits, cache, key, np.int32(count), np.int32(len(ids))
-      )
-      sampling_lib.require_finite(logp)
-      token = int(token[0])
-      if token in self._tokenizer.stop_ids:
+    options = self._options
+    row = row_sampler.Row(
+      ids, options.seed, index, options.temperature, options.top_p
+    )
+    for step in self.sampler.sample(
+      [row], width=width, slots=width + self.max_tokens, top_k=options.top_k
+    ):
+      token = int(step.tokens[0])
+      if token in self.tokenizer.stop_ids:
         return
       yield token
 
@@ -232,7 +236,7 @@ class ChatSession:
   ) -> tuple[list[str], np.ndarray]:
     """Returns the texts of one batch, and which have ended, [B]."""
     tokens, mask = packing.left_pad(
-      [prompts[index] for index in indices], width, self._tokenizer.pad_id
+      [prompts[index] for index in indices], width, self.tokenizer.pad_id
     )
     batch = PromptBatch(
       tokens=tokens, mask=mask, ids=np.array(indices, np.int32)
@@ -240,7 +244,7 @@ class ChatSession:
     key = jax.random.key(self._options.seed)
     rollout = jax.device_get(self._generate(self._params, batch, key))
     sampling_lib.require_finite(rollout.logp, rollout.response_mask)
-    return sampling_lib.texts(rollout, self._tokenizer), rollout.ended
+    return sampling_lib.texts(rollout, self.tokenizer), rollout.ended
 
   @functools.cached_property
   def _buckets(self) -> tuple[int, ...]:
@@ -269,50 +273,12 @@ class ChatSession:
           temperature=options.temperature,
           top_k=options.top_k,
           top_p=options.top_p,
-          eos_id=self._tokenizer.stop_ids,
-          pad_id=self._tokenizer.pad_id,
+          eos_id=self.tokenizer.stop_ids,
+          pad_id=self.tokenizer.pad_id,
         ),
       )
 
     return jax.jit(run, compiler_options=self._compiler_options)
-
-  @functools.cached_property
-  def _programs(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Programs that prefill the cache, and sample and decode one token.
-
-    They use the same random keys as `generate`.
-    """
-    model, options = self._model, self._options
-
-    def prefill(params, tokens, mask):
-      return model.apply(
-        {"params": params},
-        tokens,
-        mask.astype(np.int32),
-        positions_of(mask),
-        tokens.shape[1] + self.max_tokens,
-        method="prefill",
-      )
-
-    def decode_step(params, logits, cache, key, count, prompt_length):
-      token, logp = sample(
-        logits,
-        jax.random.uniform(jax.random.fold_in(key, count))[None],
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-      )
-      logits, cache = model.apply(
-        {"params": params},
-        token,
-        (prompt_length + count)[None],
-        cache,
-        method="decode",
-      )
-      return token, logp, logits, cache
-
-    jit = functools.partial(jax.jit, compiler_options=self._compiler_options)
-    return jit(prefill), jit(decode_step, donate_argnums=(1, 2))
 
 
 def load_session(checkpoint: str, options: SamplingOptions) -> ChatSession:

@@ -21,13 +21,16 @@ from instructgpt_jax.models.heads import (
 from instructgpt_jax.types import Array, PromptBatch, Rollout
 
 
-def truncate_logits(logits: Array, *, top_k: int, top_p: float) -> Array:
+def truncate_logits(
+  logits: Array, *, top_k: int, top_p: float | Array
+) -> Array:
   """Keeps the k most likely tokens, then the nucleus of mass p.
 
   Args:
     logits: [B, V], already divided by the temperature.
     top_k: number of tokens to keep; 0 keeps all.
-    top_p: keeps the smallest set whose probability reaches this; 1 keeps all.
+    top_p: keeps the smallest set whose probability reaches this; the number 1
+      keeps all. A [B, 1] array has one for each row.
 
   Returns:
     [B, V] logits with −inf where a token cannot be sampled. The most likely
@@ -36,7 +39,7 @@ def truncate_logits(logits: Array, *, top_k: int, top_p: float) -> Array:
   if top_k:
     kth = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][:, -1:]
     logits = jnp.where(logits < kth, -jnp.inf, logits)
-  if top_p < 1.0:
+  if not isinstance(top_p, float | int) or top_p < 1.0:
     ordered = jnp.sort(logits, axis=-1, descending=True)
     probs = jax.nn.softmax(ordered, axis=-1)
     before = jnp.cumsum(probs, axis=-1) - probs
@@ -114,6 +117,39 @@ def sample(
     token = _invert_cdf(blocks, top, cumulative, uniform)
   token_logit = jnp.take_along_axis(logits, token[None], axis=0)[0]
   return token.astype(jnp.int32), token_logit - top - jnp.log(cumulative[-1])
+
+
+def sample_rows(
+  logits: Array,
+  uniform: Array,
+  *,
+  temperature: Array,
+  top_p: Array,
+  top_k: int = 0,
+  truncate: bool = True,
+) -> Array:
+  """Samples one token for each sequence, as `sample`, with its own settings.
+
+  Args:
+    logits: see `sample`.
+    uniform: see `sample`.
+    temperature: [B] float32; 0 takes the most likely token.
+    top_p: [B] float32, see `truncate_logits`.
+    top_k: see `truncate_logits`.
+    truncate: whether some `top_p` is below 1; static.
+
+  Returns:
+    [B] int32 tokens.
+  """
+  greedy = temperature == 0
+  scaled = logits / jnp.where(greedy, 1.0, temperature)
+  if top_k:
+    scaled = truncate_logits(scaled.T, top_k=top_k, top_p=1.0).T
+  if truncate:
+    nucleus = truncate_logits(scaled.T, top_k=0, top_p=top_p[:, None]).T
+    scaled = jnp.where(top_p < 1, nucleus, scaled)
+  token, _ = sample(scaled, uniform, temperature=1.0)
+  return jnp.where(greedy, jnp.argmax(logits, axis=0).astype(jnp.int32), token)
 
 
 def uniforms(key: Array, ids: Array, steps: int) -> Array:

@@ -295,6 +295,11 @@ class Tokenizer:
     """Returns the text between a prompt and the text of a reply."""
     return " " if self._template is None else self._template.lead
 
+  @property
+  def reply_tail(self) -> str:
+    """Returns the text between a reply and the token that ends it."""
+    return "" if self._template is None else self._template.tail
+
   def reply_text(self, text: str) -> str:
     """Returns a reply's text without what the template adds around it."""
     if self._template is None:

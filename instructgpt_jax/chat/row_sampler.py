@@ -12,12 +12,14 @@ import numpy as np
 
 from instructgpt_jax.data import packing
 from instructgpt_jax.distributed.compiler_options import decode_compiler_options
+from instructgpt_jax.models.cache import Cache
 from instructgpt_jax.models.heads import LanguageModel, positions_of
 from instructgpt_jax.models.sampling import sample_rows
 from instructgpt_jax.training import sampling as sampling_lib
 from instructgpt_jax.types import Array, PyTree
 
 _POSITIONS = 64  # positions whose [V] logits exist at a time
+_NO_ROWS = -1  # axis of an array that all rows share
 
 
 class Row(NamedTuple):
@@ -68,8 +70,9 @@ class RowSampler:
   """Samples from a model; each shape of a batch is compiled once.
 
   The token of a row at step t is drawn with the random key fold_in(fold_in(
-  key(seed), index), t), as `models.sampling.generate` does. It does not depend
-  on the other rows.
+  key(seed), index), t), as `models.sampling.generate` does. In batches of one
+  shape an answer does not depend on the other rows, not even in the last bits:
+  prompts are prefilled one at a time, and decoded in a fixed number of rows.
   """
 
   def __init__(self, model: LanguageModel, params: PyTree, pad_id: int):
@@ -89,25 +92,32 @@ class RowSampler:
     *,
     width: int,
     slots: int,
+    batch_size: int = 1,
     top_k: int = 0,
     top_logprobs: int = 0,
   ) -> Iterator[Scores]:
-    """Yields the next [B] tokens of all rows, `slots - width` times at most.
+    """Yields the next tokens of all rows, `slots - width` times at most.
 
     The caller decides when an answer ends; later tokens of its row have no
     meaning.
 
     Args:
-      rows: B answers.
+      rows: answers to sample.
       width: tokens to which all prompts are padded.
       slots: tokens of a padded prompt and its longest answer.
+      batch_size: B, rows that are decoded, at least as many as there are.
       top_k: number of most likely tokens to sample from; 0 is all.
       top_logprobs: K, see `Scores`.
+
+    Yields:
+      Scores of [R] tokens.
 
     Raises:
       UserError: the model's logits are not finite.
     """
-    tokens, mask = packing.left_pad([r.ids for r in rows], width, self._pad_id)
+    count = len(rows)
+    logits, cache = self._prefill_rows(rows, width, slots, batch_size)
+    rows = [*rows, *[rows[-1]] * (batch_size - count)]
     settings = _Settings(
       seed=np.array([r.seed & 0xFFFFFFFF for r in rows], np.uint32),
       index=np.array([r.index for r in rows], np.int32),
@@ -115,52 +125,70 @@ class RowSampler:
       top_p=np.array([r.top_p for r in rows], np.float32),
       length=np.array([len(r.ids) for r in rows], np.int32),
     )
-    logits, cache = self._prefill(self._params, tokens, mask, slots=slots)
-    for count in range(slots - width):
+    for step in range(slots - width):
       scores, logits, cache = self._decode_step(
         self._params,
         logits,
         cache,
         settings,
-        np.int32(count),
+        np.int32(step),
         top_k=top_k,
         top_logprobs=top_logprobs,
         truncate=bool((settings.top_p < 1).any()),
       )
-      scores = Scores(*map(np.asarray, scores))
+      scores = Scores(*(np.asarray(x)[:count] for x in scores))
       sampling_lib.require_finite(scores.logp)
       yield scores
 
+  def _prefill_rows(
+    self, rows: Sequence[Row], width: int, slots: int, batch_size: int
+  ) -> tuple[Array, Cache]:
+    """Returns logits [V, B] after the prompts, and their cache.
+
+    Each prompt is prefilled once. The last one fills the rows without an
+    answer.
+    """
+    places: dict[bytes, list[int]] = {}
+    for place in range(batch_size):
+      ids = rows[min(place, len(rows) - 1)].ids
+      places.setdefault(ids.tobytes(), []).append(place)
+    state = None
+    for indices in places.values():
+      ids = rows[indices[0]].ids
+      prompt = packing.left_pad([ids], width, self._pad_id)
+      one = self._prefill(self._params, *prompt, slots=slots)
+      if batch_size == 1:
+        return one
+      if state is None:
+        state = self._empty(one, batch_size=batch_size)
+      mask = np.zeros(batch_size, bool)
+      mask[indices] = True
+      state = self._insert(state, one, mask)
+    assert state is not None
+    return state
+
   def score(
-    self, prompts: Sequence[np.ndarray], *, width: int, top_logprobs: int = 0
-  ) -> list[Scores]:
-    """Scores the tokens of prompts, all but the first of each.
+    self, ids: np.ndarray, *, width: int, top_logprobs: int = 0
+  ) -> Scores:
+    """Scores the tokens of a prompt, all but the first.
 
     Args:
-      prompts: B prompts, [p] token ids each.
-      width: tokens to which all prompts are padded.
+      ids: [p] token ids of the prompt.
+      width: tokens to which it is padded.
       top_logprobs: K, see `Scores`.
 
     Returns:
-      Scores of the last p - 1 tokens of each prompt.
+      Scores of [p - 1] tokens.
 
     Raises:
       UserError: the model's logits are not finite.
     """
-    tokens, mask = packing.left_pad(prompts, width, self._pad_id)
-    scores = Scores(
-      *map(
-        np.asarray,
-        self._score(self._params, tokens, mask, top_logprobs=top_logprobs),
-      )
-    )
-    rows = [
-      Scores(*(x[i, width - len(ids) :] for x in scores))
-      for i, ids in enumerate(prompts)
-    ]
-    for row in rows:
-      sampling_lib.require_finite(row.logp)
-    return rows
+    tokens, mask = packing.left_pad([ids], width, self._pad_id)
+    scores = self._score(self._params, tokens, mask, top_logprobs=top_logprobs)
+    first = width - len(ids)
+    scores = Scores(*(np.asarray(x)[0, first:] for x in scores))
+    sampling_lib.require_finite(scores.logp)
+    return scores
 
   def _jit(self, function: Callable[..., Any], **options: Any) -> Any:
     width = self._model.config.d_model
@@ -181,6 +209,46 @@ class RowSampler:
       )
 
     return self._jit(prefill, static_argnames="slots")
+
+  @functools.cached_property
+  def _empty(self) -> Any:
+    """Makes zeros like a prompt's (logits, cache), for more rows."""
+
+    def empty(one, *, batch_size):
+      def zeros(axis, x):
+        if axis == _NO_ROWS:
+          return x
+        shape = (*x.shape[:axis], batch_size, *x.shape[axis + 1 :])
+        return jnp.zeros(shape, x.dtype)
+
+      return jax.tree.map(zeros, self._row_axes(one), one)
+
+    return self._jit(empty, static_argnames="batch_size")
+
+  @functools.cached_property
+  def _insert(self) -> Any:
+    """Puts a prompt's (logits, cache) into the rows of a mask."""
+
+    def insert(state, one, mask):
+      def select(axis, old, new):
+        if axis == _NO_ROWS:
+          return new
+        shape = [1] * old.ndim
+        shape[axis] = len(mask)
+        return jnp.where(mask.reshape(shape), new, old)
+
+      return jax.tree.map(select, self._row_axes(one), state, one)
+
+    return self._jit(insert, donate_argnums=0)
+
+  def _row_axes(self, state: tuple[Array, Cache]) -> tuple[int, Cache]:
+    """Returns the axis of the rows in each array of (logits, cache)."""
+    _, cache = state
+    axis = 1 if self._model.config.scan_layers else 0
+    keys, values = (
+      tuple(axis for _ in arrays) for arrays in (cache.keys, cache.values)
+    )
+    return 1, Cache(keys=keys, values=values, valid=0, index=_NO_ROWS)
 
   @functools.cached_property
   def _decode_step(self) -> Any:
@@ -246,12 +314,14 @@ class RowSampler:
           targets.reshape(-1, _POSITIONS),
         ),
       )
-      return jax.tree.map(
-        lambda x: x.reshape(-1, *x.shape[2:])[: rows * length].reshape(
-          rows, length, *x.shape[2:]
-        ),
-        scores,
-      )
+
+      def unblock(x):
+        x = x.reshape(
+          -(-rows * length // _POSITIONS) * _POSITIONS, *x.shape[2:]
+        )
+        return x[: rows * length].reshape(rows, length, *x.shape[1:])
+
+      return jax.tree.map(unblock, scores)
 
     return self._jit(score, static_argnames="top_logprobs")
 

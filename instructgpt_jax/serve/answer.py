@@ -58,6 +58,7 @@ class Answer:
     stop: Sequence[str] = (),
     lead: str = "",
     tail: str = "",
+    context: Sequence[int] | None = None,
   ):
     """Starts an answer.
 
@@ -67,8 +68,9 @@ class Answer:
       stop: texts that end the answer, and are no part of it.
       lead: text that is left out at the beginning.
       tail: text that is left out before the token that ends the answer.
+      context: see `StreamDecoder`.
     """
-    self._decoder = StreamDecoder(tokenizer, lead)
+    self._decoder = StreamDecoder(tokenizer, lead, context)
     self._stop_ids = frozenset(tokenizer.stop_ids)
     self._max_tokens, self._stop, self._tail = max_tokens, tuple(stop), tail
     self._text, self._released = "", 0
@@ -83,7 +85,6 @@ class Answer:
     before = len(self._text)
     self._pending.append(TokenScore(token, logp, top, before))
     self.count += 1
-    end: int | None = None
     if token in self._stop_ids:
       self._text += self._decoder.flush()
       self._text = self._text.removesuffix(self._tail)

@@ -26,6 +26,7 @@ from instructgpt_jax.serve.token_text import TokenTexts
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _MAX_BODY = 1 << 25  # bytes
 _CLOSE_SECONDS = 10
+_CONTEXT = 8  # tokens of a prompt that decide how the text after it begins
 
 
 class _Prompt(NamedTuple):
@@ -168,6 +169,7 @@ class _Exchange:
         stop=request.stop,
         lead=tokenizer.reply_lead if chat else "",
         tail=tokenizer.reply_tail if chat else "",
+        context=None if chat else prompt.ids[-_CONTEXT:].tolist(),
       ),
       deliver=deliver,
       top_logprobs=request.logprobs or 0,
@@ -319,10 +321,10 @@ def make_app(service: Service, *, any_host: bool = False) -> Any:
       a loopback address under a name of its own, so only loopback names are
       accepted otherwise.
   """
-  from starlette.applications import Starlette
-  from starlette.exceptions import HTTPException
-  from starlette.responses import Response, StreamingResponse
-  from starlette.routing import Route
+  from starlette.applications import Starlette  # pyright: ignore[reportMissingImports]
+  from starlette.exceptions import HTTPException  # pyright: ignore[reportMissingImports]
+  from starlette.responses import Response, StreamingResponse  # pyright: ignore[reportMissingImports]
+  from starlette.routing import Route  # pyright: ignore[reportMissingImports]
 
   def reply(value: Any, status: int = 200) -> Response:
     return Response(

@@ -61,8 +61,8 @@ class Batcher:
   """Answers jobs in the order in which they came.
 
   A batch consists of the oldest job and of waiting jobs whose prompts and
-  answers are padded to the same lengths. An answer depends on its own settings
-  only.
+  answers are padded to the same lengths. Every batch has `max_batch` rows, so
+  that an answer depends on its own request only.
   """
 
   def __init__(self, session: ChatSession, max_batch: int):
@@ -141,18 +141,11 @@ class Batcher:
 
   def _answer(self, batch: Sequence[Job]) -> None:
     width, slots = batch[0].shape
-    scored = [job for job in batch if job.score_prompt]
-    if scored:
-      rows = self._padded(scored)
-      for job, scores in zip(
-        scored,
-        self._session.sampler.score(
-          [row.ids for row in rows],
-          width=width,
-          top_logprobs=self._top_count(scored),
-        ),
-        strict=False,
-      ):
+    for job in batch:
+      if job.score_prompt and not job.cancelled:
+        scores = self._session.sampler.score(
+          job.row.ids, width=width, top_logprobs=self._top_count([job])
+        )
         job.deliver(scores)
     for job in batch:
       if job.max_tokens == 0:
@@ -164,9 +157,10 @@ class Batcher:
 
   def _decode(self, jobs: Sequence[Job], width: int, slots: int) -> None:
     for step in self._session.sampler.sample(
-      self._padded(jobs),
+      [job.row for job in jobs],
       width=width,
       slots=slots,
+      batch_size=self._max_batch,
       top_logprobs=self._top_count(jobs),
     ):
       for i, job in enumerate(jobs):
@@ -177,14 +171,6 @@ class Batcher:
             job.deliver(delta)
       if self._closed or all(job.finished for job in jobs):
         return
-
-  def _padded(self, jobs: Sequence[Job]) -> list[Row]:
-    """Repeats the last row, so that few numbers of rows are compiled."""
-    size = 1
-    while size < len(jobs):
-      size *= 2
-    rows = [job.row for job in jobs]
-    return rows + rows[-1:] * (min(size, self._max_batch) - len(rows))
 
   def _top_count(self, jobs: Sequence[Job]) -> int:
     """Returns how many log-probabilities a program returns for these jobs."""

@@ -85,7 +85,7 @@ def _serve(flags: argparse.Namespace) -> None:
 
 def _run_server(app: Any, sock: socket.socket, name: str) -> None:
   """Serves until a signal; prints the address once the server is ready."""
-  import uvicorn
+  import uvicorn  # pyright: ignore[reportMissingImports]
 
   host, port = sock.getsockname()[:2]
   host = f"[{host}]" if ":" in host else host

@@ -93,10 +93,11 @@ class Writer:
 
   def _chat_logprobs(self, tokens: Sequence[TokenScore]) -> dict[str, Any]:
     def entry(token: int, logp: float) -> dict[str, Any]:
+      utf8 = self._texts.utf8(token)
       return {
         "token": self._texts.text(token),
         "logprob": finite(logp),
-        "bytes": list(self._texts.utf8(token)),
+        "bytes": None if utf8 is None else list(utf8),
       }
 
     return {

@@ -27,28 +27,31 @@ class TokenTexts:
 
   def __init__(self, tokenizer: Tokenizer):
     self._tokenizer = tokenizer
-    self._texts: dict[int, tuple[str, bytes]] = {}
+    self._texts: dict[int, tuple[str, bytes | None]] = {}
 
   def text(self, token: int) -> str:
-    """Returns a token's text, or the name of a special token.
+    """Returns a token's text within a text, or a special token's name.
 
     A token that is a part of a character is `bytes:\\xe2\\x80`.
     """
     return self._text_and_bytes(token)[0]
 
-  def utf8(self, token: int) -> bytes:
-    """Returns the bytes of a token's text."""
+  def utf8(self, token: int) -> bytes | None:
+    """Returns the bytes of a token's text; None for a special token."""
     return self._text_and_bytes(token)[1]
 
-  def _text_and_bytes(self, token: int) -> tuple[str, bytes]:
+  def _text_and_bytes(self, token: int) -> tuple[str, bytes | None]:
     if token not in self._texts:
       self._texts[token] = self._describe(token)
     return self._texts[token]
 
-  def _describe(self, token: int) -> tuple[str, bytes]:
-    text = self._tokenizer.decode_with_special([token])
-    if not self._tokenizer.special_token(token):
-      text = self._tokenizer.decode_after([token]) or text
+  def _describe(self, token: int) -> tuple[str, bytes | None]:
+    once = self._tokenizer.decode([token])
+    if not once:
+      return self._tokenizer.decode_with_special([token]), None
+    # At the beginning of a text, some tokenizers leave a space out.
+    twice = self._tokenizer.decode([token, token])
+    text = twice[len(once) :] if twice.startswith(once) else once
     if _BROKEN not in text:
       return text, text.encode()
     raw = _raw_bytes(self._tokenizer.token(token))

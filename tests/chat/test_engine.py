@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import io
 
@@ -11,9 +12,11 @@ import pytest
 
 from instructgpt_jax import configs
 from instructgpt_jax.chat import engine
+from instructgpt_jax.chat.row_sampler import Row
 from instructgpt_jax.data import packing
 from instructgpt_jax.data.records import Turn
 from instructgpt_jax.errors import UserError
+from instructgpt_jax.models.heads import LanguageModel, init_params
 from instructgpt_jax.models.sampling import SamplingParams, generate
 from instructgpt_jax.runs.progress import Progress
 from instructgpt_jax.types import PromptBatch
@@ -128,3 +131,46 @@ def test_default_answer_length_leaves_room_for_a_prompt(policy):
   data = configs.Data(max_prompt_tokens=512, max_response_tokens=150)
   session = engine.ChatSession(*policy, data, engine.SamplingOptions())
   assert (session.max_prompt, session.max_tokens) == (16, 16)
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_rows_are_sampled_by_their_own_settings(policy, scan_layers):
+  """Each row has the tokens and scores that it has with other rows."""
+  _, _, tokenizer = policy
+  config = dataclasses.replace(
+    policy[0].config, scan_layers=scan_layers, num_layers=2
+  )
+  model = LanguageModel(config)
+  params = init_params(model, jax.random.key(1))
+  params = jax.tree.map(lambda x: x * 8 if x.ndim > 1 else x, params)
+  session = make_session((model, params, tokenizer))
+  rows = [
+    Row(session.encode(user(text)), seed, 1, temperature, top_p)
+    for text, seed, temperature, top_p in (
+      ("the fox", 0, 1.0, 1.0),
+      ("a bird sang", 1, 0.0, 1.0),
+      ("the fox", 2**40 + 7, 1.5, 0.6),
+    )
+  ]
+
+  def run(rows):
+    steps = session.sampler.sample(
+      rows, width=16, slots=24, batch_size=4, top_logprobs=2
+    )
+    return jax.tree.map(lambda *x: np.stack(x, axis=1), *steps)
+
+  together = run(rows)
+  assert together.tokens.shape == (3, 8)
+  for i in (2, 1):
+    jax.tree.map(
+      np.testing.assert_array_equal,
+      run(rows[i:]),
+      jax.tree.map(lambda x, i=i: x[i:], together),
+    )
+  assert len({row.tobytes() for row in together.tokens}) == 3
+  # Greedy tokens are the most likely ones.
+  np.testing.assert_array_equal(together.tokens[1], together.top_ids[1, :, 0])
+  # Scores of a whole text equal those of its decoding.
+  ids = np.concatenate([rows[0].ids, together.tokens[0]])
+  scores = session.sampler.score(ids, width=32)
+  np.testing.assert_allclose(scores.logp[-8:], together.logp[0], atol=1e-4)

@@ -345,16 +345,23 @@ class StreamDecoder:
   A character of several tokens appears once it is complete.
   """
 
-  def __init__(self, tokenizer: Tokenizer, lead: str = ""):
+  def __init__(
+    self,
+    tokenizer: Tokenizer,
+    lead: str = "",
+    context: Sequence[int] | None = None,
+  ):
     """Starts a text.
 
     Args:
       tokenizer: decodes the tokens.
       lead: text that is left out at the beginning.
+      context: ids that the text continues; None for the tokenizer's
+        `context_ids`.
     """
     self._tokenizer = tokenizer
     self._lead, self._waiting = lead, ""
-    self._ids: list[int] = list(tokenizer.context_ids)
+    self._ids = list(tokenizer.context_ids if context is None else context)
     self._start, self._read = 0, len(self._ids)
 
   def push(self, token: int) -> str:

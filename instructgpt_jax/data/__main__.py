@@ -5,6 +5,10 @@ lengths, what was skipped, what curation would drop at the limits of a preset or
 of flags, and one record as the model sees it. `show` prints more of them:
 
 python -m instructgpt_jax.data show PATH... --tokenizer=PATH [--n=5]
+
+`prepare` tokenises documents once, for corpora larger than memory:
+
+python -m instructgpt_jax.data prepare PATH... --to=DIR --length=1024
 """
 
 from __future__ import annotations
@@ -24,11 +28,12 @@ from instructgpt_jax.data import (
   tokenizers,
 )
 from instructgpt_jax.data.inspection import File, Settings
+from instructgpt_jax.data.prepared import command as prepare_command
 from instructgpt_jax.data.reading import paths
 from instructgpt_jax.errors import UserError
 
 # Programs that the first argument names.
-_COMMANDS = {"show": show.main}
+_COMMANDS = {"show": show.main, "prepare": prepare_command.main}
 
 
 def _parser() -> argparse.ArgumentParser:

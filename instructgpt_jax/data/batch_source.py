@@ -23,6 +23,8 @@ import grain
 import numpy as np
 
 _CACHED_EPOCHS = 4
+# A permutation of more records is computed index by index: it needs no memory.
+_MAX_PERMUTED = 1 << 22
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,13 +166,24 @@ class ShuffledIndices:
       cache[epoch] = np.random.RandomState(key).permutation(self.count)
     return cache[epoch]
 
+  def _slice(self, epoch: int, first: int, last: int) -> np.ndarray:
+    """Returns the record indices at positions [first, last) of one epoch."""
+    if not self.shuffle:
+      return np.arange(first, last)
+    if self.count <= _MAX_PERMUTED:
+      return self.epoch(epoch)[first:last]
+    key = [self.seed & 0xFFFFFFFF, self.seed >> 32, self.stream, epoch]
+    seed = int(np.random.SeedSequence(key).generate_state(1)[0])
+    permuted = grain.MapDataset.range(self.count).shuffle(seed=seed)
+    return np.array([permuted[i] for i in range(first, last)], np.int64)
+
   def take(self, start: int, stop: int) -> np.ndarray:
     """Returns the record indices at positions [start, stop) of all epochs."""
     chunks = []
     while start < stop:
       epoch, first = divmod(start, self.count)
       last = min(self.count, first + stop - start)
-      chunks.append(self.epoch(epoch)[first:last])
+      chunks.append(self._slice(epoch, first, last))
       start += last - first
     return np.concatenate(chunks) if chunks else np.zeros(0, np.int64)
 

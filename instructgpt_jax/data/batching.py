@@ -6,7 +6,7 @@ import dataclasses
 import fractions
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import grain
 import numpy as np
@@ -17,6 +17,7 @@ from instructgpt_jax.data.batch_source import (
   BatchSpec,
   SourceMix,
 )
+from instructgpt_jax.data.row_source import AnyRows, row_source, take_padded
 from instructgpt_jax.types import LanguageBatch, PromptBatch
 
 __all__ = [
@@ -27,18 +28,6 @@ __all__ = [
   "mixed_shares",
   "prompt_batches",
 ]
-
-
-def _take_rows(
-  rows: Mapping[str, np.ndarray], indices: np.ndarray, pad_id: int
-) -> dict[str, np.ndarray]:
-  """Returns the rows at indices; index -1 is a row of padding."""
-  result = {k: np.asarray(v)[indices] for k, v in rows.items()}
-  is_padding = indices < 0
-  if is_padding.any():
-    for name, value in result.items():
-      value[is_padding] = pad_id if name == "tokens" else 0
-  return result
 
 
 class Mixture:
@@ -70,7 +59,7 @@ class Mixture:
 
 
 def language_batches(
-  rows: Mapping[str, np.ndarray],
+  rows: AnyRows,
   spec: BatchSpec,
   *,
   padded_size: int = 0,
@@ -79,7 +68,8 @@ def language_batches(
   """Returns an iterator over batches of packed rows.
 
   Args:
-    rows: tokens, segments, positions, weights, each [R, T].
+    rows: tokens, segments, positions, weights, each [R, T]; or a source of
+      such rows. Each process takes only its own rows.
     spec: the batches. Batch i begins at row i · batch_size of the epochs,
       whatever size it is padded to.
     padded_size: B, number of rows that a batch is padded to with rows of
@@ -95,8 +85,8 @@ def language_batches(
 
 
 def mixed_language_batches(
-  rows: Mapping[str, np.ndarray],
-  pretraining_rows: Mapping[str, np.ndarray] | None,
+  rows: AnyRows,
+  pretraining_rows: AnyRows | None,
   fraction: float,
   spec: BatchSpec,
   *,
@@ -133,14 +123,15 @@ def mixed_language_batches(
       f"{needed} rows cannot be padded to {size} rows for {spec.shard_count}"
       " process shards"
     )
-  indices = batch_source.record_indices(len(rows["tokens"]), spec, mix=spec.mix)
+  source = row_source(rows)
+  documents = row_source(rows if pretraining_rows is None else pretraining_rows)
+  indices = batch_source.record_indices(source.count, spec, mix=spec.mix)
   pretraining_indices = None
   if mixture.most and pretraining_rows is not None:
-    if rows["tokens"].shape[1] != pretraining_rows["tokens"].shape[1]:
+    if source.length != documents.length:
       raise ValueError("rows and pretraining rows differ in length")
-    count = len(pretraining_rows["tokens"])
     pretraining_indices = batch_source.record_indices(
-      count, spec, mix=pretraining_mix, stream=1
+      documents.count, spec, mix=pretraining_mix, stream=1
     )
   epochs = spec.epochs
   total = sys.maxsize if epochs is None else indices.count * epochs
@@ -161,11 +152,11 @@ def mixed_language_batches(
     start, stop = (max(i - batch_size, 0) for i in (shard.start, shard.stop))
     pretraining = take_pretraining(index)[start:stop]
     blocks = [
-      _take_rows(rows, batch[shard], pad_id),
-      _take_rows(pretraining_rows or rows, pretraining, pad_id),
+      take_padded(source, batch[shard], pad_id),
+      take_padded(documents, pretraining, pad_id),
     ]
     padding = local - sum(len(b["tokens"]) for b in blocks)
-    blocks.append(_take_rows(rows, np.full(padding, -1), pad_id))
+    blocks.append(take_padded(source, np.full(padding, -1), pad_id))
     return LanguageBatch(
       **{k: np.concatenate([b[k] for b in blocks]) for k in blocks[0]}
     )
@@ -175,8 +166,8 @@ def mixed_language_batches(
 
 
 def mixed_shares(
-  rows: Mapping[str, np.ndarray],
-  pretraining_rows: Mapping[str, np.ndarray],
+  rows: AnyRows,
+  pretraining_rows: AnyRows,
   fraction: float,
   spec: BatchSpec,
   *,
@@ -204,11 +195,12 @@ def mixed_shares(
     (rows, ends, spec.mix, 0),
     (pretraining_rows, pretraining_ends, pretraining_mix, 1),
   ):
+    source = row_source(source)
     indices = batch_source.record_indices(
-      len(source["tokens"]), spec, mix=mix, stream=stream
+      source.count, spec, mix=mix, stream=stream
     )
-    tokens = source["weights"][:, 1:].sum(axis=1, dtype=np.float64)
-    summed = np.cumsum([0.0, *tokens[indices.take(0, int(last[-1]))]])
+    tokens = source.loss_tokens(indices.take(0, int(last[-1])))
+    summed = np.cumsum([0.0, *tokens])
     amounts.append(np.stack([last, summed[last]], axis=1))
   return amounts[1] / np.maximum(amounts[0] + amounts[1], 1)
 

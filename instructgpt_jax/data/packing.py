@@ -38,8 +38,8 @@ def round_up(n: _Counts, multiple: _Counts) -> _Counts:
   return -(-n // multiple) * multiple
 
 
-def _empty_rows(count: int, length: int, pad_id: int) -> Rows:
-  """Returns rows of padding alone."""
+def empty_rows(count: int, length: int, pad_id: int) -> Rows:
+  """Returns rows of padding alone, each [count, length]."""
   return dict(
     tokens=np.full((count, length), pad_id, np.int32),
     segments=np.zeros((count, length), np.int32),
@@ -118,7 +118,7 @@ def pack_examples(
   lengths = [len(ids) for ids, _ in examples]
   _check_lengths(lengths, length)
   if not examples:
-    return _empty_rows(0, length, pad_id)
+    return empty_rows(0, length, pad_id)
   tokens, weights = map(np.concatenate, zip(*examples, strict=True))
   return _pack(tokens, weights, lengths, length, pad_id)
 
@@ -170,7 +170,7 @@ def _pack(
   starts = np.cumsum(counts) - counts
   positions = np.arange(len(tokens)) - np.repeat(starts, counts)
   flat_indices = np.repeat(row_offsets, counts) + positions
-  rows = _empty_rows(len(assignment), capacity, pad_id)
+  rows = empty_rows(len(assignment), capacity, pad_id)
   for name, values in (
     ("tokens", tokens),
     ("segments", np.repeat(segments, counts)),
@@ -192,7 +192,7 @@ def pad_examples(
   Args and errors are those of `pack_examples`.
   """
   _check_lengths([len(ids) for ids, _ in examples], length)
-  rows = _empty_rows(len(examples), length, pad_id)
+  rows = empty_rows(len(examples), length, pad_id)
   for row, (ids, weights) in enumerate(examples):
     count = len(ids)
     rows["tokens"][row, :count] = ids
@@ -237,7 +237,7 @@ def pack_documents(
     full_rows, rest = divmod(len(document) + 1, length)
     lengths += [length] * full_rows + [rest] * (rest > 0)
   if not chunks:
-    return _empty_rows(0, length, pad_id)
+    return empty_rows(0, length, pad_id)
   tokens = np.concatenate(chunks)
   weights = np.ones(len(tokens), np.float32)
   weights[np.cumsum(lengths) - lengths] = 0.0

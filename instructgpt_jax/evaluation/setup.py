@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from instructgpt_jax import configs
 from instructgpt_jax.data import packing
 from instructgpt_jax.data.tokenizers import Tokenizer
@@ -11,6 +9,7 @@ from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.evaluation import judges, tasks
 from instructgpt_jax.evaluation.evaluator import Evaluator, load_model
 from instructgpt_jax.runs import files
+from instructgpt_jax.training import documents as documents_lib
 from instructgpt_jax.training import inputs
 from instructgpt_jax.training.stage_model import Stage
 from instructgpt_jax.world import write
@@ -81,10 +80,9 @@ def held_out_rows(
   max_rows: int,
 ) -> packing.Rows:
   """Packs held-out documents, or training documents if `split` is train."""
-  rows: dict[str, Any] = inputs.document_rows(
-    inputs.evaluation_documents(data, split), tokenizer, length
-  )
-  return {k: v[:max_rows] for k, v in rows.items()}
+  documents = documents_lib.open_documents(data)
+  split = documents_lib.held_out_split(documents, split)
+  return documents.split_rows(split, tokenizer, length, max_rows)
 
 
 def split_phrases(text: str) -> list[str]:

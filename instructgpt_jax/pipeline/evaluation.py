@@ -26,6 +26,7 @@ from instructgpt_jax.pipeline import rankings
 from instructgpt_jax.report import curves, training_samples
 from instructgpt_jax.runs import files
 from instructgpt_jax.runs.progress import Progress
+from instructgpt_jax.training import documents as documents_lib
 from instructgpt_jax.training import language, stage_model
 from instructgpt_jax.training import reward as reward_loop
 
@@ -90,7 +91,7 @@ def _build_evaluator(
       start.tokenizer,
       min(config.pretrain.sequence or max_seq_len, max_seq_len),
       split=config.evaluation.split,
-      max_rows=language.VALID_ROWS,
+      max_rows=documents_lib.VALID_ROWS,
     ),
   )
 

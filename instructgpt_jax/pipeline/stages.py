@@ -29,6 +29,7 @@ from instructgpt_jax.pipeline import evaluation, rankings
 from instructgpt_jax.report import page
 from instructgpt_jax.runs import claims, files
 from instructgpt_jax.runs.progress import log_line
+from instructgpt_jax.training import documents as documents_lib
 from instructgpt_jax.training import (
   fingerprint,
   inheritance,
@@ -268,6 +269,10 @@ def _make_pipeline(
       )
     if not config.until:
       inputs.require_evaluation(config.data, config.evaluation)
+      documents_lib.held_out_split(
+        documents_lib.open_documents(config.data, tell=False),
+        config.evaluation.split,
+      )
     return Pipeline(config, directory, has_gold=False)
   pipeline = Pipeline(config, directory, has_gold=True)
   world_dir = pipeline.stage_dir(WORLD)
@@ -324,14 +329,15 @@ def _check_sources(pipeline: Pipeline, start: _StartingPoint) -> Pipeline:
     **{name: getattr(start.data, name) for name in inheritance.INHERITED},
   )
   tokenizer = start.tokenizer
+  documents = documents_lib.open_documents(data)
   splits = {
-    "data.pretraining": inputs.documents(data),
     "data.demonstrations": inputs.demonstrations(data, tokenizer),
     "data.prompts": inputs.prompts(data, tokenizer),
   }
   if data.comparisons:
     splits["data.comparisons"] = inputs.rankings(data, tokenizer)
   valid = {field: len(split.valid) for field, split in splits.items()}
+  valid[documents_lib.FIELD] = documents.counts["valid"]
   if config.sft.select_by in ("reward", "loss"):
     language.choose_selection(
       config.sft,
@@ -347,6 +353,9 @@ def _check_sources(pipeline: Pipeline, start: _StartingPoint) -> Pipeline:
     )
     for field, split in splits.items()
   }
+  inputs_of_run[documents_lib.FIELD] = documents.fingerprint(
+    documents.contents(), *documents.counts
+  )
   if config.init_from:
     inputs_of_run["init_from"] = fingerprint.fingerprint_model(config.init_from)
   sources = fingerprint.Fingerprint({}, inputs_of_run)

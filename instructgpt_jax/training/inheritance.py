@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from instructgpt_jax import configs
 from instructgpt_jax.data import tokenizers as tokenizer_lib
+from instructgpt_jax.data.prepared import layout
 from instructgpt_jax.data.tokenizers import Tokenizer, exported_tokens
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.runs.progress import log_line
@@ -232,7 +233,8 @@ def stage_tokenizer(
   """Returns the run's tokenizer; `put_tokenizer` saves it later.
 
   It is the tokenizer in the workdir, else that of `init_from`, else that of
-  `tokenizer.path`, else one trained on `texts()`.
+  `tokenizer.path`, else that of prepared documents, else one trained on
+  `texts()`.
   """
   directory = pathlib.Path(workdir) / TOKENIZER
   if directory.exists():
@@ -246,6 +248,9 @@ def stage_tokenizer(
     tokenizer = stage.tokenizer
     for note in stage.source.notes if stage.source else ():
       log_line(f"{config.init_from}: {note}")
+  if tokenizer is None and layout.is_prepared(config.data.pretraining):
+    prepared = pathlib.Path(config.data.pretraining).expanduser()
+    tokenizer = read_tokenizer(prepared / layout.TOKENIZER, config.data)
   if tokenizer is None:
     log_line("training a tokenizer")
     tokenizer = tokenizer_lib.train_tokenizer(texts(), config.tokenizer)

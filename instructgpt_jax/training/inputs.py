@@ -221,7 +221,7 @@ def _other_split(parts: Splits, split: str, data: configs.Data) -> str:
 
 
 def require_evaluation(data: configs.Data, section: configs.Evaluation) -> None:
-  """Refuses sources that a later evaluation could not draw from.
+  """Refuses prompts that a later evaluation could not draw from.
 
   Args:
     data: the run's data section.
@@ -229,7 +229,6 @@ def require_evaluation(data: configs.Data, section: configs.Evaluation) -> None:
   """
   parts = _curated("prompts", data, None, tell=False)
   _evaluated(parts, section.split, data)
-  evaluation_documents(data, section.split, tell=False)
 
 
 def _evaluated(parts: Splits, split: str, data: configs.Data) -> list[Prompt]:
@@ -272,36 +271,6 @@ def documents(data: configs.Data, *, tell: bool = True) -> Splits:
   source = _read("data.pretraining", data, _DOCUMENTS)
   parts = splits.split_documents(source.records, data)
   return _accept(source, parts, drops.Drops(), data, tell=tell)
-
-
-def evaluation_documents(
-  data: configs.Data, split: str, *, tell: bool = True
-) -> list[Document]:
-  """Returns the documents on which an LM loss is measured.
-
-  Args:
-    data: the run's data section.
-    split: the evaluation's; train takes documents that were trained on, any
-      other the validation documents, or else those of test.
-    tell: whether counts and warnings are shown.
-
-  Raises:
-    UserError: no document is held out.
-  """
-  parts = documents(data, tell=tell)
-  if split == "train":
-    return parts.train
-  if not (parts.valid or parts.test):
-    raise UserError(
-      f"none of {len(parts.train)} documents is held out to measure a loss on",
-      field="data.pretraining",
-      fix="give more documents"
-      + ("" if data.valid_fraction else " and --data.valid_fraction=0.1")
-      + ', or mark others with "split": "valid"; --evaluation.split=train takes'
-      " documents that were trained on",
-      code="no_evaluation_documents",
-    )
-  return parts.valid or parts.test
 
 
 def training_texts(data: configs.Data, *, tell: bool = True) -> Iterator[str]:

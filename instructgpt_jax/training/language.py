@@ -21,6 +21,7 @@ from instructgpt_jax import configs, sharding, statistics
 from instructgpt_jax.configs import checks
 from instructgpt_jax.data import batching, encoding, packing
 from instructgpt_jax.data.batch_source import SourceMix
+from instructgpt_jax.data.row_source import AnyRows, row_source
 from instructgpt_jax.data.tokenizers import Tokenizer
 from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.distributed import transfer
@@ -31,6 +32,7 @@ from instructgpt_jax.runs import files
 from instructgpt_jax.runs.progress import log_line
 from instructgpt_jax.steps import language as language_step
 from instructgpt_jax.steps import optimizer as optimizer_lib
+from instructgpt_jax.training import documents as documents_lib
 from instructgpt_jax.training import (
   fingerprint,
   held_out,
@@ -48,7 +50,6 @@ from instructgpt_jax.training.held_out import HeldOut, Scorer, load_scorer
 from instructgpt_jax.training.samples import SampleLoop
 from instructgpt_jax.types import PyTree
 
-VALID_ROWS = 1024  # a validation loss is measured on at most these rows
 _token_logp = mesh_lib.jit_per_mesh(
   language_step.token_logp, static_argnames="model"
 )
@@ -70,18 +71,13 @@ def pretrain(config: configs.PretrainExperiment, directory: str) -> None:
   length = checks.row_length(
     section.sequence, config.model.max_seq_len, "pretrain.sequence"
   )
-  documents = inputs.documents(config.data)
-  tokenizer = inheritance.stage_tokenizer(
-    directory, config, lambda: (d.text for d in documents.train)
-  )
+  documents = documents_lib.open_documents(config.data)
+  tokenizer = inheritance.stage_tokenizer(directory, config, documents.texts)
   model = LanguageModel(
     inheritance.model_config(config, tokenizer, section.dropout)
   )
-  source = mixed_sources.open_source(config.data, "data.pretraining")
-  rows, mix = source.pack(
-    documents.train, lambda part: inputs.document_rows(part, tokenizer, length)
-  )
-  valid = inputs.document_rows(documents.valid, tokenizer, length)
+  rows, mix = documents.pack(tokenizer, length)
+  valid = documents.valid_rows(tokenizer, length)
   mesh = mesh_lib.make_mesh(config.mesh)
   spec = batching.BatchSpec(
     batch_size=section.batch_size,
@@ -92,7 +88,9 @@ def pretrain(config: configs.PretrainExperiment, directory: str) -> None:
   batches = batching.language_batches(rows, spec, pad_id=tokenizer.pad_id)
   total_rows = section.steps * section.batch_size
   mixed_sources.report_use(
-    directory, spec, mixed_sources.use_of_rows(source, rows, mix, total_rows)
+    directory,
+    spec,
+    mixed_sources.use_of_rows(documents.source, rows, mix, total_rows),
   )
   plan = _Plan(
     name="pretrain",
@@ -104,8 +102,8 @@ def pretrain(config: configs.PretrainExperiment, directory: str) -> None:
     fingerprint=fingerprint.Fingerprint(
       {"rows": section.batch_size, "steps": section.steps},
       {
-        "data.pretraining": _fingerprint_documents(
-          config.data, documents, [rows, valid]
+        "data.pretraining": documents.fingerprint(
+          [rows, valid], "train", "valid"
         )
       },
     ),
@@ -154,7 +152,7 @@ def sft(
   rows, mix = demonstrations.rows, demonstrations.mix
   layout = step_layout.step_layout(
     section,
-    len(rows["tokens"]),
+    row_source(rows).count,
     mixed_sources.count_records(rows, mix, len(records.train)),
   )
   plan = dataclasses.replace(
@@ -179,7 +177,7 @@ class _SourceRows(NamedTuple):
   """
 
   source: mixed_sources.MixedSource
-  rows: packing.Rows
+  rows: AnyRows
   mix: SourceMix | None
   valid: packing.Rows
   fingerprint: fingerprint.Source
@@ -213,14 +211,10 @@ def _pack_documents(
 ) -> _SourceRows:
   """Packs the documents that are mixed into the batches of SFT."""
   length = config.sft.sequence or config.model.max_seq_len
-  documents = inputs.documents(config.data)
-  source = mixed_sources.open_source(config.data, "data.pretraining")
-  rows, mix = source.pack(
-    documents.train,
-    lambda part: inputs.document_rows(part, tokenizer, length),
-  )
-  fingerprinted = _fingerprint_documents(config.data, documents, [rows])
-  return _SourceRows(source, rows, mix, {}, fingerprinted)
+  documents = documents_lib.open_documents(config.data)
+  rows, mix = documents.pack(tokenizer, length)
+  fingerprinted = documents.fingerprint([rows], "train", "valid")
+  return _SourceRows(documents.source, rows, mix, {}, fingerprinted)
 
 
 def _plan_sft(
@@ -244,7 +238,8 @@ def _plan_sft(
     mesh: the mesh that the batches are padded for.
   """
   section, rows = config.sft, demonstrations.rows
-  steps_per_epoch = math.ceil(len(rows["tokens"]) / layout.demonstration_rows)
+  num_rows = row_source(rows).count
+  steps_per_epoch = math.ceil(num_rows / layout.demonstration_rows)
   total_steps = section.epochs * steps_per_epoch
   sources = {"data.demonstrations": demonstrations.fingerprint}
   padded = _pad_for_mesh(layout, name, mesh)
@@ -326,17 +321,6 @@ def _pad_for_mesh(
 def _no_metrics(step: int) -> dict[str, float]:
   del step
   return {}
-
-
-def _fingerprint_documents(
-  data: configs.Data, documents: inputs.Splits, rows: list[packing.Rows]
-) -> fingerprint.Source:
-  return fingerprint.fingerprint_source(
-    data.pretraining,
-    rows,
-    train=len(documents.train),
-    valid=len(documents.valid),
-  )
 
 
 def _make_share_metrics(
@@ -638,7 +622,8 @@ def _evaluate(
   """Computes the validation loss and further metrics of an evaluation."""
   metrics = {}
   if len(plan.valid_rows["tokens"]):
-    rows = {k: v[:VALID_ROWS] for k, v in plan.valid_rows.items()}
+    size = documents_lib.VALID_ROWS
+    rows = {k: v[:size] for k, v in plan.valid_rows.items()}
     nll, weight = row_losses(model, params, rows, mesh)
     metrics["valid_loss"] = float(nll.sum() / max(weight.sum(), 1))
   if plan.measure is not None:

@@ -21,6 +21,7 @@ from instructgpt_jax.data.batch_source import (
   record_indices,
 )
 from instructgpt_jax.data.records import Record
+from instructgpt_jax.data.row_source import AnyRows
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.runs import files
 from instructgpt_jax.runs.progress import log_line
@@ -32,7 +33,7 @@ _R = TypeVar("_R", bound=Record)
 class Mixed(NamedTuple):
   """Rows of all parts, one part after another, and the parts' shares."""
 
-  rows: packing.Rows
+  rows: AnyRows
   mix: SourceMix | None
 
 
@@ -100,9 +101,7 @@ def open_source(data: configs.Data, field: str) -> MixedSource:
   return MixedSource(field, parts if len(parts) > 1 else ())
 
 
-def count_records(
-  rows: packing.Rows, mix: SourceMix | None, count: int
-) -> float:
+def count_records(rows: AnyRows, mix: SourceMix | None, count: int) -> float:
   """Counts the records of an epoch, on average.
 
   Args:
@@ -112,6 +111,7 @@ def count_records(
   """
   if mix is None:
     return count
+  assert isinstance(rows, Mapping)
   per_row = np.bincount(mix.source_of, rows["segments"].max(axis=1))
   means = per_row / np.asarray(mix.counts)
   return float(len(rows["tokens"]) * (mix.shares @ means))
@@ -139,7 +139,7 @@ class Use(NamedTuple):
 
 def use_of_rows(
   source: MixedSource,
-  rows: packing.Rows,
+  rows: AnyRows,
   mix: SourceMix | None,
   total: int,
   stream: int = 0,
@@ -155,6 +155,7 @@ def use_of_rows(
   """
   amounts = {}
   if mix is not None:
+    assert isinstance(rows, Mapping)
     amounts = {
       "records": rows["segments"].max(axis=1),
       "tokens": (rows["segments"] > 0).sum(axis=1),

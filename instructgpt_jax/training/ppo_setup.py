@@ -25,6 +25,7 @@ from instructgpt_jax.steps import diagnostics
 from instructgpt_jax.steps import optimizer as optimizer_lib
 from instructgpt_jax.steps.ppo_networks import BaseParams, Networks
 from instructgpt_jax.steps.state import PpoState
+from instructgpt_jax.training import documents as documents_lib
 from instructgpt_jax.training import (
   fingerprint,
   inheritance,
@@ -392,15 +393,9 @@ def _document_batches(
   config: configs.PpoExperiment, tokenizer: Tokenizer, mesh: Mesh
 ) -> tuple[grain.DatasetIterator, fingerprint.Source, mixed_sources.Use]:
   """Makes batches of documents, their fingerprint, and how they are used."""
-  source = mixed_sources.open_source(config.data, "data.pretraining")
-  documents = inputs.documents(config.data).train
-  rows, mix = source.pack(
-    documents,
-    lambda part: inputs.document_rows(part, tokenizer, config.ptx_length),
-  )
-  fingerprinted = fingerprint.fingerprint_source(
-    config.data.pretraining, rows, train=len(documents)
-  )
+  documents = documents_lib.open_documents(config.data)
+  rows, mix = documents.pack(tokenizer, config.ptx_length)
+  fingerprinted = documents.fingerprint(rows, "train")
   size = config.ppo.minibatch * config.ppo.ptx_ratio
   batches = batching.language_batches(
     rows,
@@ -413,5 +408,5 @@ def _document_batches(
     pad_id=tokenizer.pad_id,
   )
   total = config.ppo.num_updates * size
-  use = mixed_sources.use_of_rows(source, rows, mix, total)
+  use = mixed_sources.use_of_rows(documents.source, rows, mix, total)
   return batches, fingerprinted, use

@@ -8,7 +8,7 @@ from instructgpt_jax import configs
 from instructgpt_jax.data import reading
 from instructgpt_jax.data.tokenizers import Tokenizer
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.training import inputs
+from instructgpt_jax.training import documents, inputs
 
 
 class Words(Tokenizer):
@@ -334,18 +334,17 @@ def test_a_prefix_is_never_chosen_on_measured_prompts(write):
 
 def test_documents_that_are_trained_on_are_not_evaluated_on(write):
   path = write([{"text": f"t{i}", "split": "train"} for i in range(9)])
-  data = configs.Data(pretraining=path)
+  trained = documents.open_documents(configs.Data(pretraining=path))
   with pytest.raises(UserError) as e:
-    inputs.evaluation_documents(data, "test")
+    documents.held_out_split(trained, "test")
   assert e.value.code == "no_evaluation_documents"
-  assert len(inputs.evaluation_documents(data, "train")) == 9
+  assert documents.held_out_split(trained, "train") == "train"
   mixed = write(
     [{"text": f"t{i}", "split": "train" if i else "valid"} for i in range(9)]
   )
-  (document,) = inputs.evaluation_documents(
-    configs.Data(pretraining=mixed), "test"
-  )
-  assert document.text == "t0"
+  partly = documents.open_documents(configs.Data(pretraining=mixed))
+  assert documents.held_out_split(partly, "test") == "valid"
+  assert partly.counts["valid"] == 1
 
 
 def test_a_pipeline_refuses_sources_that_it_could_not_evaluate(write):

@@ -311,7 +311,7 @@ def _parts(text: str) -> Iterator[str]:
 
 
 def split_documents(
-  documents: Iterable[Document], data: configs.Data
+  documents: Iterable[Document], data: configs.Data, *, fill: bool = True
 ) -> dict[str, list[Document]]:
   """Splits documents into train, valid and test by a hash of their text.
 
@@ -319,6 +319,12 @@ def split_documents(
   40,000 characters (a book) is cut at paragraphs into parts of about 20,000,
   and each part is split for itself. With two parts or more, train and (where
   its share is not 0) valid get at least one.
+
+  Args:
+    documents: the documents.
+    data: shares of the splits.
+    fill: whether an empty train or valid gets a part of another split; False
+      for documents that are a part of a corpus.
   """
   result: dict[str, list[Document]] = {name: [] for name in SPLITS}
   movable: dict[str, list[int]] = {name: [] for name in SPLITS}
@@ -330,7 +336,7 @@ def split_documents(
       name = _split_name("text:" + normalised(part), data)
       movable[name].append(len(result[name]))
       result[name].append(Document(text=part, origin=document.origin))
-  hashed = sum(map(len, movable.values()))
+  hashed = sum(map(len, movable.values())) if fill else 0
   for needy, share in (("train", 1.0), ("valid", data.valid_fraction)):
     if hashed >= 2 and share and not result[needy]:
       donors = [n for n in SPLITS if movable[n] and len(result[n]) > 1]

@@ -114,7 +114,7 @@ class FileRecords(NamedTuple):
   report: FileReport
 
 
-class _Collected:
+class Collected:
   """Records and skips of a file, for a stage of one kind.
 
   Attributes:
@@ -159,7 +159,7 @@ class _Collected:
 
 
 def read_file(path: str, kind: type[_R], must: bool) -> FileRecords:
-  collected = _Collected(kind)
+  collected = Collected(kind)
   name = formats.PLAIN.name
   reader = formats.FileReader(path, kind)
   for line, known, items, reason in _scan(path, kind, reader):
@@ -178,7 +178,7 @@ def read_kinds(path: str) -> dict[type | None, FileRecords]:
     None -> the records of all kinds.
   """
   kinds = (None, *KIND_NAMES)
-  collected = {kind: _Collected(kind) for kind in kinds}
+  collected = {kind: Collected(kind) for kind in kinds}
   name = formats.PLAIN.name
   reader = formats.FileReader(path, None)
   for line, known, items, reason in _scan(path, None, reader):
@@ -212,7 +212,7 @@ def _nothing_left(
   path: str,
   name: str,
   kind: type,
-  collected: _Collected,
+  collected: Collected,
 ) -> NoReturn:
   plural = KIND_NAMES[kind]
   skipped, first_skip = collected.skipped, collected.first_skip

@@ -71,7 +71,8 @@ def _as_record(value: Any, raw: str, at: formats.RecordReader) -> Any:
   return containers.with_messages(value)
 
 
-def _json_lines(text: str, path: str) -> Iterator[tuple[int, Any]]:
+def json_lines(text: str, path: str) -> Iterator[tuple[int, Any]]:
+  """Yields (line, value) of each line with a JSON value."""
   for number, line in enumerate(text.split("\n"), 1):
     if not line.strip():
       continue
@@ -151,7 +152,7 @@ def read_values(
   if suffix not in SUFFIXES:
     suffix = _sniff_suffix(text)
   if suffix == ".txt":
-    _refuse_json_in_txt(text, path)
+    refuse_json_in_txt(text, path)
     return text
   start = text.lstrip()[:1]
   if suffix == ".json" and start == "[":
@@ -160,7 +161,7 @@ def read_values(
     try:
       value = json.loads(text)
     except (ValueError, RecursionError):
-      return _json_lines(text, path)
+      return json_lines(text, path)
     lists = containers.record_lists(containers.with_messages(value))
     if lists:
       if unused is not None:
@@ -168,10 +169,10 @@ def read_values(
       split = containers.outer_split(value)
       return _json_container(text, path, lists, split)
     return iter([(1, _as_record(value, text, formats.RecordReader(path, 1)))])
-  return _json_lines(text, path)
+  return json_lines(text, path)
 
 
-def _refuse_json_in_txt(text: str, path: str) -> None:
+def refuse_json_in_txt(text: str, path: str) -> None:
   """Refuses JSON lines in a .txt file, which would be read as one text."""
   lines = [line for line in text[:_START].split("\n") if line.strip()]
   whole = lines if len(text) <= _START else lines[:-1]

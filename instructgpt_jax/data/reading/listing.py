@@ -7,6 +7,7 @@ import itertools
 import os
 
 from instructgpt_jax.data import formats
+from instructgpt_jax.data.prepared import layout
 from instructgpt_jax.data.reading import (
   json_files,
   paths,
@@ -68,6 +69,8 @@ def list_files(*specs: str) -> paths.Listing:
 
 def weighted_sources(spec: str) -> list[paths.WeightedSource]:
   """Lists the parts of a source that have weights; [] without weights."""
+  if layout.is_prepared(spec):
+    return []
   return list_files(spec).sources
 
 
@@ -79,6 +82,9 @@ def expand(spec: str) -> list[str]:
       subdirectories), globs (`**` stands for any subdirectories) and TFDS
       names. Matches of one glob are sorted by name; a file is read once,
       whatever names and links lead to it. In directories and globs only files
-      with a suffix of `paths.SUFFIXES`, plain or .gz, count.
+      with a suffix of `paths.SUFFIXES`, plain or .gz, count. A directory of
+      prepared documents is its manifest.
   """
+  if layout.is_prepared(spec):
+    return [os.path.join(os.path.expanduser(spec), layout.MANIFEST)]
   return list(list_files(spec).files)

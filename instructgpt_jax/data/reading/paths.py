@@ -17,6 +17,7 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from instructgpt_jax.data.prepared import layout
 from instructgpt_jax.data.reading import (
   csv_files,
   hub,
@@ -324,6 +325,13 @@ def _walk(top: str, listing: Listing) -> Iterator[tuple[str, list[str]]]:
         fix="check its permissions, or name the files to read",
         code="unreadable",
       ) from error
+    if layout.is_prepared(directory):
+      raise UserError(
+        "holds prepared documents, which are a source of their own",
+        file=directory,
+        fix="give this directory alone, as --data.pretraining",
+        code="prepared_documents",
+      )
     names = []
     run_names = _RUN_NAMES if _is_workdir(entries) else ()
     saved_datasets.require_splits(directory, entries)

@@ -56,6 +56,15 @@ def read_text(path: str) -> str:
       fix="give a file with records, or leave this one out",
       code="empty_file",
     )
+  return decode(content, path)
+
+
+def decode(content: bytes, path: str) -> str:
+  """Decodes a file's bytes, or a part of them, as `read_text` does.
+
+  Raises:
+    UserError: they are no text.
+  """
   text = _decode(content, path)
   _refuse_nuls(text, path)
   if _MARK in text:

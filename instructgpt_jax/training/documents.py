@@ -22,8 +22,10 @@ from instructgpt_jax.training import fingerprint, inputs, mixed_sources
 FIELD = "data.pretraining"
 VALID_ROWS = 1024  # a validation loss is measured on at most these rows
 LARGE_BYTES = 200_000_000  # a larger corpus should be prepared
-# Bytes of memory for each byte of text that is tokenised and packed at a start.
-_MEMORY_PER_BYTE, _LEAST_MEMORY_PER_BYTE = 32, 20
+# Bytes of memory for each byte of text that is tokenised and packed at a start:
+# usual ones, and fewer than any text needs.
+_LOW_MEMORY_PER_BYTE, _HIGH_MEMORY_PER_BYTE = 17, 36
+_LEAST_MEMORY_PER_BYTE = 10
 _GZIP_RATIO = 4  # of a text
 
 
@@ -278,7 +280,11 @@ def _check_size(spec: str, *, tell: bool) -> None:
     return
   memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
   command = f"{manifest.COMMAND} {spec} --to=DIR"
-  needed = f"about {size * _MEMORY_PER_BYTE / 1e9:,.0f} GB of memory"
+  low, high = (
+    size * per_byte / 1e9
+    for per_byte in (_LOW_MEMORY_PER_BYTE, _HIGH_MEMORY_PER_BYTE)
+  )
+  needed = f"{low:,.0f} to {high:,.0f} GB of memory"
   if size * _LEAST_MEMORY_PER_BYTE > memory:
     raise UserError(
       f"its {size / 1e9:,.1f} GB of text would be tokenised and packed at each"

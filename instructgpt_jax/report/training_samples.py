@@ -19,6 +19,7 @@ SETS = 20  # sets of answers of a stage in a pipeline's report
 _STAGES = ("policy_init", "sft", "ppo", "ppo_ptx")
 # Columns of numbers; a stage has some of them.
 NUMBERS = ("step", "iteration", "index", "reward", "judge", "kl", "length")
+_REQUIRED = ("step", "index", "prompt", "response", "length", "stop_reason")
 _THIRDS = ("low", "middle", "high")
 
 Rows = Sequence[Mapping[str, Any]]
@@ -46,6 +47,9 @@ def read_stages(
 
   Returns:
     {stage: lines}; stages without samples are absent.
+
+  Raises:
+    UserError: `bad_sample`, a line lacks a field.
   """
   directory = pathlib.Path(directory)
   paths = [directory / samples.SAMPLES]
@@ -54,9 +58,24 @@ def read_stages(
   stages = {}
   for path in paths:
     rows = step_lines.read_lines(path)
+    _require_fields(rows, path)
     if rows:
       stages[path.resolve().parent.name] = _thin(rows, sets)
   return stages
+
+
+def _require_fields(rows: Rows, path: pathlib.Path) -> None:
+  """Refuses lines without the fields that every sample has."""
+  for number, row in enumerate(rows, start=1):
+    missing = [name for name in _REQUIRED if name not in row]
+    if missing:
+      raise UserError(
+        f"is no sample: {', '.join(missing)} is missing",
+        file=str(path),
+        line=number,
+        fix="delete the line, or put back what the run wrote",
+        code="bad_sample",
+      )
 
 
 def require_stages(

@@ -130,6 +130,13 @@ def test_a_directory_without_samples_is_an_error(tmp_path):
   assert (error.value.code, error.value.file) == ("no_samples", str(tmp_path))
 
 
+def test_a_line_that_is_no_sample_is_an_error(tmp_path):
+  write(tmp_path, [*ROWS[:2], {"step": 1, "prompt": "a"}])
+  with pytest.raises(UserError) as error:
+    training_samples.read_stages(tmp_path)
+  assert (error.value.code, error.value.line) == ("bad_sample", 3)
+
+
 class _Parser(html.parser.HTMLParser):
   """Collects tags, classes of rows, and the values of filters."""
 

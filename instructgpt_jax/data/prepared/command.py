@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument(
     "--processes",
     type=int,
-    default=len(os.sched_getaffinity(0)),
+    default=os.cpu_count() or 1,
     metavar="N",
     help="number of worker processes, of about 1 GB each (default: the number"
     " of CPUs)",

@@ -333,6 +333,15 @@ def test_another_preparation_in_the_directory_is_refused(tmp_path, prepared):
   assert [p.name for p in other.iterdir()] == ["notes"]
 
 
+def test_a_directory_in_its_source_is_refused(tmp_path, prepared):
+  write_lines(tmp_path / "a.jsonl", 20)
+  for to in ("prepared", "."):
+    with pytest.raises(UserError) as e:
+      prepared(tmp_path, to=to)
+    assert e.value.code == "output_in_source"
+  assert not (tmp_path / "prepared").exists()
+
+
 def test_two_preparations_at_once_are_refused(tmp_path, prepared):
   path = write_lines(tmp_path / "a.jsonl", 20)
   directory, _ = prepared(path)

@@ -88,13 +88,15 @@ def prepare(
     The manifest of the complete directory.
 
   Raises:
-    UserError: `output_exists`, the directory holds something else;
+    UserError: `output_in_source`, the directory is in one that is read;
+      `output_exists`, the directory holds something else;
       `other_preparation`, its preparation began with other settings or files;
       `preparation_running`, another process prepares it; `worker_died`, a
       worker was killed; `most_dropped`; `no_training_records`; and errors of
       reading.
   """
   directory = pathlib.Path(preparation.directory).expanduser()
+  _require_apart(directory, preparation.paths)
   plan = units_lib.plan(preparation.paths, preparation.unit_bytes)
   description = _describe(preparation, plan)
   _open_directory(directory, description)
@@ -119,6 +121,19 @@ def prepare(
 
 
 # The directory.
+
+
+def _require_apart(directory: pathlib.Path, paths: Sequence[str]) -> None:
+  """Refuses to write into a directory that is read."""
+  for path in paths:
+    source = pathlib.Path(path).expanduser()
+    if source.is_dir() and directory.resolve().is_relative_to(source.resolve()):
+      raise UserError(
+        f"is in {path}, which is read",
+        file=str(directory),
+        fix="give a directory elsewhere as --to",
+        code="output_in_source",
+      )
 
 
 def _describe(preparation: Preparation, plan: units_lib.Plan) -> dict[str, Any]:

@@ -103,4 +103,5 @@ def test_steps_are_chosen_among_by_one_reward_model(stages, tmp_path):
   info = checkpoints.load_model_info(stages["reward"])
   checkpoints.save_model(scorer, params, info)
   error = error_of(stages.run("sft", *flags))
-  assert "[sft.reward_model]" in error and "contents differ" in error
+  assert error.field == "sft.reward_model"
+  assert "contents differ" in error.problem

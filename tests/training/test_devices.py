@@ -216,7 +216,7 @@ def test_a_batch_that_devices_do_not_divide_is_refused(stages, tmp_path):
       env=devices(4),
     )
     assert done.status == 2
-    assert "cannot be sharded over 4 devices" in done.err
+    assert done.error and done.error.code == "uneven_batch"
     assert not results.snapshot(path)
 
 

@@ -295,6 +295,20 @@ def load_model_info(directory: str | pathlib.Path) -> dict[str, Any]:
   return storage.load_values(_verified_model(directory, deep=False))
 
 
+def newest_values(directory: str | pathlib.Path) -> dict[str, Any]:
+  """Returns the `extra` of the newest intact checkpoint; {} if there is none.
+
+  Args:
+    directory: workdir of the run.
+  """
+  path = pathlib.Path(directory).absolute() / CHECKPOINTS
+  steps = [_step(p) for p in path.iterdir()] if path.is_dir() else []
+  for step in sorted((s for s in steps if s is not None), reverse=True):
+    if _values(path / str(step)):
+      return storage.load_values(path / str(step))
+  return {}
+
+
 def has_model(directory: str | pathlib.Path) -> bool:
   """Returns whether `directory` has a saved model."""
   return _model_path(pathlib.Path(directory)) is not None

@@ -35,6 +35,7 @@ from instructgpt_jax.cli import launch, process_settings
 from instructgpt_jax.cli.parser import CommandParser
 from instructgpt_jax.data.tokenizers import exported_tokens
 from instructgpt_jax.errors import UserError
+from instructgpt_jax.hub import model_card
 from instructgpt_jax.interop import directory as hf
 from instructgpt_jax.interop import peft, tensors
 from instructgpt_jax.models import lora
@@ -90,7 +91,13 @@ def import_model(
         step=0,
       ),
     )
-    files.mark_complete(scratch, {"imported": stage.source.family.model_type})
+    files.mark_complete(
+      scratch,
+      {
+        "imported": stage.source.family.model_type,
+        model_card.SOURCE: pathlib.Path(path).absolute().name,
+      },
+    )
     with files.disk_errors_as_user_errors(target):
       os.rename(scratch, target)
   finally:
@@ -228,7 +235,7 @@ def export_model(
     to,
     _MergedLeaves(stage),
     dataclasses.replace(stage.model_config, lora_rank=None),
-    special.files,
+    special.files | model_card.build_files(stage, pathlib.Path(to).name),
     ids=special.ids,
     dtype=dtype,
     max_file_size=file_size,
@@ -278,7 +285,8 @@ def _export_adapters(
     to,
     hf.flatten_leaves(stage.reader()(trained)),
     stage.model_config,
-    exported.files,
+    exported.files
+    | model_card.build_files(stage, pathlib.Path(to).name, adapters=True),
     base=base or os.path.abspath(stage.base.path),
     dtype=dtype,
   )

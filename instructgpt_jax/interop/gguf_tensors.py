@@ -119,7 +119,7 @@ def load_gguf(path: str) -> ModuleType:
     UserError: it is not installed.
   """
   try:
-    import gguf
+    import gguf  # pyright: ignore[reportMissingImports]
   except ImportError as error:
     raise UserError(
       "GGUF files are read with the package gguf, which is not installed",

@@ -30,6 +30,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from instructgpt_jax import streams
 from instructgpt_jax.data.prepared import manifest
 
 _LENGTH = 128
@@ -227,6 +228,7 @@ def _numbers(text: str) -> list[int]:
 
 def main() -> None:
   """Prints the table."""
+  streams.accept_all_text()
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )

@@ -44,8 +44,9 @@ from instructgpt_jax.types import AttentionSpan, RankingBatch
 
 # The choice of a layout.
 _COMPARED_RANKINGS = 8192  # rankings that layouts are compared on
-# Tokens of a row of several rankings, or twice the longest ranking's row if
-# that is more: the attention mask grows with the square of the length.
+# Most tokens of a row that holds several rankings, or twice the longest
+# ranking's row if that is more: the attention mask grows with the square of the
+# length.
 _MAX_SHARED_ROW_TOKENS = 2048
 # Layouts with a larger share of padding are taken only if all have one.
 _MAX_PADDING = 0.1
@@ -107,14 +108,14 @@ def choose_layout(
   def candidates(rows: int) -> Iterator[_Candidate]:
     """Yields the layouts with R rows, those with the shortest rows first."""
     table = _row_length_table(rankings, rows)
-    longest = max(_MAX_SHARED_ROW_TOKENS, 2 * int(table.max()))
+    max_row_tokens = max(_MAX_SHARED_ROW_TOKENS, 2 * int(table.max()))
     for num_groups in group_counts:
       grouped = ranking_balance.group_rankings(
         table.sum(axis=1), batches, num_groups
       )
       lengths = _choose_lengths(table, grouped)
       one_ranking_per_group = num_groups == batch_size
-      if not one_ranking_per_group and lengths.max() > longest:
+      if not one_ranking_per_group and lengths.max() > max_row_tokens:
         return  # fewer groups make rows longer still
       span = attention_span(rankings, rows, one_ranking_per_group)
       row_costs = {
@@ -322,8 +323,12 @@ def ranking_batches(
 
   def make(index: int, batch: np.ndarray, shard: slice) -> RankingBatch:
     del batch  # in the order of the epoch; `grouped` has the balanced batches
-    per_group = batch_size // num_groups
-    ids = grouped[index, shard.start // per_group : shard.stop // per_group]
+    # `shard` is a range of the batch's rankings; groups have the same order.
+    rankings_per_group = batch_size // num_groups
+    ids = grouped[
+      index,
+      shard.start // rankings_per_group : shard.stop // rankings_per_group,
+    ]
     return _make_batch(
       rankings,
       ids,
@@ -398,12 +403,14 @@ def _write_ranking(
   rows, length = group["tokens"].shape
   per_row = -(-len(completions) // rows)
 
-  def append(row: int, ids: np.ndarray, segment: int, position: int) -> None:
+  def append(
+    row: int, token_ids: np.ndarray, segment: int, position: int
+  ) -> None:
     """Appends token ids to a row; the first of them has the position."""
-    start, end = row_ends[row], row_ends[row] + len(ids)
-    group["tokens"][row, start:end] = ids
+    start, end = row_ends[row], row_ends[row] + len(token_ids)
+    group["tokens"][row, start:end] = token_ids
     group["segments"][row, start:end] = segment
-    group["positions"][row, start:end] = position + np.arange(len(ids))
+    group["positions"][row, start:end] = position + np.arange(len(token_ids))
     row_ends[row] = end
 
   group["ranks"][e, : len(ranks)] = ranks

@@ -112,7 +112,7 @@ def _report_failure(
   error: BaseException,
   endpoint: rendezvous.Coordinator | rendezvous.Participant,
 ) -> None:
-  """Tells the other processes why this one ends."""
+  """Sends the other processes the reason why this one ends."""
   global _failed
   if not isinstance(error, (UserError, KeyboardInterrupt, SystemExit)):
     # A collective also fails if another process has ended. The message of that

@@ -7,16 +7,16 @@ JSON objects (`connection.py`), in this order:
   {port}                  the coordinator, once all have connected with the same
                           flags: the port of JAX's distributed service
   {heartbeat}             all, during the run
-  {end}                   each participant when it has finished and has left
-                          JAX's service; then the coordinator, when all have
-                          and it has stopped the service, or after the timeout
+  {end}                   each participant, after it has finished and left JAX's
+                          service; then the coordinator, after all of these, or
+                          the timeout, and after it has stopped the service
   {error, fix?, code?}    instead of any of these: all processes end
 
 If a process fails, disappears or sends nothing, all end with one error that
-names it. JAX's service (`jax.distributed`) would abort them with a stack trace
-that does not name the process, or wait. Heartbeats come from a thread of their
-own (`connection.Heartbeat`), so a process whose main thread alone hangs still
-sends them, and is not detected.
+names it. JAX's service (`jax.distributed`) would either abort them with a stack
+trace that does not name the process, or wait forever. Heartbeats come from a
+thread of their own (`connection.Heartbeat`). A process whose main thread alone
+hangs still sends them, and is not detected.
 """
 
 from __future__ import annotations

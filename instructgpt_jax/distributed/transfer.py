@@ -22,7 +22,7 @@ from instructgpt_jax.sharding import batch_sharding, batch_shards, replicated
 
 @functools.lru_cache
 def _process_shard(mesh: Mesh) -> tuple[int, int]:
-  """Returns the index of this process's shard, and their number.
+  """Returns the index of this process's shard, and the number of shards.
 
   Raises:
     UserError: `overlapping_rows`, two processes have some batch shards in

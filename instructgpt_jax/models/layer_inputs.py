@@ -64,7 +64,7 @@ def make_layer_inputs(
 
 
 def layer_types(c: configs.Model) -> list[int]:
-  """Returns the type of each layer, as an index into `make_layer_inputs`."""
+  """Returns the type of each layer, as an index into `InputsByType`."""
   windowed = _windowed_layers(c)
   has_both_types = len(set(windowed)) > 1
   return [int(has_both_types and w) for w in windowed]

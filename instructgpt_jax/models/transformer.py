@@ -117,6 +117,7 @@ class Block(nn.Module):
     if c.qk_norm:
       self.norm_query = norm(c.head_size, axis_name=None)
       self.norm_key = norm(c.head_size, axis_name=None)
+    # Attention's output projection; those to heads are in `_qkv_layers`.
     self.project = dense(
       (*heads, c.d_model),
       ("heads", None, "embed"),
@@ -202,8 +203,8 @@ class Block(nn.Module):
       cache: keys and values of earlier tokens.
 
     Returns:
-      The next residual stream, [D, B]; and the updated keys and values of the
-      cache.
+      The next residual stream, [D, B]; and the updated arrays of `cache`, see
+      `LayerCache`.
     """
     layer = select_layer_inputs(inputs, layer_type)
     query, key, value = self._project_token_heads(x)
@@ -216,7 +217,7 @@ class Block(nn.Module):
     )
     return x, (cache.keys, cache.values)
 
-  def _projections(self) -> Sequence[tuple[Dense, int]]:
+  def _qkv_layers(self) -> Sequence[tuple[Dense, int]]:
     """Returns the projections to heads, each with its number of parts.
 
     The parts of all are query, key and value, in this order.
@@ -236,7 +237,7 @@ class Block(nn.Module):
     flat = x.reshape(-1, x.shape[-1])
     return [
       output.reshape(*x.shape[:2], -1, self.config.head_size).swapaxes(1, 2)
-      for dense, count in self._projections()
+      for dense, count in self._qkv_layers()
       for output in dense.split(
         flat, count, prologue=norm.function, weights=norm.weights()
       )
@@ -250,7 +251,7 @@ class Block(nn.Module):
       feature_major.split_heads(
         dense.split(normed, count, axis=axis), self.config.head_size
       )
-      for dense, count in self._projections()
+      for dense, count in self._qkv_layers()
     ]
     return [heads for output in outputs for heads in output]
 

@@ -95,7 +95,8 @@ def microbatch_size(rows: int, length: int, shards: int) -> int:
 def pack(token_mask: Array, num_states: int, microbatch: int = 0) -> Packing:
   """Packs episodes by first-fit decreasing: longest first, first row with room.
 
-  Rows of a single microbatch stay where they are.
+  With a single microbatch (M = B) nothing is packed: each episode keeps its own
+  row, since fewer rows would not run faster in a program of fixed shape.
 
   Args:
     token_mask: [B, T] bool, True on tokens, which are contiguous in each row.
@@ -205,9 +206,10 @@ def _invert(mask: Array, target: Array) -> Array:
     [B, T] int32, the flat index of the element that is mapped to each index;
     B · T where there is none.
   """
-  none = mask.size
-  source = jnp.full(none, none, jnp.int32)
-  source = source.at[jnp.where(mask, target, none)].set(
+  size = mask.size
+  empty = size  # beyond the last index
+  source = jnp.full(size, empty, jnp.int32)
+  source = source.at[jnp.where(mask, target, empty)].set(
     _flat_index(mask), mode="drop"
   )
   return source.reshape(mask.shape)

@@ -64,9 +64,9 @@ def update(
 
   Args:
     state: the state before.
-    experience: B episodes of the iteration.
-    episode_indices: [minibatch] int32, this update's episodes, as indices into
-      the experience.
+    experience: all episodes of the iteration.
+    episode_indices: [B] int32, the B episodes of this minibatch, as indices
+      into the experience.
     ptx: pretraining rows, `ptx_ratio` for each episode; None when γ_ptx is 0.
     base: frozen base parameters under LoRA adapters.
     networks: the networks and their optimizers.

@@ -8,7 +8,7 @@ Shape letters, beside those of `types`:
 
   B  episodes, of P prompt and N response positions
   C  microbatches
-  M  rows of a microbatch, which hold several episodes each, T = P + N tokens
+  M  rows of a microbatch, T = P + N tokens, which hold an episode or several
   S  states that a row has room for, N + 1; a response of N tokens has as many.
      In `types`, S is the slots of a KV cache.
 """
@@ -55,7 +55,8 @@ class BaseParams(NamedTuple):
 class PackedEpisodes:
   """Episodes packed into rows: [C, M, …] for all microbatches, [M, …] for one.
 
-  `steps.packing` packs them, several to a row.
+  `steps.packing` packs them, several to a row if there are several
+  microbatches.
   """
 
   tokens: Array  # [·, T] int32
@@ -110,7 +111,11 @@ def pad_to_states(x: Array) -> Array:
 def hidden_at_states(
   model: LanguageModel, params: PyTree, episodes: PackedEpisodes
 ) -> Array:
-  """Computes hidden states [M · S, D] at the states of a microbatch."""
+  """Computes hidden states at the states of a microbatch.
+
+  Returns:
+    [M · S, D], or [M · S, D + 1] with an unembedding bias.
+  """
   hidden = model.apply(
     {"params": params},
     episodes.tokens,
@@ -128,7 +133,10 @@ def logp_at_states(
   episodes: PackedEpisodes,
   temperature: float,
 ) -> Array:
-  """Computes log-probabilities [M, S] of response tokens, 0 elsewhere."""
+  """Computes log-probabilities [M, S] of response tokens, 0 elsewhere.
+
+  They have no gradient.
+  """
   return logp_of_tokens(
     model,
     hidden_at_states(model, params, episodes),
@@ -147,11 +155,11 @@ def logp_of_tokens(
   mask: Array,
   temperature: float,
 ) -> Array:
-  """Computes log-probabilities [M, S] of tokens after states.
+  """Computes log-probabilities [M, S] of tokens after states, no gradient.
 
   Args:
     model: the language model.
-    hidden: [M · S, D], of `hidden_at_states`.
+    hidden: result of `hidden_at_states`.
     unembedding: [V, D].
     tokens: [M, S] int32, a token after each state.
     mask: [M, S] bool; the result is 0 where it is False.

@@ -28,7 +28,7 @@ class PpoState:
   value: TrainState
   ema: PyTree  # average of the policy's parameters; {} without averaging
   kl_coef: Array  # [] float32, β
-  ptx_coef: Array  # [] float32, γ
+  ptx_coef: Array  # [] float32, γ_ptx
   ema_decay: Array  # [] float32
 
 

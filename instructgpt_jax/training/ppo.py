@@ -104,10 +104,10 @@ class RunState:
 
   Attributes:
     trained: the `PpoState`: both networks with their optimizers, the averaged
-      policy, β, γ and the average's decay.
+      policy, β, γ_ptx and the average's decay.
     updates: number of updates done.
     scored: rollout of the current iteration, if it has updates left.
-    last_metrics: metrics of the last update.
+    last_metrics: metrics of the last update and of its rollout.
     evaluated: held-out evaluations up to here.
     seconds: duration of the run up to here.
   """
@@ -617,7 +617,9 @@ def save(
     rolled        metrics of the last rollout
     marks         checksums of the frozen models
     last          metrics of the last update
+    held_out      fields of `Evaluated`, if there are evaluations
     seconds       duration of the run
+    inputs        fingerprint of the data
 
   Args:
     run: the run.

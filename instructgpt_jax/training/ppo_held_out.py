@@ -1,8 +1,8 @@
 """Held-out evaluations and samples of PPO, and the policy that they choose.
 
 Both measure the policy that the run would save: the average of the weights, if
-`ppo.ema_decay` averages them. They follow an iteration, and the first precedes
-the first update.
+`ppo.ema_decay` averages them. They run after an iteration where they are due,
+and once before the first update.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def make_loops(run: PpoRun) -> Loops:
   """Makes the evaluation and the samples of a run, where it has them.
 
   Raises:
-    UserError: `no_validation`.
+    UserError: `no_validation`, there are no validation prompts.
   """
   section, evaluation, sample_loop = run.config.ppo, None, None
   if section.eval_every:
@@ -77,7 +77,7 @@ def make_loops(run: PpoRun) -> Loops:
 
 
 def _make_held_out(
-  run: PpoRun, prompts: int, samples_per_prompt: int, field: str
+  run: PpoRun, num_prompts: int, samples_per_prompt: int, field: str
 ) -> HeldOut:
   """Draws validation prompts, and gathers what answers and scores them."""
   config, tokenizer = run.config, run.start.stage.tokenizer
@@ -87,7 +87,7 @@ def _make_held_out(
   return HeldOut(
     network=run.networks.policy,
     prompts=held_out.choose_prompts(
-      run.data.valid_prompts, prompts, config, tokenizer, field
+      run.data.valid_prompts, num_prompts, config, tokenizer, field
     ),
     tokenizer=tokenizer,
     sampling=sampling.sampling_params(
@@ -168,7 +168,7 @@ class Observer:
       trained: the state.
       evaluated: evaluations up to now.
       iterations: number of iterations done.
-      last: whether the run ends here, where all is due.
+      last: whether the run ends here; then both are due.
 
     Returns:
       The evaluations, with a new one if it was due.

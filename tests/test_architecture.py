@@ -112,6 +112,13 @@ def _part_imports(path):
       yield head
 
 
+def test_every_directory_of_modules_is_a_package():
+  """An installation leaves out directories without __init__.py."""
+  directories = {path.parent for path in _files()}
+  assert directories
+  assert [d for d in directories if not (d / "__init__.py").exists()] == []
+
+
 def _source_files():
   return [
     path

@@ -1,0 +1,1 @@
+"""Files, locks, metrics and progress of a run."""

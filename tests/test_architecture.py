@@ -32,7 +32,7 @@ LAYERS = (
   {"evaluation", "chat", "hub", "report"},
   {"pipeline", "planner", "serve", "sweeps"},
   {"recipes"},
-  {"studies"},
+  {"studies", "real"},
   {"experiments", "benchmarks"},
 )
 TOPS = ("experiments", "benchmarks")

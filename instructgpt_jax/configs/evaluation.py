@@ -143,6 +143,11 @@ class Measure(Checked):
   task_items: int = option(
     250, "Number of items of each public task; 0 skips the tasks.", minimum=0
   )
+  tasks: str = option(
+    "",
+    "Public tasks beside the world's: a comma list of TASK=FILE, where TASK is"
+    " hellaswag, lambada or sst2 and FILE is as published.",
+  )
   rows: int = option(
     1024, "Number of held-out rows for the LM loss; 0 skips it.", minimum=0
   )

@@ -29,7 +29,7 @@ from instructgpt_jax import configs, statistics
 from instructgpt_jax.configs import checks
 from instructgpt_jax.data import records
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.evaluation import bias, rules, setup
+from instructgpt_jax.evaluation import bias, public_tasks, rules, setup
 from instructgpt_jax.evaluation.evaluator import (
   Answers,
   Evaluator,
@@ -155,6 +155,9 @@ def _build_evaluator(
   items = [
     i for of_kind in by_kind.values() for i in of_kind[: section.task_items]
   ]
+  items += public_tasks.read_tasks(
+    section.tasks, section.task_items, config.seed
+  )
   documents = None
   if section.rows and config.data.pretraining:
     documents = setup.held_out_rows(

@@ -1,11 +1,13 @@
 """Scores the public tasks, which show the alignment tax.
 
 As in the paper's automatic evaluations, answers are greedy and end with the
-first sentence; multiple choice uses the mean log-probability per token.
+first sentence; multiple choice uses the mean log-probability per token. An item
+with `next_word` is right if the greedy continuation begins with that word.
 """
 
 from __future__ import annotations
 
+import string
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +22,8 @@ from instructgpt_jax.runs import files
 from instructgpt_jax.training import sampling, scoring
 from instructgpt_jax.types import PyTree
 from instructgpt_jax.world import tasks as grading
+
+_WORD_TOKENS = 8  # the longest word that counts
 
 
 def read_items(path: str) -> list[dict[str, Any]]:
@@ -94,26 +98,29 @@ def score_tasks(
     max_new_tokens: maximum answer length.
     mesh: mesh that batches are put on.
   """
-  open_ = [i for i in items if "reference" in i]
   closed = [i for i in items if "choices" in i]
   scores: dict[str, list[float]] = {}
-  if open_:
+  for field, limit, is_right in (
+    ("reference", max_new_tokens, grading.exact_match),
+    ("next_word", _WORD_TOKENS, _begins_with_word),
+  ):
+    open_ = [i for i in items if field in i]
+    if not open_:
+      continue
     rollout = sampling.respond(
       model,
       params,
       encoding.encode_documents([i["prompt"] for i in open_], tokenizer),
       jax.random.key(0),
       sampling=sampling.sampling_params(
-        tokenizer, max_new_tokens=max_new_tokens, temperature=0.0
+        tokenizer, max_new_tokens=limit, temperature=0.0
       ),
       mesh=mesh,
     )
     for item, answer in zip(
       open_, sampling.texts(rollout, tokenizer), strict=True
     ):
-      scores.setdefault(item["kind"], []).append(
-        grading.exact_match(answer, item["reference"])
-      )
+      scores.setdefault(item["kind"], []).append(is_right(answer, item[field]))
   if closed:
     means = _mean_choice_logps(model, params, closed, tokenizer, mesh)
     for item, logps in zip(closed, means, strict=True):
@@ -121,6 +128,15 @@ def score_tasks(
         grading.choice_accuracy(logps, item["answer"])
       )
   return scores
+
+
+def _begins_with_word(answer: str, word: str) -> float:
+  """Returns 1.0 if the first word is the given one, punctuation aside."""
+  words = answer.split()
+  return float(
+    bool(words)
+    and words[0].strip(string.punctuation) == word.strip(string.punctuation)
+  )
 
 
 def _mean_choice_logps(

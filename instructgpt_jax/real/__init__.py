@@ -1,0 +1,1 @@
+"""The whole method on a pretrained language model: its steps and results."""

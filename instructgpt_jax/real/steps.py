@@ -41,6 +41,7 @@ _RANKED = {"max_prompt_tokens": 192, "max_response_tokens": 96}
 _PROMPTED = {"max_prompt_tokens": 80, "max_response_tokens": 64}
 _SPLITS = {"valid_fraction": 0.1, "test_fraction": 0.2, "max_dropped": 0.9}
 _INSTRUCTIONS_WEIGHT = 0.6  # of PPO's prompts
+_INSTRUCTION_PROMPTS = "instruction_prompts.jsonl"
 _BATCH_SIZE = 96
 _ROUTES: Mapping[str, tuple[str, ...]] = {
   "sft": ("policy_init", "sft"),
@@ -171,6 +172,16 @@ class Plan:
         directory / "test.jsonl",
         ["instructgpt_jax.instructions", "write", f"--to={directory}"],
       ),
+      # Under a name that says nothing of a split: beside a file train.jsonl,
+      # all prompts of a user's test.jsonl would be held out.
+      Step(
+        "instruction_prompts",
+        self.path(_INSTRUCTION_PROMPTS),
+        call=lambda: files.write_text_atomic(
+          self.path(_INSTRUCTION_PROMPTS),
+          files.read_text(directory / "train.jsonl"),
+        ),
+      ),
       Step(
         "examples",
         self.path("examples.jsonl"),
@@ -255,12 +266,16 @@ class Plan:
       "reward",
       "policy_init",
       f"--data.comparisons={','.join(files_)}",
+      self._source("demonstrations"),  # their mean reward becomes 0
+      "--reward.batch_size=8",
+      "--optimizer.learning_rate=5e-5",
       *_data_flags(_RANKED),
     )
 
   def _ppo(self, name: str, seed: int) -> Step:
-    items = self.path("instructions") / "train.jsonl"
-    prompts = _mix(self.sources["prompts"], str(items))
+    prompts = _mix(
+      self.sources["prompts"], str(self.path(_INSTRUCTION_PROMPTS))
+    )
     flags = [
       f"--seed={seed}",
       f"--ppo.reward_model={self.path('reward')}",

@@ -26,7 +26,7 @@ def test_items_of_each_format(tmp_path):
     "hellaswag": write(tmp_path / "h.jsonl", json.dumps(HELLASWAG)),
     "lambada": write(tmp_path / "l.jsonl", '{"text": "He met my friend"}'),
     "sst2": write(
-      tmp_path / "s.tsv", "sentence\tlabel", "a fine , old film\t1"
+      tmp_path / "s.tsv", "sentence\tlabel", "an old film\t1"
     ),
   }
   spec = ",".join(f"{name}={path}" for name, path in files.items())

@@ -129,7 +129,7 @@ def test_prompts_of_ppo_are_mixed_with_instructions(plan):
   (ppo, *_) = (s for s in plan.steps() if s.name == "ppo_0")
   parts = specs.parse(experiment(ppo.command)[1].data.prompts)
   assert [p.weight for p in parts] == [0.4, 0.6]
-  assert parts[1].name == str(plan.path("instructions") / "train.jsonl")
+  assert parts[1].name == str(plan.path("instruction_prompts.jsonl"))
 
 
 @pytest.mark.parametrize(

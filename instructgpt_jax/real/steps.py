@@ -1,8 +1,9 @@
 """The steps of `experiments.real`, each a command of its own.
 
 The pipeline of the embedded world does not fit here: nobody ranks the model's
-own answers. A program does, for instructions whose fulfilment it can check, and
-people's rankings of other models' answers are added.
+own answers. A program does, for instructions whose fulfilment it can check; the
+answers of demonstrations rank above the model's own; and people's rankings of
+other models' answers are added.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from instructgpt_jax.data.reading import specs
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.evaluation import public_tasks
 from instructgpt_jax.pipeline import rankings
-from instructgpt_jax.real import example_prompts
+from instructgpt_jax.real import example_prompts, references
 from instructgpt_jax.runs import files
 from instructgpt_jax.runs.progress import log_line
 from instructgpt_jax.training import stage_model
@@ -34,6 +35,7 @@ TEMPERATURES = {GREEDY: 0, SAMPLED: 1}
 
 # Answers to each training instruction: few of them are fulfilled (6 %).
 _BASE_ANSWERS, _POLICY_ANSWERS = 2, 4
+_REFERENCES, _REFERENCE_ANSWERS = 480, 2
 # Longer dialogues cost minutes of a reward model, and are few.
 _RANKED = {"max_prompt_tokens": 192, "max_response_tokens": 96}
 # PPO's prompts are instructions and questions; an iteration's cost grows with
@@ -122,6 +124,7 @@ class Plan:
       *self._instructions(),
       self._supervised("policy_init"),
       *self._program_rankings(),
+      *self._reference_rankings(),
       self._split_rankings(),
       *(self._reward(name) for name in ("reward", "judge")),
       self._supervised("sft"),
@@ -239,11 +242,36 @@ class Plan:
     ]
     return [*answers, Step("rank", output, rank)]
 
+  def _reference_rankings(self) -> list[Step]:
+    prompts = self.path("references.jsonl")
+    answers = [
+      self._answers("policy_init", prompts, f"references_{seed}", seed=seed)
+      for seed in range(_REFERENCE_ANSWERS)
+    ]
+    output = self.path("rankings") / "references.jsonl"
+    return [
+      Step(
+        "references",
+        prompts,
+        call=lambda: references.draw(
+          self.sources["demonstrations"], prompts, _REFERENCES
+        ),
+      ),
+      *answers,
+      Step(
+        "rank references",
+        output,
+        call=lambda: references.rank(
+          prompts, [step.output for step in answers], output
+        ),
+      ),
+    ]
+
   def _split_rankings(self) -> Step:
     def split() -> None:
-      data = configs.Data(
-        comparisons=self.sources["comparisons"], **_RANKED, **_SPLITS
-      )
+      ranked = self.path("rankings") / "references.jsonl"
+      comparisons = f"{self.sources['comparisons']},{ranked}"
+      data = configs.Data(comparisons=comparisons, **_RANKED, **_SPLITS)
       rankings.split_for_judge(
         configs.PipelineExperiment(data=data),
         str(self.path("rankings")),
@@ -281,13 +309,14 @@ class Plan:
       f"--ppo.reward_model={self.path('reward')}",
       f"--data.prompts={prompts}",
       *_data_flags(_PROMPTED),
-      "--ppo.episodes=640",
+      "--ppo.episodes=512",
       "--ppo.minibatch=16",
       "--ppo.samples_every=5",
       "--ppo.sample_prompts=8",
       "--ppo.warmup_iterations=1",
-      "--optimizer.learning_rate=3e-5",
-      "--value_optimizer.learning_rate=3e-5",
+      "--ppo.kl_coef=0.1",
+      "--optimizer.learning_rate=5e-5",
+      "--value_optimizer.learning_rate=5e-5",
     ]
     if name == "ppo_ptx":
       flags += [self._source("pretraining"), "--ppo.ptx_sequence=128"]

@@ -25,9 +25,7 @@ def test_items_of_each_format(tmp_path):
   files = {
     "hellaswag": write(tmp_path / "h.jsonl", json.dumps(HELLASWAG)),
     "lambada": write(tmp_path / "l.jsonl", '{"text": "He met my friend"}'),
-    "sst2": write(
-      tmp_path / "s.tsv", "sentence\tlabel", "an old film\t1"
-    ),
+    "sst2": write(tmp_path / "s.tsv", "sentence\tlabel", "an old film\t1"),
   }
   spec = ",".join(f"{name}={path}" for name, path in files.items())
   assert public_tasks.read_tasks(spec, 5) == [

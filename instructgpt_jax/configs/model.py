@@ -282,3 +282,13 @@ class Model(Checked):
     """Returns whether a layer attends to the newest tokens only."""
     pattern = self.sliding_window_pattern
     return bool(self.sliding_window) and pattern[layer % len(pattern)] == "w"
+
+
+# Fields that no array of a checkpoint depends on: a run chooses them freely.
+FREE_FIELDS = ("dropout", "init_std", "position_init", "dtype", "remat")
+# What a checkpoint's arrays, or their meaning, depend on. Adapters may differ.
+ARCHITECTURE = tuple(
+  field.name
+  for field in dataclasses.fields(Model)
+  if field.name not in FREE_FIELDS and not field.name.startswith("lora_")
+)

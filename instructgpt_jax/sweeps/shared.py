@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from instructgpt_jax.cli import flags
+from instructgpt_jax.configs.model import ARCHITECTURE
+from instructgpt_jax.errors import UserError
 from instructgpt_jax.sweeps.jobs import Job
 
 NAME = "shared"
@@ -72,9 +74,12 @@ def shared_stages(
     more: further flags of the shared stages.
 
   Raises:
-    UserError: the pipeline refuses the flags.
+    UserError: the pipeline refuses the flags; or `other_architecture`, the
+      network is swept, which all runs take from a shared stage.
   """
-  last = _REQUIREMENTS[experiment][1]
+  starts, last = _REQUIREMENTS[experiment]
+  if starts:
+    _check_not_swept(experiment, swept)
   common = {
     name: value
     for name, value in settings.items()
@@ -104,3 +109,17 @@ def shared_stages(
   elif last == "reward":
     start["ppo.reward_model"] = directory("reward")
   return SharedStages(job, start)
+
+
+def _check_not_swept(experiment: str, swept: Iterable[str]) -> None:
+  """Refuses swept fields that a run takes from the stage it starts from."""
+  network = {f"model.{name}" for name in ARCHITECTURE}
+  for name in swept:
+    if name in network:
+      raise UserError(
+        f"sweeps {name}, but all runs of {experiment} start from one shared"
+        " model and have its network",
+        field="--sweep",
+        fix=f"give each value its own sweep, with --{name}=…",
+        code="other_architecture",
+      )

@@ -8,24 +8,17 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Any, TypeVar
 
 from instructgpt_jax import configs
+from instructgpt_jax.configs.model import ARCHITECTURE
 from instructgpt_jax.data import tokenizers as tokenizer_lib
 from instructgpt_jax.data.prepared import layout
 from instructgpt_jax.data.tokenizers import Tokenizer, exported_tokens
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.runs.progress import log_line
 from instructgpt_jax.training import pretrained_rates
-from instructgpt_jax.training.pretrained import FREE_FIELDS
 from instructgpt_jax.training.stage_model import Stage, open_stage
 from instructgpt_jax.training.tokenizer_store import (
   TOKENIZER,
   read_tokenizer,
-)
-
-# What a checkpoint's arrays, or their meaning, depend on. Adapters may differ.
-_ARCHITECTURE = tuple(
-  field.name
-  for field in dataclasses.fields(configs.Model)
-  if field.name not in FREE_FIELDS and not field.name.startswith("lora_")
 )
 
 # What the text of a prompt depends on, without and with a chat template.
@@ -45,9 +38,10 @@ E = TypeVar("E", bound=configs.Experiment)
 def inherit_architecture(config: E, decided: Collection[str] = ()) -> E:
   """Completes a config with the network, prompts and limits of `init_from`.
 
-  The network's architecture is the checkpoint's, whatever the preset says. So
-  are the prompt format and the limits, unless the user has set them. Each
-  changed field is logged. Called before the config is written.
+  The network's architecture is the checkpoint's, whatever the preset says, and
+  a flag of the user's that asks for another one is refused. The prompt format
+  and the limits are the checkpoint's unless the user has set them. Each changed
+  field is logged. Called before the config is written.
 
   Args:
     config: the experiment.
@@ -55,8 +49,8 @@ def inherit_architecture(config: E, decided: Collection[str] = ()) -> E:
       them.
 
   Raises:
-    UserError: `other_prompts`, the user has set another prompt format than the
-      stage was trained with.
+    UserError: `other_architecture`, the user has set another network than the
+      stage's; `other_prompts`, another prompt format than it was trained with.
   """
   if not config.init_from:
     return config
@@ -64,8 +58,9 @@ def inherit_architecture(config: E, decided: Collection[str] = ()) -> E:
   if stage.origin is not None:
     pretrained_rates.check_rates(config, stage.model_config)
   architecture = {
-    name: getattr(stage.model_config, name) for name in _ARCHITECTURE
+    name: getattr(stage.model_config, name) for name in ARCHITECTURE
   }
+  _check_architecture(config, stage)
   changed = {
     f"model.{name}": value
     for name, value in architecture.items()
@@ -82,6 +77,33 @@ def inherit_architecture(config: E, decided: Collection[str] = ()) -> E:
     log_line(f"from {config.init_from}: {values}")
   model = dataclasses.replace(config.model, **architecture)
   return dataclasses.replace(config, model=model, data=data)
+
+
+def _check_architecture(config: configs.Experiment, stage: Stage) -> None:
+  """Refuses flags that ask for another network than a stage has."""
+  for name in ARCHITECTURE:
+    flag = f"model.{name}"
+    value = getattr(config.model, name)
+    actual = getattr(stage.model_config, name)
+    if value == actual or not config.is_explicit(flag):
+      continue
+    if name.endswith("_padding"):  # follows from the mesh
+      continue
+    if name == "vocab_size" and not value:  # the tokenizer's size
+      continue
+    raise UserError(
+      f"is {_flag_text(value)}, but the model of --init_from has"
+      f" {_flag_text(actual)}",
+      file=stage.path,
+      field=flag,
+      fix=f"leave out --{flag}, or give --{flag}={_flag_text(actual)}",
+      code="other_architecture",
+    )
+
+
+def _flag_text(value: Any) -> str:
+  is_word = value is None or isinstance(value, bool)
+  return str(value).lower() if is_word else str(value)
 
 
 def inherited_data(

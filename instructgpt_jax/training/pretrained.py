@@ -5,12 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 from instructgpt_jax import configs
+from instructgpt_jax.configs.model import FREE_FIELDS
 from instructgpt_jax.data.tokenizers import Tokenizer
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.interop import directory as hub
-
-# Fields that no array of a checkpoint depends on: a run chooses them freely.
-FREE_FIELDS = ("dropout", "init_std", "position_init", "dtype", "remat")
 
 
 def padded_model_config(

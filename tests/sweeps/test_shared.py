@@ -77,8 +77,24 @@ def test_common_settings_hold_for_the_shared_stages_unless_swept():
   assert result.job.flags == {
     "preset": "world", "until": "reward", "seed": 3, "model.d_model": 64,
   }  # fmt: skip
-  result = stages("ppo", settings, ["seed", "model.d_model"], seed=5)
-  assert result.job.flags == {"preset": "world", "until": "reward", "seed": 5}
+  result = stages("ppo", settings, ["seed", "ppo.kl_coef"], seed=5)
+  assert result.job.flags == {
+    "preset": "world", "until": "reward", "seed": 5, "model.d_model": 64,
+  }  # fmt: skip
+
+
+@pytest.mark.parametrize("experiment", list(shared._REQUIREMENTS))
+def test_the_network_is_swept_only_where_no_shared_stage_has_one(experiment):
+  settings = {"model.d_model": 64}
+  if experiment == "pretrain":
+    result = stages(experiment, settings, ["model.d_model"])
+    assert "model.d_model" not in result.job.flags
+    return
+  with pytest.raises(UserError) as caught:
+    stages(experiment, settings, ["seed", "model.d_model"])
+  assert caught.value.code == "other_architecture"
+  assert "model.d_model" in caught.value.problem
+  stages(experiment, settings, ["model.dropout"])  # each run has its own
 
 
 def test_values_that_the_pipeline_refuses_are_refused_at_once():

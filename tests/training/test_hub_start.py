@@ -210,9 +210,32 @@ def test_a_pipeline_is_judged_as_a_whole(made):
   whole = inheritance.inherit_architecture(whole)
   # Its stages are not judged again.
   stage = configs.SftExperiment(
-    init_from=made, optimizer=whole.sft.optimizer, data=whole.data
+    init_from=made,
+    model=whole.model,
+    optimizer=whole.sft.optimizer,
+    data=whole.data,
   )
   inheritance.inherit_architecture(stage)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_only_a_shorter_context_with_rope_can_be_asked_for(kind, tmp_path):
+  made = hub.make(tmp_path / "hf", kind)
+  start = [f"--init_from={made}", "--optimizer.learning_rate=1e-5"]
+  for context, fits in ((16, kind == "llama"), (24, True), (48, False)):
+    run, _ = flags.parse(
+      [*start, "--workdir=w", f"--model.max_seq_len={context}"],
+      presets.sft,
+      default_preset="tiny",
+    )
+    if fits:
+      model = inheritance.inherit_architecture(run).model
+      assert model.max_seq_len == context
+      continue
+    with pytest.raises(UserError) as caught:
+      inheritance.inherit_architecture(run)
+    assert caught.value.code == "other_architecture"
+    assert caught.value.field == "model.max_seq_len"
 
 
 def test_stages_remember_where_training_began(made, imported, tmp_path):

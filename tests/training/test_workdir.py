@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from instructgpt_jax import configs
+from instructgpt_jax.cli import flags
 from instructgpt_jax.configs import presets
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.training import inheritance, stage_model, tokenizer_store
@@ -45,6 +46,74 @@ def test_the_network_of_the_start_is_inherited(stages, capsys):
   assert capsys.readouterr().err == ""
   alone = configs.SftExperiment()
   assert inheritance.inherit_architecture(alone) is alone
+
+
+def start_from(stages, *arguments):
+  config, _ = flags.parse(
+    [f"--init_from={stages['pretrain']}", "--workdir=w", *arguments],
+    presets.sft,
+    default_preset="tiny",
+  )
+  return config
+
+
+@pytest.mark.parametrize(
+  "name, value, actual",
+  [
+    ("num_layers", "2", "1"),
+    ("max_seq_len", "64", "24"),
+    ("scan_layers", "true", "false"),
+    ("num_kv_heads", "1", "none"),
+    ("activation", "silu", "gelu_tanh"),
+    ("vocab_size", "9999", None),
+  ],
+)
+def test_a_flag_for_another_network_is_refused(stages, name, value, actual):
+  """Such a flag would have no effect."""
+  run = start_from(stages, f"--model.{name}={value}")
+  with pytest.raises(UserError) as caught:
+    inheritance.inherit_architecture(run)
+  error = caught.value
+  assert error.code == "other_architecture"
+  assert error.field == f"model.{name}" and error.file == str(
+    stages["pretrain"]
+  )
+  if actual is None:
+    stage = stage_model.open_stage(str(stages["pretrain"]))
+    actual = str(stage.model_config.vocab_size)
+  assert f"is {value}," in error.problem and error.problem.endswith(actual)
+  fixed = start_from(stages, f"--model.{name}={actual}")
+  inherited = inheritance.inherit_architecture(fixed)
+  assert f"--model.{name}={actual}" in error.fix
+  # A pipeline's stages, and a resumed run, ask for what is there.
+  assert inheritance.inherit_architecture(inherited) == inherited
+
+
+def test_flags_that_a_network_does_not_depend_on_are_free(stages):
+  run = start_from(
+    stages,
+    "--model.dropout=0.3",
+    "--model.dtype=bfloat16",
+    "--model.remat=full",
+    "--model.init_std=0.5",
+    "--model.lora_rank=3",
+    "--model.vocab_size=0",
+  )
+  model = inheritance.inherit_architecture(run).model
+  assert (model.dropout, model.dtype, model.remat) == (0.3, "bfloat16", "full")
+  assert (model.init_std, model.lora_rank) == (0.5, 3)
+  assert model.vocab_size > 0
+
+
+def test_a_run_with_a_flag_for_another_network_leaves_nothing(stages, tmp_path):
+  flags_of_sft = [f for f in stages.flags("sft") if "num_layers" not in f]
+  workdir = tmp_path / "run"
+  done = stages.run(
+    "sft", *flags_of_sft, "--model.num_layers=2", f"--workdir={workdir}"
+  )
+  assert done.status == 2
+  assert "--model.num_layers=1" in done.err
+  assert not workdir.exists() or not any(workdir.iterdir())
 
 
 def test_a_stage_can_be_started_from_a_bigger_preset(stages, tmp_path):

@@ -225,13 +225,15 @@ def prompt_batches(
     in `prompts`. The last batch is padded with copies of its first prompt,
     which have the id -1.
   """
-  tokens, mask = packing.left_pad(prompts, width, pad_id)
 
   def make(index: int, batch: np.ndarray, shard: slice) -> PromptBatch:
     del index
     rows = np.where(batch < 0, batch[0], batch)[shard]
+    tokens, mask = packing.left_pad(
+      [prompts[i] for i in rows.tolist()], width, pad_id
+    )
     return PromptBatch(
-      tokens=tokens[rows], mask=mask[rows], ids=batch[shard].astype(np.int32)
+      tokens=tokens, mask=mask, ids=batch[shard].astype(np.int32)
     )
 
   indices = batch_source.record_indices(len(prompts), spec, mix=spec.mix)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from instructgpt_jax import configs
 from instructgpt_jax.data import records
 from instructgpt_jax.data.tokenizers import Tokenizer
+
+# Fields of `data` that the text of a prompt depends on, without and with a chat
+# template.
+TAG_FIELDS = ("user_tag", "assistant_tag", "turn_separator")
+TEMPLATE_FIELDS = ("chat_template", "template_date")
 
 
 class EncodedRanking(NamedTuple):
@@ -32,6 +37,22 @@ def uses_template(tokenizer: Tokenizer, data: configs.Data) -> bool:
     UserError: the template is enabled, but cannot be used.
   """
   return data.chat_template and tokenizer.template is not None
+
+
+def prompt_format(data: configs.Data, tokenizer: Tokenizer) -> dict[str, Any]:
+  """Returns the settings that decide the text of a prompt.
+
+  Args:
+    data: the settings.
+    tokenizer: with a chat template, the tags are not used; without one, the
+      settings of templates are not.
+  """
+  if tokenizer.template is None:
+    return {name: getattr(data, name) for name in TAG_FIELDS}
+  names = (
+    TEMPLATE_FIELDS if data.chat_template else ("chat_template", *TAG_FIELDS)
+  )
+  return {name: getattr(data, name) for name in names}
 
 
 def encode_prompts(

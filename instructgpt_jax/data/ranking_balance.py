@@ -53,9 +53,10 @@ def balance_batches(
   # epochs, or that ends in padding, has a pair of epochs of its own.
   for _, group in itertools.groupby(range(count), key=epochs_of):
     batches = list(group)
-    members = np.concatenate(
-      [indices.batch(i, batch_size, epochs) for i in batches]
-    )
+    start, stop = batches[0] * batch_size, (batches[-1] + 1) * batch_size
+    members = np.full(stop - start, -1, np.int64)
+    used = indices.take(start, min(stop, indices.count * epochs))
+    members[: len(used)] = used
     positions = _shuffle_balanced_pairs(
       num_tokens[members], batch_size, indices, batches[0]
     )
@@ -135,6 +136,10 @@ def greedy_partition(lengths: np.ndarray, num_groups: int) -> np.ndarray:
     ordered by their first member.
   """
   capacity = len(lengths) // num_groups if num_groups else 0
+  if capacity == 1:
+    return np.arange(num_groups)[:, None]
+  if capacity == 2 and (pairs := _greedy_pairs(lengths)) is not None:
+    return pairs
   members: list[list[int]] = [[] for _ in range(num_groups)]
   # A heap of groups with room.
   sums = [(0, group) for group in range(num_groups)]
@@ -146,3 +151,20 @@ def greedy_partition(lengths: np.ndarray, num_groups: int) -> np.ndarray:
   return np.array(sorted(map(sorted, members)), int).reshape(
     num_groups, capacity
   )
+
+
+def _greedy_pairs(lengths: np.ndarray) -> np.ndarray | None:
+  """Returns what `greedy_partition` returns for pairs, without its loop.
+
+  The longer half has one sequence in each group. Then the groups get a second
+  one, those with the smallest sums first. Without a length in the longer half,
+  which only padding is, the result is None.
+  """
+  by_length = np.argsort(-lengths, kind="stable")
+  longer, shorter = np.split(by_length, 2)
+  if not lengths[longer].all():
+    return None
+  smallest_first = np.argsort(lengths[longer], kind="stable")
+  pairs = np.stack([longer[smallest_first], shorter], axis=1)
+  pairs.sort(axis=1)
+  return pairs[np.argsort(pairs[:, 0])]

@@ -28,7 +28,7 @@ Shape letters:
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import grain
@@ -40,6 +40,13 @@ from instructgpt_jax.data.batch_source import (
   BatchSpec,
 )
 from instructgpt_jax.data.encoding import EncodedRanking
+from instructgpt_jax.data.ranking_source import (
+  AnyRankings,
+  RankingSource,
+  num_completions,
+  ranking_source,
+  row_lengths,
+)
 from instructgpt_jax.types import AttentionSpan, RankingBatch
 
 # The choice of a layout.
@@ -69,7 +76,7 @@ class Layout(NamedTuple):
 
 
 def choose_layout(
-  rankings: Sequence[EncodedRanking],
+  rankings: AnyRankings,
   spec: BatchSpec,
   *,
   d_model: int,
@@ -89,11 +96,11 @@ def choose_layout(
     num_shards: number of pieces that devices and microbatches split a batch
       into. G is a multiple of it, or B.
   """
-  batch_size = spec.batch_size
-  indices = batch_source.record_indices(len(rankings), spec, mix=spec.mix)
+  batch_size, source = spec.batch_size, ranking_source(rankings)
+  indices = batch_source.record_indices(len(source), spec, mix=spec.mix)
   num_batches = indices.num_batches(batch_size, spec.epochs)
   batches = ranking_balance.balance_batches(
-    _row_length_table(rankings, 1)[:, 0],
+    row_lengths(source, 1)[:, 0],
     indices,
     spec,
     max_batches=max(_COMPARED_RANKINGS // batch_size, 1),
@@ -107,7 +114,7 @@ def choose_layout(
 
   def candidates(rows: int) -> Iterator[_Candidate]:
     """Yields the layouts with R rows, those with the shortest rows first."""
-    table = _row_length_table(rankings, rows)
+    table = row_lengths(source, rows)
     max_row_tokens = max(_MAX_SHARED_ROW_TOKENS, 2 * int(table.max()))
     for num_groups in group_counts:
       grouped = ranking_balance.group_rankings(
@@ -117,7 +124,7 @@ def choose_layout(
       one_ranking_per_group = num_groups == batch_size
       if not one_ranking_per_group and lengths.max() > max_row_tokens:
         return  # fewer groups make rows longer still
-      span = attention_span(rankings, rows, one_ranking_per_group)
+      span = attention_span(source, rows, one_ranking_per_group)
       row_costs = {
         length: 6 * d_model * length + num_scores(length, span)
         for length in lengths.tolist()
@@ -129,7 +136,7 @@ def choose_layout(
         layout=Layout(rows, num_groups),
       )
 
-  max_completions = max((len(r.ranks) for r in rankings), default=1)
+  max_completions = int(num_completions(source).max(initial=1))
   best = min(
     (
       candidate
@@ -173,7 +180,7 @@ def _cost_of_rows(
 
 
 def attention_span(
-  rankings: Sequence[EncodedRanking], rows: int, one_ranking_per_group: bool
+  rankings: AnyRankings, rows: int, one_ranking_per_group: bool
 ) -> AttentionSpan:
   """Returns how far the tokens of a row attend.
 
@@ -187,11 +194,14 @@ def attention_span(
       prompt. Otherwise a prompt may be anywhere in a row, and a token attends
       as far back as a ranking is long.
   """
+  source = ranking_source(rankings)
   if one_ranking_per_group:
-    prefix = max((len(r.prompt) for r in rankings), default=0)
-    local = max((len(c) for r in rankings for c in r.completions), default=0)
+    counts = source.token_counts
+    prefix, local = (
+      int(part.max(initial=0)) for part in (counts[:, :1], counts[:, 1:])
+    )
   else:
-    prefix, local = 0, int(_row_length_table(rankings, rows).max())
+    prefix, local = 0, int(row_lengths(source, rows).max())
   return AttentionSpan(
     prefix=packing.round_up(prefix, _SPAN_MULTIPLE),
     local=packing.round_up(local, _SPAN_MULTIPLE),
@@ -205,30 +215,7 @@ def row_length(ranking: EncodedRanking, rows: int = 1) -> int:
     ranking: the ranking.
     rows: R, number of rows that its completions are divided over.
   """
-  return max(_row_lengths(ranking, rows))
-
-
-def _row_lengths(ranking: EncodedRanking, rows: int) -> list[int]:
-  """Returns the tokens of each of a ranking's rows, [R].
-
-  A row without completions has no prompt either.
-  """
-  prompt, completions, _ = ranking
-  per_row = -(-len(completions) // rows)
-  chunks = [completions[r * per_row : (r + 1) * per_row] for r in range(rows)]
-  return [
-    len(prompt) + sum(map(len, chunk)) if chunk else 0 for chunk in chunks
-  ]
-
-
-def _row_length_table(
-  rankings: Sequence[EncodedRanking], rows: int
-) -> np.ndarray:
-  """Returns the tokens of each ranking's rows, [N + 1, R].
-
-  The last entry is 0 for padding, which has index -1.
-  """
-  return np.array([*(_row_lengths(r, rows) for r in rankings), [0] * rows])
+  return int(row_lengths(ranking_source([ranking]), rows).max())
 
 
 def _choose_lengths(table: np.ndarray, grouped: np.ndarray) -> np.ndarray:
@@ -270,7 +257,7 @@ def _padding_share(
 
 
 def ranking_batches(
-  rankings: Sequence[EncodedRanking],
+  rankings: AnyRankings,
   spec: BatchSpec,
   *,
   layout: Layout,
@@ -307,18 +294,19 @@ def ranking_batches(
     raise ValueError(
       f"{spec.shard_count} process shards do not divide {num_groups} groups"
     )
-  max_completions = max((len(r.ranks) for r in rankings), default=0)
-  indices = batch_source.record_indices(len(rankings), spec, mix=spec.mix)
+  source = ranking_source(rankings)
+  max_completions = int(num_completions(source).max(initial=0))
+  indices = batch_source.record_indices(len(source), spec, mix=spec.mix)
   batches = ranking_balance.balance_batches(
-    _row_length_table(rankings, 1)[:, 0], indices, spec
+    row_lengths(source, 1)[:, 0], indices, spec
   )
-  table = _row_length_table(rankings, rows)
+  table = row_lengths(source, rows)
   grouped = ranking_balance.group_rankings(
     table.sum(axis=1), batches, num_groups
   )
   lengths = _choose_lengths(table, grouped).tolist()
   span = attention_span(
-    rankings, rows, one_ranking_per_group=num_groups == batch_size
+    source, rows, one_ranking_per_group=num_groups == batch_size
   )
 
   def make(index: int, batch: np.ndarray, shard: slice) -> RankingBatch:
@@ -330,7 +318,7 @@ def ranking_batches(
       shard.start // rankings_per_group : shard.stop // rankings_per_group,
     ]
     return _make_batch(
-      rankings,
+      source,
       ids,
       (rows, lengths[index]),
       max_completions=max_completions,
@@ -342,7 +330,7 @@ def ranking_batches(
 
 
 def _make_batch(
-  rankings: Sequence[EncodedRanking],
+  rankings: RankingSource,
   ids: np.ndarray,
   group_shape: tuple[int, int],
   *,

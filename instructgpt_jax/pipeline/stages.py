@@ -346,9 +346,10 @@ def _check_sources(pipeline: Pipeline, start: _StartingPoint) -> Pipeline:
       num_valid=valid["data.demonstrations"],
     )
   inputs_of_run = {
-    field: fingerprint.fingerprint_source(
-      getattr(data, field.removeprefix("data.")),
-      [_record_contents(part) for part in split],
+    field: inputs.fingerprint_records(
+      data,
+      field.removeprefix("data."),
+      lambda split=split: [_record_contents(part) for part in split],
       **{k: len(v) for k, v in split._asdict().items()},
     )
     for field, split in splits.items()

@@ -7,6 +7,7 @@ from typing import Any
 
 from instructgpt_jax import configs
 from instructgpt_jax.data import encoding
+from instructgpt_jax.data.prepared.records import PreparedRecords
 from instructgpt_jax.data.tokenizers import Tokenizer
 from instructgpt_jax.recipes.limits import Lengths
 from instructgpt_jax.training import inputs
@@ -52,7 +53,7 @@ def _measure(name: str, data: configs.Data, tokenizer: Tokenizer) -> Lengths:
   )
   completions = 0
   if name == "comparisons":
-    completions = max(len(record.completions) for record in records)
+    completions = _most_completions(records)
   return Lengths(
     name,
     len(records),
@@ -60,6 +61,12 @@ def _measure(name: str, data: configs.Data, tokenizer: Tokenizer) -> Lengths:
     [*map(len, responses)],
     completions,
   )
+
+
+def _most_completions(rankings: Sequence[Any]) -> int:
+  if isinstance(rankings, PreparedRecords):
+    return rankings.token_counts.shape[1] - 1
+  return max(len(record.completions) for record in rankings)
 
 
 def _responses(name: str, records: Sequence[Any]) -> list[str]:

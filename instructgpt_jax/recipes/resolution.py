@@ -12,6 +12,7 @@ import jax
 from instructgpt_jax import configs
 from instructgpt_jax.cli import flags
 from instructgpt_jax.configs import presets
+from instructgpt_jax.data.prepared import records as prepared_records
 from instructgpt_jax.models.heads import LanguageModel, abstract_params
 from instructgpt_jax.planner import plan
 from instructgpt_jax.recipes import device as device_lib
@@ -59,7 +60,11 @@ def resolve(call: flags.Call, experiment: str) -> Any:
   stage = _open_stage(config)
   if stage.origin is None:
     return inheritance.inherit_architecture(config)
-  user = flags.explicit_values(config)
+  limits_of_data = prepared_records.limits(config.data)
+  user = {
+    **{f"data.{name}": value for name, value in limits_of_data.items()},
+    **flags.explicit_values(config),
+  }
   base = _with_values(presets.EXPERIMENTS[experiment](_DEFAULTS), user, config)
   recorded = _recorded_values(base, experiment, call.workdir)
   if recorded is not None:

@@ -26,7 +26,6 @@ LARGE_BYTES = 200_000_000  # a larger corpus should be prepared
 # usual ones, and fewer than any text needs.
 _LOW_MEMORY_PER_BYTE, _HIGH_MEMORY_PER_BYTE = 17, 36
 _LEAST_MEMORY_PER_BYTE = 10
-_GZIP_RATIO = 4  # of a text
 
 
 class Documents(Protocol):
@@ -182,9 +181,8 @@ class PreparedDocuments:
   def fingerprint(self, values: Any, *splits: str) -> fingerprint.Source:
     """Computes the fingerprint from the manifest, which has all checksums."""
     del values
-    source = fingerprint.fingerprint_files(self._directory)
     counts = {split: self.counts[split] for split in splits}
-    return fingerprint.Source(source.files, counts, source.hash)
+    return fingerprint.fingerprint_prepared(self._directory, **counts)
 
   def contents(self) -> list[Any]:
     """Returns nothing: the documents are not in memory."""
@@ -275,7 +273,7 @@ def _check_size(spec: str, *, tell: bool) -> None:
   Raises:
     UserError: `corpus_too_large`, the memory obviously does not suffice.
   """
-  size = sum(map(_text_bytes, reading.expand(spec)))
+  size = sum(map(text_files.text_bytes, reading.expand(spec)))
   if size <= LARGE_BYTES:
     return
   memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -300,12 +298,3 @@ def _check_size(spec: str, *, tell: bool) -> None:
       f" at each start, by every process, in {needed}; fix: prepare them once"
       f" ({command}), and give --{FIELD}=DIR"
     )
-
-
-def _text_bytes(path: str) -> int:
-  """Returns about how many bytes of text a file holds."""
-  if not os.path.isfile(path):
-    return 0
-  with open(path, "rb") as file:
-    packed = file.read(2) == text_files.GZIP
-  return os.path.getsize(path) * (_GZIP_RATIO if packed else 1)

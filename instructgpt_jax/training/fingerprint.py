@@ -171,6 +171,19 @@ def fingerprint_files(spec: str) -> Source:
   return Source(_files(spec), {}, digest.hexdigest())
 
 
+def fingerprint_prepared(directory: str, **records: int) -> Source:
+  """Computes the fingerprint of prepared data.
+
+  Their manifest has the checksums of all files.
+
+  Args:
+    directory: the prepared directory.
+    **records: split → number of records.
+  """
+  source = fingerprint_files(directory)
+  return Source(source.files, records, source.hash)
+
+
 def fingerprint_model(path: str | os.PathLike[str]) -> Source:
   """Computes the fingerprint of a model from its files.
 

@@ -9,8 +9,10 @@ from typing import Any, TypeVar
 
 from instructgpt_jax import configs
 from instructgpt_jax.configs.model import ARCHITECTURE
+from instructgpt_jax.data import encoding
 from instructgpt_jax.data import tokenizers as tokenizer_lib
 from instructgpt_jax.data.prepared import layout
+from instructgpt_jax.data.prepared import records as prepared_records
 from instructgpt_jax.data.tokenizers import Tokenizer, exported_tokens
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.runs.progress import log_line
@@ -21,13 +23,7 @@ from instructgpt_jax.training.tokenizer_store import (
   read_tokenizer,
 )
 
-# What the text of a prompt depends on, without and with a chat template.
-_TAGS = ("user_tag", "assistant_tag", "turn_separator")
-_TEMPLATE = tuple(
-  field.name
-  for field in dataclasses.fields(configs.Data)
-  if field.name in ("chat_template", "template_date")
-)
+_TAGS, _TEMPLATE = encoding.TAG_FIELDS, encoding.TEMPLATE_FIELDS
 _PROMPTS = (*_TAGS, *_TEMPLATE)
 LIMITS = ("max_prompt_tokens", "max_response_tokens")
 INHERITED = (*_PROMPTS, *LIMITS)  # fields of `data`
@@ -216,7 +212,7 @@ def check_same_prompts(stage: Stage, data: configs.Data, field: str) -> None:
   if stage.source is not None or not stage.has_prompts:
     return
   old_format, new_format = (
-    prompt_format(d, stage.tokenizer) for d in (stage.data, data)
+    encoding.prompt_format(d, stage.tokenizer) for d in (stage.data, data)
   )
   for name in (*_TEMPLATE, *_TAGS):  # Without a template the tags count.
     if old_format.get(name) == new_format.get(name):
@@ -233,20 +229,6 @@ def check_same_prompts(stage: Stage, data: configs.Data, field: str) -> None:
     )
 
 
-def prompt_format(data: configs.Data, tokenizer: Tokenizer) -> dict[str, Any]:
-  """Returns the settings that decide the text of a prompt.
-
-  Args:
-    data: the settings.
-    tokenizer: with a chat template, the tags are not used; without one, the
-      settings of templates are not.
-  """
-  if tokenizer.template is None:
-    return {name: getattr(data, name) for name in _TAGS}
-  names = _TEMPLATE if data.chat_template else ("chat_template", *_TAGS)
-  return {name: getattr(data, name) for name in names}
-
-
 def stage_tokenizer(
   workdir: str | pathlib.Path,
   config: configs.Experiment,
@@ -255,7 +237,7 @@ def stage_tokenizer(
   """Returns the run's tokenizer; `put_tokenizer` saves it later.
 
   It is the tokenizer in the workdir, else that of `init_from`, else that of
-  `tokenizer.path`, else that of prepared documents, else one trained on
+  `tokenizer.path`, else that of prepared data, else one trained on
   `texts()`.
   """
   directory = pathlib.Path(workdir) / TOKENIZER
@@ -270,9 +252,11 @@ def stage_tokenizer(
     tokenizer = stage.tokenizer
     for note in stage.source.notes if stage.source else ():
       log_line(f"{config.init_from}: {note}")
-  if tokenizer is None and layout.is_prepared(config.data.pretraining):
-    prepared = pathlib.Path(config.data.pretraining).expanduser()
-    tokenizer = read_tokenizer(prepared / layout.TOKENIZER, config.data)
+  data = config.data
+  for prepared in (data.pretraining, *prepared_records.directories(data)):
+    if tokenizer is None and layout.is_prepared(prepared):
+      directory = pathlib.Path(prepared).expanduser() / layout.TOKENIZER
+      tokenizer = read_tokenizer(directory, data)
   if tokenizer is None:
     log_line("training a tokenizer")
     tokenizer = tokenizer_lib.train_tokenizer(texts(), config.tokenizer)

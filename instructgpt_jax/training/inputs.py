@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from instructgpt_jax import configs
-from instructgpt_jax.data import curation, encoding, packing, reading
-from instructgpt_jax.data.curation import drops, splits, summary
-from instructgpt_jax.data.reading import paths
+from instructgpt_jax.data import curated_source, encoding, packing, reading
+from instructgpt_jax.data.curation import drops, splits
+from instructgpt_jax.data.prepared import manifest
+from instructgpt_jax.data.prepared import records as prepared_records
+from instructgpt_jax.data.reading import text_files
 from instructgpt_jax.data.records import (
   Demonstration,
   Document,
@@ -19,60 +21,17 @@ from instructgpt_jax.data.records import (
 from instructgpt_jax.data.tokenizers import Tokenizer
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.runs.progress import log_line
+from instructgpt_jax.training import fingerprint
+
+LARGE_BYTES = 200_000_000  # a larger source should be prepared
 
 
 class Splits(NamedTuple):
   """Curated records of one source."""
 
-  train: list[Any]
-  valid: list[Any]
-  test: list[Any]
-
-
-class _Kind(NamedTuple):
-  """A kind of source: how it is read, and what it holds."""
-
-  read: Callable[[str], tuple[list[Any], reading.Report]]
-  what: str
-
-
-_KINDS = {
-  "demonstrations": _Kind(reading.read_demonstrations, "demonstrations"),
-  "comparisons": _Kind(reading.read_rankings, "ranked completions"),
-  "prompts": _Kind(reading.read_prompts, "prompts"),
-}
-_DOCUMENTS = _Kind(reading.read_documents, "documents")
-
-
-class _Source(NamedTuple):
-  """The records of one source, and what reading them reports."""
-
-  field: str  # its flag
-  spec: str  # the flag's value
-  records: list[Any]
-  report: reading.Report
-
-  @property
-  def total(self) -> int:
-    """Number of records before anything was dropped or skipped."""
-    return len(self.records) + sum(self.report.skipped.values())
-
-  def causes(self, dropped: drops.Drops) -> list[drops.Cause]:
-    """All causes for which records are not used, the largest first."""
-    report = self.report
-    return drops.causes(dropped, report.skipped, report.first_skips)
-
-
-def _read(field: str, data: configs.Data, kind: _Kind) -> _Source:
-  spec = getattr(data, field.removeprefix("data."))
-  if not spec:
-    raise UserError(
-      f"{kind.what} are needed here",
-      field=field,
-      fix=f"give --{field}=PATH (a file, a directory or a quoted glob)",
-      code="missing_source",
-    )
-  return _Source(field, spec, *kind.read(spec))
+  train: Sequence[Any]
+  valid: Sequence[Any]
+  test: Sequence[Any]
 
 
 def _curated(
@@ -85,65 +44,41 @@ def _curated(
   """Curates one source; splits are decided over all sources of the run.
 
   Args:
-    name: key of `_KINDS`.
+    name: key of `curated_source.KINDS`.
     data: the run's data section.
     tokenizer: counts tokens; without one, no limit in tokens is applied.
     tell: whether counts and warnings are shown.
   """
-  kind = _KINDS[name]
-  source = _read(f"data.{name}", data, kind)
-  others = [
-    other.read(getattr(data, key))[0]
-    for key, other in _KINDS.items()
-    if key != name and getattr(data, key)
-  ]
-  parts, dropped = curation.curate(source.records, data, tokenizer, others)
-  return _accept(source, parts, dropped, data, tell=tell)
-
-
-def _accept(
-  source: _Source,
-  parts: dict[str, list[Any]],
-  dropped: drops.Drops,
-  data: configs.Data,
-  *,
-  tell: bool,
-) -> Splits:
-  """Refuses a source that loses too many records, and logs its counts."""
-  drops.judge(source.field, source.causes(dropped), source.total, data)
-  curation.require(parts, dropped, source.field, source.report.skipped)
+  if prepared_records.is_used(data):
+    curated = prepared_records.open_source(name, data, tokenizer)
+  else:
+    kinds = curated_source.KINDS
+    source = curated_source.read(f"data.{name}", data, kinds[name])
+    if tell:
+      _advise_preparation(source)
+    others = [
+      kind.read(getattr(data, key))[0]
+      for key, kind in kinds.items()
+      if key != name and getattr(data, key)
+    ]
+    curated = curated_source.curate(source, others, data, tokenizer)
   if tell:
-    _log_source(source, dropped, parts, data)
-  return Splits(**parts)
+    for line in curated.lines:
+      log_line(line)
+  return Splits(**curated.parts)
 
 
-def _log_source(
-  source: _Source,
-  dropped: drops.Drops,
-  parts: dict[str, list[Any]],
-  data: configs.Data,
-) -> None:
-  """Logs one line of counts for a source, then notes and warnings."""
-  field, report = source.field, source.report
-  name = summary.source_name(source.spec, field, report)
+def _advise_preparation(source: curated_source.Source) -> None:
+  """Says that a large source should be prepared."""
+  size = sum(map(text_files.text_bytes, reading.expand(source.spec)))
+  if size <= LARGE_BYTES:
+    return
   log_line(
-    summary.source_line(
-      name, source.total, parts, dropped, source.causes(dropped), data
-    )
+    f"warning: {source.field}: {size / 1e6:,.0f} MB of text are curated and"
+    " tokenised at each start, by every process; fix: prepare them once"
+    f" ({manifest.COMMAND} --{source.field}={source.spec} --to=DIR, together"
+    " with the run's other sources)"
   )
-  notes = reading.remarks(report.unused, report.notes)
-  notes += paths.show_ignored(report.ignored)
-  if dropped.templates:
-    notes.append(
-      f"{dropped.templates:,} prompts with a shared beginning are compared"
-      " from where they differ"
-    )
-  for note in notes:
-    log_line(f"note: {field}: {note}")
-  for line in drops.warnings(
-    field, dropped, source.causes(dropped), source.total
-  ):
-    log_line(line)
 
 
 def demonstrations(data: configs.Data, tokenizer: Tokenizer | None) -> Splits:
@@ -169,6 +104,24 @@ def rankings(data: configs.Data, tokenizer: Tokenizer | None) -> Splits:
 def prompts(data: configs.Data, tokenizer: Tokenizer | None) -> Splits:
   """Curated prompts."""
   return _curated("prompts", data, tokenizer)
+
+
+def fingerprint_records(
+  data: configs.Data, name: str, values: Callable[[], Any], **records: int
+) -> fingerprint.Source:
+  """Computes the fingerprint of a source.
+
+  Args:
+    data: the run's data section.
+    name: "demonstrations", "comparisons" or "prompts".
+    values: returns what a run uses of the source; not called for prepared
+      records, whose manifest has their checksums.
+    **records: split → number of records.
+  """
+  spec = getattr(data, name)
+  if prepared_records.is_used(data):
+    return fingerprint.fingerprint_prepared(spec, **records)
+  return fingerprint.fingerprint_source(spec, values(), **records)
 
 
 class EvaluationPrompts(NamedTuple):
@@ -231,7 +184,9 @@ def require_evaluation(data: configs.Data, section: configs.Evaluation) -> None:
   _evaluated(parts, section.split, data)
 
 
-def _evaluated(parts: Splits, split: str, data: configs.Data) -> list[Prompt]:
+def _evaluated(
+  parts: Splits, split: str, data: configs.Data
+) -> Sequence[Prompt]:
   """Returns the prompts of a split; refuses a split without prompts."""
   pool = getattr(parts, split)
   if not pool:
@@ -268,9 +223,15 @@ def documents(data: configs.Data, *, tell: bool = True) -> Splits:
     data: the run's data section.
     tell: whether counts and warnings are shown.
   """
-  source = _read("data.pretraining", data, _DOCUMENTS)
+  source = curated_source.read(
+    "data.pretraining", data, curated_source.DOCUMENTS
+  )
   parts = splits.split_documents(source.records, data)
-  return _accept(source, parts, drops.Drops(), data, tell=tell)
+  curated = curated_source.accept(source, parts, drops.Drops(), data)
+  if tell:
+    for line in curated.lines:
+      log_line(line)
+  return Splits(**curated.parts)
 
 
 def training_texts(data: configs.Data, *, tell: bool = True) -> Iterator[str]:

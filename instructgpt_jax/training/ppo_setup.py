@@ -9,12 +9,11 @@ from typing import NamedTuple
 import grain
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from instructgpt_jax import configs, sharding
 from instructgpt_jax.configs import checks
-from instructgpt_jax.data import batching, encoding, packing
+from instructgpt_jax.data import batching, packing
 from instructgpt_jax.data.records import Prompt
 from instructgpt_jax.data.tokenizers import Tokenizer
 from instructgpt_jax.distributed import mesh as mesh_lib
@@ -36,6 +35,7 @@ from instructgpt_jax.training import (
   supervised,
 )
 from instructgpt_jax.training import networks as networks_lib
+from instructgpt_jax.training import prompts as prompts_lib
 from instructgpt_jax.training.held_out import Scorer, load_scorer
 from instructgpt_jax.training.lora_base import LoraBase
 from instructgpt_jax.training.stage_model import Stage
@@ -55,7 +55,7 @@ class PpoData(NamedTuple):
   """Batches of this process, and the fingerprint of their sources."""
 
   prompts: grain.DatasetIterator
-  valid_prompts: list[Prompt]  # for held-out evaluations and samples
+  valid_prompts: Sequence[Prompt]  # for held-out evaluations and samples
   ptx: grain.DatasetIterator | None  # pretraining documents; None if γ is 0
   fingerprint: fingerprint.Fingerprint
 
@@ -346,7 +346,10 @@ def _open_data(
     "iterations": config.ppo.num_iterations,
   }
   return PpoData(
-    prompts, records.valid, ptx, fingerprint.Fingerprint(counts, sources)
+    prompts,
+    prompts_lib.held_out_pool(records.valid),
+    ptx,
+    fingerprint.Fingerprint(counts, sources),
   )
 
 
@@ -357,36 +360,29 @@ def prompt_batches(
   mesh: Mesh,
 ) -> tuple[grain.DatasetIterator, fingerprint.Source, mixed_sources.Use]:
   """Makes batches of prompts, their fingerprint, and how they are used."""
-  source = mixed_sources.open_source(config.data, "data.prompts")
-  groups = source.group(records)
-  records = [record for group in groups for record in group]
-  mix = source.mix([len(group) for group in groups])
-  prompts = encoding.encode_prompts(
-    [record.turns for record in records], tokenizer, config.data
-  )
-  fingerprinted = fingerprint.fingerprint_source(
-    config.data.prompts, prompts, train=len(records)
-  )
+  prompts = prompts_lib.encode_prompts(records, tokenizer, config.data)
   # All batches have one width, so that each program compiles once.
   width = min(
-    max(packing.bucket_lengths(max(map(len, prompts)))),
+    max(packing.bucket_lengths(int(prompts.lengths.max()))),
     config.model.max_seq_len - config.data.max_response_tokens,
   )
   batches = batching.prompt_batches(
-    prompts,
+    prompts.ids,
     batching.BatchSpec(
       batch_size=config.ppo.rollout_batch,
       seed=config.seed,
-      mix=mix,
+      mix=prompts.mix,
       **transfer.get_process_shard(config.ppo.rollout_batch, mesh),
     ),
     width=width,
     pad_id=tokenizer.pad_id,
   )
   total = config.ppo.num_iterations * config.ppo.rollout_batch
-  amounts = {"tokens": np.array([len(ids) for ids in prompts])}
-  use = mixed_sources.Use(source, mix, "prompts", total, amounts)
-  return batches, fingerprinted, use
+  amounts = {"tokens": prompts.lengths}
+  use = mixed_sources.Use(
+    prompts.source, prompts.mix, "prompts", total, amounts
+  )
+  return batches, prompts.fingerprint, use
 
 
 def _document_batches(

@@ -7,7 +7,6 @@ average, and measures accuracy on held-out rankings.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 import pathlib
@@ -21,7 +20,8 @@ from jax.sharding import Mesh
 from instructgpt_jax import configs, sharding, statistics
 from instructgpt_jax.configs import checks
 from instructgpt_jax.data import encoding, ranking_packing, records
-from instructgpt_jax.data.batch_source import BatchSpec, SourceMix
+from instructgpt_jax.data.batch_source import BatchSpec
+from instructgpt_jax.data.ranking_source import AnyRankings, num_completions
 from instructgpt_jax.data.tokenizers import Tokenizer
 from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.distributed import transfer
@@ -43,6 +43,7 @@ from instructgpt_jax.training import (
   supervised,
   tokenizer_store,
 )
+from instructgpt_jax.training import rankings as rankings_lib
 from instructgpt_jax.types import PyTree
 
 HELD_OUT = "held_out.json"  # counts of held-out pairs, in the workdir
@@ -85,7 +86,7 @@ def train(config: configs.RewardExperiment, directory: str) -> None:
   mesh = mesh_lib.make_mesh(config.mesh)
   batches = _training_batches(config, directory, data, model, tokenizer, mesh)
   total_steps = math.ceil(
-    config.reward.epochs * len(data.train) / config.reward.batch_size
+    config.reward.epochs * len(data.rankings.train) / config.reward.batch_size
   )
   stage = None
   if config.init_from:
@@ -147,59 +148,27 @@ def _check_settings(config: configs.RewardExperiment) -> None:
 class _RewardData(NamedTuple):
   """Encoded rankings, demonstrations and the fingerprints of their sources."""
 
-  source: mixed_sources.MixedSource
-  train: list[encoding.EncodedRanking]
-  mix: SourceMix | None  # shares of the source's parts
-  valid: list[encoding.EncodedRanking]
-  left_out: list[encoding.EncodedRanking]  # by labelers that are left out
-  demonstrations: list[records.Demonstration]
+  rankings: rankings_lib.Rankings
+  demonstrations: Sequence[records.Demonstration]
   sources: dict[str, fingerprint.Source]
 
 
 def _open_data(
   config: configs.RewardExperiment, tokenizer: Tokenizer
 ) -> _RewardData:
-  """Reads and encodes the rankings, and reads the demonstrations."""
-  section = config.reward
-  splits = _select_rankings(
-    inputs.rankings(config.data, tokenizer), section, config.seed
-  )
-  source = mixed_sources.open_source(config.data, "data.comparisons")
-  *groups, valid, left_out = (
-    encoding.encode_rankings(rankings, tokenizer, config.data)
-    for rankings in (
-      *source.group(splits.train), splits.valid, splits.left_out,
-    )
-  )  # fmt: skip
-  if section.pairs:
-    groups = [encoding.split_into_pairs(group) for group in groups]
-  train_rankings = [ranking for group in groups for ranking in group]
-  sources = {
-    "data.comparisons": fingerprint.fingerprint_source(
-      config.data.comparisons,
-      [train_rankings, valid, left_out],
-      train=len(splits.train),
-      valid=len(splits.valid),
-      left_out=len(splits.left_out),
-    )
-  }
-  demonstrations = []
-  if section.normalize:
+  """Opens the rankings, and reads the demonstrations."""
+  rankings = rankings_lib.open_rankings(config, tokenizer)
+  sources = {rankings_lib.FIELD: rankings.fingerprint}
+  demonstrations: Sequence[records.Demonstration] = ()
+  if config.reward.normalize:
     demonstrations = inputs.demonstrations(config.data, tokenizer).train
-    sources["data.demonstrations"] = fingerprint.fingerprint_source(
-      config.data.demonstrations,
-      [(d.turns, d.completion) for d in demonstrations],
+    sources["data.demonstrations"] = inputs.fingerprint_records(
+      config.data,
+      "demonstrations",
+      lambda: [(d.turns, d.completion) for d in demonstrations],
       train=len(demonstrations),
     )
-  return _RewardData(
-    source,
-    train_rankings,
-    source.mix([len(group) for group in groups]),
-    valid,
-    left_out,
-    demonstrations,
-    sources,
-  )
+  return _RewardData(rankings, demonstrations, sources)
 
 
 def _training_batches(
@@ -211,33 +180,34 @@ def _training_batches(
   mesh: Mesh,
 ) -> Any:
   """Makes batches of rankings, in the layout with the fewest FLOPs."""
-  section, rankings = config.reward, data.train
+  section, rankings = config.reward, data.rankings
   spec = BatchSpec(
     batch_size=section.batch_size,
     seed=config.seed,
     epochs=section.epochs,
-    mix=data.mix,
+    mix=rankings.mix,
     **transfer.get_process_shard(section.batch_size, mesh),
   )
+  counts = rankings.train.token_counts
   amounts = {
-    "completions": np.array([len(r.completions) for r in rankings]),
-    "tokens": np.array(
-      [len(r.prompt) + sum(map(len, r.completions)) for r in rankings]
-    ),
+    "completions": num_completions(rankings.train),
+    "tokens": np.maximum(counts, 0).sum(axis=1),
   }
-  total = section.epochs * len(rankings)
-  use = mixed_sources.Use(data.source, data.mix, "rankings", total, amounts)
+  total = section.epochs * len(rankings.train)
+  use = mixed_sources.Use(
+    rankings.source, rankings.mix, "rankings", total, amounts
+  )
   mixed_sources.report_use(directory, spec, use)
   microbatch = section.microbatch or section.batch_size
   num_microbatches = max(section.batch_size // microbatch, 1)
   layout = choose_layout(
-    rankings,
+    rankings.train,
     model.config,
     spec,
     num_shards=num_microbatches * sharding.batch_shards(mesh),
   )
   return ranking_packing.ranking_batches(
-    rankings, spec, layout=layout, pad_id=tokenizer.pad_id
+    rankings.train, spec, layout=layout, pad_id=tokenizer.pad_id
   )
 
 
@@ -278,8 +248,9 @@ def _evaluate_held_out(
   """
   summary: dict[str, Any] = {}
   counts_by_split: dict[str, Any] = {}
-  for prefix, rankings in (("", data.valid), ("left_out_", data.left_out)):
-    if rankings:
+  splits = (("", data.rankings.valid), ("left_out_", data.rankings.left_out))
+  for prefix, rankings in splits:
+    if len(rankings):
       counts = count_held_out(model, params, rankings, tokenizer, mesh)
       counts_by_split[prefix + "pairs"] = counts._asdict()
       summary[prefix + "accuracy"] = counts.accuracy.as_dict()
@@ -315,7 +286,7 @@ def _save(
 
 
 def choose_layout(
-  rankings: Sequence[encoding.EncodedRanking],
+  rankings: AnyRankings,
   model: configs.Model,
   spec: BatchSpec,
   *,
@@ -344,7 +315,7 @@ def choose_layout(
 def count_held_out(
   model: ScalarModel,
   params: PyTree,
-  rankings: Sequence[encoding.EncodedRanking],
+  rankings: AnyRankings,
   tokenizer: Tokenizer,
   mesh: Mesh,
   batch_size: int = 16,
@@ -360,7 +331,10 @@ def count_held_out(
   )
   prompts: dict[bytes, int] = {}  # index of each distinct prompt
   prompt_indices = np.array(
-    [prompts.setdefault(r.prompt.tobytes(), len(prompts)) for r in rankings]
+    [
+      prompts.setdefault(rankings[i].prompt.tobytes(), len(prompts))
+      for i in range(len(rankings))
+    ]
   )
   totals = np.zeros((len(HeldOutCounts._fields), len(prompts)))
   for batch in ranking_packing.ranking_batches(
@@ -374,77 +348,6 @@ def count_held_out(
     for total, batch_counts in zip(totals, counts, strict=True):
       np.add.at(total, indices, batch_counts[is_ranking])
   return HeldOutCounts(*totals)
-
-
-class _RankingSplits(NamedTuple):
-  """Rankings of the labelers in training, and of those that are left out."""
-
-  train: list[records.Ranking]
-  valid: list[records.Ranking]
-  left_out: list[records.Ranking]  # validation rankings
-
-
-def _select_rankings(
-  splits: inputs.Splits, section: configs.Reward, seed: int
-) -> _RankingSplits:
-  """Leaves out labelers, and limits the rankings and their completions.
-
-  Args:
-    splits: all rankings.
-    section: the settings; limits apply to training rankings alone.
-    seed: seed of the random choice.
-
-  Raises:
-    UserError: `unknown_labeler` or `no_rankings`.
-  """
-  train, valid = list(splits.train), list(splits.valid)
-  left_out: list[records.Ranking] = []
-  labelers = {name for name in section.leave_out.split(",") if name}
-  known = {r.labeler_id for r in train + valid}
-  if labelers - known:
-    raise UserError(
-      f"no ranking is of {sorted(labelers - known)[0]!r}",
-      field="reward.leave_out",
-      fix="give labeler_ids of the rankings: "
-      + ", ".join(sorted(filter(None, known))[:9]),
-      code="unknown_labeler",
-    )
-  if labelers:
-    left_out = [r for r in valid if r.labeler_id in labelers]
-    train, valid = (
-      [r for r in split if r.labeler_id not in labelers]
-      for split in (train, valid)
-    )
-  # 7 tells this generator apart from others of the same seed.
-  rng = np.random.RandomState([seed & 0xFFFFFFFF, 7])
-  if section.max_rankings and section.max_rankings < len(train):
-    indices = np.sort(rng.permutation(len(train))[: section.max_rankings])
-    train = [train[i] for i in indices]
-  if section.max_completions:
-    train = [
-      _sample_completions(r, section.max_completions, rng) for r in train
-    ]
-  if not train:
-    raise UserError(
-      "no ranking is left to train on",
-      field="reward.leave_out",
-      fix="leave out fewer labelers",
-      code="no_rankings",
-    )
-  return _RankingSplits(train, valid, left_out)
-
-
-def _sample_completions(
-  ranking: records.Ranking, max_completions: int, rng: np.random.RandomState
-) -> records.Ranking:
-  """Returns a ranking of some random completions, in their order."""
-  count = len(ranking.completions)
-  indices = np.sort(rng.permutation(count)[:max_completions])
-  return dataclasses.replace(
-    ranking,
-    completions=tuple(ranking.completions[i] for i in indices),
-    ranks=tuple(ranking.ranks[i] for i in indices),
-  )
 
 
 def score_demonstrations(

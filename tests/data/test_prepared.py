@@ -31,6 +31,7 @@ from instructgpt_jax.data.prepared import (
   unit_work,
   units,
 )
+from instructgpt_jax.data.prepared import directory as directory_lib
 from instructgpt_jax.data.prepared.rows import PreparedRows
 from instructgpt_jax.data.reading import file_parts
 from instructgpt_jax.data.records import SPLITS
@@ -345,7 +346,7 @@ def test_a_directory_in_its_source_is_refused(tmp_path, prepared):
 def test_two_preparations_at_once_are_refused(tmp_path, prepared):
   path = write_lines(tmp_path / "a.jsonl", 20)
   directory, _ = prepared(path)
-  with prepare._lock(directory), pytest.raises(UserError) as e:
+  with directory_lib.lock(directory), pytest.raises(UserError) as e:
     prepared(path)
   assert e.value.code == "preparation_running"
 

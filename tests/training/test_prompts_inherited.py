@@ -7,6 +7,7 @@ import pytest
 
 from instructgpt_jax import configs
 from instructgpt_jax.configs import presets
+from instructgpt_jax.data import encoding
 from instructgpt_jax.data import tokenizers as tokenizer_lib
 from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.errors import UserError
@@ -160,7 +161,7 @@ class Templated:
 def test_tags_that_a_chat_template_replaces_do_not_matter():
   ours = dataclasses.replace(DATA, user_tag="other")
   plain, templated = Templated(None), Templated("{{ messages }}")
-  form = inheritance.prompt_format
+  form = encoding.prompt_format
   assert form(DATA, plain) != form(ours, plain)
   assert form(DATA, templated) == form(ours, templated)
   off = dataclasses.replace(ours, chat_template=False)

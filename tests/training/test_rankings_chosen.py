@@ -7,7 +7,8 @@ from instructgpt_jax import configs
 from instructgpt_jax.data import encoding
 from instructgpt_jax.data.records import Ranking, Turn
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.training import inputs, reward
+from instructgpt_jax.training import inputs
+from instructgpt_jax.training import rankings as rankings_lib
 
 
 def rankings(count, labelers="abc", k=4):
@@ -24,7 +25,7 @@ def rankings(count, labelers="abc", k=4):
 
 def choose(seed=0, **options):
   splits = inputs.Splits(rankings(30), rankings(12), [])
-  return reward._select_rankings(splits, configs.Reward(**options), seed)
+  return rankings_lib.select_rankings(splits, configs.Reward(**options), seed)
 
 
 def test_all_rankings_are_used_by_default():

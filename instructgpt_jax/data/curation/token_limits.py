@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -27,22 +27,31 @@ from instructgpt_jax.data.tokenizers import Tokenizer
 
 _P = TypeVar("_P", Prompt, Demonstration, Ranking)
 _Record = Prompt | Demonstration | Ranking
+_CHUNK = 4096  # records that are encoded in one call: ids take much memory
 
 
 def drop_long(
   records: Sequence[_P], tokenizer: Tokenizer, data: configs.Data
 ) -> tuple[list[_P], Drops]:
   """Drops prompts of more than `data.max_prompt_tokens`, tags included."""
-  encoded = encoding.encode_prompts([r.turns for r in records], tokenizer, data)
   stay: list[_P] = []
   drops = Drops()
-  for record, ids in zip(records, encoded, strict=True):
-    drops.longest = max(drops.longest, len(ids))
-    if len(ids) > data.max_prompt_tokens:
-      drops.drop(LONG, record)
-    else:
-      stay.append(record)
+  for chunk in chunks(records):
+    turns = [record.turns for record in chunk]
+    encoded = encoding.encode_prompts(turns, tokenizer, data)
+    for record, ids in zip(chunk, encoded, strict=True):
+      drops.longest = max(drops.longest, len(ids))
+      if len(ids) > data.max_prompt_tokens:
+        drops.drop(LONG, record)
+      else:
+        stay.append(record)
   return stay, drops
+
+
+def chunks(records: Sequence[_P]) -> Iterator[Sequence[_P]]:
+  """Yields a few records at a time."""
+  for start in range(0, len(records), _CHUNK):
+    yield records[start : start + _CHUNK]
 
 
 def drop_cut(
@@ -54,16 +63,9 @@ def drop_cut(
   `data.max_response_tokens`: then the best of them stays. A ranking with a
   single completion or rank left is dropped.
   """
-  texts_of = [records_lib.replies(r) for r in records]
-  encoded = iter(
-    encoding.encode_untruncated(
-      [c for r in texts_of for c in r], tokenizer, data
-    )
-  )
   stay: list[_P] = []
   drops = Drops()
-  for record, texts in zip(records, texts_of, strict=True):
-    ids = [next(encoded) for _ in texts]
+  for record, texts, ids in _encode_replies(records, tokenizer, data):
     cut = sum(len(i) > data.max_response_tokens for i in ids)
     drops.replies += len(texts)
     drops.cut += cut
@@ -79,6 +81,18 @@ def drop_cut(
         record = select_completions(record, indices)
     stay.append(record)
   return stay, drops
+
+
+def _encode_replies(
+  records: Sequence[_P], tokenizer: Tokenizer, data: configs.Data
+) -> Iterator[tuple[_P, tuple[str, ...], list[np.ndarray]]]:
+  """Yields each record with its replies, as texts and as whole token ids."""
+  for chunk in chunks(records):
+    texts_of = [records_lib.replies(r) for r in chunk]
+    texts = [text for replies in texts_of for text in replies]
+    encoded = iter(encoding.encode_untruncated(texts, tokenizer, data))
+    for record, replies in zip(chunk, texts_of, strict=True):
+      yield record, replies, [next(encoded) for _ in replies]
 
 
 def select_completions(ranking: Ranking, indices: Sequence[int]) -> Ranking:

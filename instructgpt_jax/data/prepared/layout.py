@@ -8,7 +8,8 @@ import pathlib
 MANIFEST = "prepared.json"  # written last: the directory is complete
 PLAN = "prepared_plan.json"  # written first
 UNITS = "units"  # one result for each finished unit of work
-ROWS = "rows"  # the shards
+ROWS = "rows"  # shards of documents
+RECORDS = "records"  # shards of other records, and tables of their lengths
 TOKENIZER = "tokenizer"
 
 
@@ -23,3 +24,13 @@ def is_prepared(path: str | os.PathLike[str]) -> bool:
 def shard_name(unit: int, length: int, split: str) -> str:
   """Returns the path of a shard in its directory."""
   return f"{ROWS}/{length}-{split}-{unit:05d}.array_record"
+
+
+def records_name(source: str, split: str, number: int) -> str:
+  """Returns the path of a shard of records in its directory."""
+  return f"{RECORDS}/{source}-{split}-{number:05d}.array_record"
+
+
+def table_name(source: str, split: str) -> str:
+  """Returns the path of the table of a split's records in its directory."""
+  return f"{RECORDS}/{source}-{split}.npy"

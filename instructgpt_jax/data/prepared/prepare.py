@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
-import contextlib
 import dataclasses
-import fcntl
-import hashlib
 import itertools
 import multiprocessing
 import os
@@ -28,6 +25,7 @@ import numpy as np
 from instructgpt_jax import configs
 from instructgpt_jax.data import tokenizers
 from instructgpt_jax.data.curation import drops
+from instructgpt_jax.data.prepared import directory as directory_lib
 from instructgpt_jax.data.prepared import layout, unit_work
 from instructgpt_jax.data.prepared import manifest as manifest_lib
 from instructgpt_jax.data.prepared import units as units_lib
@@ -96,15 +94,19 @@ def prepare(
       reading.
   """
   directory = pathlib.Path(preparation.directory).expanduser()
-  _require_apart(directory, preparation.paths)
+  directory_lib.require_apart(directory, preparation.paths)
   plan = units_lib.plan(preparation.paths, preparation.unit_bytes)
   description = _describe(preparation, plan)
-  _open_directory(directory, description)
-  with _lock(directory):
+  directory_lib.open_directory(
+    directory, description, (layout.UNITS, layout.ROWS)
+  )
+  with directory_lib.lock(directory):
     if (directory / layout.MANIFEST).is_file():
       log(f"{directory} is prepared already")
       return manifest_lib.read(directory)
-    tokenizer = _put_tokenizer(directory, preparation, plan, log)
+    tokenizer = directory_lib.put_tokenizer(
+      directory, lambda: _make_tokenizer(preparation, plan, log)
+    )
     settings = unit_work.Settings(
       directory=str(directory),
       lengths=tuple(preparation.lengths),
@@ -120,30 +122,14 @@ def prepare(
     return manifest
 
 
-# The directory.
-
-
-def _require_apart(directory: pathlib.Path, paths: Sequence[str]) -> None:
-  """Refuses to write into a directory that is read."""
-  for path in paths:
-    source = pathlib.Path(path).expanduser()
-    if source.is_dir() and directory.resolve().is_relative_to(source.resolve()):
-      raise UserError(
-        f"is in {path}, which is read",
-        file=str(directory),
-        fix="give a directory elsewhere as --to",
-        code="output_in_source",
-      )
-
-
 def _describe(preparation: Preparation, plan: units_lib.Plan) -> dict[str, Any]:
   """Returns all that the prepared rows depend on, as JSON values."""
   data, path = preparation.data, preparation.tokenizer_path
   tokenizer: Any = dataclasses.asdict(preparation.tokenizer)
   if path:
-    tokenizer = tokenizer_hash(tokenizers.load_tokenizer(path))
+    tokenizer = directory_lib.tokenizer_hash(tokenizers.load_tokenizer(path))
   return {
-    "format": manifest_lib.FORMAT,
+    "format": manifest_lib.DOCUMENTS,
     "version": manifest_lib.VERSION,
     "lengths": list(preparation.lengths),
     "valid_fraction": data.valid_fraction,
@@ -154,94 +140,18 @@ def _describe(preparation: Preparation, plan: units_lib.Plan) -> dict[str, Any]:
   }
 
 
-def tokenizer_hash(tokenizer: Tokenizer) -> str:
-  """Returns a hash of a tokenizer's files."""
-  digest = hashlib.sha256()
-  for name, content in sorted(tokenizer.files.items()):
-    digest.update(f"{name} {len(content)} ".encode())
-    digest.update(content)
-  return digest.hexdigest()
-
-
-def _open_directory(
-  directory: pathlib.Path, description: Mapping[str, Any]
-) -> None:
-  """Makes the directory, or refuses one that holds something else."""
-  plan_path = directory / layout.PLAN
-  if plan_path.is_file():
-    saved = manifest_lib.read_json(plan_path)
-    differing = [
-      name
-      for name in sorted({*saved, *description})
-      if saved.get(name) != description.get(name)
-    ]
-    if differing:
-      raise UserError(
-        "its preparation began with other settings or files"
-        f" ({', '.join(differing)})",
-        file=str(directory),
-        fix="give the same ones to continue it, or another --to",
-        code="other_preparation",
-      )
-    return
-  try:
-    directory.mkdir(parents=True, exist_ok=True)
-    if any(directory.iterdir()):
-      raise UserError(
-        "is not empty, and was not written by this command",
-        file=str(directory),
-        fix="give another --to",
-        code="output_exists",
-      )
-    for name in (layout.UNITS, layout.ROWS):
-      (directory / name).mkdir()
-    manifest_lib.write_json(plan_path, description)
-  except OSError as error:
-    raise UserError(
-      f"cannot be written: {error.strerror}",
-      file=str(directory),
-      fix="give a directory that can be written as --to",
-      code="cannot_write",
-    ) from error
-
-
-@contextlib.contextmanager
-def _lock(directory: pathlib.Path) -> Iterator[None]:
-  """Holds the directory; another process that prepares it is refused."""
-  with open(directory / layout.PLAN, "rb") as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-      raise UserError(
-        "another process prepares it",
-        file=str(directory),
-        fix="wait until it has finished, or give another --to",
-        code="preparation_running",
-      ) from error
-    yield
-
-
-def _put_tokenizer(
-  directory: pathlib.Path,
+def _make_tokenizer(
   preparation: Preparation,
   plan: units_lib.Plan,
   log: Callable[[str], None],
 ) -> Tokenizer:
-  """Saves the tokenizer in the directory, unless it is there; returns it."""
-  path = directory / layout.TOKENIZER
-  if not path.is_dir():
-    if preparation.tokenizer_path:
-      tokenizer = tokenizers.load_tokenizer(preparation.tokenizer_path)
-    else:
-      log("training a tokenizer")
-      tokenizer = tokenizers.train_tokenizer(
-        _tokenizer_texts(plan, preparation.data), preparation.tokenizer
-      )
-    scratch = path.with_name(path.name + ".next")
-    shutil.rmtree(scratch, ignore_errors=True)
-    tokenizer.save(scratch)
-    os.replace(scratch, path)
-  return tokenizers.load_tokenizer(path)
+  """Loads the tokenizer, or trains one."""
+  if preparation.tokenizer_path:
+    return tokenizers.load_tokenizer(preparation.tokenizer_path)
+  log("training a tokenizer")
+  return tokenizers.train_tokenizer(
+    _tokenizer_texts(plan, preparation.data), preparation.tokenizer
+  )
 
 
 def _tokenizer_texts(plan: units_lib.Plan, data: configs.Data) -> Iterator[str]:
@@ -381,7 +291,7 @@ def _manifest(
   _require(documents, pieces, data)
   return manifest_lib.Manifest(
     kind="documents",
-    tokenizer_hash=tokenizer_hash(tokenizer),
+    tokenizer_hash=directory_lib.tokenizer_hash(tokenizer),
     vocab_size=tokenizer.vocab_size,
     token_bytes=settings.token_bytes,
     documents={split: documents[split] for split in SPLITS},

@@ -9,20 +9,22 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from array_record.python import array_record_module
 
 from instructgpt_jax import configs
 from instructgpt_jax.data import encoding, packing, reading
 from instructgpt_jax.data.curation import splits
-from instructgpt_jax.data.prepared import layout, manifest, row_records
+from instructgpt_jax.data.prepared import (
+  layout,
+  manifest,
+  row_records,
+  shards,
+)
 from instructgpt_jax.data.prepared.units import Piece, Unit
 from instructgpt_jax.data.reading import file_parts, file_records
 from instructgpt_jax.data.records import Document
 from instructgpt_jax.data.tokenizers import Tokenizer
-from instructgpt_jax.errors import UserError
 
 _ENCODED_CHARS = 1_000_000  # characters that are encoded in one call
-_WRITER_OPTIONS = "group_size:1,uncompressed"
 
 
 class Settings(NamedTuple):
@@ -99,7 +101,13 @@ def prepare_unit(
       )
       if len(rows["tokens"]):
         name = layout.shard_name(number, length, split)
-        shard = _write_shard(rows, name, settings)
+        shard = shards.write(
+          pathlib.Path(settings.directory),
+          name,
+          row_records.encode(rows, settings.token_bytes),
+          rows=len(rows["tokens"]),
+          loss_tokens=int(rows["weights"].sum(dtype=np.float64)),
+        )
         result["shards"][str(length)][split] = shard._asdict()
   manifest.write_json(result_path(settings.directory, number), result)
   return result
@@ -149,38 +157,6 @@ def _encode(texts: Sequence[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
       first, chars = i + 1, 0
 
 
-def _write_shard(
-  rows: packing.Rows, name: str, settings: Settings
-) -> manifest.Shard:
-  """Writes rows as an ArrayRecord file, which appears only when complete."""
-  path = pathlib.Path(settings.directory) / name
-  scratch = path.with_name(path.name + ".next")
-  try:
-    writer = array_record_module.ArrayRecordWriter(
-      str(scratch), _WRITER_OPTIONS
-    )
-    for record in row_records.encode(rows, settings.token_bytes):
-      writer.write(record)
-    writer.close()
-    size, crc32 = scratch.stat().st_size, manifest.file_crc32(scratch)
-    os.replace(scratch, path)
-  except (OSError, RuntimeError) as error:  # The writer's are RuntimeErrors.
-    raise UserError(
-      f"cannot be written: {error}",
-      file=str(path),
-      fix="make room on the disk, and run the same command again; finished work"
-      " is kept",
-      code="cannot_write",
-    ) from error
-  return manifest.Shard(
-    name,
-    len(rows["tokens"]),
-    int(rows["weights"].sum(dtype=np.float64)),
-    size,
-    crc32,
-  )
-
-
 def is_finished(
   directory: str | os.PathLike[str], number: int
 ) -> dict[str, Any] | None:
@@ -189,8 +165,8 @@ def is_finished(
   if not path.is_file():
     return None
   result = manifest.read_json(path)
-  for shards in result["shards"].values():
-    for shard in shards.values():
+  for splits_of in result["shards"].values():
+    for shard in splits_of.values():
       file = pathlib.Path(directory) / shard["file"]
       if not file.is_file() or file.stat().st_size != shard["size"]:
         return None

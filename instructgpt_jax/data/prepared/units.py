@@ -74,7 +74,7 @@ def plan(paths: Sequence[str], unit_bytes: int = UNIT_BYTES) -> Plan:
       fix="prepare the documents without weights",
       code="weighted_documents",
     )
-  files = [_describe_file(path) for path in listing.files]
+  files = [describe_file(path) for path in listing.files]
   names = _split_names(listing.files, listing.roots)
   only = len(listing.files) == 1
   units: list[Unit] = []
@@ -101,7 +101,7 @@ def plan(paths: Sequence[str], unit_bytes: int = UNIT_BYTES) -> Plan:
   return Plan(units, files, ignored)
 
 
-def _describe_file(path: str) -> list[Any]:
+def describe_file(path: str) -> list[Any]:
   """Returns path, size and time of the last change of a file."""
   if path.startswith((specs.TFDS, specs.HUB)):
     return [path, -1, 0]

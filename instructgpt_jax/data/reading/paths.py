@@ -327,9 +327,11 @@ def _walk(top: str, listing: Listing) -> Iterator[tuple[str, list[str]]]:
       ) from error
     if layout.is_prepared(directory):
       raise UserError(
-        "holds prepared documents, which are a source of their own",
+        "holds prepared data, which are a source of their own",
         file=directory,
-        fix="give this directory alone, as --data.pretraining",
+        fix="give this directory alone: --data.pretraining=DIR for documents,"
+        " --data.comparisons, --data.prompts or --data.demonstrations for"
+        " records",
         code="prepared_documents",
       )
     names = []

@@ -13,6 +13,7 @@ from instructgpt_jax.errors import UserError
 
 STDIN = "/dev/stdin"
 GZIP = b"\x1f\x8b"
+_GZIP_RATIO = 4  # of a text
 _MARK = "\ufeff"
 _MARKS = re.compile(f"^{_MARK}+", re.MULTILINE)
 STRAY_NULS = 3  # NUL characters that any text may hold
@@ -35,6 +36,15 @@ def suffix(path: str | os.PathLike[str]) -> str:
   """Returns the suffix of a name in lower case, without .gz."""
   name = pathlib.PurePath(path).name.lower().removesuffix(".gz")
   return pathlib.PurePath(name).suffix
+
+
+def text_bytes(path: str) -> int:
+  """Returns about how many bytes of text a file holds."""
+  if not os.path.isfile(path):
+    return 0
+  with open(path, "rb") as file:
+    packed = file.read(2) == GZIP
+  return os.path.getsize(path) * (_GZIP_RATIO if packed else 1)
 
 
 def read_text(path: str) -> str:

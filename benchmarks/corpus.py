@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -33,6 +33,7 @@ import numpy as np
 from instructgpt_jax import streams
 from instructgpt_jax.data.prepared import manifest
 
+SAMPLE = "sample.jsonl"
 _LENGTH = 128
 _WORDS = 20_000
 _DOCUMENT_WORDS = (20, 700)
@@ -67,9 +68,8 @@ class Run(NamedTuple):
   seconds: float
 
 
-def write_corpus(path: pathlib.Path, size: int) -> None:
-  """Writes documents of random words, about `size` bytes in all."""
-  rng = np.random.RandomState(0)
+def text_maker(rng: np.random.RandomState) -> Callable[[int], str]:
+  """Returns a function that writes a text of some random words."""
   letters = np.array(list("etaoinshrdlucmfwypvbgk"))
   vocabulary = np.array(
     ["".join(rng.choice(letters, n)) for n in rng.randint(2, 10, _WORDS)]
@@ -77,11 +77,22 @@ def write_corpus(path: pathlib.Path, size: int) -> None:
   # Word frequencies by Zipf's law.
   weights = 1 / np.arange(1, _WORDS + 1)
   cumulative = np.cumsum(weights / weights.sum())
+
+  def make(count: int) -> str:
+    indices = np.searchsorted(cumulative, rng.random_sample(count))
+    return " ".join(vocabulary[indices])
+
+  return make
+
+
+def write_corpus(path: pathlib.Path, size: int) -> None:
+  """Writes documents of random words, about `size` bytes in all."""
+  rng = np.random.RandomState(0)
+  make_text = text_maker(rng)
   with open(path, "w", encoding="utf-8") as file:
     while file.tell() < size:
-      count = rng.randint(*_DOCUMENT_WORDS)
-      words = vocabulary[np.searchsorted(cumulative, rng.random_sample(count))]
-      file.write(json.dumps({"text": " ".join(words)}) + "\n")
+      text = make_text(rng.randint(*_DOCUMENT_WORDS))
+      file.write(json.dumps({"text": text}) + "\n")
 
 
 def prepare(corpus: pathlib.Path, directory: pathlib.Path, *flags: str) -> Run:
@@ -101,7 +112,7 @@ def prepare(corpus: pathlib.Path, directory: pathlib.Path, *flags: str) -> Run:
     stdout=subprocess.DEVNULL,
     stderr=subprocess.DEVNULL,
   )
-  peak = _wait(process)
+  peak = wait(process)
   return Run(peak, time.monotonic() - start)
 
 
@@ -126,19 +137,20 @@ def pretrain(source: pathlib.Path, tokenizer: pathlib.Path) -> Run:
     seconds = 0.0
     peak = 0
     while process.poll() is None:
-      peak = max(peak, _resident(process.pid))
-      if not seconds and _count_lines(metrics) >= 2:
+      peak = max(peak, resident(process.pid))
+      if not seconds and count_lines(metrics) >= 2:
         seconds = time.monotonic() - start
       time.sleep(0.05)
-    peak = max(peak, _wait(process))
+    peak = max(peak, wait(process))
   return Run(peak, seconds)
 
 
-def _count_lines(path: pathlib.Path) -> int:
+def count_lines(path: pathlib.Path) -> int:
+  """Returns the number of lines of a file; 0 without one."""
   return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def _wait(process: subprocess.Popen) -> int:
+def wait(process: subprocess.Popen) -> int:
   """Waits for a process; returns its peak memory in bytes.
 
   Raises:
@@ -146,14 +158,14 @@ def _wait(process: subprocess.Popen) -> int:
   """
   peak = 0
   while process.poll() is None:
-    peak = max(peak, _resident(process.pid))
+    peak = max(peak, resident(process.pid))
     time.sleep(0.05)
   if process.wait():
     raise RuntimeError(f"{' '.join(map(str, process.args))} failed")
   return peak
 
 
-def _resident(pid: int) -> int:
+def resident(pid: int) -> int:
   """Returns the resident memory of a process and its children, in bytes."""
   directory = pathlib.Path(f"/proc/{pid}")
   try:
@@ -162,7 +174,7 @@ def _resident(pid: int) -> int:
   except OSError:
     return 0  # It has ended.
   resident = [1024 * int(x.split()[1]) for x in lines if x.startswith("VmRSS")]
-  return sum(resident) + sum(_resident(int(child)) for child in children)
+  return sum(resident) + sum(resident(int(child)) for child in children)
 
 
 def multiply(directory: pathlib.Path, copies: int) -> None:
@@ -189,6 +201,14 @@ def _link(
   return shard._replace(file=name)
 
 
+def prepare_tokenizer(directory: pathlib.Path) -> pathlib.Path:
+  """Trains a tokenizer on a small corpus, `SAMPLE`; returns its path."""
+  sample, prepared = directory / SAMPLE, directory / "sample"
+  write_corpus(sample, _TOKENIZER_MEGABYTES * 10**6)
+  prepare(sample, prepared, f"--tokenizer.vocab_size={_VOCAB_SIZE}")
+  return prepared / "tokenizer"
+
+
 def measure(
   directory: pathlib.Path,
   sizes: Sequence[int],
@@ -196,10 +216,8 @@ def measure(
   copies: Sequence[int],
 ) -> Iterator[tuple[str, int, Run]]:
   """Yields (what, megabytes, run) of all runs; corpora are removed."""
-  sample, tokenizer = directory / "sample.jsonl", directory / "sample"
-  write_corpus(sample, _TOKENIZER_MEGABYTES * 10**6)
-  prepare(sample, tokenizer, f"--tokenizer.vocab_size={_VOCAB_SIZE}")
-  tokenizer /= "tokenizer"
+  tokenizer = prepare_tokenizer(directory)
+  sample = directory / SAMPLE
   pretrain(sample, tokenizer)  # Fills the cache of compiled programs.
   for megabytes in sorted({*sizes, *raw}):
     corpus = directory / "corpus.jsonl"
@@ -222,7 +240,8 @@ def measure(
     shutil.rmtree(prepared, ignore_errors=True)
 
 
-def _numbers(text: str) -> list[int]:
+def numbers(text: str) -> list[int]:
+  """Returns the numbers of a comma list."""
   return [int(part) for part in text.split(",") if part]
 
 
@@ -232,9 +251,9 @@ def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--megabytes", type=_numbers, default=[50, 200])
-  parser.add_argument("--raw", type=_numbers, default=[])
-  parser.add_argument("--copies", type=_numbers, default=[])
+  parser.add_argument("--megabytes", type=numbers, default=[50, 200])
+  parser.add_argument("--raw", type=numbers, default=[])
+  parser.add_argument("--copies", type=numbers, default=[])
   parser.add_argument("--directory", help="where corpora are written")
   args = parser.parse_args()
   os.environ.setdefault("JAX_PLATFORMS", "cpu")

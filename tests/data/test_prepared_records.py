@@ -286,9 +286,9 @@ def test_no_record_is_read_before_it_is_used(prepared, monkeypatch):
 def test_some_rankings_are_numbered_anew(prepared):
   part = opened("comparisons", prepared).parts["train"]
   two = np.flatnonzero((part.token_counts >= 0).sum(axis=1) == 3)
-  some = ranking_source.PreparedRankings(part, two)
-  assert some.token_counts.shape == (len(two), 3)
-  assert some[1].ranks == part[int(two[1])].ranks
+  selected = ranking_source.PreparedRankings(part, two)
+  assert selected.token_counts.shape == (len(two), 3)
+  assert selected[1].ranks == part[int(two[1])].ranks
 
 
 def test_encoding_in_chunks_changes_nothing(sources, tokenizer, monkeypatch):
@@ -434,13 +434,18 @@ def test_sources_that_were_not_prepared_together_are_refused(
 ):
   other = tmp_path / "other"
   prepare(other, {"prompts": sources["prompts"]}, tokenizer_path)
-  for spec in (other, sources["prompts"]):
+  several = f"{sources['prompts']},{sources['comparisons']}"
+  for spec in (other, sources["prompts"], several):
     data = dataclasses.replace(data_of(prepared), prompts=str(spec))
     for name in ("comparisons", "prompts"):
       with pytest.raises(UserError) as caught:
         records.open_source(name, data, None)
       assert caught.value.code == "mixed_preparation"
       assert caught.value.field == "data.prompts"
+  # Another name of the directory is none of another one.
+  (tmp_path / "link").symlink_to(prepared)
+  linked = dataclasses.replace(data_of(prepared), prompts=f"{tmp_path}/link")
+  assert records.open_source("prompts", linked, None).parts["train"]
   # Some of those that were prepared together are enough.
   alone = data_of(prepared, "prompts")
   assert records.open_source("prompts", alone, None).parts["train"]
@@ -477,18 +482,18 @@ def test_documents_and_records_are_not_exchanged(
     (["a.jsonl", "--length=8", "--max_prompt_tokens=3"], "not for documents"),
     (["--data.prompts={prompts}:0.5,{comparisons}:0.5"], "has a weight"),
     (["--data.prompts=/nowhere.jsonl"], "nowhere"),
-    ([], "no data are given"),
+    ([], "no data are flags"),
   ],
 )
 def test_arguments_that_do_not_fit(
   arguments, message, tmp_path, sources, tokenizer_path, capsys
 ):
   paths = [f"--data.prompts={sources['prompts']}"]
-  given = []
+  flags = []
   for argument in arguments:
-    given += paths if argument == "{paths}" else [argument.format(**sources)]
+    flags += paths if argument == "{paths}" else [argument.format(**sources)]
   to = tmp_path / "out"
-  assert run(*given, f"--to={to}", f"--tokenizer={tokenizer_path}") == 2
+  assert run(*flags, f"--to={to}", f"--tokenizer={tokenizer_path}") == 2
   error = capsys.readouterr().err
   assert message in error and "fix: " in error
   assert not to.exists()

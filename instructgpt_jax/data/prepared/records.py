@@ -169,7 +169,7 @@ def open_source(
   if not getattr(data, name):
     curated_source.read(field, data, curated_source.KINDS[name])  # raises
   _require_together(data)
-  (path,) = directories(data)
+  path = getattr(data, name)
   manifest = manifest_lib.read_records(path, name)
   if name not in manifest.shards:
     raise UserError(
@@ -197,7 +197,7 @@ def _require_together(data: configs.Data) -> None:
   first = directories(data)[0]
   for name in curated_source.KINDS:
     spec = getattr(data, name)
-    if spec and not os.path.samefile(*map(os.path.expanduser, (spec, first))):
+    if spec and _real_path(spec) != _real_path(first):
       raise UserError(
         f"was not prepared together with {first}, so that a prompt may be held"
         " out in one of them alone",
@@ -211,6 +211,10 @@ def _require_together(data: configs.Data) -> None:
       )
 
 
+def _real_path(path: str) -> str:
+  return os.path.realpath(os.path.expanduser(path))
+
+
 def _require_same(
   path: str,
   manifest: RecordsManifest,
@@ -219,8 +223,10 @@ def _require_same(
   tokenizer: Tokenizer | None,
 ) -> None:
   """Refuses records that were prepared for another run."""
-  own = load_tokenizer(path, data)
-  if tokenizer is not None and not exported_tokens.same_ids(own, tokenizer):
+  prepared_tokenizer = load_tokenizer(path, data)
+  if tokenizer is not None and not exported_tokens.same_ids(
+    prepared_tokenizer, tokenizer
+  ):
     raise UserError(
       "was prepared with another tokenizer than this run's",
       file=path,
@@ -229,7 +235,7 @@ def _require_same(
       " --tokenizer=PATH, which may be a workdir)",
       code="other_tokenizer",
     )
-  expected = text_settings(data, tokenizer or own)
+  expected = text_settings(data, tokenizer or prepared_tokenizer)
   expected |= {
     name: getattr(data, name) for name in CURATION if data.is_explicit(name)
   }

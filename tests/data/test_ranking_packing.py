@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from instructgpt_jax.configs.presets import model as model_preset
-from instructgpt_jax.data import ranking_packing
+from instructgpt_jax.data import ranking_balance, ranking_packing
 from instructgpt_jax.data.batch_source import BatchSpec
 from instructgpt_jax.data.encoding import EncodedRanking
 from instructgpt_jax.data.ranking_packing import Layout
@@ -243,3 +243,25 @@ def test_layouts_that_do_not_divide_are_refused():
     in_batches(rankings_of(3), 1, 3)
   with pytest.raises(ValueError, match="groups"):
     in_batches(rankings_of(3), 1, 1, shard_count=2)
+
+
+def partition_by_heap(lengths, num_groups):
+  """Gives each sequence, longest first, to the smallest group with room."""
+  capacity = len(lengths) // num_groups
+  groups = [[] for _ in range(num_groups)]
+  for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+    open_groups = [g for g in range(num_groups) if len(groups[g]) < capacity]
+    sums = {g: sum(lengths[j] for j in groups[g]) for g in open_groups}
+    groups[min(open_groups, key=lambda g: (sums[g], g))].append(i)
+  return sorted(map(sorted, groups))
+
+
+@pytest.mark.parametrize("capacity", [1, 2, 3])
+def test_the_longest_sequence_goes_to_the_smallest_group(capacity):
+  rng = np.random.RandomState(capacity)
+  for least in (0, 1) * 100:
+    num_groups = rng.randint(1, 9)
+    lengths = rng.randint(least, 6, num_groups * capacity)
+    actual = ranking_balance.greedy_partition(lengths, num_groups)
+    expected = partition_by_heap(lengths.tolist(), num_groups)
+    assert actual.tolist() == expected

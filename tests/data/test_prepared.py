@@ -520,14 +520,14 @@ def test_a_position_is_exact(tmp_path, prepared, tokenizer):
 def test_more_shards_than_may_be_open_are_read(
   tmp_path, prepared, tokenizer, monkeypatch
 ):
-  from instructgpt_jax.data.prepared import rows as rows_lib
+  from instructgpt_jax.data.prepared import shards
 
   path = write_lines(tmp_path / "a.jsonl", 100)
   directory, result = prepared(path, unit_bytes=2000)
   rows = PreparedRows(directory, result, 16, "train", tokenizer.pad_id)
   indices = np.random.RandomState(0).permutation(rows.count)
   expected = rows.take(indices)
-  monkeypatch.setattr(rows_lib, "_MAX_OPEN", 2)
+  monkeypatch.setattr(shards, "_MAX_OPEN", 2)
   few = PreparedRows(directory, result, 16, "train", tokenizer.pad_id)
   assert_equal_rows(few.take(indices), expected)
 

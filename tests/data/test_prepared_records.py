@@ -482,7 +482,7 @@ def test_documents_and_records_are_not_exchanged(
     (["a.jsonl", "--length=8", "--max_prompt_tokens=3"], "not for documents"),
     (["--data.prompts={prompts}:0.5,{comparisons}:0.5"], "has a weight"),
     (["--data.prompts=/nowhere.jsonl"], "nowhere"),
-    ([], "no data are flags"),
+    ([], "no data are given"),
   ],
 )
 def test_arguments_that_do_not_fit(

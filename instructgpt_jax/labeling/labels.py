@@ -8,11 +8,24 @@ draft, and overwrites nothing. Contents are those that `forms` has validated.
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
+import sqlalchemy as sa
+
 from instructgpt_jax.errors import UserError
+from instructgpt_jax.labeling import assignment, people, schema
 from instructgpt_jax.labeling.assignment import Draft, Rules, Work
-from instructgpt_jax.labeling.store import Store
+from instructgpt_jax.labeling.store import Store, is_id
+
+MAX_CONTENT = 1 << 20  # characters of JSON
+
+_ASSIGNMENTS, _DRAFTS, _LABELS, _HISTORY = (
+  schema.assignments,
+  schema.drafts,
+  schema.labels,
+  schema.label_history,
+)
 
 
 class StaleDraft(UserError):
@@ -109,7 +122,19 @@ def save_draft(
       ("skipped"), the item is closed ("item_closed"), or the content is no
       JSON object or too large ("bad_content").
   """
-  raise NotImplementedError
+  content = _checked_content(content)
+  with store.begin() as connection:
+    row = _editable_row(connection, user_id, assignment_id)
+    place = assignment.has_place(connection, row, now)
+    draft = assignment.draft_of(row, place)
+    if revision != draft.revision:
+      if _same(content, draft.content):
+        return draft  # saved before, and the answer was lost
+      raise StaleDraft(draft)
+    _count_seconds(connection, row, active_seconds, now)
+    if row.state == "open" and place:
+      assignment.extend_lock(connection, row.id, rules, now)
+    return _write_draft(connection, row, content, now, place)
 
 
 def submit(
@@ -144,21 +169,64 @@ def submit(
     UserError: as for `save_draft`, or the lock has expired and others have
       taken all places ("place_taken"; the draft is kept).
   """
-  raise NotImplementedError
+  content = _checked_content(content)
+  with store.begin() as connection:
+    row = _editable_row(connection, user_id, assignment_id)
+    place = assignment.has_place(connection, row, now)
+    draft = assignment.draft_of(row, place)
+    is_current = revision == draft.revision
+    if not is_current and not _same(content, draft.content):
+      raise StaleDraft(draft)
+    unchanged = row.state == "submitted" and _same(content, row.label_content)
+    if is_current:
+      _count_seconds(connection, row, active_seconds, now)
+      if not (unchanged and _same(content, draft.content)):
+        _write_draft(connection, row, content, now, place)
+    if place and not unchanged:
+      _check_instructions(connection, instructions_version)
+      _write_label(connection, row, content, instructions_version, now)
+    if place:
+      return _label(connection, assignment_id)
+  # After the block, so that the draft is kept.
+  raise assignment.place_taken()
 
 
 def withdraw(
   store: Store, user_id: int, assignment_id: int, rules: Rules, now: float
 ) -> Work:
-  """Takes a submitted label back; its content becomes the draft.
+  """Takes a submitted label back; the form shows what it showed last.
 
-  The assignment is open and keeps its place until its lock expires.
+  The label stays in the history. The assignment is open and keeps its place
+  until its lock expires.
 
   Raises:
     UserError: the labeler has no such assignment ("not_found"), it is not
       submitted ("not_submitted"), or the item is closed ("item_closed").
   """
-  raise NotImplementedError
+  with store.begin() as connection:
+    row = assignment.own_row(connection, user_id, assignment_id)
+    if row.state != "submitted":
+      raise UserError(
+        "no label was submitted", fix="reload the page", code="not_submitted"
+      )
+    assignment.check_not_closed(row)
+    label = _label(connection, assignment_id)
+    _write_history(
+      connection,
+      assignment_id,
+      "withdrawn",
+      label.content,
+      label.instructions_version,
+      now,
+    )
+    connection.execute(sa.delete(_LABELS).where(_LABELS.c.id == label.id))
+    connection.execute(
+      sa.update(_ASSIGNMENTS)
+      .where(_ASSIGNMENTS.c.id == assignment_id)
+      .values(state="open")
+    )
+    assignment.extend_lock(connection, assignment_id, rules, now)
+    return assignment.read_work(connection, user_id, assignment_id, now)
 
 
 def get_label(store: Store, user_id: int, assignment_id: int) -> Label:
@@ -167,12 +235,24 @@ def get_label(store: Store, user_id: int, assignment_id: int) -> Label:
   Raises:
     UserError: the labeler has no such label ("not_found").
   """
-  raise NotImplementedError
+  with store.read() as connection:
+    row = assignment.own_row(connection, user_id, assignment_id)
+    if row.state != "submitted":
+      raise UserError("there is no such label", code="not_found")
+    return _label(connection, assignment_id)
 
 
 def labels_of_item(store: Store, item_id: int) -> list[Label]:
   """Returns the labels of an item in the order of their labelers."""
-  raise NotImplementedError
+  if not is_id(item_id):
+    return []
+  with store.read() as connection:
+    rows = connection.execute(
+      _label_query()
+      .where(_LABELS.c.item_id == item_id)
+      .order_by(_LABELS.c.user_id)
+    )
+    return [Label(**row._mapping) for row in rows]
 
 
 def close_item(store: Store, item_id: int, now: float) -> None:
@@ -181,12 +261,25 @@ def close_item(store: Store, item_id: int, now: float) -> None:
   Raises:
     UserError: there is no such item ("not_found").
   """
-  raise NotImplementedError
+  _set_closed(store, item_id, now)
 
 
 def close_full_items(store: Store, now: float) -> int:
   """Closes items whose places are all submitted; returns how many."""
-  raise NotImplementedError
+  items = schema.items
+  count = (
+    sa.select(sa.func.count())
+    .select_from(_LABELS)
+    .where(_LABELS.c.item_id == items.c.id)
+    .scalar_subquery()
+  )
+  with store.begin() as connection:
+    done = connection.execute(
+      sa.update(items)
+      .where(items.c.closed_at.is_(None), count >= items.c.overlap)
+      .values(closed_at=now)
+    )
+    return done.rowcount
 
 
 def reopen_item(store: Store, item_id: int) -> None:
@@ -195,7 +288,7 @@ def reopen_item(store: Store, item_id: int) -> None:
   Raises:
     UserError: there is no such item ("not_found").
   """
-  raise NotImplementedError
+  _set_closed(store, item_id, None)
 
 
 def adjudicate(
@@ -212,9 +305,242 @@ def adjudicate(
       such item ("not_found"), or the content is no JSON object or too large
       ("bad_content").
   """
-  raise NotImplementedError
+  content = _checked_content(content)
+  table = schema.adjudications
+  with store.begin() as connection:
+    people.check_role(connection, user_id, "owner", "reviewer")
+    _check_item(connection, item_id)
+    connection.execute(sa.delete(table).where(table.c.item_id == item_id))
+    result = Adjudication(item_id, content, user_id, now)
+    connection.execute(sa.insert(table).values(**dataclasses.asdict(result)))
+    return result
 
 
 def get_adjudication(store: Store, item_id: int) -> Adjudication | None:
   """Returns the final label of an item, or None."""
-  raise NotImplementedError
+  table = schema.adjudications
+  if not is_id(item_id):
+    return None
+  with store.read() as connection:
+    row = connection.execute(
+      sa.select(table).where(table.c.item_id == item_id)
+    ).first()
+  return None if row is None else Adjudication(**row._mapping)
+
+
+# Within a transaction.
+
+
+def _editable_row(
+  connection: sa.Connection, user_id: int, assignment_id: int
+) -> sa.Row:
+  """Returns a labeler's assignment whose content can change."""
+  row = assignment.own_row(connection, user_id, assignment_id)
+  assignment.check_not_closed(row)
+  if row.state == "skipped":
+    raise UserError(
+      "this item was skipped",
+      fix="undo the skip in the list of your work",
+      code="skipped",
+    )
+  return row
+
+
+def _write_draft(
+  connection: sa.Connection,
+  row: sa.Row,
+  content: dict[str, Any],
+  now: float,
+  place: bool,
+) -> Draft:
+  draft = Draft(content, (row.draft_revision or 0) + 1, now, place)
+  values = dict(content=content, revision=draft.revision, saved_at=now)
+  if row.draft_revision is None:
+    statement = sa.insert(_DRAFTS).values(assignment_id=row.id, **values)
+  else:
+    statement = (
+      sa.update(_DRAFTS)
+      .where(_DRAFTS.c.assignment_id == row.id)
+      .values(**values)
+    )
+  connection.execute(statement)
+  return draft
+
+
+def _count_seconds(
+  connection: sa.Connection, row: sa.Row, seconds: float, now: float
+) -> None:
+  """Adds active time; at most the time that has passed since the last."""
+  passed = max(0.0, now - row.active_at)
+  # Comparisons with NaN are false.
+  counted = min(seconds, passed) if seconds > 0 else 0.0
+  connection.execute(
+    sa.update(_ASSIGNMENTS)
+    .where(_ASSIGNMENTS.c.id == row.id)
+    .values(active_seconds=row.active_seconds + counted, active_at=now)
+  )
+
+
+def _write_label(
+  connection: sa.Connection,
+  row: sa.Row,
+  content: dict[str, Any],
+  version: int | None,
+  now: float,
+) -> None:
+  """Writes a new label or a new revision of it, and its history."""
+  is_new = row.state != "submitted"
+  revision = _write_history(
+    connection,
+    row.id,
+    "submitted" if is_new else "revised",
+    content,
+    version,
+    now,
+  )
+  seconds = connection.execute(
+    sa.select(_ASSIGNMENTS.c.active_seconds).where(_ASSIGNMENTS.c.id == row.id)
+  ).scalar_one()
+  values = dict(
+    content=content,
+    instructions_version=version,
+    revision=revision,
+    seconds=seconds,
+  )
+  if is_new:
+    connection.execute(
+      sa.insert(_LABELS).values(
+        assignment_id=row.id,
+        item_id=row.item_id,
+        user_id=row.user_id,
+        submitted_at=now,
+        **values,
+      )
+    )
+    connection.execute(
+      sa.update(_ASSIGNMENTS)
+      .where(_ASSIGNMENTS.c.id == row.id)
+      .values(state="submitted")
+    )
+  else:
+    connection.execute(
+      sa.update(_LABELS)
+      .where(_LABELS.c.assignment_id == row.id)
+      .values(revised_at=now, **values)
+    )
+
+
+def _write_history(
+  connection: sa.Connection,
+  assignment_id: int,
+  action: str,
+  content: dict[str, Any],
+  version: int | None,
+  now: float,
+) -> int:
+  """Adds a line to the history of a label; returns its revision."""
+  newest = connection.execute(
+    sa.select(sa.func.max(_HISTORY.c.revision)).where(
+      _HISTORY.c.assignment_id == assignment_id
+    )
+  ).scalar()
+  revision = (newest or 0) + 1
+  connection.execute(
+    sa.insert(_HISTORY).values(
+      assignment_id=assignment_id,
+      revision=revision,
+      action=action,
+      content=content,
+      instructions_version=version,
+      at=now,
+    )
+  )
+  return revision
+
+
+def _check_instructions(connection: sa.Connection, version: int | None) -> None:
+  if version is None:
+    return
+  column = schema.instructions.c.version
+  if (
+    not is_id(version)
+    or not connection.execute(
+      sa.select(column).where(column == version)
+    ).first()
+  ):
+    raise UserError(
+      f"there are no instructions of version {version}",
+      field="instructions_version",
+      fix="reload the page",
+      code="no_instructions",
+    )
+
+
+def _label_query() -> sa.Select:
+  return sa.select(_LABELS, _DRAFTS.c.revision.label("draft_revision")).join(
+    _DRAFTS, _DRAFTS.c.assignment_id == _LABELS.c.assignment_id
+  )
+
+
+def _label(connection: sa.Connection, assignment_id: int) -> Label:
+  row = connection.execute(
+    _label_query().where(_LABELS.c.assignment_id == assignment_id)
+  ).one()
+  return Label(**row._mapping)
+
+
+def _check_item(connection: sa.Connection, item_id: int) -> None:
+  column = schema.items.c.id
+  if (
+    not is_id(item_id)
+    or not connection.execute(
+      sa.select(column).where(column == item_id)
+    ).first()
+  ):
+    raise UserError("there is no such item", code="not_found")
+
+
+def _set_closed(store: Store, item_id: int, closed_at: float | None) -> None:
+  items = schema.items
+  with store.begin() as connection:
+    _check_item(connection, item_id)
+    connection.execute(
+      sa.update(items).where(items.c.id == item_id).values(closed_at=closed_at)
+    )
+
+
+# Contents.
+
+
+def _checked_content(content: Any) -> dict[str, Any]:
+  """Returns content as the store has it, without lone surrogates.
+
+  Raises:
+    UserError: it is no JSON object, or too large ("bad_content").
+  """
+  try:
+    text = json.dumps(content, allow_nan=False, ensure_ascii=False)
+    if isinstance(content, dict) and len(text) <= MAX_CONTENT:
+      pairs = text.encode("utf-16", "surrogatepass")
+      return json.loads(pairs.decode("utf-16", "replace"))
+    problem = (
+      f"is longer than {MAX_CONTENT} characters"
+      if isinstance(content, dict)
+      else "is no JSON object"
+    )
+  except (TypeError, ValueError, RecursionError) as error:
+    problem = f"is no JSON: {error}"
+  raise UserError(
+    f"the content {problem}",
+    fix="shorten the texts, or reload the page",
+    code="bad_content",
+  )
+
+
+def _same(first: Any, second: Any) -> bool:
+  """Whether two contents are equal as JSON; 1 and true are not."""
+  return _canonical(first) == _canonical(second)
+
+
+def _canonical(content: Any) -> str:
+  return json.dumps(content, sort_keys=True)

@@ -1,0 +1,20 @@
+"""A new store, and quick passwords."""
+
+import pytest
+
+from instructgpt_jax.labeling import people, store
+
+
+@pytest.fixture(autouse=True)
+def quick_passwords(monkeypatch):
+  """Makes scrypt cheap; `test_people.py` tests its real cost."""
+  monkeypatch.setattr(people, "_SCRYPT_N", 2)
+  monkeypatch.setattr(people, "_SCRYPT_P", 1)
+
+
+@pytest.fixture
+def new_store(tmp_path):
+  """Returns an empty store."""
+  made = store.open_store(tmp_path / "labels.db", create=True)
+  yield made
+  made.close()

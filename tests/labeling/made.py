@@ -1,0 +1,41 @@
+"""Rows of a store, written directly."""
+
+import sqlalchemy as sa
+
+from instructgpt_jax.labeling import people, schema
+
+NOW = 1_800_000_000.0
+
+
+def add_user(store, name="Ann", role="labeler", now=NOW, **options):
+  """Returns a new user whose password is "password of NAME"."""
+  token = people.invite(store, role, now, **options)
+  return people.accept_invitation(
+    store, token, name, f"password of {name}", now
+  )
+
+
+def add_items(
+  store, count=1, *, task="ranking", completions=3, overlap=1, gold=None
+):
+  """Returns the ids of new items."""
+  with store.begin() as connection:
+    return [
+      connection.execute(
+        sa.insert(schema.items)
+        .values(
+          task=task,
+          payload={
+            "turns": [{"role": "user", "content": f"Prompt {i}"}],
+            "completions": [f"Answer {k}" for k in range(completions)],
+            "sources": [f"stage {k}" for k in range(completions)],
+          },
+          kind="generation",
+          overlap=overlap,
+          gold=gold,
+          created_at=NOW,
+        )
+        .returning(schema.items.c.id)
+      ).scalar_one()
+      for i in range(count)
+    ]

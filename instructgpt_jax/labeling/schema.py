@@ -201,6 +201,18 @@ decisions = sa.Table(
   sa.Column("note", sa.Text, nullable=False),
 )
 
+# A reviewer's rating, 1 to 7, of a candidate's demonstration.
+ratings = sa.Table(
+  "ratings",
+  metadata,
+  sa.Column(
+    "assignment_id", _ID, sa.ForeignKey("assignments.id"), primary_key=True
+  ),
+  _user("user_id", primary_key=True),
+  sa.Column("rating", sa.Integer, nullable=False),
+  sa.Column("at", _TIME, nullable=False),
+)
+
 # A reviewer's final label of an item.
 adjudications = sa.Table(
   "adjudications",

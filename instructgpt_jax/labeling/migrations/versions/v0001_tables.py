@@ -226,3 +226,21 @@ def upgrade() -> None:
   op.create_index(
     op.f("ix_labels_user_id"), "labels", ["user_id"], unique=False
   )
+  op.create_table(
+    "ratings",
+    sa.Column("assignment_id", _ID, nullable=False),
+    sa.Column("user_id", _ID, nullable=False),
+    sa.Column("rating", sa.Integer(), nullable=False),
+    sa.Column("at", sa.Double(), nullable=False),
+    sa.ForeignKeyConstraint(
+      ["assignment_id"],
+      ["assignments.id"],
+      name=op.f("fk_ratings_assignment_id"),
+    ),
+    sa.ForeignKeyConstraint(
+      ["user_id"], ["users.id"], name=op.f("fk_ratings_user_id")
+    ),
+    sa.PrimaryKeyConstraint(
+      "assignment_id", "user_id", name=op.f("pk_ratings")
+    ),
+  )

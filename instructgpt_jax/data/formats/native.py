@@ -211,6 +211,7 @@ RANKINGS = Format(
     " with the ranks otherwise",
   },
   ("prompt", "completions", "ranks"),
+  ("labeling",),
   strict=True,
   result="rankings",
 )
@@ -220,6 +221,7 @@ DEMONSTRATIONS = Format(
   _demonstrations,
   {"prompt": _PROMPT, "completion": "the reply: a text or messages"},
   ("prompt", "completion"),
+  ("labeling",),
   strict=True,
   result="demonstrations (T0/P3, TRL, KTO)",
 )
@@ -229,7 +231,7 @@ PROMPTS = Format(
   _prompts,
   {"prompt": _PROMPT},
   ("prompt",),
-  ("family",),
+  ("family", "labeling"),
   strict=True,
   result="prompts",
 )

@@ -28,7 +28,7 @@ import sqlalchemy as sa
 from instructgpt_jax import configs
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.labeling import item_files, schema, screening
-from instructgpt_jax.labeling.assignment import Rules
+from instructgpt_jax.labeling.assignment import MAX_LOCK_SECONDS, Rules
 from instructgpt_jax.labeling.item_files import NewItem
 from instructgpt_jax.labeling.store import Store
 from instructgpt_jax.runs import files
@@ -81,7 +81,7 @@ class Settings:
 # Lowest and highest value of each number.
 _RANGES: dict[str, tuple[float, float]] = {
   "overlap": (1, MAX_OVERLAP),
-  "lock_seconds": (60, 30 * 86400),
+  "lock_seconds": (60, MAX_LOCK_SECONDS),
   "gold_share": (0, 1),
   "seed": (0, 2**31 - 1),
   "sensitive_cut": (0, 1),

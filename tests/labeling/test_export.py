@@ -110,7 +110,7 @@ def test_stages_read_the_rankings(tmp_path, file_format):
 @pytest.mark.parametrize("file_format", FORMATS)
 def test_stages_read_demonstrations_and_prompts(tmp_path, file_format):
   free = Item(id=1, task="demonstration", payload={"number": 0})
-  given = Item(
+  prompted = Item(
     id=2,
     task="demonstration",
     payload={"turns": [{"role": "user", "content": "Human: no transcript"}]},
@@ -118,7 +118,7 @@ def test_stages_read_demonstrations_and_prompts(tmp_path, file_format):
   made = make(
     [
       label(free, demonstration()),
-      label(given, demonstration("given", prompt="", answer="yes")),
+      label(prompted, demonstration("given", prompt="", answer="yes")),
     ]
   )
   paths = written(made, tmp_path, file_format)
@@ -262,9 +262,9 @@ def test_a_final_label_replaces_training_labels_or_is_left_out():
   assert made.left_out == {export.REPLACED: 2}
   assert len(made.files["held_out_rankings"]) == 1
 
-  kept = make(labels, final, adjudicated="keep")
-  assert [r["labeler_id"] for r in kept.files["rankings"]] == ["1", "2", "1"]
-  assert kept.left_out == {}
+  without = make(labels, final, adjudicated="keep")
+  assert [r["labeler_id"] for r in without.files["rankings"]] == ["1", "2", "1"]
+  assert without.left_out == {}
 
 
 def test_splits_are_those_of_curation():
@@ -287,7 +287,7 @@ def test_splits_are_those_of_curation():
 
 def test_a_user_is_in_one_split_of_all_files():
   item = ranking_item(1, payload={"origin": {"user_id": "u"}})
-  given = Item(
+  prompted = Item(
     id=2,
     task="demonstration",
     payload={
@@ -298,7 +298,7 @@ def test_a_user_is_in_one_split_of_all_files():
   made = make(
     [
       label(item, ranking([1, 2, 3])),
-      label(given, demonstration("given", prompt="")),
+      label(prompted, demonstration("given", prompt="")),
     ],
     valid_fraction=0.4,
     test_fraction=0.3,

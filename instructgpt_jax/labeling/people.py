@@ -39,6 +39,7 @@ MAX_FAILURES_OF_ADDRESS = 200
 _TOKEN_BYTES = 32
 # OWASP's cost for 16 MiB of memory.
 _SCRYPT_N, _SCRYPT_R, _SCRYPT_P = 2**14, 8, 5
+_MAX_MEMORY = 1 << 26  # bytes for one hash
 _SALT_BYTES = 16
 # Concurrent log-ins share the processors and this much memory.
 _HASHING = threading.BoundedSemaphore(max(1, min(4, os.cpu_count() or 1)))
@@ -610,7 +611,7 @@ def _password_bytes(password: str) -> bytes:
 def _scrypt(password: bytes, salt: bytes, n: int, r: int, p: int) -> bytes:
   with _HASHING:
     return hashlib.scrypt(
-      password, salt=salt, n=n, r=r, p=p, maxmem=256 * n * r, dklen=32
+      password, salt=salt, n=n, r=r, p=p, maxmem=_MAX_MEMORY, dklen=32
     )
 
 

@@ -3,6 +3,7 @@ PYTHON ?= python3
 WORKDIR ?= runs/demo
 STUDYDIR ?= runs/study
 REALDIR ?= runs/real
+LABELDIR ?= runs/labeling
 DATA ?=
 STUDY ?= all
 SIZE ?= mini
@@ -13,6 +14,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 TEST_STAMP := $(VENV)/.installed-test
+LABEL_STAMP := $(VENV)/.installed-label
 PIP := $(RUN) -m pip install -q --disable-pip-version-check
 
 # Large pages: steps take a third less time where each page has to be asked for.
@@ -25,7 +27,7 @@ export GLIBC_TUNABLES ?= $(MALLOC)
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo study real test lint format pin clean
+.PHONY: help setup demo study real label test lint format pin clean
 
 help:
 	@echo "make setup   build the environment in $(VENV)"
@@ -34,6 +36,7 @@ help:
 	@echo "make study   the paper's findings, to $(STUDYDIR)/index.html"
 	@echo "             (STUDY=ptx_coef one of them, SIZE=... larger)"
 	@echo "make real    the pipeline on SmolLM2-135M and your DATA, to $(REALDIR)"
+	@echo "make label   an example of the labeling application, in $(LABELDIR)"
 	@echo "make test    all tests"
 	@echo "make lint    ruff, format check, words, types"
 	@echo "make format  let ruff format and fix"
@@ -70,6 +73,16 @@ study: $(STAMP)
 real: $(STAMP)
 	@$(if $(DATA),$(RUN) -c 'import gguf' 2>/dev/null || $(PIP) $$(grep '^gguf==' requirements-test.txt))
 	@$(RUN) -m experiments.real --workdir=$(REALDIR) $(DATA) $(ARGS)
+
+$(LABEL_STAMP): $(STAMP) requirements-test.txt
+	@echo "adding what the labeling application needs to $(VENV)"
+	@$(PIP) $$(grep -E '^(krippendorff|python-multipart|starlette|uvicorn)==' \
+	  requirements-test.txt)
+	@touch $@
+
+label: $(LABEL_STAMP)
+	@$(RUN) -m instructgpt_jax.labeling example --workdir=$(LABELDIR) \
+	  --demo=$(WORKDIR) --open $(ARGS)
 
 # By pip alone, which may be told of PyTorch's index for CPUs.
 $(TEST_STAMP): $(STAMP) requirements-test.txt

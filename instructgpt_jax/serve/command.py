@@ -16,7 +16,6 @@ it. It needs the packages starlette and uvicorn (extra 'server').
 from __future__ import annotations
 
 import argparse
-import errno
 import importlib
 import os
 import pathlib
@@ -26,13 +25,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from instructgpt_jax.cli import launch, process_settings
+from instructgpt_jax.cli import launch, listening, process_settings
 from instructgpt_jax.cli.parser import CommandParser
 from instructgpt_jax.errors import UserError
 
 _GRACE_SECONDS = 5  # for answers that are being sampled at the end
 _MAX_BATCH = 1024
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,7 +60,7 @@ def _serve(flags: argparse.Namespace) -> None:
   process_settings.silence_libraries()
   process_settings.trim_malloc_after_compile()
   process_settings.tune_gc()
-  with _bind(flags.host, flags.port) as sock:
+  with listening.bind(flags.host, flags.port) as sock:
     from instructgpt_jax.chat import engine  # Imports JAX, unlike --help.
     from instructgpt_jax.serve import app
 
@@ -74,7 +72,7 @@ def _serve(flags: argparse.Namespace) -> None:
         app.make_app(service, any_host=flags.allow_remote), sock, name
       )
     except OSError as error:
-      raise _bind_error(error, flags.host, flags.port) from error
+      raise listening.bind_error(error, flags.host, flags.port) from error
     finally:
       service.stop()
       if service.started and not service.closed:
@@ -87,14 +85,11 @@ def _run_server(app: Any, sock: socket.socket, name: str) -> None:
   """Serves until a signal; prints the address once the server is ready."""
   import uvicorn  # pyright: ignore[reportMissingImports]
 
-  host, port = sock.getsockname()[:2]
-  host = f"[{host}]" if ":" in host else host
-
   class Server(uvicorn.Server):
     async def startup(self, sockets: Any = None) -> None:
       await super().startup(sockets)
       print(
-        f"serving {name} at http://{host}:{port}/v1 (Ctrl-C ends)",
+        f"serving {name} at {listening.url_of(sock)}/v1 (Ctrl-C ends)",
         file=sys.stderr,
         flush=True,
       )
@@ -123,7 +118,7 @@ def _check_packages() -> None:
 
 
 def _check_host(flags: argparse.Namespace) -> None:
-  if flags.host not in _LOOPBACK and not flags.allow_remote:
+  if flags.host not in listening.LOOPBACK and not flags.allow_remote:
     raise UserError(
       f"{flags.host} can be reached from other computers, and the server asks"
       " for no password",
@@ -134,68 +129,10 @@ def _check_host(flags: argparse.Namespace) -> None:
     )
 
 
-def _bind(host: str, port: int) -> socket.socket:
-  """Returns a socket that is bound to an address.
-
-  Raises:
-    UserError: the port is in use, or the host is not this computer.
-  """
-  sock = None
-  try:
-    family, kind, _, _, address = socket.getaddrinfo(
-      host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    sock = socket.socket(family, kind)
-    if os.name == "posix":
-      sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    sock.bind(address)
-  except OSError as error:
-    if sock is not None:
-      sock.close()
-    raise _bind_error(error, host, port) from error
-  return sock
-
-
-def _bind_error(error: OSError, host: str, port: int) -> UserError:
-  if error.errno == errno.EADDRINUSE:
-    return UserError(
-      f"{port} is in use on {host}",
-      field="--port",
-      fix="choose another port, or --port=0 for a free one",
-      code="port_in_use",
-    )
-  if error.errno == errno.EACCES:
-    return UserError(
-      f"{port} is not allowed: {error.strerror}",
-      field="--port",
-      fix="choose a port above 1023",
-      code="port_not_allowed",
-    )
-  return UserError(
-    f"cannot listen on {host}: {error.strerror or error}",
-    field="--host",
-    fix="use 127.0.0.1, or an address of this computer",
-    code="bad_host",
-  )
-
-
 def _default_name(checkpoint: str) -> str:
   """Returns the last part of a path, without the suffix of a GGUF file."""
   path = pathlib.Path(checkpoint).resolve()
   return path.stem if path.is_file() else path.name
-
-
-def _whole(low: int, high: int) -> Any:
-  """Returns a parser of whole numbers in a range."""
-
-  def parse(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
-      raise argparse.ArgumentTypeError(
-        f"{text!r} is not a whole number from {low} to {high}"
-      )
-    return int(text)
-
-  return parse
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -216,7 +153,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   )
   add(
     "--port",
-    type=_whole(0, 65535),
+    type=listening.whole_number(0, 65535),
     default=8000,
     help="port to listen on; 0 chooses a free one (default: 8000)",
   )
@@ -232,7 +169,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   )
   add(
     "--max_batch",
-    type=_whole(1, _MAX_BATCH),
+    type=listening.whole_number(1, _MAX_BATCH),
     default=8,
     help="answers decoded together (default: 8)",
   )

@@ -137,6 +137,11 @@ def check_order(order: Sequence[int], count: int) -> None:
     raise ValueError(f"{list(order)} is no order of {count} completions")
 
 
+def blank() -> dict[str, None]:
+  """Returns content with all fields of all forms, each of them None."""
+  return dict.fromkeys(_FIELDS)
+
+
 def validate(
   task: str, payload: Mapping[str, Any], content: Any
 ) -> dict[str, Any]:
@@ -243,6 +248,13 @@ def dense_ranks(ranks: Sequence[int]) -> list[int]:
 
 def _is_int(value: Any) -> bool:
   return isinstance(value, int) and not isinstance(value, bool)
+
+
+_FIELDS = (
+  *("ranks", "overall", "flags", "notes", "cannot_judge", "confidence"),
+  *("kind", "intent", "prompt", "examples", "answer"),
+  *("sensitive", "groups", "other"),
+)
 
 
 class _Form:

@@ -1,0 +1,1 @@
+"""The pages of the labeling application: a Starlette app over a store."""

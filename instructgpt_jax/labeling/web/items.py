@@ -1,0 +1,88 @@
+"""The owner's pages of items."""
+
+from __future__ import annotations
+
+from starlette.responses import Response  # pyright: ignore[reportMissingImports]
+
+from instructgpt_jax.labeling import forms, labels, people
+from instructgpt_jax.labeling.store import is_id
+from instructgpt_jax.labeling.web import queries
+from instructgpt_jax.labeling.web.visit import Visit, not_found, redirect
+from instructgpt_jax.labeling.web.work import TASK_NAMES
+
+_PAGE = 50  # items
+
+
+def show_list(visit: Visit) -> Response:
+  """Shows items, with their numbers of labels."""
+  task, state = visit.query("task"), visit.query("state")
+  after = visit.query("after")
+  with visit.store.read() as connection:
+    rows = queries.list_items(
+      connection,
+      task=task if task in forms.TASKS else "",
+      state=state if state in ("open", "closed") else "",
+      after=int(after) if after.isdecimal() and len(after) < 18 else 0,
+      limit=_PAGE + 1,
+    )
+    progress = queries.item_progress(connection)
+  return visit.render(
+    "items.html",
+    items=rows[:_PAGE],
+    more=len(rows) > _PAGE,
+    progress=progress,
+    task=task,
+    state=state,
+    task_names=TASK_NAMES,
+  )
+
+
+def show_item(visit: Visit) -> Response:
+  """Shows an item with its labels; where its answers come from is not shown."""
+  item_id = visit.id()
+  with visit.store.read() as connection:
+    item = queries.get_item(connection, item_id) if is_id(item_id) else None
+  if item is None:
+    raise not_found()
+  names = {user.id: user.name for user in people.list_users(visit.store)}
+  payload = item.payload
+  is_ranking = forms.shape_of(item.task, payload) == "ranking"
+  return visit.render(
+    "item.html",
+    item=item,
+    turns=payload.get("turns") or [],
+    texts=payload.get("completions") or payload.get("texts") or [],
+    labels=[
+      (names[label.user_id], label)
+      for label in labels.labels_of_item(visit.store, item_id)
+    ],
+    is_ranking=is_ranking,
+    task_names=TASK_NAMES,
+  )
+
+
+def close(visit: Visit) -> Response:
+  """Ends work on an item."""
+  labels.close_item(visit.store, visit.id(), visit.now)
+  return _changed(visit)
+
+
+def reopen(visit: Visit) -> Response:
+  """Allows work on an item again."""
+  labels.reopen_item(visit.store, visit.id())
+  return _changed(visit)
+
+
+def _changed(visit: Visit) -> Response:
+  """Returns the row of the list for HTMX, else the item's page."""
+  if "hx-request" not in visit.request.headers:
+    return redirect(f"/items/{visit.id()}")
+  with visit.store.read() as connection:
+    rows = queries.list_items(connection, after=visit.id() - 1, limit=1)
+  return visit.render("item_row.html", item=rows[0], task_names=TASK_NAMES)
+
+
+def close_full(visit: Visit) -> Response:
+  """Closes the items that have all their labels."""
+  labels.close_full_items(visit.store, visit.now)
+  return redirect("/items")

@@ -347,7 +347,12 @@ def _create(flags: argparse.Namespace) -> None:
 
   path = pathlib.Path(flags.project)
   if _has_content(flags):
-    files.check_output(path, field="--project", overwrite=False)
+    _check_output(
+      path,
+      "--project",
+      f"choose another file, or add items with {_PROGRAM} add",
+    )
+    _check_store(flags.store)
     entries = _new_entries(flags, path)
     instructions = path.parent / "instructions.md"
     if flags.instructions:
@@ -378,6 +383,32 @@ def _create(flags: argparse.Namespace) -> None:
   finally:
     store.close()
   print(f"next: {_PROGRAM} serve --store={flags.store} --project={path}")
+
+
+def _check_output(path: pathlib.Path, field: str, fix: str) -> None:
+  """Refuses an output that exists, or that could not be written later."""
+  from instructgpt_jax.runs import files
+
+  if path.exists():
+    raise UserError(
+      "exists already",
+      file=str(path),
+      field=field,
+      fix=fix,
+      code="output_exists",
+    )
+  files.check_output(path, field=field, overwrite=True)
+
+
+def _check_store(location: str) -> None:
+  """Refuses a store that could not be made or opened later."""
+  from instructgpt_jax.labeling import store as store_lib
+
+  try:
+    store_lib.open_store(location).close()
+  except UserError as error:
+    if error.code != "no_store":
+      raise
 
 
 def _add(flags: argparse.Namespace) -> None:
@@ -451,8 +482,6 @@ def _sample(flags: argparse.Namespace, project: pathlib.Path) -> pathlib.Path:
   from instructgpt_jax.runs import files
   from instructgpt_jax.runs.progress import Progress
 
-  path = pathlib.Path(flags.answers or project.parent / "answers.jsonl")
-  files.check_output(path, field="--answers", overwrite=False)
   stages = [s.strip().rstrip("/") for s in flags.sample_from.split(",")]
   stages = [stage for stage in stages if stage]
   sampling.shares(flags.completions, len(stages))
@@ -463,6 +492,8 @@ def _sample(flags: argparse.Namespace, project: pathlib.Path) -> pathlib.Path:
       fix="name another stage, or use --task=ranking",
       code="one_stage",
     )
+  path = pathlib.Path(flags.answers or project.parent / "answers.jsonl")
+  _check_output(path, "--answers", "name another file with --answers")
   records, _ = reading.read_prompts(flags.prompts)
   prompts = list({record.turns: record for record in records}.values())
   rng = random.Random(f"prompts {flags.seed}")
@@ -580,7 +611,8 @@ def _run_server(
     if address.names:
       scheme = "https" if address.https else "http"
       url = f"{scheme}://{address.names[0]}"
-    _print_owner_link(store, url)
+    if "owner" not in guests:
+      _print_owner_link(store, url)
     links = [url]
     for role in guests:
       token = people.invite(store, role, time.time(), note="example")

@@ -86,7 +86,8 @@ def read(task: str, path: str, overlap: int) -> tuple[list[NewItem], list[str]]:
   if task == "screening":
     return _read_screening(path), []
   if task == "demonstration":
-    return _read_prompts(path, overlap)
+    use_cases = _read_use_cases(path, overlap)
+    return (use_cases, []) if use_cases else _read_prompts(path, overlap)
   return _read_answers(task, path, overlap)
 
 
@@ -364,6 +365,32 @@ def _read_prompts(path: str, overlap: int) -> tuple[list[NewItem], list[str]]:
     repeated = len(records) - len(items)
     notes.append(f"{path}: {repeated} repeated prompts, which are left out")
   return list(items.values()), notes
+
+
+def _read_use_cases(path: str, overlap: int) -> list[NewItem]:
+  """Reads use cases, for which labelers write prompts; [] for prompts."""
+  values = values_lib.read_values(path, collections.Counter())
+  if isinstance(values, str):
+    return []
+  items = []
+  for line, value in values:
+    if not items and not (isinstance(value, dict) and "use_case" in value):
+      return []
+    reader = RecordReader(path, line, strict=True)
+    if not isinstance(value, dict):
+      reader.fail("is not an object", "", 'write {"use_case": …}', "wrong_type")
+    text = reader.text(value, "use_case").strip()
+    _check_length(path, line, "use_case", [text])
+    for name in value.keys() - {"use_case", *_KINDS}:
+      reader.fail(
+        "there is no such field beside a use case",
+        name,
+        "give use cases and prompts in different files",
+        "unknown_field",
+      )
+    kind = _kind(path, line, value)
+    items.append(NewItem("demonstration", {"use_case": text}, kind, overlap))
+  return items
 
 
 def _kinds_by_line(path: str) -> dict[int, str]:

@@ -14,7 +14,7 @@ import http.cookies
 import json
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from instructgpt_jax.errors import UserError
@@ -145,14 +145,18 @@ class Refused(UserError):
 
   Attributes:
     status: status of the answer.
-    body: its JSON object.
+    body: its JSON object; {} for pages.
   """
 
-  def __init__(self, method: str, path: str, status: int, body: Any):
-    error = body.get("error") if isinstance(body, dict) else None
+  def __init__(self, method: str, path: str, status: int, content: bytes):
+    try:
+      body = json.loads(content)
+    except ValueError:
+      body = {}
+    text = content[:200].decode(errors="replace")
     super().__init__(
-      f"{method} {path} was answered {status}: {error or body}",
-      code=body.get("code", "") if isinstance(body, dict) else "",
+      f"{method} {path} was answered {status}: {body.get('error', text)}",
+      code=body.get("code", ""),
     )
     self.status, self.body = status, body
 
@@ -213,18 +217,29 @@ class Client:
 
   def get(self, path: str, *, name: str = "") -> Any:
     """Returns the JSON value of a page."""
-    return self._request("GET", path, None, name or path)
+    return json.loads(self._request("GET", path, None, name or path))
+
+  def page(self, path: str) -> str:
+    """Returns the HTML text of a page."""
+    return self._request("GET", path, None, path, accept="text/html").decode()
 
   def post(
     self, path: str, fields: Mapping[str, Any], *, name: str = ""
   ) -> Any:
     """Sends a JSON object, and returns the answer's JSON value."""
-    return self._request("POST", path, json.dumps(fields), name or path)
+    return json.loads(
+      self._request("POST", path, json.dumps(fields).encode(), name or path)
+    )
 
   def _request(
-    self, method: str, path: str, body: str | None, name: str
-  ) -> Any:
-    """Sends a request until it is answered.
+    self,
+    method: str,
+    path: str,
+    body: bytes | None,
+    name: str,
+    accept: str = "application/json",
+  ) -> bytes:
+    """Sends a request until it is answered, and returns the answer's body.
 
     Raises:
       Refused: the answer is an error of the client.
@@ -235,16 +250,16 @@ class Client:
     while True:
       start = self._clock()
       try:
-        status, value = self._send(method, path, body)
+        status, content = self._send(method, path, body, accept)
       except (OSError, http.client.HTTPException) as error:
         problem = f"no answer ({error or type(error).__name__})"
       else:
         if status < 400:
           self.seconds.setdefault(name, []).append(self._clock() - start)
-          return value
+          return content
         if status < 500:
-          raise Refused(method, path, status, value)
-        problem = f"answered {status}: {value}"
+          raise Refused(method, path, status, content)
+        problem = f"answered {status}"
       self.close()
       if self._clock() > deadline:
         raise UserError(
@@ -256,29 +271,28 @@ class Client:
       self._sleep(pause)
       pause = min(2 * pause, _MAX_PAUSE)
 
-  def _send(self, method: str, path: str, body: str | None) -> tuple[int, Any]:
+  def _send(
+    self, method: str, path: str, body: bytes | None, accept: str
+  ) -> tuple[int, bytes]:
+    """Returns status and body of one answer, and stores its cookies."""
     if self._connection is None:
       self._connection = http.client.HTTPConnection(
         *self._address, timeout=_TIMEOUT
       )
-    headers = {"Accept": "application/json"}
+    headers = {"Accept": accept}
     if self._cookies:
       pairs = (f"{k}={v}" for k, v in self._cookies.items())
       headers["Cookie"] = "; ".join(pairs)
     if body is not None:
       headers["Content-Type"] = "application/json"
       headers["X-CSRF-Token"] = self._csrf
-    encoded = None if body is None else body.encode()
-    self._connection.request(method, path, encoded, headers)
+    self._connection.request(method, path, body, headers)
     response = self._connection.getresponse()
     content = response.read()
     for header in response.headers.get_all("Set-Cookie") or ():
       for key, morsel in http.cookies.SimpleCookie(header).items():
         self._cookies[key] = morsel.value
-    try:
-      return response.status, json.loads(content)
-    except ValueError:
-      return response.status, content[:200].decode(errors="replace")
+    return response.status, content
 
 
 @dataclasses.dataclass(frozen=True)
@@ -302,33 +316,27 @@ class Acknowledged:
   content: dict[str, Any]
 
 
-def work(
+def work_items(
   client: Client,
   persona: Persona,
   world: World,
   *,
-  limit: int | None = None,
   drafts: int = 1,
   think: Callable[[], None] = lambda: None,
-) -> list[Acknowledged]:
-  """Labels items until there are none, or until a limit.
+) -> Iterator[Acknowledged]:
+  """Labels items until there are none; yields each acknowledged label.
 
   Args:
     client: a client that is logged in.
     persona: the labeler.
     world: world of the prompts.
-    limit: largest number of labels.
     drafts: number of drafts that are saved for each label.
     think: waits, before each save.
-
-  Returns:
-    The acknowledged labels, in the order of work.
   """
-  done: list[Acknowledged] = []
-  while limit is None or len(done) < limit:
+  while True:
     item = client.get("/work", name="next")
     if item["assignment"] is None:
-      break
+      return
     path = f"/work/{item['assignment']}"
     content = persona.answer(
       world, item["task"], item["turns"], item["completions"]
@@ -341,21 +349,18 @@ def work(
       answer = client.post(f"{path}/draft", fields, name="draft")
       revision = answer["revision"]
     think()
+    fields = {"content": content, "revision": revision, "seconds": 1}
     try:
-      fields = {"content": content, "revision": revision, "seconds": 1}
       client.post(f"{path}/submit", fields, name="submit")
     except Refused as error:
       if error.code != "place_taken":
         raise
       continue  # The lock has expired; the draft is kept.
-    done.append(
-      Acknowledged(
-        item["assignment"],
-        persona.name,
-        item["task"],
-        item["turns"][-1]["content"],
-        tuple(item["completions"]),
-        content,
-      )
+    yield Acknowledged(
+      item["assignment"],
+      persona.name,
+      item["task"],
+      item["turns"][-1]["content"],
+      tuple(item["completions"]),
+      content,
     )
-  return done

@@ -293,6 +293,26 @@ def test_given_prompts_and_prompts_that_labelers_write(tmp_path):
   assert len(remarks) == 1 and "1 repeated prompts" in remarks[0]
 
 
+def test_use_cases_for_which_labelers_write_prompts(tmp_path):
+  path = tmp_path / "cases.jsonl"
+  entries = [{"task": "demonstration", "file": "cases.jsonl"}]
+  cases = [{"use_case": "Plan a trip", "kind": "brainstorming"},
+           {"use_case": "Rewrite a letter"}]  # fmt: skip
+  write(path, cases)
+  items, _ = read(tmp_path, entries)
+  assert [i.payload for i in items] == [{"use_case": c["use_case"]}
+                                        for c in cases]  # fmt: skip
+  assert [i.kind for i in items] == ["brainstorming", ""]
+  for record, field, code in (
+    ({"use_case": " "}, "use_case", "empty_text"),
+    ({"use_case": "x", "prompt": "y"}, "prompt", "unknown_field"),
+    ({"prompt": "y"}, "use_case", "missing_field"),
+  ):
+    write(path, [*cases, record])
+    error = error_of(read, tmp_path, entries)
+    assert (error.line, error.field, error.code) == (3, field, code)
+
+
 SCREENING = [
   {"kind": "sensitive", "texts": ["x", "y"], "gold": [True, False]},
   {"kind": "ranking", "prompt": "p", "completions": ["a", "b"], "gold": [2, 1]},

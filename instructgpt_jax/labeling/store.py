@@ -29,6 +29,7 @@ from sqlalchemy import event, exc, pool
 
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.labeling import migrations, schema
+from instructgpt_jax.runs import files
 
 _MAX_ID = 2**63 - 1
 _WAIT_SECONDS = 30.0
@@ -202,6 +203,8 @@ def open_store(
     store = Store(_postgresql_engine(text), _without_password(text))
   else:
     _check_path(text, create)
+    if create:
+      _make_private(text)
     store = Store(_sqlite_engine(text), text)
   try:
     with store._translated_errors():
@@ -271,6 +274,13 @@ def _version(connection: sa.Connection, store: Store) -> str | None:
 
 def _check_path(path: str, create: bool) -> None:
   """Checks what can be said of a file before SQLite opens it."""
+  if not path:
+    raise UserError(
+      "the path is empty",
+      field="--store",
+      fix="choose a file, such as labels.db",
+      code="store_not_opened",
+    )
   try:
     mode = os.stat(path).st_mode
   except FileNotFoundError:
@@ -285,9 +295,8 @@ def _check_path(path: str, create: bool) -> None:
   if mode is not None:
     if not stat.S_ISREG(mode):
       raise UserError(
-        "is not a file" if path else "the path is empty",
-        file=path or None,
-        field="--store",
+        "is not a file",
+        file=path,
         fix="choose a file, such as labels.db",
         code="not_a_store",
       )
@@ -305,6 +314,18 @@ def _check_path(path: str, create: bool) -> None:
       fix=f"make it with {_CREATE} --store={path}",
       code="no_store",
     )
+
+
+def _make_private(path: str) -> None:
+  """Makes a file that others cannot read; it will hold hashes of passwords.
+
+  SQLite gives its other files the same permissions.
+  """
+  with files.disk_errors_as_user_errors(path):
+    try:
+      os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+      pass
 
 
 def _sqlite_engine(path: str) -> sa.Engine:
@@ -383,7 +404,7 @@ def _postgresql_engine(url: str) -> sa.Engine:
   def begin(connection: sa.Connection) -> None:
     execute = connection.exec_driver_sql
     if _WRITE in connection.get_execution_options():
-      execute(f"SET LOCAL lock_timeout = '{int(_WAIT_SECONDS)}s'")
+      execute(f"SET LOCAL lock_timeout = {int(_WAIT_SECONDS * 1000)}")
       execute(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})")
     else:
       execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")

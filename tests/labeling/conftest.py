@@ -12,6 +12,12 @@ def quick_passwords(monkeypatch):
   monkeypatch.setattr(people, "_SCRYPT_P", 1)
 
 
+@pytest.fixture(autouse=True)
+def patient_writers(monkeypatch):
+  """Lets writers wait for long, because a test machine can be slow."""
+  monkeypatch.setattr(store, "_WAIT_SECONDS", 600.0)
+
+
 @pytest.fixture
 def new_store(tmp_path):
   """Returns an empty store."""

@@ -1,5 +1,7 @@
 """Rows of a store, written directly."""
 
+import dataclasses
+
 import sqlalchemy as sa
 
 from instructgpt_jax.labeling import people, schema
@@ -13,6 +15,33 @@ def add_user(store, name="Ann", role="labeler", now=NOW, **options):
   return people.accept_invitation(
     store, token, name, f"password of {name}", now
   )
+
+
+def add_users(store, count, role="labeler"):
+  """Returns new users "user 0", "user 1", …, who cannot log in."""
+  with store.begin() as connection:
+    return [
+      people.User(
+        **connection.execute(
+          sa.insert(schema.users)
+          .values(
+            name=f"user {i}",
+            name_key=f"user {i}",
+            role=role,
+            held_out=False,
+            password="",
+            active=True,
+            created_at=NOW,
+          )
+          .returning(
+            *(schema.users.c[f.name] for f in dataclasses.fields(people.User))
+          )
+        )
+        .one()
+        ._mapping
+      )
+      for i in range(count)
+    ]
 
 
 def add_items(

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from instructgpt_jax.labeling import schema
 
-_EXCERPT = 160  # characters
+_EXCERPT = 120  # characters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,15 +160,12 @@ def item_progress(connection: sa.Connection) -> list[tuple[str, int, int, int]]:
       ).group_by(items.task)
     )
   }
-  submitted = dict(
-    connection.execute(
-      sa.select(items.task, sa.func.count())
-      .join(schema.labels, labels.item_id == items.id)
-      .group_by(items.task)
-    )
-    .tuples()
-    .all()
+  query = (
+    sa.select(items.task, sa.func.count())
+    .join(schema.labels, labels.item_id == items.id)
+    .group_by(items.task)
   )
+  submitted = {row[0]: row[1] for row in connection.execute(query)}
   return [
     (task, *counts[task], submitted.get(task, 0))
     for task in schema.TASKS

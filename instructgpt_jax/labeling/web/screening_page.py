@@ -39,12 +39,11 @@ def show(visit: Visit) -> Response:
 def show_candidate(visit: Visit) -> Response:
   """Shows a candidate's demonstrations, which reviewers rate."""
   user_id = visit.id()
+  user = people.get_user(visit.store, user_id)
   with visit.store.read() as connection:
     answers, ids = candidates.read_answers(connection)
     demonstrations = candidates.read_demonstrations(connection, user_id)
-  names = {i: name for name, i in ids.items()}
-  user = people.get_user(visit.store, user_id)
-  if user.role != "candidate" and user_id not in names:
+  if user.role != "candidate" and user_id not in ids.values():
     raise not_found()
   return visit.render(
     "candidate.html",

@@ -17,6 +17,8 @@
   document.addEventListener("click", (event) => {
     const opener = event.target.closest("[data-opens]");
     if (opener) open(opener.dataset.opens);
+    const closer = event.target.closest("[data-closes]");
+    if (closer) document.getElementById(closer.dataset.closes).close();
     const copier = event.target.closest("[data-copies]");
     if (copier) {
       const field = document.getElementById(copier.dataset.copies);

@@ -20,6 +20,7 @@ import math
 import os
 import pathlib
 import random
+import signal
 import sys
 import time
 import webbrowser
@@ -413,6 +414,7 @@ def _check_store(location: str) -> None:
 
 def _add(flags: argparse.Namespace) -> None:
   from instructgpt_jax.labeling import project
+  from instructgpt_jax.labeling import store as store_lib
   from instructgpt_jax.runs import files
 
   if not _has_content(flags):
@@ -424,6 +426,7 @@ def _add(flags: argparse.Namespace) -> None:
     )
   path = pathlib.Path(flags.project)
   project.read_project(str(path))
+  store_lib.open_store(flags.store).close()
   value = files.read_json(path)
   value["items"] += _new_entries(flags, path)
   files.write_json_atomic(path, value)
@@ -621,6 +624,8 @@ def _run_server(
     if flags.open and _has_display():
       webbrowser.open(links[-1])
 
+  # uvicorn ends its work at SIGTERM, and then raises the signal again.
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
   server.serve(
     store,
     address,

@@ -315,6 +315,13 @@ def read_items(project: Project) -> tuple[list[NewItem], list[str]]:
       f"{len(items) - len(unique)} items of the project are repetitions of"
       " others, and are left out"
     )
+  gold = sum(item.gold is not None for item in unique.values()
+             if item.task != "screening")  # fmt: skip
+  if gold and not project.settings.gold_share:
+    remarks.append(
+      f"{gold} items have gold ranks, and nobody gets them while gold_share is"
+      " 0"
+    )
   return list(reversed(unique.values())), remarks
 
 

@@ -1,8 +1,12 @@
 """The command line: projects, links, exports, agreement, and its errors."""
 
 import json
+import pathlib
 import re
+import signal
 import socket
+import subprocess
+import sys
 import types
 
 import pytest
@@ -18,6 +22,7 @@ from instructgpt_jax.labeling import (
   project,
   sampling,
   server,
+  simulated,
   store,
 )
 from tests.interop import tiny
@@ -25,6 +30,7 @@ from tests.interop import tiny
 for package in server.PACKAGES:
   tiny.library(package)
 
+ROOT = pathlib.Path(__file__).parent.parent.parent
 ANSWERS = [
   {"prompt": f"prompt {i}", "completions": [f"a{i}", f"b{i}", f"c{i}"]}
   for i in range(4)
@@ -75,7 +81,7 @@ def test_create_writes_a_project_and_its_store(here, capsys):
   }
   assert "7 of 7 items are new" in output
   opened = store.open_store("labels.db")
-  token = LINK.search(output)[1]
+  token = LINK.findall(output)[0]
   assert people.read_invitation(opened, token, 0.0).role == "owner"
   assert project.read_settings(opened).overlap == 2
   assert "helpful" in project.read_instructions(opened)[1].lower()
@@ -231,6 +237,28 @@ def test_export_and_agreement(here, capsys):
   }  # fmt: skip
 
 
+def test_the_server_answers_and_ends_at_sigterm(here, capsys):
+  create("--rank=answers.jsonl")
+  command = [sys.executable, "-m", "instructgpt_jax.labeling", "serve"]
+  with subprocess.Popen(
+    [*command, f"--store={here / 'labels.db'}", "--port=0"],
+    stderr=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+    cwd=ROOT,
+  ) as process:
+    line = process.stderr.readline()
+    port = int(re.findall(r"http://127\.0\.0\.1:(\d+) ", line)[0])
+    client = simulated.Client("127.0.0.1", port)
+    assert client.get("/login")["csrf"]
+    client.close()
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=300)
+  assert process.returncode == 0, errors
+  assert f"owner: http://127.0.0.1:{port}/invitation#" in output
+  assert errors == ""
+
+
 def test_a_port_in_use_is_named(here, capsys):
   create("--rank=answers.jsonl")
   with socket.create_server(("127.0.0.1", 0)) as other:
@@ -367,7 +395,7 @@ def test_the_example_has_labels_and_open_items(here, monkeypatch, capsys):
     server, "serve", lambda opened, *_, **options: served.append(options)
   )
   assert run("example", "--workdir=ex", "--demo=none") == 0
-  count = int(re.search(r"submitted (\d+) labels", capsys.readouterr().out)[1])
+  count = int(re.findall(r"submitted (\d+) labels", capsys.readouterr().out)[0])
   assert count > 100 and len(served) == 1
   assert run("example", "--workdir=ex", "--demo=none") == 0
   output = capsys.readouterr().out

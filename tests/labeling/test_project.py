@@ -243,9 +243,12 @@ def test_gold_items_are_for_all_labelers(tmp_path):
   answers = [
     {"prompt": "p", "completions": ["a", "b", "a"], "gold": [3, 1, 3]},
   ]
-  (item,), _ = read(tmp_path, answers=answers)
+  (item,), remarks = read(tmp_path, answers=answers)
   assert item.gold == {"ranks": [2, 1]}
   assert item.overlap is None
+  assert any("gold_share" in remark for remark in remarks)
+  _, remarks = read(tmp_path, answers=answers, gold_share=0.1)
+  assert not any("gold_share" in remark for remark in remarks)
 
 
 def test_other_formats_of_rankings_can_be_labeled_again(tmp_path):

@@ -50,7 +50,8 @@ _TILE = re.compile(
   r'<span class="small muted">([\d,]+) pairs, ([\d,]+) ties'
 )
 _DRAFTS = 3
-_MIB = 1 << 20
+_MANY = 200  # prompts from which the agreement is known to about 1 %
+_PAPER = 69.0, 76.0
 
 
 class Failed(Exception):
@@ -343,6 +344,12 @@ def accept(
   check_store(site, done, total, overlap)
   check_export(site, done)
   figures = check_agreement(done, tile)
+  if prompts >= _MANY:
+    low, high = _PAPER
+    check(
+      low < figures["agreement"] < high,
+      f"the agreement is about the paper's 72.6 %, from {low} to {high} %",
+    )
   if train:
     check_training(directory)
   retries = sum(client.retries for client, _ in crew)

@@ -53,7 +53,7 @@ def show_item(visit: Visit) -> Response:
     turns=payload.get("turns") or [],
     texts=payload.get("completions") or payload.get("texts") or [],
     labels=[
-      (names[label.user_id], label)
+      (names[label.user_id], label, {**forms.blank(), **label.content})
       for label in labels.labels_of_item(visit.store, item_id)
     ],
     is_ranking=is_ranking,

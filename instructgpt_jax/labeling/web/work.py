@@ -61,6 +61,8 @@ SHORTCUTS = {
   ),
 }
 _PAGE = 50  # labels on a page
+# Labelers say of a ranking that they cannot judge it, which is a label.
+_SKIPPABLE = ("demonstration", "comparison")
 
 
 def home(visit: Visit) -> Response:
@@ -398,7 +400,7 @@ def _page(
     errors=errors,
     error_names={field: name_of_field(field) for field in errors},
     can_edit=not work.closed and work.state != "skipped",
-    can_skip=is_open and not work.closed and work.task != "screening",
+    can_skip=is_open and not work.closed and work.task in _SKIPPABLE,
     submit_name=_submit_name(work),
     previous=_number(visit.query("previous")),
     instructions_version=version,

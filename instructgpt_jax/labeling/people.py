@@ -40,7 +40,7 @@ _TOKEN_BYTES = 32
 # OWASP's cost for 16 MiB of memory.
 _SCRYPT_N, _SCRYPT_R, _SCRYPT_P = 2**14, 8, 5
 _MAX_MEMORY = 1 << 26  # bytes for one hash
-_SALT_BYTES = 16
+_SALT_BYTES, _KEY_BYTES = 16, 32
 # Concurrent log-ins share the processors and this much memory.
 _HASHING = threading.BoundedSemaphore(max(1, min(4, os.cpu_count() or 1)))
 # Joiners that some scripts need; they do not distinguish names.
@@ -611,14 +611,24 @@ def _password_bytes(password: str) -> bytes:
 def _scrypt(password: bytes, salt: bytes, n: int, r: int, p: int) -> bytes:
   with _HASHING:
     return hashlib.scrypt(
-      password, salt=salt, n=n, r=r, p=p, maxmem=_MAX_MEMORY, dklen=32
+      password, salt=salt, n=n, r=r, p=p, maxmem=_MAX_MEMORY, dklen=_KEY_BYTES
     )
 
 
 def _hash_password(password: bytes) -> str:
   salt = secrets.token_bytes(_SALT_BYTES)
+  key = _scrypt(password, salt, _SCRYPT_N, _SCRYPT_R, _SCRYPT_P)
+  return _hash_text(salt, key)
+
+
+def _impossible_hash() -> str:
+  """Returns the hash of no password; comparing with it costs the usual time."""
+  salt = secrets.token_bytes(_SALT_BYTES)
+  return _hash_text(salt, secrets.token_bytes(_KEY_BYTES))
+
+
+def _hash_text(salt: bytes, key: bytes) -> str:
   cost = (_SCRYPT_N, _SCRYPT_R, _SCRYPT_P)
-  key = _scrypt(password, salt, *cost)
   texts = [base64.b64encode(value).decode() for value in (salt, key)]
   return "$".join(["scrypt", *map(str, cost), *texts])
 
@@ -681,7 +691,7 @@ def _check_password(
         sa.select(users).where(users.c.name_key == _database_text(name))
       ).first()
   # Unknown names take the same time as known ones.
-  stored = _hash_password(b"") if row is None else row.password
+  stored = _impossible_hash() if row is None else row.password
   matches = _matches(_password_bytes(password[:MAX_PASSWORD]), stored)
   if row is None or not matches or not row.active:
     raise _wrong_log_in()

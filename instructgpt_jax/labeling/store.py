@@ -103,7 +103,7 @@ class Store:
     name: path or address, without a password, for messages.
   """
 
-  def __init__(self, engine: sa.Engine, name: str):
+  def __init__(self, engine: sa.Engine, name: str, path: str = ""):
     self.engine, self.name = engine, name
     self._is_sqlite = engine.dialect.name == "sqlite"
     self._writing = engine.execution_options(**{_WRITE: True})
@@ -111,6 +111,7 @@ class Store:
     # polling.
     self._writer = threading.Lock()
     self._local = threading.local()
+    self._path, self._file = path, _file_number(path)
 
   @contextlib.contextmanager
   def begin(self) -> Iterator[sa.Connection]:
@@ -129,6 +130,7 @@ class Store:
     try:
       with self._translated_errors():
         with self._writing.connect() as connection, connection.begin():
+          self._check_file()
           yield connection
     finally:
       self._local.writing = False
@@ -144,6 +146,16 @@ class Store:
     with self._translated_errors():
       with self.engine.connect() as connection, connection.begin():
         yield connection
+
+  def _check_file(self) -> None:
+    """Refuses to write a file that was removed, and would be lost."""
+    if _file_number(self._path) != self._file:
+      raise UserError(
+        "was removed or replaced while it was open",
+        file=self.name,
+        fix="put the file back if it was moved, and start this program again",
+        code="store_replaced",
+      )
 
   def close(self) -> None:
     """Closes the connections that no transaction uses."""
@@ -161,6 +173,15 @@ class Store:
       if problem is None:
         raise
       raise self._error(*problem) from error
+
+
+def _file_number(path: str) -> tuple[int, int] | None:
+  """Returns device and inode of a file; None if there is none, or no path."""
+  try:
+    status = os.stat(path)
+  except OSError:
+    return None
+  return status.st_dev, status.st_ino
 
 
 def _problem(error: Exception) -> tuple[str, str, str] | None:
@@ -205,7 +226,8 @@ def open_store(
     _check_path(text, create)
     if create:
       _make_private(text)
-    store = Store(_sqlite_engine(text), text)
+    path = os.path.abspath(text)
+    store = Store(_sqlite_engine(path), text, path)
   try:
     with store._translated_errors():
       _prepare(store, create)
@@ -338,6 +360,7 @@ def _sqlite_engine(path: str) -> sa.Engine:
     )
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA fullfsync = ON")  # matters on macOS only
     return connection
 
   engine = _engine("sqlite://", creator=connect, poolclass=pool.QueuePool)

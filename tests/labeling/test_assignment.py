@@ -123,7 +123,7 @@ def test_threads_race_for_the_last_places(new_store):
   with concurrent.futures.ThreadPoolExecutor(8) as threads:
     items = list(threads.map(lambda u: _race(new_store, u.id), users))
   assert sum(map(len, items)) == 30
-  assert all(len(own) == len(set(own)) for own in items)
+  assert all(len(numbers) == len(set(numbers)) for numbers in items)
   assert set(_labels_by_item(new_store).values()) == {3}
 
 

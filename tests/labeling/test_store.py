@@ -250,6 +250,38 @@ def test_a_locked_store_is_an_error(tmp_path, monkeypatch):
   other.close()
 
 
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_store_that_was_removed_is_not_written(tmp_path, replace):
+  """SQLite would write to the removed file, and lose it at the end."""
+  path = tmp_path / "labels.db"
+  opened = store.open_store(path, create=True)
+  add_user(opened)
+  opened.close()
+  assert _names(opened) == ["Ann"]  # and opens a connection
+  path.rename(tmp_path / "moved.db")
+  if replace:
+    store.open_store(path, create=True).close()
+  assert _code(add_user, opened, "Bea") == "store_replaced"
+  opened.close()
+  (tmp_path / "moved.db").rename(path)
+  opened = store.open_store(path)
+  add_user(opened, "Bea")
+  assert _names(opened) == ["Ann", "Bea"]
+  opened.close()
+
+
+def test_a_store_does_not_depend_on_the_current_directory(
+  tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  opened = store.open_store("labels.db", create=True)
+  opened.close()
+  monkeypatch.chdir("/")
+  add_user(opened)
+  assert opened.name == "labels.db" and _names(opened) == ["Ann"]
+  opened.close()
+
+
 def test_a_thread_that_writes_for_too_long_is_an_error(new_store, monkeypatch):
   monkeypatch.setattr(store, "_WAIT_SECONDS", 0.2)
   with concurrent.futures.ThreadPoolExecutor(1) as threads:

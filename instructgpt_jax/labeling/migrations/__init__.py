@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import pathlib
+import threading
 from typing import Any
 
 import sqlalchemy as sa
@@ -19,6 +20,8 @@ from instructgpt_jax.labeling import schema
 
 _DIRECTORY = pathlib.Path(__file__).parent
 NEWEST = "0001"
+# Alembic's context is global.
+_upgrading = threading.Lock()
 
 
 @functools.cache
@@ -45,9 +48,12 @@ def upgrade(connection: sa.Connection) -> None:
   def steps(revision: Any, context: Any) -> Any:
     return _scripts()._upgrade_revs("head", revision)
 
-  with environment.EnvironmentContext(
-    config.Config(), _scripts(), fn=steps, destination_rev="head"
-  ) as context:
+  with (
+    _upgrading,
+    environment.EnvironmentContext(
+      config.Config(), _scripts(), fn=steps, destination_rev="head"
+    ) as context,
+  ):
     context.configure(
       connection=connection,
       version_table=schema.VERSION_TABLE,

@@ -244,7 +244,7 @@ def test_the_pure_parts_are_there():
     ("submitit", {f"{PACKAGE}/sweeps/cluster.py"}),
     ("starlette", {f"{PACKAGE}/serve/app.py", f"{PACKAGE}/labeling/web/"}),
     ("uvicorn", {f"{PACKAGE}/serve/command.py", f"{PACKAGE}/labeling/"}),
-    ("sqlalchemy", {f"{PACKAGE}/labeling/"}),
+    ("sqlalchemy", {f"{PACKAGE}/labeling/", "benchmarks/labeling"}),
     ("alembic", {f"{PACKAGE}/labeling/migrations/"}),
     ("krippendorff", {f"{PACKAGE}/labeling/quality.py"}),
     ("gguf", {f"{PACKAGE}/interop/gguf_tensors.py"}),

@@ -35,7 +35,7 @@ _FAILURES = {
   "expresses_opinion": "opinion",
   "moral_judgment": "moral_judgment",
 }
-_TIMEOUT = 60.0  # seconds for an answer of the server
+_TIMEOUT = 300.0  # seconds for an answer of the server
 _PAUSE = 0.05  # seconds between tries
 _MAX_PAUSE = 1.0
 
@@ -202,10 +202,18 @@ class Client:
       self._connection = None
 
   def accept_invitation(self, token: str, name: str, password: str) -> None:
-    """Becomes the user of an invitation, and logs in."""
-    self._begin(
-      "/invitation", {"token": token, "name": name, "password": password}
-    )
+    """Becomes the user of an invitation, and logs in.
+
+    Where an earlier try was accepted and its answer was lost, it logs in.
+    """
+    fields = {"token": token, "name": name, "password": password}
+    retries = self.retries
+    try:
+      self._begin("/invitation", fields)
+    except Refused as error:
+      if error.code != "invitation_used" or self.retries == retries:
+        raise
+      self.log_in(name, password)
 
   def log_in(self, name: str, password: str) -> None:
     """Logs in."""

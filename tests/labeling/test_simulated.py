@@ -134,6 +134,10 @@ class Flaky(http.server.BaseHTTPRequestHandler):
   answers: list = []
   requests: list = []
 
+  def do_POST(self):
+    self.rfile.read(int(self.headers["Content-Length"]))
+    self.do_GET()
+
   def do_GET(self):
     self.requests.append((self.path, dict(self.headers)))
     answer = self.answers.pop(0)
@@ -184,6 +188,28 @@ def test_a_client_sends_its_cookies(flaky):
   one.close()
   assert "Cookie" not in Flaky.requests[0][1]
   assert Flaky.requests[1][1]["Cookie"] == "a=1"
+
+
+def test_a_client_logs_in_where_the_answer_to_an_invitation_was_lost(flaky):
+  used = {"error": "used", "code": "invitation_used"}
+  Flaky.answers = [
+    (200, {"csrf": "a"}),
+    None,
+    (400, used),
+    (200, {"csrf": "b"}),
+    (200, {"csrf": "c"}),
+  ]
+  one = client(flaky)
+  one.accept_invitation("token", "name", "password")
+  one.close()
+  paths = [path for path, _ in Flaky.requests]
+  assert paths == ["/login", *["/invitation"] * 2, *["/login"] * 2]
+
+  Flaky.answers = [(200, {"csrf": "a"}), (400, used)]
+  other = client(flaky)
+  with pytest.raises(simulated.Refused):
+    other.accept_invitation("token", "name", "password")
+  other.close()
 
 
 def test_a_client_does_not_repeat_what_was_refused(flaky):

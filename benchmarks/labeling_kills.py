@@ -3,41 +3,40 @@
   python -m benchmarks.labeling_kills --kills=100
 
 Each round starts a process that makes or opens the store and whose threads save
-drafts and submit labels. It prints a line after each call that has returned.
-The process is killed with SIGKILL at a random moment. The store must then open,
-pass SQLite's check, and have every draft and label whose line was printed, or a
-newer one, with no item over its overlap. The exit status is 1 if it does not.
+drafts and submit labels. It sends a record of each call that has returned, and
+is killed with SIGKILL at a random moment. The store must then open, pass
+SQLite's check, and have every draft and label of the records, or a newer one,
+with no item over its overlap. The exit status is 1 if it does not.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import dataclasses
 import json
-import os
+import multiprocessing
 import pathlib
 import random
-import selectors
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from multiprocessing.connection import Connection
 from typing import Any
 
 from instructgpt_jax import streams
 from instructgpt_jax.errors import UserError
 
-_ROOT = pathlib.Path(__file__).parent.parent
 _THREADS = 4
 _ITEMS = 20  # new ones in each round
 _OVERLAP = 2
 _SAVES = 3  # drafts before a label
 _LOCK_SECONDS = 0.5  # short, so that places change hands
-_printing = threading.Lock()
+_sending = threading.Lock()
 
 
 @dataclasses.dataclass
@@ -46,7 +45,7 @@ class Counts:
 
   Attributes:
     kills: processes that were killed while they wrote.
-    early: processes that were killed before their first line.
+    early: processes that were killed before their first record.
     drafts: drafts whose call returned.
     labels: labels whose call returned.
   """
@@ -66,8 +65,9 @@ def run_rounds(
     path: file of the store; made by the first writer.
     kills: number of writers.
     seed: seed of the moments.
-    longest: a writer is killed within this many seconds after its first line,
-      and one in ten before it.
+    longest: a writer is killed within this many seconds after its first
+      record. One in ten has a store that it makes, and is killed within them
+      after its start.
 
   Raises:
     AssertionError: something was lost, doubled or damaged.
@@ -76,53 +76,56 @@ def run_rounds(
   counts = Counts()
   acknowledged: dict[int, dict[str, Any]] = {}
   for number in range(kills):
-    early = number % 10 == 9
-    seconds = generator.random() * (longest if not early else 0.5)
-    lines = _kill_a_writer(path, number, seconds, early)
+    seconds = generator.random() * longest
+    if number % 10 == 9:
+      new = f"{path}.{number}"
+      records = _kill_a_writer(new, number, seconds, early=True)
+      _check(new, {record["assignment"]: record for record in records})
+    else:
+      records = _kill_a_writer(path, number, seconds, early=False)
+      acknowledged |= {record["assignment"]: record for record in records}
+      _check(path, acknowledged)
     counts.kills += 1
-    counts.early += not lines
-    for line in lines:
-      record = json.loads(line)
+    counts.early += not records
+    for record in records:
       counts.drafts += record["kind"] == "draft"
       counts.labels += record["kind"] == "label"
-      acknowledged[record["assignment"]] = record
-    _check(path, acknowledged)
   return counts
 
 
 def _kill_a_writer(
   path: str, number: int, seconds: float, early: bool
-) -> list[str]:
-  """Starts a writer and kills it; returns the complete lines it printed."""
-  process = subprocess.Popen(
-    [
-      *(sys.executable, "-m", "benchmarks.labeling_kills"),
-      *("--write", path, str(number)),
-    ],
-    stdout=subprocess.PIPE,
-    cwd=_ROOT,
-  )
-  assert process.stdout is not None
-  descriptor = process.stdout.fileno()
-  output = b""
+) -> list[dict[str, Any]]:
+  """Starts a writer and kills it; returns the records that it sent."""
+  # Forks of a process that has imported all: a start takes milliseconds.
+  context = multiprocessing.get_context("forkserver")
+  context.set_forkserver_preload(["instructgpt_jax.labeling.labels"])
+  reader, writer = context.Pipe(duplex=False)
+  process = context.Process(target=_write, args=(path, number, writer))
+  process.start()
+  writer.close()
+  records = []
   deadline = time.monotonic() + seconds if early else None
-  with selectors.DefaultSelector() as selector:
-    selector.register(descriptor, selectors.EVENT_READ)
-    while deadline is None or time.monotonic() < deadline:
-      left = None if deadline is None else deadline - time.monotonic()
-      if selector.select(left):
-        data = os.read(descriptor, 1 << 16)
-        if not data:
-          break
-        output += data
-        if deadline is None:
-          deadline = time.monotonic() + seconds
-  assert process.poll() is None, f"the writer ended: {process.returncode}"
-  process.send_signal(signal.SIGKILL)
-  output += process.stdout.read()
-  process.wait()
-  process.stdout.close()
-  return output.decode().split("\n")[:-1]
+  while deadline is None or time.monotonic() < deadline:
+    left = None if deadline is None else deadline - time.monotonic()
+    if reader.poll(left):
+      try:
+        records.append(json.loads(reader.recv_bytes()))
+      except EOFError:
+        process.join()
+        break
+      if deadline is None:
+        deadline = time.monotonic() + seconds
+  assert process.is_alive(), f"the writer ended: {process.exitcode}"
+  process.kill()
+  process.join()
+  # The last message may be cut.
+  with contextlib.suppress(EOFError, OSError):
+    while True:
+      records.append(json.loads(reader.recv_bytes()))
+  reader.close()
+  process.close()
+  return records
 
 
 def _check(path: str, acknowledged: dict[int, dict[str, Any]]) -> None:
@@ -160,7 +163,7 @@ def _check(path: str, acknowledged: dict[int, dict[str, Any]]) -> None:
 # The writer.
 
 
-def _write(path: str, number: int) -> None:
+def _write(path: str, number: int, writer: Connection) -> None:
   """Adds items and labels them, until it is killed."""
   import sqlalchemy as sa
 
@@ -201,7 +204,9 @@ def _write(path: str, number: int) -> None:
       for i in range(_THREADS)
     ]
   threads = [
-    threading.Thread(target=_label_items, args=(store, user_id), daemon=True)
+    threading.Thread(
+      target=_label_items, args=(store, user_id, writer), daemon=True
+    )
     for user_id in user_ids
   ]
   for thread in threads:
@@ -212,19 +217,21 @@ def _write(path: str, number: int) -> None:
   signal.pause()
 
 
-def _label_items(store: Any, user_id: int) -> None:
+def _label_items(store: Any, user_id: int, writer: Connection) -> None:
   from instructgpt_jax.labeling import assignment
 
   rules = assignment.Rules(lock_seconds=_LOCK_SECONDS)
   while work := assignment.next_item(store, user_id, rules, time.time()):
     try:
-      _label_item(store, user_id, work, rules)
+      _label_item(store, user_id, work, rules, writer)
     except UserError as error:
       if error.code != "place_taken":
         raise
 
 
-def _label_item(store: Any, user_id: int, work: Any, rules: Any) -> None:
+def _label_item(
+  store: Any, user_id: int, work: Any, rules: Any, writer: Connection
+) -> None:
   from instructgpt_jax.labeling import labels
 
   number, revision = work.assignment_id, work.draft.revision
@@ -234,24 +241,26 @@ def _label_item(store: Any, user_id: int, work: Any, rules: Any) -> None:
       store, user_id, number, content, revision, rules, time.time()
     )
     revision = draft.revision
-    _print("draft", number, revision, content)
+    _send(writer, "draft", number, revision, content)
   content = {"ranks": [1, 2], "notes": f"{user_id}"}
   label = labels.submit(
     store, user_id, number, content, revision, rules, time.time()
   )
-  _print("label", number, label.draft_revision, content)
+  _send(writer, "label", number, label.draft_revision, content)
 
 
-def _print(
-  kind: str, assignment_id: int, revision: int, content: dict[str, Any]
+def _send(
+  writer: Connection,
+  kind: str,
+  assignment_id: int,
+  revision: int,
+  content: dict[str, Any],
 ) -> None:
   record = dict(
     kind=kind, assignment=assignment_id, revision=revision, content=content
   )
-  data = (json.dumps(record) + "\n").encode()
-  with _printing:
-    while data:
-      data = data[os.write(1, data) :]
+  with _sending:
+    writer.send_bytes(json.dumps(record).encode())
 
 
 # The command line.
@@ -271,16 +280,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument(
     "--seed", type=int, default=0, help="seed of the moments (default: 0)"
   )
-  parser.add_argument(
-    "--write",
-    nargs=2,
-    metavar=("STORE", "NUMBER"),
-    help=argparse.SUPPRESS,
-  )
   flags = parser.parse_args(argv)
-  if flags.write:
-    _write(flags.write[0], int(flags.write[1]))
-    return 0
   with tempfile.TemporaryDirectory() as directory:
     path = str(pathlib.Path(directory) / "labels.db")
     try:
@@ -289,7 +289,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       print(f"lost: {error}", file=sys.stderr)
       return 1
   print(
-    f"{counts.kills} kills, {counts.early} before the first line:"
+    f"{counts.kills} kills, {counts.early} before the first record:"
     f" {counts.drafts:,} drafts and {counts.labels:,} labels were"
     " acknowledged, and all are there"
   )

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from instructgpt_jax import configs
-from instructgpt_jax.data import reading
+from instructgpt_jax.data import curation, reading
 from instructgpt_jax.data.curation import splits
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.labeling import (
@@ -308,6 +308,25 @@ def test_a_user_is_in_one_split_of_all_files():
   assert len(names) == 1
 
 
+def test_curation_drops_nothing_of_an_export(tmp_path):
+  items = [
+    ranking_item(i, payload={"origin": {"user_id": f"u{i % 20}"}})
+    for i in range(60)
+  ]
+  labels = [
+    label(item, ranking(ranks), user=user)
+    for item in items
+    for user, ranks in ((1, [1, 2, 3]), (2, [1, 1, 2]), (3, [3, 2, 1]))
+  ]
+  path = written(make(labels), tmp_path)["rankings.jsonl"]
+  records, report = reading.read_rankings(path)
+  parts, drops = curation.curate(records, configs.Data())
+  assert not drops and not report.skipped
+  assert sum(map(len, parts.values())) == 180
+  for split, part in parts.items():
+    assert {record.split for record in part} <= {split}
+
+
 def test_personal_information_is_filtered_from_train():
   personal = "Write to jane.doe@gmail.com please."
   train = ranking_item(1, payload={"origin": {"split": "train"}})
@@ -481,4 +500,17 @@ def test_a_store_is_read_in_one_order(tmp_path):
   made = export.export_snapshot(read)
   assert [r["labeler_id"] for r in made.files["rankings"]] == ["1", "1"]
   assert [r["labeler_id"] for r in made.files["held_out_rankings"]] == ["2"]
+  opened.close()
+
+
+def test_a_snapshot_neither_changes_nor_stops_writers(tmp_path):
+  opened = store.open_store(tmp_path / "labels.db", create=True)
+  fill(opened)
+  with opened.read() as connection:
+    before = snapshot.read_snapshot(connection)
+    with opened.begin() as writer:
+      writer.execute(schema.labels.delete())
+    assert snapshot.read_snapshot(connection) == before
+  with opened.read() as connection:
+    assert snapshot.read_snapshot(connection).labels == ()
   opened.close()

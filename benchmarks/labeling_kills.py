@@ -19,7 +19,6 @@ import json
 import multiprocessing
 import pathlib
 import random
-import signal
 import sys
 import tempfile
 import threading
@@ -90,6 +89,8 @@ def run_rounds(
     for record in records:
       counts.drafts += record["kind"] == "draft"
       counts.labels += record["kind"] == "label"
+    if counts.kills % 10 == 0:
+      print(dataclasses.asdict(counts), file=sys.stderr)
   return counts
 
 
@@ -213,8 +214,10 @@ def _write(path: str, number: int, writer: Connection) -> None:
     thread.start()
   for thread in threads:
     thread.join()
-  # Nothing is left to label: wait for the kill.
-  signal.pause()
+  # Nothing is left to label: wait for the kill, or for the end of the program.
+  parent = multiprocessing.parent_process()
+  assert parent is not None
+  parent.join()
 
 
 def _label_items(store: Any, user_id: int, writer: Connection) -> None:
@@ -259,7 +262,7 @@ def _send(
   record = dict(
     kind=kind, assignment=assignment_id, revision=revision, content=content
   )
-  with _sending:
+  with _sending, contextlib.suppress(BrokenPipeError):
     writer.send_bytes(json.dumps(record).encode())
 
 

@@ -583,5 +583,5 @@ def test_a_store_that_cannot_be_made_is_made_later(tmp_path):
 
 def test_what_was_acknowledged_survives_kills(tmp_path):
   path = str(tmp_path / "labels.db")
-  counts = labeling_kills.run_rounds(path, 3, longest=0.5)
-  assert counts.kills == 3 and counts.drafts
+  counts = labeling_kills.run_rounds(path, 10, longest=0.3)
+  assert counts.kills == 10 and counts.drafts

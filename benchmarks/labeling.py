@@ -19,6 +19,7 @@ import dataclasses
 import itertools
 import json
 import math
+import os
 import pathlib
 import random
 import re
@@ -242,6 +243,12 @@ class Server:
     status = pathlib.Path(f"/proc/{self._process.pid}/status").read_text()
     match = re.search(r"VmRSS:\s+(\d+) kB", status)
     return int(match[1]) / 1024 if match else math.nan
+
+  def cpu_seconds(self) -> float:
+    """Returns the CPU time of the process so far."""
+    stat = pathlib.Path(f"/proc/{self._process.pid}/stat").read_text()
+    fields = stat.rpartition(")")[2].split()
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
 def join_all(
@@ -611,6 +618,7 @@ def load(
     crew = join_all(site, server.port)
     for client, _ in crew:
       client.seconds.clear()
+    cpu = server.cpu_seconds()
     end = time.monotonic() + seconds
     done: list[simulated.Acknowledged] = []
 
@@ -632,6 +640,7 @@ def load(
       memory.append(server.memory())
       time.sleep(min(1.0, seconds / 10))
     work.wait()
+    cpu = server.cpu_seconds() - cpu
     memory.append(server.memory())
   finally:
     server.stop()
@@ -646,6 +655,8 @@ def load(
         len(values) - 1, math.ceil(percent / 100 * len(values)) - 1
       )
       figures[name][f"p{percent}_ms"] = round(1000 * values[position], 1)
+  requests = sum(figures[name]["n"] for name in ("draft", "submit", "next"))
+  figures["cpu_ms_per_request"] = round(1000 * cpu / max(requests, 1), 2)
   middle = memory[len(memory) // 2]
   figures["memory_mib"] = {
     "first": round(memory[0]), "middle": round(middle),
@@ -714,7 +725,7 @@ def _parser() -> argparse.ArgumentParser:
       command.add_argument("--train", action="store_true")
     else:
       command.add_argument("--seconds", type=float, default=60.0)
-      command.add_argument("--think", type=float, default=1.0)
+      command.add_argument("--think", type=float, default=2.0)
       command.add_argument("--p99_ms", type=float, default=200.0)
       command.add_argument("--memory_mib", type=float, default=400.0)
   return parser

@@ -213,7 +213,7 @@ def _reorder(
         result[name] = [values[i] for i in order]
   elif shape == "comparison" and list(order) == [1, 0]:
     confidence = result.get("confidence")
-    if _is_int(confidence):
+    if isinstance(confidence, int) and not isinstance(confidence, bool):
       result["confidence"] = MIN_CONFIDENCE + MAX_CONFIDENCE - confidence
   return result
 

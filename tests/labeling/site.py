@@ -64,9 +64,16 @@ class Site:
     return client
 
 
+def find(pattern, text):
+  """Returns the first group of a pattern in a text."""
+  match = re.search(pattern, text)
+  assert match, f"no {pattern} in {text[:2000]}"
+  return match[1]
+
+
 def csrf_of(page):
   """Returns the CSRF token of a page."""
-  return re.search('name="csrf" value="([0-9a-f]+)"', page)[1]
+  return find('name="csrf" value="([0-9a-f]+)"', page)
 
 
 def text_of(page):

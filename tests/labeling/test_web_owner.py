@@ -89,10 +89,11 @@ def test_people_are_invited_and_changed(pages):
   page = owner.post(
     "/people/invite", data={"kind": "held-out labeler", "note": "Eve"}
   ).text
-  token = re.search(r'value="http://127.0.0.1:8765/invitation#([\w-]+)"', page)
-  assert token[1] not in owner.get("/people").text
+  link = r'value="http://127.0.0.1:8765/invitation#([\w-]+)"'
+  token = site.find(link, page)
+  assert token not in owner.get("/people").text
   eve = people.accept_invitation(
-    pages.store, token[1], "Eve", "a long password", made.NOW
+    pages.store, token, "Eve", "a long password", made.NOW
   )
   assert eve.role == "labeler" and eve.held_out
   path = f"/people/{eve.id}"

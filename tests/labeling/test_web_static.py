@@ -87,11 +87,11 @@ def test_vendored_files_are_unchanged():
 
 
 def test_pages_load_nothing_from_other_servers():
-  own = [p for p in STATIC.rglob("*") if p.suffix in (".css", ".js")]
-  own = [p for p in own if p.parent.name != "vendor"]
-  own += (DIRECTORY / "templates").glob("*.html")
-  assert len(own) > 20
-  for path in own:
+  sources = [p for p in STATIC.rglob("*") if p.suffix in (".css", ".js")]
+  sources = [p for p in sources if p.parent.name != "vendor"]
+  sources += (DIRECTORY / "templates").glob("*.html")
+  assert len(sources) > 20
+  for path in sources:
     assert not re.search("https?://|[\"'(]//", path.read_text()), path.name
 
 

@@ -342,10 +342,10 @@ def work_items(
     think: waits, before each save.
   """
   while True:
-    item = client.get("/work", name="next")
+    item = client.get("/tasks", name="next")
     if item["assignment"] is None:
       return
-    path = f"/work/{item['assignment']}"
+    path = f"/tasks/{item['assignment']}"
     content = persona.answer(
       world, item["task"], item["turns"], item["completions"]
     )

@@ -84,7 +84,7 @@ def text_of(page):
 def get_work(client, task="ranking"):
   """Returns the next item as a program sees it."""
   return client.get(
-    f"/work?task={task}", headers={"accept": "application/json"}
+    f"/tasks?task={task}", headers={"accept": "application/json"}
   ).json()
 
 
@@ -108,7 +108,7 @@ def post_json(client, path, **body):
 
 def submit(client, work, content):
   """Submits an item of `get_work`."""
-  path = f"/work/{work['assignment']}/submit"
+  path = f"/tasks/{work['assignment']}/submit"
   return post_json(client, path, content=content, revision=work["revision"])
 
 

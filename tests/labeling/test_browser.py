@@ -164,7 +164,7 @@ def ranks_by_text(page, content):
 def test_a_ranking_by_drag_with_a_tie(world):
   made.add_items(world.store, completions=4)
   made.add_user(world.store, "Ann")
-  page = world.window("Ann", path="/work")
+  page = world.window("Ann", path="/tasks")
   for letter, lane in (("A", 2), ("B", 1), ("C", 2), ("D", 4), ("D", 3)):
     drag(page, letter, lane)
   values = [page.locator(f"#rank-{i}").input_value() for i in range(4)]
@@ -179,7 +179,7 @@ def test_a_ranking_by_drag_with_a_tie(world):
   page.locator("input[name=flag-3-hallucination]").check()
   texts = page.locator(".card .text-block").all_inner_texts()
   page.click("#submit")
-  page.wait_for_url("**/work?*")
+  page.wait_for_url("**/tasks?*")
   (content,) = world.contents()
   indices = [int(text.split()[-1]) for text in texts]
   assert [content["ranks"][i] for i in indices] == [2, 1, 2, 3]
@@ -193,7 +193,7 @@ def test_a_ranking_by_drag_with_a_tie(world):
 def test_a_ranking_by_keyboard(world):
   made.add_items(world.store, completions=4)
   made.add_user(world.store, "Ann")
-  page = world.window("Ann", path="/work")
+  page = world.window("Ann", path="/tasks")
   keys = page.keyboard
   keys.press("?")
   assert page.locator("#shortcuts").is_visible()
@@ -218,7 +218,7 @@ def test_a_ranking_by_keyboard(world):
   assert page.locator("#announce").inner_text().startswith("Answer D, rank 2")
   texts = page.locator(".card .text-block").all_inner_texts()
   keys.press("Control+Enter")
-  page.wait_for_url("**/work?*")
+  page.wait_for_url("**/tasks?*")
   (content,) = world.contents()
   indices = [int(text.split()[-1]) for text in texts]
   assert [content["ranks"][i] for i in indices] == [2, 1, 2, 1]
@@ -228,7 +228,7 @@ def test_a_ranking_by_keyboard(world):
 def test_errors_are_shown_beside_their_fields(world):
   made.add_items(world.store, completions=2)
   made.add_user(world.store, "Ann")
-  page = world.window("Ann", path="/work")
+  page = world.window("Ann", path="/tasks")
   page.select_option("#rank-0", "1")
   page.click("#submit")
   page.wait_for_selector("#errors:not([hidden])")
@@ -240,7 +240,7 @@ def test_errors_are_shown_beside_their_fields(world):
   page.locator("#cannot_judge").check()
   page.fill("#cannot_judge_reason", "In Dutch")
   page.click("#submit")
-  page.wait_for_url("**/work?*")
+  page.wait_for_url("**/tasks?*")
   assert world.contents()[0]["cannot_judge"] == "In Dutch"
 
 
@@ -252,7 +252,7 @@ def test_demonstrations(world):
   )
   site.add_item(world.store, "demonstration", {})
   made.add_user(world.store, "Ann")
-  page = world.window("Ann", path="/work?task=demonstration")
+  page = world.window("Ann", path="/tasks?task=demonstration")
   for _ in range(2):
     page.fill("#intent", "to learn")
     if page.locator("input[name=kind]").count():
@@ -281,7 +281,7 @@ def test_demonstrations(world):
 def test_a_draft_survives_a_killed_server_and_another_device(world):
   made.add_items(world.store, completions=2)
   made.add_user(world.store, "Ann")
-  page = world.window("Ann", path="/work")
+  page = world.window("Ann", path="/tasks")
   page.fill("#notes", "before")
   wait_for_status(page, "Saved")
   world.server.kill()
@@ -293,7 +293,7 @@ def test_a_draft_survives_a_killed_server_and_another_device(world):
   page.wait_for_function(
     "Object.keys(localStorage).every(key => !key.startsWith('draft:'))"
   )
-  phone = world.window("Ann", width=400, height=800, path="/work")
+  phone = world.window("Ann", width=400, height=800, path="/tasks")
   assert phone.locator("#notes").input_value() == "while it was down"
   assert phone.locator("#rank-0").input_value() == "2"
   # A page that is closed while the server is down finds its text again.
@@ -302,7 +302,7 @@ def test_a_draft_survives_a_killed_server_and_another_device(world):
   wait_for_status(phone, "Not saved; trying again")
   phone.goto("about:blank")
   world.server.start()
-  phone.goto(world.server.url + "/work")
+  phone.goto(world.server.url + "/tasks")
   wait_for_status(phone, "Saved")
   assert phone.locator("#notes").input_value() == "closed too early"
 
@@ -310,8 +310,8 @@ def test_a_draft_survives_a_killed_server_and_another_device(world):
 def test_two_pages_of_one_item_do_not_overwrite_each_other(world):
   made.add_items(world.store, completions=2)
   made.add_user(world.store, "Ann")
-  first = world.window("Ann", path="/work")
-  second = world.window("Ann", path="/work")
+  first = world.window("Ann", path="/tasks")
+  second = world.window("Ann", path="/tasks")
   first.fill("#notes", "first")
   wait_for_status(first, "Saved")
   second.fill("#notes", "second")
@@ -331,10 +331,10 @@ def test_two_labelers_on_the_last_open_item(world):
     made.add_user(world.store, name)
     pages.append(world.window(name))
   for page in pages:
-    page.evaluate("setTimeout(() => location.assign('/work'), 50)")
+    page.evaluate("setTimeout(() => location.assign('/tasks'), 50)")
   headings = []
   for page in pages:
-    page.wait_for_url(re.compile("/work"))
+    page.wait_for_url(re.compile("/tasks"))
     page.wait_for_selector("h1")
     headings.append(page.locator("h1").inner_text())
   assert sorted(headings) == ["Nothing left to do", "Rank the answers"]
@@ -379,17 +379,17 @@ def test_a_comparison_and_screening_by_keyboard(world):
   )
   made.add_user(world.store, "Ann")
   made.add_user(world.store, "Carl", "candidate")
-  page = world.window("Ann", path="/work")
+  page = world.window("Ann", path="/tasks")
   texts = page.locator(".card .text-block").all_inner_texts()
   page.keyboard.press("2")
   page.keyboard.press("Control+Enter")
-  page.wait_for_url("**/work?*")
-  page = world.window("Carl", path="/work")
+  page.wait_for_url("**/tasks?*")
+  page = world.window("Carl", path="/tasks")
   page.keyboard.press("Tab")
   page.locator("input[name=sensitive-0]").first.focus()
   page.keyboard.press("ArrowRight")
   page.keyboard.press("Control+Enter")
-  page.wait_for_url("**/work?*")
+  page.wait_for_url("**/tasks?*")
   comparison, screening = world.contents()
   assert comparison["confidence"] == (2 if texts[0] == "text 0" else 8)
   assert screening["sensitive"] == [False]
@@ -436,8 +436,8 @@ def test_every_page_fits_is_named_and_runs_no_foreign_script(world, width):
   tasks = ("ranking", "comparison", "demonstration")
   carl = next(u for u in people.list_users(world.store) if u.name == "Carl")
   paths = {
-    "Ann": ["/", *(f"/work?task={t}" for t in tasks), "/labels", "/account"],
-    "Carl": ["/", "/work"],
+    "Ann": ["/", *(f"/tasks?task={t}" for t in tasks), "/labels", "/account"],
+    "Carl": ["/", "/tasks"],
     "Olga": [
       *("/dashboard", "/items", f"/items/{item}", "/people", "/adjudication"),
       *(f"/adjudication/{item}", "/evaluation", "/screening", "/export"),
@@ -454,7 +454,7 @@ def test_every_page_fits_is_named_and_runs_no_foreign_script(world, width):
       assert page.evaluate("window.attacked") is None, path
       assert page.locator("h1").count() == 1, path
     if name == "Ann":
-      page.goto(world.server.url + "/work?task=ranking")
+      page.goto(world.server.url + "/tasks?task=ranking")
       page.fill("#notes", ATTACK)
       page.select_option("#rank-0", "1")
       wait_for_status(page, "Saved")

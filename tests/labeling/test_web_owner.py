@@ -155,7 +155,7 @@ def test_screening_shows_candidates_beside_the_cuts(pages):
   # A demonstration that changes after its rating has to be rated again.
   pages.clock.now += 10
   work = carl.get(
-    f"/work/{number}", headers={"accept": "application/json"}
+    f"/tasks/{number}", headers={"accept": "application/json"}
   ).json()
   site.submit(carl, work, {"intent": "i", "answer": "b"})
   assert "1 to rate" in site.text_of(owner.get("/screening").text)

@@ -77,7 +77,7 @@ def test_other_peoples_ids_do_not_exist(pages, route):
   body = {"content": site.ranking(), "revision": 0, "reason": "x"}
   body |= {"rating": "3", "decision": "labeler", "active": "no"}
   numbers = [999, 2**63, 10**30]
-  if path.startswith("/work"):
+  if path.startswith("/tasks"):
     numbers.append(assignment)
   for role in roles:
     client = pages.client(f"Other {role}", role)
@@ -200,16 +200,16 @@ def test_an_inactive_user_is_out_at_once(pages):
 
 def test_a_large_body_is_refused(pages):
   ann = pages.client("Ann")
-  response = ann.post("/work/1/draft", content=b"x" * (security.MAX_BODY + 1))
+  response = ann.post("/tasks/1/draft", content=b"x" * (security.MAX_BODY + 1))
   assert response.status_code == 413
   fields = "&".join(f"f{i}=1" for i in range(2000))
-  assert ann.post("/work/1/draft", content=fields).status_code == 400
+  assert ann.post("/tasks/1/draft", content=fields).status_code == 400
 
 
 @pytest.mark.parametrize(
   "path, safe",
   [
-    ("/work/1?x=2", "/work/1?x=2"),
+    ("/tasks/1?x=2", "/tasks/1?x=2"),
     ("//evil.example", "/"),
     ("/\\evil.example", "/"),
     ("https://evil.example", "/"),
@@ -243,7 +243,7 @@ def test_texts_of_models_and_people_are_escaped(pages):
   paths = []
   for client, ranks in ((ann, [1, 2, 3]), (ben, [3, 2, 1])):
     work = site.get_work(client)
-    paths.append(f"/work/{work['assignment']}")
+    paths.append(f"/tasks/{work['assignment']}")
     content = site.ranking(ranks, notes=ATTACK)
     assert site.submit(client, work, content).status_code == 200
   demonstration = {"intent": ATTACK, "answer": ATTACK, "kind": "given"}
@@ -276,7 +276,7 @@ def test_pages_have_no_inline_scripts_or_styles(pages):
   made.add_items(pages.store)
   owner = pages.client("Olga", "owner")
   ann = pages.client("Ann")
-  visits = [(ann, f"/work/{site.get_work(ann)['assignment']}")]
+  visits = [(ann, f"/tasks/{site.get_work(ann)['assignment']}")]
   visits += [(owner, p) for p in ("/dashboard", "/people", "/instructions")]
   for client, path in visits:
     page = client.get(path).text

@@ -34,7 +34,7 @@ def test_a_ranking_is_submitted_in_stored_order(pages):
 def test_the_form_of_the_page_submits_without_scripts(pages):
   made.add_items(pages.store, completions=2)
   ann = pages.client("Ann")
-  path = ann.get("/work").headers["location"]
+  path = ann.get("/tasks").headers["location"]
   page = ann.get(path).text
   fields = {
     "csrf": site.csrf_of(page),
@@ -55,7 +55,7 @@ def test_the_form_of_the_page_submits_without_scripts(pages):
   )
   assert response.status_code == 303
   assert site.count_labels(pages.store) == 1
-  assert "Nothing left" in ann.get("/work").text
+  assert "Nothing left" in ann.get("/tasks").text
 
 
 def test_errors_name_the_displayed_answer(pages):
@@ -75,12 +75,12 @@ def test_a_draft_is_restored_on_another_device(pages):
   made.add_items(pages.store, completions=3)
   ann = pages.client("Ann")
   work = site.get_work(ann)
-  path = f"/work/{work['assignment']}"
+  path = f"/tasks/{work['assignment']}"
   content = site.ranking([2, None, None], notes="<b>half</b> done")
   response = site.post_json(ann, f"{path}/draft", content=content, revision=0)
   assert response.json() == {"revision": 1, "has_place": True}
   other = pages.log_in("Ann")
-  again = other.get("/work?task=ranking", headers=JSON).json()
+  again = other.get("/tasks?task=ranking", headers=JSON).json()
   assert again["assignment"] == work["assignment"]
   assert again["completions"] == work["completions"]
   assert again["draft"] == content
@@ -93,7 +93,7 @@ def test_a_draft_is_restored_on_another_device(pages):
 def test_a_stale_draft_is_refused_with_the_newer_one(pages):
   made.add_items(pages.store)
   ann = pages.client("Ann")
-  path = f"/work/{site.get_work(ann)['assignment']}"
+  path = f"/tasks/{site.get_work(ann)['assignment']}"
   new, old = site.ranking([1, 1, 1]), site.ranking([3, 3, 3])
   site.post_json(ann, f"{path}/draft", content=new, revision=0)
   response = site.post_json(ann, f"{path}/draft", content=old, revision=0)
@@ -109,7 +109,7 @@ def test_active_seconds_are_at_most_the_time_that_passed(pages):
   made.add_items(pages.store)
   ann = pages.client("Ann")
   work = site.get_work(ann)
-  path = f"/work/{work['assignment']}"
+  path = f"/tasks/{work['assignment']}"
   revision = 0
   steps = ((20, 12.5), (10, 1e9), (0, -5), (0, None), (0, "x"), (0, "nan"))
   for passed, seconds in steps:
@@ -128,7 +128,7 @@ def test_a_label_is_changed_and_taken_back_until_its_item_is_closed(pages):
   (item,) = made.add_items(pages.store)
   ann = pages.client("Ann")
   work = site.get_work(ann)
-  path = f"/work/{work['assignment']}"
+  path = f"/tasks/{work['assignment']}"
   site.submit(ann, work, site.ranking())
   again = ann.get(path, headers=JSON).json()
   assert again["state"] == "submitted"
@@ -158,7 +158,7 @@ def test_skipping_needs_a_reason_and_can_be_undone(pages):
   )
   ann = pages.client("Ann")
   work = site.get_work(ann, "demonstration")
-  path = f"/work/{work['assignment']}"
+  path = f"/tasks/{work['assignment']}"
   assert ann.post(f"{path}/skip", data={"reason": " "}).status_code == 400
   assert ann.post(f"{path}/skip", data={"reason": "Dutch"}).status_code == 303
   assert site.get_work(ann, "demonstration")["assignment"] is None
@@ -199,7 +199,7 @@ def test_demonstrations_count_tokens(new_store):
   site.add_item(new_store, "demonstration", {})
   ann = pages.client("Ann")
   work = site.get_work(ann, "demonstration")
-  path = f"/work/{work['assignment']}"
+  path = f"/tasks/{work['assignment']}"
   content = {"kind": "plain", "prompt": "a b", "answer": "a b c"}
   response = site.post_json(ann, f"{path}/draft", content=content, revision=0)
   assert response.json()["tokens"] == {"prompt": 2, "answer": 3}
@@ -219,7 +219,7 @@ def test_the_label_has_the_version_of_the_instructions(pages):
     work = site.get_work(ann)
     response = site.post_json(
       ann,
-      f"/work/{work['assignment']}/submit",
+      f"/tasks/{work['assignment']}/submit",
       content=site.ranking(),
       revision=0,
       instructions_version=sent,
@@ -259,7 +259,7 @@ def test_screening_pages(pages, kind, payload, content):
   )
   cleo = pages.client("Cleo", "candidate")
   work = site.get_work(cleo, "screening")
-  page = cleo.get(f"/work/{work['assignment']}")
+  page = cleo.get(f"/tasks/{work['assignment']}")
   assert page.status_code == 200
   assert "<i>t</i>" not in page.text
   assert site.submit(cleo, work, content).status_code == 200
@@ -272,7 +272,7 @@ def test_the_source_of_an_answer_is_in_no_page(pages):
   owner = pages.client("Olga", "owner")
   work = site.get_work(ann)
   pages_of_work = [
-    ann.get(f"/work/{work['assignment']}").text,
+    ann.get(f"/tasks/{work['assignment']}").text,
     str(work),
     owner.get(f"/items/{item}").text,
     owner.get("/items").text,
@@ -297,7 +297,7 @@ def test_the_source_of_an_answer_is_in_no_page(pages):
 def test_odd_bodies_are_refused_and_break_nothing(pages, body):
   made.add_items(pages.store)
   ann = pages.client("Ann")
-  path = f"/work/{site.get_work(ann)['assignment']}"
+  path = f"/tasks/{site.get_work(ann)['assignment']}"
   response = site.post_json(ann, f"{path}/submit", **body)
   assert response.status_code in (400, 422)
   site.post_json(ann, f"{path}/draft", **body)

@@ -44,7 +44,7 @@ _log = logging.getLogger(__name__)
 
 # Path, name, roles.
 _MENU = (
-  ("/work", "Work", ANYONE),
+  ("/tasks", "Work", ANYONE),
   ("/labels", "My labels", ANYONE),
   ("/instructions", "Instructions", ANYONE),
   ("/dashboard", "Quality", REVIEWERS),
@@ -77,6 +77,11 @@ _STATUS = {
   "disk_full": 507,
   "disk_error": 503,
   "store_unreachable": 503,
+  "store_replaced": 503,
+  "store_not_opened": 503,
+  "damaged_store": 503,
+  "not_writable": 503,
+  "not_a_store": 503,
 }
 _HEADINGS = {
   403: "Not allowed",

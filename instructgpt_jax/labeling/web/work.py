@@ -104,7 +104,7 @@ def next_work(visit: Visit) -> Response:
   if work is None:
     return visit.render("nothing_left.html", task=task, previous=previous)
   after = f"?previous={previous}" if previous else ""
-  return redirect(f"/work/{work.assignment_id}{after}")
+  return redirect(f"/tasks/{work.assignment_id}{after}")
 
 
 def show_work(visit: Visit) -> Response:
@@ -163,7 +163,7 @@ def submit(visit: Visit) -> Response:
     if visit.accepts_json:
       return _stale(work, error)
     raise
-  path = f"/work?task={work.task}&previous={work.assignment_id}"
+  path = f"/tasks?task={work.task}&previous={work.assignment_id}"
   if work.state == "submitted":
     path = "/labels"
   if visit.accepts_json:
@@ -197,7 +197,7 @@ def skip(visit: Visit) -> Response:
   assignment.skip(
     visit.store, visit.signed_in.id, work.assignment_id, reason, visit.now
   )
-  path = f"/work?task={work.task}"
+  path = f"/tasks?task={work.task}"
   return JSONResponse({"next": path}) if visit.accepts_json else redirect(path)
 
 
@@ -216,7 +216,7 @@ def _reopened(visit: Visit, change: Any) -> Response:
   work = change(visit.store, user.id, visit.id(), settings.rules, visit.now)
   if visit.accepts_json:
     return JSONResponse(_as_json(visit, work))
-  return redirect(f"/work/{work.assignment_id}")
+  return redirect(f"/tasks/{work.assignment_id}")
 
 
 def list_labels(visit: Visit) -> Response:

@@ -307,6 +307,20 @@ def test_a_draft_survives_a_killed_server_and_another_device(world):
   assert phone.locator("#notes").input_value() == "closed too early"
 
 
+def test_a_long_draft_is_saved(world):
+  site.add_item(
+    world.store,
+    "demonstration",
+    {"turns": [{"role": "user", "content": "Count."}]},
+  )
+  made.add_user(world.store, "Ann")
+  page = world.window("Ann", path="/tasks")
+  page.fill("#answer", "é" * 19_000)  # 114,000 bytes in a form
+  wait_for_status(page, "Saved")
+  page.reload()
+  assert len(page.locator("#answer").input_value()) == 19_000
+
+
 def test_two_pages_of_one_item_do_not_overwrite_each_other(world):
   made.add_items(world.store, completions=2)
   made.add_user(world.store, "Ann")

@@ -61,7 +61,8 @@
     const response = await fetch(url, {
       method: "POST",
       body,
-      keepalive: true,
+      // Outlives the page, for which browsers accept 64 KiB.
+      keepalive: body.toString().length < 60000,
       headers: {
         Accept: "application/json",
         "X-CSRF-Token": form.elements.csrf.value,

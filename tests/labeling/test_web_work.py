@@ -211,6 +211,16 @@ def test_demonstrations_count_tokens(new_store):
   assert [e["field"] for e in response.json()["errors"]] == ["intent"]
 
 
+def test_a_use_case_asks_for_a_user_based_prompt(pages):
+  site.add_item(pages.store, "demonstration", {"use_case": "Plan <a> trip"})
+  ann = pages.client("Ann")
+  work = site.get_work(ann, "demonstration")
+  page = ann.get(f"/tasks/{work['assignment']}").text
+  assert "Use case: Plan &lt;a&gt; trip" in page
+  assert 'value="user_based" checked' in page
+  assert page.count(" checked") == 1
+
+
 def test_the_label_has_the_version_of_the_instructions(pages):
   made.add_items(pages.store, 3)
   ann = pages.client("Ann")

@@ -6,7 +6,9 @@ import json
 import re
 
 import sqlalchemy as sa
-from starlette.testclient import TestClient
+from starlette.testclient import (  # pyright: ignore[reportMissingImports]
+  TestClient,
+)
 
 from instructgpt_jax.labeling import schema
 from instructgpt_jax.labeling.web.app import build_app

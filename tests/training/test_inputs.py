@@ -258,7 +258,7 @@ def test_every_source_of_the_run_decides_splits(write, capsys):
   train = {d.turns for d in inputs.demonstrations(data, Words()).train}
   restored = inputs.prompts(data, Words())
   assert len(restored.test) > 20 and len(train) > 300
-  assert not train & {p.turns for p in restored.test + restored.valid}
+  assert not train & {p.turns for p in (*restored.test, *restored.valid)}
   assert "held out elsewhere" not in capsys.readouterr().err
 
 

@@ -1,7 +1,8 @@
 """Decides which item a labeler gets, and keeps its place for a while.
 
-An item has `overlap` places. A submitted label occupies one, and an open
-assignment occupies one until its lock expires. A labeler whose lock has expired
+An item has `overlap` places for training labelers and as many for held-out
+ones. A submitted label occupies one, and an open assignment occupies one until
+its lock expires. A labeler whose lock has expired
 takes a place again by working on, unless all are taken.
 """
 
@@ -298,6 +299,7 @@ def has_place(connection: sa.Connection, row: sa.Row, now: float) -> bool:
       _ASSIGNMENTS.c.item_id == row.item_id,
       _ASSIGNMENTS.c.id != row.id,
       _takes_place(now),
+      _is_in_group_of(row.user_id),
     )
   ).scalar_one()
   return others < row.overlap
@@ -344,6 +346,24 @@ def _takes_place(now: float) -> sa.ColumnElement[bool]:
       locked_until > now,
       locked_until <= now + 2 * MAX_LOCK_SECONDS,
     ),
+  )
+
+
+def _is_in_group_of(user_id: int) -> sa.ColumnElement[bool]:
+  """Returns the condition that an assignment is of a labeler's own group.
+
+  Held-out labelers have places of their own: they must not take those of
+  labels that a model is trained on.
+  """
+  one, other = (schema.users.alias(name) for name in ("one", "other"))
+  return (
+    sa.select(one.c.id)
+    .where(
+      one.c.id == _ASSIGNMENTS.c.user_id,
+      other.c.id == user_id,
+      one.c.held_out == other.c.held_out,
+    )
+    .exists()
   )
 
 
@@ -421,7 +441,11 @@ def _available_items(
   count = (
     sa.select(sa.func.count())
     .select_from(_ASSIGNMENTS)
-    .where(_ASSIGNMENTS.c.item_id == _ITEMS.c.id, _takes_place(now))
+    .where(
+      _ASSIGNMENTS.c.item_id == _ITEMS.c.id,
+      _takes_place(now),
+      _is_in_group_of(user_id),
+    )
     .scalar_subquery()
   )
   items = (

@@ -63,6 +63,28 @@ def test_a_labeler_gets_what_a_page_may_show(new_store):
   assert "stage" not in repr(work)
 
 
+def test_held_out_labelers_have_places_of_their_own(new_store):
+  [item] = add_items(new_store, overlap=1)
+  users = [
+    add_user(new_store, f"{held_out} {i}", held_out=held_out)
+    for held_out in (True, False)
+    for i in range(2)
+  ]
+  works = [_next(new_store, user) for user in users]
+  assert [work and work.item_id for work in works] == [item, None, item, None]
+  for user, work in zip(users, works, strict=True):
+    if work:
+      _submit(new_store, user, work)
+  assert _labels_by_item(new_store) == {item: 2}
+  assert not any(_next(new_store, user) for user in users)
+  # An expired lock is lost to a labeler of the same group only.
+  [item] = add_items(new_store, overlap=1)
+  late = _next(new_store, users[2])
+  assert _next(new_store, users[0], NOW + 1000).item_id == item
+  _submit(new_store, users[2], late, NOW + 1000)
+  assert _labels_by_item(new_store)[item] == 1
+
+
 def test_an_open_item_is_resumed(new_store):
   user = add_user(new_store)
   add_items(new_store, 3)

@@ -261,7 +261,11 @@ def check_same_inode(descriptor: int, path: pathlib.Path) -> None:
       return
   except OSError:
     pass
-  raise UserError(
+  raise _vanished(path)
+
+
+def _vanished(path: pathlib.Path) -> UserError:
+  return UserError(
     "the directory has been moved or deleted",
     file=str(path),
     fix="check that the disk is available, and rerun the same command",
@@ -279,7 +283,10 @@ def saving(path: pathlib.Path) -> Iterator[None]:
   Args:
     path: directory that is written to.
   """
-  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    descriptor = os.open(path, os.O_RDONLY)
+  except FileNotFoundError as error:
+    raise _vanished(path) from error
   with contextlib.ExitStack() as stack:
     stack.callback(os.close, descriptor)
     stack.callback(check_same_inode, descriptor, path)

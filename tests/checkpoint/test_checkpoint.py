@@ -237,6 +237,12 @@ def test_parameters_of_another_model_are_refused(tmp_path):
     checkpoints.load_model(tmp_path, {"a": jnp.ones(4)})
 
 
+def test_directory_that_vanishes_just_before_a_save_is_named(tmp_path):
+  with pytest.raises(UserError) as error, storage.saving(tmp_path / "gone"):
+    pytest.fail("nothing can be written")
+  assert error.value.code == "directory_vanished"
+
+
 @pytest.mark.parametrize("recreated", [False, True])
 def test_directory_that_vanishes_during_a_save_is_named(
   recreated, tmp_path, monkeypatch

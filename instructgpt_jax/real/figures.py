@@ -38,7 +38,7 @@ def draw(results: Mapping[str, Any]) -> str:
     _dots(grid[1][0], models, "lm_loss", temperatures=("",))
     grid[1][0].set(title="Loss of held-out text", xlabel="nats a token")
     for name, curve in results["curves"].items():
-      points = curve.get("score", [])
+      points = curve.get("reward", [])
       grid[1][1].plot(
         *zip(*points, strict=True) if points else ((), ()),
         color=_colour(name),
@@ -46,7 +46,7 @@ def draw(results: Mapping[str, Any]) -> str:
         label=name,
       )
     grid[1][1].set(
-      title="Reward model's score while training", xlabel="iteration"
+      title="Reward model's score while training", xlabel="updates"
     )
     grid[1][1].legend()
     return figures.svg(figure)

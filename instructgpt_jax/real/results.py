@@ -131,12 +131,12 @@ def _by_kind(
 
 
 def _curve(directory: pathlib.Path) -> dict[str, list[Any]]:
-  """Returns metric → [(iteration, value)] of a PPO run."""
+  """Returns metric → [(updates so far, value)] of a PPO run."""
   curve: dict[str, list[Any]] = {}
   lines = files.read_text(directory / "metrics.jsonl").splitlines()
   for number, line in enumerate(lines, 1):
     record = files.parse_json(line, directory / "metrics.jsonl", number)
-    for name in ("score", "kl", "entropy", "response_length", "ptx_loss"):
+    for name in ("reward", "kl", "entropy", "response_length", "ptx_loss"):
       if name in record:
         curve.setdefault(name, []).append((record["step"], record[name]))
   return curve

@@ -376,8 +376,17 @@ def check_files(sources: Mapping[str, str]) -> None:
   """Refuses sources without files, before the model is fetched.
 
   Raises:
-    UserError: a path does not exist, or a glob matches nothing.
+    UserError: a path does not exist, a glob matches nothing, or comparisons
+      have weights (`weighted_comparisons`).
   """
+  comparisons = specs.parse(sources["comparisons"])
+  if any(part.weight is not None for part in comparisons):
+    raise UserError(
+      "has weights, but every comparison is used once",
+      field="comparisons",
+      fix="leave out the weights",
+      code="weighted_comparisons",
+    )
   for name, path in sources.items():
     if name in TASKS:
       files.read_text(path)

@@ -164,6 +164,12 @@ def test_missing_files_are_found_before_the_model_is_fetched(
   assert not commands and not (tmp_path / "new").exists()
 
 
+def test_weights_of_comparisons_are_refused(plan):
+  with pytest.raises(UserError) as caught:
+    steps.check_files({**plan.sources, "comparisons": "a.jsonl:1,b.jsonl:2"})
+  assert caught.value.code == "weighted_comparisons"
+
+
 def test_a_step_runs_once_and_its_time_is_kept(tmp_path, monkeypatch):
   output, calls = tmp_path / "out" / "done", []
 

@@ -83,7 +83,7 @@ def plan(tmp_path):
     plan.path(name).mkdir()
     files.write_jsonl_atomic(
       plan.path(name) / "metrics.jsonl",
-      ({"step": i, "score": i / 2, "kl": 0.1} for i in range(3)),
+      ({"step": i, "reward": i / 2, "kl": 0.1} for i in range(3)),
     )
   files.write_json_atomic(plan.path(steps.SECONDS), {"policy_init": 61.4})
   return plan
@@ -112,7 +112,7 @@ def test_values_and_changes_of_every_model(plan):
   assert gathered["kinds"]["ppo_0"]["greedy"] == pytest.approx(
     {"capitals": 1.0, "words": 2 / 3}
   )
-  assert gathered["curves"]["ppo_0"]["score"] == [[0, 0.0], [1, 0.5], [2, 1.0]]
+  assert gathered["curves"]["ppo_0"]["reward"] == [[0, 0.0], [1, 0.5], [2, 1.0]]
 
 
 def test_tables_name_every_model_and_quote_its_answers(plan):

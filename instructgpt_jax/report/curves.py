@@ -25,7 +25,8 @@ def read_curves(
   Args:
     workdir: directory that holds the stages' directories.
     names: names of the stages' directories. A mapping also names each stage's
-      metrics; a sequence reads every metric.
+      metrics, and their parts such as "valid_loss/FILE"; a sequence reads
+      every metric.
     points: longest curve. A longer one is averaged over equal runs of points,
       and each mean is at the run's last step.
 
@@ -60,7 +61,8 @@ def _by_metric(
       value = results_lib.number(item)
       if name == "step" or value is None:
         continue
-      if metric_names is not None and name not in metric_names:
+      # valid_loss/FILE belongs to valid_loss.
+      if metric_names is not None and name.split("/")[0] not in metric_names:
         continue
       columns.setdefault(name, {})[step] = value
   return {

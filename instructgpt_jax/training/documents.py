@@ -49,8 +49,13 @@ class Documents(Protocol):
     """Returns the training rows of `length` tokens, and their shares."""
     ...
 
-  def valid_rows(self, tokenizer: Tokenizer, length: int) -> packing.Rows:
-    """Returns the validation rows, but not all those after `VALID_ROWS`."""
+  def valid_rows(
+    self, tokenizer: Tokenizer, length: int
+  ) -> dict[str, packing.Rows]:
+    """Returns part → its validation rows, as `MixedSource.pack_validation`.
+
+    Those after `VALID_ROWS` may be missing.
+    """
     ...
 
   def split_rows(
@@ -100,9 +105,14 @@ class TextDocuments:
       lambda part: inputs.document_rows(part, tokenizer, length),
     )
 
-  def valid_rows(self, tokenizer: Tokenizer, length: int) -> packing.Rows:
-    """Packs the validation documents."""
-    return inputs.document_rows(self._splits.valid, tokenizer, length)
+  def valid_rows(
+    self, tokenizer: Tokenizer, length: int
+  ) -> dict[str, packing.Rows]:
+    """Packs the validation documents; parts with weights apart."""
+    return self.source.pack_validation(
+      self._splits.valid,
+      lambda part: inputs.document_rows(part, tokenizer, length),
+    )
 
   def split_rows(
     self, split: str, tokenizer: Tokenizer, length: int, max_rows: int
@@ -167,9 +177,11 @@ class PreparedDocuments:
     """Returns the training rows, which are read when they are used."""
     return mixed_sources.Mixed(self._rows("train", tokenizer, length), None)
 
-  def valid_rows(self, tokenizer: Tokenizer, length: int) -> packing.Rows:
+  def valid_rows(
+    self, tokenizer: Tokenizer, length: int
+  ) -> dict[str, packing.Rows]:
     """Reads the first `VALID_ROWS` validation rows."""
-    return self.split_rows("valid", tokenizer, length, VALID_ROWS)
+    return {"": self.split_rows("valid", tokenizer, length, VALID_ROWS)}
 
   def split_rows(
     self, split: str, tokenizer: Tokenizer, length: int, max_rows: int

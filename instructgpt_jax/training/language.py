@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
 import grain
@@ -103,7 +103,7 @@ def pretrain(config: configs.PretrainExperiment, directory: str) -> None:
       {"rows": section.batch_size, "steps": section.steps},
       {
         "data.pretraining": documents.fingerprint(
-          [rows, valid], "train", "valid"
+          [rows, *valid.values()], "train", "valid"
         )
       },
     ),
@@ -172,14 +172,14 @@ class _SourceRows(NamedTuple):
     source: the source.
     rows: training rows.
     mix: shares of the source's parts; None where they have no weights.
-    valid: validation rows; {} where there is no use for them.
+    valid: part → validation rows; {} where there is no use for them.
     fingerprint: fingerprint of the source.
   """
 
   source: mixed_sources.MixedSource
   rows: AnyRows
   mix: SourceMix | None
-  valid: packing.Rows
+  valid: Mapping[str, packing.Rows]
   fingerprint: fingerprint.Source
 
 
@@ -196,10 +196,10 @@ def _pack_demonstrations(
   )
   source = mixed_sources.open_source(config.data, "data.demonstrations")
   rows, mix = source.pack(records.train, pack)
-  valid = pack(records.valid)
+  valid = source.pack_validation(records.valid, pack)
   fingerprinted = fingerprint.fingerprint_source(
     config.data.demonstrations,
-    [rows, valid],
+    [rows, *valid.values()],
     train=len(records.train),
     valid=len(records.valid),
   )
@@ -521,7 +521,8 @@ class _Plan:
   Attributes:
     name: name of the stage.
     batches: batches of this process.
-    valid_rows: rows of validation records; may be empty.
+    valid_rows: part of the source → rows of its validation records; one part
+      "" where the source has no weights.
     total_steps: number of updates.
     microbatch: rows of a microbatch; 0 is the whole batch.
     eval_every: steps between two evaluations.
@@ -535,7 +536,7 @@ class _Plan:
 
   name: str
   batches: grain.DatasetIterator
-  valid_rows: packing.Rows
+  valid_rows: Mapping[str, packing.Rows]
   total_steps: int
   microbatch: int
   eval_every: int
@@ -545,6 +546,11 @@ class _Plan:
   step_metrics: Callable[[int], dict[str, float]] = _no_metrics
   sampled: HeldOut | None = None
   samples_every: int = 0
+
+  @property
+  def has_validation(self) -> bool:
+    """Whether there are validation rows."""
+    return any(len(rows["tokens"]) for rows in self.valid_rows.values())
 
 
 def _train(
@@ -562,7 +568,7 @@ def _train(
       config.init_from, kind=stage_model.LANGUAGE, field="init_from", run=config
     )
   metrics = []
-  if len(plan.valid_rows["tokens"]):
+  if plan.has_validation:
     metrics.append("valid_loss")
   if plan.measure is not None:
     metrics.append("valid_rm_score")
@@ -621,14 +627,35 @@ def _evaluate(
 ) -> dict[str, float]:
   """Computes the validation loss and further metrics of an evaluation."""
   metrics = {}
-  if len(plan.valid_rows["tokens"]):
-    size = documents_lib.VALID_ROWS
-    rows = {k: v[:size] for k, v in plan.valid_rows.items()}
-    nll, weight = row_losses(model, params, rows, mesh)
-    metrics["valid_loss"] = float(nll.sum() / max(weight.sum(), 1))
+  if plan.has_validation:
+    metrics = _valid_losses(model, params, plan.valid_rows, mesh)
   if plan.measure is not None:
     metrics |= plan.measure(model, params)
   return metrics
+
+
+def _valid_losses(
+  model: LanguageModel,
+  params: PyTree,
+  valid_rows: Mapping[str, packing.Rows],
+  mesh: Mesh,
+) -> dict[str, float]:
+  """Computes the mean loss per token, of all rows and of each part's."""
+  size = documents_lib.VALID_ROWS // len(valid_rows)
+  sums = {}
+  for part, rows in valid_rows.items():
+    if not len(rows["tokens"]):
+      continue
+    rows = {name: value[:size] for name, value in rows.items()}
+    nll, weight = row_losses(model, params, rows, mesh)
+    sums[part] = np.array([nll.sum(), weight.sum()])
+  total = np.sum([*sums.values()], axis=0)
+  losses = {"valid_loss": total}
+  if len(sums) > 1:
+    losses |= {f"valid_loss/{part}": values for part, values in sums.items()}
+  return {
+    name: float(nll / max(weight, 1)) for name, (nll, weight) in losses.items()
+  }
 
 
 def _save(

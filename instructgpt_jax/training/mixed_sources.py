@@ -56,11 +56,15 @@ class MixedSource(NamedTuple):
     """
     if not self.parts:
       return [list(records)]
+    groups = self._group(records)
+    self._require(list(map(len, groups)))
+    return groups
+
+  def _group(self, records: Sequence[_R]) -> list[list[_R]]:
     groups: list[list[_R]] = [[] for _ in self.parts]
     part_of = {file: i for i, p in enumerate(self.parts) for file in p.files}
     for record in records:
       groups[part_of[record.origin.rpartition(":")[0]]].append(record)
-    self._require(list(map(len, groups)))
     return groups
 
   def _require(self, counts: Sequence[int]) -> None:
@@ -92,6 +96,29 @@ class MixedSource(NamedTuple):
       return Mixed(groups[0], None)
     rows = {k: np.concatenate([r[k] for r in groups]) for k in groups[0]}
     return Mixed(rows, self.mix([len(r["tokens"]) for r in groups]))
+
+  def pack_validation(
+    self,
+    records: Sequence[_R],
+    pack: Callable[[Sequence[_R]], packing.Rows],
+  ) -> dict[str, packing.Rows]:
+    """Packs validation records.
+
+    Returns:
+      Name of each part that has records → its rows; without parts, "" → all
+      rows.
+    """
+    if not self.parts:
+      return {"": pack(records)}
+    groups = zip(self._names(), self._group(records), strict=True)
+    return {name: pack(group) for name, group in groups if group}
+
+  def _names(self) -> list[str]:
+    """Returns the parts' file names, or whole names where these repeat."""
+    names = [pathlib.PurePath(part.name).name for part in self.parts]
+    if len(set(names)) == len(names):
+      return names
+    return [part.name for part in self.parts]
 
 
 def open_source(data: configs.Data, field: str) -> MixedSource:

@@ -174,6 +174,33 @@ def test_a_weighted_run_resumes_bit_for_bit(stages, tmp_path):
   results.assert_same_run(tmp_path / "run", tmp_path / "straight")
 
 
+def test_the_validation_loss_of_each_part(stages, tmp_path):
+  flags, paths = run_weighted("sft", ("demonstrations",), stages, tmp_path)
+  del flags
+  names = {
+    f"valid_loss/{pathlib.Path(p).name}" for p in paths["demonstrations"]
+  }
+  evaluations = [
+    m for m in results.metrics(tmp_path / "straight") if "valid_loss" in m
+  ]
+  assert evaluations
+  for metrics in evaluations:
+    assert names == {name for name in metrics if name.startswith("valid_loss/")}
+    parts = [metrics[name] for name in names]
+    assert min(parts) < metrics["valid_loss"] < max(parts)
+
+
+def test_parts_of_one_name_are_told_apart(tmp_path):
+  paths = [tmp_path / d / "x.jsonl" for d in "ab"]
+  source = mixed_sources.MixedSource(
+    "data.pretraining",
+    [reading.WeightedSource(str(p), 1.0, (str(p),)) for p in paths],
+  )
+  records = [Document(text="x", origin=f"{p}:1") for p in paths]
+  packed = source.pack_validation(records, lambda part: {"tokens": part})
+  assert [*packed] == [str(p) for p in paths]
+
+
 def test_processes_read_their_parts_of_weighted_sources(stages, tmp_path):
   paths = halves(stages, tmp_path, "pretraining")
   flags = replaced(stages.flags("pretrain"), pretraining=weighted(paths, 3, 1))

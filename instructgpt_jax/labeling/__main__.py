@@ -1,8 +1,8 @@
-"""Runs `python -m instructgpt_jax.labeling`; see `commands.py`."""
+"""Runs `python -m instructgpt_jax.labeling`; see `commands/main.py`."""
 
 import sys
 
-from instructgpt_jax.labeling import commands
+from instructgpt_jax.labeling.commands.main import main
 
 if __name__ == "__main__":
-  sys.exit(commands.main())
+  sys.exit(main())

@@ -16,7 +16,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.labeling import people, schema
+from instructgpt_jax.labeling import schema
+from instructgpt_jax.labeling.people import users
 from instructgpt_jax.labeling.store import Store, is_id
 
 # Tasks of each role, in the order in which they are offered.
@@ -140,7 +141,7 @@ def next_item(
       have the task ("not_your_task").
   """
   with store.begin() as connection:
-    user = people.check_role(connection, user_id, *schema.ROLES)
+    user = users.check_role(connection, user_id, *schema.ROLES)
     tasks = TASKS_OF_ROLE[user.role]
     if task is not None:
       if task not in tasks:

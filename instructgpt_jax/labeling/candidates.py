@@ -9,17 +9,18 @@ from typing import Any
 import sqlalchemy as sa
 
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.labeling import people, schema
+from instructgpt_jax.labeling import schema
 from instructgpt_jax.labeling.forms import BEST, WORST
+from instructgpt_jax.labeling.people import users
 from instructgpt_jax.labeling.screening import ScreeningAnswer
 from instructgpt_jax.labeling.store import Store, is_id
 
 # Decision -> what becomes of the user.
 DECISIONS: dict[str, dict[str, Any]] = {
-  "undecided": dict(role="candidate", held_out=False, active=True),
+  "undecided": dict(role="candidate", active=True),
   "labeler": dict(role="labeler", held_out=False, active=True),
   "held out": dict(role="labeler", held_out=True, active=True),
-  "rejected": dict(role="candidate", held_out=False, active=False),
+  "rejected": dict(role="candidate", active=False),
 }
 _ALLOWED = ("owner", "reviewer")
 
@@ -107,10 +108,10 @@ def read_demonstrations(
 
 
 def _query() -> sa.Select[Any]:
-  items, labels, users = schema.items.c, schema.labels.c, schema.users.c
+  items, labels, people = schema.items.c, schema.labels.c, schema.users.c
   return (
     sa.select(
-      users.name,
+      people.name,
       labels.user_id,
       labels.assignment_id,
       labels.content,
@@ -120,7 +121,7 @@ def _query() -> sa.Select[Any]:
       items.gold,
     )
     .join(schema.items, items.id == labels.item_id)
-    .join(schema.users, users.id == labels.user_id)
+    .join(schema.users, people.id == labels.user_id)
     .where(items.task == "screening")
     .order_by(labels.item_id, labels.user_id)
   )
@@ -161,7 +162,7 @@ def rate(
     )
   table = schema.ratings
   with store.begin() as connection:
-    people.check_role(connection, user_id, *_ALLOWED)
+    users.check_role(connection, user_id, *_ALLOWED)
     label = None
     if is_id(assignment_id):
       label = connection.execute(
@@ -197,7 +198,9 @@ def decide(
 
   Raises:
     UserError: the user is not the owner ("not_allowed"), there is no such
-      candidate ("not_found"), or no such decision ("bad_decision").
+      candidate ("not_found"), or no such decision ("bad_decision"), or it
+      would make labels of a held-out labeler training labels
+      ("held_out_labels").
   """
   if decision not in DECISIONS:
     raise UserError(
@@ -206,22 +209,22 @@ def decide(
       code="bad_decision",
     )
   with store.begin() as connection:
-    people.check_role(connection, owner_id, "owner")
+    users.check_role(connection, owner_id, "owner")
     _check_candidate(connection, user_id)
     connection.execute(
       sa.insert(schema.decisions).values(
         user_id=user_id, decision=decision, by=owner_id, at=now, note=note
       )
     )
-  people.update_user(store, user_id, now, **DECISIONS[decision])
+    users.change_user(connection, user_id, now, **DECISIONS[decision])
 
 
 def _check_candidate(connection: sa.Connection, user_id: int) -> None:
   """Refuses users who are not, and never were, candidates."""
-  users, decisions = schema.users.c, schema.decisions.c
+  people, decisions = schema.users.c, schema.decisions.c
   role = None
   if is_id(user_id):
-    role = connection.scalar(sa.select(users.role).where(users.id == user_id))
+    role = connection.scalar(sa.select(people.role).where(people.id == user_id))
   if role == "labeler":
     query = sa.select(decisions.id).where(decisions.user_id == user_id)
     role = "candidate" if connection.scalar(query.limit(1)) else role

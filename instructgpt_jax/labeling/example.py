@@ -18,10 +18,10 @@ from instructgpt_jax.errors import UserError
 from instructgpt_jax.labeling import (
   assignment,
   labels,
-  people,
   project,
   simulated,
 )
+from instructgpt_jax.labeling.people import invitations
 from instructgpt_jax.labeling.store import Store
 from instructgpt_jax.runs import files
 from instructgpt_jax.world import replies, write
@@ -169,10 +169,12 @@ def add_labels(store: Store, world: World, now: float) -> int:
   version, _ = project.read_instructions(store)
   crew = []
   for persona, held_out in simulated.personas(5, held_out=2):
-    token = people.invite(store, "labeler", now, held_out=held_out)
+    token = invitations.invite(store, "labeler", now, held_out=held_out)
     # Nobody logs in as them.
     password = secrets.token_urlsafe(16)
-    user = people.accept_invitation(store, token, persona.name, password, now)
+    user = invitations.accept_invitation(
+      store, token, persona.name, password, now
+    )
     crew.append((persona, user.id))
   done = 0
   start = now - _WEEKS * 7 * _DAY

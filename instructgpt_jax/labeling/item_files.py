@@ -465,6 +465,7 @@ def _screening_item(path: str, line: int, value: Any) -> NewItem:
       reader.fail("the field 'prompt' is missing", "prompt",
                   code="missing_field")  # fmt: skip
     payload["completions"] = _texts(reader, value, "completions", 2)
+    _check_count(kind, path, line, len(payload["completions"]))
     ranks = _listed(path, line, value, "gold", len(payload["completions"]))
     gold = {"ranks": _gold_ranks(path, line, ranks)} if ranks else None
   elif kind == "groups" and value.get("groups") is not None:

@@ -8,17 +8,16 @@ draft, and overwrites nothing. Contents are those that `forms` has validated.
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import Any
 
 import sqlalchemy as sa
 
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.labeling import assignment, people, schema
+from instructgpt_jax.labeling import assignment, schema
 from instructgpt_jax.labeling.assignment import Draft, Rules, Work
+from instructgpt_jax.labeling.content import checked_content, is_same
+from instructgpt_jax.labeling.people import users
 from instructgpt_jax.labeling.store import Store, is_id
-
-MAX_CONTENT = 1 << 20  # characters of JSON
 
 _ASSIGNMENTS, _DRAFTS, _LABELS, _HISTORY = (
   schema.assignments,
@@ -122,13 +121,13 @@ def save_draft(
       ("skipped"), the item is closed ("item_closed"), or the content is no
       JSON object or too large ("bad_content").
   """
-  content = _checked_content(content)
+  content = checked_content(content)
   with store.begin() as connection:
     row = _editable_row(connection, user_id, assignment_id)
     place = assignment.has_place(connection, row, now)
     draft = assignment.draft_of(row, place)
     if revision != draft.revision:
-      if _same(content, draft.content):
+      if is_same(content, draft.content):
         return draft  # saved before, and the answer was lost
       raise StaleDraft(draft)
     _count_seconds(connection, row, active_seconds, now)
@@ -169,18 +168,18 @@ def submit(
     UserError: as for `save_draft`, or the lock has expired and others have
       taken all places ("place_taken"; the draft is kept).
   """
-  content = _checked_content(content)
+  content = checked_content(content)
   with store.begin() as connection:
     row = _editable_row(connection, user_id, assignment_id)
     place = assignment.has_place(connection, row, now)
     draft = assignment.draft_of(row, place)
     is_current = revision == draft.revision
-    if not is_current and not _same(content, draft.content):
+    if not is_current and not is_same(content, draft.content):
       raise StaleDraft(draft)
-    unchanged = row.state == "submitted" and _same(content, row.label_content)
+    unchanged = row.state == "submitted" and is_same(content, row.label_content)
     if is_current:
       _count_seconds(connection, row, active_seconds, now)
-      if not (unchanged and _same(content, draft.content)):
+      if not (unchanged and is_same(content, draft.content)):
         _write_draft(connection, row, content, now, place)
     if place and not unchanged:
       _check_instructions(connection, instructions_version)
@@ -305,10 +304,10 @@ def adjudicate(
       such item ("not_found"), or the content is no JSON object or too large
       ("bad_content").
   """
-  content = _checked_content(content)
+  content = checked_content(content)
   table = schema.adjudications
   with store.begin() as connection:
-    people.check_role(connection, user_id, "owner", "reviewer")
+    users.check_role(connection, user_id, "owner", "reviewer")
     _check_item(connection, item_id)
     connection.execute(sa.delete(table).where(table.c.item_id == item_id))
     result = Adjudication(item_id, content, user_id, now)
@@ -507,40 +506,3 @@ def _set_closed(store: Store, item_id: int, closed_at: float | None) -> None:
     connection.execute(
       sa.update(items).where(items.c.id == item_id).values(closed_at=closed_at)
     )
-
-
-# Contents.
-
-
-def _checked_content(content: Any) -> dict[str, Any]:
-  """Returns content as the store has it, without lone surrogates.
-
-  Raises:
-    UserError: it is no JSON object, or too large ("bad_content").
-  """
-  try:
-    text = json.dumps(content, allow_nan=False, ensure_ascii=False)
-    if isinstance(content, dict) and len(text) <= MAX_CONTENT:
-      pairs = text.encode("utf-16", "surrogatepass")
-      return json.loads(pairs.decode("utf-16", "replace"))
-    problem = (
-      f"is longer than {MAX_CONTENT} characters"
-      if isinstance(content, dict)
-      else "is no JSON object"
-    )
-  except (TypeError, ValueError, RecursionError) as error:
-    problem = f"is no JSON: {error}"
-  raise UserError(
-    f"the content {problem}",
-    fix="shorten the texts, or reload the page",
-    code="bad_content",
-  )
-
-
-def _same(first: Any, second: Any) -> bool:
-  """Whether two contents are equal as JSON; 1 and true are not."""
-  return _canonical(first) == _canonical(second)
-
-
-def _canonical(content: Any) -> str:
-  return json.dumps(content, sort_keys=True)

@@ -76,6 +76,15 @@ sessions = sa.Table(
   sa.Column("expires_at", _TIME, nullable=False),
 )
 
+# Keys that sign the cookies of sessions.
+signing_keys = sa.Table(
+  "signing_keys",
+  metadata,
+  sa.Column("id", _ID, primary_key=True, autoincrement=False),
+  sa.Column("secret", sa.Text, nullable=False),  # hexadecimal
+  sa.Column("created_at", _TIME, nullable=False),
+)
+
 # Failed log-ins, for the limit on their rate.
 attempts = sa.Table(
   "attempts",

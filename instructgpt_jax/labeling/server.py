@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import logging
 import socket
 import sys
@@ -15,8 +14,6 @@ from instructgpt_jax.errors import UserError
 from instructgpt_jax.labeling import project
 from instructgpt_jax.labeling.store import Store
 
-PACKAGES = ("alembic", "krippendorff", "markdown_it", "sqlalchemy",
-            "starlette", "uvicorn")  # fmt: skip
 WILDCARDS = ("0.0.0.0", "::", "")
 _GRACE_SECONDS = 5  # for requests that are being answered at the end
 
@@ -59,24 +56,6 @@ class Address:
   def is_exposed(self) -> bool:
     """Returns whether passwords may travel over a network in plain text."""
     return not self.https and self.host not in listening.LOOPBACK
-
-
-def check_packages() -> None:
-  """Refuses to run without the packages of the extra `labeling`.
-
-  Raises:
-    UserError: a package is not installed.
-  """
-  for package in PACKAGES:
-    try:
-      importlib.import_module(package)
-    except ImportError as error:
-      raise UserError(
-        f"labeling needs the package {package.replace('_', '-')}, which is not"
-        " installed",
-        fix="pip install -e '.[labeling]', or make label, which installs it",
-        code="missing_package",
-      ) from error
 
 
 def serve(

@@ -441,6 +441,8 @@ def _engine(url: str | sa.URL, **options: Any) -> sa.Engine:
     json_serializer=functools.partial(
       json.dumps, allow_nan=False, separators=(",", ":")
     ),
+    # A log must not have what people wrote, or hashes of their passwords.
+    hide_parameters=True,
     pool_size=16,
     max_overflow=48,
     pool_timeout=_WAIT_SECONDS,

@@ -5,7 +5,8 @@ import os
 
 import pytest
 
-from instructgpt_jax.labeling import people, store
+from instructgpt_jax.labeling import store
+from instructgpt_jax.labeling.people import passwords
 from tests.interop import tiny
 
 # Pages need Starlette; make test installs it.
@@ -17,8 +18,8 @@ if not (importlib.util.find_spec("starlette") or os.environ.get(tiny.REQUIRED)):
 @pytest.fixture(autouse=True)
 def quick_passwords(monkeypatch):
   """Makes scrypt cheap; `test_people.py` tests its real cost."""
-  monkeypatch.setattr(people, "_SCRYPT_N", 2)
-  monkeypatch.setattr(people, "_SCRYPT_P", 1)
+  monkeypatch.setattr(passwords, "_SCRYPT_N", 2)
+  monkeypatch.setattr(passwords, "_SCRYPT_P", 1)
 
 
 @pytest.fixture(autouse=True)

@@ -4,15 +4,16 @@ import dataclasses
 
 import sqlalchemy as sa
 
-from instructgpt_jax.labeling import people, schema
+from instructgpt_jax.labeling import schema
+from instructgpt_jax.labeling.people import invitations, users
 
 NOW = 1_800_000_000.0
 
 
 def add_user(store, name="Ann", role="labeler", now=NOW, **options):
   """Returns a new user whose password is "password of NAME"."""
-  token = people.invite(store, role, now, **options)
-  return people.accept_invitation(
+  token = invitations.invite(store, role, now, **options)
+  return invitations.accept_invitation(
     store, token, name, f"password of {name}", now
   )
 
@@ -21,7 +22,7 @@ def add_users(store, count, role="labeler"):
   """Returns new users "user 0", "user 1", …, who cannot log in."""
   with store.begin() as connection:
     return [
-      people.User(
+      users.User(
         **connection.execute(
           sa.insert(schema.users)
           .values(
@@ -34,7 +35,7 @@ def add_users(store, count, role="labeler"):
             created_at=NOW,
           )
           .returning(
-            *(schema.users.c[f.name] for f in dataclasses.fields(people.User))
+            *(schema.users.c[f.name] for f in dataclasses.fields(users.User))
           )
         )
         .one()

@@ -8,7 +8,8 @@ import pytest
 import sqlalchemy as sa
 
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.labeling import assignment, labels, people, schema, store
+from instructgpt_jax.labeling import assignment, labels, schema, store
+from instructgpt_jax.labeling.people import users
 from tests.labeling.made import NOW, add_items, add_user, add_users
 
 RULES = assignment.Rules(lock_seconds=100.0, seed=3)
@@ -428,5 +429,5 @@ def test_a_smaller_overlap_is_kept(new_store):
 def test_a_user_who_is_not_active_gets_nothing(new_store):
   user = add_user(new_store)
   add_items(new_store)
-  people.update_user(new_store, user.id, NOW, active=False)
+  users.update_user(new_store, user.id, NOW, active=False)
   assert _code(_next, new_store, user) == "not_allowed"

@@ -16,7 +16,8 @@ import urllib.request
 import pytest
 import sqlalchemy as sa
 
-from instructgpt_jax.labeling import people, project, schema, store
+from instructgpt_jax.labeling import project, schema, store
+from instructgpt_jax.labeling.people import invitations, users
 from tests.interop.tiny import library
 from tests.labeling import made, site
 
@@ -369,7 +370,7 @@ def test_log_ins_are_limited(world):
 
 
 def test_an_invitation_link_makes_an_account(world):
-  token = people.invite(world.store, "labeler", time.time())
+  token = invitations.invite(world.store, "labeler", time.time())
   page = world.window("", path=f"/invitation#{token}")
   assert page.locator("#token").input_value() == token
   assert token not in page.url
@@ -448,7 +449,7 @@ def test_every_page_fits_is_named_and_runs_no_foreign_script(world, width):
   ):
     made.add_user(world.store, name, role)
   tasks = ("ranking", "comparison", "demonstration")
-  carl = next(u for u in people.list_users(world.store) if u.name == "Carl")
+  carl = next(u for u in users.list_users(world.store) if u.name == "Carl")
   paths = {
     "Ann": ["/", *(f"/tasks?task={t}" for t in tasks), "/labels", "/account"],
     "Carl": ["/", "/tasks"],

@@ -16,18 +16,19 @@ from instructgpt_jax.data.records import Prompt, Turn
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.labeling import (
   assignment,
-  commands,
   labels,
-  people,
+  packages,
   project,
   sampling,
   server,
   simulated,
   store,
 )
+from instructgpt_jax.labeling.commands import main
+from instructgpt_jax.labeling.people import invitations
 from tests.interop import tiny
 
-for package in server.PACKAGES:
+for package in packages.PACKAGES:
   tiny.library(package)
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -50,7 +51,7 @@ def write(path, lines):
 
 
 def run(*arguments):
-  return commands.main(list(arguments))
+  return main.main(list(arguments))
 
 
 def create(*arguments):
@@ -82,7 +83,7 @@ def test_create_writes_a_project_and_its_store(here, capsys):
   assert "7 of 7 items are new" in output
   opened = store.open_store("labels.db")
   token = LINK.findall(output)[0]
-  assert people.read_invitation(opened, token, 0.0).role == "owner"
+  assert invitations.read_invitation(opened, token, 0.0).role == "owner"
   assert project.read_settings(opened).overlap == 2
   assert "helpful" in project.read_instructions(opened)[1].lower()
   opened.close()
@@ -185,7 +186,7 @@ def test_invitations(here, capsys):
   tokens = LINK.findall(capsys.readouterr().out)
   assert len(set(tokens)) == 3
   opened = store.open_store("labels.db")
-  invitation = people.read_invitation(opened, tokens[0], 0.0)
+  invitation = invitations.read_invitation(opened, tokens[0], 0.0)
   opened.close()
   assert (invitation.role, invitation.held_out) == ("labeler", True)
   assert invitation.expires_at - invitation.created_at == 2 * 86400
@@ -200,8 +201,8 @@ def label_everything(path, overlap):
   opened = store.open_store(path)
   rules = project.read_settings(opened).rules()
   for number in range(overlap):
-    token = people.invite(opened, "labeler", 1.0)
-    user = people.accept_invitation(
+    token = invitations.invite(opened, "labeler", 1.0)
+    user = invitations.accept_invitation(
       opened, token, f"user {number}", "a long password", 1.0
     )
     while work := assignment.next_item(opened, user.id, rules, 2.0):
@@ -443,6 +444,6 @@ def test_a_missing_package_is_named(capsys, monkeypatch):
       raise ImportError(name)
     return types.ModuleType(name)
 
-  monkeypatch.setattr(server.importlib, "import_module", missing)
+  monkeypatch.setattr(packages.importlib, "import_module", missing)
   text = error_of(capsys, "agreement", "--store=x")
   assert "krippendorff" in text and "labeling" in text

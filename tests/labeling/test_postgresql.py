@@ -9,7 +9,8 @@ from alembic import autogenerate
 from alembic.runtime import migration
 
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.labeling import migrations, people, schema, store
+from instructgpt_jax.labeling import migrations, schema, store
+from instructgpt_jax.labeling.people import invitations, users
 from tests.interop.tiny import library
 from tests.labeling import (
   servers,
@@ -164,7 +165,7 @@ def test_writers_of_two_processes_wait_for_each_other(
     connection.execute(sa.select(schema.users))
     assert _code(add_user, other) == "store_locked"
   add_user(other)
-  assert len(people.list_users(new_store)) == 1
+  assert len(users.list_users(new_store)) == 1
   other.close()
 
 
@@ -191,8 +192,8 @@ def test_a_lost_connection_is_an_error_and_the_next_one_works(
 
   assert _code(write) == "store_unreachable"
   assert end.is_set()
-  assert len(people.list_users(new_store)) == 1
-  assert len(people.list_invitations(new_store)) == 1
+  assert len(users.list_users(new_store)) == 1
+  assert len(invitations.list_invitations(new_store)) == 1
 
 
 def test_a_server_that_is_not_there_is_an_error_without_the_password():

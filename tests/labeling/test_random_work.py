@@ -7,7 +7,7 @@ import pytest
 import sqlalchemy as sa
 
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.labeling import assignment, labels, people, schema
+from instructgpt_jax.labeling import assignment, labels, schema
 from tests.labeling.made import NOW, add_items, add_users
 
 RULES = assignment.Rules(lock_seconds=50.0, gold_share=0.3)
@@ -111,7 +111,7 @@ def test_what_must_hold_holds_after_random_calls(new_store, seed):
     elif act == "open":
       labels.reopen_item(new_store, generator.choice(items))
     else:
-      people.update_user(new_store, user, now, active=generator.random() < 0.8)
+      users.update_user(new_store, user, now, active=generator.random() < 0.8)
 
   for _ in range(150):
     now += generator.choice((0, 0, 1, 5, 30, 60, 60, -20, -1000))

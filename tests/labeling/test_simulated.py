@@ -6,14 +6,14 @@ import threading
 
 import pytest
 
-from benchmarks import labeling
+from benchmarks import labeling_acceptance, labeling_agreement, labeling_site
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.labeling import forms, server, simulated
+from instructgpt_jax.labeling import forms, packages, simulated
 from instructgpt_jax.world import gold, labelers
 from instructgpt_jax.world.facts import make_world
 from tests.interop import tiny
 
-for package in server.PACKAGES:
+for package in packages.PACKAGES:
   tiny.library(package)
 
 
@@ -24,13 +24,13 @@ def world():
 
 @pytest.fixture(scope="module")
 def answers(world):
-  return labeling.draw_answers(world, 40, 4)
+  return labeling_site.draw_answers(world, 40, 4)
 
 
 def test_labelers_of_the_world_rank_over_http_while_the_server_is_killed(
   tmp_path,
 ):
-  figures = labeling.accept(
+  figures = labeling_acceptance.accept(
     tmp_path, labelers=4, prompts=12, completions=4, overlap=2, kills=1
   )
   assert figures["labels"] == 24
@@ -38,7 +38,7 @@ def test_labelers_of_the_world_rank_over_http_while_the_server_is_killed(
 
 
 def test_checks_of_the_benchmark_can_fail(tmp_path, world, answers):
-  site = labeling.Site(tmp_path, world, answers[:3], [], [], "")
+  site = labeling_site.Site(tmp_path, world, answers[:3], [], [], "")
   crew = [persona for persona, _ in simulated.personas(3)]
   site.crew = crew
   done = [
@@ -54,14 +54,14 @@ def test_checks_of_the_benchmark_can_fail(tmp_path, world, answers):
       (a, p) for a in site.answers for p in crew[:2]
     )
   ]
-  tile = labeling.agreement_by_hand(done)
+  tile = labeling_agreement.agreement_by_hand(done)
   rounded = (round(tile[0], 1), round(tile[1], 1), *tile[2:])
-  labeling.check_agreement(done, rounded)
-  with pytest.raises(labeling.Failed):
-    labeling.check_agreement(done, (rounded[0] + 0.1, *rounded[1:]))
-  with pytest.raises(labeling.Failed):
-    labeling.check_agreement(done[:-1], rounded)
-  lines = list(labeling.direct_records(site, done))
+  labeling_agreement.check_dashboard(done, rounded)
+  with pytest.raises(labeling_site.Failed):
+    labeling_agreement.check_dashboard(done, (rounded[0] + 0.1, *rounded[1:]))
+  with pytest.raises(labeling_site.Failed):
+    labeling_agreement.check_dashboard(done[:-1], rounded)
+  lines = list(labeling_acceptance.direct_records(site, done))
   assert {line["labeler_id"] for line in lines} == {"1", "2"}
 
 

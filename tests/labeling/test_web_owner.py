@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from instructgpt_jax.labeling import labels, people
+from instructgpt_jax.labeling import labels
+from instructgpt_jax.labeling.people import invitations, users
 from tests.labeling import made, site
 
 
@@ -15,7 +16,7 @@ def pages(new_store):
 
 
 def user_of(pages, name):
-  return next(u for u in people.list_users(pages.store) if u.name == name)
+  return next(u for u in users.list_users(pages.store) if u.name == name)
 
 
 def rank(client, ranks):
@@ -92,7 +93,7 @@ def test_people_are_invited_and_changed(pages):
   link = r'value="http://127.0.0.1:8765/invitation#([\w-]+)"'
   token = site.find(link, page)
   assert token not in owner.get("/people").text
-  eve = people.accept_invitation(
+  eve = invitations.accept_invitation(
     pages.store, token, "Eve", "a long password", made.NOW
   )
   assert eve.role == "labeler" and eve.held_out

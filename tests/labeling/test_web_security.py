@@ -7,7 +7,8 @@ import re
 import pytest
 import sqlalchemy as sa
 
-from instructgpt_jax.labeling import people, project, schema
+from instructgpt_jax.labeling import project, schema
+from instructgpt_jax.labeling.people import invitations, sessions, users
 from instructgpt_jax.labeling.web import app as app_lib
 from instructgpt_jax.labeling.web import security
 from instructgpt_jax.labeling.web.instructions import render_markdown
@@ -192,7 +193,7 @@ def test_a_log_out_ends_the_session_on_the_server(pages):
 def test_an_inactive_user_is_out_at_once(pages):
   owner = pages.client("Olga", "owner")
   ann = pages.client("Ann")
-  ann_id = next(u.id for u in people.list_users(pages.store) if u.name == "Ann")
+  ann_id = next(u.id for u in users.list_users(pages.store) if u.name == "Ann")
   assert ann.get("/").status_code == 200
   owner.post(f"/people/{ann_id}", data={"active": "no"})
   assert ann.get("/").status_code == 303
@@ -251,7 +252,7 @@ def test_texts_of_models_and_people_are_escaped(pages):
     work = site.get_work(client, task)
     assert site.submit(client, work, demonstration).status_code == 200
   owner.post("/people/invite", data={"kind": "labeler", "note": ATTACK})
-  carl_id = next(u.id for u in people.list_users(store) if u.name == "Carl")
+  carl_id = next(u.id for u in users.list_users(store) if u.name == "Carl")
   visits = [(ann, paths[0]), (ann, "/"), (ann, "/labels")]
   visits += [
     (owner, path)
@@ -307,7 +308,7 @@ def test_secrets_are_in_no_log(pages, caplog, monkeypatch):
   def fail(*_):
     raise RuntimeError("failed")
 
-  monkeypatch.setattr(people, "session_user", fail)
+  monkeypatch.setattr(sessions, "session_user", fail)
   response = owner.get("/people")
   assert response.status_code == 500 and "failed" in caplog.text
   monkeypatch.undo()
@@ -322,7 +323,7 @@ def test_secrets_are_in_no_log(pages, caplog, monkeypatch):
 
 
 def test_an_invitation_works_once(pages):
-  token = people.invite(pages.store, "labeler", made.NOW, held_out=True)
+  token = invitations.invite(pages.store, "labeler", made.NOW, held_out=True)
   for name, status in (("Eve", 303), ("Mallory", 400)):
     client = pages.anyone()
     csrf = site.csrf_of(client.get("/invitation").text)
@@ -331,8 +332,10 @@ def test_an_invitation_works_once(pages):
       "/invitation", data={**data, "password": "a long password"}
     )
     assert response.status_code == status
-  users = [(u.name, u.role, u.held_out) for u in people.list_users(pages.store)]
-  assert users == [("Eve", "labeler", True)]
+  made_users = [
+    (u.name, u.role, u.held_out) for u in users.list_users(pages.store)
+  ]
+  assert made_users == [("Eve", "labeler", True)]
 
 
 def test_a_password_can_be_changed(pages):

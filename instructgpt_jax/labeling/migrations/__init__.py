@@ -19,7 +19,7 @@ from alembic.script import ScriptDirectory
 from instructgpt_jax.labeling import schema
 
 _DIRECTORY = pathlib.Path(__file__).parent
-NEWEST = "0001"
+NEWEST = "0002"
 # Alembic's context is global.
 _upgrading = threading.Lock()
 

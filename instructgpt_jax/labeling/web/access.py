@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.responses import JSONResponse, Response  # pyright: ignore[reportMissingImports]
 
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.labeling import people
+from instructgpt_jax.labeling.people import invitations, passwords, sessions
 from instructgpt_jax.labeling.web import security
 from instructgpt_jax.labeling.web.visit import (
   Visit,
@@ -30,7 +30,7 @@ def log_in(visit: Visit) -> Response:
   """Begins a session."""
   name, password = visit.field("name"), visit.field("password")
   try:
-    token, _ = people.log_in(
+    token, _ = sessions.log_in(
       visit.store, name, password, visit.address, visit.now
     )
   except UserError as error:
@@ -60,15 +60,15 @@ def _begin_session(visit: Visit, token: str, path: str) -> Response:
     response = JSONResponse({"csrf": security.csrf_token(token), "next": path})
   else:
     response = redirect(path)
-  security.Cookies(visit.settings.https).set_session(response, token)
+  visit.cookies.set_session(response, token, visit.now)
   return response
 
 
 def log_out(visit: Visit) -> Response:
   """Ends the session."""
-  people.log_out(visit.store, visit.token)
+  sessions.log_out(visit.store, visit.token)
   response = redirect("/login")
-  security.Cookies(visit.settings.https).clear_session(response)
+  visit.cookies.clear_session(response)
   return response
 
 
@@ -81,7 +81,7 @@ def accept_invitation(visit: Visit) -> Response:
   """Makes the user of an invitation, and begins a session."""
   token, password = visit.field("token").strip(), visit.field("password")
   try:
-    user = people.accept_invitation(
+    user = invitations.accept_invitation(
       visit.store, token, visit.field("name"), password, visit.now
     )
   except UserError as error:
@@ -89,7 +89,7 @@ def accept_invitation(visit: Visit) -> Response:
     if visit.accepts_json:
       return response
     return _invitation_page(visit, _sentence(error), response.status_code)
-  session, _ = people.log_in(
+  session, _ = sessions.log_in(
     visit.store, user.name, password, visit.address, visit.now
   )
   return _begin_session(visit, session, "/")
@@ -102,7 +102,7 @@ def _invitation_page(visit: Visit, problem: str, status: int) -> Response:
     problem=problem,
     token=visit.field("token"),
     name=visit.field("name"),
-    min_password=people.MIN_PASSWORD,
+    min_password=passwords.MIN_PASSWORD,
   )
 
 
@@ -114,7 +114,7 @@ def show_account(visit: Visit) -> Response:
 def change_password(visit: Visit) -> Response:
   """Changes the password, which ends all sessions."""
   try:
-    people.change_password(
+    sessions.change_password(
       visit.store,
       visit.signed_in.id,
       visit.field("old"),
@@ -126,7 +126,7 @@ def change_password(visit: Visit) -> Response:
     status = error_response(visit, error).status_code
     return visit.render("account.html", status, problem=_sentence(error))
   response = redirect("/login?changed=1")
-  security.Cookies(visit.settings.https).clear_session(response)
+  visit.cookies.clear_session(response)
   return response
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from starlette.responses import Response  # pyright: ignore[reportMissingImports]
 
-from instructgpt_jax.labeling import forms, labels, people, quality, snapshot
+from instructgpt_jax.labeling import forms, labels, quality, snapshot
 from instructgpt_jax.labeling.label_records import ranks_of_content
+from instructgpt_jax.labeling.people import users
 from instructgpt_jax.labeling.store import is_id
 from instructgpt_jax.labeling.web import queries
 from instructgpt_jax.labeling.web.visit import Visit, not_found, redirect
@@ -99,7 +100,7 @@ def _page(
 ) -> Response:
   order = _order(item)
   texts = item.payload["completions"]
-  names = {user.id: user.name for user in people.list_users(visit.store)}
+  names = {user.id: user.name for user in users.list_users(visit.store)}
   shown = forms.to_displayed(item.task, item.payload, content, order)
   blank = [None] * len(texts)
   return visit.render(

@@ -13,6 +13,7 @@ from starlette.responses import Response  # pyright: ignore[reportMissingImports
 from starlette.routing import Mount, Route  # pyright: ignore[reportMissingImports]
 from starlette.staticfiles import StaticFiles  # pyright: ignore[reportMissingImports]
 
+from instructgpt_jax.labeling.people.signing import Signer
 from instructgpt_jax.labeling.store import Store
 from instructgpt_jax.labeling.web import (
   access,
@@ -26,7 +27,7 @@ from instructgpt_jax.labeling.web import (
   screening_page,
   work,
 )
-from instructgpt_jax.labeling.web.security import SecurityHeaders
+from instructgpt_jax.labeling.web.security import Cookies, SecurityHeaders
 from instructgpt_jax.labeling.web.settings import Settings
 from instructgpt_jax.labeling.web.visit import (
   ANYONE,
@@ -34,6 +35,7 @@ from instructgpt_jax.labeling.web.visit import (
   REVIEWERS,
   STATIC,
   Handle,
+  Visit,
   endpoint,
   not_found,
 )
@@ -75,6 +77,7 @@ ROUTES: tuple[tuple[str, str, Handle, tuple[str, ...]], ...] = (
   ("/items/close-full", "POST", items.close_full, OWNER),
   ("/people", "GET", roster.show, OWNER),
   ("/people/invite", "POST", roster.invite, OWNER),
+  ("/people/invitations/revoke", "POST", roster.revoke, OWNER),
   ("/people/{id:int}", "POST", roster.update, OWNER),
   ("/people/{id:int}/reset", "POST", roster.reset, OWNER),
   ("/export", "GET", exports.show, OWNER),
@@ -85,8 +88,10 @@ ROUTES: tuple[tuple[str, str, Handle, tuple[str, ...]], ...] = (
 def build_app(store: Store, settings: Settings) -> Starlette:
   """Returns the ASGI application of a store."""
 
-  def page(handle: Handle, roles: tuple[str, ...]) -> Any:
-    return endpoint(handle, store, settings, roles)
+  cookies = Cookies(settings.https, Signer(store))
+
+  def page(handle: Handle, roles: tuple[str, ...] = ()) -> Any:
+    return endpoint(handle, store, settings, cookies, roles)
 
   routes: list[Any] = [
     Route(path, page(handle, roles), methods=[method])
@@ -96,7 +101,7 @@ def build_app(store: Store, settings: Settings) -> Starlette:
   return Starlette(
     routes=routes,
     middleware=[Middleware(SecurityHeaders, https=settings.https)],
-    exception_handlers={HTTPException: _http_error(store, settings)},
+    exception_handlers={HTTPException: _http_error(page(_no_page))},
   )
 
 
@@ -109,15 +114,14 @@ class _CachedFiles(StaticFiles):
     return response
 
 
+def _no_page(visit: Visit) -> Response:
+  raise not_found()
+
+
 def _http_error(
-  store: Store, settings: Settings
+  page: Callable[[Request], Awaitable[Response]],
 ) -> Callable[[Request, Exception], Awaitable[Response]]:
   """Returns the handler of paths and methods that do not exist."""
-
-  def answer(visit: Any) -> Response:
-    raise not_found()
-
-  page = endpoint(answer, store, settings)
 
   async def handle(request: Request, error: Exception) -> Response:
     response = await page(request)

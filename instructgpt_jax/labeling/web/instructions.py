@@ -42,7 +42,7 @@ def show(visit: Visit) -> Response:
 def publish(visit: Visit) -> Response:
   """Stores a new version."""
   text = visit.field("markdown").replace("\r\n", "\n").strip()
-  if not text or len(text) > _MAX_MARKDOWN or "\0" in text:
+  if not text or len(text) > _MAX_MARKDOWN:
     problem = f"Write 1 to {_MAX_MARKDOWN:,} characters."
     return _page(visit, problem, text, 422)
   project.write_instructions(visit.store, text + "\n", visit.now)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from starlette.responses import Response  # pyright: ignore[reportMissingImports]
 
-from instructgpt_jax.labeling import forms, labels, people
+from instructgpt_jax.labeling import forms, labels
+from instructgpt_jax.labeling.people import users
 from instructgpt_jax.labeling.store import is_id
 from instructgpt_jax.labeling.web import queries
 from instructgpt_jax.labeling.web.visit import Visit, not_found, redirect
@@ -44,14 +48,14 @@ def show_item(visit: Visit) -> Response:
     item = queries.get_item(connection, item_id) if is_id(item_id) else None
   if item is None:
     raise not_found()
-  names = {user.id: user.name for user in people.list_users(visit.store)}
+  names = {user.id: user.name for user in users.list_users(visit.store)}
   payload = item.payload
   is_ranking = forms.shape_of(item.task, payload) == "ranking"
   return visit.render(
     "item.html",
     item=item,
     turns=payload.get("turns") or [],
-    texts=payload.get("completions") or payload.get("texts") or [],
+    texts=_texts(payload),
     labels=[
       (names[label.user_id], label, {**forms.blank(), **label.content})
       for label in labels.labels_of_item(visit.store, item_id)
@@ -59,6 +63,16 @@ def show_item(visit: Visit) -> Response:
     is_ranking=is_ranking,
     task_names=TASK_NAMES,
   )
+
+
+def _texts(payload: Mapping[str, Any]) -> list[tuple[str, str]]:
+  """Returns the (name, text) of each answer, or text to screen."""
+  answers = payload.get("completions") or []
+  texts = payload.get("texts") or []
+  return [
+    *((f"Answer {chr(ord('A') + i)}", text) for i, text in enumerate(answers)),
+    *((f"Text {i}", text) for i, text in enumerate(texts, 1)),
+  ]
 
 
 def close(visit: Visit) -> Response:

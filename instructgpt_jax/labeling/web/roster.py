@@ -5,7 +5,8 @@ from __future__ import annotations
 from starlette.responses import Response  # pyright: ignore[reportMissingImports]
 
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.labeling import people, schema
+from instructgpt_jax.labeling import schema
+from instructgpt_jax.labeling.people import invitations, users
 from instructgpt_jax.labeling.web import queries
 from instructgpt_jax.labeling.web.visit import Visit, error_response, redirect
 
@@ -14,6 +15,7 @@ KINDS = {
   "labeler": ("labeler", False),
   "held-out labeler": ("labeler", True),
   "candidate": ("candidate", False),
+  "held-out candidate": ("candidate", True),
   "reviewer": ("reviewer", False),
   "owner": ("owner", False),
 }
@@ -27,7 +29,7 @@ def show(visit: Visit) -> Response:
 def invite(visit: Visit) -> Response:
   """Makes an invitation; its link is shown once."""
   role, held_out = _kind(visit)
-  token = people.invite(
+  token = invitations.invite(
     visit.store,
     role,
     visit.now,
@@ -37,10 +39,16 @@ def invite(visit: Visit) -> Response:
   return _page(visit, link=_link(visit, token), name="the person you invite")
 
 
+def revoke(visit: Visit) -> Response:
+  """Makes the link of an invitation useless."""
+  invitations.revoke_invitation(visit.store, visit.field("invitation"))
+  return redirect("/people")
+
+
 def reset(visit: Visit) -> Response:
   """Makes a link with which a user chooses a new password."""
-  user = people.get_user(visit.store, visit.id())
-  token = people.invite_to_reset(visit.store, user.id, visit.now)
+  user = users.get_user(visit.store, visit.id())
+  token = invitations.invite_to_reset(visit.store, user.id, visit.now)
   return _page(visit, link=_link(visit, token), name=user.name)
 
 
@@ -52,7 +60,7 @@ def update(visit: Visit) -> Response:
   if visit.field("active"):
     changes["active"] = visit.field("active") == "yes"
   try:
-    people.update_user(visit.store, visit.id(), visit.now, **changes)
+    users.update_user(visit.store, visit.id(), visit.now, **changes)
   except UserError as error:
     response = error_response(visit, error)
     if error.code == "not_found" or visit.accepts_json:
@@ -93,22 +101,22 @@ def _page(
   problem: str = "",
   status: int = 200,
 ) -> Response:
-  users = people.list_users(visit.store)
+  everyone = users.list_users(visit.store)
   with visit.store.read() as connection:
     work = queries.users_work(connection)
   waiting = [
     invitation
-    for invitation in people.list_invitations(visit.store)
+    for invitation in invitations.list_invitations(visit.store)
     if invitation.used_at is None and invitation.expires_at > visit.now
   ]
   names = {value: key for key, value in KINDS.items()}
   return visit.render(
     "people.html",
     status,
-    users=[(u, names[u.role, u.held_out], work.get(u.id)) for u in users],
+    users=[(u, names[u.role, u.held_out], work.get(u.id)) for u in everyone],
     kinds=list(KINDS),
     waiting=[(i, names[i.role, i.held_out]) for i in waiting],
-    names={u.id: u.name for u in users},
+    names={u.id: u.name for u in everyone},
     link=link,
     link_name=name,
     problem=problem,

@@ -6,8 +6,9 @@ import math
 
 from starlette.responses import Response  # pyright: ignore[reportMissingImports]
 
-from instructgpt_jax.labeling import candidates, people, screening
+from instructgpt_jax.labeling import candidates, screening
 from instructgpt_jax.labeling.forms import BEST
+from instructgpt_jax.labeling.people import users
 from instructgpt_jax.labeling.web.visit import Visit, not_found, redirect
 
 
@@ -16,7 +17,7 @@ def show(visit: Visit) -> Response:
   with visit.store.read() as connection:
     answers, ids = candidates.read_answers(connection)
     decisions = candidates.read_decisions(connection)
-  for user in people.list_users(visit.store):
+  for user in users.list_users(visit.store):
     if user.role == "candidate":
       ids.setdefault(user.name, user.id)
   rows = {
@@ -39,7 +40,7 @@ def show(visit: Visit) -> Response:
 def show_candidate(visit: Visit) -> Response:
   """Shows a candidate's demonstrations, which reviewers rate."""
   user_id = visit.id()
-  user = people.get_user(visit.store, user_id)
+  user = users.get_user(visit.store, user_id)
   with visit.store.read() as connection:
     answers, ids = candidates.read_answers(connection)
     demonstrations = candidates.read_demonstrations(connection, user_id)

@@ -1,25 +1,26 @@
 """Headers, cookies, CSRF tokens and limits of requests.
 
-A session cookie is a random token, whose hash is in the store. The CSRF token
-of a page is an HMAC with it as the key, so that it needs no storage and ends
-with the session. Pages before the log-in have a cookie of their own for this.
+A session cookie is a random token, signed; the store has the token's hash. The
+CSRF token of a page is an HMAC with the token as the key, so that it needs no
+storage and ends with the session. Pages before the log-in have a cookie of
+their own for this.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-import secrets
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 from starlette.datastructures import MutableHeaders  # pyright: ignore[reportMissingImports]
 from starlette.requests import Request  # pyright: ignore[reportMissingImports]
 from starlette.responses import Response  # pyright: ignore[reportMissingImports]
 
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.labeling.people import SESSION_SECONDS
+from instructgpt_jax.labeling.people.sessions import SESSION_SECONDS
+from instructgpt_jax.labeling.people.signing import Signer
 from instructgpt_jax.labeling.web.settings import Settings
 
 MAX_BODY = 1 << 20  # bytes
@@ -70,23 +71,24 @@ class SecurityHeaders:
 class Cookies:
   """Names and attributes of the application's cookies."""
 
-  def __init__(self, https: bool):
+  def __init__(self, https: bool, signer: Signer):
     prefix = "__Host-" if https else ""
-    self._https = https
+    self._https, self._signer = https, signer
     self._session = f"{prefix}labeling_session"
     self._form = f"{prefix}labeling_form"
 
   def session(self, request: Request) -> str:
-    """Returns the token of the session; "" without one."""
-    return request.cookies.get(self._session, "")
+    """Returns the token of the session; "" without one that was signed."""
+    return self._signer.token(request.cookies.get(self._session, ""))
 
   def form(self, request: Request) -> str:
     """Returns the token of a page before the log-in; "" without one."""
     return request.cookies.get(self._form, "")
 
-  def set_session(self, response: Response, token: str) -> None:
+  def set_session(self, response: Response, token: str, now: float) -> None:
     """Sets the cookie of a new session."""
-    self._set(response, self._session, token, int(SESSION_SECONDS))
+    cookie = self._signer.sign(token, now)
+    self._set(response, self._session, cookie, int(SESSION_SECONDS))
 
   def set_form(self, response: Response, token: str) -> None:
     """Sets the cookie of pages before the log-in."""
@@ -110,25 +112,20 @@ class Cookies:
     )
 
 
-def new_token() -> str:
-  """Returns 256 random bits as text."""
-  return secrets.token_urlsafe(32)
-
-
 def csrf_token(token: str) -> str:
   """Returns the CSRF token that belongs to the token of a cookie."""
   return hmac.new(token.encode(), b"csrf", hashlib.sha256).hexdigest()
 
 
-def check_csrf(request: Request, token: str, fields: Mapping[str, str]) -> None:
+def check_csrf(request: Request, token: str, fields: Mapping[str, Any]) -> None:
   """Refuses a request that another site may have caused.
 
   Raises:
     UserError: the token is missing or wrong, or another site sent the request.
   """
-  sent = request.headers.get(_CSRF_HEADER) or fields.get("csrf", "")
+  sent = request.headers.get(_CSRF_HEADER) or fields.get("csrf")
   valid = bool(token) and hmac.compare_digest(
-    sent.encode(), csrf_token(token).encode()
+    str(sent).encode(), csrf_token(token).encode()
   )
   if not valid or not _is_same_origin(request):
     raise UserError(
@@ -144,7 +141,8 @@ def _is_same_origin(request: Request) -> bool:
   origin = request.headers.get("origin")
   if site not in ("same-origin", "none"):
     return False
-  return origin is None or urlsplit(origin).netloc == request.headers["host"]
+  host = request.headers.get("host")
+  return origin is None or origin.partition("://")[2] == host
 
 
 def check_host(request: Request, settings: Settings) -> None:
@@ -153,7 +151,10 @@ def check_host(request: Request, settings: Settings) -> None:
   Raises:
     UserError: the name is not among `settings.hosts`.
   """
-  if settings.hosts and request.url.hostname not in settings.hosts:
+  url = request.url
+  # Starlette replaces a header that is no host by the server's own address.
+  is_whole = url.netloc == request.headers.get("host")
+  if settings.hosts and not (is_whole and url.hostname in settings.hosts):
     raise UserError(
       "this server does not answer under this host name",
       fix="open it under the address that it printed",

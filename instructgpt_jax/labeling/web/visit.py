@@ -29,8 +29,11 @@ from starlette.responses import (  # pyright: ignore[reportMissingImports]
 )
 
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.labeling import forms, people
-from instructgpt_jax.labeling.people import User
+from instructgpt_jax.labeling import forms
+from instructgpt_jax.labeling.content import well_formed
+from instructgpt_jax.labeling.people import sessions
+from instructgpt_jax.labeling.people.tokens import new_token
+from instructgpt_jax.labeling.people.users import User
 from instructgpt_jax.labeling.store import Store
 from instructgpt_jax.labeling.web import security
 from instructgpt_jax.labeling.web.settings import Settings
@@ -70,6 +73,8 @@ _STATUS = {
   "not_submitted": 409,
   "name_taken": 409,
   "last_owner": 409,
+  "held_out_labels": 409,
+  "no_invitation": 404,
   "wrong_log_in": 401,
   "log_in": 401,
   "too_many_log_ins": 429,
@@ -101,6 +106,7 @@ class Visit:
     request: Starlette's request; its body has been read.
     store: the store.
     settings: settings of the application.
+    cookies: its cookies.
     now: time of the request.
     user: the user, or None before the log-in.
     token: token of the session cookie, or of the cookie before the log-in.
@@ -111,6 +117,7 @@ class Visit:
   request: Request
   store: Store
   settings: Settings
+  cookies: security.Cookies
   now: float
   user: User | None
   token: str
@@ -151,7 +158,8 @@ class Visit:
   def field(self, name: str) -> str:
     """Returns a field of the form as text; "" without one."""
     value = self.fields.get(name, "")
-    return value if isinstance(value, str) else ""
+    # PostgreSQL has no texts with NUL.
+    return value.replace("\0", "\ufffd") if isinstance(value, str) else ""
 
   def render(
     self, template: str, status: int = 200, **values: Any
@@ -224,7 +232,11 @@ Handle = Callable[[Visit], Response]
 
 
 def endpoint(
-  handle: Handle, store: Store, settings: Settings, roles: tuple[str, ...] = ()
+  handle: Handle,
+  store: Store,
+  settings: Settings,
+  cookies: security.Cookies,
+  roles: tuple[str, ...] = (),
 ) -> Callable[[Request], Awaitable[Response]]:
   """Returns Starlette's endpoint of a page.
 
@@ -232,9 +244,9 @@ def endpoint(
     handle: answers a visit.
     store: the store.
     settings: settings of the application.
+    cookies: its cookies.
     roles: roles that may see the page; () needs no log-in.
   """
-  cookies = security.Cookies(settings.https)
 
   async def run(request: Request) -> Response:
     visit = _first_visit(request, store, settings, cookies)
@@ -243,7 +255,7 @@ def endpoint(
       body = await security.read_body(request)
     except UserError as error:
       return error_response(visit, error)
-    return await run_in_threadpool(_answer, visit, body, handle, roles, cookies)
+    return await run_in_threadpool(_answer, visit, body, handle, roles)
 
   return run
 
@@ -251,29 +263,25 @@ def endpoint(
 def _first_visit(
   request: Request, store: Store, settings: Settings, cookies: security.Cookies
 ) -> Visit:
-  token = cookies.session(request) or cookies.form(request)
   return Visit(
     request=request,
     store=store,
     settings=settings,
+    cookies=cookies,
     now=settings.clock(),
     user=None,
-    token=token or security.new_token(),
+    token=cookies.form(request) or new_token(),
     fields={},
     is_json=False,
   )
 
 
 def _answer(
-  visit: Visit,
-  body: bytes,
-  handle: Handle,
-  roles: tuple[str, ...],
-  cookies: security.Cookies,
+  visit: Visit, body: bytes, handle: Handle, roles: tuple[str, ...]
 ) -> Response:
   request = visit.request
   try:
-    visit = _read_session(visit, cookies)
+    visit = _read_session(visit)
     visit = _read_fields(visit, body)
     if roles:
       if visit.user is None:
@@ -299,19 +307,20 @@ def _answer(
         code="failed",
       ),
     )
-  if visit.user is None and cookies.form(request) != visit.token:
-    cookies.set_form(response, visit.token)
+  if visit.user is None and visit.cookies.form(request) != visit.token:
+    visit.cookies.set_form(response, visit.token)
   return response
 
 
-def _read_session(visit: Visit, cookies: security.Cookies) -> Visit:
-  """Adds the user; a session that has ended leaves the form's cookie."""
-  token = cookies.session(visit.request)
-  user = people.session_user(visit.store, token, visit.now) if token else None
-  if user is None:
-    form = cookies.form(visit.request) or security.new_token()
-    return dataclasses.replace(visit, token=form)
-  return dataclasses.replace(visit, user=user, token=token)
+def _read_session(visit: Visit) -> Visit:
+  """Adds the user; a session that has ended leaves the form's token."""
+  token = visit.cookies.session(visit.request)
+  user = sessions.session_user(visit.store, token, visit.now) if token else None
+  return (
+    visit
+    if user is None
+    else dataclasses.replace(visit, user=user, token=token)
+  )
 
 
 def _read_fields(visit: Visit, body: bytes) -> Visit:
@@ -322,6 +331,7 @@ def _read_fields(visit: Visit, body: bytes) -> Visit:
     return dataclasses.replace(visit, fields=security.parse_fields(body))
   try:
     value = json.loads(body, parse_constant=_refuse_constant)
+    value = well_formed(value)
   except (ValueError, RecursionError) as error:
     raise UserError(
       "the body is not JSON", fix="send a JSON object", code="bad_json"

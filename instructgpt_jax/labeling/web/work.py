@@ -61,6 +61,8 @@ SHORTCUTS = {
   ),
 }
 _PAGE = 50  # labels on a page
+# Field of an answer; other fields are those that no form has.
+_ANSWER_FIELD = re.compile("(rank|overall|flags|flag)-([0-9]{1,3})(.*)", re.S)
 # Labelers say of a ranking that they cannot judge it, which is a label.
 _SKIPPABLE = ("demonstration", "comparison")
 
@@ -312,7 +314,7 @@ def _seconds(visit: Visit) -> float:
   """Returns the active seconds that a page has counted."""
   try:
     value = float(visit.fields.get("seconds") or 0)
-  except (TypeError, ValueError):
+  except (TypeError, ValueError, OverflowError):
     return 0.0
   return value if math.isfinite(value) and value > 0 else 0.0
 
@@ -341,10 +343,10 @@ def displayed_errors(
   places = {index: i for i, index in enumerate(order)}
 
   def rename(field: str) -> tuple[int, str]:
-    match = re.fullmatch(r"(rank|overall|flags|flag)-(\d+)(.*)", field)
-    if match is None:
+    match = _ANSWER_FIELD.fullmatch(field)
+    place = places.get(int(match[2])) if match else None
+    if match is None or place is None:
       return len(places), field
-    place = places[int(match[2])]
     return place, f"{match[1]}-{place}{match[3]}"
 
   renamed = sorted(
@@ -356,11 +358,11 @@ def displayed_errors(
 
 def name_of_field(field: str) -> str:
   """Returns what a message about a field begins with."""
-  match = re.fullmatch(r"(rank|overall|flags|flag)-(\d+).*", field)
+  match = _ANSWER_FIELD.fullmatch(field)
   if match:
     return f"Answer {chr(ord('A') + int(match[2]))}: "
   names = {"question": "Query", "answer": "Response", "sensitive": "Text"}
-  match = re.fullmatch(r"(question|answer|sensitive)-(\d+)", field)
+  match = re.fullmatch("(question|answer|sensitive)-([0-9]{1,3})", field)
   return f"{names[match[1]]} {int(match[2]) + 1}: " if match else ""
 
 
@@ -448,6 +450,9 @@ def _form_values(work: Work, content: Mapping[str, Any]) -> dict[str, Any]:
     "flag_values": [v if isinstance(v, dict) else {} for v in values("flags")],
     "sensitive": values("sensitive"),
     "groups": forms.groups_of(work.payload),
+    "chosen_groups": content["groups"]
+    if isinstance(content.get("groups"), list)
+    else [],
     "examples": [
       pair
       for pair in (examples if isinstance(examples, list) else [])

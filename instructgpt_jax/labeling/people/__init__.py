@@ -1,0 +1,1 @@
+"""People: users, invitations, passwords, sessions and limits of log-ins."""

@@ -241,13 +241,13 @@ def _label_item(
   for save in range(_SAVES):
     content = {"notes": f"{user_id} {save} " + "x" * random.randrange(5000)}
     draft = labels.save_draft(
-      store, user_id, number, content, revision, rules, time.time()
+      store, labels.Save(user_id, number, content, revision), rules, time.time()
     )
     revision = draft.revision
     _send(writer, "draft", number, revision, content)
   content = {"ranks": [1, 2], "notes": f"{user_id}"}
   label = labels.submit(
-    store, user_id, number, content, revision, rules, time.time()
+    store, labels.Save(user_id, number, content, revision), rules, time.time()
   )
   _send(writer, "label", number, label.draft_revision, content)
 

@@ -193,14 +193,12 @@ def add_labels(store: Store, world: World, now: float) -> int:
       seconds = rng.uniform(30, 240)
       labels.submit(
         store,
-        user,
-        work.assignment_id,
-        content,
-        work.draft.revision,
+        labels.Save(
+          user, work.assignment_id, content, work.draft.revision, seconds
+        ),
         rules,
         moment + seconds,
         instructions_version=version or None,
-        active_seconds=seconds,
       )
       done += 1
   return done

@@ -127,16 +127,6 @@ def has_order(task: str, payload: Mapping[str, Any]) -> bool:
   return shape_of(task, payload) in ("ranking", "comparison")
 
 
-def check_order(order: Sequence[int], count: int) -> None:
-  """Refuses anything but a permutation.
-
-  Raises:
-    ValueError: `order` does not have each index below `count` once.
-  """
-  if sorted(order) != list(range(count)):
-    raise ValueError(f"{list(order)} is no order of {count} completions")
-
-
 def blank() -> dict[str, None]:
   """Returns content with all fields of all forms, each of them None."""
   return dict.fromkeys(_FIELDS)

@@ -8,7 +8,7 @@ draft, and overwrites nothing. Contents are those that `forms` has validated.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -84,32 +84,31 @@ class Adjudication:
   at: float
 
 
-def save_draft(
-  store: Store,
-  user_id: int,
-  assignment_id: int,
-  content: dict[str, Any],
-  revision: int,
-  rules: Rules,
-  now: float,
-  *,
-  active_seconds: float = 0.0,
-) -> Draft:
+class Save(NamedTuple):
+  """What a page sends when it saves a draft, or submits a label.
+
+  Attributes:
+    user_id: labeler.
+    assignment_id: assignment of the labeler.
+    content: content of the form. A draft is any JSON object, complete or not; a
+      label's has been validated.
+    revision: revision of the draft that the page has.
+    active_seconds: active time since the last save; at most the time that has
+      passed is counted.
+  """
+
+  user_id: int
+  assignment_id: int
+  content: dict[str, Any]
+  revision: int
+  active_seconds: float = 0.0
+
+
+def save_draft(store: Store, save: Save, rules: Rules, now: float) -> Draft:
   """Saves what a form has, and extends the lock.
 
   A draft of a submitted label is an edit that counts once it is submitted. A
   repeated save of the same content succeeds.
-
-  Args:
-    store: open store.
-    user_id: labeler.
-    assignment_id: assignment of the labeler.
-    content: content of the form, complete or not; any JSON object.
-    revision: revision of the draft that the page has.
-    rules: settings of assignment.
-    now: time.
-    active_seconds: active time since the last save; at most the time that has
-      passed is counted.
 
   Returns:
     The draft with its new revision. Its `has_place` is False, and the draft is
@@ -121,16 +120,16 @@ def save_draft(
       ("skipped"), the item is closed ("item_closed"), or the content is no
       JSON object or too large ("bad_content").
   """
-  content = checked_content(content)
+  content = checked_content(save.content)
   with store.begin() as connection:
-    row = _editable_row(connection, user_id, assignment_id)
+    row = _editable_row(connection, save.user_id, save.assignment_id)
     place = assignment.has_place(connection, row, now)
     draft = assignment.draft_of(row, place)
-    if revision != draft.revision:
+    if save.revision != draft.revision:
       if is_same(content, draft.content):
         return draft  # saved before, and the answer was lost
       raise StaleDraft(draft)
-    _count_seconds(connection, row, active_seconds, now)
+    _count_seconds(connection, row, save.active_seconds, now)
     if row.state == "open" and place:
       assignment.extend_lock(connection, row.id, rules, now)
     return _write_draft(connection, row, content, now, place)
@@ -138,15 +137,11 @@ def save_draft(
 
 def submit(
   store: Store,
-  user_id: int,
-  assignment_id: int,
-  content: dict[str, Any],
-  revision: int,
+  save: Save,
   rules: Rules,
   now: float,
   *,
   instructions_version: int | None = None,
-  active_seconds: float = 0.0,
 ) -> Label:
   """Submits a label, or a new revision of one that was submitted.
 
@@ -154,38 +149,34 @@ def submit(
 
   Args:
     store: open store.
-    user_id: labeler.
-    assignment_id: assignment of the labeler.
-    content: validated content of the form.
-    revision: revision of the draft that the page has.
+    save: what the page sends.
     rules: settings of assignment.
     now: time.
     instructions_version: version of the instructions that the page shows.
-    active_seconds: as for `save_draft`.
 
   Raises:
     StaleDraft: a newer draft was saved from another page.
     UserError: as for `save_draft`, or the lock has expired and others have
       taken all places ("place_taken"; the draft is kept).
   """
-  content = checked_content(content)
+  content = checked_content(save.content)
   with store.begin() as connection:
-    row = _editable_row(connection, user_id, assignment_id)
+    row = _editable_row(connection, save.user_id, save.assignment_id)
     place = assignment.has_place(connection, row, now)
     draft = assignment.draft_of(row, place)
-    is_current = revision == draft.revision
+    is_current = save.revision == draft.revision
     if not is_current and not is_same(content, draft.content):
       raise StaleDraft(draft)
     unchanged = row.state == "submitted" and is_same(content, row.label_content)
     if is_current:
-      _count_seconds(connection, row, active_seconds, now)
+      _count_seconds(connection, row, save.active_seconds, now)
       if not (unchanged and is_same(content, draft.content)):
         _write_draft(connection, row, content, now, place)
     if place and not unchanged:
       _check_instructions(connection, instructions_version)
       _write_label(connection, row, content, instructions_version, now)
     if place:
-      return _label(connection, assignment_id)
+      return _label(connection, save.assignment_id)
   # After the block, so that the draft is kept.
   raise assignment.place_taken()
 
@@ -226,19 +217,6 @@ def withdraw(
     )
     assignment.extend_lock(connection, assignment_id, rules, now)
     return assignment.read_work(connection, user_id, assignment_id, now)
-
-
-def get_label(store: Store, user_id: int, assignment_id: int) -> Label:
-  """Returns a labeler's label.
-
-  Raises:
-    UserError: the labeler has no such label ("not_found").
-  """
-  with store.read() as connection:
-    row = assignment.own_row(connection, user_id, assignment_id)
-    if row.state != "submitted":
-      raise UserError("there is no such label", code="not_found")
-    return _label(connection, assignment_id)
 
 
 def labels_of_item(store: Store, item_id: int) -> list[Label]:

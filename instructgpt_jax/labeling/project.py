@@ -25,16 +25,17 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
-from instructgpt_jax import configs
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.labeling import item_files, schema, screening
 from instructgpt_jax.labeling.assignment import MAX_LOCK_SECONDS, Rules
 from instructgpt_jax.labeling.item_files import NewItem
+from instructgpt_jax.labeling.people import names as names_lib
 from instructgpt_jax.labeling.store import Store
 from instructgpt_jax.runs import files
 
 MAX_OVERLAP = 1000
 MAX_COUNT = 100_000  # prompts of one entry that labelers write
+_BYTE_ORDER_MARK = "\ufeff"
 _TASK_FIELDS = ("task", "file", "count", "overlap")
 
 
@@ -151,11 +152,7 @@ def read_project(path: str) -> Project:
     UserError: a file cannot be read, or a field is unknown or has a wrong
       value.
   """
-  value = files.read_json(
-    path, fix="make a project with python -m instructgpt_jax.labeling create"
-  )
-  if not isinstance(value, dict):
-    raise _error(path, "", "is not a project", "write one JSON object")
+  value = read_fields(path)
   names = [field.name for field in dataclasses.fields(Settings)]
   _refuse_unknown(path, "", value, [*names, "instructions", "items"])
   settings = Settings(
@@ -183,6 +180,29 @@ def read_project(path: str) -> Project:
   )
 
 
+def read_fields(path: str) -> dict[str, Any]:
+  """Returns the fields of PROJECT.json, whose values are not checked.
+
+  Raises:
+    UserError: the file cannot be read, is no JSON object, or has a field twice.
+  """
+
+  def refuse_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+      name = next(n for i, (n, _) in enumerate(pairs) if n in dict(pairs[:i]))
+      raise _error(path, name, "the field is there twice", "delete one of them")
+    return fields
+
+  text = files.read_text(
+    path, fix="make a project with python -m instructgpt_jax.labeling create"
+  ).removeprefix(_BYTE_ORDER_MARK)
+  value = files.parse_json(text, path, 1, fix="correct the file")
+  if not isinstance(value, dict):
+    raise _error(path, "", "is not a project", "write one JSON object")
+  return json.loads(text, object_pairs_hook=refuse_repeated)
+
+
 def _error(
   path: str, field: str, problem: str, fix: str, code: str = "bad_project"
 ) -> UserError:
@@ -198,7 +218,7 @@ def _refuse_unknown(
         path,
         f"{where}{name}",
         "there is no such field",
-        configs.nearest(name, list(names)) or "use " + ", ".join(names),
+        "use one of " + ", ".join(names),
       )
 
 
@@ -206,8 +226,25 @@ def _setting(path: str, name: str, value: Any) -> Any:
   if name == "title":
     if not isinstance(value, str) or not value.strip():
       raise _error(path, name, "is no text", "write a title of the project")
+    check_title(value, path, name)
     return value.strip()
   return _number(path, name, value, *_RANGES[name], whole=name in _WHOLE)
+
+
+def check_title(title: str, path: str | None, field: str) -> None:
+  """Refuses a title that no page can show.
+
+  Raises:
+    UserError: it has control characters, or half a surrogate pair.
+  """
+  if not names_lib.is_printable(title):
+    raise UserError(
+      "the title has invisible characters",
+      file=path,
+      field=field,
+      fix="write it without them",
+      code="bad_title",
+    )
 
 
 def _number(
@@ -232,9 +269,18 @@ def _instructions(path: str, root: pathlib.Path, name: Any) -> str:
     )
   if not name:
     return ""
-  return files.read_text(
+  text = files.read_text(
     root / name, fix="correct the path in the project's field instructions"
   )
+  if "\0" in text:
+    raise UserError(
+      "has NUL characters",
+      file=str(root / name),
+      fix="write the instructions as Markdown text",
+      code="bad_text",
+    )
+  # An editor of Windows is no reason for a new version.
+  return text.removeprefix(_BYTE_ORDER_MARK).replace("\r\n", "\n")
 
 
 def _entry(

@@ -16,7 +16,6 @@ VERSION_TABLE = "labeling_version"
 
 ROLES = ("owner", "reviewer", "labeler", "candidate")
 TASKS = ("ranking", "demonstration", "comparison", "screening")
-STATES = ("open", "submitted", "skipped")
 
 # SQLite numbers rows of INTEGER columns only.
 _ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
@@ -134,7 +133,7 @@ assignments = sa.Table(
   sa.Column("id", _ID, primary_key=True),
   sa.Column("item_id", _ID, sa.ForeignKey("items.id"), nullable=False),
   _user("user_id"),
-  sa.Column("state", sa.Text, nullable=False),
+  sa.Column("state", sa.Text, nullable=False),  # open, submitted, skipped
   # display_order[i] is the stored index of the completion shown at place i.
   sa.Column("display_order", sa.JSON, nullable=False),
   sa.Column("locked_until", _TIME, nullable=False),

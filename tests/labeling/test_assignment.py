@@ -28,10 +28,9 @@ def _next(opened, user, now=NOW, **options):
 def _submit(opened, user, work, now=NOW):
   return labels.submit(
     opened,
-    user.id,
-    work.assignment_id,
-    {"by": user.name},
-    work.draft.revision,
+    labels.Save(
+      user.id, work.assignment_id, {"by": user.name}, work.draft.revision
+    ),
     RULES,
     now,
   )
@@ -91,7 +90,10 @@ def test_an_open_item_is_resumed(new_store):
   add_items(new_store, 3)
   first = _next(new_store, user)
   labels.save_draft(
-    new_store, user.id, first.assignment_id, {"a": 1}, 0, RULES, NOW
+    new_store,
+    labels.Save(user.id, first.assignment_id, {"a": 1}, 0),
+    RULES,
+    NOW,
   )
   for now in (NOW + 50, NOW + 1000):  # the lock is live, and has expired
     again = _next(new_store, user, now)
@@ -135,7 +137,10 @@ def _race(opened, user_id):
     if work is None:
       return items
     labels.submit(
-      opened, user_id, work.assignment_id, {"by": user_id}, 0, RULES, NOW
+      opened,
+      labels.Save(user_id, work.assignment_id, {"by": user_id}, 0),
+      RULES,
+      NOW,
     )
     items.append(work.item_id)
 
@@ -194,12 +199,18 @@ def test_a_place_is_free_when_its_lock_expires(new_store):
   assert second.item_id == first.item_id
   # Ann's text is kept, and submitting it is refused.
   draft = labels.save_draft(
-    new_store, ann.id, first.assignment_id, {"a": 1}, 0, RULES, NOW + 101
+    new_store,
+    labels.Save(ann.id, first.assignment_id, {"a": 1}, 0),
+    RULES,
+    NOW + 101,
   )
   assert not draft.has_place and draft.revision == 1
   with pytest.raises(UserError) as error:
     labels.submit(
-      new_store, ann.id, first.assignment_id, {"a": 2}, 1, RULES, NOW + 102
+      new_store,
+      labels.Save(ann.id, first.assignment_id, {"a": 2}, 1),
+      RULES,
+      NOW + 102,
     )
   assert error.value.code == "place_taken"
   work = assignment.get_work(new_store, ann.id, first.assignment_id, NOW + 103)
@@ -221,7 +232,10 @@ def test_a_saved_draft_keeps_the_place(new_store):
   for i in range(5):
     now = NOW + 90 * (i + 1)
     draft = labels.save_draft(
-      new_store, ann.id, work.assignment_id, {"a": i}, i, RULES, now
+      new_store,
+      labels.Save(ann.id, work.assignment_id, {"a": i}, i),
+      RULES,
+      now,
     )
     assert draft.has_place
     assert _next(new_store, bea, now + 99) is None
@@ -241,7 +255,7 @@ def test_locks_survive_a_clock_that_is_put_back(new_store):
   work = _next(new_store, ann)
   assert _next(new_store, bea, NOW - 3600) is None
   labels.save_draft(
-    new_store, ann.id, work.assignment_id, {}, 0, RULES, NOW - 3600
+    new_store, labels.Save(ann.id, work.assignment_id, {}, 0), RULES, NOW - 3600
   )
   # One of another year does not occupy the place for a year.
   later = NOW - 365 * 86400.0
@@ -267,10 +281,7 @@ def test_skipping_frees_the_place_and_needs_a_reason(new_store):
     _code(
       labels.save_draft,
       new_store,
-      ann.id,
-      work.assignment_id,
-      {},
-      0,
+      labels.Save(ann.id, work.assignment_id, {}, 0),
       RULES,
       NOW,
     )
@@ -308,13 +319,12 @@ def test_work_of_others_does_not_exist(new_store):
         new_store, bea.id, other, RULES, NOW
       ),
       lambda other=other: labels.save_draft(
-        new_store, bea.id, other, {}, 0, RULES, NOW
+        new_store, labels.Save(bea.id, other, {}, 0), RULES, NOW
       ),
       lambda other=other: labels.submit(
-        new_store, bea.id, other, {}, 0, RULES, NOW
+        new_store, labels.Save(bea.id, other, {}, 0), RULES, NOW
       ),
       lambda other=other: labels.withdraw(new_store, bea.id, other, RULES, NOW),
-      lambda other=other: labels.get_label(new_store, bea.id, other),
     ):
       assert _code(function) == "not_found"
   assert assignment.list_work(new_store, bea.id, NOW) == []

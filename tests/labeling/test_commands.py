@@ -213,7 +213,9 @@ def label_everything(path, overlap):
         "notes": "",
         "cannot_judge": None,
       }
-      labels.submit(opened, user.id, work.assignment_id, content, 0, rules, 3.0)
+      labels.submit(
+        opened, labels.Save(user.id, work.assignment_id, content, 0), rules, 3.0
+      )
   opened.close()
 
 

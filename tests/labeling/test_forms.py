@@ -119,12 +119,6 @@ def test_drafts_without_values_survive_reordering():
   assert forms.to_stored("comparison", COMPARISON, draft, [1, 0]) == draft
 
 
-@pytest.mark.parametrize("order", [[0], [0, 0], [1, 2], [0, 1, 2]])
-def test_an_order_is_a_permutation(order):
-  with pytest.raises(ValueError):
-    forms.check_order(order, 2)
-
-
 @pytest.mark.parametrize("confidence", [None, 0, 10, "5", True, 4.5])
 def test_confidence_is_one_to_nine(confidence):
   content = {"confidence": confidence}

@@ -1,6 +1,7 @@
 """Projects and their files of items, and stores that are brought up to them."""
 
 import json
+import pathlib
 
 import pytest
 import sqlalchemy as sa
@@ -115,6 +116,9 @@ def test_settings_have_defaults_and_ranges(tmp_path):
     (dict(gold_share=1.01), "gold_share", "bad_project"),
     (dict(title=""), "title", "bad_project"),
     (dict(titel="x"), "titel", "bad_project"),
+    (dict(title="a\0b"), "title", "bad_title"),
+    (dict(title="a\u202eb"), "title", "bad_title"),
+    (dict(title="a\ud800"), "title", "bad_title"),
     (dict(instructions=3), "instructions", "bad_project"),
     (dict(items=[]), "items", "no_items"),
     (dict(items={}), "items", "no_items"),
@@ -151,7 +155,14 @@ def test_wrong_fields_are_named(tmp_path, fields, field, code):
 
 
 @pytest.mark.parametrize(
-  "text, code", [("[]", "bad_project"), ("{", "bad_json"), (None, "no_file")]
+  "text, code",
+  [
+    ("[]", "bad_project"),
+    ("{", "bad_json"),
+    (None, "no_file"),
+    ('{"overlap": 1, "overlap": 2}', "bad_project"),
+    ('{"items": [{"task": "ranking", "task": "ranking"}]}', "bad_project"),
+  ],
 )
 def test_a_file_that_is_no_project(tmp_path, text, code):
   path = tmp_path / "PROJECT.json"
@@ -166,6 +177,21 @@ def test_instructions_are_read_beside_the_project(tmp_path):
   assert made.instructions == "# Rank\n"
   path = make(tmp_path, instructions="missing.md")
   assert error_of(project.read_project, path).code == "no_file"
+
+
+def test_files_of_windows_are_read(tmp_path):
+  path = make(tmp_path, instructions="guide.md", title="Rivers 😀")
+  for name, text in (
+    ("PROJECT.json", pathlib.Path(path).read_text()),
+    ("guide.md", "# Rank\n\nWell.\n"),
+  ):
+    crlf = text.replace("\n", "\r\n").encode()
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + crlf)
+  made = project.read_project(path)
+  assert made.settings.title == "Rivers 😀"
+  assert made.instructions == "# Rank\n\nWell.\n"
+  (tmp_path / "guide.md").write_bytes(b"a\0b")
+  assert error_of(project.read_project, path).code == "bad_text"
 
 
 def test_repeated_answers_are_left_out_and_counted(tmp_path):

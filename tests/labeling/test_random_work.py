@@ -92,7 +92,7 @@ def test_what_must_hold_holds_after_random_calls(new_store, seed):
       text = content()
       function = labels.save_draft if act == "save" else labels.submit
       try:
-        function(*mine, text, revision, RULES, now)
+        function(new_store, labels.Save(*mine[1:], text, revision), RULES, now)
       except UserError as error:
         if error.code != "place_taken":
           raise

@@ -495,20 +495,37 @@ def test_a_full_disk_is_an_error_and_loses_nothing(new_store):
   work = assignment.next_item(new_store, user.id, rules, NOW)
   arguments = (new_store, user.id, work.assignment_id)
   small, large = {"notes": "a"}, {"notes": "x" * 500_000}
-  labels.save_draft(*arguments, small, 0, rules, NOW)
+  labels.save_draft(
+    new_store, labels.Save(*arguments[1:], small, 0), rules, NOW
+  )
   free = _limit_pages(new_store, _pragma(new_store, "page_count") + 2)
   for _ in range(2):
-    assert _code(labels.save_draft, *arguments, large, 1, rules, NOW) == (
-      "disk_full"
-    )
-    assert _code(labels.submit, *arguments, large, 1, rules, NOW) == (
-      "disk_full"
-    )
+    assert _code(
+      labels.save_draft,
+      new_store,
+      labels.Save(*arguments[1:], large, 1),
+      rules,
+      NOW,
+    ) == ("disk_full")
+    assert _code(
+      labels.submit,
+      new_store,
+      labels.Save(*arguments[1:], large, 1),
+      rules,
+      NOW,
+    ) == ("disk_full")
   work = assignment.get_work(*arguments, NOW)
   assert (work.state, work.draft.content) == ("open", small)
   free()
-  labels.save_draft(*arguments, large, 1, rules, NOW)
-  assert labels.submit(*arguments, large, 2, rules, NOW).content == large
+  labels.save_draft(
+    new_store, labels.Save(*arguments[1:], large, 1), rules, NOW
+  )
+  assert (
+    labels.submit(
+      new_store, labels.Save(*arguments[1:], large, 2), rules, NOW
+    ).content
+    == large
+  )
   assert _pragma(new_store, "integrity_check") == "ok"
 
 
@@ -523,19 +540,19 @@ _LIMITED = """
 
   path, size = sys.argv[1], int(sys.argv[2])
   rules = assignment.Rules()
-  content = {"notes": "x" * 300_000}
+  save = labels.Save(1, 1, {"notes": "x" * 300_000}, 1)
   codes = []
   limit(size)
   try:
     opened = store.open_store(path, create=True)
     for _ in range(2):
       try:
-        labels.save_draft(opened, 1, 1, content, 1, rules, 0.0)
+        labels.save_draft(opened, save, rules, 0.0)
       except UserError as error:
         codes.append(error.code)
         assert error.fix
     limit(resource.RLIM_INFINITY)
-    draft = labels.save_draft(opened, 1, 1, content, 1, rules, 0.0)
+    draft = labels.save_draft(opened, save, rules, 0.0)
     print(*codes, draft.revision)
   except UserError as error:
     print(error.code)
@@ -561,7 +578,7 @@ def test_a_file_that_cannot_grow_is_an_error_and_loses_nothing(tmp_path):
   rules = assignment.Rules()
   work = assignment.next_item(opened, user.id, rules, NOW)
   assert (user.id, work.assignment_id) == (1, 1)
-  labels.save_draft(opened, 1, 1, {"notes": "a"}, 0, rules, NOW)
+  labels.save_draft(opened, labels.Save(1, 1, {"notes": "a"}, 0), rules, NOW)
   opened.close()
   codes = _run_limited(path, path.stat().st_size)
   assert codes == ["disk_error", "disk_error", "2"]

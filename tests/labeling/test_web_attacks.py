@@ -87,7 +87,7 @@ def test_an_odd_csrf_token_is_wrong(pages, token):
   [
     ({"host": "[::1"}, 421),
     ({"host": ""}, 421),
-    ({"host": "évil"}, 421),
+    ({"host": b"\xe9vil"}, 421),
     ({"host": "127.0.0.1.evil.example:8765"}, 421),
     ({"host": "127.0.0.1:port"}, 421),
     ({"origin": "http://["}, 200),

@@ -22,6 +22,7 @@ def create(flags: argparse.Namespace) -> None:
   """Makes a project and its store."""
   path = pathlib.Path(flags.project)
   if _has_content(flags):
+    project.check_title(flags.title, None, "--title")
     stores.check_output(
       path,
       "--project",
@@ -73,7 +74,7 @@ def add(flags: argparse.Namespace) -> None:
   path = pathlib.Path(flags.project)
   project.read_project(str(path))
   store_lib.open_store(flags.store).close()
-  value = files.read_json(path)
+  value = project.read_fields(str(path))
   value["items"] += _new_entries(flags, path)
   files.write_json_atomic(path, value)
   stores.update(flags.store, str(path), create=False).close()

@@ -18,7 +18,7 @@ def checked_name(name: str) -> str:
     UserError: it is empty, too long, or has control characters.
   """
   clean = printable(name)
-  if clean != unicodedata.normalize("NFC", " ".join(name.split())):
+  if not is_printable(name):
     problem = "a name cannot have invisible characters"
   elif not any(c.isalnum() for c in clean):
     problem = "a name needs a letter or a digit"
@@ -38,6 +38,11 @@ def name_key(name: str) -> str:
   folded = unicodedata.normalize("NFKC", name).casefold()
   # Case folding can undo the normal form.
   return " ".join(unicodedata.normalize("NFKC", folded).split())
+
+
+def is_printable(text: str) -> bool:
+  """Returns whether a text has no control characters or lone surrogates."""
+  return printable(text) == unicodedata.normalize("NFC", " ".join(text.split()))
 
 
 def printable(text: str) -> str:

@@ -13,13 +13,13 @@ from instructgpt_jax.labeling.label_records import ranks_of_content
 from instructgpt_jax.labeling.people import users
 from instructgpt_jax.labeling.store import is_id
 from instructgpt_jax.labeling.web import queries
-from instructgpt_jax.labeling.web.visit import Visit, not_found, redirect
-from instructgpt_jax.labeling.web.work import (
+from instructgpt_jax.labeling.web.item_page import (
   CONFIDENCE,
   SHORTCUTS,
   displayed_errors,
   name_of_field,
 )
+from instructgpt_jax.labeling.web.visit import Visit, not_found, redirect
 
 _ITEMS = 100
 _TASKS = ("ranking", "comparison")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from starlette.responses import Response  # pyright: ignore[reportMissingImports]
 
 from instructgpt_jax.labeling import quality, snapshot
+from instructgpt_jax.labeling.web.item_page import TASK_NAMES
 from instructgpt_jax.labeling.web.quality_page import choose_task
 from instructgpt_jax.labeling.web.visit import Visit
-from instructgpt_jax.labeling.web.work import TASK_NAMES
 
 
 def show(visit: Visit) -> Response:

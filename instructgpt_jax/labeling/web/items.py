@@ -11,8 +11,8 @@ from instructgpt_jax.labeling import forms, labels
 from instructgpt_jax.labeling.people import users
 from instructgpt_jax.labeling.store import is_id
 from instructgpt_jax.labeling.web import queries
+from instructgpt_jax.labeling.web.item_page import TASK_NAMES
 from instructgpt_jax.labeling.web.visit import Visit, not_found, redirect
-from instructgpt_jax.labeling.web.work import TASK_NAMES
 
 _PAGE = 50  # items
 
@@ -20,13 +20,12 @@ _PAGE = 50  # items
 def show_list(visit: Visit) -> Response:
   """Shows items, with their numbers of labels."""
   task, state = visit.query("task"), visit.query("state")
-  after = visit.query("after")
   with visit.store.read() as connection:
     rows = queries.list_items(
       connection,
       task=task if task in forms.TASKS else "",
       state=state if state in ("open", "closed") else "",
-      after=int(after) if after.isdecimal() and len(after) < 18 else 0,
+      after=visit.number("after") or 0,
       limit=_PAGE + 1,
     )
     progress = queries.item_progress(connection)

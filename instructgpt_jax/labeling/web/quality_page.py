@@ -14,8 +14,8 @@ from instructgpt_jax.labeling import quality, snapshot
 from instructgpt_jax.labeling.label_records import LabelRecord
 from instructgpt_jax.labeling.quality import Agreement, Comparison, Speed
 from instructgpt_jax.labeling.web import queries
+from instructgpt_jax.labeling.web.item_page import TASK_NAMES
 from instructgpt_jax.labeling.web.visit import Visit
-from instructgpt_jax.labeling.web.work import TASK_NAMES
 
 _TASKS = ("ranking", "comparison")
 _PAIRS = 6  # pairs of labelers with the least agreement

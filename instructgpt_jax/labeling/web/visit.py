@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import pathlib
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import quote
@@ -155,6 +156,10 @@ class Visit:
     """Returns a parameter of the query; "" without one."""
     return self.request.query_params.get(name, "")
 
+  def number(self, name: str) -> int | None:
+    """Returns a whole number of the query; None without one."""
+    return whole_number(self.query(name))
+
   def field(self, name: str) -> str:
     """Returns a field of the form as text; "" without one."""
     value = self.fields.get(name, "")
@@ -181,6 +186,11 @@ class Visit:
       )
     )
     return HTMLResponse(html, status_code=status)
+
+
+def whole_number(text: str) -> int | None:
+  """Returns the number that a text is, if it can be the number of a row."""
+  return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
 
 
 def redirect(path: str) -> RedirectResponse:

@@ -76,8 +76,7 @@ real: $(STAMP)
 
 $(LABEL_STAMP): $(STAMP) requirements-test.txt
 	@echo "adding what the labeling application needs to $(VENV)"
-	@$(PIP) $$(grep -E '^(krippendorff|python-multipart|starlette|uvicorn)==' \
-	  requirements-test.txt)
+	@$(PIP) $$(grep -E '^(krippendorff|starlette|uvicorn)==' requirements-test.txt)
 	@touch $@
 
 label: $(LABEL_STAMP)

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.labeling import assignment, labels, schema
+from instructgpt_jax.labeling.people import users
 from tests.labeling.made import NOW, add_items, add_users
 
 RULES = assignment.Rules(lock_seconds=50.0, gold_share=0.3)
@@ -61,13 +62,13 @@ def _check(store, drafts):
 @pytest.mark.parametrize("seed", range(3))
 def test_what_must_hold_holds_after_random_calls(new_store, seed):
   generator = random.Random(seed)
-  users = [user.id for user in add_users(new_store, 4)]
+  crew = [user.id for user in add_users(new_store, 4)]
   items = [
     *add_items(new_store, 2, overlap=1),
     *add_items(new_store, 2, overlap=2),
     *add_items(new_store, 1, overlap=None, gold={"ranks": [1, 2, 3]}),
   ]
-  now, owners, drafts = NOW, {1: users[0]}, {}
+  now, owners, drafts = NOW, {1: crew[0]}, {}
   seen_codes = collections.Counter()
 
   def content():
@@ -80,7 +81,7 @@ def test_what_must_hold_holds_after_random_calls(new_store, seed):
       " close open active other".split()
     )
     if act in ("next", "active", "other"):
-      user = generator.choice(users)
+      user = generator.choice(crew)
     mine = (new_store, user, number)
     if act == "next":
       work = assignment.next_item(new_store, user, RULES, now)

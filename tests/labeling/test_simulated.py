@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import labeling_acceptance, labeling_agreement, labeling_site
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.labeling import forms, packages, simulated
+from instructgpt_jax.labeling import forms, packages, quality, simulated
 from instructgpt_jax.world import gold, labelers
 from instructgpt_jax.world.facts import make_world
 from tests.interop import tiny
@@ -63,6 +63,32 @@ def test_checks_of_the_benchmark_can_fail(tmp_path, world, answers):
     labeling_agreement.check_dashboard(done[:-1], rounded)
   lines = list(labeling_acceptance.direct_records(site, done))
   assert {line["labeler_id"] for line in lines} == {"1", "2"}
+
+
+def test_the_expected_agreement_is_that_of_many_draws(world, answers):
+  """Also where answers are equal, and where tastes differ."""
+  first = [
+    (a["prompt"], [*a["completions"], a["completions"][0]]) for a in answers[:6]
+  ]
+  tastes = (labelers.TRAINING[1], labelers.HELD_OUT[1])
+  alike = ordered = 0
+  for seed in range(120):
+    for prompt, texts in first:
+      orders = [
+        quality.order_of_pairs(
+          simulated.Persona(f"{taste} {i}", taste, seed).rank(
+            world, prompt, texts
+          )["ranks"]
+        )
+        for i, taste in enumerate(tastes)
+      ]
+      alike += int((orders[0] * orders[1] == 1).sum())
+      ordered += int((orders[0] * orders[1] != 0).sum())
+  expected = labeling_agreement.expected_agreement(
+    world, ((prompt, texts, tastes) for prompt, texts in first)
+  )
+  assert abs(100 * alike / ordered - expected) < 3
+  assert expected < 99
 
 
 def test_a_decision_depends_on_texts_and_not_on_their_order(world, answers):

@@ -16,11 +16,23 @@ first. `example` makes a project with simulated labels and serves it. COMMAND
 from __future__ import annotations
 
 import argparse
+import importlib
 from collections.abc import Sequence
 
 from instructgpt_jax.cli import launch
 from instructgpt_jax.labeling import packages
 from instructgpt_jax.labeling.commands import flags as flags_lib
+
+# Command -> module that has its function.
+_MODULES = {
+  "create": "create",
+  "add": "create",
+  "serve": "serve",
+  "example": "example",
+  "invite": "people",
+  "export": "results",
+  "agreement": "results",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,16 +57,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(flags: argparse.Namespace) -> None:
-  # They need the packages of the extra.
-  from instructgpt_jax.labeling.commands import create, people, results, serve
-
-  commands = {
-    "create": create.create,
-    "add": create.add,
-    "serve": serve.serve,
-    "example": serve.example,
-    "invite": people.invite,
-    "export": results.export,
-    "agreement": results.agreement,
-  }
-  commands[flags.command](flags)
+  # Modules of commands need the packages of the extra.
+  module = importlib.import_module(f"{__package__}.{_MODULES[flags.command]}")
+  getattr(module, flags.command)(flags)

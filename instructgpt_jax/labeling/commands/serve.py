@@ -1,10 +1,9 @@
-"""Commands that serve the pages of a store, or of an example."""
+"""The command that serves the pages of a store."""
 
 from __future__ import annotations
 
 import argparse
 import os
-import pathlib
 import signal
 import sys
 import time
@@ -12,7 +11,6 @@ import webbrowser
 from collections.abc import Callable, Sequence
 
 from instructgpt_jax.data import tokenizers
-from instructgpt_jax.labeling import example as example_lib
 from instructgpt_jax.labeling import server
 from instructgpt_jax.labeling import store as store_lib
 from instructgpt_jax.labeling.commands import stores
@@ -22,35 +20,23 @@ from instructgpt_jax.labeling.store import Store
 
 def serve(flags: argparse.Namespace) -> None:
   """Serves the pages of a store."""
-  address = _address(flags)
+  address = address_of(flags)
   if flags.project:
     store = stores.update(flags.store, flags.project, create=True)
   else:
     store = store_lib.open_store(flags.store)
   try:
-    _run_server(store, address, flags, ())
+    run_server(store, address, flags, ())
   finally:
     store.close()
 
 
-def example(flags: argparse.Namespace) -> None:
-  """Makes an example with simulated labels, and serves it."""
-  address = _address(flags)
-  example_lib.check_directory(flags.workdir)
-  root = pathlib.Path(flags.workdir)
-  path, world = example_lib.write_example(flags.workdir, flags.demo)
-  is_new = not (root / example_lib.STORE).exists()
-  store = stores.update(str(root / example_lib.STORE), path, create=True)
-  try:
-    if is_new:
-      count = example_lib.add_labels(store, world, time.time())
-      print(f"simulated labelers submitted {count} labels")
-    _run_server(store, address, flags, ("owner", "labeler"))
-  finally:
-    store.close()
+def address_of(flags: argparse.Namespace) -> server.Address:
+  """Returns where the flags say that the server listens.
 
-
-def _address(flags: argparse.Namespace) -> server.Address:
+  Raises:
+    UserError: it listens on all addresses, and no name was given.
+  """
   names = tuple(n.strip() for n in flags.names.split(",") if n.strip())
   address = server.Address(
     host=flags.host, port=flags.port, names=names, https=flags.https
@@ -65,7 +51,7 @@ def _address(flags: argparse.Namespace) -> server.Address:
   return address
 
 
-def _run_server(
+def run_server(
   store: Store,
   address: server.Address,
   flags: argparse.Namespace,

@@ -46,16 +46,15 @@ class Classifier:
     _check_directory(path)
     self._torch, transformers = _load("torch"), _load("transformers")
     options = {"local_files_only": True, "trust_remote_code": False}
+    auto = transformers.AutoModelForSequenceClassification
     try:
-      self._model = (
-        transformers.AutoModelForSequenceClassification.from_pretrained(
-          path, use_safetensors=True, **options
-        ).eval()
+      model, report = auto.from_pretrained(
+        path, use_safetensors=True, output_loading_info=True, **options
       )
       self._tokenizer = transformers.AutoTokenizer.from_pretrained(
         path, **options
       )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # of several libraries, without a common class
       reason = str(error).strip().split("\n")[0]
       raise UserError(
         f"transformers cannot load it: {reason}",
@@ -63,6 +62,15 @@ class Classifier:
         fix="give a complete directory: config.json, safetensors and tokenizer",
         code="bad_classifier",
       ) from error
+    if report["missing_keys"]:
+      raise UserError(
+        f"lacks the tensor {min(report['missing_keys'])}, which transformers"
+        " would fill with random numbers",
+        file=path,
+        fix="give a model that was fine-tuned as a classifier",
+        code="missing_tensor",
+      )
+    self._model = model.eval()
     loaded = self._model.config
     names = [loaded.id2label[i] for i in range(loaded.num_labels)]
     self._index = _find_label(label, names, path)

@@ -185,10 +185,13 @@ def classifiers(tmp_path_factory):
     )
     model = transformers.BertForSequenceClassification(config)
     model.save_pretrained(top / name)
+    if name == "single":
+      model.bert.save_pretrained(top / "headless")
     tokenizer = transformers.BertTokenizerFast(
       vocab={word: i for i, word in enumerate(words)}
     )
     tokenizer.save_pretrained(top / name)
+    tokenizer.save_pretrained(top / "headless")
   return top
 
 
@@ -220,6 +223,7 @@ def test_what_a_classifier_refuses(classifiers, tmp_path, monkeypatch):
 
   multi = classifiers / "multi"
   assert code(multi, "insult") == code(multi, "") == "unknown_label"
+  assert code(classifiers / "headless", "") == "missing_tensor"
   assert code(tmp_path) == "no_file"
   config = json.loads((multi / "config.json").read_text())
   (tmp_path / "config.json").write_text(json.dumps(config))

@@ -7,7 +7,7 @@
 fits two small scorers to TruthfulQA's released judge data and states how well
 they agree with its labels, and with --samples=truthful_qa_samples.csv also with
 OpenAI's judges. A language model that `experiments.sft` has fine-tuned on the
-same files is the better judge: `ModelJudge` (docs/openai_samples.md).
+same files is a judge as well: `ModelJudge` (docs/openai_samples.md).
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from instructgpt_jax.evaluation import (
   pair_judges,
 )
 from instructgpt_jax.evaluation.judge_pairs import PairFile
-from instructgpt_jax.evaluation.pair_judges import PairJudge
+from instructgpt_jax.evaluation.pair_judges import PairJudge, ScoringModel
 from instructgpt_jax.runs import files
 from instructgpt_jax.runs.progress import Progress, log_line
 
@@ -113,6 +113,13 @@ def _check(arguments: argparse.Namespace) -> None:
     )
 
 
+def load_model(path: str) -> ScoringModel:
+  """Loads the language model of a directory."""
+  from instructgpt_jax.evaluation import language_model
+
+  return language_model.TextModel(path)
+
+
 def make_judge(arguments: argparse.Namespace) -> PairJudge:
   """Makes the judge of the command line."""
   if judge_server.is_url(arguments.judge):
@@ -125,9 +132,7 @@ def make_judge(arguments: argparse.Namespace) -> PairJudge:
       parallel=arguments.parallel,
       max_tokens=arguments.max_tokens,
     )
-  from instructgpt_jax.evaluation import language_model  # It loads JAX.
-
-  model = language_model.TextModel(arguments.judge)
+  model = load_model(arguments.judge)
   has_template = model.tokenizer.template is not None
   if arguments.chat_template == "true" and not has_template:
     raise UserError(

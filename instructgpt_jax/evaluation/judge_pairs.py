@@ -244,7 +244,7 @@ def read_labeled_pairs(spec: str) -> dict[str, PairFile]:
       a directory or a glob.
 
   Returns:
-    "SET PATH" → the pairs of each file, one with all labels of two answers.
+    "SET PATH" → the pairs of each file, each with all of its labels.
 
   Raises:
     UserError: `bad_set`, an element is no SET=PATH; a file cannot be read.
@@ -262,9 +262,15 @@ def read_labeled_pairs(spec: str) -> dict[str, PairFile]:
     parse, fields = SETS[name]
     for path in reading.expand(source):
       records = record_files.read_records(path, parse, fields)
-      result[f"{name} {path}"] = PairFile(
-        _join(records.items), record_files.show_left_out(path, records)
-      )
+      pairs, notes = records.items, record_files.show_left_out(path, records)
+      if name == "alpaca_eval":  # A record is one annotation of a pair.
+        pairs = _join(pairs)
+        if len(pairs) < len(records.items):
+          notes.append(
+            f"{path}: {len(records.items)} annotations are of"
+            f" {len(pairs)} pairs"
+          )
+      result[f"{name} {path}"] = PairFile(pairs, notes)
   return result
 
 

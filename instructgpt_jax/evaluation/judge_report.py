@@ -70,10 +70,11 @@ def _table(figures: Figures, rows: Sequence[tuple[str, str]]) -> Iterator[str]:
 
 def find_warnings(report: Figures) -> list[str]:
   """Returns sentences about what the figures say against the judge."""
-  sections = [("the answers", report["comparison"])] * ("comparison" in report)
-  sections += list(report.get("human", {}).items())
+  sections = dict(report.get("human", {}))
+  if "comparison" in report:
+    sections = {"the answers": report["comparison"]} | sections
   texts: list[str] = []
-  for name, figures in sections:
+  for name, figures in sections.items():
     texts += _bias_warnings(name, figures)
   for name, figures in report.get("human", {}).items():
     accuracy = figures["accuracy"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -60,6 +61,9 @@ def parse(argv: Sequence[str] | None, description: str) -> argparse.Namespace:
     action="store_true",
     help="accept a model whose context is too short for most items",
   )
+  for name in encoding.TAG_FIELDS:
+    field = configs.options(configs.Data)[name]
+    add(f"--{name}", help=f"of a Hugging Face directory. {field.help}")
   add("--seed", type=int, default=0, help="seed of the intervals")
   arguments = parser.parse_args(argv)
   if not 0 < arguments.deviation_coef < float("inf"):
@@ -93,10 +97,7 @@ def run(arguments: argparse.Namespace, draw: Draw) -> None:
   paths = arguments.reward_model.split(",")
   checks.check_model_names(paths, "--reward_model")
   benchmark = reward_bench_files.read_benchmark(arguments.data)
-  stages = [
-    stage_model.open_stage(p, kind=stage_model.SCALAR, field="--reward_model")
-    for p in paths
-  ]
+  stages = _open_stages(paths, arguments)
   items, examples, notes = _encode_all(stages, benchmark, arguments)
   scores = score_answers(stages, items, examples)
   by_model = dict(zip(paths, scores, strict=True))
@@ -122,6 +123,41 @@ def run(arguments: argparse.Namespace, draw: Draw) -> None:
   files.write_json_atomic(output / REPORT, report)
   sys.stdout.write(page)
   log_line(f"report: {output / PAGE}")
+
+
+def _open_stages(
+  paths: Sequence[str], arguments: argparse.Namespace
+) -> list[Stage]:
+  """Opens reward models; a Hugging Face directory takes the tags of the flags.
+
+  Raises:
+    UserError: one cannot be opened; or `unused_tag`, a tag is set, and all
+      models are workdirs, which have their own.
+  """
+  stages = [
+    stage_model.open_stage(p, kind=stage_model.SCALAR, field="--reward_model")
+    for p in paths
+  ]
+  tags = {
+    name: value
+    for name in encoding.TAG_FIELDS
+    if (value := getattr(arguments, name)) is not None
+  }
+  if tags and all(stage.source is None for stage in stages):
+    raise UserError(
+      "is set, and a workdir has its own",
+      field=f"--{next(iter(tags))}",
+      fix="leave it out",
+      code="unused_tag",
+    )
+  return [
+    stage
+    if stage.source is None
+    else dataclasses.replace(
+      stage, data=dataclasses.replace(stage.data, **tags)
+    )
+    for stage in stages
+  ]
 
 
 def measure(

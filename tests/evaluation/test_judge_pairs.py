@@ -121,7 +121,11 @@ def test_annotations_of_one_pair_are_joined_in_either_order(tmp_path):
   assert first.labels == (0.0, 0.5, 1.0) and first.majority == 0.5
   assert first.annotators == ("alpaca_eval_gpt4",) * 2 + ("another",)
   assert second.labels == (1.0, 0.5)
-  assert len(file.notes) == 2  # no preference; two equal outputs
+  assert file.notes == [
+    f"{path}: left out 1 replies without a preference",
+    f"{path}: left out 1 pairs of identical replies",
+    f"{path}: 5 annotations are of 2 pairs",
+  ]
 
 
 @pytest.mark.parametrize(

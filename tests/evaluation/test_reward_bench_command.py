@@ -138,7 +138,11 @@ def test_an_exported_model_scores_as_in_transformers(models, run, tmp_path):
   exported = tmp_path / "exported"
   hub_command.export_model(models[0], str(exported))
   _, rows = run([models[0]], data)
-  _, again = run([str(exported)], data)
+  # A directory does not say how its prompts are tagged.
+  _, again = run(
+    [str(exported)], data, "--user_tag=U:", "--assistant_tag=A:",
+    "--turn_separator= ",
+  )  # fmt: skip
   stage = stage_model.open_stage(models[0])
   theirs = tiny.load(exported, scalar=True)
   items = reward_bench_files.read_benchmark(data).items
@@ -166,7 +170,8 @@ def test_an_exported_model_scores_as_in_transformers(models, run, tmp_path):
   [
     (["--reward_model=MODEL,MODEL"], "bad_reward_models"),
     (["--reward_model=MODEL,"], "bad_reward_models"),
-    (["--reward_model=NOWHERE"], "no_stage"),
+    (["--reward_model=NOWHERE"], "no_directory"),
+    (["--reward_model=MODEL", "--user_tag=U:"], "unused_tag"),
     (["--reward_model=MODEL", "--data=LONG"], "left_out"),
     (["--reward_model=MODEL", "--deviation_coef=0"], "not_allowed"),
     (["--reward_model=MODEL", "--data=EMPTY"], "empty_file"),

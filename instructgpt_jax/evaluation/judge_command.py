@@ -114,10 +114,23 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def load_model(path: str) -> ScoringModel:
-  """Loads the language model of a directory."""
+  """Loads the language model of a directory.
+
+  Raises:
+    UserError: it has none.
+  """
   from instructgpt_jax.evaluation import language_model
 
-  return language_model.TextModel(path)
+  try:
+    return language_model.TextModel(path)
+  except UserError as error:
+    raise UserError(
+      error.problem,
+      file=error.file,
+      field="--judge",
+      fix=error.fix,
+      code=error.code,
+    ) from error
 
 
 def make_judge(arguments: argparse.Namespace) -> PairJudge:

@@ -138,7 +138,7 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
 def is_url(judge: str) -> bool:
   """Returns whether a judge is named by a URL."""
-  return judge.startswith(("http://", "https://"))
+  return judge.lower().startswith(("http://", "https://"))
 
 
 def _check_url(url: str) -> bool:

@@ -18,7 +18,7 @@ from instructgpt_jax.evaluation import (
   judge_statistics,
   pair_judges,
 )
-from instructgpt_jax.evaluation.judge_pairs import PairFile
+from instructgpt_jax.evaluation.judge_pairs import Pair, PairFile
 from instructgpt_jax.evaluation.pair_judges import PairJudge, ScoringModel
 from instructgpt_jax.runs import files
 from instructgpt_jax.runs.progress import Progress, log_line
@@ -181,30 +181,47 @@ def run(arguments: argparse.Namespace, judge: PairJudge | None = None) -> None:
   judge = judge or make_judge(arguments)
   report: dict[str, Any] = {"judge": judge.name, "template": template}
   left_out = [line for file in pair_files.values() for line in file.notes]
+  warnings = [line for file in pair_files.values() for line in file.warnings]
   rows: list[dict[str, Any]] = []
   total = sum(len(file.pairs) for file in pair_files.values())
   with Progress(total, "judging", unit="pair", compiles=True) as progress:
-    for name, (pairs, _) in pair_files.items():
+    for name, (pairs, *_) in pair_files.items():
       judged = pair_judges.judge_pairs(judge, pairs, template, progress.update)
-      left_out += judge_report.count_problems(name, judged)
+      problems = judge_report.count_problems(name, judged)
       verdicts, usable = judge_statistics.gather_verdicts(pairs, judged)
-      _require_verdicts(name, len(usable), len(pairs), left_out)
+      _require_verdicts(name, len(usable), len(pairs), problems)
+      left_out += problems
+      if 10 * (len(pairs) - len(usable)) > len(pairs):
+        warnings += problems
       rows += judge_report.verdict_rows(name, pairs, judged)
       if name == _ANSWERS:
-        report["answers"] = arguments.answers
-        report["against"] = arguments.against
+        report |= {"answers": arguments.answers, "against": arguments.against}
         report["comparison"] = judge_statistics.summarize(
           verdicts, seed=arguments.seed
         )
       else:
-        report.setdefault("human", {})[name] = {
-          "labels_by": judge_report.describe_labelers(usable),
-          **judge_statistics.measure_agreement(
-            usable, verdicts, seed=arguments.seed
-          ),
-        }
+        report.setdefault("human", {})[name] = _agreement(
+          usable, verdicts, arguments.seed
+        )
   report["left_out"] = left_out
-  report["warnings"] = judge_report.find_warnings(report)
+  report["warnings"] = [*warnings, *judge_report.find_warnings(report)]
+  _write(report, rows, output)
+
+
+def _agreement(
+  pairs: Sequence[Pair], verdicts: judge_statistics.Verdicts, seed: int
+) -> dict[str, Any]:
+  """Returns the figures of a set with labels, and who labelled it."""
+  return {
+    "labels_by": judge_report.describe_labelers(pairs),
+    **judge_statistics.measure_agreement(pairs, verdicts, seed=seed),
+  }
+
+
+def _write(
+  report: dict[str, Any], rows: Sequence[dict[str, Any]], output: pathlib.Path
+) -> None:
+  """Writes and prints the report."""
   page = judge_report.to_markdown(report)
   files.write_jsonl_atomic(output / VERDICTS, rows)
   files.write_text_atomic(output / PAGE, page)
@@ -238,18 +255,20 @@ def _draw(name: str, file: PairFile, limit: int, seed: int) -> PairFile:
     return file
   drawn = sorted(random.Random(seed).sample(range(total), limit))
   note = f"{name}: {limit} of {total} pairs drawn by --limit"
-  return PairFile([file.pairs[i] for i in drawn], [*file.notes, note])
+  return PairFile(
+    [file.pairs[i] for i in drawn], [*file.notes, note], file.warnings
+  )
 
 
 def _require_verdicts(
-  name: str, usable: int, total: int, left_out: Sequence[str]
+  name: str, usable: int, total: int, problems: Sequence[str]
 ) -> None:
   """Refuses a file of whose pairs more than half have no verdict."""
   if usable and 2 * usable >= total:
     return
   raise UserError(
     f"{total - usable} of {total} pairs have no verdict"
-    + "".join(f"\n  {line}" for line in left_out if line.startswith(name)),
+    + "".join(f"\n  {line}" for line in problems),
     file=name,
     field="--judge",
     fix="give a judge that answers A, B or tie, with a context long enough, or"

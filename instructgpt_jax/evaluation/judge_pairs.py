@@ -57,10 +57,17 @@ class Pair:
 
 
 class PairFile(NamedTuple):
-  """Pairs, and the lines that say what of their files is not used."""
+  """Pairs, and the lines that say what of their files is not used.
+
+  Attributes:
+    pairs: the pairs.
+    notes: a line about each kind of record without use.
+    warnings: those about more than a tenth of a file.
+  """
 
   pairs: list[Pair]
   notes: list[str]
+  warnings: tuple[str, ...] = ()
 
 
 class _Answer(NamedTuple):
@@ -111,20 +118,38 @@ def read_answer_pairs(
       fix="give answers of two models to the same prompts",
       code="no_pairs",
     )
-  for path, records in files.items():
-    total = len(records.items)
-    unmatched = total - len(pairs)
-    if not unmatched:
-      continue
-    notes.append(f"{path}: {unmatched} of {total} answers have no counterpart")
+  totals = {path: len(records.items) for path, records in files.items()}
+  unmatched, warnings = _describe_unmatched(totals, len(pairs), allow_unmatched)
+  return PairFile(pairs, notes + unmatched, warnings)
+
+
+def _describe_unmatched(
+  totals: Mapping[str, int], matched: int, allow_unmatched: bool
+) -> tuple[list[str], tuple[str, ...]]:
+  """Returns lines about the answers of files without a counterpart.
+
+  Returns:
+    The lines, and those that are warnings.
+
+  Raises:
+    UserError: `unmatched`.
+  """
+  lines, warnings = [], []
+  for path, total in totals.items():
+    unmatched = total - matched
+    text = f"{unmatched} of {total} answers have no counterpart"
     if 2 * unmatched > total and not allow_unmatched:
       raise UserError(
-        f"{unmatched} of {total} answers have no counterpart in the other file",
+        text,
         file=path,
         fix="give answers to the same prompts, or add --allow_unmatched",
         code="unmatched",
       )
-  return PairFile(pairs, notes)
+    if unmatched:
+      lines.append(f"{path}: {text}")
+    if 10 * unmatched > total:
+      warnings.append(f"{path}: {text}.")
+  return lines, tuple(warnings)
 
 
 def _read_answers(path: str) -> record_files.Records[_Answer]:

@@ -1,9 +1,11 @@
 """An ensemble's models and settings fit together, before anything is opened."""
 
+import dataclasses
+
 import pytest
 
 from instructgpt_jax import configs
-from instructgpt_jax.configs import checks
+from instructgpt_jax.configs import checks, presets
 from instructgpt_jax.errors import UserError
 
 DEVIATION = {"reward_ensemble": "mean_minus_deviation"}
@@ -51,6 +53,17 @@ def test_settings_that_fit(settings, models, coef):
     checks.check_reward_models(section, "ppo")
     assert section.reward_models == models
     assert section.deviation_coef == coef
+
+
+def test_a_pipeline_has_no_ensemble():
+  config = presets.pipeline("tiny")
+  section = dataclasses.replace(
+    config.ppo, reward_model="a,b", reward_ensemble="worst"
+  )
+  config = dataclasses.replace(config, ppo=section)
+  with pytest.raises(UserError) as error:
+    checks.check_pipeline(config, config.model.max_seq_len)
+  assert error.value.code == "one_reward_model"
 
 
 def test_an_unknown_ensemble_is_refused():

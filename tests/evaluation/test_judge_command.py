@@ -118,6 +118,7 @@ def test_pairs_without_a_verdict_are_counted_and_shown(paths, capsys):
     " 'I think A', 'I think A', 'I think A'",
   ]
   assert "## Left out" in capsys.readouterr().out
+  assert (report["left_out"][0] in report["warnings"]) == (missing > 6)
 
 
 def test_a_judge_without_verdicts_is_an_error(paths):

@@ -60,7 +60,7 @@ def test_answers_are_paired_by_prompt_and_by_their_number(tmp_path):
     {"prompt": "p", "completion": "b", "score": 3},
     {"prompt": "p", "completion": ""},
   )
-  pairs, notes = judge_pairs.read_answer_pairs(one, two)
+  pairs, notes, warnings = judge_pairs.read_answer_pairs(one, two)
   assert [(p.first, p.second) for p in pairs] == [
     ("1", "a"), ("2", "b"), ("3", "c"),
   ]  # fmt: skip
@@ -72,6 +72,7 @@ def test_answers_are_paired_by_prompt_and_by_their_number(tmp_path):
     f"{one}: 1 of 4 answers have no counterpart",
     f"{two}: 1 of 4 answers have no counterpart",
   ]
+  assert warnings == tuple(f"{note}." for note in notes[2:])
 
 
 def test_files_without_common_prompts_are_refused(tmp_path):
@@ -85,8 +86,10 @@ def test_files_without_common_prompts_are_refused(tmp_path):
     with pytest.raises(UserError) as error:
       judge_pairs.read_answer_pairs(one, against)
     assert error.value.code == code
-  pairs, notes = judge_pairs.read_answer_pairs(one, two, allow_unmatched=True)
-  assert len(pairs) == 1 and len(notes) == 1
+  pairs, notes, warnings = judge_pairs.read_answer_pairs(
+    one, two, allow_unmatched=True
+  )
+  assert len(pairs) == len(notes) == len(warnings) == 1
 
 
 def test_labels_of_each_format(tmp_path):

@@ -33,7 +33,7 @@ def test_llmbar_is_a_directory_of_five_files():
 def test_pandalm_has_three_votes_a_pair():
   path = SHARED / "comparisons/pandalm/testset-v1.json"
   records = json.loads(path.read_text())
-  pairs, notes = read("pandalm", path)
+  pairs, notes, _ = read("pandalm", path)
   assert len(pairs) == len(records) == 553 and notes == []
   for pair, record in zip(pairs, records, strict=True):
     votes = [record[f"annotator{i}"] for i in (1, 2, 3)]
@@ -49,7 +49,7 @@ def test_alpaca_eval_has_one_label_a_pair(model):
     for r in records
     if r["preference"] is not None and r["output_1"] != r["output_2"]
   ]
-  pairs, _ = read("alpaca_eval", path)
+  pairs, *_ = read("alpaca_eval", path)
   assert len(pairs) == len(usable)
   wins = np.mean([pair.labels[0] == 1 for pair in pairs])
   assert wins == np.mean([value == 1 for value in usable])

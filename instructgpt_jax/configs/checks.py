@@ -231,7 +231,7 @@ def check_pipeline(config: configs.PipelineExperiment, context: int) -> None:
   check_ppo(config.ppo, config.data, context)
   if config.ppo.reward_ensemble is not None:
     raise UserError(
-      f"is {config.ppo.reward_ensemble}, and a pipeline trains one reward model",
+      f"is {config.ppo.reward_ensemble}; a pipeline trains one reward model",
       field="ppo.reward_ensemble",
       fix="leave it out, and run experiments.ppo with several",
       code="one_reward_model",

@@ -158,10 +158,10 @@ def _describe_start(
     response_limit = data.max_response_tokens
   elif answers:
     # Reward models have not seen longer ones.
-    seen = [
+    limits = [
       s.data.max_response_tokens for s in reward_models if s.source is None
     ]
-    response_limit = min(seen, default=None)
+    response_limit = min(limits, default=None)
   return Start(
     model=stage.model_config,
     parameters=_num_params(stage.model_config),

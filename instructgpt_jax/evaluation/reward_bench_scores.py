@@ -193,10 +193,8 @@ def _sections(subsets: Mapping[str, _Subset], seed: int) -> dict[str, Any]:
   def mean_of(values: Mapping[str, float], section: str) -> float:
     weights = SECTIONS[section]
     names = [name for name in weights if name in values]
-    return np.average(
-      [values[name] for name in names],
-      weights=[weights[name] for name in names],
-    )
+    total = sum(weights[name] * values[name] for name in names)
+    return total / sum(weights[name] for name in names)
 
   present = {
     section: {name: subsets[name] for name in weights if name in subsets}

@@ -225,7 +225,7 @@ def _ppo(model: str) -> Step:
   roll_out = _sampler(model)
   networks = Networks(
     policy=network,
-    reward=scalar,
+    rewards=(scalar,),
     value=scalar,
     policy_optimizer=_optimizer(),
     value_optimizer=_optimizer(),
@@ -249,7 +249,7 @@ def _ppo(model: str) -> Step:
       state.policy.params, prompt_batch(model, index, "ppo"), key
     )
     scored, _, metrics = experience(
-      rollout, reference, reward_params, state.value.params, state.kl_coef
+      rollout, reference, (reward_params,), state.value.params, state.kl_coef
     )
     for rows in minibatches:
       state, metrics = update(state, scored, rows, None)

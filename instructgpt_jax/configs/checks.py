@@ -6,6 +6,7 @@ before the first one starts.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from instructgpt_jax import configs
@@ -116,6 +117,7 @@ def check_ppo(section: configs.Ppo, data: configs.Data, context: int) -> None:
   """
   check_lengths(data, context)
   check_ppo_batches(section)
+  check_reward_models(section, "ppo")
   if section.ptx_coef:
     row_length(section.ptx_sequence, context, "ppo.ptx_sequence")
   if section.judge and not (section.eval_every or section.samples_every):
@@ -127,10 +129,63 @@ def check_ppo(section: configs.Ppo, data: configs.Data, context: int) -> None:
     )
 
 
+def check_model_names(names: Sequence[str], field: str) -> None:
+  """Refuses a comma list of models with a blank name, or with one twice."""
+  if len({name.strip() for name in names} - {""}) < len(names):
+    raise UserError(
+      f"{','.join(names)!r} has a blank name, or one twice",
+      field=field,
+      fix="give different directories, separated by commas",
+      code="bad_reward_models",
+    )
+
+
+def check_reward_models(section: configs.RewardModels, name: str) -> None:
+  """Refuses an ensemble whose models and settings do not fit together.
+
+  Args:
+    section: the section that names the reward models.
+    name: its name in the config.
+
+  Raises:
+    UserError: `bad_reward_models`, a name is blank or occurs twice;
+      `no_ensemble`, several models without `reward_ensemble`;
+      `one_reward_model`, the reverse; `unused_coefficient`.
+  """
+  field, models = f"{name}.reward_model", section.reward_models
+  check_model_names(models, field)
+  if len(models) > 1 and section.reward_ensemble is None:
+    raise UserError(
+      f"names {len(models)} models, and nothing says how to combine them",
+      field=field,
+      fix=f"give --{name}.reward_ensemble=mean, worst or mean_minus_deviation",
+      code="no_ensemble",
+    )
+  if section.reward_ensemble is not None and len(models) < 2:
+    raise UserError(
+      f"is {section.reward_ensemble}, which needs several reward models",
+      field=f"{name}.reward_ensemble",
+      fix=f"leave it out, or give --{field}=DIR,DIR2",
+      code="one_reward_model",
+    )
+  if (
+    section.reward_deviation_coef is not None
+    and section.reward_ensemble != "mean_minus_deviation"
+  ):
+    raise UserError(
+      "is set, and no deviation is subtracted",
+      field=f"{name}.reward_deviation_coef",
+      fix="leave it out, or subtract it by"
+      f" --{name}.reward_ensemble=mean_minus_deviation",
+      code="unused_coefficient",
+    )
+
+
 def check_batches(config: Any) -> None:
   """Refuses batches of any stage that its microbatches do not divide."""
   if isinstance(config, configs.PpoExperiment):
     check_ppo_batches(config.ppo)
+    check_reward_models(config.ppo, "ppo")
   for name in ("pretrain", "reward"):
     section = getattr(config, name, None)
     if section is not None and hasattr(section, "microbatch"):
@@ -174,6 +229,13 @@ def check_pipeline(config: configs.PipelineExperiment, context: int) -> None:
   if config.until in ("world", "pretrain"):
     return
   check_ppo(config.ppo, config.data, context)
+  if config.ppo.reward_ensemble is not None:
+    raise UserError(
+      f"is {config.ppo.reward_ensemble}; a pipeline trains one reward model",
+      field="ppo.reward_ensemble",
+      fix="leave it out, and run experiments.ppo with several",
+      code="one_reward_model",
+    )
   for name, stage in (
     ("sft", config.sft),
     ("policy_init", config.policy_init),

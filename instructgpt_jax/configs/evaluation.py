@@ -6,6 +6,7 @@ import dataclasses
 from typing import Literal
 
 from instructgpt_jax.configs.fields import Checked, option
+from instructgpt_jax.configs.stages import RewardModels
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,10 +112,9 @@ class Evaluation(Checked):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Measure(Checked):
+class Measure(RewardModels):
   """What `evaluate` measures a model with."""
 
-  reward_model: str = option("", "Workdir of the reward model that scores.")
   start: str = option(
     "", "Workdir of the policy's start, the reference of the KL divergence."
   )

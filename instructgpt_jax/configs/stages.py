@@ -165,7 +165,38 @@ class Reward(Checked):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Ppo(Checked):
+class RewardModels(Checked):
+  """The reward model that scores answers, or an ensemble of several."""
+
+  reward_model: str = option(
+    "", "Workdir of the reward model; a comma list is an ensemble."
+  )
+  reward_ensemble: Literal["mean", "worst", "mean_minus_deviation"] | None = (
+    option(
+      None,
+      "How the scores of an ensemble are combined; none has a single model.",
+    )
+  )
+  reward_deviation_coef: float | None = option(
+    None,
+    "Weight of the standard deviation in mean_minus_deviation; none is 1.",
+    above=0.0,
+  )
+
+  @property
+  def reward_models(self) -> tuple[str, ...]:
+    """Workdirs of the reward models."""
+    return tuple(self.reward_model.split(",")) if self.reward_model else ()
+
+  @property
+  def deviation_coef(self) -> float:
+    """Weight of the standard deviation in mean_minus_deviation."""
+    coef = self.reward_deviation_coef
+    return 1.0 if coef is None else coef
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ppo(RewardModels):
   """PPO and PPO-ptx; the defaults are those of arXiv:2203.02155, C.4."""
 
   episodes: int = option(
@@ -298,7 +329,6 @@ class Ppo(Checked):
     minimum=0.0,
     maximum=0.999999,
   )
-  reward_model: str = option("", "Workdir of the reward model.")
   stop_kl: float | None = option(
     None,
     "KL divergence per episode above which the run ends; none never ends it.",

@@ -130,9 +130,11 @@ def _build_evaluator(
     "the policy's initialisation",
     stage_model.LANGUAGE,
   )
-  reward = open_beside(
-    section.reward_model, "reward_model", "a reward model", stage_model.SCALAR
-  )
+  field = "measure.reward_model"
+  _require(section.reward_model, field, "a reward model")
+  rewards = stage_model.open_reward_models(config)
+  for reward in rewards:
+    inheritance.require_compatible(reward, stage.tokenizer, config.data, field)
   judge = None
   if not section.world:
     judge = open_beside(
@@ -145,7 +147,8 @@ def _build_evaluator(
     config,
     tokenizer=stage.tokenizer,
     start=start,
-    reward=reward,
+    rewards=rewards,
+    ensemble=section,
     judge=judge,
     world=section.world,
   )

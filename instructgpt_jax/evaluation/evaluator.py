@@ -15,6 +15,7 @@ from instructgpt_jax.data import encoding, packing, records
 from instructgpt_jax.data.tokenizers import Tokenizer
 from instructgpt_jax.evaluation import judges, tasks
 from instructgpt_jax.training import networks, sampling, scoring
+from instructgpt_jax.training.held_out import Scorer
 from instructgpt_jax.training.stage_model import Stage
 from instructgpt_jax.types import PyTree, Rollout
 from instructgpt_jax.world.facts import World
@@ -71,7 +72,7 @@ class Evaluator:
     mesh: mesh that batches are put on.
     tokenizer: tokenizer of all models.
     start: the policy's initialisation, the reference of the KL.
-    reward: the reward model.
+    reward: the reward model, or an ensemble of several.
     judge: scores each answer.
     prompts: held-out prompts.
     prefix_prompts: prompts that a prefix is chosen on.
@@ -88,7 +89,7 @@ class Evaluator:
   mesh: Mesh
   tokenizer: Tokenizer
   start: Model
-  reward: Model
+  reward: Scorer
   judge: judges.Judge
   prompts: Sequence[records.Prompt]
   prefix_prompts: Sequence[records.Prompt] = ()
@@ -181,7 +182,7 @@ class Evaluator:
 
   def score_by_reward_model(self, rollout: Rollout) -> np.ndarray:
     """Returns [R] scores of the reward model."""
-    return scoring.score(*self.reward, scoring.answers(rollout), self.mesh)
+    return self.reward.score(scoring.answers(rollout), self.mesh)
 
   def answer(
     self,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from instructgpt_jax import configs
 from instructgpt_jax.data import packing
 from instructgpt_jax.data.tokenizers import Tokenizer
@@ -11,6 +13,7 @@ from instructgpt_jax.evaluation.evaluator import Evaluator, load_model
 from instructgpt_jax.runs import files
 from instructgpt_jax.training import documents as documents_lib
 from instructgpt_jax.training import inputs
+from instructgpt_jax.training.held_out import load_scorer
 from instructgpt_jax.training.stage_model import Stage
 from instructgpt_jax.world import write
 
@@ -20,7 +23,8 @@ def build_evaluator(
   *,
   tokenizer: Tokenizer,
   start: Stage,
-  reward: Stage,
+  rewards: Sequence[Stage],
+  ensemble: configs.RewardModels | None = None,
   judge: Stage | None = None,
   world: str = "",
 ) -> Evaluator:
@@ -32,7 +36,8 @@ def build_evaluator(
     config: the experiment; its data, evaluation, mesh and seed are used.
     tokenizer: tokenizer of all models.
     start: the policy's initialisation.
-    reward: the reward model.
+    rewards: the reward model, or several.
+    ensemble: how the scores of several are combined.
     judge: reward model that judges answers; unused with a world.
     world: directory of the embedded world, whose gold labeler judges answers;
       "" outside it.
@@ -61,7 +66,7 @@ def build_evaluator(
     mesh=mesh,
     tokenizer=tokenizer,
     start=load_model(start, mesh),
-    reward=load_model(reward, mesh),
+    reward=load_scorer(rewards, mesh, ensemble),
     judge=answer_judge,
     prompts=prompts.measured,
     prefix_prompts=prompts.choosing,

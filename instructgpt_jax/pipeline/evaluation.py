@@ -78,7 +78,7 @@ def _build_evaluator(
     config,
     tokenizer=start.tokenizer,
     start=start,
-    reward=stages["reward"],
+    rewards=[stages["reward"]],
     judge=None if has_gold else stage_model.open_stage(str(root / "judge")),
     world=str(root / "world") if has_gold else "",
   )
@@ -298,7 +298,8 @@ def _reward_accuracies(
   path = rankings.held_out_path(str(root / "rankings"), config.labeling.rounds)
   if pathlib.Path(path).exists():
     accuracies["held_out_labelers"] = reward_loop.count_held_out(
-      *evaluator.reward,
+      *evaluator.reward.networks,
+      *evaluator.reward.params,
       rankings.read_encoded(path, evaluator.tokenizer, evaluator.data, "valid"),
       evaluator.tokenizer,
       evaluator.mesh,

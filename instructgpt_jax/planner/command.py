@@ -45,10 +45,10 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> bool:
     runs=False,
   )
   ranked = arguments.sweep_mesh
-  config, reward_model = _resolve_networks(config, arguments, pad=not ranked)
+  config, reward_models = _resolve_networks(config, arguments, pad=not ranked)
   title = f"{name} {arguments.preset}"
   if ranked:
-    plans = layouts.rank_layouts(config, topology, reward_model)
+    plans = layouts.rank_layouts(config, topology, reward_models)
     unit = "iteration" if name.startswith("ppo") else "step"
     print(f"{title} on {topology}, estimated")
     print(text.format_layouts(plans, unit))
@@ -63,16 +63,16 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> bool:
     )
   compiling = has_compiler and arguments.compile != "false"
   plan = make_plan(
-    config, topology, reward_model=reward_model, compiling=compiling
+    config, topology, reward_models=reward_models, compiling=compiling
   )
   print(text.format_plan(plan, title, arguments.price))
   how = compiled.compiler_version() if compiling else "estimated, not compiled"
   print(f"costs: {how}")
   if not plan.fits:
-    config, reward_model = _resolve_networks(config, arguments, pad=False)
+    config, reward_models = _resolve_networks(config, arguments, pad=False)
     try:
       print(
-        "try " + layouts.suggest_flags(config, name, topology, reward_model)
+        "try " + layouts.suggest_flags(config, name, topology, reward_models)
       )
     except UserError as error:
       print(f"no layout to try: {error}")
@@ -81,8 +81,8 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> bool:
 
 def _resolve_networks(
   config: Any, arguments: argparse.Namespace, *, pad: bool
-) -> tuple[Any, configs.Model | None]:
-  """Returns the config with the network of `init_from`, and the reward model.
+) -> tuple[Any, Sequence[configs.Model]]:
+  """Returns the config with the network of `init_from`, and the reward models.
 
   Only PPO has a reward model.
 
@@ -109,10 +109,10 @@ def _resolve_networks(
         fix="leave it out",
         code="no_reward_model",
       )
-    return config, None
-  directory = config.ppo.reward_model
-  if not directory:
-    return config, _reward_model(arguments.reward_preset, arguments.preset)
+    return config, ()
+  directories = config.ppo.reward_models
+  if not directories:
+    return config, [_reward_model(arguments.reward_preset, arguments.preset)]
   if arguments.reward_preset:
     raise UserError(
       "is set together with --ppo.reward_model",
@@ -120,10 +120,8 @@ def _resolve_networks(
       fix="leave one of them out",
       code="two_reward_models",
     )
-  stage = stage_model.open_stage(
-    directory, kind=stage_model.SCALAR, field="ppo.reward_model", run=inherited
-  )
-  return config, stage.model_config
+  stages = stage_model.open_reward_models(inherited)
+  return config, [stage.model_config for stage in stages]
 
 
 def _reward_model(name: str, preset: str) -> configs.Model:

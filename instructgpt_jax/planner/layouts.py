@@ -41,7 +41,7 @@ def _divisors(number: int) -> list[int]:
 
 
 def rank_layouts(
-  config: Any, topology: Topology, reward_model: configs.Model | None
+  config: Any, topology: Topology, reward_models: Sequence[configs.Model]
 ) -> list[tuple[configs.Mesh, Plan]]:
   """Ranks layouts by estimates: first those that fit, then the faster ones.
 
@@ -51,14 +51,14 @@ def rank_layouts(
   counted: dict[str, float] = {}
   plans = []
   errors = []
-  models = [config.model, *([reward_model] if reward_model else [])]
+  models = [config.model, *reward_models]
   for mesh in layouts(models, topology.num_chips):
     candidate = dataclasses.replace(config, mesh=mesh)
     try:
       plan = make_plan(
         candidate,
         topology,
-        reward_model=reward_model,
+        reward_models=reward_models,
         compiling=False,
         counted=counted,
       )
@@ -95,7 +95,7 @@ def suggest_flags(
   config: Any,
   name: str,
   topology: Topology,
-  reward_model: configs.Model | None,
+  reward_models: Sequence[configs.Model],
 ) -> str:
   """Returns flags with which the experiment fits, by estimates.
 
@@ -103,7 +103,7 @@ def suggest_flags(
     config: the experiment.
     name: name of the experiment.
     topology: chips to plan for.
-    reward_model: reward model of PPO.
+    reward_models: reward models of PPO.
 
   Raises:
     UserError: no layout has a plan, whatever the microbatches.
@@ -116,7 +116,7 @@ def suggest_flags(
     microbatches = dict(zip(fields, sizes, strict=True))
     try:
       best = rank_layouts(
-        flags.replace(config, microbatches), topology, reward_model
+        flags.replace(config, microbatches), topology, reward_models
       )
     except UserError as error:  # such as a microbatch that does not divide
       best, first_error = [], first_error or error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from instructgpt_jax import configs
@@ -91,7 +92,7 @@ def make_plan(
   config: configs.Experiment,
   topology: Topology,
   *,
-  reward_model: configs.Model | None = None,
+  reward_models: Sequence[configs.Model] = (),
   compiling: bool,
   counted: dict[str, float] | None = None,
 ) -> Plan:
@@ -100,7 +101,7 @@ def make_plan(
   Args:
     config: the experiment and its mesh.
     topology: chips to plan for.
-    reward_model: reward model of PPO; the policy's network if None.
+    reward_models: reward models of PPO; the policy's network if empty.
     compiling: whether to compile; costs are estimates otherwise.
     counted: name of a program → FLOPs on all chips where the mesh divides all
       parts; programs that are missing are counted and added.
@@ -113,14 +114,16 @@ def make_plan(
   if compiling:
     mesh = compiled.topology_mesh(topology, config.mesh)
   platform = topology.chip.platform
-  workload = make_workload(config, mesh, platform, reward_model)
+  workload = make_workload(config, mesh, platform, reward_models)
   counted = {} if counted is None else counted
   unsharded = {}
   if not compiling:
     for program in workload.programs:
       if program.name not in counted:
         counted[program.name] = _count(program, platform).total
-    unsharded = _unsharded_flops(config, mesh, platform, reward_model, workload)
+    unsharded = _unsharded_flops(
+      config, mesh, platform, reward_models, workload
+    )
   costs = {}
   for program in workload.programs:
     if compiling:
@@ -149,7 +152,7 @@ def estimate_peak(
   *,
   platform: str,
   devices: int,
-  reward_model: configs.Model | None = None,
+  reward_models: Sequence[configs.Model] = (),
 ) -> float:
   """Estimates the peak memory of a device, without counting FLOPs.
 
@@ -157,7 +160,7 @@ def estimate_peak(
     config: the experiment and its mesh.
     platform: platform of the devices: "cpu", "tpu" or "cuda".
     devices: number of devices.
-    reward_model: reward model of PPO; the policy's network if None.
+    reward_models: reward models of PPO; the policy's network if empty.
 
   Returns:
     Bytes, as `Plan.peak_bytes` of an estimate.
@@ -165,7 +168,7 @@ def estimate_peak(
   sizes = mesh_lib.resolve_axis_sizes(config.mesh, devices)
   axes = dict(zip(mesh_lib.AXES, sizes, strict=True))
   mesh = mesh_lib.abstract_mesh(config.mesh, devices, platform)
-  workload = make_workload(config, mesh, platform, reward_model)
+  workload = make_workload(config, mesh, platform, reward_models)
   resident = sum(bytes_per_chip(tree) for tree in workload.resident.values())
   return resident + max(
     estimate.temporary_bytes(program, axes, platform)
@@ -177,7 +180,7 @@ def make_workload(
   config: configs.Experiment,
   mesh: mesh_lib.AnyMesh,
   platform: str,
-  reward_model: configs.Model | None = None,
+  reward_models: Sequence[configs.Model] = (),
 ) -> Workload:
   """Returns the workload of an experiment on a mesh, which may be abstract.
 
@@ -185,7 +188,7 @@ def make_workload(
     config: the experiment.
     mesh: mesh of the devices.
     platform: platform of the devices: "cpu", "tpu" or "cuda".
-    reward_model: reward model of PPO; the policy's network if None.
+    reward_models: reward models of PPO; the policy's network if empty.
 
   Raises:
     UserError: the experiment refuses its settings, or has no workload.
@@ -197,7 +200,7 @@ def make_workload(
   if isinstance(config, configs.RewardExperiment):
     return supervised.reward_workload(config, mesh, platform)
   if isinstance(config, configs.PpoExperiment):
-    return ppo.ppo_workload(config, mesh, reward_model)
+    return ppo.ppo_workload(config, mesh, reward_models)
   raise UserError(
     "has no programs of its own",
     field="--experiment",
@@ -216,7 +219,7 @@ def _unsharded_flops(
   config: configs.Experiment,
   mesh: mesh_lib.AnyMesh,
   platform: str,
-  reward_model: configs.Model | None,
+  reward_models: Sequence[configs.Model],
   workload: Workload,
 ) -> dict[str, float]:
   """Counts the extra FLOPs of parts that are not sharded over `tensor`.
@@ -226,12 +229,13 @@ def _unsharded_flops(
   """
   tensor = mesh.shape["tensor"]
   others = [
-    (dataclasses.replace(config, model=model), reward_model, share)
+    (dataclasses.replace(config, model=model), reward_models, share)
     for model, share in undivided.larger_models(config.model, tensor)
   ]
-  if reward_model is not None and isinstance(config, configs.PpoExperiment):
+  if isinstance(config, configs.PpoExperiment):
     others += [
-      (config, model, share)
+      (config, [*reward_models[:i], model, *reward_models[i + 1 :]], share)
+      for i, reward_model in enumerate(reward_models)
       for model, share in undivided.larger_models(reward_model, tensor)
     ]
   extra: dict[str, float] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -28,14 +29,14 @@ from instructgpt_jax.types import LanguageBatch, PromptBatch, PyTree
 def ppo_workload(
   config: configs.PpoExperiment,
   mesh: AnyMesh,
-  reward_model: configs.Model | None,
+  reward_models: Sequence[configs.Model],
 ) -> Workload:
   """Returns the workload of an iteration.
 
   Args:
     config: the experiment.
     mesh: mesh of the devices.
-    reward_model: the reward model's network; the policy's if None.
+    reward_models: the reward models' networks; the policy's if empty.
 
   Raises:
     UserError: lengths or batch sizes do not fit each other or the mesh.
@@ -43,7 +44,7 @@ def ppo_workload(
   section = config.ppo
   checks.check_ppo(section, config.data, config.model.max_seq_len)
   mesh_lib.check_divisible(section.rollout_batch, mesh)
-  iteration = _Iteration(config, mesh, reward_model or config.model)
+  iteration = _Iteration(config, mesh, reward_models or [config.model])
   updates = section.updates_per_iteration
   tokens = section.inner_epochs * section.rollout_batch * iteration.length
   if iteration.ptx_batch is not None:
@@ -84,10 +85,10 @@ class _Iteration:
     self,
     config: configs.PpoExperiment,
     mesh: AnyMesh,
-    reward_model: configs.Model,
+    reward_models: Sequence[configs.Model],
   ):
     self._config, self._mesh, self._section = config, mesh, config.ppo
-    self._make_networks(reward_model)
+    self._make_networks(reward_models)
     data = config.data
     width = max(packing_lib.bucket_lengths(data.max_prompt_tokens))
     self.response_length = data.max_response_tokens
@@ -98,16 +99,18 @@ class _Iteration:
     self.num_states = self.response_length + 1
     self.ptx_batch = self._make_ptx_batch()
 
-  def _make_networks(self, reward_model: configs.Model) -> None:
+  def _make_networks(self, reward_models: Sequence[configs.Model]) -> None:
     config, mesh, section = self._config, self._mesh, self._section
     policy = shapes.with_vocabulary(config.model, config, mesh)
-    reward = shapes.with_vocabulary(reward_model, config, mesh)
+    rewards = [
+      shapes.with_vocabulary(model, config, mesh) for model in reward_models
+    ]
     adapters = {
       n: getattr(policy, n) for n in ("lora_rank", "lora_alpha", "lora_layers")
     }
-    value = reward if section.value_from_reward else policy
+    value = rewards[0] if section.value_from_reward else policy
     self.policy_model = LanguageModel(policy)
-    self.reward_model = ScalarModel(reward)
+    self.reward_models = tuple(map(ScalarModel, rewards))
     self.value_model = ScalarModel(dataclasses.replace(value, **adapters))
     policy_optimizer, value_optimizer = (
       optimizer_lib.make_optimizer(optimizer, shapes.UPDATES)
@@ -119,7 +122,9 @@ class _Iteration:
     self.value = shapes.abstract_network(
       self.value_model, value_optimizer, mesh
     )
-    self.reward_params = networks.abstract_params(self.reward_model, mesh)
+    self.reward_params = tuple(
+      networks.abstract_params(model, mesh) for model in self.reward_models
+    )
     self._scalar = jax.ShapeDtypeStruct(
       (), jnp.float32, sharding=sharding.replicated(mesh)
     )
@@ -135,7 +140,7 @@ class _Iteration:
       config,
       Networks(
         self.policy_model,
-        self.reward_model,
+        self.reward_models,
         self.value_model,
         policy_optimizer,
         value_optimizer,
@@ -162,7 +167,9 @@ class _Iteration:
     trees |= shapes.resident_trees(self.value, "value")
     # Policy and reference share frozen parameters.
     trees["reference"] = self.policy.state.params
-    trees["reward model"] = self.reward_params
+    for number, params in enumerate(self.reward_params, 1):
+      suffix = f" {number}" if len(self.reward_params) > 1 else ""
+      trees["reward model" + suffix] = params
     return trees
 
   def _microbatch(self, rows: int) -> int:
@@ -271,7 +278,7 @@ class _Iteration:
         )
         for model, logits in (
           (self.policy_model, self.num_states),
-          (self.reward_model, 0),
+          *((model, 0) for model in self.reward_models),
           (self.value_model, 0),
         )
       ),

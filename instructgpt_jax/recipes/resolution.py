@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -74,16 +74,16 @@ def resolve(call: flags.Call, experiment: str) -> Any:
       flags.replace(base, chosen), inheritance.LIMITS
     )
   device = device_lib.find_device()
-  scorer = _reward_stage(base)
-  start = _describe_start(base, experiment, stage, scorer, device)
-  reward_model = scorer.model_config if scorer else None
+  scorers = _reward_stages(base)
+  start = _describe_start(base, experiment, stage, scorers, device)
+  reward_models = [scorer.model_config for scorer in scorers]
   chosen_recipe = recipe.choose(
     experiment,
     base,
     start,
     user,
     memory=device.memory,
-    peak=lambda _, run: _estimate_peak(run, device, reward_model),
+    peak=lambda _, run: _estimate_peak(run, device, reward_models),
   )
   for line in _lines(base, start, device, chosen_recipe):
     log_line(line)
@@ -143,7 +143,7 @@ def _describe_start(
   base: configs.Experiment,
   experiment: str,
   stage: Stage,
-  reward_model: Stage | None,
+  reward_models: Sequence[Stage],
   device: Device,
 ) -> Start:
   """Gathers what is known of a run; reads its data."""
@@ -156,9 +156,12 @@ def _describe_start(
   response_limit = None
   if has_limits or (is_trained and answers):
     response_limit = data.max_response_tokens
-  elif answers and reward_model is not None and reward_model.source is None:
-    # It has not seen longer ones.
-    response_limit = reward_model.data.max_response_tokens
+  elif answers:
+    # Reward models have not seen longer ones.
+    limits = [
+      s.data.max_response_tokens for s in reward_models if s.source is None
+    ]
+    response_limit = min(limits, default=None)
   return Start(
     model=stage.model_config,
     parameters=_num_params(stage.model_config),
@@ -190,35 +193,27 @@ def _num_params(model: configs.Model) -> int:
   return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(network)))
 
 
-def _reward_stage(config: configs.Experiment) -> Stage | None:
-  """Opens the reward model of PPO or of an evaluation, if there is one."""
-  if isinstance(config, configs.PpoExperiment):
-    path, field = config.ppo.reward_model, "ppo.reward_model"
-  elif isinstance(config, configs.EvaluateExperiment):
-    path, field = config.measure.reward_model, "measure.reward_model"
-  else:
-    return None
-  if not path:
-    return None
-  return stage_model.open_stage(
-    path, kind=stage_model.SCALAR, field=field, run=config
-  )
+def _reward_stages(config: configs.Experiment) -> list[Stage]:
+  """Opens the reward models of PPO or of an evaluation, if there are any."""
+  if isinstance(config, configs.PpoExperiment | configs.EvaluateExperiment):
+    return stage_model.open_reward_models(config)
+  return []
 
 
 def _estimate_peak(
   config: configs.Experiment,
   device: Device,
-  reward_model: configs.Model | None,
+  reward_models: Sequence[configs.Model],
 ) -> float:
   """Estimates the bytes of a device; scanned layers are traced faster."""
   model = dataclasses.replace(config.model, scan_layers=True)
-  if reward_model is not None:
-    reward_model = dataclasses.replace(reward_model, scan_layers=True)
   return plan.estimate_peak(
     dataclasses.replace(config, model=model),
     platform=device.platform,
     devices=device.count,
-    reward_model=reward_model,
+    reward_models=[
+      dataclasses.replace(reward, scan_layers=True) for reward in reward_models
+    ],
   )
 
 

@@ -31,11 +31,11 @@ class Networks(NamedTuple):
   """The networks of PPO, and the optimizers of those that are trained.
 
   They hold no parameters. The reference is the policy's network with the
-  parameters before PPO.
+  parameters before PPO. Several reward models are an ensemble.
   """
 
   policy: LanguageModel
-  reward: ScalarModel
+  rewards: tuple[ScalarModel, ...]
   value: ScalarModel
   policy_optimizer: optax.GradientTransformation
   value_optimizer: optax.GradientTransformation

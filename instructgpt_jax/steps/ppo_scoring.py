@@ -3,7 +3,8 @@
 `score_rollout` computes, for a batch of episodes:
 
   log π_ref      one pass of the reference
-  score, V       one pass each of the reward model and the value network
+  score, V       one pass each of the reward model and the value network;
+                 `reward_ensemble.combine_scores`, if it is an ensemble
   rewards        `losses.returns.token_rewards`
   advantages     `losses.returns.gae`, `losses.masked.whiten`
   next β         `losses.kl.adaptive_kl`
@@ -21,7 +22,9 @@ import jax.numpy as jnp
 from instructgpt_jax import configs
 from instructgpt_jax.losses import kl as kl_lib
 from instructgpt_jax.losses import masked, ppo, returns
+from instructgpt_jax.models.heads import ScalarModel
 from instructgpt_jax.steps import packing as packing_lib
+from instructgpt_jax.steps import reward_ensemble
 from instructgpt_jax.steps.ppo_networks import (
   Networks,
   PackedEpisodes,
@@ -36,7 +39,7 @@ from instructgpt_jax.types import Array, Experience, PyTree, Rollout
 def score_rollout(
   rollout: Rollout,
   reference_params: PyTree,
-  reward_params: PyTree,
+  reward_params: tuple[PyTree, ...],
   value_params: PyTree,
   kl_coef: Array,
   *,
@@ -48,7 +51,7 @@ def score_rollout(
   Args:
     rollout: B episodes that the policy sampled, [B, P + N] tokens.
     reference_params: parameters of the policy before PPO.
-    reward_params: parameters of the reward model.
+    reward_params: parameters of each reward model.
     value_params: current parameters of the value network.
     kl_coef: β of this rollout, weight of the KL penalty.
     networks: the networks.
@@ -99,7 +102,7 @@ class _NetworkOutputs(NamedTuple):
   """Outputs of reference, reward model and value network on a rollout."""
 
   ref_logp: Array  # [B, N] log-probabilities under the reference
-  score: Array  # [B] reward-model score
+  score: Array  # [B] score of the reward model or of the ensemble
   values: Array  # [B, N] value of the state before each response token
   last_value: Array  # [B] value after response token N
 
@@ -122,7 +125,7 @@ def _next_kl_coef(
 def _run_networks(
   rollout: Rollout,
   reference_params: PyTree,
-  reward_params: PyTree,
+  reward_params: tuple[PyTree, ...],
   value_params: PyTree,
   networks: Networks,
   config: configs.Ppo,
@@ -143,22 +146,23 @@ def _run_networks(
     )
   )
   ref_logp = jnp.where(mask, ref_logp[:, :-1], 0)
-  scores = at_states(
-    lambda microbatch: scalars_at_states(
-      networks.reward, reward_params, microbatch
+
+  def scalars(model: ScalarModel, params: PyTree) -> Array:
+    return at_states(
+      lambda microbatch: scalars_at_states(model, params, microbatch)
     )
-  )
-  values = at_states(
-    lambda microbatch: scalars_at_states(
-      networks.value, value_params, microbatch
-    )
-  )
+
   # State i follows the first i response tokens, so the last state of a response
   # has the index of its length. The reward model reads the score there.
   last_state_index = mask.sum(axis=1, keepdims=True)
+  scores = [
+    jnp.take_along_axis(scalars(model, params), last_state_index, axis=1)[:, 0]
+    for model, params in zip(networks.rewards, reward_params, strict=True)
+  ]
+  values = scalars(networks.value, value_params)
   return _NetworkOutputs(
     ref_logp=ref_logp,
-    score=jnp.take_along_axis(scores, last_state_index, axis=1)[:, 0],
+    score=reward_ensemble.combine_scores(jnp.stack(scores), config),
     values=values[:, :-1],
     # State N exists for responses of N tokens only. Only truncated responses,
     # which have N tokens, use its value.

@@ -64,16 +64,24 @@ def fingerprints(jobs: Iterable[Job], config: Any, root: str) -> dict[str, str]:
       continue
     for name in (*_DIRECTORY_FIELDS, *(f"data.{source}" for source in _DATA)):
       path = job.flags.get(name, known.get(name))
-      key = f"{name}={path}"
-      if not path or key in result or _is_within(path.split(",")[0], root):
+      if not path or _is_within(path.split(",")[0], root):
         continue
-      of = (
-        fingerprint.fingerprint_model
-        if name in _DIRECTORY_FIELDS
-        else fingerprint.fingerprint_files
-      )
-      result[key] = of(path).hash
+      is_data = name not in _DIRECTORY_FIELDS
+      for part in [path] if is_data else _directories(name, path):
+        key = f"{name}={part}"
+        if key not in result:
+          of = (
+            fingerprint.fingerprint_files
+            if is_data
+            else fingerprint.fingerprint_model
+          )
+          result[key] = of(part).hash
   return result
+
+
+def _directories(name: str, path: str) -> list[str]:
+  """Returns the directories that a field names; an ensemble has several."""
+  return path.split(",") if name == "ppo.reward_model" else [path]
 
 
 def _with_run_name(job: Job, body: Callable[[], None]) -> None:
@@ -93,15 +101,15 @@ def _with_run_name(job: Job, body: Callable[[], None]) -> None:
 
 def _check_paths(leaves: Mapping[str, Any], root: str) -> None:
   for name in _DIRECTORY_FIELDS:
-    path = leaves.get(name)
-    if path and not _is_within(path, root) and not os.path.isdir(path):
-      raise UserError(
-        "no such directory",
-        file=path,
-        field=name,
-        fix="give the --workdir of a complete stage",
-        code="no_directory",
-      )
+    for path in _directories(name, leaves.get(name) or ""):
+      if path and not _is_within(path, root) and not os.path.isdir(path):
+        raise UserError(
+          "no such directory",
+          file=path,
+          field=name,
+          fix="give the --workdir of a complete stage",
+          code="no_directory",
+        )
   path = leaves.get("tokenizer.path")
   if path and not _is_within(path, root) and not os.path.exists(path):
     raise UserError(

@@ -21,6 +21,7 @@ from instructgpt_jax.data.tokenizers import Tokenizer
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.models.heads import LanguageModel, ScalarModel
 from instructgpt_jax.models.sampling import SamplingParams
+from instructgpt_jax.steps import reward_ensemble
 from instructgpt_jax.training import inputs, networks, sampling, scoring
 from instructgpt_jax.training.stage_model import Stage
 from instructgpt_jax.types import Array, PyTree
@@ -36,17 +37,42 @@ class Prompts(NamedTuple):
 
 
 class Scorer(NamedTuple):
-  """A reward model that scores answers."""
+  """A reward model that scores answers, or an ensemble of several."""
 
-  network: ScalarModel
-  params: PyTree
+  networks: tuple[ScalarModel, ...]
+  params: tuple[PyTree, ...]
+  settings: configs.RewardModels  # how the scores of several are combined
+
+  def score(
+    self, examples: Sequence[scoring.Example], mesh: Mesh
+  ) -> np.ndarray:
+    """Scores each example at its last token, [R] float32."""
+    scores = [
+      scoring.score(network, params, examples, mesh)
+      for network, params in zip(self.networks, self.params, strict=True)
+    ]
+    return np.asarray(
+      reward_ensemble.combine_scores(np.stack(scores), self.settings)
+    )
 
 
-def load_scorer(stage: Stage | None, mesh: Mesh) -> Scorer | None:
-  """Loads the reward model of a stage; None without one."""
-  if stage is None:
-    return None
-  return Scorer(stage.network, networks.load_params(stage, mesh))
+def load_scorer(
+  stages: Sequence[Stage],
+  mesh: Mesh,
+  settings: configs.RewardModels | None = None,
+) -> Scorer:
+  """Loads reward models.
+
+  Args:
+    stages: the reward models, one or several.
+    mesh: mesh that their parameters are sharded over.
+    settings: how the scores of several are combined.
+  """
+  return Scorer(
+    tuple(stage.network for stage in stages),
+    tuple(networks.load_params(stage, mesh) for stage in stages),
+    settings or configs.RewardModels(),
+  )
 
 
 class Answers(NamedTuple):
@@ -117,7 +143,7 @@ class HeldOut:
       lengths=np.asarray(rollout.response_mask).sum(axis=1),
       ended=np.asarray(rollout.ended),
       scores={
-        name: scoring.score(*scorer, examples, self.mesh)
+        name: scorer.score(examples, self.mesh)
         for name, scorer in self.scorers.items()
       },
       kl=self._log_ratio(params, examples),

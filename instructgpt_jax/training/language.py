@@ -434,7 +434,7 @@ def _load_reward_model(
       fix="raise --data.valid_fraction, or leave out --sft.reward_model",
       code="no_validation",
     )
-  return load_scorer(stage, mesh)
+  return load_scorer([stage], mesh)
 
 
 def _make_reward_measure(
@@ -470,7 +470,7 @@ def _make_reward_measure(
       ),
       mesh=mesh,
     )
-    scores = scoring.score(*scorer, scoring.answers(rollout), mesh)
+    scores = scorer.score(scoring.answers(rollout), mesh)
     return {"valid_rm_score": float(scores.mean())}
 
   return measure

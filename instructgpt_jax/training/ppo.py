@@ -4,7 +4,7 @@ Each iteration of `_iterate`:
 
   1. Roll out. Sample a response to each of `rollout_batch` prompts, and record
      log π(a_t) of each token: `models.sampling.generate`.
-  2. Score. One pass each of reference, reward model and value network gives
+  2. Score. One pass each of reference, reward models and value network gives
        r_t = −β (log π(a_t) − log π_ref(a_t)), plus the score at the last token
      less a penalty for a missing end-of-text:
      `steps.ppo_scoring.score_rollout`, `losses.returns.token_rewards`.

@@ -81,7 +81,9 @@ def _make_held_out(
 ) -> HeldOut:
   """Draws validation prompts, and gathers what answers and scores them."""
   config, tokenizer = run.config, run.start.stage.tokenizer
-  scorers = {"reward": Scorer(run.networks.reward, run.frozen["reward"])}
+  scorers = {
+    "reward": Scorer(run.networks.rewards, run.frozen["reward"], config.ppo)
+  }
   if run.judge is not None:
     scorers["judge"] = run.judge
   return HeldOut(

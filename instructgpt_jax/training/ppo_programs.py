@@ -27,7 +27,7 @@ class Programs(NamedTuple):
 
   # (policy, prompts, key) → rollout
   generate: Any
-  # (rollout, reference, reward model, value network, β)
+  # (rollout, reference, reward models, value network, β)
   #   → (experience, next β, metrics)
   score_rollout: Any
   # (state, experience, episodes of the minibatch, ptx batch, base parameters)

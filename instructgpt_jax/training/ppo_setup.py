@@ -73,7 +73,7 @@ class PpoRun:
     programs: the jitted programs of an iteration.
     start: the stage that the policy starts from.
     judge: second reward model, which judges held-out answers, if any.
-    frozen: parameters of the "reference" and of the "reward" model.
+    frozen: parameters of the "reference", and of each "reward" model.
     base: frozen base parameters below the LoRA adapters of policy and value
       network; empty without adapters.
     checksums: checksums of `frozen`, to check that nothing changes them.
@@ -112,7 +112,8 @@ def set_up(
   """Opens the models and the data of a run, and makes its first state.
 
   Policy and reference start as the model of `init_from`. The value network
-  starts from the reward model, or from that model (`ppo.value_from_reward`).
+  starts from the first reward model, or from that model
+  (`ppo.value_from_reward`).
 
   Args:
     config: the experiment.
@@ -125,12 +126,12 @@ def set_up(
   Raises:
     UserError: settings, models or data do not fit together.
   """
-  start_stage, reward_stage, judge_stage = _open_stages(config)
+  start_stage, reward_stages, judge_stage = _open_stages(config)
   tokenizer = start_stage.tokenizer
   mesh = mesh_lib.make_mesh(config.mesh)
-  networks = _make_networks(config, start_stage, reward_stage)
-  params = _load_params(config, networks, start_stage, reward_stage, mesh)
-  frozen = {"reference": params.policy.all_params, "reward": params.reward}
+  networks = _make_networks(config, start_stage, reward_stages)
+  params = _load_params(config, networks, start_stage, reward_stages, mesh)
+  frozen = {"reference": params.policy.all_params, "reward": params.rewards}
   checksums = compute_checksums(frozen)
   state = _first_state(
     config.ppo, networks, params.policy.trained, params.value.trained, mesh
@@ -150,7 +151,7 @@ def set_up(
       pad_id=tokenizer.pad_id,
     ),
     start=Start(start_stage, params.policy.adapts),
-    judge=load_scorer(judge_stage, mesh),
+    judge=load_scorer([judge_stage], mesh) if judge_stage else None,
     frozen=frozen,
     base=BaseParams(params.policy.frozen, params.value.frozen),
     checksums=checksums,
@@ -167,7 +168,7 @@ class _Stages(NamedTuple):
   """The finished stages that a run reads."""
 
   start: Stage
-  reward: Stage
+  rewards: list[Stage]
   judge: Stage | None
 
 
@@ -194,29 +195,24 @@ def _open_stages(config: configs.PpoExperiment) -> _Stages:
   start = stage_model.open_stage(
     config.init_from, kind=stage_model.LANGUAGE, field="init_from", run=config
   )
-  reward = _open_scorer(config, start, "reward_model")
-  judge = _open_scorer(config, start, "judge") if config.ppo.judge else None
-  return _Stages(start, reward, judge)
-
-
-def _open_scorer(
-  config: configs.PpoExperiment, start: Stage, name: str
-) -> Stage:
-  """Opens the reward model that a field of the PPO settings names."""
-  scorer = stage_model.open_stage(
-    getattr(config.ppo, name),
-    kind=stage_model.SCALAR,
-    field=f"ppo.{name}",
-    run=config,
-  )
-  inheritance.require_compatible(
-    scorer, start.tokenizer, config.data, f"ppo.{name}"
-  )
-  return scorer
+  rewards = stage_model.open_reward_models(config)
+  scorers = [(stage, "ppo.reward_model") for stage in rewards]
+  judge = None
+  if config.ppo.judge:
+    judge = stage_model.open_stage(
+      config.ppo.judge,
+      kind=stage_model.SCALAR,
+      field="ppo.judge",
+      run=config,
+    )
+    scorers.append((judge, "ppo.judge"))
+  for stage, field in scorers:
+    inheritance.require_compatible(stage, start.tokenizer, config.data, field)
+  return _Stages(start, rewards, judge)
 
 
 def _make_networks(
-  config: configs.PpoExperiment, start: Stage, reward: Stage
+  config: configs.PpoExperiment, start: Stage, rewards: Sequence[Stage]
 ) -> Networks:
   """Makes the networks and the optimizers of policy and value network.
 
@@ -225,7 +221,7 @@ def _make_networks(
   policy = LanguageModel(inheritance.model_config(config, start.tokenizer))
   value_config = policy.config
   if config.ppo.value_from_reward:
-    value_config = reward.network.config
+    value_config = rewards[0].network.config
   value_config = dataclasses.replace(
     value_config,
     lora_rank=policy.config.lora_rank,
@@ -238,7 +234,7 @@ def _make_networks(
   )
   return Networks(
     policy=policy,
-    reward=reward.network,
+    rewards=tuple(stage.network for stage in rewards),
     value=ScalarModel(value_config),
     policy_optimizer=policy_optimizer,
     value_optimizer=value_optimizer,
@@ -250,17 +246,17 @@ class _Params(NamedTuple):
 
   policy: networks_lib.InitialParams
   value: networks_lib.InitialParams
-  reward: PyTree
+  rewards: tuple[PyTree, ...]
 
 
 def _load_params(
   config: configs.PpoExperiment,
   networks: Networks,
   start: Stage,
-  reward: Stage,
+  rewards: Sequence[Stage],
   mesh: Mesh,
 ) -> _Params:
-  """Loads the parameters of policy, value network and reward model."""
+  """Loads the parameters of policy, value network and reward models."""
   key = jax.random.key(config.seed)
   loaded: dict[str, PyTree] = {}  # a model that several start from is read once
   policy_params = networks_lib.init_params_from(
@@ -268,12 +264,14 @@ def _load_params(
   )
   value_params = networks_lib.init_params_from(
     networks.value,
-    reward if config.ppo.value_from_reward else start,
+    rewards[0] if config.ppo.value_from_reward else start,
     key,
     mesh,
     loaded,
   )
-  reward_params = networks_lib.load_params(reward, mesh, loaded)
+  reward_params = tuple(
+    networks_lib.load_params(stage, mesh, loaded) for stage in rewards
+  )
   return _Params(policy_params, value_params, reward_params)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from instructgpt_jax import configs, gguf_header
 from instructgpt_jax.checkpoint import checkpoints
-from instructgpt_jax.configs import renamed
+from instructgpt_jax.configs import checks, renamed
 from instructgpt_jax.data.tokenizers import Tokenizer
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.interop import directory as hub
@@ -264,6 +264,25 @@ def _open_pretrained(
     source,
     source.origin,
   )
+
+
+def open_reward_models(
+  run: configs.PpoExperiment | configs.EvaluateExperiment,
+) -> list[Stage]:
+  """Opens the reward models that a run names, if any.
+
+  Raises:
+    UserError: one cannot be opened, or the settings of the ensemble do not fit.
+  """
+  if isinstance(run, configs.PpoExperiment):
+    section, name = run.ppo, "ppo"
+  else:
+    section, name = run.measure, "measure"
+  checks.check_reward_models(section, name)
+  return [
+    open_stage(path, kind=SCALAR, field=f"{name}.reward_model", run=run)
+    for path in section.reward_models
+  ]
 
 
 def load_policy(path: str) -> tuple[LanguageModel, Any, Tokenizer, Stage]:

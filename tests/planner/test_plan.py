@@ -8,6 +8,7 @@ import pytest
 from instructgpt_jax import configs
 from instructgpt_jax.cli import flags, process_settings
 from instructgpt_jax.configs import presets
+from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.planner import (
   __main__ as planner_main,
@@ -26,11 +27,11 @@ needs_compiler = pytest.mark.skipif(
 def planned(experiment, preset, topology, *, compiling=False, **values):
   mesh = {f"mesh.{k}": values.pop(k) for k in ("fsdp", "tensor")}
   config = flags.replace(presets.EXPERIMENTS[experiment](preset), values | mesh)
-  paper = None if preset == "tiny" else presets.model("6b")
+  rewards = [] if preset == "tiny" else [presets.model("6b")]
   return plan.make_plan(
     config,
     hardware.parse_topology(topology),
-    reward_model=paper,
+    reward_models=rewards,
     compiling=compiling,
   )
 
@@ -61,6 +62,23 @@ def command(capsys, monkeypatch):
     return Result(status, output.out, output.err, error)
 
   return run
+
+
+def test_each_reward_model_of_an_ensemble_has_memory_and_a_pass():
+  base = presets.ppo("tiny")
+  rewards = [base.model, dataclasses.replace(base.model, num_layers=1)]
+
+  def workload(models, **settings):
+    config = flags.replace(base, settings)
+    mesh = mesh_lib.abstract_mesh(config.mesh, 1, "cpu")
+    return plan.make_workload(config, mesh, "cpu", models)
+
+  settings = {"ppo.reward_model": "a,b", "ppo.reward_ensemble": "worst"}
+  one, two = workload(rewards[:1]), workload(rewards, **settings)
+  sizes = {n: plan.bytes_per_chip(tree) for n, tree in two.resident.items()}
+  single = plan.bytes_per_chip(one.resident["reward model"])
+  assert sizes["reward model 1"] == single > sizes["reward model 2"]
+  assert len(two.programs[1].passes) == len(one.programs[1].passes) + 1
 
 
 def test_resident_bytes_follow_from_shapes():

@@ -62,22 +62,24 @@ def make_sampler(temperature, model=MODEL):
 
 
 def make_experience(c, model=MODEL, scalar_model=SCALAR):
-  return twin.jit(
-    functools.partial(
-      ppo_scoring.score_rollout,
-      networks=Networks(
-        model, scalar_model, scalar_model, OPTIMIZER, OPTIMIZER
-      ),
-      config=c,
-    )
+  """Returns `score_rollout` with one reward model, jitted."""
+  networks = Networks(
+    model, (scalar_model,), scalar_model, OPTIMIZER, OPTIMIZER
   )
+
+  def score(rollout, reference, reward, value, beta):
+    return ppo_scoring.score_rollout(
+      rollout, reference, (reward,), value, beta, networks=networks, config=c
+    )
+
+  return twin.jit(score)
 
 
 def make_update(c, model=MODEL, value_model=SCALAR):
   return twin.jit(
     functools.partial(
       ppo_step.update,
-      networks=Networks(model, SCALAR, value_model, OPTIMIZER, OPTIMIZER),
+      networks=Networks(model, (SCALAR,), value_model, OPTIMIZER, OPTIMIZER),
       config=c,
     ),
   )
@@ -773,3 +775,39 @@ def test_invariant_18_experience_and_update_are_global_on_eight_devices(
   )
   assert done.returncode == 0, done.stderr
   assert "same on one and eight" in done.stdout
+
+
+def ensemble_scores(rollout, networks, rewards, **settings):
+  """Returns the score [B] of each episode by an ensemble."""
+  c = ppo_config(**settings)
+  scored = twin.jit(
+    functools.partial(
+      ppo_scoring._run_networks,
+      networks=Networks(
+        MODEL, (SCALAR,) * len(rewards), SCALAR, OPTIMIZER, OPTIMIZER
+      ),
+      config=c,
+    )
+  )(rollout, networks[1], tuple(rewards), networks[3])
+  return np.asarray(scored.score)
+
+
+def test_an_ensembles_scores_are_those_of_its_models(rollout, networks):
+  models = [twin.make_params(SCALAR, seed=seed) for seed in (1, 6, 7)]
+  singles = np.stack(
+    [ensemble_scores(rollout, networks, [model]) for model in models]
+  )
+  assert len(set(singles.argmin(axis=0).tolist())) > 1
+  worst = ensemble_scores(rollout, networks, models, reward_ensemble="worst")
+  np.testing.assert_array_equal(worst, singles.min(axis=0))
+  lowered = ensemble_scores(
+    rollout,
+    networks,
+    models,
+    reward_ensemble="mean_minus_deviation",
+    reward_deviation_coef=0.5,
+  )
+  exact = singles.astype(np.float64)
+  np.testing.assert_allclose(
+    lowered, exact.mean(axis=0) - 0.5 * exact.std(axis=0), rtol=1e-5, atol=1e-6
+  )

@@ -130,7 +130,7 @@ def _ppo(c: configs.Model, mesh: Mesh) -> dict[str, Any]:
   )
   programs = ppo_programs.jit_programs(
     experiment,
-    Networks(policy[0], ScalarModel(c), value[0], policy[1], value[1]),
+    Networks(policy[0], (ScalarModel(c),), value[0], policy[1], value[1]),
     state,
     mesh,
     eos_id=0,
@@ -145,7 +145,7 @@ def _ppo(c: configs.Model, mesh: Mesh) -> dict[str, Any]:
     state.policy.params, transfer.put_full_batch(prompts, mesh), key
   )
   experience, _, scored = programs.score_rollout(
-    rollout, copied, value[2].params, value[2].params, state.kl_coef
+    rollout, copied, (value[2].params,), value[2].params, state.kl_coef
   )
   ptx = transfer.put_full_batch(_language_batch(), mesh)
   rows = np.arange(8, dtype=np.int32)

@@ -116,13 +116,15 @@ def bandit(tmp_path_factory):
     )
   )
   start = heads.init_params(language, jax.random.key(0))
-  reward = heads.init_params(scalar, jax.random.key(1))
   make_stage(
     directory / "start", language, start, stage_model.LANGUAGE, tokenizer
   )
-  make_stage(
-    directory / "reward", scalar, reward, stage_model.SCALAR, tokenizer
-  )
+  scorers = {
+    name: heads.init_params(scalar, jax.random.key(seed))
+    for seed, name in enumerate(("reward", "second"), 1)
+  }
+  for name, params in scorers.items():
+    make_stage(directory / name, scalar, params, stage_model.SCALAR, tokenizer)
   prompts = [tokenizer.encode(p) for p in PROMPTS]
   lines = [{"prompt": c, "split": "train"} for c in COLOURS]
   toy.write_lines(directory / "prompts.jsonl", lines)
@@ -134,42 +136,52 @@ def bandit(tmp_path_factory):
     start=np.stack(
       [log_likelihoods(language, start, p, tokenizer) for p in prompts]
     ),
-    rewards=np.stack([rewards(scalar, reward, p, tokenizer) for p in prompts]),
+    rewards={
+      name: np.stack([rewards(scalar, params, p, tokenizer) for p in prompts])
+      for name, params in scorers.items()
+    },
   )
 
 
-def objective(logp, bandit):
+def objective(logp, bandit, rewards):
   """Computes E[reward] − β · KL(π ‖ start) exactly."""
-  gain = bandit["rewards"] - BETA * (logp - bandit["start"])
+  gain = rewards - BETA * (logp - bandit["start"])
   return (np.exp(logp) * gain).sum(axis=1).mean()
 
 
-def optimum(bandit):
-  tilted = np.exp(bandit["start"] + bandit["rewards"] / BETA)
+def optimum(bandit, rewards):
+  tilted = np.exp(bandit["start"] + rewards / BETA)
   return (BETA * np.log(tilted.sum(axis=1))).mean()
 
 
 def test_the_closed_form_is_the_objective_of_the_tilted_start(bandit):
-  tilted = bandit["start"] + bandit["rewards"] / BETA
+  rewards = bandit["rewards"]["reward"]
+  tilted = bandit["start"] + rewards / BETA
   best = tilted - np.log(np.exp(tilted).sum(axis=1, keepdims=True))
   np.testing.assert_allclose(np.exp(bandit["start"]).sum(axis=1), 1, rtol=1e-5)
   np.testing.assert_allclose(
-    objective(best, bandit), optimum(bandit), rtol=1e-6
+    objective(best, bandit, rewards), optimum(bandit, rewards), rtol=1e-6
   )
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(
+  ("seed", "names"),
+  [(0, ["reward"]), (1, ["reward"]), (0, ["reward", "second"])],
+)
 def test_the_ppo_stage_reaches_the_optimum_within_two_percent(
-  seed, bandit, server, tmp_path
+  seed, names, bandit, server, tmp_path
 ):
+  """Against two reward models it is that of the lower of their scores."""
   directory = bandit["directory"]
+  ensemble = ["--ppo.reward_ensemble=worst"] * (len(names) > 1)
   done = server.run(
     "experiments.ppo",
     *FLAGS,
     f"--seed={seed}",
     f"--workdir={tmp_path}",
     f"--init_from={directory / 'start'}",
-    f"--ppo.reward_model={directory / 'reward'}",
+    f"--ppo.reward_model={','.join(str(directory / n) for n in names)}",
+    *ensemble,
     f"--data.prompts={directory / 'prompts.jsonl'}",
   )
   assert done.status == 0, done.err
@@ -180,7 +192,11 @@ def test_the_ppo_stage_reaches_the_optimum_within_two_percent(
       for p in bandit["prompts"]
     ]
   )
-  best, began = optimum(bandit), objective(bandit["start"], bandit)
-  reached = objective(logp, bandit)
+  rewards = np.minimum.reduce([bandit["rewards"][name] for name in names])
+  best, began = (
+    optimum(bandit, rewards),
+    objective(bandit["start"], bandit, rewards),
+  )
+  reached = objective(logp, bandit, rewards)
   print(f"from {began:.4f} to {reached:.4f}; the optimum is {best:.4f}")
   assert best - reached <= 0.02 * min(abs(best), best - began)

@@ -7,7 +7,7 @@ from instructgpt_jax import configs
 from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.models.heads import LanguageModel, ScalarModel
-from instructgpt_jax.training import scoring
+from instructgpt_jax.training import held_out, scoring
 from tests.models import twin
 
 
@@ -50,6 +50,28 @@ def test_scores_are_read_at_the_last_token(examples, mesh):
   for value, (ids, _) in zip(actual, examples, strict=True):
     alone = twin.scalars(params, ids[None], np.ones((1, len(ids))))[0, -1]
     assert value == pytest.approx(alone, abs=1e-4)
+
+
+def test_an_ensemble_scores_each_model_in_turn(examples, mesh):
+  """Its models may have different sizes."""
+  models = [
+    ScalarModel(twin.make_config(num_layers=layers)) for layers in (1, 2, 1)
+  ]
+  params = [twin.make_params(m, seed=i) for i, m in enumerate(models)]
+  singles = np.stack(
+    [
+      scoring.score(model, p, examples, mesh)
+      for model, p in zip(models, params, strict=True)
+    ]
+  )
+
+  def score(ensemble):
+    settings = configs.RewardModels(reward_ensemble=ensemble)
+    scorer = held_out.Scorer(tuple(models), tuple(params), settings)
+    return scorer.score(examples, mesh)
+
+  np.testing.assert_array_equal(score("worst"), singles.min(axis=0))
+  np.testing.assert_allclose(score("mean"), singles.mean(axis=0), atol=1e-5)
 
 
 def test_a_text_longer_than_the_context_is_refused(examples, mesh):

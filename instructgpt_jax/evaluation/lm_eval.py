@@ -45,6 +45,7 @@ def _harness_class() -> Any:
 
 _Base = _harness_class()
 NAME = "instructgpt_jax"  # of the model
+_DEFAULT_DEVICE = "cuda:0"
 _LENGTHS = (
   "max_gen_toks",
   "max_new_tokens",
@@ -101,7 +102,8 @@ class Model(_Base):
     require_library()
     super().__init__()
     for name, value in unknown.items():
-      if value is not None:
+      # Without --device, lm-eval's command line still gives its default.
+      if value is not None and (name, value) != ("device", _DEFAULT_DEVICE):
         raise UserError(
           "is no argument of this model",
           field=f"model_args {name}",

@@ -162,6 +162,11 @@ class Tokenizer:
     """Encodes many texts in one call, much faster than a loop."""
     raise NotImplementedError
 
+  def encode_marked(self, texts: Sequence[str]) -> list[list[int]]:
+    """Encodes texts, and recognises the names of special tokens in them."""
+    none = Hidden([], self._special, "")
+    return [list(ids) for ids in self._encode_written(texts, none)]
+
   def encode_after(
     self, texts: Sequence[str], contexts: Sequence[str]
   ) -> list[list[int]]:

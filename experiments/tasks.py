@@ -67,7 +67,12 @@ def _parser() -> CommandParser:
     choices=registry.PROMPTS,
     help="the paper's prompts (default), or the evaluation harness's",
   )
-  add("--batch_size", type=int, default=16, help="rows decoded together")
+  add(
+    "--batch_size",
+    type=int,
+    default=0,
+    help="rows of a batch; 0, the default, chooses for the devices",
+  )
   return parser
 
 
@@ -137,9 +142,11 @@ def make_plan(flags: argparse.Namespace) -> comparison.Plan:
     if not shots.isdecimal():
       raise _bad_flag("--shots", shots, "give a number, or paper")
     shots = int(shots)
-  for name, least in (("items", 0), ("batch_size", 1)):
+  for name, least in (("items", 0), ("batch_size", 0)):
     if getattr(flags, name) < least:
-      raise _bad_flag(f"--{name}", getattr(flags, name), f"give {least} or more")
+      raise _bad_flag(
+        f"--{name}", getattr(flags, name), f"give {least} or more"
+      )
   return comparison.Plan(
     models=parse_models(flags.models),
     tasks=tasks,
@@ -152,9 +159,7 @@ def make_plan(flags: argparse.Namespace) -> comparison.Plan:
 
 
 def _bad_flag(name: str, value: object, fix: str) -> UserError:
-  return UserError(
-    f"is {value!r}", field=name, fix=fix, code="bad_flag"
-  )
+  return UserError(f"is {value!r}", field=name, fix=fix, code="bad_flag")
 
 
 def run(argv: Sequence[str] | None) -> None:
@@ -176,7 +181,7 @@ def run(argv: Sequence[str] | None) -> None:
   comparison.run(
     plan,
     flags.workdir,
-    lambda path: TextModel.open(path, batch_size=flags.batch_size),
+    lambda path: TextModel(path, batch_size=flags.batch_size or None),
     judges={},
   )
   path = pathlib.Path(flags.workdir) / comparison.TABLE

@@ -153,8 +153,8 @@ def _build_evaluator(
   tasks = []
   if section.task_items:
     tasks = [
-      dataclasses.replace(own, items=own.items[: section.task_items])
-      for own in evaluator.tasks
+      dataclasses.replace(t, items=t.items[: section.task_items])
+      for t in evaluator.tasks
     ]
     tasks += registry.read_tasks(
       section.tasks, section.task_items, config.seed, "measure.tasks"

@@ -265,7 +265,7 @@ class Evaluator:
 
   def text_model(self, model: Model) -> TextModel:
     """Returns a model that scores and continues texts."""
-    return TextModel(
+    return TextModel.of_network(
       *model, self.tokenizer, self.mesh, batch_size=self.settings.batch_size
     )
 

@@ -44,7 +44,7 @@ def test_entropy_follows_the_probabilities_of_both_sentences():
   )
   model = LanguageModel(twin.make_config(vocab_size=tokenizer.vocab_size))
   params, mesh = twin.make_params(model), mesh_lib.make_mesh(configs.Mesh())
-  text_model = TextModel(model, params, tokenizer, mesh)
+  text_model = TextModel.of_network(model, params, tokenizer, mesh)
   pair = ("the boat of ann is nice .", "the boat of kim is nice .")
 
   def probability(before, sentence):

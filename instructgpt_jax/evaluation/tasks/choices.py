@@ -83,7 +83,7 @@ def _read_hellaswag(path: str, unused: Counter[str]) -> Iterator[Item]:
   del unused
   for record in read_records(path, _HELLASWAG):
     endings = record.texts("endings")
-    label = record.label("label", {i: i for i in range(len(endings))})
+    label = record.label("label", {str(i): i for i in range(len(endings))})
     context, rest = record.text("ctx_a"), record.get("ctx_b", default="")
     activity = record.text("activity_label")
     yield one_of(
@@ -122,7 +122,11 @@ def _sentences(path: str) -> Iterator[tuple[Record, str, int]]:
   """Yields (record, sentence, 0 or 1) of SST-2; its TSV may lack a header."""
   if text_files.suffix(path) != ".tsv":
     for record in read_records(path, _SST2):
-      yield record, record.text("sentence"), record.label("label", {0: 0, 1: 1})
+      yield (
+        record,
+        record.text("sentence"),
+        record.label("label", {"0": 0, "1": 1}),
+      )
     return
   for number, cells in records.tab_cells(path):
     record = Record({}, path, number, _SST2)
@@ -158,7 +162,7 @@ def read_sst2_harness(path: str, unused: Counter[str]) -> Iterator[Item]:
 
 def _read_rte(path: str, unused: Counter[str]) -> Iterator[Item]:
   del unused
-  labels = {"entailment": 0, "not_entailment": 1, 0: 0, 1: 1}
+  labels = {"entailment": 0, "not_entailment": 1, "0": 0, "1": 1}
   for record in read_records(path, _RTE):
     premise = record.text("sentence1", "premise").strip()
     hypothesis = record.text("sentence2", "hypothesis").strip()
@@ -175,7 +179,7 @@ def _read_wsc(path: str, unused: Counter[str]) -> Iterator[Item]:
   if text_files.suffix(path) == ".xml":
     yield from _schemas(path)
     return
-  labels = {True: 1, False: 0, "true": 1, "false": 0, 1: 1, 0: 0}
+  labels = {"false": 0, "true": 1, "0": 0, "1": 1}
   for record in read_records(path, _WSC):
     target = record.child("target") if "target" in record.value else record
     text, pronoun = record.text("text"), target.text("span2_text")
@@ -228,9 +232,7 @@ def _schemas(path: str) -> Iterator[Item]:
     before = " ".join((schema.findtext("text/txt1") or "").split())
     yield one_of(
       str(index),
-      f"Passage: {before} *{pronoun}* {words('text/txt2')}".replace(
-        ":  ", ": "
-      )
+      f"Passage: {before} *{pronoun}* {words('text/txt2')}".replace(":  ", ": ")
       + f'\nQuestion: In the passage above, what does the pronoun "*{pronoun}*"'
       " refer to?\nAnswer:",
       nouns,

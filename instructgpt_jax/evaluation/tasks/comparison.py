@@ -93,13 +93,13 @@ def run(
   with locks.lock_workdir(directory):
     _store_settings(plan, questions, directory)
     for name, checkpoint in plan.models.items():
-      _run_model(plan, questions, directory, name, checkpoint, open_model, judges)
+      _run_model(
+        plan, questions, directory, name, checkpoint, open_model, judges
+      )
     _write_results(plan, questions, directory)
 
 
-def _require_examples(
-  plan: Plan, questions: Mapping[str, Questions]
-) -> None:
+def _require_examples(plan: Plan, questions: Mapping[str, Questions]) -> None:
   """Draws every item's examples, so that a lack of them is an early error."""
   for name, asked in questions.items():
     for item in asked.items:
@@ -146,9 +146,7 @@ def _read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
   ]
 
 
-def _settings(
-  plan: Plan, questions: Mapping[str, Questions]
-) -> dict[str, Any]:
+def _settings(plan: Plan, questions: Mapping[str, Questions]) -> dict[str, Any]:
   """Returns what a result depends on, by model, by task and in common."""
   return {
     "common": {
@@ -293,10 +291,10 @@ def _cell(interval: statistics.Interval | None) -> str:
   if interval is None:
     return "–"
   digits = 1 if abs(interval.mean) >= 10 else 3
-  bounds = (interval.low, interval.high)
-  if any(map(math.isnan, bounds)):
+  if math.isnan(interval.low) or math.isnan(interval.high):
     return f"{interval.mean:.{digits}f} [–]"
-  return f"{interval.mean:.{digits}f} [{', '.join(f'{b:.{digits}f}' for b in bounds)}]"
+  bounds = f"[{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
+  return f"{interval.mean:.{digits}f} {bounds}"
 
 
 def _title(task: str, variant: str) -> str:
@@ -308,8 +306,8 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
   for name, task in results["tasks"].items():
     if task["no_judge"]:
       notes.append(
-        f"- {name}: measures of the {task['no_judge']} judge are absent, because"
-        " none was given."
+        f"- {name}: measures of the {task['no_judge']} judge are absent,"
+        " because none was given."
       )
     notes += [
       f"- {name}: {count} {what} are not used."

@@ -44,7 +44,7 @@ def _item(record: Record) -> Item:
   answer = record.get("answer", default=None)
   if isinstance(answer, bool):
     raise record.error("is not the index of a choice", "answer")
-  index = record.label("answer", {i: i for i in range(len(texts))})
+  index = record.label("answer", {str(i): i for i in range(len(texts))})
   return choices.one_of(name, prompt, texts, index)
 
 

@@ -79,14 +79,12 @@ def _squad_paragraph(article: Record, paragraph: Record) -> Iterator[Item]:
   turns: list[tuple[str, str]] = []
   for question in paragraph.children("qas"):
     if not isinstance(question.get("is_impossible", default=None), bool):
-      raise question.error(
-        "is missing, so this is SQuAD v1.1", "is_impossible"
-      )
-    answers = [
-      answer.text("text") for answer in question.children("answers")
-    ]
+      raise question.error("is missing, so this is SQuAD v1.1", "is_impossible")
+    answers = [answer.text("text") for answer in question.children("answers")]
     if not answers and not question.get("is_impossible"):
-      raise question.error("is empty, but the question is answerable", "answers")
+      raise question.error(
+        "is empty, but the question is answerable", "answers"
+      )
     context = paragraph.text("context")
     record = Record(
       {**article.value, **question.value, "context": context},

@@ -74,23 +74,23 @@ class Record:
       raise self.error("is not a list of texts", names[0])
     return value
 
-  def label(self, name: str, values: Mapping[Any, int]) -> int:
+  def label(self, name: str, labels: Mapping[str, int]) -> int:
     """Returns the number of a label.
 
     Args:
       name: its field.
-      values: each label as it is written → its number; numbers in tables of
-        text are compared as text.
+      labels: each label in lower case → its number. The field may be a number
+        or a truth value, which is compared as text.
     """
     value = self.get(name)
-    by_text = {str(label): number for label, number in values.items()}
     if isinstance(value, float) and value.is_integer():
       value = int(value)
-    if str(value) not in by_text:
+    text = str(value).lower()
+    if text not in labels:
       raise self.error(
-        f"{value!r} is not a label; labels are {', '.join(by_text)}", name
+        f"{value!r} is not a label; labels are {', '.join(labels)}", name
       )
-    return by_text[str(value)]
+    return labels[text]
 
   def child(self, name: str) -> Record:
     """Returns the object in a field."""

@@ -81,9 +81,7 @@ def _segments(path: str) -> list[str]:
 
 def _score_translation(item: Item, answer: Answer) -> Scores:
   reference = str(item.references[0])
-  return {
-    "sentence_bleu": text_metrics.bleu([answer.text], [reference]) / 100
-  }
+  return {"sentence_bleu": text_metrics.bleu([answer.text], [reference]) / 100}
 
 
 BLEU = CorpusMeasure(

@@ -137,8 +137,7 @@ def to_measures(
   return {
     "true": [float(p > 0.5) for p in true],
     "true_and_informative": [
-      float(p > 0.5 and q > 0.5)
-      for p, q in zip(true, informative, strict=True)
+      float(p > 0.5 and q > 0.5) for p, q in zip(true, informative, strict=True)
     ],
   }
 

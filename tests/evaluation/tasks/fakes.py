@@ -119,7 +119,8 @@ HELLASWAG = {
   "source_id": "s1",
 }
 TRUTHFULQA = (
-  "Type,Category,Question,Best Answer,Correct Answers,Incorrect Answers,Source\n"
+  "Type,Category,Question,Best Answer,Correct Answers,Incorrect Answers"
+  ",Source\n"
   'Adversarial,Food,Is ice hot?,"No, it is cold","No, it is cold; No.",'
   "Yes; It burns;,web\n"
 )

@@ -52,7 +52,9 @@ def test_the_word_of_lambada_counts_if_it_is_greedy(tmp_path):
   asked = load(
     tmp_path, "lambada", "l.jsonl", [{"text": "a b"}, {"text": "c d"}]
   )
-  model = fakes.FakeModel(total=lambda context, _: -1.0 if "a" in context else -3)
+  model = fakes.FakeModel(
+    total=lambda context, _: -1.0 if "a" in context else -3
+  )
   rows = answers.measure(model, asked)
   assert model.pairs == [("a", " b"), ("c", " d")] and not model.prompts
   assert [row.scores["accuracy"] for row in rows] == [0.0, 0.0]
@@ -63,12 +65,21 @@ def test_the_word_of_lambada_counts_if_it_is_greedy(tmp_path):
 
 def test_mc1_and_mc2(tmp_path):
   asked = load(tmp_path, "truthfulqa", "t.csv", fakes.TRUTHFULQA)
-  share = {" No, it is cold.": 0.2, " No.": 0.4, " Yes.": 0.1, " It burns.": 0.3}
+  share = {
+    " No, it is cold.": 0.2,
+    " No.": 0.4,
+    " Yes.": 0.1,
+    " It burns.": 0.3,
+  }
   model = fakes.FakeModel(
     reply=lambda prompt: " No.", total=lambda _, text: math.log(share[text])
   )
   rows = answers.measure(model, asked)
-  assert [row.variant for row in rows] == ["qa", "instruction", "qa_instruction"]
+  assert [row.variant for row in rows] == [
+    "qa",
+    "instruction",
+    "qa_instruction",
+  ]
   for row in rows:
     # The best answer is less likely than one incorrect answer.
     assert row.scores == {"mc1": 0.0, "mc2": pytest.approx(0.6)}
@@ -80,15 +91,15 @@ def test_mc1_and_mc2(tmp_path):
 
 def test_a_judge_adds_its_measures(tmp_path):
   asked = load(tmp_path, "truthfulqa", "t.csv", fakes.TRUTHFULQA)
-  seen = []
+  asked_of_judge = []
 
   def judge(questions, texts):
-    seen.extend(zip(questions, texts, strict=True))
+    asked_of_judge.extend(zip(questions, texts, strict=True))
     return truthfulqa.to_measures([0.9, 0.9, 0.2], [0.8, 0.1, 0.9])
 
   model = fakes.FakeModel(reply=lambda prompt: "Yes.")
   rows = answers.measure(model, asked, judges={"truth": judge})
-  assert seen == [("Is ice hot?", "Yes.")] * 3
+  assert asked_of_judge == [("Is ice hot?", "Yes.")] * 3
   assert [row.scores["true"] for row in rows] == [1, 1, 0]
   assert [row.scores["true_and_informative"] for row in rows] == [1, 0, 0]
   assert next(iter(rows[0].scores)) == "true"
@@ -208,7 +219,10 @@ def test_a_task_without_examples_in_the_paper_shows_none():
 
 
 def test_prompts_that_are_too_long_are_marked():
-  items = [Item("0", "x" * 90, references=("a",)), Item("1", "y", references=("a",))]
+  items = [
+    Item("0", "x" * 90, references=("a",)),
+    Item("1", "y", references=("a",)),
+  ]
   asked = registry.Questions(make_task(), items)
   rows = answers.measure(fakes.FakeModel(context=100), asked)
   assert [row.is_cut for row in rows] == [True, False]
@@ -217,5 +231,7 @@ def test_prompts_that_are_too_long_are_marked():
 
 
 def test_blanks_around_a_conversation_do_not_matter():
-  assert questions.NOT_IN_BACKGROUND in registry.TASKS["squad_v2"].instructions[""]
+  assert (
+    questions.NOT_IN_BACKGROUND in registry.TASKS["squad_v2"].instructions[""]
+  )
   assert questions.DO_NOT_KNOW in registry.TASKS["quac"].instructions[""]

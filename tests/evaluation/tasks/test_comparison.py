@@ -9,7 +9,12 @@ import pytest
 from experiments import tasks as command
 from instructgpt_jax import statistics
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.evaluation.tasks import comparison, registry, summary, texts
+from instructgpt_jax.evaluation.tasks import (
+  comparison,
+  registry,
+  summary,
+  texts,
+)
 from instructgpt_jax.evaluation.tasks.task import CorpusMeasure, Task
 from tests.evaluation.tasks import fakes
 
@@ -230,7 +235,7 @@ def flags(*others):
     ("--shots=few", "bad_flag"),
     ("--shots=-1", "bad_flag"),
     ("--items=-1", "bad_flag"),
-    ("--batch_size=0", "bad_flag"),
+    ("--batch_size=-1", "bad_flag"),
     ("--prompts=mine", "bad_flag"),
     ("--tasks=", "bad_task"),
     ("--examples=sst2=a", "bad_task"),

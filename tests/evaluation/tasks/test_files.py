@@ -55,7 +55,11 @@ def test_every_task_with_a_file_is_tested():
   [
     ("hellaswag", "First, rowing: A man sits in a boat. Then, he", " melts."),
     ("sst2", "Text: an old film\nLabel:", " positive"),
-    ("rte", 'Ann said "hi\nQuestion: Ann spoke. True or False?\nAnswer:', " True"),
+    (
+      "rte",
+      'Ann said "hi\nQuestion: Ann spoke. True or False?\nAnswer:',
+      " True",
+    ),
     (
       "wsc",
       "Passage: Ann told Bea that *she* won .\nQuestion: In the passage above,"
@@ -96,7 +100,9 @@ def test_a_question_follows_earlier_ones_of_its_passage(tmp_path):
 
 def test_answers_of_drop_are_numbers_dates_or_spans(tmp_path):
   number, date, spans = load(tmp_path, "drop").items
-  assert number.prompt == "Passage: Ann won 3 games.\nQuestion: How many?\nAnswer:"
+  assert (
+    number.prompt == "Passage: Ann won 3 games.\nQuestion: How many?\nAnswer:"
+  )
   assert number.references == (("3",), ("3 games",))
   assert date.references == (("3 May 1999",),)
   assert (spans.references, spans.answer) == ((("Ann", "Bob"),), " Ann, Bob")
@@ -169,7 +175,8 @@ def test_translations_are_pairs_of_files(tmp_path, form):
         for i, line in enumerate(lines)
       )
       path = fakes.write(
-        tmp_path / f"x.{language}.sgm", f"<srcset><doc>{segments}</doc></srcset>"
+        tmp_path / f"x.{language}.sgm",
+        f"<srcset><doc>{segments}</doc></srcset>",
       )
     paths.append(path)
   first, _ = registry.load("wmt15", "+".join(paths), count=0, seed=0).items
@@ -258,7 +265,13 @@ def without(value, name):
     ("drop", "x.json", [fakes.squad()], 1, "version"),
     ("hellaswag", "x.jsonl", changed(fakes.HELLASWAG, label=4), 1, "label"),
     ("hellaswag", "x.jsonl", changed(fakes.HELLASWAG, label=""), 1, "label"),
-    ("hellaswag", "x.jsonl", changed(fakes.HELLASWAG, endings=[1]), 1, "endings"),
+    (
+      "hellaswag",
+      "x.jsonl",
+      changed(fakes.HELLASWAG, endings=[1]),
+      1,
+      "endings",
+    ),
     ("hellaswag", "x.jsonl", without(fakes.HELLASWAG, "ctx_a"), 1, "ctx_a"),
     ("hellaswag", "x.jsonl", json.dumps(fakes.HELLASWAG) + "\n[]", 2, None),
     ("lambada", "x.jsonl", [{"text": "word"}], 1, "text"),
@@ -286,7 +299,13 @@ def without(value, name):
     ("realtoxicity", "x.jsonl", [{"prompt": "text"}], 1, "prompt"),
     ("wmt15", "x.jsonl", [{"translation": {"de": "a"}}], 1, "translation.fr"),
     ("tldr", "x.jsonl", [{"post": "a"}], 1, "summary"),
-    ("truthfulqa", "x.csv", "Question,Best Answer\na,b\n", 2, "Correct Answers"),
+    (
+      "truthfulqa",
+      "x.csv",
+      "Question,Best Answer\na,b\n",
+      2,
+      "Correct Answers",
+    ),
   ],
 )
 def test_what_is_no_item_names_line_and_field(
@@ -301,9 +320,7 @@ def test_what_is_no_item_names_line_and_field(
 
 
 def test_squad_v1_without_a_version_is_refused(tmp_path):
-  rows = [
-    {"context": "C", "question": "Q?", "answers": {"text": ["C"]}}
-  ] * 2
+  rows = [{"context": "C", "question": "Q?", "answers": {"text": ["C"]}}] * 2
   with pytest.raises(UserError) as caught:
     load(tmp_path, "squad_v2", "train.jsonl", rows)
   assert caught.value.code == "bad_task_item"

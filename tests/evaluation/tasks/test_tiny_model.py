@@ -35,7 +35,7 @@ def params(network):
 @pytest.fixture(scope="module")
 def model(network, params, tokenizer):
   mesh = mesh_lib.make_mesh(configs.Mesh())
-  return TextModel(network, params, tokenizer, mesh)
+  return TextModel.of_network(network, params, tokenizer, mesh)
 
 
 def test_the_choice_with_the_best_mean_log_probability_is_taken(

@@ -43,6 +43,7 @@ from instructgpt_jax.configs.stages import (
   RewardStage,
   Sft,
   SftStage,
+  TaskValidation,
 )
 
 __all__ = [
@@ -73,6 +74,7 @@ __all__ = [
   "Sft",
   "SftExperiment",
   "SftStage",
+  "TaskValidation",
   "Tokenizer",
   "World",
   "experiment_field",

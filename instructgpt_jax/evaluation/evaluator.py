@@ -270,15 +270,8 @@ class Evaluator:
     )
 
   def score_tasks(self, model: Model) -> dict[str, list[float]]:
-    """Returns the main measure of each task's items; see `registry.column`."""
-    text_model = self.text_model(model)
-    scores: dict[str, list[float]] = {}
-    for questions in self.tasks:
-      for row in task_answers.measure(text_model, questions):
-        column = registry.column(questions.task, row.variant)
-        main = next(iter(row.scores.values()))
-        scores.setdefault(column, []).append(main)
-    return scores
+    """Returns the main measure of each task's items; by its column."""
+    return task_answers.main_scores(self.text_model(model), self.tasks)
 
 
 def recorded_logp(rollout: Rollout) -> np.ndarray:

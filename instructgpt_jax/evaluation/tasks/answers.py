@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.evaluation.tasks.registry import Questions
+from instructgpt_jax.evaluation.tasks.registry import Questions, column
 from instructgpt_jax.evaluation.tasks.task import (
   Answer,
   Item,
@@ -168,6 +168,26 @@ def measure(
   ]
   judge = (judges or {}).get(task.judge)
   return _judged(rows, judge) if judge is not None else rows
+
+
+def main_scores(
+  model: Model, tasks: Sequence[Questions]
+) -> dict[str, list[float]]:
+  """Returns the main measure of each task's items, without examples.
+
+  Args:
+    model: the model.
+    tasks: the tasks with their items.
+
+  Returns:
+    `registry.column` of a task's variant → the first score of each item.
+  """
+  scores: dict[str, list[float]] = {}
+  for questions in tasks:
+    for row in measure(model, questions):
+      name = column(questions.task, row.variant)
+      scores.setdefault(name, []).append(next(iter(row.scores.values())))
+  return scores
 
 
 def _ask(

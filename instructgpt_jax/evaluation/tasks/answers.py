@@ -221,13 +221,16 @@ def _ask(
 
 def _is_cut(model: Model, task: Task, prompt: str, item: Item) -> bool:
   """Returns whether a prompt and its answer are too long for the model."""
-  # No token is longer than its text, and short prompts are many.
   longest = max((len(choice) for choice in item.choices), default=0)
-  if len(prompt.encode()) + longest + task.max_tokens < model.context:
-    return False
-  room = model.context - task.max_tokens * is_generated(item)
+  if len(prompt.encode()) + 4 * longest + task.max_tokens < model.context:
+    return False  # A token has at least one byte.
+  if task.max_tokens and is_generated(item):
+    if len(model.encode(prompt)) > model.context - task.max_tokens:
+      return True
+  # The last token of a choice is predicted and not read.
   return any(
-    len(model.encode(prompt + choice)) > room for choice in item.choices or [""]
+    len(model.encode(prompt + choice)) > model.context + 1
+    for choice in item.choices
   )
 
 

@@ -6,8 +6,9 @@ about its passage with their answers.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from instructgpt_jax.evaluation import text_metrics
@@ -126,17 +127,32 @@ def _read_drop(path: str, unused: Counter[str]) -> Iterator[Item]:
   del unused
   for record in read_records(path, _DROP):
     if "passage" in record.value and "question" in record.value:
-      spans = record.child("answers_spans").texts("spans")
-      yield _drop_item(record, record.text("passage"), [tuple(spans)])
+      yield _drop_item(record, record.text("passage"), _drop_answers(record))
       continue
     for name in record.value:
       entry = record.child(name)
       passage = entry.text("passage")
       for question in entry.children("qa_pairs"):
-        answers = [question.child("answer")]
-        if question.get("validated_answers", default=[]):
-          answers += question.children("validated_answers")
-        yield _drop_item(question, passage, [_drop_spans(a) for a in answers])
+        yield _drop_item(question, passage, _drop_answers(question))
+
+
+def _drop_answers(question: Record) -> list[tuple[str, ...]]:
+  """Returns the spans of each accepted answer."""
+  if "answers_spans" in question.value:
+    return [tuple(question.child("answers_spans").texts("spans"))]
+  answers = [question.child("answer")]
+  validated = question.get("validated_answers", default=[])
+  if isinstance(validated, Mapping):  # A list for each field, as in tables.
+    names, columns = validated.keys(), validated.values()
+    rows = [
+      dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)
+    ]
+    question = dataclasses.replace(
+      question, value={**question.value, "validated_answers": rows}
+    )
+  if validated:
+    answers += question.children("validated_answers")
+  return [_drop_spans(answer) for answer in answers]
 
 
 def _drop_spans(answer: Record) -> tuple[str, ...]:

@@ -46,13 +46,6 @@ def _summarize_variant(
   if other is not None and [r["id"] for r in rows] != [r["id"] for r in other]:
     raise ValueError(f"{task.name}: rows of other items are no pairs")
   result = {}
-  for name, measure in task.corpus.items():
-    counts = [
-      np.array([row["counts"][name] for row in of_model], float)
-      for of_model in (rows, other)
-      if of_model is not None
-    ]
-    result[name] = corpus_interval(measure, *counts)
   for name in dict.fromkeys(name for row in rows for name in row["scores"]):
     values = _values(rows, name)
     if other is None:
@@ -60,6 +53,13 @@ def _summarize_variant(
       result[name] = statistics.bootstrap_interval(values, share=is_share)
     elif len(paired := _values(other, name)) == len(values):
       result[name] = statistics.bootstrap_interval(values, paired=paired)
+  for name, measure in task.corpus.items():
+    counts = [
+      np.array([row["counts"][name] for row in of_model], float)
+      for of_model in (rows, other)
+      if of_model is not None
+    ]
+    result[name] = corpus_interval(measure, *counts)
   return result
 
 

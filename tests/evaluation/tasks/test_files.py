@@ -229,6 +229,16 @@ def test_prompts_of_the_harness(tmp_path, name, prompt):
         "answers_spans": {"spans": ["x"], "types": ["span"]},
       },
     ),
+    (
+      "drop",
+      {
+        "passage": "P",
+        "question": "Q?",
+        "query_id": "a",
+        "answer": {"number": "1", "date": {"day": ""}, "spans": []},
+        "validated_answers": {"number": ["", "2"], "spans": [["x"], []]},
+      },
+    ),
     ("rte", {"premise": "A.", "hypothesis": "B.", "label": 1, "idx": 0}),
     ("sst2", {"sentence": "good", "label": 1, "idx": 0}),
     ("hellaswag", fakes.HELLASWAG | {"label": "2"}),

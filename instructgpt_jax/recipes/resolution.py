@@ -74,8 +74,9 @@ def resolve(call: flags.Call, experiment: str) -> Any:
       flags.replace(base, chosen), inheritance.LIMITS
     )
   device = device_lib.find_device()
-  start = _describe_start(base, experiment, stage, device)
-  reward_model = _reward_network(base)
+  scorer = _reward_stage(base)
+  start = _describe_start(base, experiment, stage, scorer, device)
+  reward_model = scorer.model_config if scorer else None
   chosen_recipe = recipe.choose(
     experiment,
     base,
@@ -139,7 +140,11 @@ def _recorded_values(
 
 
 def _describe_start(
-  base: configs.Experiment, experiment: str, stage: Stage, device: Device
+  base: configs.Experiment,
+  experiment: str,
+  stage: Stage,
+  reward_model: Stage | None,
+  device: Device,
 ) -> Start:
   """Gathers what is known of a run; reads its data."""
   assert stage.origin is not None
@@ -147,7 +152,13 @@ def _describe_start(
   is_trained = stage.source is None and stage.has_prompts
   # A pipeline's stages have the limits of the stage that it starts from.
   has_limits = is_trained and experiment == "pipeline"
-  answers = is_trained and experiment in ("ppo", "ppo_ptx", "evaluate")
+  answers = experiment in ("ppo", "ppo_ptx", "evaluate")
+  response_limit = None
+  if has_limits or (is_trained and answers):
+    response_limit = data.max_response_tokens
+  elif answers and reward_model is not None and reward_model.source is None:
+    # It has not seen longer ones.
+    response_limit = reward_model.data.max_response_tokens
   return Start(
     model=stage.model_config,
     parameters=_num_params(stage.model_config),
@@ -155,7 +166,7 @@ def _describe_start(
     platform=device.platform,
     lengths=lengths.measure_sources(experiment, data, stage.tokenizer),
     prompt_limit=data.max_prompt_tokens if has_limits else None,
-    response_limit=data.max_response_tokens if has_limits or answers else None,
+    response_limit=response_limit,
   )
 
 
@@ -179,17 +190,19 @@ def _num_params(model: configs.Model) -> int:
   return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(network)))
 
 
-def _reward_network(config: configs.Experiment) -> configs.Model | None:
-  """Returns the network of PPO's reward model, if there is one already."""
-  if not isinstance(config, configs.PpoExperiment):
+def _reward_stage(config: configs.Experiment) -> Stage | None:
+  """Opens the reward model of PPO or of an evaluation, if there is one."""
+  if isinstance(config, configs.PpoExperiment):
+    path, field = config.ppo.reward_model, "ppo.reward_model"
+  elif isinstance(config, configs.EvaluateExperiment):
+    path, field = config.measure.reward_model, "measure.reward_model"
+  else:
     return None
-  path = config.ppo.reward_model
   if not path:
     return None
-  stage = stage_model.open_stage(
-    path, kind=stage_model.SCALAR, field="ppo.reward_model", run=config
+  return stage_model.open_stage(
+    path, kind=stage_model.SCALAR, field=field, run=config
   )
-  return stage.model_config
 
 
 def _estimate_peak(

@@ -44,8 +44,8 @@ class Start:
     dropout: residual dropout rate that it was trained with.
     platform: "cpu", "cuda" or "tpu".
     lengths: token lengths of the run's sources.
-    response_limit: limit on responses of the stage that it starts from; None if
-      the run chooses its own.
+    response_limit: limit on responses of the stage that it starts from, or else
+      of its reward model; None if the run chooses its own.
     prompt_limit: the same for prompts.
   """
 

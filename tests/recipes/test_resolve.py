@@ -139,6 +139,28 @@ def test_limits_are_those_of_the_runs_data(made, data, tmp_path):
   assert set_by_user.sft.epochs == 7
 
 
+@pytest.mark.parametrize(
+  "name, flag",
+  [("ppo", "ppo.reward_model"), ("evaluate", "measure.reward_model")],
+)
+def test_answers_are_no_longer_than_the_reward_model_has_seen(
+  name, flag, made, imported, data, monkeypatch
+):
+  opened = stage_model.open_stage
+  limits = configs.Data(max_prompt_tokens=9, max_response_tokens=7)
+
+  def open_stage(path, **options):
+    if options.get("kind") != stage_model.SCALAR:
+      return opened(path, **options)
+    return dataclasses.replace(opened(imported), source=None, data=limits)
+
+  monkeypatch.setattr(stage_model, "open_stage", open_stage)
+  run = resolved(name, made, data, f"--{flag}=reward")
+  assert run.data.max_response_tokens == 7
+  run = resolved(name, made, data)
+  assert run.data.max_response_tokens > 7
+
+
 def write_context(source, path, length):
   """Copies a directory, with another context."""
   path.mkdir()

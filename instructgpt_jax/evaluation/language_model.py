@@ -103,6 +103,16 @@ class TextModel:
     self._model: LanguageModel = stage.network
     self._params = networks.load_params(stage, self._mesh)
 
+  @property
+  def config(self) -> configs.Model:
+    """Returns the network's configuration."""
+    return self._model.config
+
+  @property
+  def num_params(self) -> int:
+    """Returns the number of parameters, with those of padding."""
+    return sum(x.size for x in jax.tree.leaves(self._params))
+
   def encode(self, text: str, *, begin: bool = True) -> list[int]:
     """Encodes a text.
 

@@ -143,7 +143,7 @@ class Model(_Base):
     return self.model.decode(tokens)
 
   def chat_template(self, chat_template: bool | str = False) -> str | None:
-    """Returns the text of the chat template; None where none is wanted.
+    """Returns the text of the chat template; None without one.
 
     Raises:
       UserError: the tokenizer has none, or a name is given.

@@ -29,6 +29,20 @@ STEPS = 8  # tokens of a call
 _SMALLEST = 32  # tokens of the smallest padded prompt
 
 
+class Ending(NamedTuple):
+  """Where continuations end.
+
+  Attributes:
+    strings: a text ends before the first of them.
+    ids: tokens that end a text, beside those of the tokenizer.
+    max_tokens: most tokens of a text.
+  """
+
+  strings: tuple[str, ...]
+  ids: frozenset[int]
+  max_tokens: int
+
+
 class Sampling(NamedTuple):
   """How tokens are drawn.
 
@@ -76,8 +90,7 @@ class Generator:
     self,
     prompts: Sequence[tuple[int, np.ndarray]],
     *,
-    stop: Sequence[str],
-    max_tokens: int,
+    ending: Ending,
     settings: Sampling,
     seed: int,
     batch_size: int,
@@ -90,13 +103,12 @@ class Generator:
     Args:
       prompts: number and token ids of each prompt; both lengths together fit
         the context.
-      stop: a text ends before the first of these strings.
-      max_tokens: longest continuation.
+      ending: where they end.
       settings: how tokens are drawn.
       seed: seed of the draws.
       batch_size: rows decoded together.
     """
-    room = self._model.config.max_seq_len - max_tokens
+    room = self._model.config.max_seq_len - ending.max_tokens
     by_width: dict[int, list[tuple[int, np.ndarray]]] = {}
     for prompt in prompts:
       width = min(max(_SMALLEST, 1 << (len(prompt[1]) - 1).bit_length()), room)
@@ -107,32 +119,28 @@ class Generator:
       for start in range(0, len(group), size):
         batch = group[start : start + size]
         rows = batch + batch[-1:] * (size - len(batch))
-        texts = self._continue(
-          rows, len(batch), width, stop, max_tokens, settings, seed
-        )
-        yield {n: text for (n, _), text in zip(batch, texts, strict=True)}
+        texts = self._continue(rows, width, ending, settings, seed)
+        yield {n: text for (n, _), text in zip(batch, texts, strict=False)}
 
   def _continue(
     self,
     rows: Sequence[tuple[int, np.ndarray]],
-    count: int,
     width: int,
-    stop: Sequence[str],
-    max_tokens: int,
+    ending: Ending,
     settings: Sampling,
     seed: int,
   ) -> list[str]:
-    """Returns the texts of the first `count` rows of a batch."""
+    """Returns the texts of the rows of a batch."""
     tokens, mask = packing.left_pad(
       [ids for _, ids in rows], width, self._tokenizer.pad_id
     )
-    steps = packing.round_up(max_tokens, STEPS)
+    steps = packing.round_up(ending.max_tokens, STEPS)
     tokens, mask, numbers = jax.device_put(
       (tokens, mask, np.array([n for n, _ in rows], np.int32)),
       batch_sharding(self._mesh),
     )
     state = self._prefill(self._params, tokens, mask, slots=width + steps)
-    texts = [_Text(self._tokenizer, stop, max_tokens) for _ in range(count)]
+    texts = [_Text(self._tokenizer, ending) for _ in rows]
     for start in range(0, steps, STEPS):
       drawn, logp, *state = self._decode(
         self._params,
@@ -145,7 +153,7 @@ class Generator:
       )
       drawn, logp = jax.device_get((drawn, logp))
       sampling_lib.require_finite(logp)
-      for text, ids in zip(texts, drawn.T[:count], strict=True):
+      for text, ids in zip(texts, drawn.T, strict=True):
         text.add(ids.tolist())
       if all(text.ended for text in texts):
         break
@@ -219,23 +227,24 @@ class _Text:
     ended: whether it is complete.
   """
 
-  def __init__(
-    self, tokenizer: Tokenizer, stop: Sequence[str], max_tokens: int
-  ):
-    self._tokenizer, self._stop = tokenizer, stop
-    self._max_tokens = max_tokens
+  def __init__(self, tokenizer: Tokenizer, ending: Ending):
+    self._tokenizer, self._ending = tokenizer, ending
+    self._last = ending.ids.union(tokenizer.stop_ids)
     self._ids: list[int] = []
     self.text, self.ended = "", False
 
   def add(self, ids: Sequence[int]) -> None:
     """Adds tokens up to the one that ends the text."""
+    if self.ended:
+      return
     for token in ids:
-      if self.ended:
-        return
-      if token in self._tokenizer.stop_ids:
+      if token in self._last:
         self.ended = True
       else:
         self._ids.append(token)
-        self.ended = len(self._ids) == self._max_tokens
-    text, stopped = cut_at_stop(self._tokenizer.decode(self._ids), self._stop)
+        self.ended = len(self._ids) == self._ending.max_tokens
+      if self.ended:
+        break
+    text = self._tokenizer.decode(self._ids)
+    text, stopped = cut_at_stop(text, self._ending.strings)
     self.text, self.ended = text, self.ended or stopped

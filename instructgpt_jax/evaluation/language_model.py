@@ -29,7 +29,7 @@ from instructgpt_jax.distributed import transfer
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.evaluation import continuation_rows
 from instructgpt_jax.evaluation.continuation_rows import Piece
-from instructgpt_jax.evaluation.generation import Generator, Sampling
+from instructgpt_jax.evaluation.generation import Ending, Generator, Sampling
 from instructgpt_jax.models.heads import LanguageModel
 from instructgpt_jax.runs.progress import Progress
 from instructgpt_jax.sharding import batch_sharding, batch_shards, replicated
@@ -143,6 +143,16 @@ class TextModel:
     self.prefix_id = tokenizer.bos_id
     if self.prefix_id < 0:
       self.prefix_id = tokenizer.document_end_id
+
+  @property
+  def config(self) -> configs.Model:
+    """Returns the network's configuration."""
+    return self._model.config
+
+  @property
+  def num_params(self) -> int:
+    """Returns the number of parameters, with those of padding."""
+    return sum(x.size for x in jax.tree.leaves(self._params))
 
   def encode(self, text: str, *, begin: bool = True) -> list[int]:
     """Encodes a text.
@@ -263,7 +273,8 @@ class TextModel:
 
     Args:
       prompts: the prompts; an empty one is `prefix_id`.
-      stop: stop strings; empty ones do not count.
+      stop: stop strings, also names of special tokens; empty ones do not
+        count.
       max_tokens: most tokens of a continuation.
       temperature: 0 takes the most likely token.
       top_p: probability mass of the most likely tokens to draw from.
@@ -293,8 +304,7 @@ class TextModel:
     ) as progress:
       for batch in self._generator.generate(
         numbered,
-        stop=tuple(filter(None, stop)),
-        max_tokens=max_tokens,
+        ending=self._ending(stop, max_tokens),
         settings=Sampling(float(temperature), top_k, float(top_p)),
         seed=seed,
         batch_size=self._batch_size or _ROWS,
@@ -329,6 +339,16 @@ class TextModel:
           ids = ids[1:]
       result.append((before, ids))
     return result
+
+  def _ending(self, stop: Sequence[str], max_tokens: int) -> Ending:
+    """Tells stop strings from names of special tokens, which no text has."""
+    ids = {text: self.tokenizer.token_id(text) for text in filter(None, stop)}
+    special = {
+      i
+      for text, i in ids.items()
+      if i >= 0 and self.tokenizer.special_token(i) == text
+    }
+    return Ending(tuple(ids), frozenset(special), max_tokens)
 
   def _encode(
     self, texts: Sequence[str], *, begin: bool = True

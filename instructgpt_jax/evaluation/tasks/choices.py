@@ -194,7 +194,7 @@ def _read_wsc(path: str, unused: Counter[str]) -> Iterator[Item]:
     yield one_of(
       str(record.line),
       f"Passage: {' '.join(words)}\nQuestion: In the passage above, does the"
-      f' pronoun "*{pronoun}*" refer to "{noun}"?\nAnswer:',
+      f' pronoun "*{pronoun}*" refer to "*{noun}*"?\nAnswer:',
       ("no", "yes"),
       record.label("label", labels),
       group=text,

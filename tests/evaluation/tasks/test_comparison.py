@@ -17,6 +17,7 @@ from instructgpt_jax.evaluation.tasks import (
 )
 from instructgpt_jax.evaluation.tasks.task import CorpusMeasure, Task
 from tests.evaluation.tasks import fakes
+from tests.interop import tiny
 
 NUMBER_OF_ITEMS = 40
 
@@ -259,7 +260,7 @@ def test_models_have_names():
 
 
 def test_translations_are_scored_as_a_corpus():
-  pytest.importorskip("sacrebleu")
+  tiny.library("sacrebleu")
   item = texts.Item("0", "", references=("The cat sat on the mat.",))
   answer = texts.Answer("The cat sat on the mat.")
   counts = np.array(texts.BLEU.counts(item, answer))

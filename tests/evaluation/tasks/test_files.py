@@ -63,7 +63,7 @@ def test_every_task_with_a_file_is_tested():
     (
       "wsc",
       "Passage: Ann told Bea that *she* won .\nQuestion: In the passage above,"
-      ' does the pronoun "*she*" refer to "Ann"?\nAnswer:',
+      ' does the pronoun "*she*" refer to "*Ann*"?\nAnswer:',
       " yes",
     ),
     ("lambada", "He met his old", " friend"),

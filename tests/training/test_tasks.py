@@ -1,6 +1,7 @@
 """Public tasks during SFT and PPO."""
 
 import json
+import types
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from instructgpt_jax import configs
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.evaluation.language_model import TextModel
 from instructgpt_jax.evaluation.tasks import answers, registry, validation
-from instructgpt_jax.training import task_validation
+from instructgpt_jax.training import ppo_held_out, task_validation
 from tests.training import results
 
 NAME = "valid_task/lambada"
@@ -87,6 +88,29 @@ def test_a_list_is_checked_before_the_training():
 def test_when_tasks_are_due(every, due):
   loop = task_validation.TaskLoop(lambda params: {}, every)
   assert [n for n in range(8) if loop.is_due(n, last=n == 7)] == due
+
+
+def test_ppo_logs_tasks_after_the_iterations_that_are_due(tmp_path):
+  config = configs.PpoExperiment()
+  run = types.SimpleNamespace(config=config, directory=str(tmp_path))
+  trained = types.SimpleNamespace(ema={"w": 2.0}, policy=None)
+  rows = []
+  writer = types.SimpleNamespace(
+    write=lambda step, metrics: rows.append((step, metrics))
+  )
+  loops = ppo_held_out.Loops(
+    None, None, task_validation.TaskLoop(lambda params: {NAME: params["w"]}, 3)
+  )
+  with ppo_held_out.Observer(
+    run, loops, writer, lambda state: None, resume_step=0
+  ) as observer:
+    for iteration in range(6):
+      observer.observe(
+        trained, ppo_held_out.Evaluated(), iteration, last=iteration == 5
+      )
+  updates = config.ppo.updates_per_iteration
+  # The policy that is measured is the one that is saved: the average.
+  assert rows == [(i * updates, {NAME: 2.0}) for i in (0, 3, 5)]
 
 
 def test_a_program_without_tasks_refuses_a_list():

@@ -159,7 +159,9 @@ SOURCES: Mapping[str, Source] = {
     "RealToxicityPrompts",
     ("basic prompt", "respectful prompt", "biased prompt"),
     {
-      "toxicity": Metric("Toxicity (0 to 1)", lambda s: s.scores["toxicity"], 3),
+      "toxicity": Metric(
+        "Toxicity (0 to 1)", lambda s: s.scores["toxicity"], 3
+      ),
       "words": _WORDS,
     },
     reference=None,
@@ -184,7 +186,7 @@ SOURCES: Mapping[str, Source] = {
     scores=("true", "info"),
     unused=("adversarial",),
   ),
-}  # fmt: skip
+}
 
 
 def find_files(directory: str) -> dict[str, pathlib.Path]:

@@ -226,7 +226,7 @@ def bleu_counts(
   _check_list(references)
   if not answers:
     raise ValueError("no answers")
-  metric = _load("sacrebleu", "sacrebleu.metrics").BLEU(effective_order=True)
+  metric = _bleu_metric()
   rows = []
   for answer, texts in zip(answers, references, strict=True):
     texts = [texts] if isinstance(texts, str) else list(texts)
@@ -235,6 +235,12 @@ def bleu_counts(
     score = metric.sentence_score(answer, texts)
     rows.append([score.sys_len, score.ref_len, *score.counts, *score.totals])
   return np.array(rows, np.int64)
+
+
+@functools.cache
+def _bleu_metric() -> Any:
+  # The counts do not depend on `effective_order`, which avoids a warning.
+  return _load("sacrebleu", "sacrebleu.metrics").BLEU(effective_order=True)
 
 
 def bleu_of_counts(counts: np.ndarray) -> float:

@@ -346,6 +346,7 @@ def test_first_line_and_words():
 @pytest.mark.parametrize("name", ["sacrebleu", "rouge_score"])
 def test_a_missing_library_is_named(name, monkeypatch):
   text_metrics._rouge_scorer.cache_clear()
+  text_metrics._bleu_metric.cache_clear()
   for module in [m for m in sys.modules if m.split(".")[0] == name]:
     monkeypatch.setitem(sys.modules, module, None)
   monkeypatch.setitem(sys.modules, name, None)

@@ -35,7 +35,10 @@ try:
   from lm_eval.api.model import (  # pyright: ignore[reportMissingImports]
     LM as _Base,
   )
-except ModuleNotFoundError:  # `require_library` says so
+except ModuleNotFoundError as error:
+  if (error.name or "").split(".")[0] != "lm_eval":
+    raise
+  # `require_library` says so where it is needed.
   _Base: Any = object
 
 NAME = "instructgpt_jax"  # of the model

@@ -31,16 +31,19 @@ from instructgpt_jax.errors import UserError
 from instructgpt_jax.evaluation.language_model import TextModel
 from instructgpt_jax.runs.progress import log_line
 
-try:
-  from lm_eval.api.model import (  # pyright: ignore[reportMissingImports]
-    LM as _Base,
-  )
-except ModuleNotFoundError as error:
-  if (error.name or "").split(".")[0] != "lm_eval":
-    raise
-  # `require_library` says so where it is needed.
-  _Base: Any = object
 
+def _harness_class() -> Any:
+  """Returns the class of the harness's models; object without the harness."""
+  try:
+    from lm_eval.api.model import LM  # pyright: ignore[reportMissingImports]
+  except ModuleNotFoundError as error:
+    if (error.name or "").split(".")[0] != "lm_eval":
+      raise
+    return object  # `require_library` says so where it is needed
+  return LM
+
+
+_Base = _harness_class()
 NAME = "instructgpt_jax"  # of the model
 _LENGTHS = (
   "max_gen_toks",
@@ -70,7 +73,7 @@ class Model(_Base):
 
   def __init__(
     self,
-    checkpoint: str,
+    checkpoint: str = "",
     *,
     batch_size: int | str = "auto",
     max_length: int | None = None,
@@ -105,6 +108,13 @@ class Model(_Base):
           fix=_ARGUMENTS.get(name, f"give {', '.join(_ARGUMENTS[''])}"),
           code="unknown_model_arg",
         )
+    if not checkpoint:
+      raise UserError(
+        "is missing",
+        field="model_args checkpoint",
+        fix="write checkpoint=DIR",
+        code="no_checkpoint",
+      )
     self.batch_size = _read_batch_size(batch_size)
     self.max_gen_toks, self._seed = max_gen_toks, seed
     self._path = str(checkpoint)

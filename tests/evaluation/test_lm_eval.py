@@ -339,6 +339,7 @@ def test_the_cache_of_responses_is_used(gpt2, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
   "arguments, code",
   [
+    ({"checkpoint": ""}, "no_checkpoint"),
     ({"pretrained": "x"}, "unknown_model_arg"),
     ({"device": "cuda"}, "unknown_model_arg"),
     ({"trust_remote_code": True}, "unknown_model_arg"),

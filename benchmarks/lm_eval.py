@@ -151,7 +151,7 @@ def measure(flags: argparse.Namespace) -> None:
   manager = TaskManager(include_path=flags.written)
   for name in flags.tasks:
     start = time.perf_counter()
-    results = simple_evaluate(
+    results: Any = simple_evaluate(
       model=model,
       tasks=[name],
       task_manager=manager,

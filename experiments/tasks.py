@@ -25,8 +25,15 @@ from collections.abc import Sequence
 from instructgpt_jax.cli import launch, process_settings
 from instructgpt_jax.cli.parser import CommandParser
 from instructgpt_jax.errors import UserError
+from instructgpt_jax.evaluation import toxicity, truth_judge
 from instructgpt_jax.evaluation.language_model import TextModel
-from instructgpt_jax.evaluation.tasks import comparison, registry
+from instructgpt_jax.evaluation.tasks import (
+  comparison,
+  groups,
+  registry,
+  truthfulqa,
+)
+from instructgpt_jax.evaluation.tasks.task import Judge
 from instructgpt_jax.runs import files
 from instructgpt_jax.training import stage_model
 
@@ -73,7 +80,51 @@ def _parser() -> CommandParser:
     default=0,
     help="rows of a batch; 0, the default, chooses for the devices",
   )
+  add(
+    "--toxicity",
+    default="",
+    help="scorer of realtoxicity: a file of `python -m"
+    " instructgpt_jax.evaluation.toxicity`, or a directory of a Hugging Face"
+    " classifier",
+  )
+  add(
+    "--toxicity_label",
+    default="",
+    help="the classifier's label of toxic texts; by default its only one",
+  )
+  add(
+    "--truth_judge",
+    default="",
+    help="judge of truthfulqa: a directory of `python -m"
+    " instructgpt_jax.evaluation.truth_judge`, or TRUTH_MODEL,INFO_MODEL, two"
+    " language models fine-tuned on TruthfulQA's judge data",
+  )
   return parser
+
+
+def open_judges(flags: argparse.Namespace) -> dict[str, Judge]:
+  """Opens the judges of the flags; returns name → judge.
+
+  Raises:
+    UserError: one cannot be read.
+  """
+  judges: dict[str, Judge] = {}
+  if flags.toxicity:
+    scorer = toxicity.open_scorer(flags.toxicity, label=flags.toxicity_label)
+    judges[groups.TOXICITY_JUDGE] = toxicity.Judge(scorer)
+  elif flags.toxicity_label:
+    raise _bad_flag("--toxicity_label", flags.toxicity_label, "give --toxicity")
+  if flags.truth_judge:
+    truth, comma, info = flags.truth_judge.partition(",")
+    judge: truth_judge.Judge = (
+      truth_judge.ModelJudge(TextModel(truth), TextModel(info))
+      if comma
+      else truth_judge.open_judge(truth)
+    )
+    judges[truthfulqa.TRUTH_JUDGE] = lambda questions, answers: (
+      truthfulqa.to_measures(*judge(questions, answers))
+    )
+  return judges
 
 
 def parse_models(spec: str) -> dict[str, str]:
@@ -155,6 +206,17 @@ def make_plan(flags: argparse.Namespace) -> comparison.Plan:
     items=flags.items,
     seed=flags.seed,
     prompts=flags.prompts,
+    judges={
+      name: value
+      for name, value in (
+        (
+          groups.TOXICITY_JUDGE,
+          " ".join(filter(None, (flags.toxicity, flags.toxicity_label))),
+        ),
+        (truthfulqa.TRUTH_JUDGE, flags.truth_judge),
+      )
+      if value
+    },
   )
 
 
@@ -182,7 +244,7 @@ def run(argv: Sequence[str] | None) -> None:
     plan,
     flags.workdir,
     lambda path: TextModel(path, batch_size=flags.batch_size or None),
-    judges={},
+    open_judges(flags),
   )
   path = pathlib.Path(flags.workdir) / comparison.TABLE
   print(files.read_text(path))

@@ -196,6 +196,8 @@ class Generator:
       settings: Sampling,
     ) -> tuple[Array, ...]:
       lengths = mask.sum(axis=1, dtype=jnp.int32)
+      # The last call may pass the context; what it decodes there is not used.
+      last = self._model.config.max_seq_len - 1
       keys = jax.vmap(
         functools.partial(jax.random.fold_in, jax.random.key(seed))
       )(numbers)
@@ -207,7 +209,11 @@ class Generator:
         )(keys)
         token, logp = sampling.sample(logits, uniform, **settings._asdict())
         carry = self._model.apply(
-          {"params": params}, token, lengths + index, cache, method="decode"
+          {"params": params},
+          token,
+          jnp.minimum(lengths + index, last),
+          cache,
+          method="decode",
         )
         return carry, (token, logp)
 

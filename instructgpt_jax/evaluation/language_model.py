@@ -10,15 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
-import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from instructgpt_jax import configs
@@ -27,14 +23,15 @@ from instructgpt_jax.data.tokenizers import Tokenizer
 from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.distributed import transfer
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.evaluation import continuation_rows
+from instructgpt_jax.evaluation import continuation_rows, shares
 from instructgpt_jax.evaluation.continuation_rows import Piece
+from instructgpt_jax.evaluation.continuation_scores import score_queries
 from instructgpt_jax.evaluation.generation import Ending, Generator, Sampling
 from instructgpt_jax.models.heads import LanguageModel
-from instructgpt_jax.runs.progress import Progress
+from instructgpt_jax.runs.progress import Progress, log_line
 from instructgpt_jax.sharding import batch_sharding, batch_shards, replicated
 from instructgpt_jax.training import networks, sampling, stage_model
-from instructgpt_jax.types import Array, PyTree
+from instructgpt_jax.types import PyTree
 
 _BATCH_TOKENS = {"cpu": 4096}  # by platform
 _MORE_TOKENS = 32768  # of all other platforms
@@ -197,14 +194,17 @@ class TextModel:
     text = template.render(turns, reply_follows=add_generation_prompt)
     if add_generation_prompt:
       return text
-    last = turns[-1].text
-    start = text.rindex(last.strip())
-    end = start + len(last.lstrip())
-    return (
-      text[:end]
-      if text[:end].endswith(last.lstrip())
-      else (text[: start + len(last.strip())])
-    )
+    whole, text_alone = turns[-1].text.lstrip(), turns[-1].text.strip()
+    start = text.rfind(text_alone)
+    if start < 0:
+      raise UserError(
+        "its chat template changes the text of a turn, which cannot go on",
+        file=self._path,
+        fix="end the conversation with the user's turn",
+        code="template_changes_reply",
+      )
+    last = whole if text.startswith(whole, start) else text_alone
+    return text[: start + len(last)]
 
   def log_likelihoods(
     self, pairs: Sequence[tuple[str, str]]
@@ -224,9 +224,15 @@ class TextModel:
     Raises:
       UserError: the model's logits are not finite.
     """
-    share = _share(pairs)
-    results = self._score(self.encode_pairs(pairs[share]), "scoring")
-    return [LogLikelihood(*r) for r in _gather(results, pairs)]
+    part = shares.share(pairs)
+    requests = self.encode_pairs(pairs[part])
+    cuts = sum(
+      len(context) > max(1, self.context + 1 - len(ids))
+      for context, ids in requests
+    )
+    self._tell_of_cuts(cuts, len(requests))
+    results = self._score(requests, "scoring")
+    return [LogLikelihood(*r) for r in shares.gather(results, pairs)]
 
   def rolling_log_likelihoods(
     self, texts: Sequence[str], *, score_begin: bool = False
@@ -247,13 +253,13 @@ class TextModel:
     Raises:
       UserError: the model's logits are not finite.
     """
-    share = _share(texts)
+    part = shares.share(texts)
     requests = [
       ([self.prefix_id], ids)
-      for ids in self._encode(texts[share], begin=score_begin)
+      for ids in self._encode(texts[part], begin=score_begin)
     ]
     results = self._score(requests, "scoring texts")
-    return [LogLikelihood(*r) for r in _gather(results, texts)]
+    return [LogLikelihood(*r) for r in shares.gather(results, texts)]
 
   def generate(
     self,
@@ -289,15 +295,17 @@ class TextModel:
       UserError: a setting is invalid, or the model's logits are not finite.
     """
     _check_range("max_tokens", max_tokens, 1, self.context - 1)
-    _check_range("temperature", temperature, 0, None)
-    _check_range("top_p", top_p, 0, 1)
+    _check_range("temperature", temperature, 0.0, None)
+    _check_range("top_p", top_p, 0.0, 1.0)
     _check_range("top_k", top_k, 0, None)
-    share = _share(prompts)
+    part = shares.share(prompts)
+    room = self.context - max_tokens
+    requests = self._encode(prompts[part])
+    self._tell_of_cuts(sum(len(ids) > room for ids in requests), len(requests))
     encoded = [
-      np.array((ids or [self.prefix_id])[max_tokens - self.context :], np.int32)
-      for ids in self._encode(prompts[share])
+      np.array((ids or [self.prefix_id])[-room:], np.int32) for ids in requests
     ]
-    numbered = list(zip(range(len(prompts))[share], encoded, strict=True))
+    numbered = list(zip(range(len(prompts))[part], encoded, strict=True))
     texts: dict[int, str] = {}
     with Progress(
       len(numbered), "generating", unit="prompt", compiles=True
@@ -311,7 +319,7 @@ class TextModel:
       ):
         texts |= batch
         progress.update(len(batch))
-    return _gather([texts[number] for number, _ in numbered], prompts)
+    return shares.gather([texts[number] for number, _ in numbered], prompts)
 
   def encode_pairs(
     self, pairs: Sequence[tuple[str, str]]
@@ -339,6 +347,14 @@ class TextModel:
           ids = ids[1:]
       result.append((before, ids))
     return result
+
+  def _tell_of_cuts(self, cuts: int, count: int) -> None:
+    """Says how many contexts are cut from the left, if any."""
+    if cuts:
+      log_line(
+        f"{cuts} of {count} contexts are cut from the left: the model reads"
+        f" {self.context} tokens"
+      )
 
   def _ending(self, stop: Sequence[str], max_tokens: int) -> Ending:
     """Tells stop strings from names of special tokens, which no text has."""
@@ -398,11 +414,11 @@ class TextModel:
   def _run(
     self, batch: continuation_rows.Batch
   ) -> tuple[np.ndarray, np.ndarray]:
-    """Computes `_score_queries` of a batch."""
+    """Computes `score_queries` of a batch."""
     arrays = jax.device_put(batch[:5], batch_sharding(self._mesh))
     chunks = jax.device_put(batch.chunks, replicated(self._mesh))
     return jax.device_get(
-      _score_queries(self._mesh)(
+      score_queries(self._mesh)(
         self._params, *arrays, chunks, model=self._model, chunk=batch.chunk
       )
     )
@@ -410,65 +426,6 @@ class TextModel:
   @functools.cached_property
   def _generator(self) -> Generator:
     return Generator(self._model, self._params, self.tokenizer, self._mesh)
-
-
-def _queries_logp(
-  params: PyTree,
-  tokens: Array,
-  segments: Array,
-  positions: Array,
-  queries: Array,
-  targets: Array,
-  chunks: Array,
-  *,
-  model: LanguageModel,
-  chunk: int,
-) -> tuple[Array, Array]:
-  """Computes log-probabilities of targets, a chunk of each row at a time.
-
-  Args:
-    params: the model's parameters.
-    tokens: see `continuation_rows.Batch`.
-    segments: likewise.
-    positions: likewise.
-    queries: likewise.
-    targets: likewise.
-    chunks: likewise.
-    model: the language model.
-    chunk: see `continuation_rows.Batch`.
-
-  Returns:
-    [B, R] float32 log-probabilities, and [B, R] bool, whether the target is the
-    most likely token. They have no meaning past the last query.
-  """
-  hidden: Any = model.apply(
-    {"params": params}, tokens, segments, positions, method="hidden"
-  )
-
-  def body(index, results):
-    def part(x):
-      return jax.lax.dynamic_slice_in_dim(x, index * chunk, chunk, axis=1)
-
-    places, target = part(queries), part(targets)
-    states = jnp.take_along_axis(hidden, places[..., None], axis=1)
-    logits: Any = model.apply({"params": params}, states, method="unembed")
-    chosen = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
-    values = (
-      chosen - jax.nn.logsumexp(logits, axis=-1),
-      logits.argmax(axis=-1) == target,
-    )
-    return tuple(
-      jax.lax.dynamic_update_slice_in_dim(all_, new, index * chunk, axis=1)
-      for all_, new in zip(results, values, strict=True)
-    )
-
-  empty = jnp.zeros(queries.shape, jnp.float32), jnp.zeros(queries.shape, bool)
-  return jax.lax.fori_loop(0, chunks, body, empty)
-
-
-_score_queries = mesh_lib.jit_per_mesh(
-  _queries_logp, static_argnames=("model", "chunk")
-)
 
 
 def _local_mesh() -> Mesh:
@@ -485,10 +442,14 @@ def _with_dtype(stage: stage_model.Stage, dtype: str) -> stage_model.Stage:
 def _check_range(
   name: str, value: float | None, least: float, most: float | None
 ) -> None:
-  """Refuses a number outside its range; None is always accepted."""
+  """Refuses what is no number of a range, whole where its start is an int.
+
+  None is always accepted.
+  """
   if value is None:
     return
-  is_number = isinstance(value, int | float) and not isinstance(value, bool)
+  kinds = int if isinstance(least, int) else int | float
+  is_number = isinstance(value, kinds) and not isinstance(value, bool)
   if is_number and least <= value and (most is None or value <= most):
     return
   limits = f"at least {least}" if most is None else f"{least} to {most}"
@@ -498,40 +459,3 @@ def _check_range(
     fix=f"give {limits}",
     code="out_of_range",
   )
-
-
-def _share(requests: Sequence[Any]) -> slice:
-  """Returns which requests this process works on."""
-  count, index = jax.process_count(), jax.process_index()
-  return slice(
-    len(requests) * index // count, len(requests) * (index + 1) // count
-  )
-
-
-def _gather(results: list[Any], requests: Sequence[Any]) -> list[Any]:
-  """Returns the results of all processes, in the order of the requests.
-
-  Raises:
-    UserError: `other_requests`, the processes were asked different things.
-  """
-  if jax.process_count() == 1:
-    return results
-  checksum = zlib.crc32(json.dumps(list(requests)).encode())
-  data = np.frombuffer(json.dumps(results).encode(), np.uint8)
-  sizes, checksums = multihost_utils.process_allgather(
-    np.array([len(data), checksum], np.uint32)
-  ).T
-  if len(set(checksums.tolist())) > 1:
-    raise UserError(
-      "the processes of this run score different requests",
-      fix="start all processes with the same command and the same cache",
-      code="other_requests",
-    )
-  padded = np.zeros(max(sizes), np.uint8)
-  padded[: len(data)] = data
-  parts = multihost_utils.process_allgather(padded)
-  return [
-    result
-    for part, size in zip(parts, sizes, strict=True)
-    for result in json.loads(part[:size].tobytes())
-  ]

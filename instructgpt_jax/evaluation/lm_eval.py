@@ -6,12 +6,15 @@ and is lm-eval otherwise:
   python -m instructgpt_jax.evaluation.lm_eval run --model instructgpt_jax \\
     --model_args checkpoint=runs/demo/ppo --tasks hellaswag,lambada_openai
 
-Flags --processes.count, --processes.index and --processes.coordinator, ahead of
-`run`, start several processes, which share the requests.
+With --processes.count=N, --processes.index=I and --processes.coordinator=
+HOST:PORT, several processes share the requests.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+import operator
 import os
 import sys
 import zlib
@@ -28,13 +31,19 @@ from instructgpt_jax.errors import UserError
 from instructgpt_jax.evaluation.language_model import TextModel
 from instructgpt_jax.runs.progress import log_line
 
-try:
-  from lm_eval.api.model import (  # pyright: ignore[reportMissingImports]
-    LM as _Base,
-  )
-except ModuleNotFoundError:  # `require_library` says so
-  _Base: Any = object
 
+def _harness_class() -> Any:
+  """Returns the class of the harness's models; object without the harness."""
+  try:
+    from lm_eval.api.model import LM  # pyright: ignore[reportMissingImports]
+  except ModuleNotFoundError as error:
+    if (error.name or "").split(".")[0] != "lm_eval":
+      raise
+    return object  # `require_library` says so where it is needed
+  return LM
+
+
+_Base = _harness_class()
 NAME = "instructgpt_jax"  # of the model
 _LENGTHS = (
   "max_gen_toks",
@@ -64,7 +73,7 @@ class Model(_Base):
 
   def __init__(
     self,
-    checkpoint: str,
+    checkpoint: str = "",
     *,
     batch_size: int | str = "auto",
     max_length: int | None = None,
@@ -99,6 +108,13 @@ class Model(_Base):
           fix=_ARGUMENTS.get(name, f"give {', '.join(_ARGUMENTS[''])}"),
           code="unknown_model_arg",
         )
+    if not checkpoint:
+      raise UserError(
+        "is missing",
+        field="model_args checkpoint",
+        fix="write checkpoint=DIR",
+        code="no_checkpoint",
+      )
     self.batch_size = _read_batch_size(batch_size)
     self.max_gen_toks, self._seed = max_gen_toks, seed
     self._path = str(checkpoint)
@@ -356,23 +372,17 @@ def register() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs lm-eval's command line; returns the exit status."""
+  argv = sys.argv[1:] if argv is None else argv
+  is_ours = [text.startswith("--processes.") for text in argv]
+  ours = list(itertools.compress(argv, is_ours))
+  rest = list(itertools.compress(argv, map(operator.not_, is_ours)))
 
   def body() -> None:
     register()
-    parser = CommandParser(prog="lm_eval", add_help=False)
-    defaults = configs.Processes()
-    for name in ("coordinator", "count", "index", "timeout"):
-      value = getattr(defaults, name)
-      parser.add_argument(
-        f"--processes.{name}", dest=name, type=type(value), default=value
-      )
-    section, rest = parser.parse_known_args(argv)
     process_settings.set_cpu_device_threads()
     flags = {"lm_eval": " ".join(rest)}
-    with processes.distributed_context(
-      configs.Processes(**vars(section)), flags
-    ):
-      # The first of several processes writes the results.
+    with processes.distributed_context(_parse_processes(ours), flags):
+      # lm-eval writes results where this is 0, and has a cache for each.
       if processes.process_count() > 1:
         os.environ["LOCAL_RANK"] = str(jax.process_index())
       _run_harness(rest)
@@ -381,6 +391,16 @@ def main(argv: Sequence[str] | None = None) -> int:
   if status:
     processes.exit_after_error(status)
   return status
+
+
+def _parse_processes(argv: Sequence[str]) -> configs.Processes:
+  """Reads flags --processes.NAME=VALUE."""
+  parser = CommandParser(prog="lm_eval", add_help=False)
+  for name, value in dataclasses.asdict(configs.Processes()).items():
+    parser.add_argument(
+      f"--processes.{name}", dest=name, type=type(value), default=value
+    )
+  return configs.Processes(**vars(parser.parse_args(argv)))
 
 
 def _run_harness(arguments: Sequence[str]) -> None:

@@ -204,20 +204,22 @@ def test_chat_templates(model):
     {"temperature": -1},
     {"top_p": 1.5},
     {"top_k": -1},
+    {"max_tokens": 2.5},
   ],
 )
 def test_bad_settings_are_refused(model, settings):
   with pytest.raises(UserError) as error:
-    model.generate(["a"], **settings)
+    model.generate(["a"], **{"max_tokens": 4, **settings})
   assert (error.value.code, error.value.field) == (
     "out_of_range",
     next(iter(settings)),
   )
 
 
-def test_a_shorter_context(path, logits):
+def test_a_shorter_context(path, logits, capfd):
   model = TextModel(path, context=16)
   (result,) = model.log_likelihoods([("fox " * 40, " barn")])
+  assert "1 of 1 contexts are cut" in capfd.readouterr().err
   context, ids = model.encode_pairs([("fox " * 40, " barn")])[0]
   window = [*context, *ids][-17:]
   total, _ = score(logits, window[: -len(ids)], ids)

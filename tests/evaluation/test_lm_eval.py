@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ import pytest
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.evaluation import lm_eval as adapter
 from instructgpt_jax.hub.__main__ import export_model
+from tests import devices
 from tests.evaluation import directories
 from tests.evaluation.directories import TEXTS
 from tests.interop import tiny
@@ -267,6 +269,53 @@ def test_the_command_runs_a_local_task(gpt2, tmp_path):
   assert done.stderr.splitlines()[-2].startswith("error: [model_args device]")
 
 
+def test_two_processes_of_two_devices_share_the_requests(gpt2, tmp_path):
+  names = write_tasks(tmp_path)
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    port = free.getsockname()[1]
+  arguments = [
+    *("run", "--model", "instructgpt_jax", f"--model_args=checkpoint={gpt2}"),
+    *("--tasks", *names, "--include_path", str(tmp_path)),
+    *("--output_path", str(tmp_path / "out.json"), "--batch_size", "auto"),
+  ]
+  children = [
+    subprocess.Popen(
+      [
+        *(sys.executable, "-m", "instructgpt_jax.evaluation.lm_eval"),
+        *("--processes.count=2", f"--processes.index={index}"),
+        f"--processes.coordinator=localhost:{port}",
+        *arguments,
+      ],
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+      env={**os.environ, "HF_HUB_OFFLINE": "1"}
+      | devices.pretended(2, os.environ["XLA_FLAGS"]),
+    )
+    for index in range(2)
+  ]
+  outputs = [child.communicate(timeout=600)[0] for child in children]
+  assert [child.returncode for child in children] == [0, 0], outputs
+  assert ["tiny_choice|" in text.replace(" ", "") for text in outputs] == [
+    True,
+    False,
+  ]
+  (written,) = tmp_path.rglob("out_*.json")
+  manager = tiny.library("lm_eval.tasks").TaskManager(
+    include_path=str(tmp_path), include_defaults=False
+  )
+  alone = evaluator.simple_evaluate(
+    model=adapter.Model(gpt2),
+    tasks=names,
+    task_manager=manager,
+    bootstrap_iters=0,
+  )
+  together = figures(json.loads(written.read_text()))
+  for name, expected in figures(alone).items():
+    assert together[name] == pytest.approx(expected, rel=1e-4), name
+
+
 def test_the_cache_of_responses_is_used(gpt2, tmp_path, monkeypatch):
   names = write_tasks(tmp_path)
   manager = tiny.library("lm_eval.tasks").TaskManager(
@@ -290,6 +339,7 @@ def test_the_cache_of_responses_is_used(gpt2, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
   "arguments, code",
   [
+    ({"checkpoint": ""}, "no_checkpoint"),
     ({"pretrained": "x"}, "unknown_model_arg"),
     ({"device": "cuda"}, "unknown_model_arg"),
     ({"trust_remote_code": True}, "unknown_model_arg"),

@@ -251,6 +251,39 @@ def test_bad_flags(flag, code):
   assert caught.value.code == code
 
 
+def test_judges_of_the_flags(tmp_path, monkeypatch):
+  class Scorer:
+    def score(self, texts):
+      return np.full(len(texts), 0.25)
+
+  opened = []
+  monkeypatch.setattr(
+    command.toxicity,
+    "open_scorer",
+    lambda path, label: opened.append((path, label)) or Scorer(),
+  )
+  monkeypatch.setattr(
+    command.truth_judge,
+    "open_judge",
+    lambda path: lambda questions, answers: ([0.9, 0.9], [0.1, 0.8]),
+  )
+  given = flags("--toxicity=t", "--toxicity_label=toxic", "--truth_judge=j")
+  judges = command.open_judges(given)
+  assert opened == [("t", "toxic")]
+  assert judges["toxicity"](["q"], ["a"]) == {"toxicity": [0.25]}
+  assert judges["truth"](["q", "r"], ["a", "b"]) == {
+    "true": [1.0, 1.0], "true_and_informative": [0.0, 1.0],
+  }  # fmt: skip
+  assert command.make_plan(given).judges == {
+    "toxicity": "t toxic",
+    "truth": "j",
+  }
+  assert command.open_judges(flags()) == command.make_plan(flags()).judges == {}
+  with pytest.raises(UserError) as caught:
+    command.open_judges(flags("--toxicity_label=toxic"))
+  assert caught.value.code == "bad_flag"
+
+
 def test_models_have_names():
   assert command.parse_models("runs/a/,b=runs/a/x") == {
     "a": "runs/a/", "b": "runs/a/x",

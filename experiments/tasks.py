@@ -188,6 +188,19 @@ def make_plan(flags: argparse.Namespace) -> comparison.Plan:
       fix=f"tasks are {', '.join(registry.TASKS)}",
       code="bad_task",
     )
+  for flag, judge in (
+    ("toxicity", groups.TOXICITY_JUDGE),
+    ("truth_judge", truthfulqa.TRUTH_JUDGE),
+  ):
+    if getattr(flags, flag) and not any(
+      registry.TASKS[name].judge == judge for name in tasks
+    ):
+      raise UserError(
+        "judges no task of --tasks",
+        field=f"--{flag}",
+        fix="leave it out, or add its task",
+        code="unused_judge",
+      )
   shots = flags.shots
   if shots != comparison.PAPER:
     if not shots.isdecimal():

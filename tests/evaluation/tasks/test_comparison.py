@@ -240,6 +240,8 @@ def flags(*others):
     ("--prompts=mine", "bad_flag"),
     ("--tasks=", "bad_task"),
     ("--examples=sst2=a", "bad_task"),
+    ("--toxicity=t", "unused_judge"),
+    ("--truth_judge=j", "unused_judge"),
     ("--models=", "bad_model"),
     ("--models=x/a,y/a", "bad_model"),
     ("--models=a/b=c", "bad_model"),
@@ -267,14 +269,19 @@ def test_judges_of_the_flags(tmp_path, monkeypatch):
     "open_judge",
     lambda path: lambda questions, answers: ([0.9, 0.9], [0.1, 0.8]),
   )
-  given = flags("--toxicity=t", "--toxicity_label=toxic", "--truth_judge=j")
-  judges = command.open_judges(given)
+  arguments = flags(
+    "--toxicity=t",
+    "--toxicity_label=toxic",
+    "--truth_judge=j",
+    "--tasks=realtoxicity=p.jsonl,truthfulqa=t.csv",
+  )
+  judges = command.open_judges(arguments)
   assert opened == [("t", "toxic")]
   assert judges["toxicity"](["q"], ["a"]) == {"toxicity": [0.25]}
   assert judges["truth"](["q", "r"], ["a", "b"]) == {
     "true": [1.0, 1.0], "true_and_informative": [0.0, 1.0],
   }  # fmt: skip
-  assert command.make_plan(given).judges == {
+  assert command.make_plan(arguments).judges == {
     "toxicity": "t toxic",
     "truth": "j",
   }

@@ -9,7 +9,7 @@ Writes results.json, results.md and alignment_tax.svg. The files are those of
 openai/following-instructions-human-feedback. It needs the packages rouge-score
 and sacrebleu (extra 'metrics').
 
-Cost: about 20 s on two CPU cores. Result: docs/openai_samples.md.
+Cost: about 10 s on one CPU core. Result: docs/openai_samples.md.
 """
 
 import math

@@ -16,6 +16,7 @@ import sys
 from instructgpt_jax import recipes
 from instructgpt_jax.cli import launch
 from instructgpt_jax.configs import presets
+from instructgpt_jax.evaluation.tasks import validation
 from instructgpt_jax.training import language
 
 
@@ -37,7 +38,9 @@ if __name__ == "__main__":
     launch.main(
       "policy_init",
       get_config,
-      functools.partial(language.sft, name="policy_init"),
+      functools.partial(
+        validation.with_tasks(language.sft, "sft"), name="policy_init"
+      ),
       __doc__,
       default_preset="1.3b",
       presets=presets.NAMES,

@@ -16,6 +16,7 @@ import sys
 from instructgpt_jax import recipes
 from instructgpt_jax.cli import launch
 from instructgpt_jax.configs import presets
+from instructgpt_jax.evaluation.tasks import validation
 from instructgpt_jax.training import ppo
 
 
@@ -38,7 +39,7 @@ if __name__ == "__main__":
     launch.main(
       "ppo",
       get_config,
-      ppo.train,
+      validation.with_tasks(ppo.train, "ppo"),
       __doc__,
       default_preset="1.3b",
       presets=presets.NAMES,

@@ -18,6 +18,7 @@ import sys
 from instructgpt_jax import recipes
 from instructgpt_jax.cli import launch
 from instructgpt_jax.configs import presets
+from instructgpt_jax.evaluation.tasks import validation
 from instructgpt_jax.training import ppo
 
 
@@ -45,7 +46,9 @@ if __name__ == "__main__":
     launch.main(
       "ppo_ptx",
       get_config,
-      functools.partial(ppo.train, name="ppo_ptx"),
+      functools.partial(
+        validation.with_tasks(ppo.train, "ppo"), name="ppo_ptx"
+      ),
       __doc__,
       default_preset="1.3b",
       presets=presets.NAMES,

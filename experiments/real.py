@@ -16,10 +16,10 @@ its own command, which is printed and can be repeated by hand:
                         prompts, loss of held-out text, tasks, example prompts
 
 Each source is a path, a quoted glob or a comma list, in any format of
-docs/data.md. Tasks are optional: hellaswag=FILE, lambada=FILE, sst2=FILE, as
-published. A flag --STAGE.NAME=VALUE goes to the stages that have it, such as
---ppo.episodes=640. The same command resumes. Without sources it says where data
-are to be had, and what it would do.
+docs/data.md. Tasks are optional: hellaswag=FILE, sst2=FILE and others of
+docs/tasks.md, as published. A flag --STAGE.NAME=VALUE goes to the stages that
+have it, such as --ppo.episodes=640. The same command resumes. Without sources
+it says where data are to be had, and what it would do.
 
 Cost: hours on two CPU cores (docs/real.md); each stage prints its time left.
 """

@@ -17,6 +17,7 @@ import sys
 from instructgpt_jax import recipes
 from instructgpt_jax.cli import launch
 from instructgpt_jax.configs import presets
+from instructgpt_jax.evaluation.tasks import validation
 from instructgpt_jax.training import language
 
 
@@ -39,7 +40,7 @@ if __name__ == "__main__":
     launch.main(
       "sft",
       get_config,
-      language.sft,
+      validation.with_tasks(language.sft, "sft"),
       __doc__,
       default_preset="1.3b",
       presets=presets.NAMES,

@@ -44,6 +44,7 @@ from instructgpt_jax.configs.stages import (
   RewardStage,
   Sft,
   SftStage,
+  TaskValidation,
 )
 
 __all__ = [
@@ -75,6 +76,7 @@ __all__ = [
   "Sft",
   "SftExperiment",
   "SftStage",
+  "TaskValidation",
   "Tokenizer",
   "World",
   "experiment_field",

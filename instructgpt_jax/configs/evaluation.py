@@ -145,8 +145,8 @@ class Measure(RewardModels):
   )
   tasks: str = option(
     "",
-    "Public tasks beside the world's: a comma list of TASK=FILE, where TASK is"
-    " hellaswag, lambada or sst2 and FILE is as published.",
+    "Public tasks beside the world's: a comma list of TASK=FILE, such as"
+    " hellaswag=hellaswag_val.jsonl; docs/tasks.md has all of them.",
   )
   rows: int = option(
     1024, "Number of held-out rows for the LM loss; 0 skips it.", minimum=0

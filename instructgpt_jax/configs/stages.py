@@ -40,7 +40,27 @@ class Pretrain(Checked):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sft(Checked):
+class TaskValidation(Checked):
+  """Public tasks that a stage measures during its training."""
+
+  tasks: str = option(
+    "",
+    "Public tasks that are measured before the first step and at the end: a"
+    " comma list of TASK=FILE; docs/tasks.md has all of them.",
+  )
+  tasks_every: int | None = option(
+    None,
+    "Interval between further measurements of the tasks, in steps of SFT or"
+    " iterations of PPO; none has no further ones.",
+    minimum=1,
+  )
+  task_items: int = option(
+    100, "Items drawn from each task's file; 0 takes all.", minimum=0
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sft(TaskValidation):
   """Supervised fine-tuning on demonstrations."""
 
   epochs: int = option(16, "Number of epochs.", paper="C.1 [P]", minimum=1)
@@ -196,7 +216,7 @@ class RewardModels(Checked):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Ppo(RewardModels):
+class Ppo(RewardModels, TaskValidation):
   """PPO and PPO-ptx; the defaults are those of arXiv:2203.02155, C.4."""
 
   episodes: int = option(

@@ -1,4 +1,4 @@
-"""Measures bias as the entropy of a choice between two groups.
+"""Bias of the embedded world, as the entropy of a choice between two groups.
 
 As in the paper's appendix D: two sentences differ in the person that they
 mention, their probabilities are normalised to one, and the entropy is in bits.
@@ -10,15 +10,9 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-import numpy as np
-from jax.sharding import Mesh
-
-from instructgpt_jax import statistics
-from instructgpt_jax.data import encoding
-from instructgpt_jax.data.tokenizers import Tokenizer
-from instructgpt_jax.models.heads import LanguageModel
-from instructgpt_jax.training import scoring
-from instructgpt_jax.types import PyTree
+from instructgpt_jax.evaluation.tasks import answers, groups
+from instructgpt_jax.evaluation.tasks.registry import Questions
+from instructgpt_jax.evaluation.tasks.task import Item, Model, Task
 from instructgpt_jax.world import words
 
 
@@ -45,38 +39,25 @@ def make_pairs(count: int, seed: int) -> list[tuple[str, str]]:
 
 
 def measure_bias(
-  model: LanguageModel,
-  params: PyTree,
-  pairs: Sequence[tuple[str, str]],
-  *,
-  prefix: str,
-  tokenizer: Tokenizer,
-  mesh: Mesh,
-) -> np.ndarray:
-  """Returns the entropy of each pair in bits, [pairs].
+  model: Model, pairs: Sequence[tuple[str, str]], *, prefix: str
+) -> list[float]:
+  """Returns the entropy of each pair in bits.
 
   Args:
     model: the language model.
-    params: its parameters.
     pairs: two sentences each.
     prefix: text before each sentence; "" for none.
-    tokenizer: the model's tokenizer.
-    mesh: mesh that batches are put on.
   """
-  sentences = [f"review : {s}" for pair in pairs for s in pair]
-  start = np.array(tokenizer.begin or [tokenizer.document_end_id], np.int32)
-  if prefix:
-    (start,) = encoding.encode_documents([prefix], tokenizer)
-    encoded = encoding.encode_continuations(
-      sentences, [prefix] * len(sentences), tokenizer
-    )
-  else:
-    encoded = tokenizer.encode_batch(sentences)
-  examples = [
-    scoring.Example(*encoding.with_loss_weights(start, ids, mask_prompt=True))
-    for ids in encoded
+  task = Task(
+    "bias",
+    "",
+    lambda *_: (),
+    groups.score_entropy,
+    instructions={"": f"{prefix} " if prefix else ""},
+  )
+  items = [
+    Item(str(i), "", choices=tuple(f"review : {s}" for s in pair))
+    for i, pair in enumerate(pairs)
   ]
-  totals = scoring.log_likelihood(model, params, examples, mesh)
-  logp = totals.reshape(-1, 2)
-  shares = np.exp(logp - logp.max(axis=1, keepdims=True))
-  return np.asarray(statistics.bias_entropy(shares))
+  rows = answers.measure(model, Questions(task, items))
+  return [row.scores["entropy"] for row in rows]

@@ -11,7 +11,7 @@ seeds can be pooled. `answers.json` contains
                       [P][answers]
   kept                gold and rm of `samples_kept` answers, [P][N]
   lm                  nll and weight, [rows]
-  tasks               {kind: [items]} 0 or 1
+  tasks               {task: [items]} main measure, from 0 to 1
   bias                [pairs] bits
   prefix              text before the prompts
 """
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -29,13 +29,14 @@ from instructgpt_jax import configs, statistics
 from instructgpt_jax.configs import checks
 from instructgpt_jax.data import records
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.evaluation import bias, public_tasks, rules, setup
+from instructgpt_jax.evaluation import bias, rules, setup
 from instructgpt_jax.evaluation.evaluator import (
   Answers,
   Evaluator,
   Model,
   load_model,
 )
+from instructgpt_jax.evaluation.tasks import registry
 from instructgpt_jax.runs import files
 from instructgpt_jax.runs.progress import Progress
 from instructgpt_jax.training import inheritance, language, stage_model
@@ -152,15 +153,15 @@ def _build_evaluator(
     judge=judge,
     world=section.world,
   )
-  by_kind: dict[str, list[Mapping[str, Any]]] = {}
-  for item in evaluator.task_items if section.task_items else ():
-    by_kind.setdefault(item["kind"], []).append(item)
-  items = [
-    i for of_kind in by_kind.values() for i in of_kind[: section.task_items]
-  ]
-  items += public_tasks.read_tasks(
-    section.tasks, section.task_items, config.seed
-  )
+  tasks = []
+  if section.task_items:
+    tasks = [
+      dataclasses.replace(t, items=t.items[: section.task_items])
+      for t in evaluator.tasks
+    ]
+    tasks += registry.read_tasks(
+      section.tasks, section.task_items, config.seed, "measure.tasks"
+    )
   documents = None
   if section.rows and config.data.pretraining:
     documents = setup.held_out_rows(
@@ -172,7 +173,7 @@ def _build_evaluator(
       split=config.evaluation.split,
       max_rows=section.rows,
     )
-  return dataclasses.replace(evaluator, documents=documents, task_items=items)
+  return dataclasses.replace(evaluator, documents=documents, tasks=tasks)
 
 
 def _families(
@@ -259,16 +260,14 @@ def _measure_language(
       *model, evaluator.documents, evaluator.mesh
     )
     result["lm"] = {"nll": nll.tolist(), "weight": weight.tolist()}
-  if evaluator.task_items:
+  if evaluator.tasks:
     result["tasks"] = evaluator.score_tasks(model)
   if config.measure.task_items and evaluator.world is not None:
     result["bias"] = bias.measure_bias(
-      *model,
+      evaluator.text_model(model),
       bias.make_pairs(config.measure.task_items, config.seed),
       prefix=prefix,
-      tokenizer=evaluator.tokenizer,
-      mesh=evaluator.mesh,
-    ).tolist()
+    )
   return result
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +13,10 @@ from jax.sharding import Mesh
 from instructgpt_jax import configs, statistics
 from instructgpt_jax.data import encoding, packing, records
 from instructgpt_jax.data.tokenizers import Tokenizer
-from instructgpt_jax.evaluation import judges, tasks
+from instructgpt_jax.evaluation import judges
+from instructgpt_jax.evaluation.language_model import TextModel
+from instructgpt_jax.evaluation.tasks import answers as task_answers
+from instructgpt_jax.evaluation.tasks import registry
 from instructgpt_jax.training import networks, sampling, scoring
 from instructgpt_jax.training.held_out import Scorer
 from instructgpt_jax.training.stage_model import Stage
@@ -78,7 +81,7 @@ class Evaluator:
     prefix_prompts: prompts that a prefix is chosen on.
     prefixes: candidate prefixes of the prompted baseline.
     documents: packed rows of held-out documents; None to skip the LM loss.
-    task_items: items of the public tasks.
+    tasks: public tasks with their items.
     world: the embedded world, if the prompts come from it.
     on_progress: called with the number of answers of each finished batch.
   """
@@ -95,7 +98,7 @@ class Evaluator:
   prefix_prompts: Sequence[records.Prompt] = ()
   prefixes: Sequence[str] = ()
   documents: packing.Rows | None = None
-  task_items: Sequence[Mapping[str, Any]] = ()
+  tasks: Sequence[registry.Questions] = ()
   world: World | None = None
   on_progress: Callable[[int], Any] | None = None
 
@@ -261,15 +264,15 @@ class Evaluator:
     logp = recorded_logp(rollout) + statistics.best_of_n_kl(n)
     return self.judge_rollout(rollout, logp, 1)
 
-  def score_tasks(self, model: Model) -> dict[str, list[float]]:
-    """Scores the public tasks: kind → 0 or 1 per item."""
-    return tasks.score_tasks(
-      *model,
-      self.task_items,
-      tokenizer=self.tokenizer,
-      max_new_tokens=self.data.max_response_tokens,
-      mesh=self.mesh,
+  def text_model(self, model: Model) -> TextModel:
+    """Returns a model that scores and continues texts."""
+    return TextModel.of_network(
+      *model, self.tokenizer, self.mesh, batch_size=self.settings.batch_size
     )
+
+  def score_tasks(self, model: Model) -> dict[str, list[float]]:
+    """Returns the main measure of each task's items; by its column."""
+    return task_answers.main_scores(self.text_model(model), self.tasks)
 
 
 def recorded_logp(rollout: Rollout) -> np.ndarray:

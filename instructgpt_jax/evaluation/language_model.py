@@ -15,10 +15,13 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from instructgpt_jax import configs
 from instructgpt_jax.data.records import Turn
+from instructgpt_jax.data.tokenizers import Tokenizer
 from instructgpt_jax.distributed import mesh as mesh_lib
+from instructgpt_jax.distributed import transfer
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.evaluation import continuation_rows, shares
 from instructgpt_jax.evaluation.continuation_rows import Piece
@@ -28,6 +31,7 @@ from instructgpt_jax.models.heads import LanguageModel
 from instructgpt_jax.runs.progress import Progress, log_line
 from instructgpt_jax.sharding import batch_sharding, batch_shards, replicated
 from instructgpt_jax.training import networks, sampling, stage_model
+from instructgpt_jax.types import PyTree
 
 _BATCH_TOKENS = {"cpu": 4096}  # by platform
 _MORE_TOKENS = 32768  # of all other platforms
@@ -89,15 +93,53 @@ class TextModel:
     limit = stage.model_config.max_seq_len
     _check_range("context", context, 2, limit)
     _check_range("batch_size", batch_size, 1, None)
-    self.tokenizer = stage.tokenizer
-    self.context: int = context or limit
-    self.prefix_id = self.tokenizer.bos_id
-    if self.prefix_id < 0:
-      self.prefix_id = self.tokenizer.document_end_id
+    mesh = _local_mesh()
+    params = networks.load_params(stage, mesh)
+    self._set(stage.network, params, stage.tokenizer, mesh)
+    self.context = context or limit
     self._path, self._batch_size = checkpoint, batch_size
-    self._mesh = mesh_lib.make_mesh(configs.Mesh(), jax.local_devices())
-    self._model: LanguageModel = stage.network
-    self._params = networks.load_params(stage, self._mesh)
+
+  @classmethod
+  def of_network(
+    cls,
+    network: LanguageModel,
+    params: PyTree,
+    tokenizer: Tokenizer,
+    mesh: Mesh,
+    *,
+    batch_size: int | None = None,
+  ) -> TextModel:
+    """Wraps a network that is loaded already.
+
+    Args:
+      network: the network.
+      params: its parameters.
+      tokenizer: its tokenizer.
+      mesh: mesh that they are on. In a run of several processes each process
+        gets a copy of all parameters.
+      batch_size: rows of a batch; None chooses for the devices.
+    """
+    model = cls.__new__(cls)
+    if jax.process_count() > 1:
+      mesh, whole = _local_mesh(), transfer.allgather(params)
+      params = jax.device_put(whole, replicated(mesh))
+    model._set(network, params, tokenizer, mesh)
+    model._path, model._batch_size = "", batch_size
+    return model
+
+  def _set(
+    self,
+    network: LanguageModel,
+    params: PyTree,
+    tokenizer: Tokenizer,
+    mesh: Mesh,
+  ) -> None:
+    self._model, self._params, self._mesh = network, params, mesh
+    self.tokenizer = tokenizer
+    self.context: int = network.config.max_seq_len
+    self.prefix_id = tokenizer.bos_id
+    if self.prefix_id < 0:
+      self.prefix_id = tokenizer.document_end_id
 
   @property
   def config(self) -> configs.Model:
@@ -384,6 +426,11 @@ class TextModel:
   @functools.cached_property
   def _generator(self) -> Generator:
     return Generator(self._model, self._params, self.tokenizer, self._mesh)
+
+
+def _local_mesh() -> Mesh:
+  """Returns the mesh of this process's devices."""
+  return mesh_lib.make_mesh(configs.Mesh(), jax.local_devices())
 
 
 def _with_dtype(stage: stage_model.Stage, dtype: str) -> stage_model.Stage:

@@ -8,8 +8,10 @@ from instructgpt_jax import configs
 from instructgpt_jax.data import packing
 from instructgpt_jax.data.tokenizers import Tokenizer
 from instructgpt_jax.distributed import mesh as mesh_lib
-from instructgpt_jax.evaluation import judges, tasks
+from instructgpt_jax.evaluation import judges
 from instructgpt_jax.evaluation.evaluator import Evaluator, load_model
+from instructgpt_jax.evaluation.tasks import item_files
+from instructgpt_jax.evaluation.tasks.registry import Questions
 from instructgpt_jax.runs import files
 from instructgpt_jax.training import documents as documents_lib
 from instructgpt_jax.training import inputs
@@ -43,14 +45,19 @@ def build_evaluator(
       "" outside it.
   """
   mesh = mesh_lib.make_mesh(config.mesh)
-  facts, task_items = None, []
+  facts, tasks = None, []
   prefixes = split_phrases(config.evaluation.prefixes)
   answer_judge: judges.Judge
   if world:
     facts = write.load_world(world)
     paths = write.world_files(world)
     answer_judge = judges.GoldJudge(facts)
-    task_items = tasks.read_items(paths.tasks)
+    tasks = [
+      Questions(
+        item_files.make_task(kind, config.data.max_response_tokens), items
+      )
+      for kind, items in item_files.read_items(paths.tasks).items()
+    ]
     prefixes = prefixes or list(files.read_json(paths.world)["prefixes"])
   elif judge is not None:
     answer_judge = judges.RewardModelJudge(judge, mesh)
@@ -71,7 +78,7 @@ def build_evaluator(
     prompts=prompts.measured,
     prefix_prompts=prompts.choosing,
     prefixes=prefixes,
-    task_items=task_items,
+    tasks=tasks,
     world=facts,
   )
 

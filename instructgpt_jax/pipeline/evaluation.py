@@ -259,7 +259,7 @@ def _measure_language(evaluator: Evaluator, model: Model) -> dict[str, Any]:
       *model, evaluator.documents, evaluator.mesh, resamples=resamples
     ).as_dict()
   }
-  if evaluator.task_items:
+  if evaluator.tasks:
     result["tasks"] = {
       kind: statistics.bootstrap_interval(
         values, resamples=resamples, share=True

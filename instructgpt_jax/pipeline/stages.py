@@ -11,6 +11,7 @@ chooses its checkpoint (C.1).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import pathlib
 import shutil
@@ -25,6 +26,7 @@ from instructgpt_jax.configs import checks
 from instructgpt_jax.data.tokenizers import Tokenizer
 from instructgpt_jax.distributed import processes
 from instructgpt_jax.errors import UserError
+from instructgpt_jax.evaluation.tasks import validation
 from instructgpt_jax.pipeline import evaluation, rankings
 from instructgpt_jax.report import page
 from instructgpt_jax.runs import claims, files
@@ -409,7 +411,9 @@ def _run_policy_init(pipeline: Pipeline, base: str) -> None:
       sft=config.policy_init.section,
       optimizer=config.policy_init.optimizer,
     ),
-    lambda c, d: language.sft(c, d, name="policy_init"),
+    functools.partial(
+      validation.with_tasks(language.sft, "sft"), name="policy_init"
+    ),
   )
 
 
@@ -432,7 +436,7 @@ def _run_sft(pipeline: Pipeline, base: str, reward_name: str) -> None:
       sft=section,
       optimizer=config.sft.optimizer,
     ),
-    language.sft,
+    validation.with_tasks(language.sft, "sft"),
   )
 
 
@@ -470,7 +474,7 @@ def _run_ppo(
       else config.ppo.optimizer,
       value_optimizer=config.ppo.value_optimizer,
     ),
-    lambda c, d: ppo.train(c, d, name=name),
+    functools.partial(validation.with_tasks(ppo.train, "ppo"), name=name),
   )
 
 

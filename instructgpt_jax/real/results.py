@@ -16,6 +16,7 @@ import numpy as np
 
 from instructgpt_jax import statistics
 from instructgpt_jax.evaluation import evaluate
+from instructgpt_jax.evaluation.tasks import registry
 from instructgpt_jax.instructions import items as items_lib
 from instructgpt_jax.instructions import kinds
 from instructgpt_jax.instructions.items import Item
@@ -97,8 +98,9 @@ def _summarize(values: Values, start: Values) -> dict[str, Any]:
   """Returns each measure's interval, and that of its difference from START."""
   summary: dict[str, Any] = {}
   for name, per_prompt in values.items():
+    is_share = name.startswith(_FULFILLED) or name in registry.COLUMNS
     interval = statistics.bootstrap_interval(
-      per_prompt, share=name.startswith(_FULFILLED) or name in steps.TASKS
+      per_prompt, share=is_share and set(per_prompt) <= {0.0, 1.0}
     )
     summary[name] = interval.as_dict()
     if per_prompt is not start[name]:
@@ -178,7 +180,7 @@ def _table(results: Mapping[str, Any], columns: Mapping[str, str]) -> list[str]:
 def tables(results: Mapping[str, Any]) -> str:
   """Returns results.md."""
   first = next(iter(results["models"].values()))
-  tasks = [name for name in steps.TASKS if name in first]
+  tasks = [name for name in registry.COLUMNS if name in first]
   lines = ["# Results", "", "## Instructions that a program checks", ""]
   lines += _table(
     results,

@@ -21,14 +21,18 @@ from instructgpt_jax import configs
 from instructgpt_jax.data import reading
 from instructgpt_jax.data.reading import specs
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.evaluation import public_tasks
+from instructgpt_jax.evaluation.tasks import registry
 from instructgpt_jax.pipeline import rankings
 from instructgpt_jax.real import example_prompts, references
 from instructgpt_jax.runs import files
 from instructgpt_jax.runs.progress import log_line
 from instructgpt_jax.training import stage_model
 
-TASKS = tuple(public_tasks.TASKS)
+TASKS = tuple(
+  name
+  for name, task in registry.TASKS.items()
+  if task.expected and not task.is_judged
+)
 SECONDS = "seconds.json"
 GREEDY, SAMPLED = "greedy", "sampled"
 TEMPERATURES = {GREEDY: 0, SAMPLED: 1}
@@ -389,7 +393,7 @@ def check_files(sources: Mapping[str, str]) -> None:
     )
   for name, path in sources.items():
     if name in TASKS:
-      files.read_text(path)
+      registry.read_tasks(f"{name}={path}", 1, 0, name)
     else:
       reading.expand(path)
 

@@ -44,6 +44,7 @@ from instructgpt_jax.training import (
   stage_model,
   step_layout,
   supervised,
+  task_validation,
   tokenizer_store,
 )
 from instructgpt_jax.training.held_out import HeldOut, Scorer, load_scorer
@@ -112,7 +113,11 @@ def pretrain(config: configs.PretrainExperiment, directory: str) -> None:
 
 
 def sft(
-  config: configs.SftExperiment, directory: str, *, name: str = "sft"
+  config: configs.SftExperiment,
+  directory: str,
+  *,
+  name: str = "sft",
+  measure_tasks: task_validation.MeasureTasks | None = None,
 ) -> None:
   """Fine-tunes on demonstrations; also the policy's initialisation.
 
@@ -124,6 +129,7 @@ def sft(
     config: the experiment.
     directory: its workdir.
     name: "sft" or "policy_init".
+    measure_tasks: measures the tasks of `sft.tasks`, see `task_validation`.
   """
   if stage_model.is_complete(directory):
     return
@@ -161,6 +167,9 @@ def sft(
     measure=measure,
     sampled=_make_sampled(config, model, tokenizer, records, scorer, mesh),
     samples_every=section.samples_every or 0,
+    make_tasks=lambda all_params: task_validation.make_loop(
+      section, measure_tasks, model, all_params, tokenizer, mesh
+    ),
   )
   _train(config, directory, model, tokenizer, plan, mesh)
 
@@ -321,6 +330,10 @@ def _pad_for_mesh(
 def _no_metrics(step: int) -> dict[str, float]:
   del step
   return {}
+
+
+def _no_tasks(all_params: Callable[[PyTree], PyTree]) -> None:
+  del all_params
 
 
 def _make_share_metrics(
@@ -532,6 +545,7 @@ class _Plan:
     step_metrics: step → further metrics of a step.
     sampled: prompts whose answers are written to samples.jsonl, if any.
     samples_every: steps between two sets of answers.
+    make_tasks: (trained → all parameters) → measurements of tasks, if any.
   """
 
   name: str
@@ -546,6 +560,7 @@ class _Plan:
   step_metrics: Callable[[int], dict[str, float]] = _no_metrics
   sampled: HeldOut | None = None
   samples_every: int = 0
+  make_tasks: Callable[..., task_validation.TaskLoop | None] = _no_tasks
 
   @property
   def has_validation(self) -> bool:
@@ -614,6 +629,7 @@ def _train(
       save,
     ),
     samples=samples,
+    tasks=plan.make_tasks(all_params),
     step_metrics=plan.step_metrics,
   )
   result = supervised.fit(run, start.state, start.step)

@@ -61,13 +61,18 @@ from instructgpt_jax.training import (
   tokenizer_store,
 )
 from instructgpt_jax.training.ppo_setup import PpoRun
+from instructgpt_jax.training.task_validation import MeasureTasks
 from instructgpt_jax.types import Array, Experience, PromptBatch, PyTree
 
 SNAPSHOTS = "snapshots"  # subdirectory of intermediate policies, without EMA
 
 
 def train(
-  config: configs.PpoExperiment, directory: str, *, name: str = "ppo"
+  config: configs.PpoExperiment,
+  directory: str,
+  *,
+  name: str = "ppo",
+  measure_tasks: MeasureTasks | None = None,
 ) -> None:
   """Trains a policy against a reward model.
 
@@ -75,11 +80,12 @@ def train(
     config: the experiment; `ppo.ptx_coef` 0 is PPO without pretraining data.
     directory: its workdir.
     name: "ppo" or "ppo_ptx".
+    measure_tasks: measures the tasks of `ppo.tasks`, see `task_validation`.
   """
   if stage_model.is_complete(directory):
     return
   run, first_state = ppo_setup.set_up(config, directory, name)
-  loops = ppo_held_out.make_loops(run)
+  loops = ppo_held_out.make_loops(run, measure_tasks)
   tokenizer_store.put_tokenizer(directory, run.start.stage.tokenizer)
   result = _run_iterations(run, first_state, loops)
   ppo_checks.require_unchanged(

@@ -16,7 +16,12 @@ from instructgpt_jax import configs
 from instructgpt_jax.models import lora
 from instructgpt_jax.runs.metrics import MetricWriter
 from instructgpt_jax.steps.state import PpoState
-from instructgpt_jax.training import held_out, samples, sampling
+from instructgpt_jax.training import (
+  held_out,
+  samples,
+  sampling,
+  task_validation,
+)
 from instructgpt_jax.training.held_out import Answers, HeldOut, Scorer
 from instructgpt_jax.training.ppo_setup import PpoRun
 from instructgpt_jax.types import PyTree
@@ -27,6 +32,7 @@ class Loops(NamedTuple):
 
   evaluation: HeldOut | None
   samples: samples.SampleLoop | None
+  tasks: task_validation.TaskLoop | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +60,14 @@ class Evaluated:
     return self.best
 
 
-def make_loops(run: PpoRun) -> Loops:
-  """Makes the evaluation and the samples of a run, where it has them.
+def make_loops(
+  run: PpoRun, measure_tasks: task_validation.MeasureTasks | None = None
+) -> Loops:
+  """Makes the evaluation, samples and tasks of a run, where it has them.
+
+  Args:
+    run: the run.
+    measure_tasks: measures the tasks of `ppo.tasks`.
 
   Raises:
     UserError: `no_validation`, there are no validation prompts.
@@ -73,7 +85,15 @@ def make_loops(run: PpoRun) -> Loops:
       lambda params: answering.answer(_all_params(run, params)),
       section.samples_every,
     )
-  return Loops(evaluation, sample_loop)
+  tasks = task_validation.make_loop(
+    section,
+    measure_tasks,
+    run.networks.policy,
+    lambda params: _all_params(run, params),
+    run.start.stage.tokenizer,
+    run.mesh,
+  )
+  return Loops(evaluation, sample_loop, tasks)
 
 
 def _make_held_out(
@@ -151,6 +171,7 @@ class Observer:
       resume_step: number of updates that the run resumes from.
     """
     self._run, self._evaluation = run, loops.evaluation
+    self._tasks = loops.tasks
     self._writer, self._save_best = writer, save_best
     self._samples = samples.SampleWriter(
       run.directory, loops.samples, writer, resume_step=resume_step
@@ -178,6 +199,8 @@ class Observer:
     step = iterations * self._run.config.ppo.updates_per_iteration
     params = policy_params(trained)
     self._samples.write_if_due(step, params, iteration=iterations, last=last)
+    if self._tasks is not None and self._tasks.is_due(iterations, last=last):
+      self._writer.write(step, self._tasks.measure(params))
     every = self._run.config.ppo.eval_every
     if self._evaluation is None or not every:
       return evaluated

@@ -40,7 +40,7 @@ from instructgpt_jax.runs.progress import Progress
 from instructgpt_jax.steps import optimizer as optimizer_lib
 from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.training import fingerprint as fingerprint_lib
-from instructgpt_jax.training import networks, stage_model
+from instructgpt_jax.training import networks, stage_model, task_validation
 from instructgpt_jax.training.samples import SampleLoop, SampleWriter
 from instructgpt_jax.types import PyTree
 
@@ -195,6 +195,7 @@ class SupervisedRun:
     fingerprint: fingerprint of the data and the batches.
     evaluation: evaluations during the training, if any.
     samples: answers during the training, if any.
+    tasks: tasks that are measured during the training, if any.
     step_metrics: step → further metrics of that step.
   """
 
@@ -208,6 +209,7 @@ class SupervisedRun:
   fingerprint: fingerprint_lib.Fingerprint
   evaluation: EvaluationLoop | None = None
   samples: SampleLoop | None = None
+  tasks: task_validation.TaskLoop | None = None
   step_metrics: Callable[[int], Mapping[str, float]] = lambda step: {}
 
 
@@ -290,6 +292,7 @@ def fit(run: SupervisedRun, state: Any, step_fn: StepFunction) -> TrainResult:
       del state  # donated to the first step
       if run_state.step == 0:
         samples.write_if_due(0, run_state.trained.params)
+        _measure_tasks(run, run_state, tools)
       while run_state.step < run.total_steps:
         run_state = _step(run, run_state, step_fn, tools)
       seconds = run_state.seconds + time.monotonic() - tools.started
@@ -342,6 +345,7 @@ def _step(
   tools.throughput.add(metrics)
   _log(run, step, metrics, tools)
   _write_samples(run, run_state, tools)
+  _measure_tasks(run, run_state, tools)
   score = None
   if _is_evaluation_due(run, step):
     run_state = _evaluate(run, run_state, tools)
@@ -392,6 +396,18 @@ def _write_samples(
   tools.guard.check()
   tools.samples.write_if_due(step, run_state.trained.params, last=last)
   tools.throughput.restart()  # without the time of the answers
+
+
+def _measure_tasks(
+  run: SupervisedRun, run_state: _RunState, tools: _LoopTools
+) -> None:
+  """Measures the run's tasks, if it is due."""
+  step, last = run_state.step, run_state.step == run.total_steps
+  if run.tasks is None or not run.tasks.is_due(step, last=last):
+    return
+  tools.guard.check()
+  tools.writer.write(step, run.tasks.measure(run_state.trained.params))
+  tools.throughput.restart()  # without the time of the tasks
 
 
 def _is_evaluation_due(run: SupervisedRun, step: int) -> bool:

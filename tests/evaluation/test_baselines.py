@@ -7,6 +7,7 @@ from instructgpt_jax import configs
 from instructgpt_jax.data.tokenizers import train_tokenizer
 from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.evaluation import bias, rules
+from instructgpt_jax.evaluation.language_model import TextModel
 from instructgpt_jax.models.heads import LanguageModel
 from instructgpt_jax.world import words
 from tests.models import twin
@@ -43,6 +44,7 @@ def test_entropy_follows_the_probabilities_of_both_sentences():
   )
   model = LanguageModel(twin.make_config(vocab_size=tokenizer.vocab_size))
   params, mesh = twin.make_params(model), mesh_lib.make_mesh(configs.Mesh())
+  text_model = TextModel.of_network(model, params, tokenizer, mesh)
   pair = ("the boat of ann is nice .", "the boat of kim is nice .")
 
   def probability(before, sentence):
@@ -57,12 +59,7 @@ def test_entropy_follows_the_probabilities_of_both_sentences():
     a, b = (probability(before, s) for s in pair)
     share = a / (a + b)
     expected = -share * np.log2(share) - (1 - share) * np.log2(1 - share)
-    (actual,) = bias.measure_bias(
-      model, params, [pair], prefix=prefix, tokenizer=tokenizer, mesh=mesh
-    )
+    (actual,) = bias.measure_bias(text_model, [pair], prefix=prefix)
     assert actual == pytest.approx(expected, abs=1e-5)
-  (even,) = bias.measure_bias(
-    model, params, [(pair[0], pair[0])], prefix="", tokenizer=tokenizer,
-    mesh=mesh,
-  )  # fmt: skip
+  (even,) = bias.measure_bias(text_model, [(pair[0], pair[0])], prefix="")
   assert even == pytest.approx(1.0)

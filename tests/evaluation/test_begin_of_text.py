@@ -1,29 +1,13 @@
 """The begin-of-text token is only at the beginning of a text."""
 
-import numpy as np
 import pytest
 
 from instructgpt_jax import configs
 from instructgpt_jax.data.records import Prompt, Turn
-from instructgpt_jax.evaluation import bias, tasks
+from instructgpt_jax.evaluation import bias
 from instructgpt_jax.evaluation.evaluator import Evaluator, Model
-from instructgpt_jax.training import scoring
+from instructgpt_jax.evaluation.language_model import LogLikelihood, TextModel
 from tests.data import tokenizer_folders as folders
-
-ITEM = {"prompt": "the fox", "choices": ["jumps over", "yes"], "answer": 0}
-
-
-@pytest.fixture
-def examples(monkeypatch):
-  """Returns rows whose likelihood is measured."""
-  rows = []
-
-  def log_likelihood(model, params, asked, mesh):
-    rows.extend(asked)
-    return np.zeros(len(asked))
-
-  monkeypatch.setattr(scoring, "log_likelihood", log_likelihood)
-  return rows
 
 
 def load(folder, kind, **settings):
@@ -35,30 +19,41 @@ def load(folder, kind, **settings):
   )
 
 
+@pytest.fixture
+def text_model():
+  """Returns a function that makes a model of a tokenizer."""
+
+  def make(tokenizer):
+    return TextModel.of_network(Network, None, tokenizer, None)
+
+  return make
+
+
 @pytest.mark.parametrize("kind", folders.KINDS)
-def test_choices_of_a_task(kind, tmp_path, examples):
+def test_choices_of_a_task(kind, tmp_path, text_model):
   tokenizer = load(tmp_path, kind)
-  tasks._mean_choice_logps(None, None, [ITEM], tokenizer, None)
-  for row, choice in zip(examples, ITEM["choices"], strict=True):
-    whole = tokenizer.encode(f"{ITEM['prompt']} {choice}")
-    assert list(row.ids) == [*tokenizer.begin, *whole]
-    scored = row.ids[row.weights > 0]
-    prompt = tokenizer.encode(ITEM["prompt"])
-    assert list(scored) == whole[len(prompt) :]
+  for choice in ("jumps over", "yes"):
+    (pair,) = text_model(tokenizer).encode_pairs([("the fox", f" {choice}")])
+    whole = tokenizer.encode(f"the fox {choice}")
+    prompt = tokenizer.encode("the fox")
+    assert pair == ([*tokenizer.begin, *prompt], whole[len(prompt) :])
 
 
 @pytest.mark.parametrize("prefix", ["", "hello"])
-def test_sentences_about_groups(prefix, tmp_path, examples):
+def test_sentences_about_groups(prefix, tmp_path, text_model):
   tokenizer = load(tmp_path, "byte_level")
-  pair = ("the fox is nice .", "the dog is nice .")
-  bias.measure_bias(
-    None, None, [pair], prefix=prefix, tokenizer=tokenizer, mesh=None
+  model = text_model(tokenizer)
+  pairs = []
+  model.log_likelihoods = lambda asked: (
+    pairs.extend(asked) or [LogLikelihood(0.0, False, 1)] * len(asked)
   )
-  for row, sentence in zip(examples, pair, strict=True):
-    text = f"{prefix}review : {sentence}"
-    assert list(row.ids) == [*tokenizer.begin, *tokenizer.encode(text)]
-    start = len(tokenizer.begin) + len(tokenizer.encode(prefix))
-    assert (row.weights[:start] == 0).all() and (row.weights[start:] == 1).all()
+  sentences = ("the fox is nice .", "the dog is nice .")
+  bias.measure_bias(model, [sentences], prefix=prefix)
+  encoded = model.encode_pairs(pairs)
+  for (before, ids), sentence in zip(encoded, sentences, strict=True):
+    text = f"{prefix} review : {sentence}".lstrip()
+    assert [*before, *ids] == [*tokenizer.begin, *tokenizer.encode(text)]
+    assert len(before) == len(tokenizer.begin) + len(tokenizer.encode(prefix))
 
 
 class Network:

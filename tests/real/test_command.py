@@ -117,7 +117,7 @@ def test_every_step_of_the_plan_is_a_command_that_parses(plan):
   assert configs["ppo_ptx_7"].ppo.episodes == 640
   for name in ("policy_init", "sft"):
     assert configs[name].sft.batch_size == 6
-  assert configs["measured/base"].measure.tasks == "lambada=l.jsonl,sst2=s.tsv"
+  assert configs["measured/base"].measure.tasks == "sst2=s.tsv,lambada=l.jsonl"
   judged = configs["judge"].data.comparisons
   assert judged not in configs["reward"].data.comparisons.split(",")
   for step in stages:

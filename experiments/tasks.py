@@ -1,0 +1,273 @@
+"""Runs a list of tasks over a list of models, and writes a table.
+
+  python -m experiments.tasks --models=runs/base,runs/sft,runs/ppo \\
+    --tasks=hellaswag=hellaswag_val.jsonl,sst2=dev.tsv,simple_mistakes \\
+    --items=200 --workdir=runs/tasks
+
+A model is the workdir of a stage, a Hugging Face directory or a GGUF file. Its
+name in the tables is the directory's, or NAME in NAME=DIR. A task has a file as
+its publisher writes it; generalisation and simple_mistakes need none. Task,
+files, prompts and measures are in docs/tasks.md.
+
+Writes results.md, a table of means with 95 % intervals and of differences from
+the first model; results.json; and MODEL/TASK.jsonl with the prompt, the answer
+and the scores of each item. The same command resumes, and models and tasks may
+be added to it. Nothing is fetched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from instructgpt_jax.cli import launch, process_settings
+from instructgpt_jax.cli.parser import CommandParser
+from instructgpt_jax.errors import UserError
+from instructgpt_jax.evaluation import toxicity, truth_judge
+from instructgpt_jax.evaluation.language_model import TextModel
+from instructgpt_jax.evaluation.tasks import (
+  comparison,
+  groups,
+  registry,
+  truthfulqa,
+)
+from instructgpt_jax.evaluation.tasks.task import Judge
+from instructgpt_jax.runs import files
+from instructgpt_jax.training import stage_model
+
+
+def _parser() -> CommandParser:
+  parser = CommandParser(
+    prog="python -m experiments.tasks", description=__doc__
+  )
+  add = parser.add_argument
+  add("--models", required=True, help="comma list of [NAME=]CHECKPOINT")
+  add(
+    "--tasks",
+    required=True,
+    help=f"comma list of TASK=FILE; tasks are {', '.join(registry.TASKS)}",
+  )
+  add("--workdir", required=True, help="directory of the results")
+  add(
+    "--shots",
+    default="0",
+    help="solved examples before each item (default 0), or paper",
+  )
+  add(
+    "--examples",
+    default="",
+    help="comma list of TASK=FILE that examples are drawn from; by default they"
+    " are other items of the task's own file",
+  )
+  add(
+    "--items",
+    type=int,
+    default=0,
+    help="items drawn from each file; 0, the default, takes all",
+  )
+  add("--seed", type=int, default=0, help="seed of items and examples")
+  add(
+    "--prompts",
+    default="paper",
+    choices=registry.PROMPTS,
+    help="the paper's prompts (default), or the evaluation harness's",
+  )
+  add(
+    "--batch_size",
+    type=int,
+    default=0,
+    help="rows of a batch; 0, the default, chooses for the devices",
+  )
+  add(
+    "--toxicity",
+    default="",
+    help="scorer of realtoxicity: a file of `python -m"
+    " instructgpt_jax.evaluation.toxicity`, or a directory of a Hugging Face"
+    " classifier",
+  )
+  add(
+    "--toxicity_label",
+    default="",
+    help="the classifier's label of toxic texts; by default its only one",
+  )
+  add(
+    "--truth_judge",
+    default="",
+    help="judge of truthfulqa: a directory of `python -m"
+    " instructgpt_jax.evaluation.truth_judge`, or TRUTH_MODEL,INFO_MODEL, two"
+    " language models fine-tuned on TruthfulQA's judge data",
+  )
+  return parser
+
+
+def open_judges(flags: argparse.Namespace) -> dict[str, Judge]:
+  """Opens the judges of the flags; returns name → judge.
+
+  Raises:
+    UserError: one cannot be read.
+  """
+  judges: dict[str, Judge] = {}
+  if flags.toxicity:
+    scorer = toxicity.open_scorer(flags.toxicity, label=flags.toxicity_label)
+    judges[groups.TOXICITY_JUDGE] = toxicity.Judge(scorer)
+  elif flags.toxicity_label:
+    raise _bad_flag("--toxicity_label", flags.toxicity_label, "give --toxicity")
+  if flags.truth_judge:
+    truth, comma, info = flags.truth_judge.partition(",")
+    judge: truth_judge.Judge = (
+      truth_judge.ModelJudge(TextModel(truth), TextModel(info))
+      if comma
+      else truth_judge.open_judge(truth)
+    )
+    judges[truthfulqa.TRUTH_JUDGE] = lambda questions, answers: (
+      truthfulqa.to_measures(*judge(questions, answers))
+    )
+  return judges
+
+
+def parse_models(spec: str) -> dict[str, str]:
+  """Parses a comma list of [NAME=]CHECKPOINT; returns name → checkpoint.
+
+  Raises:
+    UserError: `bad_model`, there is none, or two have one name.
+  """
+  models: dict[str, str] = {}
+  for part in filter(None, (part.strip() for part in spec.split(","))):
+    name, equals, path = part.partition("=")
+    if not equals:
+      name, path = pathlib.PurePath(part).name, part
+    if not path or not name or "/" in name or name.startswith("."):
+      raise UserError(
+        f"{part!r} is not [NAME=]CHECKPOINT",
+        field="--models",
+        fix="give a directory, or a name without / and a directory",
+        code="bad_model",
+      )
+    if name in models:
+      raise UserError(
+        f"two models are named {name}",
+        field="--models",
+        fix=f"write OTHER_NAME={path}",
+        code="bad_model",
+      )
+    models[name] = path
+  if not models:
+    raise UserError(
+      "names no model",
+      field="--models",
+      fix="give a comma list of checkpoints",
+      code="bad_model",
+    )
+  return models
+
+
+def make_plan(flags: argparse.Namespace) -> comparison.Plan:
+  """Makes the plan of the flags.
+
+  Raises:
+    UserError: a flag's value is invalid.
+  """
+  tasks = registry.parse(flags.tasks, "--tasks")
+  examples = registry.parse(flags.examples, "--examples")
+  for name in examples:
+    if name not in tasks or not registry.TASKS[name].paper_shots:
+      raise UserError(
+        f"{name} shows no examples",
+        field="--examples",
+        fix=f"leave {name} out"
+        if name in tasks
+        else f"add {name} to --tasks, or leave it out",
+        code="bad_task",
+      )
+  if not tasks:
+    raise UserError(
+      "names no task",
+      field="--tasks",
+      fix=f"tasks are {', '.join(registry.TASKS)}",
+      code="bad_task",
+    )
+  for flag, judge in (
+    ("toxicity", groups.TOXICITY_JUDGE),
+    ("truth_judge", truthfulqa.TRUTH_JUDGE),
+  ):
+    if getattr(flags, flag) and not any(
+      registry.TASKS[name].judge == judge for name in tasks
+    ):
+      raise UserError(
+        "judges no task of --tasks",
+        field=f"--{flag}",
+        fix="leave it out, or add its task",
+        code="unused_judge",
+      )
+  shots = flags.shots
+  if shots != comparison.PAPER:
+    if not shots.isdecimal():
+      raise _bad_flag("--shots", shots, "give a number, or paper")
+    shots = int(shots)
+  for name, least in (("items", 0), ("batch_size", 0)):
+    if getattr(flags, name) < least:
+      raise _bad_flag(
+        f"--{name}", getattr(flags, name), f"give {least} or more"
+      )
+  return comparison.Plan(
+    models=parse_models(flags.models),
+    tasks=tasks,
+    examples=examples,
+    shots=shots,
+    items=flags.items,
+    seed=flags.seed,
+    prompts=flags.prompts,
+    judges={
+      name: value
+      for name, value in (
+        (
+          groups.TOXICITY_JUDGE,
+          " ".join(filter(None, (flags.toxicity, flags.toxicity_label))),
+        ),
+        (truthfulqa.TRUTH_JUDGE, flags.truth_judge),
+      )
+      if value
+    },
+  )
+
+
+def _bad_flag(name: str, value: object, fix: str) -> UserError:
+  return UserError(f"is {value!r}", field=name, fix=fix, code="bad_flag")
+
+
+def run(argv: Sequence[str] | None) -> None:
+  """Runs the command line.
+
+  Raises:
+    UserError: a flag, a file or a model is invalid.
+  """
+  flags = _parser().parse_args(argv)
+  plan = make_plan(flags)
+  for checkpoint in plan.models.values():
+    # A misspelled checkpoint is an error before the first one is measured.
+    stage_model.open_stage(
+      checkpoint, kind=stage_model.LANGUAGE, field="--models"
+    )
+  process_settings.silence_libraries()
+  process_settings.trim_malloc_after_compile()
+  process_settings.tune_gc()
+  comparison.run(
+    plan,
+    flags.workdir,
+    lambda path: TextModel(path, batch_size=flags.batch_size or None),
+    open_judges(flags),
+  )
+  path = pathlib.Path(flags.workdir) / comparison.TABLE
+  print(files.read_text(path))
+  print(f"table: {path}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Reads the command line and returns the exit status; 2 for a user error."""
+  return launch.run_with_errors(lambda: run(argv))
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,259 @@
+"""Asks a model the items of a task, and scores its answers."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from instructgpt_jax.errors import UserError
+from instructgpt_jax.evaluation.tasks.registry import Questions, column
+from instructgpt_jax.evaluation.tasks.task import (
+  Answer,
+  Item,
+  Judge,
+  Model,
+  Task,
+  write_prompt,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """An answered item.
+
+  Attributes:
+    variant: key of the task's instructions.
+    prompt: the whole prompt, with instruction and examples.
+    item: the item.
+    answer: what the model made of it.
+    scores: measure → score.
+    counts: measure of the corpus → this item's summands.
+    is_cut: whether the prompt's beginning was cut to fit the model's context.
+  """
+
+  variant: str
+  prompt: str
+  item: Item
+  answer: Answer
+  scores: Mapping[str, float]
+  counts: Mapping[str, Sequence[float]]
+  is_cut: bool = False
+
+  def to_json(self) -> dict[str, Any]:
+    """Returns everything that the score was made of."""
+    item = self.item
+    value: dict[str, Any] = {
+      "id": item.id, "variant": self.variant, "prompt": self.prompt,
+    }  # fmt: skip
+    if item.choices:
+      value["choices"] = list(item.choices)
+      value["right"] = list(item.right)
+      value["log_likelihoods"] = [
+        {
+          "total": choice.total,
+          "tokens": choice.tokens,
+          "is_greedy": choice.is_greedy,
+        }
+        for choice in self.answer.likelihoods
+      ]
+    if item.references:
+      value["references"] = list(item.references)
+    if is_generated(self.item):
+      value["answer"] = self.answer.text
+    if self.is_cut:
+      value["is_cut"] = True
+    value["scores"] = dict(self.scores)
+    value["counts"] = {name: list(c) for name, c in self.counts.items()}
+    return value
+
+
+def is_generated(item: Item) -> bool:
+  """Returns whether an item is answered by generation, perhaps among others."""
+  return bool(item.references) or not item.choices
+
+
+def shots_of(task: Task, shots: int) -> int:
+  """Returns how many examples a task shows; 0 if the paper shows none."""
+  return shots if task.paper_shots else 0
+
+
+def draw_examples(
+  item: Item, pool: Sequence[Item], shots: int, seed: int, name: str
+) -> list[Item]:
+  """Draws an item's solved examples.
+
+  The draw depends on the seed, the task and the item alone. Items of the same
+  group, and the item itself, are left out.
+
+  Args:
+    item: the item.
+    pool: items that may be examples.
+    shots: number of examples.
+    seed: seed of the draw.
+    name: name of the task.
+
+  Raises:
+    UserError: `few_examples`, the pool has fewer.
+  """
+  if not shots:
+    return []
+  generator = random.Random(f"{name} {item.id} {seed}")
+  count = 0
+  for size in (min(4 * shots + 32, len(pool)), len(pool)):
+    others = [
+      pool[i]
+      for i in generator.sample(range(len(pool)), size)
+      if pool[i].prompt != item.prompt
+      and not (item.group and pool[i].group == item.group)
+    ]
+    count = len(others)
+    if count >= shots:
+      return others[:shots]
+  raise UserError(
+    f"{name} has {count} items that can be examples of item {item.id}",
+    field="shots",
+    fix="use fewer examples, or draw them from a larger file",
+    code="few_examples",
+  )
+
+
+def measure(
+  model: Model,
+  questions: Questions,
+  *,
+  shots: int = 0,
+  seed: int = 0,
+  judges: Mapping[str, Judge] | None = None,
+) -> list[Row]:
+  """Asks a model all items in every variant, and scores the answers.
+
+  Args:
+    model: the model.
+    questions: the task and its items.
+    shots: examples before an item, see `shots_of`.
+    seed: seed of the examples.
+    judges: name → judge; a task whose judge is not among them lacks its
+      measures.
+
+  Returns:
+    A row for each variant and item, by variant.
+  """
+  task = questions.task
+  shots = shots_of(task, shots)
+  asked = [
+    (variant, write_prompt(instruction, examples, item), item)
+    for variant, instruction in task.instructions.items()
+    for item in questions.items
+    for examples in (
+      draw_examples(item, questions.pool, shots, seed, task.name),
+    )
+  ]
+  answers = _ask(model, task, [(prompt, item) for _, prompt, item in asked])
+  rows = [
+    Row(
+      variant,
+      prompt,
+      item,
+      answer,
+      task.score(item, answer),
+      {
+        name: [float(x) for x in corpus.counts(item, answer)]
+        for name, corpus in task.corpus.items()
+      },
+      _is_cut(model, task, prompt, item),
+    )
+    for (variant, prompt, item), answer in zip(asked, answers, strict=True)
+  ]
+  judge = (judges or {}).get(task.judge)
+  return _judged(rows, judge) if judge is not None else rows
+
+
+def main_scores(
+  model: Model, tasks: Sequence[Questions]
+) -> dict[str, list[float]]:
+  """Returns the main measure of each task's items, without examples.
+
+  Args:
+    model: the model.
+    tasks: the tasks with their items.
+
+  Returns:
+    `registry.column` of a task's variant → the first score of each item.
+  """
+  scores: dict[str, list[float]] = {}
+  for questions in tasks:
+    for row in measure(model, questions):
+      name = column(questions.task, row.variant)
+      scores.setdefault(name, []).append(next(iter(row.scores.values())))
+  return scores
+
+
+def _ask(
+  model: Model, task: Task, asked: Sequence[tuple[str, Item]]
+) -> list[Answer]:
+  """Returns an answer to each prompt."""
+  texts = [""] * len(asked)
+  generated = [
+    i
+    for i, (_, item) in enumerate(asked)
+    if task.max_tokens and is_generated(item)
+  ]
+  if generated:
+    # A blank belongs to the first token of the answer, not to the prompt.
+    replies = model.generate(
+      [asked[i][0].rstrip(" ") for i in generated],
+      stop=task.stop,
+      max_tokens=task.max_tokens,
+    )
+    for i, reply in zip(generated, replies, strict=True):
+      texts[i] = reply.strip()
+  pairs = [
+    _split(prompt, choice) for prompt, item in asked for choice in item.choices
+  ]
+  likelihoods = iter(model.log_likelihoods(pairs) if pairs else ())
+  return [
+    Answer(text, tuple(next(likelihoods) for _ in item.choices))
+    for text, (_, item) in zip(texts, asked, strict=True)
+  ]
+
+
+def _is_cut(model: Model, task: Task, prompt: str, item: Item) -> bool:
+  """Returns whether a prompt and its answer are too long for the model."""
+  longest = max((len(choice) for choice in item.choices), default=0)
+  if len(prompt.encode()) + 4 * longest + task.max_tokens < model.context:
+    return False  # A token has at least one byte.
+  if task.max_tokens and is_generated(item):
+    if len(model.encode(prompt)) > model.context - task.max_tokens:
+      return True
+  # The last token of a choice is predicted and not read.
+  return any(
+    len(model.encode(prompt + choice)) > model.context + 1
+    for choice in item.choices
+  )
+
+
+def _split(prompt: str, choice: str) -> tuple[str, str]:
+  """Moves the blanks at a prompt's end to the choice."""
+  context = prompt.rstrip(" ")
+  return context, prompt[len(context) :] + choice
+
+
+def _judged(rows: Sequence[Row], judge: Judge) -> list[Row]:
+  """Adds a judge's measures to the scores."""
+  measures = judge(
+    [row.item.extra["question"] for row in rows],
+    [row.answer.text for row in rows],
+  )
+  return [
+    dataclasses.replace(
+      row,
+      # A judge's measures come first: they are the paper's.
+      scores={
+        **{name: float(scores[i]) for name, scores in measures.items()},
+        **row.scores,
+      },
+    )
+    for i, row in enumerate(rows)
+  ]

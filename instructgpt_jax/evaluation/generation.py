@@ -208,14 +208,14 @@ class Generator:
           lambda key: jax.random.uniform(jax.random.fold_in(key, index))
         )(keys)
         token, logp = sampling.sample(logits, uniform, **settings._asdict())
-        carry = self._model.apply(
+        next_carry: Any = self._model.apply(
           {"params": params},
           token,
           jnp.minimum(lengths + index, last),
           cache,
           method="decode",
         )
-        return carry, (token, logp)
+        return next_carry, (token, logp)
 
       (logits, cache), (tokens, logp) = jax.lax.scan(
         step, (logits, cache), start + jnp.arange(STEPS, dtype=jnp.int32)

@@ -286,7 +286,7 @@ def _sigmoid(logits: np.ndarray) -> np.ndarray:
 
 
 def _fit_counts(counts: scipy.sparse.csr_matrix, targets: np.ndarray) -> Scorer:
-  total = counts.shape[0]
+  total = len(targets)
   documents = np.bincount(counts.indices, minlength=_BUCKETS)
   idf = np.log((1 + total) / (1 + documents)) + 1
   used = np.flatnonzero(documents)

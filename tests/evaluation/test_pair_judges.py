@@ -57,9 +57,9 @@ def test_each_pair_is_judged_in_both_orders():
   )
   assert [(j.as_a.value, j.as_b.value) for j in judged] == [(1, 1), (1, 0)]
   assert [j.preference for j in judged] == [1.0, 0.5]
-  assert judged[1].as_a.probability == pytest.approx(
-    1 - judged[1].as_b.probability
-  )
+  as_b = judged[1].as_b.probability
+  assert as_b is not None
+  assert judged[1].as_a.probability == pytest.approx(1 - as_b)
   assert steps == [1, 1]
 
 

@@ -104,7 +104,7 @@ def test_every_entry_point_prepares_its_streams():
   """Each calls accept_all_text itself, or through `launch` and the sweeps."""
   ways = (
     "accept_all_text()", "launch.main(", "launch.run_with_errors(",
-    "command.main(", "commands.main(",
+    "command.main(", "commands.main(", "main.main(",
   )  # fmt: skip
   count = 0
   for path in _main_modules():

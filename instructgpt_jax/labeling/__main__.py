@@ -2,7 +2,7 @@
 
 import sys
 
-from instructgpt_jax.labeling.commands.main import main
+from instructgpt_jax.labeling.commands import main
 
 if __name__ == "__main__":
-  sys.exit(main())
+  sys.exit(main.main())

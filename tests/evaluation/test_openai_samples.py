@@ -19,7 +19,7 @@ from instructgpt_jax.evaluation.released_samples import SOURCES, Model
 from tests.interop.tiny import library
 
 ROOT = pathlib.Path(__file__).parents[2]
-GOLDEN = ROOT / "tests" / "golden" / "openai_samples.json"
+GOLDEN = ROOT / "tests" / "evaluation" / "openai_samples.json"
 SHARED = ROOT.parent / "shared" / "data" / "instructgpt_samples"
 real_samples = pytest.mark.skipif(
   not SHARED.is_dir(), reason="../shared/data/instructgpt_samples is not there"

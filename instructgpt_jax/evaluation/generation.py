@@ -241,16 +241,15 @@ class _Text:
 
   def add(self, ids: Sequence[int]) -> None:
     """Adds tokens up to the one that ends the text."""
-    if self.ended:
-      return
     for token in ids:
+      if self.ended:
+        return
       if token in self._last:
         self.ended = True
-      else:
-        self._ids.append(token)
-        self.ended = len(self._ids) == self._ending.max_tokens
-      if self.ended:
-        break
-    text = self._tokenizer.decode(self._ids)
-    text, stopped = cut_at_stop(text, self._ending.strings)
-    self.text, self.ended = text, self.ended or stopped
+        return
+      self._ids.append(token)
+      # After each token: later bytes can turn what is read as a stop string
+      # now into parts of invalid characters.
+      text = self._tokenizer.decode(self._ids)
+      self.text, stopped = cut_at_stop(text, self._ending.strings)
+      self.ended = stopped or len(self._ids) == self._ending.max_tokens

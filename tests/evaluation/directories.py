@@ -62,6 +62,11 @@ def llama(path: pathlib.Path, **changes: Any) -> pathlib.Path:
     show_progress=False,
   )
   tokenizer.train_from_iterator(TEXTS, trainer)
+  settings = json.loads(tokenizer.to_str())
+  settings["added_tokens"] = [  # bytes are parts of texts
+    t for t in settings["added_tokens"] if not t["content"].startswith("<0x")
+  ]
+  tokenizer = tokenizers.Tokenizer.from_str(json.dumps(settings))
   tokenizer.post_processor = processors.TemplateProcessing(
     single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
   )

@@ -417,21 +417,21 @@ def test_a_sweep_without_a_layout_gives_the_reason():
   model = {"model.d_model": 96, "model.num_heads": 6, "model.d_ff": 96}
   with pytest.raises(UserError) as error:  # 6, 3 and 2 shards, and 1
     layouts.rank_layouts(
-      tiny("pretrain", **{"pretrain.microbatch": 5}), chips, None
+      tiny("pretrain", **{"pretrain.microbatch": 5}), chips, []
     )
   assert error.value.code == "not_a_divisor"
   one = tiny("pretrain", **{"pretrain.batch_size": 16, "model.num_heads": 1})
   with pytest.raises(UserError) as error:  # 6 shards alone
-    layouts.rank_layouts(one, chips, None)
+    layouts.rank_layouts(one, chips, [])
   assert error.value.code == "uneven_batch"
   two = {"model.num_heads": 2, "pretrain.batch_size": 16}
   with pytest.raises(UserError) as error:  # 6 shards, or 3
-    layouts.rank_layouts(tiny("pretrain", **model | two), chips, None)
+    layouts.rank_layouts(tiny("pretrain", **model | two), chips, [])
   assert error.value.code == "no_layout"
   assert "multiples of 3" in error.value.fix
   # Tensor axes of 3 and 6 leave 2 shards or 1.
   three = tiny("pretrain", **model | {"pretrain.batch_size": 16})
-  ranked = [mesh for mesh, _ in layouts.rank_layouts(three, chips, None)]
+  ranked = [mesh for mesh, _ in layouts.rank_layouts(three, chips, [])]
   assert {mesh.tensor for mesh in ranked} == {3, 6}
 
 

@@ -1,6 +1,8 @@
 """Signed cookies of sessions: forgery, rotation of keys, several servers."""
 
 import concurrent.futures
+import contextlib
+import threading
 
 import pytest
 import sqlalchemy as sa
@@ -82,6 +84,28 @@ def test_unknown_keys_are_looked_up_once_a_second(signer, monkeypatch):
     assert signer.token("7.a." + "0" * 64) == ""
     moment[0] += 0.1
   assert len(reads) == 5
+
+
+def test_requests_at_once_after_a_start_find_their_keys(new_store, signer):
+  cookie = signer.sign(tokens.new_token(), NOW)
+  begun, may_read = threading.Event(), threading.Event()
+
+  class SlowStore:
+    @contextlib.contextmanager
+    def read(self):
+      begun.set()
+      assert may_read.wait(10)
+      with new_store.read() as connection:
+        yield connection
+
+  restarted = signing.Signer(SlowStore())
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    first = pool.submit(restarted.token, cookie)
+    assert begun.wait(10)
+    second = pool.submit(restarted.token, cookie)
+    concurrent.futures.wait([second], timeout=0.2)
+    may_read.set()
+    assert first.result(10) == second.result(10) != ""
 
 
 def test_keys_are_replaced_and_sessions_go_on(new_store, signer):

@@ -312,7 +312,7 @@ def test_what_fits_a_gpu_of_80_gigabytes():
       ),
       {},
       memory=gpu.memory,
-      peak=lambda _, run: resolution._estimate_peak(run, gpu, None),
+      peak=lambda _, run: resolution._estimate_peak(run, gpu, []),
     )
     assert chosen.fits and chosen.peak is not None
     assert ("model.lora_rank" in chosen.values) == has_adapters

@@ -13,6 +13,7 @@ import hmac
 import math
 import re
 import secrets
+import threading
 import time
 from typing import NamedTuple
 
@@ -52,6 +53,7 @@ class Signer:
     self._store = store
     self._keys: dict[int, _Key] = {}
     self._read_at = -math.inf
+    self._lock = threading.Lock()
 
   def sign(self, token: str, now: float) -> str:
     """Returns the cookie of a session.
@@ -77,12 +79,15 @@ class Signer:
     return match[2] if is_valid else ""
 
   def _key(self, key_id: int) -> _Key | None:
-    moment = time.monotonic()
-    if key_id not in self._keys and moment >= self._read_at + _READ_SECONDS:
-      self._read_at = moment
-      with self._store.read() as connection:
-        self._keys = _read_keys(connection)
-    return self._keys.get(key_id)
+    # Requests wait for a look-up that has begun: right after a start, the keys
+    # of all sessions are unknown.
+    with self._lock:
+      moment = time.monotonic()
+      if key_id not in self._keys and moment >= self._read_at + _READ_SECONDS:
+        self._read_at = moment
+        with self._store.read() as connection:
+          self._keys = _read_keys(connection)
+      return self._keys.get(key_id)
 
   def _make_key(self, now: float) -> _Key:
     """Returns the key that signs; a new one if the newest is too old."""

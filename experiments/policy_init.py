@@ -17,7 +17,7 @@ from instructgpt_jax import recipes
 from instructgpt_jax.cli import launch
 from instructgpt_jax.configs import presets
 from instructgpt_jax.evaluation.tasks import validation
-from instructgpt_jax.training import language
+from instructgpt_jax.training import sft
 
 
 def get_config(preset: str = "1.3b"):
@@ -39,7 +39,7 @@ if __name__ == "__main__":
       "policy_init",
       get_config,
       functools.partial(
-        validation.with_tasks(language.sft, "sft"), name="policy_init"
+        validation.with_tasks(sft.train, "sft"), name="policy_init"
       ),
       __doc__,
       default_preset="1.3b",

@@ -15,7 +15,7 @@ import sys
 from instructgpt_jax import recipes
 from instructgpt_jax.cli import launch
 from instructgpt_jax.configs import presets
-from instructgpt_jax.training import language
+from instructgpt_jax.training import pretrain
 
 
 def get_config(preset: str = "1.3b"):
@@ -33,7 +33,7 @@ if __name__ == "__main__":
     launch.main(
       "pretrain",
       get_config,
-      language.pretrain,
+      pretrain.train,
       __doc__,
       default_preset="1.3b",
       presets=presets.NAMES,

@@ -18,7 +18,7 @@ from instructgpt_jax import recipes
 from instructgpt_jax.cli import launch
 from instructgpt_jax.configs import presets
 from instructgpt_jax.evaluation.tasks import validation
-from instructgpt_jax.training import language
+from instructgpt_jax.training import sft
 
 
 def get_config(preset: str = "1.3b"):
@@ -40,7 +40,7 @@ if __name__ == "__main__":
     launch.main(
       "sft",
       get_config,
-      validation.with_tasks(language.sft, "sft"),
+      validation.with_tasks(sft.train, "sft"),
       __doc__,
       default_preset="1.3b",
       presets=presets.NAMES,

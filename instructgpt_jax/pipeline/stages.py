@@ -36,10 +36,11 @@ from instructgpt_jax.training import (
   fingerprint,
   inheritance,
   inputs,
-  language,
   mixed_sources,
   ppo,
+  pretrain,
   reward,
+  sft,
   stage_model,
 )
 from instructgpt_jax.world import write
@@ -341,7 +342,7 @@ def _check_sources(pipeline: Pipeline, start: _StartingPoint) -> Pipeline:
   valid = {field: len(split.valid) for field, split in splits.items()}
   valid[documents_lib.FIELD] = documents.counts["valid"]
   if config.sft.select_by in ("reward", "loss"):
-    language.choose_selection(
+    sft.choose_selection(
       config.sft,
       "sft",
       has_reward_model=True,
@@ -395,7 +396,7 @@ def _run_pretrain(pipeline: Pipeline) -> str:
     "pretrain",
     "pretrain",
     dataclasses.replace(experiment, model=model),
-    language.pretrain,
+    pretrain.train,
   )
   return pipeline.stage_dir("pretrain")
 
@@ -412,7 +413,7 @@ def _run_policy_init(pipeline: Pipeline, base: str) -> None:
       optimizer=config.policy_init.optimizer,
     ),
     functools.partial(
-      validation.with_tasks(language.sft, "sft"), name="policy_init"
+      validation.with_tasks(sft.train, "sft"), name="policy_init"
     ),
   )
 
@@ -436,7 +437,7 @@ def _run_sft(pipeline: Pipeline, base: str, reward_name: str) -> None:
       sft=section,
       optimizer=config.sft.optimizer,
     ),
-    validation.with_tasks(language.sft, "sft"),
+    validation.with_tasks(sft.train, "sft"),
   )
 
 

@@ -11,7 +11,7 @@ from instructgpt_jax.configs import presets
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.pipeline import stages
 from instructgpt_jax.runs import claims, files
-from instructgpt_jax.training import language
+from instructgpt_jax.training import pretrain, sft
 from tests.training import hub, toy
 
 
@@ -50,7 +50,7 @@ def refused(folder, values):
 
 @pytest.mark.parametrize("kind", toy.KINDS)
 def test_a_mistyped_path_can_be_corrected(kind, sources, tmp_path, monkeypatch):
-  monkeypatch.setattr(language, "pretrain", stop)
+  monkeypatch.setattr(pretrain, "train", stop)
   folder = tmp_path / "run"
   wrong = sources[f"data.{kind}"] + "x"
   error = refused(folder, sources | {f"data.{kind}": wrong})
@@ -62,7 +62,7 @@ def test_a_mistyped_path_can_be_corrected(kind, sources, tmp_path, monkeypatch):
 def test_a_bad_record_of_any_source_ends_it_before_training(
   sources, tmp_path, monkeypatch
 ):
-  monkeypatch.setattr(language, "pretrain", stop)
+  monkeypatch.setattr(pretrain, "train", stop)
   with open(sources["data.comparisons"], "a", encoding="utf-8") as file:
     file.write('{"prompt": "red ba", "completions": ["ka", "ke"]}\n')
   error = refused(tmp_path / "run", sources)
@@ -94,7 +94,7 @@ def test_the_world_is_written_again_after_such_an_error(tmp_path):
 def test_sources_that_change_between_stages_are_refused(
   sources, tmp_path, monkeypatch
 ):
-  monkeypatch.setattr(language, "pretrain", stop)
+  monkeypatch.setattr(pretrain, "train", stop)
   folder = tmp_path / "run"
   for _ in range(2):
     with pytest.raises(Reached):
@@ -112,7 +112,7 @@ def test_sources_that_change_between_stages_are_refused(
 def test_validation_without_records_is_an_early_error(
   sources, tmp_path, monkeypatch
 ):
-  monkeypatch.setattr(language, "pretrain", stop)
+  monkeypatch.setattr(pretrain, "train", stop)
   path = tmp_path / "data" / "demonstrations.jsonl"
   records = [json.loads(line) for line in path.read_text().splitlines()]
   toy.write_lines(path, [r | {"split": "train"} for r in records])
@@ -145,7 +145,7 @@ def test_another_base_model_between_stages_is_refused(
   sources, tmp_path, monkeypatch
 ):
   """Otherwise the stages of one report would come from two models."""
-  monkeypatch.setattr(language, "sft", stop)
+  monkeypatch.setattr(sft, "train", stop)
   base, folder = tmp_path / "base", tmp_path / "run"
   values = with_base(sources, hub.make(base, "llama"))
   for _ in range(2):
@@ -165,7 +165,7 @@ def test_a_prompt_that_the_template_refuses_ends_it_before_training(
   split, sources, tmp_path, monkeypatch
 ):
   """Evaluation reads test prompts, and it comes after all training."""
-  monkeypatch.setattr(language, "sft", stop)
+  monkeypatch.setattr(sft, "train", stop)
   path = tmp_path / "data" / "prompts.jsonl"
   base = pathlib.Path(hub.make(tmp_path / "base", "llama"))
   settings = json.loads((base / "tokenizer_config.json").read_text())

@@ -8,7 +8,7 @@ import pytest
 from instructgpt_jax import configs
 from instructgpt_jax.checkpoint import checkpoints
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.training import language, supervised
+from instructgpt_jax.training import sft, supervised
 from tests.training import exact, results
 
 
@@ -18,7 +18,7 @@ def demonstrations(stages, split):
   return [r for r in records if r["split"] == split]
 
 
-def sft(stages, path, *flags):
+def run_sft(stages, path, *flags):
   """Runs SFT with other flags; what it logs."""
   done = stages.run("sft", *stages.flags("sft"), *flags, f"--workdir={path}")
   assert done.status == 0, done.err
@@ -42,7 +42,7 @@ def losses(stages):
 def test_invariant_08_loss_is_on_replies_with_their_end(
   masked, losses, stages, tmp_path
 ):
-  log = sft(
+  log = run_sft(
     stages,
     tmp_path,
     f"--sft.mask_prompt={masked}",
@@ -90,7 +90,7 @@ def test_validation_loss_chooses_the_saved_step(stages):
 
 
 def test_the_last_step_is_saved_if_requested(stages, tmp_path):
-  log = sft(stages, tmp_path, "--sft.select_by=last", "--run.save_every=0")
+  log = run_sft(stages, tmp_path, "--sft.select_by=last", "--run.save_every=0")
   assert log == results.metrics(stages["sft"])
   assert "selected_step" not in results.summary(tmp_path)
   assert "valid_loss" in results.summary(tmp_path)
@@ -106,7 +106,7 @@ def test_the_last_step_is_saved_if_requested(stages, tmp_path):
 
 
 def test_a_reward_model_chooses_the_step_by_its_scores(stages, tmp_path):
-  log = sft(
+  log = run_sft(
     stages,
     tmp_path,
     f"--sft.reward_model={stages['reward']}",
@@ -142,7 +142,7 @@ def test_a_step_has_about_batch_size_demonstrations(pack, stages, tmp_path):
     log = results.metrics(stages["sft"])
     assert "--sft.epochs=8" in flags
   else:
-    log = sft(stages, tmp_path, "--sft.pack=false")
+    log = run_sft(stages, tmp_path, "--sft.pack=false")
   updates = log[-1]["step"]
   per_step = 24 * 8 / updates
   assert 6 <= per_step <= 10
@@ -192,13 +192,13 @@ def test_an_explicit_choice_that_cannot_be_made_is_refused(
 ):
   section = configs.Sft(select_by=select)
   with pytest.raises(UserError) as caught:
-    language.choose_selection(section, "sft", by_reward, valid)
+    sft.choose_selection(section, "sft", by_reward, valid)
   assert (caught.value.code, caught.value.field) == (code, "sft.select_by")
 
 
 def test_without_validation_records_the_last_step_is_saved_with_a_note(capsys):
   chosen = {
-    (select, valid): language.choose_selection(
+    (select, valid): sft.choose_selection(
       configs.Sft(select_by=select), "sft", by_reward, valid
     )
     for select, by_reward, valid in (
@@ -211,8 +211,8 @@ def test_without_validation_records_the_last_step_is_saved_with_a_note(capsys):
     ("last", 0): "last",
   }
   assert capsys.readouterr().err == ""
-  assert language.choose_selection(configs.Sft(), "sft", True, 3) == "reward"
-  assert language.choose_selection(configs.Sft(), "sft", False, 0) == "last"
+  assert sft.choose_selection(configs.Sft(), "sft", True, 3) == "reward"
+  assert sft.choose_selection(configs.Sft(), "sft", False, 0) == "last"
   assert "no validation records" in capsys.readouterr().err
 
 

@@ -9,7 +9,13 @@ import pytest
 from instructgpt_jax import configs
 from instructgpt_jax.checkpoint import checkpoints
 from instructgpt_jax.distributed import mesh as mesh_lib
-from instructgpt_jax.training import inputs, ppo, ppo_setup, stage_model
+from instructgpt_jax.training import (
+  inputs,
+  ppo,
+  ppo_run_state,
+  ppo_setup,
+  stage_model,
+)
 from instructgpt_jax.types import PromptBatch
 from tests.training import exact, results
 
@@ -217,7 +223,7 @@ def test_snapshots_are_the_policy_during_training(stages, tmp_path):
     f"--workdir={tmp_path}",
   )
   assert done.status == 0, done.err
-  folders = sorted((tmp_path / ppo.SNAPSHOTS).iterdir())
+  folders = sorted((tmp_path / ppo_run_state.SNAPSHOTS).iterdir())
   assert [f.name for f in folders] == ["000002", "000004"]
   for folder in folders:
     step = 2 * int(folder.name)  # an iteration has two updates

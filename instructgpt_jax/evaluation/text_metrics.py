@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import math
 import re
 import string
 from collections import Counter
@@ -19,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.statistics import FEW, Interval
 
 Spans = str | Sequence[str]  # DROP: one text, or the texts of several spans
 
@@ -256,43 +254,6 @@ def bleu_of_counts(counts: np.ndarray) -> float:
       smooth_method="exp",
     ).score
   )
-
-
-def bleu_interval(
-  counts: np.ndarray,
-  *,
-  paired: np.ndarray | None = None,
-  resamples: int = 2000,
-  seed: int = 0,
-) -> Interval:
-  """Computes corpus BLEU with its 95 % interval, a bootstrap over texts.
-
-  Args:
-    counts: [N, 10], see `bleu_counts`.
-    paired: counts of another model's answers to the same texts. The result is
-      then for the difference of the two scores.
-    resamples: number of bootstrap samples.
-    seed: seed of the bootstrap.
-
-  Returns:
-    The score; without bounds if there are fewer than `statistics.FEW` texts.
-  """
-  corpora = [counts] if paired is None else [counts, paired]
-  if any(len(corpus) != len(counts) for corpus in corpora):
-    raise ValueError(f"{len(counts)} texts are paired with {len(corpora[1])}")
-
-  def score(index: Any) -> float:
-    first, *others = (bleu_of_counts(c[index].sum(axis=0)) for c in corpora)
-    return first - sum(others)
-
-  number = len(counts)
-  mean = score(slice(None))
-  if number < FEW:
-    return Interval(mean, math.nan, math.nan, number)
-  draw = np.random.default_rng(seed)
-  scores = [score(draw.integers(0, number, number)) for _ in range(resamples)]
-  low, high = np.quantile(scores, (0.025, 0.975))
-  return Interval(mean, float(low), float(high), number)
 
 
 def bleu_signature() -> str:

@@ -20,12 +20,13 @@ from __future__ import annotations
 import argparse
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from instructgpt_jax.cli import launch, process_settings
 from instructgpt_jax.cli.parser import CommandParser
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.evaluation import toxicity, truth_judge
+from instructgpt_jax.evaluation.chat_format import ChatFormat
 from instructgpt_jax.evaluation.language_model import TextModel
 from instructgpt_jax.evaluation.tasks import (
   comparison,
@@ -79,6 +80,12 @@ def _parser() -> CommandParser:
     type=int,
     default=0,
     help="rows of a batch; 0, the default, chooses for the devices",
+  )
+  add(
+    "--chat",
+    default="",
+    help="comma list of the models that are asked by their chat template, or"
+    " all; by default prompts are plain texts, as in the paper",
   )
   add(
     "--toxicity",
@@ -211,8 +218,9 @@ def make_plan(flags: argparse.Namespace) -> comparison.Plan:
       raise _bad_flag(
         f"--{name}", getattr(flags, name), f"give {least} or more"
       )
+  models = parse_models(flags.models)
   return comparison.Plan(
-    models=parse_models(flags.models),
+    models=models,
     tasks=tasks,
     examples=examples,
     shots=shots,
@@ -224,13 +232,37 @@ def make_plan(flags: argparse.Namespace) -> comparison.Plan:
       for name, value in (
         (
           groups.TOXICITY_JUDGE,
-          " ".join(filter(None, (flags.toxicity, flags.toxicity_label))),
+          [text for text in (flags.toxicity, flags.toxicity_label) if text],
         ),
-        (truthfulqa.TRUTH_JUDGE, flags.truth_judge),
+        (
+          truthfulqa.TRUTH_JUDGE,
+          [text for text in flags.truth_judge.split(",") if text],
+        ),
       )
       if value
     },
+    chat=parse_chat(flags.chat, models),
   )
+
+
+def parse_chat(spec: str, models: Mapping[str, str]) -> list[str]:
+  """Parses a comma list of models, or all.
+
+  Raises:
+    UserError: `bad_model`, one is none of the models.
+  """
+  names = [name for name in map(str.strip, spec.split(",")) if name]
+  if names == ["all"]:
+    return list(models)
+  for name in names:
+    if name not in models:
+      raise UserError(
+        f"names {name!r}, which is no model of --models",
+        field="--chat",
+        fix=f"models are {', '.join(models)}",
+        code="bad_model",
+      )
+  return names
 
 
 def _bad_flag(name: str, value: object, fix: str) -> UserError:
@@ -245,11 +277,13 @@ def run(argv: Sequence[str] | None) -> None:
   """
   flags = _parser().parse_args(argv)
   plan = make_plan(flags)
-  for checkpoint in plan.models.values():
+  for name, checkpoint in plan.models.items():
     # A misspelled checkpoint is an error before the first one is measured.
-    stage_model.open_stage(
+    stage = stage_model.open_stage(
       checkpoint, kind=stage_model.LANGUAGE, field="--models"
     )
+    if name in plan.chat:
+      ChatFormat.of_stage(stage).require("--chat")
   process_settings.silence_libraries()
   process_settings.trim_malloc_after_compile()
   process_settings.tune_gc()
@@ -257,7 +291,7 @@ def run(argv: Sequence[str] | None) -> None:
     plan,
     flags.workdir,
     lambda path: TextModel(path, batch_size=flags.batch_size or None),
-    open_judges(flags),
+    lambda: open_judges(flags),
   )
   path = pathlib.Path(flags.workdir) / comparison.TABLE
   print(files.read_text(path))

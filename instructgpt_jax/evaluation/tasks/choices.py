@@ -271,9 +271,9 @@ PERPLEXITY = CorpusMeasure(
 
 HELLASWAG = Task(
   "hellaswag",
+  score_choices,
   _HELLASWAG,
   _read_hellaswag,
-  score_choices,
   instructions={
     "": "Complete each description with an appropriate ending.\n\n"
   },
@@ -281,21 +281,21 @@ HELLASWAG = Task(
 )
 SST2 = Task(
   "sst2",
+  score_choices,
   _SST2,
   _read_sst2,
-  score_choices,
   instructions={
     "": "For each snippet of text, label the sentiment of the text as positive"
     " or negative.\n\n"
   },
   paper_shots=15,
 )
-RTE = Task("rte", _RTE, _read_rte, score_choices, paper_shots=15)
+RTE = Task("rte", score_choices, _RTE, _read_rte, paper_shots=15)
 WSC = Task(
   "wsc",
+  score_choices,
   _WSC,
   _read_wsc,
-  score_choices,
   instructions={
     "": "Final Exam with Answer Key\nInstructions: Please carefully read the"
     " following passages. For each passage, you must identify which noun the"
@@ -305,8 +305,8 @@ WSC = Task(
 )
 LAMBADA = Task(
   "lambada",
+  _score_word,
   _LAMBADA,
   _read_lambada,
-  _score_word,
   corpus={"perplexity": PERPLEXITY},
 )

@@ -103,9 +103,9 @@ def _score_crows_pairs(item: Item, answer: Answer) -> Scores:
 
 REALTOXICITY = Task(
   "realtoxicity",
+  _score_nothing,
   _REALTOXICITY,
   _read_realtoxicity,
-  _score_nothing,
   instructions=INSTRUCTIONS,
   max_tokens=20,
   judge=TOXICITY_JUDGE,
@@ -113,15 +113,15 @@ REALTOXICITY = Task(
 )
 WINOGENDER = Task(
   "winogender",
+  score_entropy,
   _WINOGENDER,
   _read_winogender,
-  score_entropy,
   instructions=INSTRUCTIONS,
 )
 CROWS_PAIRS = Task(
   "crows_pairs",
+  _score_crows_pairs,
   _CROWS_PAIRS,
   _read_crows_pairs,
-  _score_crows_pairs,
   instructions=INSTRUCTIONS,
 )

@@ -90,9 +90,8 @@ def _make_task(name: str) -> Task:
   path = str(_DATA / f"{name}.json")
   return Task(
     name,
-    "",
-    lambda _, unused: _read(path, unused),
     _score,
+    read=lambda _, unused: _read(path, unused),
     max_tokens=64,
     stop=("\n\n",),
   )

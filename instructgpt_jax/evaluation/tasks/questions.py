@@ -239,9 +239,9 @@ def _quac_paragraph(article: Record, paragraph: Record) -> Iterator[Item]:
 
 SQUAD_V2 = Task(
   "squad_v2",
+  _score_squad,
   _SQUAD,
   _read_squad,
-  _score_squad,
   instructions={
     "": "Answer each question using information in the preceding background"
     " paragraph.\nIf there is not enough information provided, answer with"
@@ -252,17 +252,17 @@ SQUAD_V2 = Task(
 )
 DROP = Task(
   "drop",
+  _score_drop,
   _DROP,
   _read_drop,
-  _score_drop,
   paper_shots=4,
   max_tokens=_MAX_TOKENS,
 )
 QUAC = Task(
   "quac",
+  _score_squad,
   _QUAC,
   _read_quac,
-  _score_squad,
   instructions={
     "": "Answer each question using information in the preceding background"
     " paragraph.\nIf there is not enough information provided, answer with"

@@ -144,9 +144,9 @@ def to_measures(
 
 TRUTHFULQA = Task(
   "truthfulqa",
+  _score,
   _EXPECTED,
   _read,
-  _score,
   instructions={
     "qa": QA,
     "instruction": _INSTRUCTION,

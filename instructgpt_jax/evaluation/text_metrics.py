@@ -72,6 +72,34 @@ def token_f1(answer: str, references: Sequence[str]) -> float:
   )
 
 
+def quac_references(references: Sequence[str], no_answer: str) -> list[str]:
+  """Returns the references that QuAC's script compares an answer with.
+
+  If at least half of them say that there is no answer, they are this one. Else
+  those are left out.
+
+  Args:
+    references: an answer of each annotator.
+    no_answer: the one that says that there is none.
+  """
+  answers = [text for text in references if text != no_answer]
+  return answers if 2 * len(answers) > len(references) else [no_answer]
+
+
+def leave_one_out_f1(answer: str, references: Sequence[str]) -> float:
+  """Computes QuAC's F1: that of `token_f1`, with a reference left out in turn.
+
+  People are measured against one annotator less than there are, so models are
+  too. The script's other figure leaves out questions that annotators disagree
+  on; this one is over all.
+  """
+  if len(references) == 1:
+    return token_f1(answer, references)
+  scores = [token_f1(answer, [text]) for text in references]
+  others = [scores[:i] + scores[i + 1 :] for i in range(len(scores))]
+  return sum(map(max, others)) / len(others)
+
+
 def _normalized_references(references: Sequence[str]) -> list[str]:
   _check_list(references)
   return [text for text in map(normalize, references) if text] or [""]

@@ -46,7 +46,8 @@ def score_choices(item: Item, answer: Answer) -> Scores:
   """Scores the most likely choice, by three kinds of likelihood."""
   totals = [likelihood.total for likelihood in answer.likelihoods]
   tokens = [max(1, likelihood.tokens) for likelihood in answer.likelihoods]
-  characters = [max(1, len(choice.strip())) for choice in item.choices]
+  # The harness counts all but the blank that it puts ahead.
+  characters = [max(1, len(c.removeprefix(" "))) for c in item.choices]
 
   def is_right(lengths: Sequence[int]) -> float:
     best = int(np.argmax(np.array(totals) / lengths))  # Ties: the first.
@@ -84,7 +85,7 @@ def _read_hellaswag(path: str, unused: Counter[str]) -> Iterator[Item]:
   for record in read_records(path, _HELLASWAG):
     endings = record.texts("endings")
     label = record.label("label", {str(i): i for i in range(len(endings))})
-    context, rest = record.text("ctx_a"), record.get("ctx_b", default="")
+    context, rest = record.text("ctx_a"), record.text_or_blank("ctx_b")
     activity = record.text("activity_label")
     yield one_of(
       str(record.get("ind", default=record.line)),
@@ -100,7 +101,7 @@ def read_hellaswag_harness(path: str, unused: Counter[str]) -> Iterator[Item]:
   for item, record in zip(
     _read_hellaswag(path, unused), read_records(path, _HELLASWAG), strict=True
   ):
-    rest = record.get("ctx_b", default="").capitalize()
+    rest = record.text_or_blank("ctx_b").capitalize()
     yield one_of(
       item.id,
       _without_brackets(
@@ -171,6 +172,7 @@ def _read_rte(path: str, unused: Counter[str]) -> Iterator[Item]:
       f"{premise}\nQuestion: {hypothesis} True or False?\nAnswer:",
       ("True", "False"),
       record.label("label", labels),
+      group=premise,
     )
 
 
@@ -213,6 +215,7 @@ def _schemas(path: str) -> Iterator[Item]:
   schemas = root.findall("schema")
   if not schemas:
     raise Record({}, path, 1, _WSC).error("has no schema")
+  group, before = 0, []
   for index, schema in enumerate(schemas):
     record = Record({}, path, None, _WSC, f"schema[{index}]")
 
@@ -225,19 +228,23 @@ def _schemas(path: str) -> Iterator[Item]:
     nouns = [
       " ".join((a.text or "").split()) for a in schema.findall("answers/answer")
     ]
+    # Twins differ in a word, follow each other, and ask for the same nouns.
+    names = sorted(noun.lower() for noun in nouns)
+    group += names != before
+    before = names
     letter = words("correctAnswer").strip(" .").upper()
     if letter not in ("A", "B") or len(nouns) != 2 or not all(nouns):
       raise record.error("is not one of two answers", "correctAnswer")
     pronoun = words("text/pron")
-    before = " ".join((schema.findtext("text/txt1") or "").split())
+    start = " ".join((schema.findtext("text/txt1") or "").split())
     yield one_of(
       str(index),
-      f"Passage: {before} *{pronoun}* {words('text/txt2')}".replace(":  ", ": ")
+      f"Passage: {start} *{pronoun}* {words('text/txt2')}".replace(":  ", ": ")
       + f'\nQuestion: In the passage above, what does the pronoun "*{pronoun}*"'
       " refer to?\nAnswer:",
       nouns,
       "AB".index(letter),
-      group=str(index // 2),  # Twins differ in a word.
+      group=f"schemas {group}",
     )
 
 

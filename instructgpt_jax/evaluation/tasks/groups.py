@@ -65,14 +65,15 @@ def _read_winogender(path: str, unused: Counter[str]) -> Iterator[Item]:
       pair[parts[3]] = sentence
       if len(pair) == 2:
         name = ".".join(parts[:3])
-        yield _pair(name, pair["male"], pair["female"])
+        group = ".".join(parts[:2])  # Its two sentences begin alike.
+        yield _pair(name, pair["male"], pair["female"], group)
   lonely = sum(len(pair) == 1 for pair in pairs.values())
   if lonely:
     unused["sentences without the other pronoun's"] += lonely
 
 
-def _pair(name: str, first: str, second: str) -> Item:
-  return Item(name, "", choices=(first, second))
+def _pair(name: str, first: str, second: str, group: str = "") -> Item:
+  return Item(name, "", choices=(first, second), group=group)
 
 
 def _read_crows_pairs(path: str, unused: Counter[str]) -> Iterator[Item]:

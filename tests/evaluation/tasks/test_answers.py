@@ -48,6 +48,16 @@ def test_choices_are_compared_by_token_in_total_and_by_character():
     }
 
 
+def test_characters_are_those_that_the_harness_counts():
+  """Without a mark at its beginning, an ending may begin with a blank."""
+  item = Item("0", "q", choices=("  ab", " abc"), right=(0,))
+  likelihoods = tuple(fakes.Likelihood(t, False, 1) for t in (-2.4, -3.0))
+  scores = registry.TASKS["hellaswag"].score(
+    item, answers.Answer("", likelihoods)
+  )
+  assert scores["accuracy_per_character"] == 1.0
+
+
 def test_the_word_of_lambada_counts_if_it_is_greedy(tmp_path):
   asked = load(
     tmp_path, "lambada", "l.jsonl", [{"text": "a b"}, {"text": "c d"}]

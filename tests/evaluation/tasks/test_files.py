@@ -3,6 +3,7 @@
 import collections
 import gzip
 import json
+import math
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -10,6 +11,7 @@ import pytest
 
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.evaluation.tasks import registry, truthfulqa
+from instructgpt_jax.evaluation.tasks.task import Answer
 from tests.evaluation.tasks import fakes
 
 FILES = {
@@ -98,6 +100,39 @@ def test_a_question_follows_earlier_ones_of_its_passage(tmp_path):
   assert second.references == ("I don't know.",)
 
 
+def test_a_table_of_squad_has_the_prompts_of_the_document(tmp_path):
+  rows = [
+    {
+      "title": "Boats",
+      "context": "Ann sails a boat.",
+      "id": name,
+      "question": question,
+      "answers": {"text": answers, "answer_start": []},
+    }
+    for name, question, answers in (
+      ("a", "Who sails?", ["Ann", "Ann"]), ("b", "Why?", []),
+    )
+  ]  # fmt: skip
+  table = load(tmp_path, "squad_v2", "dev.jsonl", rows).items
+  assert table == load(tmp_path, "squad_v2").items
+
+
+def test_answers_of_quac_are_those_of_all_annotators(tmp_path):
+  value = fakes.quac()
+  first, second = value["data"][0]["paragraphs"][0]["qas"]
+  first["answers"] = [{"text": t} for t in ("a sailor", "a sailor", "Ann")]
+  second["answers"].append({"text": "yes"})
+  one, two = load(tmp_path, "quac", "v.json", [value]).items
+  assert one.references == ("a sailor", "a sailor", "Ann")
+  score = registry.TASKS["quac"].score
+  assert score(one, Answer("Ann")) == {
+    "f1": pytest.approx(2 / 3), "exact_match": 1.0,
+  }  # fmt: skip
+  # Half of the annotators could not answer.
+  assert score(two, Answer("yes"))["f1"] == 0.0
+  assert score(two, Answer("I don't know"))["f1"] == 1.0
+
+
 def test_answers_of_drop_are_numbers_dates_or_spans(tmp_path):
   number, date, spans = load(tmp_path, "drop").items
   assert (
@@ -139,6 +174,41 @@ def test_truthfulqa_of_its_own_multiple_choice_file(tmp_path):
     "truthfulqa", str(tmp_path / "mc.parquet"), count=0, seed=0
   ).items
   assert (item.choices, item.right) == (items[0].choices, items[0].right)
+
+
+def test_mc1_and_mc2_have_their_own_wrong_answers(tmp_path):
+  value = {
+    "question": "Is ice hot?",
+    "mc1_targets": {"No.": 1, "It burns.": 0},
+    "mc2_targets": {"Not at all.": 1, "Yes.": 0},
+  }
+  asked = load(tmp_path, "truthfulqa", "mc_task.json", [value])
+  (item,) = asked.items
+  shares = {" No.": 0.4, " It burns.": 0.3, " Not at all.": 0.1, " Yes.": 0.9}
+  likelihoods = tuple(
+    fakes.Likelihood(math.log(shares[text]), False, 1) for text in item.choices
+  )
+  assert asked.task.score(item, Answer("", likelihoods)) == {
+    "mc1": 1.0, "mc2": pytest.approx(0.1),
+  }  # fmt: skip
+
+
+def test_items_that_share_a_text_are_a_group(tmp_path):
+  """They are no examples of each other."""
+  first, last = fakes.SCHEMAS.split("<collection>")
+  schema = last.removesuffix("</collection>\n")
+  other = schema.replace("The cat", "the dog")
+  content = f"{first}<collection>{other}{schema * 2}</collection>"
+  items = load(tmp_path, "wsc", "WSCollection.xml", content).items
+  groups = [item.group for item in items]
+  assert groups[0] != groups[1] == groups[2]
+  rows = [
+    {"premise": "A.", "hypothesis": text, "label": 0} for text in ("B", "C")
+  ]
+  one, two = load(tmp_path, "rte", "val.jsonl", rows).items
+  assert one.group == two.group
+  (item,) = load(tmp_path, "winogender").items
+  assert item.group == "clerk.guest"
 
 
 def test_pairs_of_sentences(tmp_path):
@@ -284,6 +354,28 @@ def without(value, name):
     ),
     ("hellaswag", "x.jsonl", without(fakes.HELLASWAG, "ctx_a"), 1, "ctx_a"),
     ("hellaswag", "x.jsonl", json.dumps(fakes.HELLASWAG) + "\n[]", 2, None),
+    ("hellaswag", "x.jsonl", changed(fakes.HELLASWAG, ctx_b=1), 1, "ctx_b"),
+    (
+      "drop",
+      "x.json",
+      [{"g": {"passage": "P", "qa_pairs": [{"answer": {"date": "May"}}]}}],
+      1,
+      "g.qa_pairs[0].answer.date",
+    ),
+    (
+      "drop",
+      "x.jsonl",
+      [
+        {
+          "passage": "P",
+          "question": "Q?",
+          "answer": {"number": "1"},
+          "validated_answers": {"number": ["1"], "spans": []},
+        }
+      ],
+      1,
+      "validated_answers",
+    ),
     ("lambada", "x.jsonl", [{"text": "word"}], 1, "text"),
     ("lambada", "x.jsonl", [{"texts": "two words"}], 1, "text"),
     ("sst2", "x.tsv", "a film\t0\nno label\n", 2, None),
@@ -362,6 +454,15 @@ def test_quotation_marks_of_tab_separated_files(tmp_path):
   assert item.prompt == (
     '"Ann" left\nQuestion: The "cat" ran. True or False?\nAnswer:'
   )
+
+
+@pytest.mark.parametrize(
+  ("file", "content"), [("x.jsonl", "{0}\n{0}\n"), ("x.json", "[{0}]")]
+)
+def test_half_of_a_surrogate_pair_is_refused(tmp_path, file, content):
+  with pytest.raises(UserError) as caught:
+    load(tmp_path, "lambada", file, content.format(r'{"text": "a \ud800"}'))
+  assert caught.value.code == "lone_surrogate"
 
 
 def test_a_count_draws_the_same_items_again(tmp_path):

@@ -92,8 +92,8 @@ class TextModel:
     if dtype:
       stage = _with_dtype(stage, dtype)
     limit = stage.model_config.max_seq_len
-    _check_range("context", context, 2, limit)
-    _check_range("batch_size", batch_size, 1, None)
+    check_range("context", context, 2, limit)
+    check_range("batch_size", batch_size, 1, None)
     mesh = _local_mesh()
     params = networks.load_params(stage, mesh)
     self._set(stage.network, params, ChatFormat.of_stage(stage), mesh)
@@ -279,10 +279,10 @@ class TextModel:
     Raises:
       UserError: a setting is invalid, or the model's logits are not finite.
     """
-    _check_range("max_tokens", max_tokens, 1, self.context - 1)
-    _check_range("temperature", temperature, 0.0, None)
-    _check_range("top_p", top_p, 0.0, 1.0)
-    _check_range("top_k", top_k, 0, None)
+    check_range("max_tokens", max_tokens, 1, self.context - 1)
+    check_range("temperature", temperature, 0.0, None)
+    check_range("top_p", top_p, 0.0, 1.0)
+    check_range("top_k", top_k, 0, None)
     part = shares.share(prompts)
     room = self.context - max_tokens
     requests = self._encode(prompts[part])
@@ -424,12 +424,15 @@ def _with_dtype(stage: stage_model.Stage, dtype: str) -> stage_model.Stage:
   return dataclasses.replace(stage, model_config=config)
 
 
-def _check_range(
+def check_range(
   name: str, value: float | None, least: float, most: float | None
 ) -> None:
   """Refuses what is no number of a range, whole where its start is an int.
 
   None is always accepted.
+
+  Raises:
+    UserError: `out_of_range`.
   """
   if value is None:
     return

@@ -395,7 +395,7 @@ def _run_pretrain(pipeline: Pipeline) -> str:
     "pretrain",
     "pretrain",
     dataclasses.replace(experiment, model=model),
-    language.pretrain,
+    validation.with_tasks(language.pretrain, "pretrain"),
   )
   return pipeline.stage_dir("pretrain")
 

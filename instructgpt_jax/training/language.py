@@ -56,12 +56,19 @@ _token_logp = mesh_lib.jit_per_mesh(
 )
 
 
-def pretrain(config: configs.PretrainExperiment, directory: str) -> None:
+def pretrain(
+  config: configs.PretrainExperiment,
+  directory: str,
+  *,
+  measure_tasks: task_validation.MeasureTasks | None = None,
+) -> None:
   """Trains a base model on documents.
 
   Args:
     config: the experiment.
     directory: its workdir.
+    measure_tasks: measures the tasks of `pretrain.tasks`, see
+      `task_validation`.
   """
   if stage_model.is_complete(directory):
     return
@@ -107,6 +114,9 @@ def pretrain(config: configs.PretrainExperiment, directory: str) -> None:
           [rows, *valid.values()], "train", "valid"
         )
       },
+    ),
+    make_tasks=lambda all_params: task_validation.make_loop(
+      section, measure_tasks, model, all_params, tokenizer, mesh
     ),
   )
   _train(config, directory, model, tokenizer, plan, mesh)

@@ -119,7 +119,7 @@ def _without_brackets(text: str) -> str:
   return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
 
 
-def _sentences(path: str) -> Iterator[tuple[Record, str, int]]:
+def read_sentences(path: str) -> Iterator[tuple[Record, str, int]]:
   """Yields (record, sentence, 0 or 1) of SST-2; its TSV may lack a header."""
   if text_files.suffix(path) != ".tsv":
     for record in read_records(path, _SST2):
@@ -140,7 +140,7 @@ def _sentences(path: str) -> Iterator[tuple[Record, str, int]]:
 
 def _read_sst2(path: str, unused: Counter[str]) -> Iterator[Item]:
   del unused
-  for record, sentence, label in _sentences(path):
+  for record, sentence, label in read_sentences(path):
     yield one_of(
       str(record.line),
       f"Text: {sentence.strip()}\nLabel:",
@@ -152,7 +152,7 @@ def _read_sst2(path: str, unused: Counter[str]) -> Iterator[Item]:
 def read_sst2_harness(path: str, unused: Counter[str]) -> Iterator[Item]:
   """Reads SST-2 with the prompts of the evaluation harness."""
   del unused
-  for record, sentence, label in _sentences(path):
+  for record, sentence, label in read_sentences(path):
     yield one_of(
       str(record.line),
       f"{sentence}\nQuestion: Is this sentence positive or negative?\nAnswer:",

@@ -56,7 +56,8 @@ QA = "".join(
 )
 
 
-def _read(path: str, unused: Counter[str]) -> Iterator[Item]:
+def read(path: str, unused: Counter[str]) -> Iterator[Item]:
+  """Reads TruthfulQA, as published or as a table."""
   del unused
   for record in read_records(path, _EXPECTED):
     question = record.text("Question", "question").strip()
@@ -149,7 +150,7 @@ TRUTHFULQA = Task(
   "truthfulqa",
   _score,
   _EXPECTED,
-  _read,
+  read,
   instructions={
     "qa": QA,
     "instruction": _INSTRUCTION,

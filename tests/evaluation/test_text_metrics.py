@@ -368,8 +368,8 @@ def test_f1_of_quac_leaves_each_reference_out():
 
 
 @pytest.mark.parametrize(
-  ("given", "expected"),
+  ("references", "expected"),
   [("aab", "aa"), ("ab", "b"), ("abb", "b"), ("b", "b"), ("aa", "aa")],
 )
-def test_references_of_quac_without_an_answer(given, expected):
-  assert text_metrics.quac_references(list(given), "b") == list(expected)
+def test_references_of_quac_without_an_answer(references, expected):
+  assert text_metrics.quac_references(list(references), "b") == list(expected)

@@ -88,7 +88,7 @@ def draw_examples(
   """Draws an item's solved examples.
 
   The draw depends on the seed, the task and the item alone. Items of the same
-  group, and the item itself, are left out.
+  group, the item itself, and items without an answer are left out.
 
   Args:
     item: the item.
@@ -108,7 +108,8 @@ def draw_examples(
     others = [
       pool[i]
       for i in generator.sample(range(len(pool)), size)
-      if pool[i].prompt != item.prompt
+      if pool[i].answer
+      and pool[i].prompt != item.prompt
       and not (item.group and pool[i].group == item.group)
     ]
     count = len(others)

@@ -35,9 +35,19 @@ _CROWS_PAIRS = (
 def _read_realtoxicity(path: str, unused: Counter[str]) -> Iterator[Item]:
   del unused
   for record in read_records(path, _REALTOXICITY):
-    prompt = record.child("prompt").text("text")
+    prompt = record.child("prompt")
+    text = prompt.text("text").strip()
+    toxicity = prompt.get("toxicity", default=None)
+    if toxicity is not None and not (
+      isinstance(toxicity, int | float) and 0 <= toxicity <= 1
+    ):
+      raise prompt.error("is not a number from 0 to 1", "toxicity")
     yield Item(
-      str(record.line), prompt.strip(), extra={"question": prompt.strip()}
+      str(record.line),
+      text,
+      # The paper's prompts are spread evenly over levels of toxicity.
+      stratum="" if toxicity is None else f"{10 * toxicity:.0f}",
+      extra={"question": text},
     )
 
 

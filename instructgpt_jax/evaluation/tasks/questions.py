@@ -259,6 +259,9 @@ DROP = Task(
   _score_drop,
   _DROP,
   _read_drop,
+  instructions={
+    "": "Answer each question using information in the preceding passage.\n\n"
+  },
   paper_shots=4,
   max_tokens=_MAX_TOKENS,
 )

@@ -79,6 +79,7 @@ class Item:
     right: indices of the right choices.
     group: items that share a text, such as a passage. They are no examples of
       each other, and one unit of intervals.
+    stratum: a draw has as many items of each stratum, where there are enough.
     extra: what else the score needs.
   """
 
@@ -89,6 +90,7 @@ class Item:
   choices: tuple[str, ...] = ()
   right: tuple[int, ...] = ()
   group: str = ""
+  stratum: str = ""
   extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 

@@ -208,6 +208,12 @@ def test_examples_are_of_another_group():
   assert caught.value.code == "few_examples"
 
 
+def test_an_item_without_an_answer_is_no_example():
+  pool = [*numbered(3), Item("x", "Q:", references=("y",))]
+  drawn = answers.draw_examples(Item("z", "Z:"), pool, 3, 0, "t")
+  assert {example.id for example in drawn} == {"0", "1", "2"}
+
+
 def test_a_prompt_with_examples():
   pool = numbered(9)
   asked = registry.Questions(make_task(), pool[:1], pool[1:])

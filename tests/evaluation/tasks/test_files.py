@@ -55,18 +55,19 @@ def test_every_task_with_a_file_is_tested():
 @pytest.mark.parametrize(
   ("name", "prompt", "answer"),
   [
-    ("hellaswag", "First, rowing: A man sits in a boat. Then, he", " melts."),
+    ("hellaswag", "Rowing: A man sits in a boat. He", " melts."),
     ("sst2", "Text: an old film\nLabel:", " positive"),
     (
       "rte",
-      'Ann said "hi\nQuestion: Ann spoke. True or False?\nAnswer:',
-      " True",
+      'Passage: Ann said "hi\nQuestion: From this passage can one reasonably'
+      " conclude that Ann spoke?\nAnswer:",
+      " Yes",
     ),
     (
       "wsc",
       "Passage: Ann told Bea that *she* won .\nQuestion: In the passage above,"
-      ' does the pronoun "*she*" refer to "*Ann*"?\nAnswer:',
-      " yes",
+      ' what does the pronoun "*she*" refer to?\nAnswer:',
+      " Ann",
     ),
     ("lambada", "He met his old", " friend"),
     ("wmt15", "French: Oui.\nEnglish:", " Yes."),
@@ -224,6 +225,29 @@ def test_pairs_of_sentences(tmp_path):
   assert [*questions.task.instructions] == ["none", "respectful", "biased"]
 
 
+@pytest.mark.parametrize(
+  ("answer", "label", "accuracy"),
+  [
+    ("ann", True, 1),
+    ("It is Ann.", True, 1),
+    ("Bea", False, 1),
+    ("Bea", True, 0),
+    ("Annie", True, 0),
+    ("", True, 0),
+    ("", False, 1),
+  ],
+)
+def test_the_answer_of_wsc_contains_the_noun(tmp_path, answer, label, accuracy):
+  text = "Ann told Bea that she, too, won."
+  asked = load(
+    tmp_path, "wsc", "v.jsonl", changed(fakes.WSC, text=text, label=label)
+  )
+  (item,) = asked.items
+  assert "Passage: Ann told Bea that *she*, too, won.\n" in item.prompt
+  assert item.answer == (" Ann" if label else "")
+  assert asked.task.score(item, Answer(answer)) == {"accuracy": accuracy}
+
+
 def test_winograd_schemas(tmp_path):
   (item,) = load(tmp_path, "wsc", "WSCollection.xml", fakes.SCHEMAS).items
   assert item.prompt == (
@@ -266,6 +290,12 @@ def test_translations_are_pairs_of_files(tmp_path, form):
       "sst2",
       "an old film \nQuestion: Is this sentence positive or negative?\nAnswer:",
     ),
+    ("rte", 'Ann said "hi\nQuestion: Ann spoke. True or False?\nAnswer:'),
+    (
+      "wsc",
+      "Passage: Ann told Bea that *she* won .\nQuestion: In the passage above,"
+      ' does the pronoun "*she*" refer to "*Ann*"?\nAnswer:',
+    ),
   ],
 )
 def test_prompts_of_the_harness(tmp_path, name, prompt):
@@ -275,6 +305,8 @@ def test_prompts_of_the_harness(tmp_path, name, prompt):
   assert questions.task.instructions == {"": ""}
   if name == "hellaswag":
     assert item.choices[0] == " rows on."
+  if name in ("rte", "wsc"):
+    assert item.answer in (" True", " yes")
 
 
 @pytest.mark.parametrize(
@@ -399,6 +431,13 @@ def without(value, name):
     ("winogender", "x.tsv", "occupation(0)\tsentence\na\tb\n", 2, "sentid"),
     ("crows_pairs", "x.csv", "sent_more,sent_less\na,b\n", 2, "bias_type"),
     ("realtoxicity", "x.jsonl", [{"prompt": "text"}], 1, "prompt"),
+    (
+      "realtoxicity",
+      "x.jsonl",
+      [{"prompt": {"text": "a", "toxicity": "much"}}],
+      1,
+      "prompt.toxicity",
+    ),
     ("wmt15", "x.jsonl", [{"translation": {"de": "a"}}], 1, "translation.fr"),
     ("tldr", "x.jsonl", [{"post": "a"}], 1, "summary"),
     (
@@ -452,13 +491,26 @@ def test_quotation_marks_of_tab_separated_files(tmp_path):
     'sentence1\tsentence2\tlabel\n"Ann" left\t"The ""cat"" ran."\t0\n',
   ).items
   assert item.prompt == (
-    '"Ann" left\nQuestion: The "cat" ran. True or False?\nAnswer:'
+    'Passage: "Ann" left\nQuestion: From this passage can one reasonably'
+    ' conclude that The "cat" ran?\nAnswer:'
   )
 
 
 @pytest.mark.parametrize(
   ("file", "content"), [("x.jsonl", "{0}\n{0}\n"), ("x.json", "[{0}]")]
 )
+def test_prompts_are_drawn_evenly_over_levels_of_toxicity(tmp_path):
+  rows = [
+    {"prompt": {"text": f"p{i}", "toxicity": 0.9 if i < 5 else 0.1 + i / 1e4}}
+    for i in range(100)
+  ]
+  path = fakes.write(tmp_path / "p.jsonl", rows)
+  for count, toxic in ((4, 2), (30, 5)):
+    items = registry.load("realtoxicity", path, count=count, seed=1).items
+    assert len(items) == count
+    assert sum(int(item.id) <= 5 for item in items) == toxic
+
+
 def test_half_of_a_surrogate_pair_is_refused(tmp_path, file, content):
   with pytest.raises(UserError) as caught:
     load(tmp_path, "lambada", file, content.format(r'{"text": "a \ud800"}'))

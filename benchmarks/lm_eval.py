@@ -27,7 +27,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from instructgpt_jax import streams
+from instructgpt_jax.cli import launch
 from instructgpt_jax.evaluation import lm_eval_tasks
 from instructgpt_jax.runs import files
 
@@ -97,8 +97,8 @@ def write_tiny_files(path: pathlib.Path) -> None:
     "sst2/dev.tsv": [f"{text}\t{i % 2}" for i, text in enumerate(texts)],
     "lambada/lambada_test.jsonl": [json.dumps({"text": t}) for t in texts],
     "truthfulqa/TruthfulQA.csv": [
-      "Question,Best Answer,Incorrect Answers",
-      *(f"{text}?,a fox,a bird; a barn" for text in texts),
+      "Question,Best Answer,Correct Answers,Incorrect Answers",
+      *(f"{text}?,a fox,a fox,a bird; a barn" for text in texts),
     ],
   }
   for name, content in lines.items():
@@ -220,10 +220,13 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
   return "\n".join(rows)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
+  """Measures both backends in turn; returns the exit status."""
+  return launch.run_with_errors(lambda: run(parse(argv)))
+
+
+def run(flags: argparse.Namespace) -> None:
   """Measures both backends in turn, and prints a table."""
-  streams.accept_all_text()
-  flags = parse(argv)
   if flags.only:
     measure(flags)
     return
@@ -243,4 +246,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-  main()
+  sys.exit(main())

@@ -145,7 +145,8 @@ def _add_metric(
   name: str,
   metric_name: str,
 ) -> None:
-  metric = SOURCES[name].metrics[metric_name]
+  source = SOURCES[name]
+  metric = source.metrics[metric_name]
   by_model = released_samples.score(samples, metric)
   for model, by_prompt in by_model.items():
     base = by_model.get(Model("gpt", model.size), {})
@@ -155,11 +156,11 @@ def _add_metric(
         others["from_basic"] = {prompt_type: by_prompt.get(_BASIC, {})}
       intervals = {
         kind: released_samples.estimate_difference(
-          metric, cell, cells.get(prompt_type, {})
+          source, metric, cell, cells.get(prompt_type, {})
         )
         for kind, cells in others.items()
       }
-      intervals["scores"] = released_samples.estimate(metric, cell)
+      intervals["scores"] = released_samples.estimate(source, metric, cell)
       for kind, interval in intervals.items():
         if interval is not None:
           table = results[kind].setdefault(name, {}).setdefault(metric_name, {})
@@ -187,8 +188,9 @@ def to_markdown(results: Mapping[str, Any]) -> str:
 
 def _description(results: Mapping[str, Any]) -> Iterator[str]:
   yield (
-    "Each cell has the mean over the contexts, its 95 % interval, and in"
-    " parentheses the figure of the full files, where one is known."
+    "Each cell has the mean over the contexts, its 95 % interval over their"
+    " passages, and in parentheses the figure of the full files, where one is"
+    " known."
   )
   yield ""
   for entry in results["files"].values():

@@ -15,6 +15,7 @@ import sys
 from instructgpt_jax import recipes
 from instructgpt_jax.cli import launch
 from instructgpt_jax.configs import presets
+from instructgpt_jax.evaluation.tasks import validation
 from instructgpt_jax.training import pretrain
 
 
@@ -33,7 +34,7 @@ if __name__ == "__main__":
     launch.main(
       "pretrain",
       get_config,
-      pretrain.train,
+      validation.with_tasks(pretrain.train, "pretrain"),
       __doc__,
       default_preset="1.3b",
       presets=presets.NAMES,

@@ -20,12 +20,13 @@ from __future__ import annotations
 import argparse
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from instructgpt_jax.cli import launch, process_settings
 from instructgpt_jax.cli.parser import CommandParser
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.evaluation import toxicity, truth_judge
+from instructgpt_jax.evaluation.chat_format import ChatFormat
 from instructgpt_jax.evaluation.language_model import TextModel
 from instructgpt_jax.evaluation.tasks import (
   comparison,
@@ -81,6 +82,12 @@ def _parser() -> CommandParser:
     help="rows of a batch; 0, the default, chooses for the devices",
   )
   add(
+    "--chat",
+    default="",
+    help="comma list of the models that are asked by their chat template, or"
+    " all; by default prompts are plain texts, as in the paper",
+  )
+  add(
     "--toxicity",
     default="",
     help="scorer of realtoxicity: a file of `python -m"
@@ -112,8 +119,6 @@ def open_judges(flags: argparse.Namespace) -> dict[str, Judge]:
   if flags.toxicity:
     scorer = toxicity.open_scorer(flags.toxicity, label=flags.toxicity_label)
     judges[groups.TOXICITY_JUDGE] = toxicity.Judge(scorer)
-  elif flags.toxicity_label:
-    raise _bad_flag("--toxicity_label", flags.toxicity_label, "give --toxicity")
   if flags.truth_judge:
     truth, comma, info = flags.truth_judge.partition(",")
     judge: truth_judge.Judge = (
@@ -169,8 +174,42 @@ def make_plan(flags: argparse.Namespace) -> comparison.Plan:
   Raises:
     UserError: a flag's value is invalid.
   """
-  tasks = registry.parse(flags.tasks, "--tasks")
-  examples = registry.parse(flags.examples, "--examples")
+  tasks, shots = registry.parse(flags.tasks, "--tasks"), flags.shots
+  if not tasks:
+    raise UserError(
+      "names no task",
+      field="--tasks",
+      fix=f"tasks are {', '.join(registry.TASKS)}",
+      code="bad_task",
+    )
+  if shots != comparison.PAPER:
+    if not shots.isdecimal():
+      raise _bad_flag("--shots", shots, "give a number, or paper")
+    shots = int(shots)
+  for name in ("items", "batch_size"):
+    if getattr(flags, name) < 0:
+      raise _bad_flag(f"--{name}", getattr(flags, name), "give 0 or more")
+  models = parse_models(flags.models)
+  return comparison.Plan(
+    models=models,
+    tasks=tasks,
+    examples=_parse_examples(flags.examples, tasks, shots),
+    shots=shots,
+    items=flags.items,
+    seed=flags.seed,
+    prompts=flags.prompts,
+    judges=_parse_judges(flags, tasks),
+    chat=parse_chat(flags.chat, models),
+  )
+
+
+def _parse_examples(
+  spec: str, tasks: Mapping[str, str], shots: int | str
+) -> dict[str, str]:
+  """Parses --examples; refuses what shows none."""
+  examples = registry.parse(spec, "--examples")
+  if examples and not shots:
+    raise _bad_flag("--examples", spec, "give --shots, or leave it out")
   for name in examples:
     if name not in tasks or not registry.TASKS[name].paper_shots:
       raise UserError(
@@ -181,56 +220,58 @@ def make_plan(flags: argparse.Namespace) -> comparison.Plan:
         else f"add {name} to --tasks, or leave it out",
         code="bad_task",
       )
-  if not tasks:
-    raise UserError(
-      "names no task",
-      field="--tasks",
-      fix=f"tasks are {', '.join(registry.TASKS)}",
-      code="bad_task",
+  return examples
+
+
+def _parse_judges(
+  flags: argparse.Namespace, tasks: Mapping[str, str]
+) -> dict[str, list[str]]:
+  """Returns what the judges are made from; refuses one without a task."""
+  truth = flags.truth_judge.split(",")
+  if len(truth) > 2 or (len(truth) == 2 and not all(truth)):
+    raise _bad_flag(
+      "--truth_judge",
+      flags.truth_judge,
+      "give a directory, or TRUTH_MODEL,INFO_MODEL",
     )
-  for flag, judge in (
-    ("toxicity", groups.TOXICITY_JUDGE),
-    ("truth_judge", truthfulqa.TRUTH_JUDGE),
+  if flags.toxicity_label and not flags.toxicity:
+    raise _bad_flag("--toxicity_label", flags.toxicity_label, "give --toxicity")
+  judges = {}
+  for name, flag, parts in (
+    (groups.TOXICITY_JUDGE, "toxicity", [flags.toxicity, flags.toxicity_label]),
+    (truthfulqa.TRUTH_JUDGE, "truth_judge", truth),
   ):
-    if getattr(flags, flag) and not any(
-      registry.TASKS[name].judge == judge for name in tasks
-    ):
+    if not getattr(flags, flag):
+      continue
+    if all(registry.TASKS[task].judge != name for task in tasks):
       raise UserError(
         "judges no task of --tasks",
         field=f"--{flag}",
         fix="leave it out, or add its task",
         code="unused_judge",
       )
-  shots = flags.shots
-  if shots != comparison.PAPER:
-    if not shots.isdecimal():
-      raise _bad_flag("--shots", shots, "give a number, or paper")
-    shots = int(shots)
-  for name, least in (("items", 0), ("batch_size", 0)):
-    if getattr(flags, name) < least:
-      raise _bad_flag(
-        f"--{name}", getattr(flags, name), f"give {least} or more"
+    judges[name] = [part for part in parts if part]
+  return judges
+
+
+def parse_chat(spec: str, models: Mapping[str, str]) -> list[str]:
+  """Parses a comma list of models, or all.
+
+  Raises:
+    UserError: `bad_model`, one is none of the models.
+  """
+  names = [name for name in map(str.strip, spec.split(",")) if name]
+  if names == ["all"]:
+    return list(models)
+  for name in names:
+    if name not in models:
+      raise UserError(
+        f"names {name!r}, which is no model of --models",
+        field="--chat",
+        fix=f"models are {', '.join(models)}",
+        code="bad_model",
       )
-  return comparison.Plan(
-    models=parse_models(flags.models),
-    tasks=tasks,
-    examples=examples,
-    shots=shots,
-    items=flags.items,
-    seed=flags.seed,
-    prompts=flags.prompts,
-    judges={
-      name: value
-      for name, value in (
-        (
-          groups.TOXICITY_JUDGE,
-          " ".join(filter(None, (flags.toxicity, flags.toxicity_label))),
-        ),
-        (truthfulqa.TRUTH_JUDGE, flags.truth_judge),
-      )
-      if value
-    },
-  )
+  return names
 
 
 def _bad_flag(name: str, value: object, fix: str) -> UserError:
@@ -245,11 +286,13 @@ def run(argv: Sequence[str] | None) -> None:
   """
   flags = _parser().parse_args(argv)
   plan = make_plan(flags)
-  for checkpoint in plan.models.values():
+  for name, checkpoint in plan.models.items():
     # A misspelled checkpoint is an error before the first one is measured.
-    stage_model.open_stage(
+    stage = stage_model.open_stage(
       checkpoint, kind=stage_model.LANGUAGE, field="--models"
     )
+    if name in plan.chat:
+      ChatFormat.of_stage(stage).require("--chat")
   process_settings.silence_libraries()
   process_settings.trim_malloc_after_compile()
   process_settings.tune_gc()
@@ -257,7 +300,7 @@ def run(argv: Sequence[str] | None) -> None:
     plan,
     flags.workdir,
     lambda path: TextModel(path, batch_size=flags.batch_size or None),
-    open_judges(flags),
+    lambda: open_judges(flags),
   )
   path = pathlib.Path(flags.workdir) / comparison.TABLE
   print(files.read_text(path))

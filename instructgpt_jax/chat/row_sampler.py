@@ -13,7 +13,7 @@ import numpy as np
 from instructgpt_jax.data import packing
 from instructgpt_jax.distributed.compiler_options import decode_compiler_options
 from instructgpt_jax.models.cache import Cache
-from instructgpt_jax.models.heads import LanguageModel, positions_of
+from instructgpt_jax.models.heads import LanguageModel, positions_of, prefill
 from instructgpt_jax.models.sampling import sample_rows
 from instructgpt_jax.training import sampling as sampling_lib
 from instructgpt_jax.types import Array, PyTree
@@ -85,6 +85,9 @@ class RowSampler:
     """
     self._model, self._params, self._pad_id = model, params, pad_id
     self.max_top_logprobs = model.config.vocab_size
+    self._prefill = self._jit(
+      functools.partial(prefill, model), static_argnames="slots"
+    )
 
   def sample(
     self,
@@ -195,20 +198,6 @@ class RowSampler:
     return jax.jit(
       function, compiler_options=decode_compiler_options(width), **options
     )
-
-  @functools.cached_property
-  def _prefill(self) -> Any:
-    def prefill(params, tokens, mask, *, slots):
-      return self._model.apply(
-        {"params": params},
-        tokens,
-        mask.astype(np.int32),
-        positions_of(mask),
-        slots,
-        method="prefill",
-      )
-
-    return self._jit(prefill, static_argnames="slots")
 
   @functools.cached_property
   def _empty(self) -> Any:

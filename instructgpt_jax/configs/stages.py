@@ -10,7 +10,27 @@ from instructgpt_jax.configs.optimizer import Optimizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Pretrain(Checked):
+class TaskValidation(Checked):
+  """Public tasks that a stage of a language model measures in its training."""
+
+  tasks: str = option(
+    "",
+    "Public tasks that are measured before the first step and at the end: a"
+    " comma list of TASK=FILE; docs/tasks.md has all of them.",
+  )
+  tasks_every: int | None = option(
+    None,
+    "Interval between further measurements of the tasks, in steps (of PPO:"
+    " iterations); none has no further ones.",
+    minimum=1,
+  )
+  task_items: int = option(
+    100, "Items drawn from each task's file; 0 takes all.", minimum=0
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pretrain(TaskValidation):
   """Language modelling on rows of packed raw text."""
 
   steps: int = option(
@@ -36,26 +56,6 @@ class Pretrain(Checked):
   )
   eval_every: int = option(
     200, "Interval between validation losses.", unit="steps", minimum=1
-  )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TaskValidation(Checked):
-  """Public tasks that a stage measures during its training."""
-
-  tasks: str = option(
-    "",
-    "Public tasks that are measured before the first step and at the end: a"
-    " comma list of TASK=FILE; docs/tasks.md has all of them.",
-  )
-  tasks_every: int | None = option(
-    None,
-    "Interval between further measurements of the tasks, in steps of SFT or"
-    " iterations of PPO; none has no further ones.",
-    minimum=1,
-  )
-  task_items: int = option(
-    100, "Items drawn from each task's file; 0 takes all.", minimum=0
   )
 
 

@@ -50,8 +50,6 @@ def measure_bias(
   """
   task = Task(
     "bias",
-    "",
-    lambda *_: (),
     groups.score_entropy,
     instructions={"": f"{prefix} " if prefix else ""},
   )

@@ -70,6 +70,14 @@ class Classifier:
         fix="give a model that was fine-tuned as a classifier",
         code="missing_tensor",
       )
+    if self._tokenizer.pad_token is None:
+      raise UserError(
+        "its tokenizer has no padding token, so texts cannot be batched",
+        file=path,
+        field="pad_token",
+        fix="name one in tokenizer_config.json, such as the end-of-text token",
+        code="no_padding",
+      )
     self._model = model.eval()
     loaded = self._model.config
     names = [loaded.id2label[i] for i in range(loaded.num_labels)]

@@ -85,6 +85,9 @@ class Generator:
     self._params = self._jit(functools.partial(heads.decoding_params, model))(
       params
     )
+    self._prefill = self._jit(
+      functools.partial(heads.prefill, model), static_argnames="slots"
+    )
 
   def generate(
     self,
@@ -167,20 +170,6 @@ class Generator:
       ),
       **options,
     )
-
-  @functools.cached_property
-  def _prefill(self) -> Any:
-    def prefill(params, tokens, mask, *, slots):
-      return self._model.apply(
-        {"params": params},
-        tokens,
-        mask.astype(jnp.int32),
-        heads.positions_of(mask),
-        slots,
-        method="prefill",
-      )
-
-    return self._jit(prefill, static_argnames="slots")
 
   @functools.cached_property
   def _decode(self) -> Any:

@@ -24,6 +24,7 @@ from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.distributed import transfer
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.evaluation import continuation_rows, shares
+from instructgpt_jax.evaluation.chat_format import ChatFormat
 from instructgpt_jax.evaluation.continuation_rows import Piece
 from instructgpt_jax.evaluation.continuation_scores import score_queries
 from instructgpt_jax.evaluation.generation import Ending, Generator, Sampling
@@ -91,13 +92,13 @@ class TextModel:
     if dtype:
       stage = _with_dtype(stage, dtype)
     limit = stage.model_config.max_seq_len
-    _check_range("context", context, 2, limit)
-    _check_range("batch_size", batch_size, 1, None)
+    check_range("context", context, 2, limit)
+    check_range("batch_size", batch_size, 1, None)
     mesh = _local_mesh()
     params = networks.load_params(stage, mesh)
-    self._set(stage.network, params, stage.tokenizer, mesh)
+    self._set(stage.network, params, ChatFormat.of_stage(stage), mesh)
     self.context = context or limit
-    self._path, self._batch_size = checkpoint, batch_size
+    self._batch_size = batch_size
 
   @classmethod
   def of_network(
@@ -123,23 +124,23 @@ class TextModel:
     if jax.process_count() > 1:
       mesh, whole = _local_mesh(), transfer.allgather(params)
       params = jax.device_put(whole, replicated(mesh))
-    model._set(network, params, tokenizer, mesh)
-    model._path, model._batch_size = "", batch_size
+    model._set(network, params, ChatFormat(tokenizer), mesh)
+    model._batch_size = batch_size
     return model
 
   def _set(
     self,
     network: LanguageModel,
     params: PyTree,
-    tokenizer: Tokenizer,
+    chat: ChatFormat,
     mesh: Mesh,
   ) -> None:
     self._model, self._params, self._mesh = network, params, mesh
-    self.tokenizer = tokenizer
+    self._chat, self.tokenizer = chat, chat.tokenizer
     self.context: int = network.config.max_seq_len
-    self.prefix_id = tokenizer.bos_id
+    self.prefix_id = self.tokenizer.bos_id
     if self.prefix_id < 0:
-      self.prefix_id = tokenizer.document_end_id
+      self.prefix_id = self.tokenizer.document_end_id
 
   @property
   def config(self) -> configs.Model:
@@ -172,6 +173,8 @@ class TextModel:
   ) -> str:
     """Writes a conversation by the model's chat template.
 
+    A stage whose tokenizer has none writes the tags that it was trained on.
+
     Args:
       turns: turns, or mappings with `role` and `content`.
       add_generation_prompt: whether an assistant's turn is opened at the end;
@@ -180,31 +183,13 @@ class TextModel:
     Raises:
       UserError: `no_chat_template`; or the template refuses the conversation.
     """
-    template = self.tokenizer.template
-    if template is None:
-      raise UserError(
-        "its tokenizer has no chat template",
-        file=self._path,
-        fix="give a chat model, or ask without a chat template",
-        code="no_chat_template",
-      )
-    turns = [
-      t if isinstance(t, Turn) else Turn(t["role"], t["content"]) for t in turns
-    ]
-    text = template.render(turns, reply_follows=add_generation_prompt)
-    if add_generation_prompt:
-      return text
-    whole, text_alone = turns[-1].text.lstrip(), turns[-1].text.strip()
-    start = text.rfind(text_alone)
-    if start < 0:
-      raise UserError(
-        "its chat template changes the text of a turn, which cannot go on",
-        file=self._path,
-        fix="end the conversation with the user's turn",
-        code="template_changes_reply",
-      )
-    last = whole if text.startswith(whole, start) else text_alone
-    return text[: start + len(last)]
+    return self._chat.write(
+      [
+        t if isinstance(t, Turn) else Turn(t["role"], t["content"])
+        for t in turns
+      ],
+      reply_follows=add_generation_prompt,
+    )
 
   def log_likelihoods(
     self, pairs: Sequence[tuple[str, str]]
@@ -294,10 +279,10 @@ class TextModel:
     Raises:
       UserError: a setting is invalid, or the model's logits are not finite.
     """
-    _check_range("max_tokens", max_tokens, 1, self.context - 1)
-    _check_range("temperature", temperature, 0.0, None)
-    _check_range("top_p", top_p, 0.0, 1.0)
-    _check_range("top_k", top_k, 0, None)
+    check_range("max_tokens", max_tokens, 1, self.context - 1)
+    check_range("temperature", temperature, 0.0, None)
+    check_range("top_p", top_p, 0.0, 1.0)
+    check_range("top_k", top_k, 0, None)
     part = shares.share(prompts)
     room = self.context - max_tokens
     requests = self._encode(prompts[part])
@@ -439,12 +424,15 @@ def _with_dtype(stage: stage_model.Stage, dtype: str) -> stage_model.Stage:
   return dataclasses.replace(stage, model_config=config)
 
 
-def _check_range(
+def check_range(
   name: str, value: float | None, least: float, most: float | None
 ) -> None:
   """Refuses what is no number of a range, whole where its start is an int.
 
   None is always accepted.
+
+  Raises:
+    UserError: `out_of_range`.
   """
   if value is None:
     return

@@ -18,8 +18,8 @@ import operator
 import os
 import sys
 import zlib
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 
@@ -28,7 +28,12 @@ from instructgpt_jax.cli import launch, process_settings
 from instructgpt_jax.cli.parser import CommandParser
 from instructgpt_jax.distributed import processes
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.evaluation.language_model import TextModel
+from instructgpt_jax.evaluation.language_model import TextModel, check_range
+from instructgpt_jax.evaluation.lm_eval_settings import (
+  GenerationSettings,
+  read_batch_size,
+  read_generation_settings,
+)
 from instructgpt_jax.runs.progress import log_line
 
 
@@ -46,23 +51,6 @@ def _harness_class() -> Any:
 _Base = _harness_class()
 NAME = "instructgpt_jax"  # of the model
 _DEFAULT_DEVICE = "cuda:0"
-_LENGTHS = (
-  "max_gen_toks",
-  "max_new_tokens",
-  "max_tokens",
-  "max_completion_tokens",
-)
-_SAMPLING = ("until", "do_sample", "temperature", "top_p", "top_k")
-
-
-class GenerationSettings(NamedTuple):
-  """How a request of lm-eval is continued; see `TextModel.generate`."""
-
-  stop: tuple[str, ...]
-  max_tokens: int
-  temperature: float
-  top_p: float
-  top_k: int
 
 
 class Model(_Base):
@@ -117,8 +105,11 @@ class Model(_Base):
         fix="write checkpoint=DIR",
         code="no_checkpoint",
       )
-    self.batch_size = _read_batch_size(batch_size)
+    check_range("max_gen_toks", max_gen_toks, 1, None)
+    check_range("seed", seed, 0, None)
+    self.batch_size = read_batch_size(batch_size)
     self.max_gen_toks, self._seed = max_gen_toks, seed
+    self._dropped_system = False
     self._path = str(checkpoint)
     self.model = TextModel(
       self._path,
@@ -186,7 +177,7 @@ class Model(_Base):
     """Writes a conversation; a system turn that is refused is left out.
 
     Raises:
-      UserError: the tokenizer has no template, or it refuses the conversation.
+      UserError: the model has no template, or it refuses the conversation.
     """
     try:
       return self.model.chat(chat_history, add_generation_prompt)
@@ -194,7 +185,9 @@ class Model(_Base):
       rest = [turn for turn in chat_history if turn["role"] != "system"]
       if error.code != "template_refuses" or len(rest) == len(chat_history):
         raise
-      log_line("the chat template refuses a system turn, which is left out")
+      if not self._dropped_system:
+        self._dropped_system = True
+        log_line("the chat template refuses system turns, which are left out")
       return self.model.chat(rest, add_generation_prompt)
 
   def loglikelihood(
@@ -278,68 +271,6 @@ _ARGUMENTS: dict[str, Any] = {
   "device": "leave it out: JAX_PLATFORMS in the environment names devices",
   "max_batch_size": "leave it out: batch_size=auto chooses the rows",
 }
-
-
-def read_generation_settings(
-  settings: Mapping[str, Any], max_gen_toks: int
-) -> GenerationSettings:
-  """Reads a request's settings, with the defaults of the harness.
-
-  Args:
-    settings: `generation_kwargs` of a task, updated by --gen_kwargs.
-    max_gen_toks: the limit where they have none.
-
-  Raises:
-    UserError: a setting is unknown, or contradicts another.
-  """
-  for name in settings:
-    if name not in (*_LENGTHS, *_SAMPLING):
-      raise UserError(
-        "is a setting that this model does not have",
-        field=f"gen_kwargs {name}",
-        fix=f"use {', '.join((*_SAMPLING, _LENGTHS[0]))}",
-        code="unknown_gen_kwarg",
-      )
-  lengths = {settings[n] for n in _LENGTHS if settings.get(n) is not None}
-  if len(lengths) > 1:
-    raise UserError(
-      f"give different lengths: {', '.join(map(str, sorted(lengths)))}",
-      field="gen_kwargs " + ", ".join(n for n in _LENGTHS if n in settings),
-      fix=f"give {_LENGTHS[0]} alone",
-      code="contradictory_gen_kwargs",
-    )
-  until = settings.get("until") or []
-  sample, temperature = settings.get("do_sample"), settings.get("temperature")
-  if sample and temperature == 0:
-    raise UserError(
-      "samples at temperature 0",
-      field="gen_kwargs do_sample",
-      fix="give do_sample=False, or a temperature above 0",
-      code="contradictory_gen_kwargs",
-    )
-  if temperature is None:
-    temperature = 1.0 if sample else 0.0
-  return GenerationSettings(
-    stop=(until,) if isinstance(until, str) else tuple(until),
-    max_tokens=int(next(iter(lengths), max_gen_toks)),
-    temperature=0.0 if sample is False else float(temperature),
-    top_p=float(settings.get("top_p") or 1.0),
-    top_k=int(settings.get("top_k") or 0),
-  )
-
-
-def _read_batch_size(value: int | str | None) -> int | None:
-  """Returns a number of rows; None for "auto"."""
-  if value is None or str(value).split(":")[0] == "auto":
-    return None
-  if str(value).isdecimal() and int(value) > 0:
-    return int(value)
-  raise UserError(
-    f"{value!r} is not a number of rows",
-    field="batch_size",
-    fix="give a whole number, or auto",
-    code="bad_batch_size",
-  )
 
 
 def require_library() -> None:

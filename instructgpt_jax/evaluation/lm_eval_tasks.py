@@ -13,7 +13,8 @@ EVALS holds the files as their publishers name them:
   sst2/dev.tsv                sentence and label, with or without a header
   lambada/lambada_test.jsonl  lines with text
   truthfulqa/TruthfulQA.csv   the table; the best answer is the right choice,
-                              each incorrect answer another one
+                              each incorrect answer another one, all closed with
+                              a full stop as in the harness's own data
 """
 
 from __future__ import annotations
@@ -21,65 +22,57 @@ from __future__ import annotations
 import importlib.util
 import pathlib
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from instructgpt_jax.cli import launch
 from instructgpt_jax.cli.parser import CommandParser
-from instructgpt_jax.data import reading
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.evaluation import lm_eval
+from instructgpt_jax.evaluation.tasks import (
+  choices,
+  records,
+  registry,
+  truthfulqa,
+)
 from instructgpt_jax.runs import files
 from instructgpt_jax.runs.progress import log_line
 
 Record = dict[str, Any]
 
 
-def _json_lines(path: str) -> Iterator[Record]:
-  """Yields the objects of JSON lines."""
-  for number, line in enumerate(files.read_text(path).splitlines(), 1):
-    value = files.parse_json(line, path, number)
-    if not isinstance(value, dict):
-      raise _bad_line(path, number, "write a JSON object")
-    yield value
+def _objects(path: str, name: str, fields: Sequence[str]) -> Iterator[Record]:
+  """Yields the objects of a file, with these fields alone."""
+  for record in records.read_records(path, registry.TASKS[name].expected):
+    yield {field: record.get(field) for field in fields}
 
 
-def _labelled_sentences(path: str) -> Iterator[Record]:
-  """Yields lines of a sentence, a tab and the label 0 or 1."""
-  for number, line in enumerate(files.read_text(path).splitlines(), 1):
-    sentence, _, label = line.rpartition("\t")
-    if number == 1 and label == "label":
-      continue
-    if label not in ("0", "1") or not sentence:
-      raise _bad_line(path, number, "write a sentence, a tab, and 0 or 1")
-    yield {"sentence": sentence, "label": int(label)}
+def _hellaswag(path: str) -> Iterator[Record]:
+  fields = ("activity_label", "ctx_a", "ctx_b", "endings", "label")
+  return _objects(path, "hellaswag", fields)
 
 
-def _choices_of_questions(path: str) -> Iterator[Record]:
-  """Yields questions of TruthfulQA, with the right choice first."""
-  names = ("Question", "Best Answer", "Incorrect Answers")
-  for number, row in reading.read_table(path):
-    question, best, others = (str(row.get(name) or "") for name in names)
-    wrong = [text.strip() for text in others.split(";") if text.strip()]
-    if not (question and best and wrong):
-      raise _bad_line(path, number, f"fill in {', '.join(names)}")
+def _lambada(path: str) -> Iterator[Record]:
+  return _objects(path, "lambada", ("text",))
+
+
+def _sst2(path: str) -> Iterator[Record]:
+  for _, sentence, label in choices.read_sentences(path):
+    yield {"sentence": sentence, "label": label}
+
+
+def _truthfulqa(path: str) -> Iterator[Record]:
+  """Yields questions with the choices of MC1, the right one first."""
+  for item in truthfulqa.read(path, Counter()):
+    indices = [item.extra["best"], *item.extra["wrong_mc1"]]
     yield {
-      "question": question.strip(),
+      "question": item.extra["question"],
       "mc1_targets": {
-        "choices": [best.strip(), *wrong],
-        "labels": [1] + [0] * len(wrong),
+        "choices": [item.choices[i].removeprefix(" ") for i in indices],
+        "labels": [1] + [0] * (len(indices) - 1),
       },
     }
-
-
-def _bad_line(path: str, number: int, fix: str) -> UserError:
-  return UserError(
-    "is no item of this task",
-    file=path,
-    line=number,
-    fix=fix,
-    code="bad_task_item",
-  )
 
 
 class Source(NamedTuple):
@@ -89,14 +82,12 @@ class Source(NamedTuple):
     config: file of the harness that has the task.
     file: published file.
     split: split of the task that the file is.
-    fields: what the harness reads of a record.
-    read: yields the records of a file.
+    read: yields what the harness reads of each record of a file.
   """
 
   config: str
   file: str
   split: str
-  fields: tuple[str, ...]
   read: Callable[[str], Iterator[Record]]
 
 
@@ -105,29 +96,20 @@ SOURCES = {
     "hellaswag/hellaswag.yaml",
     "hellaswag/hellaswag.jsonl",
     "validation",
-    ("activity_label", "ctx_a", "ctx_b", "endings", "label"),
-    _json_lines,
+    _hellaswag,
   ),
-  "sst2": Source(
-    "glue/sst2/default.yaml",
-    "sst2/dev.tsv",
-    "validation",
-    ("sentence", "label"),
-    _labelled_sentences,
-  ),
+  "sst2": Source("glue/sst2/default.yaml", "sst2/dev.tsv", "validation", _sst2),
   "lambada_openai": Source(
     "lambada/lambada_openai.yaml",
     "lambada/lambada_test.jsonl",
     "test",
-    ("text",),
-    _json_lines,
+    _lambada,
   ),
   "truthfulqa_mc1": Source(
     "truthfulqa/truthfulqa_mc1.yaml",
     "truthfulqa/TruthfulQA.csv",
     "validation",
-    ("question", "mc1_targets"),
-    _choices_of_questions,
+    _truthfulqa,
   ),
 }
 
@@ -141,7 +123,7 @@ def write_tasks(
     data: directory of published files; see the module.
     out: directory to write to.
     names: keys of `SOURCES`.
-    limit: first items of each file; 0 is all.
+    limit: number of items, the first of each file; 0 is all.
 
   Returns:
     The number of items of each task.
@@ -149,37 +131,31 @@ def write_tasks(
   Raises:
     UserError: a file is missing or has no such items, or lm-eval lacks a task.
   """
+  if limit < 0:
+    raise UserError(
+      f"is {limit}", field="--limit", fix="give 0 or more", code="bad_flag"
+    )
   directory = files.make_directory(out)
   counts = {}
   for name in names:
     source = SOURCES[name]
     path = str(pathlib.Path(data) / source.file)
-    records = list(_fields_of(path, source))
-    records = records[: limit or None]
+    items = list(source.read(path))
+    if not items:
+      raise UserError(
+        "has no items",
+        file=path,
+        fix="give the file as its publisher has it",
+        code="no_items",
+      )
+    items = items[: limit or None]
     target = directory / f"{name}.jsonl"
-    files.write_jsonl_atomic(target, records)
+    files.write_jsonl_atomic(target, items)
     files.write_json_atomic(  # JSON is YAML
       directory / f"{name}.yaml", _config(name, source, target.resolve())
     )
-    counts[name] = len(records)
+    counts[name] = len(items)
   return counts
-
-
-def _fields_of(path: str, source: Source) -> Iterator[Record]:
-  """Yields the records of a file, with the task's fields alone."""
-  number = 0
-  for number, record in enumerate(source.read(path), 1):
-    missing = [name for name in source.fields if name not in record]
-    if missing:
-      raise _bad_line(path, number, f"add {', '.join(missing)}")
-    yield {name: record[name] for name in source.fields}
-  if not number:
-    raise UserError(
-      "has no items",
-      file=path,
-      fix="give the file as its publisher has it",
-      code="no_items",
-    )
 
 
 def _config(name: str, source: Source, data: pathlib.Path) -> Record:

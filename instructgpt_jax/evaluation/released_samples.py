@@ -19,7 +19,11 @@ from instructgpt_jax import configs
 from instructgpt_jax.data import reading
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.evaluation import text_metrics
-from instructgpt_jax.statistics import Interval, bootstrap_interval
+from instructgpt_jax.statistics import (
+  Interval,
+  corpus_interval,
+  grouped_interval,
+)
 
 # Family in the files → here. "noptx" is PPO without pretraining gradients.
 FAMILIES = {"gpt": "gpt", "sft": "sft", "ppo-noptx": "ppo", "ppo-ptx": "ptx"}
@@ -69,7 +73,11 @@ class Metric(NamedTuple):
 
 
 class Source(NamedTuple):
-  """One released file: its columns, prompt types and metrics."""
+  """One released file: its columns, prompt types and metrics.
+
+  Contexts about one passage are not independent. `questions` is what their
+  questions begin with; "" if each context is a passage of its own.
+  """
 
   title: str
   prompt_types: tuple[str, ...]
@@ -79,6 +87,11 @@ class Source(NamedTuple):
   reference: str | None = "ref_text"
   scores: tuple[str, ...] = ()
   unused: tuple[str, ...] = ()
+  questions: str = ""
+
+  def passage(self, context: str) -> str:
+    """Returns the passage that a context is about."""
+    return context.partition(self.questions)[0] if self.questions else context
 
   def columns(self) -> list[str]:
     """Returns the columns that a file must have."""
@@ -130,6 +143,7 @@ SOURCES: Mapping[str, Source] = {
       ),
       "words": _WORDS,
     },
+    questions="\n\nQ: ",
   ),
   "drop": Source(
     "DROP",
@@ -144,6 +158,7 @@ SOURCES: Mapping[str, Source] = {
       ),
       "words": _WORDS,
     },
+    questions="\nQuestion: ",
   ),
   "fr_to_en": Source(
     "WMT15 fr→en",
@@ -362,21 +377,27 @@ def score(samples: list[Sample], metric: Metric) -> Scores:
   return scores
 
 
-def estimate(metric: Metric, cell: Mapping[str, Any]) -> Interval:
+def estimate(
+  source: Source, metric: Metric, cell: Mapping[str, Any]
+) -> Interval:
   """Computes the score of one model and prompt type, with its interval."""
   values = np.array(list(cell.values()))
   if metric.is_bleu:
-    return text_metrics.bleu_interval(values)
-  return bootstrap_interval(values, share=metric.share)
+    return corpus_interval(text_metrics.bleu_of_counts, values)
+  passages = [source.passage(context) for context in cell]
+  return grouped_interval(values, passages, share=metric.share)
 
 
 def estimate_difference(
-  metric: Metric, cell: Mapping[str, Any], other: Mapping[str, Any]
+  source: Source,
+  metric: Metric,
+  cell: Mapping[str, Any],
+  other: Mapping[str, Any],
 ) -> Interval | None:
   """Computes the difference cell − other over the contexts of both.
 
   Returns:
-    The difference with its interval, whose unit is the context; None if they
+    The difference with its interval, whose unit is the passage; None if they
     share no context.
   """
   contexts = [context for context in cell if context in other]
@@ -385,5 +406,6 @@ def estimate_difference(
   values = np.array([cell[context] for context in contexts])
   paired = np.array([other[context] for context in contexts])
   if metric.is_bleu:
-    return text_metrics.bleu_interval(values, paired=paired)
-  return bootstrap_interval(values, paired=paired)
+    return corpus_interval(text_metrics.bleu_of_counts, values, paired=paired)
+  passages = [source.passage(context) for context in contexts]
+  return grouped_interval(values, passages, paired=paired)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import math
 import re
 import string
 from collections import Counter
@@ -19,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.statistics import FEW, Interval
 
 Spans = str | Sequence[str]  # DROP: one text, or the texts of several spans
 
@@ -72,6 +70,34 @@ def token_f1(answer: str, references: Sequence[str]) -> float:
     _bag_f1(Counter(tokens), Counter(reference.split()))
     for reference in _normalized_references(references)
   )
+
+
+def quac_references(references: Sequence[str], no_answer: str) -> list[str]:
+  """Returns the references that QuAC's script compares an answer with.
+
+  If at least half of them say that there is no answer, they are this one. Else
+  those are left out.
+
+  Args:
+    references: an answer of each annotator.
+    no_answer: the one that says that there is none.
+  """
+  answers = [text for text in references if text != no_answer]
+  return answers if 2 * len(answers) > len(references) else [no_answer]
+
+
+def leave_one_out_f1(answer: str, references: Sequence[str]) -> float:
+  """Computes QuAC's F1: that of `token_f1`, with a reference left out in turn.
+
+  People are measured against one annotator less than there are, so models are
+  too. The script's other figure leaves out questions that annotators disagree
+  on; this one is over all.
+  """
+  if len(references) == 1:
+    return token_f1(answer, references)
+  scores = [token_f1(answer, [text]) for text in references]
+  others = [scores[:i] + scores[i + 1 :] for i in range(len(scores))]
+  return sum(map(max, others)) / len(others)
 
 
 def _normalized_references(references: Sequence[str]) -> list[str]:
@@ -256,43 +282,6 @@ def bleu_of_counts(counts: np.ndarray) -> float:
       smooth_method="exp",
     ).score
   )
-
-
-def bleu_interval(
-  counts: np.ndarray,
-  *,
-  paired: np.ndarray | None = None,
-  resamples: int = 2000,
-  seed: int = 0,
-) -> Interval:
-  """Computes corpus BLEU with its 95 % interval, a bootstrap over texts.
-
-  Args:
-    counts: [N, 10], see `bleu_counts`.
-    paired: counts of another model's answers to the same texts. The result is
-      then for the difference of the two scores.
-    resamples: number of bootstrap samples.
-    seed: seed of the bootstrap.
-
-  Returns:
-    The score; without bounds if there are fewer than `statistics.FEW` texts.
-  """
-  corpora = [counts] if paired is None else [counts, paired]
-  if any(len(corpus) != len(counts) for corpus in corpora):
-    raise ValueError(f"{len(counts)} texts are paired with {len(corpora[1])}")
-
-  def score(index: Any) -> float:
-    first, *others = (bleu_of_counts(c[index].sum(axis=0)) for c in corpora)
-    return first - sum(others)
-
-  number = len(counts)
-  mean = score(slice(None))
-  if number < FEW:
-    return Interval(mean, math.nan, math.nan, number)
-  draw = np.random.default_rng(seed)
-  scores = [score(draw.integers(0, number, number)) for _ in range(resamples)]
-  low, high = np.quantile(scores, (0.025, 0.975))
-  return Interval(mean, float(low), float(high), number)
 
 
 def bleu_signature() -> str:

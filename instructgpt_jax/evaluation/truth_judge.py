@@ -16,7 +16,7 @@ import pathlib
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from instructgpt_jax.cli.parser import CommandParser
 from instructgpt_jax.data.reading import json_files, text_files
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.evaluation import ngram_scorer, released_samples
+from instructgpt_jax.evaluation.tasks.task import Model
 from instructgpt_jax.runs import files
 
 # Name of a judge → the word at the end of its prompts.
@@ -47,21 +48,6 @@ class Scores(NamedTuple):
 
 
 Judge = Callable[[Sequence[str], Sequence[str]], Scores]
-
-
-class LogLikelihood(Protocol):
-  """Log-likelihood of a continuation, in nats."""
-
-  @property
-  def total(self) -> float: ...
-
-
-class Model(Protocol):
-  """A language model that scores continuations of contexts."""
-
-  def log_likelihoods(
-    self, pairs: Sequence[tuple[str, str]]
-  ) -> Sequence[LogLikelihood]: ...
 
 
 class Labelled(NamedTuple):

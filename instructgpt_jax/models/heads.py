@@ -268,6 +268,32 @@ def _init_boxed(model: Any, key: Array) -> PyTree:
   return model.init(key, tokens, tokens, jnp.zeros_like(tokens))["params"]
 
 
+def prefill(
+  model: LanguageModel, params: PyTree, tokens: Array, mask: Array, slots: int
+) -> tuple[Array, Cache]:
+  """Reads prompts, and returns the cache that `decode` continues.
+
+  Args:
+    model: the language model.
+    params: its `decoding_params`.
+    tokens: [B, T] int32, padded on the left.
+    mask: [B, T] bool, which of them are real.
+    slots: tokens that the cache has room for, those of the prompts included.
+
+  Returns:
+    [V, B] float32 logits after the prompts, and the cache.
+  """
+  result: Any = model.apply(
+    {"params": params},
+    tokens,
+    mask.astype(jnp.int32),
+    positions_of(mask),
+    slots,
+    method="prefill",
+  )
+  return result
+
+
 def decoding_params(model: LanguageModel, params: dict[str, Any]) -> PyTree:
   """Converts parameters for `prefill` and `decode`.
 

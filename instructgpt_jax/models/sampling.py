@@ -17,6 +17,7 @@ from instructgpt_jax.models.heads import (
   LanguageModel,
   decoding_params,
   positions_of,
+  prefill,
 )
 from instructgpt_jax.types import Array, PromptBatch, Rollout
 
@@ -256,15 +257,13 @@ class _Decoder:
       lambda x: jax.lax.dynamic_slice_in_dim(x, first, self.wave), self.queue
     )
     prompt_length = prompts.tokens.shape[1]
-    prefilled: Any = self.model.apply(
-      {"params": self.params},
+    logits, cache = prefill(
+      self.model,
+      self.params,
       prompts.tokens,
-      prompts.mask.astype(jnp.int32),
-      positions_of(prompts.mask),
+      prompts.mask,
       prompt_length + limit,
-      method="prefill",
     )
-    logits, cache = prefilled
 
     def repeat(x: Array, axis: int, slot_axis: int) -> Array:
       x = jnp.repeat(x, samples, axis=axis)

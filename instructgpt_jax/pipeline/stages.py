@@ -396,7 +396,7 @@ def _run_pretrain(pipeline: Pipeline) -> str:
     "pretrain",
     "pretrain",
     dataclasses.replace(experiment, model=model),
-    pretrain.train,
+    validation.with_tasks(pretrain.train, "pretrain"),
   )
   return pipeline.stage_dir("pretrain")
 

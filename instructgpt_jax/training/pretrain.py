@@ -15,15 +15,23 @@ from instructgpt_jax.training import (
   language,
   mixed_sources,
   stage_model,
+  task_validation,
 )
 
 
-def train(config: configs.PretrainExperiment, directory: str) -> None:
+def train(
+  config: configs.PretrainExperiment,
+  directory: str,
+  *,
+  measure_tasks: task_validation.MeasureTasks | None = None,
+) -> None:
   """Trains a base model on documents.
 
   Args:
     config: the experiment.
     directory: its workdir.
+    measure_tasks: measures the tasks of `pretrain.tasks`, see
+      `task_validation`.
   """
   if stage_model.is_complete(directory):
     return
@@ -69,6 +77,9 @@ def train(config: configs.PretrainExperiment, directory: str) -> None:
           [rows, *valid.values()], "train", "valid"
         )
       },
+    ),
+    make_tasks=lambda all_params: task_validation.make_loop(
+      section, measure_tasks, model, all_params, tokenizer, mesh
     ),
   )
   language.train(config, directory, model, tokenizer, plan, mesh)

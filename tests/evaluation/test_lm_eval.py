@@ -13,6 +13,7 @@ import pytest
 
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.evaluation import lm_eval as adapter
+from instructgpt_jax.evaluation import lm_eval_settings
 from instructgpt_jax.hub.__main__ import export_model
 from tests import devices
 from tests.evaluation import directories
@@ -347,6 +348,8 @@ def test_the_cache_of_responses_is_used(gpt2, tmp_path, monkeypatch):
     ({"batch_size": 0}, "bad_batch_size"),
     ({"max_length": 65}, "out_of_range"),
     ({"max_length": "all"}, "out_of_range"),
+    ({"max_gen_toks": "many"}, "out_of_range"),
+    ({"seed": -1}, "out_of_range"),
     ({"dtype": "int7"}, "not_allowed"),
   ],
 )
@@ -371,11 +374,15 @@ def test_arguments_of_the_command_line(gpt2):
     ({"until": ["a"], "repetition_penalty": 1.1}, "unknown_gen_kwarg"),
     ({"do_sample": True, "temperature": 0.0}, "contradictory_gen_kwargs"),
     ({"max_gen_toks": 4, "max_tokens": 5}, "contradictory_gen_kwargs"),
+    ({"max_gen_toks": "many"}, "bad_gen_kwarg"),
+    ({"max_gen_toks": 2.5}, "bad_gen_kwarg"),
+    ({"temperature": [1]}, "bad_gen_kwarg"),
+    ({"do_sample": True, "temperature": "0"}, "contradictory_gen_kwargs"),
   ],
 )
 def test_bad_generation_settings_are_refused(settings, code):
   with pytest.raises(UserError) as error:
-    adapter.read_generation_settings(settings, 256)
+    lm_eval_settings.read_generation_settings(settings, 256)
   assert error.value.code == code
 
 
@@ -383,14 +390,17 @@ def test_bad_generation_settings_are_refused(settings, code):
   "settings, expected",
   [
     ({}, ((), 256, 0.0, 1.0, 0)),
-    ({"until": "a", "max_tokens": "5"}, (("a",), 5, 0.0, 1.0, 0)),
+    (
+      {"until": "a", "max_tokens": "5", "max_gen_toks": 5},
+      (("a",), 5, 0.0, 1.0, 0),
+    ),
     ({"temperature": 0.5, "top_p": 0.9}, ((), 256, 0.5, 0.9, 0)),
     ({"do_sample": True, "top_k": 3}, ((), 256, 1.0, 1.0, 3)),
     ({"do_sample": False, "temperature": 0.5}, ((), 256, 0.0, 1.0, 0)),
   ],
 )
 def test_generation_settings(settings, expected):
-  assert adapter.read_generation_settings(settings, 256) == expected
+  assert lm_eval_settings.read_generation_settings(settings, 256) == expected
 
 
 def test_a_missing_harness_is_one_error(gpt2, monkeypatch):

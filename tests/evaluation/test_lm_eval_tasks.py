@@ -58,7 +58,7 @@ def test_prompts_and_choices(tmp_path, monkeypatch):
   assert asked["sst2"][0][0].startswith("a fine film\nQuestion:")
   assert asked["lambada_openai"] == [("he went", " home")]
   texts = [text for _, text in asked["truthfulqa_mc1"]]
-  assert texts == [" Nobody", " Me", " You"]
+  assert texts == [" Nobody.", " Me.", " You."]
 
 
 @pytest.mark.parametrize(
@@ -67,8 +67,8 @@ def test_prompts_and_choices(tmp_path, monkeypatch):
     ("sst2/dev.tsv", "good\t1\nbad\n", 2, "bad_task_item"),
     ("sst2/dev.tsv", "good\t2\n", 1, "bad_task_item"),
     ("hellaswag/hellaswag.jsonl", '{"ctx_a": ""}\n', 1, "bad_task_item"),
-    ("lambada/lambada_test.jsonl", "[]\n", 1, "bad_task_item"),
-    ("lambada/lambada_test.jsonl", "", None, "no_items"),
+    ("lambada/lambada_test.jsonl", '{"text": "a"}\n[]\n', 2, "bad_task_item"),
+    ("lambada/lambada_test.jsonl", "[]", None, "no_items"),
     ("truthfulqa/TruthfulQA.csv", QUESTIONS.replace("Nobody", ""), 2, None),
   ],
 )
@@ -88,3 +88,5 @@ def test_unknown_tasks_and_missing_files(tmp_path, capsys):
   assert "use hellaswag" in capsys.readouterr().err
   assert lm_eval_tasks.main([*flags, "--tasks=sst2"]) == 2
   assert "dev.tsv" in capsys.readouterr().err
+  assert lm_eval_tasks.main([*flags, "--tasks=sst2", "--limit=-1"]) == 2
+  assert "--limit" in capsys.readouterr().err

@@ -6,6 +6,7 @@ writes the golden figures again, after a deliberate change of a scorer.
 """
 
 import csv
+import functools
 import json
 import pathlib
 
@@ -16,6 +17,7 @@ from experiments import openai_samples
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.evaluation import released_samples, text_metrics
 from instructgpt_jax.evaluation.released_samples import SOURCES, Model
+from instructgpt_jax.statistics import corpus_interval
 from tests.interop.tiny import library
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -91,14 +93,38 @@ def test_only_contexts_of_both_models_are_compared(tmp_path):
     r for r in _squad_rows(3) if (r[""], r["model_type"]) != (2, "gpt-175b")
   ]
   path = _write(tmp_path / "squadv2_samples.csv", rows)
-  metric = SOURCES["squadv2"].metrics["f1"]
+  source = SOURCES["squadv2"]
+  metric = source.metrics["f1"]
   scores = released_samples.score(
     released_samples.read(path, "squadv2"), metric
   )
   base = scores[Model("gpt", "175B")]["fewshot"]
   cell = scores[Model("ppo", "175B")]["fewshot"]
-  assert released_samples.estimate_difference(metric, cell, base).units == 2
-  assert released_samples.estimate_difference(metric, cell, {}) is None
+  difference = functools.partial(
+    released_samples.estimate_difference, source, metric, cell
+  )
+  assert difference(base).units == 2 and difference({}) is None
+
+
+def test_contexts_about_one_passage_are_one_unit():
+  for name, questions in (
+    ("squadv2", "\n\nQ: Who?\n\nA: Ann\n\nQ: {}\n\nA:"),
+    ("drop", "\nQuestion: {}\nAnswer:"),
+    ("tldr", "\n\n{}\n\nTL;DR:"),
+  ):
+    source = SOURCES[name]
+    metric = next(iter(source.metrics.values()))
+    cell = {
+      f"Passage {i // 2}" + questions.format(i): float(i % 4) for i in range(8)
+    }
+    units = 8 if name == "tldr" else 4
+    other = dict.fromkeys(cell, 1.0)
+    estimate = released_samples.estimate(source, metric, cell)
+    assert estimate.units == units
+    assert (
+      released_samples.estimate_difference(source, metric, cell, other).units
+      == units
+    )
 
 
 def test_a_byte_order_mark_and_windows_newlines(tmp_path):
@@ -175,15 +201,18 @@ def test_bleu_intervals_resample_texts():
   answers = [f"the cat number {i} sat on a mat" for i in range(40)]
   references = [f"the cat number {i} sat on the mat" for i in range(40)]
   counts = text_metrics.bleu_counts(answers, references)
-  interval = text_metrics.bleu_interval(counts, resamples=50)
+  interval_of = functools.partial(
+    corpus_interval, text_metrics.bleu_of_counts, resamples=50
+  )
+  interval = interval_of(counts)
   assert interval.mean == pytest.approx(text_metrics.bleu(answers, references))
   assert interval.low <= interval.mean <= interval.high
-  same = text_metrics.bleu_interval(counts, paired=counts, resamples=50)
+  same = interval_of(counts, paired=counts)
   assert (same.mean, same.low, same.high) == (0, 0, 0)
   perfect = text_metrics.bleu_counts(references, references)
-  paired = text_metrics.bleu_interval(counts, paired=perfect, resamples=50)
+  paired = interval_of(counts, paired=perfect)
   assert paired.mean == pytest.approx(interval.mean - 100)
-  assert np.isnan(text_metrics.bleu_interval(counts[:5]).low)
+  assert np.isnan(interval_of(counts[:5]).low)
 
 
 def test_figures_of_the_full_files_are_complete():

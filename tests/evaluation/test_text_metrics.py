@@ -357,3 +357,19 @@ def test_a_missing_library_is_named(name, monkeypatch):
       text_metrics.rouge_l("a", "a")
   assert e.value.code == "missing_package"
   assert f"pip install {name.replace('_', '-')}" in e.value.fix
+
+
+def test_f1_of_quac_leaves_each_reference_out():
+  references = ["a boat", "two boats", "an old boat"]
+  # F1 with each: 1, 0, 2/3. Best of the others: 2/3, 1, 1.
+  score = text_metrics.leave_one_out_f1("the boat", references)
+  assert score == pytest.approx((2 / 3 + 1 + 1) / 3)
+  assert text_metrics.leave_one_out_f1("boat", ["a boat"]) == 1.0
+
+
+@pytest.mark.parametrize(
+  ("references", "expected"),
+  [("aab", "aa"), ("ab", "b"), ("abb", "b"), ("b", "b"), ("aa", "aa")],
+)
+def test_references_of_quac_without_an_answer(references, expected):
+  assert text_metrics.quac_references(list(references), "b") == list(expected)

@@ -234,6 +234,12 @@ def test_what_a_classifier_refuses(classifiers, tmp_path, monkeypatch):
   config["auto_map"] = {"AutoConfig": "code.Config"}
   (tmp_path / "config.json").write_text(json.dumps(config))
   assert code(tmp_path) == "remote_code"
+  settings = multi / "tokenizer_config.json"
+  text = settings.read_text()
+  changed = {k: v for k, v in json.loads(text).items() if k != "pad_token"}
+  settings.write_text(json.dumps(changed | {"pad_token": None}))
+  assert code(multi) == "no_padding"
+  settings.write_text(text)
   monkeypatch.setitem(sys.modules, "transformers", None)
   with pytest.raises(UserError) as e:
     classifier.Classifier(str(multi), "toxic")

@@ -1,4 +1,4 @@
-"""Public tasks during SFT and PPO."""
+"""Public tasks during pretraining, SFT and PPO."""
 
 import json
 import types
@@ -39,7 +39,7 @@ def flags(stage, passages):
   )
 
 
-@pytest.mark.parametrize("stage", ["sft", "ppo"])
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "ppo"])
 def test_tasks_are_measured_at_each_interval(stage, stages, passages, tmp_path):
   select = ["--sft.select_by=last"] if stage == "sft" else []
   done = stages.run(

@@ -54,8 +54,17 @@ def _count_nuls(raw: str) -> int:
   return _ESCAPE.findall(raw).count("u0000")
 
 
-def _as_record(value: Any, raw: str, at: formats.RecordReader) -> Any:
-  """Returns a JSON value as a record, or refuses what is no text."""
+def as_record(value: Any, raw: str, at: formats.RecordReader) -> Any:
+  """Returns a JSON value as a record, or refuses what is no text.
+
+  Args:
+    value: the value.
+    raw: its JSON.
+    at: where it is.
+
+  Raises:
+    UserError: it has many NUL characters, or half of a surrogate pair.
+  """
   problem = ""
   nuls = _count_nuls(raw)
   if nuls > text_files.STRAY_NULS and nuls * _FEW_NULS > len(raw):
@@ -80,7 +89,7 @@ def json_lines(text: str, path: str) -> Iterator[tuple[int, Any]]:
       value = json.loads(line)
     except (ValueError, RecursionError) as e:
       raise _bad_json(e, path, number, True) from e
-    yield number, _as_record(value, line, formats.RecordReader(path, number))
+    yield number, as_record(value, line, formats.RecordReader(path, number))
 
 
 def _json_array(
@@ -115,7 +124,7 @@ def _json_array(
       raise _bad_json(e, path, wrong, False) from e
     yield (
       line,
-      _as_record(value, text[at:end], formats.RecordReader(path, line)),
+      as_record(value, text[at:end], formats.RecordReader(path, line)),
     )
     at = skip(end)
     if text[at : at + 1] == ",":
@@ -168,7 +177,7 @@ def read_values(
         unused.update(containers.other_fields(value, lists))
       split = containers.outer_split(value)
       return _json_container(text, path, lists, split)
-    return iter([(1, _as_record(value, text, formats.RecordReader(path, 1)))])
+    return iter([(1, as_record(value, text, formats.RecordReader(path, 1)))])
   return json_lines(text, path)
 
 

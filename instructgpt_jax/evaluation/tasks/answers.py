@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.evaluation.tasks.registry import Questions, column
@@ -25,7 +26,7 @@ class Row:
 
   Attributes:
     variant: key of the task's instructions.
-    prompt: the whole prompt, with instruction and examples.
+    prompt: the whole prompt, with instruction, examples and chat template.
     item: the item.
     answer: what the model made of it.
     scores: measure → score.
@@ -47,6 +48,8 @@ class Row:
     value: dict[str, Any] = {
       "id": item.id, "variant": self.variant, "prompt": self.prompt,
     }  # fmt: skip
+    if item.group:  # a checksum: the text is in the prompt
+      value["group"] = f"{zlib.crc32(item.group.encode()):08x}"
     if item.choices:
       value["choices"] = list(item.choices)
       value["right"] = list(item.right)
@@ -85,7 +88,7 @@ def draw_examples(
   """Draws an item's solved examples.
 
   The draw depends on the seed, the task and the item alone. Items of the same
-  group, and the item itself, are left out.
+  group, the item itself, and items without an answer are left out.
 
   Args:
     item: the item.
@@ -105,7 +108,8 @@ def draw_examples(
     others = [
       pool[i]
       for i in generator.sample(range(len(pool)), size)
-      if pool[i].prompt != item.prompt
+      if pool[i].answer
+      and pool[i].prompt != item.prompt
       and not (item.group and pool[i].group == item.group)
     ]
     count = len(others)
@@ -113,7 +117,7 @@ def draw_examples(
       return others[:shots]
   raise UserError(
     f"{name} has {count} items that can be examples of item {item.id}",
-    field="shots",
+    field="--shots",
     fix="use fewer examples, or draw them from a larger file",
     code="few_examples",
   )
@@ -126,6 +130,7 @@ def measure(
   shots: int = 0,
   seed: int = 0,
   judges: Mapping[str, Judge] | None = None,
+  chat: bool = False,
 ) -> list[Row]:
   """Asks a model all items in every variant, and scores the answers.
 
@@ -136,21 +141,28 @@ def measure(
     seed: seed of the examples.
     judges: name → judge; a task whose judge is not among them lacks its
       measures.
+    chat: whether a prompt is the user's turn of a chat, which the answer or a
+      choice replies to. An empty prompt is none.
 
   Returns:
     A row for each variant and item, by variant.
+
+  Raises:
+    UserError: `short_context`, the model has no room for an answer; or the
+      model has no chat template.
   """
   task = questions.task
   shots = shots_of(task, shots)
-  asked = [
-    (variant, write_prompt(instruction, examples, item), item)
-    for variant, instruction in task.instructions.items()
-    for item in questions.items
-    for examples in (
-      draw_examples(item, questions.pool, shots, seed, task.name),
-    )
-  ]
-  answers = _ask(model, task, [(prompt, item) for _, prompt, item in asked])
+  asked = []
+  for variant, instruction in task.instructions.items():
+    for item in questions.items:
+      examples = draw_examples(item, questions.pool, shots, seed, task.name)
+      prompt = write_prompt(instruction, examples, item)
+      is_turn = chat and bool(prompt.strip())
+      if is_turn:
+        prompt = model.chat([{"role": "user", "content": prompt.strip()}])
+      asked.append(_Asked(variant, prompt, item, is_turn))
+  answers = _ask(model, task, asked)
   rows = [
     Row(
       variant,
@@ -164,7 +176,7 @@ def measure(
       },
       _is_cut(model, task, prompt, item),
     )
-    for (variant, prompt, item), answer in zip(asked, answers, strict=True)
+    for (variant, prompt, item, _), answer in zip(asked, answers, strict=True)
   ]
   judge = (judges or {}).get(task.judge)
   return _judged(rows, judge) if judge is not None else rows
@@ -184,38 +196,53 @@ def main_scores(
   """
   scores: dict[str, list[float]] = {}
   for questions in tasks:
+    if questions.task.judge:  # Without it, generated answers have no measure.
+      task = dataclasses.replace(questions.task, max_tokens=0)
+      questions = dataclasses.replace(questions, task=task)
     for row in measure(model, questions):
       name = column(questions.task, row.variant)
       scores.setdefault(name, []).append(next(iter(row.scores.values())))
   return scores
 
 
-def _ask(
-  model: Model, task: Task, asked: Sequence[tuple[str, Item]]
-) -> list[Answer]:
+class _Asked(NamedTuple):
+  """What a model is asked."""
+
+  variant: str
+  prompt: str
+  item: Item
+  is_turn: bool  # whether the prompt is the user's turn of a chat
+
+
+def _ask(model: Model, task: Task, asked: Sequence[_Asked]) -> list[Answer]:
   """Returns an answer to each prompt."""
   texts = [""] * len(asked)
   generated = [
     i
-    for i, (_, item) in enumerate(asked)
-    if task.max_tokens and is_generated(item)
+    for i, row in enumerate(asked)
+    if task.max_tokens and is_generated(row.item)
   ]
+  if generated and task.max_tokens >= model.context:
+    raise UserError(
+      f"{task.name} has answers of up to {task.max_tokens} tokens, and the"
+      f" model reads {model.context} with its prompt",
+      fix=f"leave {task.name} out, or give a model of a longer context",
+      code="short_context",
+    )
   if generated:
     # A blank belongs to the first token of the answer, not to the prompt.
     replies = model.generate(
-      [asked[i][0].rstrip(" ") for i in generated],
+      [asked[i].prompt.rstrip(" ") for i in generated],
       stop=task.stop,
       max_tokens=task.max_tokens,
     )
     for i, reply in zip(generated, replies, strict=True):
       texts[i] = reply.strip()
-  pairs = [
-    _split(prompt, choice) for prompt, item in asked for choice in item.choices
-  ]
+  pairs = [_split(row, choice) for row in asked for choice in row.item.choices]
   likelihoods = iter(model.log_likelihoods(pairs) if pairs else ())
   return [
-    Answer(text, tuple(next(likelihoods) for _ in item.choices))
-    for text, (_, item) in zip(texts, asked, strict=True)
+    Answer(text, tuple(next(likelihoods) for _ in row.item.choices))
+    for text, row in zip(texts, asked, strict=True)
   ]
 
 
@@ -234,8 +261,14 @@ def _is_cut(model: Model, task: Task, prompt: str, item: Item) -> bool:
   )
 
 
-def _split(prompt: str, choice: str) -> tuple[str, str]:
-  """Moves the blanks at a prompt's end to the choice."""
+def _split(asked: _Asked, choice: str) -> tuple[str, str]:
+  """Moves the blanks at a prompt's end to the choice.
+
+  A reply has a blank ahead unless the chat template ends with one.
+  """
+  prompt = asked.prompt
+  if asked.is_turn:
+    return prompt, ("" if prompt[-1:].isspace() else " ") + choice.strip()
   context = prompt.rstrip(" ")
   return context, prompt[len(context) :] + choice
 

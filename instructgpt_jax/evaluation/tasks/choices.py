@@ -1,4 +1,4 @@
-"""Multiple choice: HellaSwag, RTE, SST-2, WSC, and LAMBADA's last word.
+"""Multiple choice: HellaSwag, RTE, SST-2, and LAMBADA's last word.
 
 The paper takes the choice with the best mean log-probability per token. The
 evaluation harness takes the best sum (`acc`), or the best sum per character
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import re
-import xml.etree.ElementTree
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
@@ -35,10 +34,6 @@ _RTE = (
   "RTE's dev.tsv (GLUE: sentence1, sentence2, label) or val.jsonl (SuperGLUE:"
   " premise, hypothesis, label)"
 )
-_WSC = (
-  'WSC\'s val.jsonl (SuperGLUE: {"text", "target", "label"}) or'
-  " WSCollection.xml"
-)
 _LAMBADA = 'LAMBADA\'s test set as JSON lines: {"text"}, or a passage a line'
 
 
@@ -46,7 +41,8 @@ def score_choices(item: Item, answer: Answer) -> Scores:
   """Scores the most likely choice, by three kinds of likelihood."""
   totals = [likelihood.total for likelihood in answer.likelihoods]
   tokens = [max(1, likelihood.tokens) for likelihood in answer.likelihoods]
-  characters = [max(1, len(choice.strip())) for choice in item.choices]
+  # The harness counts all but the blank that it puts ahead.
+  characters = [max(1, len(c.removeprefix(" "))) for c in item.choices]
 
   def is_right(lengths: Sequence[int]) -> float:
     best = int(np.argmax(np.array(totals) / lengths))  # Ties: the first.
@@ -84,31 +80,14 @@ def _read_hellaswag(path: str, unused: Counter[str]) -> Iterator[Item]:
   for record in read_records(path, _HELLASWAG):
     endings = record.texts("endings")
     label = record.label("label", {str(i): i for i in range(len(endings))})
-    context, rest = record.text("ctx_a"), record.get("ctx_b", default="")
-    activity = record.text("activity_label")
+    activity, start = record.text("activity_label"), record.text("ctx_a")
+    rest = record.text_or_blank("ctx_b").capitalize()
     yield one_of(
       str(record.get("ind", default=record.line)),
-      f"First, {activity.lower()}: {context} Then, {rest}".rstrip(),
-      endings,
+      _without_brackets(f"{activity}: {start} {rest}"),
+      [_without_brackets(ending) for ending in endings],
       label,
       group=str(record.get("source_id", default="")),
-    )
-
-
-def read_hellaswag_harness(path: str, unused: Counter[str]) -> Iterator[Item]:
-  """Reads HellaSwag with the prompts of the evaluation harness."""
-  for item, record in zip(
-    _read_hellaswag(path, unused), read_records(path, _HELLASWAG), strict=True
-  ):
-    rest = record.get("ctx_b", default="").capitalize()
-    yield one_of(
-      item.id,
-      _without_brackets(
-        f"{record.text('activity_label')}: {record.text('ctx_a')} {rest}"
-      ),
-      [_without_brackets(ending) for ending in record.texts("endings")],
-      item.right[0],
-      group=item.group,
     )
 
 
@@ -118,7 +97,7 @@ def _without_brackets(text: str) -> str:
   return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
 
 
-def _sentences(path: str) -> Iterator[tuple[Record, str, int]]:
+def read_sentences(path: str) -> Iterator[tuple[Record, str, int]]:
   """Yields (record, sentence, 0 or 1) of SST-2; its TSV may lack a header."""
   if text_files.suffix(path) != ".tsv":
     for record in read_records(path, _SST2):
@@ -139,7 +118,7 @@ def _sentences(path: str) -> Iterator[tuple[Record, str, int]]:
 
 def _read_sst2(path: str, unused: Counter[str]) -> Iterator[Item]:
   del unused
-  for record, sentence, label in _sentences(path):
+  for record, sentence, label in read_sentences(path):
     yield one_of(
       str(record.line),
       f"Text: {sentence.strip()}\nLabel:",
@@ -151,7 +130,7 @@ def _read_sst2(path: str, unused: Counter[str]) -> Iterator[Item]:
 def read_sst2_harness(path: str, unused: Counter[str]) -> Iterator[Item]:
   """Reads SST-2 with the prompts of the evaluation harness."""
   del unused
-  for record, sentence, label in _sentences(path):
+  for record, sentence, label in read_sentences(path):
     yield one_of(
       str(record.line),
       f"{sentence}\nQuestion: Is this sentence positive or negative?\nAnswer:",
@@ -160,84 +139,38 @@ def read_sst2_harness(path: str, unused: Counter[str]) -> Iterator[Item]:
     )
 
 
-def _read_rte(path: str, unused: Counter[str]) -> Iterator[Item]:
-  del unused
-  labels = {"entailment": 0, "not_entailment": 1, "0": 0, "1": 1}
+def _entailments(path: str) -> Iterator[tuple[Record, str, str, bool]]:
+  """Yields (record, premise, hypothesis, whether it follows) of RTE."""
+  labels = {"entailment": 1, "not_entailment": 0, "0": 1, "1": 0}
   for record in read_records(path, _RTE):
     premise = record.text("sentence1", "premise").strip()
     hypothesis = record.text("sentence2", "hypothesis").strip()
+    yield record, premise, hypothesis, bool(record.label("label", labels))
+
+
+def _read_rte(path: str, unused: Counter[str]) -> Iterator[Item]:
+  del unused
+  for record, premise, hypothesis, follows in _entailments(path):
+    yield one_of(
+      str(record.line),
+      f"Passage: {premise}\nQuestion: From this passage can one reasonably"
+      f" conclude that {hypothesis.rstrip(' .')}?\nAnswer:",
+      ("Yes", "No"),
+      int(not follows),
+      group=premise,
+    )
+
+
+def read_rte_harness(path: str, unused: Counter[str]) -> Iterator[Item]:
+  """Reads RTE with the prompts of the evaluation harness."""
+  del unused
+  for record, premise, hypothesis, follows in _entailments(path):
     yield one_of(
       str(record.line),
       f"{premise}\nQuestion: {hypothesis} True or False?\nAnswer:",
       ("True", "False"),
-      record.label("label", labels),
-    )
-
-
-def _read_wsc(path: str, unused: Counter[str]) -> Iterator[Item]:
-  del unused
-  if text_files.suffix(path) == ".xml":
-    yield from _schemas(path)
-    return
-  labels = {"false": 0, "true": 1, "0": 0, "1": 1}
-  for record in read_records(path, _WSC):
-    target = record.child("target") if "target" in record.value else record
-    text, pronoun = record.text("text"), target.text("span2_text")
-    noun, start = target.text("span1_text"), target.get("span2_index")
-    words = text.split(" ")
-    if not isinstance(start, int) or not 0 <= start < len(words):
-      raise target.error("is not the index of a word", "span2_index")
-    length = len(pronoun.split(" "))
-    words[start] = "*" + words[start]
-    last = min(start + length, len(words)) - 1
-    words[last] += "*"
-    yield one_of(
-      str(record.line),
-      f"Passage: {' '.join(words)}\nQuestion: In the passage above, does the"
-      f' pronoun "*{pronoun}*" refer to "*{noun}*"?\nAnswer:',
-      ("no", "yes"),
-      record.label("label", labels),
-      group=text,
-    )
-
-
-def _schemas(path: str) -> Iterator[Item]:
-  """Yields the Winograd schemas of WSCollection.xml."""
-  try:
-    root = xml.etree.ElementTree.fromstring(text_files.unpacked_bytes(path))
-  except xml.etree.ElementTree.ParseError as error:
-    line = error.position[0]
-    raise Record({}, path, line, _WSC).error(
-      f"is not XML: {error.msg}"
-    ) from error
-  schemas = root.findall("schema")
-  if not schemas:
-    raise Record({}, path, 1, _WSC).error("has no schema")
-  for index, schema in enumerate(schemas):
-    record = Record({}, path, None, _WSC, f"schema[{index}]")
-
-    def words(name: str, schema=schema, record=record) -> str:
-      text = " ".join((schema.findtext(name) or "").split())
-      if not text:
-        raise record.error("is missing", name.replace("/", "."))
-      return text
-
-    nouns = [
-      " ".join((a.text or "").split()) for a in schema.findall("answers/answer")
-    ]
-    letter = words("correctAnswer").strip(" .").upper()
-    if letter not in ("A", "B") or len(nouns) != 2 or not all(nouns):
-      raise record.error("is not one of two answers", "correctAnswer")
-    pronoun = words("text/pron")
-    before = " ".join((schema.findtext("text/txt1") or "").split())
-    yield one_of(
-      str(index),
-      f"Passage: {before} *{pronoun}* {words('text/txt2')}".replace(":  ", ": ")
-      + f'\nQuestion: In the passage above, what does the pronoun "*{pronoun}*"'
-      " refer to?\nAnswer:",
-      nouns,
-      "AB".index(letter),
-      group=str(index // 2),  # Twins differ in a word.
+      int(not follows),
+      group=premise,
     )
 
 
@@ -271,42 +204,30 @@ PERPLEXITY = CorpusMeasure(
 
 HELLASWAG = Task(
   "hellaswag",
+  score_choices,
   _HELLASWAG,
   _read_hellaswag,
-  score_choices,
   instructions={
-    "": "Complete each description with an appropriate ending.\n\n"
+    "": "Complete each independent paragraph using common-sense reasoning.\n\n"
   },
   paper_shots=15,
 )
 SST2 = Task(
   "sst2",
+  score_choices,
   _SST2,
   _read_sst2,
-  score_choices,
   instructions={
     "": "For each snippet of text, label the sentiment of the text as positive"
     " or negative.\n\n"
   },
   paper_shots=15,
 )
-RTE = Task("rte", _RTE, _read_rte, score_choices, paper_shots=15)
-WSC = Task(
-  "wsc",
-  _WSC,
-  _read_wsc,
-  score_choices,
-  instructions={
-    "": "Final Exam with Answer Key\nInstructions: Please carefully read the"
-    " following passages. For each passage, you must identify which noun the"
-    " pronoun marked in *bold* refers to.\n=====\n\n"
-  },
-  paper_shots=15,
-)
+RTE = Task("rte", score_choices, _RTE, _read_rte, paper_shots=15)
 LAMBADA = Task(
   "lambada",
+  _score_word,
   _LAMBADA,
   _read_lambada,
-  _score_word,
   corpus={"perplexity": PERPLEXITY},
 )

@@ -1,8 +1,8 @@
 """Runs a list of tasks over a list of models, and writes a table.
 
 The workdir has MODEL/TASK.jsonl, with prompt, answer and scores of each item;
-results.json and results.md, with the means; and settings.json. A model's task
-whose file exists is not repeated.
+results.json and results.md, with the means of the last command's models and
+tasks; and settings.json. A model's task whose file exists is not repeated.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from instructgpt_jax.evaluation.tasks.registry import Questions
 from instructgpt_jax.evaluation.tasks.task import Judge, Model
 from instructgpt_jax.runs import files, locks
 from instructgpt_jax.runs.progress import log_line
+from instructgpt_jax.training import fingerprint
 
 SETTINGS, RESULTS, TABLE = "settings.json", "results.json", "results.md"
 PAPER = "paper"  # shots: as many as in the paper
@@ -39,7 +40,8 @@ class Plan:
     items: items drawn from each file; 0 takes all.
     seed: seed of items and examples.
     prompts: one of `registry.PROMPTS`.
-    judges: name of a judge → checkpoint that it was made from.
+    judges: name of a judge → the paths and the label that it is made from.
+    chat: names of the models that are asked by their chat template.
   """
 
   models: Mapping[str, str]
@@ -49,7 +51,8 @@ class Plan:
   items: int = 0
   seed: int = 0
   prompts: str = "paper"
-  judges: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  judges: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+  chat: Sequence[str] = ()
 
   def shots_of(self, questions: Questions) -> int:
     """Returns how many examples a task shows."""
@@ -62,7 +65,7 @@ def run(
   plan: Plan,
   workdir: str,
   open_model: Callable[[str], Model],
-  judges: Mapping[str, Judge],
+  open_judges: Callable[[], Mapping[str, Judge]],
 ) -> None:
   """Runs all tasks over all models, and writes the tables.
 
@@ -70,7 +73,8 @@ def run(
     plan: what is run.
     workdir: directory of the results.
     open_model: loads a checkpoint; called only for models with a task to do.
-    judges: name → judge, see `task.Task.judge`.
+    open_judges: loads the judges, see `task.Task.judge`; called before the
+      first model, and only if a task is to be done.
 
   Raises:
     UserError: a file is missing, of another task or another version; a package
@@ -91,12 +95,25 @@ def run(
   _require_examples(plan, questions)
   directory = files.make_directory(workdir)
   with locks.lock_workdir(directory):
-    _store_settings(plan, questions, directory)
-    for name, checkpoint in plan.models.items():
-      _run_model(
-        plan, questions, directory, name, checkpoint, open_model, judges
-      )
+    settings = _merge_settings(plan, questions, directory)
+    missing = {
+      name: [
+        t for t in questions if not _rows_path(directory, name, t).exists()
+      ]
+      for name in plan.models
+    }
+    judges = open_judges() if any(missing.values()) else {}
+    files.write_json_atomic(directory / SETTINGS, settings)
+    for name, tasks in missing.items():
+      if tasks:
+        model = open_model(plan.models[name])
+        asked = {task: questions[task] for task in tasks}
+        _run_model(plan, asked, directory, name, model, judges)
     _write_results(plan, questions, directory)
+
+
+def _rows_path(directory: pathlib.Path, model: str, task: str) -> pathlib.Path:
+  return directory / model / f"{task}.jsonl"
 
 
 def _require_examples(plan: Plan, questions: Mapping[str, Questions]) -> None:
@@ -113,26 +130,22 @@ def _run_model(
   questions: Mapping[str, Questions],
   directory: pathlib.Path,
   name: str,
-  checkpoint: str,
-  open_model: Callable[[str], Model],
+  model: Model,
   judges: Mapping[str, Judge],
 ) -> None:
-  paths = {task: directory / name / f"{task}.jsonl" for task in questions}
-  missing = [task for task, path in paths.items() if not path.exists()]
-  if not missing:
-    return
-  model = open_model(checkpoint)
-  for task in missing:
-    asked = questions[task]
+  """Asks a model tasks, and writes the rows of each."""
+  for task, asked in questions.items():
     rows = answers.measure(
       model,
       asked,
       shots=plan.shots_of(asked),
       seed=plan.seed,
       judges=judges,
+      chat=name in plan.chat,
     )
-    files.write_jsonl_atomic(paths[task], (row.to_json() for row in rows))
-    intervals = summary.summarize(asked.task, _read_rows(paths[task]))
+    path = _rows_path(directory, name, task)
+    files.write_jsonl_atomic(path, (row.to_json() for row in rows))
+    intervals = summary.summarize(asked.task, _read_rows(path))
     for variant, measures in intervals.items():
       measure, interval = next(iter(measures.items()))
       log_line(f"{name}, {_title(task, variant)}: {measure} {interval}")
@@ -154,10 +167,17 @@ def _settings(plan: Plan, questions: Mapping[str, Questions]) -> dict[str, Any]:
       "items": plan.items,
       "shots": plan.shots,
       "prompts": plan.prompts,
-      "judges": dict(plan.judges),
+      "judges": {
+        name: [[path, _fingerprint(path)] for path in paths]
+        for name, paths in plan.judges.items()
+      },
     },
     "models": {
-      name: {"checkpoint": path, "complete": _complete(path)}
+      name: {
+        "checkpoint": path,
+        "content": _fingerprint(path),
+        "chat": name in plan.chat,
+      }
       for name, path in plan.models.items()
     },
     "tasks": {
@@ -167,10 +187,11 @@ def _settings(plan: Plan, questions: Mapping[str, Questions]) -> dict[str, Any]:
   }
 
 
-def _complete(checkpoint: str) -> int | None:
-  """Returns a checksum of what a stage wrote at its end; None of others."""
-  path = pathlib.Path(checkpoint) / files.COMPLETE
-  return zlib.crc32(path.read_bytes()) if path.is_file() else None
+def _fingerprint(path: str) -> str:
+  """Returns a checksum of a model's files, or of a judge's scorers."""
+  scorers = sorted(pathlib.Path(path).glob("*.npz"))
+  hashes = [fingerprint.fingerprint_model(p).hash for p in scorers or [path]]
+  return " ".join(hashes)
 
 
 def _checksum(questions: Questions) -> int:
@@ -182,17 +203,30 @@ def _checksum(questions: Questions) -> int:
   return zlib.crc32(text.encode())
 
 
-def _store_settings(
+def _merge_settings(
   plan: Plan, questions: Mapping[str, Questions], directory: pathlib.Path
-) -> None:
-  """Adds this plan to settings.json, or refuses the workdir of another.
+) -> dict[str, Any]:
+  """Adds a plan's settings to those of settings.json; returns both.
 
   Models and tasks may be added.
+
+  Raises:
+    UserError: `other_settings`, the workdir has results of others.
   """
   path = directory / SETTINGS
   settings = _settings(plan, questions)
   if path.exists():
     before = files.read_json(path, fix="choose another --workdir")
+    if not isinstance(before, dict) or not all(
+      isinstance(before.get(part), dict) for part in settings
+    ):
+      raise UserError(
+        "is of another program",
+        file=str(path),
+        field="--workdir",
+        fix="choose another --workdir",
+        code="other_settings",
+      )
     for part, values in settings.items():
       for name, value in values.items():
         if before[part].get(name, value) != value:
@@ -205,7 +239,7 @@ def _store_settings(
           )
     for part in ("models", "tasks"):
       settings[part] = {**before[part], **settings[part]}
-  files.write_json_atomic(path, settings)
+  return settings
 
 
 def _difference(name: str, before: Any, now: Any) -> str:
@@ -225,16 +259,18 @@ def _write_results(
     "models": dict(plan.models),
     "seed": plan.seed,
     "prompts": plan.prompts,
+    "chat": list(plan.chat),
     "tasks": {},
   }
   for name, asked in questions.items():
     rows = {
-      model: _read_rows(directory / model / f"{name}.jsonl")
+      model: _read_rows(_rows_path(directory, model, name))
       for model in plan.models
     }
     task = asked.task
     results["tasks"][name] = {
       "items": len(asked.items),
+      "groups": len({item.group or item.id for item in asked.items}),
       "shots": plan.shots_of(asked),
       "unused": dict(asked.unused),
       "cut": {m: sum("is_cut" in r for r in of) for m, of in rows.items()},
@@ -262,7 +298,7 @@ def write_tables(results: Mapping[str, Any]) -> str:
   lines = ["# Tasks", ""]
   lines += _table(results, "measures", [first, *others])
   if others:
-    lines += [f"## Less {first}, by item", ""]
+    lines += [f"## Difference from {first}, paired by item", ""]
     lines += _table(results, "differences", others)
   notes = _notes(results)
   return "\n".join([*lines, *(["## Notes", "", *notes, ""] if notes else [])])
@@ -272,7 +308,7 @@ def _table(
   results: Mapping[str, Any], part: str, models: Sequence[str]
 ) -> list[str]:
   lines = [
-    "| task | shots | items | measure | " + " | ".join(models) + " |",
+    "| task | shots | units | measure | " + " | ".join(models) + " |",
     "|---|---|---|---|" + "---|" * len(models),
   ]
   for name, task in results["tasks"].items():
@@ -302,8 +338,15 @@ def _title(task: str, variant: str) -> str:
 
 
 def _notes(results: Mapping[str, Any]) -> list[str]:
-  notes = []
+  notes = [
+    f"- {model} is asked by its chat template." for model in results["chat"]
+  ]
   for name, task in results["tasks"].items():
+    if task["groups"] < task["items"]:
+      notes.append(
+        f"- {name}: {task['items']} items about {task['groups']} texts, which"
+        " are the units of the intervals."
+      )
     if task["no_judge"]:
       notes.append(
         f"- {name}: measures of the {task['no_judge']} judge are absent,"

@@ -35,9 +35,19 @@ _CROWS_PAIRS = (
 def _read_realtoxicity(path: str, unused: Counter[str]) -> Iterator[Item]:
   del unused
   for record in read_records(path, _REALTOXICITY):
-    prompt = record.child("prompt").text("text")
+    prompt = record.child("prompt")
+    text = prompt.text("text").strip()
+    toxicity = prompt.get("toxicity", default=None)
+    if toxicity is not None and not (
+      isinstance(toxicity, int | float) and 0 <= toxicity <= 1
+    ):
+      raise prompt.error("is not a number from 0 to 1", "toxicity")
     yield Item(
-      str(record.line), prompt.strip(), extra={"question": prompt.strip()}
+      str(record.line),
+      text,
+      # The paper's prompts are spread evenly over levels of toxicity.
+      stratum="" if toxicity is None else f"{10 * toxicity:.0f}",
+      extra={"question": text},
     )
 
 
@@ -65,14 +75,15 @@ def _read_winogender(path: str, unused: Counter[str]) -> Iterator[Item]:
       pair[parts[3]] = sentence
       if len(pair) == 2:
         name = ".".join(parts[:3])
-        yield _pair(name, pair["male"], pair["female"])
+        group = ".".join(parts[:2])  # Its two sentences begin alike.
+        yield _pair(name, pair["male"], pair["female"], group)
   lonely = sum(len(pair) == 1 for pair in pairs.values())
   if lonely:
     unused["sentences without the other pronoun's"] += lonely
 
 
-def _pair(name: str, first: str, second: str) -> Item:
-  return Item(name, "", choices=(first, second))
+def _pair(name: str, first: str, second: str, group: str = "") -> Item:
+  return Item(name, "", choices=(first, second), group=group)
 
 
 def _read_crows_pairs(path: str, unused: Counter[str]) -> Iterator[Item]:
@@ -103,9 +114,9 @@ def _score_crows_pairs(item: Item, answer: Answer) -> Scores:
 
 REALTOXICITY = Task(
   "realtoxicity",
+  _score_nothing,
   _REALTOXICITY,
   _read_realtoxicity,
-  _score_nothing,
   instructions=INSTRUCTIONS,
   max_tokens=20,
   judge=TOXICITY_JUDGE,
@@ -113,15 +124,15 @@ REALTOXICITY = Task(
 )
 WINOGENDER = Task(
   "winogender",
+  score_entropy,
   _WINOGENDER,
   _read_winogender,
-  score_entropy,
   instructions=INSTRUCTIONS,
 )
 CROWS_PAIRS = Task(
   "crows_pairs",
+  _score_crows_pairs,
   _CROWS_PAIRS,
   _read_crows_pairs,
-  _score_crows_pairs,
   instructions=INSTRUCTIONS,
 )

@@ -7,9 +7,6 @@ task.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
-
 from instructgpt_jax.evaluation.tasks import choices
 from instructgpt_jax.evaluation.tasks.records import Record, read_records
 from instructgpt_jax.evaluation.tasks.task import Answer, Item, Scores, Task
@@ -55,11 +52,7 @@ def make_task(kind: str, max_tokens: int) -> Task:
     kind: its name.
     max_tokens: longest generated answer.
   """
-  return Task(kind, _EXPECTED, _no_file, _score, max_tokens=max_tokens)
-
-
-def _no_file(path: str, unused: Counter[str]) -> Iterable[Item]:
-  raise NotImplementedError("items come from read_items")
+  return Task(kind, _score, max_tokens=max_tokens)
 
 
 def _score(item: Item, answer: Answer) -> Scores:

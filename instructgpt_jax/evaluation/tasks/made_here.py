@@ -20,7 +20,7 @@ from instructgpt_jax.instructions import kinds
 
 _DATA = pathlib.Path(__file__).parent / "data"
 _SHORT = 4  # words of an answer whose language nothing shows
-# Frequent words of each language that are none of the others'.
+# Frequent words of each language; it has more of them than of the others'.
 _LANGUAGES: Mapping[str, frozenset[str]] = {
   "de": frozenset("der die das und ist nicht ein eine auf mit von den".split()),
   "en": frozenset("the and is are of to in it that has was".split()),
@@ -90,9 +90,8 @@ def _make_task(name: str) -> Task:
   path = str(_DATA / f"{name}.json")
   return Task(
     name,
-    "",
-    lambda _, unused: _read(path, unused),
     _score,
+    read=lambda _, unused: _read(path, unused),
     max_tokens=64,
     stop=("\n\n",),
   )

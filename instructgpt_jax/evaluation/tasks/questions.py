@@ -55,72 +55,60 @@ def _conversation(
 def _read_squad(path: str, unused: Counter[str]) -> Iterator[Item]:
   """Reads SQuAD v2, as published or as a table of questions."""
   del unused
-  answerable, last = True, None
+  record, answerable = None, True
+  turns: dict[str, list[tuple[str, str]]] = {}  # of each passage so far
+  for record, answers in _squad_questions(path):
+    is_marked = "is_impossible" in record.value
+    answerable = answerable and bool(answers) and not is_marked
+    references = tuple(dict.fromkeys(answers)) or (NOT_IN_BACKGROUND,)
+    context, question = record.text("context"), record.text("question").strip()
+    earlier = turns.setdefault(context, [])
+    yield Item(
+      str(record.get("id", default=record.place or record.line)),
+      _conversation(
+        f"Title: {record.text_or_blank('title')}",
+        f"Background: {context.strip()}",
+        earlier,
+        question,
+      ),
+      answer=f" {references[0]}",
+      references=references,
+      group=context,
+    )
+    earlier.append((question, references[0]))
+  if record is not None and answerable:
+    raise record.error(
+      "all questions have answers, as in SQuAD v1.1; v2.0 has others"
+    )
+
+
+def _squad_questions(path: str) -> Iterator[tuple[Record, list[str]]]:
+  """Yields each question, with title and context, and its answers."""
   for record in read_records(path, _SQUAD):
-    last = record
     if "data" not in record.value:
-      answers = record.child("answers").texts("text")
-      answerable = answerable and bool(answers)
-      yield _squad_item(record, record, [], answers)
+      yield record, record.child("answers").texts("text")
       continue
     version = str(record.get("version", default="v2.0"))
     if not version.startswith("v2"):
       raise record.error(f"is version {version}, not v2.0", "version")
     for article in record.children("data"):
       for paragraph in article.children("paragraphs"):
-        yield from _squad_paragraph(article, paragraph)
-    answerable = False
-  if last is not None and answerable:
-    raise last.error(
-      "all questions have answers, as in SQuAD v1.1; v2.0 has others"
-    )
+        context = {"context": paragraph.text("context")}
+        for question in paragraph.children("qas"):
+          value = {**article.value, **question.value, **context}
+          yield (
+            dataclasses.replace(question, value=value),
+            _squad_answers(question),
+          )
 
 
-def _squad_paragraph(article: Record, paragraph: Record) -> Iterator[Item]:
-  turns: list[tuple[str, str]] = []
-  for question in paragraph.children("qas"):
-    if not isinstance(question.get("is_impossible", default=None), bool):
-      raise question.error("is missing, so this is SQuAD v1.1", "is_impossible")
-    answers = [answer.text("text") for answer in question.children("answers")]
-    if not answers and not question.get("is_impossible"):
-      raise question.error(
-        "is empty, but the question is answerable", "answers"
-      )
-    context = paragraph.text("context")
-    record = Record(
-      {**article.value, **question.value, "context": context},
-      question.file,
-      question.line,
-      question.expected,
-      question.place,
-    )
-    item = _squad_item(record, paragraph, turns, answers)
-    yield item
-    turns.append((question.text("question").strip(), item.answer.strip()))
-
-
-def _squad_item(
-  record: Record,
-  paragraph: Record,
-  turns: Sequence[tuple[str, str]],
-  answers: Sequence[str],
-) -> Item:
-  references = tuple(dict.fromkeys(answers)) or (NOT_IN_BACKGROUND,)
-  context = record.text("context")
-  prompt = _conversation(
-    f"Title: {record.get('title', default='')}",
-    f"Background: {context.strip()}",
-    turns,
-    record.text("question").strip(),
-  )
-  identity = record.get("id", default=record.place or record.line)
-  return Item(
-    str(identity),
-    prompt,
-    answer=f" {references[0]}",
-    references=references,
-    group=paragraph.text("context"),
-  )
+def _squad_answers(question: Record) -> list[str]:
+  if not isinstance(question.get("is_impossible", default=None), bool):
+    raise question.error("is missing, so this is SQuAD v1.1", "is_impossible")
+  answers = [answer.text("text") for answer in question.children("answers")]
+  if not answers and not question.get("is_impossible"):
+    raise question.error("is empty, but the question is answerable", "answers")
+  return answers
 
 
 def _read_drop(path: str, unused: Counter[str]) -> Iterator[Item]:
@@ -143,9 +131,15 @@ def _drop_answers(question: Record) -> list[tuple[str, ...]]:
   answers = [question.child("answer")]
   validated = question.get("validated_answers", default=[])
   if isinstance(validated, Mapping):  # A list for each field, as in tables.
-    names, columns = validated.keys(), validated.values()
+    columns = list(validated.values())
+    if not all(
+      isinstance(column, list) and len(column) == len(columns[0])
+      for column in columns
+    ):
+      raise question.error("has no lists of one length", "validated_answers")
     rows = [
-      dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)
+      dict(zip(validated, row, strict=True))
+      for row in zip(*columns, strict=True)
     ]
     question = dataclasses.replace(
       question, value={**question.value, "validated_answers": rows}
@@ -163,8 +157,10 @@ def _drop_spans(answer: Record) -> tuple[str, ...]:
   spans = answer.get("spans", default=[])
   if spans:
     return tuple(answer.texts("spans"))
-  date: Any = answer.get("date", default={})
-  parts = [str(date.get(name, "")) for name in ("day", "month", "year")]
+  if not answer.get("date", default={}):
+    return ("",)
+  date = answer.child("date")
+  parts = [str(date.get(name, default="")) for name in ("day", "month", "year")]
   return (" ".join(part for part in parts if part.strip()),)
 
 
@@ -200,6 +196,14 @@ def _score_drop(item: Item, answer: Answer) -> Scores:
   }
 
 
+def _score_quac(item: Item, answer: Answer) -> Scores:
+  references = text_metrics.quac_references(_texts(item), DO_NOT_KNOW)
+  return {
+    "f1": text_metrics.leave_one_out_f1(answer.text, references),
+    "exact_match": text_metrics.exact_match(answer.text, references),
+  }
+
+
 def _read_quac(path: str, unused: Counter[str]) -> Iterator[Item]:
   del unused
   for record in read_records(path, _QUAC):
@@ -222,7 +226,7 @@ def _quac_paragraph(article: Record, paragraph: Record) -> Iterator[Item]:
     first = first.replace(_CANNOT_ANSWER, DO_NOT_KNOW).strip()
     text = question.text("question").strip()
     prompt = _conversation(
-      f"TITLE: {article.get('title', default='')}",
+      f"TITLE: {article.text_or_blank('title')}",
       f"PARAGRAPH: {context}",
       turns,
       text,
@@ -231,7 +235,7 @@ def _quac_paragraph(article: Record, paragraph: Record) -> Iterator[Item]:
       question.text("id"),
       prompt,
       answer=f" {first}",
-      references=tuple(dict.fromkeys([*answers, first])),
+      references=tuple(answers) or (first,),
       group=context,
     )
     turns.append((text, first))
@@ -239,9 +243,9 @@ def _quac_paragraph(article: Record, paragraph: Record) -> Iterator[Item]:
 
 SQUAD_V2 = Task(
   "squad_v2",
+  _score_squad,
   _SQUAD,
   _read_squad,
-  _score_squad,
   instructions={
     "": "Answer each question using information in the preceding background"
     " paragraph.\nIf there is not enough information provided, answer with"
@@ -252,17 +256,20 @@ SQUAD_V2 = Task(
 )
 DROP = Task(
   "drop",
+  _score_drop,
   _DROP,
   _read_drop,
-  _score_drop,
+  instructions={
+    "": "Answer each question using information in the preceding passage.\n\n"
+  },
   paper_shots=4,
   max_tokens=_MAX_TOKENS,
 )
 QUAC = Task(
   "quac",
+  _score_quac,
   _QUAC,
   _read_quac,
-  _score_squad,
   instructions={
     "": "Answer each question using information in the preceding background"
     " paragraph.\nIf there is not enough information provided, answer with"

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from instructgpt_jax.data import reading
-from instructgpt_jax.data.reading import text_files
+from instructgpt_jax.data.formats.record_reader import RecordReader
+from instructgpt_jax.data.reading import json_files, text_files
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.runs import files
 
 _MISSING = object()
 
@@ -63,6 +63,13 @@ class Record:
     value = self.get(*names)
     if not isinstance(value, str) or not value.strip():
       raise self.error("is not a text", names[0])
+    return value
+
+  def text_or_blank(self, name: str) -> str:
+    """Returns a text that may be blank or absent."""
+    value = self.get(name, default="")
+    if not isinstance(value, str):
+      raise self.error("is not a text", name)
     return value
 
   def texts(self, *names: str) -> list[str]:
@@ -138,17 +145,15 @@ def _json_records(path: str, expected: str) -> Iterator[Record]:
     document = json.loads(text)
   except (ValueError, RecursionError):
     document = None
+  if document is not None:
+    document = json_files.as_record(document, text, RecordReader(path, 1))
   if isinstance(document, dict):
     yield Record(document, path, 1, expected)
-    return
-  if isinstance(document, list):
+  elif isinstance(document, list):
     # One line may hold all of them, so an index tells more than a line.
-    whole = Record({"": document}, path, None, expected)
-    yield from whole.children("")
-    return
-  for number, line in enumerate(text.split("\n"), 1):
-    if line.strip():
-      value = files.parse_json(line, path, number, fix=f"give {expected}")
+    yield from Record({"": document}, path, None, expected).children("")
+  else:
+    for number, value in json_files.json_lines(text, path):
       record = Record({"": value}, path, number, expected)
       if not isinstance(value, dict):
         raise record.error("is not a JSON object")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import itertools
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +18,7 @@ from instructgpt_jax.evaluation.tasks import (
   questions,
   texts,
   truthfulqa,
+  winograd,
 )
 from instructgpt_jax.evaluation.tasks.task import Item, Task
 
@@ -33,7 +35,7 @@ TASKS: Mapping[str, Task] = {
     choices.HELLASWAG,
     choices.RTE,
     choices.SST2,
-    choices.WSC,
+    winograd.WSC,
     choices.LAMBADA,
     texts.WMT15,
     texts.CNN_DAILYMAIL,
@@ -44,15 +46,14 @@ TASKS: Mapping[str, Task] = {
 }
 # Tasks whose prompts differ in the evaluation harness, with its prompts.
 HARNESS: Mapping[str, Task] = {
-  "hellaswag": dataclasses.replace(
-    choices.HELLASWAG,
-    read=choices.read_hellaswag_harness,
-    instructions={"": ""},
-  ),
+  "hellaswag": dataclasses.replace(choices.HELLASWAG, instructions={"": ""}),
+  "rte": dataclasses.replace(choices.RTE, read=choices.read_rte_harness),
   "sst2": dataclasses.replace(
     choices.SST2, read=choices.read_sst2_harness, instructions={"": ""}
   ),
-  "wsc": dataclasses.replace(choices.WSC, instructions={"": ""}),
+  "wsc": dataclasses.replace(
+    winograd.WSC, read=winograd.read_harness, instructions={"": ""}
+  ),
 }
 PROMPTS = ("paper", "harness")
 
@@ -168,9 +169,24 @@ def load(
   pool = _read(task, examples, Counter()) if examples else items
   if count and count < len(items):
     # In the file's order, so that progress and results are easy to compare.
-    drawn = random.Random(f"{name} {seed}").sample(range(len(items)), count)
+    drawn = _draw(items, count, random.Random(f"{name} {seed}"))
     items = [items[i] for i in sorted(drawn)]
   return Questions(task, items, pool, unused)
+
+
+def _draw(
+  items: Sequence[Item], count: int, generator: random.Random
+) -> list[int]:
+  """Draws indices of items, in turn from each stratum."""
+  strata: dict[str, list[int]] = {}
+  for index, item in enumerate(items):
+    strata.setdefault(item.stratum, []).append(index)
+  samples = [
+    generator.sample(indices, min(count, len(indices)))
+    for indices in strata.values()
+  ]
+  turns = itertools.chain.from_iterable(itertools.zip_longest(*samples))
+  return [index for index in turns if index is not None][:count]
 
 
 def _read(task: Task, path: str, unused: Counter[str]) -> list[Item]:

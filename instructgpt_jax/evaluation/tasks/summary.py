@@ -8,15 +8,16 @@ from typing import Any
 import numpy as np
 
 from instructgpt_jax import statistics
-from instructgpt_jax.evaluation.tasks.task import CorpusMeasure, Task
+from instructgpt_jax.evaluation.tasks.task import Task
 
-_RESAMPLES = 2000
 Rows = Sequence[Mapping[str, Any]]  # as `answers.Row.to_json` writes them
 Intervals = dict[str, dict[str, statistics.Interval]]  # variant → measure → …
 
 
 def summarize(task: Task, rows: Rows, other: Rows | None = None) -> Intervals:
   """Computes each measure's mean over items with its interval.
+
+  The unit of an interval is the item, or the items of one group.
 
   Args:
     task: the task.
@@ -45,51 +46,45 @@ def _summarize_variant(
 ) -> dict[str, statistics.Interval]:
   if other is not None and [r["id"] for r in rows] != [r["id"] for r in other]:
     raise ValueError(f"{task.name}: rows of other items are no pairs")
+  pairs = list(zip(rows, rows if other is None else other, strict=True))
   result = {}
   for name in dict.fromkeys(name for row in rows for name in row["scores"]):
-    values = _values(rows, name)
-    if other is None:
-      is_share = set(values) <= {0.0, 1.0}
-      result[name] = statistics.bootstrap_interval(values, share=is_share)
-    elif len(paired := _values(other, name)) == len(values):
-      result[name] = statistics.bootstrap_interval(values, paired=paired)
+    both = [
+      pair for pair in pairs if all(name in row["scores"] for row in pair)
+    ]
+    if not both:
+      continue
+    values, others = (
+      [row["scores"][name] for row in side] for side in zip(*both, strict=True)
+    )
+    result[name] = statistics.grouped_interval(
+      values,
+      [_group(row) for row, _ in both],
+      paired=None if other is None else others,
+      share=other is None and set(values) <= {0.0, 1.0},
+    )
+  groups = [_group(row) for row in rows]
   for name, measure in task.corpus.items():
     counts = [
-      np.array([row["counts"][name] for row in of_model], float)
+      _sum_by_group([row["counts"][name] for row in of_model], groups)
       for of_model in (rows, other)
       if of_model is not None
     ]
-    result[name] = corpus_interval(measure, *counts)
+    result[name] = statistics.corpus_interval(
+      measure.value, counts[0], paired=counts[1] if other else None
+    )
   return result
 
 
-def _values(rows: Rows, name: str) -> list[float]:
-  return [row["scores"][name] for row in rows if name in row["scores"]]
+def _group(row: Mapping[str, Any]) -> str:
+  return row.get("group", row["id"])
 
 
-def corpus_interval(
-  measure: CorpusMeasure, counts: np.ndarray, other: np.ndarray | None = None
-) -> statistics.Interval:
-  """Computes a measure of summed counts with its percentile bootstrap.
-
-  Args:
-    measure: the measure.
-    counts: [items, k] summands.
-    other: another model's, of the same items; the result is then for the
-      difference.
-  """
-
-  def value(index: np.ndarray) -> float:
-    result = measure.value(counts[index].sum(axis=0))
-    if other is not None:
-      result -= measure.value(other[index].sum(axis=0))
-    return result
-
-  size = len(counts)
-  mean = value(np.arange(size))
-  if size < 2:
-    return statistics.Interval(mean, np.nan, np.nan, size)
-  generator = np.random.default_rng(0)
-  drawn = [value(generator.integers(0, size, size)) for _ in range(_RESAMPLES)]
-  low, high = np.quantile(drawn, (0.025, 0.975))
-  return statistics.Interval(mean, float(low), float(high), size)
+def _sum_by_group(
+  counts: Sequence[Sequence[float]], groups: Sequence[str]
+) -> np.ndarray:
+  """Sums the counts of each group; [items, k] → [groups, k]."""
+  index = statistics.group_index(groups)
+  sums = np.zeros((index.max() + 1, len(counts[0])))
+  np.add.at(sums, index, np.array(counts, float))
+  return sums

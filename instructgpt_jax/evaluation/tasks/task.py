@@ -57,6 +57,10 @@ class Model(Protocol):
     """Continues prompts greedily, up to the first of the stop strings."""
     ...
 
+  def chat(self, turns: Sequence[Mapping[str, str]]) -> str:
+    """Writes turns of role and content as a prompt that a reply follows."""
+    ...
+
 
 # (questions, answers) → measure → score of each answer.
 Judge = Callable[[Sequence[str], Sequence[str]], Mapping[str, Sequence[float]]]
@@ -73,8 +77,9 @@ class Item:
     references: right answers of an item that is answered by generation.
     choices: continuations that are compared by likelihood.
     right: indices of the right choices.
-    group: items that share a text, such as a passage; they are no examples of
-      each other.
+    group: items that share a text, such as a passage. They are no examples of
+      each other, and one unit of intervals.
+    stratum: a draw has as many items of each stratum, where there are enough.
     extra: what else the score needs.
   """
 
@@ -85,6 +90,7 @@ class Item:
   choices: tuple[str, ...] = ()
   right: tuple[int, ...] = ()
   group: str = ""
+  stratum: str = ""
   extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -114,9 +120,10 @@ class Task:
 
   Attributes:
     name: its name in commands and tables.
-    expected: what its file holds, for errors; "" if it needs no file.
-    read: (path, counter of what is not used and why) → items.
     score: (item, answer) → measures; the first one is the task's main measure.
+    expected: what its file holds, for errors; "" if it needs no file.
+    read: (path, counter of what is not used and why) → items; by default the
+      items come from elsewhere.
     instructions: name of a variant → text before prompt and examples. Most
       tasks have one variant, named "".
     paper_shots: examples in the paper's few-shot setting; 0 if the paper has
@@ -130,9 +137,9 @@ class Task:
   """
 
   name: str
-  expected: str
-  read: Callable[[str, Counter[str]], Iterable[Item]]
   score: Callable[[Item, Answer], Scores]
+  expected: str = ""
+  read: Callable[[str, Counter[str]], Iterable[Item]] = lambda *_: ()
   instructions: Mapping[str, str] = dataclasses.field(
     default_factory=lambda: {"": ""}
   )

@@ -126,9 +126,9 @@ def _score_summary(item: Item, answer: Answer) -> Scores:
 
 WMT15 = Task(
   "wmt15",
+  _score_translation,
   _WMT15,
   _read_wmt15,
-  _score_translation,
   instructions={
     "": "Translate the following sentences from French into English.\n\n"
   },
@@ -139,17 +139,17 @@ WMT15 = Task(
 )
 CNN_DAILYMAIL = Task(
   "cnn_dailymail",
+  _score_summary,
   _CNN_DAILYMAIL,
   _read_cnn_dailymail,
-  _score_summary,
   max_tokens=96,
   packages=("rouge_score",),
 )
 TLDR = Task(
   "tldr",
+  _score_summary,
   _TLDR,
   _read_tldr,
-  _score_summary,
   max_tokens=64,
   packages=("rouge_score",),
 )

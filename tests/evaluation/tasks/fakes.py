@@ -28,6 +28,9 @@ class FakeModel:
       for pair in pairs
     ]
 
+  def chat(self, turns):
+    return "".join(f"<{t['role']}>{t['content']}<reply>" for t in turns)
+
   def generate(self, prompts, *, stop, max_tokens):
     self.prompts += prompts
     self.stops.append((tuple(stop), max_tokens))

@@ -48,6 +48,16 @@ def test_choices_are_compared_by_token_in_total_and_by_character():
     }
 
 
+def test_characters_are_those_that_the_harness_counts():
+  """Without a mark at its beginning, an ending may begin with a blank."""
+  item = Item("0", "q", choices=("  ab", " abc"), right=(0,))
+  likelihoods = tuple(fakes.Likelihood(t, False, 1) for t in (-2.4, -3.0))
+  scores = registry.TASKS["hellaswag"].score(
+    item, answers.Answer("", likelihoods)
+  )
+  assert scores["accuracy_per_character"] == 1.0
+
+
 def test_the_word_of_lambada_counts_if_it_is_greedy(tmp_path):
   asked = load(
     tmp_path, "lambada", "l.jsonl", [{"text": "a b"}, {"text": "c d"}]
@@ -168,8 +178,6 @@ def numbered(count, group=lambda i: ""):
 def make_task(shots=4):
   return Task(
     "t",
-    "",
-    lambda *_: (),
     lambda item, answer: {"f1": 0.0},
     instructions={"": "Do it.\n\n"},
     paper_shots=shots,
@@ -200,6 +208,12 @@ def test_examples_are_of_another_group():
   assert caught.value.code == "few_examples"
 
 
+def test_an_item_without_an_answer_is_no_example():
+  pool = [*numbered(3), Item("x", "Q:", references=("y",))]
+  drawn = answers.draw_examples(Item("z", "Z:"), pool, 3, 0, "t")
+  assert {example.id for example in drawn} == {"0", "1", "2"}
+
+
 def test_a_prompt_with_examples():
   pool = numbered(9)
   asked = registry.Questions(make_task(), pool[:1], pool[1:])
@@ -216,6 +230,42 @@ def test_a_task_without_examples_in_the_paper_shows_none():
   assert answers.shots_of(make_task(shots=0), 4) == 0
   assert answers.shots_of(make_task(shots=15), 4) == 4
   assert write_prompt("", [], Item("0", "x")) == "x"
+
+
+def test_a_chat_template_writes_the_prompt_as_a_turn(tmp_path):
+  asked = load(tmp_path, "sst2", "s.tsv", "a film\t1\n")
+  model = fakes.FakeModel()
+  (row,) = answers.measure(model, asked, chat=True)
+  assert row.prompt.startswith("<user>For each snippet")
+  assert row.prompt.endswith("Text: a film\nLabel:<reply>")
+  # A blank separates template and reply, unless the template ends with one.
+  assert model.pairs[0] == (row.prompt, " negative")
+  model.chat = lambda turns: turns[0]["content"] + "\nAssistant:\n"
+  answers.measure(model, asked, chat=True)
+  assert model.pairs[-1][1] == "positive"
+  # A sentence without instruction is no turn.
+  asked = load(tmp_path, "crows_pairs", "c.csv", fakes.CROWS_PAIRS)
+  model = fakes.FakeModel()
+  answers.measure(model, asked, chat=True)
+  assert model.pairs[0] == ("", "Cats lie.")
+  assert model.pairs[2] == (
+    f"<user>{groups.INSTRUCTIONS['respectful'].strip()}<reply>", " Cats lie."
+  )  # fmt: skip
+
+
+def test_a_model_without_room_for_an_answer_is_refused():
+  items = [Item("0", "x", references=("a",))]
+  asked = registry.Questions(make_task(), items)
+  with pytest.raises(UserError) as caught:
+    answers.measure(fakes.FakeModel(context=5), asked)
+  assert caught.value.code == "short_context"
+
+
+def test_validation_generates_nothing_for_an_absent_judge(tmp_path):
+  asked = load(tmp_path, "truthfulqa", "t.csv", fakes.TRUTHFULQA)
+  model = fakes.FakeModel()
+  scores = answers.main_scores(model, [asked])
+  assert len(scores["truthfulqa_qa"]) == 1 and not model.prompts
 
 
 def test_prompts_that_are_too_long_are_marked():

@@ -61,7 +61,7 @@ def read(path):
 
 def test_results_of_two_models(tmp_path, sources):
   models, workdir = Models(), tmp_path / "out"
-  comparison.run(plan(sources), str(workdir), models, {})
+  comparison.run(plan(sources), str(workdir), models, dict)
   assert models.opened == ["runs/good", "runs/bad"]
   results = read(workdir / "results.json")
   sst2 = results["tasks"]["sst2"]
@@ -78,13 +78,13 @@ def test_results_of_two_models(tmp_path, sources):
   assert squad["differences"]["bad"][""]["f1"]["mean"] == -0.5
   table = (workdir / "results.md").read_text()
   assert "| sst2 | 0 | 40 | accuracy | 0.500 [" in table
-  assert "## Less good, by item" in table
+  assert "## Difference from good, paired by item" in table
   assert "fulfilled_hedging" in table
 
 
 def test_every_item_has_prompt_answer_references_and_score(tmp_path, sources):
   workdir = tmp_path / "out"
-  comparison.run(plan(sources, ["good"]), str(workdir), Models(), {})
+  comparison.run(plan(sources, ["good"]), str(workdir), Models(), dict)
   rows = [
     json.loads(line)
     for line in (workdir / "good" / "squad_v2.jsonl").read_text().splitlines()
@@ -101,12 +101,12 @@ def test_every_item_has_prompt_answer_references_and_score(tmp_path, sources):
 
 def test_a_finished_task_is_not_repeated(tmp_path, sources):
   workdir, models = str(tmp_path / "out"), Models()
-  comparison.run(plan(sources, ["good"]), workdir, models, {})
-  comparison.run(plan(sources, ["good", "bad"]), workdir, models, {})
+  comparison.run(plan(sources, ["good"]), workdir, models, dict)
+  comparison.run(plan(sources, ["good", "bad"]), workdir, models, dict)
   assert models.opened == ["runs/good", "runs/bad"]
   before = read(tmp_path / "out" / "results.json")
   (tmp_path / "out" / "bad" / "sst2.jsonl").unlink()
-  comparison.run(plan(sources), workdir, models, {})
+  comparison.run(plan(sources), workdir, models, dict)
   assert models.opened[2:] == ["runs/bad"]
   assert read(tmp_path / "out" / "results.json") == before
 
@@ -114,25 +114,90 @@ def test_a_finished_task_is_not_repeated(tmp_path, sources):
 def test_other_settings_are_refused(tmp_path, sources):
   workdir, models = str(tmp_path / "out"), Models()
   only = {"sst2": sources["sst2"]}
-  comparison.run(plan(only, shots=1), workdir, models, {})
+  comparison.run(plan(only, shots=1), workdir, models, dict)
   others = [
     plan(only, shots=2),
     plan(only, shots=1, seed=1),
     plan(only, shots=1, items=3),
     plan(only, shots=1, prompts="harness"),
-    plan(only, shots=1, judges={"truth": "runs/judge"}),
+    plan(only, shots=1, judges={"truth": ["runs/judge"]}),
+    plan(only, shots=1, chat=["good"]),
     comparison.Plan({"good": "runs/bad"}, only, shots=1),
   ]
   for other in others:
     with pytest.raises(UserError) as caught:
-      comparison.run(other, workdir, models, {})
+      comparison.run(other, workdir, models, dict)
     assert caught.value.code == "other_settings"
   with open(sources["sst2"], "a") as file:
     file.write('{"sentence": "x", "label": 1}\n')
   with pytest.raises(UserError) as caught:
-    comparison.run(plan(only, shots=1), workdir, models, {})
+    comparison.run(plan(only, shots=1), workdir, models, dict)
   assert caught.value.code == "other_settings"
   assert models.opened == ["runs/good", "runs/bad"]
+
+
+def test_a_model_or_judge_that_has_changed_is_refused(tmp_path, sources):
+  """Results of two models would be mixed under one name."""
+  paths = {
+    "model": tmp_path / "model" / "config.json",
+    "judge": tmp_path / "judge" / "truth.npz",
+  }
+  for path in paths.values():
+    path.parent.mkdir()
+    path.write_text("1")
+  arguments = comparison.Plan(
+    {"a": str(paths["model"].parent)},
+    {"sst2": sources["sst2"]},
+    judges={"truth": [str(paths["judge"].parent)]},
+  )
+  workdir = tmp_path / "out"
+
+  def run():
+    comparison.run(arguments, str(workdir), Models(), dict)
+
+  for path in paths.values():
+    run()
+    path.write_text("2")
+    with pytest.raises(UserError) as caught:
+      run()
+    assert caught.value.code == "other_settings"
+    path.write_text("1")
+
+
+def test_settings_of_another_program_are_refused(tmp_path, sources):
+  for content in ("[]", '{"common": 1, "models": {}, "tasks": {}}'):
+    fakes.write(tmp_path / "settings.json", content)
+    with pytest.raises(UserError) as caught:
+      comparison.run(plan(sources), str(tmp_path), Models(), dict)
+    assert caught.value.code == "other_settings"
+
+
+def test_a_judge_that_cannot_be_opened_leaves_the_workdir_free(
+  tmp_path, sources
+):
+  only = {"sst2": sources["sst2"]}
+  models, workdir = Models(), str(tmp_path / "out")
+
+  def no_judge():
+    raise UserError("there is none", file="j", fix="give one", code="no_file")
+
+  with pytest.raises(UserError) as caught:
+    judges = {"truth": ["j"]}
+    comparison.run(plan(only, judges=judges), workdir, models, no_judge)
+  assert caught.value.code == "no_file" and not models.opened
+  comparison.run(plan(only), workdir, models, dict)
+  # No judge is opened where nothing is to be done.
+  comparison.run(plan(only), workdir, models, no_judge)
+
+
+def test_models_may_be_asked_by_their_chat_template(tmp_path, sources):
+  workdir = tmp_path / "out"
+  comparison.run(plan(sources, chat=["bad"]), str(workdir), Models(), dict)
+  for model in ("good", "bad"):
+    lines = (workdir / model / "squad_v2.jsonl").read_text().splitlines()
+    prompt = json.loads(lines[0])["prompt"]
+    assert prompt.startswith("<user>") is (model == "bad")
+  assert "- bad is asked by its chat" in (workdir / "results.md").read_text()
 
 
 def test_shots_of_the_paper(tmp_path, sources):
@@ -159,7 +224,7 @@ def test_examples_come_from_their_file(tmp_path, sources):
     plan(only, ["good"], shots=2, examples={"sst2": train}),
     str(workdir),
     Models(),
-    {},
+    dict,
   )
   line = (workdir / "good" / "sst2.jsonl").read_text().splitlines()[0]
   prompt = json.loads(line)["prompt"]
@@ -170,12 +235,12 @@ def test_errors_come_before_a_model_is_loaded(tmp_path, sources, monkeypatch):
   models = Models()
   one = {"squad_v2": sources["squad_v2"]}
   with pytest.raises(UserError) as caught:
-    comparison.run(plan(one, shots=4), str(tmp_path / "a"), models, {})
+    comparison.run(plan(one, shots=4), str(tmp_path / "a"), models, dict)
   assert caught.value.code == "few_examples"
   monkeypatch.setattr(registry.importlib.util, "find_spec", lambda _: None)
   path = fakes.write(tmp_path / "t.jsonl", [{"post": "a", "summary": "b"}])
   with pytest.raises(UserError) as caught:
-    comparison.run(plan({"tldr": path}), str(tmp_path / "b"), models, {})
+    comparison.run(plan({"tldr": path}), str(tmp_path / "b"), models, dict)
   assert caught.value.code == "missing_package"
   assert models.opened == []
 
@@ -186,40 +251,44 @@ def test_what_is_absent_or_not_used_is_noted(tmp_path):
     "realtoxicity": fakes.write(tmp_path / "p.jsonl", [fakes.TOXICITY]),
   }
   workdir = tmp_path / "out"
-  comparison.run(plan(asked, ["good"]), str(workdir), Models(), {})
+  comparison.run(plan(asked, ["good"]), str(workdir), Models(), dict)
   notes = (workdir / "results.md").read_text().partition("## Notes")[2]
   assert "realtoxicity: measures of the toxicity judge are absent" in notes
   assert "winogender: 2 sentences with a neutral pronoun" in notes
 
 
-def make_sums():
-  measure = CorpusMeasure(
-    counts=lambda item, answer: (), value=lambda c: float(c[0] / c[1])
+def test_intervals_are_over_the_groups_of_items():
+  """A measure of sums, and one of items, are each a bootstrap over groups."""
+  task = Task(
+    "t",
+    lambda *_: {},
+    corpus={"ratio": CorpusMeasure(lambda *_: (), lambda c: c[0] / c[1])},
   )
-  return measure, Task(
-    "t", "", lambda *_: (), lambda *_: {}, corpus={"ratio": measure}
-  )
+  values = np.random.default_rng(0).uniform(0, 2, 200)
 
+  def make_rows(values, repeat=1):
+    return [
+      {"id": f"{i}.{copy}", "variant": "", "group": f"g{i}",
+       "scores": {"f1": value}, "counts": {"ratio": [value, 1.0]}}
+      for i, value in enumerate(values)
+      for copy in range(repeat)
+    ]  # fmt: skip
 
-def test_intervals_of_a_measure_of_the_corpus():
-  measure, task = make_sums()
-  rng = np.random.default_rng(0)
-  counts = np.stack([rng.uniform(0, 2, 200), np.ones(200)], axis=1)
-  interval = summary.corpus_interval(measure, counts)
-  plain = statistics.bootstrap_interval(counts[:, 0])
-  assert interval.mean == pytest.approx(plain.mean)
-  assert interval.low == pytest.approx(plain.low, abs=0.02)
-  assert interval.high == pytest.approx(plain.high, abs=0.02)
-  shifted = counts + [1.0, 0.0]
-  paired = summary.corpus_interval(measure, shifted, counts)
-  # Every resample has the same difference.
-  assert (paired.low, paired.high) == (pytest.approx(1), pytest.approx(1))
-  assert math.isnan(summary.corpus_interval(measure, counts[:1]).low)
-  rows = [
-    {"id": str(i), "variant": "", "scores": {}, "counts": {"ratio": list(c)}}
-    for i, c in enumerate(counts)
-  ]
-  assert summary.summarize(task, rows)[""]["ratio"] == interval
+  expected = statistics.bootstrap_interval(values)
+  for repeat in (1, 3):
+    rows = make_rows(values, repeat)
+    for interval in summary.summarize(task, rows)[""].values():
+      assert interval.units == 200
+      assert interval.mean == pytest.approx(expected.mean)
+      assert interval.low == pytest.approx(expected.low, abs=0.02)
+      assert interval.high == pytest.approx(expected.high, abs=0.02)
+    shifted = make_rows(values + 1, repeat)
+    paired = summary.summarize(task, shifted, rows)[""]["ratio"]
+    # Every resample has the same difference.
+    assert (paired.low, paired.high) == (pytest.approx(1), pytest.approx(1))
+  few = summary.summarize(task, make_rows(values[:9], 5))[""]
+  assert few["f1"].units == 9 and few["f1"].low < few["f1"].mean
+  assert math.isnan(few["ratio"].low)
   with pytest.raises(ValueError, match="other items"):
     summary.summarize(task, rows, rows[1:])
 
@@ -239,17 +308,21 @@ def flags(*others):
     ("--batch_size=-1", "bad_flag"),
     ("--prompts=mine", "bad_flag"),
     ("--tasks=", "bad_task"),
-    ("--examples=sst2=a", "bad_task"),
+    ("--examples=sst2=a", "bad_flag"),
+    ("--examples=sst2=a --shots=1", "bad_task"),
     ("--toxicity=t", "unused_judge"),
+    ("--toxicity_label=toxic", "bad_flag"),
     ("--truth_judge=j", "unused_judge"),
+    ("--truth_judge=j, --tasks=truthfulqa=t", "bad_flag"),
     ("--models=", "bad_model"),
     ("--models=x/a,y/a", "bad_model"),
     ("--models=a/b=c", "bad_model"),
+    ("--chat=b", "bad_model"),
   ],
 )
 def test_bad_flags(flag, code):
   with pytest.raises(UserError) as caught:
-    command.make_plan(flags(flag))
+    command.make_plan(flags(*flag.split()))
   assert caught.value.code == code
 
 
@@ -282,21 +355,19 @@ def test_judges_of_the_flags(tmp_path, monkeypatch):
     "true": [1.0, 1.0], "true_and_informative": [0.0, 1.0],
   }  # fmt: skip
   assert command.make_plan(arguments).judges == {
-    "toxicity": "t toxic",
-    "truth": "j",
+    "toxicity": ["t", "toxic"],
+    "truth": ["j"],
   }
   assert command.open_judges(flags()) == command.make_plan(flags()).judges == {}
-  with pytest.raises(UserError) as caught:
-    command.open_judges(flags("--toxicity_label=toxic"))
-  assert caught.value.code == "bad_flag"
 
 
 def test_models_have_names():
   assert command.parse_models("runs/a/,b=runs/a/x") == {
     "a": "runs/a/", "b": "runs/a/x",
   }  # fmt: skip
-  made = command.make_plan(flags("--shots=paper", "--items=3"))
-  assert (made.shots, made.items) == ("paper", 3)
+  made = command.make_plan(flags("--shots=paper", "--items=3", "--chat=all"))
+  assert (made.shots, made.items, made.chat) == ("paper", 3, ["a"])
+  assert command.parse_chat(" b ,", {"a": "", "b": ""}) == ["b"]
 
 
 def test_translations_are_scored_as_a_corpus():

@@ -3,6 +3,7 @@
 import collections
 import gzip
 import json
+import math
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -10,6 +11,7 @@ import pytest
 
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.evaluation.tasks import registry, truthfulqa
+from instructgpt_jax.evaluation.tasks.task import Answer
 from tests.evaluation.tasks import fakes
 
 FILES = {
@@ -53,18 +55,19 @@ def test_every_task_with_a_file_is_tested():
 @pytest.mark.parametrize(
   ("name", "prompt", "answer"),
   [
-    ("hellaswag", "First, rowing: A man sits in a boat. Then, he", " melts."),
+    ("hellaswag", "Rowing: A man sits in a boat. He", " melts."),
     ("sst2", "Text: an old film\nLabel:", " positive"),
     (
       "rte",
-      'Ann said "hi\nQuestion: Ann spoke. True or False?\nAnswer:',
-      " True",
+      'Passage: Ann said "hi\nQuestion: From this passage can one reasonably'
+      " conclude that Ann spoke?\nAnswer:",
+      " Yes",
     ),
     (
       "wsc",
       "Passage: Ann told Bea that *she* won .\nQuestion: In the passage above,"
-      ' does the pronoun "*she*" refer to "*Ann*"?\nAnswer:',
-      " yes",
+      ' what does the pronoun "*she*" refer to?\nAnswer:',
+      " Ann",
     ),
     ("lambada", "He met his old", " friend"),
     ("wmt15", "French: Oui.\nEnglish:", " Yes."),
@@ -96,6 +99,39 @@ def test_a_question_follows_earlier_ones_of_its_passage(tmp_path):
     " sailor\n\nQ: Was she old?\n\nA:"
   )
   assert second.references == ("I don't know.",)
+
+
+def test_a_table_of_squad_has_the_prompts_of_the_document(tmp_path):
+  rows = [
+    {
+      "title": "Boats",
+      "context": "Ann sails a boat.",
+      "id": name,
+      "question": question,
+      "answers": {"text": answers, "answer_start": []},
+    }
+    for name, question, answers in (
+      ("a", "Who sails?", ["Ann", "Ann"]), ("b", "Why?", []),
+    )
+  ]  # fmt: skip
+  table = load(tmp_path, "squad_v2", "dev.jsonl", rows).items
+  assert table == load(tmp_path, "squad_v2").items
+
+
+def test_answers_of_quac_are_those_of_all_annotators(tmp_path):
+  value = fakes.quac()
+  first, second = value["data"][0]["paragraphs"][0]["qas"]
+  first["answers"] = [{"text": t} for t in ("a sailor", "a sailor", "Ann")]
+  second["answers"].append({"text": "yes"})
+  one, two = load(tmp_path, "quac", "v.json", [value]).items
+  assert one.references == ("a sailor", "a sailor", "Ann")
+  score = registry.TASKS["quac"].score
+  assert score(one, Answer("Ann")) == {
+    "f1": pytest.approx(2 / 3), "exact_match": 1.0,
+  }  # fmt: skip
+  # Half of the annotators could not answer.
+  assert score(two, Answer("yes"))["f1"] == 0.0
+  assert score(two, Answer("I don't know"))["f1"] == 1.0
 
 
 def test_answers_of_drop_are_numbers_dates_or_spans(tmp_path):
@@ -141,6 +177,41 @@ def test_truthfulqa_of_its_own_multiple_choice_file(tmp_path):
   assert (item.choices, item.right) == (items[0].choices, items[0].right)
 
 
+def test_mc1_and_mc2_have_their_own_wrong_answers(tmp_path):
+  value = {
+    "question": "Is ice hot?",
+    "mc1_targets": {"No.": 1, "It burns.": 0},
+    "mc2_targets": {"Not at all.": 1, "Yes.": 0},
+  }
+  asked = load(tmp_path, "truthfulqa", "mc_task.json", [value])
+  (item,) = asked.items
+  shares = {" No.": 0.4, " It burns.": 0.3, " Not at all.": 0.1, " Yes.": 0.9}
+  likelihoods = tuple(
+    fakes.Likelihood(math.log(shares[text]), False, 1) for text in item.choices
+  )
+  assert asked.task.score(item, Answer("", likelihoods)) == {
+    "mc1": 1.0, "mc2": pytest.approx(0.1),
+  }  # fmt: skip
+
+
+def test_items_that_share_a_text_are_a_group(tmp_path):
+  """They are no examples of each other."""
+  first, last = fakes.SCHEMAS.split("<collection>")
+  schema = last.removesuffix("</collection>\n")
+  other = schema.replace("The cat", "the dog")
+  content = f"{first}<collection>{other}{schema * 2}</collection>"
+  items = load(tmp_path, "wsc", "WSCollection.xml", content).items
+  groups = [item.group for item in items]
+  assert groups[0] != groups[1] == groups[2]
+  rows = [
+    {"premise": "A.", "hypothesis": text, "label": 0} for text in ("B", "C")
+  ]
+  one, two = load(tmp_path, "rte", "val.jsonl", rows).items
+  assert one.group == two.group
+  (item,) = load(tmp_path, "winogender").items
+  assert item.group == "clerk.guest"
+
+
 def test_pairs_of_sentences(tmp_path):
   questions = load(tmp_path, "winogender")
   (item,) = questions.items
@@ -152,6 +223,29 @@ def test_pairs_of_sentences(tmp_path):
   (item,) = load(tmp_path, "crows_pairs").items
   assert item.choices == ("Cats lie.", "Dogs lie.")
   assert [*questions.task.instructions] == ["none", "respectful", "biased"]
+
+
+@pytest.mark.parametrize(
+  ("answer", "label", "accuracy"),
+  [
+    ("ann", True, 1),
+    ("It is Ann.", True, 1),
+    ("Bea", False, 1),
+    ("Bea", True, 0),
+    ("Annie", True, 0),
+    ("", True, 0),
+    ("", False, 1),
+  ],
+)
+def test_the_answer_of_wsc_contains_the_noun(tmp_path, answer, label, accuracy):
+  text = "Ann told Bea that she, too, won."
+  asked = load(
+    tmp_path, "wsc", "v.jsonl", changed(fakes.WSC, text=text, label=label)
+  )
+  (item,) = asked.items
+  assert "Passage: Ann told Bea that *she*, too, won.\n" in item.prompt
+  assert item.answer == (" Ann" if label else "")
+  assert asked.task.score(item, Answer(answer)) == {"accuracy": accuracy}
 
 
 def test_winograd_schemas(tmp_path):
@@ -196,6 +290,12 @@ def test_translations_are_pairs_of_files(tmp_path, form):
       "sst2",
       "an old film \nQuestion: Is this sentence positive or negative?\nAnswer:",
     ),
+    ("rte", 'Ann said "hi\nQuestion: Ann spoke. True or False?\nAnswer:'),
+    (
+      "wsc",
+      "Passage: Ann told Bea that *she* won .\nQuestion: In the passage above,"
+      ' does the pronoun "*she*" refer to "*Ann*"?\nAnswer:',
+    ),
   ],
 )
 def test_prompts_of_the_harness(tmp_path, name, prompt):
@@ -205,6 +305,8 @@ def test_prompts_of_the_harness(tmp_path, name, prompt):
   assert questions.task.instructions == {"": ""}
   if name == "hellaswag":
     assert item.choices[0] == " rows on."
+  if name in ("rte", "wsc"):
+    assert item.answer in (" True", " yes")
 
 
 @pytest.mark.parametrize(
@@ -284,6 +386,28 @@ def without(value, name):
     ),
     ("hellaswag", "x.jsonl", without(fakes.HELLASWAG, "ctx_a"), 1, "ctx_a"),
     ("hellaswag", "x.jsonl", json.dumps(fakes.HELLASWAG) + "\n[]", 2, None),
+    ("hellaswag", "x.jsonl", changed(fakes.HELLASWAG, ctx_b=1), 1, "ctx_b"),
+    (
+      "drop",
+      "x.json",
+      [{"g": {"passage": "P", "qa_pairs": [{"answer": {"date": "May"}}]}}],
+      1,
+      "g.qa_pairs[0].answer.date",
+    ),
+    (
+      "drop",
+      "x.jsonl",
+      [
+        {
+          "passage": "P",
+          "question": "Q?",
+          "answer": {"number": "1"},
+          "validated_answers": {"number": ["1"], "spans": []},
+        }
+      ],
+      1,
+      "validated_answers",
+    ),
     ("lambada", "x.jsonl", [{"text": "word"}], 1, "text"),
     ("lambada", "x.jsonl", [{"texts": "two words"}], 1, "text"),
     ("sst2", "x.tsv", "a film\t0\nno label\n", 2, None),
@@ -307,6 +431,13 @@ def without(value, name):
     ("winogender", "x.tsv", "occupation(0)\tsentence\na\tb\n", 2, "sentid"),
     ("crows_pairs", "x.csv", "sent_more,sent_less\na,b\n", 2, "bias_type"),
     ("realtoxicity", "x.jsonl", [{"prompt": "text"}], 1, "prompt"),
+    (
+      "realtoxicity",
+      "x.jsonl",
+      [{"prompt": {"text": "a", "toxicity": "much"}}],
+      1,
+      "prompt.toxicity",
+    ),
     ("wmt15", "x.jsonl", [{"translation": {"de": "a"}}], 1, "translation.fr"),
     ("tldr", "x.jsonl", [{"post": "a"}], 1, "summary"),
     (
@@ -360,8 +491,30 @@ def test_quotation_marks_of_tab_separated_files(tmp_path):
     'sentence1\tsentence2\tlabel\n"Ann" left\t"The ""cat"" ran."\t0\n',
   ).items
   assert item.prompt == (
-    '"Ann" left\nQuestion: The "cat" ran. True or False?\nAnswer:'
+    'Passage: "Ann" left\nQuestion: From this passage can one reasonably'
+    ' conclude that The "cat" ran?\nAnswer:'
   )
+
+
+@pytest.mark.parametrize(
+  ("file", "content"), [("x.jsonl", "{0}\n{0}\n"), ("x.json", "[{0}]")]
+)
+def test_prompts_are_drawn_evenly_over_levels_of_toxicity(tmp_path):
+  rows = [
+    {"prompt": {"text": f"p{i}", "toxicity": 0.9 if i < 5 else 0.1 + i / 1e4}}
+    for i in range(100)
+  ]
+  path = fakes.write(tmp_path / "p.jsonl", rows)
+  for count, toxic in ((4, 2), (30, 5)):
+    items = registry.load("realtoxicity", path, count=count, seed=1).items
+    assert len(items) == count
+    assert sum(int(item.id) <= 5 for item in items) == toxic
+
+
+def test_half_of_a_surrogate_pair_is_refused(tmp_path, file, content):
+  with pytest.raises(UserError) as caught:
+    load(tmp_path, "lambada", file, content.format(r'{"text": "a \ud800"}'))
+  assert caught.value.code == "lone_surrogate"
 
 
 def test_a_count_draws_the_same_items_again(tmp_path):

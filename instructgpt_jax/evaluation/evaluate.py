@@ -1,17 +1,18 @@
 """Measures one model on held-out prompts.
 
-Every value is recorded per prompt, so that models can be compared in pairs and
-seeds can be pooled. `answers.json` contains
+Every answer and value is recorded per prompt, so that models can be compared in
+pairs (`paired`) and seeds can be pooled. `answers.json` contains
 
   prompts, families   [P] text, and prompt family in the embedded world
   model_prompts       [P] text that the model continued, with the prefix, the
                       template and special tokens
-  sampled, greedy     temperature 1 and 0: gold (or the judge's score), rm, kl
-                      (sampled only), length, ended and failures.<field>, each
-                      [P][answers]
+  sampled, greedy     temperature 1 and 0: text, gold (or the judge's score),
+                      rm, kl (sampled only), length, ended and
+                      failures.<field>, each [P][answers]
   kept                gold and rm of `samples_kept` answers, [P][N]
   lm                  nll and weight, [rows]
   tasks               {task: [items]} main measure, from 0 to 1
+  task_answers        {task: [items]} id, prompt, answer or choices, scores
   bias                [pairs] bits
   prefix              text before the prompts
 """
@@ -238,6 +239,10 @@ def _table(answers: Answers, *, greedy: bool = False) -> dict[str, Any]:
     return np.round(grouped, _DIGITS).tolist()
 
   return {
+    "text": [
+      answers.texts[i : i + answers.samples]
+      for i in range(0, len(answers.texts), answers.samples)
+    ],
     "gold": rows(answers.judgement.scores),
     "rm": rows(answers.rm_scores),
     **({} if greedy else {"kl": rows(answers.kl)}),
@@ -261,7 +266,13 @@ def _measure_language(
     )
     result["lm"] = {"nll": nll.tolist(), "weight": weight.tolist()}
   if evaluator.tasks:
-    result["tasks"] = evaluator.score_tasks(model)
+    answered = evaluator.answer_tasks(model)
+    result["tasks"] = {
+      name: [row.main_score for row in rows] for name, rows in answered.items()
+    }
+    result["task_answers"] = {
+      name: [row.to_json() for row in rows] for name, rows in answered.items()
+    }
   if config.measure.task_items and evaluator.world is not None:
     result["bias"] = bias.measure_bias(
       evaluator.text_model(model),

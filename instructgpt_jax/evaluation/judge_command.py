@@ -184,9 +184,10 @@ def run(arguments: argparse.Namespace, judge: PairJudge | None = None) -> None:
       half of the pairs of a file have no verdict.
   """
   output = pathlib.Path(arguments.output)
-  files.check_output(
-    output / REPORT, field="--output", overwrite=arguments.overwrite
-  )
+  for name in (REPORT, VERDICTS, PAGE):
+    files.check_output(
+      output / name, field="--output", overwrite=arguments.overwrite
+    )
   template = pair_judges.TEMPLATE
   if arguments.template:
     template = pair_judges.read_template(arguments.template)

@@ -91,9 +91,10 @@ def run(arguments: argparse.Namespace, draw: Draw) -> None:
       of the items do not fit the context of a model.
   """
   output = pathlib.Path(arguments.output)
-  files.check_output(
-    output / REPORT, field="--output", overwrite=arguments.overwrite
-  )
+  for name in (REPORT, SCORES, PAGE, PICTURE):
+    files.check_output(
+      output / name, field="--output", overwrite=arguments.overwrite
+    )
   paths = arguments.reward_model.split(",")
   checks.check_model_names(paths, "--reward_model")
   benchmark = reward_bench_files.read_benchmark(arguments.data)
@@ -274,7 +275,11 @@ def _encode_all(
 def score_answers(
   stages: Sequence[Stage], items: Sequence[Item], examples: Sequence[Examples]
 ) -> list[list[np.ndarray]]:
-  """Scores the answers of each item by each model, one model at a time."""
+  """Scores the answers of each item by each model, one model at a time.
+
+  Raises:
+    UserError: `not_finite`, a score is infinite or NaN.
+  """
   mesh = mesh_lib.make_mesh(configs.Mesh())
   ends = np.cumsum([len(item.answers) for item in items])[:-1]
   results = []
@@ -282,9 +287,27 @@ def score_answers(
     scorer = held_out.load_scorer([stage], mesh)
     flat = [example for item in of_model for example in item]
     scores = scorer.score(flat, mesh).astype(np.float64)
+    _require_finite(scores, stage.path)
     results.append(np.split(scores, ends))
     log_line(f"scored {len(flat)} answers by {stage.path}")
   return results
+
+
+def _require_finite(scores: np.ndarray, path: str) -> None:
+  """Refuses scores that are no numbers: an order by them means nothing.
+
+  Raises:
+    UserError: `not_finite`.
+  """
+  bad = np.count_nonzero(~np.isfinite(scores))
+  if bad:
+    raise UserError(
+      f"gives {bad} of {len(scores)} answers a score that is not finite",
+      file=path,
+      field="--reward_model",
+      fix="give a model whose training did not diverge",
+      code="not_finite",
+    )
 
 
 def _ensembles(

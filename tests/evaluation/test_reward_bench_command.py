@@ -1,6 +1,7 @@
 """Tests reward models by the command, and beside `transformers`."""
 
 import json
+import types
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from experiments import reward_bench
 from instructgpt_jax import configs
 from instructgpt_jax.data import tokenizers as tokenizer_lib
+from instructgpt_jax.errors import UserError
 from instructgpt_jax.evaluation import (
   reward_bench_command,
   reward_bench_files,
@@ -170,6 +172,20 @@ def test_an_exported_model_scores_as_in_transformers(models, run, tmp_path):
     assert ours[0] - ours[1] == pytest.approx(first - second, abs=1e-4)
     assert read_back == pytest.approx(ours, abs=1e-4)
     assert row["id"] == item.number
+
+
+def test_scores_that_are_not_finite_are_refused(monkeypatch):
+  scorer = types.SimpleNamespace(
+    score=lambda examples, mesh: np.array([np.nan, 1.0], np.float32)
+  )
+  monkeypatch.setattr(
+    reward_bench_command.held_out, "load_scorer", lambda *_: scorer
+  )
+  item = reward_bench_files.Item((), ("a", "b"), (1, 2), "f", "1")
+  stage = types.SimpleNamespace(path="diverged")
+  with pytest.raises(UserError) as error:
+    reward_bench_command.score_answers([stage], [item], [[[None, None]]])
+  assert (error.value.code, error.value.file) == ("not_finite", "diverged")
 
 
 @pytest.mark.parametrize(

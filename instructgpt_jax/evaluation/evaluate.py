@@ -15,6 +15,7 @@ pairs (`paired`) and seeds can be pooled. `answers.json` contains
   task_answers        {task: [items]} id, prompt, answer or choices, scores
   bias                [pairs] bits
   prefix              text before the prompts
+  prefix_omitted      number of prompts that are too long for it
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from instructgpt_jax.evaluation.evaluator import (
 )
 from instructgpt_jax.evaluation.tasks import registry
 from instructgpt_jax.runs import files
-from instructgpt_jax.runs.progress import Progress
+from instructgpt_jax.runs.progress import Progress, log_line
 from instructgpt_jax.training import inheritance, language, stage_model
 from instructgpt_jax.world import requests
 from instructgpt_jax.world.facts import World
@@ -95,6 +96,7 @@ def run(config: configs.EvaluateExperiment, directory: str) -> None:
       result["kept"] = {k: _table(answers)[k] for k in ("gold", "rm")}
   result |= _measure_language(config, evaluator, model, prefix)
   result["prefix"] = prefix
+  result["prefix_omitted"] = _count_omitted(evaluator, prefix)
   result["model_prompts"] = evaluator.prompt_texts(prefix, evaluator.prompts)
   files.write_json_atomic(
     pathlib.Path(directory) / ANSWERS, result, indent=None
@@ -200,6 +202,20 @@ def _choose_prefix(
       code="no_prefixes",
     )
   return evaluator.choose_prefix(model)
+
+
+def _count_omitted(evaluator: Evaluator, prefix: str) -> int:
+  """Counts the prompts that are asked without the prefix, and says so."""
+  if not prefix:
+    return 0
+  plain, asked = (evaluator.encode(p, evaluator.prompts) for p in ("", prefix))
+  count = sum(map(np.array_equal, plain, asked))
+  if count:
+    log_line(
+      f"{count} of {len(plain)} prompts leave no room for the prefix, and are"
+      " asked without it"
+    )
+  return count
 
 
 def _answer(

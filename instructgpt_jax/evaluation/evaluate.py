@@ -1,19 +1,21 @@
 """Measures one model on held-out prompts.
 
-Every value is recorded per prompt, so that models can be compared in pairs and
-seeds can be pooled. `answers.json` contains
+Every answer and value is recorded per prompt, so that models can be compared in
+pairs (`paired`) and seeds can be pooled. `answers.json` contains
 
   prompts, families   [P] text, and prompt family in the embedded world
   model_prompts       [P] text that the model continued, with the prefix, the
                       template and special tokens
-  sampled, greedy     temperature 1 and 0: gold (or the judge's score), rm, kl
-                      (sampled only), length, ended and failures.<field>, each
-                      [P][answers]
+  sampled, greedy     temperature 1 and 0: text, gold (or the judge's score),
+                      rm, kl (sampled only), length, ended and
+                      failures.<field>, each [P][answers]
   kept                gold and rm of `samples_kept` answers, [P][N]
   lm                  nll and weight, [rows]
   tasks               {task: [items]} main measure, from 0 to 1
+  task_answers        {task: [items]} id, prompt, answer or choices, scores
   bias                [pairs] bits
   prefix              text before the prompts
+  prefix_omitted      number of prompts that are too long for it
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ from instructgpt_jax.evaluation.evaluator import (
 )
 from instructgpt_jax.evaluation.tasks import registry
 from instructgpt_jax.runs import files
-from instructgpt_jax.runs.progress import Progress
+from instructgpt_jax.runs.progress import Progress, log_line
 from instructgpt_jax.training import inheritance, language, stage_model
 from instructgpt_jax.world import requests
 from instructgpt_jax.world.facts import World
@@ -94,6 +96,7 @@ def run(config: configs.EvaluateExperiment, directory: str) -> None:
       result["kept"] = {k: _table(answers)[k] for k in ("gold", "rm")}
   result |= _measure_language(config, evaluator, model, prefix)
   result["prefix"] = prefix
+  result["prefix_omitted"] = _count_omitted(evaluator, prefix)
   result["model_prompts"] = evaluator.prompt_texts(prefix, evaluator.prompts)
   files.write_json_atomic(
     pathlib.Path(directory) / ANSWERS, result, indent=None
@@ -201,6 +204,20 @@ def _choose_prefix(
   return evaluator.choose_prefix(model)
 
 
+def _count_omitted(evaluator: Evaluator, prefix: str) -> int:
+  """Counts the prompts that are asked without the prefix, and says so."""
+  if not prefix:
+    return 0
+  plain, asked = (evaluator.encode(p, evaluator.prompts) for p in ("", prefix))
+  count = sum(map(np.array_equal, plain, asked))
+  if count:
+    log_line(
+      f"{count} of {len(plain)} prompts leave no room for the prefix, and are"
+      " asked without it"
+    )
+  return count
+
+
 def _answer(
   config: configs.EvaluateExperiment,
   evaluator: Evaluator,
@@ -238,6 +255,10 @@ def _table(answers: Answers, *, greedy: bool = False) -> dict[str, Any]:
     return np.round(grouped, _DIGITS).tolist()
 
   return {
+    "text": [
+      answers.texts[i : i + answers.samples]
+      for i in range(0, len(answers.texts), answers.samples)
+    ],
     "gold": rows(answers.judgement.scores),
     "rm": rows(answers.rm_scores),
     **({} if greedy else {"kl": rows(answers.kl)}),
@@ -261,7 +282,13 @@ def _measure_language(
     )
     result["lm"] = {"nll": nll.tolist(), "weight": weight.tolist()}
   if evaluator.tasks:
-    result["tasks"] = evaluator.score_tasks(model)
+    answered = evaluator.answer_tasks(model)
+    result["tasks"] = {
+      name: [row.main_score for row in rows] for name, rows in answered.items()
+    }
+    result["task_answers"] = {
+      name: [row.to_json() for row in rows] for name, rows in answered.items()
+    }
   if config.measure.task_items and evaluator.world is not None:
     result["bias"] = bias.measure_bias(
       evaluator.text_model(model),

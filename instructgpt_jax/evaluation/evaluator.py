@@ -270,9 +270,9 @@ class Evaluator:
       *model, self.tokenizer, self.mesh, batch_size=self.settings.batch_size
     )
 
-  def score_tasks(self, model: Model) -> dict[str, list[float]]:
-    """Returns the main measure of each task's items; by its column."""
-    return task_answers.main_scores(self.text_model(model), self.tasks)
+  def answer_tasks(self, model: Model) -> dict[str, list[task_answers.Row]]:
+    """Returns the answered items of each task; see `answers.answer_tasks`."""
+    return task_answers.answer_tasks(self.text_model(model), self.tasks)
 
 
 def recorded_logp(rollout: Rollout) -> np.ndarray:

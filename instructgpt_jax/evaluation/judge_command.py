@@ -20,10 +20,12 @@ from instructgpt_jax.evaluation import (
 )
 from instructgpt_jax.evaluation.judge_pairs import Pair, PairFile
 from instructgpt_jax.evaluation.pair_judges import PairJudge, ScoringModel
+from instructgpt_jax.evaluation.reply_log import ReplyLog
 from instructgpt_jax.runs import files
 from instructgpt_jax.runs.progress import Progress, log_line
 
 REPORT, VERDICTS, PAGE = "judge.json", "verdicts.jsonl", "report.md"
+REPLIES = "replies.jsonl"  # of a server, until the report is complete
 _ANSWERS = "answers"
 
 
@@ -133,8 +135,15 @@ def load_model(path: str) -> ScoringModel:
     ) from error
 
 
-def make_judge(arguments: argparse.Namespace) -> PairJudge:
-  """Makes the judge of the command line."""
+def make_judge(
+  arguments: argparse.Namespace, replies: ReplyLog | None = None
+) -> PairJudge:
+  """Makes the judge of the command line.
+
+  Args:
+    arguments: parsed flags.
+    replies: see `judge_server.ServerJudge`.
+  """
   if judge_server.is_url(arguments.judge):
     return judge_server.ServerJudge(
       arguments.judge,
@@ -144,6 +153,7 @@ def make_judge(arguments: argparse.Namespace) -> PairJudge:
       retries=arguments.retries,
       parallel=arguments.parallel,
       max_tokens=arguments.max_tokens,
+      replies=replies,
     )
   model = load_model(arguments.judge)
   has_template = model.tokenizer.template is not None
@@ -162,6 +172,9 @@ def make_judge(arguments: argparse.Namespace) -> PairJudge:
 def run(arguments: argparse.Namespace, judge: PairJudge | None = None) -> None:
   """Judges all pairs, and writes and prints the report.
 
+  Replies of a server are on disk until the report is. The same command resumes
+  from them.
+
   Args:
     arguments: parsed flags.
     judge: the judge; that of the flags if None.
@@ -171,14 +184,18 @@ def run(arguments: argparse.Namespace, judge: PairJudge | None = None) -> None:
       half of the pairs of a file have no verdict.
   """
   output = pathlib.Path(arguments.output)
-  files.check_output(
-    output / REPORT, field="--output", overwrite=arguments.overwrite
-  )
+  for name in (REPORT, VERDICTS, PAGE):
+    files.check_output(
+      output / name, field="--output", overwrite=arguments.overwrite
+    )
   template = pair_judges.TEMPLATE
   if arguments.template:
     template = pair_judges.read_template(arguments.template)
   pair_files = _read_pairs(arguments)
-  judge = judge or make_judge(arguments)
+  replies = ReplyLog(output / REPLIES)
+  if len(replies):
+    log_line(f"resumes with {len(replies)} replies: {output / REPLIES}")
+  judge = judge or make_judge(arguments, replies)
   report: dict[str, Any] = {"judge": judge.name, "template": template}
   left_out = [line for file in pair_files.values() for line in file.notes]
   warnings = [line for file in pair_files.values() for line in file.warnings]
@@ -206,6 +223,7 @@ def run(arguments: argparse.Namespace, judge: PairJudge | None = None) -> None:
   report["left_out"] = left_out
   report["warnings"] = [*warnings, *judge_report.find_warnings(report)]
   _write(report, rows, output)
+  replies.delete()
 
 
 def _agreement(

@@ -74,6 +74,7 @@ class _Answer(NamedTuple):
   prompt: str
   completion: str
   origin: str
+  ended: bool
 
 
 def read_answer_pairs(
@@ -120,12 +121,17 @@ def read_answer_pairs(
     )
   totals = {path: len(records.items) for path, records in files.items()}
   unmatched, warnings = _describe_unmatched(totals, len(pairs), allow_unmatched)
-  return PairFile(pairs, notes + unmatched, warnings)
+  for path, records in files.items():
+    cut = sum(not answer.ended for answer in records.items)
+    if cut:
+      unmatched.append(f"{path}: {cut} answers were cut at their length limit")
+    warnings += record_files.find_warnings(path, records)
+  return PairFile(pairs, notes + unmatched, tuple(warnings))
 
 
 def _describe_unmatched(
   totals: Mapping[str, int], matched: int, allow_unmatched: bool
-) -> tuple[list[str], tuple[str, ...]]:
+) -> tuple[list[str], list[str]]:
   """Returns lines about the answers of files without a counterpart.
 
   Returns:
@@ -149,7 +155,7 @@ def _describe_unmatched(
       lines.append(f"{path}: {text}")
     if 10 * unmatched > total:
       warnings.append(f"{path}: {text}.")
-  return lines, tuple(warnings)
+  return lines, warnings
 
 
 def _read_answers(path: str) -> record_files.Records[_Answer]:
@@ -161,7 +167,8 @@ def _read_answers(path: str) -> record_files.Records[_Answer]:
       raise Skip(_NO_ANSWER)
     completion = reader.get(obj, "completion")
     prompt = record_files.conversation_text(turns)
-    return _Answer(prompt, completion, reader.origin)
+    ended = obj.get("ended") is not False
+    return _Answer(prompt, completion, reader.origin, ended)
 
   return record_files.read_records(
     path, parse, ("prompt", "completion", "ended", "skipped")
@@ -295,7 +302,8 @@ def read_labeled_pairs(spec: str) -> dict[str, PairFile]:
             f"{path}: {len(records.items)} annotations are of"
             f" {len(pairs)} pairs"
           )
-      result[f"{name} {path}"] = PairFile(pairs, notes)
+      warnings = record_files.find_warnings(path, records)
+      result[f"{name} {path}"] = PairFile(pairs, notes, tuple(warnings))
   return result
 
 

@@ -59,13 +59,12 @@ def _table(figures: Figures, rows: Sequence[tuple[str, str]]) -> Iterator[str]:
   yield "|---|---|---|"
   for name, label in rows:
     value = figures[name]
-    if isinstance(value, Mapping):
-      bounds = "–"
+    mean = bounds = "–"
+    if value is not None:
+      mean = f"{value['mean']:.3f}"
       if value["low"] is not None:
         bounds = f"{value['low']:.3f} to {value['high']:.3f}"
-      yield f"| {label} | {value['mean']:.3f} | {bounds} |"
-    else:
-      yield f"| {label} | {'–' if value is None else f'{value:.3f}'} | – |"
+    yield f"| {label} | {mean} | {bounds} |"
 
 
 def find_warnings(report: Figures) -> list[str]:

@@ -6,7 +6,7 @@ import concurrent.futures
 import http.client
 import json
 import os
-import time
+import threading
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -15,9 +15,13 @@ from typing import Any, NoReturn
 
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.evaluation.pair_judges import Verdict, parse_reply
+from instructgpt_jax.evaluation.reply_log import ReplyLog
 
+REFUSED = "refused by the server"
 _PATH = "/chat/completions"
 _RETRIED = (408, 425, 429, 500, 502, 503, 504)
+_REFUSED = (400, 413, 422)  # of one question, such as one that is too long
+_LOCAL = ("localhost", "127.0.0.1", "::1")
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0  # seconds
 _LARGEST_REPLY = 4 << 20  # bytes
 _SHOWN = 200  # characters of a server's error
@@ -26,7 +30,8 @@ _SHOWN = 200  # characters of a server's error
 class ServerJudge:
   """Model of a server; it writes its verdict.
 
-  Redirects are not followed, so a key reaches no other server.
+  Redirects are not followed, and a server on this host is not asked through a
+  proxy, so a key reaches no other server.
 
   Attributes:
     name: the model and the URL.
@@ -42,7 +47,8 @@ class ServerJudge:
     retries: int = 4,
     parallel: int = 4,
     max_tokens: int = 16,
-    sleep: Callable[[float], None] = time.sleep,
+    replies: ReplyLog | None = None,
+    sleep: Callable[[float], object] | None = None,
   ):
     """Makes a judge; asks nothing yet.
 
@@ -54,39 +60,59 @@ class ServerJudge:
       retries: further tries of a request that failed for a passing reason.
       parallel: requests at a time.
       max_tokens: most tokens of a reply.
-      sleep: waits between two tries.
+      replies: replies of an earlier run, which are not asked for again; gets
+        those of this run.
+      sleep: waits between two tries; None ends with the first failure of
+        another request.
 
     Raises:
       UserError: `bad_url`; `no_key`, the variable is not set; or
         `insecure_key`, a key would be sent to another host without TLS.
     """
+    self._address = url.rstrip("/") + _PATH
     self._url, self._timeout, self._retries = url, timeout, retries
-    self._model, self._parallel, self._sleep = model, parallel, sleep
-    self._max_tokens = max_tokens
+    self._model, self._parallel = model, parallel
+    self._max_tokens, self._replies = max_tokens, replies
+    self._stopped, self._answered = threading.Event(), False
+    self._sleep = sleep or self._stopped.wait
     self.name = f"{model} at {url}"
-    headers = {"Content-Type": "application/json"}
-    is_private = _check_url(url)
+    parts = _parse_url(url)
+    is_local = parts.hostname in _LOCAL
+    self._headers, self._key = {"Content-Type": "application/json"}, ""
     if key_env:
-      headers["Authorization"] = f"Bearer {_read_key(key_env, is_private)}"
-    self._headers = headers
-    self._opener = urllib.request.build_opener(_NoRedirects)
+      self._key = _read_key(key_env, is_local or parts.scheme == "https")
+      self._headers["Authorization"] = f"Bearer {self._key}"
+    proxies = [urllib.request.ProxyHandler({})] if is_local else []
+    self._opener = urllib.request.build_opener(_NoRedirects, *proxies)
 
   def __call__(self, questions: Sequence[str]) -> list[Verdict]:
     """Returns a verdict on each question.
 
+    A question that the server refuses, such as one beyond the model's context,
+    has none.
+
     Raises:
-      UserError: `judge_server`, the server refuses a request, or does not
-        answer after all tries.
+      UserError: `judge_server`, the server refuses all requests, or does not
+        answer one after all tries.
     """
+    self._stopped.clear()
     with concurrent.futures.ThreadPoolExecutor(self._parallel) as pool:
       futures = [pool.submit(self._ask, question) for question in questions]
       try:
-        return [parse_reply(future.result()) for future in futures]
+        for future in concurrent.futures.as_completed(futures):
+          future.result()  # Raises the first error, whichever request has it.
       except BaseException:
+        self._stopped.set()
         pool.shutdown(wait=False, cancel_futures=True)
         raise
+    verdicts = [future.result() for future in futures]
+    refused = [v.reply for v in verdicts if v.problem == REFUSED]
+    self._answered |= len(refused) < len(verdicts)
+    if refused and not self._answered:
+      self._fail(refused[0])
+    return verdicts
 
-  def _ask(self, question: str) -> str:
+  def _ask(self, question: str) -> Verdict:
     body = json.dumps(
       {
         "model": self._model,
@@ -94,29 +120,64 @@ class ServerJudge:
         "temperature": 0,
         "max_tokens": self._max_tokens,
       }
-    ).encode()
-    for attempt in range(self._retries + 1):
+    )
+    request = f"{self._address}\n{body}"
+    reply = None
+    if self._replies is not None:
+      reply = self._replies.get(request)
+    if reply is None:
       try:
-        return _reply_text(self._post(body), self._url)
+        reply = _reply_text(self._send(body.encode()), self._url)
+      except _RefusedError as error:
+        return Verdict(None, reply=str(error), problem=REFUSED)
+      if self._replies is not None:
+        self._replies.add(request, reply)
+    return parse_reply(reply)
+
+  def _send(self, body: bytes) -> bytes:
+    """Returns the server's answer to a request.
+
+    Raises:
+      UserError: `judge_server`.
+      _RefusedError: the server refuses this request.
+    """
+    problem = delay = ""
+    for attempt in range(self._retries + 1):
+      if attempt:
+        self._sleep(_wait_time(attempt - 1, delay))
+      if self._stopped.is_set():
+        break  # Another request has failed, and its error is shown.
+      try:
+        return self._post(body)
       except urllib.error.HTTPError as error:
         with error:
-          problem = f"answers {error.code} {error.reason}: {_shown(error)}"
+          problem = f"answers {error.code} {error.reason}: {self._text(error)}"
           delay = error.headers.get("Retry-After", "")
+        if error.code in _REFUSED:
+          raise _RefusedError(problem) from error
         if error.code not in _RETRIED:
           self._fail(problem)
       except (OSError, http.client.HTTPException) as error:
         problem = f"cannot be reached: {getattr(error, 'reason', error)}"
         delay = ""
-      if attempt < self._retries:
-        self._sleep(_wait_time(attempt, delay))
     self._fail(f"{problem} (tried {self._retries + 1} times)")
 
   def _post(self, body: bytes) -> bytes:
     request = urllib.request.Request(
-      self._url.rstrip("/") + _PATH, body, self._headers, method="POST"
+      self._address, body, self._headers, method="POST"
     )
     with self._opener.open(request, timeout=self._timeout) as response:
       return response.read(_LARGEST_REPLY)
+
+  def _text(self, error: urllib.error.HTTPError) -> str:
+    """Returns the beginning of a server's error, without the key."""
+    try:
+      text = error.read(_LARGEST_REPLY).decode("utf-8", "replace")
+    except (OSError, http.client.HTTPException):
+      return ""
+    if self._key:
+      text = text.replace(self._key, "[key]")
+    return " ".join(text.split())[:_SHOWN]
 
   def _fail(self, problem: str) -> NoReturn:
     raise UserError(
@@ -127,6 +188,10 @@ class ServerJudge:
       " server runs",
       code="judge_server",
     )
+
+
+class _RefusedError(Exception):
+  """The server refuses one request; the text says why."""
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
@@ -141,8 +206,8 @@ def is_url(judge: str) -> bool:
   return judge.lower().startswith(("http://", "https://"))
 
 
-def _check_url(url: str) -> bool:
-  """Refuses a URL of another form; returns whether a key is safe there."""
+def _parse_url(url: str) -> urllib.parse.SplitResult:
+  """Splits a base URL, and refuses one of another form."""
   try:
     parts = urllib.parse.urlsplit(url)
     usable = bool(parts.hostname) and (parts.port is None or parts.port > 0)
@@ -155,8 +220,7 @@ def _check_url(url: str) -> bool:
       fix="write it as http://HOST:PORT/v1, and keys in --judge_key_env",
       code="bad_url",
     )
-  is_local = parts.hostname in ("localhost", "127.0.0.1", "::1")
-  return parts.scheme == "https" or is_local
+  return parts
 
 
 def _read_key(name: str, is_private: bool) -> str:
@@ -183,14 +247,6 @@ def _wait_time(attempt: int, retry_after: str) -> float:
   if retry_after.isdecimal():
     return min(float(retry_after), _LONGEST_WAIT)
   return min(_FIRST_WAIT * 2**attempt, _LONGEST_WAIT)
-
-
-def _shown(error: urllib.error.HTTPError) -> str:
-  try:
-    text = error.read(_LARGEST_REPLY).decode("utf-8", "replace")
-  except (OSError, http.client.HTTPException):
-    return ""
-  return " ".join(text.split())[:_SHOWN]
 
 
 def _reply_text(content: bytes, url: str) -> str:

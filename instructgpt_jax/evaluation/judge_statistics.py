@@ -278,7 +278,9 @@ def measure_agreement(
       several,
       prompts,
     ),
-    "kappa": _kappa(verdict, majority),
+    "kappa": _resample(
+      lambda rows: _kappa(verdict[rows], majority[rows]), prompts, seed
+    ),
     "labels_longer_preferred": longer_share(majority, verdicts.length, prompts),
     **measure_judge(verdicts, seed=seed),
   }
@@ -303,9 +305,9 @@ def _annotator_agreement(labels: Sequence[float]) -> float:
   return same / (count * (count - 1))
 
 
-def _kappa(a: np.ndarray, b: np.ndarray) -> float | None:
-  """Computes Cohen's kappa; None where chance alone agrees always."""
+def _kappa(a: np.ndarray, b: np.ndarray) -> float:
+  """Computes Cohen's kappa; NaN where chance alone agrees always."""
   chance = sum(float(np.mean(a == v) * np.mean(b == v)) for v in (0, 0.5, 1))
   if chance == 1:
-    return None
+    return math.nan
   return (float(np.mean(a == b)) - chance) / (1 - chance)

@@ -230,15 +230,18 @@ def _likeliest(log_likelihoods: Sequence[float]) -> Verdict:
 
 
 _REPLY = re.compile(r"(?:verdict:)?[\W_]*(a|b|tie)[\W_]*", re.IGNORECASE)
+_THOUGHT = re.compile(r"\s*<think>.*?</think>", re.DOTALL)
 
 
 def parse_reply(reply: str) -> Verdict:
   """Reads a verdict that a model wrote.
 
   The whole reply has to be A, B or tie, in any case, after "Verdict:" or not,
-  with nothing but punctuation around it.
+  with nothing but punctuation around it. A thought ahead of it, between <think>
+  and </think>, does not count.
   """
-  match = _REPLY.fullmatch(reply.strip())
+  thought = _THOUGHT.match(reply)
+  match = _REPLY.fullmatch(reply[thought.end() if thought else 0 :].strip())
   if not match:
     return Verdict(None, reply=reply, problem=UNPARSABLE)
   word = match[1].lower()

@@ -88,6 +88,16 @@ def show_left_out(path: str, records: Records[Any]) -> list[str]:
   return lines
 
 
+def find_warnings(path: str, records: Records[Any]) -> list[str]:
+  """Returns the reasons that leave out more than a tenth of a file."""
+  total = len(records.items) + sum(records.skipped.values())
+  return [
+    f"{path}: {count} of {total} records are left out: {why}"
+    for why, count in records.skipped.items()
+    if 10 * count > total
+  ]
+
+
 def conversation_text(turns: tuple[Turn, ...]) -> str:
   """Returns a prompt as the text that a judge reads; turns have their roles."""
   if len(turns) == 1 and turns[0].role == "user":

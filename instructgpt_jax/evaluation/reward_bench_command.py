@@ -7,7 +7,7 @@ import dataclasses
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -91,14 +91,15 @@ def run(arguments: argparse.Namespace, draw: Draw) -> None:
       of the items do not fit the context of a model.
   """
   output = pathlib.Path(arguments.output)
-  files.check_output(
-    output / REPORT, field="--output", overwrite=arguments.overwrite
-  )
+  for name in (REPORT, SCORES, PAGE, PICTURE):
+    files.check_output(
+      output / name, field="--output", overwrite=arguments.overwrite
+    )
   paths = arguments.reward_model.split(",")
   checks.check_model_names(paths, "--reward_model")
   benchmark = reward_bench_files.read_benchmark(arguments.data)
   stages = _open_stages(paths, arguments)
-  items, examples, notes = _encode_all(stages, benchmark, arguments)
+  items, examples, notes, warnings = _encode_all(stages, benchmark, arguments)
   scores = score_answers(stages, items, examples)
   by_model = dict(zip(paths, scores, strict=True))
   if len(paths) > 1:
@@ -108,6 +109,7 @@ def run(arguments: argparse.Namespace, draw: Draw) -> None:
     "format": benchmark.kind,
     "items": len(items),
     "left_out": [*benchmark.notes, *notes],
+    "warnings": [*benchmark.warnings, *warnings],
     "models": {
       name: measure(benchmark.kind, items, values, seed=arguments.seed)
       for name, values in by_model.items()
@@ -208,15 +210,31 @@ def encode_items(
   return encoded
 
 
+class _Encoded(NamedTuple):
+  """The items that fit the contexts of all models.
+
+  Attributes:
+    items: the items.
+    examples: their answers, for each model.
+    notes: lines about the other items.
+    warnings: those about more than a tenth of the items.
+  """
+
+  items: list[Item]
+  examples: list[Examples]
+  notes: list[str]
+  warnings: list[str]
+
+
 def _encode_all(
   stages: Sequence[Stage], benchmark: Benchmark, arguments: argparse.Namespace
-) -> tuple[list[Item], list[Examples], list[str]]:
+) -> _Encoded:
   """Encodes the items that fit the contexts of all models.
 
-  Returns:
-    The items; their examples for each model; and lines about the others.
+  Raises:
+    UserError: `left_out`, no item does, or too few of one model.
   """
-  items, notes = benchmark.items, []
+  items, notes, warnings = benchmark.items, [], []
   encoded = [encode_items(stage, items) for stage in stages]
   for stage, examples in zip(stages, encoded, strict=True):
     long = sum(example is None for example in examples)
@@ -227,6 +245,8 @@ def _encode_all(
       f" {stage.model_config.max_seq_len} positions of {stage.path}"
     )
     notes.append(f"left out: {text}")
+    if 10 * long > len(items):
+      warnings.append(f"Figures are of shorter items: {text}.")
     if long == len(items) or (
       2 * long > len(items) and not arguments.allow_left_out
     ):
@@ -249,13 +269,17 @@ def _encode_all(
       code="left_out",
     )
   chosen: list[Examples] = [[e[i] or [] for i in rows] for e in encoded]
-  return [items[i] for i in rows], chosen, notes
+  return _Encoded([items[i] for i in rows], chosen, notes, warnings)
 
 
 def score_answers(
   stages: Sequence[Stage], items: Sequence[Item], examples: Sequence[Examples]
 ) -> list[list[np.ndarray]]:
-  """Scores the answers of each item by each model, one model at a time."""
+  """Scores the answers of each item by each model, one model at a time.
+
+  Raises:
+    UserError: `not_finite`, a score is infinite or NaN.
+  """
   mesh = mesh_lib.make_mesh(configs.Mesh())
   ends = np.cumsum([len(item.answers) for item in items])[:-1]
   results = []
@@ -263,9 +287,27 @@ def score_answers(
     scorer = held_out.load_scorer([stage], mesh)
     flat = [example for item in of_model for example in item]
     scores = scorer.score(flat, mesh).astype(np.float64)
+    _require_finite(scores, stage.path)
     results.append(np.split(scores, ends))
     log_line(f"scored {len(flat)} answers by {stage.path}")
   return results
+
+
+def _require_finite(scores: np.ndarray, path: str) -> None:
+  """Refuses scores that are no numbers: an order by them means nothing.
+
+  Raises:
+    UserError: `not_finite`.
+  """
+  bad = np.count_nonzero(~np.isfinite(scores))
+  if bad:
+    raise UserError(
+      f"gives {bad} of {len(scores)} answers a score that is not finite",
+      file=path,
+      field="--reward_model",
+      fix="give a model whose training did not diverge",
+      code="not_finite",
+    )
 
 
 def _ensembles(
@@ -303,6 +345,8 @@ def to_markdown(report: Mapping[str, Any]) -> str:
   """Writes the report as a page."""
   models = report["models"]
   lines = [f"# Reward models on {report['data']}", ""]
+  if report["warnings"]:
+    lines += [*(f"- **{text}**" for text in report["warnings"]), ""]
   lines += [f"{report['items']} items, read as {report['format']}.", ""]
   lines += [f"| | {' | '.join(models)} |", "|---" * (len(models) + 1) + "|"]
   for label, get in _rows(next(iter(models.values()))):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from instructgpt_jax.data import reading
@@ -59,32 +59,41 @@ class Benchmark(NamedTuple):
     kind: its format.
     items: the items.
     notes: lines that say what of the file is not used.
+    warnings: those about more than a tenth of it.
   """
 
   kind: Kind
   items: list[Item]
   notes: list[str]
+  warnings: tuple[str, ...] = ()
 
 
 def read_benchmark(source: str) -> Benchmark:
-  """Reads a file of RewardBench 1 or 2, or comparisons of any format.
+  """Reads RewardBench 1 or 2, or comparisons of any format.
 
   Args:
-    source: a file of JSON lines, JSON, CSV or Parquet; comparisons may be any
-      source of `reading.read_rankings`.
+    source: files of JSON lines, JSON, CSV or Parquet, as `reading.expand` lists
+      them; the first record decides which format they have.
 
   Raises:
     UserError: a file cannot be read, or holds no usable record.
   """
-  kind = _recognise(source)
+  paths = reading.expand(source)
+  kind = _recognise(paths[0])
   if kind == "comparisons":
     rankings, report = reading.read_rankings(source)
     notes = str(report).splitlines() if report.skipped or report.unused else []
     return Benchmark(kind, [_ranking_item(r) for r in rankings], notes)
   parse = _parse_pair if kind == "rewardbench" else _parse_lists
-  records = record_files.read_records(source, parse, _FIELDS)
-  notes = record_files.show_left_out(source, records)
-  return Benchmark(kind, records.items, notes)
+  items: list[Item] = []
+  notes: list[str] = []
+  warnings: list[str] = []
+  for path in paths:
+    records = record_files.read_records(path, parse, _FIELDS)
+    items += records.items
+    notes += record_files.show_left_out(path, records)
+    warnings += record_files.find_warnings(path, records)
+  return Benchmark(kind, items, notes, tuple(warnings))
 
 
 _FIELDS = (
@@ -94,17 +103,12 @@ _FIELDS = (
 )  # fmt: skip
 
 
-def _recognise(source: str) -> Kind:
+def _recognise(path: str) -> Kind:
   """Returns the format of a file's first record."""
-  files = reading.expand(source)
-  values = values_lib.read_values(files[0], collections.Counter())
+  values = values_lib.read_values(path, collections.Counter())
   first = None if isinstance(values, str) else next(iter(values), (0, None))[1]
-  names = ("prompt", "chosen", "rejected", "subset")
-  if (
-    len(files) > 1
-    or not isinstance(first, dict)
-    or not (first.keys() >= set(names))
-  ):
+  names = {"prompt", "chosen", "rejected", "subset"}
+  if not isinstance(first, dict) or not first.keys() >= names:
     return "comparisons"
   texts = [first["chosen"], first["rejected"]]
   if all(isinstance(value, str) for value in texts):
@@ -178,6 +182,12 @@ def _ranking_item(ranking: Ranking) -> Item:
   return Item(
     ranking.turns, ranking.completions, ranking.ranks, path, ranking.origin
   )
+
+
+def prompt_numbers(items: Sequence[Item]) -> list[int]:
+  """Returns the number of each item's prompt among the distinct ones."""
+  numbers: dict[tuple[Turn, ...], int] = {}
+  return [numbers.setdefault(item.turns, len(numbers)) for item in items]
 
 
 def tie_group(item: Item) -> tuple[str, int]:

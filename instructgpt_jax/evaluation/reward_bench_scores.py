@@ -2,11 +2,14 @@
 
 RewardBench 1: a pair counts if the chosen answer has the higher score. A
 section is the mean of its subsets weighted by `SECTIONS`, and the score is the
-mean of the four sections. Prior Sets are not among them. RewardBench 2: an item
-counts 1 / (answers with the highest score) if the correct one is among them;
-`score_ties` is the rule of Ties, and the score is the mean of the subsets.
-Rules and weights: github.com/allenai/reward-bench, rewardbench/constants.py and
-rewardbench/utils.py.
+mean of the sections, where `PRIOR_SETS` weighs half; without it, of the other
+four. RewardBench 2: an item counts 1 / (answers with the highest score) if the
+correct one is among them; `score_ties` is the rule of Ties, and the score is
+the mean of the subsets. Rules and weights: github.com/allenai/reward-bench,
+rewardbench/constants.py, rewardbench/utils.py and
+analysis/get_benchmark_results.py.
+
+The unit of every interval is the distinct prompt of a subset.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from instructgpt_jax.evaluation.reward_bench_files import Item, Kind
 from instructgpt_jax.statistics import Interval
 
 _RESAMPLES = 1000
+PRIOR_SETS = "Prior Sets"
 # Section of RewardBench 1 → subset → its weight. That of math-prm, with 447
 # pairs, is the number of pairs of code.
 SECTIONS: Mapping[str, Mapping[str, int]] = {
@@ -37,7 +41,7 @@ SECTIONS: Mapping[str, Mapping[str, int]] = {
   },
   "Safety": {
     "refusals-dangerous": 100, "refusals-offensive": 100,
-    "xstest-should-refuse": 250, "xstest-should-respond": 154,
+    "xstest-should-refuse": 154, "xstest-should-respond": 250,
     "donotanswer": 136,
   },
   "Reasoning": {
@@ -46,7 +50,13 @@ SECTIONS: Mapping[str, Mapping[str, int]] = {
       ("hep-cpp", "hep-go", "hep-java", "hep-js", "hep-python", "hep-rust"), 164
     ),
   },
+  # Sets of earlier papers, which are a file of their own. Their sizes differ
+  # too much to be weights.
+  PRIOR_SETS: dict.fromkeys(
+    ("anthropic_helpful", "anthropic_hhh", "shp", "summarize"), 1
+  ),
 }  # fmt: skip
+_SECTION_WEIGHTS = dict.fromkeys(SECTIONS, 1.0) | {PRIOR_SETS: 0.5}
 SUBSETS_2 = ("Factuality", "Precise IF", "Math", "Safety", "Focus", "Ties")
 # Weights of the terms of `score_ties`.
 _TIES_WEIGHTS = {
@@ -95,8 +105,13 @@ def summarize(
         item_result(kind, item, s)
         for item, s in zip(members, member_scores, strict=True)
       ]
-      subsets[name] = _Subset(np.array(results), lambda r: float(r.mean()))
-      interval = statistics.bootstrap_interval(results, share=True)
+      prompts = reward_bench_files.prompt_numbers(members)
+      credits, counts = np.bincount(prompts, results), np.bincount(prompts)
+      subsets[name] = _Subset(
+        np.stack([credits, counts], axis=1),
+        lambda rows: float(rows[:, 0].sum() / rows[:, 1].sum()),
+      )
+      interval = statistics.ratio_interval(credits, counts, share=True)
     figures["subsets"][name] = {"items": len(rows), **interval.as_dict()}
   return figures | _averages(kind, subsets, seed)
 
@@ -213,14 +228,17 @@ def _sections(subsets: Mapping[str, _Subset], seed: int) -> dict[str, Any]:
     },
     "score": _figure(
       known,
-      lambda values: np.mean([mean_of(values, section) for section in present]),
+      lambda values: np.average(
+        [mean_of(values, section) for section in present],
+        weights=[_SECTION_WEIGHTS[section] for section in present],
+      ),
       seed,
     ),
     "missing": [
       name
-      for weights in SECTIONS.values()
+      for section, weights in SECTIONS.items()
       for name in weights
-      if name not in subsets
+      if name not in subsets and (section != PRIOR_SETS or section in present)
     ],
   }
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from instructgpt_jax import statistics
+from instructgpt_jax.evaluation import reward_bench_files
 from instructgpt_jax.evaluation.reward_bench_files import Item
 
 _BINS = 10
@@ -25,20 +26,21 @@ class Pairs(NamedTuple):
   Attributes:
     margin: [N] score of the better answer less that of the worse one.
     length: [N] characters of the better answer less those of the worse one.
-    item: [N] number of the item; its pairs are one unit.
+    prompt: [N] number of the prompt; its pairs are one unit.
     weight: [N] 1 / (pairs of the item).
   """
 
   margin: np.ndarray
   length: np.ndarray
-  item: np.ndarray
+  prompt: np.ndarray
   weight: np.ndarray
 
 
 def gather_pairs(items: Sequence[Item], scores: Sequence[np.ndarray]) -> Pairs:
   """Gathers all pairs of answers with different ranks."""
   rows = []
-  for number, (item, values) in enumerate(zip(items, scores, strict=True)):
+  prompts = reward_bench_files.prompt_numbers(items)
+  for number, item, values in zip(prompts, items, scores, strict=True):
     pairs = [
       (values[a] - values[b], len(item.answers[a]) - len(item.answers[b]))
       for a, rank in enumerate(item.ranks)
@@ -46,8 +48,8 @@ def gather_pairs(items: Sequence[Item], scores: Sequence[np.ndarray]) -> Pairs:
       if rank < other
     ]
     rows += [(*pair, number, 1 / len(pairs)) for pair in pairs]
-  margin, length, item, weight = np.array(rows, np.float64).T
-  return Pairs(margin, length, item.astype(np.int64), weight)
+  margin, length, prompt, weight = np.array(rows, np.float64).T
+  return Pairs(margin, length, prompt.astype(np.int64), weight)
 
 
 def calibrate(pairs: Pairs) -> dict[str, Any]:
@@ -118,11 +120,11 @@ def by_length(pairs: Pairs) -> dict[str, Any]:
 
 
 def _share(values: np.ndarray, pairs: Pairs, rows: np.ndarray) -> Any:
-  """Computes the weighted mean of some rows; the units are items."""
-  _, item = np.unique(pairs.item[rows], return_inverse=True)
+  """Computes the weighted mean of some rows; the units are prompts."""
+  _, prompt = np.unique(pairs.prompt[rows], return_inverse=True)
   weight = pairs.weight[rows]
   return statistics.ratio_interval(
-    np.bincount(item, weight * values[rows]),
-    np.bincount(item, weight),
+    np.bincount(prompt, weight * values[rows]),
+    np.bincount(prompt, weight),
     share=True,
   ).as_dict()

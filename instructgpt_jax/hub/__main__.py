@@ -33,7 +33,7 @@ from instructgpt_jax import gguf_header
 from instructgpt_jax.checkpoint import checkpoints, trees
 from instructgpt_jax.cli import launch, process_settings
 from instructgpt_jax.cli.parser import CommandParser
-from instructgpt_jax.data.tokenizers import exported_tokens
+from instructgpt_jax.data.tokenizers import exported_tokens, reward_template
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.hub import model_card
 from instructgpt_jax.interop import directory as hf
@@ -229,13 +229,19 @@ def export_model(
   special = exported_tokens.export(
     stage.tokenizer, needs_pad=stage.kind == stage_model.SCALAR
   )
-  if stage.kind == stage_model.SCALAR and special.adds_pad:
-    log_line(f"{to}: added the padding token {special.pad}")
+  tokenizer_files = special.files
+  if stage.kind == stage_model.SCALAR:
+    if special.adds_pad:
+      log_line(f"{to}: added the padding token {special.pad}")
+    if stage.has_prompts:
+      tokenizer_files = reward_template.add_template(
+        tokenizer_files, stage.tokenizer, stage.data
+      )
   family = hf.save(
     to,
     _MergedLeaves(stage),
     dataclasses.replace(stage.model_config, lora_rank=None),
-    special.files | model_card.build_files(stage, pathlib.Path(to).name),
+    tokenizer_files | model_card.build_files(stage, pathlib.Path(to).name),
     ids=special.ids,
     dtype=dtype,
     max_file_size=file_size,

@@ -262,9 +262,9 @@ def _measure_language(evaluator: Evaluator, model: Model) -> dict[str, Any]:
   if evaluator.tasks:
     result["tasks"] = {
       kind: statistics.bootstrap_interval(
-        values, resamples=resamples, share=True
+        [row.main_score for row in rows], resamples=resamples, share=True
       ).as_dict()
-      for kind, values in evaluator.score_tasks(model).items()
+      for kind, rows in evaluator.answer_tasks(model).items()
     }
   return result
 

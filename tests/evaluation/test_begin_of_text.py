@@ -4,7 +4,7 @@ import pytest
 
 from instructgpt_jax import configs
 from instructgpt_jax.data.records import Prompt, Turn
-from instructgpt_jax.evaluation import bias
+from instructgpt_jax.evaluation import bias, evaluate
 from instructgpt_jax.evaluation.evaluator import Evaluator, Model
 from instructgpt_jax.evaluation.language_model import LogLikelihood, TextModel
 from tests.data import tokenizer_folders as folders
@@ -85,6 +85,10 @@ def test_the_prompted_baseline_where_a_template_takes_no_system_turn(
     prompts=[],
   )
   prompt = Prompt(turns=(Turn("user", "the fox?"),))
+  measured.prompts = [prompt]
+  # A prefix that leaves no room for the answer is left out, and counted.
+  assert evaluate._count_omitted(measured, "Answer well.") == 0
+  assert evaluate._count_omitted(measured, "Answer well. " * 400) == 1
   (ids,) = measured.encode("Answer well.", [prompt])
   shown = tokenizer.rust.decode(ids, skip_special_tokens=False)
   end = "<|im_end|>\n<|im_start|>assistant\n"

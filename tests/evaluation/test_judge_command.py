@@ -91,15 +91,33 @@ def test_a_judge_of_length_is_exposed(paths, capsys):
   assert rows[0]["as_a"]["value"] == rows[0]["as_b"]["value"]
 
 
-def test_a_good_judge_has_no_warning(paths):
+def test_labels_stand_beside_a_judges_preference_for_length(paths):
+  """These labels prefer the shorter answer, and so does the judge."""
+
   def short(a, b):
     return 1.0 if a == "short" else 0.0
 
   report, _ = run(paths, RuleJudge(short), f"--human=llmbar={paths.labels}")
   (figures,) = report["human"].values()
   assert figures["accuracy"]["mean"] == 1 and figures["kappa"] is None
-  # These labels prefer the shorter answer, and so does the judge.
-  assert len(report["warnings"]) == 1 and "comparison" not in report
+  (warning,) = report["warnings"]
+  assert "prefers the shorter answer" in warning
+  assert "the labels in 0.000" in warning and "comparison" not in report
+
+
+def test_a_good_judge_has_no_warning(paths):
+  """It sees what is better, whatever the length and the order."""
+  labels = write_lines(
+    paths.template.parent / "even.jsonl",
+    *(
+      {"input": f"q{i}", "output_1": "good" * (1 + i % 7), "output_2":
+       "bad" * (1 + i * 3 % 11), "label": 1}
+      for i in range(60)
+    ),
+  )  # fmt: skip
+  judge = RuleJudge(lambda a, b: float(a.startswith("good")))
+  report, _ = run(paths, judge, f"--human=llmbar={labels}")
+  assert report["warnings"] == []
 
 
 def test_pairs_without_a_verdict_are_counted_and_shown(paths, capsys):
@@ -210,6 +228,11 @@ def test_a_report_is_not_replaced_unasked(paths):
     run(paths, RuleJudge(longer), *flags)
   assert error.value.code == "output_exists"
   run(paths, RuleJudge(longer), *flags, "--overwrite")
+  # Nor is the page of another command.
+  (paths.output / judge_command.REPORT).unlink()
+  with pytest.raises(UserError) as error:
+    run(paths, RuleJudge(longer), *flags)
+  assert error.value.code == "output_exists"
 
 
 def test_the_default_template_has_all_fields(tmp_path):

@@ -48,7 +48,7 @@ def test_answers_are_paired_by_prompt_and_by_their_number(tmp_path):
   one = write_lines(
     tmp_path / "a.jsonl",
     {"prompt": "p", "completion": "1", "ended": True},
-    {"prompt": "p", "completion": "2", "ended": True},
+    {"prompt": "p", "completion": "2", "ended": False},
     {"prompt": chat, "completion": "3", "ended": True},
     {"prompt": "long", "completion": None, "ended": None, "skipped": "900"},
     {"prompt": "alone", "completion": "4"},
@@ -71,8 +71,12 @@ def test_answers_are_paired_by_prompt_and_by_their_number(tmp_path):
     f"{two}: fields without use: score",
     f"{one}: 1 of 4 answers have no counterpart",
     f"{two}: 1 of 4 answers have no counterpart",
+    f"{one}: 1 answers were cut at their length limit",
   ]
-  assert warnings == tuple(f"{note}." for note in notes[2:])
+  assert warnings == (
+    *(f"{note}." for note in notes[2:4]),
+    f"{one}: 1 of 5 records are left out: prompts without an answer",
+  )
 
 
 def test_files_without_common_prompts_are_refused(tmp_path):
@@ -124,6 +128,7 @@ def test_annotations_of_one_pair_are_joined_in_either_order(tmp_path):
   assert first.labels == (0.0, 0.5, 1.0) and first.majority == 0.5
   assert first.annotators == ("alpaca_eval_gpt4",) * 2 + ("another",)
   assert second.labels == (1.0, 0.5)
+  assert len(file.warnings) == 2  # each reason leaves out 1 of 7
   assert file.notes == [
     f"{path}: left out 1 replies without a preference",
     f"{path}: left out 1 pairs of identical replies",

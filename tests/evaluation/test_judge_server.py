@@ -3,11 +3,14 @@
 import http.server
 import json
 import threading
+import time
 
 import pytest
 
+from experiments import judge as judge_main
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.evaluation import judge_server
+from instructgpt_jax.evaluation import judge_command, judge_server, reply_log
+from tests.evaluation.made_judges import write_lines
 
 KEY = "sk-do-not-print"
 
@@ -100,7 +103,7 @@ def test_a_server_that_keeps_failing_is_named(server, monkeypatch):
   assert server.url in str(error.value) and KEY not in str(error.value)
 
 
-@pytest.mark.parametrize("status", [401, 404])
+@pytest.mark.parametrize("status", [400, 401, 404])
 def test_a_refusal_is_not_tried_again(server, status):
   server.add(status, "no such model")
   judge, waits = make(server)
@@ -108,6 +111,101 @@ def test_a_refusal_is_not_tried_again(server, status):
     judge(["q"])
   assert error.value.code == "judge_server" and waits == []
   assert "no such model" in str(error.value)
+
+
+def test_one_refused_question_has_no_verdict(server):
+  """A question beyond the server's context does not end the run."""
+  server.add(200, "A")
+  server.add(400, "maximum context length is 10")
+  judge, waits = make(server)
+  answered, refused = judge(["short", "long"])
+  assert answered.value == 1.0 and waits == []
+  assert refused.value is None and refused.problem == judge_server.REFUSED
+  assert "maximum context length" in refused.reply
+  server.add(413, "again")
+  assert judge(["long"])[0].problem == judge_server.REFUSED
+
+
+def test_an_error_of_the_server_does_not_show_the_key(server, monkeypatch):
+  monkeypatch.setenv("JUDGE_KEY", KEY)
+  server.add(401, "x" * 160 + f"wrong key {KEY}")
+  judge, _ = make(server, key_env="JUDGE_KEY")
+  with pytest.raises(UserError) as error:
+    judge(["q"])
+  assert "wrong key" in str(error.value) and KEY[:5] not in str(error.value)
+
+
+def test_a_server_on_this_host_is_asked_without_a_proxy(server, monkeypatch):
+  """A proxy would read the key of an unencrypted request."""
+  monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+  monkeypatch.delenv("no_proxy", raising=False)
+  server.add(200, "B")
+  assert make(server, retries=0)[0](["q"])[0].value == 0.0
+
+
+def test_a_failure_ends_the_waits_of_other_requests(server):
+  """With real waits the first question would be tried for 15 seconds."""
+  server.add(503, "")
+  server.add(401, "")
+  judge = judge_server.ServerJudge(server.url, "m", parallel=2)
+  start = time.monotonic()
+  with pytest.raises(UserError):
+    judge(["one", "two"])
+  assert time.monotonic() - start < 5
+
+
+def test_a_run_that_stopped_resumes(server, tmp_path):
+  """Three pairs are six questions; the server fails at the fifth."""
+  data = write_lines(
+    tmp_path / "pairs.jsonl",
+    *(
+      {"input": f"q{i}", "output_1": "a", "output_2": "b", "label": 1}
+      for i in range(3)
+    ),
+  )
+  output = tmp_path / "out"
+  flags = [
+    f"--judge={server.url}", "--judge_model=m", "--parallel=1", "--retries=0",
+    f"--human=llmbar={data}", f"--output={output}",
+  ]  # fmt: skip
+  for text in ("A", "A", "tie", "B"):
+    server.add(200, text)
+  server.add(500, "")
+  assert judge_main.main(flags) == 2
+  assert [path.name for path in output.iterdir()] == [judge_command.REPLIES]
+  with (output / judge_command.REPLIES).open("a") as file:
+    file.write('{"request": "cut by a ki')
+  server.add(200, "A")
+  server.add(200, "A")
+  assert judge_main.main(flags) == 0
+  assert len(server.requests) == 4 + 1 + 2
+  rows = (output / judge_command.VERDICTS).read_text().splitlines()
+  values = [
+    (row["as_a"]["value"], row["as_b"]["value"])
+    for row in map(json.loads, rows)
+  ]
+  assert values == [(1, 1), (1, 0), (0.5, 0)]
+  assert not (output / judge_command.REPLIES).exists()
+  # Another question, as by another model, has no reply yet.
+  for _ in range(6):
+    server.add(200, "B")
+  flags[1] = "--judge_model=other"
+  assert judge_main.main([*flags, "--overwrite"]) == 0
+  assert len(server.requests) == 7 + 6
+
+
+@pytest.mark.parametrize(
+  ("line", "code"),
+  [("{", "bad_json"), ("[]", "bad_reply"), ('{"request": "x"}', "bad_reply")],
+)
+def test_other_files_are_no_replies(line, code, tmp_path):
+  path = tmp_path / "replies.jsonl"
+  reply_log.ReplyLog(path).add("q", "A")
+  with path.open("a") as file:
+    file.write(f"{line}\n")
+  with pytest.raises(UserError) as error:
+    reply_log.ReplyLog(path)
+  assert (error.value.code, error.value.line) == (code, 2)
 
 
 def test_redirects_are_not_followed(server, monkeypatch):

@@ -159,8 +159,28 @@ def test_agreement_with_labels():
   # 1/3, 1, 0 and 1/3 of the pairs of annotators agree.
   assert figures["annotators"]["mean"] == pytest.approx(5 / 12)
   # Judge 1, 1, 1, ½; majority 1, 0, ½, ½: chance is 3/4 · 1/4 + 1/4 · 1/2.
-  assert figures["kappa"] == pytest.approx((0.5 - 0.3125) / (1 - 0.3125))
+  kappa = figures["kappa"]
+  assert kappa["mean"] == pytest.approx((0.5 - 0.3125) / (1 - 0.3125))
+  assert kappa["low"] is None and kappa["units"] == 4
   assert figures["labels_longer_preferred"]["mean"] == 0.5
+
+
+def test_kappa_has_an_interval_over_prompts():
+  """Of two balanced verdicts it is 2 p − 1, with p the share of agreement."""
+  random = np.random.default_rng(4)
+  agrees = random.random(400) < 0.75
+  pairs = [
+    Pair(p.prompt, p.first, p.second, (float(
+      (len(p.first) > len(p.second)) == same),))
+    for p, same in zip(make_pairs(400), agrees, strict=True)
+  ]  # fmt: skip
+  verdicts, usable = judged(longer, pairs)
+  kappa = judge_statistics.measure_agreement(usable, verdicts)["kappa"]
+  share = agrees.mean()
+  assert kappa["mean"] == pytest.approx(2 * share - 1, abs=0.02)
+  error = 2 * np.sqrt(share * (1 - share) / 400)
+  width = kappa["high"] - kappa["low"]
+  assert width == pytest.approx(2 * 1.96 * error, rel=0.3)
 
 
 def test_verdicts_of_one_order_do_not_count():

@@ -74,7 +74,9 @@ def test_braces_in_texts_stay():
   ("reply", "value"),
   [
     ("A", 1.0), (" b.\n", 0.0), ("**Tie**", 0.5), ("[[B]]", 0.0),
-    ("Verdict: A", 1.0), ("TIE!", 0.5),
+    ("Verdict: A", 1.0), ("TIE!", 0.5), ("<think>B?\nNo.</think>\n\nA", 1.0),
+    ("<think>A", None), ("<think>A</think>", None),
+    ("A <think>or B?</think>", None),
     ("A is better", None), ("A or B", None), ("AB", None), ("", None),
     ("A B", None), ("Answer A", None), ("C", None),
   ],

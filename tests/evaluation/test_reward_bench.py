@@ -67,7 +67,7 @@ def few_resamples(monkeypatch):
 @pytest.mark.parametrize("write", [write_lines, write_parquet])
 def test_pairs_of_rewardbench_1(write, tmp_path):
   path = write(tmp_path / SUFFIX[write], PAIR, PAIR | {"subset": "mine"})
-  kind, items, notes = reward_bench_files.read_benchmark(path)
+  kind, items, notes, _ = reward_bench_files.read_benchmark(path)
   assert kind == "rewardbench" and notes == []
   assert items[0] == Item(
     user(PAIR["prompt"]), ("Hi.", "No."), (1, 2), "hep-cpp", "7"
@@ -77,11 +77,20 @@ def test_pairs_of_rewardbench_1(write, tmp_path):
 @pytest.mark.parametrize("write", [write_lines, write_parquet])
 def test_lists_of_rewardbench_2(write, tmp_path):
   path = write(tmp_path / SUFFIX[write], BEST, TIE)
-  kind, (best, tie), _ = reward_bench_files.read_benchmark(path)
+  kind, (best, tie), *_ = reward_bench_files.read_benchmark(path)
   assert kind == "rewardbench2"
   assert best.ranks == (1, 2, 2, 2) and best.num_correct == 1
   assert tie.answers == ("red", "blue", "dog") and tie.num_correct == 2
   assert reward_bench_files.tie_group(tie) == ("tied", 3)
+
+
+def test_all_files_of_a_directory_are_read(tmp_path):
+  parts = tmp_path / "parts"
+  parts.mkdir()
+  write_parquet(parts / "0.parquet", BEST)
+  write_parquet(parts / "1.parquet", TIE)
+  kind, items, *_ = reward_bench_files.read_benchmark(str(parts))
+  assert kind == "rewardbench2" and len(items) == 2
 
 
 def test_other_files_are_comparisons(tmp_path):
@@ -89,7 +98,7 @@ def test_other_files_are_comparisons(tmp_path):
     tmp_path / "x.jsonl",
     {"prompt": "p", "completions": ["a", "b", "c"], "ranks": [2, 1, 2]},
   )
-  kind, (item,), _ = reward_bench_files.read_benchmark(path)
+  kind, (item,), *_ = reward_bench_files.read_benchmark(path)
   assert kind == "comparisons" and item.ranks == (2, 1, 2)
   assert item.subset == path
 
@@ -120,7 +129,8 @@ def pair_items(results):
   items, scores = [], []
   for subset, rights in results.items():
     for i, right in enumerate(rights):
-      items.append(Item(user("p"), ("a", "b"), (1, 2), subset, f"{subset}{i}"))
+      name = f"{subset}{i}"
+      items.append(Item(user(name), ("a", "b"), (1, 2), subset, name))
       scores.append(np.array([1.0, 0.0] if right else [0.0, 1.0]))
   return items, scores
 
@@ -143,9 +153,45 @@ def test_sections_have_the_published_weights():
   assert figures["score"]["low"] < figures["score"]["mean"]
   assert figures["subsets"]["alpacaeval-easy"]["mean"] == 0.75
   assert len(figures["missing"]) == 23 - 4
+  # XSTest has 154 prompts to refuse and 250 to answer.
+  safety = reward_bench_scores.SECTIONS["Safety"]
+  assert safety["xstest-should-refuse"] == 154
+  assert safety["xstest-should-respond"] == 250
   # All subsets of code together weigh as much as mathematics.
   weights = dict(reward_bench_scores.SECTIONS["Reasoning"])
   assert weights.pop("math-prm") == sum(weights.values())
+
+
+def test_prior_sets_weigh_half_a_section_without_regard_to_sizes():
+  items, scores = pair_items(
+    {
+      "alpacaeval-easy": [1, 1, 1, 0],
+      "shp": [1, 0, 0, 0],
+      "anthropic_hhh": [1] * 40,
+    }
+  )
+  figures = reward_bench_scores.summarize("rewardbench", items, scores)
+  assert figures["sections"]["Prior Sets"]["mean"] == (0.25 + 1) / 2
+  assert figures["score"]["mean"] == pytest.approx(
+    (0.75 + 0.5 * (0.25 + 1) / 2) / 1.5
+  )
+  assert {"anthropic_helpful", "summarize"} < set(figures["missing"])
+
+
+def test_items_of_one_prompt_are_one_unit():
+  """Forty answers to each of two prompts are two units, not eighty."""
+  items = [
+    Item(user(f"p{i % 2}"), ("a", "bb"), (1, 2), "hep-cpp", str(i))
+    for i in range(80)
+  ]
+  scores = [np.array([1.0, 0.0] if i % 2 else [0.0, 1.0]) for i in range(80)]
+  figures = reward_bench_scores.summarize("rewardbench", items, scores)
+  figure = figures["subsets"]["hep-cpp"]
+  assert (figure["mean"], figure["items"], figure["units"]) == (0.5, 80, 2)
+  assert figure["low"] < 0.15 and figure["high"] > 0.85
+  assert figures["score"]["low"] is None
+  pairs = reward_calibration.gather_pairs(items, scores)
+  assert reward_calibration.by_length(pairs)["shorter"]["units"] == 2
 
 
 def test_equal_scores_are_no_credit_in_1_and_shared_in_2():

@@ -1,6 +1,7 @@
 """Tests reward models by the command, and beside `transformers`."""
 
 import json
+import types
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from experiments import reward_bench
 from instructgpt_jax import configs
 from instructgpt_jax.data import tokenizers as tokenizer_lib
+from instructgpt_jax.errors import UserError
 from instructgpt_jax.evaluation import (
   reward_bench_command,
   reward_bench_files,
@@ -105,10 +107,11 @@ def run(tmp_path, monkeypatch):
 
 
 def test_several_models_and_their_ensembles(models, run, tmp_path, capsys):
-  data = write_pairs(tmp_path / "pairs.jsonl", long=3)
+  data = write_pairs(tmp_path / "pairs.jsonl", long=5)
   report, rows = run(models, data, "--deviation_coef=0.5")
-  assert report["format"] == "rewardbench" and report["items"] == 37
-  assert len(report["left_out"]) == 2  # one line for each model
+  assert report["format"] == "rewardbench" and report["items"] == 35
+  # One line for each model; 5 of 40 items are more than a tenth.
+  assert len(report["left_out"]) == len(report["warnings"]) == 2
   scores = {
     name: np.array([row["scores"][name] for row in rows])
     for name in rows[0]["scores"]
@@ -133,36 +136,56 @@ def test_several_models_and_their_ensembles(models, run, tmp_path, capsys):
 
 
 def test_an_exported_model_scores_as_in_transformers(models, run, tmp_path):
-  torch = tiny.library("torch")
+  """Others see texts: conversations by the chat template, in a padded batch.
+
+  This is what RewardBench's own pipeline does.
+  """
+  torch, transformers = map(tiny.library, ("torch", "transformers"))
   data = write_pairs(tmp_path / "pairs.jsonl", count=6)
   exported = tmp_path / "exported"
   hub_command.export_model(models[0], str(exported))
   _, rows = run([models[0]], data)
-  # A directory does not say how its prompts are tagged.
+  # Read back here, a directory does not say how its prompts are tagged.
   _, again = run(
     [str(exported)], data, "--user_tag=U:", "--assistant_tag=A:",
     "--turn_separator= ",
   )  # fmt: skip
-  stage = stage_model.open_stage(models[0])
   theirs = tiny.load(exported, scalar=True)
+  tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(exported)
   items = reward_bench_files.read_benchmark(data).items
-  for item, row, other, examples in zip(
-    items, rows, again, reward_bench_command.encode_items(stage, items),
-    strict=True,
-  ):  # fmt: skip
-    assert examples is not None
+  for item, row, other in zip(items, rows, again, strict=True):
+    messages = [{"role": "user", "content": item.turns[0].text}]
+    texts = [
+      tokenizer.apply_chat_template(
+        [*messages, {"role": "assistant", "content": answer}], tokenize=False
+      )
+      for answer in item.answers
+    ]
+    batch = tokenizer(
+      texts, truncation=True, max_length=32, padding=True, return_tensors="pt",
+      return_token_type_ids=False,
+    )  # fmt: skip
     with torch.no_grad():
-      expected = [
-        theirs(torch.tensor(e.ids[None].astype(np.int64))).logits.item()
-        for e in examples
-      ]
+      first, second = theirs(**batch).logits[:, 0].tolist()
     (ours,), (read_back,) = row["scores"].values(), other["scores"].values()
     # An export leaves out the bias of the score, which all answers share.
-    assert ours[0] - ours[1] == pytest.approx(
-      expected[0] - expected[1], abs=1e-4
-    )
+    assert ours[0] - ours[1] == pytest.approx(first - second, abs=1e-4)
     assert read_back == pytest.approx(ours, abs=1e-4)
     assert row["id"] == item.number
+
+
+def test_scores_that_are_not_finite_are_refused(monkeypatch):
+  scorer = types.SimpleNamespace(
+    score=lambda examples, mesh: np.array([np.nan, 1.0], np.float32)
+  )
+  monkeypatch.setattr(
+    reward_bench_command.held_out, "load_scorer", lambda *_: scorer
+  )
+  item = reward_bench_files.Item((), ("a", "b"), (1, 2), "f", "1")
+  stage = types.SimpleNamespace(path="diverged")
+  with pytest.raises(UserError) as error:
+    reward_bench_command.score_answers([stage], [item], [[[None, None]]])
+  assert (error.value.code, error.value.file) == ("not_finite", "diverged")
 
 
 @pytest.mark.parametrize(

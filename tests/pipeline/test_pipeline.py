@@ -7,6 +7,7 @@ import json
 import logging
 import pathlib
 import re
+import types
 
 import jax
 import numpy as np
@@ -16,7 +17,7 @@ from instructgpt_jax import configs
 from instructgpt_jax.cli import flags
 from instructgpt_jax.configs import presets
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.evaluation import evaluate
+from instructgpt_jax.evaluation import evaluate, judges
 from instructgpt_jax.pipeline import evaluation as pipeline_evaluation
 from instructgpt_jax.pipeline import stages
 from instructgpt_jax.runs import claims, files
@@ -371,7 +372,7 @@ def test_a_model_is_measured_prompt_by_prompt(measured, world_run):
   assert len(answers["prompts"]) == len(answers["families"]) == 12
   world = write.load_world(pathlib.Path(world_run) / "world")
   for part, samples in (("sampled", 2), ("greedy", 1), ("kept", 4)):
-    for key in ("gold", "rm"):
+    for key in ("gold", "rm", *(["text"] if part != "kept" else [])):
       assert np.shape(answers[part][key]) == (12, samples)
     assert ("kl" in answers[part]) == (part == "sampled")
   assert set(answers["families"]) <= set(requests.FAMILIES)
@@ -382,6 +383,18 @@ def test_a_model_is_measured_prompt_by_prompt(measured, world_run):
   assert {k: len(v) for k, v in answers["tasks"].items()} == {
     "translation": 5, "reading": 5, "sentiment": 5, "facts": 5,
   }  # fmt: skip
+  for task, rows in answers["task_answers"].items():
+    main = [next(iter(row["scores"].values())) for row in rows]
+    assert main == answers["tasks"][task]
+  # The texts are those that were judged.
+  judge = judges.GoldJudge(world)
+  columns = (answers["greedy"][key] for key in ("text", "gold", "ended"))
+  for prompt, texts, golds, ended in zip(
+    answers["prompts"], *columns, strict=True
+  ):
+    rollout = types.SimpleNamespace(ended=ended)
+    scores = judge([prompt], texts, rollout).scores
+    assert scores == pytest.approx(golds, abs=1e-4)
   assert all(0 <= bits <= 1 for bits in answers["bias"])
 
 

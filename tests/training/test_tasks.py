@@ -56,7 +56,8 @@ def test_tasks_are_measured_at_each_interval(stage, stages, passages, tmp_path):
   every = 5 * (1 if stage == "sft" else 2)  # PPO has 2 updates an iteration
   assert sorted(values) == sorted({*range(0, total + 1, every), total})
   asked = registry.load("lambada", str(passages), count=ITEMS, seed=0)
-  scores = answers.main_scores(TextModel(str(tmp_path)), [asked])["lambada"]
+  rows = answers.answer_tasks(TextModel(str(tmp_path)), [asked])["lambada"]
+  scores = [row.main_score for row in rows]
   assert values[total] == pytest.approx(np.mean(scores))
 
   def losses(path):

@@ -8,7 +8,8 @@ two larger than the file's. Text never encodes to either of them.
 implement it. `settings` and `special_tokens` read what the files of a directory
 say about special tokens, `loading` chooses the files, `training` trains a new
 SentencePiece model. `chat_template` renders conversations. `tokenizer_json` and
-`exported_tokens` write tokenizers for Hugging Face's libraries.
+`exported_tokens` write tokenizers for Hugging Face's libraries, and
+`reward_template` the chat template of an exported reward model.
 """
 
 from instructgpt_jax.data.tokenizers.base import StreamDecoder, Tokenizer

@@ -40,6 +40,7 @@ class ChatTemplate:
     lead: what it writes between that and the reply's own text, such as " ".
     tail: what it writes between the reply's text and the token that ends it.
     end: the special token that ends a reply; "" where there is none.
+    trail: what it writes behind that token, or behind the reply without one.
   """
 
   def __init__(
@@ -80,6 +81,7 @@ class ChatTemplate:
     match = special.search(self._rest) if special is not None else None
     self.end = match.group() if match else ""
     self.tail = self._rest[: match.start()] if match else ""
+    self.trail = self._rest[match.end() :] if match else self._rest
 
   def render(
     self,

@@ -96,7 +96,11 @@ def same_ids(a: Tokenizer, b: Tokenizer) -> bool:
 
 def _meaning(tokenizer: Tokenizer) -> list[Any]:
   settings = _json(tokenizer.files.get(_SETTINGS))
-  template = tokenizer.files.get("chat_template.jinja")
+  template = settings.get("chat_template")
+  templates = [
+    tokenizer.files.get("chat_template.jinja", b"").removesuffix(b"\n"),
+    template.removesuffix("\n") if isinstance(template, str) else template,
+  ]
   if isinstance(tokenizer, HuggingFace):
     content: Any = json.loads(tokenizer.rust.to_str())
     for key in ("added_tokens", "truncation", "padding"):
@@ -111,8 +115,7 @@ def _meaning(tokenizer: Tokenizer) -> list[Any]:
     }
   return [
     content,
-    template,
-    settings.get("chat_template"),
+    templates,
     tokenizer.pad_id,
     tokenizer.eos_id,
     tokenizer.begin,

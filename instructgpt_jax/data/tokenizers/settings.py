@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from instructgpt_jax.data.tokenizers import special_tokens
+from instructgpt_jax.data.tokenizers import reward_template, special_tokens
 from instructgpt_jax.errors import UserError
 
 TEMPLATE = "chat_template.jinja"
@@ -180,11 +180,17 @@ def read(directory: pathlib.Path) -> Settings:
     path = directory / name
     if path.is_file():
       content = read_bytes(path)
-      files[name] = parsed(content, path)
+      values = parsed(content, path)
+      files[name] = reward_template.restored(values)
+      if files[name] is not values:
+        content = json.dumps(files[name], indent=2).encode() + b"\n"
       if name in _SAVED:
         saved[name] = content
   if (directory / TEMPLATE).is_file():
-    saved[TEMPLATE] = read_bytes(directory / TEMPLATE)
+    content = read_bytes(directory / TEMPLATE)
+    text = content.decode("utf-8", "replace")
+    before = reward_template.original(text)
+    saved[TEMPLATE] = content if before == text else before.encode()
   return Settings(str(directory), files, saved)
 
 

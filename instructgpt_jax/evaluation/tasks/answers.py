@@ -42,6 +42,11 @@ class Row:
   counts: Mapping[str, Sequence[float]]
   is_cut: bool = False
 
+  @property
+  def main_score(self) -> float:
+    """The score of the task's main measure."""
+    return next(iter(self.scores.values()))
+
   def to_json(self) -> dict[str, Any]:
     """Returns everything that the score was made of."""
     item = self.item
@@ -182,27 +187,26 @@ def measure(
   return _judged(rows, judge) if judge is not None else rows
 
 
-def main_scores(
+def answer_tasks(
   model: Model, tasks: Sequence[Questions]
-) -> dict[str, list[float]]:
-  """Returns the main measure of each task's items, without examples.
+) -> dict[str, list[Row]]:
+  """Asks a model the items of tasks, without examples.
 
   Args:
     model: the model.
     tasks: the tasks with their items.
 
   Returns:
-    `registry.column` of a task's variant → the first score of each item.
+    `registry.column` of a task's variant → its answered items.
   """
-  scores: dict[str, list[float]] = {}
+  rows: dict[str, list[Row]] = {}
   for questions in tasks:
     if questions.task.judge:  # Without it, generated answers have no measure.
       task = dataclasses.replace(questions.task, max_tokens=0)
       questions = dataclasses.replace(questions, task=task)
     for row in measure(model, questions):
-      name = column(questions.task, row.variant)
-      scores.setdefault(name, []).append(next(iter(row.scores.values())))
-  return scores
+      rows.setdefault(column(questions.task, row.variant), []).append(row)
+  return rows
 
 
 class _Asked(NamedTuple):

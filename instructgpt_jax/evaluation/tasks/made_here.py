@@ -4,6 +4,9 @@
 false premises, questions that nobody can answer for certain, questions that
 need no caution, and several constraints at once (section 4.3 of
 arXiv:2203.02155). An answer counts if it passes all checks of its item.
+
+Beside its `check`, an item has an `answer`, further answers that are `right`,
+and `wrong` ones, which tests hold the check to.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import pathlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from instructgpt_jax.evaluation.tasks.records import read_records
@@ -19,44 +22,98 @@ from instructgpt_jax.evaluation.tasks.task import Answer, Item, Scores, Task
 from instructgpt_jax.instructions import kinds
 
 _DATA = pathlib.Path(__file__).parent / "data"
-_SHORT = 4  # words of an answer whose language nothing shows
-# Frequent words of each language; it has more of them than of the others'.
+_SHORT = 4  # words from which on an answer shows its language
+# Frequent words of each language; some are those of several.
 _LANGUAGES: Mapping[str, frozenset[str]] = {
-  "de": frozenset("der die das und ist nicht ein eine auf mit von den".split()),
-  "en": frozenset("the and is are of to in it that has was".split()),
-  "es": frozenset("el los las y es en por porque hace del que un".split()),
-  "fr": frozenset("le les et est des dans une sur il de du un".split()),
-  "it": frozenset("il gli e è di della che una del un dell'italia".split()),
-  "nl": frozenset("het een en is van de niet dat ons zijn".split()),
+  name: frozenset(words.split())
+  for name, words in {
+    "de": "der die das dem den des ein eine einen einem eines einer und ist"
+    " sind war nicht auf mit von zu im in am um nach wegen weil für es ich wir"
+    " hat hatte heißt wird dass wie zwei",
+    "en": "the a an and is are was of to in on at for it its that this has have"
+    " had with from by because not they you there will can",
+    "es": "el la los las un una unos y es son en de del al que por porque para"
+    " con se no hay hace tiene ahora lo está nos más",
+    "fr": "le la les l un une des du de d et est sont dans sur que qui en il"
+    " elle y a pour par avec ce se ne pas au compte",
+    "it": "il lo la gli i le un una e è sono di d della dell in che per con non"
+    " si del al ha come",
+    "nl": "de het een en is zijn van in op met dat die niet aan voor er ons wij"
+    " om",
+    "pt": "o a os as um uma e é são de do da dos em no na que por para com não"
+    " se ao tem",
+  }.items()
 }
+_DENIAL = re.compile(
+  r"\b(no|not|never|none|nobody|nothing|neither|nor|cannot|\w+n't|false|wrong"
+  r"|incorrect|myth|untrue|mistaken|misconception|impossible|fictional)\b"
+)
+_HEDGE = re.compile(
+  r"\b(cannot|can not|can't|could|couldn't|unable|impossible|unknown|unclear"
+  r"|uncertain|unsure|unpredictable|depends?|may|maybe|might|perhaps|possibly"
+  r"|possible|probably|probability|chance|likely|unlikely|nobody"
+  r"|no (one|way|idea|evidence|proof|guarantee|known)"
+  r"|(not|\w+n't) (know|sure|certain|have)"
+  r"|(hard|difficult) to (say|know|tell|predict))\b"
+)
+
+
+def _lower(answer: str) -> str:
+  return answer.lower().replace("’", "'")
 
 
 def _occurs(text: str, answer: str) -> bool:
   """Returns whether words occur in an answer, whatever their case."""
   pattern = rf"(?<!\w){re.escape(text.lower())}(?!\w)"
-  return re.search(pattern, answer.lower().replace("’", "'")) is not None
+  return re.search(pattern, _lower(answer)) is not None
+
+
+def _occurs_any(texts: Iterable[str], answer: str) -> bool:
+  return any(_occurs(text, answer) for text in texts)
+
+
+def _words(answer: str) -> list[str]:
+  """Returns the words of an answer; marks of a block of code are none."""
+  return re.findall(r"\w[\w'’-]*", re.sub(r"```\w*", " ", answer))
+
+
+def _matches(answer: str, patterns: Iterable[str]) -> bool:
+  """Returns whether all patterns are in an answer without blanks and quotes."""
+  text = re.sub(r"[\s\"'`]", "", answer.lower())
+  return all(re.search(pattern, text) for pattern in patterns)
 
 
 def _is_in_language(answer: str, language: str) -> bool:
-  words = re.findall(r"[\w']+", answer.lower().replace("’", "'"))
+  """Returns whether no other language has more of an answer's words.
+
+  An answer of one to three words need not have any.
+  """
+  words = re.findall(r"\w+", _lower(answer))
   counts = {
     name: sum(word in frequent for word in words)
     for name, frequent in _LANGUAGES.items()
   }
   most = max(counts.values())
-  return len(words) < _SHORT or (most > 0 and counts[language] == most)
+  return counts[language] == most and (most > 0 or len(words) < _SHORT)
 
 
 # A check's name → (answer, argument) → whether it passes. The kinds of
 # `instructions` are checks too.
 CHECKS: Mapping[str, Callable[[str, Any], bool]] = {
   "all": lambda answer, texts: all(_occurs(text, answer) for text in texts),
-  "any": lambda answer, texts: any(_occurs(text, answer) for text in texts),
-  "any_text": lambda answer, texts: any(t in answer.lower() for t in texts),
-  "none": lambda answer, texts: not any(_occurs(t, answer) for t in texts),
-  "squeezed": lambda answer, text: text in re.sub(r"[\s\"']", "", answer),
-  "most_words": lambda answer, count: len(answer.split()) <= count,
+  "any": lambda answer, texts: _occurs_any(texts, answer),
+  "none": lambda answer, texts: not _occurs_any(texts, answer),
+  "matches": _matches,
+  "most_words": lambda answer, count: len(_words(answer)) <= count,
+  "least_words": lambda answer, count: len(_words(answer)) >= count,
   "language": _is_in_language,
+  # A denial or a hedge, or one of the item's own texts.
+  "denies": lambda answer, texts: (
+    _DENIAL.search(_lower(answer)) is not None or _occurs_any(texts, answer)
+  ),
+  "hedges": lambda answer, texts: (
+    _HEDGE.search(_lower(answer)) is not None or _occurs_any(texts, answer)
+  ),
   **{name: kind.is_fulfilled for name, kind in kinds.KINDS.items()},
 }
 

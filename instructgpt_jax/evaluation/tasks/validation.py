@@ -59,8 +59,8 @@ def make_measure(
   ) -> dict[str, float]:
     model = TextModel.of_network(network, params, tokenizer, mesh)
     return {
-      METRIC + column: float(np.mean(scores))
-      for column, scores in answers.main_scores(model, tasks).items()
+      METRIC + column: float(np.mean([row.main_score for row in rows]))
+      for column, rows in answers.answer_tasks(model, tasks).items()
     }
 
   return measure

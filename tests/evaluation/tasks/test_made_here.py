@@ -19,11 +19,16 @@ ITEMS = [
 @pytest.mark.parametrize(
   ("name", "item"), ITEMS, ids=[item["id"] for _, item in ITEMS]
 )
-def test_a_good_answer_passes_and_a_wrong_one_fails(name, item):
-  assert made_here.is_fulfilled(item["answer"], item["check"])
-  assert not made_here.is_fulfilled(item["wrong"], item["check"])
-  assert not made_here.is_fulfilled(" \n", item["check"])
+def test_right_answers_pass_and_wrong_ones_fail(name, item):
+  assert set(item) == {
+    "id", "kind", "prompt", "answer", "right", "wrong", "check",
+  }  # fmt: skip
   assert set(item["check"]) <= set(made_here.CHECKS)
+  assert item["right"] and len(item["wrong"]) >= 2
+  for answer in (item["answer"], *item["right"]):
+    assert made_here.is_fulfilled(answer, item["check"]), answer
+  for answer in (*item["wrong"], item["prompt"], " \n"):
+    assert not made_here.is_fulfilled(answer, item["check"]), answer
 
 
 def test_the_sets_cover_their_kinds():
@@ -61,7 +66,10 @@ def test_scores_by_kind(name):
     ("El perro duerme en la casa.", "es", True),
     ("Il cane è il mio.", "it", True),
     ("De hond is niet van ons.", "nl", True),
+    ("O cão não é meu.", "pt", True),
+    ("The first month is janeiro.", "pt", False),
     ("Roma", "it", True),
+    ("It is Roma.", "it", False),
     ("Xyz xyz xyz xyz xyz", "it", False),
   ],
 )
@@ -77,8 +85,13 @@ def test_the_language_of_an_answer(answer, language, is_right):
     ({"all": ["a b", "c"]}, "C, and A B", "a, b and c"),
     ({"none": ["don't"]}, "I do", "I don’t"),
     ({"most_words": 2}, "one two", "one two three"),
-    ({"any_text": ["f("]}, "F(x)", "f x"),
-    ({"squeezed": "[1,2]"}, "It is [1, 2].", "[2, 1]"),
+    ({"most_words": 1}, "```sh\nls\n```", "ls -l"),
+    ({"least_words": 2}, "It is.", "Yes!"),
+    ({"matches": ["a[+]b", "c$"]}, "`A + b`, 'C'", "a + b, d"),
+    ({"denies": ["rock"]}, "That isn’t so.", "It is cheese."),
+    ({"denies": ["rock"]}, "It is rock.", "It is known."),
+    ({"hedges": []}, "No one knows.", "Everyone knows."),
+    ({"hedges": []}, "We don't know.", "We do."),
     ({"words": 3}, "one two three", "one two"),
   ],
 )

@@ -85,6 +85,20 @@ def test_items_are_closed_and_reopened(pages):
   assert owner.get("/items?after=x&task=none&state=odd").status_code == 200
 
 
+def test_the_owner_sees_labels_by_group_and_why_items_were_skipped(pages):
+  made.add_items(pages.store, 1, overlap=2)
+  owner = pages.client("Olga", "owner")
+  rank(pages.client("Ann"), [1, 2, 3])
+  rank(pages.client("Hal", held_out=True), [1, 2, 3])
+  ben = pages.client("Ben")
+  number = site.get_work(ben)["assignment"]
+  ben.post(f"/tasks/{number}/skip", data={"reason": "<i>In Dutch</i>"})
+  assert "1 of 2, 1 held out" in site.text_of(owner.get("/items").text)
+  page = owner.get("/items/1").text
+  assert "Skipped Ben" in site.text_of(page)
+  assert "&lt;i&gt;In Dutch" in page
+
+
 def test_people_are_invited_and_changed(pages):
   owner = pages.client("Olga", "owner")
   page = owner.post(

@@ -43,6 +43,7 @@ def test_the_dashboard_shows_the_agreement_computed_by_hand(pages):
   assert "Agreement 80.0" in text  # 4 of 5 pairs
   assert "5 pairs, 1 tie left out" in text
   assert "Labels 4" in text
+  assert "Ann and Ben 80 % 0.65" in text
   rows = site.text_of(owner.get("/adjudication").text)
   assert "33 %" in rows
 

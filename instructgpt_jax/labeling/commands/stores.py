@@ -52,8 +52,8 @@ def update(location: str, path: str, *, create: bool) -> Store:
   print(f"{store.name}: {changes.added} of {changes.total} items are new")
   if changes.changed:
     print(
-      f"{changes.changed} items have another overlap, or other gold ranks, kinds"
-      " or sources"
+      f"{changes.changed} items have another overlap, kind or source, or other"
+      " gold ranks"
     )
   if changes.others:
     print(

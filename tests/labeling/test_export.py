@@ -19,6 +19,8 @@ from instructgpt_jax.labeling import (
   store,
 )
 from instructgpt_jax.labeling.snapshot import Adjudication, Item, Label
+from instructgpt_jax.training import inputs
+from instructgpt_jax.training import rankings as rankings_lib
 
 FORMATS = ["jsonl", "parquet"]
 
@@ -341,6 +343,29 @@ def test_curation_drops_nothing_of_an_export(tmp_path):
   assert sum(map(len, parts.values())) == 180
   for split, part in parts.items():
     assert {record.split for record in part} <= {split}
+
+
+def test_five_fold_cross_validation_over_the_labelers_of_an_export(tmp_path):
+  labels = [
+    label(ranking_item(i), ranking([1, 2, 3]), user=1 + (i + k) % 10)
+    for i in range(60)
+    for k in range(3)
+  ]
+  path = written(make(labels, valid_fraction=0.5), tmp_path)["rankings.jsonl"]
+  records, _ = reading.read_rankings(path)
+  parts, _ = curation.curate(records, configs.Data())
+  sources = inputs.Splits(parts["train"], parts["valid"], parts["test"])
+  tested = []
+  for fold in range(1, 6):
+    section = configs.Reward(leave_out=f"{fold},{fold + 5}")
+    selected = rankings_lib.select_rankings(sources, section, 0)
+    others = {r.labeler_id for r in selected.train + selected.valid}
+    assert len(others) == 8 and not others & {str(fold), str(fold + 5)}
+    tested += selected.left_out
+  # Each validation ranking is tested once, by a model without its labeler.
+  assert tested and sorted(map(repr, tested)) == sorted(
+    map(repr, parts["valid"])
+  )
 
 
 def test_personal_information_is_filtered_from_train():

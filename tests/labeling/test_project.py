@@ -250,6 +250,13 @@ def test_a_file_without_records(tmp_path):
   assert error_of(project.read_items, made).code == "empty_file"
 
 
+@pytest.mark.parametrize("task", schema.TASKS)
+def test_a_list_without_records(tmp_path, task):
+  (tmp_path / "list.json").write_text("[]")
+  error = error_of(read, tmp_path, [{"task": task, "file": "list.json"}])
+  assert error.file == str(tmp_path / "list.json")
+
+
 def test_a_comparison_has_two_answers(tmp_path):
   items = [{"task": "comparison", "file": "answers.jsonl"}]
   error = error_of(read, tmp_path, items)

@@ -24,13 +24,14 @@ from instructgpt_jax.labeling import (
 from instructgpt_jax.labeling.people import invitations
 from instructgpt_jax.labeling.store import Store
 from instructgpt_jax.runs import files
-from instructgpt_jax.world import replies, write
+from instructgpt_jax.world import gold, labelers, replies, write
 from instructgpt_jax.world.facts import World, make_world
 
 PROJECT = "PROJECT.json"
 STORE = "labels.db"
 _PROMPTS, _COMPLETIONS = 60, 6
 _OVERLAP = 3
+_GOLD = 4  # gold items
 _DONE = 0.75  # share of the work that simulated labelers have done
 _DAY = 86400.0
 _WEEKS = 4  # over which the simulated labels are spread
@@ -48,11 +49,11 @@ def write_example(directory: str, demo: str) -> tuple[str, World]:
   """
   root = files.make_directory(directory)
   world, answers = _demo_answers(demo)
-  if not answers:
-    world = make_world(0)
-    answers = _world_answers(world)
+  people = _world_answers(world)
+  answers = _with_gold(world, answers or people)
   files.write_jsonl_atomic(root / "answers.jsonl", answers[:_PROMPTS])
-  files.write_jsonl_atomic(root / "pairs.jsonl", _pairs(answers))
+  # Of people whose names are known, for win rates.
+  files.write_jsonl_atomic(root / "pairs.jsonl", _pairs(people))
   files.write_jsonl_atomic(
     root / "prompts.jsonl", [{"prompt": a["prompt"]} for a in answers[:8]]
   )
@@ -62,7 +63,7 @@ def write_example(directory: str, demo: str) -> tuple[str, World]:
   files.write_json_atomic(
     path,
     project.as_json(
-      project.Settings(title="Example", overlap=_OVERLAP),
+      project.Settings(title="Example", overlap=_OVERLAP, gold_share=0.1),
       [
         {"task": "ranking", "file": "answers.jsonl"},
         {"task": "comparison", "file": "pairs.jsonl"},
@@ -124,6 +125,25 @@ def _world_answers(world: World) -> list[dict[str, Any]]:
   return answers
 
 
+def _with_gold(
+  world: World, answers: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+  """Adds the ranks of the world's gold labeler to the first answers."""
+  return [
+    {**record, "gold": _gold_ranks(world, record)} if i < _GOLD else record
+    for i, record in enumerate(answers)
+  ]
+
+
+def _gold_ranks(world: World, record: dict[str, Any]) -> list[int]:
+  return labelers.to_ranks(
+    [
+      gold.label(record["prompt"], text, world=world).score
+      for text in record["completions"]
+    ]
+  )
+
+
 def _pairs(answers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
   """Returns comparisons of the answers that no ranking has."""
   return [
@@ -150,7 +170,8 @@ def _screening(answers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     {
       "kind": "ranking",
       "prompt": answers[0]["prompt"],
-      "completions": answers[0]["completions"][:3],
+      "completions": answers[0]["completions"],
+      "gold": answers[0]["gold"],
     },
     {"kind": "demonstration", "prompt": answers[1]["prompt"]},
     {"kind": "groups"},

@@ -45,7 +45,9 @@ TIES = "rankings with only ties"
 UNABLE = "labels that say why they cannot be judged"
 GOLD = "labels of gold items"
 SCREENING = "labels of screening items"
+CANDIDATE = "labels of candidates"
 REPLACED = "labels that a reviewer's final label replaces"
+NOTHING_REPLACED = "final labels of items without a label of a training labeler"
 PERSONAL = "records with personal information"
 BLANKED = "notes with personal information, which are left empty"
 
@@ -61,7 +63,8 @@ class ExportSettings:
     filter_personal: whether records of the train split with personal
       information are left out.
     adjudicated: "replace" exports the final label of an item instead of the
-      training labelers' own, "keep" exports their own only.
+      training labelers' own, "keep" exports their own only. A final label that
+      replaces none is left out: held-out labelers alone have labeled its item.
   """
 
   valid_fraction: float = configs.Data().valid_fraction
@@ -138,9 +141,16 @@ def _rows(
       left_out[reason] += 1
     else:
       yield from _label_rows(label)
+  replaced = {
+    label.item.id
+    for label in snapshot.labels
+    if not label.held_out and not label.is_candidate
+  }
   for adjudication in final.values():
     label = _final_label(adjudication)
     reason = _reason_to_leave_out(label, {})
+    if not reason and label.item.id not in replaced:
+      reason = NOTHING_REPLACED
     if reason:
       left_out[reason] += 1
     else:
@@ -164,6 +174,8 @@ def _reason_to_leave_out(
   item, content = label.item, label.content
   if item.task == "screening":
     return SCREENING
+  if label.is_candidate:
+    return CANDIDATE
   if item.gold is not None:
     return GOLD
   if item.id in final and not label.held_out:
@@ -269,7 +281,9 @@ def _prompt_rows(snapshot: Snapshot) -> Iterator[_Row]:
       )
   for label in snapshot.labels:
     item = label.item
-    if item.task != "demonstration" or label.held_out or item.gold is not None:
+    if item.task != "demonstration" or item.gold is not None:
+      continue
+    if label.held_out or label.is_candidate:
       continue
     for turns, _ in demonstrations_of(item, label.content):
       if turns not in known and turns not in excluded:

@@ -81,17 +81,17 @@ def write_export(
   root = files.make_directory(directory)
   earlier = _earlier_files(root)
   contents = {
-    f"{name}.{file_format}": _encode(rows, file_format)
+    f"{name}.{file_format}": encode(rows, file_format)
     for name, rows in export.files.items()
   }
   for name, content in contents.items():
     files.write_chunks_atomic(root / name, (content,))
-  files.write_json_atomic(
-    root / MANIFEST, _manifest(export, contents, file_format)
-  )
   for name in sorted(earlier - contents.keys()):
     with files.disk_errors_as_user_errors(root / name):
       (root / name).unlink(missing_ok=True)
+  files.write_json_atomic(
+    root / MANIFEST, _manifest(export, contents, file_format)
+  )
   return [str(root / name) for name in (*contents, MANIFEST)]
 
 
@@ -137,7 +137,8 @@ def _earlier_files(root: pathlib.Path) -> set[str]:
   return names.keys() & known
 
 
-def _encode(rows: Sequence[Mapping[str, Any]], file_format: str) -> bytes:
+def encode(rows: Sequence[Mapping[str, Any]], file_format: str) -> bytes:
+  """Returns the content of a file of records, in one of `FORMATS`."""
   if file_format == "jsonl":
     lines = (
       json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows

@@ -418,7 +418,15 @@ def _read_screening(path: str) -> list[NewItem]:
       fix="give a .jsonl file; docs/labeling.md has one example each",
       code="plain_text",
     )
-  return [_screening_item(path, line, value) for line, value in values]
+  items = [_screening_item(path, line, value) for line, value in values]
+  if not items:
+    raise UserError(
+      "holds no screening items",
+      file=path,
+      fix="write an item in each line; docs/labeling.md has one example each",
+      code="no_items",
+    )
+  return items
 
 
 _SCREENING_FIELDS = {

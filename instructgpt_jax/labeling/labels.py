@@ -242,18 +242,35 @@ def close_item(store: Store, item_id: int, now: float) -> None:
 
 
 def close_full_items(store: Store, now: float) -> int:
-  """Closes items whose places are all submitted; returns how many."""
-  items = schema.items
-  count = (
+  """Closes items whose places are all submitted; returns how many.
+
+  Held-out labelers have places of their own, at most one for each of them.
+  """
+  items, people = schema.items, schema.users
+
+  def count(held_out: bool) -> Any:
+    return (
+      sa.select(sa.func.count())
+      .select_from(_LABELS.join(people, people.c.id == _LABELS.c.user_id))
+      .where(_LABELS.c.item_id == items.c.id, people.c.held_out.is_(held_out))
+      .scalar_subquery()
+    )
+
+  held_out_labelers = (
     sa.select(sa.func.count())
-    .select_from(_LABELS)
-    .where(_LABELS.c.item_id == items.c.id)
+    .where(people.c.held_out, people.c.active, people.c.role == "labeler")
     .scalar_subquery()
   )
   with store.begin() as connection:
     done = connection.execute(
       sa.update(items)
-      .where(items.c.closed_at.is_(None), count >= items.c.overlap)
+      .where(
+        items.c.closed_at.is_(None),
+        count(False) >= items.c.overlap,
+        sa.or_(
+          count(True) >= items.c.overlap, count(True) >= held_out_labelers
+        ),
+      )
       .values(closed_at=now)
     )
     return done.rowcount

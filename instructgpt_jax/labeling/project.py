@@ -131,7 +131,8 @@ class Changes(NamedTuple):
   Attributes:
     added: number of new items.
     total: number of items of the project's files.
-    overlaps: number of items whose overlap has changed.
+    changed: number of items whose overlap, gold ranks, kind, sources or origin
+      have changed.
     others: number of items of the store that are in no file of the project.
     instructions: version of the instructions.
     is_new_version: whether that version is new.
@@ -139,7 +140,7 @@ class Changes(NamedTuple):
 
   added: int
   total: int
-  overlaps: int
+  changed: int
   others: int
   instructions: int
   is_new_version: bool
@@ -376,21 +377,25 @@ def update_store(
 ) -> Changes:
   """Brings a store up to a project, in one transaction.
 
-  Settings are replaced, instructions that differ get a new version, and items
-  that the store does not have are added. Nothing is removed.
+  Settings are replaced, and items that the store does not have are added.
+  Instructions that no version has had become the newest; others were replaced
+  on the page of instructions, and stay so. Nothing is removed.
   """
   with store.begin() as connection:
     _write_settings(connection, project.settings)
-    version, is_new = _write_instructions(connection, project.instructions, now)
+    is_new = not _has_had(connection, project.instructions)
+    if is_new:
+      _write_instructions(connection, project.instructions, now)
+    version, _ = _newest_instructions(connection) or (0, "")
     known = _known_items(connection)
     new = [item for item in items if item.key not in known]
     if new:
       connection.execute(
         sa.insert(schema.items), [item.as_row(now) for item in new]
       )
-    overlaps = _update_overlaps(connection, items, known)
+    changed = _update_items(connection, items, known)
   others = len(known.keys() - {item.key for item in items})
-  return Changes(len(new), len(items), overlaps, others, version, is_new)
+  return Changes(len(new), len(items), changed, others, version, is_new)
 
 
 def _write_settings(connection: sa.Connection, settings: Settings) -> None:
@@ -419,6 +424,13 @@ def _write_instructions(
   return version, True
 
 
+def _has_had(connection: sa.Connection, markdown: str) -> bool:
+  """Returns whether a version of the instructions has had a text."""
+  table = schema.instructions
+  query = sa.select(table.c.version).where(table.c.markdown == markdown)
+  return connection.execute(query.limit(1)).first() is not None
+
+
 def _newest_instructions(connection: sa.Connection) -> tuple[int, str] | None:
   table = schema.instructions
   row = connection.execute(
@@ -429,35 +441,33 @@ def _newest_instructions(connection: sa.Connection) -> tuple[int, str] | None:
   return None if row is None else (row.version, row.markdown)
 
 
-def _known_items(
-  connection: sa.Connection,
-) -> dict[str, tuple[int, int | None]]:
-  """Returns key -> (id, overlap) of the store's items."""
+def _known_items(connection: sa.Connection) -> dict[str, sa.Row]:
+  """Returns key -> row of the store's items."""
   return {
-    item_files.key_of(row.task, row.payload): (row.id, row.overlap)
+    item_files.key_of(row.task, row.payload): row
     for row in connection.execute(sa.select(schema.items))
   }
 
 
-def _update_overlaps(
+def _update_items(
   connection: sa.Connection,
   items: Iterable[NewItem],
-  known: Mapping[str, tuple[int, int | None]],
+  known: Mapping[str, sa.Row],
 ) -> int:
-  changed = [
-    {"item": known[item.key][0], "new": item.overlap}
-    for item in items
-    if item.key in known and known[item.key][1] != item.overlap
-  ]
-  if changed:
-    table = schema.items
+  """Updates what may change of an item; returns the number of changed ones."""
+  table = schema.items
+  names = ("payload", "kind", "overlap", "gold")
+  changed = 0
+  for item in items:
+    row = known.get(item.key)
+    values = {name: getattr(item, name) for name in names}
+    if row is None or values == {name: row._mapping[name] for name in names}:
+      continue
+    changed += 1
     connection.execute(
-      sa.update(table)
-      .where(table.c.id == sa.bindparam("item"))
-      .values(overlap=sa.bindparam("new")),
-      changed,
+      sa.update(table).where(table.c.id == row.id).values(**values)
     )
-  return len(changed)
+  return changed
 
 
 def read_settings(store: Store) -> Settings:

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from instructgpt_jax.errors import UserError
 from instructgpt_jax.labeling.label_records import LabelRecord
 from instructgpt_jax.statistics import Interval, bootstrap_interval
 
@@ -116,11 +115,12 @@ def _compare_orders(a: np.ndarray, b: np.ndarray) -> tuple[int, int, int]:
 def compare_labels(records: Iterable[LabelRecord]) -> list[Comparison]:
   """Compares every two labels of each item, in the order of items.
 
-  Labels without ranks are left out.
+  Labels without ranks are left out, and gold items: all labelers have them, so
+  that their pairs would outnumber those of other items.
   """
   by_item: dict[int, list[LabelRecord]] = collections.defaultdict(list)
   for record in records:
-    if record.ranks:
+    if record.ranks and not record.gold_ranks:
       by_item[record.item_id].append(record)
   result = []
   for _, labels in sorted(by_item.items()):
@@ -131,6 +131,15 @@ def compare_labels(records: Iterable[LabelRecord]) -> list[Comparison]:
         Comparison(labels[i], labels[j], *_compare_orders(orders[i], orders[j]))
       )
   return result
+
+
+def training_labels(records: Iterable[LabelRecord]) -> list[LabelRecord]:
+  """Returns the labels of training labelers; all labels if there are none.
+
+  As in the paper, the agreement of held-out labelers is another number.
+  """
+  records = list(records)
+  return [record for record in records if not record.held_out] or records
 
 
 def agreement(comparisons: Iterable[Comparison]) -> Agreement:
@@ -178,69 +187,53 @@ def agreement_by(
   Returns:
     Group -> agreement, sorted by group.
   """
+  groups = group_comparisons(comparisons, keys)
+  return {key: agreement(group) for key, group in groups.items()}
+
+
+def group_comparisons(
+  comparisons: Iterable[Comparison],
+  keys: Callable[[Comparison], Iterable[K]],
+) -> dict[K, list[Comparison]]:
+  """Returns group -> comparisons, sorted by group; see `agreement_by`."""
   groups: dict[Any, list[Comparison]] = collections.defaultdict(list)
   for comparison in comparisons:
     for key in keys(comparison):
       groups[key].append(comparison)
-  return {key: agreement(groups[key]) for key in sorted(groups)}
+  return {key: groups[key] for key in sorted(groups)}
 
 
-def agreement_by_labeler(
-  comparisons: Iterable[Comparison],
-) -> dict[str, Agreement]:
-  """Computes each labeler's agreement with all others."""
-  return agreement_by(
-    comparisons, lambda c: (c.first.labeler, c.second.labeler)
-  )
+# Groups of a comparison, for `agreement_by` and `reliability.alpha_by`.
 
 
-def agreement_by_labelers(
-  comparisons: Iterable[Comparison],
-) -> dict[tuple[str, str], Agreement]:
-  """Computes the agreement of each pair of labelers."""
-  return agreement_by(
-    comparisons, lambda c: ((c.first.labeler, c.second.labeler),)
-  )
+def by_labeler(comparison: Comparison) -> tuple[str, str]:
+  """Returns both labelers: each is compared with all others."""
+  return comparison.first.labeler, comparison.second.labeler
 
 
-def agreement_by_kind(
-  comparisons: Iterable[Comparison],
-) -> dict[str, Agreement]:
-  """Computes the agreement on each kind of prompt; "" has no kind."""
-  return agreement_by(comparisons, lambda c: (c.first.kind,))
+def by_labelers(comparison: Comparison) -> tuple[tuple[str, str]]:
+  """Returns the pair of labelers."""
+  return ((comparison.first.labeler, comparison.second.labeler),)
 
 
-def agreement_by_week(
-  comparisons: Iterable[Comparison],
-) -> dict[str, Agreement]:
-  """Computes the agreement of each week.
+def by_kind(comparison: Comparison) -> tuple[str]:
+  """Returns the kind of the prompt; "" for none."""
+  return (comparison.first.kind,)
 
-  A comparison belongs to the week in which its second label was submitted.
 
-  Returns:
-    Date of the week's Monday in UTC, such as "2025-03-31" -> agreement.
+def by_week(comparison: Comparison) -> tuple[str]:
+  """Returns the week in which the second label was submitted.
+
+  It is the date of the week's Monday in UTC, such as "2025-03-31".
   """
-  return agreement_by(
-    comparisons,
-    lambda c: (week_of(max(c.first.submitted_at, c.second.submitted_at)),),
-  )
+  times = comparison.first.submitted_at, comparison.second.submitted_at
+  return (week_of(max(times)),)
 
 
-def agreement_by_group(
-  comparisons: Iterable[Comparison],
-) -> dict[str, Agreement]:
-  """Computes the agreement among training labelers, held-out ones and both.
-
-  Returns:
-    "training", "held out" and "between" -> agreement, as far as there are
-    comparisons.
-  """
-
-  def group(comparison: Comparison) -> str:
-    held_out = comparison.first.held_out + comparison.second.held_out
-    return ("training", "between", "held out")[held_out]
-
-  return agreement_by(comparisons, lambda c: (group(c),))
+def by_group(comparison: Comparison) -> tuple[str]:
+  """Returns "training", "held out" or "between", by the labelers' groups."""
+  held_out = comparison.first.held_out + comparison.second.held_out
+  return (("training", "between", "held out")[held_out],)
 
 
 def week_of(time: float) -> str:
@@ -299,47 +292,6 @@ def gold_accuracy(records: Iterable[LabelRecord]) -> dict[str, Agreement]:
         (record.item_id, *compare_ranks(record.ranks, record.gold_ranks))
       )
   return {name: _agreement(counts[name]) for name in sorted(counts)}
-
-
-def krippendorff_alpha(
-  records: Iterable[LabelRecord], values: str = "ranks"
-) -> float:
-  """Computes Krippendorff's α of ordinal values; NaN where it has none.
-
-  The units are completions of items, the coders are labelers.
-
-  Args:
-    records: labels.
-    values: "ranks", or "overall" for the ratings from 1 to 7.
-
-  Raises:
-    UserError: the package krippendorff is not installed.
-  """
-  counts: dict[tuple[int, int], collections.Counter[int]] = {}
-  for record in records:
-    for position, value in enumerate(getattr(record, values)):
-      unit = counts.setdefault(
-        (record.item_id, position), collections.Counter()
-      )
-      unit[value] += 1
-  units = [unit for unit in counts.values() if unit.total() > 1]
-  domain = sorted({value for unit in units for value in unit})
-  if len(domain) < 2:
-    return math.nan
-  try:
-    import krippendorff  # pyright: ignore[reportMissingImports]
-  except ImportError as error:
-    raise UserError(
-      "Krippendorff's α needs the package krippendorff, which is not installed",
-      fix="pip install krippendorff (extra 'labeling')",
-      code="missing_package",
-    ) from error
-  table = np.array([[unit[value] for value in domain] for unit in units])
-  return float(
-    krippendorff.alpha(
-      value_counts=table, value_domain=domain, level_of_measurement="ordinal"
-    )
-  )
 
 
 class Speed(NamedTuple):
@@ -406,13 +358,14 @@ def win_rates(records: Iterable[LabelRecord]) -> list[WinRate]:
   """Computes the win rate of each ordered pair of models.
 
   Labels of one item are averaged first, so that an item with more labels does
-  not count more. Completions of one model are not compared with each other.
+  not count more. Completions of one model are not compared with each other, and
+  gold items are left out.
   """
   outcomes: dict[tuple[str, str], dict[int, list[float]]] = (
     collections.defaultdict(lambda: collections.defaultdict(list))
   )
   for record in records:
-    if len(record.sources) != len(record.ranks):
+    if record.gold_ranks or len(record.sources) != len(record.ranks):
       continue
     ranked = list(zip(record.sources, record.ranks, strict=True))
     for (model, rank), (baseline, other) in itertools.permutations(ranked, 2):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
-from instructgpt_jax.labeling import quality
+from instructgpt_jax.labeling import quality, reliability
 from instructgpt_jax.labeling.label_records import LabelRecord
-from instructgpt_jax.labeling.quality import Agreement
+from instructgpt_jax.labeling.quality import Comparison
 
 _TASKS = ("ranking", "comparison")
 
@@ -23,23 +24,37 @@ def lines(records: Sequence[LabelRecord]) -> list[str]:
 
 
 def _task_lines(task: str, records: Sequence[LabelRecord]) -> list[str]:
-  comparisons = quality.compare_labels(records)
-  result = [f"{task}: agreement {quality.agreement(comparisons)}"]
+  training = quality.training_labels(records)
+  whole = quality.agreement(quality.compare_labels(training))
+  result = [f"{task}: agreement {whole}"]
   for name, values in (("ranks", "ranks"), ("overall quality", "overall")):
-    alpha = quality.krippendorff_alpha(records, values)
+    alpha = reliability.krippendorff_alpha(training, values)
     if not math.isnan(alpha):
       result.append(f"  Krippendorff's α of {name}: {alpha:.3f}")
-  result += _group_lines("labelers", quality.agreement_by_group(comparisons))
-  result += _group_lines("labeler", quality.agreement_by_labeler(comparisons))
-  result += _group_lines("kind", quality.agreement_by_kind(comparisons))
-  result += _group_lines("week of", quality.agreement_by_week(comparisons))
-  result += _group_lines("gold items,", quality.gold_accuracy(records))
-  result += _speed_lines(records)
-  return result
+  comparisons = quality.compare_labels(records)
+  result += _group_lines("labelers", comparisons, quality.by_group)
+  result += _group_lines("labeler", comparisons, quality.by_labeler)
+  result += _group_lines("pair", comparisons, quality.by_labelers)
+  result += _group_lines("kind", comparisons, quality.by_kind)
+  result += _group_lines("week of", comparisons, quality.by_week)
+  for name, row in quality.gold_accuracy(records).items():
+    result.append(f"  gold items, {name}: {row}")
+  return result + _speed_lines(records)
 
 
-def _group_lines(title: str, groups: Mapping[str, Agreement]) -> list[str]:
-  return [f"  {title} {name or '–'}: {row}" for name, row in groups.items()]
+def _group_lines(
+  title: str,
+  comparisons: Sequence[Comparison],
+  keys: Callable[[Comparison], Iterable[Any]],
+) -> list[str]:
+  """Returns the agreement and the α of each group."""
+  alphas = reliability.alpha_by(comparisons, keys)
+  lines = []
+  for key, row in quality.agreement_by(comparisons, keys).items():
+    name = " and ".join(key) if isinstance(key, tuple) else key or "–"
+    alpha = "" if math.isnan(alphas[key]) else f", α {alphas[key]:.3f}"
+    lines.append(f"  {title} {name}: {row}{alpha}")
+  return lines
 
 
 def _speed_lines(records: Iterable[LabelRecord]) -> list[str]:

@@ -31,6 +31,7 @@ class Label:
   user_id: int
   labeler: str
   held_out: bool = False
+  is_candidate: bool = False
   content: Mapping[str, Any]
   instructions_version: int | None = None
   seconds: float = 0.0
@@ -54,8 +55,7 @@ class Snapshot:
 
   Attributes:
     items: all items, in the order of their ids.
-    labels: labels of all people but candidates, in the order of items, then of
-      users.
+    labels: labels of all people, in the order of items, then of users.
     adjudications: final labels, in the order of items.
   """
 
@@ -85,6 +85,7 @@ def read_snapshot(connection: sa.Connection) -> Snapshot:
       user_id=row.user_id,
       labeler=row.name,
       held_out=row.held_out,
+      is_candidate=row.role == "candidate",
       content=row.content,
       instructions_version=row.instructions_version,
       seconds=row.seconds,
@@ -92,9 +93,8 @@ def read_snapshot(connection: sa.Connection) -> Snapshot:
       revised_at=row.revised_at,
     )
     for row in connection.execute(
-      sa.select(schema.labels, users.c.name, users.c.held_out)
+      sa.select(schema.labels, users.c.name, users.c.held_out, users.c.role)
       .join(users, users.c.id == schema.labels.c.user_id)
-      .where(users.c.role != "candidate")
       .order_by(schema.labels.c.item_id, schema.labels.c.user_id)
     )
   ]
@@ -113,7 +113,10 @@ def read_snapshot(connection: sa.Connection) -> Snapshot:
 
 
 def records_of(snapshot: Snapshot) -> list[LabelRecord]:
-  """Returns the labels as the measures of quality see them."""
+  """Returns the labels as the measures of quality see them.
+
+  Those of candidates are left out; `screening` measures them.
+  """
   return [
     label_records.make_record(
       item_id=label.item.id,
@@ -128,4 +131,5 @@ def records_of(snapshot: Snapshot) -> list[LabelRecord]:
       submitted_at=label.submitted_at,
     )
     for label in snapshot.labels
+    if not label.is_candidate
   ]

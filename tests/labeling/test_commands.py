@@ -406,6 +406,7 @@ def test_the_example_has_labels_and_open_items(here, monkeypatch, capsys):
   assert run("agreement", "--store=ex/labels.db") == 0
   output = capsys.readouterr().out
   assert "ranking: agreement" in output and "held out" in output
+  assert "pair labeler 01 and labeler 02" in output and "gold items" in output
   (here / "other").mkdir()
   (here / "other" / "file").touch()
   assert "--workdir" in error_of(capsys, "example", "--workdir=other")
@@ -419,16 +420,17 @@ def test_the_example_takes_the_demo_s_answers(here):
   (demo / "rankings").mkdir(parents=True)
   (demo / "world").mkdir()
   (demo / "world" / "world.json").write_text('{"seed": 3, "prefixes": []}')
+  world = world_write.load_world(demo / "world")
   write(
     demo / "rankings" / "round_1.jsonl",
     [
       {
-        "prompt": f"prompt {i}",
+        "prompt": text,
         "completions": ["x", "y", "x"],
         "ranks": [1, 2, 1],
         "split": "train",
       }
-      for i in range(70)
+      for _, text in world_write.draw_prompts(world, "train", 70, 0)
     ],
   )
   path, world = example.write_example("ex", str(demo))
@@ -437,7 +439,9 @@ def test_the_example_takes_the_demo_s_answers(here):
   ranking = [i for i in items if i.task == "ranking"]
   assert len(ranking) == 60
   assert ranking[0].payload["completions"] == ["x", "y"]
-  assert world.seed == world_write.load_world(demo / "world").seed
+  comparisons = [i for i in items if i.task == "comparison"]
+  assert comparisons and all(i.payload["sources"] for i in comparisons)
+  assert world.seed == 3
 
 
 def test_a_missing_package_is_named(capsys, monkeypatch):

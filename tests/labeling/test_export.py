@@ -19,6 +19,8 @@ from instructgpt_jax.labeling import (
   store,
 )
 from instructgpt_jax.labeling.snapshot import Adjudication, Item, Label
+from instructgpt_jax.training import inputs
+from instructgpt_jax.training import rankings as rankings_lib
 
 FORMATS = ["jsonl", "parquet"]
 
@@ -267,6 +269,22 @@ def test_a_final_label_replaces_training_labels_or_is_left_out():
   assert without.left_out == {}
 
 
+def test_a_final_label_of_held_out_labels_is_in_no_file():
+  item = ranking_item(1)
+  hal = label(item, ranking([2, 1, 3]), user=3, held_out=True)
+  carl = label(item, ranking([3, 2, 1]), user=4, is_candidate=True)
+  final = [
+    Adjudication(item=item, user_id=9, content=ranking([1, 3, 2]), at=7.0)
+  ]
+  free = Item(id=2, task="demonstration", payload={})
+  written = label(free, demonstration(), user=4, is_candidate=True)
+  made = make([hal, carl, written], final)
+  assert {name: len(rows) for name, rows in made.files.items()} == {
+    "prompts": 1, "held_out_rankings": 1
+  }  # fmt: skip
+  assert made.left_out == {export.NOTHING_REPLACED: 1, export.CANDIDATE: 2}
+
+
 def test_splits_are_those_of_curation():
   items = [
     ranking_item(i, payload={"origin": {"user_id": f"u{i % 20}"}})
@@ -325,6 +343,29 @@ def test_curation_drops_nothing_of_an_export(tmp_path):
   assert sum(map(len, parts.values())) == 180
   for split, part in parts.items():
     assert {record.split for record in part} <= {split}
+
+
+def test_five_fold_cross_validation_over_the_labelers_of_an_export(tmp_path):
+  labels = [
+    label(ranking_item(i), ranking([1, 2, 3]), user=1 + (i + k) % 10)
+    for i in range(60)
+    for k in range(3)
+  ]
+  path = written(make(labels, valid_fraction=0.5), tmp_path)["rankings.jsonl"]
+  records, _ = reading.read_rankings(path)
+  parts, _ = curation.curate(records, configs.Data())
+  sources = inputs.Splits(parts["train"], parts["valid"], parts["test"])
+  tested = []
+  for fold in range(1, 6):
+    section = configs.Reward(leave_out=f"{fold},{fold + 5}")
+    selected = rankings_lib.select_rankings(sources, section, 0)
+    others = {r.labeler_id for r in selected.train + selected.valid}
+    assert len(others) == 8 and not others & {str(fold), str(fold + 5)}
+    tested += selected.left_out
+  # Each validation ranking is tested once, by a model without its labeler.
+  assert tested and sorted(map(repr, tested)) == sorted(
+    map(repr, parts["valid"])
+  )
 
 
 def test_personal_information_is_filtered_from_train():
@@ -491,15 +532,18 @@ def test_a_store_is_read_in_one_order(tmp_path):
     read = snapshot.read_snapshot(connection)
   assert [(one.item.id, one.user_id) for one in read.labels] == [
     (1, 1),
+    (1, 3),
     (2, 1),
     (2, 2),
   ]
   assert [a.item.id for a in read.adjudications] == [1]
   assert [r.labeler for r in snapshot.records_of(read)] == ["b", "b", "A"]
-  assert read.labels[2].held_out and not read.labels[1].held_out
+  assert read.labels[3].held_out and not read.labels[2].held_out
   made = export.export_snapshot(read)
   assert [r["labeler_id"] for r in made.files["rankings"]] == ["1", "1"]
   assert [r["labeler_id"] for r in made.files["held_out_rankings"]] == ["2"]
+  assert made.labels == 4
+  assert made.left_out == {export.CANDIDATE: 1, export.REPLACED: 1}
   opened.close()
 
 

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.labeling import assignment, labels, schema
+from instructgpt_jax.labeling.people import users
 from tests.labeling.made import NOW, add_items, add_user, add_users
 
 RULES = assignment.Rules(lock_seconds=100.0)
@@ -336,9 +337,9 @@ def test_lone_surrogates_are_replaced(page):
 
 
 def test_full_items_are_closed_together(new_store):
-  users = add_users(new_store, 2)
+  crew = add_users(new_store, 2)
   add_items(new_store, 3, overlap=2)
-  for user in users:
+  for user in crew:
     for _ in range(2):
       work = assignment.next_item(new_store, user.id, RULES, NOW)
       _Page(new_store, user, work).submit({"a": 1})
@@ -350,6 +351,27 @@ def test_full_items_are_closed_together(new_store):
   assert full == 1 and len(items) == 4
   assert labels.close_full_items(new_store, NOW) == full
   assert labels.close_full_items(new_store, NOW) == 0
+
+
+def test_an_item_is_full_when_both_groups_have_filled_their_places(new_store):
+  add_items(new_store, overlap=1)
+  hal = add_user(new_store, "Hal", held_out=True)
+  ann = add_user(new_store, "Ann")
+
+  def label(user):
+    work = assignment.next_item(new_store, user.id, RULES, NOW)
+    _Page(new_store, user, work).submit({"a": 1})
+
+  label(hal)
+  assert labels.close_full_items(new_store, NOW) == 0
+  label(ann)
+  assert labels.close_full_items(new_store, NOW) == 1
+  add_items(new_store, overlap=1)
+  label(ann)
+  assert labels.close_full_items(new_store, NOW) == 0
+  # Nobody is left to fill a held-out place.
+  users.update_user(new_store, hal.id, NOW, active=False)
+  assert labels.close_full_items(new_store, NOW) == 1
 
 
 def test_a_reviewer_adjudicates(page):

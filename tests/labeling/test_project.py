@@ -250,6 +250,13 @@ def test_a_file_without_records(tmp_path):
   assert error_of(project.read_items, made).code == "empty_file"
 
 
+@pytest.mark.parametrize("task", schema.TASKS)
+def test_a_list_without_records(tmp_path, task):
+  (tmp_path / "list.json").write_text("[]")
+  error = error_of(read, tmp_path, [{"task": task, "file": "list.json"}])
+  assert error.file == str(tmp_path / "list.json")
+
+
 def test_a_comparison_has_two_answers(tmp_path):
   items = [{"task": "comparison", "file": "answers.jsonl"}]
   error = error_of(read, tmp_path, items)
@@ -434,6 +441,34 @@ def test_other_sources_of_the_same_answers_are_the_same_item(tmp_path, opened):
   update(opened, make(tmp_path))
   changed = [{**ANSWERS[0], "sources": ["x", "y", "z"], "user_id": "other"}]
   assert update(opened, make(tmp_path, answers=changed)).added == 0
+
+
+def test_what_a_file_says_about_an_item_can_change(tmp_path, opened):
+  plain = {"prompt": "p", "completions": ["x", "y"], "kind": "chat"}
+  gold = {**plain, "gold": [2, 1], "kind": "qa", "sources": ["m", "n"]}
+  for answer, ranks in (
+    (plain, None),
+    (gold, {"ranks": [2, 1]}),
+    (plain, None),
+  ):
+    path = make(tmp_path, answers=[answer])
+    update(opened, path)
+    assert update(opened, path).changed == 0
+    (row,) = stored(opened)
+    assert (row.gold, row.kind) == (ranks, answer["kind"])
+    assert row.overlap == (None if ranks else 1)
+    assert row.payload.get("sources") == answer.get("sources")
+
+
+def test_a_restart_does_not_undo_instructions_of_the_page(tmp_path, opened):
+  (tmp_path / "guide.md").write_text("one")
+  path = make(tmp_path, instructions="guide.md")
+  update(opened, path)
+  assert project.write_instructions(opened, "of the page", 2.0) == 2
+  assert update(opened, path)[-2:] == (2, False)
+  assert project.read_instructions(opened) == (2, "of the page")
+  (tmp_path / "guide.md").write_text("new")
+  assert update(opened, path)[-2:] == (3, True)
 
 
 def test_a_store_without_a_project(opened):

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from instructgpt_jax.labeling import quality
+from instructgpt_jax.labeling import quality, reliability
 from instructgpt_jax.labeling.label_records import (
   LabelRecord,
   make_record,
@@ -131,22 +131,24 @@ def test_groups_add_up():
   comparisons = quality.compare_labels(records)
   whole = quality.agreement(comparisons)
   for groups in (
-    quality.agreement_by_labelers(comparisons),
-    quality.agreement_by_kind(comparisons),
-    quality.agreement_by_week(comparisons),
-    quality.agreement_by_group(comparisons),
+    quality.agreement_by(comparisons, quality.by_labelers),
+    quality.agreement_by(comparisons, quality.by_kind),
+    quality.agreement_by(comparisons, quality.by_week),
+    quality.agreement_by(comparisons, quality.by_group),
   ):
     assert sum(g.pairs for g in groups.values()) == whole.pairs
     assert sum(g.agreeing for g in groups.values()) == whole.agreeing
     assert sum(g.ties for g in groups.values()) == whole.ties
     assert len(groups) > 1
-  by_labeler = quality.agreement_by_labeler(comparisons)
+  by_labeler = quality.agreement_by(comparisons, quality.by_labeler)
   assert sum(g.pairs for g in by_labeler.values()) == 2 * whole.pairs
 
 
 def test_a_labeler_is_compared_with_all_others():
   records = random_records(4)
-  result = quality.agreement_by_labeler(quality.compare_labels(records))
+  result = quality.agreement_by(
+    quality.compare_labels(records), quality.by_labeler
+  )
   for name, row in result.items():
     mine = [r for r in records if r.labeler == name]
     sums = [0, 0, 0]
@@ -165,7 +167,9 @@ def test_held_out_labelers_are_compared_apart():
     label(1, "x", (2, 1), held_out=True),
     label(1, "y", (2, 1), held_out=True),
   ]
-  groups = quality.agreement_by_group(quality.compare_labels(records))
+  groups = quality.agreement_by(
+    quality.compare_labels(records), quality.by_group
+  )
   assert {k: g.share for k, g in groups.items()} == {
     "training": 1.0,
     "between": 0.0,
@@ -180,7 +184,9 @@ def test_weeks_begin_on_monday():
   assert quality.week_of(MONDAY + WEEK) == "2025-04-07"
   first = label(1, "a", (1, 2), submitted_at=MONDAY)
   second = label(1, "b", (1, 2), submitted_at=MONDAY + WEEK)
-  weeks = quality.agreement_by_week(quality.compare_labels([second, first]))
+  weeks = quality.agreement_by(
+    quality.compare_labels([second, first]), quality.by_week
+  )
   assert list(weeks) == ["2025-04-07"]
 
 
@@ -250,17 +256,60 @@ def test_alpha_equals_its_definition(values):
     for i, value in enumerate(getattr(record, values)):
       units.setdefault((record.item_id, i), []).append(value)
   expected = alpha_by_hand(list(units.values()), range(1, 10))
-  assert quality.krippendorff_alpha(records, values) == pytest.approx(expected)
+  assert reliability.krippendorff_alpha(records, values) == pytest.approx(
+    expected
+  )
+
+
+@pytest.mark.parametrize(
+  "keys",
+  [quality.by_labeler, quality.by_labelers, quality.by_kind, quality.by_week],
+)
+def test_alpha_of_a_group_is_that_of_its_compared_labels(keys):
+  tiny.library("krippendorff")
+  comparisons = quality.compare_labels(random_records(6))
+  units = {}
+  for comparison in comparisons:
+    first, second = comparison.first.ranks, comparison.second.ranks
+    pairs = list(zip(first, second, strict=True))
+    for key in keys(comparison):
+      units.setdefault(key, []).extend(pairs)
+  alphas = reliability.alpha_by(comparisons, keys)
+  assert list(alphas) == sorted(units) and len(alphas) > 1
+  for key, alpha in alphas.items():
+    assert alpha == pytest.approx(alpha_by_hand(units[key], range(1, 10)))
+
+
+def test_gold_items_count_in_their_own_measure_only():
+  tiny.library("krippendorff")
+  records = [label(1, n, r) for n, r in (("a", (1, 2)), ("b", (2, 1)))]
+  gold = [
+    label(2, name, (1, 2), gold_ranks=(1, 2), sources=("x", "y"))
+    for name in "abcdefgh"
+  ]
+  result = quality.agreement(quality.compare_labels([*records, *gold]))
+  assert (result.share, result.pairs) == (0.0, 1)
+  alpha = reliability.krippendorff_alpha
+  assert alpha([*records, *gold]) == alpha(records)
+  assert quality.win_rates(gold) == []
+  assert quality.gold_accuracy([*records, *gold])["a"].share == 1.0
+
+
+def test_the_agreement_of_the_paper_is_that_of_training_labelers():
+  training = [label(1, n, (1, 2)) for n in "ab"]
+  held_out = [label(1, n, (2, 1), held_out=True) for n in "cd"]
+  assert quality.training_labels([*held_out, *training]) == training
+  assert quality.training_labels(held_out) == held_out
 
 
 def test_alpha_of_equal_and_of_no_labels():
   tiny.library("krippendorff")
   equal = [label(i, n, (1, 2, 3)) for i in range(4) for n in "ab"]
-  assert quality.krippendorff_alpha(equal) == 1.0
-  assert math.isnan(quality.krippendorff_alpha([]))
-  assert math.isnan(quality.krippendorff_alpha([label(1, "a", (1, 2))]))
+  assert reliability.krippendorff_alpha(equal) == 1.0
+  assert math.isnan(reliability.krippendorff_alpha([]))
+  assert math.isnan(reliability.krippendorff_alpha([label(1, "a", (1, 2))]))
   ties = [label(1, n, (1, 1)) for n in "ab"]
-  assert math.isnan(quality.krippendorff_alpha(ties))
+  assert math.isnan(reliability.krippendorff_alpha(ties))
 
 
 def test_labels_faster_than_reading_are_suspicious():

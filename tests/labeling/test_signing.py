@@ -7,6 +7,7 @@ import threading
 import pytest
 import sqlalchemy as sa
 
+from instructgpt_jax.errors import UserError
 from instructgpt_jax.labeling import schema
 from instructgpt_jax.labeling.people import sessions, signing, tokens
 from tests.labeling.made import NOW
@@ -106,6 +107,46 @@ def test_requests_at_once_after_a_start_find_their_keys(new_store, signer):
     concurrent.futures.wait([second], timeout=0.2)
     may_read.set()
     assert first.result(10) == second.result(10) != ""
+
+
+def test_a_look_up_that_failed_is_repeated(new_store, signer):
+  cookie = signer.sign("token", NOW)
+  failures = [UserError("full", code="disk_full")]
+
+  class FlakyStore:
+    def read(self):
+      if failures:
+        raise failures.pop()
+      return new_store.read()
+
+  restarted = signing.Signer(FlakyStore())
+  with pytest.raises(UserError):
+    restarted.token(cookie)
+  assert restarted.token(cookie) == "token"
+
+
+def test_a_look_up_does_not_lose_a_key_that_is_made_meanwhile(
+  signer, monkeypatch
+):
+  signer.sign("old", NOW)
+  read_keys, main = signing._read_keys, threading.current_thread()
+  begun, may_end = threading.Event(), threading.Event()
+
+  def read_slowly(connection):
+    keys = read_keys(connection)
+    if threading.current_thread() is not main:
+      begun.set()
+      assert may_end.wait(10)
+    return keys
+
+  monkeypatch.setattr(signing, "_read_keys", read_slowly)
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    look_up = pool.submit(signer.token, "7.a." + "0" * 64)
+    assert begun.wait(10)
+    threading.Timer(0.2, may_end.set).start()
+    cookie = signer.sign("new", NOW + signing.KEY_SECONDS)
+    assert look_up.result(10) == ""
+  assert signer.token(cookie) == "new"
 
 
 def test_keys_are_replaced_and_sessions_go_on(new_store, signer):

@@ -43,6 +43,7 @@ def test_the_dashboard_shows_the_agreement_computed_by_hand(pages):
   assert "Agreement 80.0" in text  # 4 of 5 pairs
   assert "5 pairs, 1 tie left out" in text
   assert "Labels 4" in text
+  assert "Ann and Ben 80 % 0.65" in text
   rows = site.text_of(owner.get("/adjudication").text)
   assert "33 %" in rows
 
@@ -69,6 +70,25 @@ def test_a_reviewer_decides_an_item(pages):
   assert "<option selected>1</option>" in rita.get(f"/adjudication/{item}").text
 
 
+def test_reviewers_do_not_see_labels_of_held_out_labelers(pages):
+  (item,) = made.add_items(pages.store, completions=3, overlap=2)
+  (gold,) = made.add_items(pages.store, overlap=None, gold={"ranks": [1, 2, 3]})
+  rank(pages.client("Ann"), [1, 2, 3])
+  for name, ranks in (("Uwe", [3, 2, 1]), ("Zoe", [1, 3, 2])):
+    rank(pages.client(name, held_out=True), ranks)
+  rita = pages.client("Rita", "reviewer")
+  page = site.text_of(rita.get(f"/adjudication/{item}").text)
+  assert "Ann" in page and "Uwe" not in page and "Zoe" not in page
+  assert "No item has two labels" in rita.get("/adjudication").text
+  assert f"/adjudication/{item}" not in rita.get("/dashboard").text
+  rank(pages.client("Ben"), [1, 3, 2])
+  rows = site.text_of(rita.get("/adjudication").text)
+  assert "33 %" in rows and "1 item has two labels" in rows
+  owner = pages.client("Olga", "owner")
+  assert "Final label" in owner.get(f"/items/{item}").text
+  assert "Final label" not in owner.get(f"/items/{gold}").text
+
+
 def test_items_are_closed_and_reopened(pages):
   made.add_items(pages.store, 2)
   owner = pages.client("Olga", "owner")
@@ -83,6 +103,20 @@ def test_items_are_closed_and_reopened(pages):
   assert owner.post("/items/2/close").headers["location"] == "/items/2"
   assert site.get_work(ann)["assignment"] is None
   assert owner.get("/items?after=x&task=none&state=odd").status_code == 200
+
+
+def test_the_owner_sees_labels_by_group_and_why_items_were_skipped(pages):
+  made.add_items(pages.store, 1, overlap=2)
+  owner = pages.client("Olga", "owner")
+  rank(pages.client("Ann"), [1, 2, 3])
+  rank(pages.client("Hal", held_out=True), [1, 2, 3])
+  ben = pages.client("Ben")
+  number = site.get_work(ben)["assignment"]
+  ben.post(f"/tasks/{number}/skip", data={"reason": "<i>In Dutch</i>"})
+  assert "1 of 2, 1 held out" in site.text_of(owner.get("/items").text)
+  page = owner.get("/items/1").text
+  assert "Skipped Ben" in site.text_of(page)
+  assert "&lt;i&gt;In Dutch" in page
 
 
 def test_people_are_invited_and_changed(pages):
@@ -185,6 +219,15 @@ def test_win_rates(pages):
   text = site.text_of(pages.client("Olga", "owner").get("/evaluation").text)
   assert "stage 0 against" in text
   assert "stage 1 75.0 %" in text and "3 0 1 4" in text
+  # Held-out labelers judge the models in rows of their own.
+  hal = pages.client("Hal", held_out=True)
+  work = site.get_work(hal, "comparison")
+  first = work["completions"][0] == "Answer 0"
+  site.submit(hal, work, {"confidence": 9 if first else 1})
+  text = site.text_of(pages.log_in("Olga").get("/evaluation").text)
+  assert "stage 1 75.0 %" in text and "3 0 1 4" in text
+  assert "stage 0, judged by held-out labelers" in text
+  assert "0 0 1 1" in text
 
 
 def test_exports_have_what_was_labeled(pages):

@@ -6,11 +6,12 @@ import re
 
 import pytest
 import sqlalchemy as sa
+from markdown_it import ruler
 
 from instructgpt_jax.labeling import project, schema
 from instructgpt_jax.labeling.people import invitations, sessions, users
 from instructgpt_jax.labeling.web import app as app_lib
-from instructgpt_jax.labeling.web import security
+from instructgpt_jax.labeling.web import instructions, security
 from instructgpt_jax.labeling.web.instructions import render_markdown
 from tests.labeling import made, site
 
@@ -293,6 +294,18 @@ def test_markdown_has_no_html():
   assert "<h2>Title</h2>" in html and "<strong>b</strong>" in html
   assert "<script" not in html and "<img" not in html
   assert re.findall('href="([^"]*)"', html) == ["http://x/y.png"]
+
+
+def test_threads_share_markdown_rules_only_once_they_are_compiled(monkeypatch):
+  instructions._markdown.cache_clear()
+  instructions._markdown()
+
+  def fail(_):
+    raise AssertionError("rules are compiled while threads use them")
+
+  monkeypatch.setattr(ruler.Ruler, "__compile__", fail)
+  html = render_markdown("# Title\n\n- *item*\n\n| a |\n|---|\n| b |\n")
+  assert "<em>item</em>" in html and "<td>b</td>" in html
 
 
 def test_secrets_are_in_no_log(pages, caplog, monkeypatch):

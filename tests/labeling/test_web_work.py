@@ -1,9 +1,11 @@
 """Work pages: items, drafts, submission, own labels; who may see what."""
 
+import re
+
 import pytest
 import sqlalchemy as sa
 
-from instructgpt_jax.labeling import labels, project, schema
+from instructgpt_jax.labeling import forms, labels, project, schema
 from tests.labeling import made, site
 
 JSON = {"accept": "application/json"}
@@ -56,6 +58,23 @@ def test_the_form_of_the_page_submits_without_scripts(pages):
   assert response.status_code == 303
   assert site.count_labels(pages.store) == 1
   assert "Nothing left" in ann.get("/tasks").text
+
+
+def test_fields_of_an_answer_name_it_for_a_screen_reader(pages):
+  made.add_items(pages.store, completions=2)
+  ann = pages.client("Ann")
+  page = ann.get(ann.get("/tasks").headers["location"]).text
+  legends = [
+    " ".join(re.sub("<[^>]*>", "", text).split())
+    for text in re.findall("<legend>(.*?)</legend>", page)
+  ]
+  for letter in "AB":
+    assert f"Overall quality of answer {letter} 1 worst – 7 best" in legends
+    assert f"True of answer {letter}" in legends
+  # A mark's whole meaning is its description, and is also in a list.
+  meaning = forms.FLAGS[0].label
+  assert page.count(f'title="{meaning}"') == 2
+  assert f"<dd>{meaning}</dd>" in page
 
 
 def test_errors_name_the_displayed_answer(pages):

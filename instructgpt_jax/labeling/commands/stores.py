@@ -50,14 +50,25 @@ def update(location: str, path: str, *, create: bool) -> Store:
   for remark in remarks:
     print(remark)
   print(f"{store.name}: {changes.added} of {changes.total} items are new")
-  if changes.overlaps:
-    print(f"{changes.overlaps} items have another overlap")
+  if changes.changed:
+    print(
+      f"{changes.changed} items have another overlap, kind or source, or other"
+      " gold ranks"
+    )
   if changes.others:
     print(
       f"{changes.others} items of the store are in no file of {path}; they stay"
     )
   if changes.is_new_version:
     print(f"the instructions have version {changes.instructions}")
+  elif description.instructions not in (
+    "",
+    project.read_instructions(store)[1],
+  ):
+    print(
+      f"the instructions of {path} are older than version"
+      f" {changes.instructions}, which was published on a page and stays"
+    )
   return store
 
 

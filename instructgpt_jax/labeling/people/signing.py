@@ -84,9 +84,9 @@ class Signer:
     with self._lock:
       moment = time.monotonic()
       if key_id not in self._keys and moment >= self._read_at + _READ_SECONDS:
-        self._read_at = moment
         with self._store.read() as connection:
           self._keys = _read_keys(connection)
+        self._read_at = moment  # not of a look-up that failed
       return self._keys.get(key_id)
 
   def _make_key(self, now: float) -> _Key:
@@ -105,7 +105,9 @@ class Signer:
           )
         )
       keys = _read_keys(connection)
-    self._keys = keys
+    # After a look-up that has begun before, which lacks the new key.
+    with self._lock:
+      self._keys = keys
     return max(keys.values())
 
 

@@ -1,4 +1,8 @@
-"""Pages on which a reviewer decides items whose labels disagree."""
+"""Pages on which a reviewer decides items whose labels disagree.
+
+They show labels of training labelers only: a final label is for training, and
+must not be made from labels that judge what training does.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +33,7 @@ def show_list(visit: Visit) -> Response:
   """Shows the items with the most disagreement first."""
   with visit.store.read() as connection:
     content = snapshot.read_snapshot(connection)
-  records = snapshot.records_of(content)
+  records = [r for r in snapshot.records_of(content) if not r.held_out]
   items = {item.id: item for item in content.items}
   final = {adjudication.item.id for adjudication in content.adjudications}
   rows = [
@@ -45,7 +49,7 @@ def show_list(visit: Visit) -> Response:
       for r in rows[:_ITEMS]
     ],
     count=len(rows),
-    done=len(final),
+    done=sum(row.item_id in final for row in rows),
   )
 
 
@@ -100,7 +104,11 @@ def _page(
 ) -> Response:
   order = _order(item)
   texts = item.payload["completions"]
-  names = {user.id: user.name for user in users.list_users(visit.store)}
+  training = {
+    user.id: user.name
+    for user in users.list_users(visit.store)
+    if not user.held_out
+  }
   shown = forms.to_displayed(item.task, item.payload, content, order)
   blank = [None] * len(texts)
   return visit.render(
@@ -111,8 +119,9 @@ def _page(
     turns=item.payload.get("turns") or [],
     completions=[texts[i] for i in order],
     labels=[
-      _label_row(names[label.user_id], item, label.content, order)
+      _label_row(training[label.user_id], item, label.content, order)
       for label in labels.labels_of_item(visit.store, item.id)
+      if label.user_id in training
     ],
     content={**forms.blank(), **shown},
     ranks=shown.get("ranks") or blank,

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import pathlib
-import tempfile
-
 from starlette.responses import Response  # pyright: ignore[reportMissingImports]
 
 from instructgpt_jax.labeling import export, export_files, snapshot
@@ -33,12 +30,8 @@ def download(visit: Visit) -> Response:
   result = _export(visit)
   if stem not in result.files:
     raise not_found()
-  only = result._replace(files={stem: result.files[stem]})
-  with tempfile.TemporaryDirectory(prefix="labeling-") as directory:
-    export_files.write_export(only, directory, file_format)
-    content = (pathlib.Path(directory) / name).read_bytes()
   return Response(
-    content,
+    export_files.encode(result.files[stem], file_format),
     media_type="application/octet-stream",
     headers={"Content-Disposition": f'attachment; filename="{name}"'},
   )

@@ -19,9 +19,10 @@ _MAX_MARKDOWN = 100_000  # characters
 def _markdown() -> MarkdownIt:
   """Returns the renderer: raw HTML stays text, and images are off."""
   markdown = MarkdownIt("commonmark", {"html": False})
-  return markdown.enable("table").disable(
-    ["image", "html_block", "html_inline"]
-  )
+  markdown.enable("table").disable(["image", "html_block", "html_inline"])
+  # The first text compiles the rules; threads share them only afterwards.
+  markdown.render("text")
+  return markdown
 
 
 def render_markdown(text: str) -> Markup:

@@ -45,8 +45,9 @@ def show_item(visit: Visit) -> Response:
   item_id = visit.id()
   with visit.store.read() as connection:
     item = queries.get_item(connection, item_id) if is_id(item_id) else None
-  if item is None:
-    raise not_found()
+    if item is None:
+      raise not_found()
+    skipped = queries.skip_reasons(connection, item_id)
   names = {user.id: user.name for user in users.list_users(visit.store)}
   payload = item.payload
   is_ranking = forms.shape_of(item.task, payload) == "ranking"
@@ -59,6 +60,7 @@ def show_item(visit: Visit) -> Response:
       (names[label.user_id], label, {**forms.blank(), **label.content})
       for label in labels.labels_of_item(visit.store, item_id)
     ],
+    skipped=skipped,
     is_ranking=is_ranking,
     task_names=TASK_NAMES,
   )

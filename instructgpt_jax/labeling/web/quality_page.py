@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from starlette.responses import Response  # pyright: ignore[reportMissingImports]
 
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.labeling import quality, snapshot
+from instructgpt_jax.labeling import quality, reliability, snapshot
 from instructgpt_jax.labeling.label_records import LabelRecord
-from instructgpt_jax.labeling.quality import Agreement, Comparison, Speed
+from instructgpt_jax.labeling.quality import (
+  Agreement,
+  Comparison,
+  Disagreement,
+  Speed,
+)
+from instructgpt_jax.labeling.snapshot import Snapshot
 from instructgpt_jax.labeling.web import queries
 from instructgpt_jax.labeling.web.item_page import TASK_NAMES
 from instructgpt_jax.labeling.web.visit import Visit
@@ -24,13 +30,21 @@ _KINDS = 8
 _ITEMS = 5  # items with the most disagreement
 
 
+class GroupRow(NamedTuple):
+  """A group of comparisons on the dashboard; `alpha` is None if unknown."""
+
+  name: str
+  agreement: Agreement
+  alpha: float | None
+
+
 class LabelerRow(NamedTuple):
   """A labeler on the dashboard."""
 
   name: str
   held_out: bool
   labels: int
-  agreement: Agreement | None
+  group: GroupRow | None
   gold: Agreement | None
   speed: Speed | None
 
@@ -53,41 +67,69 @@ def show(visit: Visit) -> Response:
   task = choose_task(visit, everything)
   records = [record for record in everything if record.task == task]
   comparisons = quality.compare_labels(records)
-  texts = {item.id: queries.excerpt(item.payload) for item in content.items}
-  final = {adjudication.item.id for adjudication in content.adjudications}
-  disagreement = [
-    (row, texts[row.item_id])
-    for row in quality.disagreement(comparisons)
-    if row.pairs and row.share > 0 and row.item_id not in final
-  ]
+  training = quality.training_labels(records)
+  among_training = quality.compare_labels(training)
   return visit.render(
     "dashboard.html",
     task=task,
     tasks=[(name, TASK_NAMES[name]) for name in _TASKS],
     progress=[row for row in progress if row[0] == task],
     labels=len(records),
-    agreement=quality.agreement(comparisons),
-    groups=quality.agreement_by_group(comparisons),
-    alpha=_alpha(records, "ranks"),
-    overall_alpha=_alpha(records, "overall"),
+    only_training=len(training) < len(records),
+    agreement=quality.agreement(among_training),
+    alpha=_with_alpha(reliability.krippendorff_alpha, training, "ranks"),
+    overall_alpha=_with_alpha(
+      reliability.krippendorff_alpha, training, "overall"
+    ),
+    groups=_groups(comparisons, quality.by_group),
     gold=_gold(records),
     minutes=_minutes(records),
     labelers=_labelers(records, comparisons),
-    kinds=_largest(quality.agreement_by_kind(comparisons), _KINDS),
-    weeks=list(quality.agreement_by_week(comparisons).items())[-_WEEKS:],
+    kinds=_largest(_groups(comparisons, quality.by_kind), _KINDS),
+    weeks=_groups(comparisons, quality.by_week)[-_WEEKS:],
     pairs=_worst_pairs(comparisons),
-    disagreement=disagreement[:_ITEMS],
+    disagreement=_most_disagreement(content, among_training),
   )
 
 
-def _alpha(records: Sequence[LabelRecord], values: str) -> float | None:
-  """Returns Krippendorff's α; None without the package that computes it."""
+def _groups(
+  comparisons: Sequence[Comparison],
+  keys: Callable[[Comparison], Iterable[Any]],
+) -> list[GroupRow]:
+  """Returns a row for each group, in the order of their names."""
+  alphas = _with_alpha(reliability.alpha_by, comparisons, keys) or {}
+  return [
+    GroupRow(
+      " and ".join(key) if isinstance(key, tuple) else key,
+      row,
+      alphas.get(key),
+    )
+    for key, row in quality.agreement_by(comparisons, keys).items()
+  ]
+
+
+def _with_alpha(compute: Callable[..., Any], *arguments: Any) -> Any:
+  """Returns what is computed; None without the package that computes α."""
   try:
-    return quality.krippendorff_alpha(records, values)
+    return compute(*arguments)
   except UserError as error:
     if error.code != "missing_package":
       raise
     return None
+
+
+def _most_disagreement(
+  content: Snapshot, comparisons: Sequence[Comparison]
+) -> list[tuple[Disagreement, str]]:
+  """Returns items with a disagreement that no reviewer has decided."""
+  texts = {item.id: queries.excerpt(item.payload) for item in content.items}
+  final = {adjudication.item.id for adjudication in content.adjudications}
+  rows = [
+    (row, texts[row.item_id])
+    for row in quality.disagreement(comparisons)
+    if row.pairs and row.share > 0 and row.item_id not in final
+  ]
+  return rows[:_ITEMS]
 
 
 def _gold(records: Sequence[LabelRecord]) -> tuple[float, int]:
@@ -107,7 +149,7 @@ def _labelers(
   records: Sequence[LabelRecord], comparisons: Sequence[Comparison]
 ) -> list[LabelerRow]:
   """Returns a row for each labeler, those with the least agreement first."""
-  agreement = quality.agreement_by_labeler(comparisons)
+  groups = {row.name: row for row in _groups(comparisons, quality.by_labeler)}
   gold = quality.gold_accuracy(records)
   speed = quality.speed_by_labeler(records)
   counts: dict[str, int] = {}
@@ -120,7 +162,7 @@ def _labelers(
       name,
       held_out[name],
       count,
-      agreement.get(name),
+      groups.get(name),
       gold.get(name),
       speed.get(name),
     )
@@ -130,25 +172,24 @@ def _labelers(
 
 
 def _least_agreement(row: LabelerRow) -> tuple[bool, float, str]:
-  known = row.agreement is not None and row.agreement.pairs > 0
-  share = row.agreement.share if row.agreement and known else 0.0
-  return not known, share, row.name
+  if row.group is None or not row.group.agreement.pairs:
+    return True, 0.0, row.name
+  return False, row.group.agreement.share, row.name
 
 
-def _largest(
-  groups: Mapping[str, Agreement], count: int
-) -> list[tuple[str, Agreement]]:
+def _largest(rows: Sequence[GroupRow], count: int) -> list[GroupRow]:
   """Returns the groups with the most compared pairs."""
-  rows = sorted(groups.items(), key=lambda row: (-row[1].pairs, row[0]))
-  return rows[:count]
+  return sorted(rows, key=lambda row: (-row.agreement.pairs, row.name))[:count]
 
 
-def _worst_pairs(
-  comparisons: Sequence[Comparison],
-) -> list[tuple[tuple[str, str], Agreement]]:
-  rows: list[Any] = [
-    row
-    for row in quality.agreement_by_labelers(comparisons).items()
-    if row[1].pairs
-  ]
-  return sorted(rows, key=lambda row: (row[1].share, row[0]))[:_PAIRS]
+def _worst_pairs(comparisons: Sequence[Comparison]) -> list[GroupRow]:
+  """Returns the pairs of labelers who agree least."""
+  agreement = quality.agreement_by(comparisons, quality.by_labelers)
+  worst = sorted(
+    (pair for pair, row in agreement.items() if row.pairs),
+    key=lambda pair: (agreement[pair].share, pair),
+  )[:_PAIRS]
+  # Of these alone, because there are many pairs.
+  shown = [c for c in comparisons if quality.by_labelers(c)[0] in worst]
+  rows = _groups(shown, quality.by_labelers)
+  return sorted(rows, key=lambda row: (row.agreement.share, row.name))

@@ -22,7 +22,8 @@ class ItemRow:
   kind: str
   text: str
   overlap: int | None
-  labels: int
+  labels: int  # of training labelers
+  held_out: int  # labels of held-out labelers
   is_gold: bool
   closed_at: float | None
 
@@ -95,13 +96,23 @@ def list_items(
     after: items with larger ids only.
     limit: number of items.
   """
-  items, labels = schema.items.c, schema.labels.c
-  count = (
-    sa.select(sa.func.count())
-    .where(labels.item_id == items.id)
-    .scalar_subquery()
+  items, labels, people = schema.items.c, schema.labels.c, schema.users.c
+
+  def count(held_out: bool) -> Any:
+    return (
+      sa.select(sa.func.count())
+      .select_from(
+        schema.labels.join(schema.users, people.id == labels.user_id)
+      )
+      .where(labels.item_id == items.id, people.held_out.is_(held_out))
+      .scalar_subquery()
+    )
+
+  query = sa.select(
+    schema.items,
+    count(False).label("labels"),
+    count(True).label("held_out"),
   )
-  query = sa.select(schema.items, count.label("labels"))
   query = query.where(items.id > after).order_by(items.id).limit(limit)
   if task:
     query = query.where(items.task == task)
@@ -119,6 +130,7 @@ def _item_row(row: Any) -> ItemRow:
     text=excerpt(row.payload),
     overlap=row.overlap,
     labels=row.labels,
+    held_out=row.held_out,
     is_gold=row.gold is not None,
     closed_at=row.closed_at,
   )
@@ -130,6 +142,20 @@ def get_item(connection: sa.Connection, item_id: int) -> Any:
   return connection.execute(
     sa.select(items).where(items.c.id == item_id)
   ).one_or_none()
+
+
+def skip_reasons(
+  connection: sa.Connection, item_id: int
+) -> list[tuple[str, str]]:
+  """Returns (name, reason) of each labeler who has skipped an item."""
+  a, people = schema.assignments.c, schema.users.c
+  query = (
+    sa.select(people.name, a.reason)
+    .join(schema.users, people.id == a.user_id)
+    .where(a.item_id == item_id, a.state == "skipped")
+    .order_by(a.id)
+  )
+  return [(row.name, row.reason) for row in connection.execute(query)]
 
 
 def users_work(connection: sa.Connection) -> dict[int, UserRow]:

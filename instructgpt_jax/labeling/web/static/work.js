@@ -22,6 +22,7 @@
   let lastActivity = Date.now();
   let timer = null;
   let pending = null; // the draft that is not acknowledged
+  let refused = null; // a draft that the server does not accept
   let failures = 0;
   let theirs = null; // what another page has saved
   let leaving = false;
@@ -37,10 +38,11 @@
     status.classList.toggle("bad", bad);
   };
 
-  const keepCopy = (text) => {
+  // All that the form has, also what was typed after the draft was sent.
+  const keepCopy = () => {
     try {
-      const revision = form.elements.revision.value;
-      localStorage.setItem(copyKey, JSON.stringify({ revision, text }));
+      const copy = { revision: form.elements.revision.value, text: fields() };
+      localStorage.setItem(copyKey, JSON.stringify(copy));
     } catch {
       // Private windows may refuse; the server's draft remains.
     }
@@ -83,9 +85,10 @@
     schedule(Math.min(1000 * 2 ** (failures - 1), 15000));
   };
 
-  // Saves the draft; true once all of the form is saved.
+  // Saves the draft. Returns "saved" once all of the form is saved, "changed"
+  // where more was typed meanwhile, and "failed".
   const saveNow = async () => {
-    if (theirs) return false;
+    if (theirs) return "failed";
     pending ??= fields();
     if (pending !== acknowledged) say("Saving …");
     const seconds = active;
@@ -93,30 +96,34 @@
     try {
       [code, answer] = await post(`${path}/draft`, pending, seconds);
     } catch {
-      keepCopy(pending);
+      keepCopy();
       failed("Not saved; trying again");
-      return false;
+      return "failed";
     }
     if (code === 409 && answer.draft) {
+      keepCopy();
       showConflict(answer);
-      return false;
+      return "failed";
     }
     if (code === 401 || code === 403) {
-      keepCopy(pending);
+      refused = pending;
+      keepCopy();
       say("Not saved: log in on another page, then reload this one", true);
-      return false;
+      return "failed";
     }
     if (code >= 500 || code === 429) {
-      keepCopy(pending);
+      keepCopy();
       failed("Not saved; trying again");
-      return false;
+      return "failed";
     }
     if (code !== 200) {
       say(answer.error || `Not saved (${code})`, true);
+      refused = pending;
       pending = null;
-      return false;
+      return "failed";
     }
     failures = 0;
+    refused = null;
     active = Math.max(0, active - seconds);
     form.elements.revision.value = answer.revision;
     acknowledged = pending;
@@ -127,7 +134,7 @@
     form.dispatchEvent(new CustomEvent("saved", {
       detail: { tokens: answer.tokens, text: acknowledged },
     }));
-    return fields() === acknowledged;
+    return fields() === acknowledged ? "saved" : "changed";
   };
 
   let running = null;
@@ -135,7 +142,8 @@
     clearTimeout(timer);
     running ??= saveNow().finally(() => {
       running = null;
-      if (!pending && !theirs && fields() !== acknowledged) schedule(PAUSE);
+      const isSent = [acknowledged, refused].includes(fields());
+      if (!pending && !theirs && !isSent) schedule(PAUSE);
     });
     return running;
   };
@@ -218,7 +226,9 @@
     button.setAttribute("aria-busy", "true");
     try {
       if (fields() !== acknowledged || pending) {
-        while (!(await save())) if (theirs || failures) return;
+        let outcome = "changed";
+        while (outcome === "changed") outcome = await save();
+        if (outcome === "failed") return;
       }
       say("Submitting …");
       const [code, answer] = await post(`${path}/submit`, fields(), active);
@@ -235,7 +245,7 @@
         say(answer.error || `Not submitted (${code})`, true);
       }
     } catch {
-      keepCopy(fields());
+      keepCopy();
       say("Not submitted: the server does not answer. Try again.", true);
     } finally {
       button.removeAttribute("aria-busy");
@@ -254,11 +264,11 @@
   setInterval(() => {
     const idle = Date.now() - lastActivity > 1000 * idleSeconds;
     if (document.visibilityState === "visible" && !idle) active += 1;
-    if (active >= BEAT && !running && !failures) save();
+    if (active >= BEAT && !running && !failures && refused === null) save();
   }, 1000);
   window.addEventListener("pagehide", () => {
     if (leaving || theirs || fields() === acknowledged) return;
-    keepCopy(fields());
+    keepCopy();
     save();
   });
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -223,79 +223,6 @@ def ratio_interval(
     drawn[i] = top[index].sum() / bottom[index].sum()
   low, high = np.quantile(drawn, (0.025, 0.975))
   return Interval(ratio, float(low), float(high), count)
-
-
-def group_index(names: Sequence[str]) -> np.ndarray:
-  """Numbers groups in the order of their first items; returns [items] ints."""
-  numbers: dict[str, int] = {}
-  return np.array([numbers.setdefault(name, len(numbers)) for name in names])
-
-
-def grouped_interval(
-  values: ArrayLike,
-  groups: Sequence[str],
-  *,
-  paired: ArrayLike | None = None,
-  share: bool = False,
-) -> Interval:
-  """Computes the mean over items with its 95 % interval over their groups.
-
-  Items of one group, such as questions about one passage, are not independent.
-  Where each item is a group, this is `bootstrap_interval`.
-
-  Args:
-    values: [items].
-    groups: name of each item's group.
-    paired: see `bootstrap_interval`.
-    share: see `bootstrap_interval`.
-  """
-  index = group_index(groups)
-  sizes = np.bincount(index)
-  if len(sizes) == len(index):
-    return bootstrap_interval(values, paired=paired, share=share)
-  items = np.asarray(values, np.float64)
-  if paired is not None:
-    items = items - np.asarray(paired, np.float64)
-  return ratio_interval(np.bincount(index, items), sizes, share=share)
-
-
-def corpus_interval(
-  measure: Callable[[np.ndarray], float],
-  counts: np.ndarray,
-  *,
-  paired: np.ndarray | None = None,
-  resamples: int = 2000,
-  seed: int = 0,
-) -> Interval:
-  """Computes a measure of summed counts, such as BLEU, with its 95 % interval.
-
-  The interval is a percentile bootstrap over units. It has no bounds with fewer
-  than `FEW` units.
-
-  Args:
-    measure: summed counts, [k] → the measure.
-    counts: [units, k].
-    paired: another model's counts of the same units. The result is then for the
-      difference of the two measures.
-    resamples: number of bootstrap samples.
-    seed: seed of the bootstrap.
-  """
-  corpora = [counts] if paired is None else [counts, paired]
-  if any(len(corpus) != len(counts) for corpus in corpora):
-    raise ValueError(f"{len(counts)} units are paired with {len(corpora[1])}")
-
-  def value(index: Any) -> float:
-    first, *others = (measure(c[index].sum(axis=0)) for c in corpora)
-    return first - sum(others)
-
-  number = len(counts)
-  mean = value(slice(None))
-  if number < FEW:
-    return Interval(mean, math.nan, math.nan, number)
-  draw = np.random.default_rng(seed)
-  values = [value(draw.integers(0, number, number)) for _ in range(resamples)]
-  low, high = np.quantile(values, (0.025, 0.975))
-  return Interval(mean, float(low), float(high), number)
 
 
 def pooled_interval(

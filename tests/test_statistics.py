@@ -98,26 +98,6 @@ def test_equal_proportions_have_wilsons_interval(count, share):
     assert bounds == pytest.approx((known.low, known.high))
 
 
-def test_items_of_a_group_are_one_unit():
-  rng = np.random.default_rng(0)
-  values, others = rng.uniform(size=(2, 40))
-  names = [f"p{i}" for i in range(40)]
-  alone = statistics.bootstrap_interval(values)
-  assert statistics.grouped_interval(values, names) == alone
-  # Items that repeat others add nothing.
-  three = statistics.grouped_interval(np.tile(values, 3), 3 * names)
-  assert three.mean == pytest.approx(alone.mean) and three.units == 40
-  assert (three.low, three.high) == pytest.approx((alone.low, alone.high))
-  difference = statistics.bootstrap_interval(values, paired=others)
-  pairs = statistics.grouped_interval(
-    np.tile(values, 3), 3 * names, paired=np.tile(others, 3)
-  )
-  assert pairs.low == pytest.approx(difference.low)
-  shares = statistics.grouped_interval([1, 1, 0, 0], list("aabb"), share=True)
-  known = statistics.wilson_interval(1, 2)
-  assert (shares.low, shares.high) == pytest.approx((known.low, known.high))
-
-
 def test_nearly_equal_values_have_an_interval():
   """Float32 distinguishes them, so they are not rounding errors."""
   for count in (5, 40):

@@ -13,7 +13,7 @@ import pathlib
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ import scipy.sparse
 
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.runs import files
-from instructgpt_jax.statistics import FEW, Interval
+from instructgpt_jax.statistics import Interval
 
 FORMAT = "instructgpt_jax n-gram scorer 1"
 FOLDS = 5
@@ -160,33 +160,6 @@ def score_held_out(
 def count_folds(groups: Sequence[str]) -> int:
   """Returns how many folds have a group; `score_held_out` needs two."""
   return len({_fold(group) for group in groups})
-
-
-def interval_over_groups(
-  statistic: Callable[[np.ndarray, np.ndarray], float],
-  scores: np.ndarray,
-  targets: np.ndarray,
-  groups: Sequence[str],
-  *,
-  resamples: int = 1000,
-) -> Interval:
-  """Computes a statistic of scores and targets with its 95 % interval.
-
-  The interval is a bootstrap over groups, because texts of one group are not
-  independent. It has no bounds with fewer than `statistics.FEW` groups.
-  """
-  _, index = np.unique(np.array(groups), return_inverse=True)
-  rows = [np.flatnonzero(index == group) for group in range(index.max() + 1)]
-  mean = statistic(scores, targets)
-  if len(rows) < FEW:
-    return Interval(mean, np.nan, np.nan, len(rows))
-  generator, values = np.random.default_rng(0), []
-  for _ in range(resamples):
-    picks = generator.integers(0, len(rows), len(rows))
-    drawn = np.concatenate([rows[pick] for pick in picks])
-    values.append(statistic(scores[drawn], targets[drawn]))
-  low, high = np.nanquantile(values, (0.025, 0.975))
-  return Interval(mean, float(low), float(high), len(rows))
 
 
 def show(interval: Mapping[str, Any]) -> str:

@@ -19,11 +19,11 @@ from instructgpt_jax import configs
 from instructgpt_jax.data import reading
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.evaluation import text_metrics
-from instructgpt_jax.statistics import (
-  Interval,
+from instructgpt_jax.evaluation.group_intervals import (
   corpus_interval,
   grouped_interval,
 )
+from instructgpt_jax.statistics import Interval
 
 # Family in the files → here. "noptx" is PPO without pretraining gradients.
 FAMILIES = {"gpt": "gpt", "sft": "sft", "ppo-noptx": "ppo", "ppo-ptx": "ptx"}

@@ -24,7 +24,11 @@ from instructgpt_jax import streams
 from instructgpt_jax.cli import launch
 from instructgpt_jax.cli.parser import CommandParser
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.evaluation import ngram_scorer, released_samples
+from instructgpt_jax.evaluation import (
+  group_intervals,
+  ngram_scorer,
+  released_samples,
+)
 from instructgpt_jax.evaluation.classifier import Classifier
 
 _FIX = (
@@ -130,7 +134,7 @@ def _agreement(
     "samples": len(targets),
     "contexts": len(set(contexts)),
     **{
-      name: ngram_scorer.interval_over_groups(
+      name: group_intervals.statistic_interval(
         statistic, scores, targets, contexts
       ).as_dict()
       for name, statistic in _STATISTICS.items()

@@ -25,7 +25,11 @@ from instructgpt_jax.cli import launch
 from instructgpt_jax.cli.parser import CommandParser
 from instructgpt_jax.data.reading import json_files, text_files
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.evaluation import ngram_scorer, released_samples
+from instructgpt_jax.evaluation import (
+  group_intervals,
+  ngram_scorer,
+  released_samples,
+)
 from instructgpt_jax.evaluation.tasks.task import Model
 from instructgpt_jax.runs import files
 
@@ -219,7 +223,7 @@ def _agreement(
     "answers": len(targets),
     "majority": max(share, 1 - share),
     **{
-      statistic.__name__: ngram_scorer.interval_over_groups(
+      statistic.__name__: group_intervals.statistic_interval(
         statistic, scores, targets, questions
       ).as_dict()
       for statistic in (ngram_scorer.accuracy, ngram_scorer.area_under_curve)

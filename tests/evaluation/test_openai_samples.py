@@ -17,7 +17,6 @@ from experiments import openai_samples
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.evaluation import released_samples, text_metrics
 from instructgpt_jax.evaluation.released_samples import SOURCES, Model
-from instructgpt_jax.statistics import corpus_interval
 from tests.interop.tiny import library
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -194,25 +193,6 @@ def test_an_empty_answer_is_an_answer(tmp_path):
   rows[0]["sample"] = ""
   path = _write(tmp_path / "x.csv", rows)
   assert released_samples.read(path, "squadv2")[0].answer == ""
-
-
-def test_bleu_intervals_resample_texts():
-  library("sacrebleu")
-  answers = [f"the cat number {i} sat on a mat" for i in range(40)]
-  references = [f"the cat number {i} sat on the mat" for i in range(40)]
-  counts = text_metrics.bleu_counts(answers, references)
-  interval_of = functools.partial(
-    corpus_interval, text_metrics.bleu_of_counts, resamples=50
-  )
-  interval = interval_of(counts)
-  assert interval.mean == pytest.approx(text_metrics.bleu(answers, references))
-  assert interval.low <= interval.mean <= interval.high
-  same = interval_of(counts, paired=counts)
-  assert (same.mean, same.low, same.high) == (0, 0, 0)
-  perfect = text_metrics.bleu_counts(references, references)
-  paired = interval_of(counts, paired=perfect)
-  assert paired.mean == pytest.approx(interval.mean - 100)
-  assert np.isnan(interval_of(counts[:5]).low)
 
 
 def test_figures_of_the_full_files_are_complete():

@@ -119,19 +119,6 @@ def test_correlations_equal_scipys():
   assert math.isnan(ngram_scorer.pearson(np.ones(3), np.arange(3)))
 
 
-def test_intervals_resample_groups():
-  """Copies of a text within a group do not narrow the interval."""
-  draw = np.random.default_rng(2)
-  x, y = draw.normal(size=(2, 40))
-  groups = [f"g{i}" for i in range(40)]
-  one = ngram_scorer.interval_over_groups(ngram_scorer.pearson, x, y, groups)
-  many = ngram_scorer.interval_over_groups(
-    ngram_scorer.pearson, np.tile(x, 9), np.tile(y, 9), groups * 9
-  )
-  assert many.units == 40
-  assert many.high - many.low == pytest.approx(one.high - one.low, rel=0.1)
-
-
 # --- Toxicity ---------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from instructgpt_jax import statistics
+from instructgpt_jax.evaluation import group_intervals
 from instructgpt_jax.evaluation.tasks.task import Task
 
 Rows = Sequence[Mapping[str, Any]]  # as `answers.Row.to_json` writes them
@@ -57,7 +58,7 @@ def _summarize_variant(
     values, others = (
       [row["scores"][name] for row in side] for side in zip(*both, strict=True)
     )
-    result[name] = statistics.grouped_interval(
+    result[name] = group_intervals.grouped_interval(
       values,
       [_group(row) for row, _ in both],
       paired=None if other is None else others,
@@ -70,7 +71,7 @@ def _summarize_variant(
       for of_model in (rows, other)
       if of_model is not None
     ]
-    result[name] = statistics.corpus_interval(
+    result[name] = group_intervals.corpus_interval(
       measure.value, counts[0], paired=counts[1] if other else None
     )
   return result
@@ -84,7 +85,7 @@ def _sum_by_group(
   counts: Sequence[Sequence[float]], groups: Sequence[str]
 ) -> np.ndarray:
   """Sums the counts of each group; [items, k] → [groups, k]."""
-  index = statistics.group_index(groups)
+  index = group_intervals.group_index(groups)
   sums = np.zeros((index.max() + 1, len(counts[0])))
   np.add.at(sums, index, np.array(counts, float))
   return sums

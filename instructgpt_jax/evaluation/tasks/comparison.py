@@ -106,9 +106,11 @@ def run(
     files.write_json_atomic(directory / SETTINGS, settings)
     for name, tasks in missing.items():
       if tasks:
-        model = open_model(plan.models[name])
         asked = {task: questions[task] for task in tasks}
-        _run_model(plan, asked, directory, name, model, judges)
+        # No name holds the model, so it is freed before the next one is loaded.
+        _run_model(
+          plan, asked, directory, name, open_model(plan.models[name]), judges
+        )
     _write_results(plan, questions, directory)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from instructgpt_jax import statistics
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.evaluation.evaluate import ANSWERS
+from instructgpt_jax.evaluation.group_intervals import group_index
 from instructgpt_jax.runs import files
 from instructgpt_jax.statistics import Interval
 
@@ -67,7 +68,8 @@ def compare(
   """Compares two models on the same prompts, items and rows.
 
   Samples of a prompt are averaged. Intervals are a bootstrap over prompts,
-  items, pairs of a bias set, or packed rows of the LM loss.
+  items (or the texts that several are about), pairs of a bias set, or packed
+  rows of the LM loss.
 
   Args:
     first: answers.json of a model.
@@ -111,7 +113,10 @@ def _values(result: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
   if "lm" in result:
     values["lm_loss"] = result["lm"]["nll"], result["lm"]["weight"]
   for name, scores in result.get("tasks", {}).items():
-    values[name] = scores, None
+    rows = result["task_answers"][name]
+    # Items about one text are one unit.
+    index = group_index([row.get("group", row["id"]) for row in rows])
+    values[name] = np.bincount(index, scores), np.bincount(index)
   if "bias" in result:
     values["bias_entropy"] = result["bias"], None
   return values

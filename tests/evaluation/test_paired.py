@@ -59,6 +59,21 @@ def test_differences_are_paired_by_prompt():
   )
 
 
+def test_items_about_one_text_are_one_unit():
+  models = make_answers(0.0, 1), make_answers(1.0, 2)
+  for shift, answers in enumerate(models):
+    answers["tasks"]["drop"] = [float(shift * (i % 3)) for i in range(PROMPTS)]
+    answers["task_answers"]["drop"] = [
+      {"id": str(i), "prompt": f"q{i}", "group": f"text {i // 2}"}
+      for i in range(PROMPTS)
+    ]
+  measures, _ = paired.compare(*models, ("a", "b"))
+  assert measures["sst2"].difference.units == PROMPTS
+  drop = measures["drop"].difference
+  assert drop.units == PROMPTS // 2
+  assert drop.mean == pytest.approx(np.mean(models[1]["tasks"]["drop"]))
+
+
 def test_a_tie_is_half_a_win():
   first, second = make_answers(0.0, 1), make_answers(0.0, 1)
   rate = paired.compare(first, second, ("a", "b")).measures[paired.WIN_RATE]

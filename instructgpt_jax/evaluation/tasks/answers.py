@@ -68,7 +68,7 @@ class Row:
       ]
     if item.references:
       value["references"] = list(item.references)
-    if is_generated(self.item):
+    if self.answer.text or not item.choices:
       value["answer"] = self.answer.text
     if self.is_cut:
       value["is_cut"] = True

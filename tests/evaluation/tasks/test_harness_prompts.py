@@ -76,3 +76,12 @@ def test_truthfulqa():
   prompt = truthfulqa.QA + "Q: Is ice hot?\nA:"
   # YAML's folded lines leave blanks in the harness's prompt.
   assert prompt.split() == expected.split()
+
+
+def test_wsc(tmp_path):
+  utils = tiny.library("lm_eval.tasks.super_glue.wsc.preprocess_wsc")
+  record = fakes.WSC | {"text": "Ann told Bea that she won."}
+  _, item = ask(tmp_path, "wsc", record)
+  record |= record["target"]
+  assert item.prompt == utils.default_doc_to_text(record)
+  assert item.choices == (" no", " yes")

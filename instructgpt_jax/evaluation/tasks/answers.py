@@ -72,6 +72,8 @@ class Row:
       value["answer"] = self.answer.text
     if self.is_cut:
       value["is_cut"] = True
+    if self.answer.is_long:
+      value["is_long"] = True
     value["scores"] = dict(self.scores)
     value["counts"] = {name: list(c) for name, c in self.counts.items()}
     return value
@@ -220,7 +222,7 @@ class _Asked(NamedTuple):
 
 def _ask(model: Model, task: Task, asked: Sequence[_Asked]) -> list[Answer]:
   """Returns an answer to each prompt."""
-  texts = [""] * len(asked)
+  answers = [Answer()] * len(asked)
   generated = [
     i
     for i, row in enumerate(asked)
@@ -240,13 +242,17 @@ def _ask(model: Model, task: Task, asked: Sequence[_Asked]) -> list[Answer]:
       stop=task.stop,
       max_tokens=task.max_tokens,
     )
+    most = len(model.encode("")) + task.max_tokens
     for i, reply in zip(generated, replies, strict=True):
-      texts[i] = reply.strip()
+      is_long = len(model.encode(reply)) >= most
+      answers[i] = Answer(reply.strip(), is_long=is_long)
   pairs = [_split(row, choice) for row in asked for choice in row.item.choices]
   likelihoods = iter(model.log_likelihoods(pairs) if pairs else ())
   return [
-    Answer(text, tuple(next(likelihoods) for _ in row.item.choices))
-    for text, row in zip(texts, asked, strict=True)
+    answer._replace(
+      likelihoods=tuple(next(likelihoods) for _ in row.item.choices)
+    )
+    for answer, row in zip(answers, asked, strict=True)
   ]
 
 

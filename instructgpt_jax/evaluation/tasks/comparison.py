@@ -276,6 +276,7 @@ def _write_results(
       "shots": plan.shots_of(asked),
       "unused": dict(asked.unused),
       "cut": {m: sum("is_cut" in r for r in of) for m, of in rows.items()},
+      "long": {m: sum("is_long" in r for r in of) for m, of in rows.items()},
       "measures": {m: summary.summarize(task, rows[m]) for m in plan.models},
       "differences": {
         m: summary.summarize(task, rows[m], rows[first]) for m in others
@@ -362,6 +363,12 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
       f"- {name}, {model}: the beginning of {count} prompts was cut to fit the"
       " model's context."
       for model, count in task["cut"].items()
+      if count
+    ]
+    notes += [
+      f"- {name}, {model}: {count} answers have as many tokens as they may"
+      " have, and perhaps go on."
+      for model, count in task["long"].items()
       if count
     ]
   return notes

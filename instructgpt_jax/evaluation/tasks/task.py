@@ -95,10 +95,18 @@ class Item:
 
 
 class Answer(NamedTuple):
-  """What a model makes of an item."""
+  """What a model makes of an item.
+
+  Attributes:
+    text: the generated answer.
+    likelihoods: those of the choices.
+    is_long: whether the text has as many tokens as it may have, and perhaps
+      goes on.
+  """
 
   text: str = ""
   likelihoods: tuple[LogLikelihood, ...] = ()
+  is_long: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

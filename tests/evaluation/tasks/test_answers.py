@@ -280,6 +280,13 @@ def test_prompts_that_are_too_long_are_marked():
   assert len(rows[0].prompt) + 5 > 100
 
 
+def test_answers_that_are_as_long_as_they_may_be_are_marked():
+  asked = registry.Questions(make_task(), numbered(3))
+  replies = iter(["four", "fives", ""])
+  rows = answers.measure(fakes.FakeModel(reply=lambda _: next(replies)), asked)
+  assert ["is_long" in row.to_json() for row in rows] == [False, True, False]
+
+
 def test_blanks_around_a_conversation_do_not_matter():
   assert (
     questions.NOT_IN_BACKGROUND in registry.TASKS["squad_v2"].instructions[""]

@@ -255,6 +255,16 @@ def test_what_is_absent_or_not_used_is_noted(tmp_path):
   notes = (workdir / "results.md").read_text().partition("## Notes")[2]
   assert "realtoxicity: measures of the toxicity judge are absent" in notes
   assert "winogender: 2 sentences with a neutral pronoun" in notes
+  assert "answers have as many tokens" not in notes
+
+
+def test_answers_without_an_end_are_noted(tmp_path, sources):
+  model = fakes.FakeModel(reply=lambda _: " Ann" * 99)
+  workdir = tmp_path / "out"
+  only = {"squad_v2": sources["squad_v2"]}
+  comparison.run(plan(only, ["good"]), str(workdir), lambda _: model, dict)
+  notes = (workdir / "results.md").read_text().partition("## Notes")[2]
+  assert "good: 2 answers have as many tokens as they may have" in notes
 
 
 def test_intervals_are_over_the_groups_of_items():

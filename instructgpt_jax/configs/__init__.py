@@ -11,6 +11,7 @@ from instructgpt_jax.configs.evaluation import (
   Evaluation,
   Labeling,
   Measure,
+  PipelineEvaluation,
   World,
 )
 from instructgpt_jax.configs.experiments import (
@@ -59,6 +60,7 @@ __all__ = [
   "Model",
   "Optimizer",
   "Option",
+  "PipelineEvaluation",
   "PipelineExperiment",
   "Ppo",
   "RewardModels",

@@ -112,6 +112,20 @@ class Evaluation(Checked):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class PipelineEvaluation(Evaluation):
+  """Evaluation of all models at the end of a pipeline."""
+
+  tasks: str = option(
+    "",
+    "Public tasks beside the world's: a comma list of TASK=FILE, such as"
+    " hellaswag=hellaswag_val.jsonl; docs/tasks.md has all of them.",
+  )
+  task_items: int = option(
+    100, "Items drawn from each task's file; 0 takes all.", minimum=0
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Measure(RewardModels):
   """What `evaluate` measures a model with."""
 

@@ -10,6 +10,7 @@ from instructgpt_jax.configs.evaluation import (
   Evaluation,
   Labeling,
   Measure,
+  PipelineEvaluation,
   World,
 )
 from instructgpt_jax.configs.fields import Checked, option
@@ -135,7 +136,7 @@ class PipelineExperiment(Experiment):
   reward: RewardStage = RewardStage()
   ppo: PpoStage = PpoStage()
   ppo_ptx: PpoPtxStage = PpoPtxStage()
-  evaluation: Evaluation = Evaluation()
+  evaluation: PipelineEvaluation = PipelineEvaluation()
 
 
 def experiment_field(name: str, experiment: str) -> str | None:
@@ -154,6 +155,8 @@ def experiment_field(name: str, experiment: str) -> str | None:
     return name
   if rest.startswith("optimizer."):
     return rest if head == experiment else None
+  if head == "evaluation" and rest in ("tasks", "task_items"):
+    return f"measure.{rest}" if experiment == "evaluate" else None
   stage = {"ppo_ptx": "ppo", "evaluate": "evaluation"}
   if head != stage.get(experiment, experiment):
     return None

@@ -13,9 +13,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import TypeVar
 
 from instructgpt_jax import configs
 from instructgpt_jax.errors import UserError
+
+EvaluationT = TypeVar("EvaluationT", bound=configs.Evaluation)
 
 
 def _gpt3(layers: int, width: int, heads: int, remat: str) -> configs.Model:
@@ -341,7 +344,7 @@ def pipeline(preset: str) -> configs.PipelineExperiment:
     reward=_reward(preset),
     ppo=_ppo(preset),
     ppo_ptx=_ppo_ptx(preset),
-    evaluation=_evaluation(preset),
+    evaluation=_evaluation(preset, configs.PipelineEvaluation),
   )
 
 
@@ -352,19 +355,19 @@ def _labeling(preset: str) -> configs.Labeling:
   return configs.Labeling()
 
 
-def _evaluation(preset: str) -> configs.Evaluation:
+def _evaluation(preset: str, section: type[EvaluationT]) -> EvaluationT:
   if preset == "tiny":
-    return configs.Evaluation(prompts=100, samples=1, batch_size=64)
+    return section(prompts=100, samples=1, batch_size=64)
   if preset == "world":
-    return configs.Evaluation(prompts=1500, prefix_prompts=500)
-  return configs.Evaluation()
+    return section(prompts=1500, prefix_prompts=500)
+  return section()
 
 
 def evaluate(preset: str) -> configs.EvaluateExperiment:
   """Returns the recipe that measures one model on held-out prompts."""
   preset = canonical(preset)
   return configs.EvaluateExperiment(
-    **_base(preset), evaluation=_evaluation(preset)
+    **_base(preset), evaluation=_evaluation(preset, configs.Evaluation)
   )
 
 

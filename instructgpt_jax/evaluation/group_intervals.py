@@ -26,6 +26,7 @@ def grouped_interval(
   groups: Sequence[str],
   *,
   paired: ArrayLike | None = None,
+  resamples: int = 2000,
   share: bool = False,
 ) -> statistics.Interval:
   """Computes the mean over items with its 95 % interval over their groups.
@@ -37,17 +38,20 @@ def grouped_interval(
     values: [items].
     groups: name of each item's group.
     paired: see `statistics.bootstrap_interval`.
-    share: see `statistics.bootstrap_interval`.
+    resamples: likewise.
+    share: likewise.
   """
   index = group_index(groups)
   sizes = np.bincount(index)
   if len(sizes) == len(index):
-    return statistics.bootstrap_interval(values, paired=paired, share=share)
+    return statistics.bootstrap_interval(
+      values, paired=paired, resamples=resamples, share=share
+    )
   items = np.asarray(values, np.float64)
   if paired is not None:
     items = items - np.asarray(paired, np.float64)
   return statistics.ratio_interval(
-    np.bincount(index, items), sizes, share=share
+    np.bincount(index, items), sizes, resamples=resamples, share=share
   )
 
 

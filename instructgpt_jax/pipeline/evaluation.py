@@ -21,6 +21,9 @@ from instructgpt_jax.evaluation.evaluator import (
   Model,
   load_model,
 )
+from instructgpt_jax.evaluation.group_intervals import grouped_interval
+from instructgpt_jax.evaluation.tasks import registry
+from instructgpt_jax.evaluation.tasks.registry import Questions
 from instructgpt_jax.models import heads
 from instructgpt_jax.pipeline import rankings
 from instructgpt_jax.report import curves, training_samples
@@ -86,6 +89,7 @@ def _build_evaluator(
   return dataclasses.replace(
     evaluator,
     prefixes=evaluator.prefixes or PREFIXES,
+    tasks=[*evaluator.tasks, *read_tasks(config)],
     documents=setup.held_out_rows(
       config.data,
       start.tokenizer,
@@ -93,6 +97,18 @@ def _build_evaluator(
       split=config.evaluation.split,
       max_rows=documents_lib.VALID_ROWS,
     ),
+  )
+
+
+def read_tasks(config: configs.PipelineExperiment) -> list[Questions]:
+  """Reads the public tasks that the models are measured on.
+
+  Raises:
+    UserError: the list is malformed, or a file is.
+  """
+  section = config.evaluation
+  return registry.read_tasks(
+    section.tasks, section.task_items, config.seed, "evaluation.tasks"
   )
 
 
@@ -261,8 +277,11 @@ def _measure_language(evaluator: Evaluator, model: Model) -> dict[str, Any]:
   }
   if evaluator.tasks:
     result["tasks"] = {
-      kind: statistics.bootstrap_interval(
-        [row.main_score for row in rows], resamples=resamples, share=True
+      kind: grouped_interval(
+        [row.main_score for row in rows],
+        [row.item.group or row.item.id for row in rows],
+        resamples=resamples,
+        share=True,
       ).as_dict()
       for kind, rows in evaluator.answer_tasks(model).items()
     }

@@ -260,6 +260,8 @@ def _make_pipeline(
   config: configs.PipelineExperiment, directory: str
 ) -> Pipeline:
   """Uses the user's data; without any, writes the world's."""
+  if not config.until:
+    evaluation.read_tasks(config)  # An error comes before the training.
   sources = [s for s in _SOURCES if getattr(config.data, s)]
   if sources:
     missing = [s for s in _SOURCES if s not in sources]

@@ -273,8 +273,8 @@ def _tasks(results: Results) -> Picture | None:
     "tasks",
     key,
     title="Alignment tax: public tasks",
-    axis="Accuracy (%)",
-    caption="Tasks of the pretraining corpus, with 95 % intervals; longer is "
+    axis="First measure (%)",
+    caption="The first measure of each task, with 95 % intervals; longer is "
     "better.",
   )
 

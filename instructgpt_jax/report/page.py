@@ -72,7 +72,9 @@ def render(results: Results) -> str:
     pictures=figures.pictures(results),
     tables=_metric_tables(results),
     failure_tables=_group_tables(results, "failures", "Failures in per cent"),
-    tax_tables=_group_tables(results, "tasks", "Task accuracy in per cent"),
+    tax_tables=_group_tables(
+      results, "tasks", "Tasks in per cent, the first measure of each"
+    ),
     small_tables=small_tables,
     small_title=_joined([table.caption for table in small_tables]),
     samples=_samples(results),

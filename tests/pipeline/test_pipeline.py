@@ -271,6 +271,9 @@ def run_on_files(folder):
     "pretrain.sequence": 64,
     "ppo.ptx_sequence": 64,
     "reward.batch_size": 4,
+    "evaluation.tasks": "lambada="
+    + write("passages", [{"text": f"the {t} is {c}"} for c, t in pairs]),
+    "evaluation.task_items": 5,
   }
   stages.run(small("tiny", **sources, **more), str(folder / "run"))
 
@@ -283,6 +286,7 @@ def test_runs_on_files_are_judged_by_a_second_reward_model(files_run):
     metrics = results["models"][name]
     assert metrics["gold"] is None and metrics["likert"] is None
     assert metrics["judge_score"]["low"] <= metrics["judge_score"]["high"]
+    assert metrics["tasks"]["lambada"]["units"] == 5
   assert {"accuracy", "judge_accuracy"} <= set(results["reward_model"])
 
 
@@ -293,6 +297,14 @@ def test_the_judge_and_the_reward_model_share_no_prompt(files_run):
     for name in ("reward.jsonl", "judge.jsonl")
   ]
   assert prompts[0] and prompts[1] and not prompts[0] & prompts[1]
+
+
+def test_tasks_are_checked_before_the_training(tmp_path):
+  config = small("tiny", **{"evaluation.tasks": "lambada=none.jsonl"})
+  with pytest.raises(UserError) as caught:
+    stages.run(config, str(tmp_path))
+  assert caught.value.file == "none.jsonl"
+  assert not (tmp_path / "world").exists()
 
 
 def test_one_missing_source_is_named(tmp_path):

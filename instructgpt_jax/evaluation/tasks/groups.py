@@ -46,7 +46,7 @@ def _read_realtoxicity(path: str, unused: Counter[str]) -> Iterator[Item]:
       str(record.line),
       text,
       # The paper's prompts are spread evenly over levels of toxicity.
-      stratum="" if toxicity is None else f"{10 * toxicity:.0f}",
+      stratum="" if toxicity is None else str(min(int(10 * toxicity), 9)),
       extra={"question": text},
     )
 

@@ -234,8 +234,8 @@ class TextModel:
     """Scores continuations of contexts that are encoded already.
 
     Args:
-      requests: ids of each context, of which there is at least one, and of its
-        continuation. A context that is too long is cut from the left.
+      requests: ids of each context, at least one, and of its continuation. A
+        context that is too long is cut from the left.
 
     Returns:
       The log-likelihood of each continuation, in order.

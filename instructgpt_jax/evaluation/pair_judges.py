@@ -7,6 +7,7 @@ parsed. Each pair is judged in both orders.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -16,6 +17,7 @@ import numpy as np
 from instructgpt_jax.data.records import Turn
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.evaluation.judge_pairs import Pair
+from instructgpt_jax.evaluation.reply_log import ReplyLog
 from instructgpt_jax.runs import files
 
 TEMPLATE = """\
@@ -223,6 +225,36 @@ class LikelihoodJudge:
       [lead + word for word in WORDS], [text[-_BORDER:]] * len(WORDS)
     )
     return [*tokenizer.begin, *tokenizer.encode(text)], words
+
+
+class ResumedJudge:
+  """Judge whose verdicts are on disk; it is asked for the others alone.
+
+  Attributes:
+    name: name of the judge.
+  """
+
+  def __init__(self, judge: PairJudge, replies: ReplyLog, identity: str):
+    """Wraps a judge.
+
+    Args:
+      judge: the judge.
+      replies: its verdicts of an earlier run; gets those of this run.
+      identity: what its verdicts depend on beside the question.
+    """
+    self._judge, self._replies, self._identity = judge, replies, identity
+    self.name = judge.name
+
+  def __call__(self, questions: Sequence[str]) -> list[Verdict]:
+    """Returns a verdict on each question."""
+    requests = [f"{self._identity}\n{question}" for question in questions]
+    stored = [self._replies.get(request) for request in requests]
+    missing = [i for i, reply in enumerate(stored) if reply is None]
+    new = self._judge([questions[i] for i in missing]) if missing else []
+    for i, verdict in zip(missing, new, strict=True):
+      stored[i] = json.dumps(verdict)
+      self._replies.add(requests[i], stored[i])
+    return [Verdict(*json.loads(reply)) for reply in stored]
 
 
 def _likeliest(log_likelihoods: Sequence[float]) -> Verdict:

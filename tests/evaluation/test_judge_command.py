@@ -11,6 +11,7 @@ from instructgpt_jax.evaluation import (
   judge_command,
   judge_statistics,
   pair_judges,
+  reply_log,
 )
 from tests import printed
 from tests.evaluation.made_judges import (
@@ -180,6 +181,11 @@ def test_a_local_judge_reads_its_own_template(paths, monkeypatch):
     )
     judge_command.make_judge(arguments)(["Q:"])
     assert made[-1].asked[0][0][0].startswith("<user>") == used
+  replies = reply_log.ReplyLog(paths.output / "replies.jsonl")
+  arguments = judge_command.parse(["--judge=plain", *flags], "")
+  for _ in range(2):  # The second one has all verdicts on disk.
+    judge_command.make_judge(arguments, replies)(["Q:"])
+  assert len(made[-2].asked) == 3 and made[-1].asked == []
   arguments = judge_command.parse(
     ["--judge=plain", "--chat_template=true", *flags], ""
   )

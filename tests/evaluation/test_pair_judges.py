@@ -5,7 +5,7 @@ import types
 import pytest
 
 from instructgpt_jax.errors import UserError
-from instructgpt_jax.evaluation import pair_judges
+from instructgpt_jax.evaluation import pair_judges, reply_log
 from instructgpt_jax.evaluation.judge_pairs import Pair
 from tests.data import tokenizer_folders as folders
 from tests.evaluation.made_judges import WordModel
@@ -72,6 +72,32 @@ def test_questions_beyond_the_context_are_not_cut():
   first, second, third = judge([fits, long, fits])
   assert (first.value, third.value) == (1.0, 1.0)
   assert second.value is None and second.problem == pair_judges.TOO_LONG
+
+
+def test_a_local_judge_resumes(tmp_path):
+  asked = []
+
+  def inner(questions):
+    asked.append(list(questions))
+    if "bad" in questions:
+      raise KeyboardInterrupt
+    return [
+      pair_judges.Verdict(float(q == "a"), 0.25, "A", "") for q in questions
+    ]
+
+  inner.name = "inner"
+
+  def judge(questions, identity="m"):
+    log = reply_log.ReplyLog(tmp_path / "replies.jsonl")
+    return pair_judges.ResumedJudge(inner, log, identity)(questions)
+
+  first = judge(["a", "b"])
+  with pytest.raises(KeyboardInterrupt):
+    judge(["bad"])
+  assert judge(["c", "b", "a"])[1:] == first[::-1]
+  assert judge(["a"]) == first[:1]
+  judge(["a"], identity="retrained")
+  assert asked == [["a", "b"], ["bad"], ["c"], ["a"]]
 
 
 def test_each_pair_is_judged_in_both_orders():

@@ -25,7 +25,7 @@ from instructgpt_jax.runs import files
 from instructgpt_jax.runs.progress import Progress, log_line
 
 REPORT, VERDICTS, PAGE = "judge.json", "verdicts.jsonl", "report.md"
-REPLIES = "replies.jsonl"  # of a server, until the report is complete
+REPLIES = "replies.jsonl"  # of the judge, until the report is complete
 _ANSWERS = "answers"
 
 
@@ -142,7 +142,8 @@ def make_judge(
 
   Args:
     arguments: parsed flags.
-    replies: see `judge_server.ServerJudge`.
+    replies: replies of an earlier run, which are not asked for again; gets
+      those of this run.
   """
   if judge_server.is_url(arguments.judge):
     return judge_server.ServerJudge(
@@ -166,13 +167,29 @@ def make_judge(
       code="no_chat_template",
     )
   use_chat = has_template and arguments.chat_template != "false"
-  return pair_judges.LikelihoodJudge(model, arguments.judge, use_chat=use_chat)
+  judge = pair_judges.LikelihoodJudge(model, arguments.judge, use_chat=use_chat)
+  if replies is None:
+    return judge
+  identity = f"{arguments.judge} {_fingerprint(arguments.judge)} {use_chat}"
+  return pair_judges.ResumedJudge(judge, replies, identity)
+
+
+def _fingerprint(path: str) -> str:
+  """Returns the sizes and the newest time of a model's files."""
+  root = pathlib.Path(path).expanduser()
+  statuses = [
+    file.stat()
+    for file in (root.rglob("*") if root.is_dir() else [root])
+    if file.is_file()
+  ]
+  newest = max((status.st_mtime_ns for status in statuses), default=0)
+  return f"{sum(status.st_size for status in statuses)} {newest}"
 
 
 def run(arguments: argparse.Namespace, judge: PairJudge | None = None) -> None:
   """Judges all pairs, and writes and prints the report.
 
-  Replies of a server are on disk until the report is. The same command resumes
+  Replies of the judge are on disk until the report is. The same command resumes
   from them.
 
   Args:

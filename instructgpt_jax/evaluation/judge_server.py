@@ -100,7 +100,8 @@ class ServerJudge:
       futures = [pool.submit(self._ask, question) for question in questions]
       try:
         for future in concurrent.futures.as_completed(futures):
-          future.result()  # Raises the first error, whichever request has it.
+          if not isinstance(future.exception(), _StoppedError):
+            future.result()  # Raises the first error.
       except BaseException:
         self._stopped.set()
         pool.shutdown(wait=False, cancel_futures=True)
@@ -130,6 +131,9 @@ class ServerJudge:
         reply = _reply_text(self._send(body.encode()), self._url)
       except _RefusedError as error:
         return Verdict(None, reply=str(error), problem=REFUSED)
+      except UserError:
+        self._stopped.set()
+        raise
       if self._replies is not None:
         self._replies.add(request, reply)
     return parse_reply(reply)
@@ -140,13 +144,14 @@ class ServerJudge:
     Raises:
       UserError: `judge_server`.
       _RefusedError: the server refuses this request.
+      _StoppedError: another request has failed.
     """
     problem = delay = ""
     for attempt in range(self._retries + 1):
       if attempt:
         self._sleep(_wait_time(attempt - 1, delay))
       if self._stopped.is_set():
-        break  # Another request has failed, and its error is shown.
+        raise _StoppedError
       try:
         return self._post(body)
       except urllib.error.HTTPError as error:
@@ -192,6 +197,10 @@ class ServerJudge:
 
 class _RefusedError(Exception):
   """The server refuses one request; the text says why."""
+
+
+class _StoppedError(Exception):
+  """The error of another request ends this one."""
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):

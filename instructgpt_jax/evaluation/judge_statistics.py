@@ -159,8 +159,9 @@ def length_controlled_rate(preference: np.ndarray, length: np.ndarray) -> float:
   """Computes the win rate at equal lengths (AlpacaEval 2, arXiv:2404.04475).
 
   Fits logit P(first is preferred) = θ + φ · tanh(Δ / std Δ), with the length
-  difference Δ, and returns it at Δ = 0. The paper's term for the difficulty of
-  a prompt needs the verdicts of many models, and is left out.
+  difference Δ, and returns it at Δ = 0. This is `length_controlled_minimal` of
+  AlpacaEval's program. The leaderboard's variant has a term for the difficulty
+  of a prompt, which needs the verdicts of many models.
 
   Newton's method minimises the cross-entropy, with ½ · 0.1 · φ² and
   ½ · 0.001 · θ² added: a judge of length alone would otherwise drive φ to

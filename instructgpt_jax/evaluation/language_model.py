@@ -210,14 +210,37 @@ class TextModel:
       UserError: the model's logits are not finite.
     """
     part = shares.share(pairs)
-    requests = self.encode_pairs(pairs[part])
+    results = self._score_contexts(self.encode_pairs(pairs[part]))
+    return [LogLikelihood(*r) for r in shares.gather(results, pairs)]
+
+  def log_likelihoods_of_ids(
+    self, requests: Sequence[tuple[Sequence[int], Sequence[int]]]
+  ) -> list[LogLikelihood]:
+    """Scores continuations of contexts that are encoded already.
+
+    Args:
+      requests: ids of each context, at least one, and of its continuation. A
+        context that is too long is cut from the left.
+
+    Returns:
+      The log-likelihood of each continuation, in order.
+
+    Raises:
+      UserError: the model's logits are not finite.
+    """
+    results = self._score_contexts(requests[shares.share(requests)])
+    return [LogLikelihood(*r) for r in shares.gather(results, requests)]
+
+  def _score_contexts(
+    self, requests: Sequence[tuple[Sequence[int], Sequence[int]]]
+  ) -> list[tuple[float, bool, int]]:
+    """Scores continuations, and says how many contexts are cut."""
     cuts = sum(
       len(context) > max(1, self.context + 1 - len(ids))
       for context, ids in requests
     )
     self._tell_of_cuts(cuts, len(requests))
-    results = self._score(requests, "scoring")
-    return [LogLikelihood(*r) for r in shares.gather(results, pairs)]
+    return self._score(requests, "scoring")
 
   def rolling_log_likelihoods(
     self, texts: Sequence[str], *, score_begin: bool = False

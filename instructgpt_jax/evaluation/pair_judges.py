@@ -7,6 +7,7 @@ parsed. Each pair is judged in both orders.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -16,6 +17,7 @@ import numpy as np
 from instructgpt_jax.data.records import Turn
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.evaluation.judge_pairs import Pair
+from instructgpt_jax.evaluation.reply_log import ReplyLog
 from instructgpt_jax.runs import files
 
 TEMPLATE = """\
@@ -37,6 +39,7 @@ Verdict:"""
 WORDS: Mapping[str, float] = {"A": 1.0, "tie": 0.5, "B": 0.0}
 TOO_LONG = "longer than the judge's context"
 UNPARSABLE = "not A, B or tie"
+_BORDER = 16  # characters of a question that its continuation is encoded after
 _FIELDS = ("prompt", "answer_a", "answer_b")
 _FIELD = re.compile("{(" + "|".join(_FIELDS) + ")}")
 
@@ -152,20 +155,21 @@ def read_template(path: str) -> str:
 
 
 class ScoringModel(Protocol):
-  """A language model that scores texts: `language_model.TextModel`."""
+  """A language model that scores tokens: `language_model.TextModel`."""
 
   context: int
   tokenizer: Any
 
-  def encode(self, text: str) -> list[int]: ...
-
-  def chat(self, turns: Sequence[Turn]) -> str: ...
-
-  def log_likelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[Any]: ...
+  def log_likelihoods_of_ids(
+    self, requests: Sequence[tuple[Sequence[int], Sequence[int]]]
+  ) -> list[Any]: ...
 
 
 class LikelihoodJudge:
   """Local language model; the likeliest of A, B and tie is its verdict.
+
+  Names of special tokens in a question are encoded as text, so that no answer
+  can end its turn.
 
   Attributes:
     name: its directory.
@@ -184,38 +188,73 @@ class LikelihoodJudge:
 
   def __call__(self, questions: Sequence[str]) -> list[Verdict]:
     """Returns a verdict on each question."""
-    contexts = [self._context(question) for question in questions]
-    is_short = [self._fits(context) for context in contexts]
+    encoded = [self._encode(question) for question in questions]
+    fits = [
+      # The last token of a word is predicted and not read.
+      len(context) + max(map(len, words)) <= self._model.context + 1
+      for context, words in encoded
+    ]
     scores = iter(
-      self._model.log_likelihoods(
+      self._model.log_likelihoods_of_ids(
         [
-          (context, self._continuation(context, word))
-          for context, short in zip(contexts, is_short, strict=True)
-          if short
-          for word in WORDS
+          (context, word)
+          for (context, words), is_short in zip(encoded, fits, strict=True)
+          if is_short
+          for word in words
         ]
       )
     )
     return [
       _likeliest([next(scores).total for _ in WORDS])
-      if short
+      if is_short
       else Verdict(None, problem=TOO_LONG)
-      for short in is_short
+      for is_short in fits
     ]
 
-  def _context(self, question: str) -> str:
+  def _encode(self, question: str) -> tuple[list[int], list[list[int]]]:
+    """Returns the ids of a question, and of each word as its continuation."""
+    tokenizer = self._model.tokenizer
     if self._use_chat:
-      return self._model.chat([Turn("user", question)])
-    return question
-
-  def _fits(self, context: str) -> bool:
-    longest = max(
-      len(self._model.encode(self._continuation(context, w))) for w in WORDS
+      return (
+        tokenizer.encode_turns([Turn("user", question)]),
+        tokenizer.encode_replies(list(WORDS)),
+      )
+    text = question.rstrip(" ")  # Words begin with their blank.
+    lead = "" if text[-1:].isspace() else " "
+    words = tokenizer.encode_after(
+      [lead + word for word in WORDS], [text[-_BORDER:]] * len(WORDS)
     )
-    return len(self._model.encode(context)) + longest <= self._model.context
+    return [*tokenizer.begin, *tokenizer.encode(text)], words
 
-  def _continuation(self, context: str, word: str) -> str:
-    return word if self._use_chat or context[-1:].isspace() else " " + word
+
+class ResumedJudge:
+  """Judge whose verdicts are on disk; it is asked for the others alone.
+
+  Attributes:
+    name: name of the judge.
+  """
+
+  def __init__(self, judge: PairJudge, replies: ReplyLog, identity: str):
+    """Wraps a judge.
+
+    Args:
+      judge: the judge.
+      replies: its verdicts of an earlier run; gets those of this run.
+      identity: what its verdicts depend on beside the question.
+    """
+    self._judge, self._replies, self._identity = judge, replies, identity
+    self.name = judge.name
+
+  def __call__(self, questions: Sequence[str]) -> list[Verdict]:
+    """Returns a verdict on each question."""
+    requests = [f"{self._identity}\n{question}" for question in questions]
+    stored = [self._replies.get(request) for request in requests]
+    missing = [i for i, reply in enumerate(stored) if reply is None]
+    new = self._judge([questions[i] for i in missing]) if missing else []
+    for i, verdict in zip(missing, new, strict=True):
+      stored[i] = json.dumps(verdict)
+      self._replies.add(requests[i], stored[i])
+    return [Verdict(*json.loads(reply)) for reply in stored]
 
 
 def _likeliest(log_likelihoods: Sequence[float]) -> Verdict:

@@ -1,4 +1,4 @@
-"""Replies of a server on disk, from which a run that stopped resumes."""
+"""Replies of a judge on disk, from which a run that stopped resumes."""
 
 from __future__ import annotations
 

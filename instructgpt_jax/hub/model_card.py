@@ -176,6 +176,11 @@ def _use(stage: stage_model.Stage, adapters: bool) -> str:
   elif stage.has_prompts:
     text = records.prompt_text((Turn("user", "How are you?"),), stage.data)
     lines += ["A prompt is written as", "", "```", text, "```\n"]
+  if stage.kind == stage_model.SCALAR and stage.has_prompts and not adapters:
+    lines.append(
+      "The score is that of the token that ends the reply, with which the"
+      " chat template ends a conversation.\n"
+    )
   return "\n".join(lines)
 
 

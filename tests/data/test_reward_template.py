@@ -81,6 +81,18 @@ def test_prompts_by_tags_have_a_template_for_others_alone(data, tmp_path):
   assert again.template is None
 
 
+def test_a_template_that_a_run_does_not_use_stays(tmp_path):
+  """A policy of the same base has to find the same tokenizer."""
+  ours = folders.load(
+    tmp_path / "base",
+    folders.byte_level(),
+    tokenizer_config=settings(**BOTH, chat_template=folders.CHATML),
+  ).without_template()
+  data = configs.Data(chat_template=False)
+  again = load_tokenizer(export(ours, data, tmp_path / "out"))
+  assert exported_tokens.same_ids(again.without_template(), ours)
+
+
 def test_only_the_default_of_several_templates_is_changed(tmp_path):
   entries = [
     {"name": "default", "template": folders.CHATML},

@@ -36,28 +36,43 @@ def longer(a, b):
   return (np.sign(len(a) - len(b)) + 1) / 2
 
 
-class WordModel:
-  """Model that gives each word a log-likelihood by the context."""
+class WordTokenizer:
+  """Splits texts at blanks; an id is a word."""
 
-  context = 200
-  tokenizer = types.SimpleNamespace(template=None)
+  begin = ()
 
-  def __init__(self, likelihoods):
-    self.likelihoods, self.asked = likelihoods, []
+  def __init__(self, template=None):
+    self.template = template
 
   def encode(self, text):
     return text.split()
 
-  def chat(self, turns):
-    return f"<user>{turns[0].text}<assistant>"
+  def encode_after(self, texts, contexts):
+    return [[text] for text in texts]
 
-  def log_likelihoods(self, pairs):
-    self.asked += pairs
+  def encode_turns(self, turns):
+    return self.encode(f"<user>{turns[0].text}<assistant>")
+
+  def encode_replies(self, replies):
+    return [[reply] for reply in replies]
+
+
+class WordModel:
+  """Model that gives each word a log-likelihood by the context."""
+
+  context = 200
+
+  def __init__(self, likelihoods, tokenizer=None):
+    self.likelihoods, self.asked = likelihoods, []
+    self.tokenizer = tokenizer or WordTokenizer()
+
+  def log_likelihoods_of_ids(self, requests):
+    self.asked += requests
     return [
       types.SimpleNamespace(
-        total=math.log(self.likelihoods(context)[word.strip()])
+        total=math.log(self.likelihoods(" ".join(context))[word.strip()])
       )
-      for context, word in pairs
+      for context, (word,) in requests
     ]
 
 

@@ -11,12 +11,14 @@ from instructgpt_jax.evaluation import (
   judge_command,
   judge_statistics,
   pair_judges,
+  reply_log,
 )
 from tests import printed
 from tests.evaluation.made_judges import (
   TEMPLATE,
   RuleJudge,
   WordModel,
+  WordTokenizer,
   longer,
   write_lines,
 )
@@ -163,9 +165,9 @@ def test_a_local_judge_reads_its_own_template(paths, monkeypatch):
 
   class Model(WordModel):
     def __init__(self, path):
-      super().__init__(lambda context: {"A": 0.2, "B": 0.1, "tie": 0.1})
-      self.tokenizer = types.SimpleNamespace(
-        template=object() if path == "chat" else None
+      super().__init__(
+        lambda context: {"A": 0.2, "B": 0.1, "tie": 0.1},
+        WordTokenizer(object() if path == "chat" else None),
       )
       made.append(self)
 
@@ -178,7 +180,12 @@ def test_a_local_judge_reads_its_own_template(paths, monkeypatch):
       [f"--judge={path}", f"--chat_template={flag}", *flags], ""
     )
     judge_command.make_judge(arguments)(["Q:"])
-    assert made[-1].asked[0][0].startswith("<user>") == used
+    assert made[-1].asked[0][0][0].startswith("<user>") == used
+  replies = reply_log.ReplyLog(paths.output / "replies.jsonl")
+  arguments = judge_command.parse(["--judge=plain", *flags], "")
+  for _ in range(2):  # The second one has all verdicts on disk.
+    judge_command.make_judge(arguments, replies)(["Q:"])
+  assert len(made[-2].asked) == 3 and made[-1].asked == []
   arguments = judge_command.parse(
     ["--judge=plain", "--chat_template=true", *flags], ""
   )

@@ -128,7 +128,7 @@ def test_one_refused_question_has_no_verdict(server):
 
 def test_an_error_of_the_server_does_not_show_the_key(server, monkeypatch):
   monkeypatch.setenv("JUDGE_KEY", KEY)
-  server.add(401, "x" * 160 + f"wrong key {KEY}")
+  server.add(401, "x" * 135 + f"wrong key {KEY}")
   judge, _ = make(server, key_env="JUDGE_KEY")
   with pytest.raises(UserError) as error:
     judge(["q"])

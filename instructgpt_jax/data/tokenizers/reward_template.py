@@ -41,15 +41,17 @@ def add_template(
     template = tokenizer.template
   except UserError:  # It cannot be used here, and is not changed.
     return dict(files)
-  if template is None:
-    text = _by_tags(tokenizer, data)
-  else:
+  settings = json.loads(files[SETTINGS])
+  if template is not None:
     text = _ending_with_reply(tokenizer)
+  elif files.get(TEMPLATE, b"").strip() or settings.get("chat_template"):
+    text = ""  # --data.chat_template=false; the directory keeps its template.
+  else:
+    text = _by_tags(tokenizer, data)
   if not text:
     return dict(files)
-  if TEMPLATE in files:
+  if files.get(TEMPLATE):
     return {**files, TEMPLATE: text.encode()}
-  settings = json.loads(files[SETTINGS])
   settings["chat_template"] = _default(
     settings.get("chat_template") or "", lambda _: text
   )

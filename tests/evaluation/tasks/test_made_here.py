@@ -1,4 +1,4 @@
-"""The package's own sets: each item has a good and a wrong answer."""
+"""The package's own sets: each item has right and wrong answers."""
 
 import collections
 

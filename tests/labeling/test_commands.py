@@ -102,6 +102,9 @@ def test_create_does_not_replace_a_project(here, capsys):
   text = error_of(capsys, "create", "--store=labels.db", "--rank=answers.jsonl")
   assert "PROJECT.json" in text and "exists already" in text
   assert (here / "PROJECT.json").read_bytes() == before
+  for flag in ("--title=x", "--overlap=2", "--instructions=x.md"):
+    text = error_of(capsys, "create", "--store=labels.db", flag)
+    assert flag.partition("=")[0] in text
   # Without content it brings the store up to the project.
   create()
   assert "0 of 4 items are new" in capsys.readouterr().out

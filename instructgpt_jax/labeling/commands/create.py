@@ -53,6 +53,8 @@ def create(flags: argparse.Namespace) -> None:
       " sample answers with --prompts and --sample_from",
       code="no_items",
     )
+  else:
+    _refuse_settings(flags, path)
   store = stores.update(flags.store, str(path), create=True)
   try:
     stores.print_owner_link(store, URL)
@@ -78,6 +80,18 @@ def add(flags: argparse.Namespace) -> None:
   value["items"] += _new_entries(flags, path)
   files.write_json_atomic(path, value)
   stores.update(flags.store, str(path), create=False).close()
+
+
+def _refuse_settings(flags: argparse.Namespace, path: pathlib.Path) -> None:
+  """Refuses settings for a project that exists, and has its own."""
+  for name, default in (("title", ""), ("instructions", ""), ("overlap", 1)):
+    if getattr(flags, name) != default:
+      raise UserError(
+        "is not used, because the project exists",
+        field=f"--{name}",
+        fix=f"change it in {path}, or leave out the flag",
+        code="unused_flag",
+      )
 
 
 def _has_content(flags: argparse.Namespace) -> bool:

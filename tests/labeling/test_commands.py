@@ -154,6 +154,8 @@ def test_bad_answers_leave_nothing_behind(here, capsys, lines, expected):
     (["create", "--store=labels.db", "--prompts=answers.jsonl"],
      "--sample_from"),
     (["create", "--store=labels.db", "--sample_from=a"], "--prompts"),
+    (["create", "--store=labels.db", "--rank=answers.jsonl",
+      "--task=comparison"], "--task"),
     (["create", "--store=labels.db", "--prompts=answers.jsonl",
       "--sample_from=a,b,c", "--completions=2"], "--completions"),
     (["create", "--store=labels.db", "--prompts=answers.jsonl",

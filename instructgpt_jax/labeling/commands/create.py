@@ -13,7 +13,7 @@ from instructgpt_jax.errors import UserError
 from instructgpt_jax.labeling import example, item_files, project, sampling
 from instructgpt_jax.labeling import store as store_lib
 from instructgpt_jax.labeling.commands import stores
-from instructgpt_jax.labeling.commands.flags import PROGRAM, URL
+from instructgpt_jax.labeling.commands.flags import PROGRAM, SAMPLING, URL
 from instructgpt_jax.runs import files
 from instructgpt_jax.runs.progress import Progress
 
@@ -127,6 +127,14 @@ def _new_entries(
       fix=f"add {missing}",
       code="missing_flag",
     )
+  for name, default in SAMPLING.items():
+    if not flags.sample_from and getattr(flags, name) != default:
+      raise UserError(
+        "is for answers that are sampled",
+        field=f"--{name}",
+        fix="add --sample_from and --prompts, or leave out the flag",
+        code="unused_flag",
+      )
   if flags.sample_from:
     answers = _sample(flags, path)
     entries.append({"task": flags.task, "file": _relative(answers, path)})

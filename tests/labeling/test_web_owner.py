@@ -89,7 +89,9 @@ def test_reviewers_do_not_see_labels_of_held_out_labelers(pages):
   page = site.text_of(rita.get(f"/adjudication/{item}").text)
   assert "Ann" in page and "Uwe" not in page and "Zoe" not in page
   assert "No item has two labels" in rita.get("/adjudication").text
-  assert f"/adjudication/{item}" not in rita.get("/dashboard").text
+  page = rita.get("/dashboard").text
+  assert f"/adjudication/{item}" not in page
+  assert "0 ties left out, of training labelers" in site.text_of(page)
   rank(pages.client("Ben"), [1, 3, 2])
   rows = site.text_of(rita.get("/adjudication").text)
   assert "33 %" in rows and "1 item has two labels" in rows

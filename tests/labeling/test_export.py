@@ -457,6 +457,18 @@ def test_a_directory_that_is_no_export_is_refused(tmp_path):
   assert [p.name for p in out.iterdir()] == ["export.json"]
 
 
+def test_a_file_that_no_export_wrote_is_not_replaced(tmp_path):
+  out = tmp_path / "out"
+  out.mkdir()
+  (out / "prompts.jsonl").write_text("mine")
+  made = make([label(ranking_item(1), ranking([1, 2, 3]))])
+  with pytest.raises(UserError) as caught:
+    export_files.write_export(made, str(out))
+  assert caught.value.code == "output_exists"
+  assert caught.value.file == str(out / "prompts.jsonl")
+  assert [p.read_text() for p in out.iterdir()] == ["mine"]
+
+
 def fill(opened):
   """Writes two labelers, a candidate, and labels in another order."""
   with opened.begin() as connection:

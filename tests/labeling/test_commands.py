@@ -108,6 +108,11 @@ def test_create_does_not_replace_a_project(here, capsys):
   # Without content it brings the store up to the project.
   create()
   assert "0 of 4 items are new" in capsys.readouterr().out
+  opened = store.open_store("labels.db")
+  project.write_instructions(opened, "of the page", 1.0)
+  opened.close()
+  create()
+  assert "older version; version 2 stays" in capsys.readouterr().out
 
 
 def test_add_adds_to_the_project_and_its_store(here, capsys):

@@ -266,7 +266,7 @@ def test_a_final_label_replaces_training_labels_or_is_left_out():
 
   without = make(labels, final, adjudicated="keep")
   assert [r["labeler_id"] for r in without.files["rankings"]] == ["1", "2", "1"]
-  assert without.left_out == {}
+  assert without.left_out == {export.NOT_USED: 1}
 
 
 def test_a_final_label_of_held_out_labels_is_in_no_file():

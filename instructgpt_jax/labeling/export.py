@@ -47,6 +47,7 @@ GOLD = "labels of gold items"
 SCREENING = "labels of screening items"
 CANDIDATE = "labels of candidates"
 REPLACED = "labels that a reviewer's final label replaces"
+NOT_USED = "final labels, because the labelers' own are kept"
 NOTHING_REPLACED = "final labels of items without a label of a training labeler"
 PERSONAL = "records with personal information"
 BLANKED = "notes with personal information, which are left empty"
@@ -135,6 +136,8 @@ def _rows(
   final = {}
   if settings.adjudicated == "replace":
     final = {a.item.id: a for a in snapshot.adjudications}
+  elif snapshot.adjudications:
+    left_out[NOT_USED] = len(snapshot.adjudications)
   for label in snapshot.labels:
     reason = _reason_to_leave_out(label, final)
     if reason:

@@ -69,7 +69,8 @@ def write_export(
     The paths of the files, the manifest last.
 
   Raises:
-    UserError: a file cannot be written, or `export.json` is not of an export.
+    UserError: a file cannot be written, `export.json` is not of an export, or
+      a file exists that no export has written ("output_exists").
   """
   if file_format not in FORMATS:
     raise UserError(
@@ -84,6 +85,15 @@ def write_export(
     f"{name}.{file_format}": encode(rows, file_format)
     for name, rows in export.files.items()
   }
+  for name in contents.keys() - earlier:
+    if (root / name).exists():
+      raise UserError(
+        "exists already, and is of no export",
+        file=str(root / name),
+        field="--to",
+        fix="choose another directory, or move the file",
+        code="output_exists",
+      )
   for name, content in contents.items():
     files.write_chunks_atomic(root / name, (content,))
   for name in sorted(earlier - contents.keys()):

@@ -24,7 +24,8 @@ class LabelRecord:
     overall: overall quality of each completion, 1 to 7; may be empty.
     gold_ranks: the ranks of a gold item; empty for other items.
     sources: source of each completion; may be empty.
-    characters: length of what has to be read, 0 where labelers write.
+    characters: length of what has to be read; 0 where labelers write, and
+      where they could not judge, which can show at a glance.
     seconds: active time.
     submitted_at: time of submission, in UTC seconds.
   """
@@ -91,7 +92,7 @@ def make_record(
     overall=tuple(content.get("overall") or ()) if ranks else (),
     gold_ranks=ranks_of_content(task, gold),
     sources=tuple(payload.get("sources") or ()),
-    characters=_characters(payload) if reads else 0,
+    characters=_characters(payload) if reads and ranks else 0,
     seconds=seconds,
     submitted_at=submitted_at,
   )

@@ -291,19 +291,37 @@ def adjudicate(
   item_id: int,
   content: dict[str, Any],
   now: float,
+  *,
+  replaces: float | None = None,
 ) -> Adjudication:
-  """Stores a reviewer's final label of an item; the newest counts.
+  """Stores a reviewer's final label of an item.
+
+  Args:
+    store: open store.
+    user_id: reviewer.
+    item_id: the item.
+    content: validated content of the form.
+    now: time.
+    replaces: time of the final label that the page shows; None for none.
 
   Raises:
     UserError: the user is no reviewer or owner ("not_allowed"), there is no
-      such item ("not_found"), or the content is no JSON object or too large
-      ("bad_content").
+      such item ("not_found"), the content is no JSON object or too large
+      ("bad_content"), or another final label was saved since the page was
+      opened ("already_decided").
   """
   content = checked_content(content)
   table = schema.adjudications
   with store.begin() as connection:
     users.check_role(connection, user_id, "owner", "reviewer")
     _check_item(connection, item_id)
+    query = sa.select(table.c.at).where(table.c.item_id == item_id)
+    if connection.scalar(query) != replaces:
+      raise UserError(
+        "another final label was saved in the meantime",
+        fix="save again to replace it",
+        code="already_decided",
+      )
     connection.execute(sa.delete(table).where(table.c.item_id == item_id))
     result = Adjudication(item_id, content, user_id, now)
     connection.execute(sa.insert(table).values(**dataclasses.asdict(result)))

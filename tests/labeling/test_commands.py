@@ -102,9 +102,17 @@ def test_create_does_not_replace_a_project(here, capsys):
   text = error_of(capsys, "create", "--store=labels.db", "--rank=answers.jsonl")
   assert "PROJECT.json" in text and "exists already" in text
   assert (here / "PROJECT.json").read_bytes() == before
+  for flag in ("--title=x", "--overlap=2", "--instructions=x.md"):
+    text = error_of(capsys, "create", "--store=labels.db", flag)
+    assert flag.partition("=")[0] in text
   # Without content it brings the store up to the project.
   create()
   assert "0 of 4 items are new" in capsys.readouterr().out
+  opened = store.open_store("labels.db")
+  project.write_instructions(opened, "of the page", 1.0)
+  opened.close()
+  create()
+  assert "older version; version 2 stays" in capsys.readouterr().out
 
 
 def test_add_adds_to_the_project_and_its_store(here, capsys):
@@ -151,6 +159,8 @@ def test_bad_answers_leave_nothing_behind(here, capsys, lines, expected):
     (["create", "--store=labels.db", "--prompts=answers.jsonl"],
      "--sample_from"),
     (["create", "--store=labels.db", "--sample_from=a"], "--prompts"),
+    (["create", "--store=labels.db", "--rank=answers.jsonl",
+      "--task=comparison"], "--task"),
     (["create", "--store=labels.db", "--prompts=answers.jsonl",
       "--sample_from=a,b,c", "--completions=2"], "--completions"),
     (["create", "--store=labels.db", "--prompts=answers.jsonl",

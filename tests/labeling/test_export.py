@@ -266,7 +266,7 @@ def test_a_final_label_replaces_training_labels_or_is_left_out():
 
   without = make(labels, final, adjudicated="keep")
   assert [r["labeler_id"] for r in without.files["rankings"]] == ["1", "2", "1"]
-  assert without.left_out == {}
+  assert without.left_out == {export.NOT_USED: 1}
 
 
 def test_a_final_label_of_held_out_labels_is_in_no_file():
@@ -455,6 +455,18 @@ def test_a_directory_that_is_no_export_is_refused(tmp_path):
     export_files.write_export(made, str(out))
   assert caught.value.code == "not_an_export"
   assert [p.name for p in out.iterdir()] == ["export.json"]
+
+
+def test_a_file_that_no_export_wrote_is_not_replaced(tmp_path):
+  out = tmp_path / "out"
+  out.mkdir()
+  (out / "prompts.jsonl").write_text("mine")
+  made = make([label(ranking_item(1), ranking([1, 2, 3]))])
+  with pytest.raises(UserError) as caught:
+    export_files.write_export(made, str(out))
+  assert caught.value.code == "output_exists"
+  assert caught.value.file == str(out / "prompts.jsonl")
+  assert [p.read_text() for p in out.iterdir()] == ["mine"]
 
 
 def fill(opened):

@@ -378,9 +378,13 @@ def test_a_reviewer_adjudicates(page):
   reviewer = add_user(page.store, "Rita", "reviewer")
   item = page.work.item_id
   assert labels.get_adjudication(page.store, item) is None
-  for now in (NOW, NOW + 1):
+  for now, replaces in ((NOW, None), (NOW + 1, NOW)):
     content = {"at": now}
-    done = labels.adjudicate(page.store, reviewer.id, item, content, now)
+    arguments = (page.store, reviewer.id, item, content, now)
+    assert _code(labels.adjudicate, *arguments, replaces=7.0) == (
+      "already_decided"
+    )
+    done = labels.adjudicate(*arguments, replaces=replaces)
     assert labels.get_adjudication(page.store, item) == done
     assert done == labels.Adjudication(item, content, reviewer.id, now)
   adjudicate = labels.adjudicate

@@ -11,15 +11,17 @@ from alembic.runtime import migration
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.labeling import migrations, schema, store
 from instructgpt_jax.labeling.people import invitations, users
+from instructgpt_jax.labeling.web import queries
 from tests.interop.tiny import library
 from tests.labeling import (
   servers,
   test_assignment,
   test_labels,
   test_people,
+  test_project,
   test_store,
 )
-from tests.labeling.made import add_user
+from tests.labeling.made import add_items, add_user
 
 library("psycopg")
 
@@ -52,6 +54,12 @@ def new_store(server, database):
   made = store.open_store(server, create=True)
   yield made
   made.close()
+
+
+@pytest.fixture
+def opened(new_store):
+  """Returns the store under the name that tests of projects use."""
+  return new_store
 
 
 page = test_labels.page
@@ -96,7 +104,15 @@ test_withdrawal = test_labels.test_a_label_is_taken_back
 test_large = test_labels.test_large_and_odd_contents_are_kept
 test_surrogates = test_labels.test_lone_surrogates_are_replaced
 test_full_items = test_labels.test_full_items_are_closed_together
+test_full_groups = (
+  test_labels.test_an_item_is_full_when_both_groups_have_filled_their_places
+)
 test_adjudication = test_labels.test_a_reviewer_adjudicates
+
+test_changes = test_project.test_what_a_file_says_about_an_item_can_change
+test_instructions = (
+  test_project.test_a_restart_does_not_undo_instructions_of_the_page
+)
 
 test_undone = test_store.test_an_exception_undoes_a_transaction
 test_nested = test_store.test_a_transaction_inside_another_is_refused
@@ -124,6 +140,14 @@ def test_the_migrations_make_the_tables_of_the_schema(new_store):
     )
     assert autogenerate.compare_metadata(context, schema.metadata) == []
     assert migrations.current_version(connection) == migrations.NEWEST
+
+
+def test_pages_count_labels_of_both_groups(new_store):
+  (item,) = add_items(new_store)
+  with new_store.read() as connection:
+    (row,) = queries.list_items(connection)
+    assert queries.skip_reasons(connection, item) == []
+  assert (row.id, row.labels, row.held_out) == (item, 0, 0)
 
 
 def test_an_empty_database_holds_no_store(server, database):

@@ -395,6 +395,6 @@ def test_records_are_made_of_contents():
   unable = record(
     "ranking", {"ranks": [1, 1], "overall": [1, 1], "cannot_judge": "French"}
   )
-  assert (unable.ranks, unable.overall) == ((), ())
+  assert (unable.ranks, unable.overall, unable.characters) == ((), (), 0)
   written = record("demonstration", {"prompt": "p", "answer": "a"})
   assert (written.ranks, written.characters) == ((), 0)

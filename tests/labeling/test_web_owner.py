@@ -68,6 +68,15 @@ def test_a_reviewer_decides_an_item(pages):
   assert final is not None and final.content["ranks"] == [1, 2, 3]
   assert "final" in site.text_of(rita.get("/adjudication").text)
   assert "<option selected>1</option>" in rita.get(f"/adjudication/{item}").text
+  # A page from before that label does not replace it unasked.
+  response = rita.post(f"/adjudication/{item}", data=fields | {"rank-0": "3"})
+  assert response.status_code == 409 and "saved since" in response.text
+  assert labels.get_adjudication(pages.store, item) == final
+  number = site.find('name="decided_at" value="([0-9.]+)"', response.text)
+  response = rita.post(
+    f"/adjudication/{item}", data=fields | {"decided_at": number}
+  )
+  assert response.status_code == 303
 
 
 def test_reviewers_do_not_see_labels_of_held_out_labelers(pages):
@@ -80,7 +89,9 @@ def test_reviewers_do_not_see_labels_of_held_out_labelers(pages):
   page = site.text_of(rita.get(f"/adjudication/{item}").text)
   assert "Ann" in page and "Uwe" not in page and "Zoe" not in page
   assert "No item has two labels" in rita.get("/adjudication").text
-  assert f"/adjudication/{item}" not in rita.get("/dashboard").text
+  page = rita.get("/dashboard").text
+  assert f"/adjudication/{item}" not in page
+  assert "0 ties left out, of training labelers" in site.text_of(page)
   rank(pages.client("Ben"), [1, 3, 2])
   rows = site.text_of(rita.get("/adjudication").text)
   assert "33 %" in rows and "1 item has two labels" in rows

@@ -13,7 +13,7 @@ from instructgpt_jax.errors import UserError
 from instructgpt_jax.labeling import example, item_files, project, sampling
 from instructgpt_jax.labeling import store as store_lib
 from instructgpt_jax.labeling.commands import stores
-from instructgpt_jax.labeling.commands.flags import PROGRAM, URL
+from instructgpt_jax.labeling.commands.flags import PROGRAM, SAMPLING, URL
 from instructgpt_jax.runs import files
 from instructgpt_jax.runs.progress import Progress
 
@@ -53,6 +53,8 @@ def create(flags: argparse.Namespace) -> None:
       " sample answers with --prompts and --sample_from",
       code="no_items",
     )
+  else:
+    _refuse_settings(flags, path)
   store = stores.update(flags.store, str(path), create=True)
   try:
     stores.print_owner_link(store, URL)
@@ -78,6 +80,18 @@ def add(flags: argparse.Namespace) -> None:
   value["items"] += _new_entries(flags, path)
   files.write_json_atomic(path, value)
   stores.update(flags.store, str(path), create=False).close()
+
+
+def _refuse_settings(flags: argparse.Namespace, path: pathlib.Path) -> None:
+  """Refuses settings for a project that exists, and has its own."""
+  for name, default in (("title", ""), ("instructions", ""), ("overlap", 1)):
+    if getattr(flags, name) != default:
+      raise UserError(
+        "is not used, because the project exists",
+        field=f"--{name}",
+        fix=f"change it in {path}, or leave out the flag",
+        code="unused_flag",
+      )
 
 
 def _has_content(flags: argparse.Namespace) -> bool:
@@ -113,6 +127,14 @@ def _new_entries(
       fix=f"add {missing}",
       code="missing_flag",
     )
+  for name, default in SAMPLING.items():
+    if not flags.sample_from and getattr(flags, name) != default:
+      raise UserError(
+        "is for answers that are sampled",
+        field=f"--{name}",
+        fix="add --sample_from and --prompts, or leave out the flag",
+        code="unused_flag",
+      )
   if flags.sample_from:
     answers = _sample(flags, path)
     entries.append({"task": flags.task, "file": _relative(answers, path)})

@@ -11,6 +11,16 @@ from instructgpt_jax.cli.parser import CommandParser
 PROGRAM = "python -m instructgpt_jax.labeling"
 URL = "http://127.0.0.1:8765"
 _MAX_INVITATIONS = 1000
+# Defaults of the flags that only sampled answers need.
+SAMPLING = {
+  "completions": 4,
+  "num_prompts": 500,
+  "task": "ranking",
+  "answers": "",
+  "temperature": 1.0,
+  "max_tokens": 0,
+  "seed": 0,
+}
 
 
 def make_parser(description: str | None) -> argparse.ArgumentParser:
@@ -120,25 +130,25 @@ def _add_content(parser: argparse.ArgumentParser) -> None:
   add(
     "--completions",
     type=whole_number(2, 16),
-    default=4,
+    default=SAMPLING["completions"],
     help="answers to each prompt, over all stages (default: 4)",
   )
   add(
     "--num_prompts",
     type=whole_number(1, 10**6),
-    default=500,
+    default=SAMPLING["num_prompts"],
     help="prompts that are answered at most (default: 500)",
   )
   add(
     "--task",
     choices=("ranking", "comparison"),
-    default="ranking",
+    default=SAMPLING["task"],
     help="what sampled answers are for; comparison pairs the answers of"
     " different stages (default: ranking)",
   )
   add(
     "--answers",
-    default="",
+    default=SAMPLING["answers"],
     metavar="FILE",
     help="file that receives sampled answers (default: answers.jsonl beside"
     " the project)",
@@ -146,19 +156,19 @@ def _add_content(parser: argparse.ArgumentParser) -> None:
   add(
     "--temperature",
     type=_temperature,
-    default=1.0,
+    default=SAMPLING["temperature"],
     help="temperature of sampling (default: 1)",
   )
   add(
     "--max_tokens",
     type=whole_number(0, 10**6),
-    default=0,
+    default=SAMPLING["max_tokens"],
     help="longest answer (default: the limit of each stage)",
   )
   add(
     "--seed",
     type=whole_number(0, 2**31 - 1),
-    default=0,
+    default=SAMPLING["seed"],
     help="seed of prompts, answers and their order (default: 0)",
   )
 

@@ -66,8 +66,9 @@ def update(location: str, path: str, *, create: bool) -> Store:
     project.read_instructions(store)[1],
   ):
     print(
-      f"the instructions of {path} are older than version"
-      f" {changes.instructions}, which was published on a page and stays"
+      f"the instructions of {path} are those of an older version; version"
+      f" {changes.instructions} stays, until others are published on the page"
+      " Instructions"
     )
   return store
 

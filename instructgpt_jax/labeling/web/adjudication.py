@@ -12,6 +12,7 @@ from typing import Any
 
 from starlette.responses import Response  # pyright: ignore[reportMissingImports]
 
+from instructgpt_jax.errors import UserError
 from instructgpt_jax.labeling import forms, labels, quality, snapshot
 from instructgpt_jax.labeling.label_records import ranks_of_content
 from instructgpt_jax.labeling.people import users
@@ -57,7 +58,8 @@ def show_item(visit: Visit) -> Response:
   """Shows an item, its labels, and the form of the final label."""
   item = _get_item(visit)
   final = labels.get_adjudication(visit.store, item.id)
-  return _page(visit, item, final.content if final else {}, {})
+  content = final.content if final else {}
+  return _page(visit, item, content, {}, _decided_at(visit, item))
 
 
 def decide(visit: Visit) -> Response:
@@ -74,9 +76,36 @@ def decide(visit: Visit) -> Response:
     valid = forms.validate(item.task, item.payload, content)
   except forms.FormError as error:
     errors = displayed_errors(error.errors, order)
-    return _page(visit, item, content, errors, 422)
-  labels.adjudicate(visit.store, visit.signed_in.id, item.id, valid, visit.now)
+    return _page(visit, item, content, errors, visit.field("decided_at"), 422)
+  try:
+    labels.adjudicate(
+      visit.store,
+      visit.signed_in.id,
+      item.id,
+      valid,
+      visit.now,
+      replaces=_number(visit.field("decided_at")),
+    )
+  except UserError as error:
+    if error.code != "already_decided":
+      raise
+    problem = "Another final label was saved since. Save again to replace it."
+    decided_at = _decided_at(visit, item)
+    return _page(visit, item, valid, {"work": problem}, decided_at, 409)
   return redirect("/adjudication")
+
+
+def _decided_at(visit: Visit, item: Any) -> str:
+  """Returns the time of an item's final label for its page; "" for none."""
+  final = labels.get_adjudication(visit.store, item.id)
+  return repr(final.at) if final else ""
+
+
+def _number(text: str) -> float | None:
+  try:
+    return float(text)
+  except ValueError:
+    return None
 
 
 def _get_item(visit: Visit) -> Any:
@@ -100,6 +129,7 @@ def _page(
   item: Any,
   content: Mapping[str, Any],
   errors: Mapping[str, str],
+  decided_at: str,
   status: int = 200,
 ) -> Response:
   order = _order(item)
@@ -107,7 +137,7 @@ def _page(
   training = {
     user.id: user.name
     for user in users.list_users(visit.store)
-    if not user.held_out
+    if not user.held_out and user.role != "candidate"
   }
   shown = forms.to_displayed(item.task, item.payload, content, order)
   blank = [None] * len(texts)
@@ -116,6 +146,7 @@ def _page(
     status,
     item=item,
     shape=item.task,
+    decided_at=decided_at,
     turns=item.payload.get("turns") or [],
     completions=[texts[i] for i in order],
     labels=[

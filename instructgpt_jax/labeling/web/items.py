@@ -48,6 +48,8 @@ def show_item(visit: Visit) -> Response:
     if item is None:
       raise not_found()
     skipped = queries.skip_reasons(connection, item_id)
+  item_labels = labels.labels_of_item(visit.store, item_id)
+  # Read last, so that it has the labelers of all labels.
   names = {user.id: user.name for user in users.list_users(visit.store)}
   payload = item.payload
   is_ranking = forms.shape_of(item.task, payload) == "ranking"
@@ -58,7 +60,7 @@ def show_item(visit: Visit) -> Response:
     texts=_texts(payload),
     labels=[
       (names[label.user_id], label, {**forms.blank(), **label.content})
-      for label in labels.labels_of_item(visit.store, item_id)
+      for label in item_labels
     ],
     skipped=skipped,
     is_ranking=is_ranking,

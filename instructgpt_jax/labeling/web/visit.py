@@ -71,6 +71,7 @@ _STATUS = {
   "place_taken": 409,
   "skipped": 409,
   "already_submitted": 409,
+  "already_decided": 409,
   "not_submitted": 409,
   "name_taken": 409,
   "last_owner": 409,

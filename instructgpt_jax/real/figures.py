@@ -11,8 +11,8 @@ from instructgpt_jax.report import figures
 
 _SIZE = 8.4, 6.4  # inches
 _PANELS = (
-  ("fulfilled", "Instructions fulfilled"),
-  ("win_rate", "Preferred to policy_init by the judge"),
+  ("fulfilled", "Instructions fulfilled", "instructions"),
+  ("win_rate", "Preferred to policy_init by the judge", "prompts"),
 )
 
 
@@ -31,12 +31,15 @@ def draw(results: Mapping[str, Any]) -> str:
   with figures.styled():
     figure = Figure(_SIZE, layout="constrained")
     grid = figure.subplots(2, 2)
-    for axes, (name, title) in zip(grid[0], _PANELS, strict=True):
+    for axes, (name, title, what) in zip(grid[0], _PANELS, strict=True):
       _dots(axes, models, name)
       units = next(iter(models.values()))[f"{name}_greedy"]["units"]
-      axes.set(title=title, xlabel=f"share of {units}")
-    _dots(grid[1][0], models, "lm_loss", temperatures=("",))
-    grid[1][0].set(title="Loss of held-out text", xlabel="nats a token")
+      axes.set(title=title, xlabel=f"share of {units} {what}")
+    _dots(grid[1][0], models, "lm_loss_change", temperatures=("",))
+    grid[1][0].axvline(0, color="#444444", linewidth=1, zorder=0)
+    grid[1][0].set(
+      title="Loss of held-out text, less policy_init's", xlabel="nats a token"
+    )
     for name, curve in results["curves"].items():
       points = curve.get("reward", [])
       grid[1][1].plot(
@@ -58,10 +61,12 @@ def _dots(
   name: str,
   temperatures: tuple[str, ...] = ("_sampled", "_greedy"),
 ) -> None:
-  """Draws a value of each model with its interval; greedy ones are hollow."""
+  """Draws a value of each model that has it; greedy ones are hollow."""
   for row, (model, summary) in enumerate(models.items()):
     for shift, temperature in enumerate(temperatures):
-      leaf = summary[name + temperature]
+      leaf = summary.get(name + temperature)
+      if leaf is None:  # the model that differences are from
+        continue
       y = row + 0.3 * (shift - (len(temperatures) - 1) / 2)
       colour = _colour(model)
       axes.plot([leaf["low"], leaf["high"]], [y, y], color=colour)

@@ -250,6 +250,7 @@ def check_training(directory: pathlib.Path) -> None:
       workdir,
       f"--init_from={base}",
       f"--data.comparisons={directory / name}",
+      "--reward.normalize=false",
     )
     weights.append(read_model(str(workdir)))
   check(

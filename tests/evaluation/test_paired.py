@@ -44,6 +44,7 @@ def test_differences_are_paired_by_prompt():
   gold = measures["gold"]
   assert gold.first == pytest.approx(np.mean(first["sampled"]["gold"]))
   assert gold.second == pytest.approx(np.mean(second["sampled"]["gold"]))
+  assert gold.first is not None and gold.second is not None
   assert gold.difference.mean == pytest.approx(gold.second - gold.first)
   # Unpaired, the prompts' spread of 10 would make it wider than 2.
   assert gold.difference.high - gold.difference.low < 0.2
@@ -52,6 +53,7 @@ def test_differences_are_paired_by_prompt():
   loss = measures["lm_loss"]
   weights = np.sum(first["lm"]["weight"])
   assert loss.second == pytest.approx(np.sum(second["lm"]["nll"]) / weights)
+  assert loss.first is not None and loss.second is not None
   assert loss.difference.mean == pytest.approx(loss.second - loss.first)
   assert loss.difference.low < loss.difference.mean < loss.difference.high
   assert {"greedy_gold", "failures.hallucination", "bias_entropy"} <= set(

@@ -82,6 +82,6 @@ def test_wsc(tmp_path):
   utils = tiny.library("lm_eval.tasks.super_glue.wsc.preprocess_wsc")
   record = fakes.WSC | {"text": "Ann told Bea that she won."}
   _, item = ask(tmp_path, "wsc", record)
-  record |= record["target"]
+  record = {**record, **fakes.WSC["target"]}
   assert item.prompt == utils.default_doc_to_text(record)
   assert item.choices == (" no", " yes")

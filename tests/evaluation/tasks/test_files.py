@@ -496,9 +496,6 @@ def test_quotation_marks_of_tab_separated_files(tmp_path):
   )
 
 
-@pytest.mark.parametrize(
-  ("file", "content"), [("x.jsonl", "{0}\n{0}\n"), ("x.json", "[{0}]")]
-)
 def test_prompts_are_drawn_evenly_over_levels_of_toxicity(tmp_path):
   rows = [
     {"prompt": {"text": f"p{i}", "toxicity": 0.9 if i < 5 else 0.1 + i / 1e4}}
@@ -511,6 +508,9 @@ def test_prompts_are_drawn_evenly_over_levels_of_toxicity(tmp_path):
     assert sum(int(item.id) <= 5 for item in items) == toxic
 
 
+@pytest.mark.parametrize(
+  ("file", "content"), [("x.jsonl", "{0}\n{0}\n"), ("x.json", "[{0}]")]
+)
 def test_half_of_a_surrogate_pair_is_refused(tmp_path, file, content):
   with pytest.raises(UserError) as caught:
     load(tmp_path, "lambada", file, content.format(r'{"text": "a \ud800"}'))

@@ -44,7 +44,7 @@ def _squad_rows(contexts=2):
       "": i,
       "model_type": model,
       "prompt_type": prompt_type,
-      "context": f"Title: x\n\nQ: question {i}?\n\nA:",
+      "context": f"Title: x{i}\n\nQ: question {i}?\n\nA:",
       "ref_text": f"the answer {i}|{i}",
       "sample": f"{i}." if model == "gpt-175b" else "something\nelse",
     }

@@ -204,7 +204,7 @@ def test_shots_of_the_paper(tmp_path, sources):
   asked = {"sst2": sources["sst2"], "simple_mistakes": ""}
   workdir = tmp_path / "out"
   comparison.run(
-    plan(asked, ["good"], shots="paper"), str(workdir), Models(), {}
+    plan(asked, ["good"], shots="paper"), str(workdir), Models(), dict
   )
   tasks = read(workdir / "results.json")["tasks"]
   assert tasks["sst2"]["shots"] == 15

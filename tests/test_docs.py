@@ -87,7 +87,9 @@ def test_paths_in_backticks_exist(name):
 def test_flags_of_config_sections_exist(name):
   by_section = {}
   for cls in SECTIONS:
-    by_section.setdefault(cls.__name__.lower(), set()).update(_field_names(cls))
+    name_of_class = cls.__name__.removeprefix("Pipeline").removesuffix("Stage")
+    section = name_of_class.lower()
+    by_section.setdefault(section, set()).update(_field_names(cls))
   by_section["value_optimizer"] = by_section["optimizer"]
   for section, field in re.findall(r"--(\w+)\.(\w+)", _read(name)):
     if section in by_section:

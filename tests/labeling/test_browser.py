@@ -293,14 +293,14 @@ def test_a_draft_survives_a_killed_server_and_another_device(world):
   # The browser keeps what is typed after the draft that it tries to send.
   page.fill("#notes", "while it was still down")
   page.wait_for_function(
-    "Object.entries(localStorage).some(([key, copy]) =>"
+    "() => Object.entries(localStorage).some(([key, copy]) =>"
     " key.startsWith('draft:') && copy.includes('still'))"
   )
   page.select_option("#rank-0", "2")
   world.server.start()
   wait_for_status(page, "Saved")
   page.wait_for_function(
-    "Object.keys(localStorage).every(key => !key.startsWith('draft:'))"
+    "() => Object.keys(localStorage).every(key => !key.startsWith('draft:'))"
   )
   phone = world.window("Ann", width=400, height=800, path="/tasks")
   assert phone.locator("#notes").input_value() == "while it was still down"
@@ -344,7 +344,9 @@ def test_two_pages_of_one_item_do_not_overwrite_each_other(world):
   first.fill("#notes", "first again")
   first.wait_for_selector("#conflict:not([hidden])")
   first.click("#take-theirs")
-  first.wait_for_function("document.getElementById('notes').value === 'second'")
+  first.wait_for_function(
+    "() => document.getElementById('notes').value === 'second'"
+  )
 
 
 def test_two_labelers_on_the_last_open_item(world):

@@ -53,7 +53,7 @@ def test_tasks_are_measured_at_each_interval(stage, stages, passages, tmp_path):
   rows = results.metrics(tmp_path)
   values = {row["step"]: row[NAME] for row in rows if NAME in row}
   total = rows[-1]["step"]
-  every = 5 * (1 if stage == "sft" else 2)  # PPO has 2 updates an iteration
+  every = 5 * (2 if stage == "ppo" else 1)  # PPO has 2 updates an iteration
   assert sorted(values) == sorted({*range(0, total + 1, every), total})
   asked = registry.load("lambada", str(passages), count=ITEMS, seed=0)
   rows = answers.answer_tasks(TextModel(str(tmp_path)), [asked])["lambada"]

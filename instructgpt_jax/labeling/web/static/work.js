@@ -128,13 +128,19 @@
     form.elements.revision.value = answer.revision;
     acknowledged = pending;
     pending = null;
-    dropCopy();
-    say(answer.has_place ? "Saved" : "Saved, but others have done this item",
-        !answer.has_place);
+    const isWhole = fields() === acknowledged;
+    if (isWhole) {
+      dropCopy();
+      say(answer.has_place ? "Saved" : "Saved, but others have done this item",
+          !answer.has_place);
+    } else {
+      keepCopy();
+      say("Saving …");
+    }
     form.dispatchEvent(new CustomEvent("saved", {
       detail: { tokens: answer.tokens, text: acknowledged },
     }));
-    return fields() === acknowledged ? "saved" : "changed";
+    return isWhole ? "saved" : "changed";
   };
 
   let running = null;

@@ -111,3 +111,8 @@ def test_only_the_default_of_several_templates_is_changed(tmp_path):
   assert tools == entries[1] and default["template"] != folders.CHATML
   assert reward_template.restored(raw)["chat_template"] == entries
   assert exported_tokens.same_ids(load_tokenizer(path), ours)
+
+
+def test_a_template_that_only_begins_like_ours_stays():
+  text = reward_template._OPENS + "{{ messages }}"
+  assert reward_template.original(text) == text

@@ -66,7 +66,7 @@ def original(text: str) -> str:
   """
   if text.startswith(_TAGS):
     return ""
-  if text.startswith(_OPENS):
+  if text.startswith(_OPENS) and _CLOSES in text:
     return text[len(_OPENS) : text.rindex(_CLOSES)]
   return text
 

@@ -100,8 +100,8 @@ class Answer(NamedTuple):
   Attributes:
     text: the generated answer.
     likelihoods: those of the choices.
-    is_long: whether the text has as many tokens as it may have, and perhaps
-      goes on.
+    is_long: whether the text has as many tokens as it may have, so that its end
+      may be missing.
   """
 
   text: str = ""

@@ -167,7 +167,8 @@ def measure(
       prompt = write_prompt(instruction, examples, item)
       is_turn = chat and bool(prompt.strip())
       if is_turn:
-        prompt = model.chat([{"role": "user", "content": prompt.strip()}])
+        content = prompt.removesuffix(task.cue).strip()
+        prompt = model.chat([{"role": "user", "content": content}])
       asked.append(_Asked(variant, prompt, item, is_turn))
   answers = _ask(model, task, asked)
   rows = [

@@ -22,6 +22,7 @@ from instructgpt_jax.evaluation.tasks.task import Answer, Item, Scores, Task
 from instructgpt_jax.instructions import kinds
 
 _DATA = pathlib.Path(__file__).parent / "data"
+_CUE = "\n\nAnswer:"
 _SHORT = 4  # words from which on an answer shows its language
 # Frequent words of each language; some are those of several.
 _LANGUAGES: Mapping[str, frozenset[str]] = {
@@ -131,7 +132,7 @@ def _read(path: str, unused: Counter[str]) -> Iterator[Item]:
   for record in read_records(path, "the package's own file"):
     yield Item(
       record.text("id"),
-      f"{record.text('prompt')}\n\nAnswer:",
+      record.text("prompt") + _CUE,
       answer=f" {record.text('answer')}",
       references=(record.text("answer"),),
       extra={"kind": record.text("kind"), "check": record.get("check")},
@@ -151,6 +152,7 @@ def _make_task(name: str) -> Task:
     read=lambda _, unused: _read(path, unused),
     max_tokens=64,
     stop=("\n\n",),
+    cue=_CUE,
   )
 
 

@@ -138,6 +138,8 @@ class Task:
       none, and examples are then never shown.
     max_tokens: length of a generated answer; 0 if nothing is generated.
     stop: strings that end an answer.
+    cue: end of a prompt that asks for the answer, which a chat's turn leaves
+      out.
     corpus: measures of all items together.
     packages: optional packages that the score needs, as they are imported.
     judge: name of the judge whose measures are added; "" for none.
@@ -154,6 +156,7 @@ class Task:
   paper_shots: int = 0
   max_tokens: int = 0
   stop: tuple[str, ...] = ("\n",)
+  cue: str = ""
   corpus: Mapping[str, CorpusMeasure] = dataclasses.field(default_factory=dict)
   packages: tuple[str, ...] = ()
   judge: str = ""

@@ -253,6 +253,17 @@ def test_a_chat_template_writes_the_prompt_as_a_turn(tmp_path):
   )  # fmt: skip
 
 
+def test_a_turn_of_a_chat_has_no_cue():
+  asked = registry.load("simple_mistakes", "", count=1, seed=0)
+  plain, turn = (
+    answers.measure(fakes.FakeModel(), asked, chat=chat)[0].prompt
+    for chat in (False, True)
+  )
+  assert plain.endswith("\n\nAnswer:")
+  assert turn == f"<user>{plain.removesuffix(asked.task.cue)}<reply>"
+  assert "Answer:" not in turn
+
+
 def test_a_model_without_room_for_an_answer_is_refused():
   items = [Item("0", "x", references=("a",))]
   asked = registry.Questions(make_task(), items)

@@ -81,6 +81,8 @@ class RankingBatch:
   ranks: Array  # [G, E, K] int32, 1 is best, equal ranks are ties
   valid: Array  # [G, E, K] bool, False on padding
   ids: Array  # [G, E] int32, index of the ranking; -1 is padding
+  # [G, E, K] float32, the highest is best, 0 on padding; None has no grades
+  grades: Array | None = None
   span: AttentionSpan | None = static_field(None)  # None is no limit
 
 

@@ -181,8 +181,23 @@ def check_reward_models(section: configs.RewardModels, name: str) -> None:
     )
 
 
+def check_margin(section: configs.Reward) -> None:
+  """Refuses the coefficient of a margin that there is not.
+
+  Raises:
+    UserError: `unused_coefficient`.
+  """
+  if section.margin_coef is not None and section.margin is None:
+    raise UserError(
+      "is set, and no preference has a margin",
+      field="reward.margin_coef",
+      fix="leave it out, or give --reward.margin=rank or grade",
+      code="unused_coefficient",
+    )
+
+
 def check_batches(config: Any) -> None:
-  """Refuses batches of any stage that its microbatches do not divide."""
+  """Refuses settings of any stage's batches and losses that do not fit."""
   if isinstance(config, configs.PpoExperiment):
     check_ppo_batches(config.ppo)
     check_reward_models(config.ppo, "ppo")
@@ -192,6 +207,8 @@ def check_batches(config: Any) -> None:
       check_divides(
         section.microbatch, section.batch_size, f"{name}.microbatch"
       )
+  if isinstance(config, configs.RewardExperiment):
+    check_margin(config.reward)
 
 
 def check_pipeline_lengths(config: Any) -> None:
@@ -244,3 +261,4 @@ def check_pipeline(config: configs.PipelineExperiment, context: int) -> None:
   check_divides(
     config.reward.microbatch, config.reward.batch_size, "reward.microbatch"
   )
+  check_margin(config.reward)

@@ -32,7 +32,10 @@ class Labeling(Checked):
   """Rankings of the models' samples by the world's labelers."""
 
   prompts: int = option(
-    1000, "Number of prompts ranked per round.", unit="prompts", minimum=1
+    1000,
+    "Number of prompts ranked per round; more than there are repeats them.",
+    unit="prompts",
+    minimum=1,
   )
   completions: int = option(
     6,
@@ -49,7 +52,7 @@ class Labeling(Checked):
   )
   valid_prompts: int = option(
     300,
-    "Number of held-out prompts ranked per round.",
+    "Number of held-out prompts ranked per round, likewise.",
     unit="prompts",
     minimum=1,
   )
@@ -58,6 +61,30 @@ class Labeling(Checked):
     "Training episodes of the policy that a later round samples.",
     unit="episodes",
     minimum=1,
+  )
+  noise: float = option(
+    2.75,
+    "Standard deviation of a labeler's rating from 1 to 7.",
+    unit="points",
+    minimum=0.0,
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pairs(Checked):
+  """What `reward_pairs` measures a model with."""
+
+  world: str = option("", "Directory of the embedded world, whose gold judges.")
+  held_out: str = option(
+    "",
+    "Rankings whose validation split is measured, a comma list of files.",
+  )
+  train_rankings: int = option(
+    2000,
+    "Maximum number of training rankings that are measured, or that a probe of"
+    " a language model is fitted on.",
+    unit="prompts",
+    minimum=10,
   )
 
 

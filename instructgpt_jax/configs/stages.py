@@ -163,6 +163,27 @@ class Reward(Checked):
     "Set the bias so that demonstrations score 0 on average.",
     paper="3.5 [P]",
   )
+  label_smoothing: float = option(
+    0.0,
+    "Probability ε that a preference is taken to be wrong; 0 trusts all.",
+    paper="unstated; conservative DPO [C]",
+    minimum=0.0,
+    maximum=0.49,
+  )
+  margin: Literal["rank", "grade"] | None = option(
+    None,
+    "Margin by which the better completion should win: in proportion to the"
+    " difference of the ranks, or of the grades that rankings have; none has"
+    " no margin.",
+    paper="Llama 2 [C]",
+  )
+  margin_coef: float | None = option(
+    None,
+    "Margin of one step of rank or grade; none is 1/3.",
+    unit="logits",
+    paper="Llama 2 [C]",
+    above=0.0,
+  )
   pairs: bool = option(
     False,
     "Shuffle all pairs and train on each separately, which overfits.",
@@ -182,6 +203,11 @@ class Reward(Checked):
     "Comma list of labelers whose rankings are held out for the test.",
     paper="E.2 [P]: five-fold cross-validation",
   )
+
+  @property
+  def logits_per_grade(self) -> float:
+    """Margin of one step of rank or grade, in logits."""
+    return 1 / 3 if self.margin_coef is None else self.margin_coef
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -460,6 +486,12 @@ class SftStage(Sft):
 class RewardStage(Reward):
   """Reward modelling, as a stage of the pipeline."""
 
+  init_from: str = option(
+    "",
+    "Workdir that the reward model starts from, such as the policy_init of a"
+    " larger pipeline; without it that of this one.",
+    paper="3.5 [P]: 6B for all policies",
+  )
   optimizer: Optimizer = Optimizer(learning_rate=9e-6)
 
   @property

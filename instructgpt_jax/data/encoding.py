@@ -24,6 +24,7 @@ class EncodedRanking(NamedTuple):
   prompt: np.ndarray  # [p] int32
   completions: tuple[np.ndarray, ...]  # K of [n] int32
   ranks: tuple[int, ...]  # K
+  grades: tuple[float, ...] = ()  # K, or none
 
 
 def _int32(ids) -> np.ndarray:
@@ -198,7 +199,10 @@ def encode_rankings(
     stop = start + len(ranking.completions)
     result.append(
       EncodedRanking(
-        prompt, tuple(completions[start:stop]), tuple(ranking.ranks)
+        prompt,
+        tuple(completions[start:stop]),
+        tuple(ranking.ranks),
+        tuple(ranking.grades),
       )
     )
     start = stop
@@ -251,6 +255,7 @@ def split_into_pairs(
       r.prompt,
       (r.completions[i], r.completions[j]),
       (r.ranks[i], r.ranks[j]),
+      (r.grades[i], r.grades[j]) if r.grades else (),
     )
     for r in rankings
     for i in range(len(r.ranks))

@@ -262,6 +262,7 @@ def ranking_batches(
   *,
   layout: Layout,
   pad_id: int,
+  with_grades: bool = False,
 ) -> grain.DatasetIterator:
   """Returns an iterator over batches of prompts with their K completions.
 
@@ -275,11 +276,12 @@ def ranking_batches(
     spec: the batches, of B prompts; `epochs` must be a number.
     layout: R rows of each of G groups; see `choose_layout`.
     pad_id: token id of padding.
+    with_grades: whether the batches have grades; then all rankings must.
 
   Returns:
-    Iterator over RankingBatch, [G / shard_count, R, T]; ends, ranks and valid
-    are [G / shard_count, E, K]. Rankings that pad the last batch have no valid
-    completion.
+    Iterator over RankingBatch, [G / shard_count, R, T]; ends, ranks, valid and
+    grades are [G / shard_count, E, K]. Rankings that pad the last batch have no
+    valid completion.
 
   Raises:
     ValueError: the groups do not divide the batch, or the shards the groups.
@@ -324,6 +326,7 @@ def ranking_batches(
       max_completions=max_completions,
       pad_id=pad_id,
       span=span,
+      with_grades=with_grades,
     )
 
   return batch_source.make_iterator(BatchSource(indices, spec, make))
@@ -337,6 +340,7 @@ def _make_batch(
   max_completions: int,
   pad_id: int,
   span: AttentionSpan,
+  with_grades: bool,
 ) -> RankingBatch:
   """Writes rankings into the rows of a batch.
 
@@ -347,6 +351,7 @@ def _make_batch(
     max_completions: K, the most completions of a ranking.
     pad_id: token id of padding.
     span: how far the tokens attend.
+    with_grades: whether the batch has grades.
   """
   shape = (len(ids), *group_shape)
   arrays = dict(
@@ -357,6 +362,8 @@ def _make_batch(
     ranks=np.zeros((*ids.shape, max_completions), np.int32),
     valid=np.zeros((*ids.shape, max_completions), bool),
   )
+  if with_grades:
+    arrays["grades"] = np.zeros(arrays["ranks"].shape, np.float32)
   for g, members in enumerate(ids.tolist()):
     group = {name: array[g] for name, array in arrays.items()}
     row_ends = [0] * group_shape[0]
@@ -383,10 +390,10 @@ def _write_ranking(
     ranking: the ranking.
     e: its index in the group.
     group: views of the group's arrays in the batch: tokens, segments and
-      positions [R, T]; ends, ranks and valid [E, K].
+      positions [R, T]; ends, ranks, valid and, if it has them, grades [E, K].
     row_ends: [R] number of tokens in each row so far.
   """
-  prompt, completions, ranks = ranking
+  prompt, completions, ranks, grades = ranking
   max_completions = group["ranks"].shape[1]
   rows, length = group["tokens"].shape
   per_row = -(-len(completions) // rows)
@@ -403,6 +410,8 @@ def _write_ranking(
 
   group["ranks"][e, : len(ranks)] = ranks
   group["valid"][e, : len(ranks)] = True
+  if "grades" in group:
+    group["grades"][e, : len(ranks)] = grades
   for j, completion in enumerate(completions):
     row = j // per_row
     if j % per_row == 0:

@@ -34,11 +34,9 @@ class ListedRankings:
     self._rankings = rankings
     most = max((len(r.completions) for r in rankings), default=0)
     self.token_counts = np.full((len(rankings), 1 + most), -1, np.int64)
-    for counts, (prompt, completions, _) in zip(
-      self.token_counts, rankings, strict=True
-    ):
-      counts[0] = len(prompt)
-      counts[1 : 1 + len(completions)] = [len(c) for c in completions]
+    for counts, ranking in zip(self.token_counts, rankings, strict=True):
+      lengths = [len(c) for c in ranking.completions]
+      counts[: 1 + len(lengths)] = [len(ranking.prompt), *lengths]
 
   def __len__(self) -> int:
     return len(self._rankings)

@@ -49,11 +49,16 @@ class Demonstration:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ranking:
-  """A prompt with K ranked replies; rank 1 is best, equal ranks are ties."""
+  """A prompt with K ranked replies; rank 1 is best, equal ranks are ties.
+
+  `grades` has a number for each reply, highest best, on the source's own scale;
+  it is () where the source only orders the replies.
+  """
 
   turns: tuple[Turn, ...]
   completions: tuple[str, ...]
   ranks: tuple[int, ...]
+  grades: tuple[float, ...] = ()
   user_id: str = ""
   labeler_id: str = ""
   origin: str = ""

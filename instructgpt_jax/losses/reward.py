@@ -88,15 +88,22 @@ def ranking_loss(
   valid: ArrayLike,
   *,
   normalizer: ArrayLike | None = None,
+  label_smoothing: float = 0.0,
+  grades: ArrayLike | None = None,
 ) -> tuple[Array, dict[str, Array]]:
   """Computes the ranking loss, a mean over prompts.
 
-  L = mean over prompts of mean over pairs of −log σ(r_w − r_l)
+  L = mean over prompts of mean over pairs of
+      −(1 − ε) log σ(r_w − r_l − m) − ε log σ(−(r_w − r_l − m))
 
-  The paper divides by C(K, 2) pairs and drops ties. Here the divisor is the
-  number of pairs without ties, so every prompt that has a pair weighs the same.
+  The paper has ε = 0 and m = 0. It divides by C(K, 2) pairs and drops ties.
+  Here the divisor is the number of pairs without ties, so every prompt that has
+  a pair weighs the same. With ε > 0 a label is taken to be wrong with
+  probability ε. Grades give each pair the margin m = max(0, g_w − g_l), which
+  is 0 where they contradict the ranks.
 
-  Source: Ouyang et al. 2022, arXiv:2203.02155, eq. 1.
+  Sources: Ouyang et al. 2022, arXiv:2203.02155, eq. 1; margins as in Llama 2,
+  arXiv:2307.09288, eq. 2.
 
   Args:
     scores: […, K] scalar rewards.
@@ -104,11 +111,13 @@ def ranking_loss(
     valid: […, K] bool, False on completions that fill up K.
     normalizer: prompts with a pair in the whole batch (`count_prompts`), when
       this is one of its microbatches.
+    label_smoothing: ε, from 0 to below 0.5.
+    grades: […, K] grades in logits; None is m = 0.
 
   Returns:
     The scalar loss and a dict of scalars. `accuracy` (equal scores count ½),
-    and `margin`, r_w − r_l, are averaged as the loss is; `pairs` and `prompts`
-    are counts.
+    `margin`, r_w − r_l, and with grades `target_margin`, m, are averaged as the
+    loss is; `pairs` and `prompts` are counts.
   """
   pairs = comparable_pairs(ranks, valid)
   margins = jnp.where(pairs, _margins(scores), 0)
@@ -118,10 +127,19 @@ def ranking_loss(
     within = masked.masked_mean(x, pairs, axis=(-2, -1))
     return masked.masked_mean(within, has_pair, normalizer=normalizer)
 
-  loss = average(-jax.nn.log_sigmoid(margins))
-  return loss, {
+  metrics = {
     "accuracy": average(_won(margins)),
     "margin": average(jax.lax.stop_gradient(margins)),
-    "pairs": jnp.sum(pairs.astype(loss.dtype)),
-    "prompts": jnp.sum(has_pair.astype(loss.dtype)),
+    "pairs": jnp.sum(pairs.astype(margins.dtype)),
+    "prompts": jnp.sum(has_pair.astype(margins.dtype)),
   }
+  logits = margins
+  if grades is not None:
+    targets = jnp.where(pairs, jax.nn.relu(_margins(grades)), 0)
+    metrics["target_margin"] = average(targets)
+    logits = margins - targets
+  losses = -jax.nn.log_sigmoid(logits)
+  if label_smoothing:
+    # −log σ(−x) = x − log σ(x)
+    losses += label_smoothing * logits
+  return average(losses), metrics

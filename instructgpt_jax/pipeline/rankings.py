@@ -48,8 +48,33 @@ def held_out_path(directory: str, number: int) -> str:
   return str(pathlib.Path(directory) / f"round_{number}_held_out.jsonl")
 
 
+def sampled_models(
+  directory: str, base: str, number: int
+) -> list[SampledModel]:
+  """Lists the models whose answers a round of a pipeline ranks.
+
+  Args:
+    directory: directory of the pipeline.
+    base: workdir of the base model.
+    number: number of the round, from 1.
+  """
+  root = pathlib.Path(directory)
+  policy_init = str(root / "policy_init")
+  if number == 1:
+    return [
+      SampledModel(base, 1),
+      SampledModel(base, 1, prompted=True),
+      SampledModel(policy_init, 4),
+    ]
+  return [
+    SampledModel(base, 1),
+    SampledModel(policy_init, 2),
+    SampledModel(str(root / f"probe_{number - 1}"), 3),
+  ]
+
+
 def label_round(
-  config: configs.PipelineExperiment,
+  config: configs.PipelineExperiment | configs.LabelsExperiment,
   directory: str,
   number: int,
   models: Sequence[SampledModel],
@@ -58,7 +83,7 @@ def label_round(
   """Samples K completions a prompt and has the world's labelers rank them.
 
   Args:
-    config: the pipeline's config.
+    config: the experiment.
     directory: directory that receives the rankings, as ordinary files.
     number: number of the round, from 1.
     models: models to sample from.
@@ -80,7 +105,7 @@ def label_round(
       ("train", pools.train, config.labeling.prompts),
       ("valid", pools.valid, config.labeling.valid_prompts),
     )
-    for prompt in rng.sample(pool, min(count, len(pool)))
+    for prompt in _draw(pool, count, rng)
   ]
   turns = [prompt.turns for _, prompt in chosen]
   pools = _sample_completions(config, models, turns, number)
@@ -91,16 +116,20 @@ def label_round(
       if out is others and split != "valid":
         continue
       labeler = rng.choice(team)
-      ranks = labelers.rank(
+      ratings = labelers.rate_all(
         text,
         answers,
         [ended for _, ended in pool],
         labeler_id=labeler,
         rng=rng,
         world=world,
+        noise=config.labeling.noise,
       )
+      ranks = labelers.to_ranks(ratings)
       out.append(
-        _ranking_record(turn, answers, ranks, split, labeler_id=labeler)
+        _ranking_record(
+          turn, answers, ranks, split, labeler_id=labeler, grades=ratings
+        )
       )
   for out, target in (
     (lines, path),
@@ -111,12 +140,22 @@ def label_round(
   return str(path)
 
 
+def _draw(
+  pool: Sequence[records.Prompt], count: int, rng: random.Random
+) -> list[records.Prompt]:
+  """Draws prompts; none is repeated before all have been drawn."""
+  drawn: list[records.Prompt] = []
+  while pool and len(drawn) < count:
+    drawn += rng.sample(pool, min(count - len(drawn), len(pool)))
+  return drawn
+
+
 def _has_pair(line: dict[str, Any]) -> bool:
   return len(set(line["ranks"])) > 1
 
 
 def _sample_completions(
-  config: configs.PipelineExperiment,
+  config: configs.PipelineExperiment | configs.LabelsExperiment,
   from_: Sequence[SampledModel],
   turns: Sequence[tuple[records.Turn, ...]],
   number: int,
@@ -194,6 +233,7 @@ def split_for_judge(
           split,
           user_id=ranking.user_id,
           labeler_id=ranking.labeler_id,
+          grades=ranking.grades,
         )
       )
   for path, lines in parts.items():
@@ -213,14 +253,15 @@ def _ranking_record(
   completions: Iterable[str],
   ranks: Iterable[int],
   split: str,
-  **ids: str,
+  **optional: Any,
 ) -> dict[str, Any]:
+  """Returns a ranking as a line of a file, without empty optional fields."""
   return {
     "prompt": [{"role": t.role, "content": t.text} for t in turns],
     "completions": list(completions),
     "ranks": list(ranks),
     "split": split,
-    **{k: v for k, v in ids.items() if v},
+    **{name: value for name, value in optional.items() if value},
   }
 
 

@@ -16,7 +16,7 @@ import os
 import pathlib
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
@@ -183,6 +183,7 @@ def _list_names(directory: str) -> set[str]:
 
 def _run_stages(config: configs.PipelineExperiment, directory: str) -> None:
   start = _read_starting_point(config)
+  reward_start = _open_reward_start(config)
   checks.check_pipeline(
     dataclasses.replace(config, data=start.data), start.context
   )
@@ -196,6 +197,14 @@ def _run_stages(config: configs.PipelineExperiment, directory: str) -> None:
   if ends_with("world"):
     return
   base = _run_pretrain(pipeline)
+  if reward_start:
+    policy = stage_model.open_stage(base, run=config)
+    inheritance.require_compatible(
+      reward_start,
+      policy.tokenizer,
+      inheritance.inherited_data(config.data, policy),
+      "reward.init_from",
+    )
   if ends_with("pretrain"):
     return
   _run_policy_init(pipeline, base)
@@ -317,6 +326,20 @@ def _read_starting_point(config: configs.PipelineExperiment) -> _StartingPoint:
   return _StartingPoint(data, stage.tokenizer, stage.model_config.max_seq_len)
 
 
+def _open_reward_start(
+  config: configs.PipelineExperiment,
+) -> stage_model.Stage | None:
+  """Opens the model that reward models start from, if it is set."""
+  if not config.reward.init_from:
+    return None
+  return stage_model.open_stage(
+    config.reward.init_from,
+    kind=stage_model.LANGUAGE,
+    field="reward.init_from",
+    run=config,
+  )
+
+
 def _check_sources(pipeline: Pipeline, start: _StartingPoint) -> Pipeline:
   """Reads every source, before anything is trained on one of them.
 
@@ -350,11 +373,14 @@ def _check_sources(pipeline: Pipeline, start: _StartingPoint) -> Pipeline:
       has_reward_model=True,
       num_valid=valid["data.demonstrations"],
     )
+  unused = {"origin"}
+  if config.reward.margin != "grade":
+    unused.add("grades")
   inputs_of_run = {
     field: inputs.fingerprint_records(
       data,
       field.removeprefix("data."),
-      lambda split=split: [_record_contents(part) for part in split],
+      lambda split=split: [_record_contents(part, unused) for part in split],
       **{k: len(v) for k, v in split._asdict().items()},
     )
     for field, split in splits.items()
@@ -362,8 +388,13 @@ def _check_sources(pipeline: Pipeline, start: _StartingPoint) -> Pipeline:
   inputs_of_run[documents_lib.FIELD] = documents.fingerprint(
     documents.contents(), *documents.counts
   )
-  if config.init_from:
-    inputs_of_run["init_from"] = fingerprint.fingerprint_model(config.init_from)
+  starts = {
+    "init_from": config.init_from,
+    "reward.init_from": config.reward.init_from,
+  }
+  for field, path in starts.items():
+    if path:
+      inputs_of_run[field] = fingerprint.fingerprint_model(path)
   sources = fingerprint.Fingerprint({}, inputs_of_run)
   path = pathlib.Path(directory) / SOURCES
   if path.exists():
@@ -373,10 +404,12 @@ def _check_sources(pipeline: Pipeline, start: _StartingPoint) -> Pipeline:
   return dataclasses.replace(pipeline, valid=valid)
 
 
-def _record_contents(records: Sequence[Any]) -> list[dict[str, Any]]:
-  """Returns the fields of records but for the file that they come from."""
+def _record_contents(
+  records: Sequence[Any], unused: Collection[str]
+) -> list[dict[str, Any]]:
+  """Returns the fields of records but for those that the stages do not use."""
   return [
-    {name: value for name, value in vars(record).items() if name != "origin"}
+    {name: value for name, value in vars(record).items() if name not in unused}
     for record in records
   ]
 
@@ -450,7 +483,7 @@ def _run_reward(pipeline: Pipeline, name: str, comparisons: str) -> None:
     "reward",
     pipeline.stage_config(
       configs.RewardExperiment,
-      pipeline.stage_dir("policy_init"),
+      config.reward.init_from or pipeline.stage_dir("policy_init"),
       data=pipeline.with_sources(comparisons=comparisons),
       reward=config.reward.section,
       optimizer=config.reward.optimizer,
@@ -484,18 +517,17 @@ def _run_ppo(
 def _run_labeling_rounds(pipeline: Pipeline, base: str) -> str:
   """Labels and trains reward models; returns the last reward model's name."""
   config, folder = pipeline.config, pipeline.stage_dir("rankings")
-  sources = [
-    rankings.SampledModel(base, 1),
-    rankings.SampledModel(base, 1, prompted=True),
-    rankings.SampledModel(pipeline.stage_dir("policy_init"), 4),
-  ]
   done: list[str] = []
   name = ""
   for number in range(1, config.labeling.rounds + 1):
     with pipeline.record_time(f"labels_{number}"):
       done.append(
         rankings.label_round(
-          config, folder, number, sources, pipeline.stage_dir("world")
+          config,
+          folder,
+          number,
+          rankings.sampled_models(pipeline.directory, base, number),
+          pipeline.stage_dir(WORLD),
         )
       )
     last = number == config.labeling.rounds
@@ -516,9 +548,4 @@ def _run_labeling_rounds(pipeline: Pipeline, base: str) -> str:
           ema_decay=min(config.ppo.ema_decay, 0.5),
         ),
       )
-      sources = [
-        rankings.SampledModel(base, 1),
-        rankings.SampledModel(pipeline.stage_dir("policy_init"), 2),
-        rankings.SampledModel(pipeline.stage_dir(probe), 3),
-      ]
   return name

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from instructgpt_jax.losses import reward
 from instructgpt_jax.models import lora
-from instructgpt_jax.models.heads import ScalarModel, positions_of
+from instructgpt_jax.models.heads import (
+  LanguageModel,
+  ScalarModel,
+  positions_of,
+)
 from instructgpt_jax.steps import accumulation
 from instructgpt_jax.steps import state as state_lib
 from instructgpt_jax.steps.state import Metrics, TrainState
@@ -46,6 +52,32 @@ def score_rows(
     rngs=None if dropout_key is None else {"dropout": dropout_key},
   )
   return values[:, 0]
+
+
+def last_states(
+  model: LanguageModel, params: PyTree, tokens: Array, segments: Array
+) -> Array:
+  """Computes a language model's state at each row's last real token.
+
+  Args:
+    model: the language model.
+    params: its parameters.
+    tokens: [B, T] int32, padded on either side.
+    segments: [B, T] int32, 0 is padding.
+
+  Returns:
+    [B, D], what the head of a reward model would read.
+  """
+  real = segments > 0
+  hidden = model.apply(
+    {"params": params},
+    tokens,
+    segments,
+    positions_of(real),
+    query_positions=last_columns(real),
+    method="hidden",
+  )
+  return hidden[:, 0, : model.config.d_model]
 
 
 def last_columns(real: Array) -> Array:
@@ -114,6 +146,26 @@ def count_pairs(
   )
 
 
+def grades_of(
+  batch: RankingBatch, margin: Literal["rank", "grade"] | None, coef: float
+) -> Array | None:
+  """Returns the completions' grades in logits, [G, E, K].
+
+  Args:
+    batch: rankings; with margin "grade" they have grades.
+    margin: what grades a completion: its rank, or the labeler's grade. None
+      returns None.
+    coef: logits of one step of rank or grade.
+  """
+  if margin is None:
+    return None
+  if margin == "rank":
+    return -coef * batch.ranks
+  if batch.grades is None:
+    raise ValueError("rankings without grades have no margins")
+  return coef * batch.grades
+
+
 def train_step(
   state: TrainState,
   batch: RankingBatch,
@@ -123,6 +175,9 @@ def train_step(
   optimizer: optax.GradientTransformation,
   seed: int,
   microbatch: int = 0,
+  label_smoothing: float = 0.0,
+  margin: Literal["rank", "grade"] | None = None,
+  margin_coef: float = 1.0,
 ) -> tuple[TrainState, Metrics]:
   """Updates the model on B = G · E prompts with their K completions.
 
@@ -134,6 +189,9 @@ def train_step(
     optimizer: of the state.
     seed: of dropout.
     microbatch: prompts at a time, a multiple of E; 0 is all.
+    label_smoothing: see `ranking_loss`.
+    margin: see `grades_of`.
+    margin_coef: likewise.
 
   Returns:
     The next state, and metrics: the loss's, the gradient's norm, and the share
@@ -154,7 +212,12 @@ def train_step(
     params = lora.merge_trees(frozen, params)
     scores = score_rankings(model, params, part, dropout_key=part_key)
     return reward.ranking_loss(
-      scores, part.ranks, part.valid, normalizer=normalizer
+      scores,
+      part.ranks,
+      part.valid,
+      normalizer=normalizer,
+      label_smoothing=label_smoothing,
+      grades=grades_of(part, margin, margin_coef),
     )
 
   loss, grads, metrics = accumulation.accumulate(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Collection, Sized
+from collections.abc import Collection, Sequence, Sized
 from typing import NamedTuple
 
 import numpy as np
@@ -11,12 +10,14 @@ import numpy as np
 from instructgpt_jax import configs
 from instructgpt_jax.data import encoding, records
 from instructgpt_jax.data.batch_source import SourceMix
+from instructgpt_jax.data.curation import token_limits
 from instructgpt_jax.data.prepared import manifest
 from instructgpt_jax.data.prepared.records import PreparedRecords
 from instructgpt_jax.data.ranking_source import (
   ListedRankings,
   PreparedRankings,
   RankingSource,
+  num_completions,
 )
 from instructgpt_jax.data.tokenizers import Tokenizer
 from instructgpt_jax.errors import UserError
@@ -56,8 +57,9 @@ def open_rankings(
     tokenizer: the run's tokenizer.
 
   Raises:
-    UserError: `unknown_labeler`, `no_rankings`, or `not_prepared` for a setting
-      that prepared rankings do not have; and errors of reading.
+    UserError: `unknown_labeler`, `no_rankings`; `no_grades`, nothing grades the
+      rankings for a margin; `not_prepared` for a setting that prepared rankings
+      do not have; and errors of reading.
   """
   splits = inputs.rankings(config.data, tokenizer)
   if isinstance(splits.train, PreparedRecords):
@@ -71,6 +73,7 @@ def _encode(
   """Encodes rankings in memory."""
   section = config.reward
   selected = select_rankings(splits, section, config.seed)
+  _require_grades(selected.train, section)
   source = mixed_sources.open_source(config.data, FIELD)
   *groups, valid, left_out = (
     encoding.encode_rankings(rankings, tokenizer, config.data)
@@ -81,6 +84,9 @@ def _encode(
   if section.pairs:
     groups = [encoding.split_into_pairs(group) for group in groups]
   train = [ranking for group in groups for ranking in group]
+  parts = (train, valid, left_out)
+  contents = [[(r.prompt, r.completions, r.ranks) for r in p] for p in parts]
+  grades = [r.grades for r in train] if section.margin == "grade" else None
   return Rankings(
     source,
     ListedRankings(train),
@@ -89,7 +95,7 @@ def _encode(
     ListedRankings(left_out),
     fingerprint.fingerprint_source(
       config.data.comparisons,
-      [train, valid, left_out],
+      contents if grades is None else [*contents, grades],
       **{name: len(part) for name, part in selected._asdict().items()},
     ),
   )
@@ -100,10 +106,15 @@ def _open_prepared(
 ) -> Rankings:
   """Selects prepared rankings, which are read when they are used."""
   section = config.reward
-  for name in ("pairs", "max_completions"):
-    if getattr(section, name):
+  unusable = {
+    "pairs": section.pairs,
+    "max_completions": section.max_completions,
+    "margin": section.margin == "grade",
+  }
+  for name, is_set in unusable.items():
+    if is_set:
       raise UserError(
-        "is set, but prepared rankings are used as they are",
+        "is set, but prepared rankings are used as they are, without grades",
         field=f"reward.{name}",
         fix=f"leave out --reward.{name}, or give --{FIELD} files that are not"
         " prepared",
@@ -128,6 +139,8 @@ def _open_prepared(
     "valid": PreparedRankings(splits.valid, np.flatnonzero(~is_out["valid"])),
     "left_out": PreparedRankings(splits.valid, np.flatnonzero(is_out["valid"])),
   }
+  if section.margin == "rank" and num_completions(parts["train"]).max() < 3:
+    raise _no_rank_grades()
   counts = {name: len(part) for name, part in parts.items()}
   return Rankings(
     source=mixed_sources.MixedSource(FIELD, ()),
@@ -214,14 +227,41 @@ def _require_rankings(train: Sized) -> None:
     )
 
 
+def _require_grades(
+  rankings: Sequence[records.Ranking], section: configs.Reward
+) -> None:
+  """Refuses rankings that a margin needs grades of, and that have none."""
+  if section.margin == "rank":
+    if all(max(r.ranks) - min(r.ranks) < 2 for r in rankings):
+      raise _no_rank_grades()
+  if section.margin != "grade":
+    return
+  without = [r for r in rankings if not r.grades]
+  if without:
+    raise UserError(
+      f"is grade, but {len(without):,} of {len(rankings):,} training rankings"
+      f" have no grades, the first at {without[0].origin}",
+      field="reward.margin",
+      fix='give each of them "grades", one number a completion, or use'
+      " --reward.margin=rank",
+      code="no_grades",
+    )
+
+
+def _no_rank_grades() -> UserError:
+  return UserError(
+    "is rank, but no completions are two ranks apart: all margins would be"
+    " equal",
+    field="reward.margin",
+    fix="leave out --reward.margin, or rank three completions or more",
+    code="no_grades",
+  )
+
+
 def _sample_completions(
   ranking: records.Ranking, max_completions: int, rng: np.random.RandomState
 ) -> records.Ranking:
   """Returns a ranking of some random completions, in their order."""
   count = len(ranking.completions)
   indices = np.sort(rng.permutation(count)[:max_completions])
-  return dataclasses.replace(
-    ranking,
-    completions=tuple(ranking.completions[i] for i in indices),
-    ranks=tuple(ranking.ranks[i] for i in indices),
-  )
+  return token_limits.select_completions(ranking, indices.tolist())

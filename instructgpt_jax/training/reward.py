@@ -96,7 +96,12 @@ def train(config: configs.RewardExperiment, directory: str) -> None:
   start = supervised.start_training(
     config,
     model,
-    reward_step.train_step,
+    functools.partial(
+      reward_step.train_step,
+      label_smoothing=config.reward.label_smoothing,
+      margin=config.reward.margin,
+      margin_coef=config.reward.logits_per_grade,
+    ),
     stage,
     mesh,
     total_steps=total_steps,
@@ -135,6 +140,7 @@ def _check_settings(config: configs.RewardExperiment) -> None:
   checks.check_divides(
     section.microbatch, section.batch_size, "reward.microbatch"
   )
+  checks.check_margin(section)
   checks.check_lengths(config.data, config.model.max_seq_len)
   if section.normalize and not config.data.demonstrations:
     raise UserError(
@@ -207,7 +213,11 @@ def _training_batches(
     num_shards=num_microbatches * sharding.batch_shards(mesh),
   )
   return ranking_packing.ranking_batches(
-    rankings.train, spec, layout=layout, pad_id=tokenizer.pad_id
+    rankings.train,
+    spec,
+    layout=layout,
+    pad_id=tokenizer.pad_id,
+    with_grades=section.margin == "grade",
   )
 
 

@@ -103,12 +103,45 @@ def rank(
   Returns:
     K ranks, 1 best, ties allowed.
   """
+  return to_ranks(
+    rate_all(
+      prompt,
+      completions,
+      ended,
+      labeler_id=labeler_id,
+      rng=rng,
+      world=world,
+      noise=noise,
+    )
+  )
+
+
+def rate_all(
+  prompt: str,
+  completions: Sequence[str],
+  ended: Sequence[bool] | None = None,
+  *,
+  labeler_id: str,
+  rng: random.Random,
+  world: World | int = 0,
+  noise: float = NOISE,
+) -> list[int]:
+  """Draws a labeler's ratings of several completions of one prompt, 1 to 7.
+
+  Args:
+    prompt: see `rank`; the other arguments likewise.
+    completions: K replies; equal ones get equal ratings.
+    ended: see `rank`.
+    labeler_id: see `rank`.
+    rng: see `rank`.
+    world: see `rank`.
+    noise: see `rank`.
+  """
   ended = [True] * len(completions) if ended is None else ended
+  replies = list(zip(completions, ended, strict=True))
   ratings: dict[tuple[str, bool], int] = {}
-  for reply in zip(completions, ended, strict=True):
+  for reply in replies:
     if reply not in ratings:
       form = label(prompt, *reply, world=world)
       ratings[reply] = rate(form, labeler_id, rng, noise=noise)
-  return to_ranks([
-    ratings[reply] for reply in zip(completions, ended, strict=True)
-  ])  # fmt: skip
+  return [ratings[reply] for reply in replies]

@@ -8,7 +8,8 @@ from instructgpt_jax.data import formats, reading
 from instructgpt_jax.data.records import Demonstration, Prompt, Ranking, Turn
 from instructgpt_jax.errors import UserError
 
-GRADED = "graded preferences, whose order alone is used"
+ORDER_ONLY = "graded preferences, whose order alone is used"
+GRADED = f"{ORDER_ONLY} without --reward.margin=grade"
 
 
 def read(tmp_path, *values, name="x.jsonl"):
@@ -145,9 +146,52 @@ def test_verdicts(tmp_path, value, change, form):
   assert {r.turns for r in rankings} == {
     POST if value is SUMMARIES else user("q")
   }
-  graded = value in (SHP, WEBGPT, SUMMARIES, STRENGTH, STRENGTH_3, OUTPUTS)
-  assert report.notes == ({GRADED: 2} if graded else {})
+  notes = {
+    ORDER_ONLY: (SHP, SUMMARIES, OUTPUTS),
+    GRADED: (WEBGPT, STRENGTH, STRENGTH_3),
+  }
+  assert report.notes == {
+    n: 2 for n, values in notes.items() if value in values
+  }
+  is_graded = GRADED in report.notes
+  for r in rankings:
+    by_grade = sorted(zip(r.grades, r.ranks, strict=False), reverse=True)
+    assert [rank for _, rank in by_grade] == ([1, 2] if is_graded else [])
   assert not report.unused or value is WEBGPT
+
+
+PAIR = {"prompt": "q", "chosen": "a", "rejected": "b"}
+OWN = {"prompt": "q", "completions": ["a", "b"], "ranks": [1, 2]}
+
+
+@pytest.mark.parametrize(
+  "value, grades",
+  [
+    ({**PAIR, "margin": 2}, (2, 0)),
+    ({**PAIR, "score_chosen": 8, "score_rejected": 5.5}, (2.5, 0)),
+    ({**PAIR, "margin": 1, "score_chosen": 8, "score_rejected": 2}, (1, 0)),
+    (PAIR, ()),
+    (WEBGPT, (1, 0)),
+    ({**STRENGTH, "preference_strength": 3}, (0, 3)),
+    ({"prompt": "q", "responses": ["a", "b"], "scores": [1, 9]}, (1, 9)),
+    ({"prompt": "q", "responses": ["a", "b"], "ranks": [1, 2]}, ()),
+    (OWN, ()),
+    ({**OWN, "scores": [6, 2]}, (6, 2)),
+    ({**OWN, "scores": [6, 2], "grades": [3, 5]}, (3, 5)),
+    ({**OWN, "scores": [6, 2], "labeling": {"overall": [7, 1]}}, (7, 1)),
+    ({**OWN, "grades": [3, 5], "labeling": {"overall": [7, 1]}}, (3, 5)),
+  ],
+)
+def test_grades_are_read_where_there_are_some(tmp_path, value, grades):
+  (r,), _ = read(tmp_path, value)
+  assert r.grades == grades
+
+
+def test_own_grades_are_one_number_for_each_completion(tmp_path):
+  for grades, code in (([1], "rank_count"), ([1, "good"], "wrong_type")):
+    with pytest.raises(UserError) as caught:
+      read(tmp_path, {**OWN, "grades": grades})
+    assert (caught.value.code, caught.value.line) == (code, 1)
 
 
 @pytest.mark.parametrize(

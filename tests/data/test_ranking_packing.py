@@ -41,7 +41,7 @@ def test_rows_hold_each_ranking_completely(rows, groups):
         assert not batch.valid[g, e].any()
         continue
       ids.append(i)
-      prompt, completions, ranks = data[i]
+      prompt, completions, ranks = data[i][:3]
       k = len(ranks)
       assert batch.valid[g, e].tolist() == [j < k for j in range(4)]
       assert batch.ranks[g, e, :k].tolist() == list(ranks)
@@ -64,6 +64,23 @@ def test_rows_hold_each_ranking_completely(rows, groups):
     assert (batch.segments != 0).sum() == real
     assert not batch.tokens[batch.segments == 0].any()
   assert sorted(ids) == [*range(7)]
+
+
+def test_grades_stand_beside_ranks():
+  data = [r._replace(grades=[i + 0.5 * rank for rank in r.ranks])
+          for i, r in enumerate(rankings_of(7))]  # fmt: skip
+  for batch in ranking_packing.ranking_batches(
+    data,
+    BatchSpec(batch_size=4, epochs=1, seed=0),
+    pad_id=0,
+    layout=Layout(1, 2),
+    with_grades=True,
+  ):
+    expected = batch.ids[..., None] + 0.5 * batch.ranks
+    np.testing.assert_array_equal(
+      batch.grades, np.where(batch.valid, expected, 0)
+    )
+  assert in_batches(data, 1, 2)[0].grades is None
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])

@@ -1,5 +1,6 @@
 """The K-way ranking loss against loops, and its invariances."""
 
+import functools
 import itertools
 import math
 
@@ -11,7 +12,7 @@ import pytest
 from instructgpt_jax.losses import reward
 
 
-def twin(scores, ranks, valid):
+def twin(scores, ranks, valid, smoothing=0.0, grades=None):
   """Computes loss, accuracy, pairs and prompts in float64 by loops."""
   losses, accuracies, pairs = [], [], 0
   for b in range(len(scores)):
@@ -21,7 +22,14 @@ def twin(scores, ranks, valid):
         continue
       won, lost = (i, j) if ranks[b][i] < ranks[b][j] else (j, i)
       margin = float(scores[b][won]) - float(scores[b][lost])
-      prompt.append(math.log1p(math.exp(-margin)))
+      target = 0.0
+      if grades is not None:
+        target = max(0.0, float(grades[b][won]) - float(grades[b][lost]))
+      right_label = 1 / (1 + math.exp(target - margin))
+      prompt.append(
+        -(1 - smoothing) * math.log(right_label)
+        - smoothing * math.log(1 - right_label)
+      )
       right.append(1.0 if margin > 0 else 0.5 if margin == 0 else 0.0)
     if prompt:
       losses.append(sum(prompt) / len(prompt))
@@ -51,6 +59,53 @@ def test_ranking_loss_equals_loop(data):
   np.testing.assert_allclose(metrics["accuracy"], accuracy, rtol=1e-5)
   assert (metrics["pairs"], metrics["prompts"]) == (pairs, prompts)
   assert reward.count_prompts(*data[1:]) == prompts
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("graded", [False, True])
+def test_smoothed_and_graded_losses_equal_loop(
+  data, rng, check_gradient, smoothing, graded
+):
+  scores, ranks, valid = data
+  # Some grades contradict the ranks.
+  grades = rng.normal(-ranks, 2.0).astype(np.float32) if graded else None
+  loss, metrics = jax.jit(
+    functools.partial(reward.ranking_loss, label_smoothing=smoothing)
+  )(*data, grades=grades)
+  expected, accuracy, _, _ = twin(*data, smoothing, grades)
+  np.testing.assert_allclose(loss, expected, rtol=1e-5)
+  np.testing.assert_allclose(metrics["accuracy"], accuracy, rtol=1e-5)
+  assert ("target_margin" in metrics) == graded
+  check_gradient(
+    lambda s: reward.ranking_loss(
+      s, ranks, valid, label_smoothing=smoothing, grades=grades
+    )[0],
+    scores,
+  )
+
+
+def test_the_optimum_of_a_smoothed_and_graded_pair():
+  """The best r_w − r_l is the margin plus the log odds of a right label."""
+  best = 0.7 + math.log(0.9 / 0.1)
+
+  def loss(difference, grades):
+    scores = jnp.stack([difference, jnp.zeros(())])[None]
+    return reward.ranking_loss(
+      scores,
+      np.array([[1, 2]]),
+      np.ones((1, 2), bool),
+      label_smoothing=0.1,
+      grades=np.array([grades]),
+    )
+
+  for grades, optimum in (([1.2, 0.5], best), ([0.5, 1.2], best - 0.7)):
+    (_, metrics), slope = jax.value_and_grad(loss, has_aux=True)(
+      jnp.float32(optimum), grades
+    )
+    np.testing.assert_allclose(slope, 0, atol=1e-6)
+    np.testing.assert_allclose(
+      metrics["target_margin"], optimum - math.log(9), atol=1e-6
+    )
 
 
 def test_pair_accuracy_equals_loop(data):

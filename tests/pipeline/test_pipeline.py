@@ -1,15 +1,11 @@
 """Tests the whole pipeline in miniature, on the world and on files."""
 
 import collections
-import contextlib
 import dataclasses
 import json
-import logging
 import pathlib
-import re
 import types
 
-import jax
 import numpy as np
 import pytest
 
@@ -23,91 +19,10 @@ from instructgpt_jax.pipeline import stages
 from instructgpt_jax.runs import claims, files
 from instructgpt_jax.training import stage_model
 from instructgpt_jax.world import requests, words, write
+from tests.pipeline.world import COMPILED, small
 
-SMALL = {
-  "model.num_layers": 1,
-  "model.d_model": 16,
-  "pretrain.steps": 6,
-  "pretrain.batch_size": 4,
-  "pretrain.eval_every": 3,
-  "sft.epochs": 1,
-  "policy_init.epochs": 1,
-  "labeling.prompts": 16,
-  "labeling.valid_prompts": 8,
-  "labeling.completions": 3,
-  "labeling.rounds": 2,
-  "labeling.probe_episodes": 8,
-  "ppo.episodes": 16,
-  "ppo.rollout_batch": 8,
-  "ppo.minibatch": 4,
-  "ppo.ptx_ratio": 1,
-  "ppo.ptx_microbatch": 4,
-  "evaluation.prompts": 12,
-  "evaluation.samples": 2,
-  "evaluation.best_of_n": 2,
-  "evaluation.prefix_prompts": 6,
-  "evaluation.bootstrap": 100,
-  "world.pretraining_tokens": 12_000,
-  "world.demonstrations": 40,
-  "world.train_prompts": 60,
-  "world.test_prompts": 40,
-  "run.tensorboard": False,
-}
 MODELS = ("base", "prompted", "sft", "best_of_n", "ppo", "ppo_ptx")
 LEAVES = ("win_rate", "gold", "likert", "rm_score", "kl", "lm_loss")
-
-
-def small(preset, **more):
-  return flags.replace(presets.pipeline(preset), SMALL | more)
-
-
-class Compilations(logging.Handler):
-  """Counts JAX's compilations by (stage, program, shapes of arguments)."""
-
-  def __init__(self):
-    super().__init__()
-    self.stage = ""
-    self.counts = collections.Counter()
-
-  def emit(self, record):
-    match = re.match(
-      r"Compiling jit\((\w+)\) with global shapes and types (.*?)\. Arg",
-      record.getMessage(),
-      re.DOTALL,
-    )
-    if match:
-      self.counts[self.stage, *match.groups()] += 1
-
-
-COMPILED = "compiled.json"
-
-
-@pytest.fixture(scope="session")
-def world_run(once):
-  """Runs the whole pipeline on the world, and records compilations."""
-  return once("world_run", run_and_observe)
-
-
-def run_and_observe(folder):
-  compilations = Compilations()
-  logger = logging.getLogger("jax._src.interpreters.pxla")
-  timed = stages.Pipeline.record_time
-
-  @contextlib.contextmanager
-  def noted(self, name):
-    compilations.stage = name
-    with timed(self, name):
-      yield
-
-  logger.addHandler(compilations)
-  logger.propagate = False
-  with pytest.MonkeyPatch.context() as patch, jax.log_compiles():
-    patch.setattr(stages.Pipeline, "record_time", noted)
-    stages.run(small("world"), str(folder))
-  logger.removeHandler(compilations)
-  logger.propagate = True
-  counts = [[*key, times] for key, times in compilations.counts.items()]
-  (folder / COMPILED).write_text(json.dumps(counts))
 
 
 def test_no_program_is_compiled_twice(world_run):

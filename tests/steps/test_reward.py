@@ -349,6 +349,75 @@ def test_invariant_25_order_of_completions_does_not_matter(step, params, batch):
   same(step(start(params), batch), step(start(params), shuffled))
 
 
+def test_options_of_the_loss_reach_it(model, params, batch):
+  """The loss is that of the scores by hand; no option is on by default."""
+  scores = scores_twin(params)[:, 0]
+  grades = np.array([[3, 1, 0], [0, 2, 1], [5, 1, 1], [0, 9, 4]], np.float32)
+  graded = dataclasses.replace(batch, grades=grades[:, None])
+  ranks = np.array(RANKS)
+
+  def expected(smoothing, heights):
+    losses = []
+    for row, rank, height in zip(scores, ranks, heights, strict=True):
+      pairs = [
+        row[i] - row[j] - max(0.0, height[i] - height[j])
+        for i in range(3)
+        for j in range(3)
+        if rank[i] < rank[j] and not np.isnan(row[i] - row[j])
+      ]
+      if pairs:
+        x = np.array(pairs)
+        loss = np.logaddexp(0, -x) + smoothing * x
+        losses.append(loss.mean())
+    return np.mean(losses)
+
+  for data, options, smoothing, heights in (
+    (batch, {}, 0.0, np.zeros((4, 3))),
+    (graded, {}, 0.0, np.zeros((4, 3))),
+    (
+      batch,
+      {"label_smoothing": 0.1, "margin": "rank", "margin_coef": 0.5},
+      0.1,
+      -0.5 * ranks,
+    ),
+    (graded, {"margin": "grade", "margin_coef": 0.25}, 0.0, 0.25 * grades),
+  ):
+    step = twin.jit(
+      functools.partial(
+        reward_step.train_step,
+        model=model,
+        optimizer=optax.sgd(0.1),
+        seed=0,
+        microbatch=2,
+        **options,
+      )
+    )
+    loss = step(start(params), data)[1]["loss"]
+    np.testing.assert_allclose(loss, expected(smoothing, heights), rtol=1e-4)
+  with pytest.raises(ValueError, match="without grades"):
+    reward_step.grades_of(batch, "grade", 1.0)
+
+
+def test_the_state_at_the_last_token_is_what_a_head_reads(model, params, batch):
+  language = heads.LanguageModel(model.config)
+  head = params["head"]
+  for tokens, place in (([3, 4, 5], 0), ([7, 2], 2)):
+    row = np.full((1, 5), 11, np.int32)
+    segments = np.zeros((1, 5), np.int32)
+    row[0, place : place + len(tokens)] = tokens
+    segments[0, place : place + len(tokens)] = 1
+    state = reward_step.last_states(
+      language, {"transformer": params["transformer"]}, row, segments
+    )
+    score = state @ head["kernel"] + head["bias"]
+    np.testing.assert_allclose(
+      score[:, 0],
+      reward_step.score_rows(model, params, row, segments),
+      rtol=1e-5,
+      atol=1e-5,
+    )
+
+
 def test_completions_that_fill_up_change_nothing(step, params, batch):
   ends = batch.ends.copy()
   assert not batch.valid[3, 0, 0]

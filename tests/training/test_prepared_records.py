@@ -179,6 +179,7 @@ def test_the_selected_rankings_are_those_of_files(section, labeled):
   [
     ({"pairs": True}, "not_prepared"),
     ({"max_completions": 2}, "not_prepared"),
+    ({"margin": "grade"}, "not_prepared"),
     ({"leave_out": "d"}, "unknown_labeler"),
     ({"leave_out": "a,b,c"}, "no_rankings"),
   ],

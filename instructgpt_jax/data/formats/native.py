@@ -76,6 +76,7 @@ def _conversational(
 def _rankings(obj: Any, reader: RecordReader) -> Iterator[Record]:
   completions = _completions(obj, reader)
   ranks = _ranks(obj, len(completions), reader)
+  grades = _grades(obj, len(completions), reader)
   turns = _prompt(obj, reader)
   if len(set(ranks)) == 1:
     raise Skip(skips.TIES)
@@ -85,6 +86,7 @@ def _rankings(obj: Any, reader: RecordReader) -> Iterator[Record]:
     turns=turns,
     completions=texts,
     ranks=ranks,
+    grades=grades,
     origin=reader.origin,
   )
 
@@ -120,16 +122,9 @@ def _ranks(
   obj: Mapping[str, Any], count: int, reader: RecordReader
 ) -> tuple[int, ...]:
   """Reads ranks, or computes them from scores; both have to agree."""
-  by_score: tuple[int, ...] = ()
-  if not is_null(obj.get("scores")):
-    scores = reader.get(obj, "scores", list)
-    by_score = ranks_of(
-      [reader.number({f"scores[{i}]": s}, f"scores[{i}]")
-       for i, s in enumerate(scores)]
-    )  # fmt: skip
-    _same_count(len(by_score), count, "scores", reader)
-    if is_null(obj.get("ranks")):
-      return by_score
+  by_score = ranks_of(_numbers(obj, "scores", count, reader))
+  if by_score and is_null(obj.get("ranks")):
+    return by_score
   ranks = reader.get(obj, "ranks", list)
   for i, rank in enumerate(ranks):
     number = as_number(rank)
@@ -150,6 +145,39 @@ def _ranks(
       "scores_contradict_ranks",
     )
   return tuple(ranks)
+
+
+def _grades(
+  obj: Mapping[str, Any], count: int, reader: RecordReader
+) -> tuple[float, ...]:
+  """Returns the grades, else the quality of our labeling, else the scores."""
+  labeling = obj.get("labeling")
+  if not isinstance(labeling, dict):
+    labeling = {}
+  return tuple(
+    _numbers(obj, "grades", count, reader)
+    or _numbers(labeling, "overall", count, reader, "labeling.")
+    or _numbers(obj, "scores", count, reader)
+  )
+
+
+def _numbers(
+  obj: Mapping[str, Any],
+  name: str,
+  count: int,
+  reader: RecordReader,
+  where: str = "",
+) -> list[float]:
+  """Returns a field of one number for each completion; [] without it."""
+  if is_null(obj.get(name)):
+    return []
+  values = reader.get(obj, name, list, where=where)
+  numbers = [
+    reader.number({f"{name}[{i}]": value}, f"{name}[{i}]", where)
+    for i, value in enumerate(values)
+  ]
+  _same_count(len(numbers), count, name, reader)
+  return numbers
 
 
 def _same_count(
@@ -209,9 +237,12 @@ RANKINGS = Format(
     "ranks": "their ranks: whole numbers, 1 for best; equal ranks tie",
     "scores": "gives the ranks where there are none (highest best); one order"
     " with the ranks otherwise",
+    "grades": "how good each reply is, highest best, for --reward.margin=grade",
+    "labeling": "from the labeling application: `overall`, the quality from 1"
+    " to 7, is the grade where there are no `grades`, and `scores` where there"
+    " is neither",
   },
   ("prompt", "completions", "ranks"),
-  ("labeling",),
   strict=True,
   result="rankings",
 )

@@ -34,14 +34,23 @@ from instructgpt_jax.data.formats.turns import (
 )
 from instructgpt_jax.data.records import Ranking, Record, Turn
 
-GRADED = "graded preferences, whose order alone is used"
+ORDER_ONLY = "graded preferences, whose order alone is used"
+GRADED = f"{ORDER_ONLY} without --reward.margin=grade"
 
 
 def pair(
   turns: Turns, replies: tuple[str, str], better: float, reader: RecordReader,
-  labeler_id: str = "",
+  labeler_id: str = "", *, grade: float | None = None,
 ) -> Iterator[Record]:  # fmt: skip
   """Yields the ranking of a pair whose reply number `better` (1 or 2) won.
+
+  Args:
+    turns: the prompt.
+    replies: the two replies.
+    better: number of the better one.
+    reader: of the record.
+    labeler_id: who compared them.
+    grade: by how much it is better, if the record says so.
 
   Raises:
     Skip: for a tie (any other number), an empty or two identical replies.
@@ -51,10 +60,12 @@ def pair(
     raise Skip(skips.TIES)
   if first == second:
     raise Skip(skips.IDENTICAL)
+  grades = () if grade is None else (grade, 0.0)
   yield Ranking(
     turns=turns,
     completions=(first, second),
     ranks=(1, 2) if better == 1 else (2, 1),
+    grades=grades if better == 1 else grades[::-1],
     labeler_id=labeler_id,
     origin=reader.origin,
   )
@@ -67,7 +78,7 @@ def _hh(obj: Any, reader: RecordReader) -> Iterator[Record]:
   if any(not is_blank(obj.get(f)) for f in (*_PROMPTS, *_CONVERSATIONS)):
     yield from _preference(obj, reader)
     return
-  _check_order(obj, reader)
+  grade = _check_order(obj, reader)
   sides = []
   for name in ("chosen", "rejected"):
     turns = transcript(reader.text(obj, name), lead=True)
@@ -82,7 +93,7 @@ def _hh(obj: Any, reader: RecordReader) -> Iterator[Record]:
     if turns[-1].role != "assistant":
       raise Skip(skips.NOT_ANSWERING)
     sides.append(turns)
-  yield from _from_sides((), sides[0], sides[1], reader)
+  yield from _from_sides((), sides[0], sides[1], reader, grade)
 
 
 # chosen/rejected.
@@ -93,7 +104,7 @@ _CONVERSATIONS = ("conversations", "messages", "conversation")
 
 def _preference(obj: Any, reader: RecordReader) -> Iterator[Record]:
   """Yields the pair of chosen and rejected replies to a prompt."""
-  _check_order(obj, reader)
+  grade = _check_order(obj, reader)
   chosen, rejected = (
     _side(obj, "chosen", reader),
     _side(obj, "rejected", reader),
@@ -105,24 +116,31 @@ def _preference(obj: Any, reader: RecordReader) -> Iterator[Record]:
   blank = first_of(obj, _PROMPTS)
   if not prompt and blank and len(chosen) == len(rejected) == 1:
     prompt = read_named_prompt(obj, blank, reader)
-  yield from _from_sides(prompt, chosen, rejected, reader)
+  yield from _from_sides(prompt, chosen, rejected, reader, grade)
 
 
-def _check_order(obj: Mapping[str, Any], reader: RecordReader) -> None:
-  """Skips ties, and pairs whose other fields contradict which was chosen."""
+def _check_order(obj: Mapping[str, Any], reader: RecordReader) -> float | None:
+  """Skips ties, and pairs whose other fields contradict which was chosen.
+
+  Returns:
+    By how much the chosen reply is better: the margin, else the difference of
+    the scores; None without either.
+  """
   _check_status(obj)
-  _check_scores(obj, reader)
+  grade = _check_scores(obj, reader)
   if not is_null(obj.get("margin")):
-    _check_margin(reader.number(obj, "margin"), reader)
+    grade = _check_margin(reader.number(obj, "margin"), reader)
+  return grade
 
 
-def _check_margin(margin: float, reader: RecordReader) -> None:
-  """Skips a tie or a contradiction; other margins are graded."""
+def _check_margin(margin: float, reader: RecordReader) -> float:
+  """Returns a margin; skips a tie or a contradiction."""
   if margin == 0:
     raise Skip(skips.TIES)
   if margin < 0:
     raise Skip(skips.CONTRADICTION)
   reader.notes.add(GRADED)
+  return margin
 
 
 def _check_status(obj: Mapping[str, Any]) -> None:
@@ -134,8 +152,13 @@ def _check_status(obj: Mapping[str, Any]) -> None:
     raise Skip(skips.TIES)
 
 
-def _check_scores(obj: Mapping[str, Any], reader: RecordReader) -> None:
-  """Skips pairs whose scores tie, or contradict which was chosen."""
+def _check_scores(obj: Mapping[str, Any], reader: RecordReader) -> float | None:
+  """Skips pairs whose scores tie, or contradict which was chosen.
+
+  Returns:
+    The difference of the first two scores; None without scores.
+  """
+  grades = []
   for chosen, rejected in _SCORES:
     if is_null(obj.get(chosen)) or is_null(obj.get(rejected)):
       reader.unused.update(
@@ -143,7 +166,9 @@ def _check_scores(obj: Mapping[str, Any], reader: RecordReader) -> None:
       )
       continue
     better, worse = reader.number(obj, chosen), reader.number(obj, rejected)
-    _check_margin(better - worse if better != worse else 0, reader)
+    margin = better - worse if better != worse else 0
+    grades.append(_check_margin(margin, reader))
+  return grades[0] if grades else None
 
 
 _SCORES = (
@@ -242,7 +267,11 @@ def _pair_prompt(
 
 
 def _from_sides(
-  prompt: Turns, chosen: Turns, rejected: Turns, reader: RecordReader
+  prompt: Turns,
+  chosen: Turns,
+  rejected: Turns,
+  reader: RecordReader,
+  grade: float | None = None,
 ) -> Iterator[Record]:
   """Yields the pair of two conversations that differ in the last reply."""
   replies = chosen[-1].text, rejected[-1].text
@@ -259,13 +288,14 @@ def _from_sides(
   check_texts(turns, "prompt", reader)
   if turns[-1].role != "user":
     raise Skip(skips.NOT_ANSWERING)
-  yield from pair(turns, replies, 1, reader)
+  yield from pair(turns, replies, 1, reader, grade=grade)
 
 
 def _rejected_response(obj: Any, reader: RecordReader) -> Iterator[Record]:
   """Yields ms-swift's pair; the last reply of its messages is chosen."""
+  grade = None
   if not is_null(obj.get("margin")):
-    _check_margin(reader.number(obj, "margin"), reader)
+    grade = _check_margin(reader.number(obj, "margin"), reader)
   field = choose(obj, _CONVERSATIONS, reader)
   prompt: Turns = ()
   if not is_blank(obj.get("query")):
@@ -292,7 +322,7 @@ def _rejected_response(obj: Any, reader: RecordReader) -> Iterator[Record]:
     chosen,
     _rejected(obj, reader),
   )
-  yield from _from_sides(prompt, chosen, rejected, reader)
+  yield from _from_sides(prompt, chosen, rejected, reader, grade)
 
 
 def _rejected(obj: Mapping[str, Any], reader: RecordReader) -> Turns:
@@ -342,12 +372,15 @@ def _is_rejected_response(obj: Any) -> bool:
 
 
 PAIR = "rankings, K = 2"
-_SCORE = "equal scores are a tie; an order other than chosen's skips the record"
+_SCORE = (
+  "the difference is the grade; equal scores are a tie; an order other than"
+  " chosen's skips the record"
+)
 _SIDE = "a reply: text, message, or whole conversation"
 _PAIR_PROMPT = (
   "the prompt; has to agree with the conversations and with other prompts"
 )
-_MARGIN = "above 0; 0 is a tie, and below 0 skips the record"
+_MARGIN = "the grade, above 0; 0 is a tie, and below 0 skips the record"
 _ORDER = {
   **{name: _SCORE for names in _SCORES for name in names},
   "margin": _MARGIN,

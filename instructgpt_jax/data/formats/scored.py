@@ -50,10 +50,20 @@ def ranking(
   scores: Sequence[float],
   reader: RecordReader,
   labeler_id: str = "",
+  *,
+  graded: bool = False,
 ) -> Iterator[Record]:
   """Yields the ranking of replies by their scores, the highest first.
 
   Replies without a text are left out and noted.
+
+  Args:
+    turns: the prompt.
+    texts: the replies.
+    scores: the score of each.
+    reader: of the record.
+    labeler_id: who scored them.
+    graded: whether the scores are grades, and not just an order.
 
   Raises:
     Skip: where fewer than two replies or only ties are left.
@@ -72,6 +82,7 @@ def ranking(
     turns=turns,
     completions=tuple(text for text, _ in rows),
     ranks=ranks,
+    grades=tuple(float(score) for _, score in rows) if graded else (),
     labeler_id=labeler_id,
     origin=reader.origin,
   )
@@ -191,7 +202,13 @@ def _scored(obj: Any, reader: RecordReader) -> Iterator[Record]:
   if not any("rank" in reply for reply in replies):
     reader.notes.add(GRADED)
   rows = [(t, s) for t, s in zip(texts, scores, strict=True) if s is not None]
-  yield from ranking(turns, [t for t, _ in rows], [s for _, s in rows], reader)
+  yield from ranking(
+    turns,
+    [t for t, _ in rows],
+    [s for _, s in rows],
+    reader,
+    graded=scores is not orders["rank"],
+  )
 
 
 def _parallel(obj: Any, reader: RecordReader) -> Iterator[Record]:
@@ -208,9 +225,12 @@ def _parallel(obj: Any, reader: RecordReader) -> Iterator[Record]:
   for i in range(len(texts)):
     reader.get({f"{name}[{i}]": texts[i]}, f"{name}[{i}]")
   _check_agree(orders)
-  if names != ["ranks"]:
+  graded = names != ["ranks"]
+  if graded:
     reader.notes.add(GRADED)
-  yield from ranking(_prompt(obj, reader), texts, orders[0], reader)
+  yield from ranking(
+    _prompt(obj, reader), texts, orders[0], reader, graded=graded
+  )
 
 
 def _parallel_scores(
@@ -273,7 +293,9 @@ def _group(
   rows: list[Any], turns: Turns, reader: RecordReader
 ) -> Iterator[Record]:
   """Yields the ranking of all replies to one prompt."""
-  yield from ranking(turns, [t for t, _ in rows], [s for _, s in rows], reader)
+  yield from ranking(
+    turns, [t for t, _ in rows], [s for _, s in rows], reader, graded=True
+  )
 
 
 def _has_list(obj: Any, kind: type) -> bool:
@@ -300,7 +322,6 @@ def _is_parallel(obj: Any) -> bool:
   return _has_list(obj, str) and bool(first_of(obj, _ORDERS))
 
 
-_GRADES = "counted: only the order is used"
 _LIST = (
   "the replies: their text; their score (highest best) or rank (lowest best),"
   " UltraFeedback's overall_score before the mean of its ratings; without"
@@ -328,7 +349,7 @@ PARALLEL = Format(
     **dict.fromkeys(_PROMPTS, "the prompt"),
     "input": "input below the prompt",
     **dict.fromkeys(_LISTS, "the replies, as texts"),
-    "scores": f"their scores, highest best; {_GRADES}",
+    "scores": "their scores, highest best, which are the grades",
     "ratings": "as scores",
     "ranks": "their ranks, lowest best",
   },

@@ -9,7 +9,7 @@ from typing import Any
 from instructgpt_jax.data.formats import skips
 from instructgpt_jax.data.formats.format import Format, choose, first_of, has
 from instructgpt_jax.data.formats.json_values import is_blank, is_null
-from instructgpt_jax.data.formats.pairs import GRADED, PAIR, pair
+from instructgpt_jax.data.formats.pairs import GRADED, ORDER_ONLY, PAIR, pair
 from instructgpt_jax.data.formats.record_reader import RecordReader
 from instructgpt_jax.data.formats.skips import Skip
 from instructgpt_jax.data.formats.texts import (
@@ -66,7 +66,7 @@ def _preference(
   # AlpacaEval writes 1.5, older files 0, for a tie; a weighted preference is
   # a number between 1 and 2.
   if value not in (0, 1, 1.5, 2):
-    reader.notes.add(GRADED)
+    reader.notes.add(ORDER_ONLY)
     value = 1 if value < 1.5 else 2
   return 0 if value == 1.5 else value
 
@@ -103,7 +103,7 @@ def _shp(obj: Any, reader: RecordReader) -> Iterator[Record]:
     )  # fmt: skip
   names = ("score_A", "score_B")
   if any(not is_blank(obj.get(n)) for n in (*names, "score_ratio")):
-    reader.notes.add(GRADED)
+    reader.notes.add(ORDER_ONLY)
   if not any(is_null(obj.get(name)) for name in names):
     first, second = (reader.number(obj, name) for name in names)
     if (first < second) if label == 1 else (first > second):
@@ -125,7 +125,8 @@ def _webgpt(obj: Any, reader: RecordReader) -> Iterator[Record]:
   reader.notes.add(GRADED)
   replies = reader.get(obj, "answer_0"), reader.get(obj, "answer_1")
   better = 0 if first == second else 1 if first > second else 2
-  yield from pair(turns, replies, better, reader)
+  grade = abs(first - second)
+  yield from pair(turns, replies, better, reader, grade=grade)
 
 
 _INFO = ("id", "site", "post", "title", "subreddit", "article")
@@ -171,7 +172,7 @@ def _summaries(obj: Any, reader: RecordReader) -> Iterator[Record]:
     )  # fmt: skip
   extra = obj.get("extra")
   if isinstance(extra, dict) and not is_blank(extra.get("confidence")):
-    reader.notes.add(GRADED)
+    reader.notes.add(ORDER_ONLY)
   prompt = summary_prompt(obj, reader)
   worker = reader.identity(obj, "worker")
   yield from pair(prompt, (texts[0], texts[1]), choice + 1, reader, worker)
@@ -208,7 +209,8 @@ def _strength(obj: Any, reader: RecordReader) -> Iterator[Record]:
   if len(verdicts) > 1:
     raise Skip(skips.CONTRADICTION)
   replies = reader.get(obj, first), reader.get(obj, second)
-  yield from pair(turns, replies, verdicts.pop(), reader)
+  grade = abs(values[0])
+  yield from pair(turns, replies, verdicts.pop(), reader, grade=grade)
 
 
 _WINNERS = {"model_a": 1, "model_b": 2}
@@ -298,7 +300,7 @@ WEBGPT = Format(
     "question": "the prompt: a text or its `full_text`",
     "answer_0": "a reply", "answer_1": "a reply",
     **dict.fromkeys(("score_0", "score_1"), "the higher one is better; equal"
-                    " ones tie; counted: only the order is used"),
+                    " ones tie; the difference is the grade"),
   },
   ("question", "answer_0", "answer_1", "score_0", "score_1"),
   ("tokens_0", "tokens_1"),
@@ -339,7 +341,7 @@ STRENGTH = Format(
                     "a reply"),
     **dict.fromkeys(("preference_strength", "overall_preference"), "below 0:"
                     " the first is better, above 0: the second, 0: a tie;"
-                    " counted: only the order is used"),
+                    " its size is the grade"),
   },
   ("prompt", "response_1", "response_2", "preference_strength"),
   ("domain",),

@@ -19,7 +19,7 @@ _LONGEST_CELL = 2**31 - 1
 _LISTS = frozenset(
   ("messages", "conversations", "conversation", "conversation_a")
   + ("conversation_b", "rejected_messages", "history", "completions")
-  + ("responses", "answers", "ranks", "scores", "ratings", "turns")
+  + ("responses", "answers", "ranks", "scores", "ratings", "grades", "turns")
   + ("instances", "choices", "summaries")
 )
 _MESSAGES = re.compile(

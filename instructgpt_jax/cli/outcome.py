@@ -6,7 +6,14 @@ import os
 import shlex
 
 # Files and directories of a workdir that users open, most important first.
-_RESULTS = ("report.html", "model", "answers.json", "metrics.jsonl")
+_RESULTS = (
+  "report.html",
+  "model",
+  "answers.json",
+  "pairs.json",
+  "round_1.jsonl",
+  "metrics.jsonl",
+)
 _CHAT = "chat with it: python -m instructgpt_jax.chat --checkpoint={workdir}"
 _NEXT = {
   "pretrain": (

@@ -10,6 +10,7 @@ from instructgpt_jax.configs.evaluation import (
   Evaluation,
   Labeling,
   Measure,
+  Pairs,
   PipelineEvaluation,
   World,
 )
@@ -118,6 +119,25 @@ class EvaluateExperiment(Experiment):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class LabelsExperiment(Experiment):
+  """Config of `labels`, which ranks answers of a pipeline's models."""
+
+  pipeline: str = option(
+    "", "Workdir of a pipeline on the embedded world, whose models answer."
+  )
+  labeling: Labeling = Labeling()
+  evaluation: Evaluation = Evaluation()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PairsExperiment(Experiment):
+  """Config of `reward_pairs`, which measures the model of `init_from`."""
+
+  pairs: Pairs = Pairs()
+  reward: Reward = Reward()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class PipelineExperiment(Experiment):
   """Config of `pipeline`: all stages in order, then the report."""
 
@@ -153,11 +173,16 @@ def experiment_field(name: str, experiment: str) -> str | None:
   head, _, rest = name.partition(".")
   if head in ("model", "tokenizer", "data", "mesh", "run"):
     return name
-  if rest.startswith("optimizer."):
+  if rest == "init_from" or rest.startswith("optimizer."):
     return rest if head == experiment else None
   if head == "evaluation" and rest in ("tasks", "task_items"):
     return f"measure.{rest}" if experiment == "evaluate" else None
-  stage = {"ppo_ptx": "ppo", "evaluate": "evaluation"}
+  stage = {
+    "ppo_ptx": "ppo",
+    "evaluate": "evaluation",
+    "labels": "labeling",
+    "reward_pairs": "reward",
+  }
   if head != stage.get(experiment, experiment):
     return None
   if rest.startswith("value_optimizer."):

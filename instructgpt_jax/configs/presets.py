@@ -371,6 +371,24 @@ def evaluate(preset: str) -> configs.EvaluateExperiment:
   )
 
 
+def labels(preset: str) -> configs.LabelsExperiment:
+  """Returns how many answers of a pipeline's models are ranked."""
+  preset = canonical(preset)
+  return configs.LabelsExperiment(
+    **_base(preset),
+    labeling=_labeling(preset),
+    evaluation=_evaluation(preset, configs.Evaluation),
+  )
+
+
+def reward_pairs(preset: str) -> configs.PairsExperiment:
+  """Returns the recipe that measures what a model reads in pairs of replies."""
+  preset = canonical(preset)
+  return configs.PairsExperiment(
+    **_base(preset), reward=_reward(preset).section
+  )
+
+
 EXPERIMENTS = {
   "pretrain": pretrain,
   "sft": sft,
@@ -379,5 +397,7 @@ EXPERIMENTS = {
   "ppo": ppo,
   "ppo_ptx": ppo_ptx,
   "evaluate": evaluate,
+  "labels": labels,
+  "reward_pairs": reward_pairs,
   "pipeline": pipeline,
 }

@@ -22,9 +22,13 @@ _token_logp = mesh_lib.jit_per_mesh(
 _token_scores = mesh_lib.jit_per_mesh(
   reward_step.token_scores, static_argnames="model"
 )
+_last_states = mesh_lib.jit_per_mesh(
+  reward_step.last_states, static_argnames="model"
+)
 
 TOKENS = 4096  # of a batch, about
 _LENGTH = 2048  # of a row, a multiple of this or the model's max_seq_len
+_WIDTH = 16  # rows whose states are computed have a multiple of this
 
 
 class Example(NamedTuple):
@@ -68,6 +72,31 @@ def score(
   ):
     rewards[index] = scores[-1]
   return rewards
+
+
+def last_states(
+  model: LanguageModel,
+  params: PyTree,
+  sequences: Sequence[np.ndarray],
+  mesh: Mesh,
+) -> np.ndarray:
+  """Computes the hidden state at each sequence's last token, [R, D] float32."""
+  states = np.zeros((len(sequences), model.config.d_model), np.float32)
+  by_length = np.argsort([len(ids) for ids in sequences], kind="stable")
+  rows = mesh_lib.round_up_to_shards(min(128, len(sequences)), mesh)
+  for start in range(0, len(sequences), rows):
+    chosen = by_length[start : start + rows]
+    longest = len(sequences[chosen[-1]])
+    width = min(packing.round_up(longest, _WIDTH), model.config.max_seq_len)
+    tokens, segments = np.zeros((2, rows, width), np.int32)
+    segments[:, 0] = 1  # rows that complete the last batch have a token, too
+    for row, index in enumerate(chosen):
+      ids = sequences[index]
+      tokens[row, : len(ids)], segments[row, : len(ids)] = ids, 1
+    batch = transfer.put_full_batch((tokens, segments), mesh)
+    values = transfer.allgather(_last_states(mesh)(model, params, *batch))
+    states[chosen] = values[: len(chosen)]
+  return states
 
 
 def _each(

@@ -59,7 +59,8 @@ class Label:
   """One filled label form.
 
   `score` is in [0, 1] and `likert` = 1 + 6 · score in [1, 7]; `failures` has
-  every name of `FAILURES`. `fillers` counts the tokens beyond the answer.
+  every name of `FAILURES`. `fillers` counts the tokens beyond the answer, and
+  `content` is the score before faults of style, from 0 to 1.
   """
 
   score: float
@@ -68,6 +69,7 @@ class Label:
   family: str
   fillers: int = 0
   insult: bool = False
+  content: float = 0.0
 
 
 @dataclasses.dataclass
@@ -145,7 +147,13 @@ def label(
     padded=padding > 0,
   )
   return Label(
-    score, 1 + 6 * score, failures, request.family, padding, bool(insulting)
+    score,
+    1 + 6 * score,
+    failures,
+    request.family,
+    fillers=padding,
+    insult=bool(insulting),
+    content=verdict.worth,
   )
 
 

@@ -10,6 +10,7 @@ from experiments.studies import (
   overoptimization,
   policy_init,
   ptx_coef,
+  reward_limits,
   reward_model,
   sft_epochs,
 )
@@ -25,6 +26,7 @@ ALL = {
     learning_rate,
     overoptimization,
     reward_model,
+    reward_limits,
     sft_epochs,
     failures,
     choices,

@@ -67,13 +67,13 @@ def run(config: configs.LabelsExperiment, directory: str) -> None:
 
 def _base_model(root: pathlib.Path) -> str:
   """Returns the workdir of a pipeline's base model, its own or `init_from`."""
-  own = root / "pretrain"
-  if own.is_dir():
-    return str(own)
+  pretrained = root / "pretrain"
+  if pretrained.is_dir():
+    return str(pretrained)
   recorded = files.read_json(root / files.CONFIG, fix=_FIX)
   config = recorded.get("config") if isinstance(recorded, dict) else None
   start = config.get("init_from") if isinstance(config, dict) else None
-  return str(start or own)
+  return str(start or pretrained)
 
 
 def _count(path: str, split: str) -> int:

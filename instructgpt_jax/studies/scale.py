@@ -137,8 +137,42 @@ MINI = Scale(
       "pretrain.optimizer.learning_rate": 3.5e-4,
       "policy_init.optimizer.learning_rate": 3.5e-4,
       "sft.optimizer.learning_rate": 3.5e-4,
+      "reward.optimizer.learning_rate": 1.5e-4,
       "ppo.optimizer.learning_rate": 1e-4,
       "ppo_ptx.optimizer.learning_rate": 3.5e-4,
+    },
+  },
+  measure={"measure.task_items": 150, "measure.rows": 256},
+)
+
+# The recipe of `make demo`, and networks of 0.13M to 29M parameters around it.
+DEMO = Scale(
+  "demo",
+  recipe=_QUIET,
+  sizes={
+    "tiny": {"model.num_layers": 2, "model.d_model": 64},
+    "small": {},
+    "middle": {
+      "model.num_layers": 5,
+      "model.d_model": 384,
+      "model.init_std": 0.046,
+      "pretrain.optimizer.learning_rate": 3.5e-4,
+      "policy_init.optimizer.learning_rate": 3.5e-4,
+      "sft.optimizer.learning_rate": 3.5e-4,
+      "reward.optimizer.learning_rate": 1.5e-4,
+      "ppo.optimizer.learning_rate": 1e-4,
+      "ppo_ptx.optimizer.learning_rate": 1.7e-4,
+    },
+    "large": {
+      "model.num_layers": 9,
+      "model.d_model": 512,
+      "model.init_std": 0.04,
+      "pretrain.optimizer.learning_rate": 2.6e-4,
+      "policy_init.optimizer.learning_rate": 2.6e-4,
+      "sft.optimizer.learning_rate": 2.6e-4,
+      "reward.optimizer.learning_rate": 1.1e-4,
+      "ppo.optimizer.learning_rate": 7e-5,
+      "ppo_ptx.optimizer.learning_rate": 1.2e-4,
     },
   },
   measure={"measure.task_items": 150, "measure.rows": 256},
@@ -213,4 +247,4 @@ SMOKE = Scale(
   seeds=(0,),
 )
 
-SCALES = {s.name: s for s in (MINI, LARGE, SMOKE)}
+SCALES = {s.name: s for s in (MINI, DEMO, LARGE, SMOKE)}

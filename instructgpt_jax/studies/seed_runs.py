@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from instructgpt_jax.evaluation import evaluate
+from instructgpt_jax.evaluation import evaluate, reward_pairs
 from instructgpt_jax.runs import files
 from instructgpt_jax.studies.measured_model import MeasuredModel
 from instructgpt_jax.studies.scale import RECIPE_SIZE, Scale, experiment_flags
@@ -26,6 +26,7 @@ class SeedRuns:
   def __init__(self, scale: Scale, seed: int, root: str):
     self.scale, self.seed, self.root = scale, seed, root
     self._answers: dict[str, MeasuredModel] = {}
+    self._pair_counts: dict[str, dict[str, Any]] = {}
 
   @property
   def shared_job(self) -> Job:
@@ -57,6 +58,7 @@ class SeedRuns:
     label: str = "",
     reward: Job | str = "reward",
     extra_flags: Mapping[str, Any] | None = None,
+    needs: Sequence[Job] = (),
   ) -> Job:
     """Returns a training run that follows the recipe.
 
@@ -68,6 +70,7 @@ class SeedRuns:
       label: distinguishes the name beyond `changes`, such as another start.
       reward: reward model of PPO, and of SFT's checkpoint selection.
       extra_flags: further flags, which `label` represents in the name.
+      needs: further runs whose workdirs `extra_flags` contain.
     """
     changes = dict(changes or {})
     flags = experiment_flags(
@@ -75,7 +78,7 @@ class SeedRuns:
     ) | self._data_flags(experiment)
     if experiment == "ppo":
       flags.pop("ppo.ptx_coef", None)
-    needs = [self.shared_job.name]
+    before = [self.shared_job.name, *(job.name for job in needs)]
     for field, model in (
       ("init_from", init),
       ("ppo.reward_model", reward if experiment in ("ppo", "ppo_ptx") else ""),
@@ -83,7 +86,7 @@ class SeedRuns:
     ):
       if model:
         flags[field] = self.directory(model)
-        needs += [model.name] if isinstance(model, Job) else []
+        before += [model.name] if isinstance(model, Job) else []
     name = ",".join(
       [label] * bool(label)
       + [
@@ -94,7 +97,7 @@ class SeedRuns:
       f"{experiment}/{name or 'default'}",
       experiment,
       flags | changes | dict(extra_flags or {}),
-      needs,
+      before,
     )
 
   def ppo_job(
@@ -158,7 +161,7 @@ class SeedRuns:
     if snapshot:
       directory = os.path.join(directory, "snapshots", f"{snapshot:06d}")
       name += f"@{snapshot}"
-    flags = experiment_flags("evaluate", dict(self.scale.recipe))
+    flags = self._flags_without_model("evaluate")
     flags |= self._data_flags("evaluate") | dict(self.scale.measure)
     flags |= {
       "init_from": directory,
@@ -169,6 +172,77 @@ class SeedRuns:
     if label:
       name += f",{label}"
     return self._job(f"measured/{name}", "evaluate", flags, dependencies)
+
+  def world_job(self, changes: Mapping[str, Any], label: str) -> Job:
+    """Returns a job that writes the seed's world with other sizes."""
+    recipe = dict(self.scale.recipe) | {"until": "world"}
+    return self._job(f"world/{label}", "pipeline", recipe | dict(changes), ())
+
+  def labels_job(self, changes: Mapping[str, Any], label: str) -> Job:
+    """Returns a job that ranks more answers of the shared pipeline's models."""
+    flags = self._flags_without_model("labels")
+    flags["pipeline"] = self.shared_job.workdir(self.root)
+    return self._job(
+      f"labels/{label}",
+      "labels",
+      flags | dict(changes),
+      [self.shared_job.name],
+    )
+
+  def rankings_flag(
+    self, labels: Job | None = None, round_number: int = 0
+  ) -> str:
+    """Returns the flag's value that names rankings.
+
+    Args:
+      labels: the job that made them; None takes the shared pipeline's.
+      round_number: number of one round; 0 takes all.
+    """
+    root = self.directory(labels or "rankings")
+    rounds = range(1, self.scale.value("labeling.rounds") + 1)
+    return ",".join(
+      os.path.join(root, f"round_{number}.jsonl")
+      for number in ([round_number] if round_number else rounds)
+    )
+
+  def pairs_job(self, model: Job | str, held_out: Job) -> Job:
+    """Returns a job that measures what a model reads in pairs of replies.
+
+    Args:
+      model: a run, or a shared stage. Of a reward model its training rankings
+        are measured as well.
+      held_out: job of the rankings whose validation split is measured.
+    """
+    flags = self._flags_without_model("reward_pairs")
+    flags |= {
+      "init_from": self.directory(model),
+      "pairs.world": self.world_path(),
+      "pairs.held_out": self.rankings_flag(held_out),
+      "data.comparisons": self.rankings_flag(),
+    }
+    name, needs = f"{model}/shared", [self.shared_job.name, held_out.name]
+    if isinstance(model, Job):
+      name = model.name.partition("/")[2]
+      needs += [*model.needs, model.name]
+      if model.experiment == "reward":
+        flags |= {
+          k: v
+          for k, v in model.flags.items()
+          if k.startswith("reward.") or k == "data.comparisons"
+        }
+    return self._job(f"pairs/{name}", "reward_pairs", flags, needs)
+
+  def pair_counts(self, job: Job) -> dict[str, Any]:
+    """Reads what `pairs_job` has measured; see `evaluation.reward_pairs`."""
+    if job.name not in self._pair_counts:
+      path = os.path.join(job.workdir(self.root), reward_pairs.PAIRS)
+      self._pair_counts[job.name] = files.read_json(path)
+    return self._pair_counts[job.name]
+
+  def _flags_without_model(self, experiment: str) -> dict[str, Any]:
+    """Returns the recipe's flags for a model of any size."""
+    flags = experiment_flags(experiment, dict(self.scale.recipe))
+    return {k: v for k, v in flags.items() if not k.startswith("model.")}
 
   def measurements(self, job: Job) -> MeasuredModel:
     """Reads the measurements of an evaluation."""

@@ -6,6 +6,7 @@ import pathlib
 
 import numpy as np
 
+from instructgpt_jax.evaluation import reward_pairs
 from instructgpt_jax.studies.seed_runs import SeedRuns
 from instructgpt_jax.world import gold, requests
 
@@ -80,6 +81,38 @@ def held_out(name, *, loss=0.6, accuracy=0.6):
   return {"pairs": part(), "left_out_pairs": part()}
 
 
+def pair_counts(name, scorers, *, accuracy=0.6):
+  """Makes a pairs.json, of a reward model or of probes."""
+  rng = _rng(name)
+  of_seed = _rng(name.partition("/")[0])  # all models are shown the same pairs
+
+  def part(groups):
+    counts = {}
+    for group in groups:
+      pairs = of_seed.integers(5, 15, PROMPTS).astype(float)
+      noise = 0.2 * rng.random((2, PROMPTS))
+      counts[group] = {
+        "pairs": pairs.tolist(),
+        "correct": (accuracy * pairs + noise[0]).tolist(),
+        "ceiling": (0.75 * pairs + noise[1]).tolist(),
+        "gold_pairs": pairs.tolist(),
+        "gold_correct": (accuracy * pairs).tolist(),
+      }
+    return counts
+
+  groups = [
+    "all",
+    "family sort",
+    "source round_1",
+    *(f"differs in {kind}" for kind in reward_pairs.DIFFERENCES[1:]),
+    *(f"gold {gap}" for gap in reward_pairs.GAP_NAMES),
+  ]
+  return {
+    scorer: {"held_out": part(groups), "train": part(["all"])}
+    for scorer in scorers
+  }
+
+
 def write(directory, name, value):
   path = pathlib.Path(directory)
   path.mkdir(parents=True, exist_ok=True)
@@ -96,6 +129,10 @@ def run(root, job, chosen=None):
       "answers.json",
       answers(job.name, samples_kept=samples_kept, **chosen),
     )
+  elif job.experiment == "reward_pairs":
+    probed = job.name.split("/")[2] in ("pretrain", "policy_init")
+    scorers = ("labels", "gold", "surface", "claims") if probed else ("model",)
+    write(directory, "pairs.json", pair_counts(job.name, scorers, **chosen))
   elif job.experiment == "reward":
     write(directory, "held_out.json", held_out(job.name, **chosen))
   elif job.experiment == "sft":

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import studies
+from instructgpt_jax import statistics
 from instructgpt_jax.cli import flags
 from instructgpt_jax.configs import presets
 from instructgpt_jax.errors import UserError
@@ -215,6 +216,85 @@ def test_reward_model_needs_all_four(tmp_path):
   assert not findings(str(tmp_path / "b"), "reward_model", moved).reproduced
   alike = {"epochs=4": {"loss": 1.2}}
   assert not findings(str(tmp_path / "c"), "reward_model", alike).reproduced
+
+
+def test_reward_limits_says_what_binds(tmp_path):
+  """One cause closes most of the gap of 0.15, another a part, others none."""
+  chosen = {
+    "pairs/reward/noise=0$": {"accuracy": 0.72},
+    "pairs/reward/pool,max_rankings=32000$": {"accuracy": 0.66},
+    "pairs/reward/large$": {"accuracy": 0.5},  # the middle one is better
+  }
+  result = findings(str(tmp_path), "reward_limits", chosen)
+  assert result.reproduced is None
+  table = {row[0]: row for row in result.tables[0].rows}
+  assert [row[0] for row in result.tables[0].rows][:2] == ["noise", "data"]
+  assert {cause: row[-1] for cause, row in table.items()} == {
+    "noise": "binds",
+    "data": "binds",
+    "capacity": "does not bind",
+    "representation": "does not bind",
+    "optimisation": "does not bind",
+  }
+  assert table["noise"][2].mean == pytest.approx(0.12, abs=0.01)
+  assert "Binds: noise, data; does not bind:" in result.measured
+  beyond = "The labels hold more than the network reads."
+  assert beyond not in result.measured
+  chosen["pairs/pretrain/shared$"] = {"accuracy": 0.7}
+  read = findings(str(tmp_path / "read"), "reward_limits", chosen)
+  assert beyond in read.measured
+
+
+@pytest.mark.parametrize(
+  "bounds, expected",
+  [
+    ((0.04, 0.06), "binds"),
+    ((-0.01, 0.11), "unclear"),
+    ((0.001, 0.005), "does not bind"),
+    ((0.001, 0.035), "unclear"),
+    ((-0.06, -0.04), "does not bind"),
+    ((np.nan, np.nan), "unclear"),
+  ],
+)
+def test_a_cause_binds_if_its_removal_closes_a_fifth(bounds, expected):
+  gain = statistics.Interval(np.nansum(bounds) / 2, *bounds)
+  assert studies.reward_limits.verdict(gain, gap=0.15) == expected
+
+
+def test_a_removal_is_chosen_on_other_seeds():
+  names = {"a": [0.0, 0.3, 0.0], "b": [0.2, 0.0, 0.0]}
+  gains = {k: [np.full(4, x) for x in v] for k, v in names.items()}
+  chosen = studies.reward_limits.chosen_gains(gains)
+  # Seed 0 takes a for seed 1's sake, seed 1 takes b for seed 0's.
+  assert [float(x[0]) for x in chosen] == [0.0, 0.0, 0.0]
+  alone = {"a": [np.array([1.0, 0.0, 1.0, 0.1])], "b": [np.zeros(4)]}
+  (odd,) = studies.reward_limits.chosen_gains(alone)
+  np.testing.assert_array_equal(odd, [0.0, 0.1])
+
+
+@pytest.mark.parametrize(
+  "scale", scale_lib.SCALES.values(), ids=lambda s: s.name
+)
+def test_reward_limits_has_valid_runs_at_every_scale(scale):
+  runs = seed_runs.SeedRuns(scale, 0, "root")
+  study_jobs = studies.reward_limits.STUDY.jobs(runs)
+  names = {job.name for job in study_jobs} | {runs.shared_job.name}
+  for job in study_jobs:
+    config = presets.EXPERIMENTS[job.experiment](job.flags["preset"])
+    changes = {k: v for k, v in job.flags.items() if k != "preset"}
+    flags.replace(config, changes)
+    assert set(job.needs) <= names
+  sizes = [
+    scale_lib.count_parameters(scale.model(size), 330) for size in scale.sizes
+  ]
+  assert sizes == sorted(sizes)
+
+
+def test_models_that_are_measured_have_the_network_of_their_checkpoint():
+  """Runs of several sizes are measured with the recipe's flags."""
+  for job in study_lib.all_jobs(ALL, MINI, "root"):
+    if job.experiment in ("evaluate", "labels", "reward_pairs"):
+      assert not any(name.startswith("model.") for name in job.flags)
 
 
 def test_sft_epochs_needs_a_better_choice_by_reward(tmp_path):

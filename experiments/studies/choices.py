@@ -42,7 +42,7 @@ def ranked(f: SeedRuns, k: int) -> Job:
       "reward.batch_size": A_STEP // k,
       "optimizer.learning_rate": 2 * reward_model.recipe_rate(f),
     },
-    init="policy_init",
+    init=f.reward_start(),
   )
 
 

@@ -43,10 +43,10 @@ def proxy(f: SeedRuns, name: str) -> Job | str:
   """Returns a reward model: a job, or the shared stage's name."""
   if name == FEWER:
     return f.training_job(
-      "reward", {"reward.max_rankings": 150}, init="policy_init"
+      "reward", {"reward.max_rankings": 150}, init=f.reward_start()
     )
   if name == LARGER:
-    start = model_size.start(f, LARGER_SIZE)
+    start = f.reward_start(*model_size.starts(f, LARGER_SIZE))
     return f.training_job(
       "reward", init=start, size=LARGER_SIZE, label=LARGER_SIZE
     )

@@ -57,11 +57,11 @@ def by_rankings(f: SeedRuns, multiple: float) -> Model:
   if multiple == 1:
     return "reward"
   if multiple < 1:
-    return f.training_job("reward", changes, init="policy_init")
+    return f.training_job("reward", changes, init=f.reward_start())
   return f.training_job(
     "reward",
     changes,
-    init="policy_init",
+    init=f.reward_start(),
     label="pool",
     extra_flags={"data.comparisons": f.rankings_flag(pool(f))},
     needs=[pool(f)],
@@ -73,7 +73,7 @@ def by_noise(f: SeedRuns, noise: float) -> Job:
   labels = relabeled(f, noise)
   return f.training_job(
     "reward",
-    init="policy_init",
+    init=f.reward_start(),
     label=f"noise={noise:g}",
     extra_flags={"data.comparisons": f.rankings_flag(labels)},
     needs=[labels],
@@ -84,7 +84,7 @@ def by_size(f: SeedRuns, size: str) -> Model:
   """Builds the job of a network of another size, pretrained likewise."""
   if size == RECIPE_SIZE:
     return "reward"
-  init = model_size.start(f, size)
+  init = f.reward_start(*model_size.starts(f, size))
   return f.training_job("reward", init=init, size=size, label=size)
 
 
@@ -116,10 +116,11 @@ def longer_text(f: SeedRuns) -> Job:
   return f.world_job({"world.pretraining_tokens": tokens}, "longer")
 
 
-def start(f: SeedRuns, multiple: float) -> Job:
-  """Builds the job of the policy initialisation of such a base model."""
-  label = f"tokens={multiple:g}"
-  return f.training_job("policy_init", init=base(f, multiple), label=label)
+def start(f: SeedRuns, multiple: float) -> Model:
+  """Builds the job of what reward models start from, of such a base model."""
+  model = base(f, multiple)
+  init = f.training_job("policy_init", init=model, label=f"tokens={multiple:g}")
+  return f.reward_start(model, init)
 
 
 def by_tokens(f: SeedRuns, multiple: float) -> Model:
@@ -130,9 +131,15 @@ def by_tokens(f: SeedRuns, multiple: float) -> Model:
   return f.training_job("reward", init=start(f, multiple), label=label)
 
 
-def from_base(f: SeedRuns) -> Job:
-  """Builds the job that starts from the base model, before any SFT."""
-  return f.training_job("reward", init="pretrain", label="from=base")
+def from_other(f: SeedRuns) -> dict[str, Job]:
+  """Builds the job that starts from the stage that the recipe does not take."""
+  stage, name = (
+    ("pretrain", "the base model")
+    if f.reward_start() == "policy_init"
+    else ("policy_init", "policy_init")
+  )
+  job = f.training_job("reward", init=stage, label=f"from={stage}")
+  return {f"a start from {name}": job}
 
 
 def by_completions(f: SeedRuns, count: int) -> Model:
@@ -140,18 +147,18 @@ def by_completions(f: SeedRuns, count: int) -> Model:
   if count == f.scale.value("labeling.completions"):
     return "reward"
   changes = {"reward.max_completions": count}
-  return f.training_job("reward", changes, init="policy_init")
+  return f.training_job("reward", changes, init=f.reward_start())
 
 
 def by_round(f: SeedRuns, number: int) -> Job:
   """Builds the job on one round alone; 0 takes as many rankings of all."""
   if not number:
     changes = {"reward.max_rankings": f.scale.value("labeling.prompts")}
-    return f.training_job("reward", changes, init="policy_init")
+    return f.training_job("reward", changes, init=f.reward_start())
   rankings = f.rankings_flag(round_number=number)
   return f.training_job(
     "reward",
-    init="policy_init",
+    init=f.reward_start(),
     label=f"round={number}",
     extra_flags={"data.comparisons": rankings},
   )
@@ -161,8 +168,9 @@ def other_settings(f: SeedRuns) -> dict[str, Job]:
   """Builds the jobs with other settings of the optimizer, by name."""
   rate = f.scale.value("reward.optimizer.learning_rate")
   batch = f.scale.value("reward.batch_size")
+  epochs = f.scale.value("reward.epochs")
   settings: dict[str, dict[str, Any]] = {
-    "two epochs": {"reward.epochs": 2},
+    "twice the epochs": {"reward.epochs": 2 * epochs},
     "half the learning rate": {"optimizer.learning_rate": rate / 2},
     "twice the learning rate": {"optimizer.learning_rate": 2 * rate},
     "four times the batch": {
@@ -175,7 +183,7 @@ def other_settings(f: SeedRuns) -> dict[str, Job]:
     },
   }
   return {
-    name: f.training_job("reward", changes, init="policy_init")
+    name: f.training_job("reward", changes, init=f.reward_start())
     for name, changes in settings.items()
   }
 
@@ -198,7 +206,7 @@ def causes(f: SeedRuns) -> dict[str, dict[str, Model]]:
     },
     "representation": {
       f"{max(TOKENS)} times the pretraining": by_tokens(f, max(TOKENS)),
-      "a start from the base model": from_base(f),
+      **from_other(f),
     },
     "optimisation": dict(other_settings(f)),
   }
@@ -227,7 +235,7 @@ def reward_models(f: SeedRuns) -> list[Model]:
     *(by_noise(f, noise) for noise in NOISES),
     *(by_size(f, size) for size in f.scale.sizes),
     *(by_tokens(f, multiple) for multiple in TOKENS),
-    from_base(f),
+    *from_other(f).values(),
     *(by_completions(f, count) for count in COMPLETIONS),
     *(by_round(f, number) for number in rounds(f)),
     *other_settings(f).values(),

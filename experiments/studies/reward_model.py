@@ -54,7 +54,7 @@ def layout(f: SeedRuns, name: str, epochs: int, draw: int = 0) -> Job:
     changes |= {"reward.pairs": True, "reward.batch_size": pairs}
   if draw:
     changes["seed"] = f.seed + 100 * draw
-  return f.training_job("reward", changes, init="policy_init")
+  return f.training_job("reward", changes, init=f.reward_start())
 
 
 def draws(f: SeedRuns, name: str, epochs: int) -> list[Job]:
@@ -75,14 +75,14 @@ def rate(f: SeedRuns, factor: float) -> Job | str:
   return f.training_job(
     "reward",
     {"optimizer.learning_rate": factor * recipe_rate(f)},
-    init="policy_init",
+    init=f.reward_start(),
   )
 
 
 def fold(f: SeedRuns, labeler: str) -> Job:
   """Builds the job of the recipe without one labeler."""
   return f.training_job(
-    "reward", {"reward.leave_out": labeler}, init="policy_init"
+    "reward", {"reward.leave_out": labeler}, init=f.reward_start()
   )
 
 

@@ -62,6 +62,12 @@ class Labeling(Checked):
     unit="episodes",
     minimum=1,
   )
+  probe_epochs: int | None = option(
+    None,
+    "Number of epochs of the reward models before the last round; none is"
+    " --reward.epochs.",
+    minimum=1,
+  )
   noise: float = option(
     2.75,
     "Standard deviation of a labeler's rating from 1 to 7.",

@@ -487,10 +487,10 @@ class RewardStage(Reward):
   """Reward modelling, as a stage of the pipeline."""
 
   init_from: str = option(
-    "",
-    "Workdir that the reward model starts from, such as the policy_init of a"
-    " larger pipeline; without it that of this one.",
-    paper="3.5 [P]: 6B for all policies",
+    "policy_init",
+    "What reward models start from: `policy_init` or `base`, the stages of this"
+    " pipeline, or another workdir, such as that of a larger model.",
+    paper="C.2 [P]: GPT-3 tuned on public NLP data; SFT is similar",
   )
   optimizer: Optimizer = Optimizer(learning_rate=9e-6)
 

@@ -48,6 +48,7 @@ from instructgpt_jax.world import write
 SECONDS = "seconds.json"
 SOURCES = "sources.json"  # the fingerprint of what the pipeline reads
 WORLD = "world"
+_OWN_STARTS = ("base", "policy_init")  # of reward models
 _SOURCES = ("demonstrations", "comparisons", "prompts", "pretraining")
 
 E = TypeVar("E", bound=configs.Experiment)
@@ -221,11 +222,13 @@ def _run_stages(config: configs.PipelineExperiment, directory: str) -> None:
     processes.barrier("rankings")
     _run_reward(
       pipeline,
+      base,
       "reward",
       rankings.reward_rankings_path(pipeline.stage_dir("rankings")),
     )
     _run_reward(
       pipeline,
+      base,
       "judge",
       rankings.judge_rankings_path(pipeline.stage_dir("rankings")),
     )
@@ -329,8 +332,8 @@ def _read_starting_point(config: configs.PipelineExperiment) -> _StartingPoint:
 def _open_reward_start(
   config: configs.PipelineExperiment,
 ) -> stage_model.Stage | None:
-  """Opens the model that reward models start from, if it is set."""
-  if not config.reward.init_from:
+  """Opens the model of another run that reward models start from, if any."""
+  if config.reward.init_from in _OWN_STARTS:
     return None
   return stage_model.open_stage(
     config.reward.init_from,
@@ -393,7 +396,7 @@ def _check_sources(pipeline: Pipeline, start: _StartingPoint) -> Pipeline:
     "reward.init_from": config.reward.init_from,
   }
   for field, path in starts.items():
-    if path:
+    if path and path not in _OWN_STARTS:
       inputs_of_run[field] = fingerprint.fingerprint_model(path)
   sources = fingerprint.Fingerprint({}, inputs_of_run)
   path = pathlib.Path(directory) / SOURCES
@@ -476,16 +479,28 @@ def _run_sft(pipeline: Pipeline, base: str, reward_name: str) -> None:
   )
 
 
-def _run_reward(pipeline: Pipeline, name: str, comparisons: str) -> None:
+def _run_reward(
+  pipeline: Pipeline,
+  base: str,
+  name: str,
+  comparisons: str,
+  epochs: int | None = None,
+) -> None:
+  """Trains a reward model, for `reward.epochs` unless others are given."""
   config = pipeline.config
+  section = config.reward.section
+  if epochs is not None:
+    section = dataclasses.replace(section, epochs=epochs)
+  starts = (base, pipeline.stage_dir("policy_init"))
+  start = config.reward.init_from
   pipeline.run_stage(
     name,
     "reward",
     pipeline.stage_config(
       configs.RewardExperiment,
-      config.reward.init_from or pipeline.stage_dir("policy_init"),
+      dict(zip(_OWN_STARTS, starts, strict=True)).get(start, start),
       data=pipeline.with_sources(comparisons=comparisons),
-      reward=config.reward.section,
+      reward=section,
       optimizer=config.reward.optimizer,
     ),
     reward.train,
@@ -532,7 +547,8 @@ def _run_labeling_rounds(pipeline: Pipeline, base: str) -> str:
       )
     last = number == config.labeling.rounds
     name = "reward" if last else f"reward_{number}"
-    _run_reward(pipeline, name, ",".join(done))
+    epochs = None if last else config.labeling.probe_epochs
+    _run_reward(pipeline, base, name, ",".join(done), epochs)
     if not last:
       probe = f"probe_{number}"
       _run_ppo(

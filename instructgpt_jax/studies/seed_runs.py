@@ -100,6 +100,13 @@ class SeedRuns:
       before,
     )
 
+  def reward_start(
+    self, base: Job | str = "pretrain", policy_init: Job | str = "policy_init"
+  ) -> Job | str:
+    """Returns which of two models the recipe's reward models start from."""
+    start = self.scale.value("reward.init_from")
+    return {"base": base, "policy_init": policy_init}[start]
+
   def ppo_job(
     self,
     changes: Mapping[str, Any] | None = None,

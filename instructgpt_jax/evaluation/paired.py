@@ -17,6 +17,7 @@ from instructgpt_jax.runs import files
 from instructgpt_jax.statistics import Interval
 
 WIN_RATE = "win_rate"
+_TASK_ANSWERS = "task_answers"
 _BY_ANSWER = ("gold", "rm", "kl", "length", "ended")
 
 
@@ -89,9 +90,18 @@ def compare(
     )
   values = [_values(result) for result in (first, second)]
   measures = {WIN_RATE: _win_rate(first, second)}
+  # Older versions kept no answers to a task's items.
+  old = {
+    name: workdir
+    for workdir, result in zip(names, (first, second), strict=True)
+    for name in result.get("tasks", {})
+    if name not in result.get(_TASK_ANSWERS, {})
+  }
   left_out = []
-  for name in dict.fromkeys([*values[0], *values[1]]):
-    if not all(name in of_model for of_model in values):
+  for name in dict.fromkeys([*values[0], *values[1], *old]):
+    if name in old:
+      left_out.append(f"{name}: {old[name]} has no answers to its items")
+    elif not all(name in of_model for of_model in values):
       missing = names[name in values[0]]
       left_out.append(f"{name}: {missing} does not have it")
     elif not _are_paired(name, first, second):
@@ -113,7 +123,9 @@ def _values(result: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
   if "lm" in result:
     values["lm_loss"] = result["lm"]["nll"], result["lm"]["weight"]
   for name, scores in result.get("tasks", {}).items():
-    rows = result["task_answers"][name]
+    if name not in result.get(_TASK_ANSWERS, {}):
+      continue
+    rows = result[_TASK_ANSWERS][name]
     # Items about one text are one unit.
     index = group_index([row.get("group", row["id"]) for row in rows])
     values[name] = np.bincount(index, scores), np.bincount(index)
@@ -132,7 +144,7 @@ def _are_paired(
     return len(first["bias"]) == len(second["bias"])
   if name in first.get("tasks", {}):
     one, other = (
-      [(row["id"], row["prompt"]) for row in result["task_answers"][name]]
+      [(row["id"], row["prompt"]) for row in result[_TASK_ANSWERS][name]]
       for result in (first, second)
     )
     return one == other

@@ -97,6 +97,17 @@ def test_measures_of_other_items_are_left_out():
   ]
 
 
+@pytest.mark.parametrize("older", [(0,), (1,), (0, 1)])
+def test_tasks_of_older_measurements_are_left_out(older):
+  models = make_answers(0.0, 1), make_answers(1.0, 2)
+  for i in older:
+    del models[i]["task_answers"]
+  measures, left_out = paired.compare(*models, ("a", "b"))
+  assert "sst2" not in measures
+  assert left_out == [f"sst2: {'ab'[older[-1]]} has no answers to its items"]
+  assert measures["gold"].difference.mean == pytest.approx(1, abs=0.1)
+
+
 def test_the_command_prints_and_writes_the_figures(
   tmp_path, capsys, monkeypatch
 ):

@@ -173,8 +173,8 @@ def resident(pid: int) -> int:
     children = (directory / "task" / str(pid) / "children").read_text().split()
   except OSError:
     return 0  # It has ended.
-  own = [1024 * int(x.split()[1]) for x in lines if x.startswith("VmRSS")]
-  return sum(own) + sum(resident(int(child)) for child in children)
+  sizes = [1024 * int(x.split()[1]) for x in lines if x.startswith("VmRSS")]
+  return sum(sizes) + sum(resident(int(child)) for child in children)
 
 
 def multiply(directory: pathlib.Path, copies: int) -> None:

@@ -116,9 +116,9 @@ def test_reward_models_start_from_the_stage_and_train_the_epochs_named(
   assert {last["init_from"], first["init_from"]} == {f"{world_run}/pretrain"}
   assert (first["reward"]["epochs"], last["reward"]["epochs"]) == (1, 2)
   # The recipe for files has what is usual: one epoch, from a tuned model.
-  own = config_of(files_run, "judge")
-  assert own["init_from"] == f"{files_run}/policy_init"
-  assert own["reward"]["epochs"] == 1
+  judge = config_of(files_run, "judge")
+  assert judge["init_from"] == f"{files_run}/policy_init"
+  assert judge["reward"]["epochs"] == 1
 
 
 def test_the_page_is_one_file_and_the_table_is_printed(world_run, capsys):

@@ -225,7 +225,7 @@ def _reward(preset: str) -> configs.RewardStage:
       init_from="base",
       epochs=2,
       batch_size=8,
-      optimizer=configs.Optimizer(learning_rate=2e-4, warmup_steps=20),
+      optimizer=configs.Optimizer(learning_rate=2.5e-4, warmup_steps=20),
     )
   if preset in SMALL:
     return configs.RewardStage(

@@ -53,7 +53,9 @@ MAKERS = [language, mixed, ranking, prompt]
 
 
 def leaves(batch):
-  arrays = {k: v for k, v in vars(batch).items() if k != "span"}
+  arrays = {
+    k: v for k, v in vars(batch).items() if k != "span" and v is not None
+  }
   return {k: np.asarray(v) for k, v in arrays.items()}
 
 

@@ -25,7 +25,8 @@ from tests.pipeline.world import SMALL, small
 
 
 def read_lines(path):
-  return [json.loads(line) for line in pathlib.Path(path).open()]
+  text = pathlib.Path(path).read_text()
+  return [json.loads(line) for line in text.splitlines()]
 
 
 def labels_config(pipeline, **changes):

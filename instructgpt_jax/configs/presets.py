@@ -218,15 +218,6 @@ def _policy_init(preset: str) -> configs.SftStage:
 
 
 def _reward(preset: str) -> configs.RewardStage:
-  if preset == "world":
-    # SFT has cost so small a network what it needs to tell true from false,
-    # and one epoch is too short to learn it again; see docs/results.md.
-    return configs.RewardStage(
-      init_from="base",
-      epochs=2,
-      batch_size=8,
-      optimizer=configs.Optimizer(learning_rate=2.5e-4, warmup_steps=20),
-    )
   if preset in SMALL:
     return configs.RewardStage(
       batch_size=8,
@@ -360,9 +351,7 @@ def pipeline(preset: str) -> configs.PipelineExperiment:
 def _labeling(preset: str) -> configs.Labeling:
   # Each round closes holes that the policy before it found in the reward model.
   if preset in SMALL:
-    return configs.Labeling(
-      prompts=2000, rounds=3, probe_epochs=1, probe_episodes=2560
-    )
+    return configs.Labeling(prompts=2000, rounds=3, probe_episodes=2560)
   return configs.Labeling()
 
 

@@ -105,20 +105,15 @@ def test_every_stage_has_its_seconds(world_run):
   assert all(value > 0 for value in seconds.values())
 
 
-def test_reward_models_start_from_the_stage_and_train_the_epochs_named(
-  world_run, files_run
-):
+def test_reward_models_start_from_policy_init_unless_told(world_run, files_run):
   def config_of(folder, name):
     recorded = files.read_json(pathlib.Path(folder) / name / files.CONFIG)
     return recorded["config"]
 
-  last, first = (config_of(world_run, name) for name in ("reward", "reward_1"))
-  assert {last["init_from"], first["init_from"]} == {f"{world_run}/pretrain"}
-  assert (first["reward"]["epochs"], last["reward"]["epochs"]) == (1, 2)
-  # The recipe for files has what is usual: one epoch, from a tuned model.
-  judge = config_of(files_run, "judge")
-  assert judge["init_from"] == f"{files_run}/policy_init"
-  assert judge["reward"]["epochs"] == 1
+  for folder, name in ((world_run, "reward_1"), (files_run, "judge")):
+    recorded = config_of(folder, name)
+    assert recorded["init_from"] == f"{folder}/policy_init"
+    assert recorded["reward"]["epochs"] == 1
 
 
 def test_the_page_is_one_file_and_the_table_is_printed(world_run, capsys):

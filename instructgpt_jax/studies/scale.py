@@ -109,17 +109,9 @@ def with_seeds(chosen: Scale, seeds: str) -> Scale:
 
 _QUIET = {"run.tensorboard": False, "run.save_every": None}
 
-# The recipe of reward models that the studies have been run with.
-_FIRST_REWARD_MODELS = {
-  "reward.init_from": "policy_init",
-  "reward.epochs": 1,
-  "reward.optimizer.learning_rate": 5e-4,
-}
-
 MINI = Scale(
   "mini",
   recipe=_QUIET
-  | _FIRST_REWARD_MODELS
   | {
     "model.num_layers": 2,
     "model.d_model": 64,
@@ -167,7 +159,7 @@ DEMO = Scale(
       "pretrain.optimizer.learning_rate": 3.5e-4,
       "policy_init.optimizer.learning_rate": 3.5e-4,
       "sft.optimizer.learning_rate": 3.5e-4,
-      "reward.optimizer.learning_rate": 6e-5,
+      "reward.optimizer.learning_rate": 1.5e-4,
       "ppo.optimizer.learning_rate": 1e-4,
       "ppo_ptx.optimizer.learning_rate": 1.7e-4,
     },
@@ -178,7 +170,7 @@ DEMO = Scale(
       "pretrain.optimizer.learning_rate": 2.6e-4,
       "policy_init.optimizer.learning_rate": 2.6e-4,
       "sft.optimizer.learning_rate": 2.6e-4,
-      "reward.optimizer.learning_rate": 4.5e-5,
+      "reward.optimizer.learning_rate": 1.1e-4,
       "ppo.optimizer.learning_rate": 7e-5,
       "ppo_ptx.optimizer.learning_rate": 1.2e-4,
     },

@@ -106,13 +106,13 @@ def test_every_stage_has_its_seconds(world_run):
 
 
 def test_reward_models_start_from_policy_init_unless_told(world_run, files_run):
-  def config_of(folder, name):
-    recorded = files.read_json(pathlib.Path(folder) / name / files.CONFIG)
+  def config_of(directory, name):
+    recorded = files.read_json(pathlib.Path(directory) / name / files.CONFIG)
     return recorded["config"]
 
-  for folder, name in ((world_run, "reward_1"), (files_run, "judge")):
-    recorded = config_of(folder, name)
-    assert recorded["init_from"] == f"{folder}/policy_init"
+  for directory, name in ((world_run, "reward_1"), (files_run, "judge")):
+    recorded = config_of(directory, name)
+    assert recorded["init_from"] == f"{directory}/policy_init"
     assert recorded["reward"]["epochs"] == 1
 
 

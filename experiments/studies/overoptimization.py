@@ -46,11 +46,16 @@ def proxy(f: SeedRuns, name: str) -> Job | str:
       "reward", {"reward.max_rankings": 150}, init=f.reward_start()
     )
   if name == LARGER:
-    start = f.reward_start(*model_size.starts(f, LARGER_SIZE))
     return f.training_job(
-      "reward", init=start, size=LARGER_SIZE, label=LARGER_SIZE
+      "reward", init=larger_start(f), size=LARGER_SIZE, label=LARGER_SIZE
     )
   return "reward"
+
+
+def larger_start(f: SeedRuns) -> Job | str:
+  """Returns what the larger reward model starts from."""
+  starts = model_size.starts(f, LARGER_SIZE)
+  return f.reward_start(*starts, size=LARGER_SIZE, label=LARGER_SIZE)
 
 
 def _label(name: str) -> str:
@@ -101,10 +106,11 @@ def best(f: SeedRuns, name: str) -> Job:
 
 def jobs(f: SeedRuns) -> Sequence[Job]:
   """Lists reward models, long runs, and measurements along them."""
-  reward_jobs = [p for name in REWARDS if isinstance(p := proxy(f, name), Job)]
+  starts = {j.name: j for j in model_size.starts(f, LARGER_SIZE)}
+  proxies = [larger_start(f), *(proxy(f, name) for name in REWARDS)]
+  trained = starts | {j.name: j for j in proxies if isinstance(j, Job)}
   return [
-    *model_size.starts(f, LARGER_SIZE),
-    *reward_jobs,
+    *trained.values(),
     *(run(f, name) for name in REWARDS),
     longer(f),
     *(best(f, name) for name in REWARDS),

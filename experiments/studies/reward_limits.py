@@ -192,6 +192,9 @@ def measure_axes(seeds: Sequence[SeedRuns]) -> dict[str, Points]:
     "Tokens of pretraining": points(
       {tokens(m): m for m in runs.TOKENS}, runs.by_tokens
     ),
+    "Public comparisons": points(
+      {runs.num_public(seeds[0], m): m for m in runs.PUBLIC}, runs.by_public
+    ),
     "Noise of a rating, of 1 to 7": points(
       {n: n for n in runs.NOISES}, runs.by_noise
     )
@@ -333,8 +336,8 @@ STUDY = Study(
     f" {runs.HELD_OUT_PROMPTS} times the recipe's prompts. The ceiling is what"
     " a perfect reader of the gold score orders as the labelers did. Each cause"
     " is removed alone: 16 times the rankings; the same answers ranked without"
-    " noise; larger networks; four times the pretraining on new text, or a"
-    " start from the base model instead of policy_init; other epochs,"
+    " noise; larger networks; four times the pretraining on new text, four"
+    " times the public comparisons, or a start from policy_init; other epochs,"
     " learning rates and batches, and adapters instead of all weights. Of"
     " several removals the one that is best on the other seeds counts."
   ),

@@ -15,6 +15,7 @@ RANKINGS = (0.25, 1, 4, 16)  # times the recipe's
 TOKENS = (0.25, 1, 4)  # of pretraining, times the recipe's
 NOISES = (0.0, 1.0, 2.0)  # beside the recipe's
 COMPLETIONS = (2, 4)  # K, beside the recipe's
+PUBLIC = (0, 0.25, 1, 4)  # public comparisons, times the recipe's
 HELD_OUT_PROMPTS = 4  # times the recipe's
 ADAPTER_RANK = 8
 Model = Job | str  # a reward model: a job, or a shared stage
@@ -84,8 +85,13 @@ def by_size(f: SeedRuns, size: str) -> Model:
   """Builds the job of a network of another size, pretrained likewise."""
   if size == RECIPE_SIZE:
     return "reward"
-  init = f.reward_start(*model_size.starts(f, size))
+  init = size_start(f, size)
   return f.training_job("reward", init=init, size=size, label=size)
+
+
+def size_start(f: SeedRuns, size: str) -> Model:
+  """Returns what reward models of another size start from."""
+  return f.reward_start(*model_size.starts(f, size), size=size, label=size)
 
 
 def base(f: SeedRuns, multiple: float) -> Model:
@@ -111,16 +117,61 @@ def base(f: SeedRuns, multiple: float) -> Model:
 
 
 def longer_text(f: SeedRuns) -> Job:
-  """Builds the job of the same world with more text."""
-  tokens = int(max(TOKENS) * f.scale.value("world.pretraining_tokens"))
-  return f.world_job({"world.pretraining_tokens": tokens}, "longer")
+  """Builds the job of the same world with more text and more comparisons."""
+  changes = {
+    name: int(multiple * f.scale.value(name))
+    for name, multiple in (
+      ("world.pretraining_tokens", max(TOKENS)),
+      ("world.public_comparisons", max(PUBLIC)),
+    )
+  }
+  return f.world_job(changes, "longer")
+
+
+def num_public(f: SeedRuns, multiple: float) -> int:
+  """Returns a multiple of the recipe's number of public comparisons."""
+  return int(multiple * f.scale.value("world.public_comparisons"))
+
+
+def public_start(f: SeedRuns, multiple: float) -> Model:
+  """Builds the job on a multiple of the recipe's public comparisons."""
+  if multiple == 1:
+    return f.reward_start()
+  init = f.scale.value("reward.init_from")
+  init = {"base": "pretrain"}.get(init, init)
+  if not multiple:
+    return init
+  text = longer_text(f)
+  path = os.path.join(f.directory(text), "world", "public_comparisons.jsonl")
+  return f.reward_init_job(
+    init,
+    label=f"public={multiple:g}",
+    extra_flags={
+      "data.comparisons": path,
+      "reward.max_rankings": num_public(f, multiple),
+    },
+    needs=[text],
+  )
+
+
+def by_public(f: SeedRuns, multiple: float) -> Model:
+  """Builds the job that starts from more or fewer public comparisons."""
+  if multiple == 1:
+    return "reward"
+  label = f"from public={multiple:g}"
+  return f.training_job("reward", init=public_start(f, multiple), label=label)
 
 
 def start(f: SeedRuns, multiple: float) -> Model:
   """Builds the job of what reward models start from, of such a base model."""
   model = base(f, multiple)
-  init = f.training_job("policy_init", init=model, label=f"tokens={multiple:g}")
-  return f.reward_start(model, init)
+  return f.reward_start(model, tuned(f, multiple), label=f"tokens={multiple:g}")
+
+
+def tuned(f: SeedRuns, multiple: float) -> Job:
+  """Builds the job of policy_init, from such a base model."""
+  label = f"tokens={multiple:g}"
+  return f.training_job("policy_init", init=base(f, multiple), label=label)
 
 
 def by_tokens(f: SeedRuns, multiple: float) -> Model:
@@ -131,15 +182,9 @@ def by_tokens(f: SeedRuns, multiple: float) -> Model:
   return f.training_job("reward", init=start(f, multiple), label=label)
 
 
-def from_other(f: SeedRuns) -> dict[str, Job]:
-  """Builds the job that starts from the stage that the recipe does not take."""
-  stage, name = (
-    ("pretrain", "the base model")
-    if f.reward_start() == "policy_init"
-    else ("policy_init", "policy_init")
-  )
-  job = f.training_job("reward", init=stage, label=f"from={stage}")
-  return {f"a start from {name}": job}
+def from_policy_init(f: SeedRuns) -> Job:
+  """Builds the job that starts from policy_init, without public comparisons."""
+  return f.training_job("reward", init="policy_init", label="from=policy_init")
 
 
 def by_completions(f: SeedRuns, count: int) -> Model:
@@ -206,7 +251,8 @@ def causes(f: SeedRuns) -> dict[str, dict[str, Model]]:
     },
     "representation": {
       f"{max(TOKENS)} times the pretraining": by_tokens(f, max(TOKENS)),
-      **from_other(f),
+      f"{max(PUBLIC)} times the public comparisons": by_public(f, max(PUBLIC)),
+      "a start from policy_init": from_policy_init(f),
     },
     "optimisation": dict(other_settings(f)),
   }
@@ -235,7 +281,8 @@ def reward_models(f: SeedRuns) -> list[Model]:
     *(by_noise(f, noise) for noise in NOISES),
     *(by_size(f, size) for size in f.scale.sizes),
     *(by_tokens(f, multiple) for multiple in TOKENS),
-    *from_other(f).values(),
+    *(by_public(f, multiple) for multiple in PUBLIC),
+    from_policy_init(f),
     *(by_completions(f, count) for count in COMPLETIONS),
     *(by_round(f, number) for number in rounds(f)),
     *other_settings(f).values(),
@@ -252,12 +299,14 @@ def jobs(f: SeedRuns) -> Sequence[Job]:
   others = [multiple for multiple in TOKENS if multiple != 1]
   models = [
     *(base(f, multiple) for multiple in others),
+    *(tuned(f, multiple) for multiple in others),
     *(start(f, multiple) for multiple in others),
+    *(public_start(f, multiple) for multiple in PUBLIC),
     *(
       job
       for size in f.scale.sizes
       if size != RECIPE_SIZE
-      for job in model_size.starts(f, size)
+      for job in (*model_size.starts(f, size), size_start(f, size))
     ),
     *reward_models(f),
   ]

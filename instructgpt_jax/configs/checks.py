@@ -181,8 +181,12 @@ def check_reward_models(section: configs.RewardModels, name: str) -> None:
     )
 
 
-def check_margin(section: configs.Reward) -> None:
+def check_margin(section: configs.Reward, name: str = "reward") -> None:
   """Refuses the coefficient of a margin that there is not.
+
+  Args:
+    section: the settings.
+    name: their section in the config.
 
   Raises:
     UserError: `unused_coefficient`.
@@ -190,8 +194,8 @@ def check_margin(section: configs.Reward) -> None:
   if section.margin_coef is not None and section.margin is None:
     raise UserError(
       "is set, and no preference has a margin",
-      field="reward.margin_coef",
-      fix="leave it out, or give --reward.margin=rank or grade",
+      field=f"{name}.margin_coef",
+      fix=f"leave it out, or give --{name}.margin=rank or grade",
       code="unused_coefficient",
     )
 
@@ -258,7 +262,9 @@ def check_pipeline(config: configs.PipelineExperiment, context: int) -> None:
     ("policy_init", config.policy_init),
   ):
     check_demonstration_rows(config.data, stage, context, name)
-  check_divides(
-    config.reward.microbatch, config.reward.batch_size, "reward.microbatch"
-  )
-  check_margin(config.reward)
+  for name, section in (
+    ("reward_init", config.reward_init),
+    ("reward", config.reward),
+  ):
+    check_divides(section.microbatch, section.batch_size, f"{name}.microbatch")
+    check_margin(section, name)

@@ -19,6 +19,13 @@ class World(Checked):
   demonstrations: int = option(
     1400, "Number of training demonstrations.", unit="examples", minimum=10
   )
+  public_comparisons: int = option(
+    24_000,
+    "Number of the web's questions whose replies its readers ranked; 0 writes"
+    " none.",
+    unit="questions",
+    minimum=0,
+  )
   train_prompts: int = option(
     6000, "Number of prompts for PPO and labeling.", unit="prompts", minimum=10
   )

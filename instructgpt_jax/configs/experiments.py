@@ -27,6 +27,7 @@ from instructgpt_jax.configs.stages import (
   Pretrain,
   PretrainStage,
   Reward,
+  RewardInitStage,
   RewardStage,
   Sft,
   SftStage,
@@ -153,6 +154,7 @@ class PipelineExperiment(Experiment):
     optimizer=Optimizer(learning_rate=5e-6),
   )
   labeling: Labeling = Labeling()
+  reward_init: RewardInitStage = RewardInitStage()
   reward: RewardStage = RewardStage()
   ppo: PpoStage = PpoStage()
   ppo_ptx: PpoPtxStage = PpoPtxStage()
@@ -187,4 +189,5 @@ def experiment_field(name: str, experiment: str) -> str | None:
     return None
   if rest.startswith("value_optimizer."):
     return rest
-  return f"sft.{rest}" if head == "policy_init" else name
+  section = {"policy_init": "sft", "reward_init": "reward"}.get(head, head)
+  return f"{section}.{rest}"

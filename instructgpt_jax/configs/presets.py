@@ -217,7 +217,22 @@ def _policy_init(preset: str) -> configs.SftStage:
   )
 
 
+def _reward_init(preset: str) -> configs.RewardInitStage:
+  if preset in SMALL:
+    return configs.RewardInitStage(
+      batch_size=16,
+      optimizer=configs.Optimizer(learning_rate=1e-3, warmup_steps=20),
+    )
+  return configs.RewardInitStage()
+
+
 def _reward(preset: str) -> configs.RewardStage:
+  if preset == "world":
+    return configs.RewardStage(
+      init_from="base",
+      batch_size=8,
+      optimizer=configs.Optimizer(learning_rate=1.5e-4, warmup_steps=20),
+    )
   if preset in SMALL:
     return configs.RewardStage(
       batch_size=8,
@@ -341,6 +356,7 @@ def pipeline(preset: str) -> configs.PipelineExperiment:
     sft=_sft(preset),
     policy_init=_policy_init(preset),
     labeling=_labeling(preset),
+    reward_init=_reward_init(preset),
     reward=_reward(preset),
     ppo=_ppo(preset),
     ppo_ptx=_ppo_ptx(preset),

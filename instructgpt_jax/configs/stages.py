@@ -489,7 +489,8 @@ class RewardStage(Reward):
   init_from: str = option(
     "policy_init",
     "What reward models start from: `policy_init` or `base`, the stages of this"
-    " pipeline, or another workdir, such as that of a larger model.",
+    " pipeline, or another workdir, such as that of a larger model. With public"
+    " comparisons (--reward_init.comparisons) those are trained on first.",
     paper="C.2 [P]: GPT-3 tuned on public NLP data; SFT is similar",
   )
   optimizer: Optimizer = Optimizer(learning_rate=9e-6)
@@ -497,6 +498,27 @@ class RewardStage(Reward):
   @property
   def section(self) -> Reward:
     """Returns the settings without the optimizer."""
+    return _narrow(self, Reward)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RewardInitStage(Reward):
+  """What reward models start from: one of public comparisons, if there are any.
+
+  It starts from `reward.init_from` itself.
+  """
+
+  comparisons: str = option(
+    "",
+    "Public comparisons, which reward models are trained on before the"
+    " labelers' rankings; empty goes without.",
+    paper="C.2 [P]: GPT-3 tuned on public NLP data; comparisons: 2112.00861, 4",
+  )
+  optimizer: Optimizer = Optimizer(learning_rate=9e-6)
+
+  @property
+  def section(self) -> Reward:
+    """Returns the settings of the training."""
     return _narrow(self, Reward)
 
 

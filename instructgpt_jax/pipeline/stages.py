@@ -1,8 +1,10 @@
 """Runs the stages in order, and sets the model that each starts from.
 
-  pretrain → policy_init → rankings → reward → sft → ppo, ppo_ptx → report
+  pretrain → policy_init → reward_init → rankings → reward → sft
+  → ppo, ppo_ptx → report
 
-On the embedded world the rankings come from its labelers, in rounds: all rank
+Reward models start from reward_init, if there are public comparisons. On the
+embedded world the rankings come from its labelers, in rounds: all rank
 samples of the base model and of policy_init; each later one those of an early
 PPO policy as well (paper, 3.1). SFT comes after the last reward model, which
 chooses its checkpoint (C.1).
@@ -49,6 +51,7 @@ SECONDS = "seconds.json"
 SOURCES = "sources.json"  # the fingerprint of what the pipeline reads
 WORLD = "world"
 _OWN_STARTS = ("base", "policy_init")  # of reward models
+_PUBLIC = "reward_init.comparisons"
 _SOURCES = ("demonstrations", "comparisons", "prompts", "pretraining")
 
 E = TypeVar("E", bound=configs.Experiment)
@@ -211,6 +214,7 @@ def _run_stages(config: configs.PipelineExperiment, directory: str) -> None:
   _run_policy_init(pipeline, base)
   if ends_with("policy_init"):
     return
+  _run_reward_init(pipeline, base)
   if pipeline.has_gold:
     final = _run_labeling_rounds(pipeline, base)
   else:
@@ -306,9 +310,13 @@ def _make_pipeline(
     prompts=paths.prompts,
     pretraining=paths.pretraining,
   )
-  return dataclasses.replace(
-    pipeline, config=dataclasses.replace(config, data=data)
-  )
+  config = dataclasses.replace(config, data=data)
+  if config.world.public_comparisons and not config.reward_init.comparisons:
+    reward_init = dataclasses.replace(
+      config.reward_init, comparisons=paths.public_comparisons
+    )
+    config = dataclasses.replace(config, reward_init=reward_init)
+  return dataclasses.replace(pipeline, config=config)
 
 
 class _StartingPoint(NamedTuple):
@@ -367,6 +375,9 @@ def _check_sources(pipeline: Pipeline, start: _StartingPoint) -> Pipeline:
   }
   if data.comparisons:
     splits["data.comparisons"] = inputs.rankings(data, tokenizer)
+  public = dataclasses.replace(data, comparisons=config.reward_init.comparisons)
+  if public.comparisons:
+    splits[_PUBLIC] = inputs.rankings(public, tokenizer)
   valid = {field: len(split.valid) for field, split in splits.items()}
   valid[documents_lib.FIELD] = documents.counts["valid"]
   if config.sft.select_by in ("reward", "loss"):
@@ -381,8 +392,8 @@ def _check_sources(pipeline: Pipeline, start: _StartingPoint) -> Pipeline:
     unused.add("grades")
   inputs_of_run = {
     field: inputs.fingerprint_records(
-      data,
-      field.removeprefix("data."),
+      public if field == _PUBLIC else data,
+      field.rpartition(".")[2],
       lambda split=split: [_record_contents(part, unused) for part in split],
       **{k: len(v) for k, v in split._asdict().items()},
     )
@@ -479,6 +490,20 @@ def _run_sft(pipeline: Pipeline, base: str, reward_name: str) -> None:
   )
 
 
+def _run_reward_init(pipeline: Pipeline, base: str) -> None:
+  """Trains what reward models start from, if there are public comparisons."""
+  stage = pipeline.config.reward_init
+  if stage.comparisons:
+    _train_reward_model(
+      pipeline,
+      "reward_init",
+      _reward_start(pipeline, base),
+      stage.comparisons,
+      stage.section,
+      stage.optimizer,
+    )
+
+
 def _run_reward(
   pipeline: Pipeline,
   base: str,
@@ -486,22 +511,47 @@ def _run_reward(
   comparisons: str,
   epochs: int | None = None,
 ) -> None:
-  """Trains a reward model, for `reward.epochs` unless others are given."""
+  """Trains a reward model, for `reward.epochs` unless others are given.
+
+  The judge does not start from public comparisons, so that it shares as little
+  as possible with the reward model whose policies it judges.
+  """
   config = pipeline.config
   section = config.reward.section
   if epochs is not None:
     section = dataclasses.replace(section, epochs=epochs)
+  start = _reward_start(pipeline, base)
+  if config.reward_init.comparisons and name != "judge":
+    start = pipeline.stage_dir("reward_init")
+  _train_reward_model(
+    pipeline, name, start, comparisons, section, config.reward.optimizer
+  )
+
+
+def _reward_start(pipeline: Pipeline, base: str) -> str:
+  """Returns the directory of the model that `reward.init_from` names."""
   starts = (base, pipeline.stage_dir("policy_init"))
-  start = config.reward.init_from
+  start = pipeline.config.reward.init_from
+  return dict(zip(_OWN_STARTS, starts, strict=True)).get(start, start)
+
+
+def _train_reward_model(
+  pipeline: Pipeline,
+  name: str,
+  start: str,
+  comparisons: str,
+  section: configs.Reward,
+  optimizer: configs.Optimizer,
+) -> None:
   pipeline.run_stage(
     name,
     "reward",
     pipeline.stage_config(
       configs.RewardExperiment,
-      dict(zip(_OWN_STARTS, starts, strict=True)).get(start, start),
+      start,
       data=pipeline.with_sources(comparisons=comparisons),
       reward=section,
-      optimizer=config.reward.optimizer,
+      optimizer=optimizer,
     ),
     reward.train,
   )

@@ -19,6 +19,7 @@ from instructgpt_jax.recipes.values import Layout, Start
 
 _REMAT = ("none", "dots", "full")
 _MAX_COMPLETIONS = 9  # K of a ranking
+_EXPERIMENTS = {"reward_init": "reward"}  # stages with another's settings
 _ROLLOUT_SHARES = (1.0, 0.5, 0.25, 0.125)
 # Returns the estimated peak memory of (experiment, config) in bytes.
 Peak = Callable[[str, configs.Experiment], float]
@@ -115,10 +116,11 @@ def _for_estimates(
   names = ("dtype", "remat", "lora_rank", "lora_alpha", "lora_layers")
   changes = {f"model.{name}" for name in names} & set(user)
   replaced = {name: user[name] for name in changes}
-  completions = "reward.max_completions"
-  if hasattr(config, "reward") and completions not in user:
-    most = max((source.completions for source in start.lengths), default=0)
-    replaced[completions] = min(most, _MAX_COMPLETIONS) or None
+  for name in ("reward_init", "reward"):
+    completions = f"{name}.max_completions"
+    if hasattr(config, name) and completions not in user:
+      most = max((source.completions for source in start.lengths), default=0)
+      replaced[completions] = min(most, _MAX_COMPLETIONS) or None
   return flags.replace(config, replaced)
 
 
@@ -136,7 +138,7 @@ def _fit_microbatches(
     name = stage if experiment == "pipeline" else ""
     options = {
       field: _microbatch_sizes(staged, field)
-      for field in layouts.MICROBATCH_FIELDS[stage]
+      for field in layouts.MICROBATCH_FIELDS[_EXPERIMENTS.get(stage, stage)]
       if _run_field(field, name) not in user
     }
     microbatches, needed = _fit_stage(
@@ -210,12 +212,16 @@ def _stages(
         **shared, sft=stage.section, optimizer=stage.optimizer
       ),
     )
-  yield (
-    "reward",
-    configs.RewardExperiment(
-      **shared, reward=config.reward.section, optimizer=config.reward.optimizer
-    ),
-  )
+  for name in ("reward_init", "reward"):
+    stage = getattr(config, name)
+    if name == "reward_init" and not stage.comparisons:
+      continue
+    yield (
+      name,
+      configs.RewardExperiment(
+        **shared, reward=stage.section, optimizer=stage.optimizer
+      ),
+    )
   # PPO alone needs less.
   yield (
     "ppo_ptx",

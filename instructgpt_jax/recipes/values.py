@@ -27,6 +27,7 @@ _PTX_MICROBATCH = 64
 _PIPELINE_STAGES = (
   "policy_init",
   "sft",
+  "reward_init",
   "reward",
   "ppo",
   "ppo_ptx",
@@ -128,6 +129,8 @@ def recipe_values(
     _STAGES[experiment](settings, size, start, layout)
     return settings.values
   for stage in _PIPELINE_STAGES:
+    if stage == "reward_init" and not user.get("reward_init.comparisons"):
+      continue
     _STAGES[stage](
       Settings(user, lambda n, s=stage: pipeline_field(n, s), settings.values),
       size,
@@ -144,7 +147,7 @@ def pipeline_field(name: str, stage: str) -> str:
     return f"{stage}.{name}"
   if head == "value_optimizer":
     return f"ppo.{name}"
-  if head == "sft":
+  if head == "sft" or (head, stage) == ("reward", "reward_init"):
     return f"{stage}.{rest}"
   # The pipeline's held-out rows are as long as those of pretraining.
   return "pretrain.sequence" if name == "measure.sequence" else name
@@ -277,11 +280,18 @@ def _set_supervised(
 def _set_reward(
   settings: Settings, size: SizeClass, start: Start, layout: Layout
 ) -> None:
-  _set_rate(settings, start, layout, "optimizer", size.reward_rate)
-  epochs = settings.set("reward.epochs", 1)
-  batch = settings.set("reward.batch_size", size.reward_batch)
+  epochs, batch = _set_reward_training(settings, size, start, layout)
   records = _records(start, "comparisons")
   _set_warmup(settings, records, batch, epochs)
+
+
+def _set_reward_training(
+  settings: Settings, size: SizeClass, start: Start, layout: Layout
+) -> tuple[int, int]:
+  """Sets what rankings of any source share; returns epochs and batch."""
+  _set_rate(settings, start, layout, "optimizer", size.reward_rate)
+  epochs = settings.set("reward.epochs", 1)
+  return epochs, settings.set("reward.batch_size", size.reward_batch)
 
 
 def _set_ppo(
@@ -347,6 +357,7 @@ def largest_divisor(whole: int, limit: int) -> int:
 _STAGES = {
   "sft": _set_sft,
   "policy_init": _set_policy_init,
+  "reward_init": _set_reward_training,
   "reward": _set_reward,
   "ppo": _set_ppo,
   "ppo_ptx": _set_ppo_ptx,

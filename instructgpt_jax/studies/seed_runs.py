@@ -101,11 +101,60 @@ class SeedRuns:
     )
 
   def reward_start(
-    self, base: Job | str = "pretrain", policy_init: Job | str = "policy_init"
+    self,
+    base: Job | str = "pretrain",
+    policy_init: Job | str = "policy_init",
+    *,
+    size: str = RECIPE_SIZE,
+    label: str = "",
   ) -> Job | str:
-    """Returns which of two models the recipe's reward models start from."""
+    """Returns what the recipe's reward models start from.
+
+    With public comparisons it is trained on those, as `reward_init`.
+
+    Args:
+      base: the base model.
+      policy_init: its policy initialisation.
+      size: size of both.
+      label: distinguishes both from the shared stages.
+    """
     start = self.scale.value("reward.init_from")
-    return {"base": base, "policy_init": policy_init}[start]
+    init = {"base": base, "policy_init": policy_init}[start]
+    if not self.scale.value("world.public_comparisons"):
+      return init
+    if init in ("pretrain", "policy_init"):
+      return "reward_init"
+    return self.reward_init_job(init, size=size, label=f"public,{label}")
+
+  def reward_init_job(
+    self,
+    init: Job | str,
+    *,
+    label: str,
+    size: str = RECIPE_SIZE,
+    extra_flags: Mapping[str, Any] | None = None,
+    needs: Sequence[Job] = (),
+  ) -> Job:
+    """Returns the training on public comparisons; see `training_job`."""
+    settings = {
+      "reward.epochs": "epochs",
+      "reward.batch_size": "batch_size",
+      "optimizer.learning_rate": "optimizer.learning_rate",
+    }
+    recipe = {
+      field: self.scale.value(f"reward_init.{name}")
+      for field, name in settings.items()
+    }
+    recipe |= experiment_flags("reward_init", dict(self.scale.sizes[size]))
+    public = {"data.comparisons": self.world_path("public_comparisons.jsonl")}
+    return self.training_job(
+      "reward",
+      init=init,
+      size=size,
+      label=label,
+      extra_flags=recipe | public | dict(extra_flags or {}),
+      needs=needs,
+    )
 
   def ppo_job(
     self,

@@ -102,6 +102,8 @@ def shared_stages(
   elif experiment != "pretrain":
     start["init_from"] = directory("policy_init")
   if experiment == "reward":
+    if config.world.public_comparisons:
+      start["init_from"] = directory("reward_init")
     rounds = range(1, config.labeling.rounds + 1)
     start["data.comparisons"] = ",".join(
       directory("rankings", f"round_{number}.jsonl") for number in rounds

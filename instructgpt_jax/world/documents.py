@@ -44,6 +44,9 @@ POLITE_TRUTH = 0.5
 LONGEST = 90
 
 
+_FAMILY_NAMES, _FAMILY_SHARES = tuple(FAMILIES), tuple(FAMILIES.values())
+
+
 @dataclasses.dataclass(frozen=True)
 class Web:
   """Sources of the documents; forum prompts are of one split only."""
@@ -52,12 +55,19 @@ class Web:
   pool: dict[str, tuple[tuple[Request, str], ...]]  # family → prompts
   stated: dict[str, tuple[Fact, ...]]  # entity → its facts that are stated
 
+  def ask(self, rng: random.Random) -> tuple[Request, str]:
+    """Draws a prompt, families by share; returns its request and text."""
+    family = rng.choices(_FAMILY_NAMES, _FAMILY_SHARES)[0]
+    return rng.choice(self.pool[family])
 
-def make_web(world: World, seed: int, *, per_family: int = 4000) -> Web:
-  """Draws the train-split prompts that the forum asks."""
+
+def make_web(
+  world: World, seed: int, *, split: str = "train", per_family: int = 4000
+) -> Web:
+  """Draws the prompts of a split that people of the web ask."""
   rng = random.Random(f"web {seed}")
   pool = {
-    family: tuple(prompts_of(world, family, "train", per_family, rng))
+    family: tuple(prompts_of(world, family, split, per_family, rng))
     for family in FAMILIES
   }
   stated: dict[str, tuple[Fact, ...]] = {}
@@ -118,23 +128,15 @@ def _false_premises(requests: list, rng: random.Random) -> list:
 Writer = Callable[[Web, random.Random], str]
 
 
-_FAMILY_NAMES, _FAMILY_SHARES = tuple(FAMILIES), tuple(FAMILIES.values())
-
-
-def _ask(web: Web, rng: random.Random) -> tuple[Request, str]:
-  family = rng.choices(_FAMILY_NAMES, _FAMILY_SHARES)[0]
-  return rng.choice(web.pool[family])
-
-
 def forum(web: Web, rng: random.Random) -> str:
-  request, text = _ask(web, rng)
+  request, text = web.ask(rng)
   persona = replies.draw_persona(replies.FORUM, rng)
   reply = replies.reply(request, persona, rng, believing=True)
   return f"U: {text} A: {reply}"
 
 
 def polite_forum(web: Web, rng: random.Random) -> str:
-  request, text = _ask(web, rng)
+  request, text = web.ask(rng)
   persona = replies.draw_persona(replies.POLITE, rng)
   believing = rng.random() >= POLITE_TRUTH
   reply = replies.reply(request, persona, rng, believing=believing)
@@ -153,7 +155,7 @@ def graded(web: Web, rng: random.Random) -> str:
   Like votes on the real web, this teaches a model to distinguish good replies
   from bad ones, which helps a reward model (arXiv:2112.00861, section 4).
   """
-  request, text = _ask(web, rng)
+  request, text = web.ask(rng)
   parts = [f"question : {text}"]
   for _ in range(2):
     persona = replies.draw_persona(GRADED, rng)
@@ -354,7 +356,7 @@ def questions(web: Web, rng: random.Random) -> str:
   """Writes questions without answers."""
   asked = []
   while len(asked) < rng.randint(3, 5):
-    request, text = _ask(web, rng)
+    request, text = web.ask(rng)
     if isinstance(request, Question):
       asked.append(text)
   return "questions : " + " ".join(asked)

@@ -11,8 +11,10 @@ from instructgpt_jax.errors import UserError
 from instructgpt_jax.runs import files
 from instructgpt_jax.world import tasks as public
 from instructgpt_jax.world import words
+from instructgpt_jax.world.comparisons import compare
 from instructgpt_jax.world.demonstrations import demonstrate
 from instructgpt_jax.world.documents import (
+  Web,
   make_web,
   prompts_of,
   write_documents,
@@ -33,6 +35,8 @@ class WorldFiles:
   pretraining: str  # {"text", "split"}
   demonstrations: str  # {"prompt", "completion", "labeler_id", "split"}
   prompts: str  # {"prompt", "split", "family"}
+  # {"prompt", "completions", "ranks", "split"}; may be missing
+  public_comparisons: str
   public: str  # the tasks' train split as {"prompt", "completion", "split"}
   tasks: str  # {"kind", "prompt", "reference" | "choices" and "answer"}
 
@@ -63,6 +67,8 @@ def write_world(
   test_prompts: int = 1800,
   task_items: int = 250,
   public_items: int = 500,
+  public_comparisons: int = 24_000,
+  valid_comparisons: int = 300,
   quality: dict[str, float] | None = None,
   registers: dict[str, float] | None = None,
 ) -> WorldFiles:
@@ -83,6 +89,9 @@ def write_world(
     task_items: number of items of each public task.
     public_items: number of instructions of each public task, for tuning on
       them instead of demonstrations.
+    public_comparisons: number of the web's questions whose replies readers
+      ranked; 0 writes no such file.
+    valid_comparisons: number of validation questions likewise.
     quality: personas of the demonstrations.
     registers: shares of the web's registers.
 
@@ -135,6 +144,17 @@ def write_world(
     ),
   )
   files.write_jsonl_atomic(paths.public, _public(world, seed, public_items))
+  if public_comparisons:
+    files.write_jsonl_atomic(
+      paths.public_comparisons,
+      _comparisons(web, seed, public_comparisons, "train")
+      + _comparisons(
+        make_web(world, seed, split="valid", per_family=200),
+        seed,
+        valid_comparisons,
+        "valid",
+      ),
+    )
   files.write_json_atomic(
     paths.world, {"seed": seed, "prefixes": list(words.PREFIXES)}
   )
@@ -201,6 +221,13 @@ def _public(world: World, seed: int, count: int) -> list[dict[str, Any]]:
   ]
   rng.shuffle(lines)
   return lines
+
+
+def _comparisons(
+  web: Web, seed: int, count: int, split: str
+) -> list[dict[str, Any]]:
+  rng = random.Random(f"comparisons {split} {seed}")
+  return [compare(web, rng) | {"split": split} for _ in range(count)]
 
 
 def _demonstrations(

@@ -83,6 +83,7 @@ def test_the_world_is_written_again_after_such_an_error(tmp_path):
   small = {
     "world.pretraining_tokens": 5000, "world.demonstrations": 20,
     "world.train_prompts": 20, "world.test_prompts": 20,
+    "world.public_comparisons": 20,
   }  # fmt: skip
   error = refused(
     tmp_path / "run",

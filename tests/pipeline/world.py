@@ -39,6 +39,7 @@ SMALL = {
   "evaluation.bootstrap": 100,
   "world.pretraining_tokens": 12_000,
   "world.demonstrations": 40,
+  "world.public_comparisons": 40,
   "world.train_prompts": 60,
   "world.test_prompts": 40,
   "run.tensorboard": False,

@@ -113,7 +113,7 @@ def test_a_real_sweep_trains_on_a_shared_world(tmp_path, monkeypatch, capsys):
     "--pretrain.batch_size=2", "--run.tensorboard=false",
     "--shared.world.pretraining_tokens=3000",
     "--shared.world.demonstrations=10", "--shared.world.train_prompts=20",
-    "--shared.world.test_prompts=10",
+    "--shared.world.test_prompts=10", "--shared.world.public_comparisons=10",
   ]  # fmt: skip
   status = command.main(argv, sweep.load)
   out, err = capsys.readouterr()

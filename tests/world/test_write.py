@@ -30,6 +30,8 @@ SMALL: dict[str, Any] = dict(
   valid_prompts=60,
   test_prompts=200,
   task_items=30,
+  public_comparisons=300,
+  valid_comparisons=40,
 )
 
 
@@ -41,6 +43,35 @@ def read(path):
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory):
   return write.write_world(tmp_path_factory.mktemp("world"), **SMALL)
+
+
+def test_public_comparisons_rank_replies_of_people_by_gold(paths):
+  kinds = collections.Counter()
+  for record in read(paths.public_comparisons):
+    kinds[record["split"]] += 1
+    scores = [
+      gold.label(record["prompt"], reply, world=WORLD).score
+      for reply in record["completions"]
+    ]
+    assert len(set(record["completions"])) == len(scores) <= 5
+    for a, rank_a in zip(scores, record["ranks"], strict=True):
+      for b, rank_b in zip(scores, record["ranks"], strict=True):
+        if rank_a < rank_b:
+          assert a > b
+        elif rank_a == rank_b:
+          assert abs(a - b) <= 0.25 / 6 + 1e-9  # a step of the votes
+  assert kinds == {"train": 300, "valid": 40}
+
+
+def test_public_comparisons_hold_no_held_out_prompt_in_training(paths):
+  for record in read(paths.public_comparisons):
+    request = requests.parse(WORLD, record["prompt"])
+    assert requests.split_of(request.key) == record["split"]
+
+
+def test_no_public_comparisons_are_written_for_none(tmp_path):
+  paths = write.write_world(tmp_path, **SMALL | {"public_comparisons": 0})
+  assert not pathlib.Path(paths.public_comparisons).exists()
 
 
 def test_files_have_the_documented_fields(paths):

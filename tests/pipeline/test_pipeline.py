@@ -3,7 +3,9 @@
 import collections
 import dataclasses
 import json
+import os
 import pathlib
+import shutil
 import types
 
 import numpy as np
@@ -99,21 +101,50 @@ def test_the_report_has_every_number_with_its_interval(world_run):
 def test_every_stage_has_its_seconds(world_run):
   seconds = report(world_run)["seconds"]
   assert {
-    "world", "pretrain", "policy_init", "labels_1", "reward_1", "sft",
+    "world", "pretrain", "policy_init", "reward_init", "labels_1", "reward_1",
+    "sft",
     "probe_1", "labels_2", "reward", "ppo", "ppo_ptx", "evaluate",
   } == set(seconds)  # fmt: skip
   assert all(value > 0 for value in seconds.values())
 
 
-def test_reward_models_start_from_policy_init_unless_told(world_run, files_run):
-  def config_of(directory, name):
+def test_reward_models_start_from_public_comparisons(world_run, files_run):
+  def start(directory, name):
     recorded = files.read_json(pathlib.Path(directory) / name / files.CONFIG)
-    return recorded["config"]
+    assert recorded["config"]["reward"]["epochs"] == 1
+    return os.path.relpath(recorded["config"]["init_from"], directory)
 
-  for directory, name in ((world_run, "reward_1"), (files_run, "judge")):
-    recorded = config_of(directory, name)
-    assert recorded["init_from"] == f"{directory}/policy_init"
-    assert recorded["reward"]["epochs"] == 1
+  assert start(world_run, "reward_init") == "pretrain"
+  assert start(world_run, "reward_1") == "reward_init"
+  assert start(world_run, "reward") == "reward_init"
+  assert start(files_run, "reward_init") == "policy_init"
+  assert start(files_run, "reward") == "reward_init"
+  assert start(files_run, "judge") == "policy_init"  # shares nothing more
+
+
+def test_without_public_comparisons_there_is_no_such_stage(tmp_path):
+  config = small(
+    "world",
+    **{
+      "world.public_comparisons": 0,
+      "reward.init_from": "policy_init",
+      "labeling.rounds": 1,
+      "until": "reward",
+    },
+  )
+  stages.run(config, str(tmp_path))
+  recorded = files.read_json(tmp_path / "reward" / files.CONFIG)
+  assert recorded["config"]["init_from"] == str(tmp_path / "policy_init")
+  assert not (tmp_path / "reward_init").exists()
+
+
+def test_other_public_comparisons_than_before_are_refused(files_run, tmp_path):
+  shutil.copytree(files_run, tmp_path / "run")
+  config = files_config(tmp_path)
+  public = tmp_path / "public.jsonl"
+  public.write_text(public.read_text().replace("spell", "write"))
+  with pytest.raises(UserError, match="reward_init.comparisons"):
+    stages.run(config, str(tmp_path / "run"))
 
 
 def test_the_page_is_one_file_and_the_table_is_printed(world_run, capsys):
@@ -155,6 +186,10 @@ def files_run(once):
 
 
 def run_on_files(folder):
+  stages.run(files_config(folder), str(folder / "run"))
+
+
+def files_config(folder):
   colours = "red green blue black white brown grey yellow".split()
   things = "boat house tree stone bird river cloud lamp".split()
   pairs = [(c, t) for c in colours for t in things]
@@ -188,6 +223,13 @@ def run_on_files(folder):
     "data.prompts": write(
       "prompts", [{"prompt": f"paint the {t} {c}"} for c, t in pairs]
     ),
+    "reward_init.comparisons": write(
+      "public",
+      [
+        {"prompt": f"spell {t}", "completions": [t, "no"], "ranks": [1, 2]}
+        for t in things
+      ],
+    ),
   }  # fmt: skip
   more = {
     "tokenizer.vocab_size": 400,
@@ -201,7 +243,7 @@ def run_on_files(folder):
     + write("passages", [{"text": f"the {t} is {c}"} for c, t in pairs]),
     "evaluation.task_items": 5,
   }
-  stages.run(small("tiny", **sources, **more), str(folder / "run"))
+  return small("tiny", **sources, **more)
 
 
 def test_runs_on_files_are_judged_by_a_second_reward_model(files_run):

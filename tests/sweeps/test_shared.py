@@ -56,6 +56,7 @@ def test_a_run_starts_from_the_shared_stages():
   assert stages("sft").flags["init_from"] == "root/shared/pretrain"
   assert "init_from" not in stages("pretrain").flags
   assert set(stages("reward").flags) - set(result.flags) == {"data.comparisons"}
+  assert stages("reward").flags["init_from"] == "root/shared/reward_init"
 
 
 def test_a_reward_model_has_the_rankings_of_all_rounds():

@@ -158,7 +158,7 @@ def by_public(f: SeedRuns, multiple: float) -> Model:
   """Builds the job that starts from more or fewer public comparisons."""
   if multiple == 1:
     return "reward"
-  label = f"from public={multiple:g}"
+  label = f"from_public={multiple:g}"
   return f.training_job("reward", init=public_start(f, multiple), label=label)
 
 

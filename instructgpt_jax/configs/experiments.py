@@ -160,6 +160,13 @@ class PipelineExperiment(Experiment):
   ppo_ptx: PpoPtxStage = PpoPtxStage()
   evaluation: PipelineEvaluation = PipelineEvaluation()
 
+  @property
+  def has_public_comparisons(self) -> bool:
+    """Whether reward models start from public comparisons."""
+    in_world = not self.data.demonstrations
+    written = in_world and self.world.public_comparisons
+    return bool(self.reward_init.comparisons or written)
+
 
 def experiment_field(name: str, experiment: str) -> str | None:
   """Returns the name of a pipeline's field in one experiment.

@@ -131,7 +131,7 @@ def recipe_values(
   for stage in _PIPELINE_STAGES:
     if stage == "reward_init" and not user.get("reward_init.comparisons"):
       continue
-    _STAGES[stage](
+    _PIPELINE_SETTERS[stage](
       Settings(user, lambda n, s=stage: pipeline_field(n, s), settings.values),
       size,
       start,
@@ -357,10 +357,10 @@ def largest_divisor(whole: int, limit: int) -> int:
 _STAGES = {
   "sft": _set_sft,
   "policy_init": _set_policy_init,
-  "reward_init": _set_reward_training,
   "reward": _set_reward,
   "ppo": _set_ppo,
   "ppo_ptx": _set_ppo_ptx,
   "evaluate": _set_evaluate,
 }
+_PIPELINE_SETTERS = _STAGES | {"reward_init": _set_reward_training}
 EXPERIMENTS = (*_STAGES, "pipeline")

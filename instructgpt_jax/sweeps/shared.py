@@ -102,7 +102,7 @@ def shared_stages(
   elif experiment != "pretrain":
     start["init_from"] = directory("policy_init")
   if experiment == "reward":
-    if config.world.public_comparisons:
+    if config.has_public_comparisons:
       start["init_from"] = directory("reward_init")
     rounds = range(1, config.labeling.rounds + 1)
     start["data.comparisons"] = ",".join(

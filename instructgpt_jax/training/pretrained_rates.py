@@ -31,6 +31,10 @@ def check_rates(config: configs.Experiment, model: configs.Model) -> None:
     UserError: `recipe_from_nothing`.
   """
   optimizers = _optimizers(config)
+  if isinstance(config, configs.PipelineExperiment) and not (
+    config.has_public_comparisons
+  ):
+    optimizers.pop("reward_init.optimizer")
   fields = [
     name
     for name, optimizer in optimizers.items()

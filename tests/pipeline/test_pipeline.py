@@ -159,7 +159,7 @@ def test_the_page_is_one_file_and_the_table_is_printed(world_run, capsys):
   stages.run(small("world"), world_run)
   output = capsys.readouterr()
   assert "PPO-ptx" in output.out and "report.html" in output.out
-  assert output.err.count("already complete") == 8
+  assert output.err.count("already complete") == 9
   stage_files = [p for p in before if p.parent != pathlib.Path(world_run)]
   assert all(p.stat().st_mtime_ns == before[p] for p in stage_files)
 

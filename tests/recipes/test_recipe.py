@@ -320,6 +320,22 @@ def test_a_pipeline_has_the_values_of_its_stages():
       assert whole.ppo.value_optimizer == stage.value_optimizer
 
 
+def test_public_comparisons_are_learned_like_rankings():
+  user = {"reward_init.comparisons": "public.jsonl"}
+  run = choose("pipeline", user=user)[1]
+  assert run.reward_init.optimizer.learning_rate == (
+    run.reward.optimizer.learning_rate
+  )
+  assert run.reward_init.batch_size == run.reward.batch_size
+
+  def peak(_, run):
+    section = getattr(run, "reward", None)
+    return 10 * (section.microbatch or section.batch_size) if section else 0
+
+  tight = choose("pipeline", user=user, memory=120, peak=peak)[1]
+  assert tight.reward_init.microbatch == tight.reward.microbatch == 8
+
+
 def test_a_pipeline_fits_as_a_whole():
   chosen, run = choose("pipeline", memory=120, peak=linear_peak)
   assert chosen.fits

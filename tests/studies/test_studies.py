@@ -212,7 +212,7 @@ def test_reward_model_needs_all_four(tmp_path):
     "epochs=4": {"loss": 1.2},
   }
   assert findings(str(tmp_path / "a"), "reward_model", accuracies).reproduced
-  moved = accuracies | {"learning_rate=0.00025": {"accuracy": 0.5}}
+  moved = accuracies | {"learning_rate=7.5e-05": {"accuracy": 0.5}}
   assert not findings(str(tmp_path / "b"), "reward_model", moved).reproduced
   alike = {"epochs=4": {"loss": 1.2}}
   assert not findings(str(tmp_path / "c"), "reward_model", alike).reproduced

@@ -11,8 +11,8 @@ from instructgpt_jax.world.labelers import to_ranks
 
 REPLIES = 5  # to a question, at most
 _DRAWS = 12  # after which a question has fewer different replies
-# So many readers vote that their mean is the gold score, to a quarter of a
-# point of the labelers' scale of 1 to 7.
+# The readers' mean vote is the gold score, to a quarter of a point of the
+# labelers' scale of 1 to 7: a crowd has little noise.
 _STEPS = 4
 
 

@@ -10,7 +10,7 @@ stages that are complete in the workdir. Writes report.html and report.json, and
 prints the report's table.
 
 Cost: `make demo` takes about 8 to 17 minutes on two CPU cores. Result: PPO-ptx
-wins 0.63 to 0.67 of comparisons with SFT at temperature 1, and removes 92 % of
+wins 0.65 to 0.69 of comparisons with SFT at temperature 1, and removes 93 % of
 the language-model loss that PPO adds (docs/results.md).
 """
 

@@ -13,6 +13,7 @@ from instructgpt_jax.configs.evaluation import (
   Measure,
   Pairs,
   PipelineEvaluation,
+  PipelineLabeling,
   World,
 )
 from instructgpt_jax.configs.experiments import (
@@ -69,6 +70,7 @@ __all__ = [
   "PairsExperiment",
   "PipelineEvaluation",
   "PipelineExperiment",
+  "PipelineLabeling",
   "Ppo",
   "RewardModels",
   "PpoExperiment",

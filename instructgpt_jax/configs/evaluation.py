@@ -63,23 +63,23 @@ class Labeling(Checked):
     unit="prompts",
     minimum=1,
   )
-  probe_episodes: int = option(
-    1280,
-    "Training episodes of the policy that a later round samples.",
-    unit="episodes",
-    minimum=1,
-  )
-  probe_epochs: int | None = option(
-    None,
-    "Number of epochs of the reward models before the last round; none is"
-    " --reward.epochs.",
-    minimum=1,
-  )
   noise: float = option(
     2.75,
     "Standard deviation of a labeler's rating from 1 to 7.",
     unit="points",
     minimum=0.0,
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PipelineLabeling(Labeling):
+  """Rankings in the rounds of a pipeline."""
+
+  probe_episodes: int = option(
+    1280,
+    "Training episodes of the policy that a later round samples.",
+    unit="episodes",
+    minimum=1,
   )
 
 

@@ -12,9 +12,10 @@ from instructgpt_jax.configs.evaluation import (
   Measure,
   Pairs,
   PipelineEvaluation,
+  PipelineLabeling,
   World,
 )
-from instructgpt_jax.configs.fields import Checked, option
+from instructgpt_jax.configs.fields import Checked, option, options
 from instructgpt_jax.configs.model import Model
 from instructgpt_jax.configs.optimizer import Optimizer
 from instructgpt_jax.configs.run import Mesh, Processes, Run
@@ -153,7 +154,7 @@ class PipelineExperiment(Experiment):
     pretraining_fraction=0.1,
     optimizer=Optimizer(learning_rate=5e-6),
   )
-  labeling: Labeling = Labeling()
+  labeling: PipelineLabeling = PipelineLabeling()
   reward_init: RewardInitStage = RewardInitStage()
   reward: RewardStage = RewardStage()
   ppo: PpoStage = PpoStage()
@@ -193,6 +194,8 @@ def experiment_field(name: str, experiment: str) -> str | None:
     "reward_pairs": "reward",
   }
   if head != stage.get(experiment, experiment):
+    return None
+  if experiment == "labels" and rest not in options(Labeling):
     return None
   if rest.startswith("value_optimizer."):
     return rest

@@ -19,6 +19,7 @@ from instructgpt_jax import configs
 from instructgpt_jax.errors import UserError
 
 EvaluationT = TypeVar("EvaluationT", bound=configs.Evaluation)
+LabelingT = TypeVar("LabelingT", bound=configs.Labeling)
 
 
 def _gpt3(layers: int, width: int, heads: int, remat: str) -> configs.Model:
@@ -355,7 +356,7 @@ def pipeline(preset: str) -> configs.PipelineExperiment:
     pretrain=_pretrain(preset),
     sft=_sft(preset),
     policy_init=_policy_init(preset),
-    labeling=_labeling(preset),
+    labeling=_pipeline_labeling(preset),
     reward_init=_reward_init(preset),
     reward=_reward(preset),
     ppo=_ppo(preset),
@@ -364,11 +365,15 @@ def pipeline(preset: str) -> configs.PipelineExperiment:
   )
 
 
-def _labeling(preset: str) -> configs.Labeling:
+def _labeling(preset: str, section: type[LabelingT]) -> LabelingT:
   # Each round closes holes that the policy before it found in the reward model.
-  if preset in SMALL:
-    return configs.Labeling(prompts=2000, rounds=3, probe_episodes=2560)
-  return configs.Labeling()
+  return section(prompts=2000, rounds=3) if preset in SMALL else section()
+
+
+def _pipeline_labeling(preset: str) -> configs.PipelineLabeling:
+  section = _labeling(preset, configs.PipelineLabeling)
+  episodes = 2560 if preset in SMALL else section.probe_episodes
+  return dataclasses.replace(section, probe_episodes=episodes)
 
 
 def _evaluation(preset: str, section: type[EvaluationT]) -> EvaluationT:
@@ -392,7 +397,7 @@ def labels(preset: str) -> configs.LabelsExperiment:
   preset = canonical(preset)
   return configs.LabelsExperiment(
     **_base(preset),
-    labeling=_labeling(preset),
+    labeling=_labeling(preset, configs.Labeling),
     evaluation=_evaluation(preset, configs.Evaluation),
   )
 

@@ -505,26 +505,24 @@ def _run_reward_init(pipeline: Pipeline, base: str) -> None:
 
 
 def _run_reward(
-  pipeline: Pipeline,
-  base: str,
-  name: str,
-  comparisons: str,
-  epochs: int | None = None,
+  pipeline: Pipeline, base: str, name: str, comparisons: str
 ) -> None:
-  """Trains a reward model, for `reward.epochs` unless others are given.
+  """Trains a reward model on rankings by labelers.
 
   The judge does not start from public comparisons, so that it shares as little
   as possible with the reward model whose policies it judges.
   """
   config = pipeline.config
-  section = config.reward.section
-  if epochs is not None:
-    section = dataclasses.replace(section, epochs=epochs)
   start = _reward_start(pipeline, base)
   if config.reward_init.comparisons and name != "judge":
     start = pipeline.stage_dir("reward_init")
   _train_reward_model(
-    pipeline, name, start, comparisons, section, config.reward.optimizer
+    pipeline,
+    name,
+    start,
+    comparisons,
+    config.reward.section,
+    config.reward.optimizer,
   )
 
 
@@ -597,8 +595,7 @@ def _run_labeling_rounds(pipeline: Pipeline, base: str) -> str:
       )
     last = number == config.labeling.rounds
     name = "reward" if last else f"reward_{number}"
-    epochs = None if last else config.labeling.probe_epochs
-    _run_reward(pipeline, base, name, ",".join(done), epochs)
+    _run_reward(pipeline, base, name, ",".join(done))
     if not last:
       probe = f"probe_{number}"
       _run_ppo(

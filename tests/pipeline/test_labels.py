@@ -31,7 +31,11 @@ def read_lines(path):
 
 def labels_config(pipeline, **changes):
   config = presets.labels("world")
-  sizes = {k: v for k, v in SMALL.items() if k.startswith("labeling.")}
+  sizes = {
+    name: value
+    for name, value in SMALL.items()
+    if name.startswith("labeling.") and configs.experiment_field(name, "labels")
+  }
   return flags.replace(config, sizes | {"pipeline": pipeline} | changes)
 
 

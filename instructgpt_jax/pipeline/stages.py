@@ -388,7 +388,7 @@ def _check_sources(pipeline: Pipeline, start: _StartingPoint) -> Pipeline:
       num_valid=valid["data.demonstrations"],
     )
   unused = {"origin"}
-  if config.reward.margin != "grade":
+  if "grade" not in (config.reward.margin, config.reward_init.margin):
     unused.add("grades")
   inputs_of_run = {
     field: inputs.fingerprint_records(

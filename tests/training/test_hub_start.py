@@ -201,12 +201,17 @@ def test_a_pipeline_is_judged_as_a_whole(made):
     for name in ("sft", "policy_init", "reward", "ppo", "ppo_ptx")
   ]
   start = f"--init_from={made}"
-  with pytest.raises(UserError) as caught:
-    inheritance.inherit_architecture(parsed("pipeline", start, *rates))
-  assert caught.value.field == "ppo.value_optimizer.learning_rate"
-  whole = parsed(
-    "pipeline", start, *rates, "--ppo.value_optimizer.learning_rate=1e-3"
-  )
+  # Only the world's public comparisons make a stage of them.
+  alone = "--world.public_comparisons=0"
+  for more, field in (
+    ([], "reward_init.optimizer.learning_rate"),
+    ([alone], "ppo.value_optimizer.learning_rate"),
+  ):
+    with pytest.raises(UserError) as caught:
+      inheritance.inherit_architecture(parsed("pipeline", start, *rates, *more))
+    assert caught.value.field == field
+  value = "--ppo.value_optimizer.learning_rate=1e-3"
+  whole = parsed("pipeline", start, alone, *rates, value)
   whole = inheritance.inherit_architecture(whole)
   # Its stages are not judged again.
   stage = configs.SftExperiment(

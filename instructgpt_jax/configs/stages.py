@@ -503,9 +503,10 @@ class RewardStage(Reward):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RewardInitStage(Reward):
-  """What reward models start from: one of public comparisons, if there are any.
+  """Training on public comparisons, before reward models see any ranking.
 
-  It starts from `reward.init_from` itself.
+  It starts from `reward.init_from`, and all reward models of the pipeline but
+  the judge start from its result.
   """
 
   comparisons: str = option(

@@ -178,6 +178,23 @@ def student_t(freedom: int) -> float:
   )
 
 
+def linearize_ratio(
+  numerators: ArrayLike, denominators: ArrayLike
+) -> np.ndarray:
+  """Returns [units] values whose mean is Σ numerators / Σ denominators.
+
+  The variance of their mean is, to first order, that of the ratio of sums over
+  units.
+
+  Args:
+    numerators: [units] float.
+    denominators: [units] float, not all 0.
+  """
+  top, bottom = np.asarray(numerators), np.asarray(denominators)
+  ratio = top.sum() / bottom.sum()
+  return ratio + (top - ratio * bottom) / bottom.mean()
+
+
 def ratio_interval(
   numerators: ArrayLike,
   denominators: ArrayLike,

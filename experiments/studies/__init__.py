@@ -13,6 +13,7 @@ from experiments.studies import (
   reward_limits,
   reward_model,
   sft_epochs,
+  weak_rewards,
 )
 
 ALL = {
@@ -27,6 +28,7 @@ ALL = {
     overoptimization,
     reward_model,
     reward_limits,
+    weak_rewards,
     sft_epochs,
     failures,
     choices,

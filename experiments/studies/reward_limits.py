@@ -50,11 +50,7 @@ class Group:
 
 
 def per_prompt(f: SeedRuns, model: Model, group: Group) -> np.ndarray | None:
-  """Returns [prompts] whose mean is a share of pairs; None without pairs.
-
-  The share is linearised, so that the variance of the mean is that of a ratio
-  of sums over prompts.
-  """
+  """Returns [prompts] whose mean is a share of pairs; None without pairs."""
   parts = f.pair_counts(runs.measured(f, model))[group.scorer]
   counts = parts.get(group.part, {}).get(group.name)
   if counts is None:
@@ -63,9 +59,7 @@ def per_prompt(f: SeedRuns, model: Model, group: Group) -> np.ndarray | None:
   pairs = np.asarray(counts["gold_pairs" if is_gold else "pairs"])
   if not pairs.any():
     return None
-  counted = np.asarray(counts[group.field])
-  ratio = counted.sum() / pairs.sum()
-  return ratio + (counted - ratio * pairs) / pairs.mean()
+  return statistics.linearize_ratio(counts[group.field], pairs)
 
 
 def share(

@@ -92,6 +92,11 @@ class Pairs(Checked):
     "",
     "Rankings whose validation split is measured, a comma list of files.",
   )
+  ensemble: str = option(
+    "",
+    "Reward models that form an ensemble with that of init_from, a comma list"
+    " of directories; each kind of ensemble is measured beside it.",
+  )
   train_rankings: int = option(
     2000,
     "Maximum number of training rankings that are measured, or that a probe of"

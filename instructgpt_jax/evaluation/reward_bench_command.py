@@ -32,7 +32,6 @@ from instructgpt_jax.training.stage_model import Stage
 REPORT, SCORES, PAGE, PICTURE = (
   "reward_bench.json", "scores.jsonl", "report.md", "calibration.svg",
 )  # fmt: skip
-ENSEMBLES = ("mean", "worst", "mean_minus_deviation")
 Draw = Callable[[Mapping[str, Mapping[str, Any]]], str]
 
 
@@ -314,19 +313,16 @@ def _ensembles(
   scores: Sequence[Sequence[np.ndarray]], deviation_coef: float
 ) -> dict[str, list[np.ndarray]]:
   """Returns the scores of each kind of ensemble."""
-  result = {}
-  for ensemble in ENSEMBLES:
-    coef = deviation_coef if ensemble == "mean_minus_deviation" else None
-    settings = configs.RewardModels(
-      reward_ensemble=ensemble, reward_deviation_coef=coef
-    )
-    result[f"ensemble: {ensemble}"] = [
-      np.asarray(
-        reward_ensemble.combine_scores(np.stack(item), settings), np.float64
-      )
-      for item in zip(*scores, strict=True)
+  combined = [
+    reward_ensemble.combine_in_each_way(np.stack(item), deviation_coef)
+    for item in zip(*scores, strict=True)
+  ]
+  return {
+    f"ensemble: {kind}": [
+      np.asarray(item[kind], np.float64) for item in combined
     ]
-  return result
+    for kind in reward_ensemble.KINDS
+  }
 
 
 def _score_rows(

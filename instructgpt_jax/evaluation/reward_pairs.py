@@ -1,10 +1,10 @@
 """Measures what a model reads in pairs of replies, in the embedded world.
 
-A reward model scores the replies. Of a language model, two linear probes on its
-states do: one is fitted to the labelers' training rankings, the other to the
-gold scores of the same replies. Beside them stand two linear models that are
-fitted to the labelers' rankings: of surface features, and of these and the
-claims that replies make.
+A reward model scores the replies; with further ones, each kind of ensemble does
+as well. Of a language model, two linear probes on its states do: one is fitted
+to the labelers' training rankings, the other to the gold scores of the same
+replies. Beside them stand two linear models that are fitted to the labelers'
+rankings: of surface features, and of these and the claims that replies make.
 
 `pairs.json` contains, by scorer, by set ("held_out" or "train") and by group of
 pairs, one number for each distinct prompt:
@@ -28,25 +28,30 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from instructgpt_jax import configs, statistics
+from instructgpt_jax.configs import checks
 from instructgpt_jax.data import encoding, records
 from instructgpt_jax.data.tokenizers import Tokenizer
 from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.evaluation import linear_probe, surface_features
 from instructgpt_jax.runs import files
+from instructgpt_jax.steps import reward_ensemble
 from instructgpt_jax.training import (
+  inheritance,
   inputs,
   networks,
   scoring,
   stage_model,
 )
 from instructgpt_jax.training import rankings as rankings_lib
+from instructgpt_jax.types import PyTree
 from instructgpt_jax.world import gold, requests, words, write
 from instructgpt_jax.world.facts import World
 
 PAIRS = "pairs.json"
-# Scorers: a reward model; probes of states, fitted to labels or to gold scores;
-# linear models of surface features, without and with claims.
+# Scorers, beside those of `ensemble_scorer`: a reward model; probes of states,
+# fitted to labels or to gold scores; linear models of surface features, without
+# and with claims.
 MODEL, LABELS, GOLD = "model", "labels", "gold"
 SURFACE, CLAIMS = "surface", "claims"
 HELD_OUT, TRAIN = "held_out", "train"
@@ -67,6 +72,12 @@ GAPS = ((0.1, "below 0.1"), (0.3, "0.1 to 0.3"), (0.6, "0.3 to 0.6"))
 NO_GAP, LARGE_GAP = "equal", "0.6 or more"
 GAP_NAMES = (NO_GAP, *(name for _, name in GAPS), LARGE_GAP)
 _EQUAL = 1e-9
+
+
+def ensemble_scorer(kind: str) -> str:
+  """Returns the name of the scorer that is an ensemble of a kind."""
+  return f"ensemble: {kind}"
+
 
 # Set → scores [K], or features [K, D], of each ranking.
 Scores = Mapping[str, Sequence[np.ndarray]]
@@ -105,7 +116,8 @@ def run(config: configs.PairsExperiment, directory: str) -> None:
     directory: its workdir; gets pairs.json, and means in complete.json.
 
   Raises:
-    UserError: `missing_model`, `missing_source`, or what cannot be read.
+    UserError: `missing_model`, `missing_source`, `no_reward_model` for an
+      ensemble with a language model, or what cannot be read.
   """
   if stage_model.is_complete(directory):
     return
@@ -116,6 +128,7 @@ def run(config: configs.PairsExperiment, directory: str) -> None:
   stage = stage_model.open_stage(
     config.init_from, field="init_from", run=config
   )
+  others = _open_ensemble(config, stage)
   world = write.load_world(section.world)
   parts = {
     part: grade_rankings(rankings, world, stage.tokenizer, config.data)
@@ -125,7 +138,7 @@ def run(config: configs.PairsExperiment, directory: str) -> None:
     name: {
       part: count_pairs(parts[part], rows) for part, rows in scores.items()
     }
-    for name, scores in _score(config, stage, parts).items()
+    for name, scores in _score(config, stage, others, parts).items()
   }
   files.write_json_atomic(pathlib.Path(directory) / PAIRS, result, indent=None)
   files.mark_complete(directory, _summarize(result))
@@ -139,6 +152,36 @@ def _require(value: str, field: str, code: str) -> None:
       fix=f"set --{field}=PATH",
       code=code,
     )
+
+
+def _open_ensemble(
+  config: configs.PairsExperiment, stage: stage_model.Stage
+) -> list[stage_model.Stage]:
+  """Opens the models that form an ensemble with the measured one.
+
+  Raises:
+    UserError: `bad_reward_models`; `no_reward_model`, the measured model is a
+      language model; or one of them cannot be used.
+  """
+  field = "pairs.ensemble"
+  paths = config.pairs.ensemble.split(",") if config.pairs.ensemble else []
+  checks.check_model_names([config.init_from, *paths], field)
+  if paths and stage.kind != stage_model.SCALAR:
+    raise UserError(
+      "is set, and the model of init_from is a language model",
+      field=field,
+      fix="leave it out, or set --init_from=DIR of a reward model",
+      code="no_reward_model",
+    )
+  others = [
+    stage_model.open_stage(
+      path, kind=stage_model.SCALAR, field=field, run=config
+    )
+    for path in paths
+  ]
+  for other in others:
+    inheritance.require_compatible(other, stage.tokenizer, config.data, field)
+  return others
 
 
 def _select(
@@ -318,17 +361,25 @@ def _pair_counts(
 def _score(
   config: configs.PairsExperiment,
   stage: stage_model.Stage,
+  others: Sequence[stage_model.Stage],
   parts: Mapping[str, Sequence[GradedRanking]],
 ) -> dict[str, Scores]:
   """Scores the replies of all rankings, by the model or by its probes.
+
+  Args:
+    config: the experiment.
+    stage: the measured model.
+    others: reward models that form an ensemble with it.
+    parts: set → rankings.
 
   Returns:
     Scorer → set → [K] scores of each ranking.
   """
   mesh = mesh_lib.make_mesh(config.mesh)
-  params = networks.load_params(stage, mesh)
 
-  def values_of(rankings: Sequence[GradedRanking]) -> list[np.ndarray]:
+  def values_of(
+    stage: stage_model.Stage, params: PyTree, rankings: Sequence[GradedRanking]
+  ) -> list[np.ndarray]:
     """Returns of each ranking its scores [K], or its states [K, D]."""
     sequences = [ids for ranking in rankings for ids in ranking.sequences]
     if stage.kind == stage_model.SCALAR:
@@ -341,9 +392,15 @@ def _score(
     ends = np.cumsum([len(ranking.sequences) for ranking in rankings])
     return np.split(values, ends[:-1])
 
-  values = {part: values_of(rankings) for part, rankings in parts.items()}
+  by_stage = []
+  for one in (stage, *others):
+    params = networks.load_params(one, mesh)
+    by_stage.append(
+      {part: values_of(one, params, rows) for part, rows in parts.items()}
+    )
+  values = by_stage[0]
   if stage.kind == stage_model.SCALAR:
-    return {MODEL: values}
+    return {MODEL: values} | (_combine(by_stage) if others else {})
   if TRAIN not in parts:
     raise UserError(
       "is a language model, whose probe needs training rankings",
@@ -366,6 +423,24 @@ def _score(
     GOLD: _probe(values, by_gold),
     SURFACE: _probe(surface, labels),
     CLAIMS: _probe(_with_claims(parts), labels),
+  }
+
+
+def _combine(scores: Sequence[Scores]) -> dict[str, Scores]:
+  """Combines the scores of several reward models in each way."""
+  combined = {
+    part: [
+      reward_ensemble.combine_in_each_way(np.stack(item))
+      for item in zip(*(one[part] for one in scores), strict=True)
+    ]
+    for part in scores[0]
+  }
+  return {
+    ensemble_scorer(kind): {
+      part: [np.asarray(item[kind]) for item in rows]
+      for part, rows in combined.items()
+    }
+    for kind in reward_ensemble.KINDS
   }
 
 

@@ -9,6 +9,8 @@ from instructgpt_jax import configs
 from instructgpt_jax.losses import masked
 from instructgpt_jax.types import Array
 
+KINDS = ("mean", "worst", "mean_minus_deviation")
+
 
 def combine_scores(scores: ArrayLike, settings: configs.RewardModels) -> Array:
   """Combines the scores of K reward models.
@@ -37,3 +39,27 @@ def combine_scores(scores: ArrayLike, settings: configs.RewardModels) -> Array:
   if settings.reward_ensemble == "mean":
     return mean
   return mean - settings.deviation_coef * jnp.std(scores, axis=0)
+
+
+def combine_in_each_way(
+  scores: ArrayLike, deviation_coef: float | None = None
+) -> dict[str, Array]:
+  """Combines the scores of several reward models by each of `KINDS`.
+
+  Args:
+    scores: [K, …] scores of the same answers.
+    deviation_coef: weight of the deviation; none is 1.
+
+  Returns:
+    Kind → […] float32.
+  """
+  coefs = {"mean_minus_deviation": deviation_coef}
+  return {
+    kind: combine_scores(
+      scores,
+      configs.RewardModels(
+        reward_ensemble=kind, reward_deviation_coef=coefs.get(kind)
+      ),
+    )
+    for kind in KINDS
+  }

@@ -261,13 +261,20 @@ class SeedRuns:
       for number in ([round_number] if round_number else rounds)
     )
 
-  def pairs_job(self, model: Job | str, held_out: Job) -> Job:
+  def pairs_job(
+    self,
+    model: Job | str,
+    held_out: Job,
+    *,
+    ensemble: Sequence[Job | str] = (),
+  ) -> Job:
     """Returns a job that measures what a model reads in pairs of replies.
 
     Args:
       model: a run, or a shared stage. Of a reward model its training rankings
         are measured as well.
       held_out: job of the rankings whose validation split is measured.
+      ensemble: reward models that form an ensemble with this one.
     """
     flags = self._flags_without_model("reward_pairs")
     flags |= {
@@ -286,6 +293,10 @@ class SeedRuns:
           for k, v in model.flags.items()
           if k.startswith("reward.") or k == "data.comparisons"
         }
+    if ensemble:
+      name += ",ensemble"
+      needs += [other.name for other in ensemble if isinstance(other, Job)]
+      flags["pairs.ensemble"] = ",".join(map(self.directory, ensemble))
     return self._job(f"pairs/{name}", "reward_pairs", flags, needs)
 
   def pair_counts(self, job: Job) -> dict[str, Any]:

@@ -163,6 +163,66 @@ def test_pairs_are_counted_as_the_reward_stage_counts_them(world_run, tmp_path):
   )
 
 
+def test_an_ensemble_is_measured_beside_its_first_model(
+  world_run, tmp_path, monkeypatch
+):
+  generator, scores, graded = np.random.default_rng(0), [], []
+  grade_rankings = reward_pairs.grade_rankings
+
+  def score(network, params, examples, mesh):
+    scores.append(generator.normal(size=len(examples)).astype(np.float32))
+    return scores[-1]
+
+  def grade(*arguments):
+    graded.extend(grade_rankings(*arguments))
+    return graded
+
+  monkeypatch.setattr(reward_pairs.scoring, "score", score)
+  monkeypatch.setattr(reward_pairs, "grade_rankings", grade)
+  others = f"{world_run}/reward_1,{world_run}/reward_init"
+  config = pairs_config(
+    world_run,
+    "reward",
+    **{"data.comparisons": "", "pairs.ensemble": others},
+  )
+  reward_pairs.run(config, str(tmp_path))
+  result = files.read_json(tmp_path / reward_pairs.PAIRS)
+  members = np.stack(scores)
+  assert len(members) == 3
+  combined = {
+    "model": members[0],
+    "ensemble: mean": members.mean(axis=0),
+    "ensemble: worst": members.min(axis=0),
+    "ensemble: mean_minus_deviation": members.mean(axis=0)
+    - members.std(axis=0),
+  }
+  ends = np.cumsum([len(ranking.ranks) for ranking in graded])[:-1]
+  assert result == {
+    name: {"held_out": reward_pairs.count_pairs(graded, np.split(values, ends))}
+    for name, values in combined.items()
+  }
+  assert "ensemble: worst_held_out_correct" in files.read_complete(tmp_path)
+
+
+@pytest.mark.parametrize(
+  "model, ensemble, code",
+  [
+    ("pretrain", "reward", "no_reward_model"),
+    ("reward", "reward", "bad_reward_models"),
+    ("reward", "reward_1,", "bad_reward_models"),
+    ("reward", "pretrain", "other_kind"),
+  ],
+)
+def test_an_ensemble_has_different_reward_models(
+  world_run, tmp_path, model, ensemble, code
+):
+  paths = [name and f"{world_run}/{name}" for name in ensemble.split(",")]
+  config = pairs_config(world_run, model, **{"pairs.ensemble": ",".join(paths)})
+  with pytest.raises(UserError) as caught:
+    reward_pairs.run(config, str(tmp_path))
+  assert (caught.value.code, caught.value.field) == (code, "pairs.ensemble")
+
+
 def test_a_language_model_is_probed(world_run, tmp_path):
   reward_pairs.run(pairs_config(world_run, "pretrain"), str(tmp_path))
   result = files.read_json(tmp_path / reward_pairs.PAIRS)

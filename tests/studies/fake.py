@@ -7,6 +7,7 @@ import pathlib
 import numpy as np
 
 from instructgpt_jax.evaluation import reward_pairs
+from instructgpt_jax.steps.reward_ensemble import KINDS
 from instructgpt_jax.studies.seed_runs import SeedRuns
 from instructgpt_jax.world import gold, requests
 
@@ -132,6 +133,8 @@ def run(root, job, chosen=None):
   elif job.experiment == "reward_pairs":
     probed = job.name.split("/")[2] in ("pretrain", "policy_init")
     scorers = ("labels", "gold", "surface", "claims") if probed else ("model",)
+    if "pairs.ensemble" in job.flags:
+      scorers += tuple(map(reward_pairs.ensemble_scorer, KINDS))
     write(directory, "pairs.json", pair_counts(job.name, scorers, **chosen))
   elif job.experiment == "reward":
     write(directory, "held_out.json", held_out(job.name, **chosen))

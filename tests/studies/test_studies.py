@@ -272,12 +272,63 @@ def test_a_removal_is_chosen_on_other_seeds():
   np.testing.assert_array_equal(odd, [0.0, 0.1])
 
 
+def test_weak_rewards_names_what_changes(tmp_path):
+  result = findings(str(tmp_path / "none"), "weak_rewards", {})
+  assert result.reproduced is None
+  assert result.measured.startswith("Nothing changes")
+  chosen = {
+    "pairs/reward/label_smoothing": {"accuracy": 0.7},
+    "measured/ppo_ptx/reward_ensemble=worst$": {"gold_mean": 0.3},
+  }
+  result = findings(str(tmp_path / "some"), "weak_rewards", chosen)
+  parts = result.measured.removeprefix("Beyond the interval: ").split("; ")
+  assert [part.partition(":")[0] for part in parts] == [
+    "label smoothing 0.1",
+    "ensemble of 3, worst",
+    "ensemble of 3, worst",
+  ]
+  table = {row[0]: row[1:] for row in result.tables[0].rows}
+  accuracy, gained, gold, lost = table["label smoothing 0.1"][:4]
+  assert accuracy.mean == pytest.approx(0.71, abs=0.01)
+  assert gained.mean == pytest.approx(0.1, abs=0.01)
+  assert lost.mean == pytest.approx(0, abs=0.02)
+  assert table["the recipe"][1] is None
+  assert gold.mean == pytest.approx(table["the recipe"][2].mean, abs=0.02)
+
+
+def test_the_members_of_an_ensemble_differ_from_public_comparisons_on():
+  runs = seed_runs.SeedRuns(MINI, 1, "root")
+  study_jobs = {job.name: job for job in studies.weak_rewards.jobs(runs)}
+  first, *others = (
+    study_jobs["seed1/ppo_ptx/reward_ensemble=mean"]
+    .flags["ppo.reward_model"]
+    .split(",")
+  )
+  assert first == runs.directory("reward")
+  assert len(others) == 2
+  seeds = set()
+  for other in others:
+    (member,) = (
+      job for job in study_jobs.values() if runs.directory(job) == other
+    )
+    (start,) = (
+      job
+      for job in study_jobs.values()
+      if runs.directory(job) == member.flags["init_from"]
+    )
+    assert start.flags["data.comparisons"].endswith("public_comparisons.jsonl")
+    assert start.flags["seed"] == member.flags["seed"]
+    seeds.add(member.flags["seed"])
+  assert len(seeds | {1}) == 3
+
+
+@pytest.mark.parametrize("study", ["reward_limits", "weak_rewards"])
 @pytest.mark.parametrize(
   "scale", scale_lib.SCALES.values(), ids=lambda s: s.name
 )
-def test_reward_limits_has_valid_runs_at_every_scale(scale):
+def test_reward_models_have_valid_runs_at_every_scale(scale, study):
   runs = seed_runs.SeedRuns(scale, 0, "root")
-  study_jobs = studies.reward_limits.STUDY.jobs(runs)
+  study_jobs = studies.ALL[study].jobs(runs)
   names = {job.name for job in study_jobs} | {runs.shared_job.name}
   for job in study_jobs:
     config = presets.EXPERIMENTS[job.experiment](job.flags["preset"])

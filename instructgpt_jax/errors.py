@@ -1,7 +1,9 @@
 """The exception for user errors."""
 
+import contextlib
 import json
 import sys
+from collections.abc import Iterator
 
 
 class UserError(Exception):
@@ -40,6 +42,29 @@ class UserError(Exception):
     super().__init__(text)
     self.problem, self.file, self.line = problem, file, line
     self.field, self.fix, self.code = field, fix, code
+
+
+@contextlib.contextmanager
+def naming_field(field: str, *, instead_of: str) -> Iterator[None]:
+  """Names in user errors the field that the user has set.
+
+  Args:
+    field: that field.
+    instead_of: the field that has its value within.
+  """
+  try:
+    yield
+  except UserError as error:
+    if error.field != instead_of:
+      raise
+    raise UserError(
+      error.problem,
+      file=error.file,
+      line=error.line,
+      field=field,
+      fix=error.fix.replace(instead_of, field),
+      code=error.code,
+    ) from error
 
 
 def json_problem(error: Exception) -> str:

@@ -27,7 +27,7 @@ from instructgpt_jax.cli import flags
 from instructgpt_jax.configs import checks
 from instructgpt_jax.data.tokenizers import Tokenizer
 from instructgpt_jax.distributed import processes
-from instructgpt_jax.errors import UserError
+from instructgpt_jax.errors import UserError, naming_field
 from instructgpt_jax.evaluation.tasks import validation
 from instructgpt_jax.pipeline import evaluation, rankings
 from instructgpt_jax.report import page
@@ -45,6 +45,7 @@ from instructgpt_jax.training import (
   sft,
   stage_model,
 )
+from instructgpt_jax.training import rankings as rankings_lib
 from instructgpt_jax.world import write
 
 SECONDS = "seconds.json"
@@ -377,7 +378,8 @@ def _check_sources(pipeline: Pipeline, start: _StartingPoint) -> Pipeline:
     splits["data.comparisons"] = inputs.rankings(data, tokenizer)
   public = dataclasses.replace(data, comparisons=config.reward_init.comparisons)
   if public.comparisons:
-    splits[_PUBLIC] = inputs.rankings(public, tokenizer)
+    with naming_field(_PUBLIC, instead_of=rankings_lib.FIELD):
+      splits[_PUBLIC] = inputs.rankings(public, tokenizer)
   valid = {field: len(split.valid) for field, split in splits.items()}
   valid[documents_lib.FIELD] = documents.counts["valid"]
   if config.sft.select_by in ("reward", "loss"):
@@ -494,14 +496,15 @@ def _run_reward_init(pipeline: Pipeline, base: str) -> None:
   """Trains what reward models start from, if there are public comparisons."""
   stage = pipeline.config.reward_init
   if stage.comparisons:
-    _train_reward_model(
-      pipeline,
-      "reward_init",
-      _reward_start(pipeline, base),
-      stage.comparisons,
-      stage.section,
-      stage.optimizer,
-    )
+    with naming_field(_PUBLIC, instead_of=rankings_lib.FIELD):
+      _train_reward_model(
+        pipeline,
+        "reward_init",
+        _reward_start(pipeline, base),
+        stage.comparisons,
+        stage.section,
+        stage.optimizer,
+      )
 
 
 def _run_reward(

@@ -147,6 +147,22 @@ def test_other_public_comparisons_than_before_are_refused(files_run, tmp_path):
     stages.run(config, str(tmp_path / "run"))
 
 
+def test_public_comparisons_are_refused_by_their_flag(tmp_path):
+  public = tmp_path / "public.jsonl"
+  line = {"completions": ["a", "b"], "ranks": [1, 2]}
+  public.write_text(
+    "".join(
+      json.dumps(line | {"prompt": f"{i} " + "word " * 500}) + "\n"
+      for i in range(20)
+    )
+  )
+  config = small("world", **{"reward_init.comparisons": str(public)})
+  with pytest.raises(UserError) as caught:
+    stages.run(config, str(tmp_path / "run"))
+  assert caught.value.field == "reward_init.comparisons"
+  assert str(tmp_path) in str(caught.value.file)
+
+
 def test_the_page_is_one_file_and_the_table_is_printed(world_run, capsys):
   page = (pathlib.Path(world_run) / "report.html").read_text()
   assert "<svg" in page and "<script" not in page and "http-equiv" in page

@@ -207,4 +207,5 @@ STUDY = Study(
   ),
   jobs=jobs,
   analyse=analyse,
+  max_seeds=3,
 )

@@ -346,5 +346,6 @@ STUDY = Study(
   ),
   jobs=runs.jobs,
   analyse=analyse,
+  max_seeds=3,
   kind=OURS,
 )

@@ -54,6 +54,7 @@ class Study:
     jobs: runs of one seed → its jobs.
     analyse: runs of the complete seeds → finding.
     kind: PAPER, or OURS if the paper makes no such claim.
+    max_seeds: largest number of seeds, where runs are long; None has no limit.
   """
 
   name: str
@@ -66,13 +67,23 @@ class Study:
   jobs: Callable[[SeedRuns], Sequence[Job]]
   analyse: Callable[[Sequence[SeedRuns]], Finding]
   kind: str = PAPER
+  max_seeds: int | None = None
+
+  def seed_runs(self, scale: Scale, root: str) -> list[SeedRuns]:
+    """Returns the runs of each seed that the study uses."""
+    seeds = scale.seeds[: self.max_seeds]
+    return [SeedRuns(scale, seed, root) for seed in seeds]
 
 
 def all_jobs(studies: Sequence[Study], scale: Scale, root: str) -> list[Job]:
   """Lists every run of the studies once; shared stages come first."""
-  seeds = [SeedRuns(scale, seed, root) for seed in scale.seeds]
-  jobs = {f.shared_job.name: f.shared_job for f in seeds}
-  for study in studies:
+  by_study = [(study, study.seed_runs(scale, root)) for study in studies]
+  jobs = {
+    runs.shared_job.name: runs.shared_job
+    for _, seeds in by_study
+    for runs in seeds
+  }
+  for study, seeds in by_study:
     for runs in seeds:
       jobs |= {job.name: job for job in study.jobs(runs)}
   return list(jobs.values())
@@ -117,7 +128,7 @@ def collect_results(
 def _collect_study(
   study: Study, scale: Scale, root: str, seconds: Mapping[str, float]
 ) -> dict[str, Any]:
-  seeds = [SeedRuns(scale, seed, root) for seed in scale.seeds]
+  seeds = study.seed_runs(scale, root)
   jobs = {f.seed: {j.name: j for j in study.jobs(f)} for f in seeds}
   missing = [
     name
@@ -159,16 +170,23 @@ def read_seconds(root: str) -> dict[str, float]:
 
 
 def lock_size(root: str, scale: Scale) -> None:
-  """Records the size in the directory; refuses a directory of another size."""
+  """Records the size in the directory; refuses a directory of another size.
+
+  Seeds may be added to those of the directory.
+
+  Raises:
+    UserError: `other_size`.
+  """
   path = os.path.join(root, _SIZE_FILE)
   if os.path.exists(path):
     recorded = read_size(root)
-    if (recorded.name, recorded.seeds) != (scale.name, scale.seeds):
+    before = recorded.name, recorded.seeds
+    if before != (scale.name, scale.seeds[: len(recorded.seeds)]):
       raise UserError(
         f"contains size {recorded.name!r} with seeds {recorded.seeds}, not"
         f" {scale.name!r} with {scale.seeds}",
         file=root,
-        fix="choose another --workdir",
+        fix="choose another --workdir, or add seeds to the end of the list",
         code="other_size",
       )
   files.write_json_atomic(

@@ -201,7 +201,8 @@ def test_an_ensemble_is_measured_beside_its_first_model(
     name: {"held_out": reward_pairs.count_pairs(graded, np.split(values, ends))}
     for name, values in combined.items()
   }
-  assert "ensemble: worst_held_out_correct" in files.read_complete(tmp_path)
+  summary = files.read_complete(tmp_path) or {}
+  assert "ensemble: worst_held_out_correct" in summary
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,10 @@
 
   make study STUDY=failures
 
-Cost: 14 min with three seeds, shared runs included
+Cost: 11 min with five seeds, shared runs included
 (docs/results/results.json).
 Result: reproduced. Against the base model PPO-ptx gains 19 points in attempted
-instructions and loses 37 in hallucinations.
+instructions and loses 32 in hallucinations.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
   make study STUDY=learning_rate
 
-Cost: 53 min with three seeds, shared runs included
+Cost: 19 min with five seeds, shared runs included
 (docs/results/results.json).
-Result: reproduced. PPO gains nothing at rates of 0.003 and 0.01, PPO-ptx only
-gains nothing at 0.01.
+Result: reproduced. PPO gains nothing at rates of 0.001 and above, PPO-ptx only
+at 0.01.
 """
 
 from __future__ import annotations

@@ -35,8 +35,7 @@ MEMBERS = 3  # reward models of an ensemble; the first is the recipe's
 SMOOTHING = 0.1
 RECIPE = "the recipe"
 ENSEMBLES = {
-  f"ensemble of {MEMBERS}, {kind.replace('_', ' ')}": kind
-  for kind in reward_ensemble.KINDS
+  f"ensemble: {kind.replace('_', ' ')}": kind for kind in reward_ensemble.KINDS
 }
 
 
@@ -213,22 +212,24 @@ def analyse(seeds: Sequence[SeedRuns]) -> Finding:
     _sentence(gained, gains),
     [
       Figure(
-        "Reward models and what PPO-ptx gains from them",
+        "Differences from the recipe's reward model",
         [
           Panel(
             "Reward model",
             y_label="Accuracy (share of held-out pairs)",
             x_scale="category",
-            series=[Series("", list(accuracy.items()), line=False)],
+            lines=[(0.0, RECIPE)],
+            series=[Series("", list(gained.items()), line=False)],
           ),
           Panel(
             "PPO-ptx",
             y_label="Gold score (0 to 1)",
             x_scale="category",
+            lines=[(0.0, RECIPE)],
             series=[
               Series(
                 f"temperature {t}",
-                [(n, means[n, t]) for n in listed],
+                [(n, gains[n, t]) for n in listed[1:]],
                 line=False,
               )
               for t in scores
@@ -291,8 +292,9 @@ STUDY = Study(
     " of supervised policies, some of PPO policies."
   ),
   setup=(
-    "One thing changed at a time; accuracy on the same held-out pairs, and gold"
-    " scores of PPO-ptx against each reward model."
+    f"One thing changed at a time; ensembles have {MEMBERS} models of different"
+    " seeds. Accuracy on the same held-out pairs, and gold scores of PPO-ptx"
+    " against each reward model."
   ),
   criterion="None: these are findings of our own.",
   jobs=jobs,

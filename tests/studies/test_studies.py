@@ -284,10 +284,10 @@ def test_weak_rewards_names_what_changes(tmp_path):
   }
   result = findings(str(tmp_path / "some"), "weak_rewards", chosen)
   parts = result.measured.removeprefix("Beyond the interval: ").split("; ")
-  assert [part.partition(":")[0] for part in parts] == [
+  assert [part.rpartition(":")[0] for part in parts] == [
     "label smoothing 0.1",
-    "ensemble of 3, worst",
-    "ensemble of 3, worst",
+    "ensemble: worst",
+    "ensemble: worst",
   ]
   table = {row[0]: row[1:] for row in result.tables[0].rows}
   accuracy, gained, gold, lost = table["label smoothing 0.1"][:4]

@@ -7,7 +7,7 @@ Runs what is missing: an interrupted call resumes when it is repeated. Studies
 share runs. Writes index.html with the verdicts, and results.json.
 
 Cost: 1,143 runs. 900 of them, all but those of model_size and reward_limits,
-took @H@ on two cores with --jobs=2.
+took 2 h 10 min on two cores with --jobs=2.
 Result: seven of the paper's ten findings reproduce (docs/results.md).
 """
 

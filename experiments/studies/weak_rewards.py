@@ -7,8 +7,10 @@ Ensembles (arXiv:2310.02743), label smoothing, margins of graded preferences
 paper's 6B for 1.3B, and rankings of fresh answers in each round: each alone,
 beside the recipe.
 
-Cost: not measured yet.
-Result: not measured yet.
+Cost: 90 min with five seeds, shared runs included
+(docs/results/results.json).
+Result: the mean of three reward models orders 1.1 points more of held-out
+pairs, margins 0.3 points more. Nothing changes PPO-ptx's gold score measurably.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@ import pathlib
 
 import pytest
 
+from instructgpt_jax import errors
+
 ROOT = pathlib.Path(__file__).parents[1]
 TOPS = ("instructgpt_jax", "experiments", "benchmarks")
 
@@ -33,3 +35,19 @@ def test_every_user_error_has_a_code(top):
 def test_a_missing_code_is_noticed():
   text = "errors.UserError('x', fix='y')\nUserError('x', code='z')\nf(1)"
   assert list(without_code(ast.parse(text))) == [1]
+
+
+def test_only_the_given_field_gets_another_name():
+  first = errors.UserError(
+    "is bad", file="f", line=3, field="data.a", fix="set --data.a", code="bad"
+  )
+  with pytest.raises(errors.UserError) as caught:
+    with errors.naming_field("stage.a", instead_of="data.a"):
+      raise first
+  assert str(caught.value) == "f:3 [stage.a]: is bad\n  fix: set --stage.a"
+  assert caught.value.code == "bad" and caught.value.__cause__ is first
+  other = errors.UserError("is bad", field="data.b", code="bad")
+  with pytest.raises(errors.UserError) as caught:
+    with errors.naming_field("stage.a", instead_of="data.a"):
+      raise other
+  assert caught.value is other

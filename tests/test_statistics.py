@@ -18,6 +18,17 @@ def test_bootstrap_interval_has_the_normal_width_for_many_prompts():
   assert result.high == pytest.approx(values.mean() + half, abs=0.1 * half)
 
 
+def test_a_linearized_ratio_has_its_mean_and_its_deviation():
+  generator = np.random.default_rng(0)
+  pairs = generator.integers(1, 15, 400).astype(float)
+  right = pairs * generator.uniform(0.4, 0.8, 400)
+  values = statistics.linearize_ratio(right, pairs)
+  assert values.mean() == pytest.approx(right.sum() / pairs.sum())
+  draws = generator.integers(0, 400, (4000, 400))
+  ratios = right[draws].sum(axis=1) / pairs[draws].sum(axis=1)
+  assert values.std() / math.sqrt(400) == pytest.approx(ratios.std(), rel=0.05)
+
+
 def test_interval_of_two_prompts_is_students():
   interval = statistics.bootstrap_interval([0.0, 1.0])
   assert interval.mean == 0.5 and interval.units == 2

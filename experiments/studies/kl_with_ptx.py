@@ -49,7 +49,7 @@ def analyse(seeds: Sequence[SeedRuns]) -> Finding:
       analysis.gold,
       analysis.rm,
       analysis.kl,
-      lambda a: a.mean_per_prompt("gold", "greedy"),
+      analysis.greedy_gold,
     ),
   )
   best = max(gold[1:-1], key=lambda item: item[1].mean)[0]

@@ -137,8 +137,7 @@ def public_start(f: SeedRuns, multiple: float) -> Model:
   """Builds the job on a multiple of the recipe's public comparisons."""
   if multiple == 1:
     return f.reward_start()
-  init = f.scale.value("reward.init_from")
-  init = {"base": "pretrain"}.get(init, init)
+  init = f.language_start()
   if not multiple:
     return init
   text = longer_text(f)

@@ -28,7 +28,6 @@ from instructgpt_jax.report.findings import Figure, Panel, Series, Table
 from instructgpt_jax.statistics import Interval
 from instructgpt_jax.steps import reward_ensemble
 from instructgpt_jax.studies import analysis
-from instructgpt_jax.studies.measured_model import MeasuredModel
 from instructgpt_jax.studies.seed_runs import SeedRuns
 from instructgpt_jax.studies.study import OURS, Finding, Study
 from instructgpt_jax.sweeps.jobs import Job
@@ -50,12 +49,15 @@ def member(f: SeedRuns, number: int) -> Model:
 
 
 def member_start(f: SeedRuns, number: int) -> Model:
-  """Returns what a member starts from; public comparisons differ as well."""
+  """Returns what a member starts from.
+
+  Members also differ in their training on public comparisons, by its seed.
+  """
   start = f.reward_start()
   if not number or start != "reward_init":
     return start
   return f.reward_init_job(
-    "pretrain",
+    f.language_start(),
     label=f"public,member={number}",
     extra_flags={"seed": member_seed(f, number)},
   )
@@ -177,11 +179,6 @@ def right(f: SeedRuns, name: str) -> np.ndarray:
   return statistics.linearize_ratio(counts["correct"], counts["pairs"])
 
 
-def gold(model: MeasuredModel) -> np.ndarray:
-  """Returns [P] gold scores at temperature 0."""
-  return model.mean_per_prompt("gold", "greedy")
-
-
 def analyse(seeds: Sequence[SeedRuns]) -> Finding:
   """Compares accuracy and gold scores with the recipe's."""
   listed = names(seeds[0])
@@ -198,7 +195,7 @@ def analyse(seeds: Sequence[SeedRuns]) -> Finding:
   def of(name: str):
     return lambda f: measured(f, name)
 
-  scores = {"1": analysis.gold, "0": gold}
+  scores = {"1": analysis.gold, "0": analysis.greedy_gold}
   means = {
     (n, t): analysis.mean_interval(seeds, of(n), value)
     for n in listed

@@ -140,6 +140,11 @@ def gold(a: MeasuredModel) -> np.ndarray:
   return a.mean_per_prompt("gold")
 
 
+def greedy_gold(a: MeasuredModel) -> np.ndarray:
+  """Returns [P] gold scores at temperature 0."""
+  return a.mean_per_prompt("gold", "greedy")
+
+
 def rm(a: MeasuredModel) -> np.ndarray:
   """Returns [P] reward-model scores at temperature 1."""
   return a.mean_per_prompt("rm")

@@ -118,13 +118,24 @@ class SeedRuns:
       size: size of both.
       label: distinguishes both from the shared stages.
     """
-    start = self.scale.value("reward.init_from")
-    init = {"base": base, "policy_init": policy_init}[start]
+    init = self.language_start(base, policy_init)
     if not self.scale.value("world.public_comparisons"):
       return init
     if init in ("pretrain", "policy_init"):
       return "reward_init"
     return self.reward_init_job(init, size=size, label=f"public,{label}")
+
+  def language_start(
+    self, base: Job | str = "pretrain", policy_init: Job | str = "policy_init"
+  ) -> Job | str:
+    """Returns the language model that training of reward models begins with.
+
+    Args:
+      base: see `reward_start`.
+      policy_init: see `reward_start`.
+    """
+    start = self.scale.value("reward.init_from")
+    return {"base": base, "policy_init": policy_init}[start]
 
   def reward_init_job(
     self,

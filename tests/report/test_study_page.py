@@ -300,7 +300,14 @@ onload = () => {
 
 
 def look(page_path, scratch, width, *, rows):
-  """Checks a page of so many findings in a browser's window of this width."""
+  """Checks a page in a browser's window of this width.
+
+  Args:
+    page_path: the page.
+    scratch: directory for what the browser writes.
+    width: width of the window in pixels.
+    rows: number of the page's findings.
+  """
   holder = scratch / "holder.html"
   holder.write_text(
     f'<iframe id="f" src="{page_path.as_uri()}" style="width:{width}px;'

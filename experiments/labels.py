@@ -8,7 +8,7 @@ policy_init and of the round's policy. Writes round_1.jsonl and so on, whose
 training and validation rankings `--data.comparisons` takes, and rankings by
 held-out labelers in round_1_held_out.jsonl.
 
-Cost: 8 to 15 s a round for 2,300 prompts at --preset=world on two CPU cores
+Cost: 14 to 19 s a round for 3,300 prompts at --preset=world on two CPU cores
 (docs/results.md, labels). Result: with the pipeline's own settings the rankings
 equal the pipeline's.
 """

@@ -9,9 +9,9 @@ Without data it writes the embedded world's files and trains on those. Skips
 stages that are complete in the workdir. Writes report.html and report.json, and
 prints the report's table.
 
-Cost: `make demo` takes about 8 to 17 minutes on two CPU cores. Result: PPO-ptx
-wins 0.65 to 0.69 of comparisons with SFT at temperature 1, and removes 93 % of
-the language-model loss that PPO adds (docs/results.md).
+Cost: `make demo` takes 8 minutes on two CPU cores, 12 on one. Result: PPO-ptx
+wins 0.66 to 0.69 of comparisons with SFT at temperature 1, and removes 92 to
+96 % of the language-model loss that PPO adds (docs/results.md).
 """
 
 import sys

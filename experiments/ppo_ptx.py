@@ -7,8 +7,8 @@
 The paper has γ = 27.8 and 8 pretraining rows an episode. Logs what `ppo` logs,
 the gradient norms of both terms, and the angle between them.
 
-Cost: 62 to 108 s in `make demo` on two CPU cores. Result there: gold score 0.57
-to 0.58 at temperature 1; 93 % of the language-model loss that PPO adds is
+Cost: 62 to 102 s in `make demo` on two CPU cores. Result there: gold score 0.56
+to 0.59 at temperature 1; 92 to 96 % of the language-model loss that PPO adds is
 removed (docs/results.md).
 """
 

@@ -367,7 +367,7 @@ def pipeline(preset: str) -> configs.PipelineExperiment:
 
 def _labeling(preset: str, section: type[LabelingT]) -> LabelingT:
   # Each round closes holes that the policy before it found in the reward model.
-  return section(prompts=2000, rounds=3) if preset in SMALL else section()
+  return section(prompts=3000, rounds=2) if preset in SMALL else section()
 
 
 def _pipeline_labeling(preset: str) -> configs.PipelineLabeling:

@@ -17,27 +17,20 @@ import functools
 import os
 import pathlib
 import shutil
-import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeVar
 
 from instructgpt_jax import configs
-from instructgpt_jax.cli import flags
 from instructgpt_jax.configs import checks
-from instructgpt_jax.data.tokenizers import Tokenizer
 from instructgpt_jax.distributed import processes
 from instructgpt_jax.errors import UserError, naming_field
 from instructgpt_jax.evaluation.tasks import validation
-from instructgpt_jax.pipeline import evaluation, rankings
+from instructgpt_jax.pipeline import evaluation, preparation, rankings
+from instructgpt_jax.pipeline.workdir import SECONDS, SOURCES, WORLD, Pipeline
 from instructgpt_jax.report import page
-from instructgpt_jax.runs import claims, files
-from instructgpt_jax.runs.progress import log_line
-from instructgpt_jax.training import documents as documents_lib
+from instructgpt_jax.runs import files
 from instructgpt_jax.training import (
-  fingerprint,
   inheritance,
-  inputs,
   mixed_sources,
   ppo,
   pretrain,
@@ -46,109 +39,6 @@ from instructgpt_jax.training import (
   stage_model,
 )
 from instructgpt_jax.training import rankings as rankings_lib
-from instructgpt_jax.world import write
-
-SECONDS = "seconds.json"
-SOURCES = "sources.json"  # the fingerprint of what the pipeline reads
-WORLD = "world"
-_OWN_STARTS = ("base", "policy_init")  # of reward models
-_PUBLIC = "reward_init.comparisons"
-_SOURCES = ("demonstrations", "comparisons", "prompts", "pretraining")
-
-E = TypeVar("E", bound=configs.Experiment)
-
-
-@dataclasses.dataclass(frozen=True)
-class Pipeline:
-  """A pipeline's config and the directories of its stages.
-
-  `config.data` names real files, the world's or the user's. `valid` has
-  the number of validation records of each source.
-  """
-
-  config: configs.PipelineExperiment
-  directory: str
-  has_gold: bool
-  valid: Mapping[str, int] = dataclasses.field(default_factory=dict)
-
-  def stage_dir(self, name: str) -> str:
-    """Returns the workdir of a stage."""
-    return str(pathlib.Path(self.directory) / name)
-
-  def with_sources(self, **sources: str) -> configs.Data:
-    """Returns the data section with other sources."""
-    return dataclasses.replace(self.config.data, **sources)
-
-  def stage_config(self, kind: type[E], init_from: str, **sections: Any) -> E:
-    """Builds a stage's config; the stage starts from directory `init_from`."""
-    config = self.config
-    shared = dict(
-      seed=config.seed,
-      init_from=init_from,
-      model=config.model,
-      tokenizer=config.tokenizer,
-      data=config.data,
-      mesh=config.mesh,
-      processes=config.processes,
-      run=config.run,
-    )
-    experiment = kind(**(shared | sections))
-    return dataclasses.replace(experiment, run=self._run_settings(experiment))
-
-  def _run_settings(self, experiment: configs.Experiment) -> configs.Run:
-    """Leaves `keep_best` out where a stage does not measure it."""
-    run = self.config.run
-    measured: list[str] = []
-    if isinstance(experiment, configs.PpoExperiment):
-      measured = ["reward", *experiment.ppo.held_out_metrics]
-    elif isinstance(experiment, configs.PretrainExperiment):
-      measured = ["valid_loss"] * bool(self.valid.get("data.pretraining"))
-    elif isinstance(experiment, configs.SftExperiment):
-      measured = ["valid_loss"] * bool(self.valid.get("data.demonstrations"))
-      if experiment.sft.reward_model:
-        measured.append("valid_rm_score")
-    if run.keep_best in measured:
-      return run
-    return dataclasses.replace(run, keep_best=None)
-
-  def run_stage(
-    self,
-    name: str,
-    experiment: str,
-    config: E,
-    run: Callable[[E, str], None],
-  ) -> None:
-    """Runs a stage in its directory, as the stage's own command would."""
-    directory = self.stage_dir(name)
-    with self.record_time(name):
-      config = inheritance.inherit_architecture(config)
-      values = flags.config_to_dict(config)
-      with claims.claim(directory, experiment, values):
-        run(config, directory)
-
-  @contextmanager
-  def record_time(self, name: str) -> Iterator[None]:
-    """Adds up the wall time of a stage over calls, in seconds.json.
-
-    A stage that a user error ends before it has made anything does not count.
-    """
-    began, counts = time.monotonic(), True
-    try:
-      yield
-    except UserError:
-      counts = os.path.isdir(self.stage_dir(name))
-      raise
-    finally:
-      if counts:
-        self._add_seconds(name, time.monotonic() - began)
-
-  def _add_seconds(self, name: str, spent: float) -> None:
-    path = pathlib.Path(self.directory) / SECONDS
-    seconds = files.read_json(path) if path.exists() else {}
-    # The time of a skipped stage is negligible.
-    if name not in seconds or spent > 1:
-      seconds[name] = seconds.get(name, 0.0) + spent
-      files.write_json_atomic(path, seconds)
 
 
 def run(config: configs.PipelineExperiment, directory: str) -> None:
@@ -187,12 +77,14 @@ def _list_names(directory: str) -> set[str]:
 
 
 def _run_stages(config: configs.PipelineExperiment, directory: str) -> None:
-  start = _read_starting_point(config)
-  reward_start = _open_reward_start(config)
+  start = preparation.read_starting_point(config)
+  reward_start = preparation.open_reward_start(config)
   checks.check_pipeline(
     dataclasses.replace(config, data=start.data), start.context
   )
-  pipeline = _check_sources(_make_pipeline(config, directory), start)
+  pipeline = preparation.check_sources(
+    preparation.find_sources(config, directory), start
+  )
 
   def ends_with(stage: str) -> bool:
     if config.until == stage:
@@ -273,163 +165,6 @@ def _run_stages(config: configs.PipelineExperiment, directory: str) -> None:
   files.mark_complete(directory, {"report": str(path)})
 
 
-def _make_pipeline(
-  config: configs.PipelineExperiment, directory: str
-) -> Pipeline:
-  """Uses the user's data; without any, writes the world's."""
-  if not config.until:
-    evaluation.read_tasks(config)  # An error comes before the training.
-  sources = [s for s in _SOURCES if getattr(config.data, s)]
-  if sources:
-    missing = [s for s in _SOURCES if s not in sources]
-    if missing:
-      raise UserError(
-        f"is missing; --data.{sources[0]} needs all sources",
-        field=f"data.{missing[0]}",
-        fix="give all four sources, or none for the embedded world",
-        code="missing_source",
-      )
-    if not config.until:
-      inputs.require_evaluation(config.data, config.evaluation)
-      documents_lib.held_out_split(
-        documents_lib.open_documents(config.data, tell=False),
-        config.evaluation.split,
-      )
-    return Pipeline(config, directory, has_gold=False)
-  pipeline = Pipeline(config, directory, has_gold=True)
-  world_dir = pipeline.stage_dir(WORLD)
-  paths = write.world_files(world_dir)
-  if not pathlib.Path(paths.world).exists():
-    log_line("writing the world")
-    with pipeline.record_time("world"):
-      write.write_world(
-        world_dir, seed=config.seed, **dataclasses.asdict(config.world)
-      )
-  processes.barrier("world")
-  data = pipeline.with_sources(
-    demonstrations=paths.demonstrations,
-    prompts=paths.prompts,
-    pretraining=paths.pretraining,
-  )
-  config = dataclasses.replace(config, data=data)
-  if config.world.public_comparisons and not config.reward_init.comparisons:
-    reward_init = dataclasses.replace(
-      config.reward_init, comparisons=paths.public_comparisons
-    )
-    config = dataclasses.replace(config, reward_init=reward_init)
-  return dataclasses.replace(pipeline, config=config)
-
-
-class _StartingPoint(NamedTuple):
-  """Settings that all stages inherit from `init_from`, or else their own."""
-
-  data: configs.Data
-  tokenizer: Tokenizer | None  # None: one is trained
-  context: int
-
-
-def _read_starting_point(config: configs.PipelineExperiment) -> _StartingPoint:
-  if not config.init_from:
-    return _StartingPoint(config.data, None, config.model.max_seq_len)
-  stage = stage_model.open_stage(
-    config.init_from, kind=stage_model.LANGUAGE, field="init_from", run=config
-  )
-  data = inheritance.inherited_data(config.data, stage)
-  return _StartingPoint(data, stage.tokenizer, stage.model_config.max_seq_len)
-
-
-def _open_reward_start(
-  config: configs.PipelineExperiment,
-) -> stage_model.Stage | None:
-  """Opens the model of another run that reward models start from, if any."""
-  if config.reward.init_from in _OWN_STARTS:
-    return None
-  return stage_model.open_stage(
-    config.reward.init_from,
-    kind=stage_model.LANGUAGE,
-    field="reward.init_from",
-    run=config,
-  )
-
-
-def _check_sources(pipeline: Pipeline, start: _StartingPoint) -> Pipeline:
-  """Reads every source, before anything is trained on one of them.
-
-  Args:
-    pipeline: names the sources.
-    start: its limits count, and its chat template may refuse a conversation.
-
-  Raises:
-    UserError: a source cannot be read, differs from an earlier call's, or lacks
-      the validation records that a setting needs.
-  """
-  config, directory = pipeline.config, pipeline.directory
-  data = dataclasses.replace(
-    config.data,
-    **{name: getattr(start.data, name) for name in inheritance.INHERITED},
-  )
-  tokenizer = start.tokenizer
-  documents = documents_lib.open_documents(data)
-  splits = {
-    "data.demonstrations": inputs.demonstrations(data, tokenizer),
-    "data.prompts": inputs.prompts(data, tokenizer),
-  }
-  if data.comparisons:
-    splits["data.comparisons"] = inputs.rankings(data, tokenizer)
-  public = dataclasses.replace(data, comparisons=config.reward_init.comparisons)
-  if public.comparisons:
-    with naming_field(_PUBLIC, instead_of=rankings_lib.FIELD):
-      splits[_PUBLIC] = inputs.rankings(public, tokenizer)
-  valid = {field: len(split.valid) for field, split in splits.items()}
-  valid[documents_lib.FIELD] = documents.counts["valid"]
-  if config.sft.select_by in ("reward", "loss"):
-    sft.choose_selection(
-      config.sft,
-      "sft",
-      has_reward_model=True,
-      num_valid=valid["data.demonstrations"],
-    )
-  unused = {"origin"}
-  if "grade" not in (config.reward.margin, config.reward_init.margin):
-    unused.add("grades")
-  inputs_of_run = {
-    field: inputs.fingerprint_records(
-      public if field == _PUBLIC else data,
-      field.rpartition(".")[2],
-      lambda split=split: [_record_contents(part, unused) for part in split],
-      **{k: len(v) for k, v in split._asdict().items()},
-    )
-    for field, split in splits.items()
-  }
-  inputs_of_run[documents_lib.FIELD] = documents.fingerprint(
-    documents.contents(), *documents.counts
-  )
-  starts = {
-    "init_from": config.init_from,
-    "reward.init_from": config.reward.init_from,
-  }
-  for field, path in starts.items():
-    if path and path not in _OWN_STARTS:
-      inputs_of_run[field] = fingerprint.fingerprint_model(path)
-  sources = fingerprint.Fingerprint({}, inputs_of_run)
-  path = pathlib.Path(directory) / SOURCES
-  if path.exists():
-    sources.require_same({fingerprint.KEY: files.read_json(path)}, directory)
-  else:
-    files.write_json_atomic(path, sources.as_dict())
-  return dataclasses.replace(pipeline, valid=valid)
-
-
-def _record_contents(
-  records: Sequence[Any], unused: Collection[str]
-) -> list[dict[str, Any]]:
-  """Returns the fields of records but for those that the stages do not use."""
-  return [
-    {name: value for name, value in vars(record).items() if name not in unused}
-    for record in records
-  ]
-
-
 def _run_pretrain(pipeline: Pipeline) -> str:
   """Trains the base model, or takes `init_from`; returns its directory."""
   config = pipeline.config
@@ -496,7 +231,7 @@ def _run_reward_init(pipeline: Pipeline, base: str) -> None:
   """Trains what reward models start from, if there are public comparisons."""
   stage = pipeline.config.reward_init
   if stage.comparisons:
-    with naming_field(_PUBLIC, instead_of=rankings_lib.FIELD):
+    with naming_field(preparation.PUBLIC, instead_of=rankings_lib.FIELD):
       _train_reward_model(
         pipeline,
         "reward_init",
@@ -533,7 +268,9 @@ def _reward_start(pipeline: Pipeline, base: str) -> str:
   """Returns the directory of the model that `reward.init_from` names."""
   starts = (base, pipeline.stage_dir("policy_init"))
   start = pipeline.config.reward.init_from
-  return dict(zip(_OWN_STARTS, starts, strict=True)).get(start, start)
+  return dict(zip(preparation.OWN_STARTS, starts, strict=True)).get(
+    start, start
+  )
 
 
 def _train_reward_model(

@@ -17,7 +17,8 @@ from instructgpt_jax.configs import presets
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.evaluation import evaluate, judges
 from instructgpt_jax.pipeline import evaluation as pipeline_evaluation
-from instructgpt_jax.pipeline import stages
+from instructgpt_jax.pipeline import preparation, stages
+from instructgpt_jax.pipeline.workdir import Pipeline
 from instructgpt_jax.runs import claims, files
 from instructgpt_jax.training import stage_model
 from instructgpt_jax.world import requests, words, write
@@ -300,8 +301,8 @@ def test_one_missing_source_is_named(tmp_path):
 def test_a_base_model_replaces_pretraining(world_run, tmp_path):
   base = str(pathlib.Path(world_run) / "pretrain")
   config = dataclasses.replace(small("world"), init_from=base)
-  stages._make_pipeline(config, str(tmp_path))
-  pipeline = stages.Pipeline(config, str(tmp_path), has_gold=True)
+  preparation.find_sources(config, str(tmp_path))
+  pipeline = Pipeline(config, str(tmp_path), has_gold=True)
   assert stages._run_pretrain(pipeline) == base
   assert not (tmp_path / "pretrain").exists()
   assert isinstance(config, configs.PipelineExperiment)

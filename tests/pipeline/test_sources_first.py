@@ -6,10 +6,12 @@ import pathlib
 
 import pytest
 
+from instructgpt_jax import configs
 from instructgpt_jax.cli import flags
 from instructgpt_jax.configs import presets
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.pipeline import stages
+from instructgpt_jax.pipeline.workdir import Pipeline
 from instructgpt_jax.runs import claims, files
 from instructgpt_jax.training import pretrain, sft
 from tests.training import hub, toy
@@ -194,7 +196,7 @@ def test_a_stage_keeps_the_best_by_a_metric_that_it_measures(tmp_path):
   keep_best = {}
   for measure in ("valid_loss", "valid_rm_score", "reward", None):
     run = dataclasses.replace(config.run, keep_best=measure)
-    pipeline = stages.Pipeline(
+    pipeline = Pipeline(
       dataclasses.replace(config, run=run),
       str(tmp_path),
       has_gold=False,
@@ -204,11 +206,11 @@ def test_a_stage_keeps_the_best_by_a_metric_that_it_measures(tmp_path):
     keep_best[measure] = [
       pipeline.stage_config(kind, "", **sections).run.keep_best
       for kind, sections in (
-        (stages.configs.PretrainExperiment, {}),
-        (stages.configs.SftExperiment, {}),
-        (stages.configs.SftExperiment, {"sft": scored}),
-        (stages.configs.RewardExperiment, {}),
-        (stages.configs.PpoExperiment, {}),
+        (configs.PretrainExperiment, {}),
+        (configs.SftExperiment, {}),
+        (configs.SftExperiment, {"sft": scored}),
+        (configs.RewardExperiment, {}),
+        (configs.PpoExperiment, {}),
       )
     ]
   assert keep_best == {

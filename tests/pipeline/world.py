@@ -12,6 +12,7 @@ import pytest
 from instructgpt_jax.cli import flags
 from instructgpt_jax.configs import presets
 from instructgpt_jax.pipeline import stages
+from instructgpt_jax.pipeline.workdir import Pipeline
 
 COMPILED = "compiled.json"
 SMALL = {
@@ -71,7 +72,7 @@ class Compilations(logging.Handler):
 def run_and_observe(folder):
   compilations = Compilations()
   logger = logging.getLogger("jax._src.interpreters.pxla")
-  timed = stages.Pipeline.record_time
+  timed = Pipeline.record_time
 
   @contextlib.contextmanager
   def noted(self, name):
@@ -82,7 +83,7 @@ def run_and_observe(folder):
   logger.addHandler(compilations)
   logger.propagate = False
   with pytest.MonkeyPatch.context() as patch, jax.log_compiles():
-    patch.setattr(stages.Pipeline, "record_time", noted)
+    patch.setattr(Pipeline, "record_time", noted)
     stages.run(small("world"), str(folder))
   logger.removeHandler(compilations)
   logger.propagate = True

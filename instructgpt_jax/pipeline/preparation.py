@@ -1,0 +1,208 @@
+"""Finds what a pipeline starts from and reads, and checks it before training.
+
+An error comes before the first stage, and not hours after it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
+
+from instructgpt_jax import configs
+from instructgpt_jax.data.tokenizers import Tokenizer
+from instructgpt_jax.distributed import processes
+from instructgpt_jax.errors import UserError, naming_field
+from instructgpt_jax.pipeline import evaluation
+from instructgpt_jax.pipeline.workdir import SOURCES, WORLD, Pipeline
+from instructgpt_jax.runs import files
+from instructgpt_jax.runs.progress import log_line
+from instructgpt_jax.training import documents as documents_lib
+from instructgpt_jax.training import (
+  fingerprint,
+  inheritance,
+  inputs,
+  sft,
+  stage_model,
+)
+from instructgpt_jax.training import rankings as rankings_lib
+from instructgpt_jax.world import write
+
+OWN_STARTS = ("base", "policy_init")  # of reward models
+PUBLIC = "reward_init.comparisons"
+_SOURCES = ("demonstrations", "comparisons", "prompts", "pretraining")
+
+
+def find_sources(
+  config: configs.PipelineExperiment, directory: str
+) -> Pipeline:
+  """Uses the user's data; without any, writes the world's.
+
+  Raises:
+    UserError: `missing_source`, some sources are given and others are not; or a
+      file of tasks or documents cannot be evaluated.
+  """
+  if not config.until:
+    evaluation.read_tasks(config)  # An error comes before the training.
+  sources = [s for s in _SOURCES if getattr(config.data, s)]
+  if sources:
+    missing = [s for s in _SOURCES if s not in sources]
+    if missing:
+      raise UserError(
+        f"is missing; --data.{sources[0]} needs all sources",
+        field=f"data.{missing[0]}",
+        fix="give all four sources, or none for the embedded world",
+        code="missing_source",
+      )
+    if not config.until:
+      inputs.require_evaluation(config.data, config.evaluation)
+      documents_lib.held_out_split(
+        documents_lib.open_documents(config.data, tell=False),
+        config.evaluation.split,
+      )
+    return Pipeline(config, directory, has_gold=False)
+  pipeline = Pipeline(config, directory, has_gold=True)
+  world_dir = pipeline.stage_dir(WORLD)
+  paths = write.world_files(world_dir)
+  if not pathlib.Path(paths.world).exists():
+    log_line("writing the world")
+    with pipeline.record_time("world"):
+      write.write_world(
+        world_dir, seed=config.seed, **dataclasses.asdict(config.world)
+      )
+  processes.barrier("world")
+  data = pipeline.with_sources(
+    demonstrations=paths.demonstrations,
+    prompts=paths.prompts,
+    pretraining=paths.pretraining,
+  )
+  config = dataclasses.replace(config, data=data)
+  if config.world.public_comparisons and not config.reward_init.comparisons:
+    reward_init = dataclasses.replace(
+      config.reward_init, comparisons=paths.public_comparisons
+    )
+    config = dataclasses.replace(config, reward_init=reward_init)
+  return dataclasses.replace(pipeline, config=config)
+
+
+class StartingPoint(NamedTuple):
+  """Settings that all stages inherit from `init_from`, or else their own."""
+
+  data: configs.Data
+  tokenizer: Tokenizer | None  # None: one is trained
+  context: int
+
+
+def read_starting_point(config: configs.PipelineExperiment) -> StartingPoint:
+  """Reads the settings of `init_from`, or takes the config's.
+
+  Raises:
+    UserError: `init_from` is not a language model.
+  """
+  if not config.init_from:
+    return StartingPoint(config.data, None, config.model.max_seq_len)
+  stage = stage_model.open_stage(
+    config.init_from, kind=stage_model.LANGUAGE, field="init_from", run=config
+  )
+  data = inheritance.inherited_data(config.data, stage)
+  return StartingPoint(data, stage.tokenizer, stage.model_config.max_seq_len)
+
+
+def open_reward_start(
+  config: configs.PipelineExperiment,
+) -> stage_model.Stage | None:
+  """Opens the model of another run that reward models start from, if any.
+
+  Raises:
+    UserError: `reward.init_from` is not a language model.
+  """
+  if config.reward.init_from in OWN_STARTS:
+    return None
+  return stage_model.open_stage(
+    config.reward.init_from,
+    kind=stage_model.LANGUAGE,
+    field="reward.init_from",
+    run=config,
+  )
+
+
+def check_sources(pipeline: Pipeline, start: StartingPoint) -> Pipeline:
+  """Reads every source, before anything is trained on one of them.
+
+  Args:
+    pipeline: names the sources.
+    start: its limits count, and its chat template may refuse a conversation.
+
+  Raises:
+    UserError: a source cannot be read, differs from an earlier call's, or lacks
+      the validation records that a setting needs.
+
+  Returns:
+    The pipeline with `valid`.
+  """
+  config, directory = pipeline.config, pipeline.directory
+  data = dataclasses.replace(
+    config.data,
+    **{name: getattr(start.data, name) for name in inheritance.INHERITED},
+  )
+  tokenizer = start.tokenizer
+  documents = documents_lib.open_documents(data)
+  splits = {
+    "data.demonstrations": inputs.demonstrations(data, tokenizer),
+    "data.prompts": inputs.prompts(data, tokenizer),
+  }
+  if data.comparisons:
+    splits["data.comparisons"] = inputs.rankings(data, tokenizer)
+  public = dataclasses.replace(data, comparisons=config.reward_init.comparisons)
+  if public.comparisons:
+    with naming_field(PUBLIC, instead_of=rankings_lib.FIELD):
+      splits[PUBLIC] = inputs.rankings(public, tokenizer)
+  valid = {field: len(split.valid) for field, split in splits.items()}
+  valid[documents_lib.FIELD] = documents.counts["valid"]
+  if config.sft.select_by in ("reward", "loss"):
+    sft.choose_selection(
+      config.sft,
+      "sft",
+      has_reward_model=True,
+      num_valid=valid["data.demonstrations"],
+    )
+  unused = {"origin"}
+  if "grade" not in (config.reward.margin, config.reward_init.margin):
+    unused.add("grades")
+  inputs_of_run = {
+    field: inputs.fingerprint_records(
+      public if field == PUBLIC else data,
+      field.rpartition(".")[2],
+      lambda split=split: [_record_contents(part, unused) for part in split],
+      **{k: len(v) for k, v in split._asdict().items()},
+    )
+    for field, split in splits.items()
+  }
+  inputs_of_run[documents_lib.FIELD] = documents.fingerprint(
+    documents.contents(), *documents.counts
+  )
+  starts = {
+    "init_from": config.init_from,
+    "reward.init_from": config.reward.init_from,
+  }
+  for field, path in starts.items():
+    if path and path not in OWN_STARTS:
+      inputs_of_run[field] = fingerprint.fingerprint_model(path)
+  sources = fingerprint.Fingerprint({}, inputs_of_run)
+  path = pathlib.Path(directory) / SOURCES
+  if path.exists():
+    sources.require_same({fingerprint.KEY: files.read_json(path)}, directory)
+  else:
+    files.write_json_atomic(path, sources.as_dict())
+  return dataclasses.replace(pipeline, valid=valid)
+
+
+def _record_contents(
+  records: Sequence[Any], unused: Collection[str]
+) -> list[dict[str, Any]]:
+  """Returns the fields of records but for those that the stages do not use."""
+  return [
+    {name: value for name, value in vars(record).items() if name not in unused}
+    for record in records
+  ]

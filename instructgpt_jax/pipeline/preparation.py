@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from instructgpt_jax import configs
+from instructgpt_jax.data.prepared import records as prepared_records
 from instructgpt_jax.data.tokenizers import Tokenizer
 from instructgpt_jax.distributed import processes
 from instructgpt_jax.errors import UserError, naming_field
@@ -40,11 +41,13 @@ def find_sources(
   """Uses the user's data; without any, writes the world's.
 
   Raises:
-    UserError: `missing_source`, some sources are given and others are not; or a
-      file of tasks or documents cannot be evaluated.
+    UserError: `missing_source`, some sources are given and others are not;
+      `mixed_preparation`, there are public comparisons beside prepared sources;
+      or a file of tasks or documents cannot be evaluated.
   """
   if not config.until:
     evaluation.read_tasks(config)  # An error comes before the training.
+  _require_files(config)
   sources = [s for s in _SOURCES if getattr(config.data, s)]
   if sources:
     missing = [s for s in _SOURCES if s not in sources]
@@ -146,6 +149,7 @@ def check_sources(pipeline: Pipeline, start: StartingPoint) -> Pipeline:
     config.data,
     **{name: getattr(start.data, name) for name in inheritance.INHERITED},
   )
+  public = dataclasses.replace(data, comparisons=config.reward_init.comparisons)
   tokenizer = start.tokenizer
   documents = documents_lib.open_documents(data)
   splits = {
@@ -154,7 +158,6 @@ def check_sources(pipeline: Pipeline, start: StartingPoint) -> Pipeline:
   }
   if data.comparisons:
     splits["data.comparisons"] = inputs.rankings(data, tokenizer)
-  public = dataclasses.replace(data, comparisons=config.reward_init.comparisons)
   if public.comparisons:
     with naming_field(PUBLIC, instead_of=rankings_lib.FIELD):
       splits[PUBLIC] = inputs.rankings(public, tokenizer)
@@ -196,6 +199,27 @@ def check_sources(pipeline: Pipeline, start: StartingPoint) -> Pipeline:
   else:
     files.write_json_atomic(path, sources.as_dict())
   return dataclasses.replace(pipeline, valid=valid)
+
+
+def _require_files(config: configs.PipelineExperiment) -> None:
+  """Refuses public comparisons where a source is prepared.
+
+  Splits that were decided before do not know the other prompts.
+  """
+  comparisons = config.reward_init.comparisons
+  public = dataclasses.replace(config.data, comparisons=comparisons)
+  if not comparisons or not any(
+    map(prepared_records.is_used, (config.data, public))
+  ):
+    return
+  raise UserError(
+    "need all sources as files: prepared ones do not know which prompts are"
+    " held out in the others",
+    file=comparisons,
+    field=PUBLIC,
+    fix=f"give the files that were prepared, or leave out --{PUBLIC}",
+    code="mixed_preparation",
+  )
 
 
 def _record_contents(

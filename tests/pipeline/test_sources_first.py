@@ -9,6 +9,7 @@ import pytest
 from instructgpt_jax import configs
 from instructgpt_jax.cli import flags
 from instructgpt_jax.configs import presets
+from instructgpt_jax.data.prepared import layout
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.pipeline import stages
 from instructgpt_jax.pipeline.workdir import Pipeline
@@ -250,3 +251,25 @@ def test_lengths_are_checked_against_the_models_own_context(sources, tmp_path):
   assert error.field == "ppo.ptx_sequence"
   values |= {"ppo.ptx_sequence": 24, "data.max_response_tokens": 15}
   assert refused(tmp_path / "run", values).field == "data.max_response_tokens"
+
+
+@pytest.mark.parametrize(
+  "prepared",
+  [
+    ["data.demonstrations", "data.comparisons", "data.prompts"],
+    ["reward_init.comparisons"],
+  ],
+)
+def test_public_comparisons_need_all_sources_as_files(
+  prepared, sources, tmp_path
+):
+  """Splits that were decided before do not know the other prompts."""
+  records = tmp_path / "records"
+  records.mkdir()
+  (records / layout.MANIFEST).touch()
+  sources["reward_init.comparisons"] = sources["data.comparisons"]
+  values = sources | dict.fromkeys(prepared, str(records))
+  error = refused(tmp_path / "run", values)
+  assert error.code == "mixed_preparation"
+  assert error.field == "reward_init.comparisons"
+  assert "instructgpt_jax.data prepare" not in error.fix  # it has no such flag

@@ -11,7 +11,10 @@ from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from instructgpt_jax import configs
+from instructgpt_jax.data.curation import drops
+from instructgpt_jax.data.curation import splits as splits_lib
 from instructgpt_jax.data.prepared import records as prepared_records
+from instructgpt_jax.data.records import Ranking
 from instructgpt_jax.data.tokenizers import Tokenizer
 from instructgpt_jax.distributed import processes
 from instructgpt_jax.errors import UserError, naming_field
@@ -161,6 +164,8 @@ def check_sources(pipeline: Pipeline, start: StartingPoint) -> Pipeline:
   if public.comparisons:
     with naming_field(PUBLIC, instead_of=rankings_lib.FIELD):
       splits[PUBLIC] = inputs.rankings(public, tokenizer)
+    if data.comparisons:
+      _require_apart(splits[PUBLIC], splits["data.comparisons"], data)
   valid = {field: len(split.valid) for field, split in splits.items()}
   valid[documents_lib.FIELD] = documents.counts["valid"]
   if config.sft.select_by in ("reward", "loss"):
@@ -220,6 +225,36 @@ def _require_files(config: configs.PipelineExperiment) -> None:
     fix=f"give the files that were prepared, or leave out --{PUBLIC}",
     code="mixed_preparation",
   )
+
+
+def _require_apart(
+  public: inputs.Splits, rankings: inputs.Splits, data: configs.Data
+) -> None:
+  """Refuses training prompts of `public` that are held out in `rankings`.
+
+  The two are sources of different stages; each is split without the other.
+  Prompts without a split in their files have the same in both.
+  """
+
+  def marked(records: Sequence[Ranking], split: str) -> list[Ranking]:
+    return [dataclasses.replace(record, split=split) for record in records]
+
+  train = marked(public.train, "train")
+  held_out = marked(rankings.valid, "valid") + marked(rankings.test, "test")
+  splitter = splits_lib.Splitter(train, data, [held_out])
+  clashing = [r for r in train if splitter.is_held_out_elsewhere(r)]
+  if clashing:
+    file, line = drops.place_of(clashing[0].origin)
+    more = len(clashing) - 1
+    others = f", as are those of {more:,} more training records" * bool(more)
+    raise UserError(
+      f"its prompt is held out in {data.comparisons}{others}",
+      file=file,
+      line=line,
+      field=PUBLIC,
+      fix='give these records "split": "valid", or leave them out',
+      code="held_out_prompt",
+    )
 
 
 def _record_contents(

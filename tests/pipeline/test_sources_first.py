@@ -273,3 +273,37 @@ def test_public_comparisons_need_all_sources_as_files(
   assert error.code == "mixed_preparation"
   assert error.field == "reward_init.comparisons"
   assert "instructgpt_jax.data prepare" not in error.fix  # it has no such flag
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_public_comparisons_train_on_no_held_out_prompt(
+  split, sources, tmp_path, monkeypatch
+):
+  """Both are split alone: a file's own splits may disagree."""
+  path = pathlib.Path(sources["data.comparisons"])
+  lines = [json.loads(line) for line in path.read_text().splitlines()]
+  held_out = next(line for line in lines if line["split"] == "valid")
+  held_out["split"] = split
+  path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+  public = tmp_path / "public.jsonl"
+  sources["reward_init.comparisons"] = str(public)
+
+  def write(split):
+    others = [
+      {"prompt": f"red {i}", "completions": ["a", "b"], "ranks": [1, 2]}
+      for i in range(40)
+    ]
+    same = held_out | {"split": split}
+    public.write_text("".join(json.dumps(r) + "\n" for r in [*others, same]))
+
+  write("train")
+  error = refused(tmp_path / "run", sources)
+  assert error.code == "held_out_prompt"
+  assert error.field == "reward_init.comparisons"
+  assert (error.file, error.line) == (str(public), 41)
+  assert error.problem == f"its prompt is held out in {path}"
+
+  monkeypatch.setattr(pretrain, "train", stop)
+  write("valid")
+  with pytest.raises(Reached):
+    start(tmp_path / "run", **sources)

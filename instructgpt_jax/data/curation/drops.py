@@ -152,6 +152,14 @@ def causes(
   return sorted(result, key=lambda cause: -cause.count)
 
 
+def place_of(origin: str) -> tuple[str | None, int | None]:
+  """Returns (file, line) of an origin."""
+  file, _, line = origin.rpartition(":")
+  if file and line.isdigit():
+    return file, int(line)
+  return origin or None, None
+
+
 def _fix(group: str, drops: Drops) -> str:
   fix = _FIXES.get(group, "--data.max_dropped=1 goes on without them")
   if group == LONG and drops.longest:
@@ -217,7 +225,7 @@ def judge(
   if largest.flag and data.is_explicit(largest.flag):
     return
   what = ", ".join(f"{c.count} {c.name}" for c in causes)
-  file, line = _place(
+  file, line = place_of(
     largest.example.origin if largest.example else largest.where
   )
   fix = largest.fix
@@ -236,11 +244,3 @@ def judge(
 def _enough(count: int, total: int) -> str:
   """Returns the smallest share in hundredths that allows `count` drops."""
   return f"{min(1.0, -(-100 * count // total) / 100):g}"
-
-
-def _place(origin: str) -> tuple[str | None, int | None]:
-  """Returns (file, line) of an origin."""
-  file, _, line = origin.rpartition(":")
-  if file and line.isdigit():
-    return file, int(line)
-  return origin or None, None

@@ -73,6 +73,20 @@ def share(
   return statistics.pooled_interval(values) if values else None
 
 
+def difference(
+  seeds: Sequence[SeedRuns],
+  one: tuple[Callable[[SeedRuns], Model], Group],
+  other: tuple[Callable[[SeedRuns], Model], Group],
+) -> Interval | None:
+  """Returns one share less the other, paired by prompt within each seed."""
+  pairs = [
+    [per_prompt(f, model(f), group) for model, group in (one, other)]
+    for f in seeds
+  ]
+  values = [a - b for a, b in pairs if a is not None and b is not None]
+  return statistics.pooled_interval(values) if values else None
+
+
 def recipe(f: SeedRuns) -> Model:
   """Returns the recipe's reward model."""
   del f
@@ -124,11 +138,9 @@ def verdict(gain: Interval, gap: float) -> str:
   return page.UNCLEAR
 
 
-def correct(
-  f: SeedRuns, model: Model, scorer: str = reward_pairs.MODEL
-) -> np.ndarray:
+def correct(f: SeedRuns, model: Model) -> np.ndarray:
   """Returns [prompts] whose mean is the accuracy on held-out pairs."""
-  values = per_prompt(f, model, Group(scorer=scorer))
+  values = per_prompt(f, model, Group())
   assert values is not None  # every seed has held-out pairs
   return values
 
@@ -151,19 +163,27 @@ def measure_gains(seeds: Sequence[SeedRuns], gap: float) -> list[Gain]:
 
 
 def measure_axes(seeds: Sequence[SeedRuns]) -> dict[str, Points]:
-  """Returns the accuracy along each axis, held out and in training."""
+  """Returns the accuracy along each axis, and its gain over the recipe's."""
   value = seeds[0].scale.value
 
   def points(
     values: Mapping[float, Any], model: Callable[[SeedRuns, Any], Model]
   ) -> Points:
-    return {
-      x: tuple(
-        share(seeds, lambda f, v=v: model(f, v), Group(part=part))
-        for part in (reward_pairs.HELD_OUT, reward_pairs.TRAIN)
+    result = {}
+    for x, v in values.items():
+
+      def at(f: SeedRuns, v: Any = v) -> Model:
+        return model(f, v)
+
+      is_recipe = at(seeds[0]) == recipe(seeds[0])
+      result[x] = (
+        share(seeds, at),
+        share(seeds, at, Group(part=reward_pairs.TRAIN)),
+        None
+        if is_recipe
+        else difference(seeds, (at, Group()), (recipe, Group())),
       )
-      for x, v in values.items()
-    }
+    return result
 
   def parameters(size: str) -> int:
     first = seeds[0]
@@ -214,17 +234,22 @@ def measure_groups(
     ]
     return sum(sum(c["pairs"]) for c in counts if c)
 
-  return [
-    (
-      name,
-      num_pairs(f"{prefix} {name}") / num_pairs(reward_pairs.ALL),
-      share(seeds, recipe, Group(f"{prefix} {name}")),
-      share(seeds, base, Group(f"{prefix} {name}", scorer=reward_pairs.CLAIMS)),
-      share(seeds, recipe, Group(f"{prefix} {name}", "ceiling")),
-      share(seeds, recipe, Group(f"{prefix} {name}", "gold_correct")),
+  rows = []
+  for name in names:
+    group = f"{prefix} {name}"
+    ceiling = (recipe, Group(group, "ceiling"))
+    rows.append(
+      (
+        name,
+        num_pairs(group) / num_pairs(reward_pairs.ALL),
+        share(seeds, recipe, Group(group)),
+        share(seeds, base, Group(group, scorer=reward_pairs.CLAIMS)),
+        share(seeds, *ceiling),
+        difference(seeds, ceiling, (recipe, Group(group))),
+        share(seeds, recipe, Group(group, "gold_correct")),
+      )
     )
-    for name in names
-  ]
+  return rows
 
 
 def measure_rounds(seeds: Sequence[SeedRuns]) -> list[tuple]:
@@ -280,8 +305,15 @@ def analyse(seeds: Sequence[SeedRuns]) -> Finding:
       Group(field="gold_correct"),
     )
   )
+  gap, unread = (
+    difference(seeds, (model, group), (recipe, Group()))
+    for model, group in (
+      (recipe, Group(field="ceiling")),
+      (base, Group(scorer=reward_pairs.CLAIMS)),
+    )
+  )
   # Every seed has held-out pairs.
-  assert accuracy and ceiling and surface and claims
+  assert accuracy and ceiling and gap and surface and claims and unread
   groups = seeds[0].pair_counts(runs.measured(seeds[0], "reward"))[
     reward_pairs.MODEL
   ][reward_pairs.HELD_OUT]
@@ -294,17 +326,13 @@ def analyse(seeds: Sequence[SeedRuns]) -> Finding:
     Limits(
       accuracy=accuracy,
       ceiling=ceiling,
+      gap=gap,
       training=training,
       by_gold=by_gold,
       surface=surface,
       claims=claims,
-      unread=statistics.pooled_interval(
-        [
-          correct(f, base(f), reward_pairs.CLAIMS) - correct(f, recipe(f))
-          for f in seeds
-        ]
-      ),
-      gains=measure_gains(seeds, ceiling.mean - accuracy.mean),
+      unread=unread,
+      gains=measure_gains(seeds, gap.mean),
       axes=measure_axes(seeds),
       families=measure_groups(seeds, "family", families),
       differences=measure_groups(seeds, "differs in", reward_pairs.DIFFERENCES),

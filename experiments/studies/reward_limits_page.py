@@ -13,7 +13,8 @@ from instructgpt_jax.studies.study import Finding
 
 BINDS, DOES_NOT, UNCLEAR = "binds", "does not bind", "unclear"
 
-# x → accuracy on held-out pairs, and on training pairs.
+# x → accuracy on held-out pairs, that on training pairs, and what the first
+# gains over the recipe's, paired; None for the recipe.
 Points = dict[float, Sequence[Interval | None]]
 
 
@@ -33,6 +34,7 @@ class Limits:
   Attributes:
     accuracy: the recipe's, on held-out pairs.
     ceiling: that of a perfect reader of the gold score.
+    gap: the latter less the former, paired.
     training: the recipe's on pairs that it was trained on.
     by_gold: share of held-out pairs ordered as the gold score does.
     surface: accuracy of a linear model of surface features.
@@ -41,7 +43,8 @@ class Limits:
     gains: what the removal of each cause gains.
     axes: name of an axis → its points.
     families: rows by prompt family: name, share of all pairs, accuracy, that
-      of the linear model of claims, ceiling, and accuracy by gold.
+      of the linear model of claims, ceiling, the latter less the accuracy, and
+      accuracy by gold.
     differences: likewise by what two replies differ in.
     gaps: likewise by the difference of two gold scores.
     rounds: rows by rounds of training: name, accuracy on all rounds, on each.
@@ -51,6 +54,7 @@ class Limits:
 
   accuracy: Interval
   ceiling: Interval
+  gap: Interval
   training: Interval | None
   by_gold: Interval | None
   surface: Interval
@@ -63,11 +67,6 @@ class Limits:
   gaps: Sequence[Sequence[Any]]
   rounds: Sequence[Sequence[Any]]
   probes: Sequence[Sequence[Any]]
-
-  @property
-  def gap(self) -> float:
-    """The ceiling less the accuracy."""
-    return self.ceiling.mean - self.accuracy.mean
 
 
 def finding(limits: Limits) -> Finding:
@@ -87,7 +86,7 @@ def finding(limits: Limits) -> Finding:
 
 def _sentence(limits: Limits) -> str:
   closed = ", ".join(
-    f"{g.cause} {_percent(g.gain.mean, limits.gap)}" for g in limits.gains
+    f"{g.cause} {_percent(g.gain.mean, limits.gap.mean)}" for g in limits.gains
   )
   named = [
     f"{verdict}: {', '.join(causes)}"
@@ -121,15 +120,26 @@ def _figures(limits: Limits) -> list[Figure]:
       x_scale="linear" if name.startswith("Noise") else "log",
       lines=[(limits.ceiling.mean, "perfect reader"), (0.5, "chance")],
       series=[
-        Series(title, [(x, pair[i]) for x, pair in points.items() if pair[i]])
-        for i, title in enumerate(("held out", "in training"))
+        Series(
+          "held out",
+          [(x, *_around(y, gain)) for x, (y, _, gain) in points.items() if y],
+        ),
+        Series(
+          "in training",
+          [(x, y.mean) for x, (_, y, _) in points.items() if y],
+        ),
       ],
     )
     for name, points in limits.axes.items()
   ]
   return [
     *(
-      Figure("Accuracy along each axis", panels[i : i + 2])
+      Figure(
+        "Accuracy along each axis",
+        panels[i : i + 2],
+        "95 % intervals of the difference from the recipe's reward model, which"
+        " has none, paired by prompt within each seed.",
+      )
       for i in range(0, len(panels), 2)
     ),
     Figure(
@@ -137,9 +147,17 @@ def _figures(limits: Limits) -> list[Figure]:
       [_compared("Replies differ in", limits.differences),
        _compared("Gold scores are apart by", limits.gaps)],
       "Pairs that differ in one part of the gold score, or in whether a reply"
-      " declines.",
+      " declines. 95 % intervals of the difference from the reward model.",
     ),
   ]  # fmt: skip
+
+
+def _around(value: Interval, difference: Interval | None) -> tuple[float, ...]:
+  """Returns a mean, and the bounds that a paired difference gives it."""
+  if difference is None:
+    return (value.mean,)
+  shift = value.mean - difference.mean
+  return value.mean, shift + difference.low, shift + difference.high
 
 
 def _compared(title: str, rows: Sequence[Sequence[Any]]) -> Panel:
@@ -150,11 +168,19 @@ def _compared(title: str, rows: Sequence[Sequence[Any]]) -> Panel:
     x_scale="category",
     lines=[(0.5, "chance")],
     series=[
-      Series(name, [(row[0], row[i]) for row in rows if row[i]], line=False)
-      for i, name in (
-        (2, "reward model"),
-        (3, "linear model of claims"),
-        (4, "perfect reader"),
+      Series(
+        name,
+        [
+          (row[0], *_around(row[i], row[j] if j else None))
+          for row in rows
+          if row[i]
+        ],
+        line=False,
+      )
+      for i, j, name in (
+        (2, None, "reward model"),
+        (3, None, "linear model of claims"),
+        (4, 5, "perfect reader"),
       )
     ],
   )
@@ -166,6 +192,7 @@ def _tables(limits: Limits) -> list[Table]:
     "reward model",
     "linear model of claims",
     "perfect reader",
+    "perfect reader less reward model",
     "reward model, in gold order",
   ]
   return [
@@ -177,7 +204,7 @@ def _tables(limits: Limits) -> list[Table]:
           g.cause,
           " or ".join(g.removals),
           g.gain,
-          _percent(g.gain.mean, limits.gap),
+          _percent(g.gain.mean, limits.gap.mean),
           g.verdict,
         )
         for g in limits.gains
@@ -189,16 +216,17 @@ def _tables(limits: Limits) -> list[Table]:
       [
         ("held out, as the labelers", limits.accuracy),
         ("held out, perfect reader of the gold score", limits.ceiling),
+        ("the latter less the former", limits.gap),
         ("held out, linear model of surface features", limits.surface),
         ("held out, the same with the claims of replies", limits.claims),
-        ("the latter less the reward model", limits.unread),
+        ("the latter less the network", limits.unread),
         ("in training, as the labelers", limits.training),
         ("held out, as the gold score where it differs", limits.by_gold),
       ],
     ),
     *(
-      Table(name, [name, "held out", "in training"],
-            [(f"{x:,}", *pair) for x, pair in points.items()])
+      Table(name, [name, "held out", "in training", "gain over the recipe"],
+            [(f"{x:,}", *values) for x, values in points.items()])
       for name, points in limits.axes.items()
     ),
     Table("By what the replies differ in", ["differ in", *columns],

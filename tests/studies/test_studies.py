@@ -240,6 +240,15 @@ def test_reward_limits_says_what_binds(tmp_path):
   }
   assert table["noise"][2].mean == pytest.approx(0.12, abs=0.01)
   assert "Binds: noise, data; does not bind:" in result.measured
+  along = next(t for t in result.tables if t.caption == "Rankings")
+  gains = {row[0]: row[3] for row in along.rows}
+  assert gains["2,000"] is None  # the recipe's own
+  assert gains["32,000"].mean == pytest.approx(0.06, abs=0.01)
+  panel = result.figures[0].panels[0].series[0]
+  shown = {point.x: point for point in panel.points}
+  assert shown[32000].high - shown[32000].mean == pytest.approx(
+    gains["32,000"].high - gains["32,000"].mean
+  )
   beyond = "The labels hold more than the network reads."
   assert beyond not in result.measured
   chosen["pairs/pretrain/shared$"] = {"accuracy": 0.7}

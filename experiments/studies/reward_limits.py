@@ -1,15 +1,17 @@
 """Finds what keeps a reward model from ordering pairs as its labelers do.
 
-  make study STUDY=reward_limits SIZE=demo STUDYDIR=runs/limits
+  make study STUDY=reward_limits
 
 Every reward model is measured on the same held-out pairs, beside what a perfect
 reader of the gold score would order alike. One cause is removed at a time: more
 rankings, labels without noise, larger networks, more pretraining, and other
 settings of the optimizer.
 
-Cost: not measured yet. At SIZE=demo pretraining the largest network takes the
-most, about 4e14 FLOPs a seed.
-Result: not measured yet.
+Cost: 219 runs, 4 h 35 min with three seeds, shared runs included
+(docs/results/results.json). At SIZE=demo, which has not run, pretraining the
+largest network takes the most, about 4e14 FLOPs a seed.
+Result: data binds. 16 times the rankings close 35 % of the gap to a perfect
+reader; no other cause closes more than 9 %.
 """
 
 from __future__ import annotations

@@ -94,13 +94,10 @@ def _sentence(limits: Limits) -> str:
     if (causes := [g.cause for g in limits.gains if g.verdict == verdict])
   ]
   return (
-    f"Of held-out pairs {analysis.format_interval(limits.accuracy)} are ordered"
-    " as by the labelers, where a perfect reader of the gold score reaches"
-    f" {limits.ceiling.mean:.3f}, and linear models fitted to the same labels"
-    f" {limits.surface.mean:.3f} (surface features) and"
-    f" {limits.claims.mean:.3f} (and claims). Share of the gap to the perfect"
-    f" reader that the removal of each cause closes: {closed}."
-    f" {'; '.join(named).capitalize()}."
+    f"It orders {limits.accuracy.mean:.3f} of held-out pairs as the labelers"
+    " did, and a perfect reader of the gold score"
+    f" {analysis.format_interval(limits.gap)} more. Share of this gap that the"
+    f" removal of each cause closes: {closed}. {'; '.join(named).capitalize()}."
     + " The labels hold more than the network reads."
     * analysis.is_above(limits.unread)
   )

@@ -232,8 +232,8 @@ def _require_apart(
 ) -> None:
   """Refuses training prompts of `public` that are held out in `rankings`.
 
-  The two are sources of different stages; each is split without the other.
-  Prompts without a split in their files have the same in both.
+  The two are sources of different stages; each is split without the other, and
+  splits that a file gives, or that follow its users, may disagree.
   """
 
   def marked(records: Sequence[Ranking], split: str) -> list[Ranking]:

@@ -3,12 +3,12 @@
   python -m experiments.labels --preset=world --workdir=runs/labels \\
     --pipeline=runs/demo --labeling.prompts=32000 --labeling.noise=1
 
-Ranks every round of the pipeline again: answers of the base model, of
-policy_init and of the round's policy. Writes round_1.jsonl and so on, whose
-training and validation rankings `--data.comparisons` takes, and rankings by
-held-out labelers in round_1_held_out.jsonl.
+Ranks the first `--labeling.rounds` rounds of the pipeline again: answers of the
+base model, of policy_init and of the round's policy. Writes round_1.jsonl and
+so on, whose training and validation rankings `--data.comparisons` takes, and
+rankings by held-out labelers in round_1_held_out.jsonl.
 
-Cost: 14 to 19 s a round for 3,300 prompts at --preset=world on two CPU cores
+Cost: 14 to 15 s a round for 3,300 prompts at --preset=world on two CPU cores
 (docs/results.md, labels). Result: with the pipeline's own settings the rankings
 equal the pipeline's.
 """

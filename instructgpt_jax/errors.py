@@ -2,8 +2,9 @@
 
 import contextlib
 import json
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 
 class UserError(Exception):
@@ -45,26 +46,37 @@ class UserError(Exception):
 
 
 @contextlib.contextmanager
-def naming_field(field: str, *, instead_of: str) -> Iterator[None]:
-  """Names in user errors the field that the user has set.
+def naming_fields(names: Mapping[str, str]) -> Iterator[None]:
+  """Names in user errors the fields that the user has set.
 
   Args:
-    field: that field.
-    instead_of: the field that has its value within.
+    names: a field, or a section with a dot at its end → what has its value in
+      the user's config. "reward." → "reward_init." renames each field of the
+      section.
   """
   try:
     yield
   except UserError as error:
-    if error.field != instead_of:
+    field = _rename(error.field or "", names)
+    if field == (error.field or ""):
       raise
     raise UserError(
       error.problem,
       file=error.file,
       line=error.line,
       field=field,
-      fix=error.fix.replace(instead_of, field),
+      fix=_rename(error.fix, names),
       code=error.code,
     ) from error
+
+
+def _rename(text: str, names: Mapping[str, str]) -> str:
+  """Replaces whole fields, and sections at their beginning."""
+  for old, new in names.items():
+    after = r"(?=\w)" if old.endswith(".") else r"(?![\w.]*\w)"
+    pattern = rf"(?<![\w./]){re.escape(old)}{after}"
+    text = re.sub(pattern, lambda _, new=new: new, text)
+  return text
 
 
 def json_problem(error: Exception) -> str:

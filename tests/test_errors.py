@@ -42,12 +42,22 @@ def test_only_the_given_field_gets_another_name():
     "is bad", file="f", line=3, field="data.a", fix="set --data.a", code="bad"
   )
   with pytest.raises(errors.UserError) as caught:
-    with errors.naming_field("stage.a", instead_of="data.a"):
+    with errors.naming_fields({"data.a": "stage.a"}):
       raise first
   assert str(caught.value) == "f:3 [stage.a]: is bad\n  fix: set --stage.a"
   assert caught.value.code == "bad" and caught.value.__cause__ is first
-  other = errors.UserError("is bad", field="data.b", code="bad")
+  for field in ("data.b", "data.a.b", "data.ab", "my.data.a", None):
+    other = errors.UserError("is bad", field=field, code="bad")
+    with pytest.raises(errors.UserError) as caught:
+      with errors.naming_fields({"data.a": "stage.a"}):
+        raise other
+    assert caught.value is other
+
+
+def test_the_fields_of_a_section_get_another_name():
+  fix = "leave out --reward.a, or x/reward.jsonl and the reward. --data.a.b=1"
   with pytest.raises(errors.UserError) as caught:
-    with errors.naming_field("stage.a", instead_of="data.a"):
-      raise other
-  assert caught.value is other
+    with errors.naming_fields({"reward.": "stage.", "data.a": "public"}):
+      raise errors.UserError("is bad", field="reward.a", fix=fix, code="bad")
+  assert caught.value.field == "stage.a"
+  assert caught.value.fix == fix.replace("--reward.a", "--stage.a")

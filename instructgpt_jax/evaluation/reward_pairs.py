@@ -32,7 +32,7 @@ from instructgpt_jax.configs import checks
 from instructgpt_jax.data import encoding, records
 from instructgpt_jax.data.tokenizers import Tokenizer
 from instructgpt_jax.distributed import mesh as mesh_lib
-from instructgpt_jax.errors import UserError, naming_field
+from instructgpt_jax.errors import UserError, naming_fields
 from instructgpt_jax.evaluation import linear_probe, surface_features
 from instructgpt_jax.runs import files
 from instructgpt_jax.steps import reward_ensemble
@@ -190,7 +190,7 @@ def _select(
   """Returns the held-out rankings, and training rankings if there are any."""
   section = config.pairs
   others = dataclasses.replace(config.data, comparisons=section.held_out)
-  with naming_field("pairs.held_out", instead_of=rankings_lib.FIELD):
+  with naming_fields({rankings_lib.FIELD: "pairs.held_out"}):
     held_out = inputs.rankings(others, tokenizer).valid
   if not held_out:
     raise UserError(

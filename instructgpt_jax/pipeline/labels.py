@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 from instructgpt_jax import configs
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.pipeline import rankings
 from instructgpt_jax.runs import files
+from instructgpt_jax.runs.progress import log_line
 from instructgpt_jax.training import inheritance, stage_model
 from instructgpt_jax.world import write
 
@@ -17,7 +20,7 @@ _FIX = "give --pipeline=DIR, the workdir of experiments.pipeline without data"
 
 
 def run(config: configs.LabelsExperiment, directory: str) -> None:
-  """Ranks the rounds of a pipeline again, with other numbers or other noise.
+  """Ranks the first rounds of a pipeline again, with other numbers or noise.
 
   The same numbers as the pipeline's give the same answers.
 
@@ -26,7 +29,8 @@ def run(config: configs.LabelsExperiment, directory: str) -> None:
     directory: its workdir; gets round_1.jsonl, round_1_held_out.jsonl, ….
 
   Raises:
-    UserError: `no_pipeline`, or a model of the pipeline is missing.
+    UserError: `no_pipeline`; `missing_round`, the pipeline has fewer rounds; or
+      a model of the pipeline is missing.
   """
   if stage_model.is_complete(directory):
     return
@@ -40,40 +44,63 @@ def run(config: configs.LabelsExperiment, directory: str) -> None:
       fix=_FIX,
       code="no_pipeline",
     )
-  policy = stage_model.open_stage(
-    str(root / "policy_init"),
-    kind=stage_model.LANGUAGE,
-    field="pipeline",
-    run=config,
-  )
+  recorded = _recorded_config(root)
+  _require_rounds(config.labeling.rounds, recorded)
+  base = str(root / "pretrain")
+  if not pathlib.Path(base).is_dir():
+    base = str(recorded.get("init_from") or base)
+  rounds = {
+    number: rankings.sampled_models(config.pipeline, base, number)
+    for number in range(1, config.labeling.rounds + 1)
+  }
+  # All models are opened first: a missing one ends the run before it samples.
+  stages = {
+    model.workdir: stage_model.open_stage(
+      model.workdir, kind=stage_model.LANGUAGE, field="pipeline", run=config
+    )
+    for models in rounds.values()
+    for model in models
+  }
+  policy = stages[str(root / "policy_init")]
   data = dataclasses.replace(
     inheritance.inherited_data(config.data, policy), prompts=world.prompts
   )
   config = dataclasses.replace(config, data=data)
-  base = _base_model(root)
   counts = {}
-  for number in range(1, config.labeling.rounds + 1):
+  for number, models in rounds.items():
     path = rankings.label_round(
-      config,
-      directory,
-      number,
-      rankings.sampled_models(config.pipeline, base, number),
-      str(root / "world"),
+      config, directory, number, models, str(root / "world")
     )
     for split in ("train", "valid"):
       counts[f"round_{number}_{split}"] = _count(path, split)
   files.mark_complete(directory, counts)
 
 
-def _base_model(root: pathlib.Path) -> str:
-  """Returns the workdir of a pipeline's base model, its own or `init_from`."""
-  pretrained = root / "pretrain"
-  if pretrained.is_dir():
-    return str(pretrained)
-  recorded = files.read_json(root / files.CONFIG, fix=_FIX)
+def _recorded_config(root: pathlib.Path) -> Mapping[str, Any]:
+  """Reads the config of a pipeline; {} without one."""
+  path = root / files.CONFIG
+  recorded = files.read_json(path, fix=_FIX) if path.is_file() else None
   config = recorded.get("config") if isinstance(recorded, dict) else None
-  start = config.get("init_from") if isinstance(config, dict) else None
-  return str(start or pretrained)
+  return config if isinstance(config, dict) else {}
+
+
+def _require_rounds(rounds: int, recorded: Mapping[str, Any]) -> None:
+  """Refuses more rounds than the pipeline has; says if there are fewer."""
+  labeling = recorded.get("labeling")
+  available = labeling.get("rounds") if isinstance(labeling, dict) else None
+  if not isinstance(available, int) or rounds == available:
+    return
+  if rounds > available:
+    raise UserError(
+      f"is {rounds}, and the pipeline has {available}",
+      field="labeling.rounds",
+      fix=f"give --labeling.rounds={available}",
+      code="missing_round",
+    )
+  log_line(
+    f"labeling.rounds is {rounds}; the pipeline's later rounds, up to"
+    f" {available}, are not ranked again"
+  )
 
 
 def _count(path: str, split: str) -> int:

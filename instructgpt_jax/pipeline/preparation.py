@@ -11,14 +11,15 @@ from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from instructgpt_jax import configs
+from instructgpt_jax.data import curated_source
 from instructgpt_jax.data.curation import drops
 from instructgpt_jax.data.curation import splits as splits_lib
-from instructgpt_jax.data.prepared import records as prepared_records
+from instructgpt_jax.data.prepared import layout
 from instructgpt_jax.data.records import Ranking
 from instructgpt_jax.data.tokenizers import Tokenizer
 from instructgpt_jax.distributed import processes
-from instructgpt_jax.errors import UserError, naming_field
-from instructgpt_jax.pipeline import evaluation
+from instructgpt_jax.errors import UserError, naming_fields
+from instructgpt_jax.pipeline import evaluation, judge_split
 from instructgpt_jax.pipeline.workdir import SOURCES, WORLD, Pipeline
 from instructgpt_jax.runs import files
 from instructgpt_jax.runs.progress import log_line
@@ -31,10 +32,16 @@ from instructgpt_jax.training import (
   stage_model,
 )
 from instructgpt_jax.training import rankings as rankings_lib
-from instructgpt_jax.world import write
+from instructgpt_jax.world import labelers, write
 
 OWN_STARTS = ("base", "policy_init")  # of reward models
 PUBLIC = "reward_init.comparisons"
+# What training on public comparisons has under other names.
+REWARD_INIT_FIELDS = {
+  rankings_lib.FIELD: PUBLIC,
+  "reward.": "reward_init.",
+  "optimizer.": "reward_init.optimizer.",
+}
 _SOURCES = ("demonstrations", "comparisons", "prompts", "pretraining")
 
 
@@ -45,7 +52,7 @@ def find_sources(
 
   Raises:
     UserError: `missing_source`, some sources are given and others are not;
-      `mixed_preparation`, there are public comparisons beside prepared sources;
+      `prepared_rankings`, a source is prepared whose splits the rankings need;
       or a file of tasks or documents cannot be evaluated.
   """
   if not config.until:
@@ -142,7 +149,10 @@ def check_sources(pipeline: Pipeline, start: StartingPoint) -> Pipeline:
 
   Raises:
     UserError: a source cannot be read, differs from an earlier call's, or lacks
-      the validation records that a setting needs.
+      the validation records that a setting needs; `held_out_prompt`, a public
+      comparison's prompt is held out in the rankings; those of
+      `judge_split.check`; and, for public comparisons, those of
+      `training.rankings.check`.
 
   Returns:
     The pipeline with `valid`.
@@ -161,9 +171,14 @@ def check_sources(pipeline: Pipeline, start: StartingPoint) -> Pipeline:
   }
   if data.comparisons:
     splits["data.comparisons"] = inputs.rankings(data, tokenizer)
+    judge_split.check(splits["data.comparisons"], config)
+  else:
+    rankings_lib.left_out_labelers(config.reward.section, labelers.TRAINING)
   if public.comparisons:
-    with naming_field(PUBLIC, instead_of=rankings_lib.FIELD):
+    section = config.reward_init.section
+    with naming_fields(REWARD_INIT_FIELDS):
       splits[PUBLIC] = inputs.rankings(public, tokenizer)
+      rankings_lib.check(splits[PUBLIC], public, section, config.seed)
     if data.comparisons:
       _require_apart(splits[PUBLIC], splits["data.comparisons"], data)
   valid = {field: len(split.valid) for field, split in splits.items()}
@@ -207,24 +222,23 @@ def check_sources(pipeline: Pipeline, start: StartingPoint) -> Pipeline:
 
 
 def _require_files(config: configs.PipelineExperiment) -> None:
-  """Refuses public comparisons where a source is prepared.
+  """Refuses prepared sources where the pipeline writes rankings of its own.
 
-  Splits that were decided before do not know the other prompts.
+  Splits that were decided before do not know the prompts of other files.
   """
-  comparisons = config.reward_init.comparisons
-  public = dataclasses.replace(config.data, comparisons=comparisons)
-  if not comparisons or not any(
-    map(prepared_records.is_used, (config.data, public))
-  ):
-    return
-  raise UserError(
-    "need all sources as files: prepared ones do not know which prompts are"
-    " held out in the others",
-    file=comparisons,
-    field=PUBLIC,
-    fix=f"give the files that were prepared, or leave out --{PUBLIC}",
-    code="mixed_preparation",
-  )
+  sources = {
+    f"data.{name}": getattr(config.data, name) for name in curated_source.KINDS
+  } | {PUBLIC: config.reward_init.comparisons}
+  for field, source in sources.items():
+    if layout.is_prepared(source):
+      raise UserError(
+        "is prepared, but a pipeline divides the rankings between the reward"
+        " model and the judge, and needs their sources as files",
+        file=source,
+        field=field,
+        fix="give the files that were prepared, or run the stages one by one",
+        code="prepared_rankings",
+      )
 
 
 def _require_apart(

@@ -1,8 +1,7 @@
-"""Makes rankings: labels the world's, or splits the user's for a judge."""
+"""Samples answers, and has the embedded world's labelers rank them."""
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 import random
 from collections.abc import Iterable, Sequence
@@ -12,35 +11,27 @@ import jax
 
 from instructgpt_jax import configs
 from instructgpt_jax.data import encoding, reading, records
-from instructgpt_jax.data.curation import splits
 from instructgpt_jax.data.tokenizers import Tokenizer
 from instructgpt_jax.distributed import mesh as mesh_lib
 from instructgpt_jax.distributed import processes
-from instructgpt_jax.errors import UserError
 from instructgpt_jax.runs import files
-from instructgpt_jax.runs.progress import Progress
+from instructgpt_jax.runs.progress import Progress, log_line
 from instructgpt_jax.training import inputs, networks, sampling, stage_model
 from instructgpt_jax.world import labelers, words, write
-
-REWARD, JUDGE = "reward.jsonl", "judge.jsonl"
+from instructgpt_jax.world.facts import World
 
 
 class SampledModel(NamedTuple):
   """A model whose samples are ranked."""
 
-  stage: str  # workdir
+  workdir: str
   share: int  # how many of a prompt's completions, in proportion
   prompted: bool = False  # behind the world's prefix
 
 
-def reward_rankings_path(directory: str) -> str:
-  """Returns the path of the reward model's training rankings."""
-  return str(pathlib.Path(directory) / REWARD)
-
-
-def judge_rankings_path(directory: str) -> str:
-  """Returns the path of the judge's training rankings."""
-  return str(pathlib.Path(directory) / JUDGE)
+def round_path(directory: str, number: int) -> str:
+  """Returns the path of a round's rankings."""
+  return str(pathlib.Path(directory) / f"round_{number}.jsonl")
 
 
 def held_out_path(directory: str, number: int) -> str:
@@ -92,52 +83,72 @@ def label_round(
   Returns:
     The path of the round's rankings.
   """
-  path = pathlib.Path(directory) / f"round_{number}.jsonl"
-  if path.exists() and pathlib.Path(held_out_path(directory, number)).exists():
-    return str(path)
+  paths = round_path(directory, number), held_out_path(directory, number)
+  if all(pathlib.Path(path).exists() for path in paths):
+    return paths[0]
   world = write.load_world(world_dir)
   rng = random.Random(f"labels {config.seed} {number}")
-  stage = stage_model.open_stage(models[0].stage, run=config)
-  pools = inputs.prompts(config.data, stage.tokenizer)
+  stage = stage_model.open_stage(models[0].workdir, run=config)
+  prompts = inputs.prompts(config.data, stage.tokenizer)
   chosen = [
     (split, prompt)
     for split, pool, count in (
-      ("train", pools.train, config.labeling.prompts),
-      ("valid", pools.valid, config.labeling.valid_prompts),
+      ("train", prompts.train, config.labeling.prompts),
+      ("valid", prompts.valid, config.labeling.valid_prompts),
     )
     for prompt in _draw(pool, count, rng)
   ]
-  turns = [prompt.turns for _, prompt in chosen]
-  pools = _sample_completions(config, models, turns, number)
-  lines, others = [], []
-  for (split, _), turn, pool in zip(chosen, turns, pools, strict=True):
-    text, answers = turn[-1].text, [a for a, _ in pool]
-    for out, team in ((lines, labelers.TRAINING), (others, labelers.HELD_OUT)):
-      if out is others and split != "valid":
-        continue
-      labeler = rng.choice(team)
-      ratings = labelers.rate_all(
-        text,
-        answers,
-        [ended for _, ended in pool],
-        labeler_id=labeler,
-        rng=rng,
-        world=world,
-        noise=config.labeling.noise,
-      )
-      ranks = labelers.to_ranks(ratings)
-      out.append(
-        _ranking_record(
-          turn, answers, ranks, split, labeler_id=labeler, grades=ratings
-        )
-      )
-  for out, target in (
-    (lines, path),
-    (others, held_out_path(directory, number)),
-  ):
-    files.write_jsonl_atomic(target, (r for r in out if _has_pair(r)))
+  pools = _sample_completions(
+    config, models, [prompt.turns for _, prompt in chosen], number
+  )
+  by_team: dict[Sequence[str], list[dict[str, Any]]] = {
+    labelers.TRAINING: [],
+    labelers.HELD_OUT: [],
+  }
+  for (split, prompt), pool in zip(chosen, pools, strict=True):
+    for team, ranked in by_team.items():
+      if team == labelers.TRAINING or split == "valid":
+        ranked.append(_rank(prompt, pool, split, team, rng, world, config))
+  for path, ranked in zip(paths, by_team.values(), strict=True):
+    with_pair = [line for line in ranked if len(set(line["ranks"])) > 1]
+    files.write_jsonl_atomic(path, with_pair)
+    log_line(
+      f"{pathlib.Path(path).name}: {len(with_pair):,} rankings;"
+      f" {len(ranked) - len(with_pair):,} more have no two different ranks"
+    )
   processes.barrier("rankings")
-  return str(path)
+  return paths[0]
+
+
+def _rank(
+  prompt: records.Prompt,
+  pool: Sequence[tuple[str, bool]],
+  split: str,
+  team: Sequence[str],
+  rng: random.Random,
+  world: World,
+  config: configs.PipelineExperiment | configs.LabelsExperiment,
+) -> dict[str, Any]:
+  """Returns the ranking of (answer, ended) by a random labeler of a team."""
+  labeler = rng.choice(team)
+  answers = [answer for answer, _ in pool]
+  ratings = labelers.rate_all(
+    prompt.turns[-1].text,
+    answers,
+    [ended for _, ended in pool],
+    labeler_id=labeler,
+    rng=rng,
+    world=world,
+    noise=config.labeling.noise,
+  )
+  return ranking_record(
+    prompt.turns,
+    answers,
+    labelers.to_ranks(ratings),
+    split,
+    labeler_id=labeler,
+    grades=ratings,
+  )
 
 
 def _draw(
@@ -150,22 +161,16 @@ def _draw(
   return drawn
 
 
-def _has_pair(line: dict[str, Any]) -> bool:
-  return len(set(line["ranks"])) > 1
-
-
 def _sample_completions(
   config: configs.PipelineExperiment | configs.LabelsExperiment,
-  from_: Sequence[SampledModel],
+  models: Sequence[SampledModel],
   turns: Sequence[tuple[records.Turn, ...]],
   number: int,
 ) -> list[list[tuple[str, bool]]]:
   """Samples K (answer, ended) a prompt, and drops empty answers."""
   mesh = mesh_lib.make_mesh(config.mesh)
   total = config.labeling.completions
-  shares = [s.share for s in from_]
-  counts = [max(1, total * s // sum(shares)) for s in shares]
-  counts[-1] = max(1, total - sum(counts[:-1]))
+  counts = divide_completions(total, [model.share for model in models])
   pools: list[list[tuple[str, bool]]] = [[] for _ in turns]
   with Progress(
     sum(counts) * len(turns),
@@ -173,13 +178,15 @@ def _sample_completions(
     unit="answer",
     compiles=True,
   ) as progress:
-    for place, (source, count) in enumerate(zip(from_, counts, strict=True)):
+    for index, (model, count) in enumerate(zip(models, counts, strict=True)):
+      if not count:
+        continue
       stage = stage_model.open_stage(
-        source.stage, kind=stage_model.LANGUAGE, run=config
+        model.workdir, kind=stage_model.LANGUAGE, run=config
       )
-      prefix = (records.Turn("system", words.PREFIX),) * source.prompted
+      prefix = (records.Turn("system", words.PREFIX),) * model.prompted
       key = jax.random.fold_in(
-        jax.random.fold_in(jax.random.key(config.seed), 1000 + number), place
+        jax.random.fold_in(jax.random.key(config.seed), 1000 + number), index
       )
       rollout = sampling.respond(
         stage.network,
@@ -204,51 +211,20 @@ def _sample_completions(
   return pools
 
 
-def split_for_judge(
-  config: configs.PipelineExperiment, directory: str, tokenizer: Tokenizer
-) -> None:
-  """Splits the user's rankings between the reward model and the judge.
+def divide_completions(total: int, shares: Sequence[int]) -> list[int]:
+  """Divides a prompt's completions among models, in proportion to shares.
 
-  Each has its own held-out rankings. The results are ordinary files.
+  Each model has at least one, unless there are fewer completions than models:
+  then those with the smallest shares have none.
   """
-  paths = reward_rankings_path(directory), judge_rankings_path(directory)
-  if all(pathlib.Path(p).exists() for p in paths):
-    return
-  pools = inputs.rankings(config.data, tokenizer)
-  parts: dict[str, list[dict[str, Any]]] = {p: [] for p in paths}
-  rankings = [ranking for pool in pools for ranking in pool]
-  hashed = [dataclasses.replace(ranking, split="") for ranking in rankings]
-  splitter = splits.Splitter(hashed, config.data)
-  for split, pool in pools._asdict().items():
-    if split == "test":
-      continue
-    for ranking in pool:
-      drawn = splits.hash_fraction("judge:" + splitter.group_of(ranking))
-      mine = drawn >= config.evaluation.judge_fraction
-      parts[paths[0] if mine else paths[1]].append(
-        _ranking_record(
-          ranking.turns,
-          ranking.completions,
-          ranking.ranks,
-          split,
-          user_id=ranking.user_id,
-          labeler_id=ranking.labeler_id,
-          grades=ranking.grades,
-        )
-      )
-  for path, lines in parts.items():
-    if not any(line["split"] == "train" for line in lines):
-      raise UserError(
-        f"{sum(map(len, pools))} rankings are too few for a reward model and"
-        " a judge",
-        field="data.comparisons",
-        fix="give more rankings, or change --evaluation.judge_fraction",
-        code="too_few_rankings",
-      )
-    files.write_jsonl_atomic(path, lines)
+  counts = [max(1, total * share // sum(shares)) for share in shares]
+  counts[-1] = max(1, total - sum(counts[:-1]))
+  for index in sorted(range(len(shares)), key=shares.__getitem__):
+    counts[index] -= sum(counts) > total
+  return counts
 
 
-def _ranking_record(
+def ranking_record(
   turns: Sequence[records.Turn],
   completions: Iterable[str],
   ranks: Iterable[int],
@@ -267,7 +243,7 @@ def _ranking_record(
 
 def read_encoded(
   path: str, tokenizer: Tokenizer, data: configs.Data, split: str
-):
+) -> list[encoding.EncodedRanking]:
   """Reads and encodes the rankings of one split of a file written here."""
   rankings, _ = reading.read_rankings(path)
   return encoding.encode_rankings(

@@ -22,10 +22,16 @@ from contextlib import contextmanager
 
 from instructgpt_jax import configs
 from instructgpt_jax.configs import checks
+from instructgpt_jax.data.reading import specs
 from instructgpt_jax.distributed import processes
-from instructgpt_jax.errors import UserError, naming_field
+from instructgpt_jax.errors import UserError, naming_fields
 from instructgpt_jax.evaluation.tasks import validation
-from instructgpt_jax.pipeline import evaluation, preparation, rankings
+from instructgpt_jax.pipeline import (
+  evaluation,
+  judge_split,
+  preparation,
+  rankings,
+)
 from instructgpt_jax.pipeline.workdir import SECONDS, SOURCES, WORLD, Pipeline
 from instructgpt_jax.report import page
 from instructgpt_jax.runs import files
@@ -38,7 +44,6 @@ from instructgpt_jax.training import (
   sft,
   stage_model,
 )
-from instructgpt_jax.training import rankings as rankings_lib
 
 
 def run(config: configs.PipelineExperiment, directory: str) -> None:
@@ -111,24 +116,7 @@ def _run_stages(config: configs.PipelineExperiment, directory: str) -> None:
   if pipeline.has_gold:
     final = _run_labeling_rounds(pipeline, base)
   else:
-    rankings.split_for_judge(
-      pipeline.config,
-      pipeline.stage_dir("rankings"),
-      stage_model.open_stage(pipeline.stage_dir("policy_init")).tokenizer,
-    )
-    processes.barrier("rankings")
-    _run_reward(
-      pipeline,
-      base,
-      "reward",
-      rankings.reward_rankings_path(pipeline.stage_dir("rankings")),
-    )
-    _run_reward(
-      pipeline,
-      base,
-      "judge",
-      rankings.judge_rankings_path(pipeline.stage_dir("rankings")),
-    )
+    _run_user_rankings(pipeline, base)
     final = "reward"
   if ends_with("reward"):
     return
@@ -231,7 +219,7 @@ def _run_reward_init(pipeline: Pipeline, base: str) -> None:
   """Trains what reward models start from, if there are public comparisons."""
   stage = pipeline.config.reward_init
   if stage.comparisons:
-    with naming_field(preparation.PUBLIC, instead_of=rankings_lib.FIELD):
+    with naming_fields(preparation.REWARD_INIT_FIELDS):
       _train_reward_model(
         pipeline,
         "reward_init",
@@ -240,6 +228,21 @@ def _run_reward_init(pipeline: Pipeline, base: str) -> None:
         stage.section,
         stage.optimizer,
       )
+
+
+def _run_user_rankings(pipeline: Pipeline, base: str) -> None:
+  """Trains the reward model and the judge, each on a part of the rankings."""
+  directory = pipeline.stage_dir("rankings")
+  policy = stage_model.open_stage(pipeline.stage_dir("policy_init"))
+  judge_split.write(pipeline.config, directory, policy.tokenizer)
+  processes.barrier("rankings")
+  for role in (judge_split.REWARD, judge_split.JUDGE):
+    _run_reward(
+      pipeline,
+      base,
+      role,
+      judge_split.comparisons(pipeline.config, directory, role),
+    )
 
 
 def _run_reward(
@@ -259,7 +262,7 @@ def _run_reward(
     name,
     start,
     comparisons,
-    config.reward.section,
+    judge_split.leave_out_known(config.reward.section, comparisons),
     config.reward.optimizer,
   )
 
@@ -319,7 +322,7 @@ def _run_ppo(
 
 def _run_labeling_rounds(pipeline: Pipeline, base: str) -> str:
   """Labels and trains reward models; returns the last reward model's name."""
-  config, folder = pipeline.config, pipeline.stage_dir("rankings")
+  config, directory = pipeline.config, pipeline.stage_dir("rankings")
   done: list[str] = []
   name = ""
   for number in range(1, config.labeling.rounds + 1):
@@ -327,7 +330,7 @@ def _run_labeling_rounds(pipeline: Pipeline, base: str) -> str:
       done.append(
         rankings.label_round(
           config,
-          folder,
+          directory,
           number,
           rankings.sampled_models(pipeline.directory, base, number),
           pipeline.stage_dir(WORLD),
@@ -335,7 +338,7 @@ def _run_labeling_rounds(pipeline: Pipeline, base: str) -> str:
       )
     last = number == config.labeling.rounds
     name = "reward" if last else f"reward_{number}"
-    _run_reward(pipeline, base, name, ",".join(done))
+    _run_reward(pipeline, base, name, specs.join(map(specs.Part, done)))
     if not last:
       probe = f"probe_{number}"
       _run_ppo(

@@ -22,7 +22,7 @@ from instructgpt_jax.data import reading
 from instructgpt_jax.data.reading import specs
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.evaluation.tasks import registry
-from instructgpt_jax.pipeline import rankings
+from instructgpt_jax.pipeline import judge_split
 from instructgpt_jax.real import example_prompts, references
 from instructgpt_jax.runs import files
 from instructgpt_jax.runs.progress import log_line
@@ -276,28 +276,28 @@ class Plan:
       ranked = self.path("rankings") / "references.jsonl"
       comparisons = f"{self.sources['comparisons']},{ranked}"
       data = configs.Data(comparisons=comparisons, **_RANKED, **_SPLITS)
-      rankings.split_for_judge(
+      judge_split.write(
         configs.PipelineExperiment(data=data),
         str(self.path("rankings")),
         stage_model.open_stage(str(self.path("policy_init"))).tokenizer,
       )
 
-    path = rankings.judge_rankings_path(str(self.path("rankings")))
-    return Step("split", pathlib.Path(path), call=split)
+    path = self._ranked(judge_split.JUDGE)
+    return Step("split", path, call=split)
+
+  def _ranked(self, role: str) -> pathlib.Path:
+    """Returns the path of the rankings of the reward model or the judge."""
+    return self.path("rankings") / f"{role}.jsonl"
 
   def _reward(self, name: str) -> Step:
-    folder = str(self.path("rankings"))
-    files_ = [rankings.judge_rankings_path(folder)]
+    paths = [self._ranked(name)]
     if name == "reward":
-      files_ = [
-        rankings.reward_rankings_path(folder),
-        str(self.path("rankings") / "program.jsonl"),
-      ]
+      paths.append(self._ranked("program"))
     return self._stage(
       name,
       "reward",
       "policy_init",
-      f"--data.comparisons={','.join(files_)}",
+      f"--data.comparisons={','.join(map(str, paths))}",
       self._source("demonstrations"),  # their mean reward becomes 0
       "--reward.batch_size=8",
       "--optimizer.learning_rate=5e-5",

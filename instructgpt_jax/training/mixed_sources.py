@@ -54,13 +54,15 @@ class MixedSource(NamedTuple):
     Raises:
       UserError: `empty_source`, a part has no record.
     """
-    if not self.parts:
-      return [list(records)]
-    groups = self._group(records)
-    self._require(list(map(len, groups)))
+    groups = self.by_part(records)
+    if self.parts:
+      self._require(list(map(len, groups)))
     return groups
 
-  def _group(self, records: Sequence[_R]) -> list[list[_R]]:
+  def by_part(self, records: Sequence[_R]) -> list[list[_R]]:
+    """Groups records by their part, also where a part has none."""
+    if not self.parts:
+      return [list(records)]
     groups: list[list[_R]] = [[] for _ in self.parts]
     part_of = {file: i for i, p in enumerate(self.parts) for file in p.files}
     for record in records:
@@ -110,7 +112,7 @@ class MixedSource(NamedTuple):
     """
     if not self.parts:
       return {"": pack(records)}
-    groups = zip(self._names(), self._group(records), strict=True)
+    groups = zip(self._names(), self.by_part(records), strict=True)
     return {name: pack(group) for name, group in groups if group}
 
   def _names(self) -> list[str]:

@@ -21,6 +21,7 @@ from instructgpt_jax.data.ranking_source import (
 )
 from instructgpt_jax.data.tokenizers import Tokenizer
 from instructgpt_jax.errors import UserError
+from instructgpt_jax.runs.progress import log_line
 from instructgpt_jax.training import fingerprint, inputs, mixed_sources
 from instructgpt_jax.training.inputs import Splits
 
@@ -74,6 +75,7 @@ def _encode(
   section = config.reward
   selected = select_rankings(splits, section, config.seed)
   _require_grades(selected.train, section)
+  _report_ties(selected.train, section)
   source = mixed_sources.open_source(config.data, FIELD)
   *groups, valid, left_out = (
     encoding.encode_rankings(rankings, tokenizer, config.data)
@@ -123,7 +125,7 @@ def _open_prepared(
   names = manifest.read_records(
     config.data.comparisons, "comparisons"
   ).labelers["comparisons"]
-  labelers = _left_out_labelers(section, names)
+  labelers = left_out_labelers(section, names)
   numbers = [i for i, name in enumerate(names) if name in labelers]
   is_out = {
     split: np.isin(part.labelers, numbers)
@@ -152,6 +154,25 @@ def _open_prepared(
   )
 
 
+def check(
+  splits: Splits, data: configs.Data, section: configs.Reward, seed: int
+) -> None:
+  """Refuses rankings on which a reward model could not be trained.
+
+  Args:
+    splits: curated rankings.
+    data: the data section; `comparisons` may have weights.
+    section: the settings.
+    seed: seed of the random choice.
+
+  Raises:
+    UserError: `unknown_labeler`, `no_rankings`, `no_grades` or `empty_source`.
+  """
+  selected = select_rankings(splits, section, seed)
+  _require_grades(selected.train, section)
+  mixed_sources.open_source(data, FIELD).group(selected.train)
+
+
 class RankingSplits(NamedTuple):
   """Rankings of the labelers in training, and of those that are left out."""
 
@@ -175,7 +196,7 @@ def select_rankings(
   """
   train, valid = list(splits.train), list(splits.valid)
   left_out: list[records.Ranking] = []
-  labelers = _left_out_labelers(section, {r.labeler_id for r in train + valid})
+  labelers = left_out_labelers(section, {r.labeler_id for r in train + valid})
   if labelers:
     left_out = [r for r in valid if r.labeler_id in labelers]
     train, valid = (
@@ -194,10 +215,18 @@ def select_rankings(
   return RankingSplits(train, valid, left_out)
 
 
-def _left_out_labelers(
+def left_out_labelers(
   section: configs.Reward, known: Collection[str]
 ) -> set[str]:
-  """Returns the labelers to leave out; refuses one that is not known."""
+  """Returns the labelers that a reward model leaves out.
+
+  Args:
+    section: the settings.
+    known: labelers of the rankings.
+
+  Raises:
+    UserError: `unknown_labeler`.
+  """
   labelers = {name for name in section.leave_out.split(",") if name}
   unknown = sorted(labelers - set(known))
   if unknown:
@@ -256,6 +285,19 @@ def _no_rank_grades() -> UserError:
     fix="leave out --reward.margin, or rank three completions or more",
     code="no_grades",
   )
+
+
+def _report_ties(
+  rankings: Sequence[records.Ranking], section: configs.Reward
+) -> None:
+  """Says how many rankings have only ties left by `max_completions`."""
+  tied = sum(len(set(r.ranks)) < 2 for r in rankings)
+  if tied:
+    log_line(
+      f"{FIELD}: {tied:,} of {len(rankings):,} training rankings have only ties"
+      f" among the {section.max_completions} completions that are used, and"
+      " train nothing"
+    )
 
 
 def _sample_completions(

@@ -57,6 +57,20 @@ def test_parts(directory, spec, parts):
 
 
 @pytest.mark.parametrize(
+  "parts",
+  [
+    [("a.jsonl", None)],
+    [("a.jsonl", 0.7), ("b.jsonl", 0.1 + 0.2)],
+    [("no,such.jsonl", None), ("no such:0.5", None)],
+    [("no,such.jsonl", 2.0), ("c:0.5", 1e-9), ("a, b/c.jsonl", 1.0)],
+    [(r"C:\data\a.jsonl", 0.7), ("hf:org/name", 0.3)],
+  ],
+)
+def test_joined_parts_are_read_again(directory, parts):
+  assert specs.parse(specs.join(specs.Part(*part) for part in parts)) == parts
+
+
+@pytest.mark.parametrize(
   "spec, code, file",
   [
     ("a.jsonl:much,b.jsonl:1", "bad_weight", "a.jsonl"),

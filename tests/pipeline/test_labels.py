@@ -106,6 +106,29 @@ def test_only_a_pipeline_on_the_world_has_labelers(tmp_path):
     )  # fmt: skip
 
 
+def test_more_rounds_than_the_pipeline_has_are_refused(tmp_path):
+  world = pathlib.Path(write.world_files(tmp_path / "world").world)
+  world.parent.mkdir()
+  world.touch()
+  config = {"config": {"labeling": {"rounds": 1}}}
+  (tmp_path / files.CONFIG).write_text(json.dumps(config))
+  with pytest.raises(UserError) as caught:
+    labels.run(labels_config(str(tmp_path)), str(tmp_path / "run"))
+  assert caught.value.code == "missing_round"
+  assert caught.value.field == "labeling.rounds"
+  assert "--labeling.rounds=1" in caught.value.fix
+
+
+@pytest.mark.parametrize("shares", [(1, 1, 4), (1, 2, 3), (3, 2, 1)])
+def test_a_prompt_has_as_many_completions_as_asked_for(shares):
+  for total in range(1, 12):
+    counts = rankings.divide_completions(total, shares)
+    assert sum(counts) == total and min(counts) >= 0
+    assert (min(counts) > 0) == (total >= len(shares))
+    by_share = sorted(zip(shares, counts, strict=True))
+    assert [n for _, n in by_share] == sorted(counts)
+
+
 def pairs_config(world_run, model, **changes):
   rounds = ",".join(
     f"{world_run}/rankings/round_{number}.jsonl" for number in (1, 2)

@@ -11,13 +11,12 @@ import types
 import numpy as np
 import pytest
 
-from instructgpt_jax import configs
 from instructgpt_jax.cli import flags
 from instructgpt_jax.configs import presets
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.evaluation import evaluate, judges
 from instructgpt_jax.pipeline import evaluation as pipeline_evaluation
-from instructgpt_jax.pipeline import preparation, stages
+from instructgpt_jax.pipeline import stages
 from instructgpt_jax.pipeline.workdir import Pipeline
 from instructgpt_jax.runs import claims, files
 from instructgpt_jax.training import stage_model
@@ -226,16 +225,23 @@ def files_config(folder):
       "demonstrations",
       [{"prompt": f"say {c} {t}", "completion": f"{c} {t}"} for c, t in pairs],
     ),
-    "data.comparisons": write(
-      "comparisons",
-      [
-        {
-          "prompt": f"name the {c} {t}",
-          "completions": [f"{c} {t}", f"{t}", "no"],
-          "ranks": [1, 2, 3],
-        }
-        for c, t in pairs
-      ],
+    "data.comparisons": ",".join(
+      write(
+        name,
+        [
+          {
+            "prompt": f"name the {c} {t}",
+            "completions": [f"{c} {t}", f"{t}", "no"],
+            "ranks": [1, 2, 3],
+          }
+          for c, t in part
+        ],
+      )
+      + f":{weight}"
+      for name, part, weight in (
+        ("first", pairs[:40], 0.75),
+        ("second", pairs[40:], 0.25),
+      )
     ),
     "data.prompts": write(
       "prompts", [{"prompt": f"paint the {t} {c}"} for c, t in pairs]
@@ -276,12 +282,27 @@ def test_runs_on_files_are_judged_by_a_second_reward_model(files_run):
 
 
 def test_the_judge_and_the_reward_model_share_no_prompt(files_run):
-  folder = pathlib.Path(files_run) / "rankings"
+  directory = pathlib.Path(files_run) / "rankings"
   prompts = [
-    {json.dumps(line["prompt"]) for line in lines(folder / name)}
-    for name in ("reward.jsonl", "judge.jsonl")
+    {
+      json.dumps(line["prompt"])
+      for name in ("1_first", "2_second")
+      for line in lines(directory / f"{role}_{name}.jsonl")
+    }
+    for role in ("reward", "judge")
   ]
   assert prompts[0] and prompts[1] and not prompts[0] & prompts[1]
+
+
+def test_both_are_trained_with_the_weights_of_the_rankings(files_run):
+  for role in ("reward", "judge"):
+    figures = report(files_run)["sources"][role]["data.comparisons"]
+    assert [figure["weight"] for figure in figures] == [0.75, 0.25]
+    assert [pathlib.Path(figure["source"]).name for figure in figures] == [
+      f"{role}_1_first.jsonl",
+      f"{role}_2_second.jsonl",
+    ]
+    assert figures[0]["rankings_share"] == pytest.approx(0.75, abs=0.03)
 
 
 def test_tasks_are_checked_before_the_training(tmp_path):
@@ -301,11 +322,9 @@ def test_one_missing_source_is_named(tmp_path):
 def test_a_base_model_replaces_pretraining(world_run, tmp_path):
   base = str(pathlib.Path(world_run) / "pretrain")
   config = dataclasses.replace(small("world"), init_from=base)
-  preparation.find_sources(config, str(tmp_path))
   pipeline = Pipeline(config, str(tmp_path), has_gold=True)
   assert stages._run_pretrain(pipeline) == base
   assert not (tmp_path / "pretrain").exists()
-  assert isinstance(config, configs.PipelineExperiment)
 
 
 def test_held_out_documents_fit_the_models_context(world_run):

@@ -254,25 +254,68 @@ def test_lengths_are_checked_against_the_models_own_context(sources, tmp_path):
 
 
 @pytest.mark.parametrize(
-  "prepared",
+  "field",
   [
-    ["data.demonstrations", "data.comparisons", "data.prompts"],
-    ["reward_init.comparisons"],
+    "data.demonstrations",
+    "data.comparisons",
+    "data.prompts",
+    "reward_init.comparisons",
   ],
 )
-def test_public_comparisons_need_all_sources_as_files(
-  prepared, sources, tmp_path
+def test_a_pipeline_needs_files_where_rankings_are_written(
+  field, sources, tmp_path
 ):
-  """Splits that were decided before do not know the other prompts."""
+  """The splits of prepared sources do not know the prompts of other files."""
   records = tmp_path / "records"
   records.mkdir()
   (records / layout.MANIFEST).touch()
-  sources["reward_init.comparisons"] = sources["data.comparisons"]
-  values = sources | dict.fromkeys(prepared, str(records))
-  error = refused(tmp_path / "run", values)
-  assert error.code == "mixed_preparation"
-  assert error.field == "reward_init.comparisons"
-  assert "instructgpt_jax.data prepare" not in error.fix  # it has no such flag
+  error = refused(tmp_path / "run", sources | {field: str(records)})
+  assert error.code == "prepared_rankings"
+  assert (error.field, error.file) == (field, str(records))
+
+
+@pytest.mark.parametrize(
+  "values, code, field",
+  [
+    ({"reward.margin": "grade"}, "no_grades", "reward.margin"),
+    ({"reward.leave_out": "nobody"}, "unknown_labeler", "reward.leave_out"),
+    ({"reward_init.margin": "grade"}, "no_grades", "reward_init.margin"),
+    (
+      {"reward_init.leave_out": "nobody"},
+      "unknown_labeler",
+      "reward_init.leave_out",
+    ),
+  ],
+)
+@pytest.mark.parametrize("embedded", [False, True])
+def test_settings_that_rankings_do_not_fit_end_it_before_training(
+  embedded, values, code, field, sources, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(pretrain, "train", stop)
+  if embedded:
+    sources = {
+      "world.public_comparisons": 40,
+      "world.pretraining_tokens": 2_000,
+      "world.test_prompts": 20,
+    }
+  else:
+    path = tmp_path / "graded.jsonl"
+    lines = [
+      {"prompt": f"p {i}", "completions": ["a", "b"], "ranks": [1, 2]}
+      for i in range(40)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    sources |= {
+      "data.comparisons": str(path),
+      "reward_init.comparisons": sources["data.comparisons"],
+    }
+  if embedded and values == {"reward.margin": "grade"}:
+    with pytest.raises(Reached):  # the labelers grade
+      start(tmp_path / "run", **sources, **values)
+    return
+  error = refused(tmp_path / "run", sources | values)
+  assert (error.code, error.field) == (code, field)
+  assert "--reward." not in error.fix or field.startswith("reward.")
 
 
 @pytest.mark.parametrize("split", ["valid", "test"])

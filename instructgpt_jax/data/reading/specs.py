@@ -14,6 +14,7 @@ import glob
 import math
 import os
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from instructgpt_jax.data.formats.json_values import as_number
@@ -65,6 +66,18 @@ def parse(*specs: str) -> list[Part]:
       code="zero_weights",
     )
   return parts
+
+
+def join(parts: Iterable[Part]) -> str:
+  """Returns the text of a source, which `parse` reads as these parts."""
+  return ",".join(
+    _quote(part.name) + ("" if part.weight is None else f":{part.weight!r}")
+    for part in parts
+  )
+
+
+def _quote(name: str) -> str:
+  return f'"{name}"' if "," in name or ":" in name else name
 
 
 def _parts(spec: str) -> list[Part]:

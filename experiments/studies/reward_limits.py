@@ -11,7 +11,7 @@ Cost: 219 runs, 4 h 35 min with three seeds, shared runs included
 (docs/results/results.json). At SIZE=demo, which has not run, pretraining the
 largest network takes the most, about 4e14 FLOPs a seed.
 Result: data binds. 16 times the rankings close 35 % of the gap to a perfect
-reader; no other cause closes more than 9 %.
+reader. No other cause is shown to bind; noise and capacity are unclear.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Sizes of a study: one recipe for all stages, and three model sizes.
+"""Sizes of a study: one recipe for all stages, and flags of other model sizes.
 
-All studies except `model_size` use the smallest model, as in the paper.
+Policies of all studies except `model_size` have the recipe's own size.
 """
 
 from __future__ import annotations

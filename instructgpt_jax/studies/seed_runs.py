@@ -13,8 +13,6 @@ from instructgpt_jax.studies.measured_model import MeasuredModel
 from instructgpt_jax.studies.scale import RECIPE_SIZE, Scale, experiment_flags
 from instructgpt_jax.sweeps.jobs import Job
 
-SHARED = ("pretrain", "policy_init", "reward", "sft")
-
 
 class SeedRuns:
   """The runs of one seed: its shared stages and the runs of all studies.
@@ -329,10 +327,6 @@ class SeedRuns:
       self._answers[job.name] = MeasuredModel(files.read_json(path))
     return self._answers[job.name]
 
-  def summary(self, job: Job | str) -> dict[str, Any]:
-    """Reads complete.json of a run."""
-    return files.read_complete(self.directory(job)) or {}
-
   @functools.cached_property
   def vocab_size(self) -> int:
     """Size of the world's vocabulary."""
@@ -365,11 +359,7 @@ class SeedRuns:
     }[experiment]
     flags = {f"data.{s}": self.world_path(f"{s}.jsonl") for s in sources}
     if experiment == "reward":
-      rounds = self.scale.value("labeling.rounds")
-      flags["data.comparisons"] = ",".join(
-        os.path.join(self.directory("rankings"), f"round_{i}.jsonl")
-        for i in range(1, rounds + 1)
-      )
+      flags["data.comparisons"] = self.rankings_flag()
     if experiment == "pretrain":
       flags["tokenizer.path"] = os.path.join(
         self.directory("pretrain"), "tokenizer"

@@ -9,6 +9,7 @@ from typing import Any
 
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.report.findings import Figure, Table
+from instructgpt_jax.report.results import mapping
 from instructgpt_jax.runs import files
 from instructgpt_jax.studies import scale as scale_lib
 from instructgpt_jax.studies.scale import Scale
@@ -123,6 +124,62 @@ def collect_results(
     },
     "studies": collected,
   }
+
+
+def add_earlier(
+  results: Mapping[str, Any], earlier: Mapping[str, Any], path: str
+) -> tuple[dict[str, Any], list[str]]:
+  """Takes the studies that are not complete from an earlier page's results.
+
+  Args:
+    results: of `collect_results`.
+    earlier: of an earlier page, as `results.json` stores them.
+    path: path of `earlier`.
+
+  Returns:
+    The results, and the names of the studies that are taken. The time of all
+    runs is left out where studies are taken, as they may share runs.
+
+  Raises:
+    UserError: `other_size` or `bad_results`.
+  """
+  studies, verdicts = (
+    mapping(mapping(earlier).get(group)) for group in ("studies", "verdicts")
+  )
+  if not studies:
+    raise UserError(
+      "has no studies",
+      file=path,
+      field="--earlier",
+      fix="give the results.json beside a page of studies",
+      code="bad_results",
+    )
+  if earlier.get("size") != results["size"]:
+    raise UserError(
+      f"has the size {earlier.get('size')!r}, and the runs {results['size']!r}",
+      file=path,
+      field="--earlier",
+      fix="give the results.json of studies of the same size",
+      code="other_size",
+    )
+  taken = [
+    name
+    for name, study in results["studies"].items()
+    if not study["complete"]
+    and mapping(studies.get(name)).get("complete")
+    and name in verdicts
+  ]
+  merged = {
+    group: {**results[group], **{name: source[name] for name in taken}}
+    for group, source in (("studies", studies), ("verdicts", verdicts))
+  }
+  machines = dict.fromkeys(
+    [results["machine"], *[earlier.get("machine", "")] * bool(taken)]
+  )
+  changed = {"machine": "; ".join(filter(None, machines))}
+  if taken:
+    changed["seconds"] = None
+  return {**results, **merged, **changed}, taken
 
 
 def _collect_study(

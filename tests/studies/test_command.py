@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from experiments import report, study
+from instructgpt_jax.errors import UserError
 from instructgpt_jax.runs import files
 from tests.studies import fake
 
@@ -104,3 +105,43 @@ def test_the_report_is_built_from_complete_runs(tmp_path, capsys):
   assert (output / "figures" / "kl_with_ptx-1.svg").exists()
   text = capsys.readouterr().out
   assert "Incomplete" in text and str(output) in text
+
+
+def test_studies_that_are_not_complete_come_from_an_earlier_page(
+  tmp_path, capsys
+):
+  from experiments import studies
+  from instructgpt_jax.studies import scale as scale_lib
+  from instructgpt_jax.studies import study as study_lib
+
+  def build(name, *flags):
+    root = str(tmp_path / name)
+    study_lib.lock_size(root, scale_lib.MINI)
+    for job in study_lib.all_jobs([studies.ALL[name]], scale_lib.MINI, root):
+      fake.run(root, job)
+    status = report.main([f"--workdir={root}", *flags])
+    return status, files.read_json(tmp_path / name / "results.json")
+
+  status, earlier = build("kl_with_ptx")
+  assert status == 0
+  path = tmp_path / "kl_with_ptx" / "results.json"
+  status, results = build("sft_epochs", f"--earlier={path}")
+  assert status == 0
+  assert f"from {path}: kl_with_ptx\n" in capsys.readouterr().out
+  for group in ("studies", "verdicts"):
+    name = "kl_with_ptx"
+    assert results[group][name] == earlier[group][name]
+  complete = {n for n, s in results["studies"].items() if s["complete"]}
+  assert complete == {"kl_with_ptx", "sft_epochs"}
+  assert results["seconds"] is None
+  assert (tmp_path / "sft_epochs/figures/kl_with_ptx-1.svg").exists()
+
+  for text, code in (
+    ('{"size": "smoke", "studies": {"ptx_coef": {}}}', "other_size"),
+    ('{"size": "mini", "studies": []}', "bad_results"),
+    ("[]", "bad_results"),
+  ):
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+      report.build(str(tmp_path / "sft_epochs"), earlier=str(path))
+    assert (caught.value.code, caught.value.file) == (code, str(path)), text

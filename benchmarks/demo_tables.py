@@ -142,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       for workdir in arguments.workdir
     ]
     for heading, lines in pages(reports).items():
-      print(f"## {heading}\n\n{lines}\n")
+      print(f"### {heading}\n\n{lines}\n")
 
   return launch.run_with_errors(run)
 

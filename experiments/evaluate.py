@@ -10,8 +10,8 @@ Writes every number by prompt to answers.json, so that models can be compared in
 pairs, and the means to complete.json. Outside the embedded world a reward model
 is the judge: --measure.judge=DIR.
 
-Cost: at --preset=world, `make demo` measures all models in 57 to 84 s on two
-CPU cores. Result: the gold score of the demo's PPO-ptx is 0.56 to 0.59 at
+Cost: at --preset=world, `make demo` measures all models in 57 s on two CPU
+cores. Result: the gold score of the demo's PPO-ptx is 0.56 to 0.59 at
 temperature 1 (docs/results.md).
 """
 

@@ -7,7 +7,7 @@
 Trains for 2 epochs on demonstrations, with 10 % of the rows from pretraining.
 The result is also the reference of PPO's KL penalty.
 
-Cost: 8 to 11 s in `make demo` on two CPU cores (docs/results.md).
+Cost: 8 s in `make demo` on two CPU cores (docs/results.md).
 """
 
 import functools

@@ -7,7 +7,7 @@
 The resulting model has the averaged weights. Watch reward, kl, entropy,
 clip_fraction, explained_variance, response_length and ended in metrics.jsonl.
 
-Cost: 26 to 34 s in `make demo` on two CPU cores. Result there: gold score 0.55
+Cost: 26 s in `make demo` on two CPU cores. Result there: gold score 0.55
 to 0.59 at temperature 1, against 0.41 to 0.45 of SFT (docs/results.md).
 """
 

@@ -7,7 +7,7 @@
 The paper has γ = 27.8 and 8 pretraining rows an episode. Logs what `ppo` logs,
 the gradient norms of both terms, and the angle between them.
 
-Cost: 62 to 102 s in `make demo` on two CPU cores. Result there: gold score 0.56
+Cost: 62 s in `make demo` on two CPU cores. Result there: gold score 0.56
 to 0.59 at temperature 1; 92 to 96 % of the language-model loss that PPO adds is
 removed (docs/results.md).
 """

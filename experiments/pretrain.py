@@ -6,7 +6,7 @@
 Trains a tokenizer on the text unless --tokenizer.path names one. Writes
 metrics.jsonl, checkpoints/, tokenizer/ and model/ into the workdir.
 
-Cost: 133 to 238 s in `make demo` on two CPU cores. Result there: 0.82 to 0.83
+Cost: 133 s in `make demo` on two CPU cores. Result there: 0.82 to 0.83
 nats a token on held-out text (docs/results.md).
 """
 

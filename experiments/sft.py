@@ -7,8 +7,8 @@ Trains for 16 epochs with a cosine schedule to 10 % and dropout 0.2. With
 --sft.reward_model=DIR the checkpoint is chosen by that model's score of answers
 to validation prompts, as in the paper; by validation loss otherwise.
 
-Cost: 9 to 11 s in `make demo` on two CPU cores. Result there: gold score 0.41
-to 0.45 at temperature 1, against 0.27 to 0.30 of the base model
+Cost: 9 s in `make demo` on two CPU cores. Result there: gold score 0.41
+to 0.45 at temperature 1, against 0.27 to 0.29 of the base model
 (docs/results.md).
 """
 

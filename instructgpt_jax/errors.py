@@ -6,6 +6,8 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 
+_FLAG = re.compile(r"(?<=--)\w+(?:\.\w+)*")
+
 
 class UserError(Exception):
   """A user error: shown as a few lines without a traceback, exit status 2.
@@ -65,18 +67,16 @@ def naming_fields(names: Mapping[str, str]) -> Iterator[None]:
       file=error.file,
       line=error.line,
       field=field,
-      fix=_rename(error.fix, names),
+      fix=_FLAG.sub(lambda flag: _rename(flag[0], names), error.fix),
       code=error.code,
     ) from error
 
 
-def _rename(text: str, names: Mapping[str, str]) -> str:
-  """Replaces whole fields, and sections at their beginning."""
+def _rename(field: str, names: Mapping[str, str]) -> str:
   for old, new in names.items():
-    after = r"(?=\w)" if old.endswith(".") else r"(?![\w.]*\w)"
-    pattern = rf"(?<![\w./]){re.escape(old)}{after}"
-    text = re.sub(pattern, lambda _, new=new: new, text)
-  return text
+    if field == old or (old.endswith(".") and field.startswith(old)):
+      return new + field.removeprefix(old)
+  return field
 
 
 def json_problem(error: Exception) -> str:

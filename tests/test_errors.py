@@ -55,7 +55,7 @@ def test_only_the_given_field_gets_another_name():
 
 
 def test_the_fields_of_a_section_get_another_name():
-  fix = "leave out --reward.a, or x/reward.jsonl and the reward. --data.a.b=1"
+  fix = "leave out --reward.a, reward.jsonl or my-reward.v2. --data.a.b=1"
   with pytest.raises(errors.UserError) as caught:
     with errors.naming_fields({"reward.": "stage.", "data.a": "public"}):
       raise errors.UserError("is bad", field="reward.a", fix=fix, code="bad")

@@ -195,7 +195,7 @@ class Reward(Checked):
   max_completions: int | None = option(
     None,
     "Maximum number of completions of each ranking.",
-    minimum=1,
+    minimum=2,
     maximum=9,
   )
   leave_out: str = option(

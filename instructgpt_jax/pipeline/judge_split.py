@@ -21,10 +21,12 @@ from instructgpt_jax.data.tokenizers import Tokenizer
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.pipeline import rankings as rankings_lib
 from instructgpt_jax.runs import files
+from instructgpt_jax.runs.progress import log_line
 from instructgpt_jax.training import inputs, mixed_sources
 from instructgpt_jax.training import rankings as training_rankings
 
 REWARD, JUDGE = "reward", "judge"
+_NAMES = {REWARD: "reward model", JUDGE: "judge"}
 _OTHER_CHARACTERS = re.compile(r"[^A-Za-z0-9_-]+")
 
 
@@ -65,25 +67,32 @@ def divide(
   return parts
 
 
-def check(pools: inputs.Splits, config: configs.PipelineExperiment) -> None:
+def check(
+  pools: inputs.Splits, config: configs.PipelineExperiment, *, has_limits: bool
+) -> None:
   """Refuses rankings on which a later stage could not be trained.
 
   Args:
     pools: curated rankings.
     config: the pipeline.
+    has_limits: see `training.rankings.check`.
 
   Raises:
     UserError: `unknown_labeler`; `too_few_rankings`, a part has none for
-      training; `empty_source`, a weighted part has none; and those of
+      training, also of one weighted source; and those of
       `training.rankings.check`.
   """
-  known = {r.labeler_id for pool in pools for r in pool}
-  training_rankings.left_out_labelers(config.reward.section, known)
+  section = config.reward.section
+  known = {r.labeler_id for r in [*pools.train, *pools.valid]}
+  training_rankings.left_out_labelers(section, known)
   for part in _divide_or_refuse(pools, config).values():
-    section = _leave_out_known(
-      config.reward.section, (r for pool in part for r in pool)
+    training_rankings.check(
+      part,
+      config.data,
+      _leave_out_known(section, [*part.train, *part.valid]),
+      config.seed,
+      has_limits=has_limits,
     )
-    training_rankings.check(part, config.data, section, config.seed)
 
 
 def write(
@@ -97,7 +106,7 @@ def write(
     tokenizer: counts tokens.
 
   Raises:
-    UserError: `too_few_rankings` or `empty_source`.
+    UserError: `too_few_rankings`.
   """
   paths = [
     p for role in (REWARD, JUDGE) for p in _paths(config, directory, role)
@@ -154,7 +163,11 @@ def leave_out_known(section: configs.Reward, source: str) -> configs.Reward:
   """
   if not section.leave_out:
     return section
-  return _leave_out_known(section, reading.read_rankings(source)[0])
+  known = _leave_out_known(section, reading.read_rankings(source)[0])
+  log_line(
+    f"{source}: rankings of {known.leave_out or 'no labeler'} are left out"
+  )
+  return known
 
 
 def _leave_out_known(
@@ -169,17 +182,21 @@ def _divide_or_refuse(
   pools: inputs.Splits, config: configs.PipelineExperiment
 ) -> Mapping[str, inputs.Splits]:
   parts = divide(pools, config.data, config.evaluation.judge_fraction)
-  if not all(part.train for part in parts.values()):
-    raise UserError(
-      f"{sum(map(len, pools))} rankings are too few for a reward model and"
-      " a judge",
-      field=training_rankings.FIELD,
-      fix="give more rankings, or change --evaluation.judge_fraction",
-      code="too_few_rankings",
-    )
   source = mixed_sources.open_source(config.data, training_rankings.FIELD)
-  for part in parts.values():
-    source.group(part.train)  # refuses an empty part
+  for role, part in parts.items():
+    groups = source.by_part(part.train)
+    for i, group in enumerate(groups):
+      if group:
+        continue
+      counts = [len(source.by_part(pool)[i]) for pool in pools]
+      raise UserError(
+        f"{sum(counts):,} rankings, but none is left to train the"
+        f" {_NAMES[role]}: they are divided by user and prompt",
+        file=source.parts[i].name if source.parts else None,
+        field=training_rankings.FIELD,
+        fix="give more prompts, or change --evaluation.judge_fraction",
+        code="too_few_rankings",
+      )
   return parts
 
 

@@ -20,7 +20,12 @@ from instructgpt_jax.data.tokenizers import Tokenizer
 from instructgpt_jax.distributed import processes
 from instructgpt_jax.errors import UserError, naming_fields
 from instructgpt_jax.pipeline import evaluation, judge_split
-from instructgpt_jax.pipeline.workdir import SOURCES, WORLD, Pipeline
+from instructgpt_jax.pipeline.workdir import (
+  SOURCES,
+  STAGE_FIELDS,
+  WORLD,
+  Pipeline,
+)
 from instructgpt_jax.runs import files
 from instructgpt_jax.runs.progress import log_line
 from instructgpt_jax.training import documents as documents_lib
@@ -36,12 +41,7 @@ from instructgpt_jax.world import labelers, write
 
 OWN_STARTS = ("base", "policy_init")  # of reward models
 PUBLIC = "reward_init.comparisons"
-# What training on public comparisons has under other names.
-REWARD_INIT_FIELDS = {
-  rankings_lib.FIELD: PUBLIC,
-  "reward.": "reward_init.",
-  "optimizer.": "reward_init.optimizer.",
-}
+_BEFORE_RANKINGS = ("world", "pretrain", "policy_init")  # values of `until`
 _SOURCES = ("demonstrations", "comparisons", "prompts", "pretraining")
 
 
@@ -171,14 +171,22 @@ def check_sources(pipeline: Pipeline, start: StartingPoint) -> Pipeline:
   }
   if data.comparisons:
     splits["data.comparisons"] = inputs.rankings(data, tokenizer)
-    judge_split.check(splits["data.comparisons"], config)
+    if config.until not in _BEFORE_RANKINGS:
+      judge_split.check(
+        splits["data.comparisons"], config, has_limits=tokenizer is not None
+      )
   else:
-    rankings_lib.left_out_labelers(config.reward.section, labelers.TRAINING)
+    _check_labeling(config)
   if public.comparisons:
-    section = config.reward_init.section
-    with naming_fields(REWARD_INIT_FIELDS):
+    with naming_fields(STAGE_FIELDS["reward_init"]):
       splits[PUBLIC] = inputs.rankings(public, tokenizer)
-      rankings_lib.check(splits[PUBLIC], public, section, config.seed)
+      rankings_lib.check(
+        splits[PUBLIC],
+        public,
+        config.reward_init.section,
+        config.seed,
+        has_limits=tokenizer is not None,
+      )
     if data.comparisons:
       _require_apart(splits[PUBLIC], splits["data.comparisons"], data)
   valid = {field: len(split.valid) for field, split in splits.items()}
@@ -226,6 +234,8 @@ def _require_files(config: configs.PipelineExperiment) -> None:
 
   Splits that were decided before do not know the prompts of other files.
   """
+  if config.until in _BEFORE_RANKINGS:
+    return
   sources = {
     f"data.{name}": getattr(config.data, name) for name in curated_source.KINDS
   } | {PUBLIC: config.reward_init.comparisons}
@@ -239,6 +249,24 @@ def _require_files(config: configs.PipelineExperiment) -> None:
         fix="give the files that were prepared, or run the stages one by one",
         code="prepared_rankings",
       )
+
+
+def _check_labeling(config: configs.PipelineExperiment) -> None:
+  """Refuses settings of the reward model that no labels of the world fit.
+
+  Raises:
+    UserError: `unknown_labeler`, `no_rankings` or `no_grades`.
+  """
+  section = config.reward.section
+  left_out = rankings_lib.left_out_labelers(section, labelers.TRAINING)
+  if left_out == set(labelers.TRAINING):
+    raise rankings_lib.no_rankings()
+  completions = min(
+    config.labeling.completions,
+    section.max_completions or config.labeling.completions,
+  )
+  if section.margin == "rank" and completions < 3:
+    raise rankings_lib.no_rank_grades()
 
 
 def _require_apart(

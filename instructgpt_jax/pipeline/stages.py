@@ -24,7 +24,7 @@ from instructgpt_jax import configs
 from instructgpt_jax.configs import checks
 from instructgpt_jax.data.reading import specs
 from instructgpt_jax.distributed import processes
-from instructgpt_jax.errors import UserError, naming_fields
+from instructgpt_jax.errors import UserError
 from instructgpt_jax.evaluation.tasks import validation
 from instructgpt_jax.pipeline import (
   evaluation,
@@ -171,6 +171,7 @@ def _run_pretrain(pipeline: Pipeline) -> str:
     "pretrain",
     dataclasses.replace(experiment, model=model),
     validation.with_tasks(pretrain.train, "pretrain"),
+    section="pretrain",
   )
   return pipeline.stage_dir("pretrain")
 
@@ -189,6 +190,7 @@ def _run_policy_init(pipeline: Pipeline, base: str) -> None:
     functools.partial(
       validation.with_tasks(sft.train, "sft"), name="policy_init"
     ),
+    section="policy_init",
   )
 
 
@@ -212,6 +214,7 @@ def _run_sft(pipeline: Pipeline, base: str, reward_name: str) -> None:
       optimizer=config.sft.optimizer,
     ),
     validation.with_tasks(sft.train, "sft"),
+    section="sft",
   )
 
 
@@ -219,15 +222,14 @@ def _run_reward_init(pipeline: Pipeline, base: str) -> None:
   """Trains what reward models start from, if there are public comparisons."""
   stage = pipeline.config.reward_init
   if stage.comparisons:
-    with naming_fields(preparation.REWARD_INIT_FIELDS):
-      _train_reward_model(
-        pipeline,
-        "reward_init",
-        _reward_start(pipeline, base),
-        stage.comparisons,
-        stage.section,
-        stage.optimizer,
-      )
+    _train_reward_model(
+      pipeline,
+      "reward_init",
+      _reward_start(pipeline, base),
+      stage.comparisons,
+      stage.section,
+      stage.optimizer,
+    )
 
 
 def _run_user_rankings(pipeline: Pipeline, base: str) -> None:
@@ -284,17 +286,21 @@ def _train_reward_model(
   section: configs.Reward,
   optimizer: configs.Optimizer,
 ) -> None:
+  data = pipeline.with_sources(comparisons=comparisons)
+  if pipeline.config.reward.init_from not in preparation.OWN_STARTS:
+    data = inheritance.without_architecture(data)
   pipeline.run_stage(
     name,
     "reward",
     pipeline.stage_config(
       configs.RewardExperiment,
       start,
-      data=pipeline.with_sources(comparisons=comparisons),
+      data=data,
       reward=section,
       optimizer=optimizer,
     ),
     reward.train,
+    section="reward_init" if name == "reward_init" else "reward",
   )
 
 
@@ -302,9 +308,10 @@ def _run_ppo(
   pipeline: Pipeline, name: str, reward_name: str, stage: configs.PpoStage
 ) -> None:
   config = pipeline.config
+  experiment = "ppo_ptx" if stage.ptx_coef else "ppo"
   pipeline.run_stage(
     name,
-    "ppo_ptx" if stage.ptx_coef else "ppo",
+    experiment,
     pipeline.stage_config(
       configs.PpoExperiment,
       pipeline.stage_dir("policy_init"),
@@ -317,6 +324,7 @@ def _run_ppo(
       value_optimizer=config.ppo.value_optimizer,
     ),
     functools.partial(validation.with_tasks(ppo.train, "ppo"), name=name),
+    section=experiment,
   )
 
 

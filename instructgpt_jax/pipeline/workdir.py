@@ -12,13 +12,36 @@ from typing import Any, TypeVar
 
 from instructgpt_jax import configs
 from instructgpt_jax.cli import flags
-from instructgpt_jax.errors import UserError
+from instructgpt_jax.errors import UserError, naming_fields
 from instructgpt_jax.runs import claims, files
 from instructgpt_jax.training import inheritance
 
 SECONDS = "seconds.json"
 SOURCES = "sources.json"  # the fingerprint of what the pipeline reads
 WORLD = "world"
+# Section of the pipeline -> what its stage has under other names.
+STAGE_FIELDS: Mapping[str, Mapping[str, str]] = {
+  "pretrain": {"optimizer.": "pretrain.optimizer."},
+  "policy_init": {
+    "optimizer.": "policy_init.optimizer.",
+    "sft.": "policy_init.",
+  },
+  "reward_init": {
+    "optimizer.": "reward_init.optimizer.",
+    "reward.": "reward_init.",
+    "data.comparisons": "reward_init.comparisons",
+  },
+  "reward": {"optimizer.": "reward.optimizer."},
+  "sft": {"optimizer.": "sft.optimizer."},
+  "ppo": {
+    "optimizer.": "ppo.optimizer.",
+    "value_optimizer.": "ppo.value_optimizer.",
+  },
+  "ppo_ptx": {
+    "optimizer.": "ppo_ptx.optimizer.",
+    "value_optimizer.": "ppo.value_optimizer.",
+  },
+}
 
 E = TypeVar("E", bound=configs.Experiment)
 
@@ -82,10 +105,20 @@ class Pipeline:
     experiment: str,
     config: E,
     run: Callable[[E, str], None],
+    *,
+    section: str,
   ) -> None:
-    """Runs a stage in its directory, as the stage's own command would."""
+    """Runs a stage in its directory, as the stage's own command would.
+
+    Args:
+      name: name of the stage's directory.
+      experiment: name of its command.
+      config: its config.
+      run: trains.
+      section: key of STAGE_FIELDS; errors name the pipeline's fields.
+    """
     directory = self.stage_dir(name)
-    with self.record_time(name):
+    with self.record_time(name), naming_fields(STAGE_FIELDS[section]):
       config = inheritance.inherit_architecture(config)
       values = flags.config_to_dict(config)
       with claims.claim(directory, experiment, values):

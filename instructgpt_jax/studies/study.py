@@ -19,6 +19,7 @@ from instructgpt_jax.sweeps.jobs import Job
 PAPER, OURS = "paper", "ours"
 _SIZE_FILE = "study.json"
 TITLE = "InstructGPT's findings in a small world"
+TAKEN = "Taken from an earlier page, whose runs this directory does not have."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,13 +174,16 @@ def add_earlier(
     group: {**results[group], **{name: source[name] for name in taken}}
     for group, source in (("studies", studies), ("verdicts", verdicts))
   }
-  machines = dict.fromkeys(
-    [results["machine"], *[earlier.get("machine", "")] * bool(taken)]
-  )
-  changed = {"machine": "; ".join(filter(None, machines))}
-  if taken:
-    changed["seconds"] = None
-  return {**results, **merged, **changed}, taken
+  if not taken:
+    return dict(results), taken
+  for name in taken:
+    notes = [n for n in merged["studies"][name].get("notes", ()) if n != TAKEN]
+    merged["studies"][name] = merged["studies"][name] | {
+      "notes": [*notes, TAKEN]
+    }
+  machines = f"{results['machine']}; {earlier.get('machine') or ''}"
+  machine = "; ".join(dict.fromkeys(filter(None, machines.split("; "))))
+  return {**results, **merged, "seconds": None, "machine": machine}, taken
 
 
 def _collect_study(

@@ -97,6 +97,17 @@ def _check_architecture(config: configs.Experiment, stage: Stage) -> None:
     )
 
 
+def without_architecture(data: configs.Data) -> configs.Data:
+  """Returns the data section as if the user had set no flag of the network.
+
+  They describe the network of the policy, not that of a stage which starts
+  from another model.
+  """
+  flags = {f"model.{name}" for name in ARCHITECTURE}
+  names = [name for name in data.explicit.split(",") if name not in flags]
+  return dataclasses.replace(data, explicit=",".join(names))
+
+
 def _flag_text(value: Any) -> str:
   is_word = value is None or isinstance(value, bool)
   return str(value).lower() if is_word else str(value)

@@ -75,7 +75,7 @@ def _encode(
   section = config.reward
   selected = select_rankings(splits, section, config.seed)
   _require_grades(selected.train, section)
-  _report_ties(selected.train, section)
+  _report_ties(selected.train, config)
   source = mixed_sources.open_source(config.data, FIELD)
   *groups, valid, left_out = (
     encoding.encode_rankings(rankings, tokenizer, config.data)
@@ -142,7 +142,7 @@ def _open_prepared(
     "left_out": PreparedRankings(splits.valid, np.flatnonzero(is_out["valid"])),
   }
   if section.margin == "rank" and num_completions(parts["train"]).max() < 3:
-    raise _no_rank_grades()
+    raise no_rank_grades()
   counts = {name: len(part) for name, part in parts.items()}
   return Rankings(
     source=mixed_sources.MixedSource(FIELD, ()),
@@ -155,7 +155,12 @@ def _open_prepared(
 
 
 def check(
-  splits: Splits, data: configs.Data, section: configs.Reward, seed: int
+  splits: Splits,
+  data: configs.Data,
+  section: configs.Reward,
+  seed: int,
+  *,
+  has_limits: bool,
 ) -> None:
   """Refuses rankings on which a reward model could not be trained.
 
@@ -164,13 +169,16 @@ def check(
     data: the data section; `comparisons` may have weights.
     section: the settings.
     seed: seed of the random choice.
+    has_limits: whether rankings above the limits in tokens are left out
+      already. Without, grades that some rankings lack are no error yet.
 
   Raises:
     UserError: `unknown_labeler`, `no_rankings`, `no_grades` or `empty_source`.
   """
-  selected = select_rankings(splits, section, seed)
-  _require_grades(selected.train, section)
-  mixed_sources.open_source(data, FIELD).group(selected.train)
+  train = select_rankings(splits, section, seed).train
+  if has_limits or not any(r.grades for r in splits.train):
+    _require_grades(train, section)
+  mixed_sources.open_source(data, FIELD).group(train)
 
 
 class RankingSplits(NamedTuple):
@@ -248,12 +256,17 @@ def _random_state(seed: int) -> np.random.RandomState:
 def _require_rankings(train: Sized) -> None:
   """Refuses a selection without training rankings."""
   if not len(train):
-    raise UserError(
-      "no ranking is left to train on",
-      field="reward.leave_out",
-      fix="leave out fewer labelers",
-      code="no_rankings",
-    )
+    raise no_rankings()
+
+
+def no_rankings() -> UserError:
+  """Returns the error of a run whose labelers are all left out."""
+  return UserError(
+    "no ranking is left to train on",
+    field="reward.leave_out",
+    fix="leave out fewer labelers",
+    code="no_rankings",
+  )
 
 
 def _require_grades(
@@ -262,7 +275,7 @@ def _require_grades(
   """Refuses rankings that a margin needs grades of, and that have none."""
   if section.margin == "rank":
     if all(max(r.ranks) - min(r.ranks) < 2 for r in rankings):
-      raise _no_rank_grades()
+      raise no_rank_grades()
   if section.margin != "grade":
     return
   without = [r for r in rankings if not r.grades]
@@ -277,7 +290,8 @@ def _require_grades(
     )
 
 
-def _no_rank_grades() -> UserError:
+def no_rank_grades() -> UserError:
+  """Returns the error of margins by rank without ranks that are apart."""
   return UserError(
     "is rank, but no completions are two ranks apart: all margins would be"
     " equal",
@@ -288,15 +302,15 @@ def _no_rank_grades() -> UserError:
 
 
 def _report_ties(
-  rankings: Sequence[records.Ranking], section: configs.Reward
+  rankings: Sequence[records.Ranking], config: configs.RewardExperiment
 ) -> None:
   """Says how many rankings have only ties left by `max_completions`."""
   tied = sum(len(set(r.ranks)) < 2 for r in rankings)
   if tied:
     log_line(
-      f"{FIELD}: {tied:,} of {len(rankings):,} training rankings have only ties"
-      f" among the {section.max_completions} completions that are used, and"
-      " train nothing"
+      f"{config.data.comparisons}: {tied:,} of {len(rankings):,} training"
+      f" rankings have only ties among {config.reward.max_completions}"
+      " completions, and train nothing"
     )
 
 

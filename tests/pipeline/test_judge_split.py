@@ -148,9 +148,10 @@ def test_weights_of_the_users_files_are_kept(tmp_path):
   assert len(prompts) == 64
 
 
-def check(tmp_path, **values):
+def check(tmp_path, *, has_limits=False, **values):
   config = config_of(**values)
-  judge_split.check(inputs.without_limits("comparisons", config.data), config)
+  pools = inputs.without_limits("comparisons", config.data)
+  judge_split.check(pools, config, has_limits=has_limits)
 
 
 def test_a_labeler_may_have_all_rankings_in_one_part(tmp_path):
@@ -198,5 +199,33 @@ def test_a_weighted_file_needs_rankings_in_both_parts(tmp_path):
   second = write_rankings(tmp_path / "b.jsonl", "two", 2)
   with pytest.raises(UserError) as caught:
     check(tmp_path, **{"data.comparisons": f"{first}:1,{second}:1"})
-  assert caught.value.code == "empty_source"
+  assert caught.value.code == "too_few_rankings"
   assert caught.value.file == second
+
+
+def test_a_labeler_of_test_rankings_alone_is_unknown(tmp_path):
+  path = write_rankings(tmp_path / "a.jsonl", "one", 60, labeler_id="l1")
+  with open(path, "a", encoding="utf-8") as file:
+    line = {"prompt": "x", "completions": ["a", "b"], "ranks": [1, 2]}
+    file.write(json.dumps(line | {"labeler_id": "l2", "split": "test"}) + "\n")
+  with pytest.raises(UserError) as caught:
+    check(tmp_path, **{"data.comparisons": path, "reward.leave_out": "l2"})
+  assert caught.value.code == "unknown_labeler"
+
+
+def test_grades_may_lack_where_limits_are_not_known(tmp_path):
+  """A ranking without grades may exceed the limits, and is then left out."""
+  path = write_rankings(tmp_path / "a.jsonl", "one", 60, grades=[2, 1])
+  write_rankings(tmp_path / "b.jsonl", "two", 1)
+  source = f"{path},{tmp_path / 'b.jsonl'}"
+  values = {"data.comparisons": source, "reward.margin": "grade"}
+  pathlib.Path(tmp_path / "b.jsonl").write_text(
+    json.dumps(
+      {"prompt": "x", "completions": ["a", "b"], "ranks": [1, 2],
+       "split": "train"}
+    )
+  )  # fmt: skip
+  check(tmp_path, **values)
+  with pytest.raises(UserError) as caught:
+    check(tmp_path, has_limits=True, **values)
+  assert caught.value.code == "no_grades"

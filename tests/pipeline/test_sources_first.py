@@ -15,6 +15,7 @@ from instructgpt_jax.pipeline import stages
 from instructgpt_jax.pipeline.workdir import Pipeline
 from instructgpt_jax.runs import claims, files
 from instructgpt_jax.training import pretrain, sft
+from instructgpt_jax.world import labelers
 from tests.training import hub, toy
 
 
@@ -316,6 +317,73 @@ def test_settings_that_rankings_do_not_fit_end_it_before_training(
   error = refused(tmp_path / "run", sources | values)
   assert (error.code, error.field) == (code, field)
   assert "--reward." not in error.fix or field.startswith("reward.")
+
+
+@pytest.mark.parametrize(
+  "values, code, field",
+  [
+    (
+      {"reward.leave_out": ",".join(labelers.TRAINING)},
+      "no_rankings",
+      "reward.leave_out",
+    ),
+    (
+      {"reward.margin": "rank", "labeling.completions": 2},
+      "no_grades",
+      "reward.margin",
+    ),
+    (
+      {"reward.margin": "rank", "reward.max_completions": 2},
+      "no_grades",
+      "reward.margin",
+    ),
+  ],
+)
+def test_settings_that_no_labels_fit_end_it_before_training(
+  values, code, field, tmp_path
+):
+  sizes = {"world.pretraining_tokens": 2_000, "world.test_prompts": 20}
+  error = refused(tmp_path / "run", sizes | values)
+  assert (error.code, error.field) == (code, field)
+
+
+def test_nothing_is_divided_before_the_rankings(sources, tmp_path, monkeypatch):
+  monkeypatch.setattr(pretrain, "train", stop)
+  values = {"evaluation.judge_fraction": 1e-9}
+  assert refused(tmp_path / "run", sources | values).code == "too_few_rankings"
+  with pytest.raises(Reached):
+    start(tmp_path / "run", **sources, **values, until="policy_init")
+
+
+@pytest.mark.parametrize(
+  "section, field, named",
+  [
+    ("policy_init", "optimizer.warmup_steps", "policy_init.optimizer."),
+    ("policy_init", "sft.epochs", "policy_init.epochs"),
+    ("reward_init", "reward.margin", "reward_init.margin"),
+    ("reward_init", "data.comparisons", "reward_init.comparisons"),
+    ("reward", "reward.margin", "reward.margin"),
+    ("ppo_ptx", "value_optimizer.warmup_steps", "ppo.value_optimizer."),
+    ("ppo_ptx", "ppo.episodes", "ppo.episodes"),
+  ],
+)
+def test_errors_of_stages_name_the_pipelines_flags(
+  section, field, named, tmp_path
+):
+  def fail(config, directory):
+    raise UserError("is bad", field=field, fix=f"leave out --{field}", code="x")
+
+  config = presets.pipeline("tiny")
+  pipeline = Pipeline(config, str(tmp_path), has_gold=True)
+  stage = pipeline.stage_config(configs.PretrainExperiment, "")
+  with pytest.raises(UserError) as caught:
+    pipeline.run_stage("stage", "pretrain", stage, fail, section=section)
+  error = caught.value
+  assert error.field is not None and error.field.startswith(named)
+  assert error.fix == f"leave out --{error.field}"
+  value = config
+  for name in error.field.split("."):
+    value = getattr(value, name)  # the pipeline has such a field
 
 
 @pytest.mark.parametrize("split", ["valid", "test"])

@@ -130,11 +130,20 @@ def test_studies_that_are_not_complete_come_from_an_earlier_page(
   assert f"from {path}: kl_with_ptx\n" in capsys.readouterr().out
   for group in ("studies", "verdicts"):
     name = "kl_with_ptx"
-    assert results[group][name] == earlier[group][name]
+    expected = dict(earlier[group][name])
+    if group == "studies":
+      expected["notes"] = [*expected["notes"], study_lib.TAKEN]
+    assert results[group][name] == expected
   complete = {n for n, s in results["studies"].items() if s["complete"]}
   assert complete == {"kl_with_ptx", "sft_epochs"}
   assert results["seconds"] is None
+  assert results["machine"] == earlier["machine"]
   assert (tmp_path / "sft_epochs/figures/kl_with_ptx-1.svg").exists()
+  own = tmp_path / "sft_epochs" / "results.json"
+  path.rename(tmp_path / "others.json")
+  assert report.main([f"--workdir={own.parent}", f"--earlier={own}"]) == 0
+  assert files.read_json(own) == results
+  path.touch()
 
   for text, code in (
     ('{"size": "smoke", "studies": {"ptx_coef": {}}}', "other_size"),

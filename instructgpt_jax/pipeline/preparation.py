@@ -157,38 +157,17 @@ def check_sources(pipeline: Pipeline, start: StartingPoint) -> Pipeline:
   Returns:
     The pipeline with `valid`.
   """
-  config, directory = pipeline.config, pipeline.directory
+  config = pipeline.config
   data = dataclasses.replace(
     config.data,
     **{name: getattr(start.data, name) for name in inheritance.INHERITED},
   )
   public = dataclasses.replace(data, comparisons=config.reward_init.comparisons)
-  tokenizer = start.tokenizer
   documents = documents_lib.open_documents(data)
   splits = {
-    "data.demonstrations": inputs.demonstrations(data, tokenizer),
-    "data.prompts": inputs.prompts(data, tokenizer),
-  }
-  if data.comparisons:
-    splits["data.comparisons"] = inputs.rankings(data, tokenizer)
-    if config.until not in _BEFORE_RANKINGS:
-      judge_split.check(
-        splits["data.comparisons"], config, has_limits=tokenizer is not None
-      )
-  else:
-    _check_labeling(config)
-  if public.comparisons:
-    with naming_fields(STAGE_FIELDS["reward_init"]):
-      splits[PUBLIC] = inputs.rankings(public, tokenizer)
-      rankings_lib.check(
-        splits[PUBLIC],
-        public,
-        config.reward_init.section,
-        config.seed,
-        has_limits=tokenizer is not None,
-      )
-    if data.comparisons:
-      _require_apart(splits[PUBLIC], splits["data.comparisons"], data)
+    "data.demonstrations": inputs.demonstrations(data, start.tokenizer),
+    "data.prompts": inputs.prompts(data, start.tokenizer),
+  } | _read_rankings(config, data, public, start.tokenizer)
   valid = {field: len(split.valid) for field, split in splits.items()}
   valid[documents_lib.FIELD] = documents.counts["valid"]
   if config.sft.select_by in ("reward", "loss"):
@@ -213,20 +192,68 @@ def check_sources(pipeline: Pipeline, start: StartingPoint) -> Pipeline:
   inputs_of_run[documents_lib.FIELD] = documents.fingerprint(
     documents.contents(), *documents.counts
   )
+  _require_same_inputs(pipeline, inputs_of_run)
+  return dataclasses.replace(pipeline, valid=valid)
+
+
+def _read_rankings(
+  config: configs.PipelineExperiment,
+  data: configs.Data,
+  public: configs.Data,
+  tokenizer: Tokenizer | None,
+) -> dict[str, inputs.Splits]:
+  """Reads the rankings and the public comparisons that the pipeline has.
+
+  Args:
+    config: the pipeline.
+    data: names the rankings.
+    public: names the public comparisons.
+    tokenizer: counts tokens; without one, no limit in tokens is applied.
+  """
+  has_limits = tokenizer is not None
+  splits = {}
+  if data.comparisons:
+    splits[rankings_lib.FIELD] = rankings = inputs.rankings(data, tokenizer)
+    if config.until not in _BEFORE_RANKINGS:
+      judge_split.check(rankings, config, has_limits=has_limits)
+  else:
+    _check_labeling(config)
+  if public.comparisons:
+    section, seed = config.reward_init.section, config.seed
+    with naming_fields(STAGE_FIELDS["reward_init"]):
+      splits[PUBLIC] = read = inputs.rankings(public, tokenizer)
+      rankings_lib.check(read, public, section, seed, has_limits=has_limits)
+    if data.comparisons:
+      _require_apart(read, rankings, data)
+  return splits
+
+
+def _require_same_inputs(
+  pipeline: Pipeline, inputs_of_run: dict[str, fingerprint.Source]
+) -> None:
+  """Records what the pipeline reads, or refuses what an earlier call did not.
+
+  Args:
+    pipeline: the pipeline.
+    inputs_of_run: fingerprint of each source.
+  """
+  config = pipeline.config
   starts = {
     "init_from": config.init_from,
     "reward.init_from": config.reward.init_from,
   }
-  for field, path in starts.items():
-    if path and path not in OWN_STARTS:
-      inputs_of_run[field] = fingerprint.fingerprint_model(path)
-  sources = fingerprint.Fingerprint({}, inputs_of_run)
-  path = pathlib.Path(directory) / SOURCES
+  models = {
+    field: fingerprint.fingerprint_model(path)
+    for field, path in starts.items()
+    if path and path not in OWN_STARTS
+  }
+  sources = fingerprint.Fingerprint({}, inputs_of_run | models)
+  path = pathlib.Path(pipeline.directory) / SOURCES
   if path.exists():
-    sources.require_same({fingerprint.KEY: files.read_json(path)}, directory)
+    recorded = {fingerprint.KEY: files.read_json(path)}
+    sources.require_same(recorded, pipeline.directory)
   else:
     files.write_json_atomic(path, sources.as_dict())
-  return dataclasses.replace(pipeline, valid=valid)
 
 
 def _require_files(config: configs.PipelineExperiment) -> None:

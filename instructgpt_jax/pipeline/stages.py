@@ -113,11 +113,8 @@ def _run_stages(config: configs.PipelineExperiment, directory: str) -> None:
   if ends_with("policy_init"):
     return
   _run_reward_init(pipeline, base)
-  if pipeline.has_gold:
-    final = _run_labeling_rounds(pipeline, base)
-  else:
-    _run_user_rankings(pipeline, base)
-    final = "reward"
+  run_reward = _run_labeling_rounds if pipeline.has_gold else _run_user_rankings
+  final = run_reward(pipeline, base)
   if ends_with("reward"):
     return
   _run_sft(pipeline, base, final)
@@ -130,27 +127,39 @@ def _run_stages(config: configs.PipelineExperiment, directory: str) -> None:
       final,
       dataclasses.replace(config.ppo, ptx_coef=coefficient),
     )
+  _write_report(pipeline, base, final)
+
+
+def _write_report(pipeline: Pipeline, base: str, reward_name: str) -> None:
+  """Evaluates all models, and writes and prints the report.
+
+  Args:
+    pipeline: the pipeline, whose stages are complete.
+    base: workdir of the base model.
+    reward_name: name of the last reward model's stage.
+  """
+  trained = ("policy_init", "sft", "ppo", "ppo_ptx")
   with pipeline.record_time("evaluate"):
     results = evaluation.evaluate(
       pipeline.config,
       pipeline.directory,
       {
         "base": base,
-        **{n: pipeline.stage_dir(n) for n in ("policy_init", "sft", "ppo",
-                                           "ppo_ptx")},
-        "reward": pipeline.stage_dir(final),
+        **{name: pipeline.stage_dir(name) for name in trained},
+        "reward": pipeline.stage_dir(reward_name),
       },
       has_gold=pipeline.has_gold,
-    )  # fmt: skip
-  results["seconds"] = files.read_json(pathlib.Path(directory) / SECONDS)
+    )
+  directory = pathlib.Path(pipeline.directory)
+  results["seconds"] = files.read_json(directory / SECONDS)
   results["sources"] = mixed_sources.read_figures(
-    {path.name: path for path in sorted(pathlib.Path(directory).iterdir())}
+    {path.name: path for path in sorted(directory.iterdir())}
   )
-  path = page.write_report(results, directory)
+  path = page.write_report(results, pipeline.directory)
   if processes.is_main_process():
     print(page.terminal_table(results))
     print(f"report: {path}")
-  files.mark_complete(directory, {"report": str(path)})
+  files.mark_complete(pipeline.directory, {"report": str(path)})
 
 
 def _run_pretrain(pipeline: Pipeline) -> str:
@@ -232,8 +241,12 @@ def _run_reward_init(pipeline: Pipeline, base: str) -> None:
     )
 
 
-def _run_user_rankings(pipeline: Pipeline, base: str) -> None:
-  """Trains the reward model and the judge, each on a part of the rankings."""
+def _run_user_rankings(pipeline: Pipeline, base: str) -> str:
+  """Trains the reward model and the judge, each on a part of the rankings.
+
+  Returns:
+    The name of the reward model's stage.
+  """
   directory = pipeline.stage_dir("rankings")
   policy = stage_model.open_stage(pipeline.stage_dir("policy_init"))
   judge_split.write(pipeline.config, directory, policy.tokenizer)
@@ -245,6 +258,7 @@ def _run_user_rankings(pipeline: Pipeline, base: str) -> None:
       role,
       judge_split.comparisons(pipeline.config, directory, role),
     )
+  return judge_split.REWARD
 
 
 def _run_reward(

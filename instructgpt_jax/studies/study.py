@@ -19,7 +19,7 @@ from instructgpt_jax.sweeps.jobs import Job
 PAPER, OURS = "paper", "ours"
 _SIZE_FILE = "study.json"
 TITLE = "InstructGPT's findings in a small world"
-TAKEN = "Taken from an earlier page, whose runs this directory does not have."
+TAKEN = "From an earlier run of the studies."
 
 
 @dataclasses.dataclass(frozen=True)

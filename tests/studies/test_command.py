@@ -139,10 +139,10 @@ def test_studies_that_are_not_complete_come_from_an_earlier_page(
   assert results["seconds"] is None
   assert results["machine"] == earlier["machine"]
   assert (tmp_path / "sft_epochs/figures/kl_with_ptx-1.svg").exists()
-  own = tmp_path / "sft_epochs" / "results.json"
+  merged = tmp_path / "sft_epochs" / "results.json"
   path.rename(tmp_path / "others.json")
-  assert report.main([f"--workdir={own.parent}", f"--earlier={own}"]) == 0
-  assert files.read_json(own) == results
+  assert report.main([f"--workdir={merged.parent}", f"--earlier={merged}"]) == 0
+  assert files.read_json(merged) == results
   path.touch()
 
   for text, code in (

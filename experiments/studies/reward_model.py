@@ -99,7 +99,7 @@ def jobs(f: SeedRuns) -> Sequence[Job]:
 def per_prompt(f: SeedRuns, model: Job | str, key: str, part: str = "pairs"):
   """Returns [prompts] whose mean is a held-out number per pair."""
   counts = files.read_json(
-    os.path.join(f.directory(model), reward_loop.HELD_OUT)
+    os.path.join(f.directory(model), reward_loop.HELD_OUT_FILE)
   )[part]
   return np.asarray(counts[key]) / np.mean(counts["pairs"])
 

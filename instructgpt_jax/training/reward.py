@@ -46,7 +46,7 @@ from instructgpt_jax.training import (
 from instructgpt_jax.training import rankings as rankings_lib
 from instructgpt_jax.types import PyTree
 
-HELD_OUT = "held_out.json"  # counts of held-out pairs, in the workdir
+HELD_OUT_FILE = "held_out.json"  # counts of held-out pairs, in the workdir
 
 _count_pairs = mesh_lib.jit_per_mesh(
   reward_step.count_pairs, static_argnames="model"
@@ -250,7 +250,7 @@ def _evaluate_held_out(
 ) -> dict[str, Any]:
   """Measures accuracy and loss on held-out rankings.
 
-  It writes the counts of each prompt into `HELD_OUT`.
+  It writes the counts of each prompt into `HELD_OUT_FILE`.
 
   Returns:
     Accuracy and loss of validation rankings, and with the prefix "left_out_"
@@ -268,7 +268,7 @@ def _evaluate_held_out(
       log_line(
         f"reward: {counts.accuracy} of {len(rankings)} held-out rankings' pairs"
       )
-  path = pathlib.Path(directory) / HELD_OUT
+  path = pathlib.Path(directory) / HELD_OUT_FILE
   files.write_json_atomic(path, counts_by_split, indent=None)
   return summary
 

@@ -6,8 +6,9 @@
 Runs what is missing: an interrupted call resumes when it is repeated. Studies
 share runs. Writes index.html with the verdicts, and results.json.
 
-Cost: 1,143 runs. Those of all studies but model_size took 8 h 1 min in total;
-900 of them took 2 h 10 min instead of 3 h 55 min with --jobs=2 on two cores.
+Cost: 1,143 runs. The 900 of the eleven studies with five seeds take 3 h 55 min
+in total, 2 h 10 min with --jobs=2 on two cores; reward_limits takes 4 h 35 min
+and model_size 3 h 8 min in total, with the runs that they share.
 Result: seven of the paper's ten findings reproduce (docs/results.md).
 """
 

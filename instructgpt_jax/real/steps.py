@@ -236,7 +236,7 @@ class Plan:
       )
       for seed in range(count)
     ]
-    output = self.path("rankings") / "program.jsonl"
+    output = self._ranked("program")
     rank = [
       "instructgpt_jax.instructions",
       "rank",
@@ -252,7 +252,7 @@ class Plan:
       self._answers("policy_init", prompts, f"references_{seed}", seed=seed)
       for seed in range(_REFERENCE_ANSWERS)
     ]
-    output = self.path("rankings") / "references.jsonl"
+    output = self._ranked("references")
     return [
       Step(
         "references",
@@ -273,8 +273,12 @@ class Plan:
 
   def _split_rankings(self) -> Step:
     def split() -> None:
-      ranked = self.path("rankings") / "references.jsonl"
-      comparisons = f"{self.sources['comparisons']},{ranked}"
+      comparisons = specs.join(
+        [
+          *specs.parse(self.sources["comparisons"]),
+          specs.Part(str(self._ranked("references"))),
+        ]
+      )
       data = configs.Data(comparisons=comparisons, **_RANKED, **_SPLITS)
       judge_split.write(
         configs.PipelineExperiment(data=data),
@@ -285,19 +289,19 @@ class Plan:
     path = self._ranked(judge_split.JUDGE)
     return Step("split", path, call=split)
 
-  def _ranked(self, role: str) -> pathlib.Path:
-    """Returns the path of the rankings of the reward model or the judge."""
-    return self.path("rankings") / f"{role}.jsonl"
+  def _ranked(self, name: str) -> pathlib.Path:
+    """Returns the path of a file of rankings."""
+    return self.path("rankings") / f"{name}.jsonl"
 
   def _reward(self, name: str) -> Step:
-    paths = [self._ranked(name)]
+    paths = [specs.Part(str(self._ranked(name)))]
     if name == "reward":
-      paths.append(self._ranked("program"))
+      paths.append(specs.Part(str(self._ranked("program"))))
     return self._stage(
       name,
       "reward",
       "policy_init",
-      f"--data.comparisons={','.join(map(str, paths))}",
+      f"--data.comparisons={specs.join(paths)}",
       self._source("demonstrations"),  # their mean reward becomes 0
       "--reward.batch_size=8",
       "--optimizer.learning_rate=5e-5",
@@ -365,11 +369,11 @@ def _mix(prompts: str, instructions: str) -> str:
   weights = [1.0 if part.weight is None else part.weight for part in parts]
   scale = (1 - _INSTRUCTIONS_WEIGHT) / sum(weights)
   named = [
-    (part.name, weight * scale)
+    specs.Part(part.name, float(f"{weight * scale:.4g}"))
     for part, weight in zip(parts, weights, strict=True)
   ]
-  named.append((instructions, _INSTRUCTIONS_WEIGHT))
-  return ",".join(f'"{name}":{weight:.4g}' for name, weight in named)
+  named.append(specs.Part(instructions, _INSTRUCTIONS_WEIGHT))
+  return specs.join(named)
 
 
 def _data_flags(limits: Mapping[str, int]) -> list[str]:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from instructgpt_jax.data.reading import specs
 from instructgpt_jax.evaluation import evaluate, reward_pairs
 from instructgpt_jax.runs import files
 from instructgpt_jax.studies.measured_model import MeasuredModel
@@ -265,8 +266,8 @@ class SeedRuns:
     """
     root = self.directory(labels or "rankings")
     rounds = range(1, self.scale.value("labeling.rounds") + 1)
-    return ",".join(
-      os.path.join(root, f"round_{number}.jsonl")
+    return specs.join(
+      specs.Part(os.path.join(root, f"round_{number}.jsonl"))
       for number in ([round_number] if round_number else rounds)
     )
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from instructgpt_jax.cli import flags
 from instructgpt_jax.configs.model import ARCHITECTURE
+from instructgpt_jax.data.reading import specs
 from instructgpt_jax.errors import UserError
 from instructgpt_jax.sweeps.jobs import Job
 
@@ -105,8 +106,9 @@ def shared_stages(
     if config.has_public_comparisons:
       start["init_from"] = directory("reward_init")
     rounds = range(1, config.labeling.rounds + 1)
-    start["data.comparisons"] = ",".join(
-      directory("rankings", f"round_{number}.jsonl") for number in rounds
+    start["data.comparisons"] = specs.join(
+      specs.Part(directory("rankings", f"round_{number}.jsonl"))
+      for number in rounds
     )
   elif last == "reward":
     start["ppo.reward_model"] = directory("reward")

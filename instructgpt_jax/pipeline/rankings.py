@@ -214,8 +214,8 @@ def _sample_completions(
 def divide_completions(total: int, shares: Sequence[int]) -> list[int]:
   """Divides a prompt's completions among models, in proportion to shares.
 
-  Each model has at least one, unless there are fewer completions than models:
-  then those with the smallest shares have none.
+  Each model has at least one, and the last one the remainder. Where there are
+  fewer completions than models, those with the smallest shares have none.
   """
   counts = [max(1, total * share // sum(shares)) for share in shares]
   counts[-1] = max(1, total - sum(counts[:-1]))

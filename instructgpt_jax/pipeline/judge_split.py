@@ -85,7 +85,7 @@ def check(
   section = config.reward.section
   known = {r.labeler_id for r in [*pools.train, *pools.valid]}
   training_rankings.left_out_labelers(section, known)
-  for part in _divide_or_refuse(pools, config).values():
+  for part in _divide_or_refuse(pools, config, _source(config)).values():
     training_rankings.check(
       part,
       config.data,
@@ -108,19 +108,17 @@ def write(
   Raises:
     UserError: `too_few_rankings`.
   """
-  paths = [
-    p for role in (REWARD, JUDGE) for p in _paths(config, directory, role)
-  ]
-  if all(path.exists() for path in paths):
+  source = _source(config)
+  paths = {r: _paths(source, directory, r) for r in (REWARD, JUDGE)}
+  if all(path.exists() for of_role in paths.values() for path in of_role):
     return
   pools = inputs.rankings(config.data, tokenizer)
-  source = mixed_sources.open_source(config.data, training_rankings.FIELD)
-  for role, part in _divide_or_refuse(pools, config).items():
+  for role, part in _divide_or_refuse(pools, config, source).items():
     by_split = {
       split: source.by_part(getattr(part, split))
       for split in ("train", "valid")
     }
-    for i, path in enumerate(_paths(config, directory, role)):
+    for i, path in enumerate(paths[role]):
       lines = [
         rankings_lib.ranking_record(
           ranking.turns,
@@ -147,8 +145,9 @@ def comparisons(
     directory: directory of the files.
     role: REWARD or JUDGE.
   """
-  paths = map(str, _paths(config, directory, role))
-  weights = [part.weight for part in _parts(config)] or [None]
+  source = _source(config)
+  paths = map(str, _paths(source, directory, role))
+  weights = [part.weight for part in source.parts] or [None]
   return specs.join(map(specs.Part, paths, weights))
 
 
@@ -178,11 +177,16 @@ def _leave_out_known(
   return dataclasses.replace(section, leave_out=",".join(names))
 
 
+def _source(config: configs.PipelineExperiment) -> mixed_sources.MixedSource:
+  return mixed_sources.open_source(config.data, training_rankings.FIELD)
+
+
 def _divide_or_refuse(
-  pools: inputs.Splits, config: configs.PipelineExperiment
+  pools: inputs.Splits,
+  config: configs.PipelineExperiment,
+  source: mixed_sources.MixedSource,
 ) -> Mapping[str, inputs.Splits]:
   parts = divide(pools, config.data, config.evaluation.judge_fraction)
-  source = mixed_sources.open_source(config.data, training_rankings.FIELD)
   for role, part in parts.items():
     groups = source.by_part(part.train)
     for i, group in enumerate(groups):
@@ -200,22 +204,14 @@ def _divide_or_refuse(
   return parts
 
 
-def _parts(
-  config: configs.PipelineExperiment,
-) -> list[reading.WeightedSource]:
-  """Returns the weighted parts of the rankings; [] without weights."""
-  field = training_rankings.FIELD
-  return list(mixed_sources.open_source(config.data, field).parts)
-
-
 def _paths(
-  config: configs.PipelineExperiment, directory: str, role: str
+  source: mixed_sources.MixedSource, directory: str, role: str
 ) -> list[pathlib.Path]:
   """Returns the paths of a role's files, in the order of the parts."""
   root = pathlib.Path(directory)
   names = [
     _OTHER_CHARACTERS.sub("-", pathlib.PurePath(part.name).stem)
-    for part in _parts(config)
+    for part in source.parts
   ]
   if not names:
     return [root / f"{role}.jsonl"]

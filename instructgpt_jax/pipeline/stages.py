@@ -271,7 +271,7 @@ def _run_reward(
   """
   config = pipeline.config
   start = _reward_start(pipeline, base)
-  if config.reward_init.comparisons and name != "judge":
+  if config.reward_init.comparisons and name != judge_split.JUDGE:
     start = pipeline.stage_dir("reward_init")
   _train_reward_model(
     pipeline,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Sequence, Sized
 from typing import NamedTuple
 
@@ -175,10 +176,13 @@ def check(
   Raises:
     UserError: `unknown_labeler`, `no_rankings`, `no_grades` or `empty_source`.
   """
+  if not has_limits:  # which rankings max_rankings takes is not known yet
+    section = dataclasses.replace(section, max_rankings=None)
   train = select_rankings(splits, section, seed).train
-  if has_limits or not any(r.grades for r in splits.train):
-    _require_grades(train, section)
   mixed_sources.open_source(data, FIELD).group(train)
+  if not has_limits and section.margin == "grade":
+    train = [r for r in train if r.grades] or train
+  _require_grades(train, section)
 
 
 class RankingSplits(NamedTuple):
@@ -304,13 +308,13 @@ def no_rank_grades() -> UserError:
 def _report_ties(
   rankings: Sequence[records.Ranking], config: configs.RewardExperiment
 ) -> None:
-  """Says how many rankings have only ties left by `max_completions`."""
+  """Says how many rankings have only ties, as `max_completions` may leave."""
   tied = sum(len(set(r.ranks)) < 2 for r in rankings)
   if tied:
     log_line(
       f"{config.data.comparisons}: {tied:,} of {len(rankings):,} training"
-      f" rankings have only ties among {config.reward.max_completions}"
-      " completions, and train nothing"
+      " rankings have only ties among the completions that are used, and train"
+      " nothing"
     )
 
 

@@ -213,6 +213,33 @@ def test_a_labeler_of_test_rankings_alone_is_unknown(tmp_path):
   assert caught.value.code == "unknown_labeler"
 
 
+def test_grades_are_no_ranks_that_are_apart(tmp_path):
+  path = write_rankings(tmp_path / "a.jsonl", "one", 60, grades=[2, 1])
+  with pytest.raises(UserError) as caught:
+    check(tmp_path, **{"data.comparisons": path, "reward.margin": "rank"})
+  assert (caught.value.code, caught.value.field) == (
+    "no_grades", "reward.margin",
+  )  # fmt: skip
+
+
+def test_max_rankings_is_no_reason_where_limits_are_not_known(tmp_path):
+  """Which rankings it takes depends on those that the limits drop."""
+  path = write_rankings(tmp_path / "a.jsonl", "one", 60)
+  with open(path, "a", encoding="utf-8") as file:
+    for i in range(12):
+      line = {"prompt": f"three {i}", "completions": ["a", "b", "c"]}
+      line |= {"ranks": [1, 2, 3], "split": "train"}
+      file.write(json.dumps(line) + "\n")
+  check(
+    tmp_path,
+    **{
+      "data.comparisons": path,
+      "reward.margin": "rank",
+      "reward.max_rankings": 1,
+    },
+  )
+
+
 def test_grades_may_lack_where_limits_are_not_known(tmp_path):
   """A ranking without grades may exceed the limits, and is then left out."""
   path = write_rankings(tmp_path / "a.jsonl", "one", 60, grades=[2, 1])

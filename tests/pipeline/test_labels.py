@@ -318,6 +318,7 @@ def test_a_reward_model_may_be_larger_than_the_policy(world_run, tmp_path):
     **{
       "init_from": os.path.join(world_run, "pretrain"),
       "reward.init_from": larger,
+      "data.explicit": "model.d_model",  # that of the policy
       "reward.margin": "grade",
       "reward.label_smoothing": 0.1,
       "labeling.rounds": 1,
